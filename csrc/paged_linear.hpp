@@ -1,0 +1,68 @@
+// y[T, O] = x[T, I] . W^T + bias for a weight that is cut into blocks, in pages, in slots of an arena.
+//
+// Every instruction set brings a `Kernel` (kernel.cpp, compiled once for each); `paged_linear` splits the work.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace weightpager {
+
+enum class Dtype : int { float32, bfloat16 };
+
+// One call: plain memory, owned by the caller and already validated, except for `page_table`, whose entries
+// change between calls.
+struct Problem {
+    const uint8_t* arena;         // [slots, page_bytes]
+    const int32_t* page_table;    // [pages], slot or anything outside [0, slots) where absent
+    const int32_t* crow_indices;  // [grid_rows + 1]
+    const int32_t* col_indices;   // [kept]
+    const int32_t* locations;     // [kept], page * blocks_per_page + place
+    int64_t slots, page_bytes, blocks_per_page;
+    int64_t out_features, in_features;
+    int64_t block_rows, block_cols;
+    Dtype weight_dtype;
+
+    const void* x;  // [tokens, in_features]
+    void* y;        // [tokens, out_features]
+    Dtype dtype;    // of x and y
+    int64_t tokens;
+    const void* bias;  // [out_features] or null
+    Dtype bias_dtype;
+};
+
+namespace {  // as in bfloat16.hpp, and for the same reason
+
+inline int64_t grid_rows(const Problem& p) { return (p.out_features + p.block_rows - 1) / p.block_rows; }
+
+inline int64_t block_bytes(const Problem& p) {
+    return p.block_rows * p.block_cols * (p.weight_dtype == Dtype::bfloat16 ? 2 : 4);
+}
+
+}  // namespace
+
+// Tokens are worked on in tiles: `width` columns of which the first `tokens` are real.
+struct Tile {
+    const float* x;  // [in_features rounded up to even, width], zero where padded
+    int64_t first_token;
+    int tokens, width;
+};
+
+constexpr int64_t kAllResident = -1;
+
+struct Kernel {
+    const char* name;
+    int widest;                               // tokens in a full tile
+    int (*width)(int tokens);                 // of the narrowest tile that holds them
+    // Writes one row of blocks for one tile. Returns `kAllResident` or the index of a page that isn't.
+    int64_t (*sweep)(const Problem& problem, const Tile& tile, int64_t grid_row);
+};
+
+// What this machine can run, best first; never empty.
+const std::vector<const Kernel*>& kernels();
+
+// Returns `kAllResident`, or the index of a page that isn't resident; `y` is then partly written.
+// The result does not depend on `threads`.
+int64_t paged_linear(const Kernel& kernel, const Problem& problem, int threads);
+
+}  // namespace weightpager

@@ -1,0 +1,62 @@
+#include "parallel.hpp"
+
+#if defined(__linux__)
+#include <dlfcn.h>
+#include <link.h>
+
+#include <cstring>
+#endif
+
+namespace weightpager {
+namespace {
+
+// libgomp's stable entry point, what a compiler emits for `#pragma omp parallel`; LLVM's libomp has it too.
+using GompParallel = void (*)(Region region, void* data, unsigned threads, unsigned flags);
+
+#if defined(__linux__)
+
+void* open_if_torch(const char* path) {
+    const char* slash = std::strrchr(path, '/');
+    const char* file = slash == nullptr ? path : slash + 1;
+    if (std::strncmp(file, "libtorch_cpu.so", 15) != 0) return nullptr;
+    return dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
+}
+
+int visit_library(dl_phdr_info* library, size_t, void* found) {
+    *static_cast<void**>(found) = library->dlpi_name == nullptr ? nullptr : open_if_torch(library->dlpi_name);
+    return *static_cast<void**>(found) != nullptr;
+}
+
+// A process may hold several OpenMP runtimes (scikit-learn brings its own): look the symbol up through torch's
+// library, which searches that library's own dependencies.
+GompParallel find_gomp() {
+    void* torch = nullptr;
+    dl_iterate_phdr(visit_library, &torch);
+    if (torch == nullptr) return nullptr;
+    return reinterpret_cast<GompParallel>(dlsym(torch, "GOMP_parallel"));
+}
+
+#else
+
+GompParallel find_gomp() { return nullptr; }
+
+#endif
+
+GompParallel gomp() {
+    static const GompParallel found = find_gomp();
+    return found;
+}
+
+}  // namespace
+
+bool have_openmp() { return gomp() != nullptr; }
+
+void run_region(int threads, Region region, void* data) {
+    // One thread never enters the runtime: after a fork, its threads are gone and it would wait for them.
+    if (threads <= 1 || !have_openmp())
+        region(data);
+    else
+        gomp()(region, data, static_cast<unsigned>(threads), 0);
+}
+
+}  // namespace weightpager

@@ -1,0 +1,21 @@
+"""A bundle on disk: bytes and their validation, no policy, no torch. ``docs/bundle-format.md`` is its specification."""
+
+from weightpager.bundle.block_table import BlockTable
+from weightpager.bundle.manifest import EvalData, Manifest, Score, TaskEntry, TaskKind, WeightEntry
+from weightpager.bundle.page_index import PageIndex
+from weightpager.bundle.reader import Bundle
+from weightpager.bundle.writer import BundleWriter, writing
+
+__all__ = [
+    "BlockTable",
+    "Bundle",
+    "BundleWriter",
+    "EvalData",
+    "Manifest",
+    "PageIndex",
+    "Score",
+    "TaskEntry",
+    "TaskKind",
+    "WeightEntry",
+    "writing",
+]

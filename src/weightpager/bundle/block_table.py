@@ -1,0 +1,102 @@
+"""Where the kept blocks of one paged weight are, for one task: BSR indices plus a location for each block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.blocks import BlockGrid, KeepMask
+from weightpager.errors import BundleFormatError
+
+Int32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class BlockTable:
+    """Block compressed sparse rows, immutable.
+
+    Attributes:
+        crow_indices: int32 [grid rows + 1]: block row r holds entries ``crow[r]:crow[r + 1]``.
+        col_indices: int32 [kept]: block column, ascending inside a row.
+        locations: int32 [kept]: page index × blocks per page + place in the page.
+    """
+
+    crow_indices: Int32
+    col_indices: Int32
+    locations: Int32
+
+    @classmethod
+    def build(cls, keep: KeepMask, locations: npt.NDArray[np.int64]) -> BlockTable:
+        """From a keep mask ``[grid rows, grid cols]`` and every block's location (same shape)."""
+        crow = np.zeros(len(keep) + 1, np.int32)
+        np.cumsum(keep.sum(1), out=crow[1:])
+        cols = np.nonzero(keep)[1].astype(np.int32)
+        return cls(crow, cols, locations[keep].astype(np.int32))
+
+    @property
+    def kept(self) -> int:
+        """Number of kept blocks."""
+        return len(self.col_indices)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the three arrays."""
+        return self.crow_indices.nbytes + self.col_indices.nbytes + self.locations.nbytes
+
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Block row of each kept block, [kept]."""
+        return np.repeat(np.arange(len(self.crow_indices) - 1), np.diff(self.crow_indices))
+
+    def keep_mask(self, grid: BlockGrid) -> KeepMask:
+        """The mask that the table encodes."""
+        keep = np.zeros((grid.rows, grid.cols), bool)
+        keep[self.rows(), self.col_indices] = True
+        return keep
+
+    def validate(self, grid: BlockGrid, locations: int, file: str, name: str) -> None:
+        """Refuse anything that a kernel could stumble over.
+
+        Args:
+            grid: the weight's blocks.
+            locations: how many locations the bundle has.
+            file: named in the error.
+            name: of the weight, named in the error.
+
+        Raises:
+            BundleFormatError: a dtype, shape, order or bound is wrong.
+        """
+
+        def expect(ok: bool, field: str, expected: str, found: object) -> None:
+            if not ok:
+                raise BundleFormatError(file, f"{name}.{field}", expected, found)
+
+        for field in ("crow_indices", "col_indices", "locations"):
+            array = getattr(self, field)
+            expect(array.dtype == np.int32 and array.ndim == 1, field, "int32 [n]", f"{array.dtype} {array.shape}")
+        crow, cols, where = self.crow_indices, self.col_indices, self.locations
+        expect(len(crow) == grid.rows + 1, "crow_indices", f"{grid.rows + 1} entries", len(crow))
+        expect(len(cols) == len(where), "locations", f"{len(cols)} entries", len(where))
+        expect(
+            int(crow[0]) == 0 and bool((np.diff(crow) >= 0).all()) and int(crow[-1]) == len(cols),
+            "crow_indices",
+            f"rising from 0 to {len(cols)}",
+            f"{crow[0]} … {crow[-1]}",
+        )
+        if len(cols) == 0:
+            return
+        expect(
+            0 <= int(cols.min()) and int(cols.max()) < grid.cols,
+            "col_indices",
+            f"0 to {grid.cols - 1}",
+            f"{cols.min()} to {cols.max()}",
+        )
+        flat = self.rows() * grid.cols + cols
+        expect(bool((np.diff(flat) > 0).all()), "col_indices", "ascending inside each row", "another order")
+        expect(
+            0 <= int(where.min()) and int(where.max()) < locations,
+            "locations",
+            f"0 to {locations - 1}",
+            f"{where.min()} to {where.max()}",
+        )

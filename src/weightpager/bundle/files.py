@@ -1,0 +1,72 @@
+"""Reading and hashing the ordinary files of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from blake3 import blake3
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from weightpager.bundle.manifest import FileEntry
+from weightpager.errors import BundleFormatError
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Size and BLAKE3 of a file, read in pieces."""
+    digest = blake3()
+    size = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            size += len(piece)
+    return FileEntry(bytes=size, blake3=digest.hexdigest())
+
+
+def check_file(root: Path, name: str, entry: FileEntry) -> Path:
+    """Compare a file with its manifest entry; its path.
+
+    Raises:
+        BundleFormatError: the file is missing, has another size, or another hash.
+    """
+    path = root / name
+    try:
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise BundleFormatError(name, "size", f"{entry.bytes} bytes", f"{size} bytes")
+        found = hash_file(path)
+    except OSError as error:
+        raise BundleFormatError(name, "file", "a readable file", error.strerror or error) from error
+    if found.blake3 != entry.blake3:
+        raise BundleFormatError(name, "BLAKE3", entry.blake3, found.blake3)
+    return path
+
+
+def read_checked(root: Path, name: str, entry: FileEntry) -> bytes:
+    """A file's bytes, of which size and hash are those of its entry: what is checked is what is used."""
+    path = root / name
+    try:
+        with path.open("rb") as file:
+            content = file.read(entry.bytes + 1)
+    except OSError as error:
+        raise BundleFormatError(name, "file", "a readable file", error.strerror or error) from error
+    if len(content) != entry.bytes:
+        raise BundleFormatError(name, "size", f"{entry.bytes} bytes", f"{path.stat().st_size} bytes")
+    found = blake3(content).hexdigest()
+    if found != entry.blake3:
+        raise BundleFormatError(name, "BLAKE3", entry.blake3, found)
+    return content
+
+
+def parse_arrays(name: str, content: bytes) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        BundleFormatError: it is not one.
+    """
+    try:
+        return load(content)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise BundleFormatError(name, "content", "a safetensors file of numpy dtypes", error) from error

@@ -1,0 +1,167 @@
+"""``manifest.json``: what is in a bundle. Strict pydantic models; every bound is checked before anything is used."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from weightpager.blocks import MAX_TASKS, BlockGrid, BlockShape
+from weightpager.bundle.layout import block_bytes
+from weightpager.bundle.page_file import ALIGNMENT, file_name
+from weightpager.errors import BundleFormatError, ConfigError
+
+FORMAT = "weightpager-bundle"
+VERSION = 1
+
+TaskKind = Literal["text-classification", "token-classification", "language-modeling"]
+TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Features = Annotated[int, Field(ge=1, le=2**24)]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Strict(BaseModel):
+    """Frozen; unknown keys refused; no silent conversion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class FileEntry(Strict):
+    """Size and BLAKE3 of one file."""
+
+    bytes: Annotated[int, Field(ge=0, lt=2**48)]
+    blake3: Hash
+
+
+class WeightEntry(Strict):
+    """One paged weight; ``layer`` is the model layer that it belongs to, in execution order."""
+
+    name: Annotated[str, Field(min_length=1, max_length=512)]
+    layer: Annotated[int, Field(ge=0, lt=2**16)]
+    out_features: Features
+    in_features: Features
+
+
+class Score(Strict):
+    """A metric's value on held-out data."""
+
+    metric: str
+    value: float
+    items: Count
+
+
+class EvalData(Strict):
+    """The held-out data that a task was measured on, so that a device can measure it again."""
+
+    file: str
+    blake3: Hash
+    text: str
+    label: str
+    items: Count | None
+
+
+class TaskEntry(Strict):
+    """One task; its files lie in ``tasks/<name>/``.
+
+    ``sparsity`` is the fraction of the paged weights' blocks that the task drops.
+    """
+
+    name: TaskName
+    kind: TaskKind
+    classes: list[str]
+    max_length: Annotated[int, Field(ge=1, le=2**20)]
+    sparsity: Annotated[float, Field(ge=0, lt=1)]
+    dense: Score | None
+    eval: EvalData | None
+
+
+class Manifest(Strict):
+    """The whole bundle."""
+
+    format: Literal["weightpager-bundle"]
+    version: Literal[1]
+    generator: str
+    block: str
+    layout: Literal["interleaved"]
+    dtype: Literal["bfloat16", "float32"]
+    page_bytes: Annotated[int, Field(ge=ALIGNMENT, le=2**28)]
+    page_files: Annotated[list[Count], Field(max_length=10_000)]
+    layers: Annotated[int, Field(ge=1, le=2**16)]
+    weights: Annotated[list[WeightEntry], Field(min_length=1, max_length=2**20)]
+    tasks: Annotated[list[TaskEntry], Field(min_length=1, max_length=MAX_TASKS)]
+    transitions: list[list[Annotated[float, Field(ge=0, le=1)]]]
+    alignment: float | None
+    resident_reasons: dict[str, str]
+    files: dict[str, FileEntry]
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in files:
+            parts = PurePosixPath(name).parts
+            if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+                raise ValueError(f"a path inside the bundle, got {name!r}")
+        return files
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        try:
+            block = BlockShape.parse(self.block)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if self.page_bytes % ALIGNMENT or self.page_bytes % block_bytes(block, self.dtype):
+            raise ValueError(f"page_bytes a multiple of {ALIGNMENT} and of the block's bytes, got {self.page_bytes}")
+        if self.pages * self.blocks_per_page >= 2**31:
+            raise ValueError(f"fewer than 2^31 block locations, got {self.pages * self.blocks_per_page}")
+        for what, names in (("task", [t.name for t in self.tasks]), ("weight", [w.name for w in self.weights])):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{what} names that differ")
+        if any(weight.layer >= self.layers for weight in self.weights):
+            raise ValueError(f"every weight in one of {self.layers} layers")
+        if len(self.transitions) != len(self.tasks) or any(len(row) != len(self.tasks) for row in self.transitions):
+            raise ValueError(f"a transition matrix of {len(self.tasks)} tasks")
+        return self
+
+    @property
+    def block_shape(self) -> BlockShape:
+        """The parsed ``block``."""
+        return BlockShape.parse(self.block)
+
+    @property
+    def blocks_per_page(self) -> int:
+        """Places in a page."""
+        return self.page_bytes // block_bytes(self.block_shape, self.dtype)
+
+    @property
+    def pages(self) -> int:
+        """Pages in all page files."""
+        return sum(self.page_files)
+
+    def grid(self, weight: WeightEntry) -> BlockGrid:
+        """The blocks of a paged weight."""
+        return BlockGrid(weight.out_features, weight.in_features, self.block_shape)
+
+    def page_file_names(self) -> list[str]:
+        """Names of the page files, in order."""
+        return [file_name(number) for number in range(len(self.page_files))]
+
+    @classmethod
+    def parse(cls, text: bytes) -> Manifest:
+        """Validate a manifest's JSON.
+
+        Raises:
+            BundleFormatError: names the first field that is wrong.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "document"
+            found = repr(first.get("input"))
+            raise BundleFormatError("manifest.json", field, first["msg"], found[:120]) from None
+
+    def dump(self) -> bytes:
+        """The JSON that `parse` reads."""
+        return self.model_dump_json(indent=1).encode() + b"\n"

@@ -1,0 +1,191 @@
+"""`Bundle`: a bundle directory, opened and validated."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from weightpager.bundle import page_file
+from weightpager.bundle import page_index as page_index_file
+from weightpager.bundle.block_table import BlockTable
+from weightpager.bundle.files import parse_arrays, read_checked
+from weightpager.bundle.layout import block_bytes
+from weightpager.bundle.manifest import FileEntry, Manifest, TaskEntry
+from weightpager.bundle.page_index import PageIndex
+from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
+
+MANIFEST = "manifest.json"
+MANIFEST_HASH = "manifest.blake3"
+RESIDENT = "resident.safetensors"
+REPORT = "report.json"
+MODEL = "model"
+
+_MANIFEST_LIMIT = 256 * 2**20
+"""No honest manifest is larger; a hostile one must not be read into memory whole."""
+
+_FIELDS = ("crow_indices", "col_indices", "locations")
+
+
+def tables_file(task: str) -> str:
+    """Where a task's block tables lie."""
+    return f"tasks/{task}/tables.safetensors"
+
+
+def private_file(task: str) -> str:
+    """Where a task's private parameters lie."""
+    return f"tasks/{task}/private.safetensors"
+
+
+class Bundle:
+    """A validated bundle: what is in it and where. Reads no page.
+
+    Opening checks the manifest and its hash, the page index, every task's block tables and the shape of every page
+    file; `entry` and `read` check any other file when it is used. Pages are checked when they are loaded.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, pages: PageIndex) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.pages = pages
+        self.tasks: dict[str, TaskEntry] = {task.name: task for task in manifest.tasks}
+        self._tables: dict[str, dict[str, BlockTable]] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open and validate a bundle directory.
+
+        Raises:
+            BundleError: there is none, or anything in it is not what the format says.
+        """
+        root = Path(path)
+        if not root.is_dir():
+            raise BundleError(f"{root}: expected a bundle directory; compile one with 'weightpager compile'")
+        manifest = _read_manifest(root)
+        entry = _entry(manifest, page_index_file.FILE)
+        arrays = parse_arrays(page_index_file.FILE, read_checked(root, page_index_file.FILE, entry))
+        bundle = cls(root, manifest, PageIndex.parse(arrays, manifest.pages, manifest.layers))
+        bundle._check_page_files()
+        bundle._check_tables()
+        return bundle
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page."""
+        return self.manifest.page_bytes
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block."""
+        return block_bytes(self.manifest.block_shape, self.manifest.dtype)
+
+    @cached_property
+    def task_numbers(self) -> dict[str, int]:
+        """Task name to its number, the bit in every signature."""
+        return {task.name: number for number, task in enumerate(self.manifest.tasks)}
+
+    @cached_property
+    def dense_bytes(self) -> int:
+        """Bytes of all paged weights if no block were dropped."""
+        return sum(self.manifest.grid(weight).count for weight in self.manifest.weights) * self.block_bytes
+
+    def task(self, name: str) -> TaskEntry:
+        """A task's entry.
+
+        Raises:
+            UnknownTaskError: there is none of that name.
+        """
+        if name not in self.tasks:
+            raise UnknownTaskError(name, self.tasks)
+        return self.tasks[name]
+
+    def tables(self, task: str) -> dict[str, BlockTable]:
+        """Block tables of a task, by paged weight, in execution order."""
+        self.task(task)
+        return self._tables[task]
+
+    def pages_of(self, task: str) -> npt.NDArray[np.int64]:
+        """Indices of the pages that a task needs, in execution order."""
+        self.task(task)
+        return self.pages.of_task(self.task_numbers[task])
+
+    def kept_locations(self, task: str) -> npt.NDArray[np.int32]:
+        """Locations of all blocks that a task keeps, ascending, each once."""
+        return np.unique(np.concatenate([table.locations for table in self.tables(task).values()]))
+
+    def entry(self, name: str) -> FileEntry:
+        """The manifest's entry of a file.
+
+        Raises:
+            BundleFormatError: the manifest has none.
+        """
+        return _entry(self.manifest, name)
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes, checked against its entry."""
+        return read_checked(self.path, name, self.entry(name))
+
+    def _check_page_files(self) -> None:
+        names = self.manifest.page_file_names()
+        for name, pages in zip(names, self.manifest.page_files, strict=True):
+            page_file.check(self.path / name, pages, self.page_bytes)
+
+    def _check_tables(self) -> None:
+        for task in self.tasks:
+            self._tables[task] = self._read_tables(task)
+            self._check_signature(task)
+
+    def _read_tables(self, task: str) -> dict[str, BlockTable]:
+        file = tables_file(task)
+        arrays = parse_arrays(file, self.read(file))
+        weights = self.manifest.weights
+        wanted = {f"{weight.name}.{field}" for weight in weights for field in _FIELDS}
+        if set(arrays) != wanted:
+            odd = sorted(set(arrays) ^ wanted)[0]
+            raise BundleFormatError(file, odd, "one table for every paged weight", "missing or unknown tensor")
+        tables = {}
+        locations = len(self.pages) * self.manifest.blocks_per_page
+        for weight in weights:
+            # Copies: views would keep the whole file in memory, read-only, which torch refuses to share.
+            table = BlockTable(*(np.array(arrays[f"{weight.name}.{field}"]) for field in _FIELDS))
+            table.validate(self.manifest.grid(weight), locations, file, weight.name)
+            layers = self.pages.layers[table.locations // self.manifest.blocks_per_page]
+            if (layers != weight.layer).any():
+                field = f"{weight.name}.locations"
+                raise BundleFormatError(file, field, f"pages of layer {weight.layer}", "pages of another layer")
+            tables[weight.name] = table
+        return tables
+
+    def _check_signature(self, task: str) -> None:
+        used = np.unique(self.kept_locations(task) // self.manifest.blocks_per_page)
+        if not np.array_equal(used, self.pages_of(task)):
+            raise BundleFormatError(
+                page_index_file.FILE, "signatures", f"the {len(used)} pages that {task!r} uses", "other pages"
+            )
+
+
+def _entry(manifest: Manifest, name: str) -> FileEntry:
+    try:
+        return manifest.files[name]
+    except KeyError:
+        raise BundleFormatError(MANIFEST, "files", f"an entry for {name}", "none") from None
+
+
+def _read_manifest(root: Path) -> Manifest:
+    try:
+        with (root / MANIFEST).open("rb") as file:
+            text = file.read(_MANIFEST_LIMIT + 1)
+        with (root / MANIFEST_HASH).open("rb") as file:
+            wanted = file.read(65)
+    except OSError as error:
+        name = Path(str(error.filename)).name
+        raise BundleFormatError(name, "file", "a readable file", error.strerror or error) from error
+    if len(text) > _MANIFEST_LIMIT:
+        raise BundleFormatError(MANIFEST, "size", f"at most {_MANIFEST_LIMIT} bytes", "more")
+    found = blake3(text).hexdigest().encode() + b"\n"
+    if found != wanted:
+        raise BundleFormatError(MANIFEST, "BLAKE3", wanted.decode("ascii", "replace").strip(), found.decode().strip())
+    return Manifest.parse(text)

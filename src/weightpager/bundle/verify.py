@@ -1,0 +1,62 @@
+"""Checks every byte of a bundle against its hashes, and every index and bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from weightpager.bundle import page_file
+from weightpager.bundle.files import check_file
+from weightpager.bundle.reader import Bundle
+from weightpager.errors import BundleError
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked, and what is wrong: one line for each problem."""
+
+    files: int
+    pages: int
+    problems: tuple[str, ...]
+
+
+def verify(path: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Verification:
+    """Check a whole bundle; finds every problem behind the first, unless the bundle can't be opened at all.
+
+    Args:
+        path: bundle directory.
+        progress: told (pages done, pages in all).
+    """
+    try:
+        bundle = Bundle.open(path)
+    except BundleError as error:
+        return Verification(0, 0, (str(error),))
+    problems = [*_file_problems(bundle), *_page_problems(bundle, progress)]
+    return Verification(len(bundle.manifest.files), len(bundle.pages), tuple(problems))
+
+
+def _file_problems(bundle: Bundle) -> list[str]:
+    problems = []
+    for name, entry in bundle.manifest.files.items():
+        try:
+            check_file(bundle.path, name, entry)
+        except BundleError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _page_problems(bundle: Bundle, progress: Callable[[int, int], None]) -> list[str]:
+    problems = []
+    page, total, size = 0, len(bundle.pages), bundle.page_bytes
+    for name, count in zip(bundle.manifest.page_file_names(), bundle.manifest.page_files, strict=True):
+        with (bundle.path / name).open("rb") as file:
+            file.seek(page_file.check(bundle.path / name, count, size))
+            for place in range(count):
+                if blake3(file.read(size)).digest() != bundle.pages.ids[page].tobytes():
+                    problems.append(f"{name}: page {page} (place {place}): its bytes do not match its BLAKE3 hash")
+                page += 1
+                progress(page, total)
+    return problems

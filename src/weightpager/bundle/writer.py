@@ -1,0 +1,144 @@
+"""Writing a bundle: into a temporary directory beside the target, exchanged for it in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from blake3 import blake3
+
+from weightpager.bundle.files import hash_file
+from weightpager.bundle.manifest import Manifest
+from weightpager.bundle.reader import MANIFEST, MANIFEST_HASH
+from weightpager.errors import CompileError, ConfigError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+class BundleWriter:
+    """Collects a bundle's files in a directory that nobody reads yet."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def add(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
+        """Create a file and have ``write`` fill it."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            write(file)
+
+    def finish(self, manifest: Manifest) -> None:
+        """Write the manifest, with the hash of every file but the page files, which page ids cover."""
+        skipped = {MANIFEST, MANIFEST_HASH, *manifest.page_file_names()}
+        files = {name: hash_file(self.root / name) for name in _walk(self.root) if name not in skipped}
+        text = manifest.model_copy(update={"files": files}).dump()
+        self.add(MANIFEST, lambda file: file.write(text))
+        self.add(MANIFEST_HASH, lambda file: file.write(blake3(text).hexdigest().encode() + b"\n"))
+
+
+@contextmanager
+def writing(target: str | Path, *, force: bool = False) -> Iterator[BundleWriter]:
+    """Write a bundle that appears at ``target`` whole, or not at all.
+
+    Whatever stops the body, an error, a full disk or Ctrl-C, leaves the target as it was and no temporary directory.
+    What a killed process has left is removed by the next one that writes the same target.
+
+    Args:
+        target: directory to create.
+        force: replace an existing bundle. Anything else that exists is never replaced.
+
+    Raises:
+        ConfigError: the target exists and may not be replaced, or its parent doesn't exist.
+        CompileError: the storage refused a write.
+    """
+    path = Path(os.path.abspath(target))
+    _check_target(path, force)
+    _remove_leftovers(path)
+    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    try:
+        temporary.mkdir()
+        yield BundleWriter(temporary)
+        for name in _walk(temporary):
+            _sync(temporary / name)
+        _sync(temporary)
+        _exchange(temporary, path)
+    except OSError as error:
+        raise CompileError(f"{path}: cannot write the bundle: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_target(path: Path, force: bool) -> None:
+    if not path.parent.is_dir():
+        raise ConfigError(f"out: expected a directory to write into, but {path.parent} does not exist")
+    if not os.path.lexists(path):
+        return
+    if not (path / MANIFEST).is_file():
+        raise ConfigError(f"out: {path} exists and is not a bundle; choose another name")
+    if not force:
+        raise ConfigError(f"out: {path} exists; replace it with --force, or choose another name")
+
+
+def _remove_leftovers(path: Path) -> None:
+    pattern = re.compile(re.escape(f".{path.name}.tmp-") + r"(\d+)")
+    for entry in path.parent.iterdir():
+        match = pattern.fullmatch(entry.name)
+        if match is not None and not _alive(int(match[1])):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _walk(root: Path) -> Iterator[str]:
+    yield from sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def _sync(path: Path) -> None:
+    """See that a file's content, or a directory's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, target: Path) -> None:
+    """Put ``new`` in the target's place; an old target ends where ``new`` was."""
+    if not os.path.lexists(target):
+        new.rename(target)
+    elif not _rename_exchange(new, target):
+        # The file system can't exchange: between these two steps the target is missing, but never half-written.
+        old = target.with_name(f"{new.name}-old")
+        target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old)
+    _sync(target.parent)
+
+
+def _rename_exchange(new: Path, target: Path) -> bool:
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(target))

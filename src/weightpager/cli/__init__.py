@@ -1,0 +1,5 @@
+"""The ``weightpager`` command."""
+
+from weightpager.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,53 @@
+"""The ``weightpager`` command: one verb per module, imported only when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from weightpager.cli import compile_command, demo_command, device_commands, inspect_commands, output
+from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+
+app = typer.Typer(
+    name="weightpager",
+    help="One model, many sparse tasks, one memory budget: switch tasks by loading only the pages that differ.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "WEIGHTPAGER"},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    if version:
+        import weightpager
+
+        typer.echo(weightpager.__version__)
+        raise typer.Exit
+
+
+for register in (compile_command, inspect_commands, device_commands, demo_command):
+    register.register(app)
+
+
+def main() -> None:
+    """Run a command; errors of ours become one message and an exit code, 2 for usage and 1 for failure."""
+    try:
+        app()
+    except WeightpagerError as error:
+        output.errors.print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(USAGE if isinstance(error, ConfigError | UnknownTaskError) else FAILURE)
+    except KeyboardInterrupt:
+        output.errors.print("interrupted")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILURE)

@@ -1,0 +1,48 @@
+"""``weightpager compile``: a model and its tasks into a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weightpager.cli import output
+from weightpager.cli.options import Force, Json, Quiet
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("compile")(compile_)
+
+
+def compile_(
+    tasks: Annotated[Path, typer.Argument(metavar="TASKS.yaml", help="Task file.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Bundle directory to create.", show_default=False)],
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compile a model and its tasks into a bundle.
+
+    Example: `weightpager compile tasks.yaml --out assistant.bundle`
+    """
+    from weightpager.compiler import compile as compile_bundle
+    from weightpager.compiler.report import read_report
+
+    with output.progress(quiet or json) as stages:
+        bundle = compile_bundle(tasks, out, force=force, progress=stages)
+    report = read_report(bundle)
+    if json:
+        output.print_json(report)
+        return
+    rows = [
+        [task.name, task.metric, f"{task.dense:.4f}", f"{task.sparse:.4f}", f"{task.density:.2f}", task.items]
+        for task in report.tasks
+    ]
+    output.table(str(out), ["task", "metric", "dense", "sparse", "density", "held-out items"], rows)
+    output.console.print(
+        f"mean overlap {report.mean_overlap:.3f}, duality gap {report.duality_gap:.4%}, "
+        f"pages of {output.size(report.page_bytes)} {report.page_fill:.1%} full"
+    )
+    output.console.print("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))

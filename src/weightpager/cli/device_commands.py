@@ -1,0 +1,111 @@
+"""``run``, ``eval`` and ``export``: what a device does with a bundle."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weightpager.cli import output
+from weightpager.cli.options import Budget, BundlePath, Json, Quiet
+from weightpager.errors import ConfigError
+
+TaskName = Annotated[str, typer.Option("--task", "-t", help="Name of a task.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(run)
+    app.command("eval")(eval_)
+    app.command()(export)
+
+
+def run(
+    bundle: BundlePath,
+    task: TaskName,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]…", help="Texts; one a line from standard input if absent.")
+    ] = None,
+    budget: Budget = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a generated continuation.")] = 32,
+    json: Json = False,
+) -> None:
+    """Run a task on texts under a memory budget.
+
+    Example: `weightpager run assistant.bundle --task spam --budget 64MiB "You won a prize"`
+    """
+    from weightpager.engine import Engine
+    from weightpager.engine.predict import predict
+
+    inputs = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not inputs:
+        raise ConfigError("run: expected a text as argument or on standard input")
+    with Engine.from_pretrained(bundle, budget=budget) as engine:
+        tokenizer = engine.tokenizer()
+        with engine.task(task) as module:
+            found = predict(module, tokenizer, engine.bundle.task(task), inputs, max_new_tokens=max_new_tokens)
+            report = engine.report()
+    if json:
+        output.print_json({"task": task, "predictions": found, "engine": report})
+        return
+    for prediction in found:
+        score = "" if prediction.score is None else f"  ({prediction.score:.1%})"
+        output.console.print(f"{prediction.label}{score}", markup=False, highlight=False)
+    load = report.switches[-1]
+    output.errors.print(
+        f"loaded {output.size(load.bytes)} in {output.milliseconds(load.load_seconds)}; "
+        f"weights {output.size(report.memory.total)} of a budget of {output.size(report.budget)}; "
+        f"kernel {report.kernel}",
+        style="dim",
+        highlight=False,
+    )
+
+
+def eval_(
+    bundle: BundlePath,
+    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Only these tasks.")] = None,
+    budget: Budget = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure each task's metric through the engine, on the held-out data that it was compiled with.
+
+    The dense model's metric was measured when the bundle was compiled. Needs `weightpager[compile]`.
+
+    Example: `weightpager eval assistant.bundle --task spam`
+    """
+    from weightpager.compiler.measure import measure
+    from weightpager.engine import Engine
+
+    with Engine.from_pretrained(bundle, budget=budget) as engine, output.progress(quiet or json) as stages:
+        rows = measure(engine, task or list(engine.bundle.tasks), stages)
+    if json:
+        output.print_json({"tasks": rows})
+        return
+    output.table(
+        str(bundle),
+        ["task", "metric", "dense", "sparse", "items"],
+        [[row.name, row.metric, f"{row.dense:.4f}", f"{row.sparse:.4f}", row.items] for row in rows],
+    )
+
+
+def export(
+    bundle: BundlePath,
+    task: TaskName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Export a task as an ordinary dense-with-zeros transformers directory.
+
+    Example: `weightpager export assistant.bundle --task spam --out spam-hf/`
+    """
+    from weightpager.bundle import Bundle
+    from weightpager.engine.export import export_task
+
+    written = export_task(Bundle.open(bundle), task, out)
+    if json:
+        output.print_json({"task": task, "out": str(written)})
+    else:
+        output.console.print(f"{written}: {task}, for transformers' from_pretrained")

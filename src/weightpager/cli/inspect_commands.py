@@ -1,0 +1,227 @@
+"""``inspect``, ``plan`` and ``verify``: they read a bundle without torch and load no page into an engine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.overlap import mean_overlap, overlap
+from weightpager.bundle.reader import RESIDENT, private_file
+from weightpager.bundle.verify import verify as verify_bundle
+from weightpager.cli import output
+from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage
+from weightpager.config import parse_bandwidth, parse_size
+from weightpager.errors import ConfigError
+from weightpager.store import LocalStore, StorageModel, SwitchCost, all_switches, switch_cost
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(inspect)
+    app.command()(plan)
+    app.command()(verify)
+
+
+def inspect(bundle: BundlePath, budget: Budget = None, storage: Storage = "1GB/s", json: Json = False) -> None:
+    """Show what is in a bundle: tasks, sizes, page fill, overlap, bytes to load for every ordered pair.
+
+    Example: `weightpager inspect assistant.bundle --budget 64MiB`
+    """
+    opened = Bundle.open(bundle)
+    facts = _facts(opened, None if budget is None else parse_size(budget), parse_bandwidth(storage))
+    if json:
+        output.print_json(facts)
+        return
+    _print_facts(opened, facts)
+
+
+def plan(
+    bundle: BundlePath,
+    from_task: Annotated[str | None, typer.Option("--from", help="Task that is left; none for an empty arena.")] = None,
+    to_task: Annotated[str | None, typer.Option("--to", help="Task that is wanted.")] = None,
+    worst: Annotated[bool, typer.Option("--worst", help="Show the slowest switch of all ordered pairs.")] = False,
+    budget: Budget = None,
+    storage: Storage = "1GB/s",
+    json: Json = False,
+) -> None:
+    """Show what a switch would load, how long it would take and the memory it needs; loads nothing.
+
+    Example: `weightpager plan assistant.bundle --from spam --to topic --storage 300MB/s`
+    """
+    opened = Bundle.open(bundle)
+    model = StorageModel(parse_bandwidth(storage))
+    if worst == (to_task is not None):
+        raise ConfigError("plan: expected either --to TASK (with --from TASK) or --worst")
+    if worst and len(opened.tasks) > 1:
+        cost = max(all_switches(opened, model), key=lambda switch: switch.seconds)
+    else:
+        cost = switch_cost(opened, from_task, to_task or next(iter(opened.tasks)), model)
+    facts = _switch_facts(opened, cost, None if budget is None else parse_size(budget))
+    if json:
+        output.print_json(facts)
+        return
+    output.table(
+        f"{cost.from_task or '(empty)'} → {cost.to_task}",
+        ["", ""],
+        [
+            ["pages to load", facts["pages"]],
+            ["bytes to load", f"{output.size(facts['bytes'])} ({facts['bytes']})"],
+            ["reads", facts["reads"]],
+            [f"predicted at {storage}", output.milliseconds(cost.seconds)],
+            ["peak memory for weights", output.size(facts["peak_bytes"])],
+            ["both tasks fit", facts["both_fit"]],
+        ],
+    )
+
+
+def verify(bundle: BundlePath, json: Json = False, quiet: Quiet = False) -> None:
+    """Check every hash, index and bound of a bundle.
+
+    Example: `weightpager verify assistant.bundle`
+    """
+    with output.progress(quiet or json) as stages:
+        result = verify_bundle(bundle, lambda done, total: stages("pages", done, total))
+    if json:
+        output.print_json(result)
+    else:
+        for problem in result.problems:
+            output.errors.print(problem, style="red", markup=False, highlight=False)
+        verdict = f"{len(result.problems)} problems" if result.problems else "all well"
+        output.console.print(f"{bundle}: {result.files} files, {result.pages} pages: {verdict}")
+    if result.problems:
+        raise typer.Exit(1)
+
+
+def _fixed_bytes(bundle: Bundle) -> dict[str, int]:
+    return {
+        "resident": bundle.entry(RESIDENT).bytes,
+        "private": sum(bundle.entry(private_file(task)).bytes for task in bundle.tasks),
+        "tables": sum(table.nbytes for task in bundle.tasks for table in bundle.tables(task).values()),
+    }
+
+
+def _facts(bundle: Bundle, budget: int | None, bandwidth: float) -> dict[str, Any]:
+    names = list(bundle.tasks)
+    switches = all_switches(bundle, StorageModel(bandwidth))
+    fixed = _fixed_bytes(bundle)
+    stored = len(bundle.pages) * bundle.page_bytes
+    used = len(set().union(*(bundle.kept_locations(task).tolist() for task in names))) * bundle.block_bytes
+    matrix = overlap(bundle)
+    store = LocalStore(bundle)
+    store.close()
+    slots = None if budget is None else (budget - sum(fixed.values())) // bundle.page_bytes
+    return {
+        "bundle": str(bundle.path),
+        "block": bundle.manifest.block,
+        "dtype": bundle.manifest.dtype,
+        "page_bytes": bundle.page_bytes,
+        "pages": len(bundle.pages),
+        "page_fill": used / stored if stored else 1.0,
+        "dense_paged_bytes": bundle.dense_bytes,
+        "stored_paged_bytes": stored,
+        **{f"{name}_bytes": count for name, count in fixed.items()},
+        "smallest_budget": sum(fixed.values()) + max(len(bundle.pages_of(t)) for t in names) * bundle.page_bytes,
+        "largest_budget": sum(fixed.values()) + stored,
+        "direct_io": store.direct,
+        "tasks": [_task_facts(bundle, name) for name in names],
+        "task_names": names,
+        "overlap": matrix.tolist(),
+        "mean_overlap": mean_overlap(matrix),
+        "switches": switches,
+        "budget": budget,
+        "pairs_that_do_not_fit": [
+            [switch.from_task, switch.to_task] for switch in switches if slots is not None and switch.peak_pages > slots
+        ],
+        "tasks_that_do_not_fit": [t for t in names if slots is not None and len(bundle.pages_of(t)) > slots],
+        "not_paged": bundle.manifest.resident_reasons,
+    }
+
+
+def _task_facts(bundle: Bundle, name: str) -> dict[str, Any]:
+    kept = len(bundle.kept_locations(name)) * bundle.block_bytes
+    pages = len(bundle.pages_of(name))
+    task = bundle.task(name)
+    return {
+        "name": name,
+        "kind": task.kind,
+        "classes": len(task.classes),
+        "density": kept / bundle.dense_bytes,
+        "kept_bytes": kept,
+        "pages": pages,
+        "page_bytes": pages * bundle.page_bytes,
+        "over_read": 1 - kept / (pages * bundle.page_bytes) if pages else 0.0,
+        "private_bytes": bundle.entry(private_file(name)).bytes,
+    }
+
+
+def _print_facts(bundle: Bundle, facts: dict[str, Any]) -> None:
+    rows = [
+        [
+            task["name"],
+            task["kind"],
+            f"{task['density']:.2f}",
+            output.size(task["kept_bytes"]),
+            task["pages"],
+            f"{task['over_read']:.1%}",
+            output.size(task["private_bytes"]),
+        ]
+        for task in facts["tasks"]
+    ]
+    output.table(
+        f"{bundle.path}: blocks {facts['block']} {facts['dtype']}",
+        ["task", "kind", "density", "kept", "pages", "over-read", "private"],
+        rows,
+    )
+    names = facts["task_names"]
+    output.matrix(
+        f"overlap (mean {facts['mean_overlap']:.3f}): share of the next task's bytes that the last one keeps too",
+        names,
+        [[f"{cell:.2f}" for cell in row] for row in facts["overlap"]],
+    )
+    load = {(switch.from_task, switch.to_task): output.size(switch.bytes) for switch in facts["switches"]}
+    output.matrix("bytes to load", names, [[load.get((a, b), "·") for b in names] for a in names])
+    output.table("sizes", ["", ""], _size_rows(facts))
+    _print_notes(facts)
+
+
+def _size_rows(facts: dict[str, Any]) -> list[list[object]]:
+    pages = f"{facts['pages']} pages of {output.size(facts['page_bytes'])}, {facts['page_fill']:.1%} full"
+    return [
+        ["paged weights, dense", output.size(facts["dense_paged_bytes"])],
+        [f"paged weights, stored ({pages})", output.size(facts["stored_paged_bytes"])],
+        ["resident parameters", output.size(facts["resident_bytes"])],
+        ["private parameters, all tasks", output.size(facts["private_bytes"])],
+        ["block tables, all tasks", output.size(facts["tables_bytes"])],
+        ["smallest budget for every task", output.size(facts["smallest_budget"])],
+        ["budget that holds everything", output.size(facts["largest_budget"])],
+    ]
+
+
+def _print_notes(facts: dict[str, Any]) -> None:
+    if not facts["direct_io"]:
+        output.console.print("note: this file system refuses direct I/O; reads go through the page cache.")
+    for task in facts["tasks_that_do_not_fit"]:
+        output.console.print(f"note: {task} does not fit into the budget.")
+    for a, b in facts["pairs_that_do_not_fit"]:
+        output.console.print(f"note: {a} and {b} do not fit together; a switch gives up {a} before {b} is whole.")
+    if facts["not_paged"]:
+        names = list(facts["not_paged"])
+        output.console.print(f"not paged: {len(names)} layers ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})")
+
+
+def _switch_facts(bundle: Bundle, cost: SwitchCost, budget: int | None) -> dict[str, Any]:
+    fixed = sum(_fixed_bytes(bundle).values())
+    both = fixed + cost.peak_pages * bundle.page_bytes
+    limit = both if budget is None else budget
+    return {
+        "from": cost.from_task,
+        "to": cost.to_task,
+        "pages": cost.pages,
+        "bytes": cost.bytes,
+        "reads": cost.reads,
+        "predicted_ms": cost.seconds * 1e3,
+        "peak_bytes": min(both, limit),
+        "both_fit": both <= limit,
+    }

@@ -1,0 +1,99 @@
+"""How commands speak: tables for people, JSON for programs, progress on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from weightpager.config import format_size
+
+console = Console(soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(value, indent=1, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    return str(value)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; all columns but the first are numbers."""
+    view = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        view.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        view.add_row(*(str(cell) for cell in row))
+    console.print(view)
+
+
+def matrix(title: str, names: Sequence[str], cells: Sequence[Sequence[object]]) -> None:
+    """Print a square matrix, rows being where a switch comes from."""
+    table(title, ["from \\ to", *names], [[name, *row] for name, row in zip(names, cells, strict=True)])
+
+
+def milliseconds(seconds: float) -> str:
+    """A duration as people read it."""
+    return f"{seconds * 1e3:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
+
+
+def size(count: float) -> str:
+    """A size as people read it."""
+    return format_size(count)
+
+
+class Stages:
+    """Progress of named stages: a bar each where a person looks on, a line each in a log."""
+
+    def __init__(self, bars: Progress | None) -> None:
+        self._bars = bars
+        self._known: dict[str, Any] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """``done`` of ``total`` steps of a stage are over."""
+        if self._bars is not None:
+            if stage not in self._known:
+                self._known[stage] = self._bars.add_task(stage, total=total)
+            self._bars.update(self._known[stage], completed=done, total=total)
+        elif self._known.get(stage) is None:
+            self._known[stage] = True
+            errors.print(f"{stage} …", highlight=False)
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Stages]:
+    """Show the progress of what runs inside."""
+    if quiet or not sys.stderr.isatty():
+        yield Stages(None) if not quiet else _Silent(None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors) as bars:
+        yield Stages(bars)
+
+
+class _Silent(Stages):
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Say nothing."""

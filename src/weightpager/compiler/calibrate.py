@@ -1,0 +1,124 @@
+"""What a task's data says about each weight: one streaming pass, sums only, nothing kept per token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightpager.compiler.source import Source
+from weightpager.compiler.task_file import Saliency
+from weightpager.compiler.train import autocast
+from weightpager.errors import CompileError
+from weightpager.evaluate import Batch, Progress, evaluating, loss
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Sums over a task's calibration batches, by paged weight.
+
+    Attributes:
+        kind: ``gradient``: Σ over batches of (W·∂L/∂W)², float32 ``[out_features, in_features]``;
+            ``second-moment``: the mean of x² over tokens that aren't padding, float64 ``[in_features]``.
+        items: texts or windows seen.
+    """
+
+    kind: Saliency
+    values: dict[str, Tensor]
+    items: int
+
+
+def calibrate(source: Source, task: str, batches: Sequence[Batch], progress: Progress | None = None) -> Calibration:
+    """Measure what the task file's ``saliency`` asks for. The model is left as it was found.
+
+    Raises:
+        CompileError: a loss or an input isn't finite; a paged layer has seen no input.
+    """
+    kind = source.task_file.saliency
+    with evaluating(source.models[task]):
+        values = _MEASURES[kind](source, task, batches, progress or (lambda _done, _total: None))
+    for name, value in values.items():
+        if not torch.isfinite(value).all():
+            raise CompileError(f"tasks.{task}: calibration of {name!r} gave NaN or infinity")
+    return Calibration(kind, values, sum(batch.items for batch in batches))
+
+
+def _gradients(source: Source, task: str, batches: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:
+    model, kind = source.models[task], source.task_file.tasks[task].kind
+    weights = {info.name: source.linear(task, info.name).weight for info in source.paged}
+    sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
+    with _requiring_gradients(model, list(weights.values())):
+        for done, batch in enumerate(batches, 1):
+            with autocast():
+                logits = model(**batch.inputs).logits
+            # autograd.grad leaves no .grad behind, and a weight that this task doesn't use counts as useless.
+            gradients = torch.autograd.grad(loss(logits, batch.labels, kind), list(weights.values()), allow_unused=True)
+            for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+                if gradient is not None:
+                    sums[name] += (weight.detach() * gradient).square_()
+            progress(done, len(batches))
+    return sums
+
+
+def _second_moments(source: Source, task: str, batches: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    mask = torch.empty(0)
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            x = _tokens(arguments[0].detach(), mask)  # [N, I]
+            total = x.float().square_().sum(0, dtype=torch.float64)
+            sums[name] = sums[name] + total if name in sums else total
+            counts[name] = counts.get(name, 0) + len(x)
+
+        return hook
+
+    names = [info.name for info in source.paged]
+    hooks = [source.linear(task, name).register_forward_pre_hook(watch(name)) for name in names]
+    try:
+        with torch.inference_mode(), autocast():
+            for done, batch in enumerate(batches, 1):
+                mask = batch.inputs["attention_mask"].bool()  # [B, L]
+                source.models[task](**batch.inputs)
+                progress(done, len(batches))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in names:
+        if not counts.get(name):
+            raise CompileError(f"tasks.{task}: {name!r} saw no input during calibration; use saliency: gradient")
+    return {name: (sums[name] / counts[name]).clone() for name in names}
+
+
+_MEASURES: dict[Saliency, Callable[[Source, str, Sequence[Batch], Progress], dict[str, Tensor]]] = {
+    "gradient": _gradients,
+    "second-moment": _second_moments,
+}
+
+
+def _tokens(x: Tensor, mask: Tensor) -> Tensor:
+    """Inputs ``[N, I]`` without padding, where it can be told: a layer may get ``[B, L, I]`` or ``[B·L, I]``."""
+    if x.shape[:-1] == mask.shape:
+        return x[mask]
+    if x.shape[:-1] == (mask.numel(),):
+        return x[mask.flatten()]
+    return x.flatten(0, -2)
+
+
+@contextmanager
+def _requiring_gradients(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients for ``weights`` only: autograd then skips the others'."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    wanted = {id(weight) for weight in weights}
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(id(parameter) in wanted)
+        yield
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)

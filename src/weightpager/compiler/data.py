@@ -1,0 +1,325 @@
+"""Task data: files of texts and labels -> tokenised examples -> batches."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from weightpager.bundle.manifest import TaskKind
+from weightpager.compiler.task_file import TaskSpec
+from weightpager.errors import CompileError
+from weightpager.evaluate import IGNORED, Batch
+
+Row = dict[str, Any]
+
+# Logits of a large vocabulary, not activations, decide how much memory a batch of a language model takes.
+_LANGUAGE_MODEL_TOKENS = 2048
+
+_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    # Without this the words "None", "NA" and "null" would be read as missing.
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".parquet": ("parquet", {}),
+}
+_WHOLE_TEXT: tuple[str, dict[str, Any]] = ("text", {"sample_by": "document"})
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text: token ids, and its class, or one label per token (`IGNORED` where none counts)."""
+
+    tokens: Sequence[int]
+    label: int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's examples, tokenised. ``pad`` is the id that fills up short rows of a batch."""
+
+    kind: TaskKind
+    classes: tuple[str, ...]
+    train: tuple[Example, ...]
+    eval: tuple[Example, ...]
+    validation: tuple[Example, ...] | None
+    pad: int
+
+    def calibration(self, items: int, size: int, seed: int = 0) -> list[Batch]:
+        """Batches of ``items`` training examples (all, if there are fewer) drawn by ``seed``."""
+        drawn = random.Random(seed).sample(self.train, min(items, len(self.train)))  # noqa: S311
+        return self.batches(drawn, size)
+
+    def batches(self, examples: Sequence[Example], size: int) -> list[Batch]:
+        """Every example once, sorted by length because padding costs as much as text does.
+
+        Windows of a language model come in batches of at most 2048 tokens, or one by one.
+        """
+        if self.kind == "language-modeling":
+            size = min(size, max(1, _LANGUAGE_MODEL_TOKENS // len(examples[0].tokens)))
+        ordered = sorted(examples, key=lambda example: len(example.tokens))
+        return [collate(ordered[start : start + size], self.pad) for start in range(0, len(ordered), size)]
+
+    def shuffled(self, size: int, seed: int = 0) -> Iterator[Batch]:
+        """Training batches without end: each example once, in an order drawn by ``seed``, then again in another."""
+        drawn = random.Random(seed)  # noqa: S311
+        order: list[Example] = []
+        while True:
+            while len(order) < size:
+                order += drawn.sample(self.train, len(self.train))
+            yield collate(order[:size], self.pad)
+            order = order[size:]
+
+
+def collate(examples: Sequence[Example], pad: int) -> Batch:
+    """One batch, padded on the right to its longest example."""
+    length = max(len(example.tokens) for example in examples)
+    ids = torch.full((len(examples), length), pad)  # [B, L]
+    mask = torch.zeros_like(ids)
+    per_token = not isinstance(examples[0].label, int)
+    labels = torch.full(ids.shape if per_token else ids.shape[:1], IGNORED)
+    for row, example in enumerate(examples):
+        ids[row, : len(example.tokens)] = torch.tensor(example.tokens)
+        mask[row, : len(example.tokens)] = 1
+        if per_token:
+            labels[row, : len(example.tokens)] = torch.tensor(example.label)
+        else:
+            labels[row] = torch.tensor(example.label)
+    return Batch({"input_ids": ids, "attention_mask": mask}, labels)
+
+
+def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
+    """The labels of the training split, sorted: whole numbers by value, anything else as text.
+
+    Raises:
+        CompileError: the file can't be used, or has fewer than two labels.
+    """
+    where = _where(name, "train", task.train)
+    rows = _rows(task.train, where, task.label_column)
+    nested = task.kind == "token-classification"
+    found = {label for row in _labels(rows, task.label_column, where, nested) for label in row}
+    if len(found) < 2:
+        raise CompileError(f"{where}: expected at least two different labels, found {', '.join(map(str, found))}")
+    if all(isinstance(label, int) for label in found):
+        return tuple(str(label) for label in sorted(found, key=int))
+    return tuple(sorted(map(str, found)))
+
+
+def load(name: str, task: TaskSpec, tokenizer: Any, known: Sequence[str], max_length: int) -> TaskData:
+    """Read and tokenise every split of a task; ``known`` are its classes in the order of their ids.
+
+    Raises:
+        CompileError: as `Reader.read`.
+    """
+    reader = Reader(task.kind, task.text_column, task.label_column, tokenizer, tuple(known), max_length)
+
+    def read(split: str, path: Path, items: int | None = None) -> tuple[Example, ...]:
+        return reader.read(path, _where(name, split, path), items)
+
+    validation = read("validation", task.validation, task.items) if task.validation else None
+    held_out = read("eval", task.eval, task.items)
+    return TaskData(task.kind, tuple(known), read("train", task.train), held_out, validation, tokenizer.pad_token_id)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads files of one kind of task.
+
+    Attributes:
+        text, label: names of the columns.
+        tokenizer: a fast one.
+        classes: in the order of their ids; empty for language modeling.
+        max_length: tokens, special ones included, at which a text is cut; the length of a language model's windows.
+    """
+
+    kind: TaskKind
+    text: str
+    label: str
+    tokenizer: Any
+    classes: tuple[str, ...]
+    max_length: int
+
+    def read(self, path: Path, where: str, items: int | None = None) -> tuple[Example, ...]:
+        """The examples of a file, the first ``items`` of them; errors speak of ``where``.
+
+        Raises:
+            CompileError: the file is empty or malformed, a column is missing, a text isn't text, a label isn't known.
+        """
+        readers = {
+            "text-classification": self._texts,
+            "token-classification": self._words,
+            "language-modeling": self._windows,
+        }
+        return tuple(readers[self.kind](path, where)[:items])
+
+    def _texts(self, path: Path, where: str) -> list[Example]:
+        rows = _rows(path, where, self.text, self.label)
+        ids = _label_ids(_labels(rows, self.label, where, nested=False), self.classes, where)
+        tokens = self._tokenised(_texts(rows, self.text, where), where)["input_ids"]
+        return [Example(text, label) for text, (label,) in zip(tokens, ids, strict=True)]
+
+    def _words(self, path: Path, where: str) -> list[Example]:
+        rows = _rows(path, where, self.text, self.label)
+        ids = _label_ids(_labels(rows, self.label, where, nested=True), self.classes, where)
+        words = [_words(row[self.text], where, number) for number, row in enumerate(rows, 1)]
+        for number, (these, tags) in enumerate(zip(words, ids, strict=True), 1):
+            if len(these) != len(tags):
+                counts = f"{len(these)} tokens and {len(tags)} tags"
+                raise CompileError(f"{where}: row {number}: expected one tag per token, found {counts}")
+        encoded = self._tokenised([" ".join(these) for these in words], where, return_offsets_mapping=True)
+        return [
+            Example(pieces, first_pieces(these, tags, spans))
+            for pieces, these, tags, spans in zip(
+                encoded["input_ids"], words, ids, encoded["offset_mapping"], strict=True
+            )
+        ]
+
+    def _windows(self, path: Path, where: str) -> list[Example]:
+        column = self.text if path.suffix in _FORMATS else "text"
+        documents = _texts(_rows(path, where, column, whole_text=True), column, where)
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        stream: list[int] = []
+        for document in documents:
+            tokens = self.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+            stream += (end if stream else []) + tokens
+        starts = range(0, len(stream) - self.max_length + 1, self.max_length)
+        if not starts:
+            expected = f"at least one window of {self.max_length} tokens"
+            raise CompileError(f"{where}: expected {expected}, found {len(stream)} tokens")
+        windows = [stream[start : start + self.max_length] for start in starts]
+        return [Example(window, window) for window in windows]
+
+    def _tokenised(self, texts: list[str], where: str, **options: bool) -> Any:
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length, **options)
+        for number, tokens in enumerate(encoded["input_ids"], 1):
+            if not tokens:
+                raise CompileError(f"{where}: row {number}: expected a text, found nothing to tokenise")
+        return encoded
+
+
+def first_pieces(words: Sequence[str], tags: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """One label per piece: a word's tag on its first piece, `IGNORED` elsewhere.
+
+    ``spans`` are the pieces' characters in the words joined by blanks. Byte-level tokenizers refuse words that are
+    split already, and some count a blank to the piece after it: so a piece belongs to the word of its last character.
+    """
+    owner: list[int | None] = []
+    for number, word in enumerate(words):
+        owner += [number] * len(word) + [None]
+    labels, last = [], None
+    for start, end in spans:
+        word_number = owner[end - 1] if end > start else None
+        labels.append(IGNORED if word_number is None or word_number == last else tags[word_number])
+        last = last if word_number is None else word_number
+    return labels
+
+
+def _where(name: str, split: str, path: Path) -> str:
+    return f"tasks.{name}.{split} ({path})"
+
+
+def _rows(path: Path, where: str, *columns: str, whole_text: bool = False) -> list[Row]:
+    """The rows of a file, each with the columns."""
+    if path.suffix not in _FORMATS and not whole_text:
+        raise CompileError(f"{where}: expected a file of {', '.join(_FORMATS)}, found {path.suffix or path.name!r}")
+    kind, options = _FORMATS.get(path.suffix, _WHOLE_TEXT)
+    rows = _read(path, where, kind, options)
+    if not rows:
+        raise CompileError(f"{where}: expected at least one row, found an empty file")
+    for column in columns:
+        if not any(column in row for row in rows):
+            raise CompileError(f"{where}: expected a column {column!r}, found {', '.join(sorted(rows[0]))}")
+        for number, row in enumerate(rows, 1):
+            if row.get(column) is None:
+                raise CompileError(f"{where}: row {number}: expected a value for {column!r}, found none")
+    return rows
+
+
+def _read(path: Path, where: str, kind: str, options: dict[str, Any]) -> list[Row]:
+    if path.stat().st_size == 0:
+        return []
+    # Streaming leaves no converted copy of the file in a cache; the lock that remains goes to a folder of ours.
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        try:
+            stream = datasets.load_dataset(
+                kind, data_files=str(path), split="train", streaming=True, cache_dir=folder, **options
+            )
+            return [_decoded(row, stream.features or {}) for row in stream]
+        except StopIteration:
+            return []
+        except (ValueError, TypeError, NotImplementedError, OSError, datasets.exceptions.DatasetsError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CompileError(f"{where}: cannot be read as {kind}: {reason}") from error
+
+
+def _decoded(row: Row, features: Any) -> Row:
+    """Class numbers of a Parquet file that knows their names, as names."""
+    return {column: _class_names(value, features.get(column)) for column, value in row.items()}
+
+
+def _class_names(value: Any, feature: Any) -> Any:
+    if isinstance(feature, datasets.ClassLabel) and value is not None:
+        return feature.int2str(value)
+    inner = getattr(feature, "feature", None)
+    if isinstance(inner, datasets.ClassLabel) and isinstance(value, list):
+        return [inner.int2str(item) for item in value]
+    return value
+
+
+def _texts(rows: list[Row], column: str, where: str) -> list[str]:
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row[column], str):
+            raise CompileError(f"{where}: row {number}: expected {column!r} to be text, found {row[column]!r}")
+    return [row[column] for row in rows]
+
+
+def _words(value: Any, where: str, number: int) -> list[str]:
+    if not isinstance(value, list) or not value or not all(isinstance(word, str) and word for word in value):
+        raise CompileError(f"{where}: row {number}: expected a list of words, found {value!r}")
+    return value
+
+
+def _labels(rows: list[Row], column: str, where: str, nested: bool) -> list[list[str | int]]:
+    """The labels of every row, as a list each."""
+    labels: list[list[str | int]] = []
+    for number, row in enumerate(rows, 1):
+        value = row[column] if nested else [row[column]]
+        if not isinstance(value, list) or not all(isinstance(label, (str, int)) for label in value):
+            expected = "a list of labels" if nested else "text or a whole number"
+            raise CompileError(f"{where}: row {number}: expected {column!r} to be {expected}, found {row[column]!r}")
+        labels.append(value)
+    return labels
+
+
+def _label_ids(labels: list[list[str | int]], known: Sequence[str], where: str) -> list[list[int]]:
+    ids = {label: number for number, label in enumerate(known)}
+    # A head that was trained without names calls its classes LABEL_0, LABEL_1, …
+    ids |= {str(number): number for number, label in enumerate(known) if label == f"LABEL_{number}"}
+    for number, row in enumerate(labels, 1):
+        for label in row:
+            if str(label) not in ids:
+                raise CompileError(
+                    f"{where}: row {number}: expected one of the labels {', '.join(known)}, found {str(label)!r}"
+                )
+    return [[ids[str(label)] for label in row] for row in labels]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, no log lines about what is raised as an error anyway."""
+    level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,73 @@
+"""Measuring a bundle the way a device runs it: every score comes from the engine's paged kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from weightpager import kernels
+from weightpager.bundle import TaskEntry
+from weightpager.bundle.files import hash_file
+from weightpager.compiler import data
+from weightpager.compiler.report import TaskScore
+from weightpager.engine import Engine
+from weightpager.errors import CompileError
+from weightpager.evaluate import Batch, evaluate
+
+Progress = Callable[[str, int, int], None]
+
+EVAL_BATCH = 32
+"""Texts in a batch while measuring."""
+
+
+def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[TaskScore]:
+    """Measure tasks on the held-out data that the bundle names.
+
+    Raises:
+        CompileError: a task names no data, or the file isn't there.
+        UnknownTaskError: the bundle has no such task.
+    """
+    tokenizer = engine.tokenizer()
+    scores = []
+    for name in tasks:
+        batches, unchanged = _held_out(engine.bundle.task(name), tokenizer)
+        score = score_task(engine, name, batches, progress)
+        scores.append(score if unchanged else score.model_copy(update={"dense": None}))
+    return scores
+
+
+def measure_all(engine: Engine, batches: Mapping[str, Sequence[Batch]], progress: Progress) -> list[TaskScore]:
+    """Measure every task of a bundle on given batches."""
+    return [score_task(engine, name, batches[name], progress) for name in engine.bundle.tasks]
+
+
+def score_task(engine: Engine, name: str, batches: Sequence[Batch], progress: Progress) -> TaskScore:
+    """One task's score through the engine."""
+    bundle = engine.bundle
+    entry = bundle.task(name)
+    calls = kernels.calls()
+    with engine.task(name) as module:
+        score = evaluate(module, batches, entry.kind, lambda done, total: progress(f"measure {name}", done, total))
+    if kernels.calls() == calls:
+        raise CompileError(f"{name}: expected the paged kernel to run, but it did not")
+    return TaskScore(
+        name=name,
+        metric=score.metric,
+        dense=None if entry.dense is None else entry.dense.value,
+        sparse=score.value,
+        density=len(bundle.kept_locations(name)) * bundle.block_bytes / bundle.dense_bytes,
+        items=score.items,
+    )
+
+
+def _held_out(entry: TaskEntry, tokenizer: object) -> tuple[list[Batch], bool]:
+    """A task's evaluation batches, and whether its file is the one that the dense model was measured on."""
+    if entry.eval is None:
+        raise CompileError(f"{entry.name}: the bundle names no held-out data for this task")
+    path = Path(entry.eval.file)
+    if not path.is_file():
+        raise CompileError(
+            f"{entry.name}: the held-out data {path} is not on this machine; put the file there and try again"
+        )
+    batches = data.load_eval(entry, path, tokenizer, EVAL_BATCH)
+    return batches, hash_file(path).blake3 == entry.eval.blake3

@@ -1,0 +1,245 @@
+"""The compiler's stages, from top to bottom: model + tasks → bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from weightpager.bundle import Bundle, BundleWriter, EvalData, Score, TaskEntry, writing
+from weightpager.bundle.files import hash_file
+from weightpager.bundle.layout import block_bytes
+from weightpager.bundle.overlap import mean_overlap, overlap
+from weightpager.bundle.reader import REPORT
+from weightpager.compiler import data as task_data
+from weightpager.compiler import source as dense_source
+from weightpager.compiler import task_file as task_files
+from weightpager.compiler.calibrate import calibrate
+from weightpager.compiler.data import TaskData
+from weightpager.compiler.measure import EVAL_BATCH, Progress, measure_all
+from weightpager.compiler.pack import KeptBlocks, Packing, over_read, pack, pack_best
+from weightpager.compiler.report import CompileReport
+from weightpager.compiler.saliency import FloatArray, block_saliency
+from weightpager.compiler.source import Source
+from weightpager.compiler.structure_aligner import align
+from weightpager.compiler.task_file import TaskFile
+from weightpager.compiler.train import train
+from weightpager.compiler.write import BundlePlan, Keep, write_bundle
+from weightpager.config import EngineConfig
+from weightpager.engine import Engine
+from weightpager.evaluate import evaluate
+from weightpager.store import StorageModel
+from weightpager.transitions import Transitions, read_trace
+
+TaskFileLike = str | Path | TaskFile | Mapping[str, Any]
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """No progress wanted."""
+
+
+def compile(  # noqa: A001 - wp.compile is what users expect
+    tasks: TaskFileLike, out: str | Path, *, force: bool = False, progress: Progress = _silent
+) -> Bundle:
+    """Compile a model and its tasks into a bundle.
+
+    The bundle appears at ``out`` whole or not at all, whatever stops the compile.
+
+    Args:
+        tasks: a task file's path, its parsed form, or its content as a mapping.
+        out: bundle directory to create.
+        force: replace an existing bundle.
+        progress: told (stage, steps done, steps in all).
+
+    Raises:
+        ConfigError: the task file or ``out`` is wrong.
+        CompileError: the model or the data can't be compiled, or the storage is full.
+    """
+    task_file = _parse(tasks)
+    with writing(out, force=force) as writer:
+        prepared = prepare(task_file, progress)
+        build(writer, prepared, task_file.alignment, progress)
+    return Bundle.open(out)
+
+
+@dataclass
+class Clock:
+    """Seconds per stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what runs inside."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that doesn't depend on the alignment: one preparation serves several builds.
+
+    Attributes:
+        source: the trained dense model.
+        data: of each task.
+        dense: score of the dense model, by task.
+        saliency: task → paged weight → saliency of its blocks, row-major.
+        seconds: per stage.
+    """
+
+    source: Source
+    data: Mapping[str, TaskData]
+    dense: Mapping[str, Score]
+    saliency: Mapping[str, Mapping[str, FloatArray]]
+    seconds: Mapping[str, float]
+
+
+def prepare(task_file: TaskFile, progress: Progress = _silent) -> Prepared:
+    """Load, train where heads are missing, measure the dense model, calibrate."""
+    clock = Clock()
+    with clock.stage("load"):
+        source = dense_source.load(task_file)
+        data = _load_data(source)
+    with clock.stage("train"):
+        train(source, data, lambda done, total: progress("train the dense model", done, total))
+    with clock.stage("measure dense"):
+        dense = {name: _dense_score(source, data[name], name, progress) for name in data}
+    saliency = {}
+    with clock.stage("calibrate"):
+        for number, name in enumerate(data):
+            saliency[name] = _saliency(source, data[name], name)
+            progress("calibrate", number + 1, len(data))
+    return Prepared(source, data, dense, saliency, clock.seconds)
+
+
+def build(
+    writer: BundleWriter, prepared: Prepared, alignment: float, progress: Progress = _silent
+) -> CompileReport:
+    """Align, pack, write, and measure what was written.
+
+    Args:
+        writer: where the bundle goes.
+        prepared: the dense model and its saliency.
+        alignment: strength λ; infinity for one shared mask.
+        progress: told (stage, steps done, steps in all).
+    """
+    clock = Clock(dict(prepared.seconds))
+    task_file = prepared.source.task_file
+    transitions = _transitions(task_file)
+    with clock.stage("align"):
+        keep, gap = _align(prepared, transitions, alignment, progress)
+    with clock.stage("pack"):
+        kept, packing = _pack(prepared.source, keep, transitions)
+    with clock.stage("write"):
+        strength = float(alignment) if np.isfinite(alignment) else None
+        plan = BundlePlan(task_file.dtype, keep, packing, _entries(prepared), transitions, strength)
+        write_bundle(writer, plan, prepared.source)
+    with clock.stage("measure sparse"):
+        bundle = Bundle.open(writer.root)
+        batches = {name: data.batches(data.eval, EVAL_BATCH) for name, data in prepared.data.items()}
+        with Engine(bundle, EngineConfig()) as engine:
+            scores = measure_all(engine, batches, progress)
+    report = CompileReport(
+        tasks=scores,
+        mean_overlap=mean_overlap(overlap(bundle)),
+        duality_gap=gap,
+        page_bytes=packing.page_bytes,
+        page_fill=packing.fill,
+        over_read=dict(over_read(packing, kept, list(task_file.tasks))),
+        seconds=clock.seconds,
+        threads=torch.get_num_threads(),
+    )
+    writer.add(REPORT, lambda file: file.write(report.dump()))
+    writer.finish(bundle.manifest)
+    return report
+
+
+def _parse(tasks: TaskFileLike) -> TaskFile:
+    if isinstance(tasks, TaskFile):
+        return tasks
+    return task_files.from_dict(tasks) if isinstance(tasks, Mapping) else task_files.load(tasks)
+
+
+def _load_data(source: Source) -> dict[str, TaskData]:
+    task_file = source.task_file
+    return {
+        name: task_data.load(name, spec, source.tokenizer, source.classes(name), task_file.max_length_of(name))
+        for name, spec in task_file.tasks.items()
+    }
+
+
+def _dense_score(source: Source, data: TaskData, name: str, progress: Progress) -> Score:
+    batches = data.batches(data.eval, EVAL_BATCH)
+    found = evaluate(
+        source.models[name], batches, data.kind, lambda done, total: progress(f"measure dense {name}", done, total)
+    )
+    return Score(metric=found.metric, value=found.value, items=found.items)
+
+
+def _saliency(source: Source, data: TaskData, name: str) -> dict[str, FloatArray]:
+    spec = source.task_file.calibration
+    return block_saliency(source, name, calibrate(source, name, data.calibration(spec.items, spec.batch)))
+
+
+def _transitions(task_file: TaskFile) -> Transitions:
+    tasks = tuple(task_file.tasks)
+    if task_file.transitions is None:
+        return Transitions.uniform(tasks)
+    return Transitions.from_trace(tasks, read_trace(task_file.transitions, tasks))
+
+
+def _align(
+    prepared: Prepared, transitions: Transitions, alignment: float, progress: Progress
+) -> tuple[Keep, float]:
+    """Keep masks of every paged weight, each at the tasks' own sparsity, and the duality gap over all of them."""
+    task_file = prepared.source.task_file
+    density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])
+    rates = transitions.switch_rate()
+    keep = {}
+    objective = bound = 0.0
+    for number, info in enumerate(prepared.source.paged):
+        saliency = np.stack([prepared.saliency[task][info.name] for task in task_file.tasks], 1)  # [blocks, tasks]
+        budgets = np.maximum(1, np.round(density * info.grid.count)).astype(np.int64)
+        found = align(saliency, budgets, rates, alignment)
+        keep[info.name] = found.keep
+        objective, bound = objective + found.objective, bound + found.bound
+        progress("align", number + 1, len(prepared.source.paged))
+    return keep, max(0.0, bound - objective) / max(abs(bound), 1e-12)
+
+
+def _pack(source: Source, keep: Keep, transitions: Transitions) -> tuple[list[KeptBlocks], Packing]:
+    task_file = source.task_file
+    kept = [KeptBlocks.of(info.layer, keep[info.name]) for info in source.paged]
+    size = block_bytes(task_file.block, task_file.dtype)
+    if task_file.page is not None:
+        return kept, pack(kept, task_file.page, size)
+    return kept, pack_best(kept, size, transitions.switch_rate(), StorageModel())
+
+
+def _entries(prepared: Prepared) -> tuple[TaskEntry, ...]:
+    task_file = prepared.source.task_file
+    return tuple(
+        TaskEntry(
+            name=name,
+            kind=spec.kind,
+            classes=list(prepared.source.classes(name)),
+            max_length=task_file.max_length_of(name),
+            sparsity=task_file.sparsity_of(name),
+            dense=prepared.dense[name],
+            eval=EvalData(
+                file=str(spec.eval.absolute()),
+                blake3=hash_file(spec.eval).blake3,
+                text=spec.text_column,
+                label=spec.label_column,
+                items=spec.items,
+            ),
+        )
+        for name, spec in task_file.tasks.items()
+    )

@@ -1,0 +1,325 @@
+"""The task file: which model, which tasks, how sparse. Parsed once, frozen; unknown keys refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+from yaml.constructor import ConstructorError
+
+from weightpager.blocks import BlockShape
+from weightpager.bundle.layout import block_bytes
+from weightpager.bundle.manifest import TaskKind, TaskName
+from weightpager.config import parse_size
+from weightpager.errors import ConfigError
+
+MAX_TASKS = 12
+"""The aligner scores every subset of tasks."""
+
+Saliency = Literal["gradient", "second-moment"]
+PageDtype = Literal["bfloat16", "float32"]
+
+_PAGE_LIMITS = (4096, 2**28)
+
+
+def _broken(rule: str) -> PydanticCustomError:
+    """An error whose text stands for itself."""
+    return PydanticCustomError("rule", "{rule}", {"rule": rule})
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise PydanticCustomError("expected", "a path")
+    folder: Path = (info.context or {}).get("folder", Path())
+    return folder / Path(value).expanduser()
+
+
+def _file(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    if not path.is_file():
+        raise _broken(f"expected a file, found none at {path}")
+    return path
+
+
+def _model_directory(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    if not path.is_dir():
+        raise _broken(
+            f"expected a model directory, found none at {path}; a hub id must be downloaded first, "
+            "for example with 'hf download ID --local-dir DIRECTORY'"
+        )
+    if not (path / "config.json").is_file():
+        raise _broken(f"expected a model directory, found no config.json in {path}")
+    return path
+
+
+def _block(value: object) -> BlockShape:
+    if isinstance(value, BlockShape):
+        return value
+    try:
+        return BlockShape.parse(str(value))
+    except ConfigError as error:
+        raise _broken(str(error).removeprefix("block: ")) from error
+
+
+def _page(value: object) -> int | None:
+    if value is None or value == "auto":
+        return None
+    try:
+        size = parse_size(value if isinstance(value, int) else str(value))
+    except ConfigError as error:
+        raise PydanticCustomError("expected", "auto or a size such as 64KiB") from error
+    least, most = _PAGE_LIMITS
+    if not least <= size <= most or size & (size - 1):
+        raise PydanticCustomError("expected", "auto or a power of two from 4KiB to 256MiB")
+    return size
+
+
+def _alignment(value: object) -> object:
+    return float("inf") if value == "inf" else value
+
+
+ExistingFile = Annotated[Path, BeforeValidator(_file)]
+ModelDirectory = Annotated[Path, BeforeValidator(_model_directory)]
+Column = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Length = Annotated[int, Field(ge=8, le=2**20)]
+Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Frozen(BaseModel):
+    """Unknown keys refused; no silent conversion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TaskSpec(_Frozen):
+    """One task.
+
+    Attributes:
+        train: what it learns from and is calibrated on.
+        eval: held-out data for the reported metric.
+        validation: held-out data for choices made while compiling.
+        text, label: column names; None is the kind's usual one, see `text_column` and `label_column`.
+        head: a checkpoint directory of the same architecture that brings the trained head.
+        items: evaluate on the first ``items`` rows or windows of ``eval`` and ``validation`` only.
+    """
+
+    kind: TaskKind
+    train: ExistingFile
+    eval: ExistingFile
+    validation: ExistingFile | None = None
+    sparsity: Sparsity | None = None
+    text: Column | None = None
+    label: Column | None = None
+    head: ModelDirectory | None = None
+    max_length: Length | None = None
+    items: Count | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskSpec:
+        if self.kind == "language-modeling":
+            for key in ("label", "head"):
+                if getattr(self, key) is not None:
+                    raise _broken(f"{key} makes no sense for language-modeling, which has neither labels nor own head")
+        for key in ("eval", "validation"):
+            path: Path | None = getattr(self, key)
+            if path is not None and path.resolve() == self.train.resolve():
+                raise _broken(f"{key} must be held out: it is the training file {path}")
+        return self
+
+    @property
+    def labelled(self) -> bool:
+        """False for language modeling."""
+        return self.kind != "language-modeling"
+
+    @property
+    def text_column(self) -> str:
+        """The column of texts or of token lists."""
+        return self.text or ("tokens" if self.kind == "token-classification" else "text")
+
+    @property
+    def label_column(self) -> str:
+        """The column of labels or of tag lists."""
+        return self.label or ("tags" if self.kind == "token-classification" else "label")
+
+
+class CalibrationSpec(_Frozen):
+    """What saliency is measured on: ``items`` training examples, in batches of ``batch``."""
+
+    items: Count = 256
+    max_length: Length = 64
+    batch: Count = 32
+
+
+class TrainingSpec(_Frozen):
+    """How the dense model is trained: ``steps`` in all, shared by the tasks that have no head yet."""
+
+    steps: Count = 360
+    learning_rate: Rate = 1e-4
+    head_learning_rate: Rate = 2e-3
+    batch: Count = 32
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class TaskFile(_Frozen):
+    """The whole file; paths are absolute or start from the working directory.
+
+    Attributes:
+        sparsity: fraction of blocks dropped by tasks that state none.
+        alignment: what a block loaded per switch costs, in mean block saliencies; infinity asks for one shared mask.
+        page: bytes, None to let the packer choose.
+    """
+
+    model: ModelDirectory
+    block: Annotated[BlockShape, BeforeValidator(_block)] = BlockShape(16, 32)
+    dtype: PageDtype = "bfloat16"
+    sparsity: Sparsity = 0.3
+    alignment: Annotated[float, BeforeValidator(_alignment), Field(ge=0)] = 0.5
+    saliency: Saliency = "gradient"
+    page: Annotated[int | None, BeforeValidator(_page)] = None
+    transitions: ExistingFile | None = None
+    calibration: CalibrationSpec = CalibrationSpec()
+    training: TrainingSpec = TrainingSpec()
+    tasks: Annotated[dict[TaskName, TaskSpec], Field(min_length=1, max_length=MAX_TASKS)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskFile:
+        least = block_bytes(self.block, self.dtype)
+        if self.page is not None and self.page < least:
+            raise _broken(f"page: expected at least one {self.dtype} block of {least} bytes, found {self.page}")
+        return self
+
+    def sparsity_of(self, task: str) -> float:
+        """The fraction of blocks that the task drops."""
+        own = self.tasks[task].sparsity
+        return self.sparsity if own is None else own
+
+    def max_length_of(self, task: str) -> int:
+        """Tokens at which the task's texts are cut, or the length of its windows."""
+        return self.tasks[task].max_length or self.calibration.max_length
+
+
+def load(path: str | Path) -> TaskFile:
+    """Read a task file; relative paths in it start from its folder.
+
+    Raises:
+        ConfigError: with the file, the dotted key, what was expected and what was found.
+    """
+    path = Path(path)
+    try:
+        content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a YAML file: {_syntax(error)}") from error
+    return from_dict(content, path.parent, str(path))
+
+
+def from_dict(content: Mapping[str, Any], folder: str | Path = ".", name: str = "task file") -> TaskFile:
+    """The same from a mapping; relative paths start from ``folder``, errors speak of ``name``.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{name}: expected keys and values such as 'model: DIRECTORY', found {_shown(content)}")
+    try:
+        return TaskFile.model_validate(dict(content), context={"folder": Path(folder)})
+    except ValidationError as error:
+        lines = [f"{name}: {_explain(detail)}" for detail in error.errors(include_url=False)]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """``yaml.safe_load`` that refuses duplicate and non-text keys and reads ``1e-4`` as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                raise ConstructorError(None, None, f"the key {key.value!r} is no text: quote it", key.start_mark)
+            if key.value in seen:
+                raise ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a dot in a float; people and YAML 1.2 don't.
+_FLOAT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+
+
+def _syntax(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
+
+
+_EXPECTED = {
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "string_pattern_mismatch": "a name of lower-case letters, digits, '_', '.' and '-', 64 at most",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "dict_type": "keys and values",
+    "model_type": "keys and values",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "too_short": "at least {min_length}",
+    "too_long": "at most {max_length}",
+}
+
+
+def _explain(detail: ErrorDetails) -> str:
+    """One validation error as a person reads it."""
+    where = [str(part) for part in detail["loc"] if part != "[key]"]
+    kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "rule":
+        return ": ".join(filter(None, [".".join(where), detail["msg"]]))
+    if kind == "extra_forbidden":
+        return _unknown(where)
+    if kind == "missing":
+        return f"{'.'.join(where)}: expected a value, found nothing"
+    expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else detail["msg"]
+    if kind in ("too_short", "too_long"):
+        found = context["actual_length"]
+    hint = _hint(found, expected.replace("'", "").replace(" or ", ", ").split(", ")) if kind == "literal_error" else ""
+    return f"{'.'.join(where)}: expected {expected.removeprefix('Input should be ')}, found {_shown(found)}{hint}"
+
+
+def _unknown(where: list[str]) -> str:
+    sections: dict[str, type[BaseModel]] = {
+        "tasks": TaskSpec,
+        "calibration": CalibrationSpec,
+        "training": TrainingSpec,
+    }
+    known = list((sections[where[0]] if len(where) > 1 else TaskFile).model_fields)
+    hint = _hint(where[-1], known) or f"; the keys here are {', '.join(known)}"
+    return f"{'.'.join(where)}: unknown key{hint}"
+
+
+def _hint(found: object, known: list[str]) -> str:
+    close = get_close_matches(str(found), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shown(found: object) -> str:
+    if found is None:
+        return "nothing"
+    text = repr(found)
+    return text if len(text) <= 80 else text[:77] + "..."

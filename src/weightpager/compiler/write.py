@@ -1,0 +1,192 @@
+"""The last stage that touches weights: pages, block tables, parameters and manifest of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from blake3 import blake3
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+import weightpager
+from weightpager.bundle import BlockTable, BundleWriter, Manifest, TaskEntry, WeightEntry, page_file, page_index
+from weightpager.bundle.layout import LAYOUT, STORAGE, interleave
+from weightpager.bundle.manifest import FORMAT, VERSION
+from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file
+from weightpager.compiler.pack import Packing
+from weightpager.compiler.source import PagedWeightInfo, Source, parameters
+from weightpager.transitions import Transitions
+
+_PAGE_FILE_BYTES = 4 << 30
+"""Page files are cut here, which every file system can hold."""
+
+Keep = Mapping[str, npt.NDArray[np.bool_]]
+"""Paged weight → keep masks [blocks of the grid, tasks]."""
+
+
+@dataclass(frozen=True)
+class BundlePlan:
+    """All that has been decided about a bundle before its first byte is written.
+
+    Attributes:
+        dtype: of the pages.
+        keep: who keeps what.
+        packing: where it lies.
+        tasks: in the order of the signatures' bits.
+        transitions: between them.
+        alignment: strength λ that the masks were aligned with; None for one shared mask.
+    """
+
+    dtype: str
+    keep: Keep
+    packing: Packing
+    tasks: tuple[TaskEntry, ...]
+    transitions: Transitions
+    alignment: float | None
+
+
+def write_bundle(writer: BundleWriter, plan: BundlePlan, source: Source) -> None:
+    """Write all files of a bundle; the manifest last."""
+    ids = _write_pages(writer, plan, source)
+    index = page_index.PageIndex(ids, plan.packing.layers, plan.packing.signatures)
+    writer.add(page_index.FILE, lambda file: file.write(save_arrays(dict(index.arrays()))))
+    _write_tables(writer, plan, source.paged)
+    _write_parameters(writer, source, [task.name for task in plan.tasks])
+    _write_model(writer, source)
+    writer.finish(_manifest(plan, source))
+
+
+def _write_pages(writer: BundleWriter, plan: BundlePlan, source: Source) -> npt.NDArray[np.uint8]:
+    """Write the page files; the pages' ids, uint8 [pages, 32]."""
+    digests: list[bytes] = []
+    pages = _pages(plan, source)
+
+    def recorded(count: int) -> Iterator[bytes]:
+        for _ in range(count):
+            page = next(pages)
+            digests.append(blake3(page).digest())
+            yield page
+
+    for number, count in enumerate(_page_files(plan.packing)):
+
+        def fill(file: IO[bytes], count: int = count) -> None:
+            page_file.write(file, recorded(count), count, plan.packing.page_bytes)
+
+        writer.add(page_file.file_name(number), fill)
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+
+
+def _page_files(packing: Packing) -> list[int]:
+    """Pages in each page file."""
+    most = max(1, _PAGE_FILE_BYTES // packing.page_bytes)
+    total = len(packing.layers)
+    return [min(most, total - start) for start in range(0, total, most)]
+
+
+def _pages(plan: BundlePlan, source: Source) -> Iterator[bytes]:
+    """The bytes of every page, in order; one model layer's blocks in memory at a time."""
+    packing = plan.packing
+    places = packing.blocks_per_page
+    for layer in np.unique(packing.layers):
+        here = np.flatnonzero(packing.layers == layer)
+        span = slice(here[0] * places, (here[-1] + 1) * places)
+        weights, blocks = packing.weights[span], packing.blocks[span]
+        flat: npt.NDArray[Any] | None = None
+        for number in np.unique(weights[weights >= 0]):
+            cut = interleaved_blocks(source, source.paged[number], plan.tasks[0].name, plan.dtype)
+            if flat is None:
+                flat = np.zeros((len(weights), cut.shape[1]), cut.dtype)
+            at = weights == number
+            flat[at] = cut[blocks[at]]
+        assert flat is not None, "a layer with pages has blocks"
+        per_page = flat.reshape(len(here), -1)
+        yield from (page.tobytes().ljust(packing.page_bytes, b"\0") for page in per_page)
+
+
+def interleaved_blocks(source: Source, info: PagedWeightInfo, task: str, dtype: str) -> npt.NDArray[Any]:
+    """A dense weight's blocks as they lie in pages, ``[blocks, block size]``."""
+    weight = source.linear(task, info.name).weight.detach().to("cpu", getattr(torch, dtype)).contiguous()
+    bits = weight.view(torch.uint16) if dtype == "bfloat16" else weight
+    cut = info.grid.cut(bits.numpy().astype(STORAGE[dtype], copy=False))
+    return interleave(cut.reshape(-1, *cut.shape[2:]))
+
+
+def _write_tables(writer: BundleWriter, plan: BundlePlan, paged: Sequence[PagedWeightInfo]) -> None:
+    locations = [plan.packing.locations(number, info.grid.count) for number, info in enumerate(paged)]
+    for task_number, task in enumerate(plan.tasks):
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for info, where in zip(paged, locations, strict=True):
+            shape = (info.grid.rows, info.grid.cols)
+            table = BlockTable.build(plan.keep[info.name][:, task_number].reshape(shape), where.reshape(shape))
+            arrays[f"{info.name}.crow_indices"] = table.crow_indices
+            arrays[f"{info.name}.col_indices"] = table.col_indices
+            arrays[f"{info.name}.locations"] = table.locations
+        content = save_arrays(arrays)
+        writer.add(tables_file(task.name), lambda file, content=content: file.write(content))  # type: ignore[misc]
+
+
+def _write_parameters(writer: BundleWriter, source: Source, tasks: Sequence[str]) -> None:
+    """What all tasks that have it agree on is resident, the rest private."""
+    skipped = {f"{info.name}.weight" for info in source.paged}
+    of_task = {task: parameters(source.models[task]) for task in tasks}
+    resident: dict[str, Tensor] = {}
+    private: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
+    for name in sorted({name for values in of_task.values() for name in values} - skipped):
+        having = [task for task in tasks if name in of_task[task]]
+        first = of_task[having[0]][name]
+        if (len(having) > 1 or len(tasks) == 1) and all(_same(first, of_task[task][name]) for task in having):
+            resident[name] = first
+        else:
+            for task in having:
+                private[task][name] = of_task[task][name]
+    writer.add(RESIDENT, lambda file: file.write(_serialised(resident)))
+    for task in tasks:
+        writer.add(private_file(task), lambda file, task=task: file.write(_serialised(private[task])))  # type: ignore[misc]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() or (a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b)))
+
+
+def _serialised(tensors: Mapping[str, Tensor]) -> bytes:
+    return bytes(save_tensors({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}))
+
+
+def _write_model(writer: BundleWriter, source: Source) -> None:
+    folder = writer.root / MODEL
+    source.config.save_pretrained(folder)
+    source.tokenizer.save_pretrained(folder)
+
+
+def _manifest(plan: BundlePlan, source: Source) -> Manifest:
+    return Manifest(
+        format=FORMAT,
+        version=VERSION,
+        generator=f"weightpager {weightpager.__version__}",
+        block=str(source.paged[0].grid.block),
+        layout=LAYOUT,
+        dtype=plan.dtype,
+        page_bytes=plan.packing.page_bytes,
+        page_files=_page_files(plan.packing),
+        layers=max(info.layer for info in source.paged) + 1,
+        weights=[
+            WeightEntry(
+                name=info.name,
+                layer=info.layer,
+                out_features=info.grid.out_features,
+                in_features=info.grid.in_features,
+            )
+            for info in source.paged
+        ],
+        tasks=list(plan.tasks),
+        transitions=plan.transitions.matrix.tolist(),
+        alignment=plan.alignment,
+        resident_reasons=dict(source.resident),
+        files={},
+    )

@@ -1,0 +1,82 @@
+"""Settings: parsed once, frozen, unknown or contradictory ones refused."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightpager.errors import ConfigError
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+def parse_size(size: str | int) -> int:
+    """Bytes in ``"512MiB"``, ``"1.5 GB"`` or a plain number.
+
+    Raises:
+        ConfigError: the text is no size, or the size is not positive.
+    """
+    match = _SIZE.fullmatch(str(size).strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise ConfigError(f"size: expected a number with a unit, such as 512MiB or 1.5GB, got {size!r}")
+    count = int(float(match[1]) * _UNITS[match[2].upper()])
+    if count <= 0:
+        raise ConfigError(f"size: expected more than zero bytes, got {size!r}")
+    return count
+
+
+def parse_bandwidth(text: str) -> float:
+    """Bytes per second in ``"300MB/s"``.
+
+    Raises:
+        ConfigError: the text is no bandwidth.
+    """
+    try:
+        return float(parse_size(text.strip().removesuffix("/s")))
+    except ConfigError:
+        raise ConfigError(f"bandwidth: expected a size per second, such as 300MB/s, got {text!r}") from None
+
+
+def format_size(count: float) -> str:
+    """A size as people read it: ``format_size(67108864) == "64.0 MiB"``."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def cache_dir() -> Path:
+    """Where downloads and demo results are kept: ``WEIGHTPAGER_CACHE``, else the XDG cache directory."""
+    own = os.environ.get("WEIGHTPAGER_CACHE")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "weightpager"
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How an engine runs.
+
+    Attributes:
+        budget: bytes for weights in memory: arena, staging, resident and private parameters, block tables.
+            None takes what the whole bundle needs.
+        device: where the arena lives; ``"cpu"``.
+        io_threads: reads in flight while pages are loaded.
+    """
+
+    budget: int | None = None
+    device: str = "cpu"
+    io_threads: int = 4
+
+    def __post_init__(self) -> None:
+        if self.device != "cpu":
+            raise ConfigError(f"device: expected 'cpu', got {self.device!r}")
+        if self.budget is not None and self.budget <= 0:
+            raise ConfigError(f"budget: expected more than zero bytes, got {self.budget}")
+        if not 1 <= self.io_threads <= 64:
+            raise ConfigError(f"io_threads: expected 1 to 64, got {self.io_threads}")

@@ -1,0 +1,73 @@
+"""A task of a bundle as an ordinary dense-with-zeros transformers directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.reader import RESIDENT, private_file
+from weightpager.engine.architecture import empty_module, full_name, tokenizer
+from weightpager.engine.parameters import read_parameters
+from weightpager.engine.task_module import assign, paged_weight
+from weightpager.errors import ConfigError
+from weightpager.kernels import reference
+from weightpager.store import LocalStore, VerifyingStore
+
+
+def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
+    """Write a task's model so that plain transformers loads it; dropped blocks are zeros.
+
+    Weights have the bundle's precision in the dtype of the task's other parameters.
+
+    Raises:
+        UnknownTaskError: the bundle has no such task.
+        ConfigError: ``out`` exists already, or cannot be written.
+        BundleError: a page or file is damaged.
+    """
+    target = Path(os.path.abspath(out))
+    bundle.task(task)
+    if os.path.lexists(target) or not target.parent.is_dir():
+        raise ConfigError(f"out: expected a new directory inside an existing one, got {target}")
+    module = empty_module(bundle, bundle.task(task))
+    values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}
+    dtype = next((value.dtype for value in values.values() if value.is_floating_point()), torch.float32)
+    state = {full_name(module, name): value for name, value in values.items()}
+    for name, weight in dense_weights(bundle, task).items():
+        state[full_name(module, f"{name}.weight")] = weight.to(dtype)
+    assign(module, state, task)
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        module.save_pretrained(temporary)  # type: ignore[operator]
+        tokenizer(bundle).save_pretrained(temporary)
+        temporary.rename(target)
+    except OSError as error:
+        raise ConfigError(f"out: cannot write {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def dense_weights(bundle: Bundle, task: str) -> dict[str, Tensor]:
+    """Every paged weight of a task as a dense tensor ``[out_features, in_features]`` of the bundle's dtype."""
+    pages = bundle.pages_of(task)
+    page_table = torch.full((len(bundle.pages),), -1, dtype=torch.int32)
+    page_table[torch.from_numpy(pages)] = torch.arange(len(pages), dtype=torch.int32)
+    arena = torch.zeros((max(1, len(pages)), bundle.page_bytes), dtype=torch.uint8)
+    store = VerifyingStore(LocalStore(bundle, direct=False), bundle.pages)
+    try:
+        for slot, page in enumerate(pages):
+            store.read(int(page), [memoryview(arena[slot].numpy()).cast("B")])
+    finally:
+        store.close()
+    tables = bundle.tables(task)
+    return {
+        entry.name: reference.dense_weight(
+            paged_weight(bundle, tables[entry.name], arena, page_table, entry.out_features, entry.in_features)
+        )
+        for entry in bundle.manifest.weights
+    }

@@ -1,0 +1,25 @@
+"""Reading resident and private parameters of a bundle."""
+
+from __future__ import annotations
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.files import check_file
+from weightpager.errors import BundleFormatError
+
+
+def read_parameters(bundle: Bundle, file: str) -> dict[str, Tensor]:
+    """All tensors of a parameter file, by canonical name, in memory of their own.
+
+    Raises:
+        BundleFormatError: the file isn't what its manifest entry says.
+    """
+    path = check_file(bundle.path, file, bundle.entry(file))
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            # clone: safe_open maps the file, and a mapping would come and go with the page cache
+            return {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise BundleFormatError(file, "content", "a safetensors file", error) from error

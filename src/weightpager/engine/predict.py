@@ -1,0 +1,76 @@
+"""Plain texts in, a task's answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightpager.bundle import TaskEntry
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one text.
+
+    Attributes:
+        text: the input.
+        label: the likeliest class, the tagged words joined by spaces, or the generated continuation.
+        score: probability of the class; None where there is no single one.
+        tags: (word, tag) pairs of a token task.
+    """
+
+    text: str
+    label: str
+    score: float | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+
+
+def predict(
+    module: nn.Module, tokenizer: Any, task: TaskEntry, texts: Sequence[str], *, max_new_tokens: int = 32
+) -> list[Prediction]:
+    """Run a task's module on texts, one at a time: a batch's padding would change the last bits of a result."""
+    one = {
+        "text-classification": _classify,
+        "token-classification": _tag,
+        "language-modeling": lambda *args: _continue(*args, max_new_tokens=max_new_tokens),
+    }[task.kind]
+    with torch.inference_mode():
+        return [one(module, tokenizer, task, text) for text in texts]
+
+
+def _encode(tokenizer: Any, task: TaskEntry, text: str, **more: Any) -> Any:
+    return tokenizer(text, truncation=True, max_length=task.max_length, return_tensors="pt", **more)
+
+
+def _classify(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Prediction:
+    probabilities = module(**_encode(tokenizer, task, text)).logits[0].float().softmax(-1)  # [classes]
+    best = int(probabilities.argmax())
+    return Prediction(text, task.classes[best], float(probabilities[best]))
+
+
+def _tag(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Prediction:
+    words = text.split()
+    encoded = _encode(tokenizer, task, words, is_split_into_words=True)  # type: ignore[arg-type]
+    choice = module(**encoded).logits[0].argmax(-1).tolist()  # [tokens]
+    first: dict[int, str] = {}
+    for position, word in enumerate(encoded.word_ids(0)):
+        if word is not None:
+            first.setdefault(word, task.classes[choice[position]])
+    tags = tuple((words[number], tag) for number, tag in first.items())
+    return Prediction(text, " ".join(f"{word}/{tag}" for word, tag in tags), None, tags)
+
+
+def _continue(
+    module: nn.Module, tokenizer: Any, task: TaskEntry, text: str, *, max_new_tokens: int
+) -> Prediction:
+    encoded = _encode(tokenizer, task, text, add_special_tokens=False)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    generated = module.generate(  # type: ignore[operator]
+        **encoded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad
+    )
+    fresh = generated[0, encoded["input_ids"].shape[1] :]
+    return Prediction(text, tokenizer.decode(fresh, skip_special_tokens=True))

@@ -1,0 +1,50 @@
+"""What an engine tells about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weightpager.runtime.memory_controller import MemoryUse
+
+
+@dataclass(frozen=True)
+class SwitchReport:
+    """One switch. ``seconds`` is from the request to all pages checked and in place, ``load_seconds`` the part spent
+    reading; ``pages`` and ``bytes`` were read by ``reads`` reads."""
+
+    from_task: str | None
+    to_task: str
+    pages: int
+    bytes: int
+    reads: int
+    load_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """The state of an engine.
+
+    Attributes:
+        budget: bytes that may be used; `memory` says for what.
+        memory: bytes by purpose.
+        slots: pages that fit into the arena.
+        resident_pages: pages in it.
+        locked_pages: pages of tasks in use.
+        active: tasks in use.
+        direct_io: whether reads bypass the page cache.
+        kernel: instruction set of the kernels.
+        bytes_read: all that was read from storage.
+        switches: the latest ones, oldest first.
+    """
+
+    budget: int
+    memory: MemoryUse
+    slots: int
+    resident_pages: int
+    locked_pages: int
+    active: tuple[str, ...]
+    direct_io: bool
+    kernel: str
+    bytes_read: int
+    switches: tuple[SwitchReport, ...]

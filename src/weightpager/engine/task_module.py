@@ -1,0 +1,88 @@
+"""One task's torch module over the shared arena."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from weightpager.bundle import BlockTable, Bundle
+from weightpager.bundle.reader import private_file
+from weightpager.engine.architecture import empty_module, full_name
+from weightpager.engine.parameters import read_parameters
+from weightpager.errors import BundleFormatError
+from weightpager.kernels import PagedWeight
+from weightpager.nn import PagedLinear, PageGate, check_complete
+
+
+def build(
+    bundle: Bundle, task: str, resident: dict[str, Tensor], arena: Tensor, page_table: Tensor, gate: PageGate
+) -> nn.Module:
+    """The task's own module: resident parameters shared with the other tasks', private ones its own.
+
+    Args:
+        bundle: where the tables and private parameters are.
+        task: its name.
+        resident: by canonical name; referred to, not copied.
+        arena: uint8 [slots, page_bytes].
+        page_table: int32 [pages].
+        gate: what its layers ask before they read pages.
+
+    Raises:
+        BundleFormatError: the bundle's parameters don't make up the module.
+    """
+    module = empty_module(bundle, bundle.task(task))
+    values = {**resident, **read_parameters(bundle, private_file(task))}
+    state = {full_name(module, name): value for name, value in values.items()}
+    tables = bundle.tables(task)
+    for entry in bundle.manifest.weights:
+        name = full_name(module, entry.name)
+        table = tables[entry.name]
+        weight = paged_weight(bundle, table, arena, page_table, entry.out_features, entry.in_features)
+        _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, gate))
+    assign(module, state, task)
+    return module
+
+
+def paged_weight(
+    bundle: Bundle, table: BlockTable, arena: Tensor, page_table: Tensor, out_features: int, in_features: int
+) -> PagedWeight:
+    """A paged weight of one task, as kernels take it."""
+    block = bundle.manifest.block_shape
+    return PagedWeight(
+        arena=arena,
+        page_table=page_table,
+        crow_indices=torch.from_numpy(table.crow_indices),
+        col_indices=torch.from_numpy(table.col_indices),
+        locations=torch.from_numpy(table.locations),
+        out_features=out_features,
+        in_features=in_features,
+        block_rows=block.rows,
+        block_cols=block.cols,
+        dtype=getattr(torch, bundle.manifest.dtype),
+    )
+
+
+def _replace_linear(module: nn.Module, name: str, paged: PagedLinear) -> None:
+    try:
+        old = module.get_submodule(name)
+    except AttributeError:
+        old = None
+    if not isinstance(old, nn.Linear) or old.weight.shape != (paged.out_features, paged.in_features):
+        wanted = f"a linear layer of {paged.out_features}x{paged.in_features} in the architecture"
+        raise BundleFormatError("manifest.json", f"weights.{name}", wanted, old)
+    module.set_submodule(name, paged)
+
+
+def assign(module: nn.Module, state: dict[str, Tensor], task: str) -> None:
+    """Give every parameter its value; another task's modules may lack some of the resident ones."""
+    wanted = module.state_dict(keep_vars=True)
+    for name in wanted.keys() & state.keys():
+        if wanted[name].shape != state[name].shape:
+            found = tuple(state[name].shape)
+            raise BundleFormatError(f"tasks/{task}", name, tuple(wanted[name].shape), found)
+    module.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False, assign=True)
+    tie = getattr(module, "tie_weights", None)
+    if tie is not None:
+        tie()
+    module.requires_grad_(False)
+    check_complete(module, f"task {task!r}")

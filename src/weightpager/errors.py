@@ -1,0 +1,92 @@
+"""Every error that weightpager raises on purpose.
+
+    WeightpagerError
+    ├── ConfigError             an option, size, task file or environment variable is wrong
+    ├── CompileError            a model or a data set cannot be compiled
+    ├── BundleError             a bundle cannot be used
+    │   ├── BundleFormatError   a file, field, index or bound is not what the format says
+    │   ├── PageCorruptError    a page's bytes do not match its id
+    │   └── UnknownTaskError    the bundle has no task of that name
+    ├── StoreError              pages cannot be read from storage
+    ├── BudgetError             the memory budget cannot hold what was asked for
+    ├── SwitchFailedError       a switch failed after the old task was given up: no task is active
+    ├── TaskNotActiveError      a task's module was called while its pages may be evicted
+    └── EngineClosedError       the engine has been closed
+
+Anything else that escapes is a bug of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class WeightpagerError(Exception):
+    """Root of the hierarchy; its text says what was expected, what was found and what to do."""
+
+
+class ConfigError(WeightpagerError):
+    """An option, size, task file or environment variable is wrong."""
+
+
+class CompileError(WeightpagerError):
+    """A model or a data set cannot be compiled."""
+
+
+class BundleError(WeightpagerError):
+    """A bundle cannot be used."""
+
+
+class BundleFormatError(BundleError):
+    """A file, field, index or bound is not what the bundle format says."""
+
+    def __init__(self, file: str, field: str, expected: object, found: object) -> None:
+        super().__init__(f"{file}: {field}: expected {expected}, found {found}")
+        self.file, self.field, self.expected, self.found = file, field, expected, found
+
+
+class PageCorruptError(BundleError):
+    """A page's bytes do not match its id."""
+
+    def __init__(self, page: int, where: str) -> None:
+        super().__init__(
+            f"{where}: page {page} does not match its BLAKE3 hash; the file or the storage is damaged. "
+            "Run 'weightpager verify' and copy the bundle again."
+        )
+        self.page, self.where = page, where
+
+
+class UnknownTaskError(BundleError):
+    """The bundle has no task of that name."""
+
+    def __init__(self, task: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = get_close_matches(task, names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        super().__init__(f"unknown task {task!r}; the bundle has: {', '.join(names)}.{hint}")
+        self.task = task
+
+
+class StoreError(WeightpagerError):
+    """Pages cannot be read from storage."""
+
+
+class BudgetError(WeightpagerError):
+    """The memory budget cannot hold what was asked for; ``smallest`` bytes would."""
+
+    def __init__(self, message: str, smallest: int) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+
+
+class SwitchFailedError(WeightpagerError):
+    """A switch failed after the old task was given up: no task is active, nothing resident is wrong."""
+
+
+class TaskNotActiveError(WeightpagerError):
+    """A task's module was called while its pages may be evicted."""
+
+
+class EngineClosedError(WeightpagerError):
+    """The engine has been closed."""

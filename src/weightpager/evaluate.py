@@ -1,0 +1,124 @@
+"""The metric of a task, the same for a dense model, a masked one and an engine's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from weightpager.bundle.manifest import TaskKind
+
+Metric = Literal["accuracy", "token accuracy", "perplexity"]
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+IGNORED = -100
+"""The label of a position that is neither learned nor counted."""
+
+METRICS: dict[TaskKind, Metric] = {
+    "text-classification": "accuracy",
+    "token-classification": "token accuracy",
+    "language-modeling": "perplexity",
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs, each ``[B, L]``, and labels: ``[B]`` for text classification, else ``[B, L]``.
+
+    For language modeling the labels are the input ids; `aligned` shifts them.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+
+    @property
+    def items(self) -> int:
+        """Texts or windows."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's mean over ``items`` texts (accuracy), labelled words (token accuracy) or predicted tokens."""
+
+    metric: Metric
+    value: float
+    items: int
+
+    @property
+    def higher_is_better(self) -> bool:
+        """False for perplexity."""
+        return self.metric != "perplexity"
+
+
+def aligned(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[Tensor, Tensor]:
+    """Logits ``[N, C]`` and labels ``[N]`` that belong together: a language model's predict the next token."""
+    if kind == "language-modeling":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return logits.flatten(0, -2), labels.flatten()
+
+
+def loss(logits: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
+    """Mean cross entropy over the labels that count; zero if none does."""
+    logits, labels = aligned(logits, labels, kind)
+    total = cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)
+
+
+def evaluate(
+    model: Callable[..., Any], batches: Sequence[Batch], kind: TaskKind, progress: Progress | None = None
+) -> Score:
+    """Score ``model``, anything that takes a batch's inputs and returns an object with ``logits``.
+
+    A module is put in evaluation mode while it is scored.
+
+    Raises:
+        ValueError: no batch has a label that counts.
+    """
+    total, items = 0.0, 0
+    with evaluating(model), torch.inference_mode():
+        for done, batch in enumerate(batches, 1):
+            logits = model(**batch.inputs).logits
+            part, count = _measure(logits, batch.labels, kind)
+            total, items = total + part, items + count
+            if progress is not None:
+                progress(done, len(batches))
+    if items == 0:
+        raise ValueError("expected at least one label to evaluate, got none")
+    mean = total / items
+    # torch's exp: where math.exp overflows, a hopeless model has infinite perplexity.
+    value = torch.tensor(mean, dtype=torch.float64).exp().item() if kind == "language-modeling" else mean
+    return Score(METRICS[kind], value, items)
+
+
+def _measure(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[float, int]:
+    """Sum and count of what the metric averages: hits, or nats."""
+    if kind == "language-modeling":
+        # One window at a time: a float32 copy of all logits of a large vocabulary is the peak of an evaluation.
+        parts = [aligned(logits[row : row + 1], labels[row : row + 1], kind) for row in range(len(labels))]
+        nats = [cross_entropy(x.float(), y, ignore_index=IGNORED, reduction="sum").item() for x, y in parts]
+        return sum(nats), sum(int((y != IGNORED).sum()) for _, y in parts)
+    logits, labels = aligned(logits, labels, kind)
+    counted = labels != IGNORED
+    hits = (logits.argmax(-1) == labels) & counted
+    return float(hits.sum()), int(counted.sum())
+
+
+@contextmanager
+def evaluating(model: Callable[..., Any]) -> Iterator[None]:
+    """A module in evaluation mode, each part of it back in its own mode afterwards; anything else as it is."""
+    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

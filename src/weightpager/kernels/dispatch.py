@@ -1,0 +1,114 @@
+"""Which kernel runs: the best that this machine has, or the one that ``WEIGHTPAGER_ISA`` names."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from functools import cache
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from weightpager.errors import ConfigError
+from weightpager.kernels import reference
+from weightpager.kernels.paged_weight import PagedWeight
+
+_NATIVE: tuple[str, ...] = ()
+_NO_NATIVE = ""
+try:
+    from weightpager.kernels import cpu
+except ImportError as error:
+    _NO_NATIVE = str(error)
+else:
+    _NATIVE = cpu.isas()
+
+_log = logging.getLogger(__name__)
+_DTYPES = (torch.float32, torch.bfloat16)
+_REFERENCE = "reference"
+
+_calls: Counter[str] = Counter()
+_calls_lock = Lock()
+
+
+def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> Tensor:
+    """``x @ W.T + bias``, accumulated in float32; for inference: no gradient flows through it.
+
+    On one machine a result depends on the values and on the shape of x, never on the number of threads.
+
+    Args:
+        x: [..., in_features], float32 or bfloat16, on the CPU, of any strides.
+        weight: the weight; every page that its blocks lie in must be in the arena, and stay there during the call.
+        bias: [out_features], float32 or bfloat16.
+
+    Returns:
+        [..., out_features], in the dtype of x.
+
+    Raises:
+        ValueError: x or bias is not as described.
+        PageNotResidentError: a block's page is not in the arena.
+        ConfigError: ``WEIGHTPAGER_ISA`` names an instruction set that can't run here.
+    """
+    _check_operand("x", x)
+    if x.dim() < 1 or x.shape[-1] != weight.in_features:
+        raise ValueError(f"x: expected [..., {weight.in_features}], got {list(x.shape)}")
+    if bias is not None:
+        _check_operand("bias", bias)
+        if bias.shape != (weight.out_features,):
+            raise ValueError(f"bias: expected [{weight.out_features}], got {list(bias.shape)}")
+    chosen = isa()
+    y = reference.paged_linear(x, weight, bias) if chosen == _REFERENCE else cpu.paged_linear(x, weight, bias, chosen)
+    with _calls_lock:
+        _calls[chosen] += 1
+    return y
+
+
+def isa() -> str:
+    """What `paged_linear` runs on: "avx512", "avx2", "neon", "generic" or "reference".
+
+    Raises:
+        ConfigError: ``WEIGHTPAGER_ISA`` names one that can't run here.
+    """
+    return _choose(os.environ.get("WEIGHTPAGER_ISA", ""))
+
+
+def available() -> tuple[str, ...]:
+    """What ``WEIGHTPAGER_ISA`` may name on this machine, best first."""
+    return (*_NATIVE, _REFERENCE)
+
+
+def threading() -> str:
+    """``"gomp"`` if the native kernels spread their work over torch's OpenMP threads, else ``"serial"``.
+
+    The reference kernel runs on whatever torch's own operations do, and says ``"torch"``.
+    """
+    return "torch" if isa() == _REFERENCE else cpu.threading()
+
+
+def calls() -> dict[str, int]:
+    """How often each kernel has run to its end in this process, by what `isa` said at the time.
+
+    So that a benchmark can prove which kernel it measured.
+    """
+    with _calls_lock:
+        return dict(_calls)
+
+
+@cache
+def _choose(wanted: str) -> str:
+    if not wanted and not _NATIVE:
+        # Once, since the choice is cached.
+        _log.warning("the native kernels are not there (%s); the reference kernel serves, and is slow", _NO_NATIVE)
+    if not wanted:
+        return available()[0]
+    if wanted not in available():
+        raise ConfigError(f"WEIGHTPAGER_ISA: expected one of {', '.join(available())} on this machine, got {wanted!r}")
+    return wanted
+
+
+def _check_operand(name: str, operand: Tensor) -> None:
+    if operand.dtype not in _DTYPES:
+        raise ValueError(f"{name}: expected torch.float32 or torch.bfloat16, got {operand.dtype}")
+    if operand.device.type != "cpu" or operand.layout != torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor on cpu, got {operand.layout} on {operand.device}")

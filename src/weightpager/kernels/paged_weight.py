@@ -1,0 +1,149 @@
+"""What a kernel computes with: one paged weight of one task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.bfloat16, torch.float32)
+_STEP_BYTES = 4
+"""Of one output feature's neighbouring weights in a block: a pair of bfloat16, or one float32."""
+
+
+class PageNotResidentError(RuntimeError):
+    """A kernel met a page that isn't in the arena; nothing was computed."""
+
+    def __init__(self, page: int) -> None:
+        super().__init__(f"page {page} is not in the arena: expected every page of a weight to be loaded before use")
+        self.page = page
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PagedWeight:
+    """One paged weight ``[out_features, in_features]`` of one task, as a kernel sees it; tensors only.
+
+    The weight is cut into blocks of ``block_rows x block_cols``, zero-padded at the edges. Element (r, c) of a block
+    is its element ``((c // p) * block_rows + r) * p + c % p``, where p is 2 for bfloat16 and 1 for float32.
+
+    Everything but the arena's bytes and the page table's entries is checked here, once, and must not change
+    afterwards. Those two change with every load; kernels look at an entry each time they use it.
+
+    Attributes:
+        arena: uint8 [slots, page_bytes].
+        page_table: int32 [pages], page index -> slot, -1 where absent; updated in place, at a fixed address.
+        crow_indices: int32 [grid_rows + 1], where each row's blocks start in the two that follow.
+        col_indices: int32 [kept], ascending within a row.
+        locations: int32 [kept], page index * blocks_per_page + place in page.
+        out_features: of the layer, which needn't be a multiple of ``block_rows``.
+        in_features: of the layer, which needn't be a multiple of ``block_cols``.
+        block_rows: output features of a block, a power of two from 8 to 256.
+        block_cols: input features of a block, a power of two from 8 to 256.
+        dtype: torch.bfloat16 or torch.float32.
+
+    Raises:
+        ValueError: something is not as described; the text says what.
+    """
+
+    arena: Tensor
+    page_table: Tensor
+    crow_indices: Tensor
+    col_indices: Tensor
+    locations: Tensor
+    out_features: int
+    in_features: int
+    block_rows: int
+    block_cols: int
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        self._check_sizes()
+        self._check_tensors()
+        self._check_rows()
+        self._check_columns()
+        self._check_locations()
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes in a block."""
+        return self.block_rows * self.block_cols * self.dtype.itemsize
+
+    @property
+    def blocks_per_page(self) -> int:
+        """Blocks in a page; what is left of the page's bytes is not theirs."""
+        return int(self.arena.shape[1]) // self.block_bytes
+
+    @property
+    def features_per_step(self) -> int:
+        """Input features that are neighbours in a block: the p of the layout."""
+        return _STEP_BYTES // self.dtype.itemsize
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of blocks in the whole weight."""
+        return -(-self.out_features // self.block_rows), -(-self.in_features // self.block_cols)
+
+    @property
+    def kept(self) -> int:
+        """Blocks that the task keeps."""
+        return int(self.col_indices.shape[0])
+
+    def _check_sizes(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype: expected torch.bfloat16 or torch.float32, got {self.dtype}")
+        for name in ("out_features", "in_features"):
+            size = getattr(self, name)
+            if not 1 <= size < 2**31:
+                raise ValueError(f"{name}: expected 1 to {2**31 - 1}, got {size}")
+        for name in ("block_rows", "block_cols"):
+            size = getattr(self, name)
+            if not 8 <= size <= 256 or size & (size - 1):
+                raise ValueError(f"{name}: expected a power of two from 8 to 256, got {size}")
+
+    def _check_tensors(self) -> None:
+        grid_rows = self.grid[0]
+        _check_tensor("arena", self.arena, torch.uint8, 2)
+        for name in ("page_table", "crow_indices", "col_indices", "locations"):
+            _check_tensor(name, getattr(self, name), torch.int32, 1)
+        if self.arena.shape[1] < self.block_bytes:
+            raise ValueError(f"arena: expected pages of at least {self.block_bytes} bytes, got {self.arena.shape[1]}")
+        if self.crow_indices.shape[0] != grid_rows + 1:
+            raise ValueError(f"crow_indices: expected {grid_rows + 1} entries, got {self.crow_indices.shape[0]}")
+        if self.locations.shape != self.col_indices.shape:
+            raise ValueError(f"locations: expected {self.kept} entries, got {self.locations.shape[0]}")
+
+    def _check_rows(self) -> None:
+        first, last = int(self.crow_indices[0]), int(self.crow_indices[-1])
+        if (first, last) != (0, self.kept):
+            raise ValueError(f"crow_indices: expected them to go from 0 to {self.kept}, got {first} to {last}")
+        if bool((self.crow_indices[1:] < self.crow_indices[:-1]).any()):
+            raise ValueError("crow_indices: expected ascending entries, got a descent")
+
+    def _check_columns(self) -> None:
+        grid_rows, grid_cols = self.grid
+        _check_range("col_indices", self.col_indices, grid_cols)
+        rows = torch.arange(grid_rows).repeat_interleave(self.crow_indices.diff().long())  # [kept]
+        place = rows * grid_cols + self.col_indices
+        if bool((place.diff() <= 0).any()):
+            raise ValueError("col_indices: expected strictly ascending entries in each row, got some that are not")
+
+    def _check_locations(self) -> None:
+        _check_range("locations", self.locations, int(self.page_table.shape[0]) * self.blocks_per_page)
+
+
+def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, dimensions: int) -> None:
+    if tensor.dtype != dtype or tensor.dim() != dimensions:
+        raise ValueError(f"{name}: expected {dimensions}-d {dtype}, got {tensor.dim()}-d {tensor.dtype}")
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor on cpu, got {tensor.layout} on {tensor.device}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
+
+
+def _check_range(name: str, tensor: Tensor, end: int) -> None:
+    if tensor.numel() == 0:
+        return
+    low, high = (int(bound) for bound in tensor.aminmax())
+    if low < 0 or high >= end:
+        raise ValueError(f"{name}: expected entries from 0 to {end - 1}, got {low} to {high}")

@@ -1,0 +1,48 @@
+"""The paged linear layer in plain torch, through a dense weight: slow, and what decides what is right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
+
+
+def dense_weight(weight: PagedWeight) -> Tensor:
+    """The weight as ``[out_features, in_features]`` in its own dtype, zero where a block is dropped.
+
+    Raises:
+        PageNotResidentError: a block's page is not in the arena.
+    """
+    grid_rows, grid_cols = weight.grid
+    rows = torch.arange(grid_rows).repeat_interleave(weight.crow_indices.diff().long())  # [kept]
+    dense = torch.zeros(grid_rows, grid_cols, weight.block_rows, weight.block_cols, dtype=weight.dtype)
+    dense[rows, weight.col_indices.long()] = _blocks(weight)
+    padded = dense.transpose(1, 2).reshape(grid_rows * weight.block_rows, grid_cols * weight.block_cols)
+    return padded[: weight.out_features, : weight.in_features]
+
+
+@torch.no_grad()
+def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> Tensor:
+    """``x @ W.T + bias`` with `dense_weight`, computed in float32.
+
+    Takes and raises what `weightpager.kernels.paged_linear` does.
+    """
+    y = x.float() @ dense_weight(weight).float().T
+    if bias is not None:
+        y += bias.float()
+    return y.to(x.dtype)
+
+
+def _blocks(weight: PagedWeight) -> Tensor:
+    """The kept blocks, [kept, block_rows, block_cols]."""
+    per_page, step = weight.blocks_per_page, weight.features_per_step
+    pages = weight.locations.long() // per_page
+    slots = weight.page_table[pages].long()
+    absent = (slots < 0) | (slots >= weight.arena.shape[0])
+    if bool(absent.any()):
+        raise PageNotResidentError(int(pages[absent][0]))
+    places = weight.arena[:, : per_page * weight.block_bytes].view(-1, per_page, weight.block_bytes)
+    raw = places[slots, weight.locations.long() % per_page]  # [kept, block_bytes], a copy
+    steps = raw.view(weight.dtype).view(-1, weight.block_cols // step, weight.block_rows, step)
+    return steps.transpose(1, 2).reshape(-1, weight.block_rows, weight.block_cols)

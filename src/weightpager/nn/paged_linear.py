@@ -1,0 +1,60 @@
+"""`PagedLinear`: a linear layer whose weight is blocks in an arena."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from weightpager.kernels import PagedWeight, paged_linear
+
+
+class PageGate(Protocol):
+    """What a layer asks before it reads the arena, and tells when it has read it."""
+
+    def enter(self, layer: int) -> None:
+        """Wait until the pages of model layer ``layer`` may be read; they stay until `leave`.
+
+        Raises:
+            TaskNotActiveError: the task isn't active, so its pages may be absent.
+        """
+
+    def leave(self, layer: int) -> None:
+        """The pages of ``layer`` have been read."""
+
+
+class PagedLinear(nn.Module):
+    """``y = x Wᵀ + bias`` with W one task's blocks, read in place.
+
+    Holds no weight of its own: the block table is immutable, the page table says where the pages are now. Inference
+    only.
+
+    Args:
+        weight: arena, page table and this task's block table of one paged weight.
+        bias: [out_features] or None.
+        layer: index of the model layer, for the gate.
+        gate: of the task.
+    """
+
+    def __init__(self, weight: PagedWeight, bias: Tensor | None, layer: int, gate: PageGate) -> None:
+        super().__init__()
+        self.in_features = weight.in_features
+        self.out_features = weight.out_features
+        self.paged_weight = weight
+        self.layer = layer
+        self.gate = gate
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` to ``[..., out_features]``, in x's dtype."""
+        self.gate.enter(self.layer)
+        try:
+            return paged_linear(x, self.paged_weight, self.bias)
+        finally:
+            self.gate.leave(self.layer)
+
+    def extra_repr(self) -> str:
+        """As `torch.nn.Linear` prints itself, with the density."""
+        grid = len(self.paged_weight.crow_indices) - 1, -(-self.in_features // self.paged_weight.block_cols)
+        density = len(self.paged_weight.col_indices) / (grid[0] * grid[1])
+        return f"in_features={self.in_features}, out_features={self.out_features}, density={density:.2f}"

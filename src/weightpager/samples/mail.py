@@ -1,0 +1,109 @@
+"""What a person would read of a mail: its subject and text, without what only machines added."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+from email import message_from_bytes
+from email.header import decode_header
+from email.message import Message
+
+_HIDDEN = re.compile(r"<!--.*?-->|<(style|script|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_LINE_END = re.compile(r"<(br|p|div|tr|li|h\d|table|hr)\b[^>]*>", re.IGNORECASE)
+_MARKUP = re.compile(r"<[!/?a-zA-Z][^>]*>")
+_ADDRESS = re.compile(r"<?(mailto:)?[\w.+=-]+@[\w-]+(\.[\w-]+)*>?", re.IGNORECASE)
+_LINK = re.compile(r"<?\b(https?|ftp)://\S+|<?\bwww\.\S+", re.IGNORECASE)
+
+# Lines that say through which list or feed a mail came, or that it answers one: only wanted mail does. The mark of a
+# spam trap among them is the one thing that only unwanted mail has.
+_MACHINE_MADE = re.compile(
+    r"""
+    ^(from|to|cc|bcc|subject|date|sent|received|reply-to|return-path|message-id|in-reply-to|references|sender
+      |organi[sz]ation|precedence|mime-version|url|delivered-to|errors-to|(content|list|x|resent)-[\w-]+)\s*:
+    |\b(wrote|writes|said)\s*:$
+    |^on\ (mon|tue|wed|thu|fri|sat|sun)\w*,?\ .*\d
+    |^[-_=*~\#+]{5,}
+    |mailing[ -]list|listinfo|mailman|list\ maintainer|list\ archive|sf\.net|sourceforge|thinkgeek|yahoo!\ groups
+    |yahoogroups|egroups|unsubscribe\ from\ this\ group|deathtospam
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_LONG_LINE = 200  # characters; what is longer is a paragraph that someone wrote
+_LIST_TAG = re.compile(r"\[[^\]\n]*\]")
+_REPLY = re.compile(r"((re|fwd?|aw|sv)(\[\d+\])?\s*:\s*)+", re.IGNORECASE)
+_QUOTE = "> |\t\r"
+_SIGNATURE = "\n-- \n"
+
+
+@dataclass(frozen=True)
+class Mail:
+    """Subject and text, each in one line."""
+
+    subject: str
+    body: str
+
+
+def parse(raw: bytes) -> Mail:
+    """The mail in its RFC 822 form; the body is empty if it has no text."""
+    message = message_from_bytes(raw)
+    return Mail(clean_subject(_decoded(str(message.get("Subject", "")))), clean_body(_text(message)))
+
+
+def clean_subject(subject: str) -> str:
+    """The subject without ``Re:`` and ``[list]``."""
+    untagged = _one_line(_LIST_TAG.sub(" ", subject))
+    reply = _REPLY.match(untagged)
+    return untagged[reply.end() :] if reply else untagged
+
+
+def clean_body(text: str) -> str:
+    """What its author wrote: without header fields, list footers, rulers, quotation marks and a signature.
+
+    Addresses and links only say that there is one.
+    """
+    lines = (line.strip(_QUOTE) for line in text.partition(_SIGNATURE)[0].splitlines())
+    kept = (line for line in lines if len(line) > _LONG_LINE or not _MACHINE_MADE.search(line))
+    return _one_line(_LIST_TAG.sub(" ", _LINK.sub("(link)", _ADDRESS.sub("(address)", "\n".join(kept)))))
+
+
+def strip_markup(page: str) -> str:
+    """The text of an HTML page, with its line ends."""
+    return html.unescape(_MARKUP.sub(" ", _LINE_END.sub("\n", _HIDDEN.sub(" ", page))))
+
+
+def _text(message: Message) -> str:
+    """The first part of plain text that is not empty, else of HTML."""
+    for kind in ("text/plain", "text/html"):
+        for part in message.walk():
+            if part.get_content_type() == kind:
+                text = _payload(part)
+                # Bulk mail often declares HTML as plain text.
+                text = strip_markup(text) if kind == "text/html" or "<html" in text.lower() else html.unescape(text)
+                if text.strip():
+                    return text
+    return ""
+
+
+def _payload(part: Message) -> str:
+    content = part.get_payload(decode=True)
+    return _decode(content, part.get_content_charset()) if isinstance(content, bytes) else ""
+
+
+def _decoded(header: str) -> str:
+    try:
+        parts = decode_header(header)
+    except ValueError:  # an encoded word that is no base64
+        return header
+    return "".join(part if isinstance(part, str) else _decode(part, charset) for part, charset in parts)
+
+
+def _decode(content: bytes, charset: str | None) -> str:
+    try:
+        return content.decode(charset or "latin-1")
+    except (LookupError, ValueError):  # mails declare character sets that don't exist, or aren't theirs
+        return content.decode("latin-1")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,52 @@
+"""Which reads load a set of pages, and how long that will take: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+MAX_READ_BYTES = 1 << 20
+"""Reads longer than this gain nothing and start later what waits behind them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """``count`` pages in a row, loaded by one read."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class StorageModel:
+    """What a read costs: a fixed part, and one that grows with its bytes.
+
+    The defaults are a modest NVMe or UFS device; `weightpager plan --storage` takes the user's own.
+    """
+
+    bytes_per_second: float = 1.0e9
+    seconds_per_read: float = 100e-6
+
+    def seconds(self, reads: int, count: int) -> float:
+        """Time for ``reads`` reads of ``count`` bytes altogether."""
+        return reads * self.seconds_per_read + count / self.bytes_per_second
+
+
+def coalesce(pages: Sequence[int], span: Callable[[int], int], page_bytes: int) -> list[Run]:
+    """Join ascending page indices into runs that one read each can cover.
+
+    Args:
+        pages: ascending, each once.
+        span: how many pages a read from a page on can cover at most (`PageStore.span`).
+        page_bytes: bytes of a page.
+    """
+    most = max(1, MAX_READ_BYTES // page_bytes)
+    runs: list[Run] = []
+    limit = 0
+    for page in pages:
+        if runs and page == runs[-1].first + runs[-1].count and runs[-1].count < limit:
+            runs[-1] = Run(runs[-1].first, runs[-1].count + 1)
+        else:
+            runs.append(Run(page, 1))
+            limit = min(most, span(page))
+    return runs

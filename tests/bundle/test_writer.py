@@ -1,0 +1,77 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from weightpager.bundle import writing
+from weightpager.errors import CompileError, ConfigError
+
+
+def write(target: Path, content: bytes, force: bool = False) -> None:
+    with writing(target, force=force) as writer:
+        writer.add("manifest.json", lambda file: file.write(content))
+        writer.add("tasks/a/tables", lambda file: file.write(content))
+
+
+def content(target: Path) -> bytes:
+    return (target / "tasks/a/tables").read_bytes()
+
+
+def test_a_bundle_appears_whole(tmp_path: Path) -> None:
+    write(tmp_path / "a.bundle", b"one")
+    assert content(tmp_path / "a.bundle") == b"one"
+    assert os.listdir(tmp_path) == ["a.bundle"]
+
+
+def test_an_existing_bundle_is_replaced_only_by_force(tmp_path: Path) -> None:
+    target = tmp_path / "a.bundle"
+    write(target, b"one")
+    with pytest.raises(ConfigError, match="--force"):
+        write(target, b"two")
+    write(target, b"two", force=True)
+    assert content(target) == b"two"
+    assert os.listdir(tmp_path) == ["a.bundle"]
+
+
+def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "home"
+    target.mkdir()
+    (target / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="not a bundle"):
+        write(target, b"one", force=True)
+    assert (target / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_whatever_stops_the_writing_leaves_the_old_bundle_and_nothing_else(tmp_path: Path, error: type) -> None:
+    target = tmp_path / "a.bundle"
+    write(target, b"one")
+    with pytest.raises(error), writing(target, force=True) as writer:
+        writer.add("manifest.json", lambda file: file.write(b"two"))
+        raise error
+    assert content(target) == b"one"
+    assert os.listdir(tmp_path) == ["a.bundle"]
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
+    def full(file: object) -> None:
+        with Path("/dev/full").open("wb", buffering=0) as device:
+            device.write(b"x")
+
+    with pytest.raises(CompileError, match="No space left"), writing(tmp_path / "a.bundle") as writer:
+        writer.add("pages", full)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    dead = tmp_path / ".a.bundle.tmp-999999999"
+    alive = tmp_path / f".a.bundle.tmp-{os.getppid()}"
+    for folder in (dead, alive):
+        folder.mkdir()
+    write(tmp_path / "a.bundle", b"one")
+    assert sorted(os.listdir(tmp_path)) == sorted([alive.name, "a.bundle"])
+
+
+def test_a_missing_parent_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        write(tmp_path / "nowhere" / "a.bundle", b"one")

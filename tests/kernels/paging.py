@@ -1,0 +1,59 @@
+"""Build the `PagedWeight` that a compiler would make of a dense weight and a keep mask, shuffled on purpose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weightpager.kernels import PagedWeight
+
+PAGE_BLOCKS = 3
+"""No power of two, so that a wrong page or place doesn't go unseen."""
+
+
+def cut(dense: Tensor, block_rows: int, block_cols: int) -> Tensor:
+    """Cut [O, I] into [grid_rows, grid_cols, block_rows, block_cols], zero-padded at the edges."""
+    grid_rows, grid_cols = -(-dense.shape[0] // block_rows), -(-dense.shape[1] // block_cols)
+    padded = torch.zeros(grid_rows * block_rows, grid_cols * block_cols, dtype=dense.dtype)
+    padded[: dense.shape[0], : dense.shape[1]] = dense
+    return padded.view(grid_rows, block_rows, grid_cols, block_cols).transpose(1, 2)
+
+
+def masked(dense: Tensor, mask: Tensor, block_rows: int, block_cols: int) -> Tensor:
+    """The dense weight with the blocks that ``mask`` [grid_rows, grid_cols] drops set to zero."""
+    keep = mask.repeat_interleave(block_rows, 0).repeat_interleave(block_cols, 1)
+    return dense * keep[: dense.shape[0], : dense.shape[1]]
+
+
+def page(dense: Tensor, mask: Tensor, block_rows: int, block_cols: int, seed: int = 0, trailer: int = 0) -> PagedWeight:
+    """Page the kept blocks of ``dense`` [O, I]; each page ends with ``trailer`` bytes that belong to no block.
+
+    Blocks are spread over more places than needed, pages over more slots than needed, and whatever isn't a kept
+    block is filled with bytes that would spoil any result.
+    """
+    random = torch.Generator().manual_seed(seed)
+    step = 4 // dense.dtype.itemsize
+    blocks = cut(dense, block_rows, block_cols)[mask]  # [kept, block_rows, block_cols]
+    steps = blocks.view(-1, block_rows, block_cols // step, step).transpose(1, 2).contiguous()
+    raw = steps.view(torch.uint8).view(len(blocks), block_rows * block_cols * dense.dtype.itemsize)
+
+    pages = len(blocks) // PAGE_BLOCKS + 2
+    slots = pages + 2
+    locations = torch.randperm(pages * PAGE_BLOCKS, generator=random)[: len(blocks)]
+    page_table = torch.randperm(slots, generator=random)[:pages]
+    places = torch.full((slots, PAGE_BLOCKS, raw.shape[1]), 0xFF, dtype=torch.uint8)  # 0xFFFF...: NaN
+    places[page_table[locations // PAGE_BLOCKS], locations % PAGE_BLOCKS] = raw
+    arena = torch.nn.functional.pad(places.flatten(1), (0, trailer), value=0xFF)
+
+    return PagedWeight(
+        arena=arena,
+        page_table=page_table.int(),
+        crow_indices=torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int(),
+        col_indices=mask.nonzero()[:, 1].int(),
+        locations=locations.int(),
+        out_features=dense.shape[0],
+        in_features=dense.shape[1],
+        block_rows=block_rows,
+        block_cols=block_cols,
+        dtype=dense.dtype,
+    )

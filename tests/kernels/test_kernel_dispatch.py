@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from paging import page
+
+from weightpager import kernels
+from weightpager.errors import ConfigError
+
+X86 = platform.machine() in {"x86_64", "AMD64"}
+
+
+@pytest.fixture(autouse=True)
+def no_override(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WEIGHTPAGER_ISA", raising=False)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True, env={**os.environ})
+
+
+def test_the_best_kernel_is_chosen_and_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernels.isa() == kernels.available()[0]
+    for name in kernels.available():
+        monkeypatch.setenv("WEIGHTPAGER_ISA", name)
+        assert kernels.isa() == name
+
+
+@pytest.mark.parametrize("name", ["neon" if X86 else "avx2", "AVX2", "sse9"])
+def test_what_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("WEIGHTPAGER_ISA", name)
+    weight = page(torch.ones(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 8)
+    with pytest.raises(ConfigError, match=rf"expected one of .*reference on this machine, got '{name}'"):
+        kernels.paged_linear(torch.ones(1, 8), weight)
+
+
+def test_calls_are_counted_by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = page(torch.ones(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 8)
+    for name in kernels.available():
+        monkeypatch.setenv("WEIGHTPAGER_ISA", name)
+        before = kernels.calls().get(name, 0)
+        kernels.paged_linear(torch.ones(1, 8), weight)
+        assert kernels.calls()[name] == before + 1
+
+
+def test_without_the_native_module_the_reference_serves_with_one_warning() -> None:
+    ran = python(
+        "import sys; sys.modules['weightpager.kernels._native'] = None\n"
+        "from weightpager import kernels\n"
+        "print(kernels.isa(), kernels.isa(), kernels.threading(), kernels.available())"
+    )
+    assert ran.stdout == "reference reference torch ('reference',)\n"
+    assert ran.stderr.count("\n") == 1
+    assert "the reference kernel serves" in ran.stderr
+
+
+@pytest.mark.skipif(kernels.isa() == "reference", reason="the native kernels are not built")
+@pytest.mark.skipif(sys.platform != "linux" or not torch.backends.openmp.is_available(), reason="torch has no OpenMP")
+def test_threads_are_those_of_torchs_own_openmp_runtime() -> None:
+    ran = python(
+        "import torch\n"
+        "def runtimes(): return sorted({l.split()[-1] for l in open('/proc/self/maps') if 'omp' in l.split('/')[-1]})\n"
+        "before = runtimes()\n"
+        "from weightpager import kernels\n"
+        "print(kernels.threading(), before == runtimes())"
+    )
+    assert ran.stdout == "gomp True\n"

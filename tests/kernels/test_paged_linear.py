@@ -1,0 +1,201 @@
+"""Every kernel that this machine has, against a dense product in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paging import masked, page
+from torch import Tensor
+
+from weightpager.kernels import PagedWeight, PageNotResidentError, available, calls, paged_linear
+from weightpager.kernels import isa as isa_in_use
+
+DTYPES = [torch.float32, torch.bfloat16]
+SIZES = [8, 16, 32, 64, 128, 256]
+
+
+@pytest.fixture(params=available(), autouse=True)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEIGHTPAGER_ISA", request.param)
+        yield request.param
+    torch.set_num_threads(threads)
+
+
+@dataclass
+class Case:
+    dense: Tensor
+    mask: Tensor
+    block: tuple[int, int]
+    x: Tensor
+    bias: Tensor | None
+    seed: int
+    trailer: int
+
+    @property
+    def weight(self) -> PagedWeight:
+        return page(self.dense, self.mask, *self.block, seed=self.seed, trailer=self.trailer)
+
+    @property
+    def expected(self) -> Tensor:
+        y = self.x.double() @ masked(self.dense, self.mask, *self.block).double().T
+        return y if self.bias is None else y + self.bias.double()
+
+    @property
+    def tolerance(self) -> float:
+        return 1e-5 if self.dense.dtype == self.x.dtype == torch.float32 else 1e-2
+
+
+def strided(x: Tensor, how: str) -> Tensor:
+    """The same values in memory of another shape."""
+    if how == "every other":
+        return torch.stack([x, torch.full_like(x, torch.nan)], -1).flatten(-2)[..., ::2]
+    if how == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    if how == "offset":
+        return torch.nn.functional.pad(x, (1, 2), value=torch.nan)[..., 1:-2]
+    return x
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    block = draw(st.sampled_from(SIZES)), draw(st.sampled_from(SIZES))
+    outputs, inputs = draw(st.integers(1, 2 * block[0] + 9)), draw(st.integers(1, 3 * block[1] + 9))
+    seed = draw(st.integers(0, 2**16))
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    grid = -(-outputs // block[0]), -(-inputs // block[1])
+    x = normal(*draw(st.lists(st.integers(1, 3), max_size=2)), draw(st.integers(0, 70)), inputs)
+    x = x.to(draw(st.sampled_from(DTYPES)))
+    bias = draw(st.sampled_from([None, *DTYPES]))
+    return Case(
+        dense=normal(outputs, inputs).to(draw(st.sampled_from(DTYPES))),
+        mask=torch.rand(grid, generator=random) < draw(st.sampled_from([0.0, 0.25, 0.5, 1.0])),
+        block=block,
+        x=strided(x, draw(st.sampled_from(["", "every other", "transposed", "offset"]))),
+        bias=None if bias is None else normal(outputs).to(bias),
+        seed=seed,
+        trailer=draw(st.sampled_from([0, 5, 64])),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases(), threads=st.integers(1, 4))
+def test_close_to_the_dense_product_on_any_threads(case: Case, threads: int) -> None:
+    torch.set_num_threads(1)
+    y = paged_linear(case.x, case.weight, case.bias)
+    assert y.dtype == case.x.dtype
+    assert y.shape == case.expected.shape
+    assert (y.double() - case.expected).norm() <= case.tolerance * case.expected.norm()
+
+    torch.set_num_threads(threads)
+    again = paged_linear(case.x, case.weight, case.bias)
+    assert torch.equal(again, y) or isa_in_use() == "reference"
+
+
+@pytest.mark.parametrize("isa", available()[:-1], indirect=True)  # torch's own product doesn't promise it
+@pytest.mark.parametrize("tokens", [1, 2, 7, 16, 100, 300])
+@pytest.mark.parametrize("outputs", [24, 700])
+def test_threads_do_not_change_a_bit(isa: str, outputs: int, tokens: int) -> None:
+    torch.manual_seed(tokens)
+    mask = torch.rand(-(-outputs // 16), 33) < 0.5
+    mask[: len(mask) // 3] &= torch.rand(33) < 0.1  # rows of very different weight
+    weight = page(torch.randn(outputs, 1031).bfloat16(), mask, 16, 32)
+    x = torch.randn(tokens, 1031)
+    results = []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        results.append(paged_linear(x, weight))
+    assert all(torch.equal(results[0], y) for y in results[1:])
+
+
+def test_more_tokens_than_one_panel_of_activations() -> None:
+    torch.manual_seed(0)
+    mask = torch.rand(2, 16) < 0.7
+    dense, x = torch.randn(32, 4096), torch.randn(150, 4096)
+    expected = x.double() @ masked(dense, mask, 16, 256).double().T
+    assert (paged_linear(x, page(dense, mask, 16, 256)) - expected).norm() <= 1e-5 * expected.norm()
+
+
+def one_page_absent(slot: int) -> tuple[PagedWeight, int]:
+    weight = page(torch.randn(300, 200), torch.rand(38, 25) < 0.4, 8, 8)
+    absent = int(weight.locations[weight.kept // 2]) // weight.blocks_per_page
+    weight.page_table[absent] = slot
+    return weight, absent
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("slot", [-1, -(2**31), 10_000, 2**31 - 1])
+def test_a_page_that_is_not_resident_is_an_error(isa: str, slot: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    weight, absent = one_page_absent(slot)
+    before = calls().get(isa, 0)
+    with pytest.raises(PageNotResidentError, match=f"page {absent} is not in the arena") as error:
+        paged_linear(torch.randn(20, 200), weight)
+    assert error.value.page == absent
+    assert calls().get(isa, 0) == before
+
+
+def test_a_page_that_no_kept_block_lies_in_may_be_absent() -> None:
+    weight = page(torch.ones(16, 16), torch.tensor([[1, 0], [0, 0]], dtype=torch.bool), 8, 8)
+    needed = int(weight.locations[0]) // weight.blocks_per_page
+    weight.page_table[torch.arange(len(weight.page_table)) != needed] = -1
+    assert paged_linear(torch.ones(1, 16), weight).tolist() == [[8.0] * 8 + [0.0] * 8]
+
+
+def test_the_page_table_is_read_at_every_call() -> None:
+    weight = page(torch.ones(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 8)
+    x = torch.ones(1, 8)
+    paged_linear(x, weight)
+    used = int(weight.locations[0]) // weight.blocks_per_page
+    old, new = int(weight.page_table[used]), (int(weight.page_table[used]) + 1) % len(weight.arena)
+    weight.arena[new] = weight.arena[old]
+    weight.arena[old] = 0xFF
+    weight.page_table[used] = new
+    assert paged_linear(x, weight).tolist() == [[8.0] * 8]
+
+
+def test_results_are_rounded_to_bfloat16_as_torch_does() -> None:
+    factors = torch.tensor([1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-8, 3e38, torch.inf, torch.nan])
+    values = torch.tensor([1.0, 2.0, 1.5, 3.0, 0.0, -7.0]).bfloat16()
+    weight = page(factors[:, None], torch.ones(1, 1, dtype=torch.bool), 8, 8)
+    expected = (values.float()[:, None] * factors).bfloat16()
+    torch.testing.assert_close(paged_linear(values[:, None], weight), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_no_gradient_flows() -> None:
+    weight = page(torch.ones(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 8)
+    assert not paged_linear(torch.ones(1, 8, requires_grad=True), weight).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("x", "bias", "message"),
+    [
+        (torch.ones(2, 9), None, r"x: expected \[..., 8\], got \[2, 9\]"),
+        (torch.tensor(1.0), None, r"x: expected \[..., 8\], got \[\]"),
+        (torch.ones(2, 8).double(), None, "x: expected torch.float32 or torch.bfloat16, got torch.float64"),
+        (torch.ones(2, 8, device="meta"), None, "x: expected a dense tensor on cpu"),
+        (torch.ones(2, 8), torch.ones(7), r"bias: expected \[8\], got \[7\]"),
+        (torch.ones(2, 8), torch.ones(1, 8), r"bias: expected \[8\], got \[1, 8\]"),
+        (torch.ones(2, 8), torch.ones(8).half(), "bias: expected torch.float32 or torch.bfloat16, got torch.float16"),
+    ],
+)
+def test_operands_are_checked(x: Tensor, bias: Tensor | None, message: str) -> None:
+    weight = page(torch.ones(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 8)
+    with pytest.raises(ValueError, match=message):
+        paged_linear(x, weight, bias)
+
+
+def test_an_arena_without_slots_serves_an_empty_weight() -> None:
+    weight = page(torch.ones(20, 20), torch.zeros(3, 3, dtype=torch.bool), 8, 8)
+    empty = replace(weight, arena=torch.zeros(0, 256, dtype=torch.uint8), page_table=torch.zeros(0, dtype=torch.int32))
+    assert paged_linear(torch.ones(2, 20), empty, torch.arange(20.0)).tolist() == [list(range(20))] * 2

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import re
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+import torch
+from paging import PAGE_BLOCKS, masked, page
+
+from weightpager.kernels import PagedWeight
+from weightpager.kernels.reference import dense_weight
+
+MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]], dtype=torch.bool)
+
+
+def weight(**changes: Any) -> PagedWeight:
+    paged = page(torch.arange(20 * 30.0).view(20, 30), MASK, 8, 8)  # the last row and column of blocks are partial
+    return replace(paged, **changes)
+
+
+def test_a_valid_weight_knows_its_geometry() -> None:
+    paged = weight()
+    assert (paged.grid, paged.kept) == ((3, 4), 6)
+    assert (paged.block_bytes, paged.blocks_per_page) == (256, PAGE_BLOCKS)
+
+
+def test_a_trailer_holds_no_blocks() -> None:
+    assert page(torch.ones(20, 30), MASK, 8, 8, trailer=255).blocks_per_page == PAGE_BLOCKS
+
+
+def test_it_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        weight().out_features = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_elements_lie_where_the_layout_says(dtype: torch.dtype) -> None:
+    p = 4 // dtype.itemsize
+    stored = torch.arange(8 * 16).to(dtype)
+    index = torch.zeros(1, dtype=torch.int32)
+    paged = PagedWeight(
+        arena=stored.view(torch.uint8).view(1, -1),
+        page_table=index,
+        crow_indices=torch.tensor([0, 1], dtype=torch.int32),
+        col_indices=index,
+        locations=index,
+        out_features=8,
+        in_features=16,
+        block_rows=8,
+        block_cols=16,
+        dtype=dtype,
+    )
+    expected = [[((c // p) * 8 + r) * p + c % p for c in range(16)] for r in range(8)]
+    assert dense_weight(paged).tolist() == expected
+
+
+def test_the_dense_weight_is_the_masked_one() -> None:
+    dense = torch.randn(20, 30)
+    assert torch.equal(dense_weight(page(dense, MASK, 8, 8, trailer=5)), masked(dense, MASK, 8, 8))
+
+
+def int32(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": torch.float16}, "dtype: expected torch.bfloat16 or torch.float32, got torch.float16"),
+        ({"out_features": 0}, "out_features: expected 1 to"),
+        ({"in_features": 2**31}, "in_features: expected 1 to"),
+        ({"block_rows": 4}, "block_rows: expected a power of two from 8 to 256, got 4"),
+        ({"block_cols": 512}, "block_cols: expected a power of two from 8 to 256, got 512"),
+        ({"block_rows": 24}, "block_rows: expected a power of two from 8 to 256, got 24"),
+        ({"block_rows": 16}, "crow_indices: expected 3 entries, got 4"),
+        ({"arena": torch.zeros(3, 768)}, "arena: expected 2-d torch.uint8, got 2-d torch.float32"),
+        ({"arena": torch.zeros(768, dtype=torch.uint8)}, "arena: expected 2-d torch.uint8, got 1-d"),
+        ({"arena": torch.zeros(3, 255, dtype=torch.uint8)}, "arena: expected pages of at least 256 bytes, got 255"),
+        ({"arena": torch.zeros(768, 3, dtype=torch.uint8).T}, "arena: expected a contiguous tensor"),
+        ({"arena": torch.zeros(3, 768, dtype=torch.uint8, device="meta")}, "arena: expected a dense tensor on cpu"),
+        ({"page_table": torch.zeros(4, dtype=torch.int64)}, "page_table: expected 1-d torch.int32, got 1-d"),
+        ({"page_table": torch.zeros(8, dtype=torch.int32)[::2]}, "page_table: expected a contiguous tensor"),
+        ({"crow_indices": int32(0, 3, 6)}, "crow_indices: expected 4 entries, got 3"),
+        ({"crow_indices": int32(0, 3, 3, 5)}, "crow_indices: expected them to go from 0 to 6, got 0 to 5"),
+        ({"crow_indices": int32(1, 3, 3, 6)}, "crow_indices: expected them to go from 0 to 6, got 1 to 6"),
+        ({"crow_indices": int32(0, 5, 3, 6)}, "crow_indices: expected ascending entries"),
+        ({"crow_indices": int32(0, 7, 7, 6)}, "crow_indices: expected ascending entries"),
+        ({"crow_indices": int32(0, -1, 3, 6)}, "crow_indices: expected ascending entries"),
+        ({"col_indices": int32(0, 2, 3, 0, 1, 4)}, "col_indices: expected entries from 0 to 3, got 0 to 4"),
+        ({"col_indices": int32(-1, 2, 3, 0, 1, 3)}, "col_indices: expected entries from 0 to 3, got -1 to 3"),
+        ({"col_indices": int32(0, 3, 2, 0, 1, 3)}, "col_indices: expected strictly ascending"),
+        ({"col_indices": int32(0, 2, 2, 0, 1, 3)}, "col_indices: expected strictly ascending"),
+        ({"locations": int32(0, 1, 2, 3, 4)}, "locations: expected 6 entries, got 5"),
+        ({"locations": int32(0, 1, 2, 3, 4, 12)}, "locations: expected entries from 0 to 11, got 0 to 12"),
+        ({"locations": int32(0, 1, 2, 3, 4, -1)}, "locations: expected entries from 0 to 11, got -1 to 4"),
+        ({"page_table": int32(0)}, "locations: expected entries from 0 to 2"),
+    ],
+)
+def test_corrupt_tables_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        weight(**changes)
