@@ -16,7 +16,9 @@ std::vector<const Kernel*> find_kernels() {
 #if defined(WEIGHTPAGER_X86)
     // These also ask whether the operating system saves the registers (XGETBV), which a processor flag alone won't say.
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) found.push_back(&avx512);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+        found.push_back(&avx512);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2);
 #elif defined(__aarch64__)
     found.push_back(&neon);

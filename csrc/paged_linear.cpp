@@ -10,9 +10,11 @@
 namespace weightpager {
 namespace {
 
-constexpr int64_t kPanelBytes = 1 << 20;      // of widened activations; one full tile if that is more
-constexpr int64_t kSerialWork = 1 << 16;      // multiplications that are done before other threads have woken up
-constexpr int64_t kChunksPerThread = 8;       // so that a thread that is held up doesn't hold up the rest
+constexpr int64_t kPanelBytes = 1 << 20;           // of widened activations; one full tile if that is more
+constexpr int64_t kPanelBytesPerThread = 1 << 18;  // packing less than this is done before another thread wakes up
+constexpr int64_t kPackedInputs = 64;              // at a time, so that what they are spread over stays cached
+constexpr int64_t kSerialWork = 1 << 16;           // multiplications that are done before other threads have woken up
+constexpr int64_t kChunksPerThread = 8;            // so that a thread that is held up doesn't hold up the rest
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -35,7 +37,8 @@ class Panel {
     void fill(int64_t first_token, int threads) {
         first_ = first_token;
         tokens_ = std::min(capacity_, p_.tokens - first_token);
-        parallel_for(tiles(), threads, [&](int64_t i) { pack(i); });
+        const int64_t useful = 1 + tokens_ * inputs_ * int64_t{sizeof(float)} / kPanelBytesPerThread;
+        parallel_for(tiles(), static_cast<int>(std::min<int64_t>(threads, useful)), [&](int64_t i) { pack(i); });
     }
 
     Tile tile(int64_t i) const {
@@ -49,19 +52,24 @@ class Panel {
         const Tile to = tile(i);
         float* packed = packed_.get() + i * kernel_.widest * inputs_;
         if (to.tokens < to.width || inputs_ > p_.in_features) std::fill_n(packed, inputs_ * to.width, 0.0f);
-        for (int64_t t = 0; t < to.tokens; ++t) {
-            const int64_t from = (to.first_token + t) * p_.in_features;
-            float* column = packed + t;
-            if (p_.dtype == Dtype::float32)
-                spread(static_cast<const float*>(p_.x) + from, column, to.width, [](float v) { return v; });
-            else
-                spread(static_cast<const uint16_t*>(p_.x) + from, column, to.width, from_bfloat16);
-        }
+        for (int64_t input = 0; input < p_.in_features; input += kPackedInputs)
+            for (int64_t t = 0; t < to.tokens; ++t) {
+                const int64_t from = (to.first_token + t) * p_.in_features + input;
+                const int64_t inputs = std::min(kPackedInputs, p_.in_features - input);
+                float* column = packed + input * to.width + t;
+                if (p_.dtype == Dtype::float32)
+                    spread(static_cast<const float*>(p_.x) + from, inputs, column, to.width);
+                else
+                    spread(static_cast<const uint16_t*>(p_.x) + from, inputs, column, to.width);
+            }
     }
 
-    template <class T, class Widen>
-    void spread(const T* from, float* to, int64_t stride, Widen widen) const {
-        for (int64_t i = 0; i < p_.in_features; ++i) to[i * stride] = widen(from[i]);
+    static float widen(float value) { return value; }
+    static float widen(uint16_t value) { return from_bfloat16(value); }
+
+    template <class T>
+    static void spread(const T* from, int64_t count, float* to, int64_t stride) {
+        for (int64_t i = 0; i < count; ++i) to[i * stride] = widen(from[i]);
     }
 
     const Kernel& kernel_;

@@ -9,7 +9,7 @@ namespace weightpager {
 
 using Region = void (*)(void* data);
 
-// The loaded runtime's entry point, or null.
+// Whether torch has loaded a runtime whose threads can be used.
 bool have_openmp();
 
 // Calls `region(data)` on up to `threads` threads at once, at least once, and returns when all have.

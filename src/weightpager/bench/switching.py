@@ -1,0 +1,126 @@
+"""Times cold task switches, and what people do instead: reading the next task's weights whole."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightpager.bench.cold import ColdProof, cold_read
+from weightpager.bundle import Bundle
+from weightpager.engine import Engine
+from weightpager.errors import StoreError, WeightpagerError
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class TimedSwitch:
+    """Medians over the repeats of one ordered pair. ``seconds`` is the whole switch, ``load_seconds`` its reads."""
+
+    from_task: str
+    to_task: str
+    pages: int
+    bytes: int
+    seconds: float
+    load_seconds: float
+
+
+def time_switches(
+    engine: Engine, repeats: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[TimedSwitch]:
+    """Time every ordered pair: the arena holds just the task that is left, then the next one is activated."""
+    names = list(engine.bundle.tasks)
+    pairs = [(a, b) for a in names for b in names if a != b]
+    found = []
+    for done, (a, b) in enumerate(pairs, 1):
+        found.append(_time_pair(engine, a, b, repeats))
+        progress(done, len(pairs))
+    return found
+
+
+def _time_pair(engine: Engine, a: str, b: str, repeats: int) -> TimedSwitch:
+    reports = []
+    for _ in range(repeats):
+        engine.deactivate()
+        engine.evict()
+        engine.activate(a)
+        engine.activate(b)
+        reports.append(engine.report().switches[-1])
+    if len({report.bytes for report in reports}) != 1:
+        raise WeightpagerError(f"{a} → {b}: expected the same bytes in every repeat")
+    return TimedSwitch(
+        a,
+        b,
+        reports[0].pages,
+        reports[0].bytes,
+        statistics.median(report.seconds for report in reports),
+        statistics.median(report.load_seconds for report in reports),
+    )
+
+
+def time_whole_read(path: Path, repeats: int, threads: int) -> float:
+    """Median seconds to read a file whole into memory, past the page cache, with several reads in flight.
+
+    The strongest form of what people do today: no parsing, no copy into a module, no check of what was read.
+    """
+    return statistics.median(_whole_read(path, threads) for _ in range(repeats))
+
+
+def time_safetensors_load(path: Path, repeats: int) -> tuple[float, ColdProof]:
+    """Median seconds of `safetensors.torch.load_file` plus the copy into memory, cold; and the last read's proof."""
+    from safetensors.torch import load_file
+
+    seconds = []
+    for _ in range(repeats):
+        with cold_read([path]) as proof:
+            start = time.perf_counter()
+            copies = {name: tensor.clone() for name, tensor in load_file(path).items()}
+            seconds.append(time.perf_counter() - start)
+        del copies
+    return statistics.median(seconds), proof
+
+
+@contextmanager
+def sparse_checkpoint(bundle: Bundle, task: str, folder: Path) -> Iterator[Path]:
+    """A task's kept blocks as one compact file, as a tool without sharing would store them; removed afterwards."""
+    path = folder / f"{task}.sparse"
+    count = len(bundle.kept_locations(task)) * bundle.block_bytes
+    path.write_bytes(os.urandom(count))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    try:
+        yield path
+    finally:
+        path.unlink()
+
+
+def _whole_read(path: Path, threads: int) -> float:
+    size = path.stat().st_size
+    rounded = -(-size // _PIECE) * _PIECE
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as error:
+        raise StoreError(f"cannot read {path} past the page cache: {error.strerror}") from error
+    memory = mmap.mmap(-1, rounded, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        view = memoryview(memory)
+
+        def read(offset: int) -> int:
+            return os.preadv(descriptor, [view[offset : offset + _PIECE]], offset)
+
+        with ThreadPoolExecutor(threads) as pool:
+            start = time.perf_counter()
+            count = sum(pool.map(read, range(0, size, _PIECE)))
+            seconds = time.perf_counter() - start
+        if count != size:
+            raise StoreError(f"{path}: expected {size} bytes, read {count}")
+        return seconds
+    finally:
+        os.close(descriptor)

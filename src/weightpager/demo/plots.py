@@ -1,0 +1,132 @@
+"""The demo page's plots, as SVG text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from weightpager.demo.result import DemoResult
+
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "weightpager",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "text.color": "#666",
+    "axes.labelcolor": "#666",
+    "axes.edgecolor": "#999",
+    "xtick.color": "#666",
+    "ytick.color": "#666",
+}
+_OURS, _FREE, _SAME, _DENSE = "#0f766e", "#5eaaa3", "#d97706", "#64748b"
+
+
+def accuracy(result: DemoResult) -> str:
+    """Each task's metric: dense, aligned, unaligned, one shared mask."""
+    series = (
+        ("dense", "dense", _DENSE),
+        ("sparse", "weightpager, aligned", _OURS),
+        ("unaligned", "unaligned", _FREE),
+        ("shared_mask", "one shared mask", _SAME),
+    )
+
+    def draw(axes: Axes) -> None:
+        at = np.arange(len(result.tasks))
+        for number, (field, label, colour) in enumerate(series):
+            heights = [getattr(task, field) for task in result.tasks]
+            axes.bar(at + (number - 1.5) * 0.2, heights, 0.19, label=label, color=colour)
+        axes.set_xticks(at, [task.name for task in result.tasks])
+        axes.set_ylim(0, 1)
+        axes.set_ylabel("accuracy on held-out data")
+        axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+
+    return _svg(draw, (9, 3.6))
+
+
+def switch_times(result: DemoResult) -> str:
+    """Time of every switch beside what it replaces, by the next task."""
+
+    def draw(axes: Axes) -> None:
+        names = [task.name for task in result.tasks]
+        for number, name in enumerate(names):
+            switches = [switch for switch in result.switches if switch.to_task == name]
+            ours = [switch.ms for switch in switches]
+            axes.scatter([number] * len(ours), ours, color=_OURS, s=28, zorder=3, label="weightpager" if not number else None)
+            for value, label, colour in (
+                (switches[0].whole_sparse_ms, "own sparse weights, whole", _SAME),
+                (switches[0].dense_ms, "dense checkpoint, whole", _DENSE),
+            ):
+                axes.hlines(value, number - 0.3, number + 0.3, color=colour, lw=3, label=label if not number else None)
+        axes.set_yscale("log")
+        axes.set_xticks(range(len(names)), names)
+        axes.set_xlabel("next task; one point for each task it can come from")
+        axes.set_ylabel("ms, cold")
+        axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.16))
+
+    return _svg(draw, (9, 3.6))
+
+
+def overlap_map(result: DemoResult) -> str:
+    """Share of the next task's bytes that the last one keeps too."""
+    return _heat_map([task.name for task in result.tasks], result.overlap, "{:.2f}")
+
+
+def load_map(result: DemoResult) -> str:
+    """MiB to load for every ordered pair."""
+    names = [task.name for task in result.tasks]
+    load = {(switch.from_task, switch.to_task): switch.bytes / 2**20 for switch in result.switches}
+    return _heat_map(names, [[load.get((a, b), 0.0) for b in names] for a in names], "{:.1f}")
+
+
+def memory(result: DemoResult) -> str:
+    """Bytes of paged weights in memory against the mean metric."""
+
+    def draw(axes: Axes) -> None:
+        rows = list(reversed(result.memory))
+        at = np.arange(len(rows))
+        colours = [_OURS if row.name.startswith("weightpager") else _DENSE for row in rows]
+        axes.barh(at, [row.paged_bytes / 2**20 for row in rows], color=colours, height=0.6)
+        for y, row in zip(at, rows, strict=True):
+            axes.text(row.paged_bytes / 2**20, y, f"  {row.mean_metric:.3f}", va="center")
+        axes.set_yticks(at, [row.name for row in rows])
+        axes.set_xlabel("MiB of paged weights in memory; beside each bar, the tasks' mean accuracy")
+
+    return _svg(draw, (9, 3.0))
+
+
+def _heat_map(names: Sequence[str], cells: Sequence[Sequence[float]], form: str) -> str:
+    def draw(axes: Axes) -> None:
+        values = np.array(cells, float)
+        np.fill_diagonal(values, np.nan)
+        axes.imshow(values, cmap="YlGnBu")
+        for (row, col), value in np.ndenumerate(values):
+            if row != col:
+                dark = value > np.nanmin(values) + 0.6 * (np.nanmax(values) - np.nanmin(values))
+                colour = "white" if dark else "#223"
+                axes.text(col, row, form.format(value), ha="center", va="center", color=colour, fontsize=9)
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("to")
+        axes.set_ylabel("from")
+        axes.spines[:].set_visible(False)
+
+    return _svg(draw, (4.4, 3.9))
+
+
+def _svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,93 @@
+"""What the demo found out; `DemoResult` is the shape of ``demo --json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weightpager.bundle.manifest import Strict
+
+
+class DemoTask(Strict):
+    """A task's metric: the dense model, our masks aligned and unaligned, and one mask shared by all tasks."""
+
+    name: str
+    metric: str
+    items: int
+    dense: float
+    sparse: float
+    unaligned: float
+    shared_mask: float
+
+
+class DemoSwitch(Strict):
+    """One ordered pair, cold: medians over the repeats.
+
+    Attributes:
+        from_task: left (``from`` in JSON).
+        to_task: wanted (``to`` in JSON).
+        bytes: that the switch read; exactly what the plan said.
+        ms: of the switch, checked pages in place.
+        gbps: bytes per nanosecond while loading.
+        whole_sparse_bytes: of the next task's own sparse checkpoint, paged weights only.
+        whole_sparse_ms: to read that whole.
+        dense_ms: to read the whole dense checkpoint.
+    """
+
+    from_task: str
+    to_task: str
+    bytes: int
+    ms: float
+    gbps: float
+    whole_sparse_bytes: int
+    whole_sparse_ms: float
+    dense_ms: float
+
+
+class Resident(Strict):
+    """A way to serve all tasks: its bytes in memory, what a switch must load, and the mean metric of the tasks."""
+
+    name: str
+    bytes: int
+    paged_bytes: int
+    mean_bytes_per_switch: int
+    mean_metric: float
+
+
+class DemoResult(Strict):
+    """Everything that the table and the page show."""
+
+    tasks: list[DemoTask]
+    switches: list[DemoSwitch]
+    memory: list[Resident]
+    overlap: list[list[float]]
+    mean_overlap: float
+    mean_overlap_unaligned: float
+    duality_gap: float
+    budget: int
+    sparsity: float
+    alignment: float
+    page_bytes: int
+    page_fill: float
+    dense_checkpoint_bytes: int
+    cold: bool
+    cold_note: str
+    repeats: int
+    missing: dict[str, str]
+    compile_seconds: dict[str, float]
+    seconds: float
+    machine: dict[str, Any]
+
+    def mean(self, field: str) -> float:
+        """Mean over the tasks of ``dense``, ``sparse``, ``unaligned`` or ``shared_mask``."""
+        return sum(float(getattr(task, field)) for task in self.tasks) / len(self.tasks)
+
+    def speedup(self, field: str) -> float:
+        """Mean over the ordered pairs of ``whole_sparse_ms`` or ``dense_ms`` over our time."""
+        return sum(float(getattr(switch, field)) / switch.ms for switch in self.switches) / len(self.switches)
+
+    def document(self) -> dict[str, Any]:
+        """As ``demo --json`` prints it: ``from`` and ``to`` are not names that Python allows."""
+        content = self.model_dump()
+        for switch in content["switches"]:
+            switch["from"], switch["to"] = switch.pop("from_task"), switch.pop("to_task")
+        return content

@@ -1,0 +1,158 @@
+"""The demo from top to bottom: data → bundles → cold switches → result."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from weightpager.bench.cold import cold_read
+from weightpager.bench.machine import describe
+from weightpager.bench.switching import sparse_checkpoint, time_switches, time_whole_read
+from weightpager.bundle import Bundle
+from weightpager.bundle.overlap import overlap
+from weightpager.bundle.reader import RESIDENT, private_file
+from weightpager.compiler.report import CompileReport, read_report
+from weightpager.config import EngineConfig
+from weightpager.demo.bundles import ALIGNMENT, SPARSITY, DemoBundles, demo_bundles
+from weightpager.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
+from weightpager.engine import Engine
+from weightpager.errors import WeightpagerError
+from weightpager.samples import minilm, prepare
+from weightpager.store import StorageModel, all_switches
+
+REPEATS = 5
+IO_THREADS = 4
+
+Progress = Callable[[str, int, int], None]
+
+
+def run_demo(cache: Path, progress: Progress) -> DemoResult:
+    """Run the demo; a second run finds data and bundles in the cache and only measures again.
+
+    Raises:
+        SampleUnavailable: the model, or all of the tasks, can't be fetched.
+    """
+    start = time.perf_counter()
+    progress("fetch model and data", 0, 1)
+    model = minilm(cache)
+    samples, missing = prepare(cache, report=lambda line: None)
+    progress("fetch model and data", 1, 1)
+    bundles = demo_bundles(model, samples, cache, progress)
+    budget = smallest_budget(bundles.aligned)
+    switches, note = _measure(bundles, budget, progress)
+    reports = [read_report(bundle) for bundle in (bundles.aligned, bundles.unaligned, bundles.shared)]
+    return DemoResult(
+        tasks=_tasks(*reports),
+        switches=switches,
+        memory=_memory(bundles, *reports),
+        overlap=overlap(bundles.aligned).tolist(),
+        mean_overlap=reports[0].mean_overlap,
+        mean_overlap_unaligned=reports[1].mean_overlap,
+        duality_gap=reports[0].duality_gap,
+        budget=budget,
+        sparsity=SPARSITY,
+        alignment=ALIGNMENT,
+        page_bytes=reports[0].page_bytes,
+        page_fill=reports[0].page_fill,
+        dense_checkpoint_bytes=bundles.dense.stat().st_size,
+        cold=not note,
+        cold_note=note,
+        repeats=REPEATS,
+        missing={task.name: task.reason for task in missing},
+        compile_seconds=reports[0].seconds,
+        seconds=time.perf_counter() - start,
+        machine=describe(),
+    )
+
+
+def smallest_budget(bundle: Bundle) -> int:
+    """Bytes that hold what is always in memory and the pages of the largest task."""
+    most = max(len(bundle.pages_of(task)) for task in bundle.tasks)
+    return _fixed_bytes(bundle) + most * bundle.page_bytes
+
+
+def _fixed_bytes(bundle: Bundle) -> int:
+    private = sum(bundle.entry(private_file(task)).bytes for task in bundle.tasks)
+    tables = sum(table.nbytes for task in bundle.tasks for table in bundle.tables(task).values())
+    return bundle.entry(RESIDENT).bytes + private + tables
+
+
+def _tasks(aligned: CompileReport, unaligned: CompileReport, shared: CompileReport) -> list[DemoTask]:
+    return [
+        DemoTask(
+            name=ours.name,
+            metric=ours.metric,
+            items=ours.items,
+            dense=ours.dense or 0.0,
+            sparse=ours.sparse,
+            unaligned=free.sparse,
+            shared_mask=same.sparse,
+        )
+        for ours, free, same in zip(aligned.tasks, unaligned.tasks, shared.tasks, strict=True)
+    ]
+
+
+def _measure(bundles: DemoBundles, budget: int, progress: Progress) -> tuple[list[DemoSwitch], str]:
+    """Every switch, cold, next to what it replaces; and why it wasn't cold, if it wasn't."""
+    bundle = bundles.aligned
+    planned = {(cost.from_task, cost.to_task): cost.bytes for cost in all_switches(bundle, StorageModel())}
+    files = [bundle.path / name for name in bundle.manifest.page_file_names()]
+    with tempfile.TemporaryDirectory(dir=bundle.path.parent) as folder:
+        whole = {}
+        for task in bundle.tasks:
+            with sparse_checkpoint(bundle, task, Path(folder)) as path:
+                whole[task] = path.stat().st_size, time_whole_read(path, REPEATS, IO_THREADS)
+    dense = time_whole_read(bundles.dense, REPEATS, IO_THREADS)
+    with Engine(bundle, EngineConfig(budget, io_threads=IO_THREADS)) as engine, cold_read(files) as proof:
+        timed = time_switches(engine, REPEATS, lambda done, total: progress("switch", done, total))
+    rows = []
+    for switch in timed:
+        if switch.bytes != planned[switch.from_task, switch.to_task]:
+            raise WeightpagerError(f"{switch.from_task} → {switch.to_task}: read other bytes than planned")
+        rows.append(
+            DemoSwitch(
+                from_task=switch.from_task,
+                to_task=switch.to_task,
+                bytes=switch.bytes,
+                ms=switch.seconds * 1e3,
+                gbps=switch.bytes / switch.load_seconds / 1e9 if switch.load_seconds else 0.0,
+                whole_sparse_bytes=whole[switch.to_task][0],
+                whole_sparse_ms=whole[switch.to_task][1] * 1e3,
+                dense_ms=dense * 1e3,
+            )
+        )
+    return rows, "" if proof.cold else proof.reason
+
+
+def _memory(
+    bundles: DemoBundles, aligned: CompileReport, unaligned: CompileReport, shared: CompileReport
+) -> list[Resident]:
+    bundle, one_mask = bundles.aligned, bundles.shared
+    count = len(bundle.tasks)
+    most = max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
+    switches = all_switches(bundle, StorageModel())
+    mean_switch = sum(cost.bytes for cost in switches) // max(1, len(switches))
+    checkpoints = sum(len(bundle.kept_locations(task)) * bundle.block_bytes for task in bundle.tasks)
+    stored = len(bundle.pages) * bundle.page_bytes
+    ours, same = _mean(aligned, "sparse"), _mean(shared, "sparse")
+    free = _mean(unaligned, "sparse")
+    resident = bundle.entry(RESIDENT).bytes + sum(bundle.entry(private_file(task)).bytes for task in bundle.tasks)
+    fixed = _fixed_bytes(bundle)
+    rows = [
+        ("weightpager, arena of one task", fixed, most, mean_switch, ours),
+        ("weightpager, everything resident", fixed, stored, 0, ours),
+        ("one sparse checkpoint per task, all resident", resident, checkpoints, 0, free),
+        ("one sparse checkpoint per task, one resident", resident, checkpoints // count, checkpoints // count, free),
+        ("one shared mask", _fixed_bytes(one_mask), len(one_mask.pages) * one_mask.page_bytes, 0, same),
+        ("dense model", resident, bundle.dense_bytes, 0, _mean(aligned, "dense")),
+    ]
+    return [
+        Resident(name=name, bytes=always + paged, paged_bytes=paged, mean_bytes_per_switch=load, mean_metric=metric)
+        for name, always, paged, load, metric in rows
+    ]
+
+
+def _mean(report: CompileReport, field: str) -> float:
+    return sum(getattr(task, field) or 0.0 for task in report.tasks) / len(report.tasks)
