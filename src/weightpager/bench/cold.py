@@ -207,7 +207,9 @@ def _parse_mount(line: str) -> Mount:
     ours, _, theirs = line.partition(" - ")
     number, _, _, root, point, *_ = ours.split(" ")
     kind, source, options = theirs.split(" ", 2)
-    return Mount(int(number), _unescape(root), Path(_unescape(point)), kind, _unescape(source), tuple(options.split(",")))
+    return Mount(
+        int(number), _unescape(root), Path(_unescape(point)), kind, _unescape(source), tuple(options.split(","))
+    )
 
 
 def _unescape(text: str) -> str:

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from weightpager import __version__
 from weightpager.bench.cold import cold_read, mount_of
 from weightpager.errors import ConfigError, StoreError
 
-_PACKAGES = ("weightpager", "torch", "transformers", "numpy", "safetensors")
+_PACKAGES = ("torch", "transformers", "numpy", "safetensors")
 _ISA = frozenset({
     "amx_bf16", "amx_int8", "amx_tile", "asimd", "avx2", "avx512_bf16", "avx512_vnni", "avx512f", "bf16", "i8mm", "sve",
 })  # fmt: skip
@@ -73,7 +74,7 @@ def describe() -> dict[str, object]:
         "kernel": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {"weightpager": __version__} | {name: _version(name) for name in _PACKAGES},
         "torch_threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None,
         "commit": _commit(),
     }
@@ -101,9 +102,7 @@ def direct_read_bandwidth(
     return Bandwidth(total_bytes, block_bytes, threads, tuple(seconds), "; ".join(doubts))
 
 
-def memory_read_bandwidth(
-    total_bytes: int = 256 << 20, threads: int | None = None, *, repeats: int = 5
-) -> Bandwidth:
+def memory_read_bandwidth(total_bytes: int = 256 << 20, threads: int | None = None, *, repeats: int = 5) -> Bandwidth:
     """How fast memory can be read: sums over an array that should be much larger than the last-level cache.
 
     Args:
@@ -124,7 +123,7 @@ def disk_of(path: str | os.PathLike[str]) -> str:
     Raises:
         ConfigError: its file system has no disk of its own.
     """
-    number = os.stat(path).st_dev
+    number = Path(path).stat().st_dev
     if os.major(number) == 0:  # btrfs hides its disk's number, file systems without a disk have none
         number = _mounted_device(path)
     return whole_disk(os.major(number), os.minor(number))
@@ -148,7 +147,7 @@ def _mounted_device(path: str | os.PathLike[str]) -> int:
     """Device number of what is mounted at a path."""
     mount = mount_of(path)
     try:
-        source = os.stat(mount.source)
+        source = Path(mount.source).stat()
     except OSError:
         source = None
     if source is None or not stat.S_ISBLK(source.st_mode):

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import torch
 
-from weightpager.bundle.manifest import TaskKind
+from weightpager.bundle.manifest import TaskEntry, TaskKind
 from weightpager.compiler.task_file import TaskSpec
 from weightpager.errors import CompileError
 from weightpager.evaluate import IGNORED, Batch
@@ -58,14 +58,8 @@ class TaskData:
         return self.batches(drawn, size)
 
     def batches(self, examples: Sequence[Example], size: int) -> list[Batch]:
-        """Every example once, sorted by length because padding costs as much as text does.
-
-        Windows of a language model come in batches of at most 2048 tokens, or one by one.
-        """
-        if self.kind == "language-modeling":
-            size = min(size, max(1, _LANGUAGE_MODEL_TOKENS // len(examples[0].tokens)))
-        ordered = sorted(examples, key=lambda example: len(example.tokens))
-        return [collate(ordered[start : start + size], self.pad) for start in range(0, len(ordered), size)]
+        """`batched`, of this task's kind."""
+        return batched(examples, size, self.kind, self.pad)
 
     def shuffled(self, size: int, seed: int = 0) -> Iterator[Batch]:
         """Training batches without end: each example once, in an order drawn by ``seed``, then again in another."""
@@ -76,6 +70,17 @@ class TaskData:
                 order += drawn.sample(self.train, len(self.train))
             yield collate(order[:size], self.pad)
             order = order[size:]
+
+
+def batched(examples: Sequence[Example], size: int, kind: TaskKind, pad: int) -> list[Batch]:
+    """Every example once, sorted by length because padding costs as much as text does.
+
+    Windows of a language model come in batches of at most 2048 tokens, or one by one.
+    """
+    if kind == "language-modeling":
+        size = min(size, max(1, _LANGUAGE_MODEL_TOKENS // len(examples[0].tokens)))
+    ordered = sorted(examples, key=lambda example: len(example.tokens))
+    return [collate(ordered[start : start + size], pad) for start in range(0, len(ordered), size)]
 
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:
@@ -104,12 +109,11 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
     where = _where(name, "train", task.train)
     rows = _rows(task.train, where, task.label_column)
     nested = task.kind == "token-classification"
-    found = {label for row in _labels(rows, task.label_column, where, nested) for label in row}
+    found = {str(label): label for row in _labels(rows, task.label_column, where, nested) for label in row}
     if len(found) < 2:
-        raise CompileError(f"{where}: expected at least two different labels, found {', '.join(map(str, found))}")
-    if all(isinstance(label, int) for label in found):
-        return tuple(str(label) for label in sorted(found, key=int))
-    return tuple(sorted(map(str, found)))
+        raise CompileError(f"{where}: expected at least two different labels, found {', '.join(found) or 'none'}")
+    numbered = all(isinstance(label, int) for label in found.values())
+    return tuple(sorted(found, key=lambda name: (int(found[name]), name) if numbered else (0, name)))
 
 
 def load(name: str, task: TaskSpec, tokenizer: Any, known: Sequence[str], max_length: int) -> TaskData:
@@ -126,6 +130,19 @@ def load(name: str, task: TaskSpec, tokenizer: Any, known: Sequence[str], max_le
     validation = read("validation", task.validation, task.items) if task.validation else None
     held_out = read("eval", task.eval, task.items)
     return TaskData(task.kind, tuple(known), read("train", task.train), held_out, validation, tokenizer.pad_token_id)
+
+
+def load_eval(entry: TaskEntry, path: Path, tokenizer: Any, size: int) -> list[Batch]:
+    """The held-out data of a bundle's task, as it was when the task was compiled; the file may have moved to ``path``.
+
+    Raises:
+        CompileError: as `Reader.read`, or the entry names no data.
+    """
+    if entry.eval is None:
+        raise CompileError(f"{entry.name}: the bundle names no held-out data for this task")
+    reader = Reader(entry.kind, entry.eval.text, entry.eval.label, tokenizer, tuple(entry.classes), entry.max_length)
+    examples = reader.read(path, _where(entry.name, "eval", path), entry.eval.items)
+    return batched(examples, size, entry.kind, tokenizer.pad_token_id)
 
 
 @dataclass(frozen=True)

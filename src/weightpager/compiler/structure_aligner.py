@@ -59,7 +59,10 @@ def align(
 ) -> Alignment:
     """Choose for every block b the set S_b of tasks that keep it, such that task t keeps ``budgets[t]`` blocks.
 
-    Maximises ``sum_b [sum_{t in S_b} saliency[b, t] - strength * sum_{t, u} switch_rate[t, u] [u in S_b, t not in S_b]]``.
+    Maximises the saliency kept less the blocks that switches load, with the meaning of ``[...]`` as 1 if true, else 0::
+
+        sum_b [ sum_{t in S_b} saliency[b, t] - strength * sum_{t, u} switch_rate[t, u] [u in S_b and t not in S_b] ]
+
     The same input gives the same output, and reordering the tasks reorders the masks.
 
     Args:
@@ -75,8 +78,9 @@ def align(
         CompileError: there are too many tasks, a saliency is negative or not finite, or a budget is out of range.
     """
     _validate(saliency, budgets, switch_rate, strength)
-    order = _canonical_order(saliency, budgets, switch_rate)
-    problem = _state(saliency[:, order], budgets[order], switch_rate[np.ix_(order, order)], strength)
+    by_task = np.ascontiguousarray(saliency.T, np.float64)  # [T, B]
+    order = _canonical_order(by_task, budgets, switch_rate)
+    problem = _state(by_task[order], budgets[order].astype(np.int64), switch_rate[np.ix_(order, order)], strength)
     kept, dual = _solve(problem)
     unavoidable = np.sum(problem.toll * np.maximum(np.subtract.outer(problem.budgets, problem.budgets), 0))
     objective = _net(problem.saliency, kept, problem.toll)
@@ -138,19 +142,16 @@ class _Problem:
         return _chunks(self.saliency.shape[1], len(self.members))
 
 
-def _state(
-    saliency: npt.NDArray[np.floating], budgets: npt.NDArray[np.integer], rate: Floats, strength: float
-) -> _Problem:
-    blocks, tasks = saliency.shape
-    size = budgets.astype(np.int64)
+def _state(saliency: Floats, budgets: Ints, rate: Floats, strength: float) -> _Problem:
+    tasks, blocks = saliency.shape
     rate = np.where(np.eye(tasks, dtype=np.bool_), 0.0, rate)
-    charge = _charge(size, rate + rate.T, strength, total=float(saliency.sum(dtype=np.float64)))
+    charge = _charge(budgets, rate + rate.T, strength, total=float(saliency.sum()))
     members = (np.arange(2**tasks)[:, None] >> np.arange(tasks)[::-1] & 1).astype(np.float64)
     penalty = ((members @ charge) * (1 - members)).sum(axis=1)
-    forbidden = members @ (size == 0) + (1 - members) @ (size == blocks)
+    forbidden = members @ (budgets == 0) + (1 - members) @ (budgets == blocks)
     return _Problem(
-        saliency=np.ascontiguousarray(saliency.T, np.float64),
-        budgets=size,
+        saliency=saliency,
+        budgets=budgets,
         toll=charge if np.isinf(strength) else strength * rate.T,
         charge=charge,
         members=members,
@@ -169,12 +170,10 @@ def _charge(budgets: Ints, pair_rate: Floats, strength: float, total: float) -> 
     return np.asarray(pair * (1 - larger) / 2)
 
 
-def _canonical_order(
-    saliency: npt.NDArray[np.floating], budgets: npt.NDArray[np.integer], rate: Floats
-) -> npt.NDArray[np.intp]:
+def _canonical_order(saliency: Floats, budgets: npt.NDArray[np.integer], rate: Floats) -> npt.NDArray[np.intp]:
     """Tasks by budget, ties by what does not depend on the order in which they came."""
     leaving, arriving = (np.sort(side, axis=1).sum(axis=1) for side in (rate, rate.T))
-    return np.lexsort((arriving, leaving, saliency.sum(axis=0, dtype=np.float64), budgets))
+    return np.lexsort((arriving, leaving, saliency.sum(axis=1), budgets))
 
 
 def _net(saliency: Floats, keep: Bools, toll: Floats) -> float:

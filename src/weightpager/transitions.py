@@ -1,0 +1,172 @@
+"""Which task follows which: traces become a transition matrix, and that says how often each switch happens."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.errors import ConfigError
+
+Floats = npt.NDArray[np.float64]
+
+_DOUBLINGS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Transitions:
+    """A Markov chain of switches; a task never follows itself, unless it is the only one.
+
+    Attributes:
+        tasks: their names, in the order of rows and columns.
+        matrix: [T, T], ``P[t, u]`` = P(next = u given current = t); rows sum to 1.
+    """
+
+    tasks: tuple[str, ...]
+    matrix: Floats
+
+    def __post_init__(self) -> None:
+        _check_names(self.tasks)
+        matrix = np.array(self.matrix, np.float64)
+        size = len(self.tasks)
+        if matrix.shape != (size, size):
+            raise ConfigError(f"transitions: expected {size} rows and columns, got shape {matrix.shape}")
+        if not (matrix >= 0).all() or not np.allclose(matrix.sum(axis=1), 1.0):
+            raise ConfigError(f"transitions: expected probabilities, every row summing to 1, got {matrix.tolist()}")
+        if size > 1 and matrix.diagonal().any():
+            raise ConfigError(f"transitions: expected no task to follow itself, got diagonal {matrix.diagonal()}")
+        matrix.flags.writeable = False
+        object.__setattr__(self, "matrix", matrix)
+
+    @classmethod
+    def uniform(cls, tasks: Sequence[str]) -> Transitions:
+        """Every other task is as likely as the next: what to assume without a trace."""
+        return cls(tuple(tasks), _normalised(_others(len(tasks))))
+
+    @classmethod
+    def from_trace(cls, tasks: Sequence[str], visits: Sequence[str], smoothing: float = 1.0) -> Transitions:
+        """Count which task followed which.
+
+        Args:
+            tasks: the rows and columns.
+            visits: names in the order of time; repeats of a name are one visit.
+            smoothing: added to the count of every switch, so that what a short trace lacks is rare, not impossible.
+                With 0 a task that was never left is followed by all others alike.
+
+        Raises:
+            ConfigError: a visit to an unknown task, or a smoothing that is negative or not finite.
+        """
+        if not (math.isfinite(smoothing) and smoothing >= 0):
+            raise ConfigError(f"smoothing: expected a finite number from 0 up, got {smoothing}")
+        _check_names(tuple(tasks))
+        row = {task: number for number, task in enumerate(tasks)}
+        if unknown := next((task for task in visits if task not in row), None):
+            raise ConfigError(f"trace: expected one of {', '.join(tasks)}, got {unknown!r}")
+        counts = smoothing * _others(len(tasks))
+        for task, following in pairwise(visits):
+            if task != following:
+                counts[row[task], row[following]] += 1
+        return cls(tuple(tasks), _normalised(counts))
+
+    def stationary(self) -> Floats:
+        """π [T] with π P = π: the share of all visits that each task gets.
+
+        Walks the lazy chain (I + P) / 2, which has the same π and no period, from every task by doubling its
+        steps. Where the chain falls apart, each closed part counts by how many starts end in it.
+        """
+        walk = (np.eye(len(self.tasks)) + self.matrix) / 2
+        for _ in range(_DOUBLINGS):
+            walk = walk @ walk
+            walk /= walk.sum(axis=1, keepdims=True)
+        return np.asarray(walk.mean(axis=0))
+
+    def switch_rate(self) -> Floats:
+        """``π_t P_tu`` [T, T]: the share of all switches that lead from t to u."""
+        return self.stationary()[:, None] * self.matrix
+
+
+def read_trace(path: Path | str, tasks: Sequence[str] | None = None) -> list[str]:
+    """The task names of a trace file in the order of time.
+
+    Each line is a JSON object: ``{"task": "spam", "time": 12.5}``. The time is in seconds since any start, may be
+    absent, and never decreases.
+
+    Args:
+        path: the file.
+        tasks: the known names; None accepts any.
+
+    Raises:
+        ConfigError: the file cannot be read, or a line is not of this form; names the file and the line.
+    """
+    path = Path(path)
+    names: list[str] = []
+    latest = -math.inf
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            name, moment = _parse_visit(line, tasks)
+            if moment is not None and moment < latest:
+                raise ValueError(f"expected a time from {latest} up, got {moment}")
+        except ValueError as error:
+            raise ConfigError(f"{path}:{number}: {error}") from error
+        names.append(name)
+        latest = latest if moment is None else moment
+    return names
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a readable trace file, got {error.strerror or error}") from error
+
+
+def _parse_visit(line: bytes, tasks: Sequence[str] | None) -> tuple[str, float | None]:
+    row = _parse_object(line)
+    if unknown := sorted(row.keys() - {"task", "time"}):
+        raise ValueError(f"expected the keys task and time, got {', '.join(map(repr, unknown))}")
+    name, moment = row.get("task"), row.get("time")
+    if not isinstance(name, str):
+        raise ValueError(f"expected a task's name, got {name!r}")
+    if tasks is not None and name not in tasks:
+        raise ValueError(f"expected one of {', '.join(tasks)}, got {name!r}")
+    return name, None if moment is None else _seconds(moment)
+
+
+def _parse_object(line: bytes) -> dict[str, object]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object, got {line[:80]!r}")
+    return row
+
+
+def _seconds(moment: object) -> float:
+    # Comparing a whole number never overflows, converting one may.
+    if isinstance(moment, bool) or not isinstance(moment, int | float) or not -1e300 < moment < 1e300:
+        raise ValueError(f"expected a time in seconds, got {str(moment)[:80]}")
+    return float(moment)
+
+
+def _check_names(tasks: tuple[str, ...]) -> None:
+    if not tasks or len(set(tasks)) != len(tasks):
+        raise ConfigError(f"tasks: expected at least one name, all different, got {list(tasks)}")
+
+
+def _others(size: int) -> Floats:
+    """[T, T], 1 for every pair of a task and one that may follow it."""
+    return np.ones((1, 1)) if size == 1 else 1.0 - np.eye(size)
+
+
+def _normalised(counts: Floats) -> Floats:
+    """Rows summing to 1; a row without counts becomes uniform."""
+    totals = counts.sum(axis=1, keepdims=True)
+    rows = np.where(totals > 0, counts, _others(len(counts)))
+    return np.asarray(rows / rows.sum(axis=1, keepdims=True))

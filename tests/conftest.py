@@ -1,0 +1,32 @@
+"""Fixtures that several folders share: bundles compiled once a session, copied where a test damages them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import tiny
+
+# Before anything imports transformers: a test must never look for a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def assistant_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four tasks on a tiny encoder."""
+    import weightpager as wp
+
+    folder = tmp_path_factory.mktemp("assistant")
+    wp.compile(tiny.assistant(folder), out=folder / "assistant.bundle")
+    return folder / "assistant.bundle"
+
+
+@pytest.fixture(scope="session")
+def writer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two language-modeling tasks on a tiny decoder."""
+    import weightpager as wp
+
+    folder = tmp_path_factory.mktemp("writer")
+    wp.compile(tiny.writer(folder), out=folder / "writer.bundle")
+    return folder / "writer.bundle"

@@ -1,0 +1,141 @@
+"""Tiny real models of real architectures, made in the test: random weights, three layers, seconds to compile."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+WORDS = "red green blue cat dog cow sun rain snow one two three".split()
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+def bert(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=16,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=100,  # no multiple of a block
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def llama(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=96,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def classification(folder: Path, name: str, classes: dict[str, list[str]], items: int = 40) -> dict[str, str]:
+    """A task whose class is told by a word."""
+    files = {}
+    for split in ("train", "eval"):
+        drawn = random.Random(f"{name} {split}")
+        rows = []
+        for number in range(items):
+            label = list(classes)[number % len(classes)]
+            words = drawn.choices(WORDS, k=drawn.randint(2, 6)) + [drawn.choice(classes[label])]
+            drawn.shuffle(words)
+            rows.append({"text": " ".join(words), "label": label})
+        files[split] = _write(folder / f"{name}.{split}.jsonl", rows)
+    return {"kind": "text-classification", **files}
+
+
+def tagging(folder: Path, name: str, items: int = 40) -> dict[str, str]:
+    """A task that tags words as colours or others."""
+    files = {}
+    for split in ("train", "eval"):
+        drawn = random.Random(f"{name} {split}")
+        rows = []
+        for _ in range(items):
+            words = drawn.choices(WORDS, k=drawn.randint(2, 6))
+            tags = ["COLOUR" if word in WORDS[:3] else "OTHER" for word in words]
+            rows.append({"tokens": words, "tags": tags})
+        files[split] = _write(folder / f"{name}.{split}.jsonl", rows)
+    return {"kind": "token-classification", **files}
+
+
+def text(folder: Path, name: str, words: list[str]) -> dict[str, Any]:
+    """A language-modeling task over a few words."""
+    files = {}
+    for split in ("train", "eval"):
+        drawn = random.Random(f"{name} {split}")
+        path = folder / f"{name}.{split}.txt"
+        path.write_text(" ".join(drawn.choices(words, k=400)), encoding="utf-8")
+        files[split] = str(path)
+    return {"kind": "language-modeling", **files, "max_length": 16}
+
+
+def assistant(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A task file of four tasks on a tiny encoder, as a mapping."""
+    content = {
+        "model": str(bert(folder / "bert")),
+        "block": "8x16",
+        "page": "4KiB",
+        "sparsity": 0.6,
+        "alignment": 0.1,
+        "calibration": {"items": 16, "max_length": 16, "batch": 8},
+        "training": {"steps": 12, "batch": 8},
+        "tasks": {
+            "animal": classification(folder, "animal", {"cat": ["cat"], "dog": ["dog"]}),
+            "weather": classification(folder, "weather", {"sun": ["sun"], "rain": ["rain"], "snow": ["snow"]}),
+            "number": classification(folder, "number", {"one": ["one"], "two": ["two"]}),
+            "colour": tagging(folder, "colour"),
+        },
+    }
+    return content | changes
+
+
+def writer(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A task file of two tasks on a tiny decoder, as a mapping."""
+    content = {
+        "model": str(llama(folder / "llama")),
+        "block": "8x8",
+        "page": "4KiB",
+        "sparsity": 0.5,
+        "calibration": {"items": 8, "max_length": 16, "batch": 4},
+        "tasks": {"animals": text(folder, "animals", WORDS[3:6]), "numbers": text(folder, "numbers", WORDS[9:12])},
+    }
+    return content | changes
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
