@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 # Before anything imports transformers: a test must never look for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+# Tiny models gain nothing from threads, and lose much when something else runs on the machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

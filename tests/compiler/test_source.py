@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+import tiny_models as tiny
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,6 +21,20 @@ from weightpager.compiler.source import Source
 from weightpager.errors import CompileError
 
 PER_LAYER = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Libraries like to tell a server what they load."""
+    asked: list[object] = []
+
+    def refuse(*host: object, **options: object) -> None:
+        asked.append(host)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield
+    assert asked == []
 
 
 def load(folder: Path, tasks: dict[str, Any], **more: Any) -> Source:
@@ -161,9 +177,6 @@ def test_refuses_a_head_that_does_not_fit(tmp_path: Path, make: Any, expected: s
     make(tmp_path / "head")
     entries = tiny.tasks(tmp_path, "text")
     entries["text"]["head"] = "head"
-    if "llama" in expected:
-        config = json.loads((tmp_path / "head" / "config.json").read_text())
-        assert config["model_type"] == "llama"
     with pytest.raises(CompileError, match=expected):
         load(tmp_path, entries)
 
@@ -195,7 +208,9 @@ def test_refuses_weights_that_are_not_finite(tmp_path: Path, value: float) -> No
     tensors = load_file(folder / "model.safetensors")
     tensors["encoder.layer.1.output.dense.weight"][3, 4] = value
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CompileError, match=r"NaN or infinity in 'base_model\.encoder\.layer\.1\.output\.dense\.weight'"):
+    with pytest.raises(
+        CompileError, match=r"NaN or infinity in 'base_model\.encoder\.layer\.1\.output\.dense\.weight'"
+    ):
         load(tmp_path, tiny.tasks(tmp_path, "text"))
 
 
@@ -204,7 +219,9 @@ def test_refuses_a_checkpoint_with_holes(tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["encoder.layer.1.output.dense.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CompileError, match=r"expected the weight 'base_model\.encoder\.layer\.1\.output\.dense\.weight'"):
+    with pytest.raises(
+        CompileError, match=r"expected the weight 'base_model\.encoder\.layer\.1\.output\.dense\.weight'"
+    ):
         load(tmp_path, tiny.tasks(tmp_path, "text"))
 
 
@@ -218,7 +235,7 @@ def test_a_missing_pooler_is_trained(tmp_path: Path) -> None:
 def test_refuses_a_model_without_linear_layers(tmp_path: Path) -> None:
     config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=len(tiny.WORDS), n_positions=64)
     tiny.save(GPT2LMHeadModel(config), tmp_path / "model", special=False)
-    with pytest.raises(CompileError, match="expected a linear layer to page, found none.*Conv1D, not a plain linear"):
+    with pytest.raises(CompileError, match=r"expected a linear layer to page, found none.*Conv1D, not a plain linear"):
         load(tmp_path, tiny.tasks(tmp_path, "lm"))
 
 

@@ -71,7 +71,8 @@ def test_everything(write: Writer, folder: Path) -> None:
         "transitions: day.jsonl\ncalibration: {items: 8, max_length: 32, batch: 4}\n"
         "training: {steps: 5, learning_rate: 1e-5, head_learning_rate: 0.01, batch: 2, seed: 3}"
     )
-    task = "    sparsity: 0.75\n    validation: spam.dev.jsonl\n    text: body\n    label: kind\n    head: head\n    items: 9"
+    keys = ("sparsity: 0.75", "validation: spam.dev.jsonl", "text: body", "label: kind", "head: head", "items: 9")
+    task = "\n".join("    " + key for key in keys)
     more = "  code: {kind: language-modeling, train: code.txt, eval: code-test.txt, max_length: 256}"
     parsed = task_file.load(write(changes, task, more))
     assert parsed.block == BlockShape(32, 16)
@@ -97,7 +98,7 @@ def test_token_tasks_have_their_own_column_names(write: Writer) -> None:
 def test_is_frozen(write: Writer) -> None:
     parsed = task_file.load(write())
     with pytest.raises(ValueError, match="frozen"):
-        parsed.sparsity = 0.5  # type: ignore[misc]
+        parsed.sparsity = 0.5
 
 
 def test_merge_keys_work(write: Writer) -> None:
@@ -171,7 +172,10 @@ def test_says_what_is_wrong_in_a_task(write: Writer, task: str, expected: str) -
     ("more", "expected"),
     [
         ("  Code: {kind: language-modeling, train: code.txt, eval: code-test.txt}", "tasks.Code: expected a name of"),
-        ("  code: {kind: language-modelling, train: code.txt, eval: code-test.txt}", "did you mean 'language-modeling'?"),
+        (
+            "  code: {kind: language-modelling, train: code.txt, eval: code-test.txt}",
+            "did you mean 'language-modeling'?",
+        ),
         ("  code: {kind: language-modeling, train: code.txt}", "tasks.code.eval: expected a value, found nothing"),
         ("  code: {kind: language-modeling, train: code.txt, eval: code-test.txt, label: x}", "label makes no sense"),
         ("  code:", "tasks.code: expected keys and values, found nothing"),
@@ -195,8 +199,13 @@ def test_at_most_twelve_tasks(folder: Path, count: int, fine: bool) -> None:
     if fine:
         assert len(task_file.from_dict(content, folder).tasks) == count
     else:
-        with pytest.raises(ConfigError, match="task file: tasks: expected at most 12, found 13"):
+        with pytest.raises(ConfigError, match="task file: tasks: expected at most 12 entries, found 13"):
             task_file.from_dict(content, folder)
+
+
+def test_at_least_one_task(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="task file: tasks: expected at least 1 entry, found 0"):
+        task_file.from_dict({"model": "model", "tasks": {}}, folder)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -223,11 +232,11 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_
 anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
 )
-keys = st.sampled_from([*TaskFile.model_fields, "other"])
+any_key = st.sampled_from([*TaskFile.model_fields, "other"])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.dictionaries(keys, anything), task=anything)
+@given(content=st.dictionaries(any_key, anything), task=anything)
 def test_anything_else_is_a_config_error(folder: Path, content: dict[str, Any], task: Any) -> None:
     content |= {"model": "model", "tasks": {"spam": task}}
     with pytest.raises(ConfigError):

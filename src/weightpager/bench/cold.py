@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -110,8 +111,8 @@ def cold_read(paths: Iterable[str | os.PathLike[str]]) -> Iterator[ColdProof]:
 
 def mounts(table: str | None = None) -> list[Mount]:
     """The mounts in the text of a ``mountinfo`` file; without one, those that this process sees."""
-    text = Path("/proc/self/mountinfo").read_text() if table is None else table
-    return [_parse_mount(line) for line in text.splitlines()]
+    text = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()) if table is None else table
+    return [_parse_mount(line) for line in text.split("\n") if line]  # other separators may be part of a path
 
 
 def mount_of(path: str | os.PathLike[str]) -> Mount:
@@ -213,6 +214,4 @@ def _parse_mount(line: str) -> Mount:
 
 
 def _unescape(text: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, character)
-    return text
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -64,7 +64,7 @@ def describe() -> dict[str, object]:
 
     It never imports torch; its number of threads is given if it is loaded already.
     """
-    cpu = _cpuinfo(Path("/proc/cpuinfo").read_text())
+    cpu = parse_cpuinfo(Path("/proc/cpuinfo").read_text())
     return {
         "cpu": cpu["model"],
         "isa": cpu["isa"],
@@ -143,6 +143,15 @@ def whole_disk(major: int, minor: int, sysfs: Path = Path("/sys")) -> str:
         raise ConfigError(f"expected a block device, got {major}:{minor}, which {sysfs} doesn't know") from error
 
 
+def parse_cpuinfo(text: str) -> dict[str, object]:
+    """Model and instruction sets of the first CPU that ``/proc/cpuinfo`` lists."""
+    first = text.partition("\n\n")[0]
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    arm = " ".join(fields[key] for key in ("CPU implementer", "CPU part") if key in fields)
+    flags = fields.get("flags") or fields.get("Features") or ""
+    return {"model": fields.get("model name") or arm or None, "isa": sorted(_ISA & set(flags.split()))}
+
+
 def _mounted_device(path: str | os.PathLike[str]) -> int:
     """Device number of what is mounted at a path."""
     mount = mount_of(path)
@@ -153,15 +162,6 @@ def _mounted_device(path: str | os.PathLike[str]) -> int:
     if source is None or not stat.S_ISBLK(source.st_mode):
         raise ConfigError(f"{os.fspath(path)}: expected a file system on a disk, got {mount.kind} on {mount.source!r}")
     return source.st_rdev
-
-
-def _cpuinfo(text: str) -> dict[str, object]:
-    """Model and instruction sets of the first CPU that ``/proc/cpuinfo`` lists."""
-    first = text.partition("\n\n")[0]
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
-    arm = " ".join(fields[key] for key in ("CPU implementer", "CPU part") if key in fields)
-    flags = fields.get("flags") or fields.get("Features") or ""
-    return {"model": fields.get("model name") or arm or None, "isa": sorted(_ISA & set(flags.split()))}
 
 
 def _version(package: str) -> str | None:

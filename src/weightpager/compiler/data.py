@@ -262,12 +262,12 @@ def _rows(path: Path, where: str, *columns: str, whole_text: bool = False) -> li
 def _read(path: Path, where: str, kind: str, options: dict[str, Any]) -> list[Row]:
     if path.stat().st_size == 0:
         return []
-    # Streaming leaves no converted copy of the file in a cache; the lock that remains goes to a folder of ours.
+    # Streaming leaves no converted copy of the file in a cache; the lock that remains goes to a folder of ours. And
+    # load_dataset would tell a server about each file that it reads, and wait for it where there is no network.
     with tempfile.TemporaryDirectory() as folder, _quiet():
         try:
-            stream = datasets.load_dataset(
-                kind, data_files=str(path), split="train", streaming=True, cache_dir=folder, **options
-            )
+            reader = getattr(datasets.Dataset, f"from_{kind}")
+            stream = reader(str(path), cache_dir=folder, streaming=True, **options)
             return [_decoded(row, stream.features or {}) for row in stream]
         except StopIteration:
             return []

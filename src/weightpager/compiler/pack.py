@@ -2,12 +2,12 @@
 
 Blocks that the same tasks keep lie together, so that what is loaded together is read together. Signature grouping is a
 heuristic: a page may hold blocks of several signatures, and a task then loads some bytes that it doesn't use
-(over-read). Page size is chosen for the least expected time of a switch.
+(over-read). Of the page sizes that waste little memory, the one with the least expected time of a switch is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,12 @@ import numpy.typing as npt
 
 from weightpager.store import StorageModel, coalesce
 
-PAGE_SIZES = tuple(1 << bits for bits in range(14, 21))
-"""16 KiB to 1 MiB: below, storage is slow; above, pages hold too much that only some tasks need."""
+PAGE_SIZES = tuple(1 << bits for bits in range(12, 21))
+"""4 KiB, which direct reads need, to 1 MiB, beyond which no read is faster."""
+
+OVER_READ_LIMIT = 0.05
+"""Share of a task's pages that it may not use, on average. Large pages read faster, but every task then needs every
+page: paging would save no memory."""
 
 Signatures = npt.NDArray[np.uint64]
 
@@ -114,10 +118,17 @@ def pack_best(
     switch_rate: npt.NDArray[np.float64],
     storage: StorageModel,
 ) -> Packing:
-    """The packing whose page size makes an average switch load fastest; of equals, the largest page."""
+    """The packing whose page size makes an average switch fastest without wasting memory.
+
+    Sizes whose mean over-read exceeds `OVER_READ_LIMIT` are out, unless all are: then the least over-read wins.
+    """
     sizes = [size for size in PAGE_SIZES if size % block_bytes == 0] or [block_bytes]
     packings = [pack(kept, size, block_bytes) for size in reversed(sizes)]
-    return min(packings, key=lambda packing: expected_seconds(packing, switch_rate, storage))
+    tasks = len(switch_rate)
+    frugal = [packing for packing in packings if mean_over_read(packing, kept, tasks) <= OVER_READ_LIMIT]
+    if not frugal:
+        return min(packings, key=lambda packing: mean_over_read(packing, kept, tasks))
+    return min(frugal, key=lambda packing: expected_seconds(packing, switch_rate, storage))
 
 
 def expected_seconds(packing: Packing, switch_rate: npt.NDArray[np.float64], storage: StorageModel) -> float:
@@ -138,15 +149,17 @@ def differential(signatures: Signatures, current: int, following: int) -> npt.ND
     return np.flatnonzero(has & ~had)
 
 
-def over_read(packing: Packing, kept: Sequence[KeptBlocks], tasks: Sequence[str]) -> Mapping[str, float]:
-    """Per task: bytes of its pages that it doesn't use, as a fraction of those bytes."""
-    counts = packing.page_counts(len(tasks)) * packing.blocks_per_page
-    every = np.concatenate([weight.signatures for weight in kept])
-    result = {}
-    for number, task in enumerate(tasks):
-        used = int(((every >> np.uint64(number)) & np.uint64(1)).sum())
-        result[task] = 1.0 - used / int(counts[number]) if counts[number] else 0.0
-    return result
+def over_read(packing: Packing, kept: Sequence[KeptBlocks], tasks: int) -> npt.NDArray[np.float64]:
+    """Per task, [tasks]: the share of its pages' bytes that it doesn't use."""
+    bits = np.uint64(1) << np.arange(tasks, dtype=np.uint64)
+    used = sum(((weight.signatures[:, None] & bits) != 0).sum(0) for weight in kept)
+    places = packing.page_counts(tasks) * packing.blocks_per_page
+    return np.asarray(1.0 - used / np.maximum(places, 1))
+
+
+def mean_over_read(packing: Packing, kept: Sequence[KeptBlocks], tasks: int) -> float:
+    """Mean of `over_read` over the tasks."""
+    return float(over_read(packing, kept, tasks).mean())
 
 
 def _layer_blocks(

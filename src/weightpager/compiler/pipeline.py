@@ -152,7 +152,7 @@ def build(
         duality_gap=gap,
         page_bytes=packing.page_bytes,
         page_fill=packing.fill,
-        over_read=dict(over_read(packing, kept, list(task_file.tasks))),
+        over_read=dict(zip(task_file.tasks, over_read(packing, kept, len(task_file.tasks)).tolist(), strict=True)),
         seconds=clock.seconds,
         threads=torch.get_num_threads(),
     )

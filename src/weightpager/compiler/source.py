@@ -231,6 +231,9 @@ def _check_checkpoint(
     """Refuse weights that transformers filled with random numbers, except those that will be trained or copied."""
     prefix = model.base_model_prefix + "."
     absent = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
+    # Before version 5, transformers names a headless checkpoint's weights without the prefix.
+    known = model.state_dict()
+    absent = [name if name in known else prefix + name for name in absent]
     for name in sorted(_canonical(name, prefix) for name in absent):
         if not may_lack(name):
             raise CompileError(f"{where}: expected the weight {name!r}, the checkpoint has none of that shape")

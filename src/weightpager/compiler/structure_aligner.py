@@ -28,7 +28,6 @@ TOLERANCE = 1e-5
 
 _COOLING, _STAGES = 0.25, 14
 _NEWTON_STEPS, _HALVINGS = 20, 10
-_PASSES = 64
 _DECIDED = 20.0  # temperatures: a block whose best subset leads by more has no other subset above e^-20
 _JITTER = 1e-6  # of the mean saliency
 _CHUNK = 1 << 18  # scores at a time: 2 MiB stay in a core's cache, and bound the memory
@@ -41,7 +40,7 @@ class Alignment:
     Attributes:
         keep: [B, T], True where the task keeps the block; exactly ``budgets[t]`` blocks for task t.
         objective: what ``keep`` reaches.
-        bound: what no masks within these budgets exceed.
+        bound: what no masks within these budgets exceed, but for rounding.
     """
 
     keep: Bools
@@ -51,7 +50,7 @@ class Alignment:
     @property
     def gap(self) -> float:
         """The most that other masks could gain, as a share of the bound."""
-        return (self.bound - self.objective) / max(abs(self.bound), float(np.finfo(np.float64).tiny))
+        return max(0.0, self.bound - self.objective) / max(abs(self.bound), float(np.finfo(np.float64).tiny))
 
 
 def align(
@@ -86,8 +85,7 @@ def align(
     objective = _net(problem.saliency, kept, problem.toll)
     keep = np.empty(saliency.shape, np.bool_)
     keep[:, order] = kept.T
-    # Rounding alone can put an optimum above its bound.
-    return Alignment(keep, objective, max(dual - float(unavoidable), objective))
+    return Alignment(keep, objective, bound=dual - float(unavoidable))
 
 
 def overlap(keep: Bools, weights: npt.ArrayLike | None = None) -> Floats:
@@ -193,7 +191,7 @@ def _chunks(blocks: int, subsets: int) -> Iterator[slice]:
 def _solve(problem: _Problem) -> tuple[Bools, float]:
     """The best masks [T, B] found, and an upper bound on all masks, both in nested form."""
     prices = _separate_prices(problem)
-    best = _polish(problem, _separate_masks(problem))
+    best = _separate_masks(problem)
     value, bound = _net(problem.saliency, best, problem.charge), _dual(problem, prices)
     search = _jittered(problem)
     temperature = float(max(prices.mean(), problem.saliency.mean())) or 1.0
@@ -202,7 +200,7 @@ def _solve(problem: _Problem) -> tuple[Bools, float]:
             break
         prices = _newton(_undecided(search, prices, _DECIDED * temperature), prices, temperature)
         bound = min(bound, _dual(problem, prices))
-        masks = _polish(problem, _settle(search, prices, temperature))
+        masks = _settle(search, prices, temperature)
         reached = _net(problem.saliency, masks, problem.charge)
         if reached > value:
             best, value = masks, reached
@@ -321,7 +319,7 @@ def _newton(problem: _Problem, prices: Floats, temperature: float) -> Floats:
 def _step(point: _Smooth, longest: float) -> Floats:
     """The Newton step, cut where the curvature that it trusts has long faded."""
     tasks = len(point.gradient)
-    ridge = 1e-9 * np.trace(point.hessian) / tasks + np.finfo(np.float64).tiny
+    ridge = 1e-9 * (np.trace(point.hessian) / tasks + 1 / longest)
     step = -np.linalg.solve(point.hessian + ridge * np.eye(tasks), point.gradient)
     reach = float(np.abs(step).max())
     return np.asarray(step * min(1.0, longest / reach) if reach > 0 else step)
@@ -359,25 +357,6 @@ def _preference(problem: _Problem, prices: Floats, temperature: float, task: int
         without, within = np.split(scores, 2)
         gain[some] = _soften(within, temperature) - _soften(without, temperature)
     return gain
-
-
-def _polish(problem: _Problem, masks: Bools) -> Bools:
-    """Let each task in turn choose its best mask given the others', until none gains.
-
-    Where this ends, tasks with the same saliency, budget and rates have the same mask.
-    """
-    attraction = problem.charge + problem.charge.T
-    masks = masks.copy()
-    for _ in range(_PASSES):
-        moved = False
-        for task, size in enumerate(problem.budgets):
-            worth = problem.saliency[task] + attraction[task] @ masks
-            chosen = _largest(worth, size)
-            if worth[chosen & ~masks[task]].sum() > worth[masks[task] & ~chosen].sum():
-                masks[task], moved = chosen, True
-        if not moved:
-            break
-    return masks
 
 
 # ---- The border ----

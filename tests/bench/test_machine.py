@@ -1,0 +1,188 @@
+"""What is said of a machine, and reads that go to its disk rather than to memory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightpager.bench import machine
+from weightpager.bench.machine import Bandwidth, direct_read_bandwidth, disk_of, memory_read_bandwidth, whole_disk
+from weightpager.errors import ConfigError, StoreError
+
+BLOCK = 64 << 10
+TOTAL = 16 * BLOCK
+
+X86 = """processor\t: 0
+model name\t: Some CPU @ 2.00GHz
+flags\t\t: fpu sse2 avx2 avx512f amx_tile
+
+processor\t: 1
+model name\t: Another
+"""
+ARM = """processor\t: 0
+Features\t: fp asimd bf16
+CPU implementer\t: 0x41
+CPU part\t: 0xd0c
+"""
+
+
+@pytest.fixture(scope="module")
+def file(disk: Path) -> Path:
+    """A file with no holes on a local disk."""
+    path = disk / "blocks"
+    path.write_bytes(os.urandom(TOTAL))
+    return path
+
+
+def test_a_description_is_json_and_names_what_a_row_needs() -> None:
+    described = json.loads(json.dumps(machine.describe()))
+    assert described["usable_cores"] <= described["cores"]
+    assert described["memory_bytes"] > 0
+    assert described["versions"]["numpy"]
+    assert described["commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", described["commit"])
+
+
+def test_measuring_needs_no_torch() -> None:
+    code = (
+        "import sys, weightpager.bench.cold, weightpager.bench.cgroup, weightpager.bench.machine as m; "
+        "print(m.describe()['torch_threads'], 'torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["None", "False"]
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "isa"),
+    [
+        (X86, "Some CPU @ 2.00GHz", ["amx_tile", "avx2", "avx512f"]),
+        (ARM, "0x41 0xd0c", ["asimd", "bf16"]),
+        ("", None, []),
+    ],
+)
+def test_cpus_are_named(text: str, model: str | None, isa: list[str]) -> None:
+    assert machine.parse_cpuinfo(text) == {"model": model, "isa": isa}
+
+
+def test_median_and_spread() -> None:
+    measured = Bandwidth(total_bytes=600, block_bytes=6, threads=1, seconds=(1.0, 3.0, 2.0))
+    assert (measured.median, measured.spread) == (300, (200, 600))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_direct_reads_come_from_the_disk(file: Path, threads: int) -> None:
+    file.read_bytes()  # warm it: what is measured must be cold all the same
+    measured = direct_read_bandwidth(file, TOTAL, BLOCK, threads, repeats=3)
+    assert measured.doubt == ""
+    assert len(measured.seconds) == 3
+    assert measured.spread[0] <= measured.median <= measured.spread[1]
+
+
+@given(blocks=st.integers(1, 40), threads=st.integers(1, 8))
+def test_the_threads_read_each_block_once(blocks: int, threads: int) -> None:
+    with tempfile.NamedTemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+        offsets: list[int] = []
+        patch.setattr(machine, "_read_block", lambda descriptor, buffer, offset: offsets.append(offset))
+        patch.setattr(os, "O_DIRECT", 0)
+        machine._read_direct(Path(file.name), blocks * BLOCK, BLOCK, threads)
+    assert sorted(offsets) == [block * BLOCK for block in range(blocks)]
+
+
+def test_a_file_in_memory_is_doubted(memory_file_system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "O_DIRECT", 0)  # which tmpfs refuses before Linux 6.6
+    with tempfile.NamedTemporaryFile(dir=memory_file_system) as file:
+        file.write(bytes(BLOCK))
+        file.flush()
+        measured = direct_read_bandwidth(Path(file.name), BLOCK, BLOCK, repeats=2)
+    assert measured.doubt.count("keeps its files in memory") == 1
+    assert "not direct" in measured.doubt
+
+
+def test_reads_that_are_not_direct_are_doubted(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "O_DIRECT", 0)
+    measured = direct_read_bandwidth(file, TOTAL, BLOCK, repeats=2)
+    assert measured.doubt == f"not direct: the reads left {TOTAL} bytes in the page cache"
+
+
+def test_a_file_system_without_direct_reads_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, flags: int) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StoreError, match="its file system has no O_DIRECT"):
+        machine._read_direct(file, TOTAL, BLOCK, 1)
+
+
+@pytest.mark.parametrize(
+    ("total", "block", "threads", "message"),
+    [
+        (TOTAL, 1000, 1, "block_bytes: expected a multiple of 4096, got 1000"),
+        (TOTAL, 0, 1, "block_bytes"),
+        (TOTAL + 4096, BLOCK, 1, "total_bytes: expected a multiple of block_bytes"),
+        (0, BLOCK, 1, "total_bytes"),
+        (TOTAL, BLOCK, 0, "threads: expected at least one"),
+        (TOTAL + BLOCK, BLOCK, 1, f"expected at least {TOTAL + BLOCK} bytes, got {TOTAL}"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(file: Path, total: int, block: int, threads: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        direct_read_bandwidth(file, total, block, threads)
+
+
+def test_holes_are_refused(disk: Path) -> None:
+    path = disk / "holes"
+    with path.open("wb") as file:
+        file.truncate(TOTAL)
+    with pytest.raises(ConfigError, match="it has holes"):
+        direct_read_bandwidth(path, TOTAL, BLOCK)
+
+
+def test_memory_is_read() -> None:
+    measured = memory_read_bandwidth(1 << 20, threads=2, repeats=3)
+    assert measured.median > 0
+    assert (measured.threads, len(measured.seconds)) == (2, 3)
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> Path:
+    """A disk 259:0 with a partition 259:1, and a disk 253:0 without one, as sysfs shows them."""
+    disk, mapped = tmp_path / "devices/pci/nvme0n1", tmp_path / "devices/virtual/dm-0"
+    partition = disk / "nvme0n1p1"
+    for node, number in ((disk, "259:0"), (partition, "259:1"), (mapped, "253:0")):
+        node.mkdir(parents=True)
+        (node / "dev").write_text(number + "\n")
+    (partition / "partition").write_text("1\n")
+    links = tmp_path / "dev/block"
+    links.mkdir(parents=True)
+    for node in (disk, partition, mapped):
+        (links / (node / "dev").read_text().strip()).symlink_to(node)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("major", "minor", "disk"), [(259, 1, "259:0"), (259, 0, "259:0"), (253, 0, "253:0")])
+def test_a_partition_belongs_to_its_disk(sysfs: Path, major: int, minor: int, disk: str) -> None:
+    assert whole_disk(major, minor, sysfs) == disk
+
+
+def test_an_unknown_disk_is_refused(sysfs: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a block device, got 8:1"):
+        whole_disk(8, 1, sysfs)
+
+
+def test_a_local_file_has_a_disk(disk: Path) -> None:
+    major, minor = map(int, disk_of(disk).split(":"))
+    assert whole_disk(major, minor) == f"{major}:{minor}"
+
+
+def test_a_file_in_memory_has_no_disk(memory_file_system: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a file system on a disk, got tmpfs"):
+        disk_of(memory_file_system)

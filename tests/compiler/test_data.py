@@ -1,0 +1,370 @@
+"""Files of texts and labels to batches."""
+
+from __future__ import annotations
+
+import csv
+import re
+import socket
+from collections.abc import Iterator
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import tiny_models as tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightpager.bundle import EvalData, TaskEntry
+from weightpager.compiler import data, task_file
+from weightpager.compiler.data import Example, TaskData, first_pieces
+from weightpager.compiler.task_file import TaskSpec
+from weightpager.errors import CompileError
+from weightpager.evaluate import IGNORED
+
+TOKENIZER = tiny.tokenizer()
+PLAIN = tiny.tokenizer(special=False)
+PLAIN.pad_token = PLAIN.eos_token
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Libraries like to tell a server what they load."""
+    asked: list[object] = []
+
+    def refuse(*host: object, **options: object) -> None:
+        asked.append(host)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield
+    assert asked == []
+
+
+def either(texts: str) -> str:
+    """Any of texts between bars: older versions of datasets refuse columns of mixed type themselves."""
+    return "|".join(map(re.escape, texts.split("|")))
+
+
+def spec(kind: str, train: Path, held_out: Path, **more: Any) -> TaskSpec:
+    return TaskSpec.model_validate({"kind": kind, "train": train, "eval": held_out, **more})
+
+
+def texts(folder: Path, train: list[dict[str, Any]], **more: Any) -> TaskSpec:
+    paths = tiny.jsonl(folder / "train.jsonl", train), tiny.reviews(folder / "eval.jsonl", 4)
+    return spec("text-classification", *paths, **more)
+
+
+def words(folder: Path, train: list[dict[str, Any]]) -> TaskSpec:
+    paths = tiny.jsonl(folder / "train.jsonl", train), tiny.tagged(folder / "eval.jsonl", 4)
+    return spec("token-classification", *paths)
+
+
+def read(task: TaskSpec, length: int = 16, tokenizer: Any = TOKENIZER) -> TaskData:
+    return data.load("spam", task, tokenizer, data.classes("spam", task) if task.labelled else (), length)
+
+
+def test_texts(tmp_path: Path) -> None:
+    rows = [{"text": "the good film", "label": "yes"}, {"text": "bad", "label": "no"}]
+    task = texts(tmp_path, rows)
+    tiny.jsonl(task.eval, [{"text": "ungood", "label": "yes"}])
+    found = read(task)
+    assert found.classes == ("no", "yes")
+    assert found.train == (Example([2, 11, 4, 10, 3], 1), Example([2, 5, 3], 0))
+    assert found.eval == (Example([2, 6, 7, 3], 1),)
+    assert found.validation is None
+    batch = data.collate(found.train, found.pad)
+    assert batch.inputs["input_ids"].tolist() == [[2, 11, 4, 10, 3], [2, 5, 3, 0, 0]]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert batch.labels.tolist() == [1, 0]
+
+
+def test_words_are_labelled_on_their_first_piece(tmp_path: Path) -> None:
+    task = words(tmp_path, [{"tokens": ["the", "ungood", "film"], "tags": ["DET", "ADJ", "NOUN"]}])
+    found = read(task)
+    assert found.classes == ("ADJ", "DET", "NOUN")
+    assert found.train == (Example([2, 11, 6, 7, 10, 3], [IGNORED, 1, 0, IGNORED, 2, IGNORED]),)
+    batch = data.collate([*found.train, Example([2, 3], [IGNORED, IGNORED])], found.pad)
+    assert batch.labels.tolist() == [[IGNORED, 1, 0, IGNORED, 2, IGNORED], [IGNORED] * 6]
+
+
+def test_words_are_cut_with_their_labels(tmp_path: Path) -> None:
+    task = words(tmp_path, [{"tokens": ["the", "ungood", "film"], "tags": ["DET", "ADJ", "NOUN"]}])
+    assert read(task, 4).train == (Example([2, 11, 6, 3], [IGNORED, 1, 0, IGNORED]),)
+
+
+@given(
+    st.lists(st.tuples(st.text("ab", min_size=1, max_size=5), st.integers(0, 9)), min_size=1), st.data(), st.booleans()
+)
+def test_first_pieces(tagged: list[tuple[str, int]], drawn: st.DataObject, blank_joins: bool) -> None:
+    """Cut every word anywhere; the blank before a word may belong to its first piece."""
+    spans, expected, start = [(0, 0)], [IGNORED], 0
+    for word, tag in tagged:
+        cuts = sorted(drawn.draw(st.sets(st.integers(1, len(word) - 1)))) if len(word) > 1 else []
+        edges = [0, *cuts, len(word)]
+        pieces = [(start + a, start + b) for a, b in pairwise(edges)]
+        if blank_joins and start:
+            pieces[0] = (start - 1, pieces[0][1])
+        spans, expected = spans + pieces, expected + [tag] + [IGNORED] * (len(pieces) - 1)
+        start += len(word) + 1
+    found = first_pieces([word for word, _ in tagged], [tag for _, tag in tagged], [*spans, (0, 0)])
+    assert found == [*expected, IGNORED]
+
+
+def test_windows(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("the film\n\nthe film " * 10)
+    tiny.jsonl(tmp_path / "eval.jsonl", [{"body": "one two one two"}, {"body": "good bad good bad good bad good"}])
+    found = read(
+        spec("language-modeling", tmp_path / "train.txt", tmp_path / "eval.jsonl", text="body"), 8, tokenizer=PLAIN
+    )
+    assert len(found.train) == 40 // 8
+    assert found.train[0] == Example([11, 10] * 4, [11, 10] * 4)
+    assert [example.tokens for example in found.eval] == [[12, 13, 12, 13, 3, 4, 5, 4]]
+    batch = found.batches(found.eval, 4)[0]
+    assert torch.equal(batch.inputs["input_ids"], batch.labels)
+
+
+def test_windows_come_in_batches_of_bounded_tokens() -> None:
+    windows = tuple(Example([1] * 512, [1] * 512) for _ in range(9))
+    found = TaskData("language-modeling", (), windows, windows, None, 0)
+    assert [batch.items for batch in found.batches(windows, 32)] == [4, 4, 1]
+    assert [batch.items for batch in found.calibration(5, 2)] == [2, 2, 1]
+
+
+def test_items_caps_held_out_data_only(tmp_path: Path) -> None:
+    paths = [tiny.reviews(tmp_path / f"{name}.jsonl", 12) for name in ("train", "eval", "dev")]
+    found = read(spec("text-classification", *paths[:2], validation=paths[2], items=5))
+    assert (len(found.train), len(found.eval), len(found.validation or ())) == (12, 5, 5)
+    assert found.eval == found.train[:5]
+
+
+def test_formats_agree(tmp_path: Path) -> None:
+    rows = [{"text": "good, film", "label": "NA"}, {"text": 'a "bad"\nfilm', "label": "null"}]
+    task = texts(tmp_path, rows)
+    with (tmp_path / "train.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    for suffix in ("jsonl", "csv", "parquet"):
+        other = task.model_copy(update={"train": tmp_path / f"train.{suffix}"})
+        assert data.classes("spam", other) == ("NA", "null")
+        tiny.jsonl(task.eval, rows[:1])
+        assert read(other).train == read(task).train
+
+
+def test_parquet_class_names(tmp_path: Path) -> None:
+    names = datasets.ClassLabel(names=["no", "yes"])
+    features = datasets.Features(
+        {"tokens": datasets.Sequence(datasets.Value("string")), "tags": datasets.Sequence(names)}
+    )
+    table = datasets.Dataset.from_dict({"tokens": [["the", "film"]], "tags": [[1, 0]]}, features=features)
+    datasets.disable_progress_bars()
+    table.to_parquet(tmp_path / "train.parquet")
+    task = words(tmp_path, [{}]).model_copy(update={"train": tmp_path / "train.parquet"})
+    assert data.classes("spam", task) == ("no", "yes")
+
+
+def test_numbers_are_classes_in_their_own_order(tmp_path: Path) -> None:
+    task = texts(tmp_path, [{"text": "a", "label": number} for number in (10, 9, 2, 10)])
+    assert data.classes("spam", task) == ("2", "9", "10")
+
+
+def test_the_same_label_as_text_and_number_is_one_class(tmp_path: Path) -> None:
+    task = texts(tmp_path, [{"text": "a", "label": 1}, {"text": "a", "label": "1"}])
+    with pytest.raises(
+        CompileError, match=either("expected at least two different labels, found 1|Column(/label) changed")
+    ):
+        data.classes("spam", task)
+
+
+def test_an_unnamed_head_takes_numbers(tmp_path: Path) -> None:
+    task = texts(tmp_path, [{"text": "a", "label": number} for number in (1, 0)])
+    tiny.jsonl(task.eval, [{"text": "a", "label": "LABEL_1"}])
+    found = data.load("spam", task, TOKENIZER, ("LABEL_0", "LABEL_1"), 8)
+    assert [example.label for example in found.train + found.eval] == [1, 0, 1]
+
+
+LABELLED = [{"text": "a", "label": "x"}, {"text": "a", "label": "y"}]
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ([], "expected at least one row, found an empty file"),
+        ([{"text": "a", "kind": "x"}], "expected a column 'label', found kind, text"),
+        ([{"text": "a", "label": "x"}] * 2, "expected at least two different labels, found x"),
+        ([*LABELLED, {"text": "a", "label": None}], "row 3: expected a value for 'label', found none"),
+        ([*LABELLED, {"text": "a"}], "row 3: expected a value for 'label', found none"),
+        ([*LABELLED, {"text": 7, "label": "x"}], "row 3: expected 'text' to be text, found 7|Column(/text) changed"),
+        ([*LABELLED, {"text": None, "label": "x"}], "row 3: expected a value for 'text', found none"),
+        ([{"text": "a", "label": 0.5}] * 2, "row 1: expected 'label' to be text or a whole number, found 0.5"),
+        ([{"text": "a", "label": ["x"]}] * 2, "row 1: expected 'label' to be text or a whole number, found ['x']"),
+        ([{"body": "a", "label": "x"}, {"body": "a", "label": "y"}], "expected a column 'text', found body, label"),
+        (LABELLED, "tasks.spam.eval (EVAL): row 1: expected one of the labels x, y, found 'good'"),
+    ],
+)
+def test_says_what_is_wrong_with_texts(tmp_path: Path, train: list[dict[str, Any]], expected: str) -> None:
+    task = texts(tmp_path, train)
+    if "eval" not in expected:
+        tiny.jsonl(task.eval, LABELLED)
+    with pytest.raises(CompileError, match=either(expected.replace("EVAL", str(task.eval)))) as caught:
+        read(task)
+    assert str(caught.value).startswith("tasks.spam.")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"tokens": ["the"], "tags": ["DET", "ADJ", "NOUN"]},
+            "row 2: expected one tag per token, found 1 tokens and 3",
+        ),
+        ({"tokens": "the", "tags": ["DET"]}, "row 2: expected a list of words, found 'the'|Column(/tokens) changed"),
+        ({"tokens": [], "tags": []}, "row 2: expected a list of words, found []"),
+        ({"tokens": ["the", ""], "tags": ["DET", "ADJ"]}, "row 2: expected a list of words, found ['the', '']"),
+        (
+            {"tokens": ["the"], "tags": "DET"},
+            "row 2: expected 'tags' to be a list of labels, found 'DET'|Column(/tags) changed",
+        ),
+    ],
+)
+def test_says_what_is_wrong_with_words(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
+    good = {"tokens": ["the", "film", "ungood"], "tags": ["DET", "NOUN", "ADJ"]}
+    with pytest.raises(CompileError, match=either(expected)):
+        read(words(tmp_path, [good, row]))
+
+
+def test_says_how_short_a_text_is(tmp_path: Path) -> None:
+    paths = tiny.prose(tmp_path / "train.txt", 50), tiny.prose(tmp_path / "eval.txt", 5)
+    with pytest.raises(CompileError, match=r"tasks\.spam\.eval .*at least one window of 8 tokens, found 5 tokens"):
+        read(spec("language-modeling", *paths), 8, tokenizer=PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("train.jsonl", b'{"text": "a", "label"\n', "cannot be read as json"),
+        ("train.jsonl", b'{"text": "\xe9", "label": "x"}\n', "cannot be read as json"),
+        ("train.jsonl", b"\n\n", "expected at least one row, found an empty file"),
+        ("train.csv", b'text,label\n"a,x\n', "cannot be read as csv"),
+        ("train.csv", b"text,label\n", "expected at least one row, found an empty file"),
+        ("train.parquet", b"nonsense", "cannot be read as parquet"),
+        ("train.txt", b"text", r"expected a file of \.jsonl, \.json, \.csv, \.parquet, found '\.txt'"),
+    ],
+)
+def test_refuses_broken_files(
+    tmp_path: Path, name: str, content: bytes, expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task = texts(tmp_path, []).model_copy(update={"train": tmp_path / name})
+    task.train.write_bytes(content)
+    with pytest.raises(CompileError, match=expected):
+        data.classes("spam", task)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_refuses_text_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes(b"\xff\xfe\x00")
+    task = spec("language-modeling", tmp_path / "train.txt", tiny.prose(tmp_path / "eval.txt"))
+    with pytest.raises(CompileError, match="cannot be read as text"):
+        read(task, 8, tokenizer=PLAIN)
+
+
+def test_refuses_what_tokenises_to_nothing(tmp_path: Path) -> None:
+    task = texts(tmp_path, [*LABELLED, {"text": "  ", "label": "x"}])
+    tiny.jsonl(task.eval, LABELLED)
+    with pytest.raises(CompileError, match="row 3: expected a text, found nothing to tokenise"):
+        read(task, tokenizer=PLAIN)
+
+
+def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    before = sorted(cache.rglob("*")) if cache.is_dir() else []
+    monkeypatch.chdir(tmp_path)
+    task = texts(tmp_path, LABELLED)
+    data.classes("spam", task)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.jsonl", "train.jsonl"]
+    assert (sorted(cache.rglob("*")) if cache.is_dir() else []) == before
+
+
+def test_datasets_keeps_its_settings(tmp_path: Path) -> None:
+    level = datasets.logging.get_verbosity()
+    for change, disabled in ((datasets.enable_progress_bars, False), (datasets.disable_progress_bars, True)):
+        change()
+        data.classes("spam", texts(tmp_path, LABELLED))
+        assert datasets.are_progress_bars_disabled() == disabled
+    assert datasets.logging.get_verbosity() == level
+
+
+examples = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=20)
+
+
+@given(examples, st.integers(1, 7))
+def test_batches_hold_every_example_once(tokens: list[list[int]], size: int) -> None:
+    data_ = TaskData("text-classification", ("a",), (), tuple(Example(t, n) for n, t in enumerate(tokens)), None, 0)
+    batches = data_.batches(data_.eval, size)
+    lengths = [length for batch in batches for length in batch.inputs["attention_mask"].sum(1).tolist()]
+    assert lengths == sorted(map(len, tokens))
+    for batch in batches:
+        assert 1 <= batch.items <= size
+        for ids, mask, label in zip(*batch.inputs.values(), batch.labels.tolist(), strict=True):
+            assert ids[mask.bool()].tolist() == tokens[label]
+            assert not ids[~mask.bool()].any()
+    assert sorted(label for batch in batches for label in batch.labels.tolist()) == list(range(len(tokens)))
+
+
+@given(st.integers(1, 12), st.integers(1, 7), st.integers(0, 3))
+def test_shuffled_batches(count: int, size: int, seed: int) -> None:
+    train = tuple(Example([n + 1], n) for n in range(count))
+    found = TaskData("text-classification", ("a",), train, (), None, 0)
+    taken = [list(islice(found.shuffled(size, seed), 2 * count)) for _ in range(2)]
+    drawn, again = ([label for batch in batches for label in batch.labels.tolist()] for batches in taken)
+    assert drawn == again
+    assert len(drawn) == 2 * count * size
+    for start in range(0, len(drawn), count):
+        assert sorted(drawn[start : start + count]) == list(range(count))
+
+
+def test_calibration_draws_by_seed(tmp_path: Path) -> None:
+    train = tuple(Example([n + 1], n) for n in range(50))
+    found = TaskData("text-classification", ("a",), train, (), None, 0)
+
+    def labels(items: int, seed: int) -> list[int]:
+        return [label for batch in found.calibration(items, 8, seed) for label in batch.labels.tolist()]
+
+    assert labels(10, 0) == labels(10, 0) != labels(10, 1)
+    assert len(set(labels(10, 0))) == 10
+    assert sorted(labels(99, 0)) == list(range(50))
+
+
+def test_a_bundles_held_out_data(tmp_path: Path) -> None:
+    task = texts(tmp_path, [{"text": "good", "label": "good"}, {"text": "bad", "label": "bad"}], items=3)
+    wanted = read(task)
+    entry = TaskEntry(
+        name="spam",
+        kind="text-classification",
+        classes=["bad", "good"],
+        max_length=16,
+        sparsity=0.5,
+        dense=None,
+        eval=EvalData(file="elsewhere", blake3="0" * 64, text="text", label="label", items=3),
+    )
+    (found,) = data.load_eval(entry, task.eval, TOKENIZER, 8)
+    (expected,) = wanted.batches(wanted.eval, 8)
+    assert torch.equal(found.inputs["input_ids"], expected.inputs["input_ids"])
+    assert torch.equal(found.labels, expected.labels)
+    with pytest.raises(CompileError, match="names no held-out data"):
+        data.load_eval(entry.model_copy(update={"eval": None}), task.eval, TOKENIZER, 8)
+
+
+def test_the_task_file_reaches_the_reader(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    entries = tiny.tasks(tmp_path, "text", "tokens", "lm")
+    parsed = task_file.from_dict({"model": "model", "tasks": entries}, tmp_path)
+    for name, task in parsed.tasks.items():
+        known = data.classes(name, task) if task.labelled else ()
+        assert len(data.load(name, task, PLAIN, known, parsed.max_length_of(name)).train) > 0

@@ -1,0 +1,144 @@
+"""Joint training of the dense model."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models as tiny
+import torch
+from transformers import BertForSequenceClassification
+
+from weightpager.compiler import data, source, task_file, train
+from weightpager.compiler.data import TaskData
+from weightpager.compiler.source import Source
+from weightpager.errors import CompileError
+from weightpager.evaluate import Score, evaluate
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "autocast", nullcontext)
+
+
+def load(content: dict[str, Any], folder: Path) -> tuple[Source, dict[str, TaskData]]:
+    found = source.load(task_file.from_dict(content, folder))
+    parsed = found.task_file
+    return found, {
+        name: data.load(name, task, found.tokenizer, found.classes(name), parsed.max_length_of(name))
+        for name, task in parsed.tasks.items()
+    }
+
+
+def content(folder: Path, *kinds: str, **training: Any) -> dict[str, Any]:
+    settings = {"steps": 40, "learning_rate": 1e-3, "head_learning_rate": 1e-2, "batch": 8} | training
+    tasks = tiny.tasks(folder, *kinds)
+    return {"model": "model", "calibration": {"max_length": 32}, "training": settings, "tasks": tasks}
+
+
+def weights(found: Source, task: str) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in found.parameters(task).items()}
+
+
+def score(found: Source, task: str, held: TaskData) -> Score:
+    return evaluate(found.models[task], held.batches(held.eval, 8), held.kind)
+
+
+def test_learns_two_tasks_over_one_base(tmp_path: Path) -> None:
+    tiny.bert(tmp_path / "model")
+    found, held = load(content(tmp_path, "text", "tokens", learning_rate=3e-3, steps=100), tmp_path)
+    steps: list[tuple[int, int]] = []
+    assert train.train(found, held, lambda done, total: steps.append((done, total))) == ("text", "tokens")
+    assert steps == [(step, 100) for step in range(1, 101)]
+    assert score(found, "text", held["text"]).value > 0.9
+    assert score(found, "tokens", held["tokens"]).value > 0.9
+    name = found.paged[0].name
+    assert found.linear("text", name).weight is found.linear("tokens", name).weight
+    for task in held:
+        assert not any(module.training for module in found.models[task].modules())
+        assert all(parameter.grad is None for parameter in found.models[task].parameters())
+
+
+def test_follows_the_seed_and_leaves_the_generator_alone(tmp_path: Path) -> None:
+    tiny.bert(tmp_path / "model")
+    results = []
+    state = torch.get_rng_state()
+    for seed in (0, 0, 1):
+        found, held = load(content(tmp_path, "text", "tokens", steps=4, seed=seed), tmp_path)
+        train.train(found, held)
+        results.append(weights(found, "text"))
+    assert torch.equal(torch.get_rng_state(), state)
+    first, again, other = results
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_language_models_train_nothing(tmp_path: Path) -> None:
+    tiny.llama(tmp_path / "model")
+    found, held = load(content(tmp_path, "lm"), tmp_path)
+    before = weights(found, "lm")
+    assert train.train(found, held) == ()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in found.parameters("lm").items())
+
+
+def test_a_head_that_is_given_stays(tmp_path: Path) -> None:
+    tiny.bert(tmp_path / "model")
+    tiny.bert(tmp_path / "head", BertForSequenceClassification, id2label={0: "bad", 1: "good"})
+    made = content(tmp_path, "text", "tokens", steps=3)
+    made["tasks"]["text"]["head"] = "head"
+    found, held = load(made, tmp_path)
+    before = weights(found, "text")
+    assert train.train(found, held) == ("tokens",)
+    after = weights(found, "text")
+    name = found.paged[0].name + ".weight"
+    assert torch.equal(after["classifier.weight"], before["classifier.weight"])
+    assert not torch.equal(after[name], before[name])
+
+
+def test_a_decoder_with_tied_embeddings_stays_tied(tmp_path: Path) -> None:
+    tiny.llama(tmp_path / "model")
+    found, held = load(content(tmp_path, "text", "lm", steps=2), tmp_path)
+    train.train(found, held)
+    assert found.models["lm"].lm_head.weight is found.models["text"].model.embed_tokens.weight
+    assert score(found, "lm", held["lm"]).value > 1
+
+
+def test_one_step_is_enough(tmp_path: Path) -> None:
+    tiny.bert(tmp_path / "model")
+    found, held = load(content(tmp_path, "text", steps=1), tmp_path)
+    assert train.train(found, held) == ("text",)
+
+
+def test_says_when_training_diverges(tmp_path: Path) -> None:
+    tiny.bert(tmp_path / "model")
+    found, held = load(content(tmp_path, "text"), tmp_path)
+    with torch.no_grad():
+        found.models["text"].classifier.weight.fill_(3e38)
+    with pytest.raises(CompileError, match=r"tasks\.text: training diverged in step 1"):
+        train.train(found, held)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_minilm_learns_to_tell_spam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = pytest.importorskip("weightpager.samples")
+    config = pytest.importorskip("weightpager.config")
+    monkeypatch.undo()
+    try:
+        model = samples.minilm(config.cache_dir())
+        found, _ = samples.prepare(config.cache_dir(), train_items=600, eval_items=200, report=lambda line: None)
+    except samples.SampleUnavailable as error:
+        pytest.skip(str(error))
+    tasks = {
+        sample.name: {"kind": sample.kind, "train": sample.train, "eval": sample.eval}
+        for sample in found
+        if sample.name in ("spam", "pos")
+    }
+    if set(tasks) != {"spam", "pos"}:
+        pytest.skip("a sample task cannot be had here")
+    dense, held = load({"model": model, "training": {"steps": 60}, "tasks": tasks}, tmp_path)
+    train.train(dense, held)
+    assert score(dense, "spam", held["spam"]).value > 0.85
+    assert score(dense, "pos", held["pos"]).value > 0.75

@@ -1,0 +1,163 @@
+"""After any sequence of opening, switching, nesting, pinning, evicting and failing, every output is bit-equal to that of
+a freshly opened engine, every resident page matches its hash, and no slot is lost."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from faults import FaultyStore
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+import weightpager as wp
+from weightpager.bundle import Bundle
+from weightpager.config import EngineConfig
+from weightpager.errors import BudgetError, StoreError, SwitchFailedError, WeightpagerError
+from weightpager.store import LocalStore
+
+TASKS = ("animal", "weather", "number", "colour")
+INPUTS = {
+    "input_ids": torch.tensor([[2, 4, 9, 12, 3, 0], [2, 15, 5, 6, 7, 3]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0], [1] * 6]),
+}
+
+tasks = st.sampled_from(TASKS)
+
+
+def logits(module: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return module(**INPUTS).logits
+
+
+@pytest.fixture(scope="module")
+def expected(assistant_bundle: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for task in TASKS:
+        with wp.Engine.from_pretrained(assistant_bundle) as engine, engine.task(task) as module:
+            found[task] = logits(module)
+    return found
+
+
+def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor]) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    with wp.Engine(bundle, EngineConfig()) as engine:
+        use = engine.report().memory
+    fixed = use.total - use.arena
+    least = max(len(bundle.pages_of(task)) for task in TASKS)
+
+    class AnySequence(RuleBasedStateMachine):
+        @initialize(spare=st.integers(0, 12))
+        def open(self, spare: int) -> None:
+            self.store = FaultyStore(LocalStore(bundle))
+            budget = fixed + (least + spare) * bundle.page_bytes
+            self.engine = wp.Engine(bundle, EngineConfig(budget, io_threads=2), self.store)
+            self.current: str | None = None
+            self.nested: list[tuple[str, ExitStack]] = []
+            self.pinned: list[str] = []
+
+        def teardown(self) -> None:
+            if hasattr(self, "engine"):
+                while self.nested:
+                    self.leave()
+                self.engine.close()
+
+        @rule(task=tasks)
+        def activate(self, task: str) -> None:
+            try:
+                module = self.engine.activate(task)
+            except BudgetError:
+                return
+            except SwitchFailedError:
+                self.current = None
+                return
+            except WeightpagerError:
+                return
+            self.current = task
+            assert torch.equal(logits(module), expected[task])
+
+        @rule()
+        def deactivate(self) -> None:
+            self.engine.deactivate()
+            self.current = None
+
+        @rule(task=tasks)
+        def nest(self, task: str) -> None:
+            stack = ExitStack()
+            try:
+                module = stack.enter_context(self.engine.task(task))
+            except (BudgetError, StoreError, WeightpagerError):
+                return
+            assert torch.equal(logits(module), expected[task])
+            self.nested.append((task, stack))
+
+        @precondition(lambda self: self.nested)
+        @rule()
+        def leave(self) -> None:
+            self.nested.pop()[1].close()
+
+        @rule(task=tasks)
+        def pin(self, task: str) -> None:
+            try:
+                self.engine.pin(task)
+            except WeightpagerError:
+                return
+            self.pinned.append(task)
+
+        @precondition(lambda self: self.pinned)
+        @rule()
+        def unpin(self) -> None:
+            self.engine.unpin(self.pinned.pop())
+
+        @rule()
+        def evict(self) -> None:
+            self.engine.evict()
+
+        @rule(reads=st.integers(1, 3))
+        def pull_the_cable(self, reads: int) -> None:
+            self.store.failing = reads
+
+        @rule(reads=st.integers(1, 2))
+        def damage_reads(self, reads: int) -> None:
+            self.store.damaging = reads
+
+        @rule()
+        def mend(self) -> None:
+            self.store.failing = self.store.damaging = 0
+
+        @rule()
+        def reopen(self) -> None:
+            while self.nested:
+                self.leave()
+            slots = self.engine.blocks.slots
+            self.engine.close()
+            self.open(slots - least)
+
+        def in_use(self) -> set[str]:
+            return {*([self.current] if self.current else []), *self.pinned, *(task for task, _ in self.nested)}
+
+        @invariant()
+        def sound(self) -> None:
+            if not hasattr(self, "engine"):
+                return
+            self.engine.blocks.check_integrity()
+            assert self.engine.verify() == []
+            report = self.engine.report()
+            assert set(report.active) == self.in_use()
+            assert report.memory.total <= report.budget
+            wanted = set().union(*(bundle.pages_of(task).tolist() for task in self.in_use()))
+            assert set(self.engine.blocks.locked().tolist()) == wanted
+            assert wanted <= set(self.engine.blocks.resident().tolist())
+
+        @invariant()
+        def every_task_in_use_is_right(self) -> None:
+            if hasattr(self, "engine"):
+                for task in sorted(self.in_use()):
+                    assert torch.equal(logits(self.engine._module(task)), expected[task])
+
+    run_state_machine_as_test(
+        AnySequence, settings=settings(max_examples=40, stateful_step_count=25, deadline=None)
+    )

@@ -1,0 +1,279 @@
+"""One engine, one thing at a time; what holds after any sequence is in test_any_sequence.py."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from faults import FaultyStore
+
+import weightpager as wp
+from weightpager.bundle import Bundle
+from weightpager.config import EngineConfig
+from weightpager.engine.export import export_task
+from weightpager.errors import (
+    BudgetError,
+    ConfigError,
+    EngineClosedError,
+    PageCorruptError,
+    StoreError,
+    SwitchFailedError,
+    TaskNotActiveError,
+    UnknownTaskError,
+)
+from weightpager.store import LocalStore, StorageModel, switch_cost
+
+INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
+
+
+def logits(module: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return module(**INPUTS).logits
+
+
+def fresh(path: Path, task: str) -> torch.Tensor:
+    with wp.Engine.from_pretrained(path) as engine, engine.task(task) as module:
+        return logits(module)
+
+
+def fixed_bytes(path: Path) -> int:
+    with wp.Engine.from_pretrained(path) as engine:
+        use = engine.report().memory
+        return use.total - use.arena
+
+
+def tight(path: Path, *tasks: str) -> int:
+    """The budget that just holds these tasks together."""
+    bundle = Bundle.open(path)
+    pages = set().union(*(bundle.pages_of(task).tolist() for task in tasks))
+    return fixed_bytes(path) + len(pages) * bundle.page_bytes
+
+
+@pytest.mark.parametrize("task", ["animal", "weather", "number", "colour"])
+def test_a_task_equals_its_exported_dense_model(assistant_bundle: Path, task: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    kind = AutoModelForTokenClassification if task == "colour" else AutoModelForSequenceClassification
+    exported = kind.from_pretrained(export_task(Bundle.open(assistant_bundle), task, tmp_path / "out")).eval()
+    torch.testing.assert_close(fresh(assistant_bundle, task), logits(exported), rtol=1e-4, atol=1e-4)
+    names = [exported.config.id2label[number] for number in range(exported.config.num_labels)]
+    assert names == Bundle.open(assistant_bundle).task(task).classes
+
+
+@pytest.mark.parametrize("task", ["animals", "numbers"])
+def test_a_decoder_generates_what_its_exported_model_generates(writer_bundle: Path, task: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    exported = AutoModelForCausalLM.from_pretrained(export_task(Bundle.open(writer_bundle), task, tmp_path / "out"))
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    with wp.Engine.from_pretrained(writer_bundle) as engine, engine.task(task) as module:
+        found = module.generate(**INPUTS, **options)
+        torch.testing.assert_close(logits(module), logits(exported.eval()), rtol=1e-4, atol=1e-4)
+    assert found.tolist() == exported.generate(**INPUTS, **options).tolist()
+
+
+def test_a_switch_reads_only_the_differential_set(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    store = FaultyStore(LocalStore(bundle))
+    with wp.Engine(bundle, EngineConfig(), store) as engine:
+        for before, after in (("animal", "weather"), ("weather", "colour"), ("colour", "animal")):
+            engine.deactivate()
+            engine.evict()
+            engine.activate(before)
+            read = store.pages_read
+            engine.activate(after)
+            planned = switch_cost(bundle, before, after, StorageModel())
+            report = engine.report().switches[-1]
+            assert (store.pages_read - read) * bundle.page_bytes == planned.bytes == report.bytes > 0
+            assert report.reads == planned.reads
+            assert (report.from_task, report.to_task) == (before, after)
+
+
+def test_a_resident_task_is_activated_without_a_read(assistant_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        for task in ("animal", "weather"):
+            engine.activate(task)
+        engine.activate("animal")
+        assert engine.report().switches[-1].bytes == 0
+
+
+def test_modules_are_built_once_and_share_resident_parameters(assistant_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        animal = engine.activate("animal")
+        weather = engine.activate("weather")
+        assert engine.activate("animal") is animal
+        shared = "bert.embeddings.word_embeddings.weight"
+        assert animal.get_parameter(shared).data_ptr() == weather.get_parameter(shared).data_ptr()
+        assert animal.get_parameter("classifier.weight").data_ptr() != weather.get_parameter("classifier.weight").data_ptr()
+
+
+def test_tasks_nest_when_they_fit_and_are_refused_when_not(assistant_bundle: Path) -> None:
+    both = tight(assistant_bundle, "animal", "weather")
+    expected = fresh(assistant_bundle, "animal")
+    with wp.Engine.from_pretrained(assistant_bundle, budget=both) as engine, engine.task("animal") as animal:
+        with engine.task("weather") as weather:
+            assert torch.equal(logits(weather), fresh(assistant_bundle, "weather"))
+            assert torch.equal(logits(animal), expected)
+    with wp.Engine.from_pretrained(assistant_bundle, budget=both - 4096) as engine, engine.task("animal") as animal:
+        with pytest.raises(BudgetError) as error, engine.task("weather"):
+            pass
+        assert error.value.smallest == both
+        assert str(both) in str(error.value)
+        assert torch.equal(logits(animal), expected)
+
+
+def test_a_module_outside_its_block_refuses_to_run(assistant_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        with engine.task("animal") as module:
+            pass
+        with pytest.raises(TaskNotActiveError, match="with engine.task"):
+            logits(module)
+
+
+def test_too_small_a_budget_names_the_smallest_that_would_do(assistant_bundle: Path) -> None:
+    with pytest.raises(BudgetError, match="The smallest budget that would do is") as error:
+        wp.Engine.from_pretrained(assistant_bundle, budget="64KiB")
+    smallest = error.value.smallest
+    wp.Engine.from_pretrained(assistant_bundle, budget=smallest).close()
+    with pytest.raises(BudgetError):
+        wp.Engine.from_pretrained(assistant_bundle, budget=smallest - 1)
+
+
+def test_the_budget_is_an_upper_bound(assistant_bundle: Path) -> None:
+    budget = tight(assistant_bundle, "animal") + 5000
+    with wp.Engine.from_pretrained(assistant_bundle, budget=budget) as engine:
+        assert engine.report().memory.total <= budget
+
+
+@pytest.mark.parametrize("budget", ["64 parsecs", "", "-1MiB", 0])
+def test_a_wrong_budget_is_refused(assistant_bundle: Path, budget: str | int) -> None:
+    with pytest.raises(ConfigError, match="size"):
+        wp.Engine.from_pretrained(assistant_bundle, budget=budget)
+
+
+def test_an_unknown_task_is_refused_with_a_hint(assistant_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        with pytest.raises(UnknownTaskError, match="Did you mean 'weather'"), engine.task("wether"):
+            pass
+        with pytest.raises(UnknownTaskError):
+            engine.activate("nothing like it")
+
+
+def test_a_closed_engine_refuses(assistant_bundle: Path) -> None:
+    engine = wp.Engine.from_pretrained(assistant_bundle)
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineClosedError):
+        engine.activate("animal")
+
+
+def test_a_failing_read_in_the_prepare_phase_leaves_the_old_task(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    store = FaultyStore(LocalStore(bundle))
+    with wp.Engine(bundle, EngineConfig(), store) as engine:
+        animal = engine.activate("animal")
+        store.failing = 1
+        with pytest.raises(StoreError, match="cable"):
+            engine.activate("weather")
+        assert engine.report().active == ("animal",)
+        assert torch.equal(logits(animal), fresh(assistant_bundle, "animal"))
+        assert torch.equal(logits(engine.activate("weather")), fresh(assistant_bundle, "weather"))
+
+
+def test_a_failing_read_in_the_commit_phase_leaves_no_task_and_nothing_wrong(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    pairs = [(a, b) for a in bundle.tasks for b in bundle.tasks if len(bundle.pages_of(a)) >= len(bundle.pages_of(b))]
+    old, new = max(pairs, key=lambda pair: len(np.setdiff1d(bundle.pages_of(pair[1]), bundle.pages_of(pair[0]))))
+    store = FaultyStore(LocalStore(bundle))
+    with wp.Engine(bundle, EngineConfig(tight(assistant_bundle, old)), store) as engine:
+        module = engine.activate(old)
+        plan = engine.blocks.plan(bundle.pages_of(new), release=bundle.pages_of(old))
+        assert plan is not None
+        assert len(plan.commit)
+        store.bad = set(plan.commit.tolist())
+        with pytest.raises(SwitchFailedError, match="no task is active now: a bad sector"):
+            engine.activate(new)
+        store.bad = set()
+        assert engine.report().active == ()
+        with pytest.raises(TaskNotActiveError):
+            logits(module)
+        assert engine.verify() == []
+        engine.blocks.check_integrity()
+        for task in (new, old):
+            assert torch.equal(logits(engine.activate(task)), fresh(assistant_bundle, task))
+
+
+def test_a_damaged_page_is_found_on_load(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    store = FaultyStore(LocalStore(bundle))
+    with wp.Engine(bundle, EngineConfig(), store) as engine:
+        store.damaging = 1
+        with pytest.raises(PageCorruptError, match="BLAKE3"):
+            engine.activate("animal")
+        assert torch.equal(logits(engine.activate("animal")), fresh(assistant_bundle, "animal"))
+
+
+def test_verify_finds_a_flipped_bit_in_the_arena(assistant_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        engine.activate("animal")
+        assert engine.verify() == []
+        page = int(engine.blocks.resident()[0])
+        engine._memory.slot(int(engine.blocks.page_table[page]))[3] ^= 1
+        assert engine.verify() == [page]
+
+
+def test_pins_keep_pages_and_unpin_lets_them_go(assistant_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        engine.pin("animal")
+        engine.activate("weather")
+        engine.deactivate()
+        engine.evict()
+        assert set(engine.blocks.resident()) == set(engine.bundle.pages_of("animal"))
+        engine.unpin("animal")
+        with pytest.raises(ValueError, match="pinned"):
+            engine.unpin("animal")
+        engine.evict()
+        assert len(engine.blocks.resident()) == 0
+
+
+def test_leaving_a_task_waits_for_a_layer_that_is_reading(assistant_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        engine.activate("animal")
+        gate = engine._tasks["animal"].gate
+        gate.enter(0)
+        leaving = threading.Thread(target=engine.deactivate)
+        leaving.start()
+        leaving.join(0.1)
+        assert leaving.is_alive()
+        assert len(engine.blocks.locked())
+        gate.leave(0)
+        leaving.join(10)
+        assert not len(engine.blocks.locked())
+
+
+def test_threads_share_an_engine(assistant_bundle: Path) -> None:
+    expected = {task: fresh(assistant_bundle, task) for task in ("animal", "weather", "number", "colour")}
+    wrong: list[str] = []
+
+    def work(engine: wp.Engine, seed: int) -> None:
+        for step in range(15):
+            task = list(expected)[(seed + step * (seed + 1)) % 4]
+            try:
+                with engine.task(task) as module:
+                    if not torch.equal(logits(module), expected[task]):
+                        wrong.append(task)
+            except BudgetError:
+                continue
+
+    with wp.Engine.from_pretrained(assistant_bundle, budget=tight(assistant_bundle, "animal", "weather")) as engine:
+        threads = [threading.Thread(target=work, args=(engine, seed)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        engine.blocks.check_integrity()
+        assert engine.verify() == []
+    assert wrong == []
