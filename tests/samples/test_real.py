@@ -29,7 +29,7 @@ SIZES = {  # train, validation, eval: all there is, in full samples
     "pos": (35328, 4855, 11422),
 }
 HEADER = re.compile(r"\b(return-path|delivered-to|message-id|mime-version|errors-to|in-reply-to|list-[a-z]+):", re.I)
-TAG = re.compile(r"\[[\w .:-]+\]")
+TAG = re.compile(r"\[[\w.-]+\]")
 
 
 @pytest.fixture(scope="module")

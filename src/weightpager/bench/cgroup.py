@@ -249,10 +249,11 @@ def run_limited(
     _check(command, memory=memory, storage_bytes_per_s=storage_bytes_per_s, cpus=cpus)
     with ExitStack() as cleanup:
         process, cpu_limit = _launch(command, cpus, cleanup)
-        groups = _join(process.pid, cleanup)
+        needed = ["memory"] if storage_bytes_per_s is None else ["memory", "storage"]  # memory is always measured
+        groups = _join(process.pid, needed, cleanup)
         memory_limit = _limit(groups["memory"], memory, _limit_memory)
         storage_limit = _limit(
-            groups["storage"], storage_bytes_per_s, lambda group, rate: _limit_storage(group, rate, storage_path)
+            groups.get("storage", ""), storage_bytes_per_s, lambda group, rate: _limit_storage(group, rate, storage_path)
         )
         start = time.perf_counter()
         stdout, stderr, timed_out = _communicate(process, groups, timeout)
@@ -310,15 +311,16 @@ def _pinned(cpus: int | None) -> Iterator[Limit]:
         os.sched_setaffinity(0, before)
 
 
-def _join(process: int, cleanup: ExitStack) -> dict[str, Group | str]:
-    """Move a process into new groups: by limit, the one that can enforce it, or why there is none."""
+def _join(process: int, needed: Sequence[str], cleanup: ExitStack) -> dict[str, Group | str]:
+    """Move a process into new groups: by needed limit, the group that can enforce it, or why there is none."""
     table, own_groups = mounts(), Path("/proc/self/cgroup").read_text()
-    found = {controller: find_hierarchy(controller, table, own_groups) for controller in _CONTROLLERS.values()}
+    controllers = {limit: _CONTROLLERS[limit] for limit in needed}
+    found = {controller: find_hierarchy(controller, table, own_groups) for controller in controllers.values()}
     joined: dict[str, Group | str] = {name: _no_controller(name) for name in found}
     for hierarchy in {hierarchy for hierarchy in found.values() if hierarchy is not None}:
         wanted = frozenset(controller for controller in found if found[controller] == hierarchy)
         joined |= _join_one(process, hierarchy, wanted, cleanup)
-    return {limit: joined[controller] for limit, controller in _CONTROLLERS.items()}
+    return {limit: joined[controller] for limit, controller in controllers.items()}
 
 
 def _join_one(process: int, hierarchy: Hierarchy, wanted: frozenset[str], cleanup: ExitStack) -> dict[str, Group | str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,13 @@ def read_checked(root: Path, name: str, entry: FileEntry) -> bytes:
     path = root / name
     try:
         with path.open("rb") as file:
-            content = file.read(entry.bytes + 1)
+            # Before reading: the entry of a hostile manifest may ask for more memory than there is.
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(entry.bytes) if size == entry.bytes else b""
     except OSError as error:
         raise BundleFormatError(name, "file", "a readable file", error.strerror or error) from error
-    if len(content) != entry.bytes:
-        raise BundleFormatError(name, "size", f"{entry.bytes} bytes", f"{path.stat().st_size} bytes")
+    if size != entry.bytes or len(content) != size:
+        raise BundleFormatError(name, "size", f"{entry.bytes} bytes", f"{size} bytes")
     found = blake3(content).hexdigest()
     if found != entry.blake3:
         raise BundleFormatError(name, "BLAKE3", entry.blake3, found)

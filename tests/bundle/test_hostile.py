@@ -1,0 +1,234 @@
+"""A damaged or hostile bundle gets one of our errors: never a crash, a wild read, or a wrong answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from blake3 import blake3
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load, save
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.page_index import FILE as PAGE_INDEX
+from weightpager.bundle.reader import tables_file
+from weightpager.bundle.verify import verify
+from weightpager.errors import BundleError, BundleFormatError
+
+relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def copy(assistant_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(assistant_bundle, tmp_path / "copy.bundle"))
+
+
+def files(bundle: Path) -> list[Path]:
+    return sorted(path for path in bundle.rglob("*") if path.is_file())
+
+
+def rewrite_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest as somebody would who means harm: with a hash that fits."""
+    content = json.loads((bundle / "manifest.json").read_bytes())
+    change(content)
+    text = json.dumps(content).encode()
+    (bundle / "manifest.json").write_bytes(text)
+    (bundle / "manifest.blake3").write_text(blake3(text).hexdigest() + "\n")
+
+
+def rewrite_file(bundle: Path, name: str, content: bytes) -> None:
+    (bundle / name).write_bytes(content)
+    entry = {"bytes": len(content), "blake3": blake3(content).hexdigest()}
+    rewrite_manifest(bundle, lambda manifest: manifest["files"].update({name: entry}))
+
+
+def rewrite_arrays(bundle: Path, name: str, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    arrays = {key: value.copy() for key, value in load((bundle / name).read_bytes()).items()}
+    change(arrays)
+    rewrite_file(bundle, name, save(arrays))
+
+
+def refused(bundle: Path) -> str:
+    with pytest.raises(BundleError) as error:
+        Bundle.open(bundle)
+    return str(error.value)
+
+
+def test_a_bundle_as_written_is_well(assistant_bundle: Path) -> None:
+    result = verify(assistant_bundle)
+    assert result.problems == ()
+    assert result.pages > 0
+    assert result.files >= 12
+
+
+@relaxed
+@given(data=st.data())
+def test_a_flipped_bit_anywhere_is_found(assistant_bundle: Path, tmp_path: Path, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from([path.relative_to(assistant_bundle) for path in files(assistant_bundle)]))
+    content = bytearray((assistant_bundle / path).read_bytes())
+    bit = data.draw(st.integers(0, len(content) * 8 - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    copy = tmp_path / "flipped.bundle"
+    shutil.copytree(assistant_bundle, copy, dirs_exist_ok=True)
+    (copy / path).write_bytes(content)
+    assert verify(copy).problems, f"bit {bit} of {path}"
+
+
+@pytest.mark.parametrize("keep", [0, 0.5, 0.99])
+def test_a_truncated_file_is_named(copy: Path, keep: float) -> None:
+    for path in files(copy):
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * keep)])
+        problems = verify(copy).problems
+        assert any(path.stem in problem for problem in problems), path
+        path.write_bytes(content)
+    assert verify(copy).problems == ()
+
+
+def test_a_missing_file_is_named(copy: Path) -> None:
+    for path in files(copy):
+        content = path.read_bytes()
+        path.unlink()
+        assert any(path.name in problem and "expected" in problem for problem in verify(copy).problems), path
+        path.write_bytes(content)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    assert "weightpager compile" in refused(tmp_path / "nothing")
+    assert "manifest.json" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda m: m.update(format="zip"), "format"),
+        (lambda m: m.update(version=2), "version"),
+        (lambda m: m.update(surprise=1), "surprise"),
+        (lambda m: m.pop("weights"), "weights"),
+        (lambda m: m.update(weights=[]), "weights"),
+        (lambda m: m.update(block="16x33"), "block"),
+        (lambda m: m.update(block="1000000x1000000"), "block"),
+        (lambda m: m.update(page_bytes=0), "page_bytes"),
+        (lambda m: m.update(page_bytes=5000), "page_bytes"),
+        (lambda m: m.update(page_bytes=1 << 40), "page_bytes"),
+        (lambda m: m.update(page_bytes="4096"), "page_bytes"),
+        (lambda m: m.update(page_files=[-1]), "page_files"),
+        (lambda m: m.update(page_files=[1 << 30, 1 << 30]), "locations"),
+        (lambda m: m.update(page_files=[]), "page-index"),
+        (lambda m: m["page_files"].append(1), "page-index"),
+        (lambda m: m.update(layers=1), "layers"),
+        (lambda m: m["weights"][0].update(out_features=1 << 40), "out_features"),
+        (lambda m: m["weights"][0].update(out_features=8), "crow_indices"),
+        (lambda m: m["weights"][0].update(layer=2), "layer"),
+        (lambda m: m["weights"].append(m["weights"][0]), "weight names"),
+        (lambda m: m["tasks"].append(m["tasks"][0]), "task names"),
+        (lambda m: m["tasks"][0].update(name="../../etc"), "name"),
+        (lambda m: m["tasks"][0].update(kind="telepathy"), "kind"),
+        (lambda m: m["tasks"][0].update(sparsity=-1.0), "sparsity"),
+        (lambda m: m.update(transitions=[[1.0]]), "transition"),
+        (lambda m: m["files"].update({"../outside": {"bytes": 1, "blake3": "0" * 64}}), "files"),
+        (lambda m: m["files"].update({"/etc/passwd": {"bytes": 1, "blake3": "0" * 64}}), "files"),
+        (lambda m: m["files"].pop("page-index.safetensors"), "page-index"),
+        (lambda m: m["files"]["page-index.safetensors"].update(bytes=1 << 40), "page-index"),
+        (lambda m: m["files"]["page-index.safetensors"].update(bytes=-5), "bytes"),
+    ],
+)
+def test_a_wild_manifest_is_refused_by_name(copy: Path, change: Callable[[dict[str, Any]], object], field: str) -> None:
+    rewrite_manifest(copy, change)
+    assert field in refused(copy)
+
+
+def test_a_manifest_that_is_no_json_is_refused(copy: Path) -> None:
+    text = b'{"format": '
+    (copy / "manifest.json").write_bytes(text)
+    (copy / "manifest.blake3").write_text(blake3(text).hexdigest() + "\n")
+    assert "manifest.json" in refused(copy)
+
+
+def _first(arrays: dict[str, np.ndarray], field: str) -> np.ndarray:
+    return next(array for name, array in arrays.items() if name.endswith(field) and array.size)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: _first(arrays, "locations").fill(2**31 - 1),
+        lambda arrays: _first(arrays, "locations").fill(-1),
+        lambda arrays: _first(arrays, "col_indices").fill(2**30),
+        lambda arrays: _first(arrays, "crow_indices").fill(7),
+        lambda arrays: arrays.popitem(),
+        lambda arrays: arrays.update(surprise=np.zeros(3, np.int32)),
+        lambda arrays: arrays.update({name: array.astype(np.int64) for name, array in arrays.items()}),
+    ],
+)
+def test_wild_block_tables_are_refused(copy: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    name = tables_file("weather")
+    rewrite_arrays(copy, name, change)
+    assert name in refused(copy)
+
+
+def test_a_block_in_a_page_of_another_layer_is_refused(copy: Path) -> None:
+    def swap(arrays: dict[str, np.ndarray]) -> None:
+        layers = [array for name, array in sorted(arrays.items()) if name.endswith("query.locations")]
+        layers[0][0] = layers[2][0]
+
+    rewrite_arrays(copy, tables_file("weather"), swap)
+    assert "another layer" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("signatures", lambda arrays: arrays["signatures"].__ixor__(np.uint64(1))),
+        ("layers", lambda arrays: arrays["layers"].__ixor__(np.int32(-1))),
+        ("ids", lambda arrays: arrays.update(ids=arrays["ids"][:-1])),
+        ("tensors", lambda arrays: arrays.pop("ids")),
+    ],
+)
+def test_a_wild_page_index_is_refused(copy: Path, name: str, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    rewrite_arrays(copy, PAGE_INDEX, change)
+    assert name in refused(copy)
+
+
+def test_garbage_in_place_of_tensors_is_refused(copy: Path) -> None:
+    rewrite_file(copy, tables_file("animal"), b"\xff" * 100)
+    assert "safetensors" in refused(copy)
+
+
+def test_a_header_that_promises_the_moon_is_refused(copy: Path) -> None:
+    header = json.dumps({"x": {"dtype": "I32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    rewrite_file(copy, tables_file("animal"), len(header).to_bytes(8, "little") + header)
+    assert "safetensors" in refused(copy)
+
+
+def test_code_from_elsewhere_is_refused(copy: Path) -> None:
+    import weightpager as wp
+
+    config = json.loads((copy / "model/config.json").read_bytes())
+    rewrite_file(copy, "model/config.json", json.dumps(config | {"auto_map": {"AutoConfig": "evil.Evil"}}).encode())
+    with pytest.raises(BundleFormatError, match="auto_map"):
+        wp.Engine.from_pretrained(copy)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_refused(copy: Path) -> None:
+    import weightpager as wp
+
+    (copy / "model/tokenizer.model").write_bytes(b"surprise")
+    with pytest.raises(BundleFormatError, match="extra file"):
+        wp.Engine.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": 32}, {"model_type": "nonsense"}, {"num_hidden_layers": 1}])
+def test_a_configuration_that_does_not_fit_the_weights_is_refused(copy: Path, change: dict[str, object]) -> None:
+    import weightpager as wp
+
+    config = json.loads((copy / "model/config.json").read_bytes())
+    rewrite_file(copy, "model/config.json", json.dumps(config | change).encode())
+    with pytest.raises(BundleFormatError), wp.Engine.from_pretrained(copy) as engine:
+        engine.activate("animal")
