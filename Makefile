@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check lint types imports format docs clean
+.PHONY: demo test test-slow check lint types imports format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/weightpager demo --out weightpager-demo.html
@@ -29,9 +29,6 @@ imports: $(VENV)/dev.stamp
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-
-docs: $(VENV)/dev.stamp
-	$(BIN)/python docs/generate_cli.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -194,6 +194,11 @@ def test_groups_go_when_the_run_is_interrupted(monkeypatch: pytest.MonkeyPatch) 
         assert seen
 
 
+def test_what_is_not_asked_for_joins_no_group() -> None:
+    groups = "cat /proc/self/cgroup"
+    assert run_limited(["sh", "-c", groups]).stdout.count("/weightpager-") <= 1  # memory is measured where it can be
+
+
 def find_own(controller: str) -> Hierarchy | None:
     return find_hierarchy(controller, mounts(), Path("/proc/self/cgroup").read_text())
 
@@ -344,7 +349,9 @@ def test_the_command_line_says_what_held(capsys: pytest.CaptureFixture[str], mem
     assert "memory   not asked for" in printed.err
 
 
-@pytest.mark.parametrize("given", [[], ["--memory", "1GiB"], ["--memory", "much", "--", "true"], ["true"]])
+@pytest.mark.parametrize(
+    "given", [[], ["--memory", "1GiB"], ["--memory", "much", "--", "true"], ["--cpus", "0", "--", "true"], ["true"]]
+)
 def test_wrong_usage_exits_with_2(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(given)

@@ -167,6 +167,10 @@ def test_a_head_on_another_base_is_warned_about(tmp_path: Path, caplog: pytest.L
         (lambda path: tiny.bert(path), "expected the weight 'classifier.bias', the checkpoint has none"),
         (lambda path: tiny.llama(path), "expected a head for bert, found one for llama"),
         (
+            lambda path: tiny.bert(path, BertForSequenceClassification, id2label={0: "same", 1: "same"}),
+            "expected two or more different classes, found same, same",
+        ),
+        (
             lambda path: tiny.bert(path, BertForSequenceClassification, hidden_size=32),
             r"expected '.*' of shape \[14, 64\], found \[14, 32\]",
         ),
@@ -212,6 +216,15 @@ def test_refuses_weights_that_are_not_finite(tmp_path: Path, value: float) -> No
         CompileError, match=r"NaN or infinity in 'base_model\.encoder\.layer\.1\.output\.dense\.weight'"
     ):
         load(tmp_path, tiny.tasks(tmp_path, "text"))
+
+
+def test_a_broken_decoder_is_called_broken(tmp_path: Path) -> None:
+    folder = tiny.llama(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CompileError, match="expected finite weights"):
+        load(tmp_path, tiny.tasks(tmp_path, "lm"))
 
 
 def test_refuses_a_checkpoint_with_holes(tmp_path: Path) -> None:

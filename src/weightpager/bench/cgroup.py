@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -251,10 +252,11 @@ def run_limited(
         process, cpu_limit = _launch(command, cpus, cleanup)
         needed = ["memory"] if storage_bytes_per_s is None else ["memory", "storage"]  # memory is always measured
         groups = _join(process.pid, needed, cleanup)
-        memory_limit = _limit(groups["memory"], memory, _limit_memory)
-        storage_limit = _limit(
-            groups.get("storage", ""), storage_bytes_per_s, lambda group, rate: _limit_storage(group, rate, storage_path)
-        )
+        limits = {
+            "memory": _limit(groups, "memory", memory, _limit_memory),
+            "storage": _limit(groups, "storage", storage_bytes_per_s, partial(_limit_storage, path=storage_path)),
+            "cpus": cpu_limit,
+        }
         start = time.perf_counter()
         stdout, stderr, timed_out = _communicate(process, groups, timeout)
         return LimitedRun(
@@ -266,9 +268,7 @@ def run_limited(
             timed_out=timed_out,
             peak_memory=_measured(groups["memory"], _peak_memory),
             oom_kills=_measured(groups["memory"], _oom_kills),
-            memory=memory_limit,
-            storage=storage_limit,
-            cpus=cpu_limit,
+            **limits,
         )
 
 
@@ -341,9 +341,12 @@ def _no_controller(name: str) -> str:
     return f"no {' or '.join(dict.fromkeys((name, _V2_NAMES[name])))} controller"
 
 
-def _limit(group: Group | str, asked: int | None, enforce: Callable[[Group, int], tuple[int, str]]) -> Limit:
+def _limit(
+    groups: Mapping[str, Group | str], name: str, asked: int | None, enforce: Callable[[Group, int], tuple[int, str]]
+) -> Limit:
     if asked is None:
         return Limit(None, None, "not asked for")
+    group = groups[name]
     if isinstance(group, str):
         return Limit(asked, None, f"unlimited: {group}")
     try:
@@ -394,7 +397,7 @@ def _limit_storage(group: Group, asked: int, path: str | os.PathLike[str]) -> tu
 
 
 def _communicate(
-    process: subprocess.Popen[bytes], groups: dict[str, Group | str], timeout: float | None
+    process: subprocess.Popen[bytes], groups: Mapping[str, Group | str], timeout: float | None
 ) -> tuple[bytes, bytes, bool]:
     """Let the command go and collect what it writes; whether its time was up."""
     try:
@@ -524,7 +527,7 @@ def _field(text: str, name: str) -> int:
 def _reason(error: OSError | ConfigError) -> str:
     if isinstance(error, PermissionError) and os.geteuid() != 0:
         return f"not root, and no permission for {error.filename}"
-    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -536,14 +539,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = given[split + 1 :]
     if not command:
         parser.error("expected a command after --")
-    run = run_limited(
-        command,
-        memory=options.memory,
-        storage_bytes_per_s=options.storage,
-        cpus=options.cpus,
-        storage_path=options.storage_path,
-        timeout=options.timeout,
-    )
+    try:
+        run = run_limited(
+            command,
+            memory=options.memory,
+            storage_bytes_per_s=options.storage,
+            cpus=options.cpus,
+            storage_path=options.storage_path,
+            timeout=options.timeout,
+        )
+    except ConfigError as error:
+        parser.error(str(error))
     if options.json:
         sys.stdout.write(json.dumps(dataclasses.asdict(run) | {"missing": run.missing}, indent=2) + "\n")
     else:

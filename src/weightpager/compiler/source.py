@@ -118,8 +118,6 @@ def load(task_file: TaskFile) -> Source:
         for name, task in task_file.tasks.items():
             models[name] = _load_model(name, task, task_file, tokenizer.pad_token_id)
             _share(models[name], shared, path, with_head=not task.labelled)
-    for name, model in models.items():
-        _check_finite(model, name, path)
     paged, resident = _sort_weights(models, task_file.block, path)
     return Source(task_file, path, config, tokenizer, models, paged, resident)
 
@@ -129,7 +127,7 @@ def _canonical(name: str, prefix: str) -> str:
 
 
 def _class_names(config: PretrainedConfig) -> tuple[str, ...]:
-    return tuple(config.id2label[number] for number in range(config.num_labels))
+    return tuple(str(config.id2label.get(number, f"LABEL_{number}")) for number in range(config.num_labels))
 
 
 def _check_directory(path: Path) -> None:
@@ -193,6 +191,7 @@ def _load_model(name: str, task: TaskSpec, task_file: TaskFile, pad: int) -> Pre
     _check_checkpoint(model, info, f"tasks.{name}: {path}", may_lack)
     if head is not None:
         _copy_head(head, model, name)
+    _check_finite(model, name, path)
     if not task.labelled:
         _check_causal(model, path, name)
     return model
@@ -217,6 +216,10 @@ def _load_head(name: str, task: TaskSpec, directory: Path, path: Path) -> PreTra
     ours, theirs = _model_type(path), model.config.model_type
     if ours != theirs:
         raise CompileError(f"tasks.{name}.head ({directory}): expected a head for {ours}, found one for {theirs}")
+    names = _class_names(model.config)
+    if len(set(names)) < max(2, len(names)):
+        found = ", ".join(names)
+        raise CompileError(f"tasks.{name}.head ({directory}): expected two or more different classes, found {found}")
     _check_checkpoint(model, info, f"tasks.{name}.head ({directory})", lambda weight: weight.startswith(BASE))
     return model
 

@@ -30,7 +30,7 @@ _COOLING, _STAGES = 0.25, 14
 _NEWTON_STEPS, _HALVINGS = 20, 10
 _DECIDED = 20.0  # temperatures: a block whose best subset leads by more has no other subset above e^-20
 _JITTER = 1e-6  # of the mean saliency
-_CHUNK = 1 << 18  # scores at a time: 2 MiB stay in a core's cache, and bound the memory
+_CHUNK = 1 << 15  # scores at a time: they stay in cache, and BLAS starts no threads, which on a busy machine wait
 
 
 @dataclass(frozen=True, eq=False)

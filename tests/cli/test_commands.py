@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+from command import Command
+
+import weightpager as wp
+
+
+@pytest.fixture
+def tasks_yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "tasks.yaml"
+    path.write_text(yaml.safe_dump(tiny.assistant(tmp_path), sort_keys=False))
+    return path
+
+
+def test_compile_writes_a_bundle_and_says_what_came_out(weightpager: Command, tasks_yaml: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.bundle"
+    found = weightpager("compile", tasks_yaml, "--out", out)
+    assert found.code == 0
+    assert "weather" in found.out
+    assert "duality gap" in found.out
+    assert list(wp.Bundle.open(out).tasks) == ["animal", "weather", "number", "colour"]
+    again = weightpager("compile", tasks_yaml, "--out", out)
+    assert again.code == 2
+    assert "--force" in again.err
+    forced = weightpager("compile", tasks_yaml, "--out", out, "--force", "--json")
+    assert forced.code == 0
+    report = json.loads(forced.out)
+    assert report["duality_gap"] <= 0.001
+    assert {task["name"] for task in report["tasks"]} == {"animal", "weather", "number", "colour"}
+    assert set(report["seconds"]) >= {"calibrate", "align", "pack", "write"}
+
+
+def test_inspect(weightpager: Command, assistant_bundle: Path) -> None:
+    found = weightpager("inspect", assistant_bundle)
+    assert found.code == 0
+    for word in ("animal", "overlap", "bytes to load", "resident parameters", "smallest budget"):
+        assert word in found.out
+    facts = json.loads(weightpager("inspect", assistant_bundle, "--json").out)
+    bundle = wp.Bundle.open(assistant_bundle)
+    assert facts["stored_paged_bytes"] == len(bundle.pages) * bundle.page_bytes
+    assert 0 < facts["page_fill"] <= 1
+    assert facts["switches"][0].keys() >= {"from_task", "to_task", "bytes", "reads"}
+
+
+def test_inspect_lists_what_does_not_fit_a_budget(weightpager: Command, assistant_bundle: Path) -> None:
+    smallest = json.loads(weightpager("inspect", assistant_bundle, "--json").out)["smallest_budget"]
+    facts = json.loads(weightpager("inspect", assistant_bundle, "--budget", smallest, "--json").out)
+    assert facts["tasks_that_do_not_fit"] == []
+    assert facts["pairs_that_do_not_fit"]
+    small = json.loads(weightpager("inspect", assistant_bundle, "--budget", "1KiB", "--json").out)
+    assert small["tasks_that_do_not_fit"] == ["animal", "weather", "number", "colour"]
+
+
+def test_plan(weightpager: Command, assistant_bundle: Path) -> None:
+    plan = json.loads(weightpager("plan", assistant_bundle, "--from", "animal", "--to", "weather", "--json").out)
+    start = json.loads(weightpager("plan", assistant_bundle, "--to", "weather", "--json").out)
+    worst = json.loads(weightpager("plan", assistant_bundle, "--worst", "--json").out)
+    bundle = wp.Bundle.open(assistant_bundle)
+    assert start["bytes"] == len(bundle.pages_of("weather")) * bundle.page_bytes
+    assert 0 < plan["bytes"] < start["bytes"]
+    assert worst["predicted_ms"] >= plan["predicted_ms"]
+    slow = weightpager("plan", assistant_bundle, "--to", "weather", "--storage", "1MB/s", "--json")
+    assert json.loads(slow.out)["predicted_ms"] > start["predicted_ms"]
+    assert "pages to load" in weightpager("plan", assistant_bundle, "--to", "weather").out
+    assert weightpager("plan", assistant_bundle).code == 2
+
+
+def test_run(weightpager: Command, assistant_bundle: Path) -> None:
+    found = weightpager("run", assistant_bundle, "--task", "weather", "--budget", "1MiB", "red cat rain")
+    assert found.code == 0
+    assert found.out.split()[0] in {"sun", "rain", "snow"}
+    assert "loaded" in found.err
+    rows = json.loads(weightpager("run", assistant_bundle, "-t", "colour", "red cat", "--json").out)
+    assert [word for word, _ in rows["predictions"][0]["tags"]] == ["red", "cat"]
+
+
+def test_run_continues_a_text(weightpager: Command, writer_bundle: Path) -> None:
+    found = weightpager("run", writer_bundle, "-t", "numbers", "one two", "--max-new-tokens", "4", "--json")
+    assert isinstance(json.loads(found.out)["predictions"][0]["label"], str)
+
+
+def test_eval_measures_what_the_compiler_measured(weightpager: Command, assistant_bundle: Path) -> None:
+    report = json.loads((assistant_bundle / "report.json").read_bytes())
+    found = weightpager("eval", assistant_bundle, "--json")
+    assert found.code == 0
+    for again, first in zip(json.loads(found.out)["tasks"], report["tasks"], strict=True):
+        assert again == first
+    one = weightpager("eval", assistant_bundle, "--task", "animal")
+    assert "animal" in one.out
+    assert "weather" not in one.out
+
+
+def test_verify(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
+    assert weightpager("verify", assistant_bundle).code == 0
+    copy = Path(shutil.copytree(assistant_bundle, tmp_path / "copy.bundle"))
+    with (copy / "pages-0000.safetensors").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\xff\x00\xff")
+    found = weightpager("verify", copy)
+    assert found.code == 1
+    assert "page 0" in found.err
+    assert json.loads(weightpager("verify", copy, "--json").out)["problems"]
+
+
+def test_export(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
+    found = weightpager("export", assistant_bundle, "--task", "animal", "--out", tmp_path / "hf")
+    assert found.code == 0
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(tmp_path / "hf"))
+    again = weightpager("export", assistant_bundle, "--task", "animal", "--out", tmp_path / "hf")
+    assert again.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["run", "BUNDLE", "--task", "wether", "text"], 2, "Did you mean 'weather'"),
+        (["run", "BUNDLE", "--task", "weather", "--budget", "1KiB", "text"], 1, "smallest budget that would do is"),
+        (["run", "BUNDLE", "--task", "weather", "--budget", "lots", "text"], 2, "such as 512MiB"),
+        (["run", "nowhere", "--task", "weather", "text"], 1, "weightpager compile"),
+        (["inspect", "nowhere"], 1, "expected a bundle directory"),
+        (["verify", "nowhere"], 1, "expected a bundle directory"),
+        (["compile", "nowhere.yaml", "--out", "x.bundle"], 2, "nowhere.yaml"),
+        (["plan", "BUNDLE", "--from", "x", "--to", "weather"], 2, "unknown task 'x'"),
+    ],
+)
+def test_a_mistake_is_explained_in_a_line(
+    weightpager: Command, assistant_bundle: Path, arguments: list[str], code: int, words: str
+) -> None:
+    found = weightpager(*(str(assistant_bundle) if word == "BUNDLE" else word for word in arguments))
+    assert found.code == code
+    assert words in found.err
+    assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize(
+    "verb", ["compile", "inspect", "plan", "run", "eval", "verify", "export", "demo"]
+)
+def test_help_shows_an_example(weightpager: Command, verb: str) -> None:
+    found = weightpager(verb, "--help")
+    assert found.code == 0
+    assert f"weightpager {verb}" in found.out
+    assert "Example" in found.out
+    assert "--json" in found.out
+
+
+def test_the_environment_stands_in_for_flags(
+    weightpager: Command, assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEIGHTPAGER_RUN_TASK", "weather")
+    monkeypatch.setenv("WEIGHTPAGER_RUN_BUDGET", "1KiB")
+    assert "smallest budget" in weightpager("run", assistant_bundle, "text").err
+    assert weightpager("run", assistant_bundle, "text", "--budget", "1MiB").code == 0
+
+
+def test_version(weightpager: Command) -> None:
+    assert weightpager("--version").out.strip() == wp.__version__

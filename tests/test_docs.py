@@ -1,0 +1,53 @@
+"""The documentation's commands and code run as they are printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tiny
+from command import run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return [code for kind, code in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE) if kind == language]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the README's task file finds what it names, on a tiny model."""
+    folder = tmp_path_factory.mktemp("readme")
+    tiny.bert(folder / "all-MiniLM-L6-v2")
+    for name, classes in (("spam", {"spam": ["red"], "ham": ["cow"]}), ("topic", {"a": ["sun"], "b": ["one"]})):
+        made = tiny.classification(folder, name, classes)
+        Path(made["eval"]).rename(folder / f"{name}.test.jsonl")
+    (folder / "tasks.yaml").write_text(blocks("yaml")[0] + "training: {steps: 4, batch: 4}\nblock: 8x8\npage: 4KiB\n")
+    return folder
+
+
+def test_the_python_example_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    exec(compile(blocks("python")[0].replace("assistant.bundle", "python.bundle"), "README.md", "exec"), {})
+
+
+def test_the_commands_run(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    commands = [line for block in blocks("") for line in block.splitlines() if line.startswith("weightpager ")]
+    assert len(commands) >= 7
+    for command in commands:
+        done = run(capsys, monkeypatch, *shlex.split(command, comments=True)[1:])
+        assert done.code == 0, f"{command}: {done.err}"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"

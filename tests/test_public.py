@@ -1,0 +1,25 @@
+"""What users import is a promise."""
+
+import subprocess
+import sys
+
+import weightpager as wp
+
+
+def test_the_public_names_are_these() -> None:
+    assert wp.__all__ == ["Bundle", "Engine", "EngineReport", "SwitchReport", "compile"]
+    assert all(getattr(wp, name) for name in wp.__all__)
+    assert set(wp.__all__) <= set(dir(wp))
+
+
+def test_a_bundle_is_verified_without_torch() -> None:
+    code = "import sys, weightpager.bundle.verify, weightpager.store; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_engine_needs_no_compiler() -> None:
+    code = (
+        "import sys, weightpager.engine.predict, weightpager.engine.export;"
+        "assert not {'datasets', 'sklearn', 'scipy', 'weightpager.compiler'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
