@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+
+import tiny
 
 # Before anything imports transformers: a test must never look for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"

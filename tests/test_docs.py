@@ -7,15 +7,17 @@ import shlex
 from pathlib import Path
 
 import pytest
-import tiny
 from command import run
+
+import tiny
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    return [code for kind, code in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE) if kind == language]
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [code for kind, code in fences if kind == language]
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +37,7 @@ def test_the_python_example_runs(workplace: Path, monkeypatch: pytest.MonkeyPatc
     exec(compile(blocks("python")[0].replace("assistant.bundle", "python.bundle"), "README.md", "exec"), {})
 
 
-def test_the_commands_run(
-    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     commands = [line for block in blocks("") for line in block.splitlines() if line.startswith("weightpager ")]
     assert len(commands) >= 7

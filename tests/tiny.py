@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = "red green blue cat dog cow sun rain snow one two three".split()
+WORDS = ["red", "green", "blue", "cat", "dog", "cow", "sun", "rain", "snow", "one", "two", "three"]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -71,7 +71,7 @@ def classification(folder: Path, name: str, classes: dict[str, list[str]], items
         rows = []
         for number in range(items):
             label = list(classes)[number % len(classes)]
-            words = drawn.choices(WORDS, k=drawn.randint(2, 6)) + [drawn.choice(classes[label])]
+            words = [*drawn.choices(WORDS, k=drawn.randint(2, 6)), drawn.choice(classes[label])]
             drawn.shuffle(words)
             rows.append({"text": " ".join(words), "label": label})
         files[split] = _write(folder / f"{name}.{split}.jsonl", rows)

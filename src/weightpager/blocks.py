@@ -94,9 +94,11 @@ class BlockGrid:
             raise ValueError(f"expected a weight of {self.out_features}x{self.in_features}, got {weight.shape}")
         padded = np.zeros((self.rows * self.block.rows, self.cols * self.block.cols), weight.dtype)
         padded[: self.out_features, : self.in_features] = weight
-        return padded.reshape(self.rows, self.block.rows, self.cols, self.block.cols).swapaxes(1, 2)
+        cut: npt.NDArray[np.generic] = padded.reshape(self.rows, self.block.rows, self.cols, self.block.cols)
+        return np.swapaxes(cut, 1, 2)
 
     def join(self, blocks: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """The inverse of `cut`."""
         padded = blocks.swapaxes(1, 2).reshape(self.rows * self.block.rows, self.cols * self.block.cols)
-        return padded[: self.out_features, : self.in_features]
+        joined: npt.NDArray[np.generic] = padded[: self.out_features, : self.in_features]
+        return joined

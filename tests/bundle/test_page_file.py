@@ -21,9 +21,7 @@ def written() -> bytes:
 def test_golden_bytes() -> None:
     content = written()
     assert content[:8] == (4096 - 8).to_bytes(8, "little")
-    assert json.loads(content[8:4096]) == {
-        "pages": {"dtype": "U8", "shape": [3, 4096], "data_offsets": [0, 3 * 4096]}
-    }
+    assert json.loads(content[8:4096]) == {"pages": {"dtype": "U8", "shape": [3, 4096], "data_offsets": [0, 3 * 4096]}}
     assert content[4096:] == b"".join(PAGES)
     assert blake3(content).hexdigest() == "0bc00a4f8f51820761d1e01bba5d4e5b16a6a5affcab42a0811a4e1e19415852"
 

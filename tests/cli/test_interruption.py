@@ -1,4 +1,4 @@
-"""Ctrl-C and kill -9 at any moment: an old bundle stays valid, nothing half-written appears, nobody sees a traceback."""
+"""Ctrl-C and kill -9 at any moment: the old bundle stays valid, nothing half-written appears."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
 import yaml
 
+import tiny
 import weightpager as wp
 from weightpager.bundle.verify import verify
 
@@ -69,9 +69,7 @@ def test_a_killed_compile_leaves_the_old_bundle_or_the_new_one(tmp_path: Path) -
     assert bundles(tmp_path) == ["a.bundle"]
 
 
-def test_an_interrupted_load_leaves_a_sound_engine(
-    assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_load_leaves_a_sound_engine(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from concurrent import futures
 
     with wp.Engine.from_pretrained(assistant_bundle) as engine:

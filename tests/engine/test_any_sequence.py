@@ -1,5 +1,7 @@
-"""After any sequence of opening, switching, nesting, pinning, evicting and failing, every output is bit-equal to that of
-a freshly opened engine, every resident page matches its hash, and no slot is lost."""
+"""What holds after any sequence of opening, switching, nesting, pinning, evicting and failing.
+
+Every output is bit-equal to that of a freshly opened engine, every resident page matches its hash, no slot is lost.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ import torch
 from faults import FaultyStore
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import weightpager as wp
 from weightpager.bundle import Bundle
@@ -158,6 +167,4 @@ def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor])
                 for task in sorted(self.in_use()):
                     assert torch.equal(logits(self.engine._module(task)), expected[task])
 
-    run_state_machine_as_test(
-        AnySequence, settings=settings(max_examples=40, stateful_step_count=25, deadline=None)
-    )
+    run_state_machine_as_test(AnySequence, settings=settings(max_examples=40, stateful_step_count=25, deadline=None))

@@ -107,16 +107,22 @@ def test_modules_are_built_once_and_share_resident_parameters(assistant_bundle: 
         assert engine.activate("animal") is animal
         shared = "bert.embeddings.word_embeddings.weight"
         assert animal.get_parameter(shared).data_ptr() == weather.get_parameter(shared).data_ptr()
-        assert animal.get_parameter("classifier.weight").data_ptr() != weather.get_parameter("classifier.weight").data_ptr()
+        assert (
+            animal.get_parameter("classifier.weight").data_ptr()
+            != weather.get_parameter("classifier.weight").data_ptr()
+        )
 
 
 def test_tasks_nest_when_they_fit_and_are_refused_when_not(assistant_bundle: Path) -> None:
     both = tight(assistant_bundle, "animal", "weather")
     expected = fresh(assistant_bundle, "animal")
-    with wp.Engine.from_pretrained(assistant_bundle, budget=both) as engine, engine.task("animal") as animal:
-        with engine.task("weather") as weather:
-            assert torch.equal(logits(weather), fresh(assistant_bundle, "weather"))
-            assert torch.equal(logits(animal), expected)
+    with (
+        wp.Engine.from_pretrained(assistant_bundle, budget=both) as engine,
+        engine.task("animal") as animal,
+        engine.task("weather") as weather,
+    ):
+        assert torch.equal(logits(weather), fresh(assistant_bundle, "weather"))
+        assert torch.equal(logits(animal), expected)
     with wp.Engine.from_pretrained(assistant_bundle, budget=both - 4096) as engine, engine.task("animal") as animal:
         with pytest.raises(BudgetError) as error, engine.task("weather"):
             pass

@@ -33,7 +33,7 @@ class TimedSwitch:
 
 
 def time_switches(
-    engine: Engine, repeats: int, progress: Callable[[int, int], None] = lambda done, total: None
+    engine: Engine, repeats: int, progress: Callable[[int, int], None] = lambda _done, _total: None
 ) -> list[TimedSwitch]:
     """Time every ordered pair: the arena holds just the task that is left, then the next one is activated."""
     names = list(engine.bundle.tasks)

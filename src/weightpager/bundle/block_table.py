@@ -87,7 +87,7 @@ class BlockTable:
         if len(cols) == 0:
             return
         expect(
-            0 <= int(cols.min()) and int(cols.max()) < grid.cols,
+            int(cols.min()) >= 0 and int(cols.max()) < grid.cols,
             "col_indices",
             f"0 to {grid.cols - 1}",
             f"{cols.min()} to {cols.max()}",
@@ -95,7 +95,7 @@ class BlockTable:
         flat = self.rows() * grid.cols + cols
         expect(bool((np.diff(flat) > 0).all()), "col_indices", "ascending inside each row", "another order")
         expect(
-            0 <= int(where.min()) and int(where.max()) < locations,
+            int(where.min()) >= 0 and int(where.max()) < locations,
             "locations",
             f"0 to {locations - 1}",
             f"{where.min()} to {where.max()}",

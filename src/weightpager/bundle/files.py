@@ -70,6 +70,7 @@ def parse_arrays(name: str, content: bytes) -> dict[str, npt.NDArray[Any]]:
         BundleFormatError: it is not one.
     """
     try:
-        return load(content)
+        arrays: dict[str, npt.NDArray[Any]] = load(content)
     except (SafetensorError, KeyError, ValueError) as error:
         raise BundleFormatError(name, "content", "a safetensors file of numpy dtypes", error) from error
+    return arrays

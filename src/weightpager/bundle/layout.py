@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from weightpager.blocks import BlockShape
 
-LAYOUT = "interleaved"
-
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 """Bytes of one weight, by the bundle's dtype."""
 

@@ -12,9 +12,6 @@ from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.page_file import ALIGNMENT, file_name
 from weightpager.errors import BundleFormatError, ConfigError
 
-FORMAT = "weightpager-bundle"
-VERSION = 1
-
 TaskKind = Literal["text-classification", "token-classification", "language-modeling"]
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Count = Annotated[int, Field(ge=0, lt=2**31)]

@@ -23,7 +23,7 @@ class Verification:
     problems: tuple[str, ...]
 
 
-def verify(path: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Verification:
+def verify(path: str | Path, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Verification:
     """Check a whole bundle; finds every problem behind the first, unless the bundle can't be opened at all.
 
     Args:

@@ -208,7 +208,9 @@ def _print_notes(facts: dict[str, Any]) -> None:
         output.console.print(f"note: {a} and {b} do not fit together; a switch gives up {a} before {b} is whole.")
     if facts["not_paged"]:
         names = list(facts["not_paged"])
-        output.console.print(f"not paged: {len(names)} layers ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})")
+        output.console.print(
+            f"not paged: {len(names)} layers ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+        )
 
 
 def _switch_facts(bundle: Bundle, cost: SwitchCost, budget: int | None) -> dict[str, Any]:

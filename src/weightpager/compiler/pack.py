@@ -79,7 +79,8 @@ class Packing:
     def page_counts(self, tasks: int) -> npt.NDArray[np.int64]:
         """Pages that each task needs, [tasks]."""
         bits = np.uint64(1) << np.arange(tasks, dtype=np.uint64)
-        return ((self.signatures[:, None] & bits) != 0).sum(0)
+        counts: npt.NDArray[np.int64] = ((self.signatures[:, None] & bits) != 0).sum(0)
+        return counts
 
 
 def pack(kept: Sequence[KeptBlocks], page_bytes: int, block_bytes: int) -> Packing:

@@ -119,9 +119,7 @@ def prepare(task_file: TaskFile, progress: Progress = _silent) -> Prepared:
     return Prepared(source, data, dense, saliency, clock.seconds)
 
 
-def build(
-    writer: BundleWriter, prepared: Prepared, alignment: float, progress: Progress = _silent
-) -> CompileReport:
+def build(writer: BundleWriter, prepared: Prepared, alignment: float, progress: Progress = _silent) -> CompileReport:
     """Align, pack, write, and measure what was written.
 
     Args:
@@ -195,9 +193,7 @@ def _transitions(task_file: TaskFile) -> Transitions:
     return Transitions.from_trace(tasks, read_trace(task_file.transitions, tasks))
 
 
-def _align(
-    prepared: Prepared, transitions: Transitions, alignment: float, progress: Progress
-) -> tuple[Keep, float]:
+def _align(prepared: Prepared, transitions: Transitions, alignment: float, progress: Progress) -> tuple[Keep, float]:
     """Keep masks of every paged weight, each at the tasks' own sparsity, and the duality gap over all of them."""
     task_file = prepared.source.task_file
     density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])

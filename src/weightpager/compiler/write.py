@@ -16,11 +16,11 @@ from torch import Tensor
 
 import weightpager
 from weightpager.bundle import BlockTable, BundleWriter, Manifest, TaskEntry, WeightEntry, page_file, page_index
-from weightpager.bundle.layout import LAYOUT, STORAGE, interleave
-from weightpager.bundle.manifest import FORMAT, VERSION
+from weightpager.bundle.layout import STORAGE, interleave
 from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file
 from weightpager.compiler.pack import Packing
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
+from weightpager.compiler.task_file import PageDtype
 from weightpager.transitions import Transitions
 
 _PAGE_FILE_BYTES = 4 << 30
@@ -43,7 +43,7 @@ class BundlePlan:
         alignment: strength λ that the masks were aligned with; None for one shared mask.
     """
 
-    dtype: str
+    dtype: PageDtype
     keep: Keep
     packing: Packing
     tasks: tuple[TaskEntry, ...]
@@ -166,11 +166,11 @@ def _write_model(writer: BundleWriter, source: Source) -> None:
 
 def _manifest(plan: BundlePlan, source: Source) -> Manifest:
     return Manifest(
-        format=FORMAT,
-        version=VERSION,
+        format="weightpager-bundle",
+        version=1,
         generator=f"weightpager {weightpager.__version__}",
         block=str(source.paged[0].grid.block),
-        layout=LAYOUT,
+        layout="interleaved",
         dtype=plan.dtype,
         page_bytes=plan.packing.page_bytes,
         page_files=_page_files(plan.packing),

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 import weightpager
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.files import hash_file
-from weightpager.compiler.pipeline import Progress, build, prepare
+from weightpager.compiler.measure import Progress
+from weightpager.compiler.pipeline import build, prepare
 from weightpager.compiler.source import parameters
 from weightpager.compiler.task_file import from_dict
 from weightpager.errors import BundleError
@@ -86,7 +87,8 @@ def _open(folder: Path) -> DemoBundles:
     dense = folder / "dense.safetensors"
     if not dense.is_file():
         raise BundleError(f"{dense}: expected the dense checkpoint")
-    return DemoBundles(*(Bundle.open(folder / f"{name}.bundle") for name in VARIANTS), dense)
+    aligned, unaligned, shared = (Bundle.open(folder / f"{name}.bundle") for name in VARIANTS)
+    return DemoBundles(aligned, unaligned, shared, dense)
 
 
 def _compile(content: dict[str, Any], folder: Path, progress: Progress) -> None:

@@ -60,12 +60,12 @@ def switch_times(result: DemoResult) -> str:
         for number, name in enumerate(names):
             switches = [switch for switch in result.switches if switch.to_task == name]
             ours = [switch.ms for switch in switches]
-            axes.scatter([number] * len(ours), ours, color=_OURS, s=28, zorder=3, label="weightpager" if not number else None)
+            axes.scatter([number] * len(ours), ours, color=_OURS, s=28, zorder=3, label="" if number else "weightpager")
             for value, label, colour in (
                 (switches[0].whole_sparse_ms, "own sparse weights, whole", _SAME),
                 (switches[0].dense_ms, "dense checkpoint, whole", _DENSE),
             ):
-                axes.hlines(value, number - 0.3, number + 0.3, color=colour, lw=3, label=label if not number else None)
+                axes.hlines(value, number - 0.3, number + 0.3, color=colour, lw=3, label="" if number else label)
         axes.set_yscale("log")
         axes.set_xticks(range(len(names)), names)
         axes.set_xlabel("next task; one point for each task it can come from")
@@ -96,7 +96,7 @@ def memory(result: DemoResult) -> str:
         colours = [_OURS if row.name.startswith("weightpager") else _DENSE for row in rows]
         axes.barh(at, [row.paged_bytes / 2**20 for row in rows], color=colours, height=0.6)
         for y, row in zip(at, rows, strict=True):
-            axes.text(row.paged_bytes / 2**20, y, f"  {row.mean_metric:.3f}", va="center")
+            axes.text(row.paged_bytes / 2**20, float(y), f"  {row.mean_metric:.3f}", va="center")
         axes.set_yticks(at, [row.name for row in rows])
         axes.set_xlabel("MiB of paged weights in memory; beside each bar, the tasks' mean accuracy")
 

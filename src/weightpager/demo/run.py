@@ -37,7 +37,7 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
     start = time.perf_counter()
     progress("fetch model and data", 0, 1)
     model = minilm(cache)
-    samples, missing = prepare(cache, report=lambda line: None)
+    samples, missing = prepare(cache, report=lambda _line: None)
     progress("fetch model and data", 1, 1)
     bundles = demo_bundles(model, samples, cache, progress)
     budget = smallest_budget(bundles.aligned)

@@ -252,9 +252,7 @@ class Engine:
         before = visits[-1].task if visits else None
         self.monitor.record(name)
         pages = stats.bytes // self.bundle.page_bytes
-        self._switches.append(
-            SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds)
-        )
+        self._switches.append(SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds))
 
 
 def _memory(bundle: Bundle, config: EngineConfig) -> MemoryController:

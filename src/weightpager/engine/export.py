@@ -61,7 +61,7 @@ def dense_weights(bundle: Bundle, task: str) -> dict[str, Tensor]:
     store = VerifyingStore(LocalStore(bundle, direct=False), bundle.pages)
     try:
         for slot, page in enumerate(pages):
-            store.read(int(page), [memoryview(arena[slot].numpy()).cast("B")])
+            store.read(int(page), [arena[slot].numpy().data])
     finally:
         store.close()
     tables = bundle.tables(task)

@@ -64,9 +64,7 @@ def _tag(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Predi
     return Prediction(text, " ".join(f"{word}/{tag}" for word, tag in tags), None, tags)
 
 
-def _continue(
-    module: nn.Module, tokenizer: Any, task: TaskEntry, text: str, *, max_new_tokens: int
-) -> Prediction:
+def _continue(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str, *, max_new_tokens: int) -> Prediction:
     encoded = _encode(tokenizer, task, text, add_special_tokens=False)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generated = module.generate(  # type: ignore[operator]

@@ -9,8 +9,11 @@ from weightpager.runtime.memory_controller import MemoryUse
 
 @dataclass(frozen=True)
 class SwitchReport:
-    """One switch. ``seconds`` is from the request to all pages checked and in place, ``load_seconds`` the part spent
-    reading; ``pages`` and ``bytes`` were read by ``reads`` reads."""
+    """One switch.
+
+    ``seconds`` is from the request to all pages checked and in place, ``load_seconds`` the part spent reading;
+    ``pages`` and ``bytes`` were read by ``reads`` reads.
+    """
 
     from_task: str | None
     to_task: str

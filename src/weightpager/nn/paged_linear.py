@@ -43,6 +43,7 @@ class PagedLinear(nn.Module):
         self.paged_weight = weight
         self.layer = layer
         self.gate = gate
+        self.bias: nn.Parameter | None
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:

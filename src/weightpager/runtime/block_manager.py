@@ -44,7 +44,8 @@ class BlockManager:
 
     def missing(self, need: Pages) -> Pages:
         """The differential set: pages of ``need`` that are not resident, in order."""
-        return need[self.page_table[need] == ABSENT]
+        missing: Pages = need[self.page_table[need] == ABSENT]
+        return missing
 
     def locked(self) -> Pages:
         """Pages that may not be evicted, ascending."""

@@ -32,9 +32,7 @@ class Pager:
         threads: reads in flight; storage reaches its bandwidth only with several.
     """
 
-    def __init__(
-        self, store: PageStore, slot: Callable[[int], memoryview], page_bytes: int, threads: int
-    ) -> None:
+    def __init__(self, store: PageStore, slot: Callable[[int], memoryview], page_bytes: int, threads: int) -> None:
         self._store = store
         self._slot = slot
         self._page_bytes = page_bytes

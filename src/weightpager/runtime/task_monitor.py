@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class TaskMonitor:
         """How long each finished visit lasted, by task."""
         dwell: dict[str, list[float]] = {}
         visits = self.visits()
-        for visit, following in zip(visits, visits[1:], strict=False):
+        for visit, following in pairwise(visits):
             dwell.setdefault(visit.task, []).append(following.start - visit.start)
         return dwell
 

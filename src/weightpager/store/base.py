@@ -10,7 +10,7 @@ class PageStore(Protocol):
     """Reads pages. Safe to call from several threads at once."""
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
-        """Fill each view, one page long, with pages ``first``, ``first + 1``, …
+        """Fill each view, one page long, with pages ``first``, ``first + 1`` and so on.
 
         The pages must lie one behind the other in storage: `span` says how far. When this raises, the views hold
         nothing that may be used.
