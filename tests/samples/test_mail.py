@@ -14,7 +14,7 @@ Content-Type: text/plain
 
 On Tue, 3 Apr 2001 10:12, Bob wrote:
 > Do they need water?
-> From: someone else
+) From: someone else
 They do; see http://example.org/tulips or ask eve@example.org.
 
 --\x20
@@ -81,6 +81,16 @@ def test_a_long_paragraph_is_kept_whatever_it_mentions() -> None:
 def test_wrong_character_sets(charset: str) -> None:
     raw = f"Content-Type: text/plain; charset={charset}\nSubject: =?{charset}?q?=E9t=E9?=\n\n".encode() + b"\xe9t\xe9"
     assert parse(raw).body == "été"
+
+
+def test_a_footer_after_base64() -> None:
+    raw = b"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: base64\n\n"
+    assert parse(raw + b"w6l0w6kg\nw6l0w6k=\n\n_______\nA footer\n").body == "été été"
+    assert parse(raw + b"w6l0w6kg\nw6\n\n-- \nA footer\n").body == "été"
+
+
+def test_a_subject_of_bytes_that_nobody_declared() -> None:
+    assert parse(b"Subject: caf\xe9\n\nx").subject == "café"
 
 
 def test_a_broken_encoded_word() -> None:

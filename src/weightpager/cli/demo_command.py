@@ -66,8 +66,8 @@ def _print(result: DemoResult) -> None:
             "shared mask",
             "loads",
             "ms",
-            "own sparse weights whole, ms",
-            "dense checkpoint, ms",
+            "own sparse, ms",
+            "dense, ms",
         ],
         rows,
     )

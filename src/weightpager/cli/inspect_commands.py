@@ -209,7 +209,7 @@ def _print_notes(facts: dict[str, Any]) -> None:
     if facts["not_paged"]:
         names = list(facts["not_paged"])
         output.console.print(
-            f"not paged: {len(names)} layers ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+            f"not paged: {len(names)} tensors ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
         )
 
 

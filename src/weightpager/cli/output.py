@@ -17,7 +17,10 @@ from rich.table import Table
 
 from weightpager.config import format_size
 
-console = Console(soft_wrap=True)
+_WIDE = None if sys.stdout.isatty() else 160
+"""A table that goes to a file or a pipe isn't cut at 80 columns."""
+
+console = Console(soft_wrap=True, width=_WIDE)
 errors = Console(stderr=True, soft_wrap=True)
 
 

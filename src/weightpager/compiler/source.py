@@ -5,34 +5,24 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle.manifest import TaskKind
 from weightpager.compiler import data
 from weightpager.compiler.task_file import TaskFile, TaskSpec
+from weightpager.engine.architecture import BASE, CLASSES, quiet_transformers
 from weightpager.errors import CompileError
 
 _log = logging.getLogger(__name__)
 
-BASE = "base_model."
-"""Canonical names of what tasks share start with it, whatever the architecture calls its base."""
-
-_CLASSES: dict[TaskKind, Any] = {
-    "text-classification": transformers.AutoModelForSequenceClassification,
-    "token-classification": transformers.AutoModelForTokenClassification,
-    "language-modeling": transformers.AutoModelForCausalLM,
-}
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
 
 
@@ -108,7 +98,7 @@ def load(task_file: TaskFile) -> Source:
     """
     path = task_file.model
     _check_directory(path)
-    with _quiet():
+    with quiet_transformers():
         config = _call(path, AutoConfig.from_pretrained, path, trust_remote_code=False, local_files_only=True)
         _check_config(config, task_file)
         tokenizer = _load_tokenizer(path)
@@ -203,7 +193,7 @@ def _from_pretrained(path: Path, kind: TaskKind, seed: int, **options: Any) -> t
         torch.manual_seed(seed)
         config = _call(path, AutoConfig.from_pretrained, path, **arguments, **options)
         model, info = _call(
-            path, _CLASSES[kind].from_pretrained, path, config=config, output_loading_info=True,
+            path, CLASSES[kind].from_pretrained, path, config=config, output_loading_info=True,
             ignore_mismatched_sizes=True, **arguments,
         )  # fmt: skip
     return model.float().eval(), info
@@ -368,17 +358,3 @@ def _call(path: Path, function: Any, *arguments: Any, **options: Any) -> Any:
     except _LOADING_ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CompileError(f"{path}: cannot be loaded: {reason}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, and no reports of what is checked here anyway."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

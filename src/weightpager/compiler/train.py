@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from weightpager.compiler.data import TaskData
-from weightpager.compiler.source import BASE, Source, parameters
+from weightpager.compiler.source import Source, parameters
+from weightpager.engine.architecture import BASE
 from weightpager.errors import CompileError
 from weightpager.evaluate import Progress, loss
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,15 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
+from transformers.utils import logging as transformers_logging
 
-from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle import Bundle, TaskEntry, TaskKind
 from weightpager.bundle.files import check_file
 from weightpager.bundle.reader import MODEL
 from weightpager.errors import BundleFormatError
 from weightpager.nn import EmptyOnMeta
 
-CLASSES: dict[str, Any] = {
+CLASSES: dict[TaskKind, Any] = {
     "text-classification": AutoModelForSequenceClassification,
     "token-classification": AutoModelForTokenClassification,
     "language-modeling": AutoModelForCausalLM,
@@ -59,7 +62,7 @@ def empty_module(bundle: Bundle, task: TaskEntry) -> nn.Module:
     """
     try:
         config = AutoConfig.from_pretrained(bundle.path / MODEL, **label_names(task))
-        with EmptyOnMeta():
+        with EmptyOnMeta(), quiet_transformers():
             module: nn.Module = CLASSES[task.kind].from_config(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleFormatError(f"{MODEL}/config.json", "architecture", f"one for {task.kind}", error) from error
@@ -86,6 +89,20 @@ def full_name(module: nn.Module, name: str) -> str:
 def tokenizer(bundle: Bundle) -> Any:
     """The bundle's tokenizer, from its own files only."""
     return AutoTokenizer.from_pretrained(model_dir(bundle), local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of transformers' own, and no reports of what is checked here anyway."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _keys(path: Path) -> set[str]:

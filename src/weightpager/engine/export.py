@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.reader import RESIDENT, private_file
-from weightpager.engine.architecture import empty_module, full_name, tokenizer
+from weightpager.engine.architecture import empty_module, full_name, quiet_transformers, tokenizer
 from weightpager.engine.parameters import read_parameters
 from weightpager.engine.task_module import assign, paged_weight
 from weightpager.errors import ConfigError
@@ -42,7 +42,8 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     assign(module, state, task)
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
-        module.save_pretrained(temporary)  # type: ignore[operator]
+        with quiet_transformers():
+            module.save_pretrained(temporary)  # type: ignore[operator]
         tokenizer(bundle).save_pretrained(temporary)
         temporary.rename(target)
     except OSError as error:

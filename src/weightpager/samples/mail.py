@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import re
 from dataclasses import dataclass
 from email import message_from_bytes
 from email.errors import HeaderParseError
-from email.header import decode_header
+from email.header import Header, decode_header
 from email.message import Message
 
 _HIDDEN = re.compile(r"<!--.*?-->|<(style|script|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 _LINE_END = re.compile(r"<(br|p|div|tr|li|h\d|table|hr)\b[^>]*>", re.IGNORECASE)
 _MARKUP = re.compile(r"<[!/?a-zA-Z][^>]*>")
 _ADDRESS = re.compile(r"<?(mailto:)?[\w.+=-]+@[\w-]+(\.[\w-]+)*>?", re.IGNORECASE)
-_LINK = re.compile(r"<?\b(https?|ftp)://\S+|<?\bwww\.\S+", re.IGNORECASE)
+_LINK = re.compile(r"<?(https?|ftp)://\S+|<?\bwww\.\S+", re.IGNORECASE)
 
 # Lines that say through which list or feed a mail came, or that it answers one: only wanted mail does. The mark of a
 # spam trap among them is the one thing that only unwanted mail has.
@@ -34,7 +35,8 @@ _MACHINE_MADE = re.compile(
 _LONG_LINE = 200  # characters; what is longer is a paragraph that someone wrote
 _LIST_TAG = re.compile(r"\[[^\]\n]*\]")
 _REPLY = re.compile(r"((re|fwd?|aw|sv)(\[\d+\])?\s*:\s*)+", re.IGNORECASE)
-_QUOTE = "> |\t\r"
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]*={0,2}")
+_QUOTE = "> |):\t"
 # What follows is a signature, or an advertisement of the list's host.
 _END = re.compile(r"\r?\n-- \r?\n|\n[^\n]*(sf\.net email is sponsored|yahoo! groups sponsor)", re.IGNORECASE)
 
@@ -50,7 +52,7 @@ class Mail:
 def parse(raw: bytes) -> Mail:
     """The mail in its RFC 822 form; the body is empty if it has no text."""
     message = message_from_bytes(raw)
-    return Mail(clean_subject(_decoded(str(message.get("Subject", "")))), clean_body(_text(message)))
+    return Mail(clean_subject(_decoded(message.get("Subject", ""))), clean_body(_text(message)))
 
 
 def clean_subject(subject: str) -> str:
@@ -65,7 +67,7 @@ def clean_body(text: str) -> str:
 
     Addresses and links only say that there is one.
     """
-    lines = (line.strip(_QUOTE) for line in _END.split(text, maxsplit=1)[0].splitlines())
+    lines = (line.lstrip(_QUOTE).rstrip() for line in _END.split(text, maxsplit=1)[0].splitlines())
     kept = (line for line in lines if len(line) > _LONG_LINE or not _MACHINE_MADE.search(line))
     return _one_line(_mask(_LIST_TAG.sub(" ", "\n".join(kept))))
 
@@ -89,15 +91,23 @@ def _text(message: Message) -> str:
 
 
 def _payload(part: Message) -> str:
-    content = part.get_payload(decode=True)
+    encoded = str(part.get("Content-Transfer-Encoding", "")).strip().lower() == "base64"
+    content = _base64(str(part.get_payload())) if encoded else part.get_payload(decode=True)
     return _decode(content, part.get_content_charset()) if isinstance(content, bytes) else ""
 
 
-def _decoded(header: str) -> str:
+def _base64(text: str) -> bytes:
+    # Lists append footers to what is encoded. Whether the email package stops before them depends on its version.
+    match = _BASE64.match(text)
+    encoded = "".join(match[0].split()) if match else ""
+    return base64.b64decode(encoded[: len(encoded) // 4 * 4])
+
+
+def _decoded(header: str | Header) -> str:
     try:
         parts = decode_header(header)
     except HeaderParseError:  # an encoded word that is no base64
-        return header
+        return str(header)
     return "".join(part if isinstance(part, str) else _decode(part, charset) for part, charset in parts)
 
 
