@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import Command, run
 from hypothesis import HealthCheck, settings
 
 import tiny
@@ -41,3 +42,9 @@ def writer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("writer")
     wp.compile(tiny.writer(folder), out=folder / "writer.bundle")
     return folder / "writer.bundle"
+
+
+@pytest.fixture
+def weightpager(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs the command in this process: ``weightpager("inspect", path)``."""
+    return lambda *arguments: run(capsys, monkeypatch, *arguments)

@@ -62,7 +62,7 @@ def test_plain_text_is_preferred_to_html() -> None:
     [
         ("[ILUG] lunch", "lunch"),
         ("Re: [ILUG] Fwd: RE:  lunch", "lunch"),
-        ("Re[2]: lunch", "lunch"),
+        ("FW:>Re[2]: lunch", "lunch"),
         ("eve@example.org: lunch at http://example.org", "(address): lunch at (link)"),
         ("regarding lunch", "regarding lunch"),
         ("", ""),

@@ -29,7 +29,7 @@ SIZES = {  # train, validation, eval: all there is, in full samples
     "pos": (35328, 4855, 11422),
 }
 # With a value: people who write about mail name fields, too.
-FIELDS = "return-path|delivered-to|received|message-id|mime-version|errors-to|in-reply-to|list-[a-z]+"
+FIELDS = "return-path|delivered-to|message-id|mime-version|errors-to|in-reply-to|list-[a-z]+"
 HEADER = re.compile(rf"(^|\s)({FIELDS}): \S", re.IGNORECASE)
 TAG = re.compile(r"\[[\w.-]+\]")
 

@@ -332,7 +332,8 @@ def _join_one(process: int, hierarchy: Hierarchy, wanted: frozenset[str], cleanu
     except OSError as error:
         return dict.fromkeys(wanted, _reason(error))
     passed_over: dict[str, Group | str] = {
-        name: f"no control group around {hierarchy.own} hands its {_V2_NAMES[name]} controller on" for name in wanted
+        name: f"neither {hierarchy.own} nor a group around it hands its {_V2_NAMES[name]} controller on"
+        for name in wanted
     }
     return passed_over | dict.fromkeys(group.controllers, group)
 

@@ -134,6 +134,7 @@ def _write_tables(writer: BundleWriter, plan: BundlePlan, paged: Sequence[PagedW
 def _write_parameters(writer: BundleWriter, source: Source, tasks: Sequence[str]) -> None:
     """What all tasks that have it agree on is resident, the rest private."""
     skipped = {f"{info.name}.weight" for info in source.paged}
+    dtype = _checkpoint_dtype(source)
     of_task = {task: parameters(source.models[task]) for task in tasks}
     resident: dict[str, Tensor] = {}
     private: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
@@ -145,17 +146,27 @@ def _write_parameters(writer: BundleWriter, source: Source, tasks: Sequence[str]
         else:
             for task in having:
                 private[task][name] = of_task[task][name]
-    writer.add(RESIDENT, lambda file: file.write(_serialised(resident)))
+    writer.add(RESIDENT, lambda file: file.write(_serialised(resident, dtype)))
     for task in tasks:
-        writer.add(private_file(task), lambda file, task=task: file.write(_serialised(private[task])))  # type: ignore[misc]
+        writer.add(private_file(task), lambda file, task=task: file.write(_serialised(private[task], dtype)))  # type: ignore[misc]
+
+
+def _checkpoint_dtype(source: Source) -> torch.dtype:
+    """What parameters are stored and activations computed in: bfloat16 for a checkpoint that has it, else float32."""
+    stated = getattr(source.config, "dtype", None) or getattr(source.config, "torch_dtype", None)
+    return torch.bfloat16 if stated == torch.bfloat16 else torch.float32
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() or (a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b)))
 
 
-def _serialised(tensors: Mapping[str, Tensor]) -> bytes:
-    return bytes(save_tensors({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}))
+def _serialised(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
+    def own(tensor: Tensor) -> Tensor:
+        kept = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        return kept.detach().contiguous().clone()
+
+    return bytes(save_tensors({name: own(tensor) for name, tensor in tensors.items()}))
 
 
 def _write_model(writer: BundleWriter, source: Source) -> None:

@@ -34,7 +34,7 @@ _MACHINE_MADE = re.compile(
 )
 _LONG_LINE = 200  # characters; what is longer is a paragraph that someone wrote
 _LIST_TAG = re.compile(r"\[[^\]\n]*\]")
-_REPLY = re.compile(r"((re|fwd?|aw|sv)(\[\d+\])?\s*:\s*)+", re.IGNORECASE)
+_REPLY = re.compile(r"(\W*(re|fwd?|aw|sv)(\[\d+\])?\s*:\s*)+", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]*={0,2}")
 _QUOTE = "> |):\t"
 # What follows is a signature, or an advertisement of the list's host.

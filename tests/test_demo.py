@@ -1,0 +1,98 @@
+"""The demo, whole: real model, real tasks. What the README promises of it is checked here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command import Command
+
+from weightpager.bench.machine import describe
+from weightpager.config import cache_dir
+from weightpager.demo.page import render
+from weightpager.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
+
+
+def made_up() -> DemoResult:
+    """Values for looking at the page's form only."""
+    names = ["spam", "topic"]
+    return DemoResult(
+        tasks=[
+            DemoTask(name=name, metric="accuracy", items=9, dense=0.9, sparse=0.88, unaligned=0.87, shared_mask=0.8)
+            for name in names
+        ],
+        switches=[
+            DemoSwitch(
+                from_task=a,
+                to_task=b,
+                bytes=4096,
+                ms=2.0,
+                gbps=1.0,
+                whole_sparse_bytes=40960,
+                whole_sparse_ms=10.0,
+                dense_ms=30.0,
+            )
+            for a, b in (names, names[::-1])
+        ],
+        memory=[Resident(name="<b>ours</b>", bytes=9, paged_bytes=5, mean_bytes_per_switch=1, mean_metric=0.9)],
+        overlap=[[1.0, 0.8], [0.7, 1.0]],
+        mean_overlap=0.75,
+        mean_overlap_unaligned=0.6,
+        duality_gap=0.0,
+        budget=100,
+        sparsity=0.3,
+        alignment=0.5,
+        page_bytes=4096,
+        page_fill=0.99,
+        dense_checkpoint_bytes=1000,
+        cold=True,
+        cold_note="",
+        repeats=5,
+        missing={"pos": "npm is missing"},
+        compile_seconds={"align": 0.5},
+        seconds=1.0,
+        machine=describe(),
+    )
+
+
+def test_the_page_is_self_contained_and_escapes_what_it_shows() -> None:
+    page = render(made_up())
+    assert page.count("<svg") == 5
+    assert "5.0 ×" in page
+    assert "15.0 ×" in page
+    assert "<b>ours</b>" not in page
+    assert "npm is missing" in page
+    for outside in ('src="http', 'href="http', "<script", "@import"):
+        assert outside not in page.replace("http://www.w3.org", "")
+
+
+def test_the_json_says_from_and_to() -> None:
+    document = json.loads(json.dumps(made_up().document()))
+    assert document["switches"][0]["from"] == "spam"
+    assert document["switches"][0]["to"] == "topic"
+    assert {"bytes", "ms", "gbps", "whole_sparse_ms", "dense_ms"} <= document["switches"][0].keys()
+    assert {"name", "metric", "dense", "sparse"} <= document["tasks"][0].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_demo_reaches_what_it_promises(weightpager: Command, tmp_path: Path) -> None:
+    found = weightpager("demo", "--json", "--out", tmp_path / "page.html")
+    assert found.code == 0, found.err
+    result = json.loads(found.out)
+    tasks = result["tasks"]
+
+    def mean(field: str) -> float:
+        return float(sum(task[field] for task in tasks) / len(tasks))
+
+    assert len(tasks) + len(result["missing"]) == 6
+    assert mean("dense") > 0.75
+    assert mean("dense") - mean("sparse") <= 0.05
+    assert result["mean_overlap"] - result["mean_overlap_unaligned"] >= 0.10
+    assert mean("unaligned") - mean("sparse") <= 0.005
+    assert result["duality_gap"] <= 0.001
+    assert len(result["switches"]) == len(tasks) * (len(tasks) - 1)
+    assert all(0 < switch["bytes"] < switch["whole_sparse_bytes"] / 2 for switch in result["switches"])
+    assert "<svg" in (tmp_path / "page.html").read_text()
+    assert (cache_dir() / "demo").is_dir()

@@ -1,0 +1,131 @@
+"""Real models and real data, from package registries; marked slow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import weightpager as wp
+from weightpager.bench.cgroup import run_limited
+from weightpager.bundle.verify import verify
+from weightpager.config import EngineConfig, cache_dir
+from weightpager.engine.export import export_task
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+RUN = "from weightpager.cli import main; main()"
+SPAM = "Congratulations, you won a free prize! Click here to claim your money now."
+
+
+@pytest.fixture(scope="module")
+def assistant(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks on MiniLM, trained for a moment."""
+    from weightpager import samples
+
+    cache = cache_dir()
+    found, _ = samples.prepare(cache, report=lambda line: None)
+    tasks = {sample.name: sample for sample in found}
+    content = {
+        "model": str(samples.minilm(cache)),
+        "calibration": {"items": 64},
+        "training": {"steps": 24, "learning_rate": 3e-4},
+        "tasks": {
+            name: {
+                "kind": tasks[name].kind,
+                "train": str(tasks[name].train),
+                "eval": str(tasks[name].eval),
+                "items": 100,
+            }
+            for name in ("spam", "topic")
+            if name in tasks
+        },
+    }
+    out = tmp_path_factory.mktemp("real") / "assistant.bundle"
+    wp.compile(content, out=out)
+    return out
+
+
+def test_a_real_encoder_equals_its_export(assistant: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    assert verify(assistant).problems == ()
+    with wp.Engine.from_pretrained(assistant, budget="80MiB") as engine:
+        inputs = engine.tokenizer()(SPAM, return_tensors="pt")
+        for task in engine.bundle.tasks:
+            exported = AutoModelForSequenceClassification.from_pretrained(
+                export_task(engine.bundle, task, tmp_path / task)
+            ).eval()
+            with torch.inference_mode():
+                ours = engine.activate(task)(**inputs).logits
+                theirs = exported(**inputs).logits
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_stays_inside_budget_and_process_overhead(assistant: Path) -> None:
+    """A memory-limited control group of budget + overhead doesn't kill it; the overhead is measured, not assumed."""
+    budget = json.loads(_inspect(assistant))["smallest_budget"]
+    command = [sys.executable, "-c", RUN, "run", str(assistant), "--task", "spam", "--json", SPAM, "--budget"]
+    free = run_limited([*command, "1GiB"], memory=None, storage_bytes_per_s=None, cpus=None, storage_path=assistant)
+    if free.peak_memory is None:
+        pytest.skip(f"peak memory cannot be measured here: {free.memory.note}")
+    assert free.exit_code == 0, free.stderr
+    used = json.loads(free.stdout)["engine"]["memory"]
+    overhead = free.peak_memory - sum(used.values())
+    limit = budget + overhead
+    held = run_limited(
+        [*command, str(budget)], memory=limit, storage_bytes_per_s=None, cpus=None, storage_path=assistant
+    )
+    if held.missing:
+        pytest.skip(f"memory cannot be limited here: {held.missing}")
+    assert held.exit_code == 0, held.stderr
+    assert held.oom_kills == 0
+    assert held.peak_memory is not None
+    assert held.peak_memory <= limit
+    assert json.loads(held.stdout)["predictions"] == json.loads(free.stdout)["predictions"]
+
+
+def _inspect(bundle: Path) -> str:
+    command = [sys.executable, "-c", RUN, "inspect", str(bundle), "--json"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_real_decoder(tmp_path: Path) -> None:
+    """SmolLM2-135M, dequantised from 4 bits: two language-modeling tasks in one bundle."""
+    from transformers import AutoModelForCausalLM
+
+    from weightpager import samples
+
+    cache = cache_dir()
+    domains = {sample.name: sample for sample in samples.language_modeling(cache, report=lambda line: None)[0]}
+    content = {
+        "model": str(samples.smollm2(cache)),
+        "sparsity": 0.1,
+        "saliency": "second-moment",
+        "calibration": {"items": 8, "max_length": 64, "batch": 4},
+        "tasks": {
+            name: {
+                "kind": "language-modeling",
+                "train": str(domains[name].train),
+                "eval": str(domains[name].eval),
+                "max_length": 128,
+                "items": 4,
+            }
+            for name in ("code", "news")
+        },
+    }
+    bundle = wp.compile(content, out=tmp_path / "smollm2.bundle")
+    assert verify(bundle.path).problems == ()
+    options = {"max_new_tokens": 8, "do_sample": False}
+    with wp.Engine(bundle, EngineConfig()) as engine, engine.task("code") as module:
+        inputs = engine.tokenizer()("def main(argv):", return_tensors="pt", add_special_tokens=False)
+        exported = AutoModelForCausalLM.from_pretrained(export_task(bundle, "code", tmp_path / "hf")).eval()
+        with torch.inference_mode():
+            torch.testing.assert_close(
+                module(**inputs).logits.float(), exported(**inputs).logits.float(), rtol=0.02, atol=0.2
+            )
+        assert module.generate(**inputs, **options).shape[1] == inputs["input_ids"].shape[1] + 8
