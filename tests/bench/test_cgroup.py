@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.bench import cgroup
-from weightpager.bench.cgroup import Group, Hierarchy, LimitedRun, find_hierarchy, main, run_limited
-from weightpager.bench.cold import Mount, drop, mounts, resident_bytes
+from weightpager.bench import cgroup, control_group, limits
+from weightpager.bench.cgroup import LimitedRun, run_limited
+from weightpager.bench.cgroup_command import main, report
+from weightpager.bench.cold import drop, resident_bytes
+from weightpager.bench.control_group import Group, Hierarchy, find_hierarchy
+from weightpager.bench.mounts import Mount, mounts
 from weightpager.errors import ConfigError
 
 MIB = 1 << 20
@@ -232,7 +235,7 @@ def test_without_permission_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, 
         raise PermissionError(13, "Permission denied", str(file))
 
     monkeypatch.setattr(cgroup, "find_hierarchy", lambda *arguments: Hierarchy(1, tmp_path, tmp_path))
-    monkeypatch.setattr(cgroup, "_write", denied)
+    monkeypatch.setattr(control_group, "_write", denied)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     run = run_limited(["echo", "ran"], memory=MIB)
     assert run.stdout == "ran\n"
@@ -300,7 +303,7 @@ def test_a_version_2_group_is_made_where_both_controllers_work(tmp_path: Path, m
         written.append((file.parent, value))
         raise OSError(16, "Device or resource busy", str(file))
 
-    monkeypatch.setattr(cgroup, "_write", refuse)
+    monkeypatch.setattr(control_group, "_write", refuse)
     group = Group(Hierarchy(2, tmp_path, own), frozenset({"memory", "blkio"}))
     assert group.path.parent == tmp_path
     assert group.controllers == {"memory", "blkio"}
@@ -312,7 +315,7 @@ def test_a_version_2_group_is_made_where_both_controllers_work(tmp_path: Path, m
 def test_what_was_enabled_for_a_group_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tree(tmp_path, "", handed_on="memory")
     written: list[str] = []
-    monkeypatch.setattr(cgroup, "_write", lambda file, value: written.append(value))
+    monkeypatch.setattr(control_group, "_write", lambda file, value: written.append(value))
     Group(Hierarchy(2, tmp_path, own), frozenset({"memory", "blkio"})).remove()
     assert written[0] == "+io"
     assert written[-1] == "-io"
@@ -322,14 +325,14 @@ def test_a_version_2_limit_is_the_tightest_around_the_group(tmp_path: Path) -> N
     group = tree(tmp_path, "outer/group")
     (group / "memory.max").write_text("max\n")
     (group.parent / "memory.max").write_text("4096\n")
-    assert cgroup._tightest(group, tmp_path) == 4096
+    assert limits._tightest(group, tmp_path) == 4096
 
 
 @pytest.mark.parametrize(
     ("swaps", "note"), [("Filename Type\n", ""), ("Filename Type\n/swap file\n", ", but swap is not limited")]
 )
 def test_swap_that_stays_is_said(swaps: str, note: str) -> None:
-    assert cgroup._swap_note(swaps) == note
+    assert limits._swap_note(swaps) == note
 
 
 def test_the_command_line_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,4 +371,4 @@ def test_the_module_is_a_program() -> None:
 def test_a_report_shows_a_time_that_was_up() -> None:
     run = run_limited(["sleep", "60"], timeout=0.1)
     assert isinstance(run, LimitedRun)
-    assert "its time" in cgroup.report(run)
+    assert "its time" in report(run)

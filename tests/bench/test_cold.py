@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightpager.bench.cold import Mount, cold_read, drop, mount_of, mounts, resident_bytes
+from weightpager.bench.cold import cold_read, drop, resident_bytes
+from weightpager.bench.mounts import Mount, mount_of, mounts
 
 PAGE = mmap.PAGESIZE
 PAGES = 64

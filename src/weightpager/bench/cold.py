@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from weightpager.bench.mounts import mount_of
+
 _PROVABLE = frozenset({"bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "jfs", "vfat", "xfs"})
 """File systems on a block device of this machine that cache file contents in the page cache and nowhere else."""
 
@@ -21,27 +22,6 @@ _MEMORY = frozenset({"devtmpfs", "hugetlbfs", "ramfs", "rootfs", "tmpfs"})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-
-
-@dataclass(frozen=True)
-class Mount:
-    """One line of ``/proc/self/mountinfo``.
-
-    Attributes:
-        number: the mount's id, as in ``/proc/self/fdinfo``.
-        root: the directory of the file system that is mounted.
-        point: where it is mounted.
-        kind: the file system's type.
-        source: what is mounted, a device's path for file systems on disks.
-        options: of the file system, not of the mount.
-    """
-
-    number: int
-    root: str
-    point: Path
-    kind: str
-    source: str
-    options: tuple[str, ...]
 
 
 @dataclass
@@ -107,27 +87,6 @@ def cold_read(paths: Iterable[str | os.PathLike[str]]) -> Iterator[ColdProof]:
     proof = ColdProof(cold=not doubts, reason="; ".join(doubts), before_bytes=sum(before.values()))
     yield proof
     proof.left_bytes = sum(map(resident_bytes, files))
-
-
-def mounts(table: str | None = None) -> list[Mount]:
-    """The mounts in the text of a ``mountinfo`` file; without one, those that this process sees."""
-    text = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()) if table is None else table
-    return [_parse_mount(line) for line in text.split("\n") if line]  # other separators may be part of a path
-
-
-def mount_of(path: str | os.PathLike[str]) -> Mount:
-    """The mount that a path lies on.
-
-    Raises:
-        LookupError: it lies on none that this process sees.
-    """
-    with _opened(path, os.O_PATH) as descriptor:
-        fields = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines())
-    number = int(fields["mnt_id"])
-    for mount in mounts():
-        if mount.number == number:
-            return mount
-    raise LookupError(f"{os.fspath(path)}: no mount has the number {number}")
 
 
 @contextmanager
@@ -201,17 +160,3 @@ def _drop_until_gone(file: Path) -> int:
 
 def _may_see_residency(file: Path) -> bool:
     return file.stat().st_uid == os.geteuid() or os.access(file, os.W_OK)
-
-
-def _parse_mount(line: str) -> Mount:
-    """``36 35 98:0 /root /point rw shared:1 - ext4 /dev/sda1 rw,errors=continue``; spaces are written as octal."""
-    ours, _, theirs = line.partition(" - ")
-    number, _, _, root, point, *_ = ours.split(" ")
-    kind, source, options = theirs.split(" ", 2)
-    return Mount(
-        int(number), _unescape(root), Path(_unescape(point)), kind, _unescape(source), tuple(options.split(","))
-    )
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

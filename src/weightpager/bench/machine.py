@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from weightpager import __version__
-from weightpager.bench.cold import cold_read, mount_of
+from weightpager.bench.cold import cold_read
+from weightpager.bench.mounts import mount_of
 from weightpager.errors import ConfigError, StoreError
 
 _PACKAGES = ("torch", "transformers", "numpy", "safetensors")

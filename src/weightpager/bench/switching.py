@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightpager.bench.cold import ColdProof, cold_read
 from weightpager.bundle import Bundle
 from weightpager.engine import Engine
 from weightpager.errors import StoreError, WeightpagerError
@@ -71,20 +70,6 @@ def time_whole_read(path: Path, repeats: int, threads: int) -> float:
     The strongest form of what people do today: no parsing, no copy into a module, no check of what was read.
     """
     return statistics.median(_whole_read(path, threads) for _ in range(repeats))
-
-
-def time_safetensors_load(path: Path, repeats: int) -> tuple[float, ColdProof]:
-    """Median seconds of `safetensors.torch.load_file` plus the copy into memory, cold; and the last read's proof."""
-    from safetensors.torch import load_file
-
-    seconds = []
-    for _ in range(repeats):
-        with cold_read([path]) as proof:
-            start = time.perf_counter()
-            copies = {name: tensor.clone() for name, tensor in load_file(path).items()}
-            seconds.append(time.perf_counter() - start)
-        del copies
-    return statistics.median(seconds), proof
 
 
 @contextmanager
