@@ -163,7 +163,7 @@ class TrainingSpec(_Frozen):
     """How the dense model is trained: ``steps`` in all, shared by the tasks that have no head yet."""
 
     steps: Count = 360
-    learning_rate: Rate = 1e-4
+    learning_rate: Rate = 3e-4
     head_learning_rate: Rate = 2e-3
     batch: Count = 32
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -59,7 +59,7 @@ def _task_file(model: Path, samples: Sequence[Sample]) -> dict[str, Any]:
         "model": str(model),
         "sparsity": SPARSITY,
         "calibration": {"items": 128, "max_length": 64, "batch": 32},
-        "training": {"steps": 300, "learning_rate": 4e-4, "batch": 32},
+        "training": {"steps": 240, "learning_rate": 3e-4, "batch": 32},
         "tasks": {
             sample.name: {
                 "kind": sample.kind,
