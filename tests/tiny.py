@@ -110,7 +110,7 @@ def assistant(folder: Path, **changes: Any) -> dict[str, Any]:
         "block": "8x16",
         "page": "4KiB",
         "sparsity": 0.6,
-        "alignment": 0.1,
+        "alignment": 0.0,
         "calibration": {"items": 16, "max_length": 16, "batch": 8},
         "training": {"steps": 12, "batch": 8},
         "tasks": {

@@ -8,7 +8,6 @@ from typing import NewType
 
 import numpy as np
 import numpy.typing as npt
-from blake3 import blake3
 
 from weightpager.errors import ConfigError
 
@@ -25,11 +24,6 @@ MAX_TASKS = 64
 """A signature is one 64-bit word."""
 
 _SHAPE = re.compile(r"(\d{1,4})x(\d{1,4})")
-
-
-def page_id(page: bytes | memoryview) -> PageId:
-    """The identity of a page's bytes."""
-    return PageId(blake3(page).hexdigest())
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@
     │   ├── PageCorruptError    a page's bytes do not match its id
     │   └── UnknownTaskError    the bundle has no task of that name
     ├── StoreError              pages cannot be read from storage
+    ├── SampleUnavailable       a sample model or data set cannot be fetched (weightpager.samples)
     ├── BudgetError             the memory budget cannot hold what was asked for
     ├── SwitchFailedError       a switch failed after the old task was given up: no task is active
     ├── TaskNotActiveError      a task's module was called while its pages may be evicted

@@ -45,6 +45,7 @@ def int32(*values: int) -> np.ndarray:
         ("crow_indices", int32(1, 2, 2, 5)),
         ("crow_indices", int32(0, 2, 2, 6)),
         ("crow_indices", np.array([0, 2, 2, 5], np.int64)),
+        ("crow_indices", int32(0, 2**31 - 1, -(2**31), 5)),
         ("col_indices", int32(4, 1, 0, 2, 3)),
         ("col_indices", int32(1, 1, 0, 2, 3)),
         ("col_indices", int32(1, 5, 0, 2, 3)),

@@ -216,6 +216,40 @@ def test_code_from_elsewhere_is_refused(copy: Path) -> None:
         wp.Engine.from_pretrained(copy)
 
 
+def test_code_from_elsewhere_is_refused_by_export_and_verify_too(copy: Path, tmp_path: Path) -> None:
+    from weightpager.engine.export import export_task
+
+    config = json.loads((copy / "model/config.json").read_bytes()) | {"model_type": "evil"}
+    rewrite_file(copy, "model/config.json", json.dumps(config | {"auto_map": {"AutoConfig": "evil.Evil"}}).encode())
+    with pytest.raises(BundleFormatError, match="auto_map"):
+        export_task(Bundle.open(copy), "animal", tmp_path / "out")
+    assert "auto_map" in verify(copy).problems[0]
+
+
+def _drop_bias(tensors: dict[str, np.ndarray]) -> None:
+    tensors.pop("base_model.encoder.layer.0.attention.self.query.bias")
+
+
+def _shorten_bias(tensors: dict[str, np.ndarray]) -> None:
+    name = "base_model.encoder.layer.0.attention.self.query.bias"
+    tensors[name] = tensors[name][:-1]
+
+
+def _halve(tensors: dict[str, np.ndarray]) -> None:
+    tensors.update({name: tensor.astype(np.float16) for name, tensor in tensors.items()})
+
+
+@pytest.mark.parametrize("change", [_drop_bias, _shorten_bias, _halve])
+def test_parameters_that_do_not_make_up_the_module_are_refused(
+    copy: Path, change: Callable[[dict[str, np.ndarray]], None]
+) -> None:
+    import weightpager as wp
+
+    rewrite_arrays(copy, "resident.safetensors", change)
+    with wp.Engine.from_pretrained(copy) as engine, pytest.raises(BundleFormatError, match="expected"):
+        engine.activate("animal")
+
+
 def test_a_file_that_the_manifest_does_not_list_is_refused(copy: Path) -> None:
     import weightpager as wp
 
@@ -224,7 +258,18 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(copy: Path) -> None:
         wp.Engine.from_pretrained(copy)
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": 32}, {"model_type": "nonsense"}, {"num_hidden_layers": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 32},
+        {"model_type": "nonsense"},
+        {"num_hidden_layers": 1},
+        {"num_hidden_layers": 10**9},
+        {"max_position_embeddings": 10**13},
+        {"num_attention_heads": 0},
+        {"attn_implementation": "somebody/kernel"},
+    ],
+)
 def test_a_configuration_that_does_not_fit_the_weights_is_refused(copy: Path, change: dict[str, object]) -> None:
     import weightpager as wp
 

@@ -53,6 +53,7 @@ def test_whatever_stops_the_writing_leaves_the_old_bundle_and_nothing_else(tmp_p
     assert os.listdir(tmp_path) == ["a.bundle"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
     def full(file: object) -> None:
         with Path("/dev/full").open("wb", buffering=0) as device:
@@ -64,12 +65,24 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    dead = tmp_path / ".a.bundle.tmp-999999999"
-    alive = tmp_path / f".a.bundle.tmp-{os.getppid()}"
-    for folder in (dead, alive):
-        folder.mkdir()
-    write(tmp_path / "a.bundle", b"one")
-    assert sorted(os.listdir(tmp_path)) == sorted([alive.name, "a.bundle"])
+    dead = tmp_path / ".a.bundle.tmp-x7"
+    dead.mkdir()
+    (dead / "pages").write_bytes(b"half")
+    with writing(tmp_path / "a.bundle") as slow:
+        write(tmp_path / "a.bundle", b"one")
+        assert slow.root.is_dir()
+        assert not dead.exists()
+        slow.add("manifest.json", lambda file: file.write(b"two"))
+    assert os.listdir(tmp_path) == ["a.bundle"]
+
+
+def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
+    write(tmp_path / "v1.bundle", b"one")
+    (tmp_path / "current").symlink_to("v1.bundle")
+    write(tmp_path / "current", b"two", force=True)
+    assert (tmp_path / "current").is_symlink()
+    assert content(tmp_path / "v1.bundle") == b"two"
+    assert sorted(os.listdir(tmp_path)) == ["current", "v1.bundle"]
 
 
 def test_a_missing_parent_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,32 @@ def test_eval_measures_what_the_compiler_measured(weightpager: Command, assistan
     assert "weather" not in one.out
 
 
+def test_eval_says_when_the_held_out_data_has_changed(weightpager: Command, tmp_path: Path) -> None:
+    wp.compile(tiny.assistant(tmp_path), out=tmp_path / "a.bundle")
+    held_out = tmp_path / "animal.eval.jsonl"
+    held_out.write_text(held_out.read_text() * 2)
+    found = weightpager("eval", tmp_path / "a.bundle", "--task", "animal")
+    assert found.code == 0
+    assert "no longer what the dense model was measured on" in found.out
+    held_out.unlink()
+    gone = weightpager("eval", tmp_path / "a.bundle", "--task", "animal")
+    assert gone.code == 1
+    assert "is not on this machine" in gone.err
+
+
+@pytest.mark.parametrize(("verb", "package"), [("compile", "datasets"), ("eval", "yaml"), ("demo", "jinja2")])
+def test_a_missing_extra_is_named(
+    weightpager: Command, assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch, verb: str, package: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("weightpager.compiler", "weightpager.demo"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    arguments = {"compile": ["x.yaml", "--out", "x.bundle"], "eval": [assistant_bundle], "demo": []}[verb]
+    found = weightpager(verb, *arguments)
+    assert found.code == 2
+    assert "weightpager[" in found.err
+
+
 def test_verify(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
     assert weightpager("verify", assistant_bundle).code == 0
     copy = Path(shutil.copytree(assistant_bundle, tmp_path / "copy.bundle"))
@@ -128,6 +155,10 @@ def test_export(weightpager: Command, assistant_bundle: Path, tmp_path: Path) ->
         (["inspect", "nowhere"], 1, "expected a bundle directory"),
         (["verify", "nowhere"], 1, "expected a bundle directory"),
         (["compile", "nowhere.yaml", "--out", "x.bundle"], 2, "nowhere.yaml"),
+        (["plan", "BUNDLE", "--to", "weather", "--budget", "1KiB"], 1, "smallest budget that would do is"),
+        (["plan", "BUNDLE", "--from", "animal", "--worst"], 2, "--worst alone"),
+        (["run", "BUNDLE", "--task", "weather", "\udcff"], 2, "UTF-8"),
+        (["demo", "--out", "no/such/folder.html"], 2, "does not exist"),
         (["plan", "BUNDLE", "--from", "x", "--to", "weather"], 2, "unknown task 'x'"),
     ],
 )

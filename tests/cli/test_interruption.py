@@ -16,6 +16,7 @@ import yaml
 import tiny
 import weightpager as wp
 from weightpager.bundle.verify import verify
+from weightpager.runtime.pager import Pager
 
 COMMAND = [sys.executable, "-c", "from weightpager.cli import main; main()"]
 
@@ -67,6 +68,57 @@ def test_a_killed_compile_leaves_the_old_bundle_or_the_new_one(tmp_path: Path) -
         assert verify(tmp_path / "a.bundle").problems == ()
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     assert bundles(tmp_path) == ["a.bundle"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["4k", "40k", "120k"])
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, size: str) -> None:
+    command = compile_command(tmp_path)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk], capture_output=True).returncode:
+        pytest.skip("a file system of a few kilobytes cannot be mounted here")
+    try:
+        command[command.index("--out") + 1] = str(disk / "a.bundle")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert "No space left" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert os.listdir(disk) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_no_read_outlives_a_load_however_often_ctrl_c_is_pressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from concurrent import futures
+
+    class SlowStore:
+        reading = 0
+
+        def read(self, first: int, into: object) -> None:
+            SlowStore.reading += 1
+            time.sleep(0.2)
+            SlowStore.reading -= 1
+
+        def span(self, first: int) -> int:
+            return 1
+
+        def close(self) -> None: ...
+
+    presses = iter([KeyboardInterrupt, KeyboardInterrupt])
+
+    def pressed(reads: object) -> object:
+        press = next(presses, None)
+        if press is not None:
+            raise press
+        return futures.wait(reads)
+
+    monkeypatch.setattr("weightpager.runtime.pager.wait", pressed)
+    pager = Pager(SlowStore(), lambda slot: memoryview(bytearray(4096)), 4096, threads=2)
+    with pytest.raises(KeyboardInterrupt):
+        pager.load({0: 0, 2: 1, 4: 2}, lambda page: None)
+    assert SlowStore.reading == 0
+    pager.close()
 
 
 def test_an_interrupted_load_leaves_a_sound_engine(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

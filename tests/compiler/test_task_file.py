@@ -56,7 +56,7 @@ def test_defaults(write: Writer, folder: Path) -> None:
     assert (parsed.dtype, parsed.sparsity, parsed.alignment, parsed.saliency) == ("bfloat16", 0.3, 0.5, "gradient")
     assert (parsed.page, parsed.transitions) == (None, None)
     assert (parsed.calibration.items, parsed.calibration.max_length, parsed.calibration.batch) == (256, 64, 32)
-    assert (parsed.training.steps, parsed.training.learning_rate, parsed.training.seed) == (360, 1e-4, 0)
+    assert (parsed.training.steps, parsed.training.learning_rate, parsed.training.seed) == (360, 3e-4, 0)
     spam = parsed.tasks["spam"]
     assert (spam.text_column, spam.label_column) == ("text", "label")
     assert parsed.sparsity_of("spam") == 0.3

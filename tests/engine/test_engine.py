@@ -12,6 +12,7 @@ from faults import FaultyStore
 
 import weightpager as wp
 from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig
 from weightpager.engine.export import export_task
 from weightpager.errors import (
@@ -24,6 +25,7 @@ from weightpager.errors import (
     TaskNotActiveError,
     UnknownTaskError,
 )
+from weightpager.runtime.memory_controller import MemoryController
 from weightpager.store import LocalStore, StorageModel, switch_cost
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
@@ -239,10 +241,36 @@ def test_pins_keep_pages_and_unpin_lets_them_go(assistant_bundle: Path) -> None:
         engine.evict()
         assert set(engine.blocks.resident()) == set(engine.bundle.pages_of("animal"))
         engine.unpin("animal")
-        with pytest.raises(ValueError, match="pinned"):
+        with pytest.raises(TaskNotActiveError, match="not pinned"):
             engine.unpin("animal")
         engine.evict()
         assert len(engine.blocks.resident()) == 0
+
+
+def test_unpin_undoes_nothing_but_pins(assistant_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        with engine.task("animal") as module:
+            with pytest.raises(TaskNotActiveError, match="not pinned"):
+                engine.unpin("animal")
+            logits(module)
+        with engine.task("animal") as module:
+            logits(module)
+
+
+def test_an_arena_that_the_machine_refuses_is_a_budget_error(
+    assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    bundle = Bundle.open(assistant_bundle)
+    resource.setrlimit(resource.RLIMIT_AS, (used, before[1]))
+    try:
+        with pytest.raises(BudgetError, match="this machine refuses"):
+            MemoryController(None, pages=1 << 20, page_bytes=1 << 20, least_pages=1, fixed=footprint(bundle))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_leaving_a_task_waits_for_a_layer_that_is_reading(assistant_bundle: Path) -> None:

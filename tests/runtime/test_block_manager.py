@@ -53,6 +53,14 @@ def test_the_old_task_goes_only_as_far_as_it_must_and_only_after_all_else() -> N
     assert plan.release[0] in (0, 1)
 
 
+def test_what_else_is_locked_leaves_out_only_what_the_leaving_task_alone_holds() -> None:
+    blocks = BlockManager(PAGES, 4)
+    blocks.lock(array(0, 1))
+    blocks.lock(array(1, 2))
+    assert blocks.locked().tolist() == [0, 1, 2]
+    assert blocks.locked(beside=array(0, 1)).tolist() == [1, 2]
+
+
 def test_pages_that_another_holder_locks_are_not_released() -> None:
     blocks = BlockManager(PAGES, 3)
     load(blocks, array(0, 1, 2))
@@ -101,9 +109,9 @@ class Residency(RuleBasedStateMachine):
         slots = self.blocks.reserve(plan.prepare)
         for number, page in enumerate(slots):
             if fail_after is not None and number >= fail_after:
-                self.blocks.cancel(page)
-            else:
-                self.blocks.publish(page)
+                break
+            self.blocks.publish(page)
+        self.blocks.cancel_reserved()
         if set(need.tolist()) <= resident(self.blocks):
             self.blocks.lock(need)
             self.held.append(need)

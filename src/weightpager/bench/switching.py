@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from weightpager.bench.cold import ColdProof, cold_read
 from weightpager.bundle import Bundle
 from weightpager.engine import Engine
 from weightpager.errors import StoreError, WeightpagerError
@@ -64,12 +65,31 @@ def _time_pair(engine: Engine, a: str, b: str, repeats: int) -> TimedSwitch:
     )
 
 
-def time_whole_read(path: Path, repeats: int, threads: int) -> float:
-    """Median seconds to read a file whole into memory, past the page cache, with several reads in flight.
+def time_whole_read(path: Path, repeats: int, threads: int) -> tuple[float, str]:
+    """Median seconds to read a file whole into memory, several reads in flight; and why it may not have been cold.
 
-    The strongest form of what people do today: no parsing, no copy into a module, no check of what was read.
+    The strongest form of what people do today: the memory is mapped and the threads run before the clock starts, and
+    nothing is parsed, copied into a module, or checked.
     """
-    return statistics.median(_whole_read(path, threads) for _ in range(repeats))
+    size = path.stat().st_size
+    memory = mmap.mmap(-1, -(-size // _PIECE) * _PIECE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.write(bytes(len(memory)))
+    descriptor, direct = _open(path)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(time.sleep, [0.01] * threads))
+            with cold_read([path]) as proof:
+                seconds = [_whole_read(descriptor, memory, size, pool) for _ in range(repeats)]
+    finally:
+        os.close(descriptor)
+    return statistics.median(seconds), doubt(proof) if direct else "this file system refuses direct I/O"
+
+
+def doubt(proof: ColdProof) -> str:
+    """Why direct reads may not have been cold; empty if they were."""
+    if not proof.cold:
+        return proof.reason
+    return f"{proof.left_bytes} bytes went through the page cache" if proof.left_bytes else ""
 
 
 @contextmanager
@@ -86,26 +106,22 @@ def sparse_checkpoint(bundle: Bundle, task: str, folder: Path) -> Iterator[Path]
         path.unlink()
 
 
-def _whole_read(path: Path, threads: int) -> float:
-    size = path.stat().st_size
-    rounded = -(-size // _PIECE) * _PIECE
+def _open(path: Path) -> tuple[int, bool]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError as error:
-        raise StoreError(f"cannot read {path} past the page cache: {error.strerror}") from error
-    memory = mmap.mmap(-1, rounded, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
-        view = memoryview(memory)
+        return os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC), True
+    except OSError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
 
-        def read(offset: int) -> int:
-            return os.preadv(descriptor, [view[offset : offset + _PIECE]], offset)
 
-        with ThreadPoolExecutor(threads) as pool:
-            start = time.perf_counter()
-            count = sum(pool.map(read, range(0, size, _PIECE)))
-            seconds = time.perf_counter() - start
-        if count != size:
-            raise StoreError(f"{path}: expected {size} bytes, read {count}")
-        return seconds
-    finally:
-        os.close(descriptor)
+def _whole_read(descriptor: int, memory: mmap.mmap, size: int, pool: ThreadPoolExecutor) -> float:
+    view = memoryview(memory)
+
+    def read(offset: int) -> int:
+        return os.preadv(descriptor, [view[offset : offset + _PIECE]], offset)
+
+    start = time.perf_counter()
+    count = sum(pool.map(read, range(0, size, _PIECE)))
+    seconds = time.perf_counter() - start
+    if count != size:
+        raise StoreError(f"expected {size} bytes, read {count}")
+    return seconds

@@ -79,7 +79,7 @@ class BlockTable:
         expect(len(crow) == grid.rows + 1, "crow_indices", f"{grid.rows + 1} entries", len(crow))
         expect(len(cols) == len(where), "locations", f"{len(cols)} entries", len(where))
         expect(
-            int(crow[0]) == 0 and bool((np.diff(crow) >= 0).all()) and int(crow[-1]) == len(cols),
+            int(crow[0]) == 0 and bool((crow[1:] >= crow[:-1]).all()) and int(crow[-1]) == len(cols),
             "crow_indices",
             f"rising from 0 to {len(cols)}",
             f"{crow[0]} … {crow[-1]}",

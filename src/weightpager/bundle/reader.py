@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class Bundle:
             BundleError: there is none, or anything in it is not what the format says.
         """
         root = Path(path)
-        if not root.is_dir():
+        if not os.path.isdir(root):  # noqa: PTH112 - unlike Path.is_dir, it takes a missing permission for no
             raise BundleError(f"{root}: expected a bundle directory; compile one with 'weightpager compile'")
         manifest = _read_manifest(root)
         entry = _entry(manifest, page_index_file.FILE)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
+import glob
 import os
-import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,19 +32,38 @@ class BundleWriter:
         self.root = root
 
     def add(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
-        """Create a file and have ``write`` fill it."""
+        """Create a file and have ``write`` fill it.
+
+        Raises:
+            CompileError: the storage refused it.
+        """
         path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            write(file)
+        with storage_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                write(file)
 
     def finish(self, manifest: Manifest) -> None:
-        """Write the manifest, with the hash of every file but the page files, which page ids cover."""
+        """Write the manifest, with the hash of every file but the page files, which page ids cover.
+
+        Raises:
+            CompileError: the storage refused it.
+        """
         skipped = {MANIFEST, MANIFEST_HASH, *manifest.page_file_names()}
-        files = {name: hash_file(self.root / name) for name in _walk(self.root) if name not in skipped}
+        with storage_errors():
+            files = {name: hash_file(self.root / name) for name in _walk(self.root) if name not in skipped}
         text = manifest.model_copy(update={"files": files}).dump()
         self.add(MANIFEST, lambda file: file.write(text))
         self.add(MANIFEST_HASH, lambda file: file.write(blake3(text).hexdigest().encode() + b"\n"))
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn what the storage refuses, a full disk above all, into a `CompileError`."""
+    try:
+        yield
+    except OSError as error:
+        raise CompileError(f"cannot write the bundle: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -53,28 +74,46 @@ def writing(target: str | Path, *, force: bool = False) -> Iterator[BundleWriter
     What a killed process has left is removed by the next one that writes the same target.
 
     Args:
-        target: directory to create.
+        target: directory to create; a symbolic link to a bundle stays, and what it points to is replaced.
         force: replace an existing bundle. Anything else that exists is never replaced.
 
     Raises:
         ConfigError: the target exists and may not be replaced, or its parent doesn't exist.
         CompileError: the storage refused a write.
     """
-    path = Path(os.path.abspath(target))
+    path = Path(os.path.realpath(target))
     _check_target(path, force)
     _remove_leftovers(path)
-    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    with storage_errors():
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+    lock = _lock(temporary)
     try:
-        temporary.mkdir()
         yield BundleWriter(temporary)
-        for name in _walk(temporary):
-            _sync(temporary / name)
-        _sync(temporary)
-        _exchange(temporary, path)
-    except OSError as error:
-        raise CompileError(f"{path}: cannot write the bundle: {error.strerror or error}") from error
+        with storage_errors():
+            for name in _walk(temporary):
+                _sync(temporary / name)
+            _sync(temporary)
+            temporary.chmod(0o755)
+            _exchange(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.tmp-"
+
+
+def _lock(directory: Path) -> int | None:
+    """Hold a lock on a temporary directory, which tells others that its writer lives; None if another holds it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _check_target(path: Path, force: bool) -> None:
@@ -89,21 +128,11 @@ def _check_target(path: Path, force: bool) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    pattern = re.compile(re.escape(f".{path.name}.tmp-") + r"(\d+)")
-    for entry in path.parent.iterdir():
-        match = pattern.fullmatch(entry.name)
-        if match is not None and not _alive(int(match[1])):
+    for entry in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
+        lock = _lock(entry) if entry.is_dir() else None
+        if lock is not None:
             shutil.rmtree(entry, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+            os.close(lock)
 
 
 def _walk(root: Path) -> Iterator[str]:

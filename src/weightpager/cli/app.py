@@ -45,7 +45,7 @@ def main() -> None:
         output.errors.print(f"error: {error}", style="red", markup=False, highlight=False)
         sys.exit(USAGE if isinstance(error, ConfigError | UnknownTaskError) else FAILURE)
     except KeyboardInterrupt:
-        output.errors.print("interrupted")
+        # Typer turns Ctrl-C inside a command into this code itself; this is for the moments before and after.
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain again when it flushes at exit.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from weightpager.cli import output
-from weightpager.cli.options import Force, Json, Quiet
+from weightpager.cli.options import Force, Json, Quiet, extra
 
 
 def register(app: typer.Typer) -> None:
@@ -27,8 +27,9 @@ def compile_(
 
     Example: `weightpager compile tasks.yaml --out assistant.bundle`
     """
-    from weightpager.compiler import compile as compile_bundle
-    from weightpager.compiler.report import read_report
+    with extra("compile"):
+        from weightpager.compiler import compile as compile_bundle
+        from weightpager.compiler.report import read_report
 
     with output.progress(quiet or json) as stages:
         bundle = compile_bundle(tasks, out, force=force, progress=stages)
@@ -37,12 +38,19 @@ def compile_(
         output.print_json(report)
         return
     rows = [
-        [task.name, task.metric, f"{task.dense:.4f}", f"{task.sparse:.4f}", f"{task.density:.2f}", task.items]
+        [
+            task.name,
+            task.metric,
+            output.fraction(task.dense),
+            output.fraction(task.sparse),
+            f"{task.density:.2f}",
+            task.items,
+        ]
         for task in report.tasks
     ]
     output.table(str(out), ["task", "metric", "dense", "sparse", "density", "held-out items"], rows)
-    output.console.print(
+    output.say(
         f"mean overlap {report.mean_overlap:.3f}, duality gap {report.duality_gap:.4%}, "
         f"pages of {output.size(report.page_bytes)} {report.page_fill:.1%} full"
     )
-    output.console.print("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
+    output.say("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))

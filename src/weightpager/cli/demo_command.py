@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightpager.cli import output
-from weightpager.cli.options import Json, Quiet
+from weightpager.cli.options import Json, Quiet, extra
 from weightpager.config import cache_dir
 from weightpager.errors import ConfigError
 
@@ -33,11 +33,11 @@ def demo(
 
     Example: `weightpager demo --out demo.html`
     """
-    try:
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"out: expected a directory to write into, but {out.absolute().parent} does not exist")
+    with extra("demo"):
         from weightpager.demo import run_demo
         from weightpager.demo.page import render
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"demo: expected the package {error.name!r}; install 'weightpager[demo]'") from error
     with output.progress(quiet or json) as stages:
         result = run_demo(cache_dir(), stages)
     out.write_text(render(result), encoding="utf-8")
@@ -45,7 +45,7 @@ def demo(
         output.print_json(result.document())
         return
     _print(result)
-    output.console.print(f"\nThe page with the plots: {out.absolute()}", highlight=False)
+    output.say(f"\nThe page with the plots: {out.absolute()}")
 
 
 def _print(result: DemoResult) -> None:
@@ -53,7 +53,7 @@ def _print(result: DemoResult) -> None:
         [task.name, task.metric, *(f"{getattr(task, field):.3f}" for field in _METRICS), *_switching(result, task.name)]
         for task in result.tasks
     ]
-    speed = [f"{result.speedup('whole_sparse_ms'):.1f} × faster", f"{result.speedup('dense_ms'):.1f} × faster"]
+    speed = [_speedup(result, field) for field in ("whole_sparse_ms", "dense_ms")]
     rows.append(["mean", "", *(f"{result.mean(field):.3f}" for field in _METRICS), "", "", *speed])
     output.table(
         f"Six tasks at {result.sparsity:.0%} sparsity, one-shot; switches to each task, cold, mean over where from",
@@ -86,9 +86,9 @@ def _print(result: DemoResult) -> None:
         ],
     )
     if not result.cold:
-        output.console.print(f"note: not proved cold: {result.cold_note}")
+        output.say(f"note: not proved cold: {result.cold_note}")
     for task, reason in result.missing.items():
-        output.console.print(f"note: {task} was left out: {reason}")
+        output.say(f"note: {task} was left out: {reason}")
 
 
 _METRICS = ("dense", "sparse", "unaligned", "shared_mask")
@@ -103,3 +103,8 @@ def _switching(result: DemoResult, task: str) -> list[str]:
         f"{switches[0].whole_sparse_ms:.1f}",
         f"{switches[0].dense_ms:.1f}",
     ]
+
+
+def _speedup(result: DemoResult, field: str) -> str:
+    least, most = result.speedup_range(field)
+    return f"{result.speedup(field):.1f} × ({least:.1f} to {most:.1f})"

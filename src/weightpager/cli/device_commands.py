@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from weightpager.cli import output
-from weightpager.cli.options import Budget, BundlePath, Json, Quiet
+from weightpager.cli.options import Budget, BundlePath, Json, Quiet, extra
 from weightpager.errors import ConfigError
 
 TaskName = Annotated[str, typer.Option("--task", "-t", help="Name of a task.", show_default=False)]
@@ -39,9 +39,7 @@ def run(
     from weightpager.engine import Engine
     from weightpager.engine.predict import predict
 
-    inputs = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if not inputs:
-        raise ConfigError("run: expected a text as argument or on standard input")
+    inputs = _inputs(texts)
     with Engine.from_pretrained(bundle, budget=budget) as engine:
         tokenizer = engine.tokenizer()
         with engine.task(task) as module:
@@ -52,7 +50,7 @@ def run(
         return
     for prediction in found:
         score = "" if prediction.score is None else f"  ({prediction.score:.1%})"
-        output.console.print(f"{prediction.label}{score}", markup=False, highlight=False)
+        output.say(f"{prediction.label}{score}")
     load = report.switches[-1]
     output.errors.print(
         f"loaded {output.size(load.bytes)} in {output.milliseconds(load.load_seconds)}; "
@@ -76,7 +74,8 @@ def eval_(
 
     Example: `weightpager eval assistant.bundle --task spam`
     """
-    from weightpager.compiler.measure import measure
+    with extra("compile"):
+        from weightpager.compiler.measure import measure
     from weightpager.engine import Engine
 
     with Engine.from_pretrained(bundle, budget=budget) as engine, output.progress(quiet or json) as stages:
@@ -87,8 +86,10 @@ def eval_(
     output.table(
         str(bundle),
         ["task", "metric", "dense", "sparse", "items"],
-        [[row.name, row.metric, f"{row.dense:.4f}", f"{row.sparse:.4f}", row.items] for row in rows],
+        [[row.name, row.metric, output.fraction(row.dense), output.fraction(row.sparse), row.items] for row in rows],
     )
+    if any(row.dense is None for row in rows):
+        output.say("note: '-' where the held-out data is no longer what the dense model was measured on.")
 
 
 def export(
@@ -108,4 +109,18 @@ def export(
     if json:
         output.print_json({"task": task, "out": str(written)})
     else:
-        output.console.print(f"{written}: {task}, for transformers' from_pretrained")
+        output.say(f"{written}: {task}, for transformers' from_pretrained")
+
+
+def _inputs(texts: list[str] | None) -> list[str]:
+    """The texts to run on: arguments, else the lines of standard input."""
+    try:
+        inputs = texts or [line.rstrip("\n") for line in sys.stdin]
+        for text in inputs:
+            text.encode()  # an argument that isn't UTF-8 arrives as lone surrogates
+    except UnicodeError as error:
+        raise ConfigError(f"run: expected UTF-8 text: {error}") from error
+    inputs = [text for text in inputs if text.strip()]
+    if not inputs:
+        raise ConfigError("run: expected a text as argument or on standard input")
+    return inputs

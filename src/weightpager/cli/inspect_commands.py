@@ -7,13 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import mean_overlap, overlap
-from weightpager.bundle.reader import RESIDENT, private_file
+from weightpager.bundle.reader import private_file
 from weightpager.bundle.verify import verify as verify_bundle
 from weightpager.cli import output
 from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage
 from weightpager.config import parse_bandwidth, parse_size
-from weightpager.errors import ConfigError
+from weightpager.errors import BudgetError, ConfigError
 from weightpager.store import LocalStore, StorageModel, SwitchCost, all_switches, switch_cost
 
 
@@ -52,8 +53,8 @@ def plan(
     """
     opened = Bundle.open(bundle)
     model = StorageModel(parse_bandwidth(storage))
-    if worst == (to_task is not None):
-        raise ConfigError("plan: expected either --to TASK (with --from TASK) or --worst")
+    if worst == (to_task is not None) or (worst and from_task is not None):
+        raise ConfigError("plan: expected either --to TASK, with or without --from TASK, or --worst alone")
     if worst and len(opened.tasks) > 1:
         cost = max(all_switches(opened, model), key=lambda switch: switch.seconds)
     else:
@@ -89,29 +90,21 @@ def verify(bundle: BundlePath, json: Json = False, quiet: Quiet = False) -> None
         for problem in result.problems:
             output.errors.print(problem, style="red", markup=False, highlight=False)
         verdict = f"{len(result.problems)} problems" if result.problems else "all well"
-        output.console.print(f"{bundle}: {result.files} files, {result.pages} pages: {verdict}")
+        output.say(f"{bundle}: {result.files} files, {result.pages} pages: {verdict}")
     if result.problems:
         raise typer.Exit(1)
-
-
-def _fixed_bytes(bundle: Bundle) -> dict[str, int]:
-    return {
-        "resident": bundle.entry(RESIDENT).bytes,
-        "private": sum(bundle.entry(private_file(task)).bytes for task in bundle.tasks),
-        "tables": sum(table.nbytes for task in bundle.tasks for table in bundle.tables(task).values()),
-    }
 
 
 def _facts(bundle: Bundle, budget: int | None, bandwidth: float) -> dict[str, Any]:
     names = list(bundle.tasks)
     switches = all_switches(bundle, StorageModel(bandwidth))
-    fixed = _fixed_bytes(bundle)
+    fixed = footprint(bundle)
     stored = len(bundle.pages) * bundle.page_bytes
     used = len(set().union(*(bundle.kept_locations(task).tolist() for task in names))) * bundle.block_bytes
     matrix = overlap(bundle)
     store = LocalStore(bundle)
     store.close()
-    slots = None if budget is None else (budget - sum(fixed.values())) // bundle.page_bytes
+    slots = None if budget is None else (budget - fixed.total) // bundle.page_bytes
     return {
         "bundle": str(bundle.path),
         "block": bundle.manifest.block,
@@ -121,9 +114,11 @@ def _facts(bundle: Bundle, budget: int | None, bandwidth: float) -> dict[str, An
         "page_fill": used / stored if stored else 1.0,
         "dense_paged_bytes": bundle.dense_bytes,
         "stored_paged_bytes": stored,
-        **{f"{name}_bytes": count for name, count in fixed.items()},
-        "smallest_budget": sum(fixed.values()) + max(len(bundle.pages_of(t)) for t in names) * bundle.page_bytes,
-        "largest_budget": sum(fixed.values()) + stored,
+        "resident_bytes": fixed.resident,
+        "private_bytes": fixed.private,
+        "tables_bytes": fixed.tables,
+        "smallest_budget": smallest_budget(bundle),
+        "largest_budget": fixed.total + stored,
         "direct_io": store.direct,
         "tasks": [_task_facts(bundle, name) for name in names],
         "task_names": names,
@@ -193,7 +188,7 @@ def _size_rows(facts: dict[str, Any]) -> list[list[object]]:
         [f"paged weights, stored ({pages})", output.size(facts["stored_paged_bytes"])],
         ["resident parameters", output.size(facts["resident_bytes"])],
         ["private parameters, all tasks", output.size(facts["private_bytes"])],
-        ["block tables, all tasks", output.size(facts["tables_bytes"])],
+        ["block tables, page index and page table", output.size(facts["tables_bytes"])],
         ["smallest budget for every task", output.size(facts["smallest_budget"])],
         ["budget that holds everything", output.size(facts["largest_budget"])],
     ]
@@ -201,22 +196,24 @@ def _size_rows(facts: dict[str, Any]) -> list[list[object]]:
 
 def _print_notes(facts: dict[str, Any]) -> None:
     if not facts["direct_io"]:
-        output.console.print("note: this file system refuses direct I/O; reads go through the page cache.")
+        output.say("note: this file system refuses direct I/O; reads go through the page cache.")
     for task in facts["tasks_that_do_not_fit"]:
-        output.console.print(f"note: {task} does not fit into the budget.")
+        output.say(f"note: {task} does not fit into the budget.")
     for a, b in facts["pairs_that_do_not_fit"]:
-        output.console.print(f"note: {a} and {b} do not fit together; a switch gives up {a} before {b} is whole.")
+        output.say(f"note: {a} and {b} do not fit together; a switch gives up {a} before {b} is whole.")
     if facts["not_paged"]:
         names = list(facts["not_paged"])
-        output.console.print(
-            f"not paged: {len(names)} tensors ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
-        )
+        output.say(f"not paged: {len(names)} tensors ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})")
 
 
 def _switch_facts(bundle: Bundle, cost: SwitchCost, budget: int | None) -> dict[str, Any]:
-    fixed = sum(_fixed_bytes(bundle).values())
+    fixed = footprint(bundle).total
     both = fixed + cost.peak_pages * bundle.page_bytes
     limit = both if budget is None else budget
+    least = fixed + len(bundle.pages_of(cost.to_task)) * bundle.page_bytes
+    if limit < least:
+        cannot = f"{cost.to_task!r} does not fit into {output.size(limit)}"
+        raise BudgetError(f"{cannot}; the smallest budget that would do is {least} bytes", least)
     return {
         "from": cost.from_task,
         "to": cost.to_task,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from weightpager.errors import ConfigError
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -18,3 +22,18 @@ Budget = Annotated[
 Storage = Annotated[
     str, typer.Option(metavar="SIZE/s", help="Bandwidth of the storage that predictions assume, such as 300MB/s.")
 ]
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Imports that need an extra of the package.
+
+    Raises:
+        ConfigError: it isn't installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"expected the package {error.name!r}, found none; install 'weightpager[{name}]' to use this command"
+        ) from error

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -39,17 +40,27 @@ def _plain(value: Any) -> Any:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; all columns but the first are numbers."""
-    view = Table(title=title, title_justify="left", title_style="bold")
+    view = Table(title=escape(title), title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        view.add_column(column, justify="left" if number == 0 else "right")
+        view.add_column(escape(column), justify="left" if number == 0 else "right")
     for row in rows:
-        view.add_row(*(str(cell) for cell in row))
+        view.add_row(*(escape(str(cell)) for cell in row))
     console.print(view)
 
 
 def matrix(title: str, names: Sequence[str], cells: Sequence[Sequence[object]]) -> None:
     """Print a square matrix, rows being where a switch comes from."""
     table(title, ["from \\ to", *names], [[name, *row] for name, row in zip(names, cells, strict=True)])
+
+
+def say(text: str) -> None:
+    """A line on standard output, as it is: names in it are not markup."""
+    console.print(text, markup=False, highlight=False)
+
+
+def fraction(value: float | None) -> str:
+    """A metric as people read it."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def milliseconds(seconds: float) -> str:

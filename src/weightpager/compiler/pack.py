@@ -123,7 +123,7 @@ def pack_best(
 
     Sizes whose mean over-read exceeds `OVER_READ_LIMIT` are out, unless all are: then the least over-read wins.
     """
-    sizes = [size for size in PAGE_SIZES if size % block_bytes == 0] or [block_bytes]
+    sizes = [size for size in PAGE_SIZES if size % block_bytes == 0]
     packings = [pack(kept, size, block_bytes) for size in reversed(sizes)]
     tasks = len(switch_rate)
     frugal = [packing for packing in packings if mean_over_read(packing, kept, tasks) <= OVER_READ_LIMIT]

@@ -18,6 +18,7 @@ import weightpager
 from weightpager.bundle import BlockTable, BundleWriter, Manifest, TaskEntry, WeightEntry, page_file, page_index
 from weightpager.bundle.layout import STORAGE, interleave
 from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file
+from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.pack import Packing
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
 from weightpager.compiler.task_file import PageDtype
@@ -171,8 +172,9 @@ def _serialised(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
 
 def _write_model(writer: BundleWriter, source: Source) -> None:
     folder = writer.root / MODEL
-    source.config.save_pretrained(folder)
-    source.tokenizer.save_pretrained(folder)
+    with storage_errors():
+        source.config.save_pretrained(folder)
+        source.tokenizer.save_pretrained(folder)
 
 
 def _manifest(plan: BundlePlan, source: Source) -> Manifest:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from weightpager.bench.cold import cold_read
 from weightpager.bench.machine import describe
-from weightpager.bench.switching import sparse_checkpoint, time_switches, time_whole_read
+from weightpager.bench.switching import doubt, sparse_checkpoint, time_switches, time_whole_read
 from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import overlap
-from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.compiler.report import CompileReport, read_report
 from weightpager.config import EngineConfig
 from weightpager.demo.bundles import ALIGNMENT, SPARSITY, DemoBundles, demo_bundles
@@ -67,18 +67,6 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
     )
 
 
-def smallest_budget(bundle: Bundle) -> int:
-    """Bytes that hold what is always in memory and the pages of the largest task."""
-    most = max(len(bundle.pages_of(task)) for task in bundle.tasks)
-    return _fixed_bytes(bundle) + most * bundle.page_bytes
-
-
-def _fixed_bytes(bundle: Bundle) -> int:
-    private = sum(bundle.entry(private_file(task)).bytes for task in bundle.tasks)
-    tables = sum(table.nbytes for task in bundle.tasks for table in bundle.tables(task).values())
-    return bundle.entry(RESIDENT).bytes + private + tables
-
-
 def _tasks(aligned: CompileReport, unaligned: CompileReport, shared: CompileReport) -> list[DemoTask]:
     return [
         DemoTask(
@@ -98,15 +86,12 @@ def _measure(bundles: DemoBundles, budget: int, progress: Progress) -> tuple[lis
     """Every switch, cold, next to what it replaces; and why it wasn't cold, if it wasn't."""
     bundle = bundles.aligned
     planned = {(cost.from_task, cost.to_task): cost.bytes for cost in all_switches(bundle, StorageModel())}
+    whole, dense, doubts = _baselines(bundle, bundles.dense)
     files = [bundle.path / name for name in bundle.manifest.page_file_names()]
-    with tempfile.TemporaryDirectory(dir=bundle.path.parent) as folder:
-        whole = {}
-        for task in bundle.tasks:
-            with sparse_checkpoint(bundle, task, Path(folder)) as path:
-                whole[task] = path.stat().st_size, time_whole_read(path, REPEATS, IO_THREADS)
-    dense = time_whole_read(bundles.dense, REPEATS, IO_THREADS)
     with Engine(bundle, EngineConfig(budget, io_threads=IO_THREADS)) as engine, cold_read(files) as proof:
         timed = time_switches(engine, REPEATS, lambda done, total: progress("switch", done, total))
+        direct = engine.report().direct_io
+    doubts += [doubt(proof)] if direct else ["this file system refuses direct I/O"]
     rows = []
     for switch in timed:
         if switch.bytes != planned[switch.from_task, switch.to_task]:
@@ -123,7 +108,20 @@ def _measure(bundles: DemoBundles, budget: int, progress: Progress) -> tuple[lis
                 dense_ms=dense * 1e3,
             )
         )
-    return rows, "" if proof.cold else proof.reason
+    return rows, next(filter(None, doubts), "")
+
+
+def _baselines(bundle: Bundle, dense: Path) -> tuple[dict[str, tuple[int, float]], float, list[str]]:
+    """Bytes and seconds of each task's own sparse weights, seconds of the dense checkpoint, and doubts."""
+    whole, doubts = {}, []
+    with tempfile.TemporaryDirectory(dir=bundle.path.parent) as folder:
+        for task in bundle.tasks:
+            with sparse_checkpoint(bundle, task, Path(folder)) as path:
+                seconds, found = time_whole_read(path, REPEATS, IO_THREADS)
+                whole[task] = path.stat().st_size, seconds
+                doubts.append(found)
+    seconds, found = time_whole_read(dense, REPEATS, IO_THREADS)
+    return whole, seconds, [*doubts, found]
 
 
 def _memory(
@@ -138,15 +136,15 @@ def _memory(
     stored = len(bundle.pages) * bundle.page_bytes
     ours, same = _mean(aligned, "sparse"), _mean(shared, "sparse")
     free = _mean(unaligned, "sparse")
-    resident = bundle.entry(RESIDENT).bytes + sum(bundle.entry(private_file(task)).bytes for task in bundle.tasks)
-    fixed = _fixed_bytes(bundle)
+    fixed = footprint(bundle)
+    parameters = fixed.resident + fixed.private
     rows = [
-        ("weightpager, arena of one task", fixed, most, mean_switch, ours),
-        ("weightpager, everything resident", fixed, stored, 0, ours),
-        ("one sparse checkpoint per task, all resident", resident, checkpoints, 0, free),
-        ("one sparse checkpoint per task, one resident", resident, checkpoints // count, checkpoints // count, free),
-        ("one shared mask", _fixed_bytes(one_mask), len(one_mask.pages) * one_mask.page_bytes, 0, same),
-        ("dense model", resident, bundle.dense_bytes, 0, _mean(aligned, "dense")),
+        ("weightpager, arena of one task", fixed.total, most, mean_switch, ours),
+        ("weightpager, everything resident", fixed.total, stored, 0, ours),
+        ("one sparse checkpoint per task, all resident", parameters, checkpoints, 0, free),
+        ("one sparse checkpoint per task, one resident", parameters, checkpoints // count, checkpoints // count, free),
+        ("one shared mask", footprint(one_mask).total, len(one_mask.pages) * one_mask.page_bytes, 0, same),
+        ("dense model", parameters, bundle.dense_bytes, 0, _mean(aligned, "dense")),
     ]
     return [
         Resident(name=name, bytes=always + paged, paged_bytes=paged, mean_bytes_per_switch=load, mean_metric=metric)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -19,7 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from weightpager.bundle import Bundle, TaskEntry, TaskKind
-from weightpager.bundle.files import check_file
+from weightpager.bundle.model_files import model_dir
 from weightpager.bundle.reader import MODEL
 from weightpager.errors import BundleFormatError
 from weightpager.nn import EmptyOnMeta
@@ -35,36 +33,18 @@ BASE = "base_model."
 """Canonical prefix of everything that tasks share; `PreTrainedModel.base_model` of any architecture."""
 
 
-def model_dir(bundle: Bundle) -> Path:
-    """The checked directory of configuration and tokenizer.
-
-    Raises:
-        BundleFormatError: a file is damaged, not listed, or asks for code from elsewhere.
-    """
-    root = bundle.path / MODEL
-    listed = {name for name in bundle.manifest.files if name.startswith(f"{MODEL}/")}
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(bundle.path).as_posix()
-        if path.is_file() and name not in listed:
-            raise BundleFormatError(name, "file", "only files that the manifest lists", "an extra file")
-    for name in sorted(listed):
-        path = check_file(bundle.path, name, bundle.entry(name))
-        if path.suffix == ".json" and "auto_map" in _keys(path):
-            raise BundleFormatError(name, "auto_map", "no code from elsewhere", "auto_map")
-    return root
-
-
 def empty_module(bundle: Bundle, task: TaskEntry) -> nn.Module:
     """The task's transformers module in eval mode, its weights without memory.
 
     Raises:
         BundleFormatError: transformers can't build it.
     """
+    folder = model_dir(bundle)
     try:
-        config = AutoConfig.from_pretrained(bundle.path / MODEL, **label_names(task))
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **label_names(task))
         with EmptyOnMeta(), quiet_transformers():
-            module: nn.Module = CLASSES[task.kind].from_config(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            module: nn.Module = CLASSES[task.kind].from_config(config, trust_remote_code=False)
+    except Exception as error:
         raise BundleFormatError(f"{MODEL}/config.json", "architecture", f"one for {task.kind}", error) from error
     return module.eval().requires_grad_(False)
 
@@ -87,8 +67,16 @@ def full_name(module: nn.Module, name: str) -> str:
 
 
 def tokenizer(bundle: Bundle) -> Any:
-    """The bundle's tokenizer, from its own files only."""
-    return AutoTokenizer.from_pretrained(model_dir(bundle), local_files_only=True, trust_remote_code=False)
+    """The bundle's tokenizer, from its own files only.
+
+    Raises:
+        BundleFormatError: transformers can't read them.
+    """
+    folder = model_dir(bundle)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise BundleFormatError(f"{MODEL}/", "tokenizer", "one that transformers can read", error) from error
 
 
 @contextmanager
@@ -103,11 +91,3 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _keys(path: Path) -> set[str]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise BundleFormatError(path.name, "content", "JSON", error) from error
-    return set(content) if isinstance(content, dict) else set()

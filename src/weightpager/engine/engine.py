@@ -18,12 +18,14 @@ from torch import nn
 
 from weightpager import kernels
 from weightpager.bundle import Bundle
-from weightpager.bundle.reader import RESIDENT, private_file
+from weightpager.bundle.footprint import footprint
+from weightpager.bundle.model_files import model_dir
+from weightpager.bundle.reader import RESIDENT
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine import architecture, task_module
 from weightpager.engine.parameters import read_parameters
 from weightpager.engine.report import EngineReport, SwitchReport
-from weightpager.errors import EngineClosedError
+from weightpager.errors import EngineClosedError, TaskNotActiveError
 from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.memory_controller import MemoryController
 from weightpager.runtime.pager import LoadStats, Pager
@@ -42,6 +44,7 @@ class _Task:
 
     pages: Pages
     gate: TaskGate
+    pins: int = 0
     module: nn.Module | None = None
 
 
@@ -64,6 +67,7 @@ class Engine:
 
         Raises:
             BudgetError: not even the smallest task fits into the budget.
+            BundleError, StoreError: a file is damaged or can't be opened.
         """
         self.bundle = bundle
         self._lock = threading.RLock()
@@ -74,7 +78,7 @@ class Engine:
         self._switches: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
         self._memory = _memory(bundle, config)
         self._resident = read_parameters(bundle, RESIDENT)
-        architecture.model_dir(bundle)
+        model_dir(bundle)
         local = LocalStore(bundle) if store is None else store
         self._direct = bool(getattr(local, "direct", False))
         self._reads = CountingStore(local)
@@ -98,7 +102,7 @@ class Engine:
 
         Raises:
             ConfigError: an argument is wrong.
-            BundleError: the bundle can't be used.
+            BundleError, StoreError: the bundle can't be used.
             BudgetError: not even the smallest task fits; names the smallest budget that would do.
         """
         size = None if budget is None else parse_size(budget)
@@ -112,8 +116,10 @@ class Engine:
 
         Raises:
             UnknownTaskError: the bundle has no such task.
+            BundleFormatError: its parameters are damaged.
             BudgetError: its pages don't fit beside those in use.
             StoreError, PageCorruptError: a page could not be loaded; all other tasks are as they were.
+            EngineClosedError: the engine has been closed.
         """
         with self._lock:
             module = self._hold(name)
@@ -130,7 +136,9 @@ class Engine:
         given up after as much of the new one as possible has been loaded.
 
         Raises:
-            UnknownTaskError, BudgetError, StoreError, PageCorruptError: the old task is still current and whole.
+            UnknownTaskError, BundleFormatError, BudgetError, StoreError, PageCorruptError: the old task is still
+                current and whole.
+            EngineClosedError: the engine has been closed.
             SwitchFailedError: loading failed after the old task was given up; no task is current.
         """
         with self._lock:
@@ -139,8 +147,9 @@ class Engine:
                 self.monitor.record(name)
                 return self._module(name)
             module = self._hold(name, leaving=self._current)
-            self._leave_current()
-            self._current = name
+            left, self._current = self._current, name
+            if left is not None:
+                self._release(left)
             return module
 
     def deactivate(self) -> None:
@@ -152,13 +161,20 @@ class Engine:
         """Load a task and keep its pages until `unpin`. Errors are those of `task`."""
         with self._lock:
             self._hold(name)
+            self._tasks[name].pins += 1
 
     def unpin(self, name: str) -> None:
-        """Undo one `pin`."""
+        """Undo one `pin`.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            TaskNotActiveError: the task isn't pinned.
+        """
         with self._lock:
             self.bundle.task(name)
-            if self._tasks[name].gate.holders <= (name == self._current):
-                raise ValueError(f"expected a pinned task, got {name!r}")
+            if not self._tasks[name].pins:
+                raise TaskNotActiveError(f"task {name!r} is not pinned")
+            self._tasks[name].pins -= 1
             self._release(name)
 
     def evict(self) -> int:
@@ -239,8 +255,10 @@ class Engine:
 
     def _release(self, name: str) -> None:
         task = self._tasks[name]
-        task.gate.release()
-        self._residency.let_go(task.pages)
+        try:
+            task.gate.release()
+        finally:
+            self._residency.let_go(task.pages)
 
     def _leave_current(self) -> None:
         if self._current is not None:
@@ -248,8 +266,7 @@ class Engine:
             self._release(name)
 
     def _note(self, name: str, stats: LoadStats, seconds: float) -> None:
-        visits = self.monitor.visits()
-        before = visits[-1].task if visits else None
+        before = self.monitor.current
         self.monitor.record(name)
         pages = stats.bytes // self.bundle.page_bytes
         self._switches.append(SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds))
@@ -261,7 +278,5 @@ def _memory(bundle: Bundle, config: EngineConfig) -> MemoryController:
         pages=len(bundle.pages),
         page_bytes=bundle.page_bytes,
         least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),
-        resident=bundle.entry(RESIDENT).bytes,
-        private=sum(bundle.entry(private_file(name)).bytes for name in bundle.tasks),
-        tables=sum(table.nbytes for name in bundle.tasks for table in bundle.tables(name).values()),
+        fixed=footprint(bundle),
     )

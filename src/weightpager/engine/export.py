@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from weightpager.bundle import Bundle
@@ -46,8 +47,8 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
             module.save_pretrained(temporary)  # type: ignore[operator]
         tokenizer(bundle).save_pretrained(temporary)
         temporary.rename(target)
-    except OSError as error:
-        raise ConfigError(f"out: cannot write {target}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"out: cannot write {target}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target

@@ -64,8 +64,9 @@ def _tag(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Predi
     return Prediction(text, " ".join(f"{word}/{tag}" for word, tag in tags), None, tags)
 
 
-def _continue(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str, *, max_new_tokens: int) -> Prediction:
-    encoded = _encode(tokenizer, task, text, add_special_tokens=False)
+def _continue(module: nn.Module, tokenizer: Any, _: TaskEntry, text: str, *, max_new_tokens: int) -> Prediction:
+    # Not truncated: a continuation of anything but the prompt's end would be no continuation.
+    encoded = tokenizer(text, return_tensors="pt", add_special_tokens=False)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generated = module.generate(  # type: ignore[operator]
         **encoded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad

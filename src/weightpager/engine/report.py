@@ -11,8 +11,8 @@ from weightpager.runtime.memory_controller import MemoryUse
 class SwitchReport:
     """One switch.
 
-    ``seconds`` is from the request to all pages checked and in place, ``load_seconds`` the part spent reading;
-    ``pages`` and ``bytes`` were read by ``reads`` reads.
+    ``seconds`` is from planning to all pages checked and in place, without the building of a module at first use;
+    ``load_seconds`` is the part spent reading. ``pages`` and ``bytes`` were read by ``reads`` reads.
     """
 
     from_task: str | None

@@ -11,7 +11,10 @@ from weightpager.engine.architecture import empty_module, full_name
 from weightpager.engine.parameters import read_parameters
 from weightpager.errors import BundleFormatError
 from weightpager.kernels import PagedWeight
-from weightpager.nn import PagedLinear, PageGate, check_complete
+from weightpager.nn import PagedLinear, PageGate, missing_values
+
+_DTYPES = (torch.float32, torch.bfloat16)
+"""What kernels compute with."""
 
 
 def build(
@@ -70,6 +73,9 @@ def _replace_linear(module: nn.Module, name: str, paged: PagedLinear) -> None:
     if not isinstance(old, nn.Linear) or old.weight.shape != (paged.out_features, paged.in_features):
         wanted = f"a linear layer of {paged.out_features}x{paged.in_features} in the architecture"
         raise BundleFormatError("manifest.json", f"weights.{name}", wanted, old)
+    biases = [None if bias is None else tuple(bias.shape) for bias in (old.bias, paged.bias)]
+    if biases[0] != biases[1]:
+        raise BundleFormatError("parameters", f"{name}.bias", biases[0], biases[1])
     module.set_submodule(name, paged)
 
 
@@ -80,9 +86,12 @@ def assign(module: nn.Module, state: dict[str, Tensor], task: str) -> None:
         if wanted[name].shape != state[name].shape:
             found = tuple(state[name].shape)
             raise BundleFormatError(f"tasks/{task}", name, tuple(wanted[name].shape), found)
+        if state[name].is_floating_point() and state[name].dtype not in _DTYPES:
+            raise BundleFormatError(f"tasks/{task}", name, "float32 or bfloat16", state[name].dtype)
     module.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False, assign=True)
     tie = getattr(module, "tie_weights", None)
     if tie is not None:
         tie()
     module.requires_grad_(False)
-    check_complete(module, f"task {task!r}")
+    for name in missing_values(module):
+        raise BundleFormatError(f"tasks/{task}", name, "a value", "none")

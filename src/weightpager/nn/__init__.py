@@ -1,6 +1,6 @@
 """Torch modules over paged weights."""
 
 from weightpager.nn.paged_linear import PagedLinear, PageGate
-from weightpager.nn.skeleton import EmptyOnMeta, check_complete
+from weightpager.nn.skeleton import EmptyOnMeta, missing_values
 
-__all__ = ["EmptyOnMeta", "PageGate", "PagedLinear", "check_complete"]
+__all__ = ["EmptyOnMeta", "PageGate", "PagedLinear", "missing_values"]

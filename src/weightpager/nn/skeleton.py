@@ -9,8 +9,6 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from weightpager.errors import WeightpagerError
-
 _EMPTY = {torch.empty, torch.empty_like, torch.empty_strided}
 
 
@@ -35,12 +33,6 @@ class EmptyOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def check_complete(module: nn.Module, what: str) -> None:
-    """See that no parameter or buffer was left without memory.
-
-    Raises:
-        WeightpagerError: one was; the module can't be used.
-    """
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.is_meta:
-            raise WeightpagerError(f"{what}: expected a value for {name}, found none")
+def missing_values(module: nn.Module) -> list[str]:
+    """Names of parameters and buffers that were left without memory."""
+    return [name for name, tensor in [*module.named_parameters(), *module.named_buffers()] if tensor.is_meta]

@@ -47,9 +47,11 @@ class BlockManager:
         missing: Pages = need[self.page_table[need] == ABSENT]
         return missing
 
-    def locked(self) -> Pages:
-        """Pages that may not be evicted, ascending."""
-        return np.flatnonzero(self._locks)
+    def locked(self, beside: Pages = _NONE) -> Pages:
+        """Pages that may not be evicted, ascending; not those of ``beside`` that only its one holder locks."""
+        others = self._locks.copy()
+        others[beside] -= 1
+        return np.flatnonzero(others > 0)
 
     def lock(self, pages: Pages) -> None:
         """Keep pages from eviction until as many `unlock` calls have followed; counts as a use."""
@@ -118,9 +120,10 @@ class BlockManager:
         self._page_of_slot[slot] = page
         self.page_table[page] = slot
 
-    def cancel(self, page: int) -> None:
-        """Give back a reserved slot whose load failed."""
-        self._free.append(self._reserved.pop(page))
+    def cancel_reserved(self) -> None:
+        """Give back the slots of all pages that were reserved and not published: their loads have failed."""
+        while self._reserved:
+            self._free.append(self._reserved.popitem()[1])
 
     def check_integrity(self) -> None:
         """Every slot is free, reserved or names the page that names it.

@@ -50,10 +50,8 @@ class Pager:
         """
         start = time.perf_counter()
         runs = coalesce(list(slots), self._store.span, self._page_bytes)
-        reads = [self._pool.submit(self._read, run, slots) for run in runs]
-        self._settle(reads)
         failure = None
-        for run, read in zip(runs, reads, strict=True):
+        for run, read in zip(runs, self._read_all(runs, slots), strict=True):
             error = read.exception()
             if error is None:
                 for page in range(run.first, run.first + run.count):
@@ -71,12 +69,27 @@ class Pager:
     def _read(self, run: Run, slots: Mapping[int, int]) -> None:
         self._store.read(run.first, [self._slot(slots[run.first + i]) for i in range(run.count)])
 
-    def _settle(self, reads: list[Future[None]]) -> None:
-        """Wait for all reads: even after Ctrl-C no read may go on into a slot that is given to another page."""
+    def _read_all(self, runs: list[Run], slots: Mapping[int, int]) -> list[Future[None]]:
+        """Read and wait until no read is under way, whatever happens: a late one would write into another's slot."""
+        reads: list[Future[None]] = []
         try:
+            for run in runs:
+                # One by one: what has been submitted must be known when the next submission fails.
+                reads.append(self._pool.submit(self._read, run, slots))  # noqa: PERF401
             wait(reads)
         except BaseException:
             for read in reads:
                 read.cancel()
-            wait(reads)
+            _wait_out(reads)
             raise
+        return reads
+
+
+def _wait_out(reads: list[Future[None]]) -> None:
+    """Wait, however often Ctrl-C is pressed."""
+    while True:
+        try:
+            wait(reads)
+        except KeyboardInterrupt:
+            continue
+        return

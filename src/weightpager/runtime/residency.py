@@ -44,7 +44,7 @@ class Residency:
         """
         plan = self.blocks.plan(need, release)
         if plan is None:
-            locked = np.setdiff1d(self.blocks.locked(), release)
+            locked = self.blocks.locked(beside=release)
             raise self._memory.too_small(f"task {task!r} beside the tasks in use", len(np.union1d(need, locked)))
         self.blocks.lock(need)
         try:
@@ -90,15 +90,7 @@ class Residency:
     def _load(self, pages: Pages) -> LoadStats:
         if not len(pages):
             return LoadStats()
-        slots = self.blocks.reserve(pages)
-        pending = dict(slots)
-
-        def loaded(page: int) -> None:
-            self.blocks.publish(page)
-            del pending[page]
-
         try:
-            return self._pager.load(slots, loaded)
+            return self._pager.load(self.blocks.reserve(pages), self.blocks.publish)
         finally:
-            for page in pending:
-                self.blocks.cancel(page)
+            self.blocks.cancel_reserved()

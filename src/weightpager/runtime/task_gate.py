@@ -31,11 +31,20 @@ class TaskGate:
             self._holders += 1
 
     def release(self) -> None:
-        """Undo one `hold`; the last one waits for the layers that are reading."""
+        """Undo one `hold`; the last one waits for the layers that are reading, also when Ctrl-C is pressed.
+
+        Whether this returns or raises, no layer is inside any more.
+        """
+        interruption = None
         with self._changed:
             self._holders -= 1
-            if self._holders == 0:
-                self._changed.wait_for(lambda: self._readers == 0)
+            while self._holders == 0 and self._readers:
+                try:
+                    self._changed.wait()
+                except KeyboardInterrupt as pressed:
+                    interruption = pressed
+        if interruption is not None:
+            raise interruption
 
     def enter(self, layer: int) -> None:  # noqa: ARG002 - the protocol's: all pages are there before a switch returns
         """A layer starts to read.

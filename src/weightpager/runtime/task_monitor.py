@@ -39,6 +39,11 @@ class TaskMonitor:
         self.switches += bool(self._visits)
         self._visits.append(Visit(task, self._clock()))
 
+    @property
+    def current(self) -> str | None:
+        """The task that was asked for last."""
+        return self._visits[-1].task if self._visits else None
+
     def visits(self) -> list[Visit]:
         """The visits kept, oldest first."""
         return list(self._visits)

@@ -1,0 +1,51 @@
+"""Memory that a bundle takes whatever is in the arena, and the smallest budget that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weightpager.bundle.reader import RESIDENT, Bundle, private_file
+
+_PAGE_BOOKKEEPING = 16
+"""Bytes per page beside the index: slot, locks, time of last use."""
+
+_SLOT_BOOKKEEPING = 48
+"""Bytes per slot: its page, and its entry in the list of free slots."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that are always in memory.
+
+    Attributes:
+        resident: parameters that tasks share.
+        private: parameters of all tasks' own.
+        tables: all tasks' block tables, the page index and the page table.
+    """
+
+    resident: int
+    private: int
+    tables: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.resident + self.private + self.tables
+
+
+def footprint(bundle: Bundle) -> Footprint:
+    """What an engine over this bundle holds beside its arena."""
+    tables = sum(table.nbytes for task in bundle.tasks for table in bundle.tables(task).values())
+    index = bundle.pages.ids.nbytes + bundle.pages.layers.nbytes + bundle.pages.signatures.nbytes
+    bookkeeping = len(bundle.pages) * (_PAGE_BOOKKEEPING + _SLOT_BOOKKEEPING)
+    return Footprint(
+        resident=bundle.entry(RESIDENT).bytes,
+        private=sum(bundle.entry(private_file(task)).bytes for task in bundle.tasks),
+        tables=tables + index + bookkeeping,
+    )
+
+
+def smallest_budget(bundle: Bundle) -> int:
+    """Bytes that hold what is always in memory and the pages of the largest task."""
+    most = max(len(bundle.pages_of(task)) for task in bundle.tasks)
+    return footprint(bundle).total + most * bundle.page_bytes

@@ -1,0 +1,54 @@
+"""``model/``: configuration and tokenizer, which transformers will read; nothing in it may run code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from weightpager.bundle.files import read_checked
+from weightpager.bundle.reader import MODEL, Bundle
+from weightpager.errors import BundleFormatError
+
+_MOST = {"max_position_embeddings": 2**24, "num_hidden_layers": 2**12, "vocab_size": 2**24}
+"""Beyond these a configuration asks transformers for memory that no honest model needs."""
+
+_ATTENTION = (None, "eager", "sdpa")
+"""Other implementations are packages, or code from a hub."""
+
+
+def model_dir(bundle: Bundle) -> Path:
+    """The directory, every file of it checked.
+
+    Raises:
+        BundleFormatError: a file is damaged, not listed, asks for code from elsewhere, or for absurd sizes.
+    """
+    root = bundle.path / MODEL
+    listed = {name for name in bundle.manifest.files if name.startswith(f"{MODEL}/")}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(bundle.path).as_posix()
+        if path.is_file() and name not in listed:
+            raise BundleFormatError(name, "file", "only files that the manifest lists", "an extra file")
+    for name in sorted(listed):
+        content = read_checked(bundle.path, name, bundle.entry(name))
+        if name.endswith(".json"):
+            _check_json(name, content)
+    return root
+
+
+def _check_json(name: str, content: bytes) -> None:
+    try:
+        values: Any = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BundleFormatError(name, "content", "JSON", error) from error
+    if not isinstance(values, dict):
+        return
+    if "auto_map" in values:
+        raise BundleFormatError(name, "auto_map", "no code from elsewhere", "auto_map")
+    for key in ("attn_implementation", "_attn_implementation"):
+        if values.get(key) not in _ATTENTION:
+            raise BundleFormatError(name, key, "eager or sdpa", repr(values[key])[:80])
+    for key, most in _MOST.items():
+        size = values.get(key, 1)
+        if not isinstance(size, int) or not 0 < size <= most:
+            raise BundleFormatError(name, key, f"1 to {most}", repr(size)[:80])
