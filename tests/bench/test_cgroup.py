@@ -15,9 +15,9 @@ import pytest
 
 from weightpager.bench import cgroup, control_group, limits
 from weightpager.bench.cgroup import LimitedRun, run_limited
-from weightpager.bench.cgroup_command import main, report
 from weightpager.bench.cold import drop, resident_bytes
 from weightpager.bench.control_group import Group, Hierarchy, find_hierarchy
+from weightpager.bench.limited import main, report
 from weightpager.bench.mounts import Mount, mounts
 from weightpager.errors import ConfigError
 
@@ -362,7 +362,7 @@ def test_wrong_usage_exits_with_2(given: list[str], capsys: pytest.CaptureFixtur
 
 
 def test_the_module_is_a_program() -> None:
-    command = [sys.executable, "-W", "error", "-m", "weightpager.bench.cgroup", "--", "echo", "ran"]
+    command = [sys.executable, "-W", "error", "-m", "weightpager.bench.limited", "--", "echo", "ran"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout == "ran\n"
     assert "exit 0" in run.stderr

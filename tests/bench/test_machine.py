@@ -54,7 +54,7 @@ def test_a_description_is_json_and_names_what_a_row_needs() -> None:
 
 def test_measuring_needs_no_torch() -> None:
     code = (
-        "import sys, weightpager.bench.cold, weightpager.bench.cgroup_command, weightpager.bench.machine as m; "
+        "import sys, weightpager.bench.cold, weightpager.bench.limited, weightpager.bench.machine as m; "
         "print(m.describe()['torch_threads'], 'torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -206,9 +205,3 @@ def _peak_memory(group: Group) -> int:
 
 def _oom_kills(group: Group) -> int:
     return group.field("memory.oom_control", "memory.events", "oom_kill")
-
-
-if __name__ == "__main__":
-    from weightpager.bench.cgroup_command import main  # not above: it imports this module
-
-    sys.exit(main())

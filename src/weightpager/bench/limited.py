@@ -1,4 +1,4 @@
-"""The command line of `cgroup`: ``python -m weightpager.bench.cgroup``."""
+"""The command line of `cgroup`: ``python -m weightpager.bench.limited``."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _shown(limit: Limit, form: Callable[[int], str]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m weightpager.bench.cgroup",
+        prog="python -m weightpager.bench.limited",
         usage="%(prog)s [options] -- COMMAND [ARGUMENT ...]",
         description="Run a command with limited memory (page cache included), a slower disk and fewer CPUs.",
         epilog="A limit that can't be enforced is reported as unlimited; the command runs all the same.",
@@ -96,3 +96,7 @@ def _argument(parse: Callable[[str], _T]) -> Callable[[str], _T]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return convert
+
+
+if __name__ == "__main__":
+    sys.exit(main())
