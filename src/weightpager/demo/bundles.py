@@ -23,8 +23,8 @@ from weightpager.compiler.task_file import from_dict
 from weightpager.errors import BundleError
 from weightpager.samples import Sample
 
-ALIGNMENT = 0.6
-"""λ: raises the mean overlap by more than a tenth and costs no accuracy that the held-out data would show."""
+ALIGNMENT = 0.52
+"""λ: the least that raises the mean overlap by a tenth; chosen on the validation data."""
 
 SPARSITY = 0.3
 VARIANTS = {"aligned": ALIGNMENT, "unaligned": 0.0, "shared": float("inf")}
