@@ -125,7 +125,12 @@ def test_a_real_decoder(tmp_path: Path) -> None:
         inputs = engine.tokenizer()("def main(argv):", return_tensors="pt", add_special_tokens=False)
         exported = AutoModelForCausalLM.from_pretrained(export_task(bundle, "code", tmp_path / "hf")).eval()
         with torch.inference_mode():
+            ours, theirs = module(**inputs).logits.float(), exported(**inputs).logits.float()
+            # bfloat16 activations, rounded at other places, through 30 layers; float32 ones show that it is that only.
+            assert torch.linalg.norm(ours - theirs) < 0.05 * torch.linalg.norm(theirs)
+            assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
             torch.testing.assert_close(
-                module(**inputs).logits.float(), exported(**inputs).logits.float(), rtol=0.02, atol=0.2
+                module.float()(**inputs).logits, exported.float()(**inputs).logits, rtol=1e-3, atol=1e-3
             )
+        module.bfloat16()
         assert module.generate(**inputs, **options).shape[1] == inputs["input_ids"].shape[1] + 8
