@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 
 from weightpager.bundle.manifest import TaskEntry, TaskKind
+from weightpager.compiler.rows import FORMATS, label_ids, labels_of, read_rows, texts_of, words_of
 from weightpager.compiler.task_file import TaskSpec
+from weightpager.engine.word_pieces import word_starts
 from weightpager.errors import CompileError
 from weightpager.evaluate import IGNORED, Batch
 
-Row = dict[str, Any]
-
 # Logits of a large vocabulary, not activations, decide how much memory a batch of a language model takes.
 _LANGUAGE_MODEL_TOKENS = 2048
-
-_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    # Without this the words "None", "NA" and "null" would be read as missing.
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".parquet": ("parquet", {}),
-}
-_WHOLE_TEXT: tuple[str, dict[str, Any]] = ("text", {"sample_by": "document"})
 
 
 @dataclass(frozen=True)
@@ -107,9 +95,9 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
         CompileError: the file can't be used, or has fewer than two labels.
     """
     where = _where(name, "train", task.train)
-    rows = _rows(task.train, where, task.label_column)
+    rows = read_rows(task.train, where, task.label_column)
     nested = task.kind == "token-classification"
-    found = {str(label): label for row in _labels(rows, task.label_column, where, nested) for label in row}
+    found = {str(label): label for row in labels_of(rows, task.label_column, where, nested) for label in row}
     if len(found) < 2:
         raise CompileError(f"{where}: expected at least two different labels, found {', '.join(found) or 'none'}")
     numbered = all(isinstance(label, int) for label in found.values())
@@ -177,15 +165,15 @@ class Reader:
         return tuple(readers[self.kind](path, where)[:items])
 
     def _texts(self, path: Path, where: str) -> list[Example]:
-        rows = _rows(path, where, self.text, self.label)
-        ids = _label_ids(_labels(rows, self.label, where, nested=False), self.classes, where)
-        tokens = self._tokenised(_texts(rows, self.text, where), where)["input_ids"]
+        rows = read_rows(path, where, self.text, self.label)
+        ids = label_ids(labels_of(rows, self.label, where, nested=False), self.classes, where)
+        tokens = self._tokenised(texts_of(rows, self.text, where), where)["input_ids"]
         return [Example(text, label) for text, (label,) in zip(tokens, ids, strict=True)]
 
     def _words(self, path: Path, where: str) -> list[Example]:
-        rows = _rows(path, where, self.text, self.label)
-        ids = _label_ids(_labels(rows, self.label, where, nested=True), self.classes, where)
-        words = [_words(row[self.text], where, number) for number, row in enumerate(rows, 1)]
+        rows = read_rows(path, where, self.text, self.label)
+        ids = label_ids(labels_of(rows, self.label, where, nested=True), self.classes, where)
+        words = [words_of(row[self.text], where, number) for number, row in enumerate(rows, 1)]
         for number, (these, tags) in enumerate(zip(words, ids, strict=True), 1):
             if len(these) != len(tags):
                 counts = f"{len(these)} tokens and {len(tags)} tags"
@@ -199,8 +187,8 @@ class Reader:
         ]
 
     def _windows(self, path: Path, where: str) -> list[Example]:
-        column = self.text if path.suffix in _FORMATS else "text"
-        documents = _texts(_rows(path, where, column, whole_text=True), column, where)
+        column = self.text if path.suffix in FORMATS else "text"
+        documents = texts_of(read_rows(path, where, column, whole_text=True), column, where)
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         stream: list[int] = []
         for document in documents:
@@ -222,121 +210,9 @@ class Reader:
 
 
 def first_pieces(words: Sequence[str], tags: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """One label per piece: a word's tag on its first piece, `IGNORED` elsewhere.
-
-    ``spans`` are the pieces' characters in the words joined by blanks. Byte-level tokenizers refuse words that are
-    split already, and some count a blank to the piece after it: so a piece belongs to the word of its last character.
-    """
-    owner: list[int | None] = []
-    for number, word in enumerate(words):
-        owner += [number] * len(word) + [None]
-    labels, last = [], None
-    for start, end in spans:
-        word_number = owner[end - 1] if end > start else None
-        labels.append(IGNORED if word_number is None or word_number == last else tags[word_number])
-        last = last if word_number is None else word_number
-    return labels
+    """One label per piece: a word's tag on its first piece, `IGNORED` elsewhere; ``spans`` as in `word_starts`."""
+    return [IGNORED if word is None else tags[word] for word in word_starts(words, spans)]
 
 
 def _where(name: str, split: str, path: Path) -> str:
     return f"tasks.{name}.{split} ({path})"
-
-
-def _rows(path: Path, where: str, *columns: str, whole_text: bool = False) -> list[Row]:
-    """The rows of a file, each with the columns."""
-    if path.suffix not in _FORMATS and not whole_text:
-        raise CompileError(f"{where}: expected a file of {', '.join(_FORMATS)}, found {path.suffix or path.name!r}")
-    kind, options = _FORMATS.get(path.suffix, _WHOLE_TEXT)
-    rows = _read(path, where, kind, options)
-    if not rows:
-        raise CompileError(f"{where}: expected at least one row, found an empty file")
-    for column in columns:
-        if not any(column in row for row in rows):
-            raise CompileError(f"{where}: expected a column {column!r}, found {', '.join(sorted(rows[0]))}")
-        for number, row in enumerate(rows, 1):
-            if row.get(column) is None:
-                raise CompileError(f"{where}: row {number}: expected a value for {column!r}, found none")
-    return rows
-
-
-def _read(path: Path, where: str, kind: str, options: dict[str, Any]) -> list[Row]:
-    if path.stat().st_size == 0:
-        return []
-    # Streaming leaves no converted copy of the file in a cache; the lock that remains goes to a folder of ours. And
-    # load_dataset would tell a server about each file that it reads, and wait for it where there is no network.
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        try:
-            reader = getattr(datasets.Dataset, f"from_{kind}")
-            stream = reader(str(path), cache_dir=folder, streaming=True, **options)
-            return [_decoded(row, stream.features or {}) for row in stream]
-        except StopIteration:
-            return []
-        except (ValueError, TypeError, NotImplementedError, OSError, datasets.exceptions.DatasetsError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CompileError(f"{where}: cannot be read as {kind}: {reason}") from error
-
-
-def _decoded(row: Row, features: Any) -> Row:
-    """Class numbers of a Parquet file that knows their names, as names."""
-    return {column: _class_names(value, features.get(column)) for column, value in row.items()}
-
-
-def _class_names(value: Any, feature: Any) -> Any:
-    if isinstance(feature, datasets.ClassLabel) and value is not None:
-        return feature.int2str(value)
-    inner = getattr(feature, "feature", None)
-    if isinstance(inner, datasets.ClassLabel) and isinstance(value, list):
-        return [inner.int2str(item) for item in value]
-    return value
-
-
-def _texts(rows: list[Row], column: str, where: str) -> list[str]:
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row[column], str):
-            raise CompileError(f"{where}: row {number}: expected {column!r} to be text, found {row[column]!r}")
-    return [row[column] for row in rows]
-
-
-def _words(value: Any, where: str, number: int) -> list[str]:
-    if not isinstance(value, list) or not value or not all(isinstance(word, str) and word for word in value):
-        raise CompileError(f"{where}: row {number}: expected a list of words, found {value!r}")
-    return value
-
-
-def _labels(rows: list[Row], column: str, where: str, nested: bool) -> list[list[str | int]]:
-    """The labels of every row, as a list each."""
-    labels: list[list[str | int]] = []
-    for number, row in enumerate(rows, 1):
-        value = row[column] if nested else [row[column]]
-        if not isinstance(value, list) or not all(isinstance(label, (str, int)) for label in value):
-            expected = "a list of labels" if nested else "text or a whole number"
-            raise CompileError(f"{where}: row {number}: expected {column!r} to be {expected}, found {row[column]!r}")
-        labels.append(value)
-    return labels
-
-
-def _label_ids(labels: list[list[str | int]], known: Sequence[str], where: str) -> list[list[int]]:
-    ids = {label: number for number, label in enumerate(known)}
-    # A head that was trained without names calls its classes LABEL_0, LABEL_1, …
-    ids |= {str(number): number for number, label in enumerate(known) if label == f"LABEL_{number}"}
-    for number, row in enumerate(labels, 1):
-        for label in row:
-            if str(label) not in ids:
-                raise CompileError(
-                    f"{where}: row {number}: expected one of the labels {', '.join(known)}, found {str(label)!r}"
-                )
-    return [[ids[str(label)] for label in row] for row in labels]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, no log lines about what is raised as an error anyway."""
-    level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if not bars:
-            datasets.enable_progress_bars()

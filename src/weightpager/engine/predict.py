@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from weightpager.bundle import TaskEntry
+from weightpager.engine.word_pieces import word_starts
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,11 @@ def _classify(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> 
 
 def _tag(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Prediction:
     words = text.split()
-    encoded = _encode(tokenizer, task, words, is_split_into_words=True)  # type: ignore[arg-type]
+    encoded = _encode(tokenizer, task, " ".join(words), return_offsets_mapping=True)
+    spans = encoded.pop("offset_mapping")[0].tolist()
     choice = module(**encoded).logits[0].argmax(-1).tolist()  # [tokens]
-    first: dict[int, str] = {}
-    for position, word in enumerate(encoded.word_ids(0)):
-        if word is not None:
-            first.setdefault(word, task.classes[choice[position]])
+    starts = enumerate(word_starts(words, spans))
+    first = {word: task.classes[choice[piece]] for piece, word in starts if word is not None}
     tags = tuple((words[number], tag) for number, tag in first.items())
     return Prediction(text, " ".join(f"{word}/{tag}" for word, tag in tags), None, tags)
 

@@ -1,0 +1,127 @@
+"""Files of task data -> rows, and what a row's columns must hold."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from weightpager.errors import CompileError
+
+Row = dict[str, Any]
+
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    # Without this the words "None", "NA" and "null" would be read as missing.
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".parquet": ("parquet", {}),
+}
+_WHOLE_TEXT: tuple[str, dict[str, Any]] = ("text", {"sample_by": "document"})
+
+
+def read_rows(path: Path, where: str, *columns: str, whole_text: bool = False) -> list[Row]:
+    """The rows of a file, each with the columns."""
+    if path.suffix not in FORMATS and not whole_text:
+        raise CompileError(f"{where}: expected a file of {', '.join(FORMATS)}, found {path.suffix or path.name!r}")
+    kind, options = FORMATS.get(path.suffix, _WHOLE_TEXT)
+    rows = _read(path, where, kind, options)
+    if not rows:
+        raise CompileError(f"{where}: expected at least one row, found an empty file")
+    for column in columns:
+        if not any(column in row for row in rows):
+            raise CompileError(f"{where}: expected a column {column!r}, found {', '.join(sorted(rows[0]))}")
+        for number, row in enumerate(rows, 1):
+            if row.get(column) is None:
+                raise CompileError(f"{where}: row {number}: expected a value for {column!r}, found none")
+    return rows
+
+
+def _read(path: Path, where: str, kind: str, options: dict[str, Any]) -> list[Row]:
+    if path.stat().st_size == 0:
+        return []
+    # Streaming leaves no converted copy of the file in a cache; the lock that remains goes to a folder of ours. And
+    # load_dataset would tell a server about each file that it reads, and wait for it where there is no network.
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        try:
+            reader = getattr(datasets.Dataset, f"from_{kind}")
+            stream = reader(str(path), cache_dir=folder, streaming=True, **options)
+            return [_decoded(row, stream.features or {}) for row in stream]
+        except StopIteration:
+            return []
+        except (ValueError, TypeError, NotImplementedError, OSError, datasets.exceptions.DatasetsError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CompileError(f"{where}: cannot be read as {kind}: {reason}") from error
+
+
+def _decoded(row: Row, features: Any) -> Row:
+    """Class numbers of a Parquet file that knows their names, as names."""
+    return {column: _class_names(value, features.get(column)) for column, value in row.items()}
+
+
+def _class_names(value: Any, feature: Any) -> Any:
+    if isinstance(feature, datasets.ClassLabel) and value is not None:
+        return feature.int2str(value)
+    inner = getattr(feature, "feature", None)
+    if isinstance(inner, datasets.ClassLabel) and isinstance(value, list):
+        return [inner.int2str(item) for item in value]
+    return value
+
+
+def texts_of(rows: list[Row], column: str, where: str) -> list[str]:
+    """The texts of a column."""
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row[column], str):
+            raise CompileError(f"{where}: row {number}: expected {column!r} to be text, found {row[column]!r}")
+    return [row[column] for row in rows]
+
+
+def words_of(value: Any, where: str, number: int) -> list[str]:
+    """The words of row ``number``."""
+    if not isinstance(value, list) or not value or not all(isinstance(word, str) and word for word in value):
+        raise CompileError(f"{where}: row {number}: expected a list of words, found {value!r}")
+    return value
+
+
+def labels_of(rows: list[Row], column: str, where: str, nested: bool) -> list[list[str | int]]:
+    """The labels of every row, as a list each."""
+    labels: list[list[str | int]] = []
+    for number, row in enumerate(rows, 1):
+        value = row[column] if nested else [row[column]]
+        if not isinstance(value, list) or not all(isinstance(label, (str, int)) for label in value):
+            expected = "a list of labels" if nested else "text or a whole number"
+            raise CompileError(f"{where}: row {number}: expected {column!r} to be {expected}, found {row[column]!r}")
+        labels.append(value)
+    return labels
+
+
+def label_ids(labels: list[list[str | int]], known: Sequence[str], where: str) -> list[list[int]]:
+    """Labels as positions in ``known``."""
+    ids = {label: number for number, label in enumerate(known)}
+    # A head that was trained without names calls its classes LABEL_0, LABEL_1, …
+    ids |= {str(number): number for number, label in enumerate(known) if label == f"LABEL_{number}"}
+    for number, row in enumerate(labels, 1):
+        for label in row:
+            if str(label) not in ids:
+                raise CompileError(
+                    f"{where}: row {number}: expected one of the labels {', '.join(known)}, found {str(label)!r}"
+                )
+    return [[ids[str(label)] for label in row] for row in labels]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, no log lines about what is raised as an error anyway."""
+    level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()
