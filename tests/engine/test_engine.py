@@ -10,6 +10,7 @@ import pytest
 import torch
 from faults import FaultyStore
 
+import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
@@ -245,6 +246,18 @@ def test_pins_keep_pages_and_unpin_lets_them_go(assistant_bundle: Path) -> None:
             engine.unpin("animal")
         engine.evict()
         assert len(engine.blocks.resident()) == 0
+
+
+def test_an_open_engine_goes_on_when_its_bundle_is_replaced(tmp_path: Path) -> None:
+    content = tiny.assistant(tmp_path)
+    wp.compile(content, out=tmp_path / "a.bundle")
+    expected = {task: fresh(tmp_path / "a.bundle", task) for task in content["tasks"]}
+    with wp.Engine.from_pretrained(tmp_path / "a.bundle") as engine:
+        engine.activate("animal")
+        wp.compile(content | {"sparsity": 0.1}, out=tmp_path / "a.bundle", force=True)
+        for task, logits_before in expected.items():
+            assert torch.equal(logits(engine.activate(task)), logits_before)
+        assert engine.verify() == []
 
 
 def test_unpin_undoes_nothing_but_pins(assistant_bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    PretrainedConfig,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -33,31 +35,35 @@ BASE = "base_model."
 """Canonical prefix of everything that tasks share; `PreTrainedModel.base_model` of any architecture."""
 
 
-def empty_module(bundle: Bundle, task: TaskEntry) -> nn.Module:
+def read_config(bundle: Bundle) -> PretrainedConfig:
+    """The bundle's checked configuration, without any task's labels.
+
+    Raises:
+        BundleFormatError: it is damaged, not allowed, or nothing that transformers knows.
+    """
+    folder = model_dir(bundle)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise BundleFormatError(f"{MODEL}/config.json", "architecture", "one of transformers'", error) from error
+
+
+def empty_module(config: PretrainedConfig, task: TaskEntry) -> nn.Module:
     """The task's transformers module in eval mode, its weights without memory.
 
     Raises:
         BundleFormatError: transformers can't build it.
     """
-    folder = model_dir(bundle)
+    own = copy.deepcopy(config)
+    if task.classes:
+        own.id2label = dict(enumerate(task.classes))
+        own.label2id = {name: number for number, name in enumerate(task.classes)}
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **label_names(task))
         with EmptyOnMeta(), quiet_transformers():
-            module: nn.Module = CLASSES[task.kind].from_config(config, trust_remote_code=False)
+            module: nn.Module = CLASSES[task.kind].from_config(own, trust_remote_code=False)
     except Exception as error:
         raise BundleFormatError(f"{MODEL}/config.json", "architecture", f"one for {task.kind}", error) from error
     return module.eval().requires_grad_(False)
-
-
-def label_names(task: TaskEntry) -> dict[str, Any]:
-    """Configuration values that depend on the task."""
-    if not task.classes:
-        return {}
-    return {
-        "num_labels": len(task.classes),
-        "id2label": dict(enumerate(task.classes)),
-        "label2id": {name: number for number, name in enumerate(task.classes)},
-    }
 
 
 def full_name(module: nn.Module, name: str) -> str:

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.model_files import model_dir
-from weightpager.bundle.reader import RESIDENT
+from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine import architecture, task_module
 from weightpager.engine.parameters import read_parameters
@@ -43,6 +42,7 @@ class _Task:
     """What the engine knows of one task. ``module`` is built when first asked for."""
 
     pages: Pages
+    private: dict[str, Tensor]
     gate: TaskGate
     pins: int = 0
     module: nn.Module | None = None
@@ -71,14 +71,15 @@ class Engine:
         """
         self.bundle = bundle
         self._lock = threading.RLock()
-        self._tasks = {name: _Task(bundle.pages_of(name), TaskGate(name)) for name in bundle.tasks}
         self._current: str | None = None
         self._closed = False
         self.monitor = TaskMonitor()
         self._switches: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
         self._memory = _memory(bundle, config)
+        # All that a module is built from is read now: the bundle may be replaced while the engine runs.
+        self._config = architecture.read_config(bundle)
         self._resident = read_parameters(bundle, RESIDENT)
-        model_dir(bundle)
+        self._tasks = {name: _task(bundle, name) for name in bundle.tasks}
         local = LocalStore(bundle) if store is None else store
         self._direct = bool(getattr(local, "direct", False))
         self._reads = CountingStore(local)
@@ -116,7 +117,7 @@ class Engine:
 
         Raises:
             UnknownTaskError: the bundle has no such task.
-            BundleFormatError: its parameters are damaged.
+            BundleFormatError: its parameters don't make up the module.
             BudgetError: its pages don't fit beside those in use.
             StoreError, PageCorruptError: a page could not be loaded; all other tasks are as they were.
             EngineClosedError: the engine has been closed.
@@ -188,7 +189,11 @@ class Engine:
             return self._residency.damaged()
 
     def tokenizer(self) -> Any:
-        """The bundle's tokenizer."""
+        """The bundle's tokenizer; read from its files when asked for.
+
+        Raises:
+            BundleFormatError: transformers can't read it.
+        """
         return architecture.tokenizer(self.bundle)
 
     def report(self) -> EngineReport:
@@ -236,9 +241,9 @@ class Engine:
     def _module(self, name: str) -> nn.Module:
         task = self._tasks[name]
         if task.module is None:
-            task.module = task_module.build(
-                self.bundle, name, self._resident, self._memory.arena, self._page_table, task.gate
-            )
+            values = {**self._resident, **task.private}
+            arena, table = self._memory.arena, self._page_table
+            task.module = task_module.build(self.bundle, name, self._config, values, arena, table, task.gate)
         return task.module
 
     def _hold(self, name: str, leaving: str | None = None) -> nn.Module:
@@ -270,6 +275,10 @@ class Engine:
         self.monitor.record(name)
         pages = stats.bytes // self.bundle.page_bytes
         self._switches.append(SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds))
+
+
+def _task(bundle: Bundle, name: str) -> _Task:
+    return _Task(bundle.pages_of(name), read_parameters(bundle, private_file(name)), TaskGate(name))
 
 
 def _memory(bundle: Bundle, config: EngineConfig) -> MemoryController:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.reader import RESIDENT, private_file
-from weightpager.engine.architecture import empty_module, full_name, quiet_transformers, tokenizer
+from weightpager.engine.architecture import empty_module, full_name, quiet_transformers, read_config, tokenizer
 from weightpager.engine.parameters import read_parameters
 from weightpager.engine.task_module import assign, paged_weight
 from weightpager.errors import ConfigError
@@ -34,7 +34,7 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     bundle.task(task)
     if os.path.lexists(target) or not target.parent.is_dir():
         raise ConfigError(f"out: expected a new directory inside an existing one, got {target}")
-    module = empty_module(bundle, bundle.task(task))
+    module = empty_module(read_config(bundle), bundle.task(task))
     values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}
     dtype = next((value.dtype for value in values.values() if value.is_floating_point()), torch.float32)
     state = {full_name(module, name): value for name, value in values.items()}

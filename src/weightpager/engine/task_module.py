@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from weightpager.bundle import BlockTable, Bundle
-from weightpager.bundle.reader import private_file
 from weightpager.engine.architecture import empty_module, full_name
-from weightpager.engine.parameters import read_parameters
 from weightpager.errors import BundleFormatError
 from weightpager.kernels import PagedWeight
 from weightpager.nn import PagedLinear, PageGate, missing_values
@@ -18,14 +17,21 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def build(
-    bundle: Bundle, task: str, resident: dict[str, Tensor], arena: Tensor, page_table: Tensor, gate: PageGate
+    bundle: Bundle,
+    task: str,
+    config: PretrainedConfig,
+    values: dict[str, Tensor],
+    arena: Tensor,
+    page_table: Tensor,
+    gate: PageGate,
 ) -> nn.Module:
     """The task's own module: resident parameters shared with the other tasks', private ones its own.
 
     Args:
-        bundle: where the tables and private parameters are.
+        bundle: where the block tables are.
         task: its name.
-        resident: by canonical name; referred to, not copied.
+        config: of the model.
+        values: resident and private parameters by canonical name; referred to, not copied.
         arena: uint8 [slots, page_bytes].
         page_table: int32 [pages].
         gate: what its layers ask before they read pages.
@@ -33,8 +39,7 @@ def build(
     Raises:
         BundleFormatError: the bundle's parameters don't make up the module.
     """
-    module = empty_module(bundle, bundle.task(task))
-    values = {**resident, **read_parameters(bundle, private_file(task))}
+    module = empty_module(config, bundle.task(task))
     state = {full_name(module, name): value for name, value in values.items()}
     tables = bundle.tables(task)
     for entry in bundle.manifest.weights:
