@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,11 @@ def writer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weightpager(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs the command in this process: ``weightpager("inspect", path)``."""
     return lambda *arguments: run(capsys, monkeypatch, *arguments)
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """Real models do gain from threads."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)

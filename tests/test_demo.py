@@ -77,6 +77,7 @@ def test_the_json_says_from_and_to() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("all_cores")
 def test_the_demo_reaches_what_it_promises(weightpager: Command, tmp_path: Path) -> None:
     found = weightpager("demo", "--json", "--out", tmp_path / "page.html")
     assert found.code == 0, found.err
