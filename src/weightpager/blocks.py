@@ -1,10 +1,9 @@
-"""The pure values that everything else speaks of: block shapes, grids, keep masks, signatures, page ids."""
+"""The pure values that everything else speaks of: block shapes, grids, keep masks."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import NewType
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +12,6 @@ from weightpager.errors import ConfigError
 
 KeepMask = npt.NDArray[np.bool_]
 """[block_rows, block_cols], True where a block is kept."""
-
-Signature = NewType("Signature", int)
-"""The set of tasks that use a block: bit t is set if task t does."""
-
-PageId = NewType("PageId", str)
-"""BLAKE3 of a page's bytes, as 64 hexadecimal digits."""
 
 MAX_TASKS = 64
 """A signature is one 64-bit word."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import socket
-from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -29,18 +27,7 @@ PLAIN = tiny.tokenizer(special=False)
 PLAIN.pad_token = PLAIN.eos_token
 
 
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Libraries like to tell a server what they load."""
-    asked: list[object] = []
-
-    def refuse(*host: object, **options: object) -> None:
-        asked.append(host)
-        raise OSError("no network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    yield
-    assert asked == []
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def either(texts: str) -> str:

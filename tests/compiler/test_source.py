@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +21,7 @@ from weightpager.errors import CompileError
 PER_LAYER = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
 
 
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Libraries like to tell a server what they load."""
-    asked: list[object] = []
-
-    def refuse(*host: object, **options: object) -> None:
-        asked.append(host)
-        raise OSError("no network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    yield
-    assert asked == []
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def load(folder: Path, tasks: dict[str, Any], **more: Any) -> Source:

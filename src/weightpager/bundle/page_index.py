@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.blocks import PageId
 from weightpager.errors import BundleFormatError
 
 FILE = "page-index.safetensors"
@@ -29,10 +28,6 @@ class PageIndex:
 
     def __len__(self) -> int:
         return len(self.layers)
-
-    def id(self, page: int) -> PageId:
-        """A page's id."""
-        return PageId(self.ids[page].tobytes().hex())
 
     def of_task(self, task: int) -> npt.NDArray[np.int64]:
         """Indices of the pages that task number ``task`` needs, ascending."""

@@ -68,8 +68,6 @@ def dense_weights(bundle: Bundle, task: str) -> dict[str, Tensor]:
         store.close()
     tables = bundle.tables(task)
     return {
-        entry.name: reference.dense_weight(
-            paged_weight(bundle, tables[entry.name], arena, page_table, entry.out_features, entry.in_features)
-        )
+        entry.name: reference.dense_weight(paged_weight(bundle, entry, tables[entry.name], arena, page_table))
         for entry in bundle.manifest.weights
     }

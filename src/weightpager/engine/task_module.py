@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from weightpager.bundle import BlockTable, Bundle
+from weightpager.bundle import BlockTable, Bundle, WeightEntry
 from weightpager.engine.architecture import empty_module, full_name
 from weightpager.errors import BundleFormatError
 from weightpager.kernels import PagedWeight
@@ -44,15 +44,14 @@ def build(
     tables = bundle.tables(task)
     for entry in bundle.manifest.weights:
         name = full_name(module, entry.name)
-        table = tables[entry.name]
-        weight = paged_weight(bundle, table, arena, page_table, entry.out_features, entry.in_features)
+        weight = paged_weight(bundle, entry, tables[entry.name], arena, page_table)
         _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, gate))
     assign(module, state, task)
     return module
 
 
 def paged_weight(
-    bundle: Bundle, table: BlockTable, arena: Tensor, page_table: Tensor, out_features: int, in_features: int
+    bundle: Bundle, entry: WeightEntry, table: BlockTable, arena: Tensor, page_table: Tensor
 ) -> PagedWeight:
     """A paged weight of one task, as kernels take it."""
     block = bundle.manifest.block_shape
@@ -62,8 +61,8 @@ def paged_weight(
         crow_indices=torch.from_numpy(table.crow_indices),
         col_indices=torch.from_numpy(table.col_indices),
         locations=torch.from_numpy(table.locations),
-        out_features=out_features,
-        in_features=in_features,
+        out_features=entry.out_features,
+        in_features=entry.in_features,
         block_rows=block.rows,
         block_cols=block.cols,
         dtype=getattr(torch, bundle.manifest.dtype),
