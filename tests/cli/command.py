@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from weightpager.cli import main
+from weightpager.cli import app
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *ar
     monkeypatch.setattr(sys, "argv", ["weightpager", *map(str, arguments)])
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        main()
+        app.run()
         sys.exit(0)
     code = ended.value.code
     return Outcome(code if isinstance(code, int) else 0, *capsys.readouterr())

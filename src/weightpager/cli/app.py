@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import typer
@@ -38,6 +39,15 @@ for register in (compile_command, inspect_commands, device_commands, demo_comman
 
 
 def main() -> None:
+    """The process ``weightpager``: run a command, then end without being disturbed."""
+    try:
+        run()
+    finally:
+        # The work is done or undone; Ctrl-C while libraries tidy up at exit would only print their tracebacks.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def run() -> None:
     """Run a command; errors of ours become one message and an exit code, 2 for usage and 1 for failure."""
     try:
         app()
