@@ -26,22 +26,46 @@ Signatures = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class KeptBlocks:
-    """The kept blocks of one paged weight.
+class StoredBlocks:
+    """What has to be stored of one paged weight: every version of every kept block.
 
     Attributes:
         layer: model layer of the weight.
-        signatures: uint64 [blocks of the grid, row-major]; 0 where no task keeps the block.
+        blocks: int64 [stored], the block's index in the weight's grid, row-major.
+        signatures: uint64 [stored], the tasks that use this version of the block: those of one block don't meet.
     """
 
     layer: int
+    blocks: npt.NDArray[np.int64]
     signatures: Signatures
 
     @classmethod
-    def of(cls, layer: int, keep: npt.NDArray[np.bool_]) -> KeptBlocks:
-        """From a keep mask ``[blocks, tasks]``."""
+    def of(
+        cls, layer: int, keep: npt.NDArray[np.bool_], versions: npt.NDArray[np.integer] | None = None
+    ) -> StoredBlocks:
+        """From a keep mask and, where tasks have values of their own, each task's version of each block.
+
+        Args:
+            layer: model layer of the weight.
+            keep: ``[blocks, tasks]``.
+            versions: ``[blocks, tasks]``: tasks with the same number share a block's values; None if all do.
+        """
         bits = np.uint64(1) << np.arange(keep.shape[1], dtype=np.uint64)
-        return cls(layer, (keep * bits).sum(1, dtype=np.uint64))
+        held = keep * bits  # [blocks, tasks]
+        if versions is None:
+            versions = np.zeros(keep.shape, np.int8)
+        blocks, signatures = [], []
+        for version in np.unique(versions):
+            signature = np.where(versions == version, held, np.uint64(0)).sum(1, dtype=np.uint64)
+            found = np.flatnonzero(signature)
+            blocks.append(found)
+            signatures.append(signature[found])
+        return cls(layer, np.concatenate(blocks), np.concatenate(signatures))
+
+    def used(self, tasks: int) -> npt.NDArray[np.int64]:
+        """How many of them each task uses, [tasks]."""
+        bits = np.uint64(1) << np.arange(tasks, dtype=np.uint64)
+        return np.asarray(((self.signatures[:, None] & bits) != 0).sum(0))
 
 
 @dataclass(frozen=True)
@@ -53,6 +77,7 @@ class Packing:
         blocks_per_page: places in a page.
         weights: int32 [pages × blocks_per_page], index of the weight whose block lies there, -1 where none does.
         blocks: int64, same shape: the block's index in that weight's grid.
+        users: uint64, same shape: signature of the tasks that use the block as it lies there.
         layers: int32 [pages].
         signatures: uint64 [pages].
     """
@@ -61,6 +86,7 @@ class Packing:
     blocks_per_page: int
     weights: npt.NDArray[np.int32]
     blocks: npt.NDArray[np.int64]
+    users: Signatures
     layers: npt.NDArray[np.int32]
     signatures: Signatures
 
@@ -69,10 +95,11 @@ class Packing:
         """Fraction of the places that hold a block."""
         return float((self.weights >= 0).mean())
 
-    def locations(self, weight: int, blocks: int) -> npt.NDArray[np.int64]:
-        """Location of each of a weight's ``blocks`` blocks, -1 where none is stored."""
+    def locations(self, weight: int, blocks: int, task: int) -> npt.NDArray[np.int64]:
+        """Where task number ``task`` finds each of a weight's ``blocks`` blocks, -1 where it keeps none."""
         found = np.full(blocks, -1, np.int64)
-        here = np.flatnonzero(self.weights == weight)
+        uses = (self.users >> np.uint64(task) & np.uint64(1)).astype(bool)
+        here = np.flatnonzero((self.weights == weight) & uses)
         found[self.blocks[here]] = here
         return found
 
@@ -83,38 +110,39 @@ class Packing:
         return counts
 
 
-def pack(kept: Sequence[KeptBlocks], page_bytes: int, block_bytes: int) -> Packing:
+def pack(stored: Sequence[StoredBlocks], page_bytes: int, block_bytes: int) -> Packing:
     """Lay out blocks layer by layer; a page never holds blocks of two layers.
 
     Args:
-        kept: of every paged weight, in execution order.
+        stored: of every paged weight, in execution order.
         page_bytes: bytes of a page.
         block_bytes: bytes of a block, which divides a page.
     """
     places = page_bytes // block_bytes
-    weights, blocks, layers, signatures = [], [], [], []
-    for layer in sorted({weight.layer for weight in kept}):
-        of_weight, of_block, signature = _layer_blocks(kept, layer)
+    weights, blocks, users, layers = [], [], [], []
+    for layer in sorted({weight.layer for weight in stored}):
+        of_weight, of_block, signature = _layer_blocks(stored, layer)
         order = np.lexsort((of_block, of_weight, _ranks(signature)))
         pages = -(-len(order) // places)
         padding = pages * places - len(order)
         weights.append(np.pad(of_weight[order], (0, padding), constant_values=-1))
         blocks.append(np.pad(of_block[order], (0, padding)))
-        padded = np.pad(signature[order], (0, padding)).reshape(pages, places)
-        signatures.append(np.bitwise_or.reduce(padded, axis=1, initial=0))
+        users.append(np.pad(signature[order], (0, padding)))
         layers.append(np.full(pages, layer, np.int32))
+    of_place = np.concatenate(users).astype(np.uint64)
     return Packing(
         page_bytes,
         places,
         np.concatenate(weights).astype(np.int32),
         np.concatenate(blocks),
+        of_place,
         np.concatenate(layers),
-        np.concatenate(signatures).astype(np.uint64),
+        np.bitwise_or.reduce(of_place.reshape(-1, places), axis=1, initial=0),
     )
 
 
 def pack_best(
-    kept: Sequence[KeptBlocks],
+    stored: Sequence[StoredBlocks],
     block_bytes: int,
     switch_rate: npt.NDArray[np.float64],
     storage: StorageModel,
@@ -124,11 +152,11 @@ def pack_best(
     Sizes whose mean over-read exceeds `OVER_READ_LIMIT` are out, unless all are: then the least over-read wins.
     """
     sizes = [size for size in PAGE_SIZES if size % block_bytes == 0]
-    packings = [pack(kept, size, block_bytes) for size in reversed(sizes)]
+    packings = [pack(stored, size, block_bytes) for size in reversed(sizes)]
     tasks = len(switch_rate)
-    frugal = [packing for packing in packings if mean_over_read(packing, kept, tasks) <= OVER_READ_LIMIT]
+    frugal = [packing for packing in packings if mean_over_read(packing, stored, tasks) <= OVER_READ_LIMIT]
     if not frugal:
-        return min(packings, key=lambda packing: mean_over_read(packing, kept, tasks))
+        return min(packings, key=lambda packing: mean_over_read(packing, stored, tasks))
     return min(frugal, key=lambda packing: expected_seconds(packing, switch_rate, storage))
 
 
@@ -150,31 +178,28 @@ def differential(signatures: Signatures, current: int, following: int) -> npt.ND
     return np.flatnonzero(has & ~had)
 
 
-def over_read(packing: Packing, kept: Sequence[KeptBlocks], tasks: int) -> npt.NDArray[np.float64]:
+def over_read(packing: Packing, stored: Sequence[StoredBlocks], tasks: int) -> npt.NDArray[np.float64]:
     """Per task, [tasks]: the share of its pages' bytes that it doesn't use."""
-    bits = np.uint64(1) << np.arange(tasks, dtype=np.uint64)
-    used = sum(((weight.signatures[:, None] & bits) != 0).sum(0) for weight in kept)
+    used = sum(weight.used(tasks) for weight in stored)
     places = packing.page_counts(tasks) * packing.blocks_per_page
     return np.asarray(1.0 - used / np.maximum(places, 1))
 
 
-def mean_over_read(packing: Packing, kept: Sequence[KeptBlocks], tasks: int) -> float:
+def mean_over_read(packing: Packing, stored: Sequence[StoredBlocks], tasks: int) -> float:
     """Mean of `over_read` over the tasks."""
-    return float(over_read(packing, kept, tasks).mean())
+    return float(over_read(packing, stored, tasks).mean())
 
 
 def _layer_blocks(
-    kept: Sequence[KeptBlocks], layer: int
+    stored: Sequence[StoredBlocks], layer: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Signatures]:
-    """Weight index, block index and signature of each kept block of a layer."""
-    weights, blocks, signatures = [], [], []
-    for number, weight in enumerate(kept):
-        if weight.layer == layer:
-            found = np.flatnonzero(weight.signatures)
-            weights.append(np.full(len(found), number))
-            blocks.append(found)
-            signatures.append(weight.signatures[found])
-    return np.concatenate(weights), np.concatenate(blocks), np.concatenate(signatures)
+    """Weight index, block index and signature of each stored block of a layer."""
+    here = [(number, weight) for number, weight in enumerate(stored) if weight.layer == layer]
+    return (
+        np.concatenate([np.full(len(weight.blocks), number) for number, weight in here]),
+        np.concatenate([weight.blocks for _, weight in here]),
+        np.concatenate([weight.signatures for _, weight in here]),
+    )
 
 
 def _ranks(signatures: Signatures) -> npt.NDArray[np.int64]:

@@ -23,12 +23,13 @@ from weightpager.compiler import task_file as task_files
 from weightpager.compiler.calibrate import calibrate
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.measure import EVAL_BATCH, Progress, measure_all
-from weightpager.compiler.pack import KeptBlocks, Packing, over_read, pack, pack_best
+from weightpager.compiler.pack import Packing, StoredBlocks, over_read, pack, pack_best
 from weightpager.compiler.report import CompileReport
 from weightpager.compiler.saliency import FloatArray, block_saliency
 from weightpager.compiler.source import Source
 from weightpager.compiler.structure_aligner import align
 from weightpager.compiler.task_file import TaskFile
+from weightpager.compiler.task_weights import TaskWeights
 from weightpager.compiler.train import train
 from weightpager.compiler.write import BundlePlan, Keep, write_bundle
 from weightpager.config import EngineConfig
@@ -134,11 +135,12 @@ def build(writer: BundleWriter, prepared: Prepared, alignment: float, progress: 
     with clock.stage("align"):
         keep, gap = _align(prepared, transitions, alignment, progress)
     with clock.stage("pack"):
-        kept, packing = _pack(prepared.source, keep, transitions)
+        weights = TaskWeights(prepared.source)
+        stored, packing = _pack(weights, keep, transitions)
     with clock.stage("write"):
         strength = float(alignment) if np.isfinite(alignment) else None
-        plan = BundlePlan(task_file.dtype, keep, packing, _entries(prepared), transitions, strength)
-        write_bundle(writer, plan, prepared.source)
+        plan = BundlePlan(task_file.dtype, weights, keep, packing, _entries(prepared), transitions, strength)
+        write_bundle(writer, plan)
     with clock.stage("measure sparse"):
         bundle = Bundle.open(writer.root)
         batches = {name: data.batches(data.eval, EVAL_BATCH) for name, data in prepared.data.items()}
@@ -150,7 +152,7 @@ def build(writer: BundleWriter, prepared: Prepared, alignment: float, progress: 
         duality_gap=gap,
         page_bytes=packing.page_bytes,
         page_fill=packing.fill,
-        over_read=dict(zip(task_file.tasks, over_read(packing, kept, len(task_file.tasks)).tolist(), strict=True)),
+        over_read=dict(zip(task_file.tasks, over_read(packing, stored, len(task_file.tasks)).tolist(), strict=True)),
         seconds=clock.seconds,
         threads=torch.get_num_threads(),
     )
@@ -210,13 +212,13 @@ def _align(prepared: Prepared, transitions: Transitions, alignment: float, progr
     return keep, max(0.0, bound - objective) / max(abs(bound), 1e-12)
 
 
-def _pack(source: Source, keep: Keep, transitions: Transitions) -> tuple[list[KeptBlocks], Packing]:
-    task_file = source.task_file
-    kept = [KeptBlocks.of(info.layer, keep[info.name]) for info in source.paged]
+def _pack(weights: TaskWeights, keep: Keep, transitions: Transitions) -> tuple[list[StoredBlocks], Packing]:
+    task_file, paged = weights.source.task_file, weights.source.paged
+    stored = [StoredBlocks.of(info.layer, keep[info.name], weights.versions(info)) for info in paged]
     size = block_bytes(task_file.block, task_file.dtype)
     if task_file.page is not None:
-        return kept, pack(kept, task_file.page, size)
-    return kept, pack_best(kept, size, transitions.switch_rate(), StorageModel())
+        return stored, pack(stored, task_file.page, size)
+    return stored, pack_best(stored, size, transitions.switch_rate(), StorageModel())
 
 
 def _entries(prepared: Prepared) -> tuple[TaskEntry, ...]:

@@ -22,6 +22,7 @@ from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.pack import Packing
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
 from weightpager.compiler.task_file import PageDtype
+from weightpager.compiler.task_weights import TaskWeights
 from weightpager.transitions import Transitions
 
 _PAGE_FILE_BYTES = 4 << 30
@@ -37,6 +38,7 @@ class BundlePlan:
 
     Attributes:
         dtype: of the pages.
+        weights: the values.
         keep: who keeps what.
         packing: where it lies.
         tasks: in the order of the signatures' bits.
@@ -45,6 +47,7 @@ class BundlePlan:
     """
 
     dtype: PageDtype
+    weights: TaskWeights
     keep: Keep
     packing: Packing
     tasks: tuple[TaskEntry, ...]
@@ -52,21 +55,22 @@ class BundlePlan:
     alignment: float | None
 
 
-def write_bundle(writer: BundleWriter, plan: BundlePlan, source: Source) -> None:
+def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     """Write all files of a bundle; the manifest last."""
-    ids = _write_pages(writer, plan, source)
+    source = plan.weights.source
+    ids = _write_pages(writer, plan)
     index = page_index.PageIndex(ids, plan.packing.layers, plan.packing.signatures)
     writer.add(page_index.FILE, lambda file: file.write(save_arrays(dict(index.arrays()))))
     _write_tables(writer, plan, source.paged)
     _write_parameters(writer, source, [task.name for task in plan.tasks])
     _write_model(writer, source)
-    writer.finish(_manifest(plan, source))
+    writer.finish(_manifest(plan))
 
 
-def _write_pages(writer: BundleWriter, plan: BundlePlan, source: Source) -> npt.NDArray[np.uint8]:
+def _write_pages(writer: BundleWriter, plan: BundlePlan) -> npt.NDArray[np.uint8]:
     """Write the page files; the pages' ids, uint8 [pages, 32]."""
     digests: list[bytes] = []
-    pages = _pages(plan, source)
+    pages = _pages(plan)
 
     def recorded(count: int) -> Iterator[bytes]:
         for _ in range(count):
@@ -90,39 +94,52 @@ def _page_files(packing: Packing) -> list[int]:
     return [min(most, total - start) for start in range(0, total, most)]
 
 
-def _pages(plan: BundlePlan, source: Source) -> Iterator[bytes]:
+def _pages(plan: BundlePlan) -> Iterator[bytes]:
     """The bytes of every page, in order; one model layer's blocks in memory at a time."""
     packing = plan.packing
     places = packing.blocks_per_page
     for layer in np.unique(packing.layers):
         here = np.flatnonzero(packing.layers == layer)
         span = slice(here[0] * places, (here[-1] + 1) * places)
-        weights, blocks = packing.weights[span], packing.blocks[span]
-        flat: npt.NDArray[Any] | None = None
-        for number in np.unique(weights[weights >= 0]):
-            cut = interleaved_blocks(source, source.paged[number], plan.tasks[0].name, plan.dtype)
-            if flat is None:
-                flat = np.zeros((len(weights), cut.shape[1]), cut.dtype)
-            at = weights == number
-            flat[at] = cut[blocks[at]]
-        assert flat is not None, "a layer with pages has blocks"
+        flat = _blocks_in_place(plan, packing.weights[span], packing.blocks[span], packing.users[span])
         per_page = flat.reshape(len(here), -1)
         yield from (page.tobytes().ljust(packing.page_bytes, b"\0") for page in per_page)
 
 
-def interleaved_blocks(source: Source, info: PagedWeightInfo, task: str, dtype: str) -> npt.NDArray[Any]:
+def _blocks_in_place(
+    plan: BundlePlan,
+    weights: npt.NDArray[np.int32],
+    blocks: npt.NDArray[np.int64],
+    users: npt.NDArray[np.uint64],
+) -> npt.NDArray[Any]:
+    """The blocks ``[places, block size]`` that lie in these places, zeros where none does."""
+    paged = plan.weights.source.paged
+    flat = np.zeros((len(weights), paged[0].grid.block.size), STORAGE[plan.dtype])
+    # All users of a block agree on its values: the first one's are taken.
+    first = np.bitwise_and(users, ~users + np.uint64(1))
+    for bit in np.unique(first[weights >= 0]):
+        task = plan.tasks[int(bit).bit_length() - 1].name
+        for number in np.unique(weights[(first == bit) & (weights >= 0)]):
+            at = (weights == number) & (first == bit)
+            flat[at] = interleaved_blocks(plan.weights.weight(task, paged[number]), paged[number], plan.dtype)[
+                blocks[at]
+            ]
+    return flat
+
+
+def interleaved_blocks(weight: Tensor, info: PagedWeightInfo, dtype: str) -> npt.NDArray[Any]:
     """A dense weight's blocks as they lie in pages, ``[blocks, block size]``."""
-    weight = source.linear(task, info.name).weight.detach().to("cpu", getattr(torch, dtype)).contiguous()
-    bits = weight.view(torch.uint16) if dtype == "bfloat16" else weight
+    cast = weight.detach().to("cpu", getattr(torch, dtype)).contiguous()
+    bits = cast.view(torch.uint16) if dtype == "bfloat16" else cast
     cut = info.grid.cut(bits.numpy().astype(STORAGE[dtype], copy=False))
     return interleave(cut.reshape(-1, *cut.shape[2:]))
 
 
 def _write_tables(writer: BundleWriter, plan: BundlePlan, paged: Sequence[PagedWeightInfo]) -> None:
-    locations = [plan.packing.locations(number, info.grid.count) for number, info in enumerate(paged)]
     for task_number, task in enumerate(plan.tasks):
         arrays: dict[str, npt.NDArray[Any]] = {}
-        for info, where in zip(paged, locations, strict=True):
+        for number, info in enumerate(paged):
+            where = plan.packing.locations(number, info.grid.count, task_number)
             shape = (info.grid.rows, info.grid.cols)
             table = BlockTable.build(plan.keep[info.name][:, task_number].reshape(shape), where.reshape(shape))
             arrays[f"{info.name}.crow_indices"] = table.crow_indices
@@ -177,7 +194,8 @@ def _write_model(writer: BundleWriter, source: Source) -> None:
         source.tokenizer.save_pretrained(folder)
 
 
-def _manifest(plan: BundlePlan, source: Source) -> Manifest:
+def _manifest(plan: BundlePlan) -> Manifest:
+    source = plan.weights.source
     return Manifest(
         format="weightpager-bundle",
         version=1,
