@@ -297,7 +297,7 @@ def _sort_weights(
 
 def _pageable(model: PreTrainedModel, block: BlockShape) -> Iterator[PagedWeightInfo]:
     """Linear layers inside repeated layers, as far as their kind and place say."""
-    layers = _layers(model.base_model)
+    layers = {f"{name}.": number for number, name in enumerate(repeated_layers(model.base_model))}
     for name, module in model.base_model.named_modules():
         layer = next((number for prefix, number in layers.items() if name.startswith(prefix)), None)
         # A subclass may compute something else, or have its weight read past its forward.
@@ -305,13 +305,12 @@ def _pageable(model: PreTrainedModel, block: BlockShape) -> Iterator[PagedWeight
             yield PagedWeightInfo(BASE + name, layer, BlockGrid(module.out_features, module.in_features, block))
 
 
-def _layers(base: nn.Module) -> dict[str, int]:
-    """Prefix -> number of every child of an outermost `nn.ModuleList`."""
-    layers: dict[str, int] = {}
+def repeated_layers(base: nn.Module) -> list[str]:
+    """Names of the children of every outermost `nn.ModuleList`, in order."""
+    layers: list[str] = []
     for name, module in base.named_modules():
-        if isinstance(module, nn.ModuleList) and not name.startswith(tuple(layers)):
-            for child in range(len(module)):
-                layers[f"{name}.{child}."] = len(layers)
+        if isinstance(module, nn.ModuleList) and not name.startswith(tuple(f"{layer}." for layer in layers)):
+            layers += [f"{name}.{child}" for child in range(len(module))]
     return layers
 
 

@@ -1,0 +1,141 @@
+"""A model run layer by layer over a fixed set of batches: only the hidden states at one boundary are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from weightpager.compiler.source import repeated_layers
+from weightpager.engine.architecture import BASE
+from weightpager.errors import CompileError
+from weightpager.evaluate import Batch
+
+_ELSE = "use 'recover: {method: finetune}' or none"
+
+
+@dataclass
+class _Call:
+    """How a layer is called for one batch: what goes from layer to layer, and what stays."""
+
+    hidden: Tensor
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    tokens: Tensor  # bool [B, L], False at padding
+
+
+class _ReachedError(Exception):
+    """The first layer has been reached; the rest of the model isn't wanted."""
+
+
+class LayerStream:
+    """Hidden states of a model's batches before one of its repeated layers.
+
+    Layers must take hidden states first and return them (first), as those of transformers do.
+
+    Raises:
+        CompileError: the model has no repeated layers, or doesn't call the first one.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+        self._base = model.base_model
+        self._layers = repeated_layers(self._base)
+        first = self._base.get_submodule(self._layers[0])
+        with torch.inference_mode():
+            self._calls = [_first_call(model, first, batch) for batch in batches]
+
+    def in_features(self, name: str) -> int:
+        """Of a linear layer, by canonical name."""
+        return self._linear(name).in_features
+
+    def inputs(self, layer: int, weights: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
+        """Run one layer, batch by batch: what a linear layer in it takes, [tokens, in_features], without padding.
+
+        Args:
+            layer: number of the layer whose inputs the stream now holds.
+            weights: by canonical names of linear layers in it, replacing their own.
+            name: canonical name of the linear layer to watch.
+
+        Raises:
+            CompileError: the linear layer wasn't called.
+        """
+        for call in self._calls:
+            yield _without_padding(self._watch(layer, weights, call, [name])[name], call.tokens)
+
+    def fed_alike(self, layer: int, names: Sequence[str]) -> list[list[str]]:
+        """Linear layers of a layer grouped by the very tensor that they take, in the order of execution."""
+        seen = self._watch(layer, {}, self._calls[0], names)
+        groups: dict[tuple[int, int], list[str]] = {}
+        for name, x in seen.items():
+            groups.setdefault((x.data_ptr(), x.shape[-1]), []).append(name)
+        return list(groups.values())
+
+    def advance(self, layer: int, weights: Mapping[str, Tensor]) -> None:
+        """Move past a layer: its outputs replace its inputs."""
+        for call in self._calls:
+            call.hidden = self._run(layer, weights, call)
+
+    def _watch(self, layer: int, weights: Mapping[str, Tensor], call: _Call, names: Sequence[str]) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+
+        def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            return lambda _module, arguments: seen.__setitem__(name, arguments[0])
+
+        with ExitStack() as hooks:
+            for name in names:
+                hooks.callback(self._linear(name).register_forward_pre_hook(watch(name)).remove)
+            self._run(layer, weights, call)
+        if len(seen) < len(names):
+            raise CompileError(f"closed-form recovery: {sorted(set(names) - set(seen))} saw no input; {_ELSE}")
+        return seen
+
+    def _run(self, layer: int, weights: Mapping[str, Tensor], call: _Call) -> Tensor:
+        prefix = self._layers[layer]
+        replaced = {f"{name.removeprefix(BASE + prefix + '.')}.weight": value for name, value in weights.items()}
+        with torch.inference_mode():
+            arguments = (call.hidden, *call.arguments)
+            found = functional_call(self._base.get_submodule(prefix), replaced, arguments, call.options)
+        hidden = found[0] if isinstance(found, tuple) else found
+        if not isinstance(hidden, Tensor) or hidden.shape != call.hidden.shape:
+            raise CompileError(f"closed-form recovery: expected layers that return hidden states; {_ELSE}")
+        return hidden
+
+    def _linear(self, name: str) -> nn.Linear:
+        return cast(nn.Linear, self._base.get_submodule(name.removeprefix(BASE)))
+
+
+def _first_call(model: PreTrainedModel, first: nn.Module, batch: Batch) -> _Call:
+    caught: list[_Call] = []
+
+    def catch(_module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        options = {key: None if "past" in key else value for key, value in options.items()}
+        if "use_cache" in options:
+            options["use_cache"] = False
+        hidden = options.pop("hidden_states", None)
+        if hidden is None:
+            hidden, *rest = arguments
+            arguments = tuple(rest)
+        caught.append(_Call(hidden, arguments, options, batch.inputs["attention_mask"].bool()))
+        raise _ReachedError
+
+    hook = first.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        model(**batch.inputs)
+    except _ReachedError:
+        return caught[0]
+    finally:
+        hook.remove()
+    raise CompileError(f"closed-form recovery: the model doesn't call its first layer; {_ELSE}")
+
+
+def _without_padding(x: Tensor, tokens: Tensor) -> Tensor:
+    """Inputs ``[N, I]`` of tokens that aren't padding, where it can be told."""
+    if x.shape[:-1] == tokens.shape:
+        return x[tokens]
+    return x.flatten(0, -2)

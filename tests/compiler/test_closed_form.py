@@ -1,0 +1,106 @@
+"""The joint least-squares refit: against a dense solver, and on real layers."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import functional_call
+
+import tiny
+from weightpager.compiler import data as task_data
+from weightpager.compiler import source as sources
+from weightpager.compiler.closed_form import RIDGE, refit, solve
+from weightpager.compiler.masks import Masks
+from weightpager.compiler.source import Source
+from weightpager.compiler.task_file import from_dict
+from weightpager.evaluate import Batch
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(2, 12), st.integers(0, 1000))
+def test_conjugate_gradients_solve_every_row(tasks: int, rows: int, columns: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    original = torch.randn(rows, columns)
+    inputs = [torch.randn(40, columns) * torch.rand(columns) for _ in range(tasks)]
+    dense = [x + 0.1 * torch.randn_like(x) for x in inputs]
+    a = [x.T @ x / 40 for x in inputs]
+    c = [x.T @ y / 40 for x, y in zip(inputs, dense, strict=True)]
+    keep = [(torch.rand(rows, columns) < 0.6).float() for _ in range(tasks)]
+    found = solve(original, a, c, keep)
+    ridge = RIDGE * sum(float(moment.diagonal().mean()) for moment in a)
+    for row in range(rows):
+        system = ridge * torch.eye(columns, dtype=torch.float64)
+        goal = ridge * original[row].double()
+        for task in range(tasks):
+            d = torch.diag(keep[task][row]).double()
+            system += d @ a[task].double() @ d
+            goal += d @ c[task].double() @ original[row].double()
+
+        def error(w: torch.Tensor, system: torch.Tensor = system, goal: torch.Tensor = goal) -> float:
+            return float(w @ system @ w - 2 * w @ goal)
+
+        least, most = error(torch.linalg.solve(system, goal)), error(original[row].double())
+        assert error(found[row].double()) <= least + 1e-3 * (most - least) + 1e-5 * abs(least)
+
+
+@pytest.fixture(params=["encoder", "decoder"])
+def trial(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Source, dict[str, list[Batch]]]:
+    content = tiny.assistant(tmp_path) if request.param == "encoder" else tiny.writer(tmp_path)
+    source = sources.load(from_dict(content))
+    file = source.task_file
+    batches = {}
+    for name, spec in file.tasks.items():
+        data = task_data.load(name, spec, source.tokenizer, source.classes(name), file.max_length_of(name))
+        batches[name] = data.calibration(32, 8)
+    return source, batches
+
+
+def masks_of(source: Source, density: float, seed: int) -> Masks:
+    random = np.random.default_rng(seed)
+    tasks = tuple(source.models)
+    return Masks(tasks, {info.name: random.random((info.grid.count, len(tasks))) < density for info in source.paged})
+
+
+def errors(dense: Source, sparse: Source, masks: Masks, batches: dict[str, list[Batch]]) -> float:
+    """Mean squared difference of the base models' last hidden states."""
+    total = 0.0
+    for task, some in batches.items():
+        for batch in some:
+            wanted = dense.models[task](**batch.inputs, output_hidden_states=True).hidden_states[-1]
+            weights = masks.parameters(sparse, task, sparse.paged)
+            found = functional_call(
+                sparse.models[task], weights, kwargs={**batch.inputs, "output_hidden_states": True}
+            ).hidden_states[-1]
+            total += float((wanted - found)[batch.inputs["attention_mask"].bool()].square().mean())
+    return total
+
+
+def copied(source: Source) -> Source:
+    return replace(source, models=copy.deepcopy(source.models))
+
+
+def test_refit_brings_the_sparse_model_closer(trial: tuple[Source, dict[str, list[Batch]]]) -> None:
+    dense, batches = trial
+    masks = masks_of(dense, 0.6, seed=0)
+    sparse = copied(dense)
+    with torch.inference_mode():
+        before = errors(dense, sparse, masks, batches)
+        refit(dense, sparse, masks, batches, lambda _done, _total: None)
+        after = errors(dense, sparse, masks, batches)
+    assert after < 0.8 * before
+
+
+def test_refit_leaves_a_dense_model_as_it_is(trial: tuple[Source, dict[str, list[Batch]]]) -> None:
+    dense, batches = trial
+    sparse = copied(dense)
+    refit(dense, sparse, masks_of(dense, 1.1, seed=0), batches, lambda _done, _total: None)
+    for info in dense.paged:
+        for task in batches:
+            ours, theirs = sparse.linear(task, info.name).weight, dense.linear(task, info.name).weight
+            assert torch.allclose(ours, theirs, atol=1e-3)
