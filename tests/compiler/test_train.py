@@ -116,7 +116,7 @@ def test_says_when_training_diverges(tmp_path: Path) -> None:
     found, held = load(content(tmp_path, "text"), tmp_path)
     with torch.no_grad():
         found.models["text"].classifier.weight.fill_(3e38)
-    with pytest.raises(CompileError, match=r"tasks\.text: training diverged in step 1"):
+    with pytest.raises(CompileError, match=r"tasks\.text, step 1: training diverged"):
         train.train(found, held)
 
 

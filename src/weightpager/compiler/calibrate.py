@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightpager.compiler.descent import autocast
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import Saliency
-from weightpager.compiler.train import autocast
 from weightpager.errors import CompileError
 from weightpager.evaluate import Batch, Progress, evaluating, loss
 
@@ -23,7 +23,8 @@ class Calibration:
 
     Attributes:
         kind: ``gradient``: Σ over batches of (W·∂L/∂W)², float32 ``[out_features, in_features]``;
-            ``second-moment``: the mean of x² over tokens that aren't padding, float64 ``[in_features]``.
+            ``second-moment``: the mean of x² over tokens that aren't padding, float64 ``[in_features]``;
+            ``block-obs``: the mean of x xᵀ, float32 ``[in_features, in_features]``.
         items: texts or windows seen.
     """
 
@@ -65,6 +66,17 @@ def _gradients(source: Source, task: str, batches: Sequence[Batch], progress: Pr
 
 
 def _second_moments(source: Source, task: str, batches: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:
+    return _input_means(source, task, batches, progress, lambda x: x.float().square_().sum(0, dtype=torch.float64))
+
+
+def _outer_products(source: Source, task: str, batches: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:
+    return _input_means(source, task, batches, progress, lambda x: x.float().T @ x.float())
+
+
+def _input_means(
+    source: Source, task: str, batches: Sequence[Batch], progress: Progress, total: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """The mean over tokens of what ``total`` sums over a batch's inputs [N, I], by paged weight."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     mask = torch.empty(0)
@@ -72,8 +84,7 @@ def _second_moments(source: Source, task: str, batches: Sequence[Batch], progres
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
             x = _tokens(arguments[0].detach(), mask)  # [N, I]
-            total = x.float().square_().sum(0, dtype=torch.float64)
-            sums[name] = sums[name] + total if name in sums else total
+            sums[name] = sums[name] + total(x) if name in sums else total(x)
             counts[name] = counts.get(name, 0) + len(x)
 
         return hook
@@ -98,6 +109,7 @@ def _second_moments(source: Source, task: str, batches: Sequence[Batch], progres
 _MEASURES: dict[Saliency, Callable[[Source, str, Sequence[Batch], Progress], dict[str, Tensor]]] = {
     "gradient": _gradients,
     "second-moment": _second_moments,
+    "block-obs": _outer_products,
 }
 
 

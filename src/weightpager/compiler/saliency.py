@@ -2,42 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from weightpager.blocks import BlockGrid
 from weightpager.compiler.calibrate import Calibration
 from weightpager.compiler.source import Source
+from weightpager.compiler.task_file import Saliency
 
 FloatArray = npt.NDArray[np.float64]
 
+_DAMPING = 0.01
+"""Of the mean diagonal, added to E[x xᵀ], which a few thousand tokens leave singular."""
+
 
 def block_saliency(source: Source, task: str, calibration: Calibration) -> dict[str, FloatArray]:
-    """Saliency ``[grid.rows * grid.cols]`` of every paged weight's blocks, row-major, with mean 1.
+    """Saliency ``[grid.rows * grid.cols]`` of every paged weight's blocks, row-major.
 
-    Losses have different units, so every task and weight is scaled by itself; a weight whose blocks all score zero
-    gets ones.
+    Gradients tell what a block means for the loss, so they compare blocks of different weights. What is computed from
+    inputs alone does not: there each weight is scaled to mean 1, and all weights lose about the same share.
     """
-    return {
-        info.name: normalised(_blocks(calibration, source.linear(task, info.name).weight, info.name, info.grid))
+    found = {
+        info.name: _MEASURES[calibration.kind](
+            source.linear(task, info.name).weight.detach(), calibration.values[info.name], info.grid
+        )
         for info in source.paged
     }
+    return found if calibration.kind == "gradient" else {name: normalised(values) for name, values in found.items()}
 
 
 def normalised(saliency: FloatArray) -> FloatArray:
-    """Scale to mean 1; zeros become ones."""
+    """Scale to mean 1, since losses have different units; zeros become ones."""
     mean = saliency.mean()
     return saliency / mean if mean > 0 else np.ones_like(saliency)
 
 
-def _blocks(calibration: Calibration, weight: Tensor, name: str, grid: BlockGrid) -> FloatArray:
-    value = calibration.values[name]
-    if calibration.kind == "second-moment":
-        elements = weight.detach().square() * value.to(weight.dtype)  # [O, I]
-    else:
-        # Rooted before the sum over a block, one-shot accuracy was better than with a plain sum of squares:
-        # there a few large weights decide for their whole block.
-        elements = value.sqrt()
+def _gradient(_weight: Tensor, squares: Tensor, grid: BlockGrid) -> FloatArray:
+    # Rooted before the sum over a block, one-shot accuracy was better than with a plain sum of squares:
+    # there a few large weights decide for their whole block.
+    return _sums(squares.sqrt(), grid)
+
+
+def _second_moment(weight: Tensor, moments: Tensor, grid: BlockGrid) -> FloatArray:
+    return _sums(weight.square() * moments.to(weight.dtype), grid)
+
+
+def _block_obs(weight: Tensor, moments: Tensor, grid: BlockGrid) -> FloatArray:
+    """Σ over a block's rows of w_b ((H⁻¹)_bb)⁻¹ w_bᵀ with H = E[x xᵀ].
+
+    That is the squared output error that remains when the rest of the row makes up for the block as well as it can
+    (optimal brain surgeon, Hassibi and Stork 1992, by blocks).
+    """
+    size, width = len(moments), grid.block.cols
+    damped = moments.double() + _DAMPING * moments.diagonal().mean().clamp(min=1e-30) * torch.eye(size)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))  # [I, I]
+    errors = torch.empty(grid.out_features, grid.cols, dtype=torch.float64)
+    for column in range(grid.cols):
+        span = slice(column * width, min(size, (column + 1) * width))
+        part = weight[:, span].double()  # [O, <= BW]
+        errors[:, column] = (part * torch.linalg.solve(inverse[span, span], part.T).T).sum(1)
+    rows = torch.nn.functional.pad(errors, (0, 0, 0, grid.rows * grid.block.rows - grid.out_features))
+    summed: FloatArray = rows.view(grid.rows, grid.block.rows, grid.cols).sum(1).numpy()
+    return summed.reshape(-1)
+
+
+_MEASURES: dict[Saliency, Callable[[Tensor, Tensor, BlockGrid], FloatArray]] = {
+    "gradient": _gradient,
+    "second-moment": _second_moment,
+    "block-obs": _block_obs,
+}
+
+
+def _sums(elements: Tensor, grid: BlockGrid) -> FloatArray:
     blocks: FloatArray = grid.cut(elements.numpy()).sum((2, 3), dtype=np.float64)
     return blocks.reshape(-1)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from blake3 import blake3
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from yaml.constructor import ConstructorError
 
 from weightpager.blocks import BlockShape
+from weightpager.bundle.files import hash_file
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.manifest import TaskKind, TaskName
 from weightpager.config import parse_size
@@ -22,7 +24,8 @@ from weightpager.errors import ConfigError
 MAX_TASKS = 12
 """The aligner scores every subset of tasks."""
 
-Saliency = Literal["gradient", "second-moment"]
+Saliency = Literal["gradient", "second-moment", "block-obs"]
+RecoverMethod = Literal["none", "closed-form", "finetune"]
 PageDtype = Literal["bfloat16", "float32"]
 
 _PAGE_LIMITS = (4096, 2**28)
@@ -83,6 +86,10 @@ def _page(value: object) -> int | None:
 
 def _alignment(value: object) -> object:
     return float("inf") if value == "inf" else value
+
+
+def _recover(value: object) -> object:
+    return {"method": value} if isinstance(value, str) else value
 
 
 ExistingFile = Annotated[Path, BeforeValidator(_file)]
@@ -169,12 +176,35 @@ class TrainingSpec(_Frozen):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
+class RecoverSpec(_Frozen):
+    """How the accuracy that dropped blocks cost is won back.
+
+    Attributes:
+        method: ``closed-form`` refits values by least squares, ``finetune`` trains them.
+        steps: of joint training, shared by all tasks.
+        distillation: weight of the dense model's answers in the loss; labels have the rest.
+        private_blocks: share of a task's kept blocks that get values of their own, loaded at every switch to it.
+        private_steps: of training them, per task.
+    """
+
+    method: RecoverMethod = "none"
+    steps: Count = 360
+    learning_rate: Rate = 3e-4
+    head_learning_rate: Rate = 2e-3
+    batch: Count = 32
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
+    private_blocks: Annotated[float, Field(ge=0, le=1)] = 0.0
+    private_steps: Count = 60
+
+
 class TaskFile(_Frozen):
     """The whole file; paths are absolute or start from the working directory.
 
     Attributes:
         sparsity: fraction of blocks dropped by tasks that state none.
         alignment: what a block loaded per switch costs, in mean block saliencies; infinity asks for one shared mask.
+        recover: a method, or its name alone.
         page: bytes, None to let the packer choose.
     """
 
@@ -188,6 +218,7 @@ class TaskFile(_Frozen):
     transitions: ExistingFile | None = None
     calibration: CalibrationSpec = CalibrationSpec()
     training: TrainingSpec = TrainingSpec()
+    recover: Annotated[RecoverSpec, BeforeValidator(_recover)] = RecoverSpec()
     tasks: Annotated[dict[TaskName, TaskSpec], Field(min_length=1, max_length=MAX_TASKS)]
 
     @model_validator(mode="after")
@@ -201,6 +232,13 @@ class TaskFile(_Frozen):
         """The fraction of blocks that the task drops."""
         own = self.tasks[task].sparsity
         return self.sparsity if own is None else own
+
+    def identity(self) -> str:
+        """A hash of all settings, of the tasks' files and of the model's: the same ones train the same weights."""
+        files = [path for task in self.tasks.values() for path in (task.train, task.validation) if path is not None]
+        files += sorted([*self.model.glob("*.safetensors"), *self.model.glob("*.bin")])
+        facts = [self.model_dump_json(), *(hash_file(path).blake3 for path in files)]
+        return blake3("\n".join(facts).encode()).hexdigest()
 
     def max_length_of(self, task: str) -> int:
         """Tokens at which the task's texts are cut, or the length of its windows."""
@@ -307,6 +345,7 @@ def _unknown(where: list[str]) -> str:
         "tasks": TaskSpec,
         "calibration": CalibrationSpec,
         "training": TrainingSpec,
+        "recover": RecoverSpec,
     }
     known = list((sections[where[0]] if len(where) > 1 else TaskFile).model_fields)
     hint = _hint(where[-1], known) or f"; the keys here are {', '.join(known)}"

@@ -19,6 +19,7 @@ from weightpager.bundle import BlockTable, BundleWriter, Manifest, TaskEntry, We
 from weightpager.bundle.layout import STORAGE, interleave
 from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file
 from weightpager.bundle.writer import storage_errors
+from weightpager.compiler.masks import Keep
 from weightpager.compiler.pack import Packing
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
 from weightpager.compiler.task_file import PageDtype
@@ -27,9 +28,6 @@ from weightpager.transitions import Transitions
 
 _PAGE_FILE_BYTES = 4 << 30
 """Page files are cut here, which every file system can hold."""
-
-Keep = Mapping[str, npt.NDArray[np.bool_]]
-"""Paged weight → keep masks [blocks of the grid, tasks]."""
 
 
 @dataclass(frozen=True)

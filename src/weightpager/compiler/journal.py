@@ -1,0 +1,78 @@
+"""Where a long compile stands, on disk beside the bundle, so that a killed one goes on instead of starting again."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from weightpager.bundle.writer import storage_errors
+
+SECONDS = 60.0
+"""Between two entries of a running stage: an entry of a small model takes a second."""
+
+
+class Journal:
+    """Named stages of one compile: the steps that each has made, and the tensors that it needs to go on.
+
+    An entry is written to a temporary file and renamed, so it is whole or absent. Entries of another compile, told by
+    ``identity``, are ignored and overwritten.
+    """
+
+    def __init__(self, folder: Path | None, identity: str) -> None:
+        """Keep entries in ``folder``, created when first needed; None keeps none."""
+        self._folder = folder
+        self._identity = identity
+        self._last = time.monotonic()
+
+    @classmethod
+    def none(cls) -> Journal:
+        """A journal that keeps nothing."""
+        return cls(None, "")
+
+    def due(self) -> bool:
+        """Whether the last entry is old enough for another one."""
+        return self._folder is not None and time.monotonic() - self._last >= SECONDS
+
+    def write(self, stage: str, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Replace a stage's entry.
+
+        Raises:
+            CompileError: the storage refused it.
+        """
+        if self._folder is None:
+            return
+        facts = {"identity": self._identity, "step": str(step)}
+        with storage_errors():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary = self._path(stage).with_suffix(".tmp")
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=facts)
+            temporary.replace(self._path(stage))
+        self._last = time.monotonic()
+
+    def read(self, stage: str) -> tuple[int, dict[str, Tensor]] | None:
+        """A stage's entry: steps made and tensors; None if there is none of this compile, or it is damaged."""
+        if self._folder is None or not self._path(stage).is_file():
+            return None
+        try:
+            with safe_open(self._path(stage), framework="pt") as file:
+                facts = file.metadata() or {}
+                if facts.get("identity") != self._identity:
+                    return None
+                return int(facts["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError):
+            return None
+
+    def remove(self) -> None:
+        """The compile is finished: nothing is left to resume."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _path(self, stage: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{stage}.safetensors"

@@ -1,0 +1,178 @@
+"""Private blocks: where tasks pull a shared block apart, a task gets values of its own.
+
+After joint training the tasks' gradients on a shared block cancel, but single ones may still be large: such a task
+would gain from moving the block alone. A private copy costs its bytes at every switch to the task, and no memory while
+the task isn't active. Blocks that only one task keeps are private without any cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from weightpager.compiler.descent import Descent, ParameterGroup, autocast, in_turn
+from weightpager.compiler.finetune import Lesson, masked_logits
+from weightpager.compiler.journal import Journal
+from weightpager.compiler.masks import Masks, block_sums, drop, module_name
+from weightpager.compiler.source import PagedWeightInfo, Source, parameters
+from weightpager.compiler.task_file import RecoverSpec
+from weightpager.compiler.task_weights import PrivateBlocks
+from weightpager.engine.architecture import BASE
+from weightpager.evaluate import Batch, Progress
+
+Chosen = Mapping[str, npt.NDArray[np.bool_]]
+"""Paged weight → [blocks], True where a task's values are its own."""
+
+_BATCHES = 8
+"""Batches over which a task's gradient is averaged: enough to tell a pull from noise."""
+
+
+def choose(lesson: Lesson, sparse: Source, masks: Masks, share: float, spec: RecoverSpec) -> dict[str, Chosen]:
+    """The blocks of each task that get values of its own: those that it pulls hardest.
+
+    Args:
+        lesson: what the tasks learn from.
+        sparse: after joint training.
+        masks: of every task.
+        share: of each task's kept blocks.
+        spec: batch size and seed.
+    """
+    chosen: dict[str, Chosen] = {}
+    for number, task in enumerate(masks.tasks):
+        pulls = _pulls(lesson, sparse, masks, task, spec)
+        names = list(pulls)
+        keep = np.concatenate([masks.keep[name][:, number] for name in names])
+        can = np.concatenate([masks.keep[name][:, number] & (masks.keep[name].sum(1) > 1) for name in names])
+        pull = np.where(can, np.concatenate([pulls[name] for name in names]), -1.0)
+        wanted = min(int(share * keep.sum()), int(can.sum()))
+        own = np.zeros(len(pull), bool)
+        own[np.argsort(-pull, kind="stable")[:wanted]] = True
+        ends = np.cumsum([len(pulls[name]) for name in names])[:-1]
+        chosen[task] = dict(zip(names, np.split(own, ends), strict=True))
+    return chosen
+
+
+def train_private(
+    lesson: Lesson,
+    sparse: Source,
+    masks: Masks,
+    chosen: Mapping[str, Chosen],
+    spec: RecoverSpec,
+    journal: Journal,
+    progress: Progress,
+) -> dict[str, dict[str, PrivateBlocks]]:
+    """Train each task's chosen blocks, the blocks that it alone keeps, and its vectors and head.
+
+    Blocks that a task alone keeps, vectors and heads change in ``sparse``; the chosen ones are returned.
+
+    Args:
+        lesson: what the tasks learn from.
+        sparse: after joint training.
+        masks: of every task.
+        chosen: by `choose`.
+        spec: steps, rates and batch.
+        journal: where the training stands.
+        progress: told (steps done, steps in all).
+
+    Raises:
+        CompileError: the loss is no longer finite.
+    """
+    private = {}
+    total = spec.private_steps * len(masks.tasks)
+    for number, task in enumerate(masks.tasks):
+
+        def told(done: int, _total: int, before: int = number * spec.private_steps) -> None:
+            progress(before + done, total)
+
+        private[task] = _train_task(lesson, sparse, masks, task, chosen[task], spec, journal, told)
+    return private
+
+
+def _train_task(
+    lesson: Lesson,
+    sparse: Source,
+    masks: Masks,
+    task: str,
+    chosen: Chosen,
+    spec: RecoverSpec,
+    journal: Journal,
+    progress: Progress,
+) -> dict[str, PrivateBlocks]:
+    model, number = sparse.models[task], masks.tasks.index(task)
+    own: dict[str, nn.Parameter] = {}  # a whole copy of each weight, of which only the free blocks are used
+    frozen: dict[str, Tensor] = {}
+    free: dict[str, Tensor] = {}
+    for info in sparse.paged:
+        weight = sparse.linear(task, info.name).weight.detach()
+        alone = masks.keep[info.name].sum(1) == 1
+        moving = (masks.keep[info.name][:, number] & alone) | chosen[info.name]
+        free[info.name] = torch.from_numpy(moving.reshape(info.grid.rows, info.grid.cols))
+        own[info.name] = nn.Parameter(weight.clone())
+        frozen[info.name] = drop(masks.masked(task, info, weight), ~free[info.name], info.grid)
+
+    def error(_task: str, batch: Batch) -> Tensor:
+        weights = {
+            module_name(info, model.base_model_prefix): frozen[info.name]
+            + drop(own[info.name], free[info.name], info.grid)
+            for info in sparse.paged
+        }
+        with autocast():
+            logits = functional_call(model, weights, kwargs=dict(batch.inputs)).logits
+        return lesson.error(task, logits, batch)
+
+    descent = Descent(
+        [ParameterGroup(own, spec.learning_rate), ParameterGroup(_own_parameters(model), spec.head_learning_rate)],
+        spec.private_steps,
+    )
+    turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 1)
+    descent.run(turns, error, journal, f"private-{task}", progress)
+    with torch.no_grad():
+        return {
+            info.name: _kept(sparse, task, info, own[info.name], chosen[info.name], free[info.name])
+            for info in sparse.paged
+        }
+
+
+def _own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Vectors and head: what `groups` gives each task for itself."""
+    return {
+        name: tensor
+        for name, tensor in parameters(model).items()
+        if isinstance(tensor, nn.Parameter) and (tensor.ndim == 1 or not name.startswith(BASE) or "pooler" in name)
+    }
+
+
+def _kept(
+    sparse: Source, task: str, info: PagedWeightInfo, own: Tensor, chosen: npt.NDArray[np.bool_], free: Tensor
+) -> PrivateBlocks:
+    """Write blocks that no other task has to the shared weight; the chosen ones stay apart."""
+    alone = free & ~torch.from_numpy(chosen.reshape(free.shape))
+    weight = sparse.linear(task, info.name).weight
+    weight.copy_(drop(weight, ~alone, info.grid) + drop(own, alone, info.grid))
+    blocks = np.flatnonzero(chosen)
+    cut = info.grid.cut(own.detach().numpy()).reshape(info.grid.count, info.grid.block.rows, info.grid.block.cols)
+    return PrivateBlocks(blocks, torch.from_numpy(cut[blocks]))
+
+
+def _pulls(
+    lesson: Lesson, sparse: Source, masks: Masks, task: str, spec: RecoverSpec
+) -> dict[str, npt.NDArray[np.float64]]:
+    """How hard a task pulls each block: Σ over the block of |mean gradient|, [blocks] by paged weight."""
+    weights = {info.name: sparse.linear(task, info.name).weight for info in sparse.paged}
+    sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
+    turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 2)
+    for _, batch in islice(turns, _BATCHES):
+        error = lesson.error(task, masked_logits(sparse, masks, task, batch), batch)
+        gradients = torch.autograd.grad(error, list(weights.values()), allow_unused=True)
+        for name, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None:
+                sums[name] += gradient
+    return {
+        info.name: block_sums(sums[info.name].abs(), info.grid).double().numpy() / _BATCHES for info in sparse.paged
+    }

@@ -1,0 +1,46 @@
+"""Recovery: from the dense model and the masks to the values that the bundle holds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from weightpager.compiler.closed_form import refit
+from weightpager.compiler.data import TaskData
+from weightpager.compiler.finetune import Lesson, finetune
+from weightpager.compiler.journal import Journal
+from weightpager.compiler.masks import Masks
+from weightpager.compiler.private_blocks import choose, train_private
+from weightpager.compiler.source import Source
+from weightpager.compiler.task_weights import TaskWeights
+
+Progress = Callable[[str, int, int], None]
+
+
+def recover(
+    dense: Source, data: Mapping[str, TaskData], masks: Masks, journal: Journal, progress: Progress
+) -> TaskWeights:
+    """Win back accuracy that dropping blocks cost, as the task file's ``recover`` says. The dense model stays.
+
+    Raises:
+        CompileError: training diverged, or the model's layers can't be refitted one by one.
+    """
+    spec = dense.task_file.recover
+    if spec.method == "none":
+        return TaskWeights(dense)
+    sparse = replace(dense, models=copy.deepcopy(dense.models))
+    if spec.method == "closed-form":
+        calibration = dense.task_file.calibration
+        batches = {name: of_task.calibration(calibration.items, calibration.batch) for name, of_task in data.items()}
+        refit(dense, sparse, masks, batches, lambda done, total: progress("refit", done, total))
+        return TaskWeights(sparse)
+    lesson = Lesson(dense, data, spec.distillation)
+    finetune(lesson, sparse, masks, spec, journal, lambda done, total: progress("fine-tune", done, total))
+    if spec.private_blocks == 0:
+        return TaskWeights(sparse)
+    chosen = choose(lesson, sparse, masks, spec.private_blocks, spec)
+    private = train_private(
+        lesson, sparse, masks, chosen, spec, journal, lambda done, total: progress("private blocks", done, total)
+    )
+    return TaskWeights(sparse, private)

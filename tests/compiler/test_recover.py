@@ -1,0 +1,227 @@
+"""Fine-tuning under masks, private blocks, and the journal that a killed compile goes on from."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+import weightpager as wp
+from weightpager.bundle.overlap import overlap
+from weightpager.compiler import data as task_data
+from weightpager.compiler import source as sources
+from weightpager.compiler.data import TaskData
+from weightpager.compiler.finetune import Lesson, divergence, finetune, masked_logits
+from weightpager.compiler.journal import Journal
+from weightpager.compiler.masks import Masks, block_sums, drop
+from weightpager.compiler.private_blocks import choose, train_private
+from weightpager.compiler.report import read_report
+from weightpager.compiler.source import Source
+from weightpager.compiler.task_file import RecoverSpec, from_dict
+from weightpager.compiler.task_weights import TaskWeights
+from weightpager.engine.export import export_task
+from weightpager.errors import CompileError
+
+QUIET = Journal.none()
+
+
+def nothing(_done: int, _total: int) -> None: ...
+
+
+def load(folder: Path, **changes: Any) -> tuple[Source, dict[str, TaskData]]:
+    source = sources.load(from_dict(tiny.assistant(folder, **changes)))
+    file = source.task_file
+    return source, {
+        name: task_data.load(name, spec, source.tokenizer, source.classes(name), file.max_length_of(name))
+        for name, spec in file.tasks.items()
+    }
+
+
+def masks_of(source: Source, density: float = 0.5, seed: int = 0) -> Masks:
+    random = np.random.default_rng(seed)
+    tasks = tuple(source.models)
+    return Masks(tasks, {info.name: random.random((info.grid.count, len(tasks))) < density for info in source.paged})
+
+
+def copied(source: Source) -> Source:
+    return replace(source, models=copy.deepcopy(source.models))
+
+
+def test_dropped_blocks_are_zero_and_sums_are_by_block(tmp_path: Path) -> None:
+    source, _ = load(tmp_path)
+    for info in source.paged:
+        weight = source.linear("animal", info.name).weight.detach()
+        keep = torch.rand(info.grid.rows, info.grid.cols) < 0.5
+        cut = info.grid.cut(drop(weight, keep, info.grid).numpy())
+        whole = info.grid.cut(weight.numpy())
+        assert (cut[~keep.numpy()] == 0).all()
+        assert (cut[keep.numpy()] == whole[keep.numpy()]).all()
+        np.testing.assert_allclose(block_sums(weight, info.grid), whole.sum((2, 3)).reshape(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_perfect_pupil_has_no_divergence() -> None:
+    logits, labels = torch.randn(2, 5, 3), torch.tensor([[0, 1, -100, 2, 0], [1, -100, -100, -100, 2]])
+    assert divergence(logits, logits, labels, "token-classification") == pytest.approx(0, abs=1e-6)
+    other = divergence(logits, torch.randn(2, 5, 3), labels, "token-classification")
+    assert other > 0.01
+    by_hand = torch.nn.functional.kl_div(
+        logits[labels >= 0].log_softmax(-1), logits.flip(-1)[labels >= 0].softmax(-1), reduction="batchmean"
+    )
+    assert divergence(logits, logits.flip(-1), labels, "token-classification") == pytest.approx(
+        float(by_hand), rel=1e-4
+    )
+
+
+def error(lesson: Lesson, sparse: Source, masks: Masks) -> float:
+    with torch.no_grad():
+        return sum(
+            float(lesson.error(task, masked_logits(sparse, masks, task, batch), batch))
+            for task, of_task in lesson.data.items()
+            for batch in of_task.batches(of_task.train, 16)
+        )
+
+
+def test_finetune_lowers_the_loss_and_leaves_the_teacher(tmp_path: Path) -> None:
+    dense, data = load(tmp_path)
+    before = {name: value.clone() for name, value in dense.parameters("animal").items()}
+    sparse, masks, lesson = copied(dense), masks_of(dense), Lesson(dense, data, 0.3)
+    first = error(lesson, sparse, masks)
+    steps: list[int] = []
+    spec = RecoverSpec(steps=40, batch=8, learning_rate=3e-3)
+    finetune(lesson, sparse, masks, spec, QUIET, lambda done, _total: steps.append(done))
+    assert error(lesson, sparse, masks) < 0.8 * first
+    assert steps == list(range(1, 41))
+    assert all(torch.equal(value, before[name]) for name, value in dense.parameters("animal").items())
+    weight = sparse.paged[0].name
+    assert sparse.linear("animal", weight).weight is sparse.linear("colour", weight).weight
+    assert sparse.linear("animal", weight).bias is not sparse.linear("colour", weight).bias
+
+
+def test_blocks_that_no_task_keeps_do_not_move(tmp_path: Path) -> None:
+    dense, data = load(tmp_path)
+    sparse, masks = copied(dense), masks_of(dense, density=0.2)
+    finetune(Lesson(dense, data, 0.0), sparse, masks, RecoverSpec(steps=4, batch=4), QUIET, nothing)
+    for info in dense.paged:
+        unused = ~masks.keep[info.name].any(1).reshape(info.grid.rows, info.grid.cols)
+        ours, theirs = (info.grid.cut(s.linear("animal", info.name).weight.detach().numpy()) for s in (sparse, dense))
+        # Weight decay alone shrinks them: by less than rate times decay in each step.
+        np.testing.assert_allclose(ours[unused], theirs[unused], rtol=1e-4, atol=1e-7)
+
+
+def test_private_blocks_serve_their_task_alone(tmp_path: Path) -> None:
+    dense, data = load(tmp_path)
+    sparse, masks, lesson = copied(dense), masks_of(dense, 0.6), Lesson(dense, data, 0.3)
+    spec = RecoverSpec(method="finetune", steps=8, batch=8, private_blocks=0.2, private_steps=20, learning_rate=3e-3)
+    finetune(lesson, sparse, masks, spec, QUIET, nothing)
+    before = {task: TaskWeights(sparse).weight(task, sparse.paged[0]).clone() for task in masks.tasks}
+    first = error(lesson, sparse, masks)
+    chosen = choose(lesson, sparse, masks, 0.2, spec)
+    for number, task in enumerate(masks.tasks):
+        kept = sum(int(masks.keep[info.name][:, number].sum()) for info in sparse.paged)
+        assert sum(int(own.sum()) for own in chosen[task].values()) == int(0.2 * kept)
+        assert all((masks.keep[name][:, number] >= own).all() for name, own in chosen[task].items())
+        assert all((masks.keep[name].sum(1)[own] > 1).all() for name, own in chosen[task].items())
+    private = train_private(lesson, sparse, masks, chosen, spec, QUIET, nothing)
+    weights = TaskWeights(sparse, private)
+    info = sparse.paged[0]
+    for number, task in enumerate(masks.tasks):
+        now = info.grid.cut(weights.weight(task, info).numpy()).reshape(info.grid.count, -1)
+        old = info.grid.cut(before[task].numpy()).reshape(info.grid.count, -1)
+        moved = (now != old).any(1)
+        alone = masks.keep[info.name].sum(1) == 1
+        may = chosen[task][info.name] | alone
+        assert not (moved & masks.keep[info.name][:, number] & ~may).any()
+        assert moved[chosen[task][info.name]].all()
+    versions = weights.versions(info)
+    assert ((versions > 0) == np.stack([chosen[task][info.name] for task in masks.tasks], 1)).all()
+    # What the engine would compute: the masked weights of each task, private blocks laid over them.
+    with torch.no_grad():
+        for task in masks.tasks:
+            for paged in sparse.paged:
+                linear = sparse.linear(task, paged.name)
+                sparse.models[task].base_model.get_submodule(
+                    paged.name.removeprefix("base_model.")
+                ).weight = torch.nn.Parameter(weights.weight(task, paged))
+                assert linear is sparse.linear(task, paged.name)
+    assert error(lesson, sparse, masks) < first
+
+
+@pytest.mark.parametrize("method", ["closed-form", "finetune"])
+def test_compile_recovers_and_the_engine_agrees(tmp_path: Path, method: str) -> None:
+    recover = {"method": method, "steps": 12, "batch": 8, "private_blocks": 0.3, "private_steps": 4}
+    if method == "closed-form":
+        recover = {"method": method}
+    bundle = wp.compile(tiny.assistant(tmp_path, recover=recover), out=tmp_path / "a.bundle")
+    assert read_report(bundle).seconds["recover"] > 0
+    assert not list(tmp_path.glob(".*"))
+    with wp.Engine.from_pretrained(tmp_path / "a.bundle") as engine:
+        for task in bundle.tasks:
+            export = tmp_path / f"{task}-hf"
+            export_task(bundle, task, export)
+            reference = model_of(export, bundle.task(task).kind)
+            inputs = {
+                "input_ids": torch.tensor([[2, 5, 6, 7, 3]]),
+                "attention_mask": torch.ones(1, 5, dtype=torch.long),
+            }
+            with engine.task(task) as module, torch.inference_mode():
+                torch.testing.assert_close(module(**inputs).logits, reference(**inputs).logits, rtol=1e-3, atol=1e-3)
+    if method == "finetune":
+        assert overlap(bundle).min() < 0.75
+
+
+def model_of(export: Path, kind: str) -> Any:
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    cls = AutoModelForTokenClassification if kind == "token-classification" else AutoModelForSequenceClassification
+    return cls.from_pretrained(export).eval()
+
+
+def test_a_killed_compile_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
+    recover = {"method": "finetune", "steps": 12, "batch": 8, "private_blocks": 0.2, "private_steps": 3}
+    content = tiny.assistant(tmp_path, recover=recover)
+    whole = wp.compile(content, out=tmp_path / "whole.bundle")
+
+    stages: dict[str, list[int]] = {}
+
+    def killing(at: tuple[str, int] | None) -> Any:
+        def progress(stage: str, done: int, _total: int) -> None:
+            stages.setdefault(stage, []).append(done)
+            if (stage, done) == at:
+                raise KeyboardInterrupt
+
+        return progress
+
+    for at in (("train the dense model", 5), ("fine-tune", 7), ("private blocks", 8)):
+        with pytest.raises(KeyboardInterrupt):
+            wp.compile(content, out=tmp_path / "again.bundle", progress=killing(at))
+        assert not (tmp_path / "again.bundle").exists()
+    again = wp.compile(content, out=tmp_path / "again.bundle", progress=killing(None))
+    assert stages["train the dense model"] == list(range(1, 13))
+    assert stages["fine-tune"] == list(range(1, 13))
+    assert (again.pages.ids == whole.pages.ids).all()
+    assert not (tmp_path / ".again.bundle.resume").exists()
+
+
+def test_the_journal_of_another_compile_is_ignored(tmp_path: Path) -> None:
+    ours, theirs = Journal(tmp_path / "j", "ours"), Journal(tmp_path / "j", "theirs")
+    ours.write("train", 3, {"a": torch.ones(2)})
+    assert theirs.read("train") is None
+    step, tensors = ours.read("train") or (0, {})
+    assert (step, tensors["a"].tolist()) == (3, [1.0, 1.0])
+    (tmp_path / "j" / "train.safetensors").write_bytes(b"\x08" + bytes(20))
+    assert ours.read("train") is None
+
+
+def test_training_that_diverges_is_said(tmp_path: Path) -> None:
+    dense, data = load(tmp_path)
+    with torch.no_grad():
+        dense.models["animal"].classifier.weight.fill_(3e38)
+    with pytest.raises(CompileError, match=r"tasks\.animal, step 1: training diverged"):
+        finetune(Lesson(dense, data, 0.0), copied(dense), masks_of(dense), RecoverSpec(steps=2), QUIET, nothing)
