@@ -105,11 +105,11 @@ class Descent:
         self.done += 1
 
     def state(self) -> dict[str, Tensor]:
-        """The parameters and the optimiser's moments; with the number of steps done, all that `restore` needs."""
-        state = {}
-        for name, parameter in self._named():
-            state[name] = parameter.detach()
-            state |= {f"{name}#{key}": value for key, value in self._optimizer.state[parameter].items()}
+        """The parameters, and while there are steps left the optimiser's moments: what `restore` needs."""
+        state = {name: parameter.detach() for name, parameter in self._named()}
+        if self.done < self._steps:
+            for name, parameter in self._named():
+                state |= {f"{name}#{key}": value for key, value in self._optimizer.state[parameter].items()}
         return state
 
     def restore(self, state: Mapping[str, Tensor], done: int) -> None:
@@ -119,7 +119,8 @@ class Descent:
             for name, parameter in self._named():
                 parameter.copy_(state[name])
                 moments = {key: state[f"{name}#{key}"].clone() for key in _MOMENTS if f"{name}#{key}" in state}
-                self._optimizer.state[parameter] = moments
+                if moments:
+                    self._optimizer.state[parameter] = moments
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, parameter) for group in self._groups for name, parameter in group.parameters.items()]

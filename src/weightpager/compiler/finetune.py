@@ -1,13 +1,11 @@
 """Masked joint training: values that all tasks share, each task seeing only the blocks that it keeps.
 
 A step takes one task's batch through that task's masked weights, tasks in turn: a shared block learns from all tasks
-that keep it. Biases and norms, which cost next to nothing, become each task's own, as heads are. The dense model
-teaches: its answers are part of the loss.
+that keep it. The dense model teaches: its answers are part of the loss.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -67,12 +65,12 @@ def finetune(
 ) -> None:
     """Train the modules of ``sparse``, a copy of the teacher, in place, under these masks.
 
-    Afterwards the modules still share their matrices; vectors (biases, norms) and heads are each task's own.
+    Afterwards the modules still share all but their heads. Biases and norms of each task's own gained nothing here
+    (0.872 against 0.874 with shared ones), and would be in memory for all tasks at any time.
 
     Raises:
         CompileError: the loss is no longer finite.
     """
-    own_vectors(sparse)
     tasks = list(sparse.models)
 
     def error(task: str, batch: Batch) -> Tensor:
@@ -90,29 +88,19 @@ def masked_logits(sparse: Source, masks: Masks, task: str, batch: Batch) -> Tens
     return cast(Tensor, found.logits)
 
 
-def own_vectors(sparse: Source) -> None:
-    """Give every task's module its own copy of the base's vectors."""
-    for model in sparse.models.values():
-        for module in model.base_model.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None and parameter.ndim == 1:
-                    module._parameters[name] = nn.Parameter(parameter.detach().clone())
-
-
 def groups(sparse: Source, spec: RecoverSpec) -> list[ParameterGroup]:
-    """What tasks share at the base's rate; what is a task's own (vectors, head, pooler) at the head's."""
+    """What tasks share at the base's rate; heads, with their pooler, at the heads'."""
     shared: dict[str, nn.Parameter] = {}
-    own: dict[str, nn.Parameter] = {}
-    users = Counter(id(tensor) for model in sparse.models.values() for tensor in parameters(model).values())
+    heads: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for task, model in sparse.models.items():
+        labelled = sparse.task_file.tasks[task].labelled
         for name, tensor in parameters(model).items():
             if not isinstance(tensor, nn.Parameter) or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
-            matrix = name.startswith(BASE) and "pooler" not in name and tensor.ndim > 1
-            if matrix or users[id(tensor)] > 1:
-                shared[name] = tensor
+            if labelled and (not name.startswith(BASE) or "pooler" in name):
+                heads[f"{task}/{name}"] = tensor
             else:
-                own[f"{task}/{name}"] = tensor
-    return [ParameterGroup(shared, spec.learning_rate), ParameterGroup(own, spec.head_learning_rate)]
+                shared[name] = tensor
+    return [ParameterGroup(shared, spec.learning_rate), ParameterGroup(heads, spec.head_learning_rate)]

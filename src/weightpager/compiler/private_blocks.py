@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers import PreTrainedModel
 
 from weightpager.compiler.descent import Descent, ParameterGroup, autocast, in_turn
 from weightpager.compiler.finetune import Lesson, masked_logits
@@ -126,8 +127,12 @@ def _train_task(
             logits = functional_call(model, weights, kwargs=dict(batch.inputs)).logits
         return lesson.error(task, logits, batch)
 
+    _own_vectors(model)
     descent = Descent(
-        [ParameterGroup(own, spec.learning_rate), ParameterGroup(_own_parameters(model), spec.head_learning_rate)],
+        [
+            ParameterGroup(own, spec.learning_rate),
+            ParameterGroup(_own_parameters(sparse, task), spec.head_learning_rate),
+        ],
         spec.private_steps,
     )
     turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 1)
@@ -139,12 +144,21 @@ def _train_task(
         }
 
 
-def _own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Vectors and head: what `groups` gives each task for itself."""
+def _own_vectors(model: PreTrainedModel) -> None:
+    """Give a task's module its own copies of the base's biases and norms, which others must not see moving."""
+    for module in model.base_model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.ndim == 1:
+                module._parameters[name] = nn.Parameter(parameter.detach().clone())
+
+
+def _own_parameters(sparse: Source, task: str) -> dict[str, nn.Parameter]:
+    """The base's vectors and the head; a language model's head is every task's."""
+    labelled = sparse.task_file.tasks[task].labelled
     return {
         name: tensor
-        for name, tensor in parameters(model).items()
-        if isinstance(tensor, nn.Parameter) and (tensor.ndim == 1 or not name.startswith(BASE) or "pooler" in name)
+        for name, tensor in parameters(sparse.models[task]).items()
+        if isinstance(tensor, nn.Parameter) and (tensor.ndim == 1 if name.startswith(BASE) else labelled)
     }
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from weightpager.compiler.quantise import Quantisation
 from weightpager.compiler.source import PagedWeightInfo, Source
 
 
@@ -33,13 +34,19 @@ class TaskWeights:
     Attributes:
         source: whose modules hold the values.
         private: task → paged weight → private blocks.
+        quantisation: what the values have gone through; None leaves them as they are.
     """
 
     source: Source
     private: Mapping[str, Mapping[str, PrivateBlocks]] = field(default_factory=dict)
+    quantisation: Quantisation | None = None
 
     def weight(self, task: str, info: PagedWeightInfo) -> Tensor:
         """A task's values ``[out_features, in_features]``, float32. Not to be written to."""
+        weight = self._unquantised(task, info)
+        return weight if self.quantisation is None else self.quantisation.apply(weight)
+
+    def _unquantised(self, task: str, info: PagedWeightInfo) -> Tensor:
         shared = self.source.linear(task, info.name).weight.detach()
         own = self.private.get(task, {}).get(info.name)
         if own is None or not len(own.blocks):

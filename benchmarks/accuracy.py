@@ -1,0 +1,175 @@
+"""Accuracy per resident byte: ours against the controls that could defeat it, at equal bytes of paged weights.
+
+Rows are added to the JSON file as they are measured; a run that was stopped goes on where it was.
+
+    python -m benchmarks.accuracy --domain A --quick --json accuracy.json
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from benchmarks import rows as table
+from benchmarks.rows import Row
+from benchmarks.study import Outcome, Setting, Study
+from weightpager.cli import output
+from weightpager.compiler.quantise import INT4, INT8, Quantisation
+from weightpager.compiler.task_file import RecoverSpec, TaskFile, from_dict
+from weightpager.config import cache_dir
+from weightpager.samples import Sample, language_modeling, minilm, smollm2
+from weightpager.samples import prepare as text_tasks
+
+BLOCK_INT8 = Quantisation(8, 32)
+"""A scale per block and output row, as the page format has it."""
+
+FRACTIONS = {"A": (0.25, 0.15, 0.5, 0.1), "B": (0.7, 0.5)}
+SEEDS = {0.25: (0, 1, 2), 0.15: (0, 1, 2)}
+PRIVATE = 0.1
+"""Share of a task's blocks that `ours_private` makes private."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is trained and measured; fixed before a sparse result was seen."""
+
+    base_steps: int
+    steps: int
+    private_steps: int
+    train_items: int
+    eval_items: int
+
+
+FULL = Effort(base_steps=360, steps=1080, private_steps=60, train_items=8000, eval_items=2000)
+QUICK = Effort(base_steps=240, steps=240, private_steps=20, train_items=4000, eval_items=500)
+
+
+def settings(fraction: float, effort: Effort, *, quick: bool) -> Iterator[Setting]:
+    """The sparse methods at one fraction of resident bytes."""
+    shared = RecoverSpec(method="finetune", steps=effort.steps, private_steps=effort.private_steps)
+    private, whole = (shared.model_copy(update={"private_blocks": share}) for share in (PRIVATE, 1.0))
+    yield Setting("ours", fraction, ALIGNMENT, shared)
+    yield Setting("ours_private", fraction, ALIGNMENT, private)
+    yield Setting("shared_mask", fraction, float("inf"), shared)
+    if quick:
+        return
+    yield Setting("unaligned", fraction, 0.0, shared)
+    yield Setting("per_task_checkpoint", fraction, 0.0, whole)
+    density = min(1.0, fraction / BLOCK_INT8.fraction(32))
+    yield Setting("ours_int8", density, ALIGNMENT, shared, BLOCK_INT8)
+    if fraction >= 0.5:
+        yield Setting("ours", fraction, ALIGNMENT, RecoverSpec(method="closed-form"))
+        yield Setting("ours", fraction, ALIGNMENT, RecoverSpec(method="none"))
+
+
+ALIGNMENT = 0.5
+
+
+def main(
+    json: Annotated[Path, typer.Option(help="File of rows; those that it has are not measured again.")],
+    domain: Annotated[Literal["A", "B"], typer.Option(help="A: six text tasks; B: four language models.")] = "A",
+    quick: Annotated[bool, typer.Option(help="One seed at a quarter of the bytes, in under twelve minutes.")] = False,
+    fraction: Annotated[list[float] | None, typer.Option(help="Only these fractions of the dense bytes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
+) -> None:
+    """Measure accuracy per resident byte."""
+    command = shlex.join(["python", "-m", "benchmarks.accuracy", *sys.argv[1:]])
+    effort = QUICK if quick else FULL
+    fractions = tuple(fraction or ((0.25,) if quick else FRACTIONS[domain]))
+    for number in (0, 1, 2):
+        todo = [at for at in fractions if number in ((0,) if quick else SEEDS.get(at, (0,)))]
+        if todo and seed in (None, number):
+            _run(domain, number, todo, effort, json, command, quick)
+
+
+def _run(domain: str, seed: int, fractions: list[float], effort: Effort, file: Path, command: str, quick: bool) -> None:
+    folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{seed}-{'quick' if quick else 'full'}"
+    with output.progress() as progress:
+        study = Study(_task_file(domain, effort, seed), folder, progress)
+        dense = study.dense(RecoverSpec(method="finetune", steps=effort.steps))
+        facts: dict[str, Any] = {"domain": domain, "seed": seed, "command": command, "commit": _commit()}
+
+        def note(setting: Setting | None, name: str, fraction: float, outcome: Outcome) -> None:
+            recover = "none" if setting is None else setting.recover.method
+            sparsity = 0.0 if setting is None else 1 - setting.density
+            rows = _rows(outcome, dense, fraction, sparsity, name, recover, facts)
+            table.add(file, rows)
+            typer.echo(_line(rows[-1]))
+
+        known = {(row.method, row.recover, row.resident_fraction, row.seed) for row in table.read(file)}
+        for name, quantisation in (("int8", INT8), ("int4", INT4)):
+            if not any(key[0] == name and key[3] == seed for key in known):
+                outcome = study.quantised(quantisation)
+                note(None, name, round(outcome.fraction, 3), outcome)
+        for fraction in fractions:
+            for setting in settings(fraction, effort, quick=quick):
+                if (setting.method, setting.recover.method, fraction, seed) not in known:
+                    note(setting, setting.method, fraction, study.sparse(setting))
+
+
+def _task_file(domain: str, effort: Effort, seed: int) -> TaskFile:
+    cache = cache_dir()
+    samples, missing = (
+        text_tasks(cache, train_items=effort.train_items, eval_items=effort.eval_items, report=typer.echo)
+        if domain == "A"
+        else language_modeling(cache, report=typer.echo)
+    )
+    if missing:
+        raise SystemExit(f"tasks cannot be had: {', '.join(f'{task.name} ({task.reason})' for task in missing)}")
+    return from_dict(
+        {
+            "model": str(minilm(cache) if domain == "A" else smollm2(cache)),
+            "training": {"steps": effort.base_steps, "seed": seed},
+            "tasks": {sample.name: _task(sample) for sample in samples},
+        }
+    )
+
+
+def _task(sample: Sample) -> dict[str, str]:
+    files = {"train": sample.train, "validation": sample.validation, "eval": sample.eval}
+    return {"kind": sample.kind, **{split: str(path) for split, path in files.items()}}
+
+
+def _rows(
+    outcome: Outcome, dense: dict[str, float], fraction: float, sparsity: float, method: str, recover: str,
+    facts: dict[str, Any],
+) -> list[Row]:  # fmt: skip
+    def row(task: str, was: float, value: float, size: int) -> Row:
+        return Row(
+            resident_fraction=fraction, sparsity=round(sparsity, 4), method=method, recover=recover, task=task,
+            dense=round(was, 4), value=round(value, 4), overlap=round(outcome.overlap, 4), bytes_per_switch=size,
+            compile_seconds=round(outcome.seconds, 1), **facts,
+        )  # fmt: skip
+
+    tasks = list(dense)
+    each = [row(task, dense[task], outcome.scores[task], outcome.switch_bytes[task]) for task in tasks]
+    mean = row(
+        "mean",
+        sum(dense.values()) / len(tasks),
+        sum(outcome.scores.values()) / len(tasks),
+        round(sum(outcome.switch_bytes.values()) / len(tasks)),
+    )
+    return [*each, mean]
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.domain} seed {row.seed}  a={row.resident_fraction:<5} {row.method:<20} {row.recover:<12} "
+        f"{row.value:.4f} (dense {row.dense:.4f})  overlap {row.overlap:.3f}  {row.bytes_per_switch} bytes per switch"
+    )
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    typer.run(main)

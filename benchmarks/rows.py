@@ -1,0 +1,63 @@
+"""The rows of the accuracy benchmark, and the file that they are kept in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task under one method.
+
+    Attributes:
+        domain: A, six text tasks on an encoder, or B, four languages on a decoder.
+        resident_fraction: bytes of paged weights in memory, one task's, as a share of the dense ones in bfloat16.
+        sparsity: fraction of the blocks dropped.
+        method: see ``docs/accuracy.md``.
+        recover: how accuracy was won back.
+        seed: of data order and new heads.
+        task: its name, or ``mean``.
+        dense: metric of the dense model, trained as long.
+        value: metric of the method.
+        overlap: mean over ordered pairs of tasks.
+        bytes_per_switch: mean over the tasks that it can come from.
+        compile_seconds: from the dense model to the bundle.
+        command: that prints the row.
+        commit: of the sources.
+    """
+
+    domain: str
+    resident_fraction: float
+    sparsity: float
+    method: str
+    recover: str
+    seed: int
+    task: str
+    dense: float
+    value: float
+    overlap: float
+    bytes_per_switch: int
+    compile_seconds: float
+    command: str
+    commit: str
+
+    @property
+    def key(self) -> tuple[str, float, str, str, int, str]:
+        """What tells rows apart: one measurement each."""
+        return self.domain, self.resident_fraction, self.method, self.recover, self.seed, self.task
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file; none if there is no file."""
+    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+
+
+def add(path: Path, rows: Iterable[Row]) -> None:
+    """Put rows into a file, in place of those that measured the same."""
+    merged = {row.key: row for row in [*read(path), *rows]}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps([asdict(row) for row in merged.values()], indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,172 @@
+"""One dense model and everything that is compared on it: the bench behind ``benchmarks.accuracy``."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from weightpager.bundle import Bundle, writing
+from weightpager.compiler.finetune import Lesson, finetune
+from weightpager.compiler.journal import Journal
+from weightpager.compiler.masks import Masks
+from weightpager.compiler.measure import EVAL_BATCH
+from weightpager.compiler.pipeline import Clock, Prepared, assemble, choose_blocks, prepare
+from weightpager.compiler.quantise import Quantisation
+from weightpager.compiler.recover import recover
+from weightpager.compiler.source import Source
+from weightpager.compiler.task_file import RecoverSpec, TaskFile
+from weightpager.evaluate import evaluate
+from weightpager.store import StorageModel
+from weightpager.store.switch_cost import all_switches
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a sparse method is compiled.
+
+    Attributes:
+        method: its name in the rows.
+        density: share of the blocks that a task keeps.
+        alignment: λ.
+        recover: how accuracy is won back.
+        quantisation: of the values that are kept.
+    """
+
+    method: str
+    density: float
+    alignment: float
+    recover: RecoverSpec
+    quantisation: Quantisation | None = None
+
+    @property
+    def joint(self) -> str:
+        """Names the joint training, which settings that differ only afterwards share."""
+        parts = self.density, self.alignment, self.recover.steps, self.recover.learning_rate, self.recover.distillation
+        return "-".join(map(str, parts))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method reached.
+
+    Attributes:
+        scores: task → metric.
+        fraction: bytes of the largest task's kept blocks, as a share of the dense paged weights in bfloat16.
+        overlap: mean over ordered pairs of tasks.
+        switch_bytes: task → mean bytes to load when it is switched to.
+        seconds: from the dense model to the bundle.
+    """
+
+    scores: Mapping[str, float]
+    fraction: float
+    overlap: float
+    switch_bytes: Mapping[str, int]
+    seconds: float
+
+
+class Study:
+    """A dense model of some tasks, prepared once.
+
+    Trainings are journalled in ``folder``, so that a stopped run goes on where it was.
+    """
+
+    def __init__(self, task_file: TaskFile, folder: Path, progress: Progress) -> None:
+        self._folder = folder
+        self._identity = task_file.identity()
+        self._progress = progress
+        self.prepared: Prepared = prepare(task_file, progress, self._journal("base"))
+
+    @property
+    def source(self) -> Source:
+        """The dense model."""
+        return self.prepared.source
+
+    def dense(self, spec: RecoverSpec) -> dict[str, float]:
+        """The dense model trained for as many steps more as the sparse ones get, without a teacher."""
+        longer = replace(self.source, models=copy.deepcopy(self.source.models))
+        everything = {
+            info.name: np.ones((info.grid.count, len(self.source.models)), bool) for info in self.source.paged
+        }
+        finetune(
+            Lesson(self.source, self.prepared.data, 0.0),
+            longer,
+            Masks(tuple(self.source.models), everything),
+            spec,
+            self._journal(f"dense-{spec.steps}-{spec.learning_rate}"),
+            lambda done, total: self._progress("train dense on", done, total),
+        )
+        self._trained = longer
+        return self._scores(longer)
+
+    def quantised(self, quantisation: Quantisation) -> Outcome:
+        """The dense model as trained by `dense`, its paged weights quantised: one for all tasks, nothing to switch."""
+        source = replace(self._trained, models=copy.deepcopy(self._trained.models))
+        start = time.perf_counter()
+        first = next(iter(source.models))
+        total = sum(info.grid.out_features * info.grid.in_features for info in source.paged)
+        with torch.no_grad():
+            for info in source.paged:
+                weight = source.linear(first, info.name).weight
+                weight.copy_(quantisation.apply(weight).bfloat16())
+        seconds = time.perf_counter() - start
+        size = sum(
+            info.grid.out_features * info.grid.in_features * quantisation.fraction(info.grid.in_features)
+            for info in source.paged
+        )
+        return Outcome(self._scores(source), size / total, 1.0, dict.fromkeys(source.models, 0), seconds)
+
+    def sparse(self, setting: Setting) -> Outcome:
+        """A bundle compiled by this setting, measured through the engine."""
+        prepared = self.prepared.changed(
+            sparsity=1 - setting.density, alignment=setting.alignment, recover=setting.recover
+        )
+        clock = Clock()
+        with clock.stage("align"):
+            masks, gap = choose_blocks(prepared)
+        with clock.stage("recover"):
+            weights = recover(prepared.source, prepared.data, masks, self._journal(setting.joint), self._told(setting))
+            weights = replace(weights, quantisation=setting.quantisation)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "study.bundle"
+            with writing(path) as writer:
+                report = assemble(writer, prepared, masks, weights, gap, clock, self._told(setting))
+            bundle = Bundle.open(path)
+        scale = 1.0 if setting.quantisation is None else setting.quantisation.fraction(0)
+        return Outcome(
+            {task.name: task.sparse for task in report.tasks},
+            max(task.density for task in report.tasks) * scale,
+            report.mean_overlap,
+            {task: int(size * scale) for task, size in switch_bytes(bundle).items()},
+            sum(seconds for stage, seconds in clock.seconds.items() if stage != "measure sparse"),
+        )
+
+    def _scores(self, source: Source) -> dict[str, float]:
+        scores = {}
+        for name, data in self.prepared.data.items():
+            told = lambda done, total, name=name: self._progress(f"measure {name}", done, total)  # noqa: E731
+            scores[name] = evaluate(source.models[name], data.batches(data.eval, EVAL_BATCH), data.kind, told).value
+        return scores
+
+    def _journal(self, name: str) -> Journal:
+        return Journal(self._folder / name, f"{self._identity} {name}")
+
+    def _told(self, setting: Setting) -> Progress:
+        return lambda stage, done, total: self._progress(f"{setting.method}: {stage}", done, total)
+
+
+def switch_bytes(bundle: Bundle) -> dict[str, int]:
+    """Mean bytes to load for a switch to each task, over the tasks that it can come from."""
+    switches = all_switches(bundle, StorageModel())
+    return {
+        task: round(float(np.mean([switch.bytes for switch in switches if switch.to_task == task] or [0])))
+        for task in bundle.tasks
+    }
