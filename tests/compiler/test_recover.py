@@ -14,6 +14,7 @@ import torch
 import tiny
 import weightpager as wp
 from weightpager.bundle.overlap import overlap
+from weightpager.bundle.report import read_report
 from weightpager.compiler import data as task_data
 from weightpager.compiler import source as sources
 from weightpager.compiler.data import TaskData
@@ -21,7 +22,6 @@ from weightpager.compiler.finetune import Lesson, divergence, finetune, masked_l
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks, block_sums, drop
 from weightpager.compiler.private_blocks import choose, train_private
-from weightpager.compiler.report import read_report
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import RecoverSpec, from_dict
 from weightpager.compiler.task_weights import TaskWeights

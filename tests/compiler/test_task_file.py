@@ -255,5 +255,5 @@ def test_the_documented_file_parses(folder: Path) -> None:
 
 def test_every_key_is_documented() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    sections = (TaskFile, task_file.TaskSpec, task_file.CalibrationSpec, task_file.TrainingSpec)
+    sections = (TaskFile, task_file.TaskSpec, task_file.CalibrationSpec, task_file.TrainingSpec, task_file.RecoverSpec)
     assert [key for model in sections for key in model.model_fields if f"`{key}`" not in text] == []

@@ -28,8 +28,9 @@ def compile_(
     Example: `weightpager compile tasks.yaml --out assistant.bundle`
     """
     with extra("compile"):
+        from weightpager.bundle.advice import advise
+        from weightpager.bundle.report import read_report
         from weightpager.compiler import compile as compile_bundle
-        from weightpager.compiler.report import read_report
 
     with output.progress(quiet or json) as stages:
         bundle = compile_bundle(tasks, out, force=force, progress=stages)
@@ -53,4 +54,7 @@ def compile_(
         f"mean overlap {report.mean_overlap:.3f}, duality gap {report.duality_gap:.4%}, "
         f"pages of {output.size(report.page_bytes)} {report.page_fill:.1%} full"
     )
+    shown = advise(bundle, report)
+    if shown is not None:
+        output.advice(shown)
     output.say("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from weightpager.bundle import Bundle
+from weightpager.bundle.advice import Advice, advise
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import mean_overlap, overlap
 from weightpager.bundle.reader import private_file
+from weightpager.bundle.report import has_report, read_report
 from weightpager.bundle.verify import verify as verify_bundle
 from weightpager.cli import output
 from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage
@@ -131,7 +133,12 @@ def _facts(bundle: Bundle, budget: int | None, bandwidth: float) -> dict[str, An
         ],
         "tasks_that_do_not_fit": [t for t in names if slots is not None and len(bundle.pages_of(t)) > slots],
         "not_paged": bundle.manifest.resident_reasons,
+        "advice": _advice(bundle, None if budget is None else max(0, budget - fixed.total)),
     }
+
+
+def _advice(bundle: Bundle, paged_budget: int | None) -> Advice | None:
+    return advise(bundle, read_report(bundle), paged_budget) if has_report(bundle) else None
 
 
 def _task_facts(bundle: Bundle, name: str) -> dict[str, Any]:
@@ -178,6 +185,8 @@ def _print_facts(bundle: Bundle, facts: dict[str, Any]) -> None:
     load = {(switch.from_task, switch.to_task): output.size(switch.bytes) for switch in facts["switches"]}
     output.matrix("bytes to load", names, [[load.get((a, b), "·") for b in names] for a in names])
     output.table("sizes", ["", ""], _size_rows(facts))
+    if facts["advice"] is not None:
+        output.advice(facts["advice"])
     _print_notes(facts)
 
 

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from weightpager.bundle.advice import Advice
 from weightpager.config import format_size
 
 _WIDE = None if sys.stdout.isatty() else 160
@@ -46,6 +47,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for row in rows:
         view.add_row(*(escape(str(cell)) for cell in row))
     console.print(view)
+
+
+def advice(found: Advice) -> None:
+    """Print the ways to serve the tasks by memory, and what to use in words."""
+    rows = [
+        [choice.name, size(choice.resident_bytes), size(choice.switch_bytes), f"{choice.loss:.1f}"]
+        for choice in found.choices
+    ]
+    table("what else could do the job", ["", "paged weights in memory", "per switch", "loss against dense"], rows)
+    say(found.words)
 
 
 def matrix(title: str, names: Sequence[str], cells: Sequence[Sequence[object]]) -> None:

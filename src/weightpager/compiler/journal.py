@@ -35,6 +35,10 @@ class Journal:
         """A journal that keeps nothing."""
         return cls(None, "")
 
+    def part(self, name: str) -> Journal:
+        """A journal inside this one, whose stages may have the same names."""
+        return Journal(None if self._folder is None else self._folder / name, self._identity)
+
     def due(self) -> bool:
         """Whether the last entry is old enough for another one."""
         return self._folder is not None and time.monotonic() - self._last >= SECONDS

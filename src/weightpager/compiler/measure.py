@@ -8,8 +8,8 @@ from pathlib import Path
 from weightpager import kernels
 from weightpager.bundle import TaskEntry
 from weightpager.bundle.files import hash_file
+from weightpager.bundle.report import TaskScore
 from weightpager.compiler import data
-from weightpager.compiler.report import TaskScore
 from weightpager.engine import Engine
 from weightpager.errors import CompileError
 from weightpager.evaluate import Batch, evaluate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,17 +17,18 @@ from weightpager.bundle.files import hash_file
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.overlap import mean_overlap, overlap
 from weightpager.bundle.reader import REPORT
+from weightpager.bundle.report import CompileReport, ControlScore
 from weightpager.compiler import data as task_data
 from weightpager.compiler import source as dense_source
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.calibrate import calibrate
+from weightpager.compiler.controls import quantised_controls, shared_mask_control
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Keep, Masks
 from weightpager.compiler.measure import EVAL_BATCH, Progress, measure_all
 from weightpager.compiler.pack import Packing, StoredBlocks, over_read, pack, pack_best
 from weightpager.compiler.recover import recover
-from weightpager.compiler.report import CompileReport
 from weightpager.compiler.saliency import FloatArray, block_saliency, normalised
 from weightpager.compiler.source import Source
 from weightpager.compiler.structure_aligner import align
@@ -131,29 +132,54 @@ def prepare(task_file: TaskFile, progress: Progress = _silent, journal: Journal 
 
 
 def build(
-    writer: BundleWriter, prepared: Prepared, progress: Progress = _silent, journal: Journal | None = None
+    writer: BundleWriter,
+    prepared: Prepared,
+    progress: Progress = _silent,
+    journal: Journal | None = None,
+    *,
+    with_controls: bool = True,
 ) -> CompileReport:
-    """Align, recover, pack, write, and measure what was written.
+    """Align, recover, pack, write, measure what was written, and measure what else could do the job.
 
     Args:
         writer: where the bundle goes.
         prepared: the dense model and its saliency.
         progress: told (stage, steps done, steps in all).
         journal: where recovery notes how far it is.
+        with_controls: whether to measure the controls.
     """
+    journal = journal or Journal.none()
     clock = Clock(dict(prepared.seconds))
     with clock.stage("align"):
         masks, gap = choose_blocks(prepared)
     with clock.stage("recover"):
-        weights = recover(prepared.source, prepared.data, masks, journal or Journal.none(), progress)
-    return assemble(writer, prepared, masks, weights, gap, clock, progress)
+        weights = recover(prepared.source, prepared.data, masks, journal, progress)
+    with clock.stage("controls"):
+        controls = measure_controls(prepared, journal, progress) if with_controls else []
+    return assemble(writer, prepared, masks, weights, gap, clock, progress, controls)
+
+
+def measure_controls(prepared: Prepared, journal: Journal, progress: Progress) -> list[ControlScore]:
+    """int8 and int4; and one shared mask, unless it would have to be trained and the task file doesn't ask for it."""
+    task_file = prepared.source.task_file
+    controls = quantised_controls(prepared.source, prepared.data, progress)
+    trained = task_file.recover.method == "finetune"
+    if len(task_file.tasks) > 1 and np.isfinite(task_file.alignment) and (task_file.compare or not trained):
+
+        def told(stage: str, done: int, total: int) -> None:
+            progress(f"shared mask: {stage}", done, total)
+
+        masks, _ = choose_blocks(prepared.changed(alignment=float("inf")))
+        weights = recover(prepared.source, prepared.data, masks, journal.part("shared-mask"), told)
+        controls.append(shared_mask_control(weights, masks, prepared.data, progress))
+    return controls
 
 
 def choose_blocks(prepared: Prepared) -> tuple[Masks, float]:
     """The keep masks, and the duality gap: one budget a task over the blocks of all paged weights.
 
     Which layers and projections lose more blocks follows from the saliency: with the same share dropped from each of
-    them, the six-task model lost 1.8 points more after the same training (decision 6).
+    them, the six-task model lost 1.8 points more after the same training (decision 10).
     """
     task_file, paged = prepared.source.task_file, prepared.source.paged
     saliency = np.stack(
@@ -179,6 +205,7 @@ def assemble(
     gap: float,
     clock: Clock,
     progress: Progress,
+    controls: Sequence[ControlScore] = (),
 ) -> CompileReport:
     """Pack, write, and measure what was written.
 
@@ -190,6 +217,7 @@ def assemble(
         gap: the alignment's duality gap.
         clock: of the stages so far.
         progress: told (stage, steps done, steps in all).
+        controls: that have been measured.
     """
     task_file = prepared.source.task_file
     transitions = _transitions(task_file)
@@ -213,6 +241,7 @@ def assemble(
         over_read=dict(zip(task_file.tasks, over_read(packing, stored, len(task_file.tasks)).tolist(), strict=True)),
         seconds=clock.seconds,
         threads=torch.get_num_threads(),
+        controls=list(controls),
     )
     writer.add(REPORT, lambda file: file.write(report.dump()))
     writer.finish(bundle.manifest)

@@ -205,6 +205,7 @@ class TaskFile(_Frozen):
         sparsity: fraction of blocks dropped by tasks that state none.
         alignment: what a block loaded per switch costs, in mean block saliencies; infinity asks for one shared mask.
         recover: a method, or its name alone.
+        compare: also train one shared mask where recovery trains, to compare with; that takes as long again.
         page: bytes, None to let the packer choose.
     """
 
@@ -218,6 +219,7 @@ class TaskFile(_Frozen):
     transitions: ExistingFile | None = None
     calibration: CalibrationSpec = CalibrationSpec()
     training: TrainingSpec = TrainingSpec()
+    compare: bool = False
     recover: Annotated[RecoverSpec, BeforeValidator(_recover)] = RecoverSpec()
     tasks: Annotated[dict[TaskName, TaskSpec], Field(min_length=1, max_length=MAX_TASKS)]
 

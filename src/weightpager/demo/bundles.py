@@ -105,7 +105,7 @@ def _compile(content: dict[str, Any], folder: Path, progress: Progress) -> None:
             progress(f"{name}: {stage}", done, total)
 
         with writing(folder / f"{name}.bundle", force=True) as writer:
-            build(writer, prepared.changed(alignment=alignment), staged)
+            build(writer, prepared.changed(alignment=alignment), staged, with_controls=name == "aligned")
     # What a device would hold without us: the whole model of one task, in the precision of the pages.
     model = next(iter(prepared.source.models.values()))
     tensors = {

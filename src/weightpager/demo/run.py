@@ -13,7 +13,7 @@ from weightpager.bench.switching import doubt, sparse_checkpoint, time_switches,
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import overlap
-from weightpager.compiler.report import CompileReport, read_report
+from weightpager.bundle.report import CompileReport, read_report
 from weightpager.config import EngineConfig
 from weightpager.demo.bundles import ALIGNMENT, SPARSITY, DemoBundles, demo_bundles
 from weightpager.demo.result import DemoResult, DemoSwitch, DemoTask, Resident

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from weightpager.bundle import Bundle
 from weightpager.bundle.manifest import Strict
-from weightpager.bundle.reader import REPORT
+from weightpager.bundle.reader import REPORT, Bundle
 from weightpager.errors import BundleFormatError
 
 
@@ -25,6 +24,20 @@ class TaskScore(Strict):
     items: int
 
 
+class ControlScore(Strict):
+    """Something simpler that could do the same job: one shared mask, or the dense model quantised.
+
+    Attributes:
+        name: ``shared mask``, ``int8`` or ``int4``.
+        resident_bytes: of paged weights, in memory at any time.
+        scores: task → metric, on the same held-out items.
+    """
+
+    name: str
+    resident_bytes: int
+    scores: dict[str, float]
+
+
 class CompileReport(Strict):
     """One compile.
 
@@ -37,6 +50,7 @@ class CompileReport(Strict):
         over_read: per task, share of its pages' bytes that it doesn't use.
         seconds: per stage.
         threads: that torch computed with.
+        controls: what else could do the job, for `advise`.
     """
 
     tasks: list[TaskScore]
@@ -47,10 +61,16 @@ class CompileReport(Strict):
     over_read: dict[str, float]
     seconds: dict[str, float]
     threads: int
+    controls: list[ControlScore]
 
     def dump(self) -> bytes:
         """The file's content."""
         return self.model_dump_json(indent=1).encode() + b"\n"
+
+
+def has_report(bundle: Bundle) -> bool:
+    """Whether a bundle has one: those that were put together from others don't."""
+    return REPORT in bundle.manifest.files
 
 
 def read_report(bundle: Bundle) -> CompileReport:
