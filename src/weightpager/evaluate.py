@@ -43,6 +43,10 @@ class Batch:
         """Texts or windows."""
         return len(self.labels)
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.labels.to(device))
+
 
 @dataclass(frozen=True)
 class Score:

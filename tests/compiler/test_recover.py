@@ -18,6 +18,8 @@ from weightpager.bundle.report import read_report
 from weightpager.compiler import data as task_data
 from weightpager.compiler import source as sources
 from weightpager.compiler.data import TaskData
+from weightpager.compiler.descent import Descent, ParameterGroup
+from weightpager.compiler.early_stopping import EarlyStopping
 from weightpager.compiler.finetune import Lesson, divergence, finetune, masked_logits
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks, block_sums, drop
@@ -27,6 +29,7 @@ from weightpager.compiler.task_file import RecoverSpec, from_dict
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.engine.export import export_task
 from weightpager.errors import CompileError
+from weightpager.evaluate import Batch
 
 QUIET = Journal.none()
 
@@ -224,3 +227,61 @@ def test_training_that_diverges_is_said(tmp_path: Path) -> None:
         dense.models["animal"].classifier.weight.fill_(3e38)
     with pytest.raises(CompileError, match=r"tasks\.animal, step 1: training diverged"):
         finetune(Lesson(dense, data, 0.0), copied(dense), masks_of(dense), RecoverSpec(steps=2), QUIET, nothing)
+
+
+class Watched:
+    """A training of one number towards 1, whose validation wants 0.5."""
+
+    def __init__(self, patience: int) -> None:
+        self.value = torch.nn.Parameter(torch.zeros(1))
+        batch = Batch({}, torch.zeros(1))
+        self.turns = iter([("only", batch)] * 100)
+        self.descent = Descent([ParameterGroup({"value": self.value}, 0.05)], 100)
+        self.watch = EarlyStopping(lambda _task, _batch: (self.value - 0.5) ** 2, {"only": [batch]}, 100, patience)
+        self.steps: list[int] = []
+
+    def run(self, journal: Journal, stop_at: int | None = None) -> float:
+        def progress(done: int, _total: int) -> None:
+            self.steps.append(done)
+            if done == stop_at:
+                raise KeyboardInterrupt
+
+        self.descent.run(
+            self.turns, lambda _task, _batch: (self.value - 1).square().sum(), journal, "one", progress, self.watch
+        )
+        return self.value.item()
+
+
+def test_training_ends_early_and_goes_back_to_its_best() -> None:
+    training = Watched(patience=2)
+    found = training.run(QUIET)
+    assert 0.2 < found < 0.8  # the best of the checks, not the 1 that it was trained towards
+    assert training.watch.loss() == pytest.approx((found - 0.5) ** 2)
+    assert training.steps[-1] == 100  # told as finished
+    assert len(training.steps) < 70
+
+
+def test_a_training_killed_after_its_best_still_goes_back_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
+    whole = Watched(patience=2).run(QUIET)
+    journal = Journal(tmp_path, "x")
+    with pytest.raises(KeyboardInterrupt):
+        Watched(patience=2).run(journal, stop_at=35)
+    again = Watched(patience=2)
+    assert again.run(journal) == whole
+    assert again.steps[0] == 36
+
+
+def test_validation_stops_a_real_training(tmp_path: Path) -> None:
+    dense, data = load(tmp_path)
+    held_out = {name: replace(of_task, validation=of_task.train) for name, of_task in data.items()}
+    lesson = Lesson(dense, held_out, 0.0)
+    steps: list[int] = []
+    spec = RecoverSpec(steps=200, batch=8, patience=1, learning_rate=0.05, head_learning_rate=0.5)
+    sparse = copied(dense)
+    finetune(lesson, sparse, masks_of(dense), spec, QUIET, lambda done, _total: steps.append(done))
+    assert 20 <= len(steps) < 200  # such a rate does harm before long
+    assert lesson.watch(lambda _task, _batch: torch.zeros(()), list(data), 10, 0) is None
+    assert Lesson(dense, data, 0.0).watch(lambda _task, _batch: torch.zeros(()), list(data), 10, 4) is None

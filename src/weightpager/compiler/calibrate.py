@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightpager.compiler.descent import autocast
+from weightpager.compiler.device import autocast
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import Saliency
 from weightpager.errors import CompileError
@@ -54,7 +54,7 @@ def _gradients(source: Source, task: str, batches: Sequence[Batch], progress: Pr
     sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
     with _requiring_gradients(model, list(weights.values())):
         for done, batch in enumerate(batches, 1):
-            with autocast():
+            with autocast(model.device):
                 logits = model(**batch.inputs).logits
             # autograd.grad leaves no .grad behind, and a weight that this task doesn't use counts as useless.
             gradients = torch.autograd.grad(loss(logits, batch.labels, kind), list(weights.values()), allow_unused=True)
@@ -92,7 +92,7 @@ def _input_means(
     names = [info.name for info in source.paged]
     hooks = [source.linear(task, name).register_forward_pre_hook(watch(name)) for name in names]
     try:
-        with torch.inference_mode(), autocast():
+        with torch.inference_mode(), autocast(source.models[task].device):
             for done, batch in enumerate(batches, 1):
                 mask = batch.inputs["attention_mask"].bool()  # [B, L]
                 source.models[task](**batch.inputs)

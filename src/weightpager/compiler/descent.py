@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from weightpager.compiler.data import TaskData
+from weightpager.compiler.early_stopping import EarlyStopping
 from weightpager.compiler.journal import Journal
 from weightpager.errors import CompileError
 from weightpager.evaluate import Batch, Progress
 
-_CPU_FLAGS = Path("/proc/cpuinfo")
 _RISE = 0.1  # of the steps
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -62,6 +59,7 @@ class Descent:
         journal: Journal,
         stage: str,
         progress: Progress,
+        watch: EarlyStopping | None = None,
     ) -> None:
         """Make all steps, from where the journal's stage stands.
 
@@ -71,22 +69,40 @@ class Descent:
             journal: told now and then, and at the end, where the descent stands.
             stage: its name there.
             progress: told (steps done, steps in all).
+            watch: may end it earlier, and chooses among the values on the way.
 
         Raises:
             CompileError: an error is not finite; the storage refused the journal.
         """
         entry = journal.read(stage)
         if entry is not None:
-            self.restore(entry[1], entry[0])
+            self._resume(*entry, watch)
+        elif watch is not None:
+            watch.ends(0, dict(self._named()))
         for step in range(self._steps):
+            if self.done == self._steps:
+                break
             task, batch = next(turns)
             if step < self.done:
                 continue
-            self.step(error(task, batch), f"tasks.{task}, step {step + 1}")
+            self.step(error(task, batch.to(self._device)), f"tasks.{task}, step {step + 1}")
+            if watch is not None and watch.ends(self.done, dict(self._named())):
+                self.done = self._steps
+            if watch is not None and self.done == self._steps:
+                watch.go_back(dict(self._named()))
             if journal.due() or self.done == self._steps:
-                journal.write(stage, self.done, self.state())
+                journal.write(stage, self.done, self.state() | (watch.state() if watch is not None else {}))
             progress(self.done, self._steps)
         self._optimizer.zero_grad()
+
+    def _resume(self, done: int, state: Mapping[str, Tensor], watch: EarlyStopping | None) -> None:
+        self.restore(state, done)
+        if watch is not None:
+            watch.restore(state)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._groups[0].parameters.values())).device
 
     def step(self, error: Tensor, where: str) -> None:
         """Go down the gradient of ``error``; ``where`` says in a message whose it is.
@@ -118,7 +134,11 @@ class Descent:
         with torch.no_grad():
             for name, parameter in self._named():
                 parameter.copy_(state[name])
-                moments = {key: state[f"{name}#{key}"].clone() for key in _MOMENTS if f"{name}#{key}" in state}
+                moments = {
+                    key: state[f"{name}#{key}"].to(parameter.device, copy=True)
+                    for key in _MOMENTS
+                    if f"{name}#{key}" in state
+                }
                 if moments:
                     self._optimizer.state[parameter] = moments
 
@@ -131,16 +151,3 @@ def rate_share(step: int, steps: int) -> float:
     at = (step + 0.5) / steps
     angle = at / _RISE if at < _RISE else 1 + (at - _RISE) / (1 - _RISE)
     return (1 - math.cos(math.pi * angle)) / 2
-
-
-def autocast() -> AbstractContextManager[None]:
-    """Matrix products in bfloat16 where the processor has instructions for it; elsewhere it is slower than float32."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=_has_bfloat16())
-
-
-@cache
-def _has_bfloat16() -> bool:
-    if not _CPU_FLAGS.is_file():
-        return False
-    flags = _CPU_FLAGS.read_text().split()
-    return "avx512_bf16" in flags or "amx_bf16" in flags

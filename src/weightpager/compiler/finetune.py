@@ -6,7 +6,9 @@ that keep it. The dense model teaches: its answers are part of the loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,7 +19,9 @@ from torch.nn.functional import kl_div, log_softmax
 
 from weightpager.bundle.manifest import TaskKind
 from weightpager.compiler.data import TaskData
-from weightpager.compiler.descent import Descent, ParameterGroup, autocast, in_turn
+from weightpager.compiler.descent import Descent, ParameterGroup, in_turn
+from weightpager.compiler.device import autocast, placed, training_device
+from weightpager.compiler.early_stopping import ITEMS, EarlyStopping
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.source import Source, parameters
@@ -46,9 +50,28 @@ class Lesson:
         hard = loss(logits, batch.labels, kind)
         if self.distillation == 0:
             return hard
-        with torch.no_grad(), autocast():
+        with torch.no_grad(), autocast(logits.device):
             answers = self.teacher.models[task](**batch.inputs).logits
         return (1 - self.distillation) * hard + self.distillation * divergence(logits, answers, batch.labels, kind)
+
+    def placed(self, sparse: Source) -> AbstractContextManager[None]:
+        """The teacher and what it teaches on the device to train on."""
+        return placed([*self.teacher.models.values(), *sparse.models.values()], training_device())
+
+    def watch(
+        self, error: Callable[[str, Batch], Tensor], tasks: Sequence[str], steps: int, patience: int
+    ) -> EarlyStopping | None:
+        """Early stopping by these tasks' validation data; None if one has none, or the patience is 0."""
+        if patience == 0 or any(not self.data[task].validation for task in tasks):
+            return None
+        batches = {task: self._validation(task) for task in tasks}
+        return EarlyStopping(error, batches, steps, patience)
+
+    def _validation(self, task: str) -> list[Batch]:
+        data = self.data[task]
+        examples = data.validation or ()
+        drawn = random.Random(0).sample(examples, min(ITEMS, len(examples)))  # noqa: S311
+        return [batch.to(self.teacher.models[task].device) for batch in data.batches(drawn, ITEMS // 2)]
 
 
 def divergence(logits: Tensor, answers: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
@@ -76,14 +99,16 @@ def finetune(
     def error(task: str, batch: Batch) -> Tensor:
         return lesson.error(task, masked_logits(sparse, masks, task, batch), batch)
 
-    descent = Descent(groups(sparse, spec), spec.steps)
-    descent.run(in_turn(lesson.data, tasks, spec.batch, spec.seed), error, journal, "finetune", progress)
+    turns = in_turn(lesson.data, tasks, spec.batch, spec.seed)
+    with lesson.placed(sparse):
+        watch = lesson.watch(error, tasks, spec.steps, spec.patience)
+        Descent(groups(sparse, spec), spec.steps).run(turns, error, journal, "finetune", progress, watch)
 
 
 def masked_logits(sparse: Source, masks: Masks, task: str, batch: Batch) -> Tensor:
     """A task's logits under its masks; gradients reach the module's own parameters."""
     weights = masks.parameters(sparse, task, sparse.paged)
-    with autocast():
+    with autocast(sparse.models[task].device):
         found = functional_call(sparse.models[task], weights, kwargs=dict(batch.inputs))
     return cast(Tensor, found.logits)
 

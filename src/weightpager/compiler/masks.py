@@ -60,6 +60,7 @@ def module_name(info: PagedWeightInfo, base: str) -> str:
 def drop(weight: Tensor, keep: Tensor, grid: BlockGrid) -> Tensor:
     """Zero the blocks of ``weight [out_features, in_features]`` where ``keep [grid rows, grid cols]`` is False."""
     rows, cols = grid.block.rows, grid.block.cols
+    keep = keep.to(weight.device)
     if grid.out_features % rows or grid.in_features % cols:
         spread = keep.repeat_interleave(rows, 0).repeat_interleave(cols, 1)
         return weight * spread[: grid.out_features, : grid.in_features]

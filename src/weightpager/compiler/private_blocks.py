@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from weightpager.compiler.descent import Descent, ParameterGroup, autocast, in_turn
+from weightpager.compiler.descent import Descent, ParameterGroup, in_turn
+from weightpager.compiler.device import autocast
 from weightpager.compiler.finetune import Lesson, masked_logits
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks, block_sums, drop, module_name
@@ -123,7 +124,7 @@ def _train_task(
             + drop(own[info.name], free[info.name], info.grid)
             for info in sparse.paged
         }
-        with autocast():
+        with autocast(model.device):
             logits = functional_call(model, weights, kwargs=dict(batch.inputs)).logits
         return lesson.error(task, logits, batch)
 
@@ -136,7 +137,8 @@ def _train_task(
         spec.private_steps,
     )
     turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 1)
-    descent.run(turns, error, journal, f"private-{task}", progress)
+    watch = lesson.watch(error, [task], spec.private_steps, spec.patience)
+    descent.run(turns, error, journal, f"private-{task}", progress, watch)
     with torch.no_grad():
         return {
             info.name: _kept(sparse, task, info, own[info.name], chosen[info.name], free[info.name])
@@ -166,11 +168,11 @@ def _kept(
     sparse: Source, task: str, info: PagedWeightInfo, own: Tensor, chosen: npt.NDArray[np.bool_], free: Tensor
 ) -> PrivateBlocks:
     """Write blocks that no other task has to the shared weight; the chosen ones stay apart."""
-    alone = free & ~torch.from_numpy(chosen.reshape(free.shape))
     weight = sparse.linear(task, info.name).weight
+    alone = free & ~torch.from_numpy(chosen.reshape(free.shape))
     weight.copy_(drop(weight, ~alone, info.grid) + drop(own, alone, info.grid))
     blocks = np.flatnonzero(chosen)
-    cut = info.grid.cut(own.detach().numpy()).reshape(info.grid.count, info.grid.block.rows, info.grid.block.cols)
+    cut = info.grid.cut(own.detach().cpu().numpy()).reshape(info.grid.count, info.grid.block.rows, info.grid.block.cols)
     return PrivateBlocks(blocks, torch.from_numpy(cut[blocks]))
 
 
@@ -182,11 +184,13 @@ def _pulls(
     sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
     turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 2)
     for _, batch in islice(turns, _BATCHES):
+        batch = batch.to(sparse.models[task].device)
         error = lesson.error(task, masked_logits(sparse, masks, task, batch), batch)
         gradients = torch.autograd.grad(error, list(weights.values()), allow_unused=True)
         for name, gradient in zip(weights, gradients, strict=True):
             if gradient is not None:
                 sums[name] += gradient
     return {
-        info.name: block_sums(sums[info.name].abs(), info.grid).double().numpy() / _BATCHES for info in sparse.paged
+        info.name: block_sums(sums[info.name].abs(), info.grid).double().cpu().numpy() / _BATCHES
+        for info in sparse.paged
     }

@@ -39,8 +39,11 @@ def recover(
     finetune(lesson, sparse, masks, spec, journal, lambda done, total: progress("fine-tune", done, total))
     if spec.private_blocks == 0:
         return TaskWeights(sparse)
-    chosen = choose(lesson, sparse, masks, spec.private_blocks, spec)
-    private = train_private(
-        lesson, sparse, masks, chosen, spec, journal, lambda done, total: progress("private blocks", done, total)
-    )
+
+    def told(done: int, total: int) -> None:
+        progress("private blocks", done, total)
+
+    with lesson.placed(sparse):
+        chosen = choose(lesson, sparse, masks, spec.private_blocks, spec)
+        private = train_private(lesson, sparse, masks, chosen, spec, journal, told)
     return TaskWeights(sparse, private)

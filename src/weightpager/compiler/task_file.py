@@ -185,6 +185,7 @@ class RecoverSpec(_Frozen):
         distillation: weight of the dense model's answers in the loss; labels have the rest.
         private_blocks: share of a task's kept blocks that get values of their own, loaded at every switch to it.
         private_steps: of training them, per task.
+        patience: checks on the validation data without improvement after which a training ends; 0 makes none.
     """
 
     method: RecoverMethod = "none"
@@ -196,6 +197,7 @@ class RecoverSpec(_Frozen):
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
     private_blocks: Annotated[float, Field(ge=0, le=1)] = 0.0
     private_steps: Count = 60
+    patience: Annotated[int, Field(ge=0, lt=100)] = 4
 
 
 class TaskFile(_Frozen):

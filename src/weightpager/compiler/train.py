@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from weightpager.compiler.data import TaskData
-from weightpager.compiler.descent import Descent, ParameterGroup, autocast, in_turn
+from weightpager.compiler.descent import Descent, ParameterGroup, in_turn
+from weightpager.compiler.device import autocast, placed, training_device
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.source import Source, parameters
 from weightpager.engine.architecture import BASE
@@ -35,19 +36,20 @@ def train(
     tasks, settings = trained_tasks(source), source.task_file.training
     if not tasks:
         return ()
-    base, heads = _parameter_groups(source, tasks)
-    descent = Descent(
-        [ParameterGroup(base, settings.learning_rate), ParameterGroup(heads, settings.head_learning_rate)],
-        settings.steps,
-    )
 
     def error(task: str, batch: Batch) -> Tensor:
-        with autocast():
+        with autocast(source.models[task].device):
             logits = source.models[task](**batch.inputs).logits
         return loss(logits, batch.labels, data[task].kind)
 
     turns = in_turn(data, tasks, settings.batch, settings.seed)
-    descent.run(turns, error, journal or Journal.none(), "train", progress or (lambda _done, _total: None))
+    with placed((source.models[task] for task in tasks), training_device()):
+        base, heads = _parameter_groups(source, tasks)
+        descent = Descent(
+            [ParameterGroup(base, settings.learning_rate), ParameterGroup(heads, settings.head_learning_rate)],
+            settings.steps,
+        )
+        descent.run(turns, error, journal or Journal.none(), "train", progress or (lambda _done, _total: None))
     return tasks
 
 

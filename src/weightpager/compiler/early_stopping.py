@@ -1,0 +1,80 @@
+"""Early stopping: go back to the values that did best on validation data, and end when they no longer improve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from weightpager.evaluate import Batch
+
+CHECKS = 10
+"""Evenly spaced over a training."""
+
+ITEMS = 128
+"""Validation examples per task and check: of the loss, not of a metric, so that few suffice."""
+
+_BEST, _SEEN = "best/", "seen"
+
+Validation = Mapping[str, Sequence[Batch]]
+"""Task → batches that it is checked on."""
+
+
+class EarlyStopping:
+    """Watches a training through its loss on validation data."""
+
+    def __init__(self, error: Callable[[str, Batch], Tensor], data: Validation, steps: int, patience: int) -> None:
+        """Watch a training.
+
+        Args:
+            error: the loss of a task on a batch.
+            data: what to check on.
+            steps: of the training.
+            patience: checks in a row without improvement after which it ends.
+        """
+        self._error = error
+        self._data = data
+        self._every = max(1, steps // CHECKS)
+        self._patience = patience
+        self._least = float("inf")
+        self._waited = 0
+        self._best: dict[str, Tensor] = {}
+
+    def ends(self, step: int, values: Mapping[str, Tensor]) -> bool:
+        """Look at a training after ``step`` steps; True if it should end."""
+        if step % self._every:
+            return False
+        found = self.loss()
+        if found < self._least:
+            self._least, self._waited = found, 0
+            self._best = {name: value.detach().clone() for name, value in values.items()}
+        else:
+            self._waited += 1
+        return self._waited >= self._patience
+
+    def loss(self) -> float:
+        """Mean over the tasks of the mean over their batches."""
+        with torch.no_grad():
+            means = [
+                sum(self._error(task, batch).item() for batch in batches) / len(batches)
+                for task, batches in self._data.items()
+            ]
+        return sum(means) / len(means)
+
+    def go_back(self, values: Mapping[str, Tensor]) -> None:
+        """Give a training's tensors the values that did best."""
+        with torch.no_grad():
+            for name, best in self._best.items():
+                values[name].copy_(best)
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` needs."""
+        seen = torch.tensor([self._least, self._waited], dtype=torch.float64)
+        return {_SEEN: seen, **{_BEST + name: value for name, value in self._best.items()}}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where another one stood."""
+        least, waited = state[_SEEN].tolist()
+        self._least, self._waited = least, int(waited)
+        self._best = {name.removeprefix(_BEST): value for name, value in state.items() if name.startswith(_BEST)}
