@@ -30,10 +30,14 @@ from weightpager.samples import prepare as text_tasks
 BLOCK_INT8 = Quantisation(8, 32)
 """A scale per block and output row, as the page format has it."""
 
-FRACTIONS = {"A": (0.25, 0.15, 0.5, 0.1), "B": (0.7, 0.5)}
+FRACTIONS = {"A": (0.25, 0.15, 0.5, 0.1, 0.7), "B": (0.7, 0.5)}
 SEEDS = {0.25: (0, 1, 2), 0.15: (0, 1, 2)}
+ALIGNMENT = 0.5
 PRIVATE = 0.1
 """Share of a task's blocks that `ours_private` makes private."""
+
+TRAINING_FREE = 0.5
+"""The least fraction at which values are worth having without training."""
 
 
 @dataclass(frozen=True)
@@ -43,33 +47,52 @@ class Effort:
     base_steps: int
     steps: int
     private_steps: int
+    batch: int
+    max_length: int
     train_items: int
     eval_items: int
 
+    def finetune(self, seed: int, private_blocks: float = 0.0) -> RecoverSpec:
+        """How sparse values are trained, and dense ones too; all steps are made."""
+        return RecoverSpec(
+            method="finetune",
+            steps=self.steps,
+            private_steps=self.private_steps,
+            private_blocks=private_blocks,
+            batch=self.batch,
+            seed=seed,
+            patience=0,
+        )
 
-FULL = Effort(base_steps=360, steps=1080, private_steps=60, train_items=8000, eval_items=2000)
-QUICK = Effort(base_steps=240, steps=240, private_steps=20, train_items=4000, eval_items=500)
+
+EFFORTS = {
+    "A": Effort(360, 1080, 60, batch=32, max_length=64, train_items=8000, eval_items=2000),
+    # A language model brings its head; 480 steps are about twenty minutes on two cores.
+    "B": Effort(1, 480, 60, batch=4, max_length=256, train_items=0, eval_items=0),
+}
+QUICK = Effort(240, 240, 20, batch=32, max_length=64, train_items=4000, eval_items=500)
 
 
-def settings(fraction: float, effort: Effort, *, quick: bool) -> Iterator[Setting]:
+def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: bool) -> Iterator[Setting]:
     """The sparse methods at one fraction of resident bytes."""
-    shared = RecoverSpec(method="finetune", steps=effort.steps, private_steps=effort.private_steps)
-    private, whole = (shared.model_copy(update={"private_blocks": share}) for share in (PRIVATE, 1.0))
+    if fraction >= TRAINING_FREE:
+        yield Setting("ours", fraction, ALIGNMENT, RecoverSpec(method="closed-form"))
+        for method, alignment in (("ours", ALIGNMENT), ("unaligned", 0.0), ("shared_mask", float("inf"))):
+            yield Setting(method, fraction, alignment, RecoverSpec(method="none"))
+        if fraction > TRAINING_FREE and domain == "A":
+            return
+    shared, private, whole = (effort.finetune(seed, share) for share in (0.0, PRIVATE, 1.0))
     yield Setting("ours", fraction, ALIGNMENT, shared)
-    yield Setting("ours_private", fraction, ALIGNMENT, private)
     yield Setting("shared_mask", fraction, float("inf"), shared)
+    if domain == "B":
+        return
+    yield Setting("ours_private", fraction, ALIGNMENT, private)
     if quick:
         return
     yield Setting("unaligned", fraction, 0.0, shared)
     yield Setting("per_task_checkpoint", fraction, 0.0, whole)
     density = min(1.0, fraction / BLOCK_INT8.fraction(32))
     yield Setting("ours_int8", density, ALIGNMENT, shared, BLOCK_INT8)
-    if fraction >= 0.5:
-        yield Setting("ours", fraction, ALIGNMENT, RecoverSpec(method="closed-form"))
-        yield Setting("ours", fraction, ALIGNMENT, RecoverSpec(method="none"))
-
-
-ALIGNMENT = 0.5
 
 
 def main(
@@ -81,7 +104,7 @@ def main(
 ) -> None:
     """Measure accuracy per resident byte."""
     command = shlex.join(["python", "-m", "benchmarks.accuracy", *sys.argv[1:]])
-    effort = QUICK if quick else FULL
+    effort = QUICK if quick else EFFORTS[domain]
     fractions = tuple(fraction or ((0.25,) if quick else FRACTIONS[domain]))
     for number in (0, 1, 2):
         todo = [at for at in fractions if number in ((0,) if quick else SEEDS.get(at, (0,)))]
@@ -92,8 +115,8 @@ def main(
 def _run(domain: str, seed: int, fractions: list[float], effort: Effort, file: Path, command: str, quick: bool) -> None:
     folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{seed}-{'quick' if quick else 'full'}"
     with output.progress() as progress:
-        study = Study(_task_file(domain, effort, seed), folder, progress)
-        dense = study.dense(RecoverSpec(method="finetune", steps=effort.steps))
+        study = Study(task_file(domain, effort, seed), folder, progress)
+        dense = study.dense(effort.finetune(seed))
         facts: dict[str, Any] = {"domain": domain, "seed": seed, "command": command, "commit": _commit()}
 
         def note(setting: Setting | None, name: str, fraction: float, outcome: Outcome) -> None:
@@ -109,12 +132,13 @@ def _run(domain: str, seed: int, fractions: list[float], effort: Effort, file: P
                 outcome = study.quantised(quantisation)
                 note(None, name, round(outcome.fraction, 3), outcome)
         for fraction in fractions:
-            for setting in settings(fraction, effort, quick=quick):
+            for setting in settings(domain, fraction, effort, seed, quick=quick):
                 if (setting.method, setting.recover.method, fraction, seed) not in known:
                     note(setting, setting.method, fraction, study.sparse(setting))
 
 
-def _task_file(domain: str, effort: Effort, seed: int) -> TaskFile:
+def task_file(domain: str, effort: Effort, seed: int) -> TaskFile:
+    """The tasks of a domain; their samples are made if need be."""
     cache = cache_dir()
     samples, missing = (
         text_tasks(cache, train_items=effort.train_items, eval_items=effort.eval_items, report=typer.echo)
@@ -127,6 +151,7 @@ def _task_file(domain: str, effort: Effort, seed: int) -> TaskFile:
         {
             "model": str(minilm(cache) if domain == "A" else smollm2(cache)),
             "training": {"steps": effort.base_steps, "seed": seed},
+            "calibration": {"max_length": effort.max_length},
             "tasks": {sample.name: _task(sample) for sample in samples},
         }
     )

@@ -50,7 +50,8 @@ class Setting:
     @property
     def joint(self) -> str:
         """Names the joint training, which settings that differ only afterwards share."""
-        parts = self.density, self.alignment, self.recover.steps, self.recover.learning_rate, self.recover.distillation
+        spec = self.recover
+        parts = self.density, self.alignment, spec.steps, spec.learning_rate, spec.distillation, spec.seed
         return "-".join(map(str, parts))
 
 
@@ -85,6 +86,13 @@ class Study:
         self._progress = progress
         self.prepared: Prepared = prepare(task_file, progress, self._journal("base"))
 
+    def on_validation(self) -> Study:
+        """The same, with every task measured on its validation data: for choices, before held-out data is looked at."""
+        study = copy.copy(self)
+        data = {name: replace(of, eval=of.validation or ()) for name, of in self.prepared.data.items()}
+        study.prepared = replace(self.prepared, data=data)
+        return study
+
     @property
     def source(self) -> Source:
         """The dense model."""
@@ -101,7 +109,7 @@ class Study:
             longer,
             Masks(tuple(self.source.models), everything),
             spec,
-            self._journal(f"dense-{spec.steps}-{spec.learning_rate}"),
+            self._journal(f"dense-{spec.steps}-{spec.learning_rate}-{spec.seed}"),
             lambda done, total: self._progress("train dense on", done, total),
         )
         self._trained = longer

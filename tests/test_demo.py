@@ -19,7 +19,9 @@ def made_up() -> DemoResult:
     names = ["spam", "topic"]
     return DemoResult(
         tasks=[
-            DemoTask(name=name, metric="accuracy", items=9, dense=0.9, sparse=0.88, unaligned=0.87, shared_mask=0.8)
+            DemoTask(
+                name=name, metric="accuracy", items=9, dense=0.9, sparse=0.88, shared_mask=0.8, int8=0.9, int4=0.85
+            )
             for name in names
         ],
         switches=[
@@ -43,6 +45,8 @@ def made_up() -> DemoResult:
         budget=100,
         sparsity=0.3,
         alignment=0.5,
+        training_steps=240,
+        recover_steps=120,
         page_bytes=4096,
         page_fill=0.99,
         dense_checkpoint_bytes=1000,

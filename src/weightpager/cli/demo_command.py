@@ -56,14 +56,15 @@ def _print(result: DemoResult) -> None:
     speed = [_speedup(result, field) for field in ("whole_sparse_ms", "dense_ms")]
     rows.append(["mean", "", *(f"{result.mean(field):.3f}" for field in _METRICS), "", "", *speed])
     output.table(
-        f"Six tasks at {result.sparsity:.0%} sparsity, one-shot; switches to each task, cold, mean over where from",
+        f"Six tasks at {result.sparsity:.0%} sparsity; switches to each task, cold, mean over where from",
         [
             "task",
             "metric",
             "dense",
             "ours",
-            "unaligned",
             "shared mask",
+            "int8",
+            "int4",
             "loads",
             "ms",
             "own sparse, ms",
@@ -91,7 +92,7 @@ def _print(result: DemoResult) -> None:
         output.say(f"note: {task} was left out: {reason}")
 
 
-_METRICS = ("dense", "sparse", "unaligned", "shared_mask")
+_METRICS = ("dense", "sparse", "shared_mask", "int8", "int4")
 
 
 def _switching(result: DemoResult, task: str) -> list[str]:

@@ -27,16 +27,16 @@ _STYLE = {
     "xtick.color": "#666",
     "ytick.color": "#666",
 }
-_OURS, _FREE, _SAME, _DENSE = "#0f766e", "#5eaaa3", "#d97706", "#64748b"
+_OURS, _QUANTISED, _SAME, _DENSE = "#0f766e", "#a78bfa", "#d97706", "#64748b"
 
 
 def accuracy(result: DemoResult) -> str:
-    """Each task's metric: dense, aligned, unaligned, one shared mask."""
+    """Each task's metric: dense, ours, one shared mask, int4."""
     series = (
         ("dense", "dense", _DENSE),
-        ("sparse", "weightpager, aligned", _OURS),
-        ("unaligned", "unaligned", _FREE),
+        ("sparse", "weightpager", _OURS),
         ("shared_mask", "one shared mask", _SAME),
+        ("int4", "dense in int4", _QUANTISED),
     )
 
     def draw(axes: Axes) -> None:
@@ -100,7 +100,7 @@ def memory(result: DemoResult) -> str:
         axes.set_yticks(at, [row.name for row in rows])
         axes.set_xlabel("MiB of paged weights in memory; beside each bar, the tasks' mean accuracy")
 
-    return _svg(draw, (9, 3.0))
+    return _svg(draw, (9, 3.6))
 
 
 def _heat_map(names: Sequence[str], cells: Sequence[Sequence[float]], form: str) -> str:

@@ -8,15 +8,16 @@ from weightpager.bundle.manifest import Strict
 
 
 class DemoTask(Strict):
-    """A task's metric: the dense model, our masks aligned and unaligned, and one mask shared by all tasks."""
+    """A task's metric: the dense model, ours, one mask shared by all tasks, and the dense model quantised."""
 
     name: str
     metric: str
     items: int
     dense: float
     sparse: float
-    unaligned: float
     shared_mask: float
+    int8: float
+    int4: float
 
 
 class DemoSwitch(Strict):
@@ -66,6 +67,8 @@ class DemoResult(Strict):
     budget: int
     sparsity: float
     alignment: float
+    training_steps: int
+    recover_steps: int
     page_bytes: int
     page_fill: float
     dense_checkpoint_bytes: int
@@ -78,7 +81,7 @@ class DemoResult(Strict):
     machine: dict[str, Any]
 
     def mean(self, field: str) -> float:
-        """Mean over the tasks of ``dense``, ``sparse``, ``unaligned`` or ``shared_mask``."""
+        """Mean over the tasks of ``dense``, ``sparse``, ``shared_mask``, ``int8`` or ``int4``."""
         return sum(float(getattr(task, field)) for task in self.tasks) / len(self.tasks)
 
     def speedup(self, field: str) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from weightpager.bench.cold import cold_read
@@ -15,7 +16,7 @@ from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import overlap
 from weightpager.bundle.report import CompileReport, read_report
 from weightpager.config import EngineConfig
-from weightpager.demo.bundles import ALIGNMENT, SPARSITY, DemoBundles, demo_bundles
+from weightpager.demo.compiled import ALIGNMENT, RECOVER_STEPS, SPARSITY, TRAINING_STEPS, Compiled, compiled
 from weightpager.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
 from weightpager.engine import Engine
 from weightpager.errors import WeightpagerError
@@ -23,7 +24,7 @@ from weightpager.samples import minilm, prepare
 from weightpager.store import StorageModel, all_switches
 
 EVAL_ITEMS = 1000
-"""Held-out items a task: with fewer, the noise of six tasks' mean is as large as what alignment costs."""
+"""Held-out items a task: with fewer, the noise of six tasks' mean is as large as what one shared mask costs."""
 
 REPEATS = 5
 IO_THREADS = 4
@@ -42,54 +43,58 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
     model = minilm(cache)
     samples, missing = prepare(cache, eval_items=EVAL_ITEMS, report=lambda _line: None)
     progress("fetch model and data", 1, 1)
-    bundles = demo_bundles(model, samples, cache, progress)
-    budget = smallest_budget(bundles.aligned)
-    switches, note = _measure(bundles, budget, progress)
-    reports = [read_report(bundle) for bundle in (bundles.aligned, bundles.unaligned, bundles.shared)]
+    ours = compiled(model, samples, cache, progress)
+    budget = smallest_budget(ours.bundle)
+    switches, note = _measure(ours, budget, progress)
+    report = read_report(ours.bundle)
     return DemoResult(
-        tasks=_tasks(*reports),
+        tasks=_tasks(report),
         switches=switches,
-        memory=_memory(bundles, *reports),
-        overlap=overlap(bundles.aligned).tolist(),
-        mean_overlap=reports[0].mean_overlap,
-        mean_overlap_unaligned=reports[1].mean_overlap,
-        duality_gap=reports[0].duality_gap,
+        memory=_memory(ours.bundle, report),
+        overlap=overlap(ours.bundle).tolist(),
+        mean_overlap=report.mean_overlap,
+        mean_overlap_unaligned=ours.unaligned_overlap,
+        duality_gap=report.duality_gap,
         budget=budget,
         sparsity=SPARSITY,
         alignment=ALIGNMENT,
-        page_bytes=reports[0].page_bytes,
-        page_fill=reports[0].page_fill,
-        dense_checkpoint_bytes=bundles.dense.stat().st_size,
+        training_steps=TRAINING_STEPS,
+        recover_steps=RECOVER_STEPS,
+        page_bytes=report.page_bytes,
+        page_fill=report.page_fill,
+        dense_checkpoint_bytes=ours.dense.stat().st_size,
         cold=not note,
         cold_note=note,
         repeats=REPEATS,
         missing={task.name: task.reason for task in missing},
-        compile_seconds=reports[0].seconds,
+        compile_seconds=report.seconds,
         seconds=time.perf_counter() - start,
         machine=describe(),
     )
 
 
-def _tasks(aligned: CompileReport, unaligned: CompileReport, shared: CompileReport) -> list[DemoTask]:
+def _tasks(report: CompileReport) -> list[DemoTask]:
+    controls = {control.name: control.scores for control in report.controls}
     return [
         DemoTask(
-            name=ours.name,
-            metric=ours.metric,
-            items=ours.items,
-            dense=ours.dense or 0.0,
-            sparse=ours.sparse,
-            unaligned=free.sparse,
-            shared_mask=same.sparse,
+            name=task.name,
+            metric=task.metric,
+            items=task.items,
+            dense=task.dense or 0.0,
+            sparse=task.sparse,
+            shared_mask=controls["shared mask"][task.name],
+            int8=controls["int8"][task.name],
+            int4=controls["int4"][task.name],
         )
-        for ours, free, same in zip(aligned.tasks, unaligned.tasks, shared.tasks, strict=True)
+        for task in report.tasks
     ]
 
 
-def _measure(bundles: DemoBundles, budget: int, progress: Progress) -> tuple[list[DemoSwitch], str]:
+def _measure(ours: Compiled, budget: int, progress: Progress) -> tuple[list[DemoSwitch], str]:
     """Every switch, cold, next to what it replaces; and why it wasn't cold, if it wasn't."""
-    bundle = bundles.aligned
+    bundle = ours.bundle
     planned = {(cost.from_task, cost.to_task): cost.bytes for cost in all_switches(bundle, StorageModel())}
-    whole, dense, doubts = _baselines(bundle, bundles.dense)
+    whole, dense, doubts = _baselines(bundle, ours.dense)
     files = [bundle.path / name for name in bundle.manifest.page_file_names()]
     with Engine(bundle, EngineConfig(budget, io_threads=IO_THREADS)) as engine, cold_read(files) as proof:
         timed = time_switches(engine, REPEATS, lambda done, total: progress("switch", done, total))
@@ -127,27 +132,26 @@ def _baselines(bundle: Bundle, dense: Path) -> tuple[dict[str, tuple[int, float]
     return whole, seconds, [*doubts, found]
 
 
-def _memory(
-    bundles: DemoBundles, aligned: CompileReport, unaligned: CompileReport, shared: CompileReport
-) -> list[Resident]:
-    bundle, one_mask = bundles.aligned, bundles.shared
+def _memory(bundle: Bundle, report: CompileReport) -> list[Resident]:
     count = len(bundle.tasks)
     most = max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
     switches = all_switches(bundle, StorageModel())
     mean_switch = sum(cost.bytes for cost in switches) // max(1, len(switches))
     checkpoints = sum(len(bundle.kept_locations(task)) * bundle.block_bytes for task in bundle.tasks)
     stored = len(bundle.pages) * bundle.page_bytes
-    ours, same = _mean(aligned, "sparse"), _mean(shared, "sparse")
-    free = _mean(unaligned, "sparse")
     fixed = footprint(bundle)
     parameters = fixed.resident + fixed.private
+    ours, dense = _mean(task.sparse for task in report.tasks), _mean(task.dense or 0.0 for task in report.tasks)
     rows = [
         ("weightpager, arena of one task", fixed.total, most, mean_switch, ours),
         ("weightpager, everything resident", fixed.total, stored, 0, ours),
-        ("one sparse checkpoint per task, all resident", parameters, checkpoints, 0, free),
-        ("one sparse checkpoint per task, one resident", parameters, checkpoints // count, checkpoints // count, free),
-        ("one shared mask", footprint(one_mask).total, len(one_mask.pages) * one_mask.page_bytes, 0, same),
-        ("dense model", parameters, bundle.dense_bytes, 0, _mean(aligned, "dense")),
+        ("one sparse checkpoint per task, all resident", parameters, checkpoints, 0, ours),
+        ("one sparse checkpoint per task, one resident", parameters, checkpoints // count, checkpoints // count, ours),
+        *(
+            (_CONTROLS[control.name], parameters, control.resident_bytes, 0, _mean(control.scores.values()))
+            for control in report.controls
+        ),
+        ("dense model", parameters, bundle.dense_bytes, 0, dense),
     ]
     return [
         Resident(name=name, bytes=always + paged, paged_bytes=paged, mean_bytes_per_switch=load, mean_metric=metric)
@@ -155,5 +159,8 @@ def _memory(
     ]
 
 
-def _mean(report: CompileReport, field: str) -> float:
-    return sum(getattr(task, field) or 0.0 for task in report.tasks) / len(report.tasks)
+_CONTROLS = {"shared mask": "one shared mask", "int8": "dense model in int8", "int4": "dense model in int4"}
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)

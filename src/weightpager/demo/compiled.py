@@ -1,4 +1,4 @@
-"""The demo's bundles: aligned, unaligned and with one shared mask, from one calibration; kept in the cache."""
+"""The demo's bundle and what it is compared with, compiled once and kept in the cache."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from blake3 import blake3
 from safetensors.torch import save_file
@@ -16,41 +17,41 @@ import weightpager
 from weightpager import compiler
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.files import hash_file
+from weightpager.bundle.overlap import mean_overlap
 from weightpager.compiler.measure import Progress
-from weightpager.compiler.pipeline import build, prepare
+from weightpager.compiler.pipeline import Prepared, build, choose_blocks, prepare
 from weightpager.compiler.source import parameters
+from weightpager.compiler.structure_aligner import overlap
 from weightpager.compiler.task_file import from_dict
 from weightpager.errors import BundleError
 from weightpager.samples import Sample
 
-ALIGNMENT = 0.52
-"""λ: the least that raises the mean overlap by a tenth; chosen on the validation data."""
-
-SPARSITY = 0.3
-VARIANTS = {"aligned": ALIGNMENT, "unaligned": 0.0, "shared": float("inf")}
+ALIGNMENT = 0.5
+SPARSITY = 0.75
+TRAINING_STEPS = 240
+RECOVER_STEPS = 120
 
 
 @dataclass(frozen=True)
-class DemoBundles:
-    """Three bundles of the same tasks, and the dense checkpoint that they were made from."""
+class Compiled:
+    """The bundle, the dense checkpoint that it was made from, and the mean overlap without alignment."""
 
-    aligned: Bundle
-    unaligned: Bundle
-    shared: Bundle
+    bundle: Bundle
     dense: Path
+    unaligned_overlap: float
 
 
-def demo_bundles(model: Path, samples: Sequence[Sample], cache: Path, progress: Progress) -> DemoBundles:
-    """Open the bundles of these tasks, or compile them first.
+def compiled(model: Path, samples: Sequence[Sample], cache: Path, progress: Progress) -> Compiled:
+    """Open the bundle of these tasks, or compile it first.
 
     Raises:
-        CompileError: they can't be compiled.
+        CompileError: it can't be compiled.
     """
     content = _task_file(model, samples)
     folder = cache / "demo" / _identity(content, samples)
     try:
         return _open(folder)
-    except BundleError:
+    except (BundleError, OSError, ValueError):
         _compile(content, folder, progress)
         return _open(folder)
 
@@ -59,8 +60,11 @@ def _task_file(model: Path, samples: Sequence[Sample]) -> dict[str, Any]:
     return {
         "model": str(model),
         "sparsity": SPARSITY,
+        "alignment": ALIGNMENT,
         "calibration": {"items": 256, "max_length": 64, "batch": 32},
-        "training": {"steps": 240, "learning_rate": 3e-4, "batch": 32},
+        "training": {"steps": TRAINING_STEPS, "batch": 32},
+        "recover": {"method": "finetune", "steps": RECOVER_STEPS, "batch": 32, "distillation": 0.0, "patience": 0},
+        "compare": True,
         "tasks": {
             sample.name: {
                 "kind": sample.kind,
@@ -77,7 +81,6 @@ def _identity(content: dict[str, Any], samples: Sequence[Sample]) -> str:
     """Names the cache folder: task file, data, model, versions and the compiler's own sources decide on a bundle."""
     facts = {
         "tasks": content,
-        "alignment": ALIGNMENT,
         "versions": [weightpager.__version__, torch.__version__],
         "model": hash_file(Path(content["model"]) / "model.safetensors").blake3,
         "data": [
@@ -88,30 +91,27 @@ def _identity(content: dict[str, Any], samples: Sequence[Sample]) -> str:
     return blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _open(folder: Path) -> DemoBundles:
-    dense = folder / "dense.safetensors"
-    if not dense.is_file():
-        raise BundleError(f"{dense}: expected the dense checkpoint")
-    aligned, unaligned, shared = (Bundle.open(folder / f"{name}.bundle") for name in VARIANTS)
-    return DemoBundles(aligned, unaligned, shared, dense)
+def _open(folder: Path) -> Compiled:
+    """What `_compile` left; its last file says that all are there."""
+    unaligned = float(json.loads((folder / "unaligned.json").read_text(encoding="utf-8")))
+    return Compiled(Bundle.open(folder / "aligned.bundle"), folder / "dense.safetensors", unaligned)
 
 
 def _compile(content: dict[str, Any], folder: Path, progress: Progress) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(from_dict(content), progress)
-    for name, alignment in VARIANTS.items():
-
-        def staged(stage: str, done: int, total: int, name: str = name) -> None:
-            progress(f"{name}: {stage}", done, total)
-
-        with writing(folder / f"{name}.bundle", force=True) as writer:
-            build(writer, prepared.changed(alignment=alignment), staged, with_controls=name == "aligned")
+    with writing(folder / "aligned.bundle", force=True) as writer:
+        build(writer, prepared, progress)
     # What a device would hold without us: the whole model of one task, in the precision of the pages.
     model = next(iter(prepared.source.models.values()))
     tensors = {
         name: (tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor).detach().contiguous().clone()
         for name, tensor in parameters(model).items()
     }
-    temporary = folder / "dense.tmp"
-    save_file(tensors, temporary)
-    temporary.rename(folder / "dense.safetensors")
+    save_file(tensors, folder / "dense.safetensors")
+    (folder / "unaligned.json").write_text(json.dumps(_unaligned_overlap(prepared)), encoding="utf-8")
+
+
+def _unaligned_overlap(prepared: Prepared) -> float:
+    masks, _ = choose_blocks(prepared.changed(alignment=0.0))
+    return mean_overlap(overlap(np.concatenate(list(masks.keep.values()))))
