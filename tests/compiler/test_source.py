@@ -14,7 +14,7 @@ from torch import nn
 from transformers import BertForSequenceClassification, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, T5Config
 from transformers.models.t5 import T5ForConditionalGeneration
 
-from weightpager.compiler import source, task_file
+from weightpager.compiler import paged_weights, source, task_file
 from weightpager.compiler.source import Source
 from weightpager.errors import CompileError
 
@@ -291,7 +291,7 @@ def test_a_weight_used_twice_stays_resident(tmp_path: Path) -> None:
     model = load(tmp_path, tiny.tasks(tmp_path, "text")).models["text"]
     first, second = (model.bert.encoder.layer[n].output.dense for n in (0, 1))
     second.weight = first.weight
-    reasons = source._reasons(model, task_file.TaskFile.model_fields["block"].default)
+    reasons = paged_weights.why_resident(model, task_file.TaskFile.model_fields["block"].default)
     name = "base_model.encoder.layer.{}.output.dense.weight"
     assert reasons[name.format(0)] == "tied to " + name.format(1)
     assert name.format(1) not in source.parameters(model)
@@ -304,5 +304,5 @@ def test_a_subclass_of_linear_stays_resident(tmp_path: Path) -> None:
     tiny.bert(tmp_path / "model")
     model = load(tmp_path, tiny.tasks(tmp_path, "text")).models["text"]
     model.bert.encoder.layer[0].output.dense = Odd(96, 64)
-    reasons = source._reasons(model, task_file.TaskFile.model_fields["block"].default)
+    reasons = paged_weights.why_resident(model, task_file.TaskFile.model_fields["block"].default)
     assert reasons["base_model.encoder.layer.0.output.dense.weight"] == "Odd, not a plain linear layer"

@@ -51,6 +51,7 @@ class CompileReport(Strict):
         seconds: per stage.
         threads: that torch computed with.
         controls: what else could do the job, for `advise`.
+        tied: tensors that the model uses under several names: canonical name → the other ones.
     """
 
     tasks: list[TaskScore]
@@ -62,6 +63,7 @@ class CompileReport(Strict):
     seconds: dict[str, float]
     threads: int
     controls: list[ControlScore]
+    tied: dict[str, list[str]] = {}
 
     def dump(self) -> bytes:
         """The file's content."""

@@ -133,6 +133,7 @@ def _facts(bundle: Bundle, budget: int | None, bandwidth: float) -> dict[str, An
         ],
         "tasks_that_do_not_fit": [t for t in names if slots is not None and len(bundle.pages_of(t)) > slots],
         "not_paged": bundle.manifest.resident_reasons,
+        "tied": read_report(bundle).tied if has_report(bundle) else {},
         "advice": _advice(bundle, None if budget is None else max(0, budget - fixed.total)),
     }
 
@@ -213,6 +214,8 @@ def _print_notes(facts: dict[str, Any]) -> None:
     if facts["not_paged"]:
         names = list(facts["not_paged"])
         output.say(f"not paged: {len(names)} tensors ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})")
+    for name, others in facts["tied"].items():
+        output.say(f"tied: {name} = {' = '.join(others)}, stored once")
 
 
 def _switch_facts(bundle: Bundle, cost: SwitchCost, budget: int | None) -> dict[str, Any]:

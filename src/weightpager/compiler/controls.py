@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -13,6 +14,7 @@ from weightpager.bundle.report import ControlScore
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.masks import Masks, module_name
 from weightpager.compiler.measure import EVAL_BATCH, Progress
+from weightpager.compiler.pack import StoredBlocks
 from weightpager.compiler.quantise import INT4, INT8, Quantisation
 from weightpager.compiler.source import PagedWeightInfo, Source
 from weightpager.compiler.task_weights import TaskWeights
@@ -38,7 +40,10 @@ def shared_mask_control(
     def values(task: str, info: PagedWeightInfo) -> Tensor:
         return masks.masked(task, info, weights.weight(task, info))
 
-    kept = sum(int(masks.keep[info.name].any(1).sum()) * info.grid.block.size for info in weights.source.paged)
+    kept = sum(
+        len(StoredBlocks.of(info.layer, masks.keep[info.name], weights.versions(info)).blocks) * info.grid.block.size
+        for info in weights.source.paged
+    )
     return _control("shared mask", weights.source, data, values, 2 * kept, progress)
 
 
@@ -70,7 +75,14 @@ def _quantised(dense: Source, quantisation: Quantisation) -> Values:
 
 
 def _quantised_bytes(dense: Source, quantisation: Quantisation) -> int:
-    grids = [info.grid for info in dense.paged]
+    weights = TaskWeights(dense)
     return round(
-        sum(2 * grid.out_features * grid.in_features * quantisation.fraction(grid.in_features) for grid in grids)
+        sum(2 * _distinct(weights, info) * quantisation.fraction(info.grid.in_features) for info in dense.paged)
     )
+
+
+def _distinct(weights: TaskWeights, info: PagedWeightInfo) -> float:
+    """Elements of a paged weight, those that tasks have their own values for as often as there are values."""
+    versions = np.sort(weights.versions(info), axis=1)
+    copies = 1 + (np.diff(versions, axis=1) != 0).sum(1).mean()
+    return float(copies) * info.grid.out_features * info.grid.in_features

@@ -21,17 +21,19 @@ from weightpager.bundle.report import CompileReport, ControlScore
 from weightpager.compiler import data as task_data
 from weightpager.compiler import source as dense_source
 from weightpager.compiler import task_file as task_files
+from weightpager.compiler.align_versions import align_versions
 from weightpager.compiler.calibrate import calibrate
 from weightpager.compiler.controls import quantised_controls, shared_mask_control
 from weightpager.compiler.data import TaskData
+from weightpager.compiler.device import training_device
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Keep, Masks
 from weightpager.compiler.measure import EVAL_BATCH, Progress, measure_all
+from weightpager.compiler.memory_estimate import available_bytes, check_memory
 from weightpager.compiler.pack import Packing, StoredBlocks, over_read, pack, pack_best
 from weightpager.compiler.recover import recover
 from weightpager.compiler.saliency import FloatArray, block_saliency, normalised
 from weightpager.compiler.source import Source
-from weightpager.compiler.structure_aligner import align
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.compiler.train import train
@@ -119,6 +121,8 @@ def prepare(task_file: TaskFile, progress: Progress = _silent, journal: Journal 
     with clock.stage("load"):
         source = dense_source.load(task_file)
         data = _load_data(source)
+        if training_device().type == "cpu":
+            check_memory(source, available_bytes())
     with clock.stage("train"):
         train(source, data, lambda done, total: progress("train the dense model", done, total), journal)
     with clock.stage("measure dense"):
@@ -191,7 +195,8 @@ def choose_blocks(prepared: Prepared) -> tuple[Masks, float]:
     )  # [blocks of all weights, tasks]
     density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])
     budgets = np.maximum(1, np.round(density * len(saliency))).astype(np.int64)
-    found = align(saliency, budgets, _transitions(task_file).switch_rate(), task_file.alignment)
+    versions = np.concatenate([TaskWeights(prepared.source).versions(info) for info in paged])
+    found = align_versions(saliency, versions, budgets, _transitions(task_file).switch_rate(), task_file.alignment)
     ends = np.cumsum([info.grid.count for info in paged])[:-1]
     keep = dict(zip([info.name for info in paged], np.split(found.keep, ends), strict=True))
     return Masks(tuple(task_file.tasks), keep), found.gap
@@ -242,6 +247,7 @@ def assemble(
         seconds=clock.seconds,
         threads=torch.get_num_threads(),
         controls=list(controls),
+        tied={name: list(others) for name, others in prepared.source.tied.items()},
     )
     writer.add(REPORT, lambda file: file.write(report.dump()))
     writer.finish(bundle.manifest)

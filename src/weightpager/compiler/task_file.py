@@ -116,6 +116,7 @@ class TaskSpec(_Frozen):
         validation: held-out data for choices made while compiling.
         text, label: column names; None is the kind's usual one, see `text_column` and `label_column`.
         head: a checkpoint directory of the same architecture that brings the trained head.
+        checkpoint: a checkpoint directory of the same architecture: all of the task's weights, head included.
         items: evaluate on the first ``items`` rows or windows of ``eval`` and ``validation`` only.
     """
 
@@ -127,6 +128,7 @@ class TaskSpec(_Frozen):
     text: Column | None = None
     label: Column | None = None
     head: ModelDirectory | None = None
+    checkpoint: ModelDirectory | None = None
     max_length: Length | None = None
     items: Count | None = None
 
@@ -136,6 +138,8 @@ class TaskSpec(_Frozen):
             for key in ("label", "head"):
                 if getattr(self, key) is not None:
                     raise _broken(f"{key} makes no sense for language-modeling, which has neither labels nor own head")
+        if self.head is not None and self.checkpoint is not None:
+            raise _broken("head and checkpoint can't both be given: a checkpoint brings its own head")
         for key in ("eval", "validation"):
             path: Path | None = getattr(self, key)
             if path is not None and path.resolve() == self.train.resolve():
@@ -146,6 +150,11 @@ class TaskSpec(_Frozen):
     def labelled(self) -> bool:
         """False for language modeling."""
         return self.kind != "language-modeling"
+
+    @property
+    def trained(self) -> bool:
+        """Whether the task's head has to be trained, and the model with it."""
+        return self.labelled and self.head is None and self.checkpoint is None
 
     @property
     def text_column(self) -> str:
@@ -207,6 +216,7 @@ class TaskFile(_Frozen):
         sparsity: fraction of blocks dropped by tasks that state none.
         alignment: what a block loaded per switch costs, in mean block saliencies; infinity asks for one shared mask.
         recover: a method, or its name alone.
+        tolerance: blocks of a task's checkpoint that differ less from the model's, relative to their norm, are shared.
         compare: also train one shared mask where recovery trains, to compare with; that takes as long again.
         page: bytes, None to let the packer choose.
     """
@@ -218,6 +228,7 @@ class TaskFile(_Frozen):
     alignment: Annotated[float, BeforeValidator(_alignment), Field(ge=0)] = 0.5
     saliency: Saliency = "gradient"
     page: Annotated[int | None, BeforeValidator(_page)] = None
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
     transitions: ExistingFile | None = None
     calibration: CalibrationSpec = CalibrationSpec()
     training: TrainingSpec = TrainingSpec()
@@ -230,7 +241,24 @@ class TaskFile(_Frozen):
         least = block_bytes(self.block, self.dtype)
         if self.page is not None and self.page < least:
             raise _broken(f"page: expected at least one {self.dtype} block of {least} bytes, found {self.page}")
+        self._check_own_weights()
         return self
+
+    def _check_own_weights(self) -> None:
+        own = next((name for name, task in self.tasks.items() if task.checkpoint is not None), None)
+        if own is None:
+            return
+        if self.recover.method != "none":
+            raise _broken(
+                f"recover: expected none, found {self.recover.method}: it fits values that all tasks share, "
+                f"and {own} has a checkpoint of its own"
+            )
+        for name, task in self.tasks.items():
+            if task.trained:
+                raise _broken(
+                    f"tasks.{name}: expected a head or a checkpoint: training this task would change the model's "
+                    f"weights, and those that {own}'s checkpoint shares with it"
+                )
 
     def sparsity_of(self, task: str) -> float:
         """The fraction of blocks that the task drops."""
@@ -240,7 +268,9 @@ class TaskFile(_Frozen):
     def identity(self) -> str:
         """A hash of all settings, of the tasks' files and of the model's: the same ones train the same weights."""
         files = [path for task in self.tasks.values() for path in (task.train, task.validation) if path is not None]
-        files += sorted([*self.model.glob("*.safetensors"), *self.model.glob("*.bin")])
+        own = [path for task in self.tasks.values() for path in (task.head, task.checkpoint) if path is not None]
+        for folder in (self.model, *own):
+            files += sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
         facts = [self.model_dump_json(), *(hash_file(path).blake3 for path in files)]
         return blake3("\n".join(facts).encode()).hexdigest()
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from weightpager.compiler.own_weights import SHARED, Versions
 from weightpager.compiler.quantise import Quantisation
 from weightpager.compiler.source import PagedWeightInfo, Source
 
@@ -55,13 +56,11 @@ class TaskWeights:
         cut[np.divmod(own.blocks, info.grid.cols)] = own.values.numpy()
         return torch.from_numpy(info.grid.join(cut))
 
-    def versions(self, info: PagedWeightInfo) -> npt.NDArray[np.int8]:
+    def versions(self, info: PagedWeightInfo) -> Versions:
         """Which tasks share values: equal numbers in ``[blocks, tasks]``."""
         tasks = list(self.source.models)
-        weights = [self.source.linear(task, info.name).weight for task in tasks]
-        firsts: dict[int, int] = {}
-        owners = [firsts.setdefault(id(weight), number) for number, weight in enumerate(weights)]
-        versions = np.tile(np.array(owners, np.int8), (info.grid.count, 1))
+        shared = np.full((info.grid.count, len(tasks)), SHARED, np.int8)
+        versions: Versions = self.source.versions.get(info.name, shared).copy()
         for number, task in enumerate(tasks):
             own = self.private.get(task, {}).get(info.name)
             if own is not None:

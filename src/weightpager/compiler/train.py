@@ -16,8 +16,8 @@ from weightpager.evaluate import Batch, Progress, loss
 
 
 def trained_tasks(source: Source) -> tuple[str, ...]:
-    """Labelled tasks without a head, in the task file's order."""
-    return tuple(name for name, task in source.task_file.tasks.items() if task.labelled and task.head is None)
+    """Labelled tasks that bring no head, in the task file's order."""
+    return tuple(name for name, task in source.task_file.tasks.items() if task.trained)
 
 
 def train(

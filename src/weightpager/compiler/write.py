@@ -148,23 +148,36 @@ def _write_tables(writer: BundleWriter, plan: BundlePlan, paged: Sequence[PagedW
 
 
 def _write_parameters(writer: BundleWriter, source: Source, tasks: Sequence[str]) -> None:
-    """What all tasks that have it agree on is resident, the rest private."""
+    """Of each name, the values that the most tasks agree on are resident; tasks with others have them private."""
     skipped = {f"{info.name}.weight" for info in source.paged}
     dtype = _checkpoint_dtype(source)
     of_task = {task: parameters(source.models[task]) for task in tasks}
     resident: dict[str, Tensor] = {}
     private: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
     for name in sorted({name for values in of_task.values() for name in values} - skipped):
-        having = [task for task in tasks if name in of_task[task]]
-        first = of_task[having[0]][name]
-        if (len(having) > 1 or len(tasks) == 1) and all(_same(first, of_task[task][name]) for task in having):
-            resident[name] = first
-        else:
-            for task in having:
-                private[task][name] = of_task[task][name]
+        groups = _agreeing({task: of_task[task][name] for task in tasks if name in of_task[task]})
+        largest = max(groups, key=len)
+        for group in groups:
+            if group is largest and (len(group) > 1 or len(tasks) == 1):
+                resident[name] = of_task[group[0]][name]
+            else:
+                for task in group:
+                    private[task][name] = of_task[task][name]
     writer.add(RESIDENT, lambda file: file.write(_serialised(resident, dtype)))
     for task in tasks:
         writer.add(private_file(task), lambda file, task=task: file.write(_serialised(private[task], dtype)))  # type: ignore[misc]
+
+
+def _agreeing(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Tasks in groups of the same values."""
+    groups: list[list[str]] = []
+    for task, tensor in tensors.items():
+        group = next((group for group in groups if _same(tensors[group[0]], tensor)), None)
+        if group is None:
+            groups.append([task])
+        else:
+            group.append(task)
+    return groups
 
 
 def _checkpoint_dtype(source: Source) -> torch.dtype:

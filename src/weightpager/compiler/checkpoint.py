@@ -1,0 +1,168 @@
+"""Model directories: loading them without running their code, and refusing what can't be used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from weightpager.bundle.manifest import TaskKind
+from weightpager.compiler.named_parameters import canonical, parameters
+from weightpager.compiler.task_file import TaskFile
+from weightpager.engine.architecture import CLASSES
+from weightpager.errors import CompileError
+
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
+
+_NOT_COMPUTING = {
+    "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "num_labels",
+    "problem_type", "finetuning_task", "use_cache", "initializer_range", "initializer_factor",
+    "output_attentions", "output_hidden_states", "return_dict", "gradient_checkpointing", "name_or_path",
+    "task_specific_params", "tokenizer_class", "summary_first_dropout", "keys_to_ignore_at_inference",
+    "pretraining_tp", "chunk_size_feed_forward",
+}  # fmt: skip
+
+
+def check_directory(path: Path) -> None:
+    """Refuse a directory without a configuration, or with code of its own."""
+    if not path.is_dir():
+        raise CompileError(f"{path}: expected a model directory; a hub id must be downloaded first")
+    if not (path / "config.json").is_file():
+        raise CompileError(f"{path}: expected a model directory, found no config.json in it")
+    for name in ("config.json", "tokenizer_config.json"):
+        if (path / name).is_file():
+            content = call(path, lambda file=path / name: json.loads(file.read_text(encoding="utf-8")))
+            if not isinstance(content, dict):
+                raise CompileError(f"{path / name}: expected a JSON object, found {type(content).__name__}")
+            if "auto_map" in content:
+                raise CompileError(f"{path / name}: auto_map asks to run the directory's own code; that is refused")
+
+
+def check_config(config: PretrainedConfig, task_file: TaskFile) -> None:
+    """Refuse a kind of model that can't be compiled, and texts longer than it takes."""
+    path = task_file.model
+    if config.is_encoder_decoder:
+        raise CompileError(f"{path}: expected an encoder or a decoder, found the encoder-decoder {config.model_type}")
+    if getattr(config, "quantization_config", None) is not None:
+        raise CompileError(f"{path}: expected float weights, found a quantised checkpoint")
+    most = getattr(config, "max_position_embeddings", None)
+    for name in task_file.tasks:
+        length = task_file.max_length_of(name)
+        if isinstance(most, int) and 0 < most < length:
+            raise CompileError(f"tasks.{name}.max_length: expected at most the {most} tokens of {path}, found {length}")
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The directory's tokenizer, padding and cutting on the right."""
+    tokenizer = call(path, AutoTokenizer.from_pretrained, path, trust_remote_code=False, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise CompileError(f"{path}: expected a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise CompileError(f"{path}: expected a tokenizer with a padding or an end token, found neither")
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    return tokenizer
+
+
+def from_pretrained(path: Path, kind: TaskKind, seed: int, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A module in float32 and evaluation mode, new weights by ``seed``; and how its loading went."""
+    arguments = {"trust_remote_code": False, "local_files_only": True}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = call(path, AutoConfig.from_pretrained, path, **arguments, **options)
+        model, info = call(
+            path, CLASSES[kind].from_pretrained, path, config=config, output_loading_info=True,
+            ignore_mismatched_sizes=True, **arguments,
+        )  # fmt: skip
+    return model.float().eval(), info
+
+
+def load_config(path: Path) -> PretrainedConfig:
+    """The directory's configuration."""
+    found = call(path, AutoConfig.from_pretrained, path, local_files_only=True, trust_remote_code=False)
+    return cast(PretrainedConfig, found)
+
+
+def check_same_architecture(ours: PretrainedConfig, theirs: PretrainedConfig, where: str) -> None:
+    """Refuse a checkpoint that computes something else than the model, given the same weights."""
+    if ours.model_type != theirs.model_type:
+        raise CompileError(f"{where}: expected a checkpoint of {ours.model_type}, found one of {theirs.model_type}")
+    wanted, found = (_computing(config) for config in (ours, theirs))
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            raise CompileError(f"{where}: expected {key} {wanted.get(key)!r} as in the model, found {found.get(key)!r}")
+
+
+def _computing(config: PretrainedConfig) -> dict[str, Any]:
+    """The settings that change what a model computes."""
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in _NOT_COMPUTING and not key.startswith("_") and "drop" not in key and not key.endswith("_token_id")
+    }
+
+
+def check_same_words(ours: Any, directory: Path, where: str) -> None:
+    """Refuse a checkpoint whose own tokenizer, if it has one, numbers words otherwise than the model's."""
+    if not (directory / "tokenizer.json").is_file():
+        return
+    if load_tokenizer(directory).get_vocab() != ours.get_vocab():
+        raise CompileError(f"{where}: expected the model's tokenizer, found one with another vocabulary")
+
+
+def class_names(config: PretrainedConfig) -> tuple[str, ...]:
+    """A head's classes in the order of their ids."""
+    return tuple(str(config.id2label.get(number, f"LABEL_{number}")) for number in range(config.num_labels))
+
+
+def check_classes(config: PretrainedConfig, where: str) -> None:
+    """Refuse a head with fewer than two different classes."""
+    names = class_names(config)
+    if len(set(names)) < max(2, len(names)):
+        raise CompileError(f"{where}: expected two or more different classes, found {', '.join(names)}")
+
+
+def check_complete(model: PreTrainedModel, info: dict[str, Any], where: str, may_lack: Callable[[str], bool]) -> None:
+    """Refuse weights that transformers filled with random numbers, except those that will be trained or copied."""
+    prefix = model.base_model_prefix + "."
+    absent = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
+    # Before version 5, transformers names a headless checkpoint's weights without the prefix.
+    known = model.state_dict()
+    absent = [name if name in known else prefix + name for name in absent]
+    for name in sorted(canonical(name, prefix) for name in absent):
+        if not may_lack(name):
+            raise CompileError(f"{where}: expected the weight {name!r}, the checkpoint has none of that shape")
+
+
+def check_finite(model: PreTrainedModel, task: str, path: Path) -> None:
+    """Refuse weights that are NaN or infinite."""
+    for name, tensor in parameters(model).items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CompileError(f"{path}: expected finite weights, found NaN or infinity in {name!r} (task {task})")
+
+
+def check_causal(model: PreTrainedModel, path: Path, name: str) -> None:
+    """An encoder with a language-model head sees the token that it should predict; its perplexity means nothing."""
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    changed = ids.clone()
+    changed[0, -1] = 1
+    with torch.inference_mode():
+        mask = torch.ones_like(ids)
+        first, second = (model(input_ids=i, attention_mask=mask).logits[:, :-1] for i in (ids, changed))
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4):
+        raise CompileError(f"tasks.{name}: language-modeling needs a causal model, {path} looks at later tokens")
+
+
+def call(path: Path, function: Any, *arguments: Any, **options: Any) -> Any:
+    """Whatever a library says about a broken model directory, as our error."""
+    try:
+        return function(*arguments, **options)
+    except _LOADING_ERRORS as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CompileError(f"{path}: cannot be loaded: {reason}") from error
