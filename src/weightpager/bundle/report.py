@@ -38,6 +38,22 @@ class ControlScore(Strict):
     scores: dict[str, float]
 
 
+class Growth(Strict):
+    """What tasks that were added to a bundle brought with them.
+
+    Attributes:
+        tasks: that were added.
+        reused_bytes: of blocks that were in the bundle already.
+        added_bytes: of pages that were appended.
+        private_bytes: of the new tasks' own parameters.
+    """
+
+    tasks: list[str]
+    reused_bytes: int
+    added_bytes: int
+    private_bytes: int
+
+
 class CompileReport(Strict):
     """One compile.
 
@@ -51,6 +67,7 @@ class CompileReport(Strict):
         seconds: per stage.
         threads: that torch computed with.
         controls: what else could do the job, for `advise`.
+        growth: of the last compile onto an existing bundle; None if there was none.
     """
 
     tasks: list[TaskScore]
@@ -62,6 +79,7 @@ class CompileReport(Strict):
     seconds: dict[str, float]
     threads: int
     controls: list[ControlScore]
+    growth: Growth | None = None
 
     def dump(self) -> bytes:
         """The file's content."""
