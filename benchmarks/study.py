@@ -17,7 +17,8 @@ from weightpager.compiler.finetune import Lesson, finetune
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.measure import EVAL_BATCH
-from weightpager.compiler.pipeline import Clock, Prepared, assemble, choose_blocks, prepare
+from weightpager.compiler.pipeline import assemble, choose_blocks, prepare
+from weightpager.compiler.prepared import Clock, Prepared
 from weightpager.compiler.quantise import Quantisation
 from weightpager.compiler.recover import recover
 from weightpager.compiler.source import Source

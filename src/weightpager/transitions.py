@@ -74,6 +74,18 @@ class Transitions:
                 counts[row[task], row[following]] += 1
         return cls(tuple(tasks), _normalised(counts))
 
+    def extended(self, tasks: Sequence[str]) -> Transitions:
+        """With one or more new tasks, each as likely to come next as any other; the old ones keep their proportions."""
+        old, size = len(self.tasks), len(self.tasks) + len(tasks)
+        matrix = _others(size) / max(1, size - 1)
+        matrix[:old, :old] = self.matrix * (old - 1) / max(1, size - 1)
+        return Transitions((*self.tasks, *tasks), matrix)
+
+    def only(self, tasks: Sequence[str]) -> Transitions:
+        """Without the other tasks, as if they had never been asked for."""
+        rows = [self.tasks.index(task) for task in tasks]
+        return Transitions(tuple(tasks), _normalised(self.matrix[np.ix_(rows, rows)] * _others(len(rows))))
+
     def stationary(self) -> Floats:
         """π [T] with π P = π: the share of all visits that each task gets.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ class PageIndex:
 
     Attributes:
         ids: uint8 [pages, 32], BLAKE3 digests.
-        layers: int32 [pages], never decreasing: pages lie in execution order.
+        layers: int32 [pages], never decreasing inside a page file: pages lie in execution order there.
         signatures: uint64 [pages], bit t set where task t needs the page.
     """
 
@@ -38,12 +39,18 @@ class PageIndex:
         return {"ids": self.ids, "layers": self.layers, "signatures": self.signatures}
 
     @classmethod
-    def parse(cls, arrays: dict[str, npt.NDArray[np.generic]], pages: int, layers: int) -> PageIndex:
+    def parse(cls, arrays: dict[str, npt.NDArray[np.generic]], page_files: Sequence[int], layers: int) -> PageIndex:
         """Validate what a file held.
+
+        Args:
+            arrays: its tensors.
+            page_files: number of pages in each page file.
+            layers: number of model layers.
 
         Raises:
             BundleFormatError: a tensor is missing or not what the manifest says.
         """
+        pages = sum(page_files)
         wanted = {
             "ids": (np.dtype(np.uint8), (pages, 32)),
             "layers": (np.dtype(np.int32), (pages,)),
@@ -55,7 +62,8 @@ class PageIndex:
             found = arrays[name]
             if found.dtype != dtype or found.shape != shape:
                 raise BundleFormatError(FILE, name, f"{dtype} {shape}", f"{found.dtype} {found.shape}")
-        of_page = arrays["layers"].astype(np.int64)
-        if pages and not (of_page[0] >= 0 and of_page[-1] < layers and (np.diff(of_page) >= 0).all()):
-            raise BundleFormatError(FILE, "layers", f"rising from 0 to at most {layers - 1}", "other values")
+        for of_page in np.split(arrays["layers"].astype(np.int64), np.cumsum(page_files)[:-1]):
+            if len(of_page) and not (of_page[0] >= 0 and of_page[-1] < layers and (np.diff(of_page) >= 0).all()):
+                expected = f"rising from 0 to at most {layers - 1} in each page file"
+                raise BundleFormatError(FILE, "layers", expected, "other values")
         return cls(**arrays)  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ class Bundle:
         manifest = _read_manifest(root)
         entry = _entry(manifest, page_index_file.FILE)
         arrays = parse_arrays(page_index_file.FILE, read_checked(root, page_index_file.FILE, entry))
-        bundle = cls(root, manifest, PageIndex.parse(arrays, manifest.pages, manifest.layers))
+        bundle = cls(root, manifest, PageIndex.parse(arrays, manifest.page_files, manifest.layers))
         bundle._check_page_files()
         bundle._check_tables()
         return bundle
@@ -109,7 +109,7 @@ class Bundle:
         return self._tables[task]
 
     def pages_of(self, task: str) -> npt.NDArray[np.int64]:
-        """Indices of the pages that a task needs, in execution order."""
+        """Indices of the pages that a task needs, ascending: in execution order inside each page file."""
         self.task(task)
         return self.pages.of_task(self.task_numbers[task])
 

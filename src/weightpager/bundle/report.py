@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from weightpager.bundle.manifest import Strict
 from weightpager.bundle.reader import REPORT, Bundle
 from weightpager.errors import BundleFormatError
@@ -38,6 +40,22 @@ class ControlScore(Strict):
     scores: dict[str, float]
 
 
+class Growth(Strict):
+    """What tasks that were added to a bundle brought with them.
+
+    Attributes:
+        tasks: that were added.
+        reused_bytes: of blocks that were in the bundle already.
+        added_bytes: of pages that were appended.
+        private_bytes: of the new tasks' own parameters.
+    """
+
+    tasks: list[str]
+    reused_bytes: int
+    added_bytes: int
+    private_bytes: int
+
+
 class CompileReport(Strict):
     """One compile.
 
@@ -52,6 +70,7 @@ class CompileReport(Strict):
         threads: that torch computed with.
         controls: what else could do the job, for `advise`.
         tied: tensors that the model uses under several names: canonical name → the other ones.
+        growth: of the last compile onto an existing bundle; None if there was none.
     """
 
     tasks: list[TaskScore]
@@ -63,7 +82,8 @@ class CompileReport(Strict):
     seconds: dict[str, float]
     threads: int
     controls: list[ControlScore]
-    tied: dict[str, list[str]] = {}
+    tied: dict[str, list[str]] = Field(default_factory=dict)
+    growth: Growth | None = None
 
     def dump(self) -> bytes:
         """The file's content."""

@@ -40,8 +40,23 @@ class BundleWriter:
         path = self.root / name
         with storage_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)  # it may be a link to another bundle's file, which must stay as it is
             with path.open("wb") as file:
                 write(file)
+
+    def link(self, name: str, original: Path) -> None:
+        """Take over a file of another bundle: as a hard link, which costs no space, where the file system can.
+
+        Raises:
+            CompileError: the storage refused it.
+        """
+        path = self.root / name
+        with storage_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(original, path)
+            except OSError:
+                shutil.copyfile(original, path)
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest, with the hash of every file but the page files, which page ids cover.

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from weightpager.bundle.report import CompileReport
 from weightpager.cli import output
 from weightpager.cli.options import Force, Json, Quiet, extra
 
@@ -19,6 +20,12 @@ def register(app: typer.Typer) -> None:
 def compile_(
     tasks: Annotated[Path, typer.Argument(metavar="TASKS.yaml", help="Task file.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle directory to create.", show_default=False)],
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base", metavar="BUNDLE", help="Add the tasks to this bundle, whose own tasks stay bit for bit."
+        ),
+    ] = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -33,7 +40,7 @@ def compile_(
         from weightpager.compiler import compile as compile_bundle
 
     with output.progress(quiet or json) as stages:
-        bundle = compile_bundle(tasks, out, force=force, progress=stages)
+        bundle = compile_bundle(tasks, out, base=base, force=force, progress=stages)
     report = read_report(bundle)
     if json:
         output.print_json(report)
@@ -54,7 +61,20 @@ def compile_(
         f"mean overlap {report.mean_overlap:.3f}, duality gap {report.duality_gap:.4%}, "
         f"pages of {output.size(report.page_bytes)} {report.page_fill:.1%} full"
     )
+    if report.growth is not None:
+        _print_growth(report)
     shown = advise(bundle, report)
     if shown is not None:
         output.advice(shown)
     output.say("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
+
+
+def _print_growth(report: CompileReport) -> None:
+    growth = report.growth
+    assert growth is not None
+    wasted = ", ".join(f"{task} {report.over_read[task]:.1%}" for task in growth.tasks)
+    output.say(
+        f"added {', '.join(growth.tasks)}: {output.size(growth.reused_bytes)} of blocks reused, "
+        f"{output.size(growth.added_bytes)} of pages added, {output.size(growth.private_bytes)} of own parameters; "
+        f"over-read {wasted}; 'weightpager repack' lowers it"
+    )

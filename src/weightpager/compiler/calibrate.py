@@ -52,7 +52,7 @@ def _gradients(source: Source, task: str, batches: Sequence[Batch], progress: Pr
     model, kind = source.models[task], source.task_file.tasks[task].kind
     weights = {info.name: source.linear(task, info.name).weight for info in source.paged}
     sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
-    with _requiring_gradients(model, list(weights.values())):
+    with requiring_gradients(model, list(weights.values())):
         for done, batch in enumerate(batches, 1):
             with autocast(model.device):
                 logits = model(**batch.inputs).logits
@@ -123,7 +123,7 @@ def _tokens(x: Tensor, mask: Tensor) -> Tensor:
 
 
 @contextmanager
-def _requiring_gradients(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
+def requiring_gradients(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
     """Gradients for ``weights`` only: autograd then skips the others'."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     wanted = {id(weight) for weight in weights}

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from weightpager.bundle import Bundle, BundleWriter, EvalData, Score, TaskEntry, writing
-from weightpager.bundle.files import hash_file
+from weightpager.bundle import Bundle, BundleWriter, Score, writing
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.overlap import mean_overlap, overlap
 from weightpager.bundle.reader import REPORT
@@ -22,15 +18,18 @@ from weightpager.compiler import data as task_data
 from weightpager.compiler import source as dense_source
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.align_versions import align_versions
+from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.calibrate import calibrate
 from weightpager.compiler.controls import quantised_controls, shared_mask_control
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.device import training_device
+from weightpager.compiler.grow import grow, train_dense
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Keep, Masks
 from weightpager.compiler.measure import EVAL_BATCH, Progress, measure_all
 from weightpager.compiler.memory_estimate import available_bytes, check_memory
 from weightpager.compiler.pack import Packing, StoredBlocks, over_read, pack, pack_best
+from weightpager.compiler.prepared import Clock, Prepared
 from weightpager.compiler.recover import recover
 from weightpager.compiler.saliency import FloatArray, block_saliency, normalised
 from weightpager.compiler.source import Source
@@ -52,7 +51,12 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 
 def compile(  # noqa: A001 - wp.compile is what users expect
-    tasks: TaskFileLike, out: str | Path, *, force: bool = False, progress: Progress = _silent
+    tasks: TaskFileLike,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = _silent,
 ) -> Bundle:
     """Compile a model and its tasks into a bundle.
 
@@ -62,69 +66,53 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     Args:
         tasks: a task file's path, its parsed form, or its content as a mapping.
         out: bundle directory to create.
+        base: bundle that the tasks are added to, whose own tasks stay bit for bit; None starts a new one.
         force: replace an existing bundle.
         progress: told (stage, steps done, steps in all).
 
     Raises:
         ConfigError: the task file or ``out`` is wrong.
         CompileError: the model or the data can't be compiled, or the storage is full.
+        BundleError, StoreError: the base can't be used.
     """
     task_file = _parse(tasks)
-    journal = Journal(_journal_folder(out), task_file.identity())
-    with writing(out, force=force) as writer:
-        build(writer, prepare(task_file, progress, journal), progress, journal)
+    if base is None:
+        journal = Journal(_journal_folder(out), task_file.identity())
+        with writing(out, force=force) as writer:
+            build(writer, prepare(task_file, progress, journal), progress, journal)
+    else:
+        start = BaseBundle.open(base)
+        task_file = start.settle(task_file)
+        journal = Journal(_journal_folder(out), f"{task_file.identity()} {start.identity()}")
+        with writing(out, force=force) as writer:
+            grow(writer, start, prepare(task_file, progress, journal, start), journal, progress)
     journal.remove()
     return Bundle.open(out)
 
 
-@dataclass
-class Clock:
-    """Seconds per stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what runs inside."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """All that doesn't depend on the alignment: one preparation serves several builds.
-
-    Attributes:
-        source: the trained dense model.
-        data: of each task.
-        dense: score of the dense model, by task.
-        saliency: task → paged weight → saliency of its blocks, row-major.
-        seconds: per stage.
-    """
-
-    source: Source
-    data: Mapping[str, TaskData]
-    dense: Mapping[str, Score]
-    saliency: Mapping[str, Mapping[str, FloatArray]]
-    seconds: Mapping[str, float]
-
-    def changed(self, **settings: Any) -> Prepared:
-        """The same with other settings of the task file: those that only `build` looks at."""
-        task_file = self.source.task_file.model_copy(update=settings)
-        return replace(self, source=replace(self.source, task_file=task_file))
-
-
-def prepare(task_file: TaskFile, progress: Progress = _silent, journal: Journal | None = None) -> Prepared:
-    """Load, train where heads are missing, measure the dense model, calibrate."""
+def prepare(
+    task_file: TaskFile,
+    progress: Progress = _silent,
+    journal: Journal | None = None,
+    base: BaseBundle | None = None,
+) -> Prepared:
+    """Load, train where heads are missing, measure the dense model, calibrate; on the base's values if there is one."""
     clock = Clock()
     with clock.stage("load"):
         source = dense_source.load(task_file)
+        source = source if base is None else base.adopt(source)
         data = _load_data(source)
         if training_device().type == "cpu":
             check_memory(source, available_bytes())
     with clock.stage("train"):
-        train(source, data, lambda done, total: progress("train the dense model", done, total), journal)
+
+        def told(done: int, total: int) -> None:
+            progress("train the dense model", done, total)
+
+        if base is None:
+            train(source, data, told, journal)
+        else:
+            train_dense(source, data, journal or Journal.none(), told)
     with clock.stage("measure dense"):
         dense = {name: _dense_score(source, data[name], name, progress) for name in data}
     saliency = {}
@@ -230,7 +218,7 @@ def assemble(
         stored, packing = _pack(weights, masks.keep, transitions)
     with clock.stage("write"):
         strength = task_file.alignment if np.isfinite(task_file.alignment) else None
-        plan = BundlePlan(task_file.dtype, weights, masks.keep, packing, _entries(prepared), transitions, strength)
+        plan = BundlePlan(task_file.dtype, weights, masks.keep, packing, prepared.entries(), transitions, strength)
         write_bundle(writer, plan)
     with clock.stage("measure sparse"):
         bundle = Bundle.open(writer.root)
@@ -299,25 +287,3 @@ def _pack(weights: TaskWeights, keep: Keep, transitions: Transitions) -> tuple[l
     if task_file.page is not None:
         return stored, pack(stored, task_file.page, size)
     return stored, pack_best(stored, size, transitions.switch_rate(), StorageModel())
-
-
-def _entries(prepared: Prepared) -> tuple[TaskEntry, ...]:
-    task_file = prepared.source.task_file
-    return tuple(
-        TaskEntry(
-            name=name,
-            kind=spec.kind,
-            classes=list(prepared.source.classes(name)),
-            max_length=task_file.max_length_of(name),
-            sparsity=task_file.sparsity_of(name),
-            dense=prepared.dense[name],
-            eval=EvalData(
-                file=str(spec.eval.absolute()),
-                blake3=hash_file(spec.eval).blake3,
-                text=spec.text_column,
-                label=spec.label_column,
-                items=spec.items,
-            ),
-        )
-        for name, spec in task_file.tasks.items()
-    )

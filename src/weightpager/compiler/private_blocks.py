@@ -41,12 +41,13 @@ def choose(lesson: Lesson, sparse: Source, masks: Masks, share: float, spec: Rec
     Args:
         lesson: what the tasks learn from.
         sparse: after joint training.
-        masks: of every task.
+        masks: of every task that has blocks in the bundle.
         share: of each task's kept blocks.
         spec: batch size and seed.
     """
     chosen: dict[str, Chosen] = {}
-    for number, task in enumerate(masks.tasks):
+    for task in sparse.models:
+        number = masks.tasks.index(task)
         pulls = _pulls(lesson, sparse, masks, task, spec)
         names = list(pulls)
         keep = np.concatenate([masks.keep[name][:, number] for name in names])
@@ -86,8 +87,8 @@ def train_private(
         CompileError: the loss is no longer finite.
     """
     private = {}
-    total = spec.private_steps * len(masks.tasks)
-    for number, task in enumerate(masks.tasks):
+    total = spec.private_steps * len(sparse.models)
+    for number, task in enumerate(sparse.models):
 
         def told(done: int, _total: int, before: int = number * spec.private_steps) -> None:
             progress(before + done, total)

@@ -56,7 +56,7 @@ class BundlePlan:
 def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     """Write all files of a bundle; the manifest last."""
     source = plan.weights.source
-    ids = _write_pages(writer, plan)
+    ids = write_pages(writer, plan)
     index = page_index.PageIndex(ids, plan.packing.layers, plan.packing.signatures)
     writer.add(page_index.FILE, lambda file: file.write(save_arrays(dict(index.arrays()))))
     _write_tables(writer, plan, source.paged)
@@ -65,8 +65,8 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     writer.finish(_manifest(plan))
 
 
-def _write_pages(writer: BundleWriter, plan: BundlePlan) -> npt.NDArray[np.uint8]:
-    """Write the page files; the pages' ids, uint8 [pages, 32]."""
+def write_pages(writer: BundleWriter, plan: BundlePlan, first: int = 0) -> npt.NDArray[np.uint8]:
+    """Write the page files, from number ``first`` on; the pages' ids, uint8 [pages, 32]."""
     digests: list[bytes] = []
     pages = _pages(plan)
 
@@ -76,7 +76,7 @@ def _write_pages(writer: BundleWriter, plan: BundlePlan) -> npt.NDArray[np.uint8
             digests.append(blake3(page).digest())
             yield page
 
-    for number, count in enumerate(_page_files(plan.packing)):
+    for number, count in enumerate(page_file_counts(plan.packing), first):
 
         def fill(file: IO[bytes], count: int = count) -> None:
             page_file.write(file, recorded(count), count, plan.packing.page_bytes)
@@ -85,7 +85,7 @@ def _write_pages(writer: BundleWriter, plan: BundlePlan) -> npt.NDArray[np.uint8
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
 
 
-def _page_files(packing: Packing) -> list[int]:
+def page_file_counts(packing: Packing) -> list[int]:
     """Pages in each page file."""
     most = max(1, _PAGE_FILE_BYTES // packing.page_bytes)
     total = len(packing.layers)
@@ -140,9 +140,7 @@ def _write_tables(writer: BundleWriter, plan: BundlePlan, paged: Sequence[PagedW
             where = plan.packing.locations(number, info.grid.count, task_number)
             shape = (info.grid.rows, info.grid.cols)
             table = BlockTable.build(plan.keep[info.name][:, task_number].reshape(shape), where.reshape(shape))
-            arrays[f"{info.name}.crow_indices"] = table.crow_indices
-            arrays[f"{info.name}.col_indices"] = table.col_indices
-            arrays[f"{info.name}.locations"] = table.locations
+            arrays |= table.arrays(info.name)
         content = save_arrays(arrays)
         writer.add(tables_file(task.name), lambda file, content=content: file.write(content))  # type: ignore[misc]
 
@@ -150,7 +148,7 @@ def _write_tables(writer: BundleWriter, plan: BundlePlan, paged: Sequence[PagedW
 def _write_parameters(writer: BundleWriter, source: Source, tasks: Sequence[str]) -> None:
     """Of each name, the values that the most tasks agree on are resident; tasks with others have them private."""
     skipped = {f"{info.name}.weight" for info in source.paged}
-    dtype = _checkpoint_dtype(source)
+    dtype = checkpoint_dtype(source)
     of_task = {task: parameters(source.models[task]) for task in tasks}
     resident: dict[str, Tensor] = {}
     private: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
@@ -163,9 +161,9 @@ def _write_parameters(writer: BundleWriter, source: Source, tasks: Sequence[str]
             else:
                 for task in group:
                     private[task][name] = of_task[task][name]
-    writer.add(RESIDENT, lambda file: file.write(_serialised(resident, dtype)))
+    writer.add(RESIDENT, lambda file: file.write(serialised(resident, dtype)))
     for task in tasks:
-        writer.add(private_file(task), lambda file, task=task: file.write(_serialised(private[task], dtype)))  # type: ignore[misc]
+        writer.add(private_file(task), lambda file, task=task: file.write(serialised(private[task], dtype)))  # type: ignore[misc]
 
 
 def _agreeing(tensors: Mapping[str, Tensor]) -> list[list[str]]:
@@ -180,7 +178,7 @@ def _agreeing(tensors: Mapping[str, Tensor]) -> list[list[str]]:
     return groups
 
 
-def _checkpoint_dtype(source: Source) -> torch.dtype:
+def checkpoint_dtype(source: Source) -> torch.dtype:
     """What parameters are stored and activations computed in: bfloat16 for a checkpoint that has it, else float32."""
     stated = getattr(source.config, "dtype", None) or getattr(source.config, "torch_dtype", None)
     return torch.bfloat16 if stated == torch.bfloat16 else torch.float32
@@ -190,7 +188,9 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() or (a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b)))
 
 
-def _serialised(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
+def serialised(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
+    """A parameter file's content; ``dtype`` is that of floating-point tensors in it."""
+
     def own(tensor: Tensor) -> Tensor:
         kept = tensor.to(dtype) if tensor.is_floating_point() else tensor
         return kept.detach().contiguous().clone()
@@ -215,7 +215,7 @@ def _manifest(plan: BundlePlan) -> Manifest:
         layout="interleaved",
         dtype=plan.dtype,
         page_bytes=plan.packing.page_bytes,
-        page_files=_page_files(plan.packing),
+        page_files=page_file_counts(plan.packing),
         layers=max(info.layer for info in source.paged) + 1,
         weights=[
             WeightEntry(

@@ -19,7 +19,8 @@ from weightpager.bundle import Bundle, writing
 from weightpager.bundle.files import hash_file
 from weightpager.bundle.overlap import mean_overlap
 from weightpager.compiler.measure import Progress
-from weightpager.compiler.pipeline import Prepared, build, choose_blocks, prepare
+from weightpager.compiler.pipeline import build, choose_blocks, prepare
+from weightpager.compiler.prepared import Prepared
 from weightpager.compiler.source import parameters
 from weightpager.compiler.structure_aligner import overlap
 from weightpager.compiler.task_file import from_dict

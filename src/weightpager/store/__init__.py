@@ -1,12 +1,14 @@
 """Where pages come from. No torch, no policy."""
 
 from weightpager.store.base import PageStore
+from weightpager.store.block_reader import BlockReader
 from weightpager.store.local import LocalStore
 from weightpager.store.read_plan import Run, StorageModel, coalesce
 from weightpager.store.switch_cost import SwitchCost, all_switches, switch_cost
 from weightpager.store.wrappers import CountingStore, VerifyingStore
 
 __all__ = [
+    "BlockReader",
     "CountingStore",
     "LocalStore",
     "PageStore",

@@ -1,0 +1,22 @@
+"""How well a bundle's pages are used."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from weightpager.bundle.reader import Bundle
+
+
+def page_fill(bundle: Bundle) -> float:
+    """Share of the pages' bytes that some task uses."""
+    used = np.unique(np.concatenate([bundle.kept_locations(task) for task in bundle.tasks]))
+    return len(used) * bundle.block_bytes / max(1, len(bundle.pages) * bundle.page_bytes)
+
+
+def over_read(bundle: Bundle) -> dict[str, float]:
+    """Per task: the share of its pages' bytes that it doesn't use."""
+    return {
+        task: 1.0
+        - len(bundle.kept_locations(task)) * bundle.block_bytes / max(1, len(bundle.pages_of(task)) * bundle.page_bytes)
+        for task in bundle.tasks
+    }

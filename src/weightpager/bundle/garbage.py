@@ -1,0 +1,122 @@
+"""Garbage collection: pages that no task needs leave a bundle; every other page stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+from safetensors.numpy import save
+
+from weightpager.bundle import page_file, page_index
+from weightpager.bundle.page_index import PageIndex
+from weightpager.bundle.reader import Bundle, tables_file
+from weightpager.bundle.task_subset import TaskSubset
+from weightpager.bundle.writer import BundleWriter, storage_errors, writing
+from weightpager.errors import PageCorruptError
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection removed.
+
+    Attributes:
+        tasks: that left.
+        pages: that left.
+        bytes: of those pages.
+        pages_left: in the bundle now.
+    """
+
+    tasks: tuple[str, ...]
+    pages: int
+    bytes: int
+    pages_left: int
+
+
+def collect(path: str | Path, drop: Iterable[str] = ()) -> Collected:
+    """Drop tasks, and every page that no other task needs. The bundle is exchanged in one step, or stays as it was.
+
+    Outputs of the other tasks don't change, nor do their pages' ids. A page stays whole as long as one of its blocks
+    is needed: `repack` makes it smaller.
+
+    Args:
+        path: bundle directory.
+        drop: tasks that leave.
+
+    Raises:
+        BundleError: the bundle is damaged, or has no such task.
+        ConfigError: no task would be left.
+        CompileError: the storage refused a write.
+    """
+    bundle = Bundle.open(path)
+    subset = TaskSubset.without(bundle, drop)
+    signatures = subset.signatures(bundle.pages.signatures)
+    used = signatures != 0
+    gone = tuple(name for name in bundle.tasks if name not in subset.names)
+    if gone or not used.all():
+        with writing(path, force=True) as writer:
+            _write(writer, subset, signatures, used)
+    pages = int((~used).sum())
+    return Collected(gone, pages, pages * bundle.page_bytes, int(used.sum()))
+
+
+def _write(
+    writer: BundleWriter, subset: TaskSubset, signatures: npt.NDArray[np.uint64], used: npt.NDArray[np.bool_]
+) -> None:
+    bundle = subset.bundle
+    counts = _write_pages(writer, bundle, used)
+    index = PageIndex(bundle.pages.ids[used], bundle.pages.layers[used], signatures[used])
+    writer.add(page_index.FILE, lambda file: file.write(save(dict(index.arrays()))))
+    moved = np.cumsum(used) - 1  # old page index → new one
+    for task in subset.names:
+        content = save(_tables(bundle, task, moved))
+        writer.add(tables_file(task), lambda file, content=content: file.write(content))  # type: ignore[misc]
+    subset.carry_over(writer)
+    subset.finish(writer, subset.manifest(page_bytes=bundle.page_bytes, page_files=counts))
+
+
+def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool_]) -> list[int]:
+    """Write the page files without unused pages, and none that would be empty; the pages in each."""
+    counts: list[int] = []
+    first = 0
+    for name, pages in zip(bundle.manifest.page_file_names(), bundle.manifest.page_files, strict=True):
+        staying = first + np.flatnonzero(used[first : first + pages])
+        target = page_file.file_name(len(counts))
+        if len(staying) == pages:
+            writer.link(target, bundle.path / name)
+        elif len(staying):
+            content = _pages(bundle, name, pages, first, staying.tolist())
+            _write_page_file(writer, target, content, len(staying), bundle.page_bytes)
+        if len(staying):
+            counts.append(len(staying))
+        first += pages
+    return counts
+
+
+def _write_page_file(writer: BundleWriter, name: str, content: Iterator[bytes], pages: int, page_bytes: int) -> None:
+    writer.add(name, lambda file: page_file.write(file, content, pages, page_bytes))
+
+
+def _pages(bundle: Bundle, name: str, pages: int, first: int, wanted: Sequence[int]) -> Iterator[bytes]:
+    """Pages of the file ``name``, whose first one is page ``first``, each checked."""
+    size = bundle.page_bytes
+    start = page_file.check(bundle.path / name, pages, size)
+    with storage_errors(), (bundle.path / name).open("rb") as file:
+        for page in wanted:
+            file.seek(start + (page - first) * size)
+            content = file.read(size)
+            if blake3(content).digest() != bundle.pages.ids[page].tobytes():
+                raise PageCorruptError(page, name)
+            yield content
+
+
+def _tables(bundle: Bundle, task: str, moved: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int32]]:
+    places = bundle.manifest.blocks_per_page
+    arrays: dict[str, npt.NDArray[np.int32]] = {}
+    for name, table in bundle.tables(task).items():
+        page, place = np.divmod(table.locations.astype(np.int64), places)
+        arrays |= replace(table, locations=(moved[page] * places + place).astype(np.int32)).arrays(name)
+    return arrays

@@ -1,0 +1,104 @@
+"""Some of a bundle's tasks on their way into another bundle: what can be taken over as it is, and what changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.bundle.files import check_file
+from weightpager.bundle.fill import over_read, page_fill
+from weightpager.bundle.manifest import Manifest
+from weightpager.bundle.overlap import mean_overlap, overlap
+from weightpager.bundle.reader import MODEL, REPORT, RESIDENT, Bundle, private_file
+from weightpager.bundle.report import has_report, read_report
+from weightpager.bundle.writer import BundleWriter
+from weightpager.errors import ConfigError
+from weightpager.transitions import Transitions
+
+
+@dataclass(frozen=True)
+class TaskSubset:
+    """Tasks of a bundle, in its order."""
+
+    bundle: Bundle
+    names: tuple[str, ...]
+
+    @classmethod
+    def without(cls, bundle: Bundle, dropped: Iterable[str]) -> TaskSubset:
+        """All tasks but these.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            ConfigError: none is left.
+        """
+        gone = {bundle.task(name).name for name in dropped}
+        names = tuple(name for name in bundle.tasks if name not in gone)
+        if not names:
+            raise ConfigError(
+                f"{bundle.path}: expected at least one task to stay, found none; delete the bundle instead"
+            )
+        return cls(bundle, names)
+
+    def signatures(self, signatures: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """Signatures over the bundle's tasks as signatures over these."""
+        found = np.zeros_like(signatures)
+        for number, name in enumerate(self.names):
+            bit = (signatures >> np.uint64(self.bundle.task_numbers[name])) & np.uint64(1)
+            found |= bit << np.uint64(number)
+        return found
+
+    def manifest(self, *, page_bytes: int, page_files: list[int]) -> Manifest:
+        """The bundle's manifest with these tasks and with other pages."""
+        whole = self.bundle.manifest
+        transitions = Transitions(tuple(self.bundle.tasks), np.array(whole.transitions))
+        changes = {
+            "tasks": [self.bundle.task(name) for name in self.names],
+            "transitions": transitions.only(self.names).matrix.tolist(),
+            "page_bytes": page_bytes,
+            "page_files": page_files,
+        }
+        return whole.model_copy(update=changes)
+
+    def carry_over(self, writer: BundleWriter) -> None:
+        """Take over model, resident parameters and the tasks' private ones, each file checked.
+
+        Raises:
+            BundleFormatError: a file isn't what the manifest says.
+            CompileError: the storage refused it.
+        """
+        wanted = {RESIDENT, *(private_file(name) for name in self.names)}
+        for name, entry in self.bundle.manifest.files.items():
+            if name in wanted or name.startswith(f"{MODEL}/"):
+                writer.link(name, check_file(self.bundle.path, name, entry))
+
+    def finish(self, writer: BundleWriter, manifest: Manifest) -> None:
+        """Write the manifest and, if the bundle has a report, what still holds of it.
+
+        Raises:
+            BundleFormatError: what has been written is no bundle, or the old report is damaged.
+            CompileError: the storage refused it.
+        """
+        writer.finish(manifest)
+        if not has_report(self.bundle):
+            return
+        written = Bundle.open(writer.root)
+        report = read_report(self.bundle)
+        controls = [
+            control.model_copy(update={"scores": {name: control.scores[name] for name in self.names}})
+            for control in report.controls
+            if set(self.names) <= set(control.scores)
+        ]
+        changes = {
+            "tasks": [score for score in report.tasks if score.name in self.names],
+            "mean_overlap": mean_overlap(overlap(written)),
+            "page_bytes": written.page_bytes,
+            "page_fill": page_fill(written),
+            "over_read": over_read(written),
+            "controls": controls,
+        }
+        content = report.model_copy(update=changes).dump()
+        writer.add(REPORT, lambda file: file.write(content))
+        writer.finish(manifest)

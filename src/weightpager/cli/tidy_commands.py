@@ -1,0 +1,78 @@
+"""``repack`` and ``gc``: they tidy a bundle up after tasks have come and gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weightpager.bundle.garbage import collect
+from weightpager.cli import output
+from weightpager.cli.options import BundlePath, Force, Json, extra
+from weightpager.config import parse_size
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(repack)
+    app.command()(gc)
+
+
+def repack(
+    bundle: BundlePath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Bundle directory to create.", show_default=False)],
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="TASK", help="Leave a task out; may be given again.")
+    ] = None,
+    page: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of a page, such as 32KiB, or auto.")] = "auto",
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Pack all blocks of a bundle again, so that pages are full and tasks read less that they don't use.
+
+    Outputs don't change by a bit.
+
+    Example: `weightpager repack assistant.bundle --out tidy.bundle`
+    """
+    with extra("compile"):
+        from weightpager.compiler.repack import repack as repack_bundle
+
+    size = None if page == "auto" else parse_size(page)
+    done = repack_bundle(bundle, out, without=without or (), page=size, force=force)
+    if json:
+        output.print_json(done)
+        return
+    tasks = done.after.over_read
+    output.table(
+        str(out),
+        ["", "before", "after"],
+        [
+            [
+                "pages",
+                *(f"{output.size(use.bytes)} in {output.size(use.page_bytes)}" for use in (done.before, done.after)),
+            ],
+            ["page fill", f"{done.before.fill:.1%}", f"{done.after.fill:.1%}"],
+            *([f"over-read of {task}", f"{done.before.over_read[task]:.1%}", f"{tasks[task]:.1%}"] for task in tasks),
+        ],
+    )
+
+
+def gc(
+    bundle: BundlePath,
+    drop: Annotated[
+        list[str] | None, typer.Option("--drop", metavar="TASK", help="Remove a task first; may be given again.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Remove pages that no task needs from a bundle, in one step; the other pages stay as they are.
+
+    Example: `weightpager gc assistant.bundle --drop spam`
+    """
+    done = collect(bundle, drop or ())
+    if json:
+        output.print_json(done)
+        return
+    for task in done.tasks:
+        output.say(f"{task} removed")
+    output.say(f"{done.pages} pages removed ({output.size(done.bytes)}), {done.pages_left} left")

@@ -1,0 +1,193 @@
+"""The bundle that new tasks are added to: a model whose kept blocks and resident parameters don't change any more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from blake3 import blake3
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from weightpager.blocks import MAX_TASKS
+from weightpager.bundle import Bundle
+from weightpager.bundle.layout import STORAGE, deinterleave
+from weightpager.bundle.reader import RESIDENT
+from weightpager.compiler.source import PagedWeightInfo, Source, parameters
+from weightpager.compiler.task_file import TaskFile
+from weightpager.engine import architecture
+from weightpager.engine.architecture import BASE
+from weightpager.engine.parameters import read_parameters
+from weightpager.errors import CompileError, ConfigError
+from weightpager.store import BlockReader
+
+_ANY = {"architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "pad_token_id"}
+"""Keys of a configuration that don't change what the base computes."""
+
+
+class BaseBundle:
+    """A bundle as the start of a larger one.
+
+    Attributes:
+        bundle: the bundle.
+        keep: paged weight → [blocks, tasks], who keeps what.
+        locations: paged weight → int64 [blocks], where a block lies; −1 where no task keeps it. Of several versions it
+            is the one that most tasks use.
+        resident: parameters that its tasks share.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.keep: dict[str, npt.NDArray[np.bool_]] = {}
+        self.locations: dict[str, npt.NDArray[np.int64]] = {}
+        for weight in bundle.manifest.weights:
+            blocks = bundle.manifest.grid(weight).count
+            self.keep[weight.name], self.locations[weight.name] = _whereabouts(bundle, weight.name, blocks)
+        self.resident: Mapping[str, Tensor] = read_parameters(bundle, RESIDENT)
+
+    @classmethod
+    def open(cls, path: str | Path) -> BaseBundle:
+        """Open a bundle directory.
+
+        Raises:
+            BundleError: it can't be used.
+        """
+        return cls(Bundle.open(path))
+
+    def identity(self) -> str:
+        """A hash of all that is in the bundle."""
+        return blake3(self.bundle.manifest.dump() + self.bundle.pages.ids.tobytes()).hexdigest()
+
+    def settle(self, task_file: TaskFile) -> TaskFile:
+        """The task file with the bundle's block, dtype and page where it states none.
+
+        Raises:
+            ConfigError: it states others, names a task that the bundle has, or asks for what can't be done.
+        """
+        manifest = self.bundle.manifest
+        ours: dict[str, Any] = {
+            "block": manifest.block_shape,
+            "dtype": manifest.dtype,
+            "page": manifest.page_bytes,
+        }
+        for key, value in ours.items():
+            stated = getattr(task_file, key)
+            if key in task_file.model_fields_set and stated is not None and stated != value:
+                raise ConfigError(f"{key}: expected {value}, that of the base {self.bundle.path}, found {stated}")
+        if taken := [name for name in task_file.tasks if name in self.bundle.tasks]:
+            raise ConfigError(f"tasks.{taken[0]}: the base {self.bundle.path} has a task of that name; choose another")
+        if len(task_file.tasks) + len(self.bundle.tasks) > MAX_TASKS:
+            most = MAX_TASKS - len(self.bundle.tasks)
+            raise ConfigError(f"tasks: expected at most {most} beside those of the base, found {len(task_file.tasks)}")
+        if task_file.recover.method == "closed-form":
+            raise ConfigError(
+                "recover.method: expected none or finetune, found closed-form: it would change shared values, and "
+                "those of a base stay"
+            )
+        if task_file.compare:
+            raise ConfigError("compare: expected false with a base: one mask for all tasks would change the old ones")
+        return task_file.model_copy(update=ours)
+
+    def adopt(self, source: Source) -> Source:
+        """Put the bundle's values into a dense model: its blocks, resident parameters, configuration and tokenizer.
+
+        Blocks that no task of the bundle keeps, and parameters that the bundle doesn't share, stay the model's.
+
+        Raises:
+            CompileError: the model is of another architecture.
+            BundleError, StoreError: a file or page of the bundle can't be used.
+        """
+        config = architecture.read_config(self.bundle)
+        self._check_config(source, config)
+        self._check_weights(source)
+        self._fill_blocks(source)
+        for task, model in source.models.items():
+            labelled = source.task_file.tasks[task].labelled
+            for name, tensor in parameters(model).items():
+                if name in self.resident and (name.startswith(BASE) or not labelled):
+                    self._fill(source, name, tensor)
+        tokenizer = architecture.tokenizer(self.bundle)
+        tokenizer.padding_side = tokenizer.truncation_side = "right"
+        return replace(source, config=config, tokenizer=tokenizer)
+
+    def holds(self, name: str, tensor: Tensor) -> bool:
+        """Whether the bundle's resident parameters have exactly this one."""
+        found = self.resident.get(name)
+        return found is not None and found.shape == tensor.shape and torch.equal(found, tensor.to(found.dtype))
+
+    def _check_config(self, source: Source, config: PretrainedConfig) -> None:
+        ours, theirs = config.to_dict(), source.config.to_dict()
+        for key in sorted(ours.keys() | theirs.keys()):
+            if not key.startswith("_") and key not in _ANY and ours.get(key) != theirs.get(key):
+                found = f"{ours.get(key)!r}, that of the base {self.bundle.path}, found {theirs.get(key)!r}"
+                raise CompileError(f"{source.path / 'config.json'}: {key}: expected {found}")
+
+    def _check_weights(self, source: Source) -> None:
+        wanted = [(w.name, w.layer, w.out_features, w.in_features) for w in self.bundle.manifest.weights]
+        found = [(i.name, i.layer, i.grid.out_features, i.grid.in_features) for i in source.paged]
+        if wanted != found:
+            odd = sorted(set(wanted) ^ set(found))[0][0] if set(wanted) != set(found) else "their order"
+            raise CompileError(
+                f"{source.path}: expected the paged weights of the base {self.bundle.path}, found others: {odd}"
+            )
+
+    def _fill(self, source: Source, name: str, tensor: Tensor) -> None:
+        value = self.resident[name]
+        if value.shape != tensor.shape:
+            raise CompileError(
+                f"{source.path}: {name}: expected shape {list(value.shape)}, that of the base, "
+                f"found {list(tensor.shape)}"
+            )
+        with torch.no_grad():
+            tensor.copy_(value)
+
+    def _fill_blocks(self, source: Source) -> None:
+        reader = BlockReader(self.bundle)
+        task = next(iter(source.models))
+        try:
+            for info in source.paged:
+                weight = source.linear(task, info.name).weight
+                with torch.no_grad():
+                    weight.copy_(torch.from_numpy(self._completed(info, weight.detach(), reader)))
+        finally:
+            reader.close()
+
+    def _completed(self, info: PagedWeightInfo, weight: Tensor, reader: BlockReader) -> npt.NDArray[Any]:
+        """A weight ``[out_features, in_features]`` with the blocks that the bundle has."""
+        has = np.flatnonzero(self.locations[info.name] >= 0)
+        dtype = self.bundle.manifest.dtype
+        flat = reader.read(self.locations[info.name][has]).view(STORAGE[dtype])  # [N, block size]
+        values = deinterleave(flat, info.grid.block)
+        cut = info.grid.cut(weight.numpy()).copy()  # [rows, cols, BH, BW]
+        cut[np.divmod(has, info.grid.cols)] = _widened(values, dtype)
+        return info.grid.join(cut)
+
+
+def _widened(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+    """Float32 of what pages hold."""
+    if dtype == "bfloat16":
+        return np.asarray((values.astype(np.uint32) << np.uint32(16)).view(np.float32))
+    return values.astype(np.float32)
+
+
+def _whereabouts(bundle: Bundle, weight: str, blocks: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Keep masks ``[blocks, tasks]``, and the location of each block's most used version, ``[blocks]``."""
+    entry = next(entry for entry in bundle.manifest.weights if entry.name == weight)
+    cols = bundle.manifest.grid(entry).cols
+    keep = np.zeros((blocks, len(bundle.tasks)), bool)
+    pairs = []
+    for number, task in enumerate(bundle.tasks):
+        table = bundle.tables(task)[weight]
+        kept = table.rows() * cols + table.col_indices
+        keep[kept, number] = True
+        pairs.append(np.stack([kept, table.locations.astype(np.int64)], 1))
+    versions, users = np.unique(np.concatenate(pairs), axis=0, return_counts=True)  # [versions, 2], [versions]
+    locations = np.full(blocks, -1, np.int64)
+    rising = np.lexsort((-versions[:, 1], users))
+    locations[versions[rising, 0]] = versions[rising, 1]  # the last one written is the most used, then the first
+    return keep, locations

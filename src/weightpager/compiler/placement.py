@@ -1,0 +1,63 @@
+"""Which blocks a new task keeps, the other tasks' masks being fixed.
+
+With all other masks fixed, the objective of `structure_aligner.align` is a sum over the new task's blocks: its
+saliency, less what loading the block costs in switches to the task from tasks that don't keep it, plus what having it
+saves in switches to tasks that do. The blocks of the highest sums are the best choice, exactly.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+_ROUNDS = 8
+"""Several new tasks choose in turn, until none would choose otherwise; each round gains, and few are needed."""
+
+
+def place(
+    saliency: Floats, fixed: Bools, budgets: npt.NDArray[np.integer], switch_rate: Floats, strength: float
+) -> Bools:
+    """Choose the blocks of new tasks.
+
+    Args:
+        saliency: [B, N], not negative, comparable between tasks.
+        fixed: [B, F], masks that stay.
+        budgets: [N], blocks that each new task keeps.
+        switch_rate: [F + N, F + N], how often a switch leads from one task to another; the fixed ones come first.
+        strength: the price of loading one block, in units of saliency; ``inf`` counts saliency only between blocks
+            whose loading costs the same.
+
+    Returns:
+        [B, N] masks; exactly ``budgets[n]`` blocks for new task n.
+    """
+    first = fixed.shape[1]
+    keep = np.concatenate([fixed, np.zeros(saliency.shape, bool)], axis=1)
+    for _ in range(_ROUNDS):
+        before = keep.copy()
+        for new in range(saliency.shape[1]):
+            toll = _toll(keep, switch_rate, first + new)
+            keep[:, first + new] = _best(saliency[:, new], toll, int(budgets[new]), strength)
+        if (keep == before).all():
+            break
+    return keep[:, first:]
+
+
+def _toll(keep: Bools, switch_rate: Floats, task: int) -> Floats:
+    """[B], what switches load more of each block if the task keeps it than if it doesn't."""
+    others = np.arange(keep.shape[1]) != task
+    to_it, from_it = switch_rate[others, task], switch_rate[task, others]
+    return np.asarray((~keep[:, others]) @ to_it - keep[:, others] @ from_it)
+
+
+def _best(saliency: Floats, toll: Floats, budget: int, strength: float) -> Bools:
+    if np.isinf(strength):
+        # Sums of the same rates in another order differ in the last bits, which must not decide.
+        order = np.lexsort((-saliency, toll.round(12)))
+    else:
+        order = np.argsort(-(saliency - strength * toll), kind="stable")
+    chosen = np.zeros(len(saliency), bool)
+    chosen[order[:budget]] = True
+    return chosen

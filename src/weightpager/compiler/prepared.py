@@ -1,0 +1,75 @@
+"""What a compile has found out before the first block is chosen, and how long that took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from weightpager.bundle import EvalData, Score, TaskEntry
+from weightpager.bundle.files import hash_file
+from weightpager.compiler.data import TaskData
+from weightpager.compiler.saliency import FloatArray
+from weightpager.compiler.source import Source
+
+
+@dataclass
+class Clock:
+    """Seconds per stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what runs inside."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that doesn't depend on the alignment: one preparation serves several builds.
+
+    Attributes:
+        source: the trained dense model.
+        data: of each task.
+        dense: score of the dense model, by task.
+        saliency: task → paged weight → saliency of its blocks, row-major.
+        seconds: per stage.
+    """
+
+    source: Source
+    data: Mapping[str, TaskData]
+    dense: Mapping[str, Score]
+    saliency: Mapping[str, Mapping[str, FloatArray]]
+    seconds: Mapping[str, float]
+
+    def changed(self, **settings: Any) -> Prepared:
+        """The same with other settings of the task file: those that only `build` looks at."""
+        task_file = self.source.task_file.model_copy(update=settings)
+        return replace(self, source=replace(self.source, task_file=task_file))
+
+    def entries(self) -> tuple[TaskEntry, ...]:
+        """The tasks as the manifest lists them."""
+        task_file = self.source.task_file
+        return tuple(
+            TaskEntry(
+                name=name,
+                kind=spec.kind,
+                classes=list(self.source.classes(name)),
+                max_length=task_file.max_length_of(name),
+                sparsity=task_file.sparsity_of(name),
+                dense=self.dense[name],
+                eval=EvalData(
+                    file=str(spec.eval.absolute()),
+                    blake3=hash_file(spec.eval).blake3,
+                    text=spec.text_column,
+                    label=spec.label_column,
+                    items=spec.items,
+                ),
+            )
+            for name, spec in task_file.tasks.items()
+        )

@@ -1,0 +1,210 @@
+"""Packing a bundle's blocks again: what is needed together lies together again after tasks have come or gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+from safetensors.numpy import save
+
+from weightpager.bundle import Bundle, BundleWriter, PageIndex, page_file, page_index, writing
+from weightpager.bundle.fill import over_read, page_fill
+from weightpager.bundle.reader import tables_file
+from weightpager.bundle.task_subset import TaskSubset
+from weightpager.compiler.pack import Packing, StoredBlocks, pack, pack_best
+from weightpager.compiler.write import page_file_counts
+from weightpager.errors import ConfigError
+from weightpager.store import BlockReader, StorageModel
+from weightpager.transitions import Transitions
+
+
+@dataclass(frozen=True)
+class PageUse:
+    """How a bundle's pages are used.
+
+    Attributes:
+        page_bytes: bytes of a page.
+        bytes: of all pages.
+        fill: share of them that some task uses.
+        over_read: per task, share of its pages' bytes that it doesn't use.
+    """
+
+    page_bytes: int
+    bytes: int
+    fill: float
+    over_read: dict[str, float]
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> PageUse:
+        """Look at a bundle."""
+        return cls(bundle.page_bytes, len(bundle.pages) * bundle.page_bytes, page_fill(bundle), over_read(bundle))
+
+
+@dataclass(frozen=True)
+class Repacked:
+    """The bundle that a repacking has written, and the one that it came from."""
+
+    before: PageUse
+    after: PageUse
+
+
+def repack(
+    path: str | Path, out: str | Path, *, without: Iterable[str] = (), page: int | None = None, force: bool = False
+) -> Repacked:
+    """Write a bundle again with all blocks packed anew. Outputs of its tasks don't change by a bit.
+
+    Args:
+        path: bundle directory.
+        out: bundle directory to create, which may be ``path`` itself with ``force``.
+        without: tasks that are left out, with all that only they need.
+        page: bytes of a page; None takes the best size.
+        force: replace an existing bundle.
+
+    Raises:
+        BundleError, StoreError: the bundle can't be used, or has no such task.
+        ConfigError: no task would be left, ``out`` may not be written, or the page is no power of two that holds a
+            block.
+        CompileError: the storage refused a write.
+    """
+    bundle = Bundle.open(path)
+    subset = TaskSubset.without(bundle, without)
+    _check_page(page, bundle)
+    with writing(out, force=force) as writer:
+        _Repacking.of(subset, page).write(writer)
+    return Repacked(PageUse.of(bundle), PageUse.of(Bundle.open(out)))
+
+
+def _check_page(page: int | None, bundle: Bundle) -> None:
+    least = max(page_file.ALIGNMENT, bundle.block_bytes)
+    if page is not None and not (least <= page <= 2**28 and page & (page - 1) == 0):
+        raise ConfigError(f"page: expected a power of two from {least} bytes to 256MiB, found {page}")
+
+
+@dataclass(frozen=True)
+class _Versions:
+    """Every version of every kept block of one paged weight.
+
+    Attributes:
+        stored: the versions.
+        locations: int64 [stored], where they lie now.
+    """
+
+    stored: StoredBlocks
+    locations: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, subset: TaskSubset, weight: int) -> _Versions:
+        """Collect them from the block tables; tasks that share a location share a version."""
+        manifest = subset.bundle.manifest
+        entry = manifest.weights[weight]
+        cols = manifest.grid(entry).cols
+        blocks: list[npt.NDArray[np.int64]] = []
+        bits: list[npt.NDArray[np.uint64]] = []
+        locations: list[npt.NDArray[np.int64]] = []
+        for number, task in enumerate(subset.names):
+            table = subset.bundle.tables(task)[entry.name]
+            blocks.append(table.rows() * cols + table.col_indices)
+            locations.append(table.locations.astype(np.int64))
+            bits.append(np.full(table.kept, np.uint64(1) << np.uint64(number)))
+        pairs = np.stack([np.concatenate(blocks), np.concatenate(locations)], 1)
+        versions, which = np.unique(pairs, axis=0, return_inverse=True)
+        signatures = np.zeros(len(versions), np.uint64)
+        np.bitwise_or.at(signatures, which.reshape(-1), np.concatenate(bits))
+        return cls(StoredBlocks(entry.layer, versions[:, 0], signatures), versions[:, 1])
+
+    def locate(self, blocks: npt.NDArray[np.int64], users: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """Where the versions of these blocks with these users lie now."""
+        kinds, ours = np.unique(self.stored.signatures, return_inverse=True)
+        theirs = np.searchsorted(kinds, users)
+        known = self.stored.blocks * len(kinds) + ours.reshape(-1)  # one number for each version
+        order = np.argsort(known)
+        at = order[np.searchsorted(known, blocks * len(kinds) + theirs, sorter=order)]
+        return np.asarray(self.locations[at])
+
+
+@dataclass(frozen=True)
+class _Repacking:
+    """Tasks, the versions of their blocks by paged weight, and where these will lie."""
+
+    subset: TaskSubset
+    versions: tuple[_Versions, ...]
+    packing: Packing
+
+    @classmethod
+    def of(cls, subset: TaskSubset, page: int | None) -> _Repacking:
+        """Decide where each block goes."""
+        bundle = subset.bundle
+        versions = tuple(_Versions.of(subset, number) for number in range(len(bundle.manifest.weights)))
+        stored = [weight.stored for weight in versions]
+        if page is not None:
+            return cls(subset, versions, pack(stored, page, bundle.block_bytes))
+        transitions = Transitions(tuple(bundle.tasks), np.array(bundle.manifest.transitions)).only(subset.names)
+        best = pack_best(stored, bundle.block_bytes, transitions.switch_rate(), StorageModel())
+        return cls(subset, versions, best)
+
+    def write(self, writer: BundleWriter) -> None:
+        """Write all files of the new bundle."""
+        files = page_file_counts(self.packing)
+        ids = self._write_pages(writer, files)
+        index = PageIndex(ids, self.packing.layers, self.packing.signatures)
+        writer.add(page_index.FILE, lambda file: file.write(save(dict(index.arrays()))))
+        for number, task in enumerate(self.subset.names):
+            content = save(self._tables(number, task))
+            writer.add(tables_file(task), lambda file, content=content: file.write(content))  # type: ignore[misc]
+        self.subset.carry_over(writer)
+        self.subset.finish(writer, self.subset.manifest(page_bytes=self.packing.page_bytes, page_files=files))
+
+    def _write_pages(self, writer: BundleWriter, files: list[int]) -> npt.NDArray[np.uint8]:
+        """The page files; ids of the pages, uint8 [pages, 32]."""
+        digests: list[bytes] = []
+        reader = BlockReader(self.subset.bundle)
+        try:
+            pages = self._pages(reader, digests)
+            for number, count in enumerate(files):
+                _write_page_file(writer, number, pages, count, self.packing.page_bytes)
+        finally:
+            reader.close()
+        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+
+    def _pages(self, reader: BlockReader, digests: list[bytes]) -> Iterator[bytes]:
+        """The bytes of every page in order, their ids noted; one model layer's blocks in memory at a time."""
+        packing, places = self.packing, self.packing.blocks_per_page
+        for layer in np.unique(packing.layers):
+            here = np.flatnonzero(packing.layers == layer)
+            span = slice(here[0] * places, (here[-1] + 1) * places)
+            filled = packing.weights[span] >= 0
+            flat = np.zeros((len(filled), self.subset.bundle.block_bytes), np.uint8)
+            flat[filled] = reader.read(self._locations(span)[filled])
+            for page in flat.reshape(len(here), -1):
+                content = page.tobytes().ljust(packing.page_bytes, b"\0")
+                digests.append(blake3(content).digest())
+                yield content
+
+    def _locations(self, span: slice) -> npt.NDArray[np.int64]:
+        """Where the blocks that will lie in these places lie now; −1 for an empty place."""
+        weights, blocks, users = self.packing.weights[span], self.packing.blocks[span], self.packing.users[span]
+        found = np.full(len(weights), -1, np.int64)
+        for number in np.unique(weights[weights >= 0]):
+            here = weights == number
+            found[here] = self.versions[number].locate(blocks[here], users[here])
+        return found
+
+    def _tables(self, number: int, task: str) -> dict[str, npt.NDArray[np.int32]]:
+        """A task's block tables; only locations change."""
+        bundle = self.subset.bundle
+        arrays: dict[str, npt.NDArray[np.int32]] = {}
+        for position, weight in enumerate(bundle.manifest.weights):
+            grid, table = bundle.manifest.grid(weight), bundle.tables(task)[weight.name]
+            where = self.packing.locations(position, grid.count, number)
+            moved = where[table.rows() * grid.cols + table.col_indices].astype(np.int32)
+            arrays |= replace(table, locations=moved).arrays(weight.name)
+        return arrays
+
+
+def _write_page_file(writer: BundleWriter, number: int, pages: Iterator[bytes], count: int, page_bytes: int) -> None:
+    content = (next(pages) for _ in range(count))
+    writer.add(page_file.file_name(number), lambda file: page_file.write(file, content, count, page_bytes))

@@ -1,0 +1,43 @@
+"""Single blocks out of a bundle's pages."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.bundle import Bundle
+from weightpager.store.local import LocalStore
+from weightpager.store.wrappers import VerifyingStore
+
+
+class BlockReader:
+    """Reads blocks by location, from pages that are checked."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Open a bundle's page files.
+
+        Raises:
+            BundleFormatError, StoreError: a file isn't what the manifest says, or can't be opened.
+        """
+        self._bundle = bundle
+        self._store = VerifyingStore(LocalStore(bundle, direct=False), bundle.pages)
+
+    def read(self, locations: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
+        """The bytes of the blocks at these locations, uint8 [N, block bytes]; one page in memory at a time.
+
+        Raises:
+            StoreError, PageCorruptError: a page can't be read, or isn't what it should be.
+        """
+        size, places = self._bundle.block_bytes, self._bundle.manifest.blocks_per_page
+        found = np.empty((len(locations), size), np.uint8)
+        page = np.empty(self._bundle.page_bytes, np.uint8)
+        pages = locations // places
+        order = np.argsort(pages, kind="stable")
+        for here in np.split(order, np.flatnonzero(np.diff(pages[order])) + 1) if len(order) else []:
+            self._store.read(int(pages[here[0]]), [page.data])
+            found[here] = page[: places * size].reshape(places, size)[locations[here] % places]
+        return found
+
+    def close(self) -> None:
+        """Give back descriptors."""
+        self._store.close()

@@ -1,0 +1,291 @@
+"""Adding tasks to a bundle: the old tasks stay bit for bit, the new ones reuse what is there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tiny
+import weightpager as wp
+from weightpager.bundle import Bundle
+from weightpager.bundle.garbage import collect
+from weightpager.bundle.report import read_report
+from weightpager.bundle.verify import verify
+from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.placement import place
+from weightpager.compiler.repack import repack
+from weightpager.engine.export import dense_weights
+from weightpager.errors import CompileError, ConfigError, UnknownTaskError
+
+INPUTS = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+TRAINED = {"method": "finetune", "steps": 8, "batch": 8, "private_blocks": 0.2, "private_steps": 4}
+
+
+def outputs(bundle: Path, tasks: list[str]) -> dict[str, torch.Tensor]:
+    with wp.Engine.from_pretrained(bundle) as engine:
+        found = {}
+        for task in tasks:
+            with engine.task(task) as module, torch.inference_mode():
+                found[task] = module(**INPUTS).logits
+        return found
+
+
+def same_outputs(first: Path, second: Path, tasks: list[str]) -> bool:
+    ours, theirs = outputs(first, tasks), outputs(second, tasks)
+    return all(torch.equal(ours[task], theirs[task]) for task in tasks)
+
+
+def new_tasks(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A task file of one new task on the tiny encoder."""
+    content = tiny.assistant(folder)
+    for key in ("block", "page"):
+        del content[key]
+    content["tasks"] = {"pet": tiny.classification(folder, "pet", {"cat": ["cat"], "dog": ["dog"], "cow": ["cow"]})}
+    return content | changes
+
+
+def folder_of(path: Path, name: str) -> Path:
+    folder = path / name
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def private_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four tasks, some of whose blocks have several versions, and whose vectors are their own."""
+    folder = tmp_path_factory.mktemp("private")
+    wp.compile(tiny.assistant(folder, recover=TRAINED), out=folder / "base.bundle")
+    return folder / "base.bundle"
+
+
+@pytest.mark.parametrize("recover", ["none", "finetune"])
+def test_old_tasks_stay_bit_for_bit(private_bundle: Path, tmp_path: Path, recover: str) -> None:
+    base = Bundle.open(private_bundle)
+    content = new_tasks(tmp_path, recover=TRAINED | {"method": recover})
+    grown = wp.compile(content, out=tmp_path / "grown.bundle", base=private_bundle)
+    old = list(base.tasks)
+    assert list(grown.tasks) == [*old, "pet"]
+    assert verify(grown.path).problems == ()
+    assert (grown.pages.ids[: len(base.pages)] == base.pages.ids).all()
+    for task in old:
+        assert (grown.pages_of(task) == base.pages_of(task)).all()
+    assert same_outputs(private_bundle, grown.path, old)
+    report, growth = read_report(grown), read_report(grown).growth
+    assert growth is not None
+    assert growth.tasks == ["pet"]
+    assert growth.added_bytes == (len(grown.pages) - len(base.pages)) * grown.page_bytes
+    kept = len(grown.kept_locations("pet")) * grown.block_bytes
+    assert 0 < growth.reused_bytes < kept <= growth.reused_bytes + growth.added_bytes
+    assert report.over_read["pet"] == pytest.approx(1 - kept / (len(grown.pages_of("pet")) * grown.page_bytes))
+    assert [score.name for score in report.tasks] == [*old, "pet"]
+
+
+def test_a_new_task_computes_with_the_bases_blocks(private_bundle: Path, tmp_path: Path) -> None:
+    grown = wp.compile(new_tasks(tmp_path), out=tmp_path / "grown.bundle", base=private_bundle)
+    base, ours = BaseBundle.open(private_bundle), dense_weights(grown, "pet")
+    theirs = {task: dense_weights(grown, task) for task in base.bundle.tasks}
+    dense = wp.compiler.source.load(wp.compiler.task_file.from_dict(new_tasks(tmp_path, block="8x16")))
+    for info in dense.paged:
+        table = grown.tables("pet")[info.name]
+        kept = np.flatnonzero(table.keep_mask(info.grid))
+        blocks = info.grid.cut(ours[info.name].float().numpy()).reshape(info.grid.count, -1)
+        start = dense.linear("pet", info.name).weight.detach().bfloat16().float().numpy()
+        first = info.grid.cut(start).reshape(info.grid.count, -1)
+        for block in kept:
+            users = [t for number, t in enumerate(base.bundle.tasks) if base.keep[info.name][block, number]]
+            if not users:
+                assert (blocks[block] == first[block]).all()
+            else:
+                versions = [info.grid.cut(theirs[t][info.name].float().numpy()) for t in users]
+                assert any((v.reshape(info.grid.count, -1)[block] == blocks[block]).all() for v in versions)
+
+
+def test_a_new_task_learns(tmp_path: Path) -> None:
+    steps = {"steps": 60, "batch": 8}
+    base = wp.compile(tiny.assistant(tmp_path, training=steps, sparsity=0.3), out=tmp_path / "base.bundle")
+    content = new_tasks(tmp_path, training=steps, sparsity=0.3)
+    grown = wp.compile(content, out=tmp_path / "grown.bundle", base=base.path)
+    score = next(score for score in read_report(grown).tasks if score.name == "pet")
+    assert score.sparse > 0.5  # of three classes
+    assert score.dense is not None
+
+
+def test_a_bundle_grows_in_place_and_again(tmp_path: Path, assistant_bundle: Path) -> None:
+    first = wp.compile(new_tasks(tmp_path), out=tmp_path / "a.bundle", base=assistant_bundle)
+    more = new_tasks(tmp_path)
+    more["tasks"] = {
+        "sky": tiny.classification(tmp_path, "sky", {"sun": ["sun"], "rain": ["rain"]}),
+        "word": tiny.tagging(tmp_path, "word"),
+    }
+    with pytest.raises(ConfigError, match="--force"):
+        wp.compile(more, out=first.path, base=first.path)
+    second = wp.compile(more, out=first.path, base=first.path, force=True)
+    assert list(second.tasks) == [*first.tasks, "sky", "word"]
+    assert second.manifest.page_files[: len(first.manifest.page_files)] == first.manifest.page_files
+    assert verify(second.path).problems == ()
+    assert same_outputs(assistant_bundle, second.path, list(Bundle.open(assistant_bundle).tasks))
+    assert os.listdir(tmp_path).count("a.bundle") == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_language_model_grows(tmp_path: Path, writer_bundle: Path) -> None:
+    content = tiny.writer(tmp_path)
+    content["tasks"] = {"colours": tiny.text(tmp_path, "colours", tiny.WORDS[:3])}
+    grown = wp.compile(content, out=tmp_path / "grown.bundle", base=writer_bundle)
+    assert verify(grown.path).problems == ()
+    assert same_outputs(writer_bundle, grown.path, ["animals", "numbers"])
+    # Nothing was trained: all its parameters are the base's.
+    assert not (tmp_path / "grown.bundle/tasks/colours/private.safetensors").read_bytes().count(b"data_offsets")
+
+
+def test_a_bundle_of_one_task_grows(tmp_path: Path) -> None:
+    content = tiny.assistant(tmp_path)
+    content["tasks"] = {"animal": content["tasks"]["animal"]}
+    base = wp.compile(content, out=tmp_path / "base.bundle")
+    grown = wp.compile(new_tasks(tmp_path), out=tmp_path / "grown.bundle", base=base.path)
+    assert verify(grown.path).problems == ()
+    assert same_outputs(base.path, grown.path, ["animal"])
+    assert outputs(grown.path, ["pet"])["pet"].shape == (1, 3)
+
+
+def test_what_does_not_fit_the_base_is_said(tmp_path: Path, assistant_bundle: Path) -> None:
+    def refused(error: type[Exception], match: str, **changes: Any) -> None:
+        with pytest.raises(error, match=match):
+            wp.compile(new_tasks(tmp_path, **changes), out=tmp_path / "no.bundle", base=assistant_bundle)
+        assert not (tmp_path / "no.bundle").exists()
+
+    refused(ConfigError, r"block: expected 8x16, that of the base .*, found 16x32", block="16x32")
+    refused(ConfigError, "dtype: expected bfloat16", dtype="float32")
+    refused(ConfigError, "page: expected 4096", page="8KiB")
+    refused(ConfigError, "closed-form", recover="closed-form")
+    refused(ConfigError, "compare", compare=True)
+    refused(ConfigError, r"tasks\.animal: the base .* has a task of that name", tasks=tiny.assistant(tmp_path)["tasks"])
+    torch.manual_seed(0)
+    other = tiny.bert(folder_of(tmp_path, "other"))
+    config = (other / "config.json").read_text()
+    (other / "config.json").write_text(config.replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
+    refused(CompileError, "hidden_act: expected 'gelu', that of the base", model=str(other))
+
+
+def test_a_killed_growth_leaves_the_base(tmp_path: Path, assistant_bundle: Path) -> None:
+    path = tmp_path / "a.bundle"
+    repack(assistant_bundle, path)
+    before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+
+    def killing(at: str) -> Any:
+        def progress(stage: str, _done: int, _total: int) -> None:
+            if stage == at:
+                raise KeyboardInterrupt
+
+        return progress
+
+    for stage in ("train the dense model", "calibrate", "train own parameters", "measure pet"):
+        with pytest.raises(KeyboardInterrupt):
+            wp.compile(new_tasks(tmp_path), out=path, base=path, force=True, progress=killing(stage))
+        assert {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()} == before
+    assert verify(path).problems == ()
+
+
+@given(
+    st.integers(1, 7),
+    st.integers(1, 3),
+    st.floats(0, 4),
+    st.integers(0, 2**32 - 1),
+)
+def test_one_new_tasks_choice_is_the_best(blocks: int, old: int, strength: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    saliency, fixed = random.random((blocks, 1)), random.random((blocks, old)) < 0.5
+    rate, budget = random.random((old + 1, old + 1)), int(random.integers(1, blocks + 1))
+
+    def objective(keep: np.ndarray) -> float:
+        everybody = np.concatenate([fixed, keep[:, None]], 1)
+        loads = sum(
+            rate[t, u] * (everybody[:, u] & ~everybody[:, t]).sum()
+            for t, u in itertools.permutations(range(old + 1), 2)
+        )
+        return float(saliency[keep, 0].sum() - strength * loads)
+
+    found = place(saliency, fixed, np.array([budget]), rate, strength)[:, 0]
+    assert found.sum() == budget
+    others = (np.isin(np.arange(blocks), chosen) for chosen in itertools.combinations(range(blocks), budget))
+    assert objective(found) >= max(map(objective, others)) - 1e-9
+
+
+def test_infinite_alignment_takes_what_is_there() -> None:
+    fixed = np.array([[True], [False], [True], [False]])
+    saliency = np.array([[0.1], [9.0], [0.2], [8.0]])
+    rate = np.array([[0.0, 0.5], [0.5, 0.0]])
+    keep = place(saliency, fixed, np.array([3]), rate, float("inf"))
+    assert keep[:, 0].tolist() == [True, True, True, False]
+
+
+def test_repack_changes_no_output(private_bundle: Path, tmp_path: Path) -> None:
+    grown = wp.compile(new_tasks(tmp_path), out=tmp_path / "grown.bundle", base=private_bundle)
+    done = repack(grown.path, tmp_path / "tidy.bundle")
+    assert verify(tmp_path / "tidy.bundle").problems == ()
+    assert same_outputs(grown.path, tmp_path / "tidy.bundle", list(grown.tasks))
+    assert done.after.fill > done.before.fill
+    assert done.after.over_read["pet"] < done.before.over_read["pet"]
+    kept = {task: len(grown.kept_locations(task)) for task in grown.tasks}
+    tidy = Bundle.open(tmp_path / "tidy.bundle")
+    assert {task: len(tidy.kept_locations(task)) for task in tidy.tasks} == kept
+    with pytest.raises(ConfigError, match="page"):
+        repack(grown.path, tmp_path / "no.bundle", page=5000)
+
+
+def test_repack_leaves_tasks_out(private_bundle: Path, tmp_path: Path) -> None:
+    names = ["animal", "number", "colour"]
+    repack(private_bundle, tmp_path / "less.bundle", without=["weather"], page=8192)
+    less = Bundle.open(tmp_path / "less.bundle")
+    assert list(less.tasks) == names
+    assert less.page_bytes == 8192
+    assert verify(less.path).problems == ()
+    assert same_outputs(private_bundle, less.path, names)
+    report = read_report(less)
+    assert [score.name for score in report.tasks] == names
+    assert all(set(control.scores) == set(names) for control in report.controls)
+    np.testing.assert_allclose(np.array(less.manifest.transitions).sum(1), 1)
+
+
+def test_gc_drops_what_no_task_needs(private_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.bundle"
+    grown = wp.compile(new_tasks(tmp_path), out=path, base=private_bundle)
+    old = list(Bundle.open(private_bundle).tasks)
+    assert collect(path).pages == 0
+    done = collect(path, drop=["pet"])
+    left = Bundle.open(path)
+    assert list(left.tasks) == old
+    assert done.bytes == (len(grown.pages) - len(left.pages)) * left.page_bytes > 0
+    # What had been appended for the dropped task is gone, and nothing else.
+    assert (left.pages.ids == Bundle.open(private_bundle).pages.ids).all()
+    assert verify(path).problems == ()
+    assert same_outputs(private_bundle, path, old)
+    for task in old[:3]:
+        before = len(left.pages)
+        collect(path, drop=[task])
+        left = Bundle.open(path)
+        assert len(left.pages) < before
+        assert (left.pages.signatures != 0).all()
+        assert verify(path).problems == ()
+        assert same_outputs(private_bundle, path, list(left.tasks))
+    with pytest.raises(ConfigError, match="at least one task"):
+        collect(path, drop=[old[3]])
+    with pytest.raises(UnknownTaskError):
+        collect(path, drop=["pet"])
+
+
+def test_links_are_never_written_through(private_bundle: Path, tmp_path: Path) -> None:
+    before = {file: file.read_bytes() for file in private_bundle.rglob("*") if file.is_file()}
+    grown = wp.compile(new_tasks(tmp_path), out=tmp_path / "grown.bundle", base=private_bundle)
+    collect(grown.path, drop=["animal"])
+    repack(grown.path, grown.path, force=True)
+    assert {file: file.read_bytes() for file in private_bundle.rglob("*") if file.is_file()} == before
+    assert verify(private_bundle).problems == ()
