@@ -16,12 +16,13 @@ from weightpager.bundle import Bundle, BundleWriter, EvalData, Score, TaskEntry,
 from weightpager.bundle.files import hash_file
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.overlap import mean_overlap, overlap
+from weightpager.bundle.permutations import Permutations
 from weightpager.bundle.reader import REPORT
 from weightpager.bundle.report import CompileReport, ControlScore
 from weightpager.compiler import data as task_data
 from weightpager.compiler import source as dense_source
 from weightpager.compiler import task_file as task_files
-from weightpager.compiler.calibrate import calibrate
+from weightpager.compiler.calibrate import Calibration, calibrate
 from weightpager.compiler.controls import quantised_controls, shared_mask_control
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.journal import Journal
@@ -29,6 +30,7 @@ from weightpager.compiler.masks import Keep, Masks
 from weightpager.compiler.measure import EVAL_BATCH, Progress, measure_all
 from weightpager.compiler.pack import Packing, StoredBlocks, over_read, pack, pack_best
 from weightpager.compiler.recover import recover
+from weightpager.compiler.reorder import UNCHANGED, reorder
 from weightpager.compiler.saliency import FloatArray, block_saliency, normalised
 from weightpager.compiler.source import Source
 from weightpager.compiler.structure_aligner import align
@@ -41,6 +43,9 @@ from weightpager.engine import Engine
 from weightpager.evaluate import evaluate
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions, read_trace
+
+_PROBE = 4
+"""Texts or windows per task that the reordered model has to answer as before."""
 
 TaskFileLike = str | Path | TaskFile | Mapping[str, Any]
 
@@ -94,11 +99,12 @@ class Prepared:
     """All that doesn't depend on the alignment: one preparation serves several builds.
 
     Attributes:
-        source: the trained dense model.
+        source: the trained dense model, reordered.
         data: of each task.
         dense: score of the dense model, by task.
         saliency: task → paged weight → saliency of its blocks, row-major.
         seconds: per stage.
+        permutations: what reordering did.
     """
 
     source: Source
@@ -106,6 +112,7 @@ class Prepared:
     dense: Mapping[str, Score]
     saliency: Mapping[str, Mapping[str, FloatArray]]
     seconds: Mapping[str, float]
+    permutations: Permutations = UNCHANGED
 
     def changed(self, **settings: Any) -> Prepared:
         """The same with other settings of the task file: those that only `build` looks at."""
@@ -114,7 +121,7 @@ class Prepared:
 
 
 def prepare(task_file: TaskFile, progress: Progress = _silent, journal: Journal | None = None) -> Prepared:
-    """Load, train where heads are missing, measure the dense model, calibrate."""
+    """Load, train where heads are missing, measure the dense model, calibrate, reorder."""
     clock = Clock()
     with clock.stage("load"):
         source = dense_source.load(task_file)
@@ -123,12 +130,14 @@ def prepare(task_file: TaskFile, progress: Progress = _silent, journal: Journal 
         train(source, data, lambda done, total: progress("train the dense model", done, total), journal)
     with clock.stage("measure dense"):
         dense = {name: _dense_score(source, data[name], name, progress) for name in data}
-    saliency = {}
-    with clock.stage("calibrate"):
-        for number, name in enumerate(data):
-            saliency[name] = _saliency(source, data[name], name)
-            progress("calibrate", number + 1, len(data))
-    return Prepared(source, data, dense, saliency, clock.seconds)
+    saliency, permutations = {}, UNCHANGED
+    if task_file.reorder:
+        saliency, permutations = _reorder(source, data, clock, progress)
+    else:
+        with clock.stage("calibrate"):
+            for name, calibration in _calibrations(source, data, progress):
+                saliency[name] = block_saliency(source, name, calibration)
+    return Prepared(source, data, dense, saliency, clock.seconds, permutations)
 
 
 def build(
@@ -225,7 +234,16 @@ def assemble(
         stored, packing = _pack(weights, masks.keep, transitions)
     with clock.stage("write"):
         strength = task_file.alignment if np.isfinite(task_file.alignment) else None
-        plan = BundlePlan(task_file.dtype, weights, masks.keep, packing, _entries(prepared), transitions, strength)
+        plan = BundlePlan(
+            task_file.dtype,
+            weights,
+            masks.keep,
+            packing,
+            _entries(prepared),
+            transitions,
+            strength,
+            prepared.permutations,
+        )
         write_bundle(writer, plan)
     with clock.stage("measure sparse"):
         bundle = Bundle.open(writer.root)
@@ -270,9 +288,28 @@ def _dense_score(source: Source, data: TaskData, name: str, progress: Progress) 
     return Score(metric=found.metric, value=found.value, items=found.items)
 
 
-def _saliency(source: Source, data: TaskData, name: str) -> dict[str, FloatArray]:
+def _calibrations(
+    source: Source, data: Mapping[str, TaskData], progress: Progress
+) -> Iterator[tuple[str, Calibration]]:
+    """One task's at a time: each takes as much memory as the paged weights."""
     spec = source.task_file.calibration
-    return block_saliency(source, name, calibrate(source, name, data.calibration(spec.items, spec.batch)))
+    for number, (name, of_task) in enumerate(data.items()):
+        yield name, calibrate(source, name, of_task.calibration(spec.items, spec.batch))
+        progress("calibrate", number + 1, len(data))
+
+
+def _reorder(
+    source: Source, data: Mapping[str, TaskData], clock: Clock, progress: Progress
+) -> tuple[dict[str, dict[str, FloatArray]], Permutations]:
+    """Reorder the source; the saliency of the blocks that it then has."""
+    with clock.stage("calibrate"):
+        calibrations = dict(_calibrations(source, data, progress))
+    with clock.stage("reorder"):
+        probes = {name: of_task.calibration(_PROBE, _PROBE)[0] for name, of_task in data.items()}
+        densities = {name: 1.0 - source.task_file.sparsity_of(name) for name in data}
+        permutations, calibrations = reorder(source, calibrations, probes, densities)
+        saliency = {name: block_saliency(source, name, found) for name, found in calibrations.items()}
+    return saliency, permutations
 
 
 def _transitions(task_file: TaskFile) -> Transitions:

@@ -204,6 +204,7 @@ class TaskFile(_Frozen):
     Attributes:
         sparsity: fraction of blocks dropped by tasks that state none.
         alignment: what a block loaded per switch costs, in mean block saliencies; infinity asks for one shared mask.
+        reorder: permute the model so that blocks hold weights that the same tasks need.
         recover: a method, or its name alone.
         compare: also train one shared mask where recovery trains, to compare with; that takes as long again.
         page: bytes, None to let the packer choose.
@@ -215,6 +216,7 @@ class TaskFile(_Frozen):
     sparsity: Sparsity = 0.3
     alignment: Annotated[float, BeforeValidator(_alignment), Field(ge=0)] = 0.5
     saliency: Saliency = "gradient"
+    reorder: bool = True
     page: Annotated[int | None, BeforeValidator(_page)] = None
     transitions: ExistingFile | None = None
     calibration: CalibrationSpec = CalibrationSpec()

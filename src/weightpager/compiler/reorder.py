@@ -1,0 +1,138 @@
+"""Function-preserving permutations that gather weights which matter to the same tasks into the same blocks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightpager.bundle.permutations import Permutations
+from weightpager.compiler.calibrate import Calibration
+from weightpager.compiler.gathering import Elements, gather
+from weightpager.compiler.permutable import Dimension, Indices, dimensions, tensor_key
+from weightpager.compiler.saliency import element_saliency
+from weightpager.compiler.source import Source
+from weightpager.evaluate import Batch, evaluating
+
+_log = logging.getLogger(__name__)
+
+_TOLERANCE = 1e-3
+"""Of the largest logit: far above float32's rounding in another order, far below what a wrong table does."""
+
+UNCHANGED = Permutations({})
+"""Everything stays where it is."""
+
+
+def reorder(
+    source: Source,
+    calibrations: Mapping[str, Calibration],
+    probes: Mapping[str, Batch],
+    densities: Mapping[str, float],
+) -> tuple[Permutations, dict[str, Calibration]]:
+    """Permute the modules of ``source`` in place so that blocks hold weights that the same tasks need.
+
+    An architecture that isn't known stays as it is, and so does one whose answers would change.
+
+    Args:
+        source: the trained dense model.
+        calibrations: of each task.
+        probes: a batch per task; its logits have to stay the same.
+        densities: share of the blocks that each task will keep.
+
+    Returns:
+        What was done, and the calibrations as they would be of the permuted model.
+    """
+    known = dimensions(source)
+    if not known:
+        _log.warning("%s: its tensors are not in the table of permutable dimensions; not reordered", source.path)
+        return UNCHANGED, dict(calibrations)
+    permutations = choose(source, known, calibrations, densities)
+    if not _keeps_answers(source, permutations, probes):
+        _log.warning("%s: permuted, it gives other answers; not reordered", source.path)
+        return UNCHANGED, dict(calibrations)
+    return permutations, {task: permuted_calibration(permutations, found) for task, found in calibrations.items()}
+
+
+def choose(
+    source: Source,
+    known: Sequence[Dimension],
+    calibrations: Mapping[str, Calibration],
+    densities: Mapping[str, float],
+) -> Permutations:
+    """The permutations that gather most saliency into the blocks that tasks keep; nothing is changed yet."""
+    tasks = list(calibrations)
+    saliency = {task: element_saliency(source, task, calibrations[task]) for task in tasks}
+    scale = {task: 1 / max(1e-30, sum(float(v.sum()) for v in saliency[task].values())) for task in tasks}
+    values, grids = {}, {}
+    for info in source.paged:
+        name = f"{info.name}.weight"
+        values[name] = np.stack([saliency[task].pop(info.name).numpy() * np.float32(scale[task]) for task in tasks])
+        grids[name] = info.grid
+    elements = Elements(values, grids)
+    return composed(gather(elements, known, np.array([densities[task] for task in tasks])))
+
+
+def composed(steps: Sequence[tuple[Dimension, Indices]]) -> Permutations:
+    """Orders of dimensions, applied one after the other, as orders of the tensors' axes."""
+    orders: dict[tuple[str, int], Indices] = {}
+    for dimension, order in steps:
+        for part in dimension.parts:
+            spread, key = part.spread(order), (part.tensor, part.axis)
+            orders[key] = orders[key][spread] if key in orders else spread
+    return Permutations({key: order for key, order in orders.items() if (np.diff(order) != 1).any()})
+
+
+def apply(source: Source, permutations: Permutations) -> None:
+    """Permute every tensor of a source's modules in place, shared ones once."""
+    seen: set[int] = set()
+    for task in source.models:
+        for name, tensor in source.parameters(task).items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                tensor.data.copy_(permuted(tensor.data, permutations.of(task, name)))
+
+
+def permuted(tensor: Tensor, orders: Mapping[int, Indices]) -> Tensor:
+    """A tensor with these axes in these orders."""
+    for axis, order in orders.items():
+        tensor = tensor.index_select(axis, torch.from_numpy(order))
+    return tensor
+
+
+def permuted_calibration(permutations: Permutations, calibration: Calibration) -> Calibration:
+    """What calibration would have measured on the permuted model."""
+    values = {}
+    for name, value in calibration.values.items():
+        orders = permutations.of("", f"{name}.weight")
+        if calibration.kind != "gradient":  # runs over inputs on every axis
+            orders = {axis: orders[1] for axis in range(value.ndim)} if 1 in orders else {}
+        values[name] = permuted(value, orders)
+    return replace(calibration, values=values)
+
+
+def _keeps_answers(source: Source, permutations: Permutations, probes: Mapping[str, Batch]) -> bool:
+    """Apply the permutations; take them back if any logits change beyond rounding."""
+    before = _answers(source, probes)
+    apply(source, permutations)
+    after = _answers(source, probes)
+    if all(_close(before[task], after[task]) for task in probes):
+        return True
+    apply(source, permutations.inverse())
+    return False
+
+
+def _answers(source: Source, probes: Mapping[str, Batch]) -> dict[str, Tensor]:
+    found = {}
+    for task, batch in probes.items():
+        with evaluating(source.models[task]), torch.inference_mode():
+            found[task] = source.models[task](**batch.inputs).logits
+    return found
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= _TOLERANCE * a.abs().max())
