@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from weightpager.compiler.source import Source, parameters
+from weightpager.compiler.source import parameters
 from weightpager.engine.architecture import BASE
 
 Indices = npt.NDArray[np.int64]
@@ -73,21 +74,21 @@ def tensor_key(task: str, name: str) -> str:
     return name if name.startswith(BASE) else f"{task}/{name}"
 
 
-def tensors(source: Source) -> dict[str, Tensor]:
-    """All tensors of all tasks' modules by their key; shared ones that aren't in the base come once per task."""
-    return {tensor_key(task, name): value for task in source.models for name, value in source.parameters(task).items()}
+def dimensions(models: Mapping[str, PreTrainedModel]) -> tuple[Dimension, ...]:
+    """The permutable dimensions of tasks' modules over one base; none if a tensor of theirs isn't known.
 
-
-def dimensions(source: Source) -> tuple[Dimension, ...]:
-    """The permutable dimensions of a model, in the order in which they are applied; none for an unknown family."""
+    A dimension of which a part has another size than it should is left out.
+    """
     axes: dict[str, Axes] = {}
-    for task, model in source.models.items():
-        found = _axes_of(parameters(model))
+    sizes: dict[str, tuple[int, ...]] = {}
+    for task, model in models.items():
+        named = parameters(model)
+        found = _axes_of(named)
         if found is None:
             return ()
         axes |= {tensor_key(task, name): entry for name, entry in found.items()}
-    sizes = {key: tuple(value.shape) for key, value in tensors(source).items()}
-    return _Finder(axes, sizes).all(source.config)
+        sizes |= {tensor_key(task, name): tuple(tensor.shape) for name, tensor in named.items()}
+    return _Finder(axes, sizes).all(next(iter(models.values())).config)
 
 
 def _axes_of(named: Mapping[str, Tensor]) -> dict[str, Axes] | None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from weightpager.bundle.permutations import Permutations
 from weightpager.compiler.calibrate import Calibration
 from weightpager.compiler.gathering import Elements, gather
-from weightpager.compiler.permutable import Dimension, Indices, dimensions, tensor_key
+from weightpager.compiler.permutable import Dimension, Indices, dimensions
 from weightpager.compiler.saliency import element_saliency
-from weightpager.compiler.source import Source
+from weightpager.compiler.source import Source, parameters
 from weightpager.evaluate import Batch, evaluating
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def reorder(
     Returns:
         What was done, and the calibrations as they would be of the permuted model.
     """
-    known = dimensions(source)
+    known = dimensions(source.models)
     if not known:
         _log.warning("%s: its tensors are not in the table of permutable dimensions; not reordered", source.path)
         return UNCHANGED, dict(calibrations)
@@ -87,11 +87,11 @@ def composed(steps: Sequence[tuple[Dimension, Indices]]) -> Permutations:
     return Permutations({key: order for key, order in orders.items() if (np.diff(order) != 1).any()})
 
 
-def apply(source: Source, permutations: Permutations) -> None:
-    """Permute every tensor of a source's modules in place, shared ones once."""
+def apply(models: Mapping[str, PreTrainedModel], permutations: Permutations) -> None:
+    """Permute every tensor of tasks' modules in place, shared ones once. `Permutations.inverse` takes it back."""
     seen: set[int] = set()
-    for task in source.models:
-        for name, tensor in source.parameters(task).items():
+    for task, model in models.items():
+        for name, tensor in parameters(model).items():
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 tensor.data.copy_(permuted(tensor.data, permutations.of(task, name)))
@@ -118,11 +118,11 @@ def permuted_calibration(permutations: Permutations, calibration: Calibration) -
 def _keeps_answers(source: Source, permutations: Permutations, probes: Mapping[str, Batch]) -> bool:
     """Apply the permutations; take them back if any logits change beyond rounding."""
     before = _answers(source, probes)
-    apply(source, permutations)
+    apply(source.models, permutations)
     after = _answers(source, probes)
     if all(_close(before[task], after[task]) for task in probes):
         return True
-    apply(source, permutations.inverse())
+    apply(source.models, permutations.inverse())
     return False
 
 
