@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,9 @@ def test_a_norm_over_all_heads_keeps_heads_in_place() -> None:
 # ---- The search ----
 
 
-def elements(seed: int, block: BlockShape = BlockShape(8, 8)) -> tuple[Elements, tuple[Dimension, ...]]:
+def elements(seed: int) -> tuple[Elements, tuple[Dimension, ...]]:
     """Two weights, ``up`` [50, 24] and ``down`` [24, 50], of which scattered neurons matter to one task each."""
+    block = BlockShape(8, 8)
     drawn = np.random.default_rng(seed)
     owner = drawn.integers(0, 3, 50)
     matter = (owner == np.arange(2)[:, None]).astype(np.float32) + 0.01  # [tasks, neurons]
@@ -169,7 +171,7 @@ def test_gathering_never_loses_saliency_from_round_to_round(seed: int, density: 
         found, known = elements(seed)
         gather(found, known, densities, rounds)
         kept.append(held(found, densities))
-    assert all(after >= before * (1 - 1e-5) for before, after in zip(kept, kept[1:], strict=False))
+    assert all(after >= before * (1 - 1e-5) for before, after in pairwise(kept))
 
 
 def test_scattered_neurons_of_a_task_end_in_its_blocks() -> None:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from weightpager.bundle import page_file
-from weightpager.bundle import permutations as permutations_file
 from weightpager.bundle import page_index as page_index_file
+from weightpager.bundle import permutations as permutations_file
 from weightpager.bundle.block_table import BlockTable
 from weightpager.bundle.files import parse_arrays, read_checked
 from weightpager.bundle.layout import block_bytes

@@ -141,9 +141,7 @@ class _Finder:
             self._add(f"layer {layer}, value channels", groups, channels, values, layer)
         return tuple(self.found)
 
-    def _add(
-        self, name: str, groups: int, units: int, kinds: Mapping[str, tuple[int, int]], layer: str | None
-    ) -> None:
+    def _add(self, name: str, groups: int, units: int, kinds: Mapping[str, tuple[int, int]], layer: str | None) -> None:
         parts = tuple(
             Part(key, axis, *kinds[kind])
             for key, entry in self.axes.items()

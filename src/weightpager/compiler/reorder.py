@@ -110,7 +110,7 @@ def permuted_calibration(permutations: Permutations, calibration: Calibration) -
     for name, value in calibration.values.items():
         orders = permutations.of("", f"{name}.weight")
         if calibration.kind != "gradient":  # runs over inputs on every axis
-            orders = {axis: orders[1] for axis in range(value.ndim)} if 1 in orders else {}
+            orders = dict.fromkeys(range(value.ndim), orders[1]) if 1 in orders else {}
         values[name] = permuted(value, orders)
     return replace(calibration, values=values)
 

@@ -15,7 +15,16 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 import weightpager
-from weightpager.bundle import BlockTable, BundleWriter, Manifest, TaskEntry, WeightEntry, page_file, page_index, permutations
+from weightpager.bundle import (
+    BlockTable,
+    BundleWriter,
+    Manifest,
+    TaskEntry,
+    WeightEntry,
+    page_file,
+    page_index,
+    permutations,
+)
 from weightpager.bundle.layout import STORAGE, interleave
 from weightpager.bundle.permutations import Permutations
 from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file

@@ -24,7 +24,8 @@ from weightpager.store import LocalStore, VerifyingStore
 def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     """Write a task's model so that plain transformers loads it; dropped blocks are zeros.
 
-    Rows and columns are in the order of the model that was compiled. Weights have the bundle's precision in the dtype of the task's other parameters.
+    Rows and columns are in the order of the model that was compiled. Weights have the bundle's precision in the dtype
+    of the task's other parameters.
 
     Raises:
         UnknownTaskError: the bundle has no such task.
@@ -67,7 +68,7 @@ def in_original_order(bundle: Bundle, task: str, values: dict[str, Tensor]) -> d
             if axis >= value.ndim or value.shape[axis] != len(order):
                 wanted = f"an axis of {list(value.shape)}"
                 raise BundleFormatError(permutations_file.FILE, f"{name}:{axis}", wanted, f"{len(order)} indices")
-            value = value.index_select(axis, torch.from_numpy(order))  # noqa: PLW2901 - one axis after the other
+            value = value.index_select(axis, torch.from_numpy(order))
         found[name] = value
     return found
 
