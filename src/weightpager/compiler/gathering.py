@@ -37,12 +37,14 @@ class Elements:
     def __init__(self, values: Mapping[str, Floats], grids: Mapping[str, BlockGrid]) -> None:
         self.values = dict(values)
         self.grids = dict(grids)
+        self._blocks: dict[str, npt.NDArray[np.float64]] = {}
 
     def reorder(self, dimension: Dimension, order: Indices) -> None:
         """Put the units of a dimension in this order ``[groups, units]``."""
         for part in dimension.parts:
             if part.tensor in self.values:
                 self.values[part.tensor] = self.values[part.tensor].take(part.spread(order), part.axis + 1)
+                self._blocks.pop(part.tensor, None)
 
     def width(self, part: Part) -> int:
         """The size of a block along a part."""
@@ -51,7 +53,9 @@ class Elements:
 
     def blocks(self) -> dict[str, npt.NDArray[np.float64]]:
         """The saliency of the blocks, [tasks, blocks], by tensor."""
-        return {name: self._sums(name) for name in self.values}
+        for name in self.values.keys() - self._blocks.keys():
+            self._blocks[name] = self._sums(name)
+        return {name: self._blocks[name] for name in self.values}
 
     def best(self, densities: npt.NDArray[np.float64]) -> Keep:
         """The blocks that every task would keep on its own: of all weights together, the best share ``[tasks]``."""
@@ -85,9 +89,9 @@ class Elements:
         return worth
 
     def _sums(self, name: str) -> npt.NDArray[np.float64]:
-        grid = self.grids[name]
-        sums = [grid.cut(values).sum((2, 3), dtype=np.float64).reshape(-1) for values in self.values[name]]
-        return np.stack(sums)
+        block = self.grids[name].block
+        sums = [_summed(_summed(values, block.cols).T, block.rows).T.reshape(-1) for values in self.values[name]]
+        return np.stack(sums).astype(np.float64)
 
 
 def _summed(values: Floats, width: int) -> Floats:

@@ -94,7 +94,7 @@ def dimensions(models: Mapping[str, PreTrainedModel]) -> tuple[Dimension, ...]:
 def _axes_of(named: Mapping[str, Tensor]) -> dict[str, Axes] | None:
     """What every axis of a module's tensors runs over, from the one family that knows them all."""
     for family in FAMILIES:
-        rows = family | (_POOLED if BASE + "pooler.dense.weight" in named else {})
+        rows = {**family, **(_POOLED if BASE + "pooler.dense.weight" in named else {})}
         found = {name: rows.get(_pattern(name)) for name in named}
         known = {name: entry for name, entry in found.items() if entry is not None and len(entry) == named[name].ndim}
         if len(known) == len(named):
@@ -108,7 +108,7 @@ def _pattern(name: str) -> str:
 
 
 def _layer(key: str) -> str:
-    found = re.search(r"\.(\d+)\.", key)
+    found = re.search(r"\.(\d+)\.", key.rpartition("/")[2])
     return found[1] if found else ""
 
 
@@ -160,7 +160,7 @@ class _Finder:
         return sizes == {"query": wide, "key": narrow, "value": narrow, "mixed": wide}
 
     def _width(self, kind: str, layer: str) -> int:
-        """The size of a layer's axes of this kind; 0 if they differ or there are none."""
+        """The size of a layer's axes of this kind; 0 if there are none, -1 if they differ."""
         sizes = {
             self.sizes[key][axis]
             for key, entry in self.axes.items()
@@ -168,7 +168,7 @@ class _Finder:
             for axis, along in enumerate(entry)
             if along == kind
         }
-        return sizes.pop() if len(sizes) == 1 else 0
+        return -1 if len(sizes) > 1 else sum(sizes)
 
 
 # ---- The table ----
@@ -188,8 +188,9 @@ def _norm(name: str) -> dict[str, Axes]:
 def _layers(prefix: str, attention: tuple[str, str, str, str], mlp: tuple[list[str], str], norms: list[str]) -> Family:
     """The rows of a family's repeated layers, all names inside ``prefix``."""
     rows: dict[str, Axes] = {}
-    for name, along in zip(attention, ("query", "key", "value"), strict=False):
-        rows |= _linear(prefix + name, along, "residual")  # type: ignore[arg-type]
+    rows |= _linear(prefix + attention[0], "query", "residual")
+    rows |= _linear(prefix + attention[1], "key", "residual")
+    rows |= _linear(prefix + attention[2], "value", "residual")
     rows |= _linear(prefix + attention[3], "residual", "mixed")
     for name in mlp[0]:
         rows |= _linear(prefix + name, "neurons", "residual")
