@@ -12,11 +12,13 @@ from blake3 import blake3
 
 from weightpager.bundle import page_file
 from weightpager.bundle import page_index as page_index_file
+from weightpager.bundle import permutations as permutations_file
 from weightpager.bundle.block_table import BlockTable
 from weightpager.bundle.files import parse_arrays, read_checked
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.manifest import FileEntry, Manifest, TaskEntry
 from weightpager.bundle.page_index import PageIndex
+from weightpager.bundle.permutations import Permutations
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
 
 MANIFEST = "manifest.json"
@@ -71,6 +73,7 @@ class Bundle:
         bundle = cls(root, manifest, PageIndex.parse(arrays, manifest.page_files, manifest.layers))
         bundle._check_page_files()
         bundle._check_tables()
+        bundle.permutations()
         return bundle
 
     @property
@@ -116,6 +119,23 @@ class Bundle:
     def kept_locations(self, task: str) -> npt.NDArray[np.int32]:
         """Locations of all blocks that a task keeps, ascending, each once."""
         return np.unique(np.concatenate([table.locations for table in self.tables(task).values()]))
+
+    def permutations(self) -> Permutations:
+        """In which order the compiler has put the tensors' axes; none in a bundle that wasn't reordered.
+
+        Raises:
+            BundleFormatError: the file is damaged, or an order doesn't fit its paged weight.
+        """
+        file = permutations_file.FILE
+        if file not in self.manifest.files:
+            return permutations_file.NOTHING_MOVED
+        found = Permutations.parse(parse_arrays(file, self.read(file)))
+        sizes = {f"{weight.name}.weight": (weight.out_features, weight.in_features) for weight in self.manifest.weights}
+        for (tensor, axis), order in found.orders.items():
+            shape = sizes.get(tensor)
+            if shape is not None and (axis >= len(shape) or shape[axis] != len(order)):
+                raise BundleFormatError(file, f"{tensor}:{axis}", f"an axis of {list(shape)}", f"{len(order)} indices")
+        return found
 
     def entry(self, name: str) -> FileEntry:
         """The manifest's entry of a file.

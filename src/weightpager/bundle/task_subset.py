@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import save
 
+from weightpager.bundle import permutations
 from weightpager.bundle.files import check_file
 from weightpager.bundle.fill import over_read, page_fill
 from weightpager.bundle.manifest import Manifest
 from weightpager.bundle.overlap import mean_overlap, overlap
+from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import MODEL, REPORT, RESIDENT, Bundle, private_file
 from weightpager.bundle.report import has_report, read_report
 from weightpager.bundle.writer import BundleWriter
@@ -62,8 +65,12 @@ class TaskSubset:
         }
         return whole.model_copy(update=changes)
 
-    def carry_over(self, writer: BundleWriter) -> None:
-        """Take over model, resident parameters and the tasks' private ones, each file checked.
+    def carry_over(self, writer: BundleWriter, added: Permutations = NOTHING_MOVED) -> None:
+        """Take over model, resident parameters and the tasks' private ones, each file checked, and permutations.
+
+        Args:
+            writer: of the other bundle.
+            added: permutations that belong to tasks which this bundle doesn't have.
 
         Raises:
             BundleFormatError: a file isn't what the manifest says.
@@ -73,6 +80,10 @@ class TaskSubset:
         for name, entry in self.bundle.manifest.files.items():
             if name in wanted or name.startswith(f"{MODEL}/"):
                 writer.link(name, check_file(self.bundle.path, name, entry))
+        orders = {**self.bundle.permutations().only(self.names).orders, **added.orders}
+        if orders:
+            content = save(dict(Permutations(orders).arrays()))
+            writer.add(permutations.FILE, lambda file: file.write(content))
 
     def finish(self, writer: BundleWriter, manifest: Manifest) -> None:
         """Write the manifest and, if the bundle has a report, what still holds of it.

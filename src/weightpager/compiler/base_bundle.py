@@ -17,7 +17,9 @@ from transformers import PretrainedConfig
 from weightpager.blocks import MAX_TASKS
 from weightpager.bundle import Bundle
 from weightpager.bundle.layout import STORAGE, deinterleave
+from weightpager.bundle.permutations import Permutations
 from weightpager.bundle.reader import RESIDENT
+from weightpager.compiler import reorder
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
 from weightpager.compiler.task_file import TaskFile
 from weightpager.engine import architecture
@@ -94,7 +96,7 @@ class BaseBundle:
         return task_file.model_copy(update=ours)
 
     def adopt(self, source: Source) -> Source:
-        """Put the bundle's values into a dense model: its blocks, resident parameters, configuration and tokenizer.
+        """Put the bundle's values into a dense model: order, blocks, resident parameters, configuration, tokenizer.
 
         Blocks that no task of the bundle keeps, and parameters that the bundle doesn't share, stay the model's.
 
@@ -105,6 +107,7 @@ class BaseBundle:
         config = architecture.read_config(self.bundle)
         self._check_config(source, config)
         self._check_weights(source)
+        reorder.apply(source.models, Permutations({**self.bundle.permutations().orders, **self.added(source).orders}))
         self._fill_blocks(source)
         for task, model in source.models.items():
             labelled = source.task_file.tasks[task].labelled
@@ -114,6 +117,10 @@ class BaseBundle:
         tokenizer = architecture.tokenizer(self.bundle)
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         return replace(source, config=config, tokenizer=tokenizer)
+
+    def added(self, source: Source) -> Permutations:
+        """How new tasks' heads have to be permuted to fit the bundle's order."""
+        return reorder.for_new_tasks(self.bundle.permutations(), source.models)
 
     def holds(self, name: str, tensor: Tensor) -> bool:
         """Whether the bundle's resident parameters have exactly this one."""

@@ -180,7 +180,7 @@ class _Addition:
             writer.link(name, bundle.path / name)
         ids = write_pages(writer, self.plan, first=len(bundle.manifest.page_files))
         old = TaskSubset(bundle, tuple(bundle.tasks))
-        old.carry_over(writer)
+        old.carry_over(writer, self.base.added(self.source))
         for name in map(tables_file, bundle.tasks):
             writer.link(name, check_file(bundle.path, name, bundle.entry(name)))
         signatures = bundle.pages.signatures.copy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from weightpager.bundle import Bundle, BundleWriter, Score, writing
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.overlap import mean_overlap, overlap
+from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import REPORT
 from weightpager.bundle.report import CompileReport, ControlScore
 from weightpager.compiler import data as task_data
@@ -19,7 +20,7 @@ from weightpager.compiler import source as dense_source
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.align_versions import align_versions
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.calibrate import calibrate
+from weightpager.compiler.calibrate import Calibration, calibrate
 from weightpager.compiler.controls import quantised_controls, shared_mask_control
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.device import training_device
@@ -31,6 +32,7 @@ from weightpager.compiler.memory_estimate import available_bytes, check_memory
 from weightpager.compiler.pack import Packing, StoredBlocks, over_read, pack, pack_best
 from weightpager.compiler.prepared import Clock, Prepared
 from weightpager.compiler.recover import recover
+from weightpager.compiler.reorder import reorder
 from weightpager.compiler.saliency import FloatArray, block_saliency, normalised
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import TaskFile
@@ -42,6 +44,9 @@ from weightpager.engine import Engine
 from weightpager.evaluate import evaluate
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions, read_trace
+
+_PROBE = 4
+"""Texts or windows per task that the reordered model has to answer as before."""
 
 TaskFileLike = str | Path | TaskFile | Mapping[str, Any]
 
@@ -96,7 +101,7 @@ def prepare(
     journal: Journal | None = None,
     base: BaseBundle | None = None,
 ) -> Prepared:
-    """Load, train where heads are missing, measure the dense model, calibrate; on the base's values if there is one."""
+    """Load, train where heads are missing, measure the dense model, calibrate, reorder; on the base's values if any."""
     clock = Clock()
     with clock.stage("load"):
         source = dense_source.load(task_file)
@@ -115,12 +120,15 @@ def prepare(
             train_dense(source, data, journal or Journal.none(), told)
     with clock.stage("measure dense"):
         dense = {name: _dense_score(source, data[name], name, progress) for name in data}
-    saliency = {}
-    with clock.stage("calibrate"):
-        for number, name in enumerate(data):
-            saliency[name] = _saliency(source, data[name], name)
-            progress("calibrate", number + 1, len(data))
-    return Prepared(source, data, dense, saliency, clock.seconds)
+    saliency: dict[str, dict[str, FloatArray]] = {}
+    permutations = NOTHING_MOVED
+    if task_file.reorder and base is None and not source.versions:
+        saliency, permutations = _reorder(source, data, clock, progress)
+    else:
+        with clock.stage("calibrate"):
+            for name, calibration in _calibrations(source, data, progress):
+                saliency[name] = block_saliency(source, name, calibration)
+    return Prepared(source, data, dense, saliency, clock.seconds, permutations)
 
 
 def build(
@@ -218,7 +226,16 @@ def assemble(
         stored, packing = _pack(weights, masks.keep, transitions)
     with clock.stage("write"):
         strength = task_file.alignment if np.isfinite(task_file.alignment) else None
-        plan = BundlePlan(task_file.dtype, weights, masks.keep, packing, prepared.entries(), transitions, strength)
+        plan = BundlePlan(
+            task_file.dtype,
+            weights,
+            masks.keep,
+            packing,
+            prepared.entries(),
+            transitions,
+            strength,
+            prepared.permutations,
+        )
         write_bundle(writer, plan)
     with clock.stage("measure sparse"):
         bundle = Bundle.open(writer.root)
@@ -264,9 +281,28 @@ def _dense_score(source: Source, data: TaskData, name: str, progress: Progress) 
     return Score(metric=found.metric, value=found.value, items=found.items)
 
 
-def _saliency(source: Source, data: TaskData, name: str) -> dict[str, FloatArray]:
+def _calibrations(
+    source: Source, data: Mapping[str, TaskData], progress: Progress
+) -> Iterator[tuple[str, Calibration]]:
+    """One task's at a time: each takes as much memory as the paged weights."""
     spec = source.task_file.calibration
-    return block_saliency(source, name, calibrate(source, name, data.calibration(spec.items, spec.batch)))
+    for number, (name, of_task) in enumerate(data.items()):
+        yield name, calibrate(source, name, of_task.calibration(spec.items, spec.batch))
+        progress("calibrate", number + 1, len(data))
+
+
+def _reorder(
+    source: Source, data: Mapping[str, TaskData], clock: Clock, progress: Progress
+) -> tuple[dict[str, dict[str, FloatArray]], Permutations]:
+    """Reorder the source; the saliency of the blocks that it then has."""
+    with clock.stage("calibrate"):
+        calibrations = dict(_calibrations(source, data, progress))
+    with clock.stage("reorder"):
+        probes = {name: of_task.calibration(_PROBE, _PROBE)[0] for name, of_task in data.items()}
+        densities = {name: 1.0 - source.task_file.sparsity_of(name) for name in data}
+        permutations, calibrations = reorder(source, calibrations, probes, densities)
+        saliency = {name: block_saliency(source, name, found) for name, found in calibrations.items()}
+    return saliency, permutations
 
 
 def _transitions(task_file: TaskFile) -> Transitions:

@@ -10,6 +10,7 @@ from typing import Any
 
 from weightpager.bundle import EvalData, Score, TaskEntry
 from weightpager.bundle.files import hash_file
+from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.saliency import FloatArray
 from weightpager.compiler.source import Source
@@ -34,11 +35,12 @@ class Prepared:
     """All that doesn't depend on the alignment: one preparation serves several builds.
 
     Attributes:
-        source: the trained dense model.
+        source: the trained dense model, reordered.
         data: of each task.
         dense: score of the dense model, by task.
         saliency: task → paged weight → saliency of its blocks, row-major.
         seconds: per stage.
+        permutations: what reordering did.
     """
 
     source: Source
@@ -46,6 +48,7 @@ class Prepared:
     dense: Mapping[str, Score]
     saliency: Mapping[str, Mapping[str, FloatArray]]
     seconds: Mapping[str, float]
+    permutations: Permutations = NOTHING_MOVED
 
     def changed(self, **settings: Any) -> Prepared:
         """The same with other settings of the task file: those that only `build` looks at."""

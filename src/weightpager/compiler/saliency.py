@@ -35,6 +35,24 @@ def block_saliency(source: Source, task: str, calibration: Calibration) -> dict[
     return found if calibration.kind == "gradient" else {name: normalised(values) for name, values in found.items()}
 
 
+def element_saliency(source: Source, task: str, calibration: Calibration) -> dict[str, Tensor]:
+    """Saliency of every single weight, float32 ``[out_features, in_features]``, by paged weight.
+
+    Blocks sum it up, but for ``block-obs``, which is no sum; there it is what `second-moment` would say.
+    """
+    found = {}
+    for info in source.paged:
+        values = calibration.values[info.name]
+        if calibration.kind == "gradient":
+            found[info.name] = values.sqrt()
+            continue
+        moments = values.diagonal() if calibration.kind == "block-obs" else values
+        weight = source.linear(task, info.name).weight.detach()
+        elements = weight.square() * moments.to(weight.dtype)
+        found[info.name] = elements / elements.mean().clamp(min=1e-30)  # as `block_saliency` scales it
+    return found
+
+
 def normalised(saliency: FloatArray) -> FloatArray:
     """Scale to mean 1, since losses have different units; zeros become ones."""
     mean = saliency.mean()

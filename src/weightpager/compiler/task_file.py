@@ -215,6 +215,7 @@ class TaskFile(_Frozen):
     Attributes:
         sparsity: fraction of blocks dropped by tasks that state none.
         alignment: what a block loaded per switch costs, in mean block saliencies; infinity asks for one shared mask.
+        reorder: permute the model so that blocks hold weights that the same tasks need.
         recover: a method, or its name alone.
         tolerance: blocks of a task's checkpoint that differ less from the model's, relative to their norm, are shared.
         compare: also train one shared mask where recovery trains, to compare with; that takes as long again.
@@ -227,6 +228,7 @@ class TaskFile(_Frozen):
     sparsity: Sparsity = 0.3
     alignment: Annotated[float, BeforeValidator(_alignment), Field(ge=0)] = 0.5
     saliency: Saliency = "gradient"
+    reorder: bool = True
     page: Annotated[int | None, BeforeValidator(_page)] = None
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
     transitions: ExistingFile | None = None

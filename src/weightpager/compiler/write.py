@@ -15,8 +15,18 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 import weightpager
-from weightpager.bundle import BlockTable, BundleWriter, Manifest, TaskEntry, WeightEntry, page_file, page_index
+from weightpager.bundle import (
+    BlockTable,
+    BundleWriter,
+    Manifest,
+    TaskEntry,
+    WeightEntry,
+    page_file,
+    page_index,
+    permutations,
+)
 from weightpager.bundle.layout import STORAGE, interleave
+from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.masks import Keep
@@ -42,6 +52,7 @@ class BundlePlan:
         tasks: in the order of the signatures' bits.
         transitions: between them.
         alignment: strength λ that the masks were aligned with; None for one shared mask.
+        permutations: that the values have gone through.
     """
 
     dtype: PageDtype
@@ -51,6 +62,7 @@ class BundlePlan:
     tasks: tuple[TaskEntry, ...]
     transitions: Transitions
     alignment: float | None
+    permutations: Permutations = NOTHING_MOVED
 
 
 def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
@@ -60,6 +72,8 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     index = page_index.PageIndex(ids, plan.packing.layers, plan.packing.signatures)
     writer.add(page_index.FILE, lambda file: file.write(save_arrays(dict(index.arrays()))))
     _write_tables(writer, plan, source.paged)
+    if plan.permutations.orders:
+        writer.add(permutations.FILE, lambda file: file.write(save_arrays(plan.permutations.arrays())))
     _write_parameters(writer, source, [task.name for task in plan.tasks])
     _write_model(writer, source)
     writer.finish(_manifest(plan))

@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from weightpager.bundle import Bundle
+from weightpager.bundle import permutations as permutations_file
 from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.engine.architecture import empty_module, full_name, quiet_transformers, read_config, tokenizer
 from weightpager.engine.parameters import read_parameters
 from weightpager.engine.task_module import assign, paged_weight
-from weightpager.errors import ConfigError
+from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.kernels import reference
 from weightpager.store import LocalStore, VerifyingStore
 
@@ -23,7 +24,8 @@ from weightpager.store import LocalStore, VerifyingStore
 def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     """Write a task's model so that plain transformers loads it; dropped blocks are zeros.
 
-    Weights have the bundle's precision in the dtype of the task's other parameters.
+    Rows and columns are in the order of the model that was compiled. Weights have the bundle's precision in the dtype
+    of the task's other parameters.
 
     Raises:
         UnknownTaskError: the bundle has no such task.
@@ -37,9 +39,8 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     module = empty_module(read_config(bundle), bundle.task(task))
     values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}
     dtype = next((value.dtype for value in values.values() if value.is_floating_point()), torch.float32)
-    state = {full_name(module, name): value for name, value in values.items()}
-    for name, weight in dense_weights(bundle, task).items():
-        state[full_name(module, f"{name}.weight")] = weight.to(dtype)
+    values |= {f"{name}.weight": weight.to(dtype) for name, weight in dense_weights(bundle, task).items()}
+    state = {full_name(module, name): value for name, value in in_original_order(bundle, task, values).items()}
     assign(module, state, task)
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
@@ -52,6 +53,24 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def in_original_order(bundle: Bundle, task: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A task's parameters, by canonical name, with the compiler's reordering undone.
+
+    Raises:
+        BundleFormatError: the bundle orders an axis that a parameter doesn't have.
+    """
+    back = bundle.permutations().inverse()
+    found = {}
+    for name, value in values.items():
+        for axis, order in back.of(task, name).items():
+            if axis >= value.ndim or value.shape[axis] != len(order):
+                wanted = f"an axis of {list(value.shape)}"
+                raise BundleFormatError(permutations_file.FILE, f"{name}:{axis}", wanted, f"{len(order)} indices")
+            value = value.index_select(axis, torch.from_numpy(order))
+        found[name] = value
+    return found
 
 
 def dense_weights(bundle: Bundle, task: str) -> dict[str, Tensor]:

@@ -1,0 +1,146 @@
+"""Function-preserving permutations that gather weights which matter to the same tasks into the same blocks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
+from weightpager.compiler.calibrate import Calibration
+from weightpager.compiler.gathering import Elements, gather
+from weightpager.compiler.permutable import RESIDUAL, Dimension, Indices, dimensions
+from weightpager.compiler.saliency import element_saliency
+from weightpager.compiler.source import Source, parameters
+from weightpager.engine.architecture import BASE
+from weightpager.evaluate import Batch, evaluating
+
+_log = logging.getLogger(__name__)
+
+_TOLERANCE = 1e-3
+"""Of the largest logit: far above float32's rounding in another order, far below what a wrong table does."""
+
+
+def reorder(
+    source: Source,
+    calibrations: Mapping[str, Calibration],
+    probes: Mapping[str, Batch],
+    densities: Mapping[str, float],
+) -> tuple[Permutations, dict[str, Calibration]]:
+    """Permute the modules of ``source`` in place so that blocks hold weights that the same tasks need.
+
+    An architecture that isn't known stays as it is, and so does one whose answers would change.
+
+    Args:
+        source: the trained dense model.
+        calibrations: of each task.
+        probes: a batch per task; its logits have to stay the same.
+        densities: share of the blocks that each task will keep.
+
+    Returns:
+        What was done, and the calibrations as they would be of the permuted model.
+    """
+    known = dimensions(source.models)
+    if not known:
+        _log.warning("%s: its tensors are not in the table of permutable dimensions; not reordered", source.path)
+        return NOTHING_MOVED, dict(calibrations)
+    permutations = choose(source, known, calibrations, densities)
+    if not _keeps_answers(source, permutations, probes):
+        _log.warning("%s: permuted, it gives other answers; not reordered", source.path)
+        return NOTHING_MOVED, dict(calibrations)
+    return permutations, {task: permuted_calibration(permutations, found) for task, found in calibrations.items()}
+
+
+def choose(
+    source: Source,
+    known: Sequence[Dimension],
+    calibrations: Mapping[str, Calibration],
+    densities: Mapping[str, float],
+) -> Permutations:
+    """The permutations that gather most saliency into the blocks that tasks keep; nothing is changed yet."""
+    tasks = list(calibrations)
+    saliency = {task: element_saliency(source, task, calibrations[task]) for task in tasks}
+    scale = {task: 1 / max(1e-30, sum(float(v.sum()) for v in saliency[task].values())) for task in tasks}
+    values, grids = {}, {}
+    for info in source.paged:
+        name = f"{info.name}.weight"
+        values[name] = np.stack([saliency[task].pop(info.name).numpy() * np.float32(scale[task]) for task in tasks])
+        grids[name] = info.grid
+    elements = Elements(values, grids)
+    return composed(gather(elements, known, np.array([densities[task] for task in tasks])))
+
+
+def composed(steps: Sequence[tuple[Dimension, Indices]]) -> Permutations:
+    """Orders of dimensions, applied one after the other, as orders of the tensors' axes."""
+    orders: dict[tuple[str, int], Indices] = {}
+    for dimension, order in steps:
+        for part in dimension.parts:
+            spread, key = part.spread(order), (part.tensor, part.axis)
+            orders[key] = orders[key][spread] if key in orders else spread
+    return Permutations({key: order for key, order in orders.items() if (np.diff(order) != 1).any()})
+
+
+def apply(models: Mapping[str, PreTrainedModel], permutations: Permutations) -> None:
+    """Permute every tensor of tasks' modules in place, shared ones once. `Permutations.inverse` takes it back."""
+    seen: set[int] = set()
+    for task, model in models.items():
+        for name, tensor in parameters(model).items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                tensor.data.copy_(permuted(tensor.data, permutations.of(task, name)))
+
+
+def for_new_tasks(permutations: Permutations, models: Mapping[str, PreTrainedModel]) -> Permutations:
+    """The orders that a permuted base asks of other tasks' heads: those that read its residual stream."""
+    parts = [part for found in dimensions(models) if found.name == RESIDUAL for part in found.parts]
+    at = [(part.tensor, part.axis) for part in parts]
+    known = next((permutations.orders[key] for key in at if key in permutations.orders), None)
+    if known is None:
+        return NOTHING_MOVED
+    return Permutations({key: known for key in at if not key[0].startswith(BASE)})
+
+
+def permuted(tensor: Tensor, orders: Mapping[int, Indices]) -> Tensor:
+    """A tensor with these axes in these orders."""
+    for axis, order in orders.items():
+        tensor = tensor.index_select(axis, torch.from_numpy(order))
+    return tensor
+
+
+def permuted_calibration(permutations: Permutations, calibration: Calibration) -> Calibration:
+    """What calibration would have measured on the permuted model."""
+    values = {}
+    for name, value in calibration.values.items():
+        orders = permutations.of("", f"{name}.weight")
+        if calibration.kind != "gradient":  # runs over inputs on every axis
+            orders = dict.fromkeys(range(value.ndim), orders[1]) if 1 in orders else {}
+        values[name] = permuted(value, orders)
+    return replace(calibration, values=values)
+
+
+def _keeps_answers(source: Source, permutations: Permutations, probes: Mapping[str, Batch]) -> bool:
+    """Apply the permutations; take them back if any logits change beyond rounding."""
+    before = _answers(source, probes)
+    apply(source.models, permutations)
+    after = _answers(source, probes)
+    if all(_close(before[task], after[task]) for task in probes):
+        return True
+    apply(source.models, permutations.inverse())
+    return False
+
+
+def _answers(source: Source, probes: Mapping[str, Batch]) -> dict[str, Tensor]:
+    found = {}
+    for task, batch in probes.items():
+        with evaluating(source.models[task]), torch.inference_mode():
+            found[task] = source.models[task](**batch.inputs).logits
+    return found
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= _TOLERANCE * a.abs().max())
