@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from command import run
 
 import tiny
@@ -29,6 +30,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made = tiny.classification(folder, name, classes)
         Path(made["eval"]).rename(folder / f"{name}.test.jsonl")
     (folder / "tasks.yaml").write_text(blocks("yaml")[0] + "training: {steps: 4, batch: 4}\nblock: 8x8\npage: 4KiB\n")
+    more = {"model": "all-MiniLM-L6-v2", "training": {"steps": 4, "batch": 4}}
+    tasks = {"animal": tiny.classification(folder, "animal", {"cat": ["cat"], "dog": ["dog"]})}
+    (folder / "more.yaml").write_text(yaml.safe_dump(more | {"tasks": tasks}))
     return folder
 
 

@@ -149,3 +149,20 @@ def test_a_trace_that_is_not_text_or_not_there_is_named(tmp_path: Path) -> None:
         read_trace(binary)
     with pytest.raises(ConfigError, match=r"absent\.jsonl: expected a readable trace file"):
         read_trace(tmp_path / "absent.jsonl")
+
+
+def test_new_tasks_are_as_likely_as_any_other() -> None:
+    old = Transitions(("a", "b", "c"), np.array([[0, 0.75, 0.25], [0.5, 0, 0.5], [1, 0, 0]]))
+    grown = old.extended(["d"])
+    assert grown.tasks == ("a", "b", "c", "d")
+    np.testing.assert_allclose(grown.matrix[0], [0, 0.5, 1 / 6, 1 / 3])
+    np.testing.assert_allclose(grown.matrix[3], [1 / 3, 1 / 3, 1 / 3, 0])
+    np.testing.assert_allclose(grown.only(["a", "b", "c"]).matrix, old.matrix)
+    np.testing.assert_allclose(Transitions.uniform(["a"]).extended(["b"]).matrix, [[0, 1], [1, 0]])
+
+
+def test_tasks_that_leave_are_as_if_they_had_never_been_asked_for() -> None:
+    old = Transitions(("a", "b", "c"), np.array([[0, 0.75, 0.25], [0.5, 0, 0.5], [1, 0, 0]]))
+    left = old.only(["b", "c"])
+    np.testing.assert_allclose(left.matrix, [[0, 1], [1, 0]])  # c was only ever followed by a
+    np.testing.assert_allclose(old.only(["c"]).matrix, [[1]])

@@ -1,0 +1,43 @@
+"""``compile --base``, ``repack`` and ``gc`` as commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+from command import Command
+
+import tiny
+import weightpager as wp
+from weightpager.bundle.verify import verify
+
+
+def test_a_bundle_grows_and_is_tidied_up(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
+    content = tiny.assistant(tmp_path)
+    content["tasks"] = {"pet": tiny.classification(tmp_path, "pet", {"cat": ["cat"], "dog": ["dog"]})}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(content))
+    larger, tidy = tmp_path / "larger.bundle", tmp_path / "tidy.bundle"
+    grown = weightpager("compile", tmp_path / "more.yaml", "--base", assistant_bundle, "--out", larger)
+    assert grown.code == 0, grown.err
+    for words in ("added pet", "of blocks reused", "over-read pet"):
+        assert words in grown.out
+    again = weightpager("compile", tmp_path / "more.yaml", "--base", larger, "--out", tmp_path / "no.bundle")
+    assert again.code == 2
+    assert "has a task of that name" in again.err
+
+    repacked = weightpager("repack", larger, "--out", tidy, "--json")
+    uses = json.loads(repacked.out)
+    assert uses["after"]["over_read"].keys() == set(wp.Bundle.open(larger).tasks)
+    assert uses["after"]["fill"] >= uses["before"]["fill"]
+    assert weightpager("repack", larger, "--out", tidy).code == 2
+    smaller = weightpager("repack", larger, "--out", tidy, "--force", "--without", "pet", "--page", "8KiB")
+    assert "page fill" in smaller.out
+    assert wp.Bundle.open(tidy).page_bytes == 8192
+
+    dropped = weightpager("gc", larger, "--drop", "pet", "--drop", "weather")
+    assert "pet removed" in dropped.out
+    assert list(wp.Bundle.open(larger).tasks) == ["animal", "number", "colour"]
+    assert json.loads(weightpager("gc", larger, "--json").out)["pages"] == 0
+    assert weightpager("gc", larger, "--drop", "pet").code == 2
+    assert verify(larger).problems == verify(tidy).problems == ()
