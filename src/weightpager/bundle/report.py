@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from weightpager.bundle.manifest import Strict
 from weightpager.bundle.reader import REPORT, Bundle
 from weightpager.errors import BundleFormatError
@@ -63,7 +65,7 @@ class CompileReport(Strict):
     seconds: dict[str, float]
     threads: int
     controls: list[ControlScore]
-    tied: dict[str, list[str]] = {}
+    tied: dict[str, list[str]] = Field(default_factory=dict)
 
     def dump(self) -> bytes:
         """The file's content."""
