@@ -27,7 +27,7 @@ from weightpager.compiler.own_weights import SHARED, group
 from weightpager.compiler.pipeline import choose_blocks, prepare
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_weights import TaskWeights
-from weightpager.engine.architecture import BASE
+from weightpager.engine.architecture import BASE, quiet_transformers
 from weightpager.errors import CompileError, ConfigError
 
 CLASSES = {"animal": ["cat", "dog"], "weather": ["sun", "rain"], "number": ["one", "two"], "sky": ["snow", "blue"]}
@@ -36,7 +36,8 @@ MOVED = "encoder.layer.1.output.dense.weight"
 
 def checkpoint(folder: Path, base: Path, classes: list[str], moves: dict[str, float], seed: int = 0) -> str:
     """The base under a head, with each tensor in ``moves`` shifted by that much of its size."""
-    model = BertForSequenceClassification.from_pretrained(base, id2label=dict(enumerate(classes)))
+    with quiet_transformers():
+        model = BertForSequenceClassification.from_pretrained(base, id2label=dict(enumerate(classes)))
     drawn = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         model.bert.load_state_dict(BertModel.from_pretrained(base).state_dict())

@@ -84,8 +84,8 @@ def _check(section: str, batch: int, needed: int, available: int) -> None:
     if needed > available:
         mib = 1 << 20
         raise CompileError(
-            f"{section}.batch: expected a batch that fits into the {available // mib} MiB of free memory, "
-            f"found {batch} texts, which need about {-(-needed // mib)} MiB; take a smaller batch or max_length"
+            f"{section}.batch: expected what fits into the {available // mib} MiB of free memory, found {batch} texts, "
+            f"which need about {-(-needed // mib)} MiB; take a smaller batch or max_length"
         )
 
 
