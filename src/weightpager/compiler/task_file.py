@@ -216,7 +216,7 @@ class TaskFile(_Frozen):
     sparsity: Sparsity = 0.3
     alignment: Annotated[float, BeforeValidator(_alignment), Field(ge=0)] = 0.5
     saliency: Saliency = "gradient"
-    reorder: bool = True
+    reorder: bool = False
     page: Annotated[int | None, BeforeValidator(_page)] = None
     transitions: ExistingFile | None = None
     calibration: CalibrationSpec = CalibrationSpec()
