@@ -130,7 +130,8 @@ def prepare(task_file: TaskFile, progress: Progress = _silent, journal: Journal 
         train(source, data, lambda done, total: progress("train the dense model", done, total), journal)
     with clock.stage("measure dense"):
         dense = {name: _dense_score(source, data[name], name, progress) for name in data}
-    saliency, permutations = {}, UNCHANGED
+    saliency: dict[str, dict[str, FloatArray]] = {}
+    permutations = UNCHANGED
     if task_file.reorder:
         saliency, permutations = _reorder(source, data, clock, progress)
     else:
