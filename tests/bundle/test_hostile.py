@@ -67,6 +67,24 @@ def test_a_bundle_as_written_is_well(assistant_bundle: Path) -> None:
     assert result.files >= 12
 
 
+@pytest.mark.parametrize(
+    ("name", "order", "wrong"),
+    [
+        ("{first}:0", [0, 1], "an axis of"),
+        ("{first}:2", [0, 1], "an axis of"),
+        ("anything:0", [0, 0], "each of 0 to 1 once"),
+        ("anything:0", [0, 2], "each of 0 to 1 once"),
+        ("anything:0", [[0, 1]], "int32 [size]"),
+        ("anything", [0, 1], "TENSOR:AXIS"),
+    ],
+)
+def test_a_wrong_permutation_is_refused(copy: Path, name: str, order: list[Any], wrong: str) -> None:
+    first = f"{Bundle.open(copy).manifest.weights[0].name}.weight"
+    content = save({name.format(first=first): np.array(order, np.int32)})
+    rewrite_file(copy, "permutations.safetensors", content)
+    assert wrong in refused(copy)
+
+
 @relaxed
 @given(data=st.data())
 def test_a_flipped_bit_anywhere_is_found(assistant_bundle: Path, tmp_path: Path, data: st.DataObject) -> None:

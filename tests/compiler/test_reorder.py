@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
@@ -92,6 +92,7 @@ def shuffled(known: tuple[Dimension, ...], seed: int) -> list[tuple[Dimension, n
 
 
 @pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_any_order_gives_the_same_answers_and_can_be_taken_back(name: str, seed: int) -> None:
     original = model(name)
@@ -163,6 +164,7 @@ def held(found: Elements, densities: np.ndarray) -> float:
     return sum(float((values * keep[name]).sum()) for name, values in found.blocks().items())
 
 
+@settings(max_examples=12)
 @given(seed=st.integers(0, 1000), density=st.floats(0.1, 0.9))
 def test_gathering_never_loses_saliency_from_round_to_round(seed: int, density: float) -> None:
     densities = np.array([density, density])
@@ -184,6 +186,7 @@ def test_scattered_neurons_of_a_task_end_in_its_blocks() -> None:
     assert held(after, densities) > 0.85 * total
 
 
+@settings(max_examples=12)
 @given(seed=st.integers(0, 1000))
 def test_gathered_elements_are_the_original_ones_in_the_returned_order(seed: int) -> None:
     found, known = elements(seed)
@@ -236,9 +239,7 @@ def _kept(found: pipeline.Prepared) -> float:
     return float(np.mean(shares))
 
 
-def test_reordered_saliency_is_what_calibration_measures_on_the_reordered_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reordered_saliency_is_what_calibration_measures_on_the_reordered_model(tmp_path: Path) -> None:
     found = prepared(tiny.writer(tmp_path), reorder=True)
     again = dict(pipeline._calibrations(found.source, found.data, lambda _stage, _done, _total: None))
     for task, calibration in again.items():

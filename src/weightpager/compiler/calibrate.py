@@ -70,7 +70,12 @@ def _second_moments(source: Source, task: str, batches: Sequence[Batch], progres
 
 
 def _outer_products(source: Source, task: str, batches: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:
-    return _input_means(source, task, batches, progress, lambda x: x.float().T @ x.float())
+    return _input_means(source, task, batches, progress, _outer_product)
+
+
+def _outer_product(x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):  # rounded to bfloat16, it would not be positive definite
+        return x.float().T @ x.float()
 
 
 def _input_means(

@@ -228,7 +228,7 @@ class TaskFile(_Frozen):
     sparsity: Sparsity = 0.3
     alignment: Annotated[float, BeforeValidator(_alignment), Field(ge=0)] = 0.5
     saliency: Saliency = "gradient"
-    reorder: bool = True
+    reorder: bool = False
     page: Annotated[int | None, BeforeValidator(_page)] = None
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
     transitions: ExistingFile | None = None
