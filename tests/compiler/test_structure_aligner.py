@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from weightpager.compiler.structure_aligner import MAX_ALIGNED_TASKS, Alignment, align, overlap
+from weightpager.blocks import MAX_TASKS
+from weightpager.compiler import flow_search, structure_aligner
+from weightpager.compiler.structure_aligner import Alignment, align, overlap
 from weightpager.errors import CompileError
 from weightpager.transitions import Transitions
 
@@ -274,6 +276,6 @@ def test_wrong_input_is_named(change: dict[str, object], error: type[Exception],
 
 
 def test_too_many_tasks_are_refused() -> None:
-    tasks = MAX_ALIGNED_TASKS + 1
-    with pytest.raises(CompileError, match="expected at most 12 tasks to align, got 13"):
+    tasks = MAX_TASKS + 1
+    with pytest.raises(CompileError, match="expected at most 64 tasks to align, got 65"):
         align(np.ones((2, tasks)), np.ones(tasks, np.int64), np.zeros((tasks, tasks)), 1.0)

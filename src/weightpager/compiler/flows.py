@@ -10,11 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.intp]
-Bools = npt.NDArray[np.bool_]
+from weightpager.compiler.nested import Bools, Floats, Ints
 
 _CHUNK = 1 << 16  # numbers at a time, so that they stay in cache
 
@@ -25,7 +22,7 @@ class Round:
 
     Attributes:
         first, second: [pairs], the tasks.
-        most: [pairs, 1], what first may hand to second; ``least`` is minus what second may hand to first.
+        least, most: [pairs, 1 or B], bounds of the flow: what first may hand to second, and minus the way back.
         flow: [pairs, B], what first hands to second.
     """
 
@@ -74,15 +71,22 @@ class Flows:
                     _even_out(balance, pairs, some)
             self.adjusted[:, some] = balance + prices[:, None]
 
-    def settle(self, task: int, keep: Bools) -> None:
-        """Make a decision on a task [B] known to the others: the charges on it are now certain."""
-        kept, dropped = np.flatnonzero(keep), np.flatnonzero(~keep)
+    def undecided(self) -> Flows:
+        """A copy in which `decide` may tell the charges on single blocks."""
+        shape = self.adjusted.shape[1]
+        rounds = (
+            Round(r.first, r.second, r.least.repeat(shape, 1), r.most.repeat(shape, 1), r.flow.copy())
+            for r in self.rounds
+        )
+        return Flows(self.adjusted.copy(), tuple(rounds))
+
+    def decide(self, task: int, keep: Bools) -> None:
+        """A task's mask [B] is known: from the next sweep on its pairs hand over just what the others are charged."""
         for pairs in self.rounds:
-            for sign, mine, other in ((1.0, pairs.first, pairs.second), (-1.0, pairs.second, pairs.first)):
-                for row in np.flatnonzero(mine == task):
-                    bounds = (pairs.most, pairs.least) if sign > 0 else (pairs.least, pairs.most)
-                    for where, bound in zip((kept, dropped), bounds, strict=True):
-                        self.adjusted[other[row], where] += sign * (bound[row] - pairs.flow[row, where])
+            for row in np.flatnonzero(pairs.first == task):
+                pairs.least[row] = pairs.most[row] = np.where(keep, pairs.most[row], pairs.least[row])
+            for row in np.flatnonzero(pairs.second == task):
+                pairs.least[row] = pairs.most[row] = np.where(keep, pairs.least[row], pairs.most[row])
 
     def take(self, blocks: Bools) -> Flows:
         """A copy of some blocks."""
@@ -95,7 +99,7 @@ class Flows:
         for ours, theirs in zip(self.rounds, part.rounds, strict=True):
             ours.flow[:, blocks] = theirs.flow
 
-    def bound(self, budgets: npt.NDArray[np.int64]) -> float:
+    def bound(self, budgets: Ints) -> float:
         """What no masks within the budgets [T] exceed, whatever the flows: each task takes its best blocks."""
         blocks = self.adjusted.shape[1]
         return sum(
@@ -107,7 +111,8 @@ class Flows:
 def _even_out(balance: Floats, pairs: Round, some: slice) -> None:
     flow = pairs.flow[:, some]
     first, second = balance[pairs.first], balance[pairs.second]
-    wanted = np.clip(flow + (first - second) / 2, pairs.least, pairs.most)
+    part = some if pairs.most.shape[1] > 1 else slice(None)
+    wanted = np.clip(flow + (first - second) / 2, pairs.least[:, part], pairs.most[:, part])
     more = wanted - flow
     flow[:] = wanted
     balance[pairs.first] = first - more
@@ -120,7 +125,7 @@ def _tournament(tasks: int) -> list[tuple[Ints, Ints]]:
     rounds = []
     for _ in range(len(ring) - 1):
         halves = zip(ring[: len(ring) // 2], reversed(ring[len(ring) // 2 :]), strict=True)
-        pairs = np.array([sorted(pair) for pair in halves if max(pair) < tasks], np.intp).reshape(-1, 2)
+        pairs = np.array([sorted(pair) for pair in halves if max(pair) < tasks], np.int64).reshape(-1, 2)
         rounds.append((pairs[:, 0], pairs[:, 1]))
         ring = [ring[0], ring[-1], *ring[1:-1]]
     return rounds

@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.blocks import MAX_TASKS
-from weightpager.compiler.budget_prices import Problem, net, solve
-from weightpager.compiler.flows import Bools, Floats
+from weightpager.compiler import flow_search, subset_search
+from weightpager.compiler.nested import Bools, Floats, Problem, net
 from weightpager.errors import CompileError
 
-Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
@@ -67,9 +66,9 @@ def align(
     order = _canonical_order(by_task, budgets, switch_rate)
     ordered, sizes = by_task[order], budgets[order].astype(np.int64)
     rate = np.where(np.eye(len(order), dtype=np.bool_), 0.0, switch_rate[np.ix_(order, order)])
-    charge = _charge(sizes, rate + rate.T, strength, total=float(ordered.sum()))
-    kept, dual = _solve(ordered, sizes, charge)
-    toll = charge if np.isinf(strength) else strength * rate.T
+    problem = Problem.stated(ordered, sizes, rate + rate.T, strength)
+    kept, dual = _solve(problem)
+    toll = problem.charge if np.isinf(strength) else strength * rate.T
     unavoidable = np.sum(toll * np.maximum(np.subtract.outer(sizes, sizes), 0))
     objective = net(ordered, kept, toll)
     keep = np.empty(saliency.shape, np.bool_)
@@ -92,21 +91,7 @@ def overlap(keep: Bools, weights: npt.ArrayLike | None = None) -> Floats:
     return np.divide(shared, own, out=np.ones_like(shared), where=own > 0)
 
 
-# ---- The problem in nested form ----
-
-
-def _charge(budgets: Ints, pair_rate: Floats, strength: float, total: float) -> Floats:
-    """The cost of a pair [T, T], on the task with the smaller budget, or half on each.
-
-    With |A_t| and |A_u| fixed, ``|A_u - A_t|`` and ``|A_t - A_u|`` differ by a constant. So a pair need only pay for
-    blocks that the smaller mask keeps and the larger one does not; prices then stay at the scale of the saliency
-    however strong the alignment. More than all saliency together decides nothing more, and would drown the saliency
-    in rounding.
-    """
-    ceiling = 2 * total or 1.0
-    pair = np.minimum(strength, ceiling / np.where(pair_rate > 0, pair_rate, 1.0)) * pair_rate
-    larger = np.sign(np.subtract.outer(budgets, budgets))
-    return np.asarray(pair * (1 - larger) / 2)
+# ---- The search ----
 
 
 def _canonical_order(saliency: Floats, budgets: npt.NDArray[np.integer], rate: Floats) -> npt.NDArray[np.intp]:
@@ -115,14 +100,15 @@ def _canonical_order(saliency: Floats, budgets: npt.NDArray[np.integer], rate: F
     return np.lexsort((arriving, leaving, saliency.sum(axis=1), budgets))
 
 
-def _solve(saliency: Floats, budgets: Ints, charge: Floats) -> tuple[Bools, float]:
+def _solve(problem: Problem) -> tuple[Bools, float]:
     """Masks [T, B] and bound. Tasks that keep all blocks or none have no choice, and no pair with them is charged."""
-    blocks = saliency.shape[1]
-    masks = np.repeat((budgets == blocks)[:, None], blocks, axis=1)
-    bound = float(saliency[masks].sum())
-    free = (budgets > 0) & (budgets < blocks)
+    blocks = problem.saliency.shape[1]
+    masks = np.repeat((problem.budgets == blocks)[:, None], blocks, axis=1)
+    bound = float(problem.saliency[masks].sum())
+    free = (problem.budgets > 0) & (problem.budgets < blocks)
     if free.any():
-        masks[free], of_free = solve(Problem(saliency[free], budgets[free], charge[np.ix_(free, free)]))
+        search = subset_search if free.sum() <= subset_search.MOST_TASKS else flow_search
+        masks[free], of_free = search.solve(problem.part(free))
         bound += of_free
     return masks, bound
 
