@@ -48,14 +48,14 @@ def test_a_weak_weight_keeps_its_floor(strength: float, budgets: list[int]) -> N
     assert (kept(found.keep) >= floors(SIZES, wanted)).all()
     assert found.keep.sum(0).tolist() == budgets
     assert found.objective <= found.bound == free.bound
-    loads = sum(
-        RATE[t, u] * (found.keep[:, u] & ~found.keep[:, t]).sum() for t in range(3) for u in range(3) if t != u
-    )
+    loads = sum(RATE[t, u] * (found.keep[:, u] & ~found.keep[:, t]).sum() for t in range(3) for u in range(3) if t != u)
     if np.isfinite(strength):
         assert found.objective == pytest.approx(values[found.keep].sum() - strength * loads)
     else:
         assert found.objective == pytest.approx(values[found.keep].sum())
-        assert loads == pytest.approx(sum(RATE[t, u] * max(0, budgets[u] - budgets[t]) for t in range(3) for u in range(3)))
+        assert loads == pytest.approx(
+            sum(RATE[t, u] * max(0, budgets[u] - budgets[t]) for t in range(3) for u in range(3))
+        )
 
 
 def test_without_an_alignment_the_floors_are_the_best_blocks() -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from weightpager.blocks import MAX_TASKS
-from weightpager.compiler import flow_search, structure_aligner
 from weightpager.compiler.structure_aligner import Alignment, align, overlap
 from weightpager.errors import CompileError
 from weightpager.transitions import Transitions
