@@ -192,14 +192,14 @@ def test_every_error_is_named_at_once(write: Writer) -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
-@pytest.mark.parametrize(("count", "fine"), [(12, True), (13, False)])
-def test_at_most_twelve_tasks(folder: Path, count: int, fine: bool) -> None:
+@pytest.mark.parametrize(("count", "fine"), [(64, True), (65, False)])
+def test_at_most_64_tasks(folder: Path, count: int, fine: bool) -> None:
     task = {"kind": "language-modeling", "train": "code.txt", "eval": "code-test.txt"}
     content = {"model": "model", "tasks": {f"task{number}": task for number in range(count)}}
     if fine:
         assert len(task_file.from_dict(content, folder).tasks) == count
     else:
-        with pytest.raises(ConfigError, match="task file: tasks: expected at most 12 entries, found 13"):
+        with pytest.raises(ConfigError, match="task file: tasks: expected at most 64 entries, found 65"):
             task_file.from_dict(content, folder)
 
 
