@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from weightpager.compiler.structure_aligner import MAX_ALIGNED_TASKS, Alignment, align, overlap
+from weightpager.blocks import MAX_TASKS
+from weightpager.compiler import flow_search, subset_search
+from weightpager.compiler.nested import Problem
+from weightpager.compiler.structure_aligner import Alignment, align, overlap
 from weightpager.errors import CompileError
 from weightpager.transitions import Transitions
 
@@ -99,6 +102,38 @@ def test_small_cases_against_a_milp_solver(case: Case) -> None:
     assert found.objective <= best + slack
     assert found.bound >= best - slack
     assert found.objective >= best - found.gap * abs(found.bound) - slack
+
+
+@settings(max_examples=60, deadline=None)
+@given(small_cases())
+def test_flows_between_few_tasks_against_a_milp_solver(case: Case) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subset_search, "MOST_TASKS", 0)
+        found = case.solve()
+    best, slack = optimum(case), 1e-6 * (1 + case.saliency.sum() + case.strength)
+    assert found.keep.sum(axis=0).tolist() == case.budgets.tolist()
+    assert found.objective == pytest.approx(case.worth(found.keep), abs=slack)
+    assert found.objective <= best + slack
+    assert found.bound >= best - slack
+
+
+@pytest.mark.parametrize("strength", [0.1, 2.0, 20.0, np.inf])
+def test_flows_reach_what_scoring_every_subset_reaches(strength: float) -> None:
+    rate = markov_rate(6, 1)
+    problem = Problem.stated(realistic(800, 6).T.copy(), (MIXED * 800).astype(np.int64), rate + rate.T, strength)
+    exact, bound = subset_search.solve(problem)
+    masks, flow_bound = flow_search.solve(problem)
+    assert masks.sum(axis=1).tolist() == problem.budgets.tolist()
+    assert flow_bound == pytest.approx(bound, rel=5e-5)
+    assert problem.net(masks) == pytest.approx(problem.net(exact), rel=5e-5)
+
+
+@pytest.mark.parametrize("strength", [0.5, np.inf])
+def test_twenty_tasks(strength: float) -> None:
+    budgets = np.resize(MIXED * 600, 20).astype(np.int64)
+    found = align(realistic(600, 20), budgets, markov_rate(20, 1), strength)
+    assert found.keep.sum(axis=0).tolist() == budgets.tolist()
+    assert -1e-9 <= found.gap <= 1e-3
 
 
 @settings(max_examples=60, deadline=None)
@@ -274,6 +309,6 @@ def test_wrong_input_is_named(change: dict[str, object], error: type[Exception],
 
 
 def test_too_many_tasks_are_refused() -> None:
-    tasks = MAX_ALIGNED_TASKS + 1
-    with pytest.raises(CompileError, match="expected at most 12 tasks to align, got 13"):
+    tasks = MAX_TASKS + 1
+    with pytest.raises(CompileError, match="expected at most 64 tasks to align, got 65"):
         align(np.ones((2, tasks)), np.ones(tasks, np.int64), np.zeros((tasks, tasks)), 1.0)

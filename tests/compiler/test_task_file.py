@@ -192,15 +192,48 @@ def test_every_error_is_named_at_once(write: Writer) -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
-@pytest.mark.parametrize(("count", "fine"), [(12, True), (13, False)])
-def test_at_most_twelve_tasks(folder: Path, count: int, fine: bool) -> None:
+@pytest.mark.parametrize(("count", "fine"), [(64, True), (65, False)])
+def test_at_most_64_tasks(folder: Path, count: int, fine: bool) -> None:
     task = {"kind": "language-modeling", "train": "code.txt", "eval": "code-test.txt"}
     content = {"model": "model", "tasks": {f"task{number}": task for number in range(count)}}
     if fine:
         assert len(task_file.from_dict(content, folder).tasks) == count
     else:
-        with pytest.raises(ConfigError, match="task file: tasks: expected at most 12 entries, found 13"):
+        with pytest.raises(ConfigError, match="task file: tasks: expected at most 64 entries, found 65"):
             task_file.from_dict(content, folder)
+
+
+def test_wishes(write: Writer) -> None:
+    assert task_file.load(write("max_switch: 8MiB")).max_switch == 8 << 20
+    assert task_file.load(write("accuracy_loss: 0.5")).accuracy_loss == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            "max_switch: 8MiB\naccuracy_loss: 0.5",
+            "one of alignment, max_switch and accuracy_loss, found max_switch and",
+        ),
+        ("max_switch: 8MiB\nalignment: 0.5", "one of alignment, max_switch and accuracy_loss, found alignment and"),
+        ("max_switch: much", "max_switch: expected a size such as 8MiB, found 'much'"),
+        ("accuracy_loss: 0", "accuracy_loss: expected more than 0, found 0"),
+    ],
+)
+def test_wishes_that_make_no_sense(write: Writer, changes: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        task_file.load(write(changes))
+
+
+def test_a_wish_of_the_command_line_replaces_the_files_own(write: Writer) -> None:
+    stated = task_file.load(write("alignment: 2\nsparsity: 0.5\nblock: 8x16"))
+    found = task_file.with_wish(stated, "1MiB", None)
+    assert (found.max_switch, found.sparsity, found.block) == (2**20, 0.5, BlockShape(8, 16))
+    assert found.tasks == stated.tasks
+    assert task_file.with_wish(found, None, 0.5).max_switch is None
+    assert task_file.with_wish(stated, None, None) is stated
+    with pytest.raises(ConfigError, match="command line: expected one of"):
+        task_file.with_wish(stated, "1MiB", 0.5)
 
 
 def test_at_least_one_task(folder: Path) -> None:

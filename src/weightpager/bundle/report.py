@@ -56,6 +56,20 @@ class Growth(Strict):
     private_bytes: int
 
 
+class FrontierPoint(Strict):
+    """A strength of alignment that a compile tried.
+
+    Attributes:
+        alignment: λ; None for one shared mask.
+        switch_bytes: of the blocks that an average switch loads; pages add over-read.
+        loss: in points, against no alignment; None where it was not asked for.
+    """
+
+    alignment: float | None
+    switch_bytes: float
+    loss: float | None
+
+
 class CompileReport(Strict):
     """One compile.
 
@@ -63,6 +77,8 @@ class CompileReport(Strict):
         tasks: their scores.
         mean_overlap: over all ordered pairs of tasks.
         duality_gap: of the alignment, (bound − objective) ÷ bound over all paged weights.
+        alignment: λ that the masks were chosen with; None for one shared mask.
+        frontier: what was tried to find it, if the task file states a switch size or a loss.
         page_bytes: that the packer chose.
         page_fill: share of the places that hold a block.
         over_read: per task, share of its pages' bytes that it doesn't use.
@@ -76,6 +92,8 @@ class CompileReport(Strict):
     tasks: list[TaskScore]
     mean_overlap: float
     duality_gap: float
+    alignment: float | None
+    frontier: list[FrontierPoint]
     page_bytes: int
     page_fill: float
     over_read: dict[str, float]

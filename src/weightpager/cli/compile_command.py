@@ -26,6 +26,13 @@ def compile_(
             "--base", metavar="BUNDLE", help="Add the tasks to this bundle, whose own tasks stay bit for bit."
         ),
     ] = None,
+    max_switch: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Align so far that an average switch loads at most this, such as 8MiB."),
+    ] = None,
+    accuracy_loss: Annotated[
+        float | None, typer.Option(metavar="POINTS", help="Align as far as it costs at most this, such as 0.5.")
+    ] = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -38,9 +45,11 @@ def compile_(
         from weightpager.bundle.advice import advise
         from weightpager.bundle.report import read_report
         from weightpager.compiler import compile as compile_bundle
+        from weightpager.compiler.task_file import load, with_wish
 
     with output.progress(quiet or json) as stages:
-        bundle = compile_bundle(tasks, out, base=base, force=force, progress=stages)
+        task_file = with_wish(load(tasks), max_switch, accuracy_loss)
+        bundle = compile_bundle(task_file, out, base=base, force=force, progress=stages)
     report = read_report(bundle)
     if json:
         output.print_json(report)
@@ -59,6 +68,7 @@ def compile_(
     output.table(str(out), ["task", "metric", "dense", "sparse", "density", "held-out items"], rows)
     output.say(
         f"mean overlap {report.mean_overlap:.3f}, duality gap {report.duality_gap:.4%}, "
+        f"alignment {'inf' if report.alignment is None else format(report.alignment, '.3g')}, "
         f"pages of {output.size(report.page_bytes)} {report.page_fill:.1%} full"
     )
     if report.growth is not None:

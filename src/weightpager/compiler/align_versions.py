@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.compiler.nested import Bools, Floats, Ints
 from weightpager.compiler.own_weights import Versions
-from weightpager.compiler.structure_aligner import Alignment, Bools, Floats, Ints, align
+from weightpager.compiler.structure_aligner import Alignment, align
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,9 @@ class BaseBundle:
                 "recover.method: expected none or finetune, found closed-form: it would change shared values, and "
                 "those of a base stay"
             )
+        for key in ("max_switch", "accuracy_loss"):
+            if getattr(task_file, key) is not None:
+                raise ConfigError(f"{key}: expected none with a base, whose masks stay; state alignment")
         if task_file.compare:
             raise ConfigError("compare: expected false with a base: one mask for all tasks would change the old ones")
         return task_file.model_copy(update=ours)

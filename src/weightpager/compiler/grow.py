@@ -274,6 +274,8 @@ def _report(bundle: Bundle, base: BaseBundle, added: _Addition, scores: list[Tas
         seconds=clock.seconds,
         threads=torch.get_num_threads(),
         controls=[],
+        alignment=old.alignment if old else None,
+        frontier=[],
         growth=Growth(
             tasks=names,
             reused_bytes=len(reused) * bundle.block_bytes,

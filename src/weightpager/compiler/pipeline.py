@@ -14,16 +14,16 @@ from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.overlap import mean_overlap, overlap
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import REPORT
-from weightpager.bundle.report import CompileReport, ControlScore
+from weightpager.bundle.report import CompileReport, ControlScore, FrontierPoint
 from weightpager.compiler import data as task_data
 from weightpager.compiler import source as dense_source
 from weightpager.compiler import task_file as task_files
-from weightpager.compiler.align_versions import align_versions
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.calibrate import Calibration, calibrate
 from weightpager.compiler.controls import quantised_controls, shared_mask_control
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.device import training_device
+from weightpager.compiler.floors import align_above_floors
 from weightpager.compiler.grow import grow, train_dense
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Keep, Masks
@@ -38,6 +38,7 @@ from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.compiler.train import train
+from weightpager.compiler.wishes import Choice, fulfil, wish_of
 from weightpager.compiler.write import BundlePlan, write_bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
@@ -151,12 +152,13 @@ def build(
     journal = journal or Journal.none()
     clock = Clock(dict(prepared.seconds))
     with clock.stage("align"):
+        prepared, frontier = choose_alignment(prepared, progress)
         masks, gap = choose_blocks(prepared)
     with clock.stage("recover"):
         weights = recover(prepared.source, prepared.data, masks, journal, progress)
     with clock.stage("controls"):
         controls = measure_controls(prepared, journal, progress) if with_controls else []
-    return assemble(writer, prepared, masks, weights, gap, clock, progress, controls)
+    return assemble(writer, prepared, masks, weights, gap, clock, progress, controls, frontier)
 
 
 def measure_controls(prepared: Prepared, journal: Journal, progress: Progress) -> list[ControlScore]:
@@ -175,12 +177,46 @@ def measure_controls(prepared: Prepared, journal: Journal, progress: Progress) -
     return controls
 
 
+def choose_alignment(prepared: Prepared, progress: Progress = _silent) -> tuple[Prepared, list[FrontierPoint]]:
+    """The same with the alignment that the task file's ``max_switch`` or ``accuracy_loss`` leads to; what was tried.
+
+    Raises:
+        CompileError: what the task file asks for can't be had.
+    """
+    source = prepared.source
+    wish = wish_of(source)
+    if wish is None:
+        return prepared, []
+
+    def choose(strength: float) -> Choice:
+        masks, _, kept = _align(prepared.changed(alignment=strength))
+        return Choice(masks, kept)
+
+    rate = _transitions(source.task_file).switch_rate() * (1 - np.eye(len(source.task_file.tasks)))
+    found, tried = fulfil(wish, source, prepared.data, rate, choose, progress)
+    points = [
+        FrontierPoint(
+            alignment=point.strength if np.isfinite(point.strength) else None,
+            switch_bytes=point.switch_bytes,
+            loss=point.loss,
+        )
+        for point in tried
+    ]
+    return prepared.changed(alignment=found.strength), points
+
+
 def choose_blocks(prepared: Prepared) -> tuple[Masks, float]:
-    """The keep masks, and the duality gap: one budget a task over the blocks of all paged weights.
+    """The keep masks, and the duality gap: one budget a task over the blocks of all paged weights, above floors.
 
     Which layers and projections lose more blocks follows from the saliency: with the same share dropped from each of
     them, the six-task model lost 1.8 points more after the same training (decision 10).
     """
+    masks, gap, _ = _align(prepared)
+    return masks, gap
+
+
+def _align(prepared: Prepared) -> tuple[Masks, float, float]:
+    """Masks, gap, and the saliency that the masks keep."""
     task_file, paged = prepared.source.task_file, prepared.source.paged
     saliency = np.stack(
         [
@@ -191,11 +227,12 @@ def choose_blocks(prepared: Prepared) -> tuple[Masks, float]:
     )  # [blocks of all weights, tasks]
     density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])
     budgets = np.maximum(1, np.round(density * len(saliency))).astype(np.int64)
+    sizes = [info.grid.count for info in paged]
+    rate = _transitions(task_file).switch_rate()
     versions = np.concatenate([TaskWeights(prepared.source).versions(info) for info in paged])
-    found = align_versions(saliency, versions, budgets, _transitions(task_file).switch_rate(), task_file.alignment)
-    ends = np.cumsum([info.grid.count for info in paged])[:-1]
-    keep = dict(zip([info.name for info in paged], np.split(found.keep, ends), strict=True))
-    return Masks(tuple(task_file.tasks), keep), found.gap
+    found = align_above_floors(saliency, versions, budgets, rate, task_file.alignment, sizes)
+    keep = dict(zip([info.name for info in paged], np.split(found.keep, np.cumsum(sizes)[:-1]), strict=True))
+    return Masks(tuple(task_file.tasks), keep), found.gap, float(saliency[found.keep].sum())
 
 
 def assemble(
@@ -207,6 +244,7 @@ def assemble(
     clock: Clock,
     progress: Progress,
     controls: Sequence[ControlScore] = (),
+    frontier: Sequence[FrontierPoint] = (),
 ) -> CompileReport:
     """Pack, write, and measure what was written.
 
@@ -219,6 +257,7 @@ def assemble(
         clock: of the stages so far.
         progress: told (stage, steps done, steps in all).
         controls: that have been measured.
+        frontier: strengths that were tried to find the alignment.
     """
     task_file = prepared.source.task_file
     transitions = _transitions(task_file)
@@ -246,6 +285,8 @@ def assemble(
         tasks=scores,
         mean_overlap=mean_overlap(overlap(bundle)),
         duality_gap=gap,
+        alignment=strength,
+        frontier=list(frontier),
         page_bytes=packing.page_bytes,
         page_fill=packing.fill,
         over_read=dict(zip(task_file.tasks, over_read(packing, stored, len(task_file.tasks)).tolist(), strict=True)),

@@ -14,15 +14,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails, PydanticCustomError
 from yaml.constructor import ConstructorError
 
-from weightpager.blocks import BlockShape
+from weightpager.blocks import MAX_TASKS, BlockShape
 from weightpager.bundle.files import hash_file
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.manifest import TaskKind, TaskName
 from weightpager.config import parse_size
 from weightpager.errors import ConfigError
-
-MAX_TASKS = 12
-"""The aligner scores every subset of tasks."""
 
 Saliency = Literal["gradient", "second-moment", "block-obs"]
 RecoverMethod = Literal["none", "closed-form", "finetune"]
@@ -86,6 +83,15 @@ def _page(value: object) -> int | None:
 
 def _alignment(value: object) -> object:
     return float("inf") if value == "inf" else value
+
+
+def _size(value: object) -> int | None:
+    if value is None:
+        return None
+    try:
+        return parse_size(value if isinstance(value, int) else str(value))
+    except ConfigError as error:
+        raise PydanticCustomError("expected", "a size such as 8MiB") from error
 
 
 def _recover(value: object) -> object:
@@ -216,6 +222,8 @@ class TaskFile(_Frozen):
         sparsity: fraction of blocks dropped by tasks that state none.
         alignment: what a block loaded per switch costs, in mean block saliencies; infinity asks for one shared mask.
         reorder: permute the model so that blocks hold weights that the same tasks need.
+        max_switch: bytes; the weakest alignment whose average switch loads no more is taken instead of ``alignment``.
+        accuracy_loss: points; the strongest alignment that costs no more is taken instead of ``alignment``.
         recover: a method, or its name alone.
         tolerance: blocks of a task's checkpoint that differ less from the model's, relative to their norm, are shared.
         compare: also train one shared mask where recovery trains, to compare with; that takes as long again.
@@ -227,6 +235,8 @@ class TaskFile(_Frozen):
     dtype: PageDtype = "bfloat16"
     sparsity: Sparsity = 0.3
     alignment: Annotated[float, BeforeValidator(_alignment), Field(ge=0)] = 0.5
+    max_switch: Annotated[int | None, BeforeValidator(_size)] = None
+    accuracy_loss: Annotated[float | None, Field(gt=0, le=100)] = None
     saliency: Saliency = "gradient"
     reorder: bool = False
     page: Annotated[int | None, BeforeValidator(_page)] = None
@@ -244,6 +254,10 @@ class TaskFile(_Frozen):
         if self.page is not None and self.page < least:
             raise _broken(f"page: expected at least one {self.dtype} block of {least} bytes, found {self.page}")
         self._check_own_weights()
+        stated = self.model_fields_set & {"alignment", "max_switch", "accuracy_loss"}
+        chosen = [key for key in ("alignment", "max_switch", "accuracy_loss") if key in stated]
+        if len(chosen) > 1:
+            raise _broken(f"expected one of alignment, max_switch and accuracy_loss, found {' and '.join(chosen)}")
         return self
 
     def _check_own_weights(self) -> None:
@@ -295,6 +309,21 @@ def load(path: str | Path) -> TaskFile:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: expected a YAML file: {_syntax(error)}") from error
     return from_dict(content, path.parent, str(path))
+
+
+def with_wish(task_file: TaskFile, max_switch: str | None, accuracy_loss: float | None) -> TaskFile:
+    """The same with what a command line asks for in place of the file's own alignment, ``max_switch`` or loss.
+
+    Raises:
+        ConfigError: both are given, or one is no size or no number of points.
+    """
+    given = {"max_switch": max_switch, "accuracy_loss": accuracy_loss}
+    stated = {key: value for key, value in given.items() if value is not None}
+    if not stated:
+        return task_file
+    # Of the other settings only those that the file states, so that a default isn't taken for a wish.
+    kept = {key: getattr(task_file, key) for key in task_file.model_fields_set - {"alignment", *given}}
+    return from_dict(kept | stated, name="command line")
 
 
 def from_dict(content: Mapping[str, Any], folder: str | Path = ".", name: str = "task file") -> TaskFile:

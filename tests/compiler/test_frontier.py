@@ -1,0 +1,75 @@
+"""From what a user states to an alignment strength."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightpager.compiler.frontier import Point, Wish, expected_switch_blocks, search
+from weightpager.errors import CompileError
+
+
+def smooth(strength: float) -> Point:
+    """Bytes fall from 1000 to 100, the loss rises from 0 to 5."""
+    share = 1.0 if math.isinf(strength) else strength / (1 + strength)
+    return Point(strength, 1000 - 900 * share, 5 * share)
+
+
+@given(st.floats(101, 999))
+def test_the_weakest_alignment_that_switches_fast_enough(most: float) -> None:
+    found, tried = search(Wish("switch_bytes", most), smooth)
+    assert found in tried
+    assert found.switch_bytes <= most
+    exact = (1000 - most) / (most - 100)
+    if 1e-3 < exact < 1e3:
+        assert exact <= found.strength <= 1.01 * exact
+    assert len(tried) <= 23
+
+
+@given(st.floats(0.01, 4.99))
+def test_the_strongest_alignment_that_costs_little_enough(most: float) -> None:
+    found, tried = search(Wish("loss", most), smooth)
+    assert found in tried
+    assert found.loss <= most
+    exact = most / (5 - most)
+    if 1e-3 < exact < 1e3:
+        assert exact / 1.01 <= found.strength <= exact
+
+
+def test_no_alignment_where_none_is_needed() -> None:
+    found, tried = search(Wish("switch_bytes", 2000), smooth)
+    assert (found.strength, len(tried)) == (0.0, 1)
+    found, tried = search(Wish("loss", 10), smooth)
+    assert (found.strength, len(tried)) == (math.inf, 1)
+
+
+def test_only_one_shared_mask_will_do() -> None:
+    found, _ = search(Wish("switch_bytes", 100), smooth)
+    assert found.strength == math.inf
+
+
+def test_what_cannot_be_had_is_refused_with_the_least_that_can() -> None:
+    with pytest.raises(CompileError, match="max_switch: expected at least 100 B, the least .* got 50 B"):
+        search(Wish("switch_bytes", 50), smooth)
+
+
+@given(st.integers(0, 99))
+def test_a_loss_that_is_noisy_still_meets_the_wish(seed: int) -> None:
+    drawn = np.random.default_rng(seed)
+
+    def noisy(strength: float) -> Point:
+        point = smooth(strength)
+        return Point(strength, point.switch_bytes, point.loss + drawn.normal() if strength else 0.0)
+
+    found, _ = search(Wish("loss", 1.0), noisy)
+    assert found.loss <= 1.0
+
+
+def test_expected_blocks_of_a_switch() -> None:
+    keep = np.array([[1, 0], [1, 1], [0, 1], [0, 1]], np.bool_)
+    rate = np.array([[0.0, 0.75], [0.25, 0.0]])
+    assert expected_switch_blocks(keep, rate) == 0.75 * 2 + 0.25 * 1
