@@ -10,6 +10,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.advice import Advice, advise
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import mean_overlap, overlap
+from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.reader import private_file
 from weightpager.bundle.report import has_report, read_report
 from weightpager.bundle.verify import verify as verify_bundle
@@ -154,7 +155,7 @@ def _task_facts(bundle: Bundle, name: str) -> dict[str, Any]:
         "pages": pages,
         "page_bytes": pages * bundle.page_bytes,
         "over_read": 1 - kept / (pages * bundle.page_bytes) if pages else 0.0,
-        "private_bytes": bundle.entry(private_file(name)).bytes,
+        "private_bytes": bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name),
     }
 
 

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from weightpager.bundle.report import ControlScore
 from weightpager.compiler.data import TaskData
+from weightpager.compiler.low_rank import dense_part
 from weightpager.compiler.masks import Masks, module_name
 from weightpager.compiler.measure import EVAL_BATCH, Progress
 from weightpager.compiler.quantise import INT4, INT8, Quantisation
@@ -36,7 +37,8 @@ def shared_mask_control(
     """One mask for all tasks, compiled and recovered as ours was."""
 
     def values(task: str, info: PagedWeightInfo) -> Tensor:
-        return masks.masked(task, info, weights.weight(task, info))
+        kept = masks.masked(task, info, weights.weight(task, info))
+        return kept + dense_part(weights.low_rank.get(task, {}), info.name)
 
     kept = sum(int(masks.keep[info.name].any(1).sum()) * info.grid.block.size for info in weights.source.paged)
     return _control("shared mask", weights.source, data, values, 2 * kept, progress)

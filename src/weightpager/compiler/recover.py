@@ -37,7 +37,7 @@ def recover(
         return TaskWeights(sparse)
     lesson = Lesson(dense, data, spec.distillation)
     finetune(lesson, sparse, masks, spec, journal, lambda done, total: progress("fine-tune", done, total))
-    if spec.private_blocks == 0:
+    if spec.private_blocks == 0 and spec.low_rank == 0:
         return TaskWeights(sparse)
 
     def told(done: int, total: int) -> None:
@@ -45,5 +45,5 @@ def recover(
 
     with lesson.placed(sparse):
         chosen = choose(lesson, sparse, masks, spec.private_blocks, spec)
-        private = train_private(lesson, sparse, masks, chosen, spec, journal, told)
-    return TaskWeights(sparse, private)
+        private, low_rank = train_private(lesson, sparse, masks, chosen, spec, journal, told)
+    return TaskWeights(sparse, private, low_rank=low_rank)

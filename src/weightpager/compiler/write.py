@@ -19,6 +19,7 @@ from weightpager.bundle import BlockTable, BundleWriter, Manifest, TaskEntry, We
 from weightpager.bundle.layout import STORAGE, interleave
 from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file
 from weightpager.bundle.writer import storage_errors
+from weightpager.compiler.low_rank import write_adapters
 from weightpager.compiler.masks import Keep
 from weightpager.compiler.pack import Packing
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
@@ -61,6 +62,7 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     writer.add(page_index.FILE, lambda file: file.write(save_arrays(dict(index.arrays()))))
     _write_tables(writer, plan, source.paged)
     _write_parameters(writer, source, [task.name for task in plan.tasks])
+    write_adapters(writer, plan.weights, plan.tasks)
     _write_model(writer, source)
     writer.finish(_manifest(plan))
 
