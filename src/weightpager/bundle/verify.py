@@ -37,7 +37,12 @@ def verify(path: str | Path, progress: Callable[[int, int], None] = lambda _done
         bundle = Bundle.open(path)
     except BundleError as error:
         return Verification(0, 0, (str(error),))
-    problems = [*_file_problems(bundle), *_adapter_problems(bundle), *_model_problems(bundle), *_page_problems(bundle, progress)]
+    problems = [
+        *_file_problems(bundle),
+        *_adapter_problems(bundle),
+        *_model_problems(bundle),
+        *_page_problems(bundle, progress),
+    ]
     return Verification(len(bundle.manifest.files), len(bundle.pages), tuple(problems))
 
 

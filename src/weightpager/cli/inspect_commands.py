@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from weightpager.bundle import Bundle
+from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.advice import Advice, advise
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import mean_overlap, overlap
-from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.reader import private_file
 from weightpager.bundle.report import has_report, read_report
 from weightpager.bundle.verify import verify as verify_bundle

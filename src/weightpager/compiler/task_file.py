@@ -15,9 +15,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from yaml.constructor import ConstructorError
 
 from weightpager.blocks import BlockShape
+from weightpager.bundle.adapter import MOST_RANK
 from weightpager.bundle.files import hash_file
 from weightpager.bundle.layout import block_bytes
-from weightpager.bundle.adapter import MOST_RANK
 from weightpager.bundle.manifest import TaskKind, TaskName
 from weightpager.config import parse_size
 from weightpager.errors import ConfigError

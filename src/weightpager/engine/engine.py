@@ -245,7 +245,9 @@ class Engine:
         if task.module is None:
             values = {**self._resident, **task.private}
             arena, table = self._memory.arena, self._page_table
-            task.module = task_module.build(self.bundle, name, self._config, values, arena, table, task.gate, task.low_rank)
+            task.module = task_module.build(
+                self.bundle, name, self._config, values, arena, table, task.gate, task.low_rank
+            )
         return task.module
 
     def _hold(self, name: str, leaving: str | None = None) -> nn.Module:
