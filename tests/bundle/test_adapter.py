@@ -100,12 +100,12 @@ def test_a_paged_layer_gives_masked_weight_and_low_rank_part(adapted: Path) -> N
             part = parts[entry.name]
             weight = dense[entry.name].float() + torch.from_numpy(part.up @ part.down)
             expected = torch.nn.functional.linear(x, weight, layer.bias)
-            torch.testing.assert_close(layer(x), expected, rtol=2e-2, atol=2e-2)
+            torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
             halves = layer(x.bfloat16())
             assert halves.dtype == torch.bfloat16
             without = torch.nn.functional.linear(x, dense[entry.name].float(), layer.bias)
             added = x @ torch.from_numpy(part.down).T @ torch.from_numpy(part.up).T
-            torch.testing.assert_close(layer(x) - without, added, rtol=2e-2, atol=2e-2)
+            torch.testing.assert_close(layer(x) - without, added, rtol=1e-4, atol=1e-4)
 
 
 def test_the_export_has_them_merged(adapted: Path, tmp_path: Path) -> None:

@@ -20,18 +20,12 @@ class LowRankParameters:
     """One task's low-rank parts while they are trained; rank 0 has none.
 
     They start as PEFT's do: A drawn, B zero, so that at first nothing is added.
-
-    Raises:
-        CompileError: a paged weight has a smaller rank.
     """
 
     def __init__(self, sparse: Source, task: str, rank: int, seed: int) -> None:
         self._pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         drawn = torch.Generator().manual_seed(seed)
         for info in sparse.paged if rank else ():
-            if rank > min(info.grid.in_features, info.grid.out_features):
-                shape = f"{info.grid.out_features} × {info.grid.in_features}"
-                raise CompileError(f"recover.low_rank: expected at most the rank of {info.name}, {shape}; found {rank}")
             device = sparse.linear(task, info.name).weight.device
             bound = 1 / math.sqrt(info.grid.in_features)
             down = (2 * torch.rand(rank, info.grid.in_features, generator=drawn) - 1) * bound
@@ -56,6 +50,18 @@ class LowRankParameters:
             name: LowRank(down.detach().cpu().numpy(), up.detach().cpu().numpy())
             for name, (down, up) in self._pairs.items()
         }
+
+
+def check_rank(source: Source, rank: int) -> None:
+    """See before anything is trained that every paged weight can have parts of this rank.
+
+    Raises:
+        CompileError: one is too small.
+    """
+    for info in source.paged:
+        if rank > min(info.grid.in_features, info.grid.out_features):
+            shape = f"{info.grid.out_features} × {info.grid.in_features}"
+            raise CompileError(f"recover.low_rank: expected at most the rank of {info.name}, {shape}; found {rank}")
 
 
 def dense_part(parts: Mapping[str, LowRank], name: str) -> Tensor | float:
