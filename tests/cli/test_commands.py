@@ -52,12 +52,13 @@ def test_inspect(weightpager: Command, assistant_bundle: Path) -> None:
     assert facts["switches"][0].keys() >= {"from_task", "to_task", "bytes", "reads"}
 
 
-def test_inspect_lists_what_does_not_fit_a_budget(weightpager: Command, assistant_bundle: Path) -> None:
-    smallest = json.loads(weightpager("inspect", assistant_bundle, "--json").out)["smallest_budget"]
-    facts = json.loads(weightpager("inspect", assistant_bundle, "--budget", smallest, "--json").out)
+def test_inspect_lists_what_does_not_fit_a_budget(weightpager: Command, tmp_path: Path) -> None:
+    bundle = wp.compile(tiny.assistant(tmp_path, alignment=0.0), out=tmp_path / "a.bundle").path
+    smallest = json.loads(weightpager("inspect", bundle, "--json").out)["smallest_budget"]
+    facts = json.loads(weightpager("inspect", bundle, "--budget", smallest, "--json").out)
     assert facts["tasks_that_do_not_fit"] == []
     assert facts["pairs_that_do_not_fit"]
-    small = json.loads(weightpager("inspect", assistant_bundle, "--budget", "1KiB", "--json").out)
+    small = json.loads(weightpager("inspect", bundle, "--budget", "1KiB", "--json").out)
     assert small["tasks_that_do_not_fit"] == ["animal", "weather", "number", "colour"]
 
 

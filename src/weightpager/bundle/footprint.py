@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.reader import RESIDENT, Bundle, private_file
 
 _PAGE_BOOKKEEPING = 16
@@ -19,7 +20,7 @@ class Footprint:
 
     Attributes:
         resident: parameters that tasks share.
-        private: parameters of all tasks' own.
+        private: parameters of all tasks' own, with their low-rank parts.
         tables: all tasks' block tables, the page index and the page table.
     """
 
@@ -40,7 +41,7 @@ def footprint(bundle: Bundle) -> Footprint:
     bookkeeping = len(bundle.pages) * (_PAGE_BOOKKEEPING + _SLOT_BOOKKEEPING)
     return Footprint(
         resident=bundle.entry(RESIDENT).bytes,
-        private=sum(bundle.entry(private_file(task)).bytes for task in bundle.tasks),
+        private=sum(bundle.entry(private_file(task)).bytes + adapter_bytes(bundle, task) for task in bundle.tasks),
         tables=tables + index + bookkeeping,
     )
 

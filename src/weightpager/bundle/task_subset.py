@@ -10,6 +10,7 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from weightpager.bundle import permutations
+from weightpager.bundle.adapter import adapter_files
 from weightpager.bundle.files import check_file
 from weightpager.bundle.fill import over_read, page_fill
 from weightpager.bundle.manifest import Manifest
@@ -66,7 +67,7 @@ class TaskSubset:
         return whole.model_copy(update=changes)
 
     def carry_over(self, writer: BundleWriter, added: Permutations = NOTHING_MOVED) -> None:
-        """Take over model, resident parameters and the tasks' private ones, each file checked, and permutations.
+        """Take over model, parameters that are resident, private and low-rank, each file checked, and permutations.
 
         Args:
             writer: of the other bundle.
@@ -76,7 +77,8 @@ class TaskSubset:
             BundleFormatError: a file isn't what the manifest says.
             CompileError: the storage refused it.
         """
-        wanted = {RESIDENT, *(private_file(name) for name in self.names)}
+        own = (file for name in self.names for file in (private_file(name), *adapter_files(name)))
+        wanted = {RESIDENT, *own}
         for name, entry in self.bundle.manifest.files.items():
             if name in wanted or name.startswith(f"{MODEL}/"):
                 writer.link(name, check_file(self.bundle.path, name, entry))

@@ -10,6 +10,7 @@ from typing import BinaryIO
 from blake3 import blake3
 
 from weightpager.bundle import page_file
+from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.files import check_file
 from weightpager.bundle.model_files import model_dir
 from weightpager.bundle.reader import MODEL, Bundle
@@ -36,7 +37,12 @@ def verify(path: str | Path, progress: Callable[[int, int], None] = lambda _done
         bundle = Bundle.open(path)
     except BundleError as error:
         return Verification(0, 0, (str(error),))
-    problems = [*_file_problems(bundle), *_model_problems(bundle), *_page_problems(bundle, progress)]
+    problems = [
+        *_file_problems(bundle),
+        *_adapter_problems(bundle),
+        *_model_problems(bundle),
+        *_page_problems(bundle, progress),
+    ]
     return Verification(len(bundle.manifest.files), len(bundle.pages), tuple(problems))
 
 
@@ -47,6 +53,16 @@ def _file_problems(bundle: Bundle) -> list[str]:
             continue  # model_dir checks those
         try:
             check_file(bundle.path, name, entry)
+        except BundleError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _adapter_problems(bundle: Bundle) -> list[str]:
+    problems = []
+    for task in bundle.tasks:
+        try:
+            read_adapter(bundle, task)
         except BundleError as error:
             problems.append(str(error))
     return problems

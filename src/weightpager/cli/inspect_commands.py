@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from weightpager.bundle import Bundle
+from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.advice import Advice, advise
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import mean_overlap, overlap
@@ -155,7 +156,7 @@ def _task_facts(bundle: Bundle, name: str) -> dict[str, Any]:
         "pages": pages,
         "page_bytes": pages * bundle.page_bytes,
         "over_read": 1 - kept / (pages * bundle.page_bytes) if pages else 0.0,
-        "private_bytes": bundle.entry(private_file(name)).bytes,
+        "private_bytes": bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name),
     }
 
 

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from weightpager.bundle.report import ControlScore
 from weightpager.compiler.data import TaskData
+from weightpager.compiler.low_rank import dense_part
 from weightpager.compiler.masks import Masks, module_name
 from weightpager.compiler.measure import EVAL_BATCH, Progress
 from weightpager.compiler.pack import StoredBlocks
@@ -38,7 +39,8 @@ def shared_mask_control(
     """One mask for all tasks, compiled and recovered as ours was."""
 
     def values(task: str, info: PagedWeightInfo) -> Tensor:
-        return masks.masked(task, info, weights.weight(task, info))
+        kept = masks.masked(task, info, weights.weight(task, info))
+        return kept + dense_part(weights.low_rank.get(task, {}), info.name)
 
     kept = sum(
         len(StoredBlocks.of(info.layer, masks.keep[info.name], weights.versions(info)).blocks) * info.grid.block.size

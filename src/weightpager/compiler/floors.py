@@ -37,8 +37,7 @@ def align_above_floors(
     """`align_versions`, such that each task keeps at least `floors` of each weight.
 
     Where masks fall short, the weight is aligned by itself with the floors as budgets; the blocks that this chooses are
-    then made too dear to drop. Floors only take masks away, so the bound without them holds with them: what they cost
-    is in the gap.
+    then made too dear to drop. Objective and bound are those of masks that keep them: what floors cost is not in the gap.
 
     Args:
         saliency: [B, T], the weights' blocks one after the other.
@@ -58,7 +57,8 @@ def align_above_floors(
             break
         pinned |= _pins(saliency, switch_rate, strength, sizes, np.where(short, least, 0))
         dearer = align_versions(saliency + price * pinned, versions, budgets, switch_rate, strength)
-        found = replace(dearer, objective=dearer.objective - price * int((dearer.keep & pinned).sum()), bound=bound)
+        paid = price * np.array([(dearer.keep & pinned).sum(), pinned.sum()])
+        found = replace(dearer, objective=dearer.objective - paid[0], bound=min(bound, dearer.bound - paid[1]))
     return found
 
 

@@ -68,7 +68,7 @@ def _stage(flows: Flows, budgets: Ints, prices: Floats, temperature: float) -> t
     """Prices and masks at this temperature, found on the blocks that it leaves open."""
     balance = flows.adjusted - prices[:, None]
     masks = balance > 0
-    open_blocks: Bools = (np.abs(balance) < DECIDED * temperature).any(0)
+    open_blocks: Bools = np.asarray((np.abs(balance) < DECIDED * temperature).any(0))
     left = budgets - masks[:, ~open_blocks].sum(1)
     if (left < 0).any() or (left > open_blocks.sum()).any():  # the last stage's prices were not good enough to say
         open_blocks[:], left = True, budgets

@@ -23,6 +23,7 @@ from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.finetune import Lesson
 from weightpager.compiler.journal import Journal
+from weightpager.compiler.low_rank import check_rank, write_adapters
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.measure import EVAL_BATCH, Progress, score_task
 from weightpager.compiler.own_parameters import separate, train_own
@@ -123,12 +124,14 @@ def _recover(prepared: Prepared, masks: Masks, journal: Journal, progress: Progr
     spec, tasks = source.task_file.recover, trained_tasks(source)
     sparse = replace(source, models=copy.deepcopy(source.models))
     if spec.method == "finetune":
+        check_rank(source, spec.low_rank)
         lesson = Lesson(source, prepared.data, spec.distillation)
         each = spec.model_copy(update={"private_steps": max(1, spec.steps // len(source.models))})
         with lesson.placed(sparse):
             chosen = choose(lesson, sparse, masks, spec.private_blocks, each)
             told = _stage(progress, "fine-tune")
-            return TaskWeights(sparse, train_private(lesson, sparse, masks, chosen, each, journal, told))
+            private, low_rank = train_private(lesson, sparse, masks, chosen, each, journal, told)
+            return TaskWeights(sparse, private, low_rank=low_rank)
     told = _stage(progress, "train own parameters")
     train_own(sparse, prepared.data, tasks, masks, source.task_file.training, "own-sparse", journal, told)
     return TaskWeights(sparse)
@@ -187,6 +190,7 @@ class _Addition:
         for number, task in enumerate(self.plan.tasks):
             self._write_task(writer, number, task)
             signatures[self.reused_pages(number)] |= np.uint64(1) << np.uint64(len(bundle.tasks) + number)
+        write_adapters(writer, self.plan.weights, self.plan.tasks)
         index = PageIndex(
             np.concatenate([bundle.pages.ids, ids]),
             np.concatenate([bundle.pages.layers, packing.layers]),

@@ -61,7 +61,8 @@ class Problem:
         """The saliency of the last block that each task would keep on its own."""
         blocks = self.saliency.shape[1]
         pairs = zip(self.saliency, self.budgets, strict=True)
-        return np.array([np.partition(row, blocks - size)[blocks - size] for row, size in pairs])
+        found: Floats = np.array([np.partition(row, blocks - size)[blocks - size] for row, size in pairs])
+        return found
 
     def jitter(self) -> Floats:
         """[T, B], too little to matter: without it prices could not tell blocks of equal saliency apart."""

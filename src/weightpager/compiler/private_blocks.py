@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from weightpager.bundle.adapter import LowRank
 from weightpager.compiler.descent import Descent, ParameterGroup, in_turn
 from weightpager.compiler.device import autocast
 from weightpager.compiler.finetune import Lesson, masked_logits
 from weightpager.compiler.journal import Journal
+from weightpager.compiler.low_rank import LowRankParameters
 from weightpager.compiler.masks import Masks, block_sums, drop, module_name
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
 from weightpager.compiler.task_file import RecoverSpec
@@ -69,10 +71,11 @@ def train_private(
     spec: RecoverSpec,
     journal: Journal,
     progress: Progress,
-) -> dict[str, dict[str, PrivateBlocks]]:
-    """Train each task's chosen blocks, the blocks that it alone keeps, and its vectors and head.
+) -> tuple[dict[str, dict[str, PrivateBlocks]], dict[str, dict[str, LowRank]]]:
+    """Train each task's chosen blocks, the blocks that it alone keeps, its low-rank parts, vectors and head.
 
-    Blocks that a task alone keeps, vectors and heads change in ``sparse``; the chosen ones are returned.
+    Blocks that a task alone keeps, vectors and heads change in ``sparse``; the chosen ones and the low-rank parts are
+    returned.
 
     Args:
         lesson: what the tasks learn from.
@@ -86,15 +89,17 @@ def train_private(
     Raises:
         CompileError: the loss is no longer finite.
     """
-    private = {}
+    private, low_rank = {}, {}
     total = spec.private_steps * len(sparse.models)
     for number, task in enumerate(sparse.models):
 
         def told(done: int, _total: int, before: int = number * spec.private_steps) -> None:
             progress(before + done, total)
 
-        private[task] = _train_task(lesson, sparse, masks, task, chosen[task], spec, journal, told)
-    return private
+        added = LowRankParameters(sparse, task, spec.low_rank, spec.seed + number)
+        private[task] = _train_task(lesson, sparse, masks, task, chosen[task], added, spec, journal, told)
+        low_rank[task] = added.trained()
+    return private, low_rank
 
 
 def _train_task(
@@ -103,6 +108,7 @@ def _train_task(
     masks: Masks,
     task: str,
     chosen: Chosen,
+    added: LowRankParameters,
     spec: RecoverSpec,
     journal: Journal,
     progress: Progress,
@@ -121,8 +127,9 @@ def _train_task(
 
     def error(_task: str, batch: Batch) -> Tensor:
         weights = {
-            module_name(info, model.base_model_prefix): frozen[info.name]
-            + drop(own[info.name], free[info.name], info.grid)
+            module_name(info, model.base_model_prefix): added.added(
+                info.name, frozen[info.name] + drop(own[info.name], free[info.name], info.grid)
+            )
             for info in sparse.paged
         }
         with autocast(model.device):
@@ -133,7 +140,8 @@ def _train_task(
     descent = Descent(
         [
             ParameterGroup(own, spec.learning_rate),
-            ParameterGroup(_own_parameters(sparse, task), spec.head_learning_rate),
+            # Low-rank parts begin at nothing, as heads do.
+            ParameterGroup({**_own_parameters(sparse, task), **added.parameters()}, spec.head_learning_rate),
         ],
         spec.private_steps,
     )

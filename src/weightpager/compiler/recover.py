@@ -10,6 +10,7 @@ from weightpager.compiler.closed_form import refit
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.finetune import Lesson, finetune
 from weightpager.compiler.journal import Journal
+from weightpager.compiler.low_rank import check_rank
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.private_blocks import choose, train_private
 from weightpager.compiler.source import Source
@@ -24,7 +25,8 @@ def recover(
     """Win back accuracy that dropping blocks cost, as the task file's ``recover`` says. The dense model stays.
 
     Raises:
-        CompileError: training diverged, or the model's layers can't be refitted one by one.
+        CompileError: training diverged, the model's layers can't be refitted one by one, or are too small for
+            the low-rank parts asked for.
     """
     spec = dense.task_file.recover
     if spec.method == "none":
@@ -35,9 +37,10 @@ def recover(
         batches = {name: of_task.calibration(calibration.items, calibration.batch) for name, of_task in data.items()}
         refit(dense, sparse, masks, batches, lambda done, total: progress("refit", done, total))
         return TaskWeights(sparse)
+    check_rank(dense, spec.low_rank)
     lesson = Lesson(dense, data, spec.distillation)
     finetune(lesson, sparse, masks, spec, journal, lambda done, total: progress("fine-tune", done, total))
-    if spec.private_blocks == 0:
+    if spec.private_blocks == 0 and spec.low_rank == 0:
         return TaskWeights(sparse)
 
     def told(done: int, total: int) -> None:
@@ -45,5 +48,5 @@ def recover(
 
     with lesson.placed(sparse):
         chosen = choose(lesson, sparse, masks, spec.private_blocks, spec)
-        private = train_private(lesson, sparse, masks, chosen, spec, journal, told)
-    return TaskWeights(sparse, private)
+        private, low_rank = train_private(lesson, sparse, masks, chosen, spec, journal, told)
+    return TaskWeights(sparse, private, low_rank=low_rank)

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from yaml.constructor import ConstructorError
 
 from weightpager.blocks import MAX_TASKS, BlockShape
+from weightpager.bundle.adapter import MOST_RANK
 from weightpager.bundle.files import hash_file
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.manifest import TaskKind, TaskName
@@ -200,6 +201,7 @@ class RecoverSpec(_Frozen):
         distillation: weight of the dense model's answers in the loss; labels have the rest.
         private_blocks: share of a task's kept blocks that get values of their own, loaded at every switch to it.
         private_steps: of training them, per task.
+        low_rank: rank of a task's own part that is added to every paged weight; 0 for none.
         patience: checks on the validation data without improvement after which a training ends; 0 makes none.
     """
 
@@ -212,6 +214,7 @@ class RecoverSpec(_Frozen):
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
     private_blocks: Annotated[float, Field(ge=0, le=1)] = 0.0
     private_steps: Count = 60
+    low_rank: Annotated[int, Field(ge=0, le=MOST_RANK)] = 0
     patience: Annotated[int, Field(ge=0, lt=100)] = 4
 
 
@@ -258,6 +261,9 @@ class TaskFile(_Frozen):
         chosen = [key for key in ("alignment", "max_switch", "accuracy_loss") if key in stated]
         if len(chosen) > 1:
             raise _broken(f"expected one of alignment, max_switch and accuracy_loss, found {' and '.join(chosen)}")
+        if self.recover.low_rank and self.recover.method != "finetune":
+            found = f"{self.recover.low_rank} with method {self.recover.method}"
+            raise _broken(f"recover.low_rank: expected 0, or method finetune, which trains it; found {found}")
         return self
 
     def _check_own_weights(self) -> None:

@@ -29,6 +29,7 @@ from weightpager.bundle.layout import STORAGE, interleave
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file
 from weightpager.bundle.writer import storage_errors
+from weightpager.compiler.low_rank import write_adapters
 from weightpager.compiler.masks import Keep
 from weightpager.compiler.pack import Packing
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
@@ -75,6 +76,7 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     if plan.permutations.orders:
         writer.add(permutations.FILE, lambda file: file.write(save_arrays(plan.permutations.arrays())))
     _write_parameters(writer, source, [task.name for task in plan.tasks])
+    write_adapters(writer, plan.weights, plan.tasks)
     _write_model(writer, source)
     writer.finish(_manifest(plan))
 

@@ -49,7 +49,7 @@ def accuracy(result: DemoResult) -> str:
         axes.set_ylabel("accuracy on held-out data")
         axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.14))
 
-    return _svg(draw, (9, 3.6))
+    return svg(draw, (9, 3.6))
 
 
 def switch_times(result: DemoResult) -> str:
@@ -72,7 +72,7 @@ def switch_times(result: DemoResult) -> str:
         axes.set_ylabel("ms, cold")
         axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.16))
 
-    return _svg(draw, (9, 3.6))
+    return svg(draw, (9, 3.6))
 
 
 def overlap_map(result: DemoResult) -> str:
@@ -100,7 +100,7 @@ def memory(result: DemoResult) -> str:
         axes.set_yticks(at, [row.name for row in rows])
         axes.set_xlabel("MiB of paged weights in memory; beside each bar, the tasks' mean accuracy")
 
-    return _svg(draw, (9, 3.6))
+    return svg(draw, (9, 3.6))
 
 
 def _heat_map(names: Sequence[str], cells: Sequence[Sequence[float]], form: str) -> str:
@@ -119,10 +119,16 @@ def _heat_map(names: Sequence[str], cells: Sequence[Sequence[float]], form: str)
         axes.set_ylabel("from")
         axes.spines[:].set_visible(False)
 
-    return _svg(draw, (4.4, 3.9))
+    return svg(draw, (4.4, 3.9))
 
 
-def _svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
+def svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
+    """A figure as SVG text that reads on light and dark pages; the same data give the same text.
+
+    Args:
+        draw: draws on the axes.
+        size: width and height in inches.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())

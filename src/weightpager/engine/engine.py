@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from weightpager import kernels
 from weightpager.bundle import Bundle
+from weightpager.bundle.adapter import LowRank, read_adapter
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.config import EngineConfig, parse_size
@@ -43,6 +44,7 @@ class _Task:
 
     pages: Pages
     private: dict[str, Tensor]
+    low_rank: dict[str, LowRank]
     gate: TaskGate
     pins: int = 0
     module: nn.Module | None = None
@@ -243,7 +245,9 @@ class Engine:
         if task.module is None:
             values = {**self._resident, **task.private}
             arena, table = self._memory.arena, self._page_table
-            task.module = task_module.build(self.bundle, name, self._config, values, arena, table, task.gate)
+            task.module = task_module.build(
+                self.bundle, name, self._config, values, arena, table, task.gate, task.low_rank
+            )
         return task.module
 
     def _hold(self, name: str, leaving: str | None = None) -> nn.Module:
@@ -278,7 +282,8 @@ class Engine:
 
 
 def _task(bundle: Bundle, name: str) -> _Task:
-    return _Task(bundle.pages_of(name), read_parameters(bundle, private_file(name)), TaskGate(name))
+    private, low_rank = read_parameters(bundle, private_file(name)), read_adapter(bundle, name)
+    return _Task(bundle.pages_of(name), private, low_rank, TaskGate(name))
 
 
 def _memory(bundle: Bundle, config: EngineConfig) -> MemoryController:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from weightpager.bundle import Bundle
 from weightpager.bundle import permutations as permutations_file
+from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.engine.architecture import empty_module, full_name, quiet_transformers, read_config, tokenizer
 from weightpager.engine.parameters import read_parameters
@@ -22,7 +23,7 @@ from weightpager.store import LocalStore, VerifyingStore
 
 
 def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
-    """Write a task's model so that plain transformers loads it; dropped blocks are zeros.
+    """Write a task's model so that plain transformers loads it; dropped blocks are zeros, and low-rank parts are added.
 
     Rows and columns are in the order of the model that was compiled. Weights have the bundle's precision in the dtype
     of the task's other parameters.
@@ -39,7 +40,11 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     module = empty_module(read_config(bundle), bundle.task(task))
     values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}
     dtype = next((value.dtype for value in values.values() if value.is_floating_point()), torch.float32)
-    values |= {f"{name}.weight": weight.to(dtype) for name, weight in dense_weights(bundle, task).items()}
+    low_rank = read_adapter(bundle, task)
+    for name, weight in dense_weights(bundle, task).items():
+        part = low_rank.get(name)
+        merged = weight if part is None else weight.float() + torch.from_numpy(part.up @ part.down)
+        values[f"{name}.weight"] = merged.to(dtype)
     state = {full_name(module, name): value for name, value in in_original_order(bundle, task, values).items()}
     assign(module, state, task)
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from weightpager.bundle import BlockTable, Bundle, WeightEntry
+from weightpager.bundle.adapter import LowRank
 from weightpager.engine.architecture import empty_module, full_name
 from weightpager.errors import BundleFormatError
 from weightpager.kernels import PagedWeight
@@ -24,6 +27,7 @@ def build(
     arena: Tensor,
     page_table: Tensor,
     gate: PageGate,
+    low_rank: Mapping[str, LowRank],
 ) -> nn.Module:
     """The task's own module: resident parameters shared with the other tasks', private ones its own.
 
@@ -35,6 +39,7 @@ def build(
         arena: uint8 [slots, page_bytes].
         page_table: int32 [pages].
         gate: what its layers ask before they read pages.
+        low_rank: the task's low-rank parts by paged weight; referred to, not copied.
 
     Raises:
         BundleFormatError: the bundle's parameters don't make up the module.
@@ -45,7 +50,9 @@ def build(
     for entry in bundle.manifest.weights:
         name = full_name(module, entry.name)
         weight = paged_weight(bundle, entry, tables[entry.name], arena, page_table)
-        _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, gate))
+        part = low_rank.get(entry.name)
+        added = None if part is None else (torch.from_numpy(part.down), torch.from_numpy(part.up))
+        _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, gate, added))
     assign(module, state, task)
     return module
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from weightpager.kernels import PagedWeight, paged_linear
 
@@ -24,7 +25,7 @@ class PageGate(Protocol):
 
 
 class PagedLinear(nn.Module):
-    """``y = x Wᵀ + bias`` with W one task's blocks, read in place.
+    """``y = x Wᵀ + bias`` with W one task's blocks, read in place, plus ``(x Aᵀ) Bᵀ`` where it has a low-rank part.
 
     Holds no weight of its own: the block table is immutable, the page table says where the pages are now. Inference
     only.
@@ -34,15 +35,24 @@ class PagedLinear(nn.Module):
         bias: [out_features] or None.
         layer: index of the model layer, for the gate.
         gate: of the task.
+        low_rank: A [rank, in_features] and B [out_features, rank], of one dtype, or None.
     """
 
-    def __init__(self, weight: PagedWeight, bias: Tensor | None, layer: int, gate: PageGate) -> None:
+    def __init__(
+        self,
+        weight: PagedWeight,
+        bias: Tensor | None,
+        layer: int,
+        gate: PageGate,
+        low_rank: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.in_features = weight.in_features
         self.out_features = weight.out_features
         self.paged_weight = weight
         self.layer = layer
         self.gate = gate
+        self.low_rank = low_rank
         self.bias: nn.Parameter | None
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
@@ -50,9 +60,13 @@ class PagedLinear(nn.Module):
         """``[..., in_features]`` to ``[..., out_features]``, in x's dtype."""
         self.gate.enter(self.layer)
         try:
-            return paged_linear(x, self.paged_weight, self.bias)
+            y = paged_linear(x, self.paged_weight, self.bias)
         finally:
             self.gate.leave(self.layer)
+        if self.low_rank is None:
+            return y
+        down, up = self.low_rank
+        return y + linear(linear(x.to(down.dtype), down), up).to(y.dtype)
 
     def extra_repr(self) -> str:
         """As `torch.nn.Linear` prints itself, with the density."""

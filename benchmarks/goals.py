@@ -1,0 +1,187 @@
+"""What was asked of the accuracy, and whether the rows say that it was reached.
+
+The figures were fixed before anything was measured. What has no rows is not measured, which is never reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp, log
+
+from benchmarks.points import Point, average, find, paired
+
+_SLACK = 1e-6
+"""Rows have four digits; their differences carry noise behind them."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a method reached a figure, and what was found. ``reached`` is None where rows are missing."""
+
+    reached: bool | None
+    found: str
+
+    @property
+    def word(self) -> str:
+        """For a table."""
+        return {True: "yes", False: "no", None: "not measured"}[self.reached]
+
+
+Judge = Callable[[Sequence[Point], str], Verdict]
+"""Judges the points for a method of ours."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure that was asked for.
+
+    Attributes:
+        domain: A or B.
+        fraction: of resident bytes.
+        asked: in words.
+        judge: decides it.
+        methods: of ours that it is asked of.
+    """
+
+    domain: str
+    fraction: float
+    asked: str
+    judge: Judge
+    methods: tuple[str, ...] = ("ours", "ours_private")
+
+
+NOT_MEASURED = Verdict(None, "")
+
+
+def _near_dense(fraction: float, points_lost: float, overlap: float = 0.0, worst: float | None = None) -> Judge:
+    def judge(points: Sequence[Point], method: str) -> Verdict:
+        ours = find(points, "A", fraction, method, "finetune")
+        if ours is None or (worst is not None and not ours.tasks):
+            return NOT_MEASURED
+        reached = ours.loss() <= points_lost + _SLACK and ours.overlap >= overlap - _SLACK
+        found = f"{-ours.loss():+.2f}{_seeds(ours)}"
+        if overlap:
+            found += f", overlap {ours.overlap:.3f}"
+        if worst is not None:
+            task = max(ours.tasks, key=ours.loss)
+            reached = reached and ours.loss(task) <= worst + _SLACK
+            found += f", {task} {-ours.loss(task):+.2f}"
+        return Verdict(reached, found)
+
+    return judge
+
+
+def _above_shared(fraction: float, gain: float, *, beyond_spread: bool = False) -> Judge:
+    def judge(points: Sequence[Point], method: str) -> Verdict:
+        pair = _pair(points, "A", fraction, method, "shared_mask")
+        if pair is None:
+            return NOT_MEASURED
+        ours, shared = pair
+        gained = 100 * (ours.value() - shared.value())
+        found = f"{gained:+.2f}{_seeds(ours)}"
+        if not beyond_spread:
+            return Verdict(gained >= gain - _SLACK, found)
+        if len(ours.seeds) < 2:
+            return Verdict(None, f"{found}: one seed has no spread")
+        apart = 100 * (min(ours.values) - max(shared.values))
+        return Verdict(gained >= gain - _SLACK and apart > 0, f"{found}; our worst seed {apart:+.2f} to its best")
+
+    return judge
+
+
+def _near_whole(fraction: float, points_lost: float, share: float) -> Judge:
+    def judge(points: Sequence[Point], method: str) -> Verdict:
+        pair = _pair(points, "A", fraction, method, "per_task_checkpoint")
+        if pair is None or pair[1].bytes_per_switch == 0:
+            return NOT_MEASURED
+        ours, whole = pair
+        lost = 100 * (whole.value() - ours.value())
+        loaded = ours.bytes_per_switch / whole.bytes_per_switch
+        reached = lost <= points_lost + _SLACK and loaded <= share + _SLACK
+        return Verdict(reached, f"{-lost:+.2f}{_seeds(ours)}, {loaded:.0%} of the bytes")
+
+    return judge
+
+
+def _closed_form(fraction: float, points_lost: float) -> Judge:
+    def judge(points: Sequence[Point], method: str) -> Verdict:
+        ours = find(points, "A", fraction, method, "closed-form")
+        if ours is None:
+            return NOT_MEASURED
+        return Verdict(ours.loss() <= points_lost + _SLACK, f"{-ours.loss():+.2f}{_seeds(ours)}")
+
+    return judge
+
+
+def _reported(fraction: float) -> Judge:
+    def judge(points: Sequence[Point], method: str) -> Verdict:
+        ours = find(points, "A", fraction, method, "finetune")
+        return NOT_MEASURED if ours is None else Verdict(True, f"{-ours.loss():+.2f}{_seeds(ours)}")
+
+    return judge
+
+
+def _perplexity(fraction: float, ratio: float) -> Judge:
+    def judge(points: Sequence[Point], method: str) -> Verdict:
+        ours = find(points, "B", fraction, method, "finetune")
+        if ours is None or not ours.tasks:
+            return NOT_MEASURED
+        gaps = {task: log(ours.value(task) / ours.dense(task)) for task in ours.tasks}
+        worst = max(gaps, key=lambda task: gaps[task])
+        mean = exp(average(gaps.values()))
+        return Verdict(mean <= ratio + _SLACK, f"{mean:.3f} ×{_seeds(ours)}, {worst} {exp(gaps[worst]):.3f} ×")
+
+    return judge
+
+
+def _gap_closed(fraction: float, share: float) -> Judge:
+    def judge(points: Sequence[Point], method: str) -> Verdict:
+        tuned = find(points, "B", fraction, method, "finetune")
+        refitted = find(points, "B", fraction, "ours", "closed-form")
+        pair = paired(tuned, refitted) if tuned and refitted else None
+        if pair is None or not pair[0].tasks or pair[0].tasks != pair[1].tasks:
+            return NOT_MEASURED
+        ours, before = pair
+        gap = sum(log(before.value(task) / before.dense(task)) for task in before.tasks)
+        left = sum(log(ours.value(task) / ours.dense(task)) for task in ours.tasks)
+        if gap <= 0:
+            return Verdict(left <= 0, "closed-form leaves no gap")
+        return Verdict(1 - left / gap >= share - _SLACK, f"{1 - left / gap:.0%} of the gap{_seeds(ours)}")
+
+    return judge
+
+
+GOALS = (
+    Goal("A", 0.25, "mean within 1.5 points of dense, at an overlap of at least 0.6", _near_dense(0.25, 1.5, 0.6)),
+    Goal(
+        "A",
+        0.25,
+        "at least 1.0 point above one shared mask, beyond the spread of the seeds",
+        _above_shared(0.25, 1.0, beyond_spread=True),
+    ),
+    Goal(
+        "A",
+        0.25,
+        "within 0.5 points of whole checkpoints per task, at half of their bytes per switch or less",
+        _near_whole(0.25, 0.5, 0.5),
+    ),
+    Goal("A", 0.15, "at least 2 points above one shared mask", _above_shared(0.15, 2.0)),
+    Goal("A", 0.15, "within 3 points of dense", _near_dense(0.15, 3.0)),
+    Goal("A", 0.1, "reported", _reported(0.1)),
+    Goal("A", 0.5, "within 0.5 points of dense, no task more than 1.5 below", _near_dense(0.5, 0.5, worst=1.5)),
+    Goal("A", 0.5, "closed-form alone: within 4 points of dense", _closed_form(0.5, 4.0), ("ours",)),
+    Goal("B", 0.7, "perplexity at most 1.15 × dense", _perplexity(0.7, 1.15)),
+    Goal("B", 0.5, "fine-tuning closes half of the log-perplexity gap that closed-form leaves", _gap_closed(0.5, 0.5)),
+)
+"""All that was asked."""
+
+
+def _pair(points: Sequence[Point], domain: str, fraction: float, ours: str, other: str) -> tuple[Point, Point] | None:
+    one = find(points, domain, fraction, ours, "finetune")
+    two = find(points, domain, fraction, other, "finetune")
+    return paired(one, two) if one and two else None
+
+
+def _seeds(point: Point) -> str:
+    return f" ({len(point.seeds)} seed{'s' if len(point.seeds) > 1 else ''})"

@@ -1,0 +1,166 @@
+"""A task's low-rank parts in PEFT's layout: ``tasks/<task>/adapter_config.json`` and ``adapter_model.safetensors``.
+
+PEFT itself can load them onto the task's exported model's architecture; here they are added to paged weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
+
+from weightpager.bundle.files import parse_arrays
+from weightpager.bundle.manifest import Strict, TaskKind, WeightEntry
+from weightpager.bundle.reader import Bundle
+from weightpager.errors import BundleFormatError
+
+BASE = "base_model."
+"""In front of the canonical name of every paged weight."""
+
+MOST_RANK = 1024
+
+TASK_TYPES: dict[TaskKind, Literal["SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"]] = {
+    "text-classification": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+    "language-modeling": "CAUSAL_LM",
+}
+"""What PEFT calls the kinds of tasks."""
+
+_PEFT = "base_model.model."
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to one paged weight: ``up @ down``, PEFT's scaling folded in.
+
+    Attributes:
+        down: float32 [rank, in_features], PEFT's A.
+        up: float32 [out_features, rank], PEFT's B.
+    """
+
+    down: Float32
+    up: Float32
+
+
+class AdapterConfig(Strict):
+    """The part of PEFT's ``LoraConfig`` that may be stated; anything else would change what is computed."""
+
+    peft_type: Literal["LORA"]
+    task_type: Literal["SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"]
+    base_model_name_or_path: str | None
+    r: Annotated[int, Field(ge=1, le=MOST_RANK)]
+    lora_alpha: Annotated[float, Field(gt=0, le=2**20)]
+    target_modules: Annotated[list[str], Field(min_length=1)]
+    bias: Literal["none"]
+    inference_mode: bool
+
+
+def adapter_files(task: str) -> tuple[str, str]:
+    """Where a task's low-rank parts lie: the configuration and the tensors."""
+    return f"tasks/{task}/adapter_config.json", f"tasks/{task}/adapter_model.safetensors"
+
+
+def has_adapter(bundle: Bundle, task: str) -> bool:
+    """Whether a task has low-rank parts."""
+    return any(file in bundle.manifest.files for file in adapter_files(task))
+
+
+def adapter_bytes(bundle: Bundle, task: str) -> int:
+    """Bytes of a task's low-rank parts; 0 if it has none."""
+    return bundle.entry(adapter_files(task)[1]).bytes if has_adapter(bundle, task) else 0
+
+
+def serialise(
+    parts: Mapping[str, LowRank], prefix: str, kind: TaskKind
+) -> tuple[AdapterConfig, dict[str, npt.NDArray[Any]]]:
+    """A task's parts as PEFT has them.
+
+    Args:
+        parts: by canonical name of the paged weight; one rank for all.
+        prefix: what the task's module calls its base, such as ``bert``.
+        kind: of the task.
+    """
+    rank = len(next(iter(parts.values())).down)
+    modules = {name: f"{prefix}.{name.removeprefix(BASE)}" for name in parts}
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, part in parts.items():
+        arrays[f"{_PEFT}{modules[name]}{_A}"] = np.ascontiguousarray(part.down)
+        arrays[f"{_PEFT}{modules[name]}{_B}"] = np.ascontiguousarray(part.up)
+    config = AdapterConfig(
+        peft_type="LORA",
+        task_type=TASK_TYPES[kind],
+        base_model_name_or_path=None,
+        r=rank,
+        lora_alpha=float(rank),
+        target_modules=list(modules.values()),
+        bias="none",
+        inference_mode=True,
+    )
+    return config, arrays
+
+
+def read_adapter(bundle: Bundle, task: str) -> dict[str, LowRank]:
+    """A task's low-rank parts by canonical name of the paged weight; empty if it has none.
+
+    Raises:
+        BundleFormatError: a file is damaged or missing, or says anything that doesn't fit the paged weights.
+    """
+    if not has_adapter(bundle, task):
+        return {}
+    config_file, file = adapter_files(task)
+    config = _read_config(bundle, task, config_file)
+    arrays = parse_arrays(file, bundle.read(file))
+    weights = {weight.name: weight for weight in bundle.manifest.weights}
+    scale = np.float32(config.lora_alpha / config.r)
+    parts, wanted = {}, set()
+    for module in config.target_modules:
+        # "bert.encoder.…" is canonically "base_model.encoder.…", whatever the architecture calls its base.
+        prefix, _, rest = module.partition(".")
+        weight = weights.get(BASE + rest)
+        if not prefix or weight is None or weight.name in parts:
+            raise BundleFormatError(config_file, "target_modules", "paged weights, each once", module)
+        down = _tensor(file, arrays, f"{_PEFT}{module}{_A}", (config.r, weight.in_features))
+        up = _tensor(file, arrays, f"{_PEFT}{module}{_B}", (weight.out_features, config.r))
+        _check_rank(config_file, config.r, weight)
+        wanted |= {f"{_PEFT}{module}{_A}", f"{_PEFT}{module}{_B}"}
+        parts[weight.name] = LowRank(down, up * scale)
+    for name in sorted(set(arrays) - wanted):
+        raise BundleFormatError(file, name, "tensors of the target modules only", "another tensor")
+    return parts
+
+
+def _read_config(bundle: Bundle, task: str, file: str) -> AdapterConfig:
+    try:
+        config = AdapterConfig.model_validate_json(bundle.read(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "document"
+        raise BundleFormatError(file, field, first["msg"], repr(first.get("input"))[:120]) from None
+    wanted = TASK_TYPES[bundle.task(task).kind]
+    if config.task_type != wanted:
+        raise BundleFormatError(file, "task_type", wanted, config.task_type)
+    return config
+
+
+def _tensor(file: str, arrays: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int, int]) -> Float32:
+    found = arrays.get(name)
+    if found is None:
+        raise BundleFormatError(file, name, f"float32 {shape}", "no such tensor")
+    if found.dtype != np.float32 or found.shape != shape:
+        raise BundleFormatError(file, name, f"float32 {shape}", f"{found.dtype} {found.shape}")
+    if not np.isfinite(found).all():
+        raise BundleFormatError(file, name, "finite values", "others")
+    return np.array(found)  # a copy: a view would keep the whole file in memory, read-only
+
+
+def _check_rank(file: str, rank: int, weight: WeightEntry) -> None:
+    most = min(weight.in_features, weight.out_features)
+    if rank > most:
+        raise BundleFormatError(file, "r", f"at most {most}, the rank of {weight.name}", rank)
