@@ -118,7 +118,7 @@ def _take_resident(
         if name in paged or not name.startswith(BASE) or torch.equal(ours, theirs[name]):
             continue
         if ours.ndim >= 2:
-            if float((theirs[name] - ours).norm()) <= tolerance * float(ours.norm()):
+            if (theirs[name] - ours).detach().norm() <= tolerance * ours.detach().norm():
                 continue
             text = "tasks.%s.checkpoint: %r differs from the model's: %d bytes of memory for this task alone"
             _log.warning(text, task, name, theirs[name].numel() * 4)
