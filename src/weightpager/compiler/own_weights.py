@@ -118,11 +118,7 @@ def _take_resident(
         if name in paged or not name.startswith(BASE) or torch.equal(ours, theirs[name]):
             continue
         if ours.ndim >= 2:
-<<<<<<< HEAD
-            if float((theirs[name] - ours).detach().norm()) <= tolerance * float(ours.detach().norm()):
-=======
             if (theirs[name] - ours).detach().norm() <= tolerance * ours.detach().norm():
->>>>>>> 20e5d24af3a069fbb049abfee74f9347efb52da4
                 continue
             text = "tasks.%s.checkpoint: %r differs from the model's: %d bytes of memory for this task alone"
             _log.warning(text, task, name, theirs[name].numel() * 4)
