@@ -28,8 +28,8 @@ TASK_TYPES: dict[TaskKind, Literal["CAUSAL_LM"] | None] = {
     "token-classification": None,
     "language-modeling": "CAUSAL_LM",
 }
-"""What PEFT is told of the kinds of tasks. With SEQ_CLS or TOKEN_CLS it wants the head among the adapter's tensors, which
-is among the private parameters here."""
+"""What PEFT is told of the kinds of tasks. With SEQ_CLS or TOKEN_CLS it wants the head among the adapter's tensors, but
+heads are private parameters here."""
 
 _PEFT = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
