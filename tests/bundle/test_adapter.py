@@ -77,9 +77,8 @@ def refused(bundle: Path) -> str:
 def test_the_layout_is_pefts(adapted: Path) -> None:
     bundle = Bundle.open(adapted)
     config = json.loads((adapted / CONFIG).read_bytes())
-    assert (config["peft_type"], config["task_type"], config["r"], config["bias"]) == ("LORA", "SEQ_CLS", 2, "none")
+    assert (config["peft_type"], config["task_type"], config["r"], config["bias"]) == ("LORA", None, 2, "none")
     assert len(config["target_modules"]) == len(bundle.manifest.weights)
-    assert json.loads((adapted / adapter_files("colour")[0]).read_bytes())["task_type"] == "TOKEN_CLS"
     arrays = load((adapted / TENSORS).read_bytes())
     name = "base_model.model.bert.encoder.layer.1.intermediate.dense"
     assert arrays[f"{name}.lora_A.weight"].shape == (2, 64)
@@ -162,6 +161,7 @@ def test_without_the_setting_there_are_none(assistant_bundle: Path) -> None:
     [
         ({"peft_type": "IA3"}, "peft_type"),
         ({"task_type": "TOKEN_CLS"}, "task_type"),
+        ({"task_type": "CAUSAL_LM"}, "task_type"),
         ({"r": 0}, "r: "),
         ({"r": 3}, "lora_A.weight"),
         ({"r": 1 << 40}, "r: "),

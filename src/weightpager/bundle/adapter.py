@@ -23,12 +23,13 @@ BASE = "base_model."
 
 MOST_RANK = 1024
 
-TASK_TYPES: dict[TaskKind, Literal["SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"]] = {
-    "text-classification": "SEQ_CLS",
-    "token-classification": "TOKEN_CLS",
+TASK_TYPES: dict[TaskKind, Literal["CAUSAL_LM"] | None] = {
+    "text-classification": None,
+    "token-classification": None,
     "language-modeling": "CAUSAL_LM",
 }
-"""What PEFT calls the kinds of tasks."""
+"""What PEFT is told of the kinds of tasks. With SEQ_CLS or TOKEN_CLS it wants the head among the adapter's tensors, but
+heads are private parameters here."""
 
 _PEFT = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -53,7 +54,7 @@ class AdapterConfig(Strict):
     """The part of PEFT's ``LoraConfig`` that may be stated; anything else would change what is computed."""
 
     peft_type: Literal["LORA"]
-    task_type: Literal["SEQ_CLS", "TOKEN_CLS", "CAUSAL_LM"]
+    task_type: Literal["CAUSAL_LM"] | None
     base_model_name_or_path: str | None
     r: Annotated[int, Field(ge=1, le=MOST_RANK)]
     lora_alpha: Annotated[float, Field(gt=0, le=2**20)]
@@ -145,7 +146,7 @@ def _read_config(bundle: Bundle, task: str, file: str) -> AdapterConfig:
         raise BundleFormatError(file, field, first["msg"], repr(first.get("input"))[:120]) from None
     wanted = TASK_TYPES[bundle.task(task).kind]
     if config.task_type != wanted:
-        raise BundleFormatError(file, "task_type", wanted, config.task_type)
+        raise BundleFormatError(file, "task_type", wanted or "null", config.task_type or "null")
     return config
 
 
