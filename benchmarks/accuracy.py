@@ -126,14 +126,15 @@ def _run(domain: str, seed: int, fractions: list[float], effort: Effort, file: P
             table.add(file, rows)
             typer.echo(_line(rows[-1]))
 
-        known = {(row.method, row.recover, row.resident_fraction, row.seed) for row in table.read(file)}
+        rows = [row for row in table.read(file) if row.domain == domain and row.seed == seed]
+        known = {(row.method, row.recover, row.resident_fraction) for row in rows}
         for name, quantisation in (("int8", INT8), ("int4", INT4)):
-            if not any(key[0] == name and key[3] == seed for key in known):
+            if not any(key[0] == name for key in known):
                 outcome = study.quantised(quantisation)
                 note(None, name, round(outcome.fraction, 3), outcome)
         for fraction in fractions:
             for setting in settings(domain, fraction, effort, seed, quick=quick):
-                if (setting.method, setting.recover.method, fraction, seed) not in known:
+                if (setting.method, setting.recover.method, fraction) not in known:
                     note(setting, setting.method, fraction, study.sparse(setting))
 
 

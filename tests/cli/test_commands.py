@@ -53,7 +53,7 @@ def test_inspect(weightpager: Command, assistant_bundle: Path) -> None:
 
 
 def test_inspect_lists_what_does_not_fit_a_budget(weightpager: Command, tmp_path: Path) -> None:
-    bundle = wp.compile(tiny.assistant(tmp_path, alignment=0.0), out=tmp_path / "a.bundle").path
+    bundle = wp.compile(tiny.assistant(tmp_path, alignment=0.0, sparsity=0.85), out=tmp_path / "a.bundle").path
     smallest = json.loads(weightpager("inspect", bundle, "--json").out)["smallest_budget"]
     facts = json.loads(weightpager("inspect", bundle, "--budget", smallest, "--json").out)
     assert facts["tasks_that_do_not_fit"] == []

@@ -48,7 +48,9 @@ def test_a_weak_weight_keeps_its_floor(strength: float, budgets: list[int]) -> N
     found = align_above_floors(values, SAME, wanted, RATE, strength, SIZES)
     assert (kept(found.keep) >= floors(SIZES, wanted)).all()
     assert found.keep.sum(0).tolist() == budgets
-    assert found.objective <= found.bound == free.bound
+    assert found.objective <= found.bound * (1 + 1e-9)
+    assert found.bound <= free.bound
+    assert found.gap <= 1e-3
     loads = sum(RATE[t, u] * (found.keep[:, u] & ~found.keep[:, t]).sum() for t in range(3) for u in range(3) if t != u)
     if np.isfinite(strength):
         assert found.objective == pytest.approx(values[found.keep].sum() - strength * loads)

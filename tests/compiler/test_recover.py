@@ -129,7 +129,7 @@ def test_private_blocks_serve_their_task_alone(tmp_path: Path) -> None:
         assert sum(int(own.sum()) for own in chosen[task].values()) == int(0.2 * kept)
         assert all((masks.keep[name][:, number] >= own).all() for name, own in chosen[task].items())
         assert all((masks.keep[name].sum(1)[own] > 1).all() for name, own in chosen[task].items())
-    private = train_private(lesson, sparse, masks, chosen, spec, QUIET, nothing)
+    private, _ = train_private(lesson, sparse, masks, chosen, spec, QUIET, nothing)
     weights = TaskWeights(sparse, private)
     info = sparse.paged[0]
     for number, task in enumerate(masks.tasks):

@@ -37,7 +37,8 @@ def align_above_floors(
     """`align_versions`, such that each task keeps at least `floors` of each weight.
 
     Where masks fall short, the weight is aligned by itself with the floors as budgets; the blocks that this chooses are
-    then made too dear to drop. Objective and bound are those of masks that keep them: what floors cost is not in the gap.
+    then made too dear to drop. Objective and bound are those of masks that keep these blocks: what floors cost is not
+    in the gap.
 
     Args:
         saliency: [B, T], the weights' blocks one after the other.

@@ -66,7 +66,8 @@ class Problem:
 
     def jitter(self) -> Floats:
         """[T, B], too little to matter: without it prices could not tell blocks of equal saliency apart."""
-        return _JITTER * self.saliency.mean() * np.random.default_rng(0).random(self.saliency.shape)
+        size = _JITTER * float(self.saliency.mean())
+        return size * np.random.default_rng(0).random(self.saliency.shape)
 
     def net(self, keep: Bools) -> float:
         """What masks [T, B] are worth."""
