@@ -22,7 +22,8 @@ from benchmarks.rows import Row
 from benchmarks.study import Outcome, Setting, Study
 from weightpager.cli import output
 from weightpager.compiler.quantise import INT4, INT8, Quantisation
-from weightpager.compiler.task_file import RecoverSpec, TaskFile, from_dict
+from weightpager.compiler.task_file import TaskFile, from_dict
+from weightpager.compiler.task_sections import RecoverSpec
 from weightpager.config import cache_dir
 from weightpager.samples import Sample, language_modeling, minilm, smollm2
 from weightpager.samples import prepare as text_tasks

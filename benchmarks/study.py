@@ -13,16 +13,18 @@ import numpy as np
 import torch
 
 from weightpager.bundle import Bundle, writing
+from weightpager.compiler.block_choice import choose_blocks
 from weightpager.compiler.finetune import Lesson, finetune
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.measure import EVAL_BATCH
-from weightpager.compiler.pipeline import assemble, choose_blocks, prepare
+from weightpager.compiler.pipeline import assemble, prepare
 from weightpager.compiler.prepared import Clock, Prepared
 from weightpager.compiler.quantise import Quantisation
 from weightpager.compiler.recover import recover
 from weightpager.compiler.source import Source
-from weightpager.compiler.task_file import RecoverSpec, TaskFile
+from weightpager.compiler.task_file import TaskFile
+from weightpager.compiler.task_sections import RecoverSpec
 from weightpager.evaluate import evaluate
 from weightpager.store import StorageModel
 from weightpager.store.switch_cost import all_switches

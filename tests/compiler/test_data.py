@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from weightpager.bundle import EvalData, TaskEntry
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data import Example, TaskData, first_pieces
-from weightpager.compiler.task_file import TaskSpec
+from weightpager.compiler.task_sections import TaskSpec
 from weightpager.errors import CompileError
 from weightpager.evaluate import IGNORED
 

@@ -22,9 +22,10 @@ import weightpager as wp
 from weightpager.bundle.footprint import footprint
 from weightpager.compiler import source as sources
 from weightpager.compiler import task_file
+from weightpager.compiler.block_choice import choose_blocks
 from weightpager.compiler.masks import Masks, module_name
 from weightpager.compiler.own_weights import SHARED, group
-from weightpager.compiler.pipeline import choose_blocks, prepare
+from weightpager.compiler.pipeline import prepare
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.engine.architecture import BASE, quiet_transformers

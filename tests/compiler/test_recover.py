@@ -25,7 +25,8 @@ from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks, block_sums, drop
 from weightpager.compiler.private_blocks import choose, train_private
 from weightpager.compiler.source import Source
-from weightpager.compiler.task_file import RecoverSpec, from_dict
+from weightpager.compiler.task_file import from_dict
+from weightpager.compiler.task_sections import RecoverSpec
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.engine.export import export_task
 from weightpager.errors import CompileError

@@ -40,7 +40,7 @@ import tiny
 import weightpager as wp
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle import Bundle
-from weightpager.compiler import pipeline, source, task_file
+from weightpager.compiler import block_choice, pipeline, source, task_file
 from weightpager.compiler.gathering import Elements, gather
 from weightpager.compiler.permutable import Dimension, Part, dimensions
 from weightpager.compiler.reorder import apply, composed
@@ -231,7 +231,7 @@ def test_a_reordered_model_answers_as_before_and_keeps_more(
 
 def _kept(found: pipeline.Prepared) -> float:
     """The share of all saliency in the blocks that tasks keep."""
-    masks, _ = pipeline.choose_blocks(found)
+    masks, _ = block_choice.choose_blocks(found)
     shares = []
     for number, saliency in enumerate(found.saliency.values()):
         kept = sum(float(values[masks.keep[name][:, number]].sum()) for name, values in saliency.items())

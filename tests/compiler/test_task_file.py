@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from weightpager.blocks import BlockShape
 from weightpager.compiler import task_file
 from weightpager.compiler.task_file import TaskFile
+from weightpager.compiler.task_sections import CalibrationSpec, RecoverSpec, TaskSpec, TrainingSpec
 from weightpager.errors import ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs" / "task-file.md"
@@ -288,5 +289,5 @@ def test_the_documented_file_parses(folder: Path) -> None:
 
 def test_every_key_is_documented() -> None:
     text = DOCS.read_text(encoding="utf-8")
-    sections = (TaskFile, task_file.TaskSpec, task_file.CalibrationSpec, task_file.TrainingSpec, task_file.RecoverSpec)
+    sections = (TaskFile, TaskSpec, CalibrationSpec, TrainingSpec, RecoverSpec)
     assert [key for model in sections for key in model.model_fields if f"`{key}`" not in text] == []

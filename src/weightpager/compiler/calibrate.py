@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from weightpager.compiler.device import autocast
 from weightpager.compiler.source import Source
-from weightpager.compiler.task_file import Saliency
+from weightpager.compiler.task_fields import Saliency
 from weightpager.errors import CompileError
 from weightpager.evaluate import Batch, Progress, evaluating, loss
 

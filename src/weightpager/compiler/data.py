@@ -12,7 +12,7 @@ import torch
 
 from weightpager.bundle.manifest import TaskEntry, TaskKind
 from weightpager.compiler.rows import FORMATS, label_ids, labels_of, read_rows, texts_of, words_of
-from weightpager.compiler.task_file import TaskSpec
+from weightpager.compiler.task_sections import TaskSpec
 from weightpager.engine.word_pieces import word_starts
 from weightpager.errors import CompileError
 from weightpager.evaluate import IGNORED, Batch

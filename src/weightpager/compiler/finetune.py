@@ -25,7 +25,7 @@ from weightpager.compiler.early_stopping import ITEMS, EarlyStopping
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.source import Source, parameters
-from weightpager.compiler.task_file import RecoverSpec
+from weightpager.compiler.task_sections import RecoverSpec
 from weightpager.engine.architecture import BASE
 from weightpager.evaluate import IGNORED, Batch, Progress, aligned, loss
 

@@ -20,7 +20,7 @@ from weightpager.compiler.device import autocast
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.source import Source, parameters
-from weightpager.compiler.task_file import TrainingSpec
+from weightpager.compiler.task_sections import TrainingSpec
 from weightpager.engine.architecture import BASE
 from weightpager.evaluate import Batch, Progress, loss
 

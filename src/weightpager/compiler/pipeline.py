@@ -19,11 +19,11 @@ from weightpager.compiler import data as task_data
 from weightpager.compiler import source as dense_source
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.block_choice import choose_alignment, choose_blocks, transitions_of
 from weightpager.compiler.calibrate import Calibration, calibrate
 from weightpager.compiler.controls import quantised_controls, shared_mask_control
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.device import training_device
-from weightpager.compiler.floors import align_above_floors
 from weightpager.compiler.grow import grow, train_dense
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Keep, Masks
@@ -33,18 +33,17 @@ from weightpager.compiler.pack import Packing, StoredBlocks, over_read, pack, pa
 from weightpager.compiler.prepared import Clock, Prepared
 from weightpager.compiler.recover import recover
 from weightpager.compiler.reorder import reorder
-from weightpager.compiler.saliency import FloatArray, block_saliency, normalised
+from weightpager.compiler.saliency import FloatArray, block_saliency
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.compiler.train import train
-from weightpager.compiler.wishes import Choice, fulfil, wish_of
 from weightpager.compiler.write import BundlePlan, write_bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.evaluate import evaluate
 from weightpager.store import StorageModel
-from weightpager.transitions import Transitions, read_trace
+from weightpager.transitions import Transitions
 
 _PROBE = 4
 """Texts or windows per task that the reordered model has to answer as before."""
@@ -177,64 +176,6 @@ def measure_controls(prepared: Prepared, journal: Journal, progress: Progress) -
     return controls
 
 
-def choose_alignment(prepared: Prepared, progress: Progress = _silent) -> tuple[Prepared, list[FrontierPoint]]:
-    """The same with the alignment that the task file's ``max_switch`` or ``accuracy_loss`` leads to; what was tried.
-
-    Raises:
-        CompileError: what the task file asks for can't be had.
-    """
-    source = prepared.source
-    wish = wish_of(source)
-    if wish is None:
-        return prepared, []
-
-    def choose(strength: float) -> Choice:
-        masks, _, kept = _align(prepared.changed(alignment=strength))
-        return Choice(masks, kept)
-
-    rate = _transitions(source.task_file).switch_rate() * (1 - np.eye(len(source.task_file.tasks)))
-    found, tried = fulfil(wish, source, prepared.data, rate, choose, progress)
-    points = [
-        FrontierPoint(
-            alignment=point.strength if np.isfinite(point.strength) else None,
-            switch_bytes=point.switch_bytes,
-            loss=point.loss,
-        )
-        for point in tried
-    ]
-    return prepared.changed(alignment=found.strength), points
-
-
-def choose_blocks(prepared: Prepared) -> tuple[Masks, float]:
-    """The keep masks, and the duality gap: one budget a task over the blocks of all paged weights, above floors.
-
-    Which layers and projections lose more blocks follows from the saliency: with the same share dropped from each of
-    them, the six-task model lost 1.8 points more after the same training (decision 10).
-    """
-    masks, gap, _ = _align(prepared)
-    return masks, gap
-
-
-def _align(prepared: Prepared) -> tuple[Masks, float, float]:
-    """Masks, gap, and the saliency that the masks keep."""
-    task_file, paged = prepared.source.task_file, prepared.source.paged
-    saliency = np.stack(
-        [
-            normalised(np.concatenate([prepared.saliency[task][info.name] for info in paged]))
-            for task in task_file.tasks
-        ],
-        axis=1,
-    )  # [blocks of all weights, tasks]
-    density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])
-    budgets = np.maximum(1, np.round(density * len(saliency))).astype(np.int64)
-    sizes = [info.grid.count for info in paged]
-    rate = _transitions(task_file).switch_rate()
-    versions = np.concatenate([TaskWeights(prepared.source).versions(info) for info in paged])
-    found = align_above_floors(saliency, versions, budgets, rate, task_file.alignment, sizes)
-    keep = dict(zip([info.name for info in paged], np.split(found.keep, np.cumsum(sizes)[:-1]), strict=True))
-    return Masks(tuple(task_file.tasks), keep), found.gap, float(saliency[found.keep].sum())
-
-
 def assemble(
     writer: BundleWriter,
     prepared: Prepared,
@@ -260,7 +201,7 @@ def assemble(
         frontier: strengths that were tried to find the alignment.
     """
     task_file = prepared.source.task_file
-    transitions = _transitions(task_file)
+    transitions = transitions_of(task_file)
     with clock.stage("pack"):
         stored, packing = _pack(weights, masks.keep, transitions)
     with clock.stage("write"):
@@ -344,13 +285,6 @@ def _reorder(
         permutations, calibrations = reorder(source, calibrations, probes, densities)
         saliency = {name: block_saliency(source, name, found) for name, found in calibrations.items()}
     return saliency, permutations
-
-
-def _transitions(task_file: TaskFile) -> Transitions:
-    tasks = tuple(task_file.tasks)
-    if task_file.transitions is None:
-        return Transitions.uniform(tasks)
-    return Transitions.from_trace(tasks, read_trace(task_file.transitions, tasks))
 
 
 def _journal_folder(out: str | Path) -> Path:

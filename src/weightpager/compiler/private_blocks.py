@@ -25,7 +25,7 @@ from weightpager.compiler.journal import Journal
 from weightpager.compiler.low_rank import LowRankParameters
 from weightpager.compiler.masks import Masks, block_sums, drop, module_name
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
-from weightpager.compiler.task_file import RecoverSpec
+from weightpager.compiler.task_sections import RecoverSpec
 from weightpager.compiler.task_weights import PrivateBlocks
 from weightpager.engine.architecture import BASE
 from weightpager.evaluate import Batch, Progress

@@ -12,7 +12,7 @@ from torch import Tensor
 from weightpager.blocks import BlockGrid
 from weightpager.compiler.calibrate import Calibration
 from weightpager.compiler.source import Source
-from weightpager.compiler.task_file import Saliency
+from weightpager.compiler.task_fields import Saliency
 
 FloatArray = npt.NDArray[np.float64]
 

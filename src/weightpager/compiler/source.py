@@ -30,7 +30,8 @@ from weightpager.compiler.checkpoint import (
 from weightpager.compiler.named_parameters import parameters, replace_tensors
 from weightpager.compiler.own_weights import Versions, lay_over
 from weightpager.compiler.paged_weights import PagedWeightInfo, repeated_layers, sort_weights, tied_tensors
-from weightpager.compiler.task_file import TaskFile, TaskSpec
+from weightpager.compiler.task_file import TaskFile
+from weightpager.compiler.task_sections import TaskSpec
 from weightpager.engine.architecture import BASE, quiet_transformers
 from weightpager.errors import CompileError
 

@@ -33,7 +33,7 @@ from weightpager.compiler.low_rank import write_adapters
 from weightpager.compiler.masks import Keep
 from weightpager.compiler.pack import Packing
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
-from weightpager.compiler.task_file import PageDtype
+from weightpager.compiler.task_fields import PageDtype
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.transitions import Transitions
 

@@ -1,0 +1,104 @@
+"""Types of the task file's values: what is accepted, and what is said about anything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from weightpager.blocks import BlockShape
+from weightpager.config import parse_size
+from weightpager.errors import ConfigError
+
+Saliency = Literal["gradient", "second-moment", "block-obs"]
+RecoverMethod = Literal["none", "closed-form", "finetune"]
+PageDtype = Literal["bfloat16", "float32"]
+
+_PAGE_LIMITS = (4096, 2**28)
+
+
+def broken(rule: str) -> PydanticCustomError:
+    """An error whose text stands for itself."""
+    return PydanticCustomError("rule", "{rule}", {"rule": rule})
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise PydanticCustomError("expected", "a path")
+    folder: Path = (info.context or {}).get("folder", Path())
+    return folder / Path(value).expanduser()
+
+
+def _file(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    if not path.is_file():
+        raise broken(f"expected a file, found none at {path}")
+    return path
+
+
+def _model_directory(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    if not path.is_dir():
+        raise broken(
+            f"expected a model directory, found none at {path}; a hub id must be downloaded first, "
+            "for example with 'hf download ID --local-dir DIRECTORY'"
+        )
+    if not (path / "config.json").is_file():
+        raise broken(f"expected a model directory, found no config.json in {path}")
+    return path
+
+
+def _block(value: object) -> BlockShape:
+    if isinstance(value, BlockShape):
+        return value
+    try:
+        return BlockShape.parse(str(value))
+    except ConfigError as error:
+        raise broken(str(error).removeprefix("block: ")) from error
+
+
+def _page(value: object) -> int | None:
+    if value is None or value == "auto":
+        return None
+    try:
+        size = parse_size(value if isinstance(value, int) else str(value))
+    except ConfigError as error:
+        raise PydanticCustomError("expected", "auto or a size such as 64KiB") from error
+    least, most = _PAGE_LIMITS
+    if not least <= size <= most or size & (size - 1):
+        raise PydanticCustomError("expected", "auto or a power of two from 4KiB to 256MiB")
+    return size
+
+
+def _strength(value: object) -> object:
+    return float("inf") if value == "inf" else value
+
+
+def _size(value: object) -> int | None:
+    if value is None:
+        return None
+    try:
+        return parse_size(value if isinstance(value, int) else str(value))
+    except ConfigError as error:
+        raise PydanticCustomError("expected", "a size such as 8MiB") from error
+
+
+ExistingFile = Annotated[Path, BeforeValidator(_file)]
+ModelDirectory = Annotated[Path, BeforeValidator(_model_directory)]
+Block = Annotated[BlockShape, BeforeValidator(_block)]
+Page = Annotated[int | None, BeforeValidator(_page)]
+Size = Annotated[int | None, BeforeValidator(_size)]
+Strength = Annotated[float, BeforeValidator(_strength), Field(ge=0)]
+Column = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Length = Annotated[int, Field(ge=8, le=2**20)]
+Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Frozen(BaseModel):
+    """Unknown keys refused; no silent conversion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

@@ -1,0 +1,69 @@
+"""What is wrong with a task file, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+_EXPECTED = {
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "string_pattern_mismatch": "a name of lower-case letters, digits, '_', '.' and '-', 64 at most",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "dict_type": "keys and values",
+    "model_type": "keys and values",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "{expected}",
+    "too_short": "at least {min_length} entry",
+    "too_long": "at most {max_length} entries",
+}
+
+
+def explain(detail: ErrorDetails, sections: Mapping[str, type[BaseModel]]) -> str:
+    """One validation error as a person reads it.
+
+    Args:
+        detail: the error.
+        sections: of the file by name, the whole file under the empty name.
+    """
+    where = [str(part) for part in detail["loc"] if part != "[key]"]
+    kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "rule":
+        return ": ".join(filter(None, [".".join(where), detail["msg"]]))
+    if kind == "extra_forbidden":
+        return _unknown(where, sections)
+    if kind == "missing":
+        return f"{'.'.join(where)}: expected a value, found nothing"
+    expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else detail["msg"]
+    if kind in ("too_short", "too_long"):
+        found = len(found)
+    hint = _hint(found, expected.replace("'", "").replace(" or ", ", ").split(", ")) if kind == "literal_error" else ""
+    return f"{'.'.join(where)}: expected {expected.removeprefix('Input should be ')}, found {shown(found)}{hint}"
+
+
+def _unknown(where: list[str], sections: Mapping[str, type[BaseModel]]) -> str:
+    known = list(sections[where[0] if len(where) > 1 else ""].model_fields)
+    hint = _hint(where[-1], known) or f"; the keys here are {', '.join(known)}"
+    return f"{'.'.join(where)}: unknown key{hint}"
+
+
+def _hint(found: object, known: list[str]) -> str:
+    close = get_close_matches(str(found), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def shown(found: object) -> str:
+    """What was found, in at most 80 characters."""
+    if found is None:
+        return "nothing"
+    text = repr(found)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,135 @@
+"""The sections of a task file: one task, and how models are calibrated, trained and recovered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from weightpager.bundle.adapter import MOST_RANK
+from weightpager.bundle.manifest import TaskKind
+from weightpager.compiler.task_fields import (
+    Column,
+    Count,
+    ExistingFile,
+    Frozen,
+    Length,
+    ModelDirectory,
+    Rate,
+    RecoverMethod,
+    Sparsity,
+    broken,
+)
+
+
+class TaskSpec(Frozen):
+    """One task.
+
+    Attributes:
+        train: what it learns from and is calibrated on.
+        eval: held-out data for the reported metric.
+        validation: held-out data for choices made while compiling.
+        text, label: column names; None is the kind's usual one, see `text_column` and `label_column`.
+        head: a checkpoint directory of the same architecture that brings the trained head.
+        checkpoint: a checkpoint directory of the same architecture: all of the task's weights, head included.
+        items: evaluate on the first ``items`` rows or windows of ``eval`` and ``validation`` only.
+    """
+
+    kind: TaskKind
+    train: ExistingFile
+    eval: ExistingFile
+    validation: ExistingFile | None = None
+    sparsity: Sparsity | None = None
+    text: Column | None = None
+    label: Column | None = None
+    head: ModelDirectory | None = None
+    checkpoint: ModelDirectory | None = None
+    max_length: Length | None = None
+    items: Count | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskSpec:
+        if self.kind == "language-modeling":
+            for key in ("label", "head"):
+                if getattr(self, key) is not None:
+                    raise broken(f"{key} makes no sense for language-modeling, which has neither labels nor own head")
+        if self.head is not None and self.checkpoint is not None:
+            raise broken("head and checkpoint can't both be given: a checkpoint brings its own head")
+        for key in ("eval", "validation"):
+            path: Path | None = getattr(self, key)
+            if path is not None and path.resolve() == self.train.resolve():
+                raise broken(f"{key} must be held out: it is the training file {path}")
+        return self
+
+    @property
+    def labelled(self) -> bool:
+        """False for language modeling."""
+        return self.kind != "language-modeling"
+
+    @property
+    def trained(self) -> bool:
+        """Whether the task's head has to be trained, and the model with it."""
+        return self.labelled and self.head is None and self.checkpoint is None
+
+    @property
+    def text_column(self) -> str:
+        """The column of texts or of token lists."""
+        return self.text or ("tokens" if self.kind == "token-classification" else "text")
+
+    @property
+    def label_column(self) -> str:
+        """The column of labels or of tag lists."""
+        return self.label or ("tags" if self.kind == "token-classification" else "label")
+
+
+class CalibrationSpec(Frozen):
+    """What saliency is measured on: ``items`` training examples, in batches of ``batch``."""
+
+    items: Count = 256
+    max_length: Length = 64
+    batch: Count = 32
+
+
+class TrainingSpec(Frozen):
+    """How the dense model is trained: ``steps`` in all, shared by the tasks that have no head yet."""
+
+    steps: Count = 360
+    learning_rate: Rate = 3e-4
+    head_learning_rate: Rate = 2e-3
+    batch: Count = 32
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class RecoverSpec(Frozen):
+    """How the accuracy that dropped blocks cost is won back.
+
+    Attributes:
+        method: ``closed-form`` refits values by least squares, ``finetune`` trains them.
+        steps: of joint training, shared by all tasks.
+        distillation: weight of the dense model's answers in the loss; labels have the rest.
+        private_blocks: share of a task's kept blocks that get values of their own, loaded at every switch to it.
+        private_steps: of training them, per task.
+        low_rank: rank of a task's own part that is added to every paged weight; 0 for none.
+        patience: checks on the validation data without improvement after which a training ends; 0 makes none.
+    """
+
+    method: RecoverMethod = "none"
+    steps: Count = 360
+    learning_rate: Rate = 3e-4
+    head_learning_rate: Rate = 2e-3
+    batch: Count = 32
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
+    private_blocks: Annotated[float, Field(ge=0, le=1)] = 0.0
+    private_steps: Count = 60
+    low_rank: Annotated[int, Field(ge=0, le=MOST_RANK)] = 0
+    patience: Annotated[int, Field(ge=0, lt=100)] = 4
+
+
+def _method_alone(value: object) -> object:
+    return {"method": value} if isinstance(value, str) else value
+
+
+Recover = Annotated[RecoverSpec, BeforeValidator(_method_alone)]
+"""A section, or the name of a method alone."""
