@@ -77,23 +77,23 @@ QUICK = Effort(240, 240, 20, batch=32, max_length=64, train_items=4000, eval_ite
 def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: bool) -> Iterator[Setting]:
     """The sparse methods at one fraction of resident bytes."""
     if fraction >= TRAINING_FREE:
-        yield Setting("ours", fraction, ALIGNMENT, RecoverSpec(method="closed-form"))
+        yield Setting("ours", fraction, fraction, ALIGNMENT, RecoverSpec(method="closed-form"))
         for method, alignment in (("ours", ALIGNMENT), ("unaligned", 0.0), ("shared_mask", float("inf"))):
-            yield Setting(method, fraction, alignment, RecoverSpec(method="none"))
+            yield Setting(method, fraction, fraction, alignment, RecoverSpec(method="none"))
         if fraction > TRAINING_FREE and domain == "A":
             return
     shared, private, whole = (effort.finetune(seed, share) for share in (0.0, PRIVATE, 1.0))
-    yield Setting("ours", fraction, ALIGNMENT, shared)
-    yield Setting("shared_mask", fraction, float("inf"), shared)
+    yield Setting("ours", fraction, fraction, ALIGNMENT, shared)
+    yield Setting("shared_mask", fraction, fraction, float("inf"), shared)
     if domain == "B":
         return
-    yield Setting("ours_private", fraction, ALIGNMENT, private)
+    yield Setting("ours_private", fraction, fraction, ALIGNMENT, private)
     if quick:
         return
-    yield Setting("unaligned", fraction, 0.0, shared)
-    yield Setting("per_task_checkpoint", fraction, 0.0, whole)
+    yield Setting("unaligned", fraction, fraction, 0.0, shared)
+    yield Setting("per_task_checkpoint", fraction, fraction, 0.0, whole)
     density = min(1.0, fraction / BLOCK_INT8.fraction(32))
-    yield Setting("ours_int8", density, ALIGNMENT, shared, BLOCK_INT8)
+    yield Setting("ours_int8", fraction, density, ALIGNMENT, shared, BLOCK_INT8)
 
 
 def main(

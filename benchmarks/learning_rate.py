@@ -31,7 +31,7 @@ def main(
             spec = EFFORTS["A"].finetune(0).model_copy(update={"steps": steps, "learning_rate": value})
             found = [study.dense(spec)]
             for method, alignment in (("ours", ALIGNMENT), ("shared_mask", float("inf"))):
-                found.append(dict(study.sparse(Setting(method, FRACTION, alignment, spec)).scores))
+                found.append(dict(study.sparse(Setting(method, FRACTION, FRACTION, alignment, spec)).scores))
             rows.append([f"{value:g}", *(f"{sum(scores.values()) / len(scores):.4f}" for scores in found)])
     output.table(f"validation data, {steps} steps", ["rate", "dense", f"ours, a = {FRACTION}", "shared mask"], rows)
 

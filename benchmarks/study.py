@@ -18,7 +18,8 @@ from weightpager.compiler.finetune import Lesson, finetune
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.measure import EVAL_BATCH
-from weightpager.compiler.pipeline import assemble, prepare
+from weightpager.compiler.pipeline import assemble
+from weightpager.compiler.prepare import calibrated, trained
 from weightpager.compiler.prepared import Clock, Prepared
 from weightpager.compiler.quantise import Quantisation
 from weightpager.compiler.recover import recover
@@ -38,6 +39,7 @@ class Setting:
 
     Attributes:
         method: its name in the rows.
+        fraction: of the dense bytes that is resident.
         density: share of the blocks that a task keeps.
         alignment: λ.
         recover: how accuracy is won back.
@@ -45,6 +47,7 @@ class Setting:
     """
 
     method: str
+    fraction: float
     density: float
     alignment: float
     recover: RecoverSpec
@@ -78,7 +81,7 @@ class Outcome:
 
 
 class Study:
-    """A dense model of some tasks, prepared once.
+    """A dense model of some tasks, and what is made of it.
 
     Trainings are journalled in ``folder``, so that a stopped run goes on where it was.
     """
@@ -87,40 +90,46 @@ class Study:
         self._folder = folder
         self._identity = task_file.identity()
         self._progress = progress
-        self.prepared: Prepared = prepare(task_file, progress, self._journal("base"))
+        self._base = trained(task_file, progress, self._journal("base"))
+        self._prepared: tuple[float, Prepared] | None = None
 
     def on_validation(self) -> Study:
         """The same, with every task measured on its validation data: for choices, before held-out data is looked at."""
         study = copy.copy(self)
-        data = {name: replace(of, eval=of.validation or ()) for name, of in self.prepared.data.items()}
-        study.prepared = replace(self.prepared, data=data)
+        data = {name: replace(of, eval=of.validation or ()) for name, of in self._base.data.items()}
+        study._base = replace(self._base, data=data)
+        study._prepared = None
         return study
 
-    @property
-    def source(self) -> Source:
-        """The dense model."""
-        return self.prepared.source
+    def prepared(self, fraction: float) -> Prepared:
+        """The dense model, reordered for masks of this density."""
+        if self._prepared is None or self._prepared[0] != fraction:
+            task_file = self._base.source.task_file.model_copy(update={"sparsity": 1 - fraction})
+            source = replace(self._base.source, task_file=task_file, models=copy.deepcopy(self._base.source.models))
+            journal = self._journal(f"calibrated-{fraction}")
+            found = calibrated(replace(self._base, source=source, seconds={}), self._progress, journal)
+            self._prepared = fraction, found
+        return self._prepared[1]
 
     def dense(self, spec: RecoverSpec) -> dict[str, float]:
         """The dense model trained for as many steps more as the sparse ones get, without a teacher."""
-        longer = replace(self.source, models=copy.deepcopy(self.source.models))
-        everything = {
-            info.name: np.ones((info.grid.count, len(self.source.models)), bool) for info in self.source.paged
-        }
+        source = self._base.source
+        longer = replace(source, models=copy.deepcopy(source.models))
+        everything = {info.name: np.ones((info.grid.count, len(source.models)), bool) for info in source.paged}
         finetune(
-            Lesson(self.source, self.prepared.data, 0.0),
+            Lesson(source, self._base.data, 0.0),
             longer,
-            Masks(tuple(self.source.models), everything),
+            Masks(tuple(source.models), everything),
             spec,
             self._journal(f"dense-{spec.steps}-{spec.learning_rate}-{spec.seed}"),
             lambda done, total: self._progress("train dense on", done, total),
         )
-        self._trained = longer
+        self._longer = longer
         return self._scores(longer)
 
     def quantised(self, quantisation: Quantisation) -> Outcome:
         """The dense model as trained by `dense`, its paged weights quantised: one for all tasks, nothing to switch."""
-        source = replace(self._trained, models=copy.deepcopy(self._trained.models))
+        source = replace(self._longer, models=copy.deepcopy(self._longer.models))
         start = time.perf_counter()
         first = next(iter(source.models))
         total = sum(info.grid.out_features * info.grid.in_features for info in source.paged)
@@ -137,14 +146,20 @@ class Study:
 
     def sparse(self, setting: Setting) -> Outcome:
         """A bundle compiled by this setting, measured through the engine."""
-        prepared = self.prepared.changed(
+        prepared = self.prepared(setting.fraction).changed(
             sparsity=1 - setting.density, alignment=setting.alignment, recover=setting.recover
         )
         clock = Clock()
         with clock.stage("align"):
             masks, gap = choose_blocks(prepared)
         with clock.stage("recover"):
-            weights = recover(prepared.source, prepared.data, masks, self._journal(setting.joint), self._told(setting))
+            weights = recover(
+                prepared.source,
+                prepared.data,
+                masks,
+                self._journal(f"{setting.fraction}-{setting.joint}"),
+                self._told(setting),
+            )
             weights = replace(weights, quantisation=setting.quantisation)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "study.bundle"
@@ -162,7 +177,7 @@ class Study:
 
     def _scores(self, source: Source) -> dict[str, float]:
         scores = {}
-        for name, data in self.prepared.data.items():
+        for name, data in self._base.data.items():
             told = lambda done, total, name=name: self._progress(f"measure {name}", done, total)  # noqa: E731
             scores[name] = evaluate(source.models[name], data.batches(data.eval, EVAL_BATCH), data.kind, told).value
         return scores

@@ -12,7 +12,7 @@ import tiny
 from weightpager.compiler import source as sources
 from weightpager.compiler import task_file
 from weightpager.compiler.memory_estimate import activation_bytes, available_bytes, check_memory, training_bytes
-from weightpager.compiler.pipeline import prepare
+from weightpager.compiler.prepare import prepare
 from weightpager.compiler.source import Source
 from weightpager.errors import CompileError
 

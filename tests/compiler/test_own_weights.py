@@ -25,7 +25,7 @@ from weightpager.compiler import task_file
 from weightpager.compiler.block_choice import choose_blocks
 from weightpager.compiler.masks import Masks, module_name
 from weightpager.compiler.own_weights import SHARED, group
-from weightpager.compiler.pipeline import prepare
+from weightpager.compiler.prepare import prepare
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.engine.architecture import BASE, quiet_transformers

@@ -40,10 +40,13 @@ import tiny
 import weightpager as wp
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle import Bundle
-from weightpager.compiler import block_choice, pipeline, source, task_file
+from weightpager.compiler import block_choice, source, task_file
 from weightpager.compiler.gathering import Elements, gather
 from weightpager.compiler.permutable import Dimension, Part, dimensions
+from weightpager.compiler.prepare import _calibrations, prepare
+from weightpager.compiler.prepared import Prepared
 from weightpager.compiler.reorder import apply, composed
+from weightpager.compiler.saliency import block_saliency
 from weightpager.compiler.source import parameters
 from weightpager.engine.export import export_task
 
@@ -208,8 +211,8 @@ def test_heads_that_fill_whole_blocks_stay() -> None:
 # ---- In the compiler ----
 
 
-def prepared(content: Mapping[str, Any], **changes: Any) -> pipeline.Prepared:
-    return pipeline.prepare(task_file.from_dict({**content, **changes}))
+def prepared(content: Mapping[str, Any], **changes: Any) -> Prepared:
+    return prepare(task_file.from_dict({**content, **changes}))
 
 
 @pytest.mark.parametrize("make", [tiny.assistant, tiny.writer])
@@ -229,7 +232,7 @@ def test_a_reordered_model_answers_as_before_and_keeps_more(
         assert _kept(moved) > _kept(plain)
 
 
-def _kept(found: pipeline.Prepared) -> float:
+def _kept(found: Prepared) -> float:
     """The share of all saliency in the blocks that tasks keep."""
     masks, _ = block_choice.choose_blocks(found)
     shares = []
@@ -241,9 +244,9 @@ def _kept(found: pipeline.Prepared) -> float:
 
 def test_reordered_saliency_is_what_calibration_measures_on_the_reordered_model(tmp_path: Path) -> None:
     found = prepared(tiny.writer(tmp_path), reorder=True)
-    again = dict(pipeline._calibrations(found.source, found.data, lambda _stage, _done, _total: None))
+    again = dict(_calibrations(found.source, found.data, lambda _stage, _done, _total: None))
     for task, calibration in again.items():
-        for name, values in pipeline.block_saliency(found.source, task, calibration).items():
+        for name, values in block_saliency(found.source, task, calibration).items():
             np.testing.assert_allclose(found.saliency[task][name], values, rtol=0.2, atol=values.mean() * 0.05)
 
 

@@ -32,14 +32,16 @@ def placed(models: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
 
 
 def autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Matrix products in bfloat16 where the processor has instructions for it; elsewhere it is slower than float32."""
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _has_bfloat16()
+    """Matrix products in bfloat16 where that is faster: on GPUs that have it, and on CPUs with AMX.
+
+    AVX-512 alone doesn't pay: with it torch 2.13 took 14.5 ms in bfloat16 for what takes 7.4 ms in float32.
+    """
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _has_amx()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
 
 @cache
-def _has_bfloat16() -> bool:
+def _has_amx() -> bool:
     if not _CPU_FLAGS.is_file():
         return False
-    flags = _CPU_FLAGS.read_text().split()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return "amx_bf16" in _CPU_FLAGS.read_text().split()

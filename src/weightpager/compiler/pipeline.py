@@ -2,57 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from weightpager.bundle import Bundle, BundleWriter, Score, writing
+from weightpager.bundle import Bundle, BundleWriter, writing
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.overlap import mean_overlap, overlap
-from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import REPORT
 from weightpager.bundle.report import CompileReport, ControlScore, FrontierPoint
-from weightpager.compiler import data as task_data
-from weightpager.compiler import source as dense_source
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.block_choice import choose_alignment, choose_blocks, transitions_of
-from weightpager.compiler.calibrate import Calibration, calibrate
 from weightpager.compiler.controls import quantised_controls, shared_mask_control
-from weightpager.compiler.data import TaskData
-from weightpager.compiler.device import training_device
-from weightpager.compiler.grow import grow, train_dense
+from weightpager.compiler.grow import grow
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Keep, Masks
 from weightpager.compiler.measure import EVAL_BATCH, Progress, measure_all
-from weightpager.compiler.memory_estimate import available_bytes, check_memory
 from weightpager.compiler.pack import Packing, StoredBlocks, over_read, pack, pack_best
+from weightpager.compiler.prepare import prepare, silent
 from weightpager.compiler.prepared import Clock, Prepared
 from weightpager.compiler.recover import recover
-from weightpager.compiler.reorder import reorder
-from weightpager.compiler.saliency import FloatArray, block_saliency
-from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.task_weights import TaskWeights
-from weightpager.compiler.train import train
 from weightpager.compiler.write import BundlePlan, write_bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
-from weightpager.evaluate import evaluate
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions
 
-_PROBE = 4
-"""Texts or windows per task that the reordered model has to answer as before."""
-
 TaskFileLike = str | Path | TaskFile | Mapping[str, Any]
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """No progress wanted."""
 
 
 def compile(  # noqa: A001 - wp.compile is what users expect
@@ -61,7 +43,7 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     *,
     base: str | Path | None = None,
     force: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Bundle:
     """Compile a model and its tasks into a bundle.
 
@@ -95,46 +77,10 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     return Bundle.open(out)
 
 
-def prepare(
-    task_file: TaskFile,
-    progress: Progress = _silent,
-    journal: Journal | None = None,
-    base: BaseBundle | None = None,
-) -> Prepared:
-    """Load, train where heads are missing, measure the dense model, calibrate, reorder; on the base's values if any."""
-    clock = Clock()
-    with clock.stage("load"):
-        source = dense_source.load(task_file)
-        source = source if base is None else base.adopt(source)
-        data = _load_data(source)
-        if training_device().type == "cpu":
-            check_memory(source, available_bytes())
-    with clock.stage("train"):
-
-        def told(done: int, total: int) -> None:
-            progress("train the dense model", done, total)
-
-        if base is None:
-            train(source, data, told, journal)
-        else:
-            train_dense(source, data, journal or Journal.none(), told)
-    with clock.stage("measure dense"):
-        dense = {name: _dense_score(source, data[name], name, progress) for name in data}
-    saliency: dict[str, dict[str, FloatArray]] = {}
-    permutations = NOTHING_MOVED
-    if task_file.reorder and base is None and not source.versions:
-        saliency, permutations = _reorder(source, data, clock, progress)
-    else:
-        with clock.stage("calibrate"):
-            for name, calibration in _calibrations(source, data, progress):
-                saliency[name] = block_saliency(source, name, calibration)
-    return Prepared(source, data, dense, saliency, clock.seconds, permutations)
-
-
 def build(
     writer: BundleWriter,
     prepared: Prepared,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     journal: Journal | None = None,
     *,
     with_controls: bool = True,
@@ -245,46 +191,6 @@ def _parse(tasks: TaskFileLike) -> TaskFile:
     if isinstance(tasks, TaskFile):
         return tasks
     return task_files.from_dict(tasks) if isinstance(tasks, Mapping) else task_files.load(tasks)
-
-
-def _load_data(source: Source) -> dict[str, TaskData]:
-    task_file = source.task_file
-    return {
-        name: task_data.load(name, spec, source.tokenizer, source.classes(name), task_file.max_length_of(name))
-        for name, spec in task_file.tasks.items()
-    }
-
-
-def _dense_score(source: Source, data: TaskData, name: str, progress: Progress) -> Score:
-    batches = data.batches(data.eval, EVAL_BATCH)
-    found = evaluate(
-        source.models[name], batches, data.kind, lambda done, total: progress(f"measure dense {name}", done, total)
-    )
-    return Score(metric=found.metric, value=found.value, items=found.items)
-
-
-def _calibrations(
-    source: Source, data: Mapping[str, TaskData], progress: Progress
-) -> Iterator[tuple[str, Calibration]]:
-    """One task's at a time: each takes as much memory as the paged weights."""
-    spec = source.task_file.calibration
-    for number, (name, of_task) in enumerate(data.items()):
-        yield name, calibrate(source, name, of_task.calibration(spec.items, spec.batch))
-        progress("calibrate", number + 1, len(data))
-
-
-def _reorder(
-    source: Source, data: Mapping[str, TaskData], clock: Clock, progress: Progress
-) -> tuple[dict[str, dict[str, FloatArray]], Permutations]:
-    """Reorder the source; the saliency of the blocks that it then has."""
-    with clock.stage("calibrate"):
-        calibrations = dict(_calibrations(source, data, progress))
-    with clock.stage("reorder"):
-        probes = {name: of_task.calibration(_PROBE, _PROBE)[0] for name, of_task in data.items()}
-        densities = {name: 1.0 - source.task_file.sparsity_of(name) for name in data}
-        permutations, calibrations = reorder(source, calibrations, probes, densities)
-        saliency = {name: block_saliency(source, name, found) for name, found in calibrations.items()}
-    return saliency, permutations
 
 
 def _journal_folder(out: str | Path) -> Path:

@@ -30,6 +30,27 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
+SaliencyOfTasks = dict[str, dict[str, FloatArray]]
+"""Task → paged weight → saliency of its blocks, row-major."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The dense model.
+
+    Attributes:
+        source: its modules.
+        data: of each task.
+        dense: its score, by task.
+        seconds: per stage.
+    """
+
+    source: Source
+    data: Mapping[str, TaskData]
+    dense: Mapping[str, Score]
+    seconds: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Prepared:
     """All that doesn't depend on the alignment: one preparation serves several builds.

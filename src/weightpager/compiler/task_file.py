@@ -57,7 +57,7 @@ class TaskFile(Frozen):
     max_switch: Size = None
     accuracy_loss: Annotated[float | None, Field(gt=0, le=100)] = None
     saliency: Saliency = "gradient"
-    reorder: bool = False
+    reorder: bool = True
     page: Page = None
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
     transitions: ExistingFile | None = None

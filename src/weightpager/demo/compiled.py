@@ -20,7 +20,8 @@ from weightpager.bundle.files import hash_file
 from weightpager.bundle.overlap import mean_overlap
 from weightpager.compiler.block_choice import choose_blocks
 from weightpager.compiler.measure import Progress
-from weightpager.compiler.pipeline import build, prepare
+from weightpager.compiler.pipeline import build
+from weightpager.compiler.prepare import prepare
 from weightpager.compiler.prepared import Prepared
 from weightpager.compiler.source import parameters
 from weightpager.compiler.structure_aligner import overlap

@@ -1,0 +1,171 @@
+"""From a task file to what the blocks are chosen by: load, train, measure the dense model, calibrate, reorder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from weightpager.bundle import Score
+from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
+from weightpager.compiler import data as task_data
+from weightpager.compiler import source as dense_source
+from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.calibrate import Calibration, calibrate
+from weightpager.compiler.data import TaskData
+from weightpager.compiler.device import training_device
+from weightpager.compiler.grow import train_dense
+from weightpager.compiler.journal import Journal
+from weightpager.compiler.measure import EVAL_BATCH, Progress
+from weightpager.compiler.memory_estimate import available_bytes, check_memory
+from weightpager.compiler.prepared import Clock, Prepared, SaliencyOfTasks, Trained
+from weightpager.compiler.reorder import apply, reorder
+from weightpager.compiler.saliency import block_saliency
+from weightpager.compiler.source import Source
+from weightpager.compiler.task_file import TaskFile
+from weightpager.compiler.train import train
+from weightpager.evaluate import evaluate
+
+_PROBE = 4
+"""Texts or windows per task that the reordered model has to answer as before."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """No progress wanted."""
+
+
+def prepare(
+    task_file: TaskFile,
+    progress: Progress = silent,
+    journal: Journal | None = None,
+    base: BaseBundle | None = None,
+) -> Prepared:
+    """All stages before the first block is chosen; on the values of a base bundle if there is one.
+
+    Raises:
+        CompileError: the model or the data can't be used, or training diverged.
+    """
+    journal = journal or Journal.none()
+    return calibrated(trained(task_file, progress, journal, base), progress, journal, may_move=base is None)
+
+
+def trained(task_file: TaskFile, progress: Progress, journal: Journal, base: BaseBundle | None = None) -> Trained:
+    """Load, train where heads are missing, measure the dense model.
+
+    Raises:
+        CompileError: as `prepare`.
+    """
+    clock = Clock()
+    with clock.stage("load"):
+        source = dense_source.load(task_file)
+        source = source if base is None else base.adopt(source)
+        data = _load_data(source)
+        if training_device().type == "cpu":
+            check_memory(source, available_bytes())
+    with clock.stage("train"):
+
+        def told(done: int, total: int) -> None:
+            progress("train the dense model", done, total)
+
+        if base is None:
+            train(source, data, told, journal)
+        else:
+            train_dense(source, data, journal, told)
+    with clock.stage("measure dense"):
+        dense = {name: _dense_score(source, data[name], name, progress) for name in data}
+    return Trained(source, data, dense, clock.seconds)
+
+
+def calibrated(found: Trained, progress: Progress, journal: Journal, *, may_move: bool = True) -> Prepared:
+    """Measure saliency, and reorder the modules in place if the task file says so.
+
+    The journal keeps both: values that were trained in one order are worth nothing in another, and a second calibration
+    may differ in its last digits.
+
+    Args:
+        found: the dense model.
+        progress: told (stage, steps done, steps in all).
+        journal: where both are kept.
+        may_move: False where the order is given.
+
+    Raises:
+        CompileError: a loss or an input isn't finite.
+    """
+    source, data = found.source, found.data
+    clock = Clock(dict(found.seconds))
+    entry = journal.read("calibrate")
+    if entry is not None:
+        saliency, permutations = _restored(entry[1])
+        apply(source.models, permutations)
+    elif may_move and source.task_file.reorder and not source.versions:
+        saliency, permutations = _reorder(source, data, clock, progress)
+    else:
+        permutations, saliency = NOTHING_MOVED, {}
+        with clock.stage("calibrate"):
+            for name, calibration in _calibrations(source, data, progress):
+                saliency[name] = block_saliency(source, name, calibration)
+    journal.write("calibrate", 0, _tensors(saliency, permutations))
+    return Prepared(source, data, found.dense, saliency, clock.seconds, permutations)
+
+
+def _load_data(source: Source) -> dict[str, TaskData]:
+    task_file = source.task_file
+    return {
+        name: task_data.load(name, spec, source.tokenizer, source.classes(name), task_file.max_length_of(name))
+        for name, spec in task_file.tasks.items()
+    }
+
+
+def _dense_score(source: Source, data: TaskData, name: str, progress: Progress) -> Score:
+    batches = data.batches(data.eval, EVAL_BATCH)
+    found = evaluate(
+        source.models[name], batches, data.kind, lambda done, total: progress(f"measure dense {name}", done, total)
+    )
+    return Score(metric=found.metric, value=found.value, items=found.items)
+
+
+def _calibrations(
+    source: Source, data: Mapping[str, TaskData], progress: Progress
+) -> Iterator[tuple[str, Calibration]]:
+    """One task's at a time: each takes as much memory as the paged weights."""
+    spec = source.task_file.calibration
+    for number, (name, of_task) in enumerate(data.items()):
+        yield name, calibrate(source, name, of_task.calibration(spec.items, spec.batch))
+        progress("calibrate", number + 1, len(data))
+
+
+def _reorder(
+    source: Source, data: Mapping[str, TaskData], clock: Clock, progress: Progress
+) -> tuple[SaliencyOfTasks, Permutations]:
+    """Reorder the source; the saliency of the blocks that it then has."""
+    with clock.stage("calibrate"):
+        calibrations = dict(_calibrations(source, data, progress))
+    with clock.stage("reorder"):
+        probes = {name: of_task.calibration(_PROBE, _PROBE)[0] for name, of_task in data.items()}
+        densities = {name: 1.0 - source.task_file.sparsity_of(name) for name in data}
+        permutations, calibrations = reorder(source, calibrations, probes, densities)
+        saliency = {name: block_saliency(source, name, found) for name, found in calibrations.items()}
+    return saliency, permutations
+
+
+_SALIENCY, _ORDER = "saliency/", "order/"
+
+
+def _tensors(saliency: SaliencyOfTasks, permutations: Permutations) -> dict[str, torch.Tensor]:
+    """As `_restored` reads them."""
+    values = {
+        f"{_SALIENCY}{task}/{weight}": torch.from_numpy(values)
+        for task, of_task in saliency.items()
+        for weight, values in of_task.items()
+    }
+    return values | {_ORDER + name: torch.from_numpy(order) for name, order in permutations.arrays().items()}
+
+
+def _restored(tensors: Mapping[str, torch.Tensor]) -> tuple[SaliencyOfTasks, Permutations]:
+    saliency: SaliencyOfTasks = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_SALIENCY):
+            task, _, weight = name.removeprefix(_SALIENCY).partition("/")
+            saliency.setdefault(task, {})[weight] = tensor.numpy()
+    orders = {name.removeprefix(_ORDER): t.numpy() for name, t in tensors.items() if name.startswith(_ORDER)}
+    return saliency, Permutations.parse(orders)
