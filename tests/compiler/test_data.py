@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import tiny_models as tiny
 import torch
@@ -307,12 +308,21 @@ def test_batches_hold_every_example_once(tokens: list[list[int]], size: int) -> 
 def test_shuffled_batches(count: int, size: int, seed: int) -> None:
     train = tuple(Example([n + 1], n) for n in range(count))
     found = TaskData("text-classification", ("a",), train, (), None, 0)
-    taken = [list(islice(found.shuffled(size, seed), 2 * count)) for _ in range(2)]
+    taken = [list(islice(found.shuffled(size, seed), 8 * count)) for _ in range(2)]
     drawn, again = ([label for batch in batches for label in batch.labels.tolist()] for batches in taken)
     assert drawn == again
-    assert len(drawn) == 2 * count * size
-    for start in range(0, len(drawn), count):
-        assert sorted(drawn[start : start + count]) == list(range(count))
+    assert all(len(batch.labels) == size for batch in taken[0])
+    assert np.bincount(drawn).tolist() == [8 * size] * count
+
+
+def test_shuffled_batches_waste_little_on_padding() -> None:
+    train = tuple(Example([1] * (1 + n % 64), 0) for n in range(640))
+    found = TaskData("text-classification", ("a",), train, (), None, 0)
+    batches = list(islice(found.shuffled(16), 40))
+    used = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
+    assert used / sum(batch.inputs["input_ids"].numel() for batch in batches) > 0.85
+    widths = [batch.inputs["input_ids"].shape[1] for batch in batches[:8]]
+    assert widths != sorted(widths)
 
 
 def test_calibration_draws_by_seed(tmp_path: Path) -> None:

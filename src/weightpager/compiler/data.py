@@ -20,6 +20,9 @@ from weightpager.evaluate import IGNORED, Batch
 # Logits of a large vocabulary, not activations, decide how much memory a batch of a language model takes.
 _LANGUAGE_MODEL_TOKENS = 2048
 
+_GROUPED = 8
+"""Training batches whose examples are sorted by length; few, so that the order stays random."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -50,14 +53,20 @@ class TaskData:
         return batched(examples, size, self.kind, self.pad)
 
     def shuffled(self, size: int, seed: int = 0) -> Iterator[Batch]:
-        """Training batches without end: each example once, in an order drawn by ``seed``, then again in another."""
+        """Training batches without end: each example once, in an order drawn by ``seed``, then again in another.
+
+        Within a few batches, those of similar length go together: padding costs as much as text does.
+        """
         drawn = random.Random(seed)  # noqa: S311
         order: list[Example] = []
         while True:
-            while len(order) < size:
+            while len(order) < size * _GROUPED:
                 order += drawn.sample(self.train, len(self.train))
-            yield collate(order[:size], self.pad)
-            order = order[size:]
+            group = sorted(order[: size * _GROUPED], key=lambda example: len(example.tokens))
+            order = order[size * _GROUPED :]
+            batches = [group[start : start + size] for start in range(0, len(group), size)]
+            for batch in drawn.sample(batches, len(batches)):
+                yield collate(batch, self.pad)
 
 
 def batched(examples: Sequence[Example], size: int, kind: TaskKind, pad: int) -> list[Batch]:
