@@ -31,8 +31,8 @@ from weightpager.samples import Sample
 
 ALIGNMENT = 0.5
 SPARSITY = 0.75
-TRAINING_STEPS = 240
-RECOVER_STEPS = 120
+TRAINING_STEPS = 150
+RECOVER_STEPS = 75
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _task_file(model: Path, samples: Sequence[Sample]) -> dict[str, Any]:
         "model": str(model),
         "sparsity": SPARSITY,
         "alignment": ALIGNMENT,
-        "calibration": {"items": 256, "max_length": 64, "batch": 32},
+        "calibration": {"items": 128, "max_length": 64, "batch": 32},
         "training": {"steps": TRAINING_STEPS, "batch": 32},
         "recover": {"method": "finetune", "steps": RECOVER_STEPS, "batch": 32, "distillation": 0.0, "patience": 0},
         "compare": True,
