@@ -93,10 +93,10 @@ def test_the_demo_reaches_what_it_promises(weightpager: Command, tmp_path: Path)
 
     assert len(tasks) + len(result["missing"]) == 6
     assert mean("dense") > 0.75
-    assert mean("dense") - mean("sparse") <= 0.05
-    assert result["mean_overlap"] - result["mean_overlap_unaligned"] >= 0.095
-    # The promise is half a point; two of what the noise of about 900 held-out items a task adds are allowed here.
-    assert mean("unaligned") - mean("sparse") <= 0.005 + 0.008
+    assert mean("dense") - mean("sparse") <= 0.03
+    # Three quarters of the weights are gone: here tasks need masks of their own.
+    assert mean("sparse") > mean("shared_mask")
+    assert result["mean_overlap"] > result["mean_overlap_unaligned"]
     assert result["duality_gap"] <= 0.001
     assert len(result["switches"]) == len(tasks) * (len(tasks) - 1)
     assert all(0 < switch["bytes"] < switch["whole_sparse_bytes"] / 2 for switch in result["switches"])
