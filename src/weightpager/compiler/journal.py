@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from weightpager.bundle.writer import storage_errors
+from weightpager.errors import CompileError
 
 SECONDS = 60.0
 """Between two entries of a running stage: an entry of a small model takes a second."""
@@ -52,11 +53,16 @@ class Journal:
         if self._folder is None:
             return
         facts = {"identity": self._identity, "step": str(step)}
-        with storage_errors():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            temporary = self._path(stage).with_suffix(".tmp")
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=facts)
-            temporary.replace(self._path(stage))
+        temporary = self._path(stage).with_suffix(".tmp")
+        try:
+            with storage_errors():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=facts)
+                temporary.replace(self._path(stage))
+        except SafetensorError as error:  # its way to say that the disk is full
+            raise CompileError(f"cannot write {temporary.parent}: {error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
         self._last = time.monotonic()
 
     def read(self, stage: str) -> tuple[int, dict[str, Tensor]] | None:
