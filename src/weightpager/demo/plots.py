@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from weightpager.demo.result import DemoResult
 
@@ -67,6 +68,9 @@ def switch_times(result: DemoResult) -> str:
             ):
                 axes.hlines(value, number - 0.3, number + 0.3, color=colour, lw=3, label="" if number else label)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(range(len(names)), names)
         axes.set_xlabel("next task; one point for each task it can come from")
         axes.set_ylabel("ms, cold")
@@ -97,6 +101,7 @@ def memory(result: DemoResult) -> str:
         axes.barh(at, [row.paged_bytes / 2**20 for row in rows], color=colours, height=0.6)
         for y, row in zip(at, rows, strict=True):
             axes.text(row.paged_bytes / 2**20, float(y), f"  {row.mean_metric:.3f}", va="center")
+        axes.margins(x=0.1)  # room for the longest bar's number
         axes.set_yticks(at, [row.name for row in rows])
         axes.set_xlabel("MiB of paged weights in memory; beside each bar, the tasks' mean accuracy")
 
