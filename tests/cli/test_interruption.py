@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command import Command
 
 import tiny
 import weightpager as wp
@@ -46,8 +47,9 @@ def duration(command: list[str]) -> float:
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_any_moment_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_at_any_moment_leaves_the_old_bundle_and_what_was_trained(tmp_path: Path) -> None:
     command = compile_command(tmp_path, "--force")
+    kept = tmp_path / ".a.bundle.resume"
     whole = duration(command)
     before = verify(tmp_path / "a.bundle")
     for _ in range(8):
@@ -55,8 +57,12 @@ def test_ctrl_c_at_any_moment_leaves_nothing(tmp_path: Path) -> None:
         assert ended.returncode in (0, 130, -signal.SIGINT), ended.stderr
         # Before our code runs, it is Python that is interrupted while it imports.
         assert "Traceback" not in ended.stderr or "import" in ended.stderr
-        assert bundles(tmp_path) == ["a.bundle"]
+        assert set(bundles(tmp_path)) <= {"a.bundle", kept.name}
+        assert kept.is_dir() or "is kept in" not in ended.stderr
+        assert [path for path in kept.rglob("*") if path.is_file() and path.suffix != ".safetensors"] == []
         assert verify(tmp_path / "a.bundle").problems == before.problems == ()
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert bundles(tmp_path) == ["a.bundle"]
 
 
 @pytest.mark.slow
@@ -142,3 +148,14 @@ def test_an_interrupted_load_leaves_a_sound_engine(assistant_bundle: Path, monke
         assert engine.report().active == ("animal",)
         engine.activate("weather")
         assert engine.verify() == []
+
+
+def test_ctrl_c_says_where_to_go_on(tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> object:
+        (tmp_path / ".a.bundle.resume").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("weightpager.compiler.pipeline.prepare", interrupted)
+    done = weightpager(*compile_command(tmp_path)[3:])
+    assert done.code == 130
+    assert f"is kept in {tmp_path / '.a.bundle.resume'}: the same command goes on" in done.err

@@ -45,11 +45,20 @@ def compile_(
         from weightpager.bundle.advice import advise
         from weightpager.bundle.report import read_report
         from weightpager.compiler import compile as compile_bundle
+        from weightpager.compiler.journal import kept_beside
         from weightpager.compiler.task_file import load, with_wish
 
-    with output.progress(quiet or json) as stages:
-        task_file = with_wish(load(tasks), max_switch, accuracy_loss)
-        bundle = compile_bundle(task_file, out, base=base, force=force, progress=stages)
+    try:
+        with output.progress(quiet or json) as stages:
+            task_file = with_wish(load(tasks), max_switch, accuracy_loss)
+            bundle = compile_bundle(task_file, out, base=base, force=force, progress=stages)
+    except KeyboardInterrupt:
+        if kept_beside(out).is_dir():
+            kept = (
+                f"interrupted; what has been trained is kept in {kept_beside(out)}: the same command goes on from there"
+            )
+            output.errors.print(kept, markup=False, highlight=False, soft_wrap=True)
+        raise
     report = read_report(bundle)
     if json:
         output.print_json(report)

@@ -18,6 +18,11 @@ SECONDS = 60.0
 """Between two entries of a running stage: an entry of a small model takes a second."""
 
 
+def kept_beside(out: str | Path) -> Path:
+    """Where the compile of a bundle keeps its journal."""
+    return Path(out).with_name(f".{Path(out).name}.resume")
+
+
 class Journal:
     """Named stages of one compile: the steps that each has made, and the tensors that it needs to go on.
 

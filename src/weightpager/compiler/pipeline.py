@@ -19,7 +19,7 @@ from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.block_choice import choose_alignment, choose_blocks, transitions_of
 from weightpager.compiler.controls import quantised_controls, shared_mask_control
 from weightpager.compiler.grow import grow
-from weightpager.compiler.journal import Journal
+from weightpager.compiler.journal import Journal, kept_beside
 from weightpager.compiler.masks import Keep, Masks
 from weightpager.compiler.measure import EVAL_BATCH, Progress, measure_all
 from weightpager.compiler.pack import Packing, StoredBlocks, over_read, pack, pack_best
@@ -64,13 +64,13 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     """
     task_file = _parse(tasks)
     if base is None:
-        journal = Journal(_journal_folder(out), task_file.identity())
+        journal = Journal(kept_beside(out), task_file.identity())
         with writing(out, force=force) as writer:
             build(writer, prepare(task_file, progress, journal), progress, journal)
     else:
         start = BaseBundle.open(base)
         task_file = start.settle(task_file)
-        journal = Journal(_journal_folder(out), f"{task_file.identity()} {start.identity()}")
+        journal = Journal(kept_beside(out), f"{task_file.identity()} {start.identity()}")
         with writing(out, force=force) as writer:
             grow(writer, start, prepare(task_file, progress, journal, start), journal, progress)
     journal.remove()
@@ -191,10 +191,6 @@ def _parse(tasks: TaskFileLike) -> TaskFile:
     if isinstance(tasks, TaskFile):
         return tasks
     return task_files.from_dict(tasks) if isinstance(tasks, Mapping) else task_files.load(tasks)
-
-
-def _journal_folder(out: str | Path) -> Path:
-    return Path(out).with_name(f".{Path(out).name}.resume")
 
 
 def _pack(weights: TaskWeights, keep: Keep, transitions: Transitions) -> tuple[list[StoredBlocks], Packing]:
