@@ -29,7 +29,7 @@ def main(
         study = Study(file, cache_dir() / "benchmarks" / "learning-rate", progress).on_validation()
         for value in rate or RATES:
             spec = EFFORTS["A"].finetune(0).model_copy(update={"steps": steps, "learning_rate": value})
-            found = [study.dense(spec)]
+            found = [study.scores(study.trained_on(spec))]
             for method, alignment in (("ours", 0.5), ("shared_mask", float("inf"))):
                 found.append(dict(study.sparse(Setting(method, FRACTION, FRACTION, alignment, spec)).scores))
             rows.append([f"{value:g}", *(f"{sum(scores.values()) / len(scores):.4f}" for scores in found)])

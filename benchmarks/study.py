@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 
 from weightpager.bundle import Bundle, writing
 from weightpager.compiler.block_choice import choose_blocks
+from weightpager.compiler.data import Example
 from weightpager.compiler.finetune import Lesson, finetune
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks
@@ -26,7 +27,7 @@ from weightpager.compiler.recover import recover
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.task_sections import RecoverSpec
-from weightpager.evaluate import evaluate
+from weightpager.evaluate import Score, evaluate
 from weightpager.store import StorageModel
 from weightpager.store.switch_cost import all_switches
 
@@ -112,6 +113,11 @@ class Study:
         return self._prepared[1]
 
     def dense(self, spec: RecoverSpec) -> dict[str, float]:
+        """The dense model that does better on validation data: as sparse ones start from it, or trained on."""
+        self._dense = max(self._base.source, self.trained_on(spec), key=self._on_validation_data)
+        return self.scores(self._dense)
+
+    def trained_on(self, spec: RecoverSpec) -> Source:
         """The dense model trained for as many steps more as the sparse ones get, without a teacher."""
         source = self._base.source
         longer = replace(source, models=copy.deepcopy(source.models))
@@ -124,12 +130,11 @@ class Study:
             self._journal(f"dense-{spec.steps}-{spec.learning_rate}-{spec.seed}"),
             lambda done, total: self._progress("train dense on", done, total),
         )
-        self._longer = longer
-        return self._scores(longer)
+        return longer
 
     def quantised(self, quantisation: Quantisation) -> Outcome:
-        """The dense model as trained by `dense`, its paged weights quantised: one for all tasks, nothing to switch."""
-        source = replace(self._longer, models=copy.deepcopy(self._longer.models))
+        """The dense model that `dense` chose, its paged weights quantised: one for all tasks, nothing to switch."""
+        source = replace(self._dense, models=copy.deepcopy(self._dense.models))
         start = time.perf_counter()
         first = next(iter(source.models))
         total = sum(info.grid.out_features * info.grid.in_features for info in source.paged)
@@ -142,7 +147,7 @@ class Study:
             info.grid.out_features * info.grid.in_features * quantisation.fraction(info.grid.in_features)
             for info in source.paged
         )
-        return Outcome(self._scores(source), size / total, 1.0, dict.fromkeys(source.models, 0), seconds)
+        return Outcome(self.scores(source), size / total, 1.0, dict.fromkeys(source.models, 0), seconds)
 
     def sparse(self, setting: Setting) -> Outcome:
         """A bundle compiled by this setting, measured through the engine."""
@@ -175,12 +180,19 @@ class Study:
             sum(seconds for stage, seconds in clock.seconds.items() if stage != "measure sparse"),
         )
 
-    def _scores(self, source: Source) -> dict[str, float]:
-        scores = {}
-        for name, data in self._base.data.items():
-            told = lambda done, total, name=name: self._progress(f"measure {name}", done, total)  # noqa: E731
-            scores[name] = evaluate(source.models[name], data.batches(data.eval, EVAL_BATCH), data.kind, told).value
-        return scores
+    def scores(self, source: Source) -> dict[str, float]:
+        """Task → metric of a dense model on held-out data."""
+        return {name: self._measure(source, name, self._base.data[name].eval).value for name in self._base.data}
+
+    def _on_validation_data(self, source: Source) -> float:
+        """Mean metric; of perplexities, the mean of their logarithms, and less is more."""
+        found = [self._measure(source, name, data.validation or ()) for name, data in self._base.data.items()]
+        return float(np.mean([score.value if score.higher_is_better else -np.log(score.value) for score in found]))
+
+    def _measure(self, source: Source, task: str, examples: Sequence[Example]) -> Score:
+        data = self._base.data[task]
+        told = lambda done, total: self._progress(f"measure {task}", done, total)  # noqa: E731
+        return evaluate(source.models[task], data.batches(examples, EVAL_BATCH), data.kind, told)
 
     def _journal(self, name: str) -> Journal:
         return Journal(self._folder / name, f"{self._identity} {name}")
