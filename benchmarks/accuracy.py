@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +31,8 @@ from weightpager.samples import prepare as text_tasks
 BLOCK_INT8 = Quantisation(8, 32)
 """A scale per block and output row, as the page format has it."""
 
+METHODS = ("ours", "ours_private", "ours_int8", "unaligned", "shared_mask", "per_task_checkpoint")
+
 FRACTIONS = {"A": (0.25, 0.15, 0.5, 0.1, 0.7), "B": (0.7, 0.5)}
 SEEDS = {0.25: (0, 1, 2), 0.15: (0, 1, 2)}
 ALIGNMENT = {0.7: 2.0}
@@ -38,6 +40,9 @@ ALIGNMENT = {0.7: 2.0}
 
 PRIVATE = {0.15: 0.1, 0.1: 0.1}
 """Share of a task's blocks that `ours_private` makes private; 0.05 elsewhere."""
+
+_HEADS = 5e-4
+"""Learning rate of heads that the dense model has trained already."""
 
 TRAINING_FREE = 0.5
 """The least fraction at which values are worth having without training."""
@@ -67,6 +72,7 @@ class Effort:
             private_blocks=private_blocks,
             batch=self.batch,
             learning_rate=self.learning_rate,
+            head_learning_rate=_HEADS,
             distillation=self.distillation,
             seed=seed,
             patience=0,
@@ -78,9 +84,9 @@ class Effort:
 
 
 EFFORTS = {
-    # A teacher must be well trained before its answers help: two thirds of all steps are the dense model's.
+    # A teacher must be well trained before its answers help: half of all steps are the dense model's.
     "A": Effort(
-        base_steps=960, steps=480, private_steps=80, batch=16, learning_rate=2e-4, dense_learning_rate=1e-4,
+        base_steps=960, steps=960, private_steps=80, batch=16, learning_rate=1e-4, dense_learning_rate=5e-5,
         distillation=0.5, max_length=64, train_items=8000, eval_items=2000,
     ),
     # A language model brings its head; 480 steps are about twenty minutes on two cores.
@@ -89,7 +95,10 @@ EFFORTS = {
         distillation=0.0, max_length=256, train_items=0, eval_items=0,
     ),
 }  # fmt: skip
-QUICK = replace(EFFORTS["A"], base_steps=480, steps=160, private_steps=30, train_items=4000, eval_items=500)
+QUICK = Effort(
+    base_steps=480, steps=160, private_steps=30, batch=16, learning_rate=2e-4, dense_learning_rate=1e-4,
+    distillation=0.5, max_length=64, train_items=4000, eval_items=500,
+)  # fmt: skip
 
 
 def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: bool) -> Iterator[Setting]:
@@ -121,18 +130,27 @@ def main(
     quick: Annotated[bool, typer.Option(help="One seed at a quarter of the bytes, in under twelve minutes.")] = False,
     fraction: Annotated[list[float] | None, typer.Option(help="Only these fractions of the dense bytes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only these sparse methods.")] = None,
 ) -> None:
     """Measure accuracy per resident byte."""
     command = shlex.join(["python", "-m", "benchmarks.accuracy", *sys.argv[1:]])
+    if unknown := set(method or ()) - set(METHODS):
+        raise typer.BadParameter(f"expected {', '.join(METHODS)}; found {', '.join(sorted(unknown))}")
     effort = QUICK if quick else EFFORTS[domain]
     fractions = tuple(fraction or ((0.25,) if quick else FRACTIONS[domain]))
     for number in (0, 1, 2):
         todo = [at for at in fractions if number in ((0,) if quick else SEEDS.get(at, (0,)))]
         if todo and seed in (None, number):
-            _run(domain, number, todo, effort, json, command, quick)
+            chosen = [
+                setting
+                for at in todo
+                for setting in settings(domain, at, effort, number, quick=quick)
+                if not method or setting.method in method
+            ]
+            _run(domain, number, chosen, effort, json, command, quick)
 
 
-def _run(domain: str, seed: int, fractions: list[float], effort: Effort, file: Path, command: str, quick: bool) -> None:
+def _run(domain: str, seed: int, chosen: list[Setting], effort: Effort, file: Path, command: str, quick: bool) -> None:
     folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{seed}-{'quick' if quick else 'full'}"
     with output.progress() as progress:
         study = Study(task_file(domain, effort, seed), folder, progress)
@@ -152,10 +170,9 @@ def _run(domain: str, seed: int, fractions: list[float], effort: Effort, file: P
             if not any(key[0] == name for key in known):
                 outcome = study.quantised(quantisation)
                 note(None, name, round(outcome.fraction, 3), outcome)
-        for fraction in fractions:
-            for setting in settings(domain, fraction, effort, seed, quick=quick):
-                if (setting.method, setting.recover.method, fraction) not in known:
-                    note(setting, setting.method, fraction, study.sparse(setting))
+        for setting in chosen:
+            if (setting.method, setting.recover.method, setting.fraction) not in known:
+                note(setting, setting.method, setting.fraction, study.sparse(setting))
 
 
 def task_file(domain: str, effort: Effort, seed: int) -> TaskFile:
