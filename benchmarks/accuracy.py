@@ -53,6 +53,7 @@ class Effort:
     """How much is trained and measured; fixed before a sparse result was seen."""
 
     base_steps: int
+    base_learning_rate: float
     steps: int
     private_steps: int
     batch: int
@@ -86,18 +87,18 @@ class Effort:
 EFFORTS = {
     # A teacher must be well trained before its answers help: half of all steps are the dense model's.
     "A": Effort(
-        base_steps=960, steps=960, private_steps=80, batch=16, learning_rate=1e-4, dense_learning_rate=5e-5,
-        distillation=0.5, max_length=64, train_items=8000, eval_items=2000,
+        base_steps=960, base_learning_rate=1e-4, steps=960, private_steps=80, batch=16, learning_rate=2e-4,
+        dense_learning_rate=5e-5, distillation=0.5, max_length=64, train_items=8000, eval_items=2000,
     ),
     # A language model brings its head; 480 steps are about twenty minutes on two cores.
     "B": Effort(
-        base_steps=1, steps=480, private_steps=60, batch=4, learning_rate=3e-4, dense_learning_rate=3e-4,
-        distillation=0.0, max_length=256, train_items=0, eval_items=0,
+        base_steps=1, base_learning_rate=3e-4, steps=480, private_steps=60, batch=4, learning_rate=3e-4,
+        dense_learning_rate=3e-4, distillation=0.0, max_length=256, train_items=0, eval_items=0,
     ),
 }  # fmt: skip
 QUICK = Effort(
-    base_steps=480, steps=160, private_steps=30, batch=16, learning_rate=2e-4, dense_learning_rate=1e-4,
-    distillation=0.5, max_length=64, train_items=4000, eval_items=500,
+    base_steps=480, base_learning_rate=2e-4, steps=160, private_steps=30, batch=16, learning_rate=2e-4,
+    dense_learning_rate=1e-4, distillation=0.5, max_length=64, train_items=4000, eval_items=500,
 )  # fmt: skip
 
 
@@ -190,7 +191,7 @@ def task_file(domain: str, effort: Effort, seed: int) -> TaskFile:
             "model": str(minilm(cache) if domain == "A" else smollm2(cache)),
             "training": {
                 "steps": effort.base_steps,
-                "learning_rate": effort.learning_rate,
+                "learning_rate": effort.base_learning_rate,
                 "batch": effort.batch,
                 "seed": seed,
             },
