@@ -73,6 +73,7 @@ def main(
         raise typer.BadParameter(f"expected a file of rows, found nothing at {json}", param_hint="--json")
     rows = row_file.read(json)
     points = gather(rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
     for domain in DOMAINS:
         own = [point for point in points if point.domain == domain.letter]
         if own:
