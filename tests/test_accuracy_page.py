@@ -135,7 +135,9 @@ def test_where_something_simpler_wins_the_page_says_so() -> None:
     assert "Where something simpler" not in page(measured("ours", 0.5, (0.88, 0.78)))
     int4_below = [*measured("ours", 0.5, (0.88, 0.78)), *measured("int4", 0.265, (0.95, 0.95), recover="none")]
     assert "dense in int4 at 0.265" in page(int4_below)
-    int8_above = [*measured("ours", 0.5, (0.88, 0.78)), *measured("int8", 0.503, (0.95, 0.95), recover="none")]
+    just_above = [*measured("ours", 0.25, (0.88, 0.78)), *measured("int4", 0.281, (0.95, 0.95), recover="none")]
+    assert "dense in int4 at 0.281" in page(just_above)
+    int8_above = [*measured("ours", 0.25, (0.88, 0.78)), *measured("int8", 0.503, (0.95, 0.95), recover="none")]
     assert "Where something simpler" not in page(int8_above)
 
 
