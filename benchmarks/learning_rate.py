@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.accuracy import EFFORTS, task_file
+from benchmarks.accuracy import ALIGNMENT, EFFORTS, task_file
 from benchmarks.study import Setting, Study
 from weightpager.cli import output
 from weightpager.config import cache_dir
@@ -30,7 +30,7 @@ def main(
         for value in rate or RATES:
             spec = EFFORTS["A"].finetune(0).model_copy(update={"steps": steps, "learning_rate": value})
             found = [study.scores(study.trained_on(spec))]
-            for method, alignment in (("ours", 0.5), ("shared_mask", float("inf"))):
+            for method, alignment in (("ours", ALIGNMENT), ("shared_mask", float("inf"))):
                 found.append(dict(study.sparse(Setting(method, FRACTION, FRACTION, alignment, spec)).scores))
             rows.append([f"{value:g}", *(f"{sum(scores.values()) / len(scores):.4f}" for scores in found)])
     output.table(f"validation data, {steps} steps", ["rate", "dense", f"ours, a = {FRACTION}", "shared mask"], rows)

@@ -63,6 +63,14 @@ def compile_(
     if json:
         output.print_json(report)
         return
+    _print_report(str(out), report)
+    shown = advise(bundle, report)
+    if shown is not None:
+        output.advice(shown)
+    output.say("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
+
+
+def _print_report(title: str, report: CompileReport) -> None:
     rows = [
         [
             task.name,
@@ -74,7 +82,7 @@ def compile_(
         ]
         for task in report.tasks
     ]
-    output.table(str(out), ["task", "metric", "dense", "sparse", "density", "held-out items"], rows)
+    output.table(title, ["task", "metric", "dense", "sparse", "density", "held-out items"], rows)
     output.say(
         f"mean overlap {report.mean_overlap:.3f}, duality gap {report.duality_gap:.4%}, "
         f"alignment {'inf' if report.alignment is None else format(report.alignment, '.3g')}, "
@@ -82,10 +90,6 @@ def compile_(
     )
     if report.growth is not None:
         _print_growth(report)
-    shown = advise(bundle, report)
-    if shown is not None:
-        output.advice(shown)
-    output.say("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
 
 
 def _print_growth(report: CompileReport) -> None:
