@@ -31,7 +31,7 @@ from weightpager.samples import prepare as text_tasks
 BLOCK_INT8 = Quantisation(8, 32)
 """A scale per block and output row, as the page format has it."""
 
-METHODS = ("ours", "ours_private", "ours_int8", "unaligned", "shared_mask", "per_task_checkpoint")
+METHODS = ("ours", "ours_private", "ours_int8", "unaligned", "shared_mask", "shared_mask_int8", "per_task_checkpoint")
 
 FRACTIONS = {"A": (0.25, 0.15, 0.5, 0.1, 0.7), "B": (0.7, 0.5)}
 SEEDS = {0.25: (0, 1, 2), 0.15: (0, 1, 2)}
@@ -126,6 +126,7 @@ def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: 
     yield Setting("per_task_checkpoint", fraction, fraction, 0.0, whole)
     density = min(1.0, fraction / BLOCK_INT8.fraction(32))
     yield Setting("ours_int8", fraction, density, chosen, shared, BLOCK_INT8)
+    yield Setting("shared_mask_int8", fraction, density, float("inf"), shared, BLOCK_INT8)
 
 
 def main(

@@ -22,7 +22,7 @@ from weightpager.config import format_size
 
 HERE = Path(__file__).parent
 _OURS = ("ours", "ours_private", "ours_int8")
-_NEEDS_NO_PAGING = ("shared_mask", *QUANTISED)
+_NEEDS_NO_PAGING = ("shared_mask", "shared_mask_int8", *QUANTISED)
 _ABOUT = 1.125
 """int4 has 0.281 of the dense bytes, which a user who thinks of a quarter would still take."""
 

@@ -15,6 +15,7 @@ NAMES = {
     "ours_private": "weightpager, private blocks",
     "ours_int8": "weightpager in int8",
     "shared_mask": "one shared mask",
+    "shared_mask_int8": "one shared mask in int8",
     "unaligned": "unaligned",
     "per_task_checkpoint": "whole checkpoint per task",
     "int8": "dense in int8",
@@ -26,8 +27,8 @@ QUANTISED = ("int8", "int4")
 """Methods whose fraction follows from their bits; the others are measured where they are asked to be."""
 
 _TRAINED = ("finetune", "closed-form", "none")
-_COLOURS = ("#0f766e", "#2563eb", "#0891b2", "#d97706", "#94a3b8", "#9333ea", "#be123c", "#e11d48")
-_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_COLOURS = ("#0f766e", "#2563eb", "#0891b2", "#d97706", "#ca8a04", "#94a3b8", "#9333ea", "#be123c", "#e11d48")
+_MARKS = ("o", "s", "^", "D", "d", "v", "P", "X", "*")
 _DENSE = "#64748b"
 
 

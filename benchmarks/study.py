@@ -154,17 +154,11 @@ class Study:
         prepared = self.prepared(setting.fraction).changed(
             sparsity=1 - setting.density, alignment=setting.alignment, recover=setting.recover
         )
-        clock = Clock()
+        clock, journal = Clock(), self._journal(f"{setting.fraction}-{setting.joint}")
         with clock.stage("align"):
             masks, gap = choose_blocks(prepared)
-        with clock.stage("recover"):
-            weights = recover(
-                prepared.source,
-                prepared.data,
-                masks,
-                self._journal(f"{setting.fraction}-{setting.joint}"),
-                self._told(setting),
-            )
+        with clock.stage("recover", journal):
+            weights = recover(prepared.source, prepared.data, masks, journal, self._told(setting))
             weights = replace(weights, quantisation=setting.quantisation)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "study.bundle"

@@ -23,6 +23,7 @@ from weightpager.compiler.early_stopping import EarlyStopping
 from weightpager.compiler.finetune import Lesson, divergence, finetune, masked_logits
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks, block_sums, drop
+from weightpager.compiler.prepared import Clock
 from weightpager.compiler.private_blocks import choose, train_private
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import from_dict
@@ -220,6 +221,23 @@ def test_the_journal_of_another_compile_is_ignored(tmp_path: Path) -> None:
     assert (step, tensors["a"].tolist()) == (3, [1.0, 1.0])
     (tmp_path / "j" / "train.safetensors").write_bytes(b"\x08" + bytes(20))
     assert ours.read("train") is None
+
+
+def test_a_journal_says_what_earlier_runs_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("weightpager.compiler.journal.time.monotonic", lambda: now)
+    for run, seconds in enumerate((30.0, 10.0)):
+        journal = Journal(tmp_path, "x")
+        part = journal.part("shared")
+        now += 100.0
+        part.read("train")
+        assert journal.earlier == (0.0, 30.0)[run]
+        now += seconds
+        part.write("train", run, {"a": torch.zeros(1)})
+    clock, journal = Clock(), Journal(tmp_path, "x")
+    with clock.stage("recover", journal):
+        journal.part("shared").read("train")
+    assert 40 <= clock.seconds["recover"] < 41
 
 
 def test_training_that_diverges_is_said(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def grow(
     transitions = _transitions(base, prepared)
     with clock.stage("align"):
         masks = _masks(base, prepared, transitions)
-    with clock.stage("recover"):
+    with clock.stage("recover", journal):
         weights = _recover(prepared, masks, journal, progress)
     with clock.stage("pack"):
         added = _Addition.of(base, prepared, masks, weights, transitions)

@@ -27,7 +27,8 @@ class Journal:
     """Named stages of one compile: the steps that each has made, and the tensors that it needs to go on.
 
     An entry is written to a temporary file and renamed, so it is whole or absent. Entries of another compile, told by
-    ``identity``, are ignored and overwritten.
+    ``identity``, are ignored and overwritten. An entry says how long its stage has taken, in all runs together: a
+    stage starts when it is read, or when the journal is made.
     """
 
     def __init__(self, folder: Path | None, identity: str) -> None:
@@ -35,6 +36,10 @@ class Journal:
         self._folder = folder
         self._identity = identity
         self._last = time.monotonic()
+        self._made = self._last
+        self._started: dict[str, float] = {}
+        self._earlier = 0.0
+        self._parts: list[Journal] = []
 
     @classmethod
     def none(cls) -> Journal:
@@ -43,7 +48,14 @@ class Journal:
 
     def part(self, name: str) -> Journal:
         """A journal inside this one, whose stages may have the same names."""
-        return Journal(None if self._folder is None else self._folder / name, self._identity)
+        found = Journal(None if self._folder is None else self._folder / name, self._identity)
+        self._parts.append(found)
+        return found
+
+    @property
+    def earlier(self) -> float:
+        """Seconds that earlier runs took for what has been read, parts included."""
+        return self._earlier + sum(part.earlier for part in self._parts)
 
     def due(self) -> bool:
         """Whether the last entry is old enough for another one."""
@@ -57,7 +69,8 @@ class Journal:
         """
         if self._folder is None:
             return
-        facts = {"identity": self._identity, "step": str(step)}
+        seconds = time.monotonic() - self._started.get(stage, self._made)
+        facts = {"identity": self._identity, "step": str(step), "seconds": f"{seconds:.3f}"}
         temporary = self._path(stage).with_suffix(".tmp")
         try:
             with storage_errors():
@@ -72,6 +85,7 @@ class Journal:
 
     def read(self, stage: str) -> tuple[int, dict[str, Tensor]] | None:
         """A stage's entry: steps made and tensors; None if there is none of this compile, or it is damaged."""
+        self._started[stage] = time.monotonic()
         if self._folder is None or not self._path(stage).is_file():
             return None
         try:
@@ -79,9 +93,13 @@ class Journal:
                 facts = file.metadata() or {}
                 if facts.get("identity") != self._identity:
                     return None
-                return int(facts["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                found = int(facts["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                seconds = float(facts["seconds"])
         except (SafetensorError, OSError, ValueError, KeyError):
             return None
+        self._started[stage] -= seconds
+        self._earlier += seconds
+        return found
 
     def remove(self) -> None:
         """The compile is finished: nothing is left to resume."""

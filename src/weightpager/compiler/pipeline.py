@@ -99,9 +99,9 @@ def build(
     with clock.stage("align"):
         prepared, frontier = choose_alignment(prepared, progress)
         masks, gap = choose_blocks(prepared)
-    with clock.stage("recover"):
+    with clock.stage("recover", journal):
         weights = recover(prepared.source, prepared.data, masks, journal, progress)
-    with clock.stage("controls"):
+    with clock.stage("controls", journal):
         controls = measure_controls(prepared, journal, progress) if with_controls else []
     return assemble(writer, prepared, masks, weights, gap, clock, progress, controls, frontier)
 

@@ -62,7 +62,7 @@ def trained(task_file: TaskFile, progress: Progress, journal: Journal, base: Bas
         data = _load_data(source)
         if training_device().type == "cpu":
             check_memory(source, available_bytes())
-    with clock.stage("train"):
+    with clock.stage("train", journal):
 
         def told(done: int, total: int) -> None:
             progress("train the dense model", done, total)
@@ -93,7 +93,8 @@ def calibrated(found: Trained, progress: Progress, journal: Journal, *, may_move
     """
     source, data = found.source, found.data
     clock = Clock(dict(found.seconds))
-    entry = journal.read("calibrate")
+    with clock.stage("calibrate", journal):
+        entry = journal.read("calibrate")
     if entry is not None:
         saliency, permutations = _restored(entry[1])
         apply(source.models, permutations)
