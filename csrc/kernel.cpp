@@ -1,5 +1,6 @@
 // The micro-kernel: compiled once per instruction set, with WEIGHTPAGER_KERNEL (the symbol to define),
-// WEIGHTPAGER_LANES (floats in a register) and WEIGHTPAGER_WIDEST (tokens in a full tile) set by the build.
+// WEIGHTPAGER_LANES (floats in a register), WEIGHTPAGER_WIDEST (tokens in a full tile) and, where the processor
+// multiplies pairs of bfloat16, WEIGHTPAGER_EXACT (the kernel for what isn't bfloat16) set by the build.
 //
 // Nothing here may have external linkage but WEIGHTPAGER_KERNEL, not even an inline function of the standard
 // library: the linker could give every instruction set the copy that only the newest processors can run.
@@ -8,11 +9,17 @@
 #include "lanes.hpp"
 #include "paged_linear.hpp"
 
+#if defined(WEIGHTPAGER_EXACT)
+#include "dot.hpp"
+#endif
+
 #define WEIGHTPAGER_TEXT_OF(name) #name
 #define WEIGHTPAGER_TEXT(name) WEIGHTPAGER_TEXT_OF(name)
 
 namespace weightpager {
 namespace {
+
+constexpr int kLanes = WEIGHTPAGER_LANES, kHalfLanes = kLanes < 8 ? kLanes : 8;
 
 // How many outputs are accumulated at once: `Registers` registers of `N` floats.
 template <int N_, int Registers_>
@@ -20,42 +27,93 @@ struct Outputs {
     static constexpr int N = N_, Registers = Registers_, count = N * Registers;
 };
 
-constexpr int kLanes = WEIGHTPAGER_LANES, kHalfLanes = kLanes < 8 ? kLanes : 8;
-using SixteenOutputs = Outputs<kLanes, 16 / kLanes>;
-using EightOutputs = Outputs<kHalfLanes, 8 / kHalfLanes>;
+// A step is two input features: what a block holds of them for N outputs becomes an operand.
 
-// A step is two input features: what a block holds of them for some outputs, as two float vectors.
+#if defined(WEIGHTPAGER_EXACT)
 
-struct PairsOfBfloat16 {
-    static int64_t step_bytes(int64_t block_rows) { return block_rows * 4; }
+using Activation = uint32_t;  // a pair of bfloat16
+constexpr Packing kPacking = Packing::pairs;
+constexpr int kRowsPerStep = 1;
 
-    template <int N>
-    static WEIGHTPAGER_INLINE void read(const uint8_t* step, int64_t, typename Lanes<N>::Float& even,
-                                        typename Lanes<N>::Float& odd) {
-        using Bits = typename Lanes<N>::Bits;
-        const Bits pairs = load<Bits>(step);
-        even = reinterpret_cast<typename Lanes<N>::Float>(pairs << 16);
-        odd = reinterpret_cast<typename Lanes<N>::Float>(pairs & 0xffff0000u);
-    }
+template <int N>
+using Operand = typename Lanes<N>::Bits;
 
-    static WEIGHTPAGER_INLINE void prefetch(const uint8_t* step, int64_t) { __builtin_prefetch(step); }
-};
+template <int N>
+using Scales = PairScales<N>;
 
-struct ColumnsOfFloat32 {
-    static int64_t step_bytes(int64_t block_rows) { return block_rows * 8; }
+struct Bfloat16Weights {
+    static constexpr int bytes = 4;  // of a step, per output
 
     template <int N>
-    static WEIGHTPAGER_INLINE void read(const uint8_t* step, int64_t block_rows, typename Lanes<N>::Float& even,
-                                        typename Lanes<N>::Float& odd) {
-        even = load<typename Lanes<N>::Float>(step);
-        odd = load<typename Lanes<N>::Float>(step + block_rows * 4);
-    }
-
-    static WEIGHTPAGER_INLINE void prefetch(const uint8_t* step, int64_t block_rows) {
-        __builtin_prefetch(step);
-        __builtin_prefetch(step + block_rows * 4);
+    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t, const Scales<N>&) {
+        return load<Operand<N>>(step);
     }
 };
+
+struct Int8Weights {
+    static constexpr int bytes = 2;
+
+    template <int N>
+    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t, const Scales<N>& scales) {
+        return dequantised<N>(step, scales);
+    }
+};
+
+#else
+
+using Activation = float;
+constexpr Packing kPacking = Packing::floats;
+constexpr int kRowsPerStep = 2;
+
+template <int N>
+struct Operand {
+    typename Lanes<N>::Float even, odd;
+};
+
+template <int N>
+struct Scales {
+    typename Lanes<N>::Float scale;
+
+    WEIGHTPAGER_INLINE void read(const uint16_t* from) { scale = widen<N>(from); }
+};
+
+struct Bfloat16Weights {
+    static constexpr int bytes = 4;
+
+    template <int N>
+    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t, const Scales<N>&) {
+        using L = Lanes<N>;
+        const auto pairs = load<typename L::Bits>(step);
+        return {reinterpret_cast<typename L::Float>(pairs << 16),
+                reinterpret_cast<typename L::Float>(pairs & 0xffff0000u)};
+    }
+};
+
+struct Float32Weights {
+    static constexpr int bytes = 8;
+
+    template <int N>
+    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t block_rows, const Scales<N>&) {
+        using Float = typename Lanes<N>::Float;
+        return {load<Float>(step), load<Float>(step + block_rows * 4)};
+    }
+};
+
+struct Int8Weights {
+    static constexpr int bytes = 2;
+
+    template <int N>
+    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t, const Scales<N>& scales) {
+        using L = Lanes<N>;
+        const auto pairs = __builtin_convertvector(load<typename L::Half>(step), typename L::Bits);
+        const auto even = reinterpret_cast<typename L::Int>(pairs << 24) >> 24;
+        const auto odd = reinterpret_cast<typename L::Int>(pairs << 16) >> 24;
+        return {__builtin_convertvector(even, typename L::Float) * scales.scale,
+                __builtin_convertvector(odd, typename L::Float) * scales.scale};
+    }
+};
+
+#endif
 
 // Several chains per output where few outputs are in flight, so that one addition needn't wait for the last.
 // The order of additions thus depends on the tile's width, but on nothing else.
@@ -65,39 +123,65 @@ struct Accumulators {
     static constexpr int chains = in_flight >= 8 ? 1 : in_flight >= 4 ? 2 : 4;
     using Float = typename Lanes<Out::N>::Float;
 
-    Float sum[chains][Width][Out::Registers] = {};
+    Float sum[chains][Width][Out::Registers];
 
-    template <class Weights, int Chain>
-    WEIGHTPAGER_INLINE void add(const uint8_t* step, int64_t block_rows, const float* x) {
-        unroll<Out::Registers>([&](auto r) {
+    // One by one: an array this large that is cleared in one go stays in memory.
+    WEIGHTPAGER_INLINE Accumulators() {
+        unroll<chains * Width * Out::Registers>([&](auto i) WEIGHTPAGER_INLINED {
+            constexpr int I = decltype(i)::value, R = I % Out::Registers, T = I / Out::Registers % Width;
+            sum[I / Out::Registers / Width][T][R] = Float{};
+        });
+    }
+
+    template <class Weights, int Step>
+    WEIGHTPAGER_INLINE void add(const uint8_t* step, int64_t block_rows, const Scales<Out::N>* scales,
+                                const Activation* x) {
+        unroll<Out::Registers>([&](auto r) WEIGHTPAGER_INLINED {
             constexpr int R = decltype(r)::value;
-            Float even, odd;
-            Weights::template read<Out::N>(step + R * Out::N * 4, block_rows, even, odd);
-            unroll<Width>([&](auto t) {
+            // float32 keeps the two inputs of a step apart, `block_rows` floats from each other.
+            constexpr int stride = Weights::bytes == 8 ? 4 : Weights::bytes;
+            const auto weights = Weights::template read<Out::N>(step + R * Out::N * stride, block_rows, scales[R]);
+            unroll<Width>([&](auto t) WEIGHTPAGER_INLINED {
                 constexpr int T = decltype(t)::value;
-                sum[Chain % chains][T][R] += even * x[T];
-                sum[(Chain + 1) % chains][T][R] += odd * x[Width + T];
+#if defined(WEIGHTPAGER_EXACT)
+                Float& total = sum[Step % chains][T][R];
+                total = dot<Out::N>(total, weights, x[T]);
+#else
+                sum[(2 * Step) % chains][T][R] += weights.even * x[T];
+                sum[(2 * Step + 1) % chains][T][R] += weights.odd * x[Width + T];
+#endif
             });
         });
     }
 
-    void total(float (&out)[Width][Out::count]) const {
-        for (int t = 0; t < Width; ++t)
-            for (int r = 0; r < Out::Registers; ++r) {
-                Float all = sum[0][t][r];
-                for (int chain = 1; chain < chains; ++chain) all += sum[chain][t][r];
-                std::memcpy(&out[t][r * Out::N], &all, sizeof all);
-            }
+    // Unrolled: one look at an accumulator by a number that isn't constant would keep all of them in memory.
+    WEIGHTPAGER_INLINE void total(Float (&out)[Width][Out::Registers]) const {
+        unroll<Width>([&](auto t) WEIGHTPAGER_INLINED {
+            unroll<Out::Registers>([&](auto r) WEIGHTPAGER_INLINED {
+                constexpr int T = decltype(t)::value, R = decltype(r)::value;
+                Float all = sum[0][T][R];
+                unroll<chains - 1>([&](auto c) WEIGHTPAGER_INLINED { all += sum[decltype(c)::value + 1][T][R]; });
+                out[T][R] = all;
+            });
+        });
     }
 };
 
 // Where a block lies, or null if its page isn't resident.
-WEIGHTPAGER_INLINE const uint8_t* find_block(const Problem& p, int64_t bytes, int64_t kept) {
+struct Place {
+    const uint8_t* block;
+    const uint16_t* scales;  // [block_rows] bfloat16, in the trailer of an int8 page
+};
+
+WEIGHTPAGER_INLINE Place find_block(const Problem& p, int64_t bytes, int64_t kept) {
     const uint32_t location = static_cast<uint32_t>(p.locations[kept]);
     const uint32_t per_page = static_cast<uint32_t>(p.blocks_per_page);
     const int64_t slot = p.page_table[location / per_page];
-    if (slot < 0 || slot >= p.slots) return nullptr;
-    return p.arena + slot * p.page_bytes + (location % per_page) * bytes;
+    if (slot < 0 || slot >= p.slots) return {nullptr, nullptr};
+    const uint8_t* page = p.arena + slot * p.page_bytes;
+    const uint32_t place = location % per_page;
+    const auto* trailer = reinterpret_cast<const uint16_t*>(page + per_page * bytes);
+    return {page + place * bytes, trailer + place * p.block_rows};
 }
 
 inline float bias_of(const Problem& p, int64_t output) {
@@ -106,23 +190,37 @@ inline float bias_of(const Problem& p, int64_t output) {
     return from_bfloat16(static_cast<const uint16_t*>(p.bias)[output]);
 }
 
-template <int Width, int Count>
-void store(const Problem& p, const Tile& tile, int64_t first_output, const float (&total)[Width][Count]) {
+template <class Out, int Width>
+WEIGHTPAGER_INLINE void store(const Problem& p, const Tile& tile, int64_t first_output,
+                              const typename Lanes<Out::N>::Float (&total)[Width][Out::Registers]) {
+    using L = Lanes<Out::N>;
     const int64_t left = p.out_features - first_output;
-    const int outputs = left < Count ? static_cast<int>(left) : Count;
-    float bias[Count];
+    const int outputs = left < Out::count ? static_cast<int>(left) : Out::count;
+    float bias[Out::count] = {};
     for (int o = 0; o < outputs; ++o) bias[o] = bias_of(p, first_output + o);
     for (int t = 0; t < tile.tokens; ++t) {
         const int64_t at = (tile.first_token + t) * p.out_features + first_output;
-        if (p.dtype == Dtype::float32)
-            for (int o = 0; o < outputs; ++o) static_cast<float*>(p.y)[at + o] = total[t][o] + bias[o];
-        else
-            for (int o = 0; o < outputs; ++o)
-                static_cast<uint16_t*>(p.y)[at + o] = to_bfloat16(total[t][o] + bias[o]);
+        for (int r = 0; r < Out::Registers; ++r) {
+            const int rest = outputs - r * Out::N;
+            if (rest <= 0) break;
+            const auto value = total[t][r] + load<typename L::Float>(bias + r * Out::N);
+            const size_t written = rest < Out::N ? static_cast<size_t>(rest) : size_t{Out::N};
+            if (p.dtype == Dtype::float32) {
+                std::memcpy(static_cast<float*>(p.y) + at + r * Out::N, &value, written * sizeof(float));
+            } else {
+                const auto halves = narrow<Out::N>(value);
+                auto* to = static_cast<uint16_t*>(p.y) + at + r * Out::N;
+                if (written == Out::N)
+                    std::memcpy(to, &halves, sizeof halves);
+                else
+                    std::memcpy(to, &halves, written * sizeof(uint16_t));
+            }
+        }
     }
 }
 
-constexpr int64_t kBlocksAhead = 2;
+constexpr int64_t kBytesAhead = 4096;  // about what memory delivers while it is asked for more
+constexpr int kIntoL2 = 2;              // which has room for more outstanding lines than L1: 34 GB/s instead of 24
 
 template <class Weights, class Out, int Width>
 int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int64_t row_in_block) {
@@ -130,35 +228,41 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
     if (first_output >= p.out_features) return kAllResident;
     const int64_t end = p.crow_indices[grid_row + 1], kept = p.crow_indices[grid_rows(p)];
     const int64_t bytes = block_bytes(p), block_rows = p.block_rows;
-    const int64_t step_bytes = Weights::step_bytes(block_rows);
+    const int64_t step_bytes = Weights::bytes * block_rows;
+    const int64_t blocks_ahead = bytes < kBytesAhead ? kBytesAhead / bytes : 1;
+    // The first to see a row of blocks fetches all of it; then it is in the cache.
+    const int64_t fetched = tile.first && row_in_block == 0 ? 2 * step_bytes : 0;
+    constexpr int width = Width * kRowsPerStep;
 
     Accumulators<Out, Width> sums;
+    Scales<Out::N> scales[Out::Registers];
     for (int64_t k = p.crow_indices[grid_row]; k < end; ++k) {
-        const uint8_t* block = find_block(p, bytes, k);
-        if (block == nullptr) return p.locations[k] / p.blocks_per_page;
+        const Place place = find_block(p, bytes, k);
+        if (place.block == nullptr) return p.locations[k] / p.blocks_per_page;
         // Blocks that follow each other in a row lie anywhere in memory: the hardware can't foresee the next.
-        const uint8_t* ahead = k + kBlocksAhead < kept ? find_block(p, bytes, k + kBlocksAhead) : block;
-        if (ahead == nullptr) ahead = block;
-
+        const Place next = k + blocks_ahead < kept ? find_block(p, bytes, k + blocks_ahead) : place;
+        const int64_t distance = next.block == nullptr ? 0 : next.block - place.block;
+        if constexpr (Weights::bytes == 2) {
+            __builtin_prefetch(next.scales + row_in_block);
+            for (int r = 0; r < Out::Registers; ++r) scales[r].read(place.scales + row_in_block + r * Out::N);
+        }
         const int64_t first_input = p.col_indices[k] * p.block_cols, inputs = p.in_features - first_input;
         const int64_t steps = ((inputs < p.block_cols ? inputs : p.block_cols) + 1) / 2;
-        const float* x = tile.x + first_input * Width;
-        const uint8_t* step = block + row_in_block * 4;
-        const int64_t distance = ahead - block;
+        const Activation* x = static_cast<const Activation*>(tile.x) + first_input / 2 * width;
+        const uint8_t* step = place.block + row_in_block * (Weights::bytes == 8 ? 4 : Weights::bytes);
         int64_t s = 0;
         for (; s + 2 <= steps; s += 2) {
-            Weights::prefetch(step + distance, block_rows);
-            sums.template add<Weights, 0>(step, block_rows, x);
-            Weights::prefetch(step + step_bytes + distance, block_rows);
-            sums.template add<Weights, 2>(step + step_bytes, block_rows, x + 2 * Width);
+            for (int64_t line = 0; line < fetched; line += 64) __builtin_prefetch(step + distance + line, 0, kIntoL2);
+            sums.template add<Weights, 0>(step, block_rows, scales, x);
+            sums.template add<Weights, 1>(step + step_bytes, block_rows, scales, x + width);
             step += 2 * step_bytes;
-            x += 4 * Width;
+            x += 2 * width;
         }
-        if (s < steps) sums.template add<Weights, 0>(step, block_rows, x);
+        if (s < steps) sums.template add<Weights, 0>(step, block_rows, scales, x);
     }
-    float total[Width][Out::count];
+    typename Lanes<Out::N>::Float total[Width][Out::Registers];
     sums.total(total);
-    store(p, tile, first_output, total);
+    store<Out, Width>(p, tile, first_output, total);
     return kAllResident;
 }
 
@@ -171,18 +275,31 @@ int64_t sweep_rows(const Problem& p, const Tile& tile, int64_t grid_row) {
     return kAllResident;
 }
 
+// As many outputs at once as the block has rows and the registers have room for: a block is then read in one go.
+template <class Weights, int Width>
+int64_t sweep_weights(const Problem& p, const Tile& tile, int64_t grid_row) {
+    constexpr int sixteen = 16 / kLanes;
+    constexpr bool room_for_four = kLanes == 16 && Width <= 4, room_for_two = kLanes == 16 && Width <= 12;
+    if constexpr (room_for_four)
+        if (p.block_rows >= 64) return sweep_rows<Weights, Outputs<kLanes, 4>, Width>(p, tile, grid_row);
+    if constexpr (room_for_two)
+        if (p.block_rows >= 32) return sweep_rows<Weights, Outputs<kLanes, 2>, Width>(p, tile, grid_row);
+    if (p.block_rows >= 16) return sweep_rows<Weights, Outputs<kLanes, sixteen>, Width>(p, tile, grid_row);
+    return sweep_rows<Weights, Outputs<kHalfLanes, 8 / kHalfLanes>, Width>(p, tile, grid_row);
+}
+
 template <int Width>
 int64_t sweep_width(const Problem& p, const Tile& tile, int64_t grid_row) {
-    const bool tall = p.block_rows >= SixteenOutputs::count;
-    if (p.weight_dtype == Dtype::bfloat16)
-        return tall ? sweep_rows<PairsOfBfloat16, SixteenOutputs, Width>(p, tile, grid_row)
-                    : sweep_rows<PairsOfBfloat16, EightOutputs, Width>(p, tile, grid_row);
-    return tall ? sweep_rows<ColumnsOfFloat32, SixteenOutputs, Width>(p, tile, grid_row)
-                : sweep_rows<ColumnsOfFloat32, EightOutputs, Width>(p, tile, grid_row);
+#if !defined(WEIGHTPAGER_EXACT)
+    if (p.weight_dtype == Dtype::float32) return sweep_weights<Float32Weights, Width>(p, tile, grid_row);
+#endif
+    if (p.weight_dtype == Dtype::bfloat16) return sweep_weights<Bfloat16Weights, Width>(p, tile, grid_row);
+    return sweep_weights<Int8Weights, Width>(p, tile, grid_row);
 }
 
 constexpr int kWidest = WEIGHTPAGER_WIDEST;
-constexpr int kWidths[] = {1, 2, 3, 4, 6, 8, 12, 16};
+constexpr int kWidths[] = {1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28};
+static_assert(kWidest <= kWidestTile);
 
 int width(int tokens) {
     for (int candidate : kWidths)
@@ -192,7 +309,7 @@ int width(int tokens) {
 
 int64_t sweep(const Problem& p, const Tile& tile, int64_t grid_row) {
     int64_t missing = kAllResident;
-    unroll<sizeof kWidths / sizeof *kWidths>([&](auto i) {
+    unroll<sizeof kWidths / sizeof *kWidths>([&](auto i) WEIGHTPAGER_INLINED {
         constexpr int candidate = kWidths[decltype(i)::value];
         if constexpr (candidate <= kWidest)
             if (candidate == tile.width) missing = sweep_width<candidate>(p, tile, grid_row);
@@ -202,7 +319,15 @@ int64_t sweep(const Problem& p, const Tile& tile, int64_t grid_row) {
 
 }  // namespace
 
+#if defined(WEIGHTPAGER_EXACT)
+extern const Kernel WEIGHTPAGER_EXACT;
+constexpr const Kernel* kExact = &WEIGHTPAGER_EXACT;
+#else
+constexpr const Kernel* kExact = nullptr;
+#endif
+
 extern const Kernel WEIGHTPAGER_KERNEL;
-const Kernel WEIGHTPAGER_KERNEL = {WEIGHTPAGER_TEXT(WEIGHTPAGER_KERNEL), kWidest, width, sweep};
+const Kernel WEIGHTPAGER_KERNEL = {
+    WEIGHTPAGER_TEXT(WEIGHTPAGER_KERNEL), kPacking, kWidest, width, sweep, kExact};
 
 }  // namespace weightpager

@@ -10,7 +10,8 @@
 #error "blocks are little-endian: an even input feature is the low half of a pair"
 #endif
 
-#define WEIGHTPAGER_INLINE inline __attribute__((always_inline))
+#define WEIGHTPAGER_INLINED __attribute__((always_inline))  // of a lambda
+#define WEIGHTPAGER_INLINE inline WEIGHTPAGER_INLINED
 
 namespace weightpager {
 namespace {  // see bfloat16.hpp
@@ -19,6 +20,9 @@ template <int N>
 struct Lanes {
     typedef float Float __attribute__((vector_size(N * sizeof(float))));
     typedef uint32_t Bits __attribute__((vector_size(N * sizeof(uint32_t))));
+    typedef int32_t Int __attribute__((vector_size(N * sizeof(int32_t))));
+    typedef uint16_t Half __attribute__((vector_size(N * sizeof(uint16_t))));
+    typedef int8_t Byte __attribute__((vector_size(N)));
 };
 
 template <class V>
@@ -40,6 +44,24 @@ WEIGHTPAGER_INLINE void unroll_over(std::integer_sequence<int, I...>, const Body
 template <int N, class Body>
 WEIGHTPAGER_INLINE void unroll(const Body& body) {
     unroll_over(std::make_integer_sequence<int, N>{}, body);
+}
+
+// N bfloat16, widened.
+template <int N>
+WEIGHTPAGER_INLINE typename Lanes<N>::Float widen(const void* from) {
+    using L = Lanes<N>;
+    const auto halves = __builtin_convertvector(load<typename L::Half>(from), typename L::Bits);
+    return reinterpret_cast<typename L::Float>(halves << 16);
+}
+
+// As `to_bfloat16`, lane by lane.
+template <int N>
+WEIGHTPAGER_INLINE typename Lanes<N>::Half narrow(typename Lanes<N>::Float value) {
+    using L = Lanes<N>;
+    const auto bits = reinterpret_cast<typename L::Bits>(value);
+    const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const auto number = (bits & 0x7fffffffu) <= 0x7f800000u;
+    return __builtin_convertvector(number ? rounded : rounded * 0 + 0x7fc0u, typename L::Half);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "memory.hpp"
 #include "paged_linear.hpp"
 #include "parallel.hpp"
 
@@ -23,13 +24,14 @@ T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-Dtype dtype_of(bool bfloat16) { return bfloat16 ? Dtype::bfloat16 : Dtype::float32; }
-
-const Kernel& kernel_named(const std::string& isa) {
-    for (const Kernel* kernel : kernels())
-        if (isa == kernel->name) return *kernel;
-    throw std::invalid_argument("this machine has no kernel '" + isa + "'");
+Dtype dtype_named(const std::string& name) {
+    if (name == "float32") return Dtype::float32;
+    if (name == "bfloat16") return Dtype::bfloat16;
+    if (name == "int8") return Dtype::int8;
+    throw std::invalid_argument("no dtype '" + name + "'");
 }
+
+Dtype dtype_of(bool bfloat16) { return bfloat16 ? Dtype::bfloat16 : Dtype::float32; }
 
 std::vector<std::string> isas() {
     std::vector<std::string> names;
@@ -37,20 +39,39 @@ std::vector<std::string> isas() {
     return names;
 }
 
-int64_t linear(const std::string& isa, uintptr_t arena, uintptr_t page_table, uintptr_t crow_indices,
-               uintptr_t col_indices, uintptr_t locations, int64_t slots, int64_t page_bytes, int64_t blocks_per_page,
-               int64_t out_features, int64_t in_features, int64_t block_rows, int64_t block_cols, bool weight_bfloat16,
-               uintptr_t x, uintptr_t y, bool bfloat16, int64_t tokens, uintptr_t bias, bool bias_bfloat16,
-               int threads) {
-    const Kernel& kernel = kernel_named(isa);
-    const Problem problem{
-        at<const uint8_t>(arena), at<const int32_t>(page_table), at<const int32_t>(crow_indices),
-        at<const int32_t>(col_indices), at<const int32_t>(locations),
-        slots, page_bytes, blocks_per_page, out_features, in_features, block_rows, block_cols,
-        dtype_of(weight_bfloat16), at<const void>(x), at<void>(y), dtype_of(bfloat16), tokens,
-        at<const void>(bias), dtype_of(bias_bfloat16)};
+// A paged weight, and what a call adds to it. The memory belongs to the caller's tensors.
+class Weight {
+   public:
+    Weight(uintptr_t arena, uintptr_t page_table, uintptr_t crow_indices, uintptr_t col_indices, uintptr_t locations,
+           int64_t slots, int64_t page_bytes, int64_t blocks_per_page, int64_t out_features, int64_t in_features,
+           int64_t block_rows, int64_t block_cols, const std::string& dtype)
+        : problem_{at<const uint8_t>(arena), at<const int32_t>(page_table), at<const int32_t>(crow_indices),
+                   at<const int32_t>(col_indices), at<const int32_t>(locations),
+                   slots, page_bytes, blocks_per_page, out_features, in_features, block_rows, block_cols,
+                   dtype_named(dtype), nullptr, nullptr, Dtype::float32, 0, nullptr, Dtype::float32} {}
+
+    // `isa` is an index into `isas()`. Returns the index of a page that isn't resident, or -1.
+    int64_t linear(size_t isa, uintptr_t x, uintptr_t y, bool bfloat16, int64_t tokens, uintptr_t bias,
+                   bool bias_bfloat16, int threads) const {
+        const Kernel& kernel = *kernels().at(isa);
+        Problem problem = problem_;
+        problem.x = at<const void>(x);
+        problem.y = at<void>(y);
+        problem.dtype = dtype_of(bfloat16);
+        problem.tokens = tokens;
+        problem.bias = at<const void>(bias);
+        problem.bias_dtype = dtype_of(bias_bfloat16);
+        nb::gil_scoped_release release;
+        return paged_linear(kernel, problem, std::max(1, threads));
+    }
+
+   private:
+    Problem problem_;
+};
+
+void read_memory(uintptr_t address, int64_t bytes, int threads) {
     nb::gil_scoped_release release;
-    return paged_linear(kernel, problem, std::max(1, threads));
+    read_all(at<const uint8_t>(address), bytes, std::max(1, threads));
 }
 
 }  // namespace
@@ -58,9 +79,13 @@ int64_t linear(const std::string& isa, uintptr_t arena, uintptr_t page_table, ui
 NB_MODULE(_native, m) {
     m.def("isas", &isas);
     m.def("threading", [] { return std::string(have_openmp() ? "gomp" : "serial"); });
-    m.def("linear", &linear, nb::kw_only(), nb::arg("isa"), nb::arg("arena"), nb::arg("page_table"),
-          nb::arg("crow_indices"), nb::arg("col_indices"), nb::arg("locations"), nb::arg("slots"),
-          nb::arg("page_bytes"), nb::arg("blocks_per_page"), nb::arg("out_features"), nb::arg("in_features"),
-          nb::arg("block_rows"), nb::arg("block_cols"), nb::arg("weight_bfloat16"), nb::arg("x"), nb::arg("y"),
-          nb::arg("bfloat16"), nb::arg("tokens"), nb::arg("bias"), nb::arg("bias_bfloat16"), nb::arg("threads"));
+    m.def("read_memory", &read_memory);
+    nb::class_<Weight>(m, "Weight")
+        .def(nb::init<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t,
+                      int64_t, int64_t, int64_t, const std::string&>(),
+             nb::kw_only(), nb::arg("arena"), nb::arg("page_table"), nb::arg("crow_indices"), nb::arg("col_indices"),
+             nb::arg("locations"), nb::arg("slots"), nb::arg("page_bytes"), nb::arg("blocks_per_page"),
+             nb::arg("out_features"), nb::arg("in_features"), nb::arg("block_rows"), nb::arg("block_cols"),
+             nb::arg("dtype"))
+        .def("linear", &Weight::linear);
 }

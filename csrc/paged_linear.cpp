@@ -2,33 +2,35 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <memory>
 
-#include "bfloat16.hpp"
 #include "parallel.hpp"
 
 namespace weightpager {
 namespace {
 
-constexpr int64_t kPanelBytes = 1 << 20;           // of widened activations; one full tile if that is more
-constexpr int64_t kPanelBytesPerThread = 1 << 18;  // packing less than this is done before another thread wakes up
-constexpr int64_t kPackedInputs = 64;              // at a time, so that what they are spread over stays cached
+constexpr int64_t kPanelBytes = 1 << 19;           // of packed activations; one full tile if that is more
+constexpr int64_t kPanelBytesPerThread = 1 << 17;  // packing less than this is done before another thread wakes up
 constexpr int64_t kSerialWork = 1 << 16;           // multiplications that are done before other threads have woken up
 constexpr int64_t kChunksPerThread = 8;            // so that a thread that is held up doesn't hold up the rest
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Some of the tokens, cut into tiles and widened to float32. Padded with zeros, which makes an odd number of
-// input features even and the last tile as wide as the kernel wants it; and packed, since rows of activations a
-// power of two apart would compete for the same cache lines.
+// What is packed of one token at a time: a cache line.
+constexpr int64_t kLine = 64 / sizeof(uint32_t);
+
+// Some of the tokens, cut into tiles and packed as the kernel wants them: the values of a tile's tokens for one input,
+// or one pair of them, lie together. Padded with zeros, which makes an odd number of input features even and the last
+// tile as wide as the kernel wants it.
 class Panel {
    public:
-    Panel(const Kernel& kernel, const Problem& problem)
-        : kernel_(kernel), p_(problem), inputs_(divide_up(problem.in_features, 2) * 2) {
-        const int64_t tile_bytes = inputs_ * kernel.widest * int64_t{sizeof(float)};
+    Panel(const Kernel& kernel, const Problem& problem) : kernel_(kernel), p_(problem) {
+        rows_ = divide_up(problem.in_features, 2) * (kernel.packing == Packing::pairs ? 1 : 2);
+        const int64_t tile_bytes = rows_ * kernel.widest * int64_t{sizeof(uint32_t)};
         const int64_t tiles = std::max<int64_t>(1, kPanelBytes / tile_bytes);
-        capacity_ = std::min(tiles, divide_up(problem.tokens, kernel.widest)) * kernel.widest;
-        packed_.reset(new float[static_cast<size_t>(capacity_ * inputs_)]);
+        capacity_ = std::min(tiles * kernel.widest, problem.tokens);
+        packed_.reset(new uint32_t[static_cast<size_t>(divide_up(capacity_, kernel.widest) * kernel.widest * rows_)]);
     }
 
     int64_t capacity() const { return capacity_; }
@@ -37,45 +39,64 @@ class Panel {
     void fill(int64_t first_token, int threads) {
         first_ = first_token;
         tokens_ = std::min(capacity_, p_.tokens - first_token);
-        const int64_t useful = 1 + tokens_ * inputs_ * int64_t{sizeof(float)} / kPanelBytesPerThread;
+        const int64_t useful = 1 + tokens_ * rows_ * int64_t{sizeof(uint32_t)} / kPanelBytesPerThread;
         parallel_for(tiles(), static_cast<int>(std::min<int64_t>(threads, useful)), [&](int64_t i) { pack(i); });
     }
 
+    // Tiles of about equal width: one that is nearly empty takes almost as long as a full one.
     Tile tile(int64_t i) const {
-        const int64_t before = i * kernel_.widest;
-        const int tokens = static_cast<int>(std::min<int64_t>(kernel_.widest, tokens_ - before));
-        return {packed_.get() + before * inputs_, first_ + before, tokens, kernel_.width(tokens)};
+        const int64_t before = tokens_ * i / tiles(), end = tokens_ * (i + 1) / tiles();
+        const int tokens = static_cast<int>(end - before);
+        return {packed_.get() + i * kernel_.widest * rows_, first_ + before, tokens, kernel_.width(tokens), i == 0};
     }
 
    private:
     void pack(int64_t i) {
         const Tile to = tile(i);
-        float* packed = packed_.get() + i * kernel_.widest * inputs_;
-        if (to.tokens < to.width || inputs_ > p_.in_features) std::fill_n(packed, inputs_ * to.width, 0.0f);
-        for (int64_t input = 0; input < p_.in_features; input += kPackedInputs)
-            for (int64_t t = 0; t < to.tokens; ++t) {
-                const int64_t from = (to.first_token + t) * p_.in_features + input;
-                const int64_t inputs = std::min(kPackedInputs, p_.in_features - input);
-                float* column = packed + input * to.width + t;
-                if (p_.dtype == Dtype::float32)
-                    spread(static_cast<const float*>(p_.x) + from, inputs, column, to.width);
-                else
-                    spread(static_cast<const uint16_t*>(p_.x) + from, inputs, column, to.width);
-            }
+        uint32_t* packed = packed_.get() + i * kernel_.widest * rows_;
+        if (p_.dtype == Dtype::float32)
+            interleave(to, packed, static_cast<const uint32_t*>(p_.x), [](uint32_t value) { return value; });
+        else if (kernel_.packing == Packing::floats)
+            interleave(to, packed, static_cast<const uint16_t*>(p_.x),
+                       [](uint16_t value) { return uint32_t{value} << 16; });
+        else
+            interleave_pairs(to, packed);
     }
 
-    static float widen(float value) { return value; }
-    static float widen(uint16_t value) { return from_bfloat16(value); }
+    template <class T, class Widen>
+    void interleave(const Tile& to, uint32_t* packed, const T* x, const Widen& widen) const {
+        by_line(to, packed, [&](int64_t token, int64_t first, uint32_t* line) {
+            const T* from = x + token * p_.in_features + first;
+            const int64_t count = std::min(kLine, p_.in_features - first);
+            for (int64_t i = 0; i < count; ++i) line[i] = widen(from[i]);
+        });
+    }
 
-    template <class T>
-    static void spread(const T* from, int64_t count, float* to, int64_t stride) {
-        for (int64_t i = 0; i < count; ++i) to[i * stride] = widen(from[i]);
+    void interleave_pairs(const Tile& to, uint32_t* packed) const {
+        by_line(to, packed, [&](int64_t token, int64_t first, uint32_t* line) {
+            const uint16_t* from = static_cast<const uint16_t*>(p_.x) + token * p_.in_features + 2 * first;
+            const int64_t count = std::min(2 * kLine, p_.in_features - 2 * first);
+            std::memcpy(line, from, static_cast<size_t>(count) * sizeof *from);
+        });
+    }
+
+    // A line of every token is gathered before any is spread: rows of activations a power of two apart would
+    // compete for the same places in the cache.
+    template <class ReadLine>
+    void by_line(const Tile& to, uint32_t* packed, const ReadLine& read) const {
+        for (int64_t first = 0; first < rows_; first += kLine) {
+            uint32_t lines[kWidestTile][kLine] = {};
+            for (int t = 0; t < to.tokens; ++t) read(to.first_token + t, first, lines[t]);
+            const int64_t count = std::min(kLine, rows_ - first);
+            for (int64_t i = 0; i < count; ++i)
+                for (int t = 0; t < to.width; ++t) packed[(first + i) * to.width + t] = lines[t][i];
+        }
     }
 
     const Kernel& kernel_;
     const Problem& p_;
-    int64_t inputs_, capacity_, first_ = 0, tokens_ = 0;
-    std::unique_ptr<float[]> packed_;
+    int64_t rows_, capacity_, first_ = 0, tokens_ = 0;
+    std::unique_ptr<uint32_t[]> packed_;
 };
 
 // The first row of blocks of a share, when rows 0 .. grid_rows are split into `shares` of equal work. A row costs
@@ -140,7 +161,9 @@ int useful_threads(const Problem& p, int threads) {
 
 }  // namespace
 
-int64_t paged_linear(const Kernel& kernel, const Problem& problem, int threads) {
+int64_t paged_linear(const Kernel& best, const Problem& problem, int threads) {
+    const bool rounds = problem.dtype == Dtype::float32 || problem.weight_dtype == Dtype::float32;
+    const Kernel& kernel = rounds && best.exact != nullptr ? *best.exact : best;
     threads = useful_threads(problem, threads);
     Panel panel(kernel, problem);
     for (int64_t token = 0; token < problem.tokens; token += panel.capacity()) {

@@ -8,7 +8,7 @@
 
 namespace weightpager {
 
-enum class Dtype : int { float32, bfloat16 };
+enum class Dtype : int { float32, bfloat16, int8 };
 
 // One call: plain memory, owned by the caller and already validated, except for `page_table`, whose entries
 // change between calls.
@@ -25,37 +25,45 @@ struct Problem {
 
     const void* x;  // [tokens, in_features]
     void* y;        // [tokens, out_features]
-    Dtype dtype;    // of x and y
+    Dtype dtype;    // of x and y: float32 or bfloat16
     int64_t tokens;
     const void* bias;  // [out_features] or null
-    Dtype bias_dtype;
+    Dtype bias_dtype;  // float32 or bfloat16
 };
 
 namespace {  // as in bfloat16.hpp, and for the same reason
 
 inline int64_t grid_rows(const Problem& p) { return (p.out_features + p.block_rows - 1) / p.block_rows; }
 
-inline int64_t block_bytes(const Problem& p) {
-    return p.block_rows * p.block_cols * (p.weight_dtype == Dtype::bfloat16 ? 2 : 4);
-}
+inline int64_t element_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::bfloat16 ? 2 : 1; }
+
+inline int64_t block_bytes(const Problem& p) { return p.block_rows * p.block_cols * element_bytes(p.weight_dtype); }
 
 }  // namespace
 
+// How a kernel wants the activations: one 32-bit number per token and input, or per token and pair of inputs.
+enum class Packing : int { floats, pairs };
+
 // Tokens are worked on in tiles: `width` columns of which the first `tokens` are real.
 struct Tile {
-    const float* x;  // [in_features rounded up to even, width], zero where padded
+    const void* x;  // [in_features rounded up to even (or half of that), width] 32-bit numbers, zero where padded
     int64_t first_token;
     int tokens, width;
+    bool first;  // of those that a row of blocks is swept for
 };
 
 constexpr int64_t kAllResident = -1;
+constexpr int kWidestTile = 28;
 
 struct Kernel {
     const char* name;
-    int widest;                               // tokens in a full tile
-    int (*width)(int tokens);                 // of the narrowest tile that holds them
+    Packing packing;
+    int widest;                // tokens in a full tile
+    int (*width)(int tokens);  // of the narrowest tile that holds them
     // Writes one row of blocks for one tile. Returns `kAllResident` or the index of a page that isn't.
     int64_t (*sweep)(const Problem& problem, const Tile& tile, int64_t grid_row);
+    // Serves what this one can't: pairs of bfloat16 would round float32 activations or weights.
+    const Kernel* exact;
 };
 
 // What this machine can run, best first; never empty.

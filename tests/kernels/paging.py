@@ -28,11 +28,12 @@ def masked(dense: Tensor, mask: Tensor, block_rows: int, block_cols: int) -> Ten
 def page(dense: Tensor, mask: Tensor, block_rows: int, block_cols: int, seed: int = 0, trailer: int = 0) -> PagedWeight:
     """Page the kept blocks of ``dense`` [O, I]; each page ends with ``trailer`` bytes that belong to no block.
 
-    Blocks are spread over more places than needed, pages over more slots than needed, and whatever isn't a kept
-    block is filled with bytes that would spoil any result.
+    An int8 weight gets random scales; `dense_weight` multiplies them out. Blocks are spread over more places than
+    needed, pages over more slots than needed, and whatever isn't a kept block is filled with bytes that would spoil
+    any result.
     """
     random = torch.Generator().manual_seed(seed)
-    step = 4 // dense.dtype.itemsize
+    step = 1 if dense.dtype == torch.float32 else 2
     blocks = cut(dense, block_rows, block_cols)[mask]  # [kept, block_rows, block_cols]
     steps = blocks.view(-1, block_rows, block_cols // step, step).transpose(1, 2).contiguous()
     raw = steps.view(torch.uint8).view(len(blocks), block_rows * block_cols * dense.dtype.itemsize)
@@ -43,7 +44,11 @@ def page(dense: Tensor, mask: Tensor, block_rows: int, block_cols: int, seed: in
     page_table = torch.randperm(slots, generator=random)[:pages]
     places = torch.full((slots, PAGE_BLOCKS, raw.shape[1]), 0xFF, dtype=torch.uint8)  # 0xFFFF...: NaN
     places[page_table[locations // PAGE_BLOCKS], locations % PAGE_BLOCKS] = raw
-    arena = torch.nn.functional.pad(places.flatten(1), (0, trailer), value=0xFF)
+    scales = torch.empty(slots, 0, dtype=torch.uint8)
+    if dense.dtype == torch.int8:
+        drawn = torch.rand(slots, PAGE_BLOCKS * block_rows, generator=random) + 0.01
+        scales = drawn.bfloat16().view(torch.uint8)
+    arena = torch.nn.functional.pad(torch.cat([places.flatten(1), scales], 1), (0, trailer), value=0xFF)
 
     return PagedWeight(
         arena=arena,

@@ -55,6 +55,19 @@ def test_elements_lie_where_the_layout_says(dtype: torch.dtype) -> None:
     assert dense_weight(paged).tolist() == expected
 
 
+def test_int8_blocks_have_their_scales_after_the_last_block() -> None:
+    numbers = torch.arange(-64, 64, dtype=torch.int8)
+    scales = torch.tensor([0.5, 1, 2, 4, 8, 16, 32, 64]).bfloat16()
+    unused = torch.full((16,), 0xFF, dtype=torch.uint8)  # the scales of a second block would begin here
+    page = torch.cat([numbers.view(torch.uint8), scales.view(torch.uint8), unused[:7]])
+    index = torch.zeros(1, dtype=torch.int32)
+    paged = PagedWeight(page[None], index, int32(0, 1), index, index, 8, 16, 8, 16, torch.int8)
+    assert (paged.block_bytes, paged.scale_bytes, paged.blocks_per_page) == (128, 16, 1)
+    dense = dense_weight(paged)
+    for r, scale in enumerate(scales.tolist()):
+        assert dense[r].tolist() == [scale * int(numbers[((c // 2) * 8 + r) * 2 + c % 2]) for c in range(16)]
+
+
 def test_the_dense_weight_is_the_masked_one() -> None:
     dense = torch.randn(20, 30)
     assert torch.equal(dense_weight(page(dense, MASK, 8, 8, trailer=5)), masked(dense, MASK, 8, 8))
@@ -67,7 +80,7 @@ def int32(*values: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dtype": torch.float16}, "dtype: expected torch.bfloat16 or torch.float32, got torch.float16"),
+        ({"dtype": torch.float16}, "dtype: expected torch.bfloat16, torch.float32 or torch.int8, got torch.float16"),
         ({"out_features": 0}, "out_features: expected 1 to"),
         ({"in_features": 2**31}, "in_features: expected 1 to"),
         ({"block_rows": 4}, "block_rows: expected a power of two from 8 to 256, got 4"),

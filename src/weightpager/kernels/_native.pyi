@@ -1,26 +1,34 @@
 def isas() -> list[str]: ...
 def threading() -> str: ...
-def linear(
-    *,
-    isa: str,
-    arena: int,
-    page_table: int,
-    crow_indices: int,
-    col_indices: int,
-    locations: int,
-    slots: int,
-    page_bytes: int,
-    blocks_per_page: int,
-    out_features: int,
-    in_features: int,
-    block_rows: int,
-    block_cols: int,
-    weight_bfloat16: bool,
-    x: int,
-    y: int,
-    bfloat16: bool,
-    tokens: int,
-    bias: int,
-    bias_bfloat16: bool,
-    threads: int,
-) -> int: ...
+def read_memory(address: int, size: int, threads: int, /) -> None: ...
+
+class Weight:
+    def __init__(
+        self,
+        *,
+        arena: int,
+        page_table: int,
+        crow_indices: int,
+        col_indices: int,
+        locations: int,
+        slots: int,
+        page_bytes: int,
+        blocks_per_page: int,
+        out_features: int,
+        in_features: int,
+        block_rows: int,
+        block_cols: int,
+        dtype: str,
+    ) -> None: ...
+    def linear(
+        self,
+        isa: int,
+        x: int,
+        y: int,
+        bfloat16: bool,
+        tokens: int,
+        bias: int,
+        bias_bfloat16: bool,
+        threads: int,
+        /,
+    ) -> int: ...

@@ -22,41 +22,63 @@ def threading() -> str:
     return _native.threading()
 
 
-def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None, isa: str) -> Tensor:
-    """``x @ W.T + bias`` by the kernel for ``isa``, on ``torch.get_num_threads()`` threads.
+def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None, isa: int) -> Tensor:
+    """``x @ W.T + bias`` on ``torch.get_num_threads()`` threads; their number doesn't change the result.
 
-    ``x`` and ``bias`` have been checked by `weightpager.kernels.paged_linear`; the number of threads doesn't change
-    the result.
+    ``x`` and ``bias`` have been checked by `weightpager.kernels.paged_linear`.
+
+    Args:
+        x: [..., in_features].
+        weight: the weight.
+        bias: [out_features].
+        isa: which kernel, as an index into `isas`.
 
     Raises:
         PageNotResidentError: a block's page is not in the arena.
     """
-    rows = x.detach().reshape(-1, weight.in_features).contiguous()
-    bias = None if bias is None else bias.detach().contiguous()
-    y = torch.empty(rows.shape[0], weight.out_features, dtype=x.dtype)
-    missing = _native.linear(
-        isa=isa,
-        arena=weight.arena.data_ptr(),
-        page_table=weight.page_table.data_ptr(),
-        crow_indices=weight.crow_indices.data_ptr(),
-        col_indices=weight.col_indices.data_ptr(),
-        locations=weight.locations.data_ptr(),
-        slots=weight.arena.shape[0],
-        page_bytes=weight.arena.shape[1],
-        blocks_per_page=weight.blocks_per_page,
-        out_features=weight.out_features,
-        in_features=weight.in_features,
-        block_rows=weight.block_rows,
-        block_cols=weight.block_cols,
-        weight_bfloat16=weight.dtype == torch.bfloat16,
-        x=rows.data_ptr(),
-        y=y.data_ptr(),
-        bfloat16=x.dtype == torch.bfloat16,
-        tokens=rows.shape[0],
-        bias=0 if bias is None else bias.data_ptr(),
-        bias_bfloat16=bias is not None and bias.dtype == torch.bfloat16,
-        threads=torch.get_num_threads(),
+    rows = x if x.is_contiguous() else x.contiguous()
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
+    y = torch.empty((*x.shape[:-1], weight.out_features), dtype=x.dtype)
+    missing = _native_weight(weight).linear(
+        isa,
+        rows.data_ptr(),
+        y.data_ptr(),
+        x.dtype == torch.bfloat16,
+        rows.numel() // weight.in_features,
+        0 if bias is None else bias.data_ptr(),
+        bias is not None and bias.dtype == torch.bfloat16,
+        torch.get_num_threads(),
     )
     if missing >= 0:
         raise PageNotResidentError(missing)
-    return y.view(*x.shape[:-1], weight.out_features)
+    return y
+
+
+def read_memory(tensor: Tensor) -> None:
+    """Read all bytes of a contiguous tensor and do nothing with them, as fast as this machine can."""
+    _native.read_memory(tensor.data_ptr(), tensor.nbytes, torch.get_num_threads())
+
+
+def _native_weight(weight: PagedWeight) -> _native.Weight:
+    """The weight as the native module knows it, made at the first use: its tensors never move."""
+    if not weight.native:
+        weight.native.append(
+            _native.Weight(
+                arena=weight.arena.data_ptr(),
+                page_table=weight.page_table.data_ptr(),
+                crow_indices=weight.crow_indices.data_ptr(),
+                col_indices=weight.col_indices.data_ptr(),
+                locations=weight.locations.data_ptr(),
+                slots=weight.arena.shape[0],
+                page_bytes=weight.arena.shape[1],
+                blocks_per_page=weight.blocks_per_page,
+                out_features=weight.out_features,
+                in_features=weight.in_features,
+                block_rows=weight.block_rows,
+                block_cols=weight.block_cols,
+                dtype=str(weight.dtype).removeprefix("torch."),
+            )
+        )
+    made: _native.Weight = weight.native[0]
+    return made

@@ -58,14 +58,17 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> 
         if bias.shape != (weight.out_features,):
             raise ValueError(f"bias: expected [{weight.out_features}], got {list(bias.shape)}")
     chosen = isa()
-    y = reference.paged_linear(x, weight, bias) if chosen == _REFERENCE else cpu.paged_linear(x, weight, bias, chosen)
+    if chosen == _REFERENCE:
+        y = reference.paged_linear(x, weight, bias)
+    else:
+        y = cpu.paged_linear(x, weight, bias, _NATIVE.index(chosen))
     with _calls_lock:
         _calls[chosen] += 1
     return y
 
 
 def isa() -> str:
-    """What `paged_linear` runs on: "avx512", "avx2", "neon", "generic" or "reference".
+    """What `paged_linear` runs on: one of `available`.
 
     Raises:
         ConfigError: ``WEIGHTPAGER_ISA`` names one that can't run here.

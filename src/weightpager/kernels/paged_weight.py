@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_DTYPES = (torch.bfloat16, torch.float32)
-_STEP_BYTES = 4
-"""Of one output feature's neighbouring weights in a block: a pair of bfloat16, or one float32."""
+_FEATURES_PER_STEP = {torch.bfloat16: 2, torch.float32: 1, torch.int8: 2}
+"""Input features that are neighbours in a block, by dtype."""
+
+_SCALE = torch.bfloat16
+"""Of int8 blocks: one for every output of a block, in the trailer of its page."""
 
 
 class PageNotResidentError(RuntimeError):
@@ -25,7 +28,9 @@ class PagedWeight:
     """One paged weight ``[out_features, in_features]`` of one task, as a kernel sees it; tensors only.
 
     The weight is cut into blocks of ``block_rows x block_cols``, zero-padded at the edges. Element (r, c) of a block
-    is its element ``((c // p) * block_rows + r) * p + c % p``, where p is 2 for bfloat16 and 1 for float32.
+    is its element ``((c // p) * block_rows + r) * p + c % p``, where p is 1 for float32 and 2 for the others. After its
+    blocks, a page of int8 ones has their scales, bfloat16 [blocks_per_page, block_rows]: a weight is its number times
+    the scale of its block and row.
 
     Everything but the arena's bytes and the page table's entries is checked here, once, and must not change
     afterwards. Those two change with every load; kernels look at an entry each time they use it.
@@ -40,7 +45,8 @@ class PagedWeight:
         in_features: of the layer, which needn't be a multiple of ``block_cols``.
         block_rows: output features of a block, a power of two from 8 to 256.
         block_cols: input features of a block, a power of two from 8 to 256.
-        dtype: torch.bfloat16 or torch.float32.
+        dtype: torch.bfloat16, torch.float32 or torch.int8.
+        native: what the native kernels made of all this, at their first call.
 
     Raises:
         ValueError: something is not as described; the text says what.
@@ -56,6 +62,7 @@ class PagedWeight:
     block_rows: int
     block_cols: int
     dtype: torch.dtype
+    native: list[Any] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -66,18 +73,23 @@ class PagedWeight:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes in a block."""
+        """Bytes in a block, without its scales."""
         return self.block_rows * self.block_cols * self.dtype.itemsize
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of a block's scales."""
+        return self.block_rows * _SCALE.itemsize if self.dtype == torch.int8 else 0
 
     @property
     def blocks_per_page(self) -> int:
         """Blocks in a page; what is left of the page's bytes is not theirs."""
-        return int(self.arena.shape[1]) // self.block_bytes
+        return int(self.arena.shape[1]) // (self.block_bytes + self.scale_bytes)
 
     @property
     def features_per_step(self) -> int:
         """Input features that are neighbours in a block: the p of the layout."""
-        return _STEP_BYTES // self.dtype.itemsize
+        return _FEATURES_PER_STEP[self.dtype]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -90,8 +102,8 @@ class PagedWeight:
         return int(self.col_indices.shape[0])
 
     def _check_sizes(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype: expected torch.bfloat16 or torch.float32, got {self.dtype}")
+        if self.dtype not in _FEATURES_PER_STEP:
+            raise ValueError(f"dtype: expected torch.bfloat16, torch.float32 or torch.int8, got {self.dtype}")
         for name in ("out_features", "in_features"):
             size = getattr(self, name)
             if not 1 <= size < 2**31:
@@ -106,8 +118,9 @@ class PagedWeight:
         _check_tensor("arena", self.arena, torch.uint8, 2)
         for name in ("page_table", "crow_indices", "col_indices", "locations"):
             _check_tensor(name, getattr(self, name), torch.int32, 1)
-        if self.arena.shape[1] < self.block_bytes:
-            raise ValueError(f"arena: expected pages of at least {self.block_bytes} bytes, got {self.arena.shape[1]}")
+        least = self.block_bytes + self.scale_bytes
+        if self.arena.shape[1] < least:
+            raise ValueError(f"arena: expected pages of at least {least} bytes, got {self.arena.shape[1]}")
         if self.crow_indices.shape[0] != grid_rows + 1:
             raise ValueError(f"crow_indices: expected {grid_rows + 1} entries, got {self.crow_indices.shape[0]}")
         if self.locations.shape != self.col_indices.shape:

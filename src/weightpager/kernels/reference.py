@@ -9,15 +9,16 @@ from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
 
 
 def dense_weight(weight: PagedWeight) -> Tensor:
-    """The weight as ``[out_features, in_features]`` in its own dtype, zero where a block is dropped.
+    """The weight as ``[out_features, in_features]``, zero where a block is dropped; of int8, float32 multiplied out.
 
     Raises:
         PageNotResidentError: a block's page is not in the arena.
     """
     grid_rows, grid_cols = weight.grid
     rows = torch.arange(grid_rows).repeat_interleave(weight.crow_indices.diff().long())  # [kept]
-    dense = torch.zeros(grid_rows, grid_cols, weight.block_rows, weight.block_cols, dtype=weight.dtype)
-    dense[rows, weight.col_indices.long()] = _blocks(weight)
+    blocks = _blocks(weight)
+    dense = torch.zeros(grid_rows, grid_cols, weight.block_rows, weight.block_cols, dtype=blocks.dtype)
+    dense[rows, weight.col_indices.long()] = blocks
     padded = dense.transpose(1, 2).reshape(grid_rows * weight.block_rows, grid_cols * weight.block_cols)
     return padded[: weight.out_features, : weight.in_features]
 
@@ -37,12 +38,17 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> 
 def _blocks(weight: PagedWeight) -> Tensor:
     """The kept blocks, [kept, block_rows, block_cols]."""
     per_page, step = weight.blocks_per_page, weight.features_per_step
-    pages = weight.locations.long() // per_page
+    pages, places = weight.locations.long() // per_page, weight.locations.long() % per_page
     slots = weight.page_table[pages].long()
     absent = (slots < 0) | (slots >= weight.arena.shape[0])
     if bool(absent.any()):
         raise PageNotResidentError(int(pages[absent][0]))
-    places = weight.arena[:, : per_page * weight.block_bytes].view(-1, per_page, weight.block_bytes)
-    raw = places[slots, weight.locations.long() % per_page]  # [kept, block_bytes], a copy
+    used = per_page * weight.block_bytes
+    raw = weight.arena[:, :used].view(-1, per_page, weight.block_bytes)[slots, places]  # [kept, block_bytes], a copy
     steps = raw.view(weight.dtype).view(-1, weight.block_cols // step, weight.block_rows, step)
-    return steps.transpose(1, 2).reshape(-1, weight.block_rows, weight.block_cols)
+    blocks = steps.transpose(1, 2).reshape(-1, weight.block_rows, weight.block_cols)
+    if weight.scale_bytes == 0:
+        return blocks
+    trailer = weight.arena[:, used : used + per_page * weight.scale_bytes]
+    scales = trailer.view(-1, per_page, weight.scale_bytes)[slots, places].view(torch.bfloat16)  # [kept, block_rows]
+    return blocks.float() * scales.float()[:, :, None]
