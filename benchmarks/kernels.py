@@ -116,9 +116,8 @@ def main(
 
 def filled_arena() -> Tensor:
     """A GiB of pages whose bytes are small numbers in bfloat16, float32 and int8 alike."""
-    piece = (
-        torch.randint(0x3800, 0x3D00, (1 << 22,), dtype=torch.int16) | (torch.randint(0, 2, (1 << 22,)) << 15).short()
-    )
+    size = (1 << 22,)
+    piece = torch.randint(0x3800, 0x3D00, size).short() | torch.randint(0, 2, size).short() << 15
     return piece.repeat(ROTATED // piece.nbytes).view(torch.uint8).view(-1, PAGE_BYTES)
 
 
@@ -142,13 +141,22 @@ def measured(shape: Shape, tokens: int, arena: Tensor, repeats: int) -> Iterator
     for variant, size in sizes.items():
         ms, dense_ms = (1e3 * statistics.median(seconds[key]) for key in (variant, "dense"))
         ratio = statistics.median(a / b for a, b in zip(seconds["dense"], seconds[variant], strict=True))
+        prepacked = 1e3 * statistics.median(seconds["prepacked"]) if "prepacked" in seconds else None
         yield Row(
-            kernel="paged_linear", isa=kernels.isa(), shape=str(shape), block="x".join(map(str, variant.block)),
-            dtype=str(variant.dtype).removeprefix("torch."), sparsity=variant.sparsity, tokens=tokens,
-            ms=round(ms, 5), dense_ms=round(dense_ms, 5),
-            prepacked_ms=round(1e3 * statistics.median(seconds["prepacked"]), 5) if "prepacked" in seconds else None,
-            speedup=round(ratio, 3), gbps=round(size / ms / 1e6, 2), read_gbps=round(size / statistics.median(seconds[size]) / 1e9, 2),
-        )  # fmt: skip
+            kernel="paged_linear",
+            isa=kernels.isa(),
+            shape=str(shape),
+            block="x".join(map(str, variant.block)),
+            dtype=str(variant.dtype).removeprefix("torch."),
+            sparsity=variant.sparsity,
+            tokens=tokens,
+            ms=round(ms, 5),
+            dense_ms=round(dense_ms, 5),
+            prepacked_ms=None if prepacked is None else round(prepacked, 5),
+            speedup=round(ratio, 3),
+            gbps=round(size / ms / 1e6, 2),
+            read_gbps=round(size / statistics.median(seconds[size]) / 1e9, 2),
+        )
 
 
 def timed(calls: dict[Key, Call], x: Tensor, repeats: int) -> dict[Key, list[float]]:
@@ -190,7 +198,7 @@ def prepacked_layer(shape: Shape, tokens: int) -> Call:
 
 def paged_layer(shape: Shape, variant: Variant, arena: Tensor) -> tuple[Call, int]:
     """Ours, and the bytes of its kept blocks."""
-    rows, columns = (-(-size // part) for size, part in zip((shape.out_features, shape.in_features), variant.block))
+    rows, columns = -(-shape.out_features // variant.block[0]), -(-shape.in_features // variant.block[1])
     random = torch.Generator().manual_seed(0)
     kept = round((1 - variant.sparsity) * rows * columns)
     places = torch.randperm(rows * columns, generator=random)[:kept].sort().values
@@ -232,8 +240,8 @@ def line(row: Row) -> str:
     """A row for people."""
     prepacked = "" if row.prepacked_ms is None else f" prepacked {row.prepacked_ms:9.4f}"
     return (
-        f"{row.shape:24} {row.block:6} {row.dtype:9} {row.sparsity:4.0%} {row.tokens:4} tokens  {row.ms:9.4f} ms, dense "
-        f"{row.dense_ms:9.4f}{prepacked}: {row.speedup:5.2f} x  {row.gbps:6.2f} of {row.read_gbps:6.2f} GB/s"
+        f"{row.shape:24} {row.block:6} {row.dtype:9} {row.sparsity:4.0%} {row.tokens:4} tokens  {row.ms:9.4f} ms, "
+        f"dense {row.dense_ms:9.4f}{prepacked}: {row.speedup:5.2f} x  {row.gbps:6.2f} of {row.read_gbps:6.2f} GB/s"
     )
 
 
