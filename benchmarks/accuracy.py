@@ -20,16 +20,19 @@ import typer
 from benchmarks import rows as table
 from benchmarks.rows import Row
 from benchmarks.study import Outcome, Setting, Study
+from weightpager.blocks import BlockShape
+from weightpager.bundle.layout import block_bytes
 from weightpager.cli import output
-from weightpager.compiler.quantise import INT4, INT8, Quantisation
+from weightpager.compiler.quantise import INT4, INT8
 from weightpager.compiler.task_file import TaskFile, from_dict
 from weightpager.compiler.task_sections import RecoverSpec
 from weightpager.config import cache_dir
 from weightpager.samples import Sample, language_modeling, minilm, smollm2
 from weightpager.samples import prepare as text_tasks
 
-BLOCK_INT8 = Quantisation(8, 32)
-"""A scale per block and output row, as the page format has it."""
+_BLOCK = BlockShape(16, 32)
+INT8_BYTES = block_bytes(_BLOCK, "int8") / block_bytes(_BLOCK, "bfloat16")
+"""Of a block with its scales, as a share of the same one in bfloat16."""
 
 METHODS = ("ours", "ours_private", "ours_int8", "unaligned", "shared_mask", "shared_mask_int8", "per_task_checkpoint")
 
@@ -124,9 +127,9 @@ def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: 
         return
     yield Setting("unaligned", fraction, fraction, 0.0, shared)
     yield Setting("per_task_checkpoint", fraction, fraction, 0.0, whole)
-    density = min(1.0, fraction / BLOCK_INT8.fraction(32))
-    yield Setting("ours_int8", fraction, density, chosen, shared, BLOCK_INT8)
-    yield Setting("shared_mask_int8", fraction, density, float("inf"), shared, BLOCK_INT8)
+    density = min(1.0, fraction / INT8_BYTES)
+    yield Setting("ours_int8", fraction, density, chosen, shared, "int8")
+    yield Setting("shared_mask_int8", fraction, density, float("inf"), shared, "int8")
 
 
 def main(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from weightpager.bundle import Bundle, writing
+from weightpager.bundle.layout import PageDtype, block_bytes
 from weightpager.compiler.block_choice import choose_blocks
 from weightpager.compiler.data import Example
 from weightpager.compiler.finetune import Lesson, finetune
@@ -44,7 +45,7 @@ class Setting:
         density: share of the blocks that a task keeps.
         alignment: λ.
         recover: how accuracy is won back.
-        quantisation: of the values that are kept.
+        dtype: of the pages.
     """
 
     method: str
@@ -52,7 +53,7 @@ class Setting:
     density: float
     alignment: float
     recover: RecoverSpec
-    quantisation: Quantisation | None = None
+    dtype: PageDtype = "bfloat16"
 
     @property
     def joint(self) -> str:
@@ -152,25 +153,25 @@ class Study:
     def sparse(self, setting: Setting) -> Outcome:
         """A bundle compiled by this setting, measured through the engine."""
         prepared = self.prepared(setting.fraction).changed(
-            sparsity=1 - setting.density, alignment=setting.alignment, recover=setting.recover
+            sparsity=1 - setting.density, alignment=setting.alignment, recover=setting.recover, dtype=setting.dtype
         )
         clock, journal = Clock(), self._journal(f"{setting.fraction}-{setting.joint}")
         with clock.stage("align"):
             masks, gap = choose_blocks(prepared)
         with clock.stage("recover", journal):
             weights = recover(prepared.source, prepared.data, masks, journal, self._told(setting))
-            weights = replace(weights, quantisation=setting.quantisation)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "study.bundle"
             with writing(path) as writer:
                 report = assemble(writer, prepared, masks, weights, gap, clock, self._told(setting))
             bundle = Bundle.open(path)
-        scale = 1.0 if setting.quantisation is None else setting.quantisation.fraction(0)
+        task_file = prepared.source.task_file
+        scale = block_bytes(task_file.block, task_file.dtype) / block_bytes(task_file.block, "bfloat16")
         return Outcome(
             {task.name: task.sparse for task in report.tasks},
             max(task.density for task in report.tasks) * scale,
             report.mean_overlap,
-            {task: int(size * scale) for task, size in switch_bytes(bundle).items()},
+            switch_bytes(bundle),
             sum(seconds for stage, seconds in clock.seconds.items() if stage != "measure sparse"),
         )
 

@@ -117,7 +117,7 @@ def test_merge_keys_work(write: Writer) -> None:
         ("xyz: 1", "xyz: unknown key; the keys here are model, block"),
         ("block: 16x33", "block cols: expected a power of two from 8 to 256, got 33"),
         ("block: big", "block: expected ROWSxCOLS such as 16x32, got 'big'"),
-        ("dtype: bfloat61", "dtype: expected 'bfloat16' or 'float32', found 'bfloat61'; did you mean 'bfloat16'?"),
+        ("dtype: int9", "dtype: expected 'bfloat16', 'float32' or 'int8', found 'int9'; did you mean 'int8'?"),
         ("sparsity: 1", "sparsity: expected less than 1, found 1"),
         ("sparsity: -0.1", "sparsity: expected at least 0, found -0.1"),
         ("sparsity: half", "sparsity: expected a number, found 'half'"),
@@ -189,7 +189,7 @@ def test_says_what_is_wrong_between_tasks(write: Writer, more: str, expected: st
 
 def test_every_error_is_named_at_once(write: Writer) -> None:
     with pytest.raises(ConfigError) as caught:
-        task_file.load(write("sparsity: 2\ndtype: int8", "    items: 0"))
+        task_file.load(write("sparsity: 2\ndtype: int9", "    items: 0"))
     assert len(str(caught.value).splitlines()) == 3
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from weightpager.blocks import MAX_TASKS, BlockGrid, BlockShape
-from weightpager.bundle.layout import block_bytes
+from weightpager.bundle.layout import PageDtype, block_bytes
 from weightpager.bundle.page_file import ALIGNMENT, file_name
 from weightpager.errors import BundleFormatError, ConfigError
 
@@ -82,7 +82,7 @@ class Manifest(Strict):
     generator: str
     block: str
     layout: Literal["interleaved"]
-    dtype: Literal["bfloat16", "float32"]
+    dtype: PageDtype
     page_bytes: Annotated[int, Field(ge=ALIGNMENT, le=2**28)]
     page_files: Annotated[list[Count], Field(max_length=10_000)]
     layers: Annotated[int, Field(ge=1, le=2**16)]
@@ -108,8 +108,8 @@ class Manifest(Strict):
             block = BlockShape.parse(self.block)
         except ConfigError as error:
             raise ValueError(str(error)) from error
-        if self.page_bytes % ALIGNMENT or self.page_bytes % block_bytes(block, self.dtype):
-            raise ValueError(f"page_bytes a multiple of {ALIGNMENT} and of the block's bytes, got {self.page_bytes}")
+        if self.page_bytes % ALIGNMENT or self.page_bytes < block_bytes(block, self.dtype):
+            raise ValueError(f"page_bytes a multiple of {ALIGNMENT} that holds a block, got {self.page_bytes}")
         if self.pages * self.blocks_per_page >= 2**31:
             raise ValueError(f"fewer than 2^31 block locations, got {self.pages * self.blocks_per_page}")
         for what, names in (("task", [t.name for t in self.tasks]), ("weight", [w.name for w in self.weights])):

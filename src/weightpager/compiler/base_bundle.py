@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from weightpager.blocks import MAX_TASKS
 from weightpager.bundle import Bundle
-from weightpager.bundle.layout import STORAGE, deinterleave
+from weightpager.bundle.layout import decode
 from weightpager.bundle.permutations import Permutations
 from weightpager.bundle.reader import RESIDENT
 from weightpager.compiler import reorder
@@ -170,19 +170,10 @@ class BaseBundle:
     def _completed(self, info: PagedWeightInfo, weight: Tensor, reader: BlockReader) -> npt.NDArray[Any]:
         """A weight ``[out_features, in_features]`` with the blocks that the bundle has."""
         has = np.flatnonzero(self.locations[info.name] >= 0)
-        dtype = self.bundle.manifest.dtype
-        flat = reader.read(self.locations[info.name][has]).view(STORAGE[dtype])  # [N, block size]
-        values = deinterleave(flat, info.grid.block)
+        blocks = reader.read(self.locations[info.name][has])  # [N, block bytes]
         cut = info.grid.cut(weight.numpy()).copy()  # [rows, cols, BH, BW]
-        cut[np.divmod(has, info.grid.cols)] = _widened(values, dtype)
+        cut[np.divmod(has, info.grid.cols)] = decode(blocks, info.grid.block, self.bundle.manifest.dtype)
         return info.grid.join(cut)
-
-
-def _widened(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
-    """Float32 of what pages hold."""
-    if dtype == "bfloat16":
-        return np.asarray((values.astype(np.uint32) << np.uint32(16)).view(np.float32))
-    return values.astype(np.float32)
 
 
 def _whereabouts(bundle: Bundle, weight: str, blocks: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:

@@ -116,7 +116,7 @@ def pack(stored: Sequence[StoredBlocks], page_bytes: int, block_bytes: int) -> P
     Args:
         stored: of every paged weight, in execution order.
         page_bytes: bytes of a page.
-        block_bytes: bytes of a block, which divides a page.
+        block_bytes: bytes of a block; what they leave of a page holds nothing.
     """
     places = page_bytes // block_bytes
     weights, blocks, users, layers = [], [], [], []
@@ -151,13 +151,18 @@ def pack_best(
 
     Sizes whose mean over-read exceeds `OVER_READ_LIMIT` are out, unless all are: then the least over-read wins.
     """
-    sizes = [size for size in PAGE_SIZES if size % block_bytes == 0]
-    packings = [pack(stored, size, block_bytes) for size in reversed(sizes)]
+    packings = [pack(stored, size, block_bytes) for size in reversed(_page_sizes(block_bytes))]
     tasks = len(switch_rate)
     frugal = [packing for packing in packings if mean_over_read(packing, stored, tasks) <= OVER_READ_LIMIT]
     if not frugal:
         return min(packings, key=lambda packing: mean_over_read(packing, stored, tasks))
     return min(frugal, key=lambda packing: expected_seconds(packing, switch_rate, storage))
+
+
+def _page_sizes(block_bytes: int) -> list[int]:
+    """Those that hold a block, and waste little at their end if there is such a size."""
+    possible = [size for size in PAGE_SIZES if size >= block_bytes]
+    return [size for size in possible if size % block_bytes <= OVER_READ_LIMIT * size] or possible
 
 
 def expected_seconds(packing: Packing, switch_rate: npt.NDArray[np.float64], storage: StorageModel) -> float:

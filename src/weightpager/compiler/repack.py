@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 from weightpager.bundle import Bundle, BundleWriter, PageIndex, page_file, page_index, writing
 from weightpager.bundle.fill import over_read, page_fill
+from weightpager.bundle.layout import page_content
 from weightpager.bundle.reader import tables_file
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.pack import Packing, StoredBlocks, pack, pack_best
@@ -179,8 +180,9 @@ class _Repacking:
             filled = packing.weights[span] >= 0
             flat = np.zeros((len(filled), self.subset.bundle.block_bytes), np.uint8)
             flat[filled] = reader.read(self._locations(span)[filled])
-            for page in flat.reshape(len(here), -1):
-                content = page.tobytes().ljust(packing.page_bytes, b"\0")
+            manifest = self.subset.bundle.manifest
+            for page in flat.reshape(len(here), places, -1):
+                content = page_content(page, manifest.block_shape, manifest.dtype, packing.page_bytes)
                 digests.append(blake3(content).digest())
                 yield content
 

@@ -14,7 +14,6 @@ from weightpager.errors import ConfigError
 
 Saliency = Literal["gradient", "second-moment", "block-obs"]
 RecoverMethod = Literal["none", "closed-form", "finetune"]
-PageDtype = Literal["bfloat16", "float32"]
 
 _PAGE_LIMITS = (4096, 2**28)
 

@@ -14,7 +14,7 @@ from yaml.constructor import ConstructorError
 
 from weightpager.blocks import MAX_TASKS, BlockShape
 from weightpager.bundle.files import hash_file
-from weightpager.bundle.layout import block_bytes
+from weightpager.bundle.layout import PageDtype, block_bytes
 from weightpager.bundle.manifest import TaskName
 from weightpager.compiler.task_fields import (
     Block,
@@ -22,7 +22,6 @@ from weightpager.compiler.task_fields import (
     Frozen,
     ModelDirectory,
     Page,
-    PageDtype,
     Saliency,
     Size,
     Sparsity,

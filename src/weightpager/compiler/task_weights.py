@@ -12,7 +12,6 @@ from torch import Tensor
 
 from weightpager.bundle.adapter import LowRank
 from weightpager.compiler.own_weights import SHARED, Versions
-from weightpager.compiler.quantise import Quantisation
 from weightpager.compiler.source import PagedWeightInfo, Source
 
 
@@ -36,21 +35,15 @@ class TaskWeights:
     Attributes:
         source: whose modules hold the values.
         private: task → paged weight → private blocks.
-        quantisation: what the values have gone through; None leaves them as they are.
         low_rank: task → paged weight → what is added to it, beside the pages.
     """
 
     source: Source
     private: Mapping[str, Mapping[str, PrivateBlocks]] = field(default_factory=dict)
-    quantisation: Quantisation | None = None
     low_rank: Mapping[str, Mapping[str, LowRank]] = field(default_factory=dict)
 
     def weight(self, task: str, info: PagedWeightInfo) -> Tensor:
         """A task's values ``[out_features, in_features]``, float32. Not to be written to."""
-        weight = self._unquantised(task, info)
-        return weight if self.quantisation is None else self.quantisation.apply(weight)
-
-    def _unquantised(self, task: str, info: PagedWeightInfo) -> Tensor:
         shared = self.source.linear(task, info.name).weight.detach()
         own = self.private.get(task, {}).get(info.name)
         if own is None or not len(own.blocks):

@@ -25,7 +25,7 @@ from weightpager.bundle import (
     page_index,
     permutations,
 )
-from weightpager.bundle.layout import STORAGE, interleave
+from weightpager.bundle.layout import PageDtype, block_bytes, encode, page_content
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file
 from weightpager.bundle.writer import storage_errors
@@ -33,7 +33,6 @@ from weightpager.compiler.low_rank import write_adapters
 from weightpager.compiler.masks import Keep
 from weightpager.compiler.pack import Packing
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
-from weightpager.compiler.task_fields import PageDtype
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.transitions import Transitions
 
@@ -116,8 +115,9 @@ def _pages(plan: BundlePlan) -> Iterator[bytes]:
         here = np.flatnonzero(packing.layers == layer)
         span = slice(here[0] * places, (here[-1] + 1) * places)
         flat = _blocks_in_place(plan, packing.weights[span], packing.blocks[span], packing.users[span])
-        per_page = flat.reshape(len(here), -1)
-        yield from (page.tobytes().ljust(packing.page_bytes, b"\0") for page in per_page)
+        block = plan.weights.source.paged[0].grid.block
+        for page in flat.reshape(len(here), places, -1):
+            yield page_content(page, block, plan.dtype, packing.page_bytes)
 
 
 def _blocks_in_place(
@@ -125,28 +125,19 @@ def _blocks_in_place(
     weights: npt.NDArray[np.int32],
     blocks: npt.NDArray[np.int64],
     users: npt.NDArray[np.uint64],
-) -> npt.NDArray[Any]:
-    """The blocks ``[places, block size]`` that lie in these places, zeros where none does."""
+) -> npt.NDArray[np.uint8]:
+    """The blocks ``[places, block bytes]`` that lie in these places, zeros where none does."""
     paged = plan.weights.source.paged
-    flat = np.zeros((len(weights), paged[0].grid.block.size), STORAGE[plan.dtype])
+    flat = np.zeros((len(weights), block_bytes(paged[0].grid.block, plan.dtype)), np.uint8)
     # All users of a block agree on its values: the first one's are taken.
     first = np.bitwise_and(users, ~users + np.uint64(1))
     for bit in np.unique(first[weights >= 0]):
         task = plan.tasks[int(bit).bit_length() - 1].name
         for number in np.unique(weights[(first == bit) & (weights >= 0)]):
             at = (weights == number) & (first == bit)
-            flat[at] = interleaved_blocks(plan.weights.weight(task, paged[number]), paged[number], plan.dtype)[
-                blocks[at]
-            ]
+            cut = paged[number].grid.cut(plan.weights.weight(task, paged[number]).numpy())  # [rows, cols, BH, BW]
+            flat[at] = encode(cut.reshape(-1, *cut.shape[2:])[blocks[at]], plan.dtype)
     return flat
-
-
-def interleaved_blocks(weight: Tensor, info: PagedWeightInfo, dtype: str) -> npt.NDArray[Any]:
-    """A dense weight's blocks as they lie in pages, ``[blocks, block size]``."""
-    cast = weight.detach().to("cpu", getattr(torch, dtype)).contiguous()
-    bits = cast.view(torch.uint16) if dtype == "bfloat16" else cast
-    cut = info.grid.cut(bits.numpy().astype(STORAGE[dtype], copy=False))
-    return interleave(cut.reshape(-1, *cut.shape[2:]))
 
 
 def _write_tables(writer: BundleWriter, plan: BundlePlan, paged: Sequence[PagedWeightInfo]) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
+from weightpager.bundle.layout import page_blocks
 from weightpager.store.local import LocalStore
 from weightpager.store.wrappers import VerifyingStore
 
@@ -28,14 +29,15 @@ class BlockReader:
         Raises:
             StoreError, PageCorruptError: a page can't be read, or isn't what it should be.
         """
-        size, places = self._bundle.block_bytes, self._bundle.manifest.blocks_per_page
-        found = np.empty((len(locations), size), np.uint8)
+        manifest = self._bundle.manifest
+        places = manifest.blocks_per_page
+        found = np.empty((len(locations), self._bundle.block_bytes), np.uint8)
         page = np.empty(self._bundle.page_bytes, np.uint8)
         pages = locations // places
         order = np.argsort(pages, kind="stable")
         for here in np.split(order, np.flatnonzero(np.diff(pages[order])) + 1) if len(order) else []:
             self._store.read(int(pages[here[0]]), [page.data])
-            found[here] = page[: places * size].reshape(places, size)[locations[here] % places]
+            found[here] = page_blocks(page, places, manifest.block_shape, manifest.dtype)[locations[here] % places]
         return found
 
     def close(self) -> None:
