@@ -69,18 +69,18 @@ def test_a_graph_computes_what_the_layer_does(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_a_whole_model_compiles(assistant_bundle: Path) -> None:
     torch._dynamo.reset()
-    with wp.Engine.from_pretrained(assistant_bundle) as engine, torch.no_grad():
-        with engine.task(next(iter(wp.Bundle.open(assistant_bundle).tasks))) as model:
-            expected = model(**INPUTS).logits
-            found = torch.compile(model, backend="aot_eager")(**INPUTS).logits
+    task = next(iter(wp.Bundle.open(assistant_bundle).tasks))
+    with wp.Engine.from_pretrained(assistant_bundle) as engine, engine.task(task) as model, torch.no_grad():
+        expected = model(**INPUTS).logits
+        found = torch.compile(model, backend="aot_eager")(**INPUTS).logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_copy_of_a_layer_is_another_one_in_graphs(assistant_bundle: Path) -> None:
-    with wp.Engine.from_pretrained(assistant_bundle) as engine, torch.inference_mode():
-        with engine.task(next(iter(wp.Bundle.open(assistant_bundle).tasks))) as model:
-            layer = first_paged(model)
-            assert copy.copy(layer)._number != layer._number
+    task = next(iter(wp.Bundle.open(assistant_bundle).tasks))
+    with wp.Engine.from_pretrained(assistant_bundle) as engine, engine.task(task) as model:
+        layer = first_paged(model)
+        assert copy.copy(layer)._number != layer._number
 
 
 def test_a_graph_outlives_its_layer_with_an_error() -> None:
@@ -89,11 +89,11 @@ def test_a_graph_outlives_its_layer_with_an_error() -> None:
 
 
 def test_gradients_are_refused(assistant_bundle: Path) -> None:
-    with wp.Engine.from_pretrained(assistant_bundle) as engine:
-        with engine.task(next(iter(wp.Bundle.open(assistant_bundle).tasks))) as model:
-            layer = first_paged(model)
-            x = torch.ones(1, layer.in_features, requires_grad=True)
-            with pytest.raises(InferenceOnlyError, match=r"inference_mode"):
-                layer(x)
-            with torch.no_grad():
-                assert not layer(x).requires_grad
+    task = next(iter(wp.Bundle.open(assistant_bundle).tasks))
+    with wp.Engine.from_pretrained(assistant_bundle) as engine, engine.task(task) as model:
+        layer = first_paged(model)
+        x = torch.ones(1, layer.in_features, requires_grad=True)
+        with pytest.raises(InferenceOnlyError, match=r"inference_mode"):
+            layer(x)
+        with torch.no_grad():
+            assert not layer(x).requires_grad

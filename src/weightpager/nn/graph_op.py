@@ -35,7 +35,7 @@ def register(layer: PagedLayer) -> int:
 
 
 @torch.library.custom_op("weightpager::paged_linear", mutates_args=())
-def paged_linear(x: Tensor, layer: int, out_features: int) -> Tensor:
+def paged_linear(x: Tensor, layer: int, out_features: int) -> Tensor:  # noqa: ARG001 - for the fake below
     """The layer's output ``[..., out_features]``."""
     found = _layers.get(layer)
     if found is None:

@@ -75,7 +75,7 @@ class PagedLinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is another layer."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._number = graph_op.register(self)
 
     def forward(self, x: Tensor) -> Tensor:
