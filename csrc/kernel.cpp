@@ -31,7 +31,7 @@ struct Outputs {
 
 #if defined(WEIGHTPAGER_EXACT)
 
-using Activation = uint32_t;  // a pair of bfloat16
+using Input = uint32_t;  // a pair of bfloat16
 constexpr Packing kPacking = Packing::pairs;
 constexpr int kRowsPerStep = 1;
 
@@ -61,7 +61,7 @@ struct Int8Weights {
 
 #else
 
-using Activation = float;
+using Input = float;
 constexpr Packing kPacking = Packing::floats;
 constexpr int kRowsPerStep = 2;
 
@@ -135,7 +135,7 @@ struct Accumulators {
 
     template <class Weights, int Step>
     WEIGHTPAGER_INLINE void add(const uint8_t* step, int64_t block_rows, const Scales<Out::N>* scales,
-                                const Activation* x) {
+                                const Input* x) {
         unroll<Out::Registers>([&](auto r) WEIGHTPAGER_INLINED {
             constexpr int R = decltype(r)::value;
             // float32 keeps the two inputs of a step apart, `block_rows` floats from each other.
@@ -190,8 +190,15 @@ inline float bias_of(const Problem& p, int64_t output) {
     return from_bfloat16(static_cast<const uint16_t*>(p.bias)[output]);
 }
 
+template <int N>
+WEIGHTPAGER_INLINE typename Lanes<N>::Float activated(typename Lanes<N>::Float x, Activation activation) {
+    // Both are x times a sigmoid; gelu's tanh(z) is 2 sigmoid(2 z) - 1.
+    const auto inner = activation == Activation::silu ? x : 1.5957691216f * (x + 0.044715f * x * x * x);
+    return x / (1.0f + exponential<N>(-inner));
+}
+
 template <class Out, int Width>
-WEIGHTPAGER_INLINE void store(const Problem& p, const Tile& tile, int64_t first_output,
+WEIGHTPAGER_INLINE void store(const Problem& p, const Tile& tile, int64_t first_output, int64_t row_in_block,
                               const typename Lanes<Out::N>::Float (&total)[Width][Out::Registers]) {
     using L = Lanes<Out::N>;
     const int64_t left = p.out_features - first_output;
@@ -203,7 +210,14 @@ WEIGHTPAGER_INLINE void store(const Problem& p, const Tile& tile, int64_t first_
         for (int r = 0; r < Out::Registers; ++r) {
             const int rest = outputs - r * Out::N;
             if (rest <= 0) break;
-            const auto value = total[t][r] + load<typename L::Float>(bias + r * Out::N);
+            auto value = total[t][r] + load<typename L::Float>(bias + r * Out::N);
+            const int64_t in_block = t * p.block_rows + row_in_block + r * Out::N;
+            if (tile.gate_out != nullptr) {
+                std::memcpy(tile.gate_out + in_block, &value, sizeof value);
+                continue;
+            }
+            if (tile.gate != nullptr)
+                value *= activated<Out::N>(load<typename L::Float>(tile.gate + in_block), tile.activation);
             const size_t written = rest < Out::N ? static_cast<size_t>(rest) : size_t{Out::N};
             if (p.dtype == Dtype::float32) {
                 std::memcpy(static_cast<float*>(p.y) + at + r * Out::N, &value, written * sizeof(float));
@@ -248,7 +262,7 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
         }
         const int64_t first_input = p.col_indices[k] * p.block_cols, inputs = p.in_features - first_input;
         const int64_t steps = ((inputs < p.block_cols ? inputs : p.block_cols) + 1) / 2;
-        const Activation* x = static_cast<const Activation*>(tile.x) + first_input / 2 * width;
+        const Input* x = static_cast<const Input*>(tile.x) + first_input / 2 * width;
         const uint8_t* step = place.block + row_in_block * (Weights::bytes == 8 ? 4 : Weights::bytes);
         int64_t s = 0;
         for (; s + 2 <= steps; s += 2) {
@@ -262,7 +276,7 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
     }
     typename Lanes<Out::N>::Float total[Width][Out::Registers];
     sums.total(total);
-    store<Out, Width>(p, tile, first_output, total);
+    store<Out, Width>(p, tile, first_output, row_in_block, total);
     return kAllResident;
 }
 

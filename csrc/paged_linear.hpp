@@ -10,6 +10,9 @@ namespace weightpager {
 
 enum class Dtype : int { float32, bfloat16, int8 };
 
+// What a gated layer does to its gate before it multiplies.
+enum class Activation : int { silu, gelu_tanh };
+
 // One call: plain memory, owned by the caller and already validated, except for `page_table`, whose entries
 // change between calls.
 struct Problem {
@@ -50,6 +53,12 @@ struct Tile {
     int64_t first_token;
     int tokens, width;
     bool first;  // of those that a row of blocks is swept for
+
+    // Of a gated layer, float32 [tokens, block_rows]: where the gate's outputs go, in place of y, and whence they come
+    // when the other weight's are multiplied with them.
+    float* gate_out;
+    const float* gate;
+    Activation activation;
 };
 
 constexpr int64_t kAllResident = -1;
@@ -72,5 +81,10 @@ const std::vector<const Kernel*>& kernels();
 // Returns `kAllResident`, or the index of a page that isn't resident; `y` is then partly written.
 // The result does not depend on `threads`.
 int64_t paged_linear(const Kernel& kernel, const Problem& problem, int threads);
+
+// y = activation(x . gate^T + gate bias) * (x . W^T + bias), where `gate` and `problem` have the same x and shape.
+// Returns as `paged_linear` does.
+int64_t paged_gated(const Kernel& kernel, const Problem& gate, const Problem& problem, Activation activation,
+                    int threads);
 
 }  // namespace weightpager
