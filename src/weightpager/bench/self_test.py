@@ -104,6 +104,8 @@ def _outcome(kernel: Kernel, case: Case) -> str:
         y = kernel(case.x, case.weight, case.bias)
     except (RuntimeError, ValueError) as error:
         return f"{case.name}: {error}"
+    if y.shape != case.expected.shape:
+        return f"{case.name}: expected a result of {list(case.expected.shape)}, got {list(y.shape)}"
     error_norm = float((y.double() - case.expected).norm() / case.expected.norm())
     if error_norm < case.tolerance:  # never true of NaN
         return ""

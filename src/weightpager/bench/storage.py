@@ -138,4 +138,4 @@ def _measure(found: Storage, file: Path, size: int, step: Step) -> Storage:
 
 def _unnamed(text: str, file: Path) -> str:
     """A text for people, who have never seen the temporary file that it names."""
-    return text.replace(f"{file}: ", "").replace(str(file), "a file there")
+    return text.removeprefix(f"{file}: ").replace(str(file), "a file there")
