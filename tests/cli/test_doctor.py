@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command import Command
 from torch import Tensor
 
 from weightpager import kernels
 from weightpager.bench import memory_read, storage
+from weightpager.bench.machine import Bandwidth
+from weightpager.bench.mounts import mount_of
 from weightpager.kernels import PagedWeight, reference
 
 NATIVE = kernels.available() != ("reference",)
@@ -118,7 +121,7 @@ def test_a_kernel_that_cannot_run_is_explained(
 def test_a_path_that_does_not_exist_is_explained(weightpager: Command, tmp_path: Path) -> None:
     found = weightpager("doctor", "--path", tmp_path / "nowhere")
     assert found.code == 2
-    assert f"{tmp_path / 'nowhere'} does not exist" in found.err
+    assert f"{tmp_path / 'nowhere'}: No such file or directory" in found.err
     assert "Traceback" not in found.err
 
 
@@ -149,3 +152,24 @@ def test_a_missing_native_module_is_said_with_what_to_do(tmp_path: Path) -> None
 def test_the_environment_names_a_path(weightpager: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEIGHTPAGER_DOCTOR_PATH", str(tmp_path))
     assert json.loads(weightpager("doctor", "--json").out)["storage"]["directory"] == str(tmp_path)
+
+
+def test_direct_reads_that_are_not_are_doubted(weightpager: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or mount_of(memory).kind != "tmpfs":
+        pytest.skip("no tmpfs at /dev/shm")
+    monkeypatch.setattr(os, "O_DIRECT", 0)  # which tmpfs refuses before Linux 6.6
+    found = weightpager("doctor", "--path", memory)
+    assert "accepted, but see the note" in found.out
+    assert "note: tmpfs keeps its files in memory; not direct" in found.out
+
+
+def test_busy_cores_are_noted(weightpager: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    seconds = {1: 1.0, 2: 3.0}
+    monkeypatch.setattr(
+        memory_read, "kernel_read_bandwidth", lambda size, threads: Bandwidth(size, size, threads, (seconds[threads],))
+    )
+    assert "note: 2 threads read slower than one" in weightpager("doctor", "--path", tmp_path).out
+    seconds[2] = 0.5
+    assert "slower than one" not in weightpager("doctor", "--path", tmp_path).out

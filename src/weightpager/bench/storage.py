@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable
@@ -63,11 +64,14 @@ def directory_of(path: Path) -> Path:
     """The directory to examine for a path: itself, or the one that a file lies in.
 
     Raises:
-        ConfigError: there is no such path.
+        ConfigError: there is no such path, or it is out of reach.
     """
-    if not path.exists():
-        raise ConfigError(f"path: expected a directory or a file on the storage to examine, but {path} does not exist")
-    return path if path.is_dir() else path.parent
+    try:
+        found = path.stat()
+    except OSError as error:
+        asked = f"path: expected a directory or a file on the storage to examine, got {path}"
+        raise ConfigError(f"{asked}: {error.strerror}") from error
+    return path if stat.S_ISDIR(found.st_mode) else path.parent
 
 
 def examine_storage(directory: Path, step: Step = lambda: None) -> Storage:
@@ -79,19 +83,19 @@ def examine_storage(directory: Path, step: Step = lambda: None) -> Storage:
         directory: an existing one.
         step: called after each of `STEPS` steps; fewer where something can't be measured.
     """
-    kind, source = _mounted(directory)
-    size = probe_bytes(shutil.disk_usage(directory).free)
-    if size == 0:
-        needed, free = _FREE_SHARE * _PIECE, shutil.disk_usage(directory).free
-        problem = f"too little space: expected {format_size(needed)} free, got {format_size(free)}"
-        return Storage(directory, kind, source, problem=problem)
+    found = Storage(directory, *_mounted(directory))
     try:
+        free = shutil.disk_usage(directory).free
+        size = probe_bytes(free)
+        if size == 0:
+            needed = format_size(_FREE_SHARE * _PIECE)
+            return replace(found, problem=f"too little space: expected {needed} free, got {format_size(free)}")
         with tempfile.NamedTemporaryFile(prefix=".weightpager-doctor-", dir=directory) as file:
             written = _fill(file, size)
             step()
-            return _measure(Storage(directory, kind, source), Path(file.name), written, step)
+            return _measure(found, Path(file.name), written, step)
     except OSError as error:
-        return Storage(directory, kind, source, problem=f"a file can't be written there: {error.strerror}")
+        return replace(found, problem=f"a file can't be written there: {error.strerror}")
 
 
 def probe_bytes(free: int) -> int:

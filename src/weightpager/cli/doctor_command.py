@@ -144,9 +144,9 @@ def _storage_rows(storage: Storage) -> list[tuple[str, str]]:
     rows = [
         ("directory", str(storage.directory.absolute())),
         ("file system", f"{storage.kind} on {storage.source}" if storage.kind else _UNKNOWN),
-        ("O_DIRECT", {True: "works", False: "does not work", None: "not tried"}[storage.direct]),
+        ("O_DIRECT", _direct(storage)),
     ]
-    reads = [read for read in (storage.sequential, storage.pages) if read is not None]
+    reads = _reads(storage)
     return rows + [
         (f"direct reads of {output.size(read.block_bytes)}, {_threads(read)}", output.bandwidth(read.median))
         for read in reads
@@ -160,9 +160,28 @@ def _self_test_row(test: SelfTest) -> tuple[str, str]:
 
 def _notes(found: Diagnosis) -> list[str]:
     """What the figures don't say, each thing once."""
-    storage = found.storage
-    reads = [*found.memory_reads, *(read for read in (storage.sequential, storage.pages) if read is not None)]
-    return list(dict.fromkeys(text for text in (storage.problem, *(read.doubt for read in reads)) if text))
+    reads = [*found.memory_reads, *_reads(found.storage)]
+    texts = [_busy(found.memory_reads), found.storage.problem, *(read.doubt for read in reads)]
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def _busy(reads: tuple[Bandwidth, ...]) -> str:
+    one, most = reads[0], reads[-1]
+    if most.median >= one.median:
+        return ""
+    return f"{_threads(most)} read slower than one: other programs keep the cores busy, or there are fewer cores than it seems"
+
+
+def _direct(storage: Storage) -> str:
+    if storage.direct is None:
+        return "not tried"
+    if not storage.direct:
+        return "does not work"
+    return "accepted, but see the note" if any(read.doubt for read in _reads(storage)) else "works"
+
+
+def _reads(storage: Storage) -> list[Bandwidth]:
+    return [read for read in (storage.sequential, storage.pages) if read is not None]
 
 
 def _threads(read: Bandwidth) -> str:
