@@ -169,7 +169,8 @@ def _busy(reads: tuple[Bandwidth, ...]) -> str:
     one, most = reads[0], reads[-1]
     if most.median >= one.median:
         return ""
-    return f"{_threads(most)} read slower than one: other programs keep the cores busy, or there are fewer cores than it seems"
+    why = "other programs keep the cores busy, or there are fewer cores than it seems"
+    return f"{_threads(most)} read slower than one: {why}"
 
 
 def _direct(storage: Storage) -> str:
