@@ -8,11 +8,9 @@ The weights are random numbers: this is about speed. Embeddings, and the head th
 from __future__ import annotations
 
 import copy
-import json as json_file
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +19,7 @@ import typer
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.kernels import Row
+from benchmarks.kernels import Row, replace_rows
 from benchmarks.synthetic import BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.nn import PagedLinear
@@ -56,7 +54,7 @@ def main(
             f"{found.kernel:8} {found.shape} {found.block} {found.dtype:9} {found.sparsity:4.0%}  {found.ms:8.2f} ms, "
             f"dense {found.dense_ms:8.2f}: {found.speedup:.2f} x"
         )
-    json.write_text(json_file.dumps([asdict(found) for found in rows], indent=1) + "\n", encoding="utf-8")
+    replace_rows(json, rows)
 
 
 def row(kernel: str, tokens: int, variant: Variant, seconds: dict[Variant | None, list[float]]) -> Row:

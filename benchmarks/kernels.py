@@ -97,8 +97,16 @@ def main(
                 for row in measured(shape, count, arena, repeats):
                     rows.append(row)
                     typer.echo(line(row))
-    json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    replace_rows(json, rows)
     typer.echo(summary(rows))
+
+
+def replace_rows(file: Path, rows: Sequence[Row]) -> None:
+    """Put rows into a file, in place of those of the same kernels and instruction sets; others stay."""
+    old = json_file.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    ours = {(row.kernel, row.isa) for row in rows}
+    kept = [row for row in old if (row["kernel"], row["isa"]) not in ours]
+    file.write_text(json_file.dumps([*kept, *map(asdict, rows)], indent=1) + "\n", encoding="utf-8")
 
 
 def measured(shape: Shape, tokens: int, arena: Tensor, repeats: int) -> Iterator[Row]:
