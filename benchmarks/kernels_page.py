@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.kernels import Row
-from benchmarks.kernels_goals import GOALS, LEAST_SHARE_OF_READ, Goal
+from benchmarks.kernels_goals import GOALS, INT8_SPEEDUP, LEAST_SHARE_OF_READ, Goal
 
 _TOP = """# Kernels, measured
 
@@ -53,9 +53,8 @@ def page(rows: Sequence[Row], json_name: str) -> str:
             for dtype in sorted({row.dtype for row in of_isa}):
                 some = [row for row in of_isa if (row.block, row.dtype) == (block, dtype)]
                 parts.append(f"Blocks of {block} in {dtype}\n\n{_speedups(some)}\n")
-        parts.append(
-            f"At one token, share of the bandwidth of a plain read of as many bytes:\n\n{_bandwidth(of_isa)}\n"
-        )
+        parts.append(f"At one token, share of a plain read's bandwidth for as many bytes:\n\n{_bandwidth(of_isa)}\n")
+        parts.append(f"At one token, int8 against bfloat16 of the same blocks:\n\n{_int8(of_isa)}\n")
         if of_isa[0].prepacked_ms is not None:
             parts.append(f"Dense, prepacked for its shape, against unpacked:\n\n{_prepacked(of_isa)}\n")
     whole = [row for row in rows if row.kernel != "paged_linear"]
@@ -94,6 +93,20 @@ def _bandwidth(rows: Sequence[Row]) -> str:
             cells.append(text if share >= LEAST_SHARE_OF_READ or dtype == "int8" else f"**{text}**")
         lines.append(cells)
     return _table(["", *shapes], lines)
+
+
+def _int8(rows: Sequence[Row]) -> str:
+    single = {(row.shape, row.block, row.sparsity, row.dtype): row.ms for row in rows if row.tokens == 1}
+    sparsities = sorted({row.sparsity for row in rows})
+    cells = []
+    for sparsity in sparsities:
+        found = [
+            single[shape, block, at, "bfloat16"] / ms
+            for (shape, block, at, dtype), ms in single.items()
+            if dtype == "int8" and at == sparsity
+        ]
+        cells.append(_cell(found, INT8_SPEEDUP))
+    return _table([f"{sparsity:.0%}" for sparsity in sparsities], [cells])
 
 
 def _prepacked(rows: Sequence[Row]) -> str:
