@@ -26,7 +26,7 @@ constexpr int64_t kLine = 64 / sizeof(uint32_t);
 class Panel {
    public:
     Panel(const Kernel& kernel, const Problem& problem) : kernel_(kernel), p_(problem) {
-        rows_ = divide_up(problem.in_features, 2) * (kernel.packing == Packing::pairs ? 1 : 2);
+        rows_ = rows(kernel.packing, problem.in_features);
         const int64_t tile_bytes = rows_ * kernel.widest * int64_t{sizeof(uint32_t)};
         const int64_t tiles = std::max<int64_t>(1, kPanelBytes / tile_bytes);
         capacity_ = std::min(tiles * kernel.widest, problem.tokens);
@@ -51,6 +51,12 @@ class Panel {
     }
 
    private:
+    // 32-bit numbers of a token.
+    static int64_t rows(Packing packing, int64_t in_features) {
+        if (packing == Packing::lines) return divide_up(in_features, kTileInputs) * kLine;
+        return divide_up(in_features, 2) * (packing == Packing::pairs ? 1 : 2);
+    }
+
     void pack(int64_t i) {
         const Tile to = tile(i);
         uint32_t* packed = packed_.get() + i * kernel_.widest * rows_;
@@ -87,6 +93,10 @@ class Panel {
         for (int64_t first = 0; first < rows_; first += kLine) {
             uint32_t lines[kWidestTile][kLine] = {};
             for (int t = 0; t < to.tokens; ++t) read(to.first_token + t, first, lines[t]);
+            if (kernel_.packing == Packing::lines) {
+                std::memcpy(packed + first * to.width, lines, static_cast<size_t>(to.width) * sizeof *lines);
+                continue;
+            }
             const int64_t count = std::min(kLine, rows_ - first);
             for (int64_t i = 0; i < count; ++i)
                 for (int t = 0; t < to.width; ++t) packed[(first + i) * to.width + t] = lines[t][i];
@@ -187,10 +197,12 @@ int useful_threads(const Work& work, int threads) {
     return work.cost(work.rows()) * p.block_rows * p.block_cols * p.tokens < kSerialWork ? 1 : threads;
 }
 
-bool rounds(const Problem& p) { return p.dtype == Dtype::float32 || p.weight_dtype == Dtype::float32; }
+const Kernel& suitable(const Kernel& kernel, const Problem& problem) {
+    return kernel.suits(problem) || kernel.otherwise == nullptr ? kernel : suitable(*kernel.otherwise, problem);
+}
 
 int64_t run(const Kernel& best, const Work& work, int threads) {
-    const Kernel& kernel = rounds(work.problem) && best.exact != nullptr ? *best.exact : best;
+    const Kernel& kernel = suitable(best, work.problem);
     threads = useful_threads(work, threads);
     Panel panel(kernel, work.problem);
     for (int64_t token = 0; token < work.problem.tokens; token += panel.capacity()) {

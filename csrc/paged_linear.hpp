@@ -44,12 +44,14 @@ inline int64_t block_bytes(const Problem& p) { return p.block_rows * p.block_col
 
 }  // namespace
 
-// How a kernel wants the activations: one 32-bit number per token and input, or per token and pair of inputs.
-enum class Packing : int { floats, pairs };
+// How a kernel wants the activations of a tile: for every input a float32 of each token; for every pair of inputs a pair
+// of bfloat16 of each token; or for every `kTileInputs` inputs a line of bfloat16 of each token.
+enum class Packing : int { floats, pairs, lines };
+constexpr int64_t kTileInputs = 32;
 
 // Tokens are worked on in tiles: `width` columns of which the first `tokens` are real.
 struct Tile {
-    const void* x;  // [in_features rounded up to even (or half of that), width] 32-bit numbers, zero where padded
+    const void* x;  // [inputs, width], [pairs, width] or [lines, width, 32], zero where padded
     int64_t first_token;
     int tokens, width;
     bool first;  // of those that a row of blocks is swept for
@@ -62,7 +64,7 @@ struct Tile {
 };
 
 constexpr int64_t kAllResident = -1;
-constexpr int kWidestTile = 28;
+constexpr int kWidestTile = 96;
 
 struct Kernel {
     const char* name;
@@ -71,8 +73,8 @@ struct Kernel {
     int (*width)(int tokens);  // of the narrowest tile that holds them
     // Writes one row of blocks for one tile. Returns `kAllResident` or the index of a page that isn't.
     int64_t (*sweep)(const Problem& problem, const Tile& tile, int64_t grid_row);
-    // Serves what this one can't: pairs of bfloat16 would round float32 activations or weights.
-    const Kernel* exact;
+    bool (*suits)(const Problem& problem);  // whether it computes this exactly enough, and well
+    const Kernel* otherwise;                // serves what doesn't suit this one; the last suits everything
 };
 
 // What this machine can run, best first; never empty.
