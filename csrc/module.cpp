@@ -45,6 +45,13 @@ std::vector<std::string> isas() {
     return names;
 }
 
+// Which kernel serves float32 where this one is chosen.
+std::string exact(size_t isa) {
+    Problem problem{};
+    problem.dtype = problem.weight_dtype = Dtype::float32;
+    return suitable(*kernels().at(isa), problem).name;
+}
+
 // A paged weight, and what a call adds to it. The memory belongs to the caller's tensors.
 class Weight {
    public:
@@ -101,6 +108,7 @@ void read_memory(uintptr_t address, int64_t bytes, int threads) {
 
 NB_MODULE(_native, m) {
     m.def("isas", &isas);
+    m.def("exact", &exact);
     m.def("threading", [] { return std::string(have_openmp() ? "gomp" : "serial"); });
     m.def("read_memory", &read_memory);
     nb::class_<Weight>(m, "Weight")

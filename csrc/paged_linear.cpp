@@ -197,10 +197,6 @@ int useful_threads(const Work& work, int threads) {
     return work.cost(work.rows()) * p.block_rows * p.block_cols * p.tokens < kSerialWork ? 1 : threads;
 }
 
-const Kernel& suitable(const Kernel& kernel, const Problem& problem) {
-    return kernel.suits(problem) || kernel.otherwise == nullptr ? kernel : suitable(*kernel.otherwise, problem);
-}
-
 int64_t run(const Kernel& best, const Work& work, int threads) {
     const Kernel& kernel = suitable(best, work.problem);
     threads = useful_threads(work, threads);
@@ -214,6 +210,10 @@ int64_t run(const Kernel& best, const Work& work, int threads) {
 }
 
 }  // namespace
+
+const Kernel& suitable(const Kernel& kernel, const Problem& problem) {
+    return kernel.suits(problem) || kernel.otherwise == nullptr ? kernel : suitable(*kernel.otherwise, problem);
+}
 
 int64_t paged_linear(const Kernel& kernel, const Problem& problem, int threads) {
     return run(kernel, {problem, nullptr, Activation::silu}, threads);

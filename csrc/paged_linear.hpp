@@ -80,6 +80,9 @@ struct Kernel {
 // What this machine can run, best first; never empty.
 const std::vector<const Kernel*>& kernels();
 
+// The kernel itself, or the first of those behind it that suits the problem.
+const Kernel& suitable(const Kernel& kernel, const Problem& problem);
+
 // Returns `kAllResident`, or the index of a page that isn't resident; `y` is then partly written.
 // The result does not depend on `threads`.
 int64_t paged_linear(const Kernel& kernel, const Problem& problem, int threads);

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from weightpager import kernels
-from weightpager.bench.kernel_choice import exact_kernel
 from weightpager.bench.random_weight import random_weight
 from weightpager.bench.self_test import Kernel, cases, kernels_here, self_test
 from weightpager.blocks import BlockShape
 from weightpager.bundle.layout import PageDtype
-from weightpager.kernels import PagedWeight, PageNotResidentError, reference
+from weightpager.kernels import PagedWeight, PageNotResidentError, exact, reference
 
 DTYPES: list[PageDtype] = ["bfloat16", "float32", "int8"]
 
@@ -88,4 +87,4 @@ def test_float32_is_served_by_the_kernel_that_is_said_to(name: str) -> None:
     for case in cases():
         if case.x.dtype == torch.float32:
             ours = here[name](case.x, case.weight, case.bias)
-            assert torch.equal(ours, here[exact_kernel(name)](case.x, case.weight, case.bias))
+            assert torch.equal(ours, here[exact(name)](case.x, case.weight, case.bias))

@@ -47,16 +47,11 @@ def kernel_choice() -> KernelChoice:
         available=kernels.available(),
         chosen=chosen,
         asked=os.environ.get("WEIGHTPAGER_ISA") or None,
-        exact=exact_kernel(chosen),
+        exact=kernels.exact(chosen),
         threading=kernels.threading(),
         threads=torch.get_num_threads(),
         missing=_why_not_native(),
     )
-
-
-def exact_kernel(name: str) -> str:
-    """The kernel that serves float32 where this one is chosen: one that multiplies bfloat16 leaves it to its twin."""
-    return name.removesuffix("_bf16")
 
 
 def _why_not_native() -> str:

@@ -17,6 +17,11 @@ def isas() -> tuple[str, ...]:
     return tuple(_native.isas())
 
 
+def exact(isa: int) -> str:
+    """The kernel that serves float32 where number ``isa`` of `isas` is chosen."""
+    return _native.exact(isa)
+
+
 def threading() -> str:
     """``"gomp"`` if work is spread over torch's OpenMP threads, else ``"serial"``."""
     return _native.threading()

@@ -115,6 +115,11 @@ def available() -> tuple[str, ...]:
     return (*_NATIVE, _REFERENCE)
 
 
+def exact(name: str) -> str:
+    """Which kernel serves float32 activations and weights where this one is chosen: some would round them."""
+    return name if name == _REFERENCE else cpu.exact(_NATIVE.index(name))
+
+
 def threading() -> str:
     """``"gomp"`` if the native kernels spread their work over torch's OpenMP threads, else ``"serial"``.
 
