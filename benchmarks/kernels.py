@@ -22,16 +22,12 @@ import typer
 from torch import Tensor
 from torch.nn.functional import linear
 
+from benchmarks.synthetic import BlockTables, Variant, filled_arena
 from weightpager import kernels
-from weightpager.kernels import PagedWeight
 from weightpager.kernels.cpu import read_memory
 
 ROTATED = 1 << 30
 """Bytes of weights that lie between two uses of one."""
-
-PAGE_BYTES = 1 << 16
-SIGNATURES = 4
-"""Sets of tasks that a weight's blocks belong to: a row's blocks lie in as many pages at least."""
 
 SECONDS = 0.012
 """The least that is timed in one piece."""
@@ -75,17 +71,8 @@ class Row:
     dense_ms: float
     prepacked_ms: float | None
     speedup: float
-    gbps: float
-    read_gbps: float
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What is compared with the dense layer."""
-
-    block: tuple[int, int]
-    dtype: torch.dtype
-    sparsity: float
+    gbps: float | None
+    read_gbps: float | None
 
 
 Call = Callable[[Tensor], Tensor]
@@ -103,22 +90,23 @@ def main(
 ) -> None:
     """Measure the kernels."""
     rows = []
-    arena = filled_arena()
+    arena = filled_arena(ROTATED)
     for shape in SHAPES:
         if not model or shape.model in model:
             for count in tokens or TOKENS:
                 for row in measured(shape, count, arena, repeats):
                     rows.append(row)
                     typer.echo(line(row))
-    json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    replace_rows(json, rows)
     typer.echo(summary(rows))
 
 
-def filled_arena() -> Tensor:
-    """A GiB of pages whose bytes are small numbers in bfloat16, float32 and int8 alike."""
-    size = (1 << 22,)
-    piece = torch.randint(0x3800, 0x3D00, size).short() | torch.randint(0, 2, size).short() << 15
-    return piece.repeat(ROTATED // piece.nbytes).view(torch.uint8).view(-1, PAGE_BYTES)
+def replace_rows(file: Path, rows: Sequence[Row]) -> None:
+    """Put rows into a file, in place of those of the same kernels and instruction sets; others stay."""
+    old = json_file.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    ours = {(row.kernel, row.isa) for row in rows}
+    kept = [row for row in old if (row["kernel"], row["isa"]) not in ours]
+    file.write_text(json_file.dumps([*kept, *map(asdict, rows)], indent=1) + "\n", encoding="utf-8")
 
 
 def measured(shape: Shape, tokens: int, arena: Tensor, repeats: int) -> Iterator[Row]:
@@ -198,30 +186,11 @@ def prepacked_layer(shape: Shape, tokens: int) -> Call:
 
 def paged_layer(shape: Shape, variant: Variant, arena: Tensor) -> tuple[Call, int]:
     """Ours, and the bytes of its kept blocks."""
-    rows, columns = -(-shape.out_features // variant.block[0]), -(-shape.in_features // variant.block[1])
-    random = torch.Generator().manual_seed(0)
-    kept = round((1 - variant.sparsity) * rows * columns)
-    places = torch.randperm(rows * columns, generator=random)[:kept].sort().values
-    signature = torch.randint(0, SIGNATURES, (kept,), generator=random)
-    locations = torch.empty(kept, dtype=torch.int32)
-    locations[torch.argsort(signature, stable=True)] = torch.arange(kept, dtype=torch.int32)
-    block_bytes = variant.block[0] * variant.block[1] * variant.dtype.itemsize
-    scale_bytes = 2 * variant.block[0] if variant.dtype == torch.int8 else 0
-    pages = -(-kept // (PAGE_BYTES // (block_bytes + scale_bytes)))
-    crow = torch.zeros(rows + 1, dtype=torch.int32)
-    crow[1:] = torch.bincount(places // columns, minlength=rows).cumsum(0)
-    slots = torch.randperm(len(arena), generator=random).int()
-    weights = [
-        PagedWeight(
-            arena=arena, page_table=slots[first : first + pages], crow_indices=crow,
-            col_indices=(places % columns).int(), locations=locations, out_features=shape.out_features,
-            in_features=shape.in_features, block_rows=variant.block[0], block_cols=variant.block[1],
-            dtype=variant.dtype,
-        )
-        for first in range(0, len(arena) - pages + 1, pages)
-    ]  # fmt: skip
-    turns = cycle(weights)
-    return lambda x: kernels.paged_linear(x, next(turns)), kept * (block_bytes + scale_bytes)
+    tables = BlockTables.draw(shape.out_features, shape.in_features, variant)
+    slots = torch.randperm(len(arena), generator=torch.Generator().manual_seed(0)).int()
+    starts = range(0, len(arena) - tables.pages + 1, tables.pages)
+    turns = cycle([tables.weight(arena, slots[first : first + tables.pages]) for first in starts])
+    return lambda x: kernels.paged_linear(x, next(turns)), tables.bytes
 
 
 def plain_read(arena: Tensor, size: int) -> Call:

@@ -5,33 +5,24 @@
 // Nothing here may have external linkage but WEIGHTPAGER_KERNEL, not even an inline function of the standard
 // library: the linker could give every instruction set the copy that only the newest processors can run.
 
-#include "bfloat16.hpp"
 #include "lanes.hpp"
 #include "paged_linear.hpp"
+#include "sweep.hpp"
 
 #if defined(WEIGHTPAGER_EXACT)
 #include "dot.hpp"
 #endif
-
-#define WEIGHTPAGER_TEXT_OF(name) #name
-#define WEIGHTPAGER_TEXT(name) WEIGHTPAGER_TEXT_OF(name)
 
 namespace weightpager {
 namespace {
 
 constexpr int kLanes = WEIGHTPAGER_LANES, kHalfLanes = kLanes < 8 ? kLanes : 8;
 
-// How many outputs are accumulated at once: `Registers` registers of `N` floats.
-template <int N_, int Registers_>
-struct Outputs {
-    static constexpr int N = N_, Registers = Registers_, count = N * Registers;
-};
-
 // A step is two input features: what a block holds of them for N outputs becomes an operand.
 
 #if defined(WEIGHTPAGER_EXACT)
 
-using Activation = uint32_t;  // a pair of bfloat16
+using Input = uint32_t;  // a pair of bfloat16
 constexpr Packing kPacking = Packing::pairs;
 constexpr int kRowsPerStep = 1;
 
@@ -61,7 +52,7 @@ struct Int8Weights {
 
 #else
 
-using Activation = float;
+using Input = float;
 constexpr Packing kPacking = Packing::floats;
 constexpr int kRowsPerStep = 2;
 
@@ -135,7 +126,7 @@ struct Accumulators {
 
     template <class Weights, int Step>
     WEIGHTPAGER_INLINE void add(const uint8_t* step, int64_t block_rows, const Scales<Out::N>* scales,
-                                const Activation* x) {
+                                const Input* x) {
         unroll<Out::Registers>([&](auto r) WEIGHTPAGER_INLINED {
             constexpr int R = decltype(r)::value;
             // float32 keeps the two inputs of a step apart, `block_rows` floats from each other.
@@ -167,61 +158,6 @@ struct Accumulators {
     }
 };
 
-// Where a block lies, or null if its page isn't resident.
-struct Place {
-    const uint8_t* block;
-    const uint16_t* scales;  // [block_rows] bfloat16, in the trailer of an int8 page
-};
-
-WEIGHTPAGER_INLINE Place find_block(const Problem& p, int64_t bytes, int64_t kept) {
-    const uint32_t location = static_cast<uint32_t>(p.locations[kept]);
-    const uint32_t per_page = static_cast<uint32_t>(p.blocks_per_page);
-    const int64_t slot = p.page_table[location / per_page];
-    if (slot < 0 || slot >= p.slots) return {nullptr, nullptr};
-    const uint8_t* page = p.arena + slot * p.page_bytes;
-    const uint32_t place = location % per_page;
-    const auto* trailer = reinterpret_cast<const uint16_t*>(page + per_page * bytes);
-    return {page + place * bytes, trailer + place * p.block_rows};
-}
-
-inline float bias_of(const Problem& p, int64_t output) {
-    if (p.bias == nullptr) return 0.0f;
-    if (p.bias_dtype == Dtype::float32) return static_cast<const float*>(p.bias)[output];
-    return from_bfloat16(static_cast<const uint16_t*>(p.bias)[output]);
-}
-
-template <class Out, int Width>
-WEIGHTPAGER_INLINE void store(const Problem& p, const Tile& tile, int64_t first_output,
-                              const typename Lanes<Out::N>::Float (&total)[Width][Out::Registers]) {
-    using L = Lanes<Out::N>;
-    const int64_t left = p.out_features - first_output;
-    const int outputs = left < Out::count ? static_cast<int>(left) : Out::count;
-    float bias[Out::count] = {};
-    for (int o = 0; o < outputs; ++o) bias[o] = bias_of(p, first_output + o);
-    for (int t = 0; t < tile.tokens; ++t) {
-        const int64_t at = (tile.first_token + t) * p.out_features + first_output;
-        for (int r = 0; r < Out::Registers; ++r) {
-            const int rest = outputs - r * Out::N;
-            if (rest <= 0) break;
-            const auto value = total[t][r] + load<typename L::Float>(bias + r * Out::N);
-            const size_t written = rest < Out::N ? static_cast<size_t>(rest) : size_t{Out::N};
-            if (p.dtype == Dtype::float32) {
-                std::memcpy(static_cast<float*>(p.y) + at + r * Out::N, &value, written * sizeof(float));
-            } else {
-                const auto halves = narrow<Out::N>(value);
-                auto* to = static_cast<uint16_t*>(p.y) + at + r * Out::N;
-                if (written == Out::N)
-                    std::memcpy(to, &halves, sizeof halves);
-                else
-                    std::memcpy(to, &halves, written * sizeof(uint16_t));
-            }
-        }
-    }
-}
-
-constexpr int64_t kBytesAhead = 4096;  // about what memory delivers while it is asked for more
-constexpr int kIntoL2 = 2;              // which has room for more outstanding lines than L1: 34 GB/s instead of 24
-
 template <class Weights, class Out, int Width>
 int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int64_t row_in_block) {
     const int64_t first_output = grid_row * p.block_rows + row_in_block;
@@ -229,7 +165,7 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
     const int64_t end = p.crow_indices[grid_row + 1], kept = p.crow_indices[grid_rows(p)];
     const int64_t bytes = block_bytes(p), block_rows = p.block_rows;
     const int64_t step_bytes = Weights::bytes * block_rows;
-    const int64_t blocks_ahead = bytes < kBytesAhead ? kBytesAhead / bytes : 1;
+    const int64_t ahead = blocks_ahead(bytes);
     // The first to see a row of blocks fetches all of it; then it is in the cache.
     const int64_t fetched = tile.first && row_in_block == 0 ? 2 * step_bytes : 0;
     constexpr int width = Width * kRowsPerStep;
@@ -240,7 +176,7 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
         const Place place = find_block(p, bytes, k);
         if (place.block == nullptr) return p.locations[k] / p.blocks_per_page;
         // Blocks that follow each other in a row lie anywhere in memory: the hardware can't foresee the next.
-        Place next = k + blocks_ahead < kept ? find_block(p, bytes, k + blocks_ahead) : place;
+        Place next = k + ahead < kept ? find_block(p, bytes, k + ahead) : place;
         if (next.block == nullptr) next = place;  // from null, even the address of a prefetch isn't defined
         const int64_t distance = next.block - place.block;
         if constexpr (Weights::bytes == 2) {
@@ -249,7 +185,7 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
         }
         const int64_t first_input = p.col_indices[k] * p.block_cols, inputs = p.in_features - first_input;
         const int64_t steps = ((inputs < p.block_cols ? inputs : p.block_cols) + 1) / 2;
-        const Activation* x = static_cast<const Activation*>(tile.x) + first_input / 2 * width;
+        const Input* x = static_cast<const Input*>(tile.x) + first_input / 2 * width;
         const uint8_t* step = place.block + row_in_block * (Weights::bytes == 8 ? 4 : Weights::bytes);
         int64_t s = 0;
         for (; s + 2 <= steps; s += 2) {
@@ -263,7 +199,7 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
     }
     typename Lanes<Out::N>::Float total[Width][Out::Registers];
     sums.total(total);
-    store<Out, Width>(p, tile, first_output, total);
+    store<Out, Width>(p, tile, first_output, row_in_block, total);
     return kAllResident;
 }
 
@@ -318,17 +254,23 @@ int64_t sweep(const Problem& p, const Tile& tile, int64_t grid_row) {
     return missing;
 }
 
+#if defined(WEIGHTPAGER_EXACT)
 }  // namespace
 
-#if defined(WEIGHTPAGER_EXACT)
 extern const Kernel WEIGHTPAGER_EXACT;
-constexpr const Kernel* kExact = &WEIGHTPAGER_EXACT;
+
+namespace {
+constexpr const Kernel* kOtherwise = &WEIGHTPAGER_EXACT;
+bool suits(const Problem& p) { return p.dtype == Dtype::bfloat16 && p.weight_dtype != Dtype::float32; }
 #else
-constexpr const Kernel* kExact = nullptr;
+constexpr const Kernel* kOtherwise = nullptr;
+bool suits(const Problem&) { return true; }
 #endif
+
+}  // namespace
 
 extern const Kernel WEIGHTPAGER_KERNEL;
 const Kernel WEIGHTPAGER_KERNEL = {
-    WEIGHTPAGER_TEXT(WEIGHTPAGER_KERNEL), kPacking, kWidest, width, sweep, kExact};
+    WEIGHTPAGER_TEXT(WEIGHTPAGER_KERNEL), kPacking, kWidest, width, sweep, suits, kOtherwise};
 
 }  // namespace weightpager

@@ -3,12 +3,23 @@
 #if defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
+#if defined(WEIGHTPAGER_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace weightpager {
 
 extern const Kernel generic;
 #if defined(WEIGHTPAGER_X86)
-extern const Kernel avx2, avx512, avx512_bf16;
+extern const Kernel avx2, avx512;
+#if defined(WEIGHTPAGER_AVX512_BF16)
+extern const Kernel avx512_bf16;
+#endif
+#if defined(WEIGHTPAGER_AMX)
+extern const Kernel amx_bf16;
+#endif
 #elif defined(__aarch64__)
 extern const Kernel neon, neon_bf16;
 #endif
@@ -19,6 +30,20 @@ namespace {
 constexpr unsigned long kBfloat16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
 #endif
 
+#if defined(WEIGHTPAGER_EMULATED_TILES)
+bool may_use_tiles() { return true; }
+#elif defined(WEIGHTPAGER_AMX)
+// Linux lends the tile registers' state to a process only on request, for all threads that it starts from then on and
+// those that it has.
+bool may_use_tiles() {
+    constexpr unsigned kTileBits = 1u << 24 | 1u << 22;  // CPUID 7, EDX: AMX-TILE and AMX-BF16
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTileBits) != kTileBits) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
 std::vector<const Kernel*> find_kernels() {
     std::vector<const Kernel*> found;
 #if defined(WEIGHTPAGER_X86)
@@ -26,7 +51,13 @@ std::vector<const Kernel*> find_kernels() {
     __builtin_cpu_init();
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl");
-    if (wide && __builtin_cpu_supports("avx512bf16")) found.push_back(&avx512_bf16);
+#if defined(WEIGHTPAGER_AVX512_BF16)
+    const bool pairs = wide && __builtin_cpu_supports("avx512bf16");
+#if defined(WEIGHTPAGER_AMX)
+    if (pairs && may_use_tiles()) found.push_back(&amx_bf16);
+#endif
+    if (pairs) found.push_back(&avx512_bf16);
+#endif
     if (wide) found.push_back(&avx512);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2);
 #elif defined(__aarch64__)

@@ -31,6 +31,12 @@ Dtype dtype_named(const std::string& name) {
     throw std::invalid_argument("no dtype '" + name + "'");
 }
 
+Activation activation_named(const std::string& name) {
+    if (name == "silu") return Activation::silu;
+    if (name == "gelu_tanh") return Activation::gelu_tanh;
+    throw std::invalid_argument("no activation '" + name + "'");
+}
+
 Dtype dtype_of(bool bfloat16) { return bfloat16 ? Dtype::bfloat16 : Dtype::float32; }
 
 std::vector<std::string> isas() {
@@ -54,6 +60,25 @@ class Weight {
     int64_t linear(size_t isa, uintptr_t x, uintptr_t y, bool bfloat16, int64_t tokens, uintptr_t bias,
                    bool bias_bfloat16, int threads) const {
         const Kernel& kernel = *kernels().at(isa);
+        const Problem problem = with(x, y, bfloat16, tokens, bias, bias_bfloat16);
+        nb::gil_scoped_release release;
+        return paged_linear(kernel, problem, std::max(1, threads));
+    }
+
+    // The same, times the activation of the gate's outputs.
+    int64_t gated(size_t isa, const Weight& gate, const std::string& activation, uintptr_t x, uintptr_t y,
+                  bool bfloat16, int64_t tokens, uintptr_t gate_bias, bool gate_bias_bfloat16, uintptr_t bias,
+                  bool bias_bfloat16, int threads) const {
+        const Kernel& kernel = *kernels().at(isa);
+        const Activation chosen = activation_named(activation);
+        const Problem first = gate.with(x, 0, bfloat16, tokens, gate_bias, gate_bias_bfloat16);
+        const Problem second = with(x, y, bfloat16, tokens, bias, bias_bfloat16);
+        nb::gil_scoped_release release;
+        return paged_gated(kernel, first, second, chosen, std::max(1, threads));
+    }
+
+   private:
+    Problem with(uintptr_t x, uintptr_t y, bool bfloat16, int64_t tokens, uintptr_t bias, bool bias_bfloat16) const {
         Problem problem = problem_;
         problem.x = at<const void>(x);
         problem.y = at<void>(y);
@@ -61,11 +86,9 @@ class Weight {
         problem.tokens = tokens;
         problem.bias = at<const void>(bias);
         problem.bias_dtype = dtype_of(bias_bfloat16);
-        nb::gil_scoped_release release;
-        return paged_linear(kernel, problem, std::max(1, threads));
+        return problem;
     }
 
-   private:
     Problem problem_;
 };
 
@@ -87,5 +110,6 @@ NB_MODULE(_native, m) {
              nb::arg("locations"), nb::arg("slots"), nb::arg("page_bytes"), nb::arg("blocks_per_page"),
              nb::arg("out_features"), nb::arg("in_features"), nb::arg("block_rows"), nb::arg("block_cols"),
              nb::arg("dtype"))
-        .def("linear", &Weight::linear);
+        .def("linear", &Weight::linear)
+        .def("gated", &Weight::gated);
 }

@@ -26,7 +26,7 @@ constexpr int64_t kLine = 64 / sizeof(uint32_t);
 class Panel {
    public:
     Panel(const Kernel& kernel, const Problem& problem) : kernel_(kernel), p_(problem) {
-        rows_ = divide_up(problem.in_features, 2) * (kernel.packing == Packing::pairs ? 1 : 2);
+        rows_ = rows(kernel.packing, problem.in_features);
         const int64_t tile_bytes = rows_ * kernel.widest * int64_t{sizeof(uint32_t)};
         const int64_t tiles = std::max<int64_t>(1, kPanelBytes / tile_bytes);
         capacity_ = std::min(tiles * kernel.widest, problem.tokens);
@@ -47,10 +47,16 @@ class Panel {
     Tile tile(int64_t i) const {
         const int64_t before = tokens_ * i / tiles(), end = tokens_ * (i + 1) / tiles();
         const int tokens = static_cast<int>(end - before);
-        return {packed_.get() + i * kernel_.widest * rows_, first_ + before, tokens, kernel_.width(tokens), i == 0};
+        return {packed_.get() + i * kernel_.widest * rows_, first_ + before, tokens, kernel_.width(tokens), i == 0, nullptr, nullptr, Activation::silu};
     }
 
    private:
+    // 32-bit numbers of a token.
+    static int64_t rows(Packing packing, int64_t in_features) {
+        if (packing == Packing::lines) return divide_up(in_features, kTileInputs) * kLine;
+        return divide_up(in_features, 2) * (packing == Packing::pairs ? 1 : 2);
+    }
+
     void pack(int64_t i) {
         const Tile to = tile(i);
         uint32_t* packed = packed_.get() + i * kernel_.widest * rows_;
@@ -87,6 +93,10 @@ class Panel {
         for (int64_t first = 0; first < rows_; first += kLine) {
             uint32_t lines[kWidestTile][kLine] = {};
             for (int t = 0; t < to.tokens; ++t) read(to.first_token + t, first, lines[t]);
+            if (kernel_.packing == Packing::lines) {
+                std::memcpy(packed + first * to.width, lines, static_cast<size_t>(to.width) * sizeof *lines);
+                continue;
+            }
             const int64_t count = std::min(kLine, rows_ - first);
             for (int64_t i = 0; i < count; ++i)
                 for (int t = 0; t < to.width; ++t) packed[(first + i) * to.width + t] = lines[t][i];
@@ -99,14 +109,27 @@ class Panel {
     std::unique_ptr<uint32_t[]> packed_;
 };
 
-// The first row of blocks of a share, when rows 0 .. grid_rows are split into `shares` of equal work. A row costs
-// its blocks, and one for writing the result.
-int64_t first_row(const Problem& p, int64_t share, int64_t shares) {
-    const int64_t rows = grid_rows(p), goal = (p.crow_indices[rows] + rows) * share / shares;
-    int64_t low = 0, high = rows;
+// What a sweep computes: one weight, or a gate and the weight that it is multiplied with.
+struct Work {
+    const Problem& problem;
+    const Problem* gate;
+    Activation activation;
+
+    int64_t rows() const { return grid_rows(problem); }
+
+    // Of the rows before `row`: their blocks, and one each for writing the result.
+    int64_t cost(int64_t row) const {
+        return problem.crow_indices[row] + (gate == nullptr ? 0 : gate->crow_indices[row]) + row;
+    }
+};
+
+// The first row of blocks of a share, when all rows are split into `shares` of equal cost.
+int64_t first_row(const Work& work, int64_t share, int64_t shares) {
+    const int64_t goal = work.cost(work.rows()) * share / shares;
+    int64_t low = 0, high = work.rows();
     while (low < high) {
         const int64_t middle = (low + high) / 2;
-        if (p.crow_indices[middle] + middle < goal)
+        if (work.cost(middle) < goal)
             low = middle + 1;
         else
             high = middle;
@@ -116,10 +139,10 @@ int64_t first_row(const Problem& p, int64_t share, int64_t shares) {
 
 class Sweep {
    public:
-    Sweep(const Kernel& kernel, const Problem& problem, const Panel& panel, int threads)
-        : kernel_(kernel), p_(problem), panel_(panel), threads_(threads) {
+    Sweep(const Kernel& kernel, const Work& work, const Panel& panel, int threads)
+        : kernel_(kernel), work_(work), panel_(panel), threads_(threads) {
         const int64_t wanted = threads == 1 ? 1 : threads * kChunksPerThread;
-        row_shares_ = std::min(grid_rows(problem), wanted);
+        row_shares_ = std::min(work.rows(), wanted);
         // Splitting tokens makes threads stream the same blocks, so only when there are too few rows.
         const int64_t groups = row_shares_ >= 2 * threads ? 1 : divide_up(2 * threads, row_shares_);
         tile_shares_ = threads == 1 ? 1 : std::min(panel.tiles(), groups);
@@ -135,43 +158,70 @@ class Sweep {
 
    private:
     int64_t share(int64_t row_share, int64_t tile_share) const {
-        const int64_t end_row = first_row(p_, row_share + 1, row_shares_);
+        const int64_t end_row = first_row(work_, row_share + 1, row_shares_);
         const int64_t first_tile = panel_.tiles() * tile_share / tile_shares_;
         const int64_t end_tile = panel_.tiles() * (tile_share + 1) / tile_shares_;
-        for (int64_t row = first_row(p_, row_share, row_shares_); row < end_row; ++row)
+        std::unique_ptr<float[]> gate;
+        if (work_.gate != nullptr)
+            gate.reset(new float[static_cast<size_t>(work_.problem.block_rows * kernel_.widest)]);
+        for (int64_t row = first_row(work_, row_share, row_shares_); row < end_row; ++row)
             for (int64_t tile = first_tile; tile < end_tile; ++tile) {
-                const int64_t found = kernel_.sweep(p_, panel_.tile(tile), row);
+                const int64_t found = sweep(panel_.tile(tile), row, gate.get());
                 if (found != kAllResident) return found;
             }
         return kAllResident;
     }
 
+    int64_t sweep(Tile tile, int64_t row, float* gate) const {
+        tile.activation = work_.activation;
+        if (gate != nullptr) {
+            tile.gate_out = gate;
+            const int64_t found = kernel_.sweep(*work_.gate, tile, row);
+            if (found != kAllResident) return found;
+            tile.gate_out = nullptr;
+            tile.gate = gate;
+        }
+        return kernel_.sweep(work_.problem, tile, row);
+    }
+
     const Kernel& kernel_;
-    const Problem& p_;
+    const Work& work_;
     const Panel& panel_;
     int threads_;
     int64_t row_shares_, tile_shares_;
     std::atomic<int64_t> missing_{kAllResident};
 };
 
-int useful_threads(const Problem& p, int threads) {
-    const int64_t work = p.crow_indices[grid_rows(p)] * p.block_rows * p.block_cols * p.tokens;
-    return work < kSerialWork ? 1 : threads;
+int useful_threads(const Work& work, int threads) {
+    const Problem& p = work.problem;
+    return work.cost(work.rows()) * p.block_rows * p.block_cols * p.tokens < kSerialWork ? 1 : threads;
+}
+
+const Kernel& suitable(const Kernel& kernel, const Problem& problem) {
+    return kernel.suits(problem) || kernel.otherwise == nullptr ? kernel : suitable(*kernel.otherwise, problem);
+}
+
+int64_t run(const Kernel& best, const Work& work, int threads) {
+    const Kernel& kernel = suitable(best, work.problem);
+    threads = useful_threads(work, threads);
+    Panel panel(kernel, work.problem);
+    for (int64_t token = 0; token < work.problem.tokens; token += panel.capacity()) {
+        panel.fill(token, threads);
+        const int64_t missing = Sweep(kernel, work, panel, threads).run();
+        if (missing != kAllResident) return missing;
+    }
+    return kAllResident;
 }
 
 }  // namespace
 
-int64_t paged_linear(const Kernel& best, const Problem& problem, int threads) {
-    const bool rounds = problem.dtype == Dtype::float32 || problem.weight_dtype == Dtype::float32;
-    const Kernel& kernel = rounds && best.exact != nullptr ? *best.exact : best;
-    threads = useful_threads(problem, threads);
-    Panel panel(kernel, problem);
-    for (int64_t token = 0; token < problem.tokens; token += panel.capacity()) {
-        panel.fill(token, threads);
-        const int64_t missing = Sweep(kernel, problem, panel, threads).run();
-        if (missing != kAllResident) return missing;
-    }
-    return kAllResident;
+int64_t paged_linear(const Kernel& kernel, const Problem& problem, int threads) {
+    return run(kernel, {problem, nullptr, Activation::silu}, threads);
+}
+
+int64_t paged_gated(const Kernel& kernel, const Problem& gate, const Problem& problem, Activation activation,
+                    int threads) {
+    return run(kernel, {problem, &gate, activation}, threads);
 }
 
 }  // namespace weightpager

@@ -10,6 +10,9 @@ namespace weightpager {
 
 enum class Dtype : int { float32, bfloat16, int8 };
 
+// What a gated layer does to its gate before it multiplies.
+enum class Activation : int { silu, gelu_tanh };
+
 // One call: plain memory, owned by the caller and already validated, except for `page_table`, whose entries
 // change between calls.
 struct Problem {
@@ -41,19 +44,27 @@ inline int64_t block_bytes(const Problem& p) { return p.block_rows * p.block_col
 
 }  // namespace
 
-// How a kernel wants the activations: one 32-bit number per token and input, or per token and pair of inputs.
-enum class Packing : int { floats, pairs };
+// How a kernel wants the activations of a tile: for every input a float32 of each token; for every pair of inputs a pair
+// of bfloat16 of each token; or for every `kTileInputs` inputs a line of bfloat16 of each token.
+enum class Packing : int { floats, pairs, lines };
+constexpr int64_t kTileInputs = 32;
 
 // Tokens are worked on in tiles: `width` columns of which the first `tokens` are real.
 struct Tile {
-    const void* x;  // [in_features rounded up to even (or half of that), width] 32-bit numbers, zero where padded
+    const void* x;  // [inputs, width], [pairs, width] or [lines, width, 32], zero where padded
     int64_t first_token;
     int tokens, width;
     bool first;  // of those that a row of blocks is swept for
+
+    // Of a gated layer, float32 [tokens, block_rows]: where the gate's outputs go, in place of y, and whence they come
+    // when the other weight's are multiplied with them.
+    float* gate_out;
+    const float* gate;
+    Activation activation;
 };
 
 constexpr int64_t kAllResident = -1;
-constexpr int kWidestTile = 28;
+constexpr int kWidestTile = 96;
 
 struct Kernel {
     const char* name;
@@ -62,8 +73,8 @@ struct Kernel {
     int (*width)(int tokens);  // of the narrowest tile that holds them
     // Writes one row of blocks for one tile. Returns `kAllResident` or the index of a page that isn't.
     int64_t (*sweep)(const Problem& problem, const Tile& tile, int64_t grid_row);
-    // Serves what this one can't: pairs of bfloat16 would round float32 activations or weights.
-    const Kernel* exact;
+    bool (*suits)(const Problem& problem);  // whether it computes this exactly enough, and well
+    const Kernel* otherwise;                // serves what doesn't suit this one; the last suits everything
 };
 
 // What this machine can run, best first; never empty.
@@ -72,5 +83,10 @@ const std::vector<const Kernel*>& kernels();
 // Returns `kAllResident`, or the index of a page that isn't resident; `y` is then partly written.
 // The result does not depend on `threads`.
 int64_t paged_linear(const Kernel& kernel, const Problem& problem, int threads);
+
+// y = activation(x . gate^T + gate bias) * (x . W^T + bias), where `gate` and `problem` have the same x and shape.
+// Returns as `paged_linear` does.
+int64_t paged_gated(const Kernel& kernel, const Problem& gate, const Problem& problem, Activation activation,
+                    int threads);
 
 }  // namespace weightpager

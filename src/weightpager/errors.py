@@ -12,6 +12,7 @@
     ├── BudgetError             the memory budget cannot hold what was asked for
     ├── SwitchFailedError       a switch failed after the old task was given up: no task is active
     ├── TaskNotActiveError      a task's module was called while its pages may be evicted
+    ├── InferenceOnlyError      a gradient was asked of paged weights
     └── EngineClosedError       the engine has been closed
 
 Anything else that escapes is a bug of ours.
@@ -87,6 +88,10 @@ class SwitchFailedError(WeightpagerError):
 
 class TaskNotActiveError(WeightpagerError):
     """A task's module was called while its pages may be evicted."""
+
+
+class InferenceOnlyError(WeightpagerError):
+    """A gradient was asked of paged weights."""
 
 
 class EngineClosedError(WeightpagerError):

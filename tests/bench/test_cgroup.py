@@ -325,7 +325,7 @@ def test_a_version_2_limit_is_the_tightest_around_the_group(tmp_path: Path) -> N
     group = tree(tmp_path, "outer/group")
     (group / "memory.max").write_text("max\n")
     (group.parent / "memory.max").write_text("4096\n")
-    assert limits._tightest(group, tmp_path) == 4096
+    assert limits.tightest(group, tmp_path) == 4096
 
 
 @pytest.mark.parametrize(

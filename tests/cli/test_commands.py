@@ -172,7 +172,7 @@ def test_a_mistake_is_explained_in_a_line(
     assert "Traceback" not in found.err
 
 
-@pytest.mark.parametrize("verb", ["compile", "inspect", "plan", "run", "eval", "verify", "export", "demo"])
+@pytest.mark.parametrize("verb", ["compile", "inspect", "plan", "run", "eval", "verify", "export", "doctor", "demo"])
 def test_help_shows_an_example(weightpager: Command, verb: str) -> None:
     found = weightpager(verb, "--help")
     assert found.code == 0

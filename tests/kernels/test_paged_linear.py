@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paging import masked, page
 from torch import Tensor
+from torch.nn.functional import gelu
 
-from weightpager.kernels import PagedWeight, PageNotResidentError, available, calls, paged_linear
+from weightpager.kernels import PagedWeight, PageNotResidentError, available, calls, paged_gated, paged_linear
 from weightpager.kernels import isa as isa_in_use
 from weightpager.kernels.reference import dense_weight
 
@@ -112,6 +114,57 @@ def test_close_to_the_dense_product_on_any_threads(case: Case, threads: int) -> 
     torch.set_num_threads(threads)
     again = paged_linear(case.x, case.weight, case.bias)
     assert torch.equal(again, y) or isa_in_use() == "reference"
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases(), kept=st.sampled_from([0.0, 0.4, 1.0]), activation=st.sampled_from(["silu", "gelu_tanh"]))
+def test_a_gated_layer_is_close_to_the_dense_one(case: Case, kept: float, activation: str) -> None:
+    random = torch.Generator().manual_seed(case.seed + 1)
+    mask = torch.rand(case.mask.shape, generator=random) < kept
+    gate = page(case.dense.flip(0), mask, *case.block, seed=case.seed + 1)
+    gate_bias = None if case.bias is None else case.bias.flip(0)
+    torch.set_num_threads(1)
+    y = paged_gated(case.x, gate, case.weight, activation, (gate_bias, case.bias))
+    gated = case.x.double() @ dense_weight(gate).double().T
+    gated = gated if gate_bias is None else gated + gate_bias.double()
+    act = torch.nn.functional.silu(gated) if activation == "silu" else gelu(gated, approximate="tanh")
+    expected = act * case.expected
+    assert y.dtype == case.x.dtype
+    assert (y.double() - expected).norm() <= 2 * case.tolerance * expected.norm()
+
+    torch.set_num_threads(3)
+    again = paged_gated(case.x, gate, case.weight, activation, (gate_bias, case.bias))
+    assert torch.equal(again, y) or isa_in_use() == "reference"
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 50.0, 1e4, 1e30, float("inf"), float("nan")])
+def test_activations_keep_their_head_at_any_size(size: float) -> None:
+    weight = page(torch.eye(8), torch.ones(1, 1, dtype=torch.bool), 8, 8)
+    ones = page(torch.zeros(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 8)
+    x = torch.tensor([[size, -size, *torch.linspace(-9, 9, 6).tolist()]]).nan_to_num(nan=torch.nan, posinf=3e38)
+    for activation, exact in (("silu", torch.nn.functional.silu), ("gelu_tanh", partial(gelu, approximate="tanh"))):
+        found = paged_gated(x, weight, ones, activation, (None, torch.ones(8)))
+        if size == size and size <= 1e30:
+            torch.testing.assert_close(found, exact(x), rtol=1e-5, atol=1e-6)
+        assert bool(found[:, 2:].isfinite().all()) or size != size or size > 1e30
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_gated_layer_names_the_page_that_is_missing(which: int) -> None:
+    weights = [page(torch.ones(16, 16), torch.ones(2, 2, dtype=torch.bool), 8, 8, seed=seed) for seed in (0, 1)]
+    weights[which].page_table.fill_(-1)
+    with pytest.raises(PageNotResidentError):
+        paged_gated(torch.ones(3, 16), *weights, "silu")
+
+
+def test_gated_operands_are_checked() -> None:
+    gate, weight = (page(torch.ones(8, width), torch.ones(1, 1, dtype=torch.bool), 8, 8) for width in (8, 7))
+    with pytest.raises(ValueError, match="gate: expected outputs, inputs"):
+        paged_gated(torch.ones(1, 7), gate, weight, "silu")
+    with pytest.raises(ValueError, match="activation: expected one of silu, gelu_tanh, got 'relu'"):
+        paged_gated(torch.ones(1, 8), gate, gate, "relu")
+    with pytest.raises(ValueError, match=r"gate bias: expected \[8\], got \[7\]"):
+        paged_gated(torch.ones(1, 8), gate, gate, "silu", (torch.ones(7), None))
 
 
 @pytest.mark.parametrize("isa", available()[:-1], indirect=True)  # torch's own product doesn't promise it

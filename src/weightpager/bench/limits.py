@@ -82,7 +82,9 @@ def limit_memory(group: Group, asked: int) -> tuple[int, str]:
     if group.version == 1:
         held = group.field("memory.stat", "memory.stat", "hierarchical_memory_limit")
     else:
-        held = _tightest(group.path, group.top)
+        tight = tightest(group.path, group.top)
+        assert tight is not None  # this group's own was just set
+        held = tight
     if held <= asked - os.sysconf("SC_PAGE_SIZE"):  # a limit is rounded down to a page
         note += ", tightened by a group around it"
     return held, note
@@ -100,6 +102,13 @@ def limit_storage(group: Group, asked: int, path: str | os.PathLike[str]) -> tup
     raise ConfigError(f"expected a limit for disk {disk} in {group.path}, found none")
 
 
+def tightest(group: Path, top: Path) -> int | None:
+    """The smallest ``memory.max`` of a version 2 group and those around it; None if none has one, as the root."""
+    depth = len(group.relative_to(top).parts)
+    limits = [words(directory / "memory.max") for directory in [group, *group.parents][: depth + 1]]
+    return min((int(limit[0]) for limit in limits if limit and limit != ["max"]), default=None)
+
+
 def reason(error: OSError | ConfigError) -> str:
     """Why a limit doesn't hold, for people."""
     if isinstance(error, PermissionError) and os.geteuid() != 0:
@@ -110,10 +119,3 @@ def reason(error: OSError | ConfigError) -> str:
 def _swap_note(swaps: str) -> str:
     """What to say where swap can't be limited; the first line of the table is its heading."""
     return ", but swap is not limited" if len(swaps.splitlines()) > 1 else ""
-
-
-def _tightest(group: Path, top: Path) -> int:
-    """The smallest ``memory.max`` of a version 2 group and those around it; the root has none."""
-    depth = len(group.relative_to(top).parts)
-    limits = [words(directory / "memory.max") for directory in [group, *group.parents][: depth + 1]]
-    return min(int(limit[0]) for limit in limits if limit and limit != ["max"])

@@ -22,6 +22,7 @@ import numpy as np
 from weightpager import __version__
 from weightpager.bench.cold import cold_read
 from weightpager.bench.mounts import mount_of
+from weightpager.bench.processor import cpu_flags, cpu_model
 from weightpager.errors import ConfigError, StoreError
 
 _PACKAGES = ("torch", "transformers", "numpy", "safetensors")
@@ -146,11 +147,7 @@ def whole_disk(major: int, minor: int, sysfs: Path = Path("/sys")) -> str:
 
 def parse_cpuinfo(text: str) -> dict[str, object]:
     """Model and instruction sets of the first CPU that ``/proc/cpuinfo`` lists."""
-    first = text.partition("\n\n")[0]
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
-    arm = " ".join(fields[key] for key in ("CPU implementer", "CPU part") if key in fields)
-    flags = fields.get("flags") or fields.get("Features") or ""
-    return {"model": fields.get("model name") or arm or None, "isa": sorted(_ISA & set(flags.split()))}
+    return {"model": cpu_model(text), "isa": sorted(_ISA & cpu_flags(text))}
 
 
 def _mounted_device(path: str | os.PathLike[str]) -> int:

@@ -8,7 +8,15 @@ import sys
 
 import typer
 
-from weightpager.cli import compile_command, demo_command, device_commands, inspect_commands, output, tidy_commands
+from weightpager.cli import (
+    compile_command,
+    demo_command,
+    device_commands,
+    doctor_command,
+    inspect_commands,
+    output,
+    tidy_commands,
+)
 from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -34,8 +42,8 @@ def _root(
         raise typer.Exit
 
 
-for register in (compile_command, tidy_commands, inspect_commands, device_commands, demo_command):
-    register.register(app)
+for command in (compile_command, tidy_commands, inspect_commands, device_commands, doctor_command, demo_command):
+    command.register(app)
 
 
 def main() -> None:

@@ -49,6 +49,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     console.print(view)
 
 
+def facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print named facts, one a line; words rather than numbers."""
+    view = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False)
+    for name, fact in rows:
+        view.add_row(escape(name), escape(fact))
+    console.print(view)
+
+
 def advice(found: Advice) -> None:
     """Print the ways to serve the tasks by memory, and what to use in words."""
     rows = [
@@ -82,6 +90,12 @@ def milliseconds(seconds: float) -> str:
 def size(count: float) -> str:
     """A size as people read it."""
     return format_size(count)
+
+
+def bandwidth(bytes_per_second: float) -> str:
+    """Bytes per second as data sheets give them, in powers of ten."""
+    unit, scale = ("GB/s", 1e9) if bytes_per_second >= 1e9 else ("MB/s", 1e6)
+    return f"{bytes_per_second / scale:.1f} {unit}"
 
 
 class Stages:

@@ -13,7 +13,7 @@ from weightpager.bundle.adapter import LowRank
 from weightpager.engine.architecture import empty_module, full_name
 from weightpager.errors import BundleFormatError
 from weightpager.kernels import PagedWeight
-from weightpager.nn import PagedLinear, PageGate, missing_values
+from weightpager.nn import PagedLinear, PageGate, fuse_gated_mlps, missing_values
 
 _DTYPES = (torch.float32, torch.bfloat16)
 """What kernels compute with."""
@@ -53,6 +53,7 @@ def build(
         part = low_rank.get(entry.name)
         added = None if part is None else (torch.from_numpy(part.down), torch.from_numpy(part.up))
         _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, gate, added))
+    fuse_gated_mlps(module)
     assign(module, state, task)
     return module
 

@@ -32,3 +32,19 @@ class Weight:
         threads: int,
         /,
     ) -> int: ...
+    def gated(
+        self,
+        isa: int,
+        gate: Weight,
+        activation: str,
+        x: int,
+        y: int,
+        bfloat16: bool,
+        tokens: int,
+        gate_bias: int,
+        gate_bias_bfloat16: bool,
+        bias: int,
+        bias_bfloat16: bool,
+        threads: int,
+        /,
+    ) -> int: ...

@@ -36,23 +36,57 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None, isa: int) 
     Raises:
         PageNotResidentError: a block's page is not in the arena.
     """
-    rows = x if x.is_contiguous() else x.contiguous()
-    if bias is not None and not bias.is_contiguous():
-        bias = bias.contiguous()
-    y = torch.empty((*x.shape[:-1], weight.out_features), dtype=x.dtype)
+    rows, y = _operands(x, weight.out_features)
     missing = _native_weight(weight).linear(
         isa,
         rows.data_ptr(),
         y.data_ptr(),
         x.dtype == torch.bfloat16,
         rows.numel() // weight.in_features,
-        0 if bias is None else bias.data_ptr(),
-        bias is not None and bias.dtype == torch.bfloat16,
+        *_bias(bias),
         torch.get_num_threads(),
     )
     if missing >= 0:
         raise PageNotResidentError(missing)
     return y
+
+
+def paged_gated(
+    x: Tensor,
+    gate: PagedWeight,
+    weight: PagedWeight,
+    activation: str,
+    biases: tuple[Tensor | None, Tensor | None],
+    isa: int,
+) -> Tensor:
+    """``activation(x @ gate.T + biases[0]) * (x @ W.T + biases[1])``, as `paged_linear`."""
+    rows, y = _operands(x, weight.out_features)
+    missing = _native_weight(weight).gated(
+        isa,
+        _native_weight(gate),
+        activation,
+        rows.data_ptr(),
+        y.data_ptr(),
+        x.dtype == torch.bfloat16,
+        rows.numel() // weight.in_features,
+        *_bias(biases[0]),
+        *_bias(biases[1]),
+        torch.get_num_threads(),
+    )
+    if missing >= 0:
+        raise PageNotResidentError(missing)
+    return y
+
+
+def _operands(x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:
+    """X without gaps, and where the result goes."""
+    rows = x if x.is_contiguous() else x.contiguous()
+    return rows, torch.empty((*x.shape[:-1], out_features), dtype=x.dtype)
+
+
+def _bias(bias: Tensor | None) -> tuple[int, bool]:
+    """Address, 0 for none, and whether it is bfloat16. `dispatch` has made sure that it has no gaps."""
+    return (0, False) if bias is None else (bias.data_ptr(), bias.dtype == torch.bfloat16)
 
 
 def read_memory(tensor: Tensor) -> None:

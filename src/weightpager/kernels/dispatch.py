@@ -50,20 +50,54 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> 
         PageNotResidentError: a block's page is not in the arena.
         ConfigError: ``WEIGHTPAGER_ISA`` names an instruction set that can't run here.
     """
-    _check_operand("x", x)
-    if x.dim() < 1 or x.shape[-1] != weight.in_features:
-        raise ValueError(f"x: expected [..., {weight.in_features}], got {list(x.shape)}")
-    if bias is not None:
-        _check_operand("bias", bias)
-        if bias.shape != (weight.out_features,):
-            raise ValueError(f"bias: expected [{weight.out_features}], got {list(bias.shape)}")
+    _check_input(x, weight)
+    bias = _checked_bias("bias", bias, weight)
     chosen = isa()
     if chosen == _REFERENCE:
         y = reference.paged_linear(x, weight, bias)
     else:
         y = cpu.paged_linear(x, weight, bias, _NATIVE.index(chosen))
-    with _calls_lock:
-        _calls[chosen] += 1
+    _count(chosen)
+    return y
+
+
+def paged_gated(
+    x: Tensor,
+    gate: PagedWeight,
+    weight: PagedWeight,
+    activation: str,
+    biases: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Tensor:
+    """``activation(x @ gate.T + biases[0]) * (x @ W.T + biases[1])`` in one pass over x; else as `paged_linear`.
+
+    Args:
+        x: [..., in_features].
+        gate: the gate's weight.
+        weight: the other one, of the same shape and blocks.
+        activation: "silu" or "gelu_tanh".
+        biases: of gate and weight.
+
+    Returns:
+        [..., out_features], in the dtype of x.
+
+    Raises:
+        ValueError: x, a bias or the activation is not as described, or the weights differ in shape.
+        PageNotResidentError: a block's page is not in the arena.
+        ConfigError: ``WEIGHTPAGER_ISA`` names an instruction set that can't run here.
+    """
+    _check_input(x, weight)
+    ours, theirs = ((of.out_features, of.in_features, of.block_rows, of.dtype) for of in (gate, weight))
+    if ours != theirs:
+        raise ValueError(f"gate: expected outputs, inputs, block rows and dtype as the weight's {theirs}, got {ours}")
+    if activation not in reference.ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
+    checked = _checked_bias("gate bias", biases[0], gate), _checked_bias("bias", biases[1], weight)
+    chosen = isa()
+    if chosen == _REFERENCE:
+        y = reference.paged_gated(x, gate, weight, activation, checked)
+    else:
+        y = cpu.paged_gated(x, gate, weight, activation, checked, _NATIVE.index(chosen))
+    _count(chosen)
     return y
 
 
@@ -108,6 +142,27 @@ def _choose(wanted: str) -> str:
     if wanted not in available():
         raise ConfigError(f"WEIGHTPAGER_ISA: expected one of {', '.join(available())} on this machine, got {wanted!r}")
     return wanted
+
+
+def _count(kernel: str) -> None:
+    with _calls_lock:
+        _calls[kernel] += 1
+
+
+def _check_input(x: Tensor, weight: PagedWeight) -> None:
+    _check_operand("x", x)
+    if x.dim() < 1 or x.shape[-1] != weight.in_features:
+        raise ValueError(f"x: expected [..., {weight.in_features}], got {list(x.shape)}")
+
+
+def _checked_bias(name: str, bias: Tensor | None, weight: PagedWeight) -> Tensor | None:
+    """The bias without gaps."""
+    if bias is None:
+        return None
+    _check_operand(name, bias)
+    if bias.shape != (weight.out_features,):
+        raise ValueError(f"{name}: expected [{weight.out_features}], got {list(bias.shape)}")
+    return bias.contiguous()
 
 
 def _check_operand(name: str, operand: Tensor) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu, silu
 
 from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "gelu_tanh": partial(gelu, approximate="tanh")}
+"""What a gated layer can do to its gate."""
 
 
 def dense_weight(weight: PagedWeight) -> Tensor:
@@ -33,6 +40,19 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> 
     if bias is not None:
         y += bias.float()
     return y.to(x.dtype)
+
+
+@torch.no_grad()
+def paged_gated(
+    x: Tensor,
+    gate: PagedWeight,
+    weight: PagedWeight,
+    activation: str,
+    biases: tuple[Tensor | None, Tensor | None],
+) -> Tensor:
+    """``activation(x @ gate.T + biases[0]) * (x @ W.T + biases[1])``, computed in float32."""
+    gated, other = (paged_linear(x.float(), of, bias) for of, bias in zip((gate, weight), biases, strict=True))
+    return (ACTIVATIONS[activation](gated) * other).to(x.dtype)
 
 
 def _blocks(weight: PagedWeight) -> Tensor:

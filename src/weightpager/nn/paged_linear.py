@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from weightpager.errors import InferenceOnlyError
 from weightpager.kernels import PagedWeight, paged_linear
+from weightpager.nn import graph_op
 
 
 class PageGate(Protocol):
@@ -24,11 +27,24 @@ class PageGate(Protocol):
         """The pages of ``layer`` have been read."""
 
 
+def refuse_gradients(x: Tensor) -> None:
+    """Say at once that paged weights don't train.
+
+    Raises:
+        InferenceOnlyError: x belongs to a graph of gradients.
+    """
+    if x.requires_grad and torch.is_grad_enabled():
+        raise InferenceOnlyError(
+            "paged weights are for inference, and the input of a paged layer requires a gradient: run the task inside "
+            "'with torch.inference_mode():', or train the checkpoint and compile it again"
+        )
+
+
 class PagedLinear(nn.Module):
     """``y = x Wᵀ + bias`` with W one task's blocks, read in place, plus ``(x Aᵀ) Bᵀ`` where it has a low-rank part.
 
     Holds no weight of its own: the block table is immutable, the page table says where the pages are now. Inference
-    only.
+    only. `torch.compile` and `torch.export` see one operation, ``weightpager::paged_linear``.
 
     Args:
         weight: arena, page table and this task's block table of one paged weight.
@@ -55,18 +71,38 @@ class PagedLinear(nn.Module):
         self.low_rank = low_rank
         self.bias: nn.Parameter | None
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+        self._number = graph_op.register(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is another layer."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = graph_op.register(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in_features]`` to ``[..., out_features]``, in x's dtype."""
-        self.gate.enter(self.layer)
-        try:
-            y = paged_linear(x, self.paged_weight, self.bias)
-        finally:
-            self.gate.leave(self.layer)
+        """``[..., in_features]`` to ``[..., out_features]``, in x's dtype.
+
+        Raises:
+            InferenceOnlyError: a gradient would have to flow through.
+            TaskNotActiveError: the task isn't active, so its pages may be absent.
+        """
+        refuse_gradients(x)
+        # Outside of graphs the dispatcher would only cost time.
+        if torch.compiler.is_compiling():
+            y: Tensor = graph_op.paged_linear(x, self._number, self.out_features)
+        else:
+            y = self.compute(x)
         if self.low_rank is None:
             return y
         down, up = self.low_rank
         return y + linear(linear(x.to(down.dtype), down), up).to(y.dtype)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """The product with the pages, and the bias."""
+        self.gate.enter(self.layer)
+        try:
+            return paged_linear(x, self.paged_weight, self.bias)
+        finally:
+            self.gate.leave(self.layer)
 
     def extra_repr(self) -> str:
         """As `torch.nn.Linear` prints itself, with the density."""

@@ -1,0 +1,30 @@
+"""What was asked of the kernels before any was measured."""
+
+from __future__ import annotations
+
+Goal = float
+"""The least ratio of dense time to ours."""
+
+_TOKENS = (1, 8, 32, 128, 512)
+
+GOALS: dict[tuple[str, float, int], Goal] = {
+    ("bfloat16", sparsity, tokens): goal
+    for sparsity, goals in {
+        0.0: (0.9, 0.9, 1.0, 1.0, 0.9),
+        0.5: (1.7, 1.7, 2.0, 1.8, 1.5),
+        0.75: (3.2, 3.2, 3.8, 3.0, 2.4),
+    }.items()
+    for tokens, goal in zip(_TOKENS, goals, strict=True)
+} | {
+    ("decode bfloat16", 0.5, 24): 1.3,
+    ("decode bfloat16", 0.75, 24): 1.5,
+    ("decode int8", 0.5, 24): 1.5,
+    ("prefill bfloat16", 0.5, 512): 1.3,
+}
+"""(dtype, sparsity, tokens) → at least; with ``prefill`` or ``decode`` before the dtype for a whole model."""
+
+LEAST_SHARE_OF_READ = 0.85
+"""Of a plain read's bandwidth, at one token."""
+
+INT8_SPEEDUP = 1.6
+"""Of int8 over bfloat16, at one token."""

@@ -1,0 +1,96 @@
+"""Paged weights of random numbers, for speed: laid out as a compiled bundle has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightpager.blocks import BlockShape
+from weightpager.bundle.layout import block_bytes
+from weightpager.kernels import PagedWeight
+
+PAGE_BYTES = 1 << 16
+
+SIGNATURES = 4
+"""Sets of tasks that a weight's blocks belong to: a row's blocks lie in as many pages at least."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a weight is cut and what is kept of it."""
+
+    block: tuple[int, int]
+    dtype: torch.dtype
+    sparsity: float
+
+    @property
+    def block_bytes(self) -> int:
+        """Of a block with its scales."""
+        return block_bytes(BlockShape(*self.block), str(self.dtype).removeprefix("torch."))
+
+
+@dataclass(frozen=True)
+class BlockTables:
+    """Which blocks of a weight are kept, and where they lie in its pages.
+
+    Attributes:
+        variant: how the weight is cut.
+        out_features, in_features: its size.
+        crow_indices, col_indices, locations: as `PagedWeight` has them.
+    """
+
+    variant: Variant
+    out_features: int
+    in_features: int
+    crow_indices: Tensor
+    col_indices: Tensor
+    locations: Tensor
+
+    @classmethod
+    def draw(cls, out_features: int, in_features: int, variant: Variant, seed: int = 0) -> BlockTables:
+        """Random blocks in random signatures; in a page, a signature's blocks lie in the order of the weight."""
+        rows, columns = -(-out_features // variant.block[0]), -(-in_features // variant.block[1])
+        random = torch.Generator().manual_seed(seed)
+        kept = round((1 - variant.sparsity) * rows * columns)
+        places = torch.randperm(rows * columns, generator=random)[:kept].sort().values
+        signature = torch.randint(0, SIGNATURES, (kept,), generator=random)
+        locations = torch.empty(kept, dtype=torch.int32)
+        locations[torch.argsort(signature, stable=True)] = torch.arange(kept, dtype=torch.int32)
+        crow = torch.zeros(rows + 1, dtype=torch.int32)
+        crow[1:] = torch.bincount(places // columns, minlength=rows).cumsum(0)
+        return cls(variant, out_features, in_features, crow, (places % columns).int(), locations)
+
+    @property
+    def bytes(self) -> int:
+        """Of the kept blocks."""
+        return len(self.locations) * self.variant.block_bytes
+
+    @property
+    def pages(self) -> int:
+        """That the kept blocks fill."""
+        return -(-len(self.locations) // (PAGE_BYTES // self.variant.block_bytes))
+
+    def weight(self, arena: Tensor, page_table: Tensor) -> PagedWeight:
+        """The weight whose pages lie in these slots of an arena."""
+        return PagedWeight(
+            arena=arena,
+            page_table=page_table,
+            crow_indices=self.crow_indices,
+            col_indices=self.col_indices,
+            locations=self.locations,
+            out_features=self.out_features,
+            in_features=self.in_features,
+            block_rows=self.variant.block[0],
+            block_cols=self.variant.block[1],
+            dtype=self.variant.dtype,
+        )
+
+
+def filled_arena(bytes_: int) -> Tensor:
+    """Pages whose bytes are small numbers in bfloat16, float32 and int8 alike."""
+    size = (1 << 22,)
+    piece = torch.randint(0x3800, 0x3D00, size).short() | torch.randint(0, 2, size).short() << 15
+    pages = -(-bytes_ // PAGE_BYTES)
+    return piece.repeat(-(-pages * PAGE_BYTES // piece.nbytes)).view(torch.uint8).view(-1, PAGE_BYTES)[:pages]

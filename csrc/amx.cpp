@@ -1,0 +1,151 @@
+// The kernel for AMX: tiles of 16 tokens times blocks of 16 outputs and 32 inputs, which is what a tile register holds.
+//
+// Few tokens leave the tiles empty, and other blocks don't fit them: those go to the kernel for pairs of bfloat16.
+
+#include "amx_tiles.hpp"
+#include "dot.hpp"
+#include "lanes.hpp"
+#include "paged_linear.hpp"
+#include "sweep.hpp"
+
+namespace weightpager {
+namespace {
+
+constexpr int kTokens = 16, kOutputs = 16, kGroups = 6;
+constexpr int kWidest = kTokens * kGroups;
+constexpr int64_t kLineBytes = 64;       // of a tile's row
+constexpr int64_t kLeastTokens = kTokens;
+using Out = Outputs<kOutputs, 1>;
+
+// Tile registers have numbers in the instruction itself: 0 to 5 sum up a group of tokens each.
+#define WEIGHTPAGER_X 6
+#define WEIGHTPAGER_W 7
+#define WEIGHTPAGER_EACH_GROUP(each) each(0) each(1) each(2) each(3) each(4) each(5)
+
+struct Totals {
+    alignas(64) float of[kTokens][kOutputs];
+};
+
+// Loads 32 inputs of 16 outputs.
+template <bool Int8>
+WEIGHTPAGER_INLINE void load_weights(const Problem& p, const Place& place, int64_t first_input, int64_t row_in_block) {
+    const int64_t pair_bytes = p.block_rows * (Int8 ? 2 : 4);
+    const uint8_t* from = place.block + first_input / 2 * pair_bytes + row_in_block * (Int8 ? 2 : 4);
+    if constexpr (Int8) {
+        alignas(64) typename Lanes<kOutputs>::Bits pairs[kTileInputs / 2];
+        PairScales<kOutputs> scales;
+        scales.read(place.scales + row_in_block);
+        for (int64_t pair = 0; pair < kTileInputs / 2; ++pair)
+            pairs[pair] = dequantised<kOutputs>(from + pair * pair_bytes, scales);
+        WEIGHTPAGER_TILE_LOAD(WEIGHTPAGER_W, pairs, kLineBytes);
+    } else {
+        WEIGHTPAGER_TILE_LOAD(WEIGHTPAGER_W, from, pair_bytes);
+    }
+}
+
+template <int Groups>
+WEIGHTPAGER_INLINE void multiply(const uint8_t* x) {
+#define WEIGHTPAGER_MULTIPLY(group)                                                          \
+    if constexpr (group < Groups) {                                                          \
+        WEIGHTPAGER_TILE_LOAD(WEIGHTPAGER_X, x + group * kTokens * kLineBytes, kLineBytes);  \
+        WEIGHTPAGER_TILE_DOT(group, WEIGHTPAGER_X, WEIGHTPAGER_W);                           \
+    }
+    WEIGHTPAGER_EACH_GROUP(WEIGHTPAGER_MULTIPLY)
+#undef WEIGHTPAGER_MULTIPLY
+}
+
+template <int Groups>
+WEIGHTPAGER_INLINE void clear() {
+#define WEIGHTPAGER_CLEAR(group) \
+    if constexpr (group < Groups) { WEIGHTPAGER_TILE_ZERO(group); }
+    WEIGHTPAGER_EACH_GROUP(WEIGHTPAGER_CLEAR)
+#undef WEIGHTPAGER_CLEAR
+}
+
+template <int Groups>
+WEIGHTPAGER_INLINE void read_totals(Totals (&totals)[Groups]) {
+#define WEIGHTPAGER_READ(group) \
+    if constexpr (group < Groups) { WEIGHTPAGER_TILE_STORE(group, totals[group].of, kLineBytes); }
+    WEIGHTPAGER_EACH_GROUP(WEIGHTPAGER_READ)
+#undef WEIGHTPAGER_READ
+}
+
+// The tokens of one group, as a tile of their own.
+Tile group_of(const Problem& p, const Tile& tile, int group) {
+    Tile part = tile;
+    const int before = group * kTokens, left = tile.tokens - before;
+    part.first_token += before;
+    part.tokens = left < 0 ? 0 : left < kTokens ? left : kTokens;
+    if (tile.gate != nullptr) part.gate += before * p.block_rows;
+    if (tile.gate_out != nullptr) part.gate_out += before * p.block_rows;
+    return part;
+}
+
+template <bool Int8, int Groups>
+int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int64_t row_in_block) {
+    const int64_t first_output = grid_row * p.block_rows + row_in_block;
+    if (first_output >= p.out_features) return kAllResident;
+    const int64_t end = p.crow_indices[grid_row + 1], kept = p.crow_indices[grid_rows(p)];
+    const int64_t bytes = block_bytes(p), ahead = blocks_ahead(bytes);
+    const bool fetches = tile.first && row_in_block == 0;
+
+    clear<Groups>();
+    for (int64_t k = p.crow_indices[grid_row]; k < end; ++k) {
+        const Place place = find_block(p, bytes, k);
+        if (place.block == nullptr) return p.locations[k] / p.blocks_per_page;
+        const Place next = fetches && k + ahead < kept ? find_block(p, bytes, k + ahead) : Place{nullptr, nullptr};
+        if (next.block != nullptr)
+            for (int64_t line = 0; line < bytes; line += kLineBytes) __builtin_prefetch(next.block + line, 0, kIntoL2);
+        for (int64_t input = 0; input < p.block_cols; input += kTileInputs) {
+            const int64_t first_input = p.col_indices[k] * p.block_cols + input;
+            if (first_input >= p.in_features) break;
+            load_weights<Int8>(p, place, input, row_in_block);
+            multiply<Groups>(static_cast<const uint8_t*>(tile.x) + first_input / kTileInputs * tile.width * kLineBytes);
+        }
+    }
+    Totals totals[Groups];
+    read_totals<Groups>(totals);
+    for (int group = 0; group < Groups; ++group) {
+        Lanes<kOutputs>::Float total[kTokens][1];
+        std::memcpy(total, totals[group].of, sizeof total);
+        store<Out, kTokens>(p, group_of(p, tile, group), first_output, row_in_block, total);
+    }
+    return kAllResident;
+}
+
+template <int Groups>
+int64_t sweep_groups(const Problem& p, const Tile& tile, int64_t grid_row) {
+    const auto outputs = p.weight_dtype == Dtype::int8 ? sweep_outputs<true, Groups> : sweep_outputs<false, Groups>;
+    for (int64_t row = 0; row < p.block_rows; row += kOutputs) {
+        const int64_t missing = outputs(p, tile, grid_row, row);
+        if (missing != kAllResident) return missing;
+    }
+    return kAllResident;
+}
+
+int width(int tokens) { return (tokens + kTokens - 1) / kTokens * kTokens; }
+
+int64_t sweep(const Problem& p, const Tile& tile, int64_t grid_row) {
+    int64_t missing = kAllResident;
+    WEIGHTPAGER_TILE_CONFIGURE();
+    unroll<kGroups>([&](auto i) {
+        constexpr int Groups = decltype(i)::value + 1;
+        if (tile.width == Groups * kTokens) missing = sweep_groups<Groups>(p, tile, grid_row);
+    });
+    WEIGHTPAGER_TILE_RELEASE();
+    return missing;
+}
+
+bool suits(const Problem& p) {
+    return p.dtype == Dtype::bfloat16 && p.weight_dtype != Dtype::float32 && p.tokens >= kLeastTokens &&
+           p.block_rows % kOutputs == 0 && p.block_cols % kTileInputs == 0;
+}
+
+}  // namespace
+
+extern const Kernel avx512_bf16;
+extern const Kernel WEIGHTPAGER_KERNEL;
+const Kernel WEIGHTPAGER_KERNEL = {
+    WEIGHTPAGER_TEXT(WEIGHTPAGER_KERNEL), Packing::lines, kWidest, width, sweep, suits, &avx512_bf16};
+
+}  // namespace weightpager

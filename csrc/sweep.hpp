@@ -1,0 +1,92 @@
+// What every sweep does with a row of blocks besides multiplying: find its blocks, and write its outputs.
+#pragma once
+
+#include "bfloat16.hpp"
+#include "lanes.hpp"
+#include "paged_linear.hpp"
+
+#define WEIGHTPAGER_TEXT_OF(name) #name
+#define WEIGHTPAGER_TEXT(name) WEIGHTPAGER_TEXT_OF(name)
+
+namespace weightpager {
+namespace {  // see bfloat16.hpp
+
+// How many outputs are accumulated at once: `Registers` registers of `N` floats.
+template <int N_, int Registers_>
+struct Outputs {
+    static constexpr int N = N_, Registers = Registers_, count = N * Registers;
+};
+
+constexpr int64_t kBytesAhead = 4096;  // about what memory delivers while it is asked for more
+constexpr int kIntoL2 = 2;              // which has room for more outstanding lines than L1: 34 GB/s instead of 24
+
+inline int64_t blocks_ahead(int64_t bytes) { return bytes < kBytesAhead ? kBytesAhead / bytes : 1; }
+
+// Where a block lies, or null if its page isn't resident.
+struct Place {
+    const uint8_t* block;
+    const uint16_t* scales;  // [block_rows] bfloat16, in the trailer of an int8 page
+};
+
+WEIGHTPAGER_INLINE Place find_block(const Problem& p, int64_t bytes, int64_t kept) {
+    const uint32_t location = static_cast<uint32_t>(p.locations[kept]);
+    const uint32_t per_page = static_cast<uint32_t>(p.blocks_per_page);
+    const int64_t slot = p.page_table[location / per_page];
+    if (slot < 0 || slot >= p.slots) return {nullptr, nullptr};
+    const uint8_t* page = p.arena + slot * p.page_bytes;
+    const uint32_t place = location % per_page;
+    const auto* trailer = reinterpret_cast<const uint16_t*>(page + per_page * bytes);
+    return {page + place * bytes, trailer + place * p.block_rows};
+}
+
+inline float bias_of(const Problem& p, int64_t output) {
+    if (p.bias == nullptr) return 0.0f;
+    if (p.bias_dtype == Dtype::float32) return static_cast<const float*>(p.bias)[output];
+    return from_bfloat16(static_cast<const uint16_t*>(p.bias)[output]);
+}
+
+template <int N>
+WEIGHTPAGER_INLINE typename Lanes<N>::Float activated(typename Lanes<N>::Float x, Activation activation) {
+    // Both are x times a sigmoid; gelu's tanh(z) is 2 sigmoid(2 z) - 1.
+    const auto inner = activation == Activation::silu ? x : 1.5957691216f * (x + 0.044715f * x * x * x);
+    return x / (1.0f + exponential<N>(-inner));
+}
+
+template <class Out, int Width>
+WEIGHTPAGER_INLINE void store(const Problem& p, const Tile& tile, int64_t first_output, int64_t row_in_block,
+                              const typename Lanes<Out::N>::Float (&total)[Width][Out::Registers]) {
+    using L = Lanes<Out::N>;
+    const int64_t left = p.out_features - first_output;
+    const int outputs = left < Out::count ? static_cast<int>(left) : Out::count;
+    float bias[Out::count] = {};
+    for (int o = 0; o < outputs; ++o) bias[o] = bias_of(p, first_output + o);
+    for (int t = 0; t < tile.tokens; ++t) {
+        const int64_t at = (tile.first_token + t) * p.out_features + first_output;
+        for (int r = 0; r < Out::Registers; ++r) {
+            const int rest = outputs - r * Out::N;
+            if (rest <= 0) break;
+            auto value = total[t][r] + load<typename L::Float>(bias + r * Out::N);
+            const int64_t in_block = t * p.block_rows + row_in_block + r * Out::N;
+            if (tile.gate_out != nullptr) {
+                std::memcpy(tile.gate_out + in_block, &value, sizeof value);
+                continue;
+            }
+            if (tile.gate != nullptr)
+                value *= activated<Out::N>(load<typename L::Float>(tile.gate + in_block), tile.activation);
+            const size_t written = rest < Out::N ? static_cast<size_t>(rest) : size_t{Out::N};
+            if (p.dtype == Dtype::float32) {
+                std::memcpy(static_cast<float*>(p.y) + at + r * Out::N, &value, written * sizeof(float));
+            } else {
+                const auto halves = narrow<Out::N>(value);
+                auto* to = static_cast<uint16_t*>(p.y) + at + r * Out::N;
+                if (written == Out::N)
+                    std::memcpy(to, &halves, sizeof halves);
+                else
+                    std::memcpy(to, &halves, written * sizeof(uint16_t));
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace weightpager

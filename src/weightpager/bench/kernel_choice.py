@@ -1,0 +1,67 @@
+"""Which kernels this machine can run, which one serves, and why."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+
+import torch
+
+from weightpager import kernels
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """What `weightpager.kernels.paged_linear` runs on in this process.
+
+    Attributes:
+        available: kernels that can run here, best first.
+        chosen: the one that serves.
+        asked: what ``WEIGHTPAGER_ISA`` names; None if it doesn't.
+        exact: the one that serves float32 activations and weights.
+        threading: ``"gomp"``, ``"serial"`` or, for the reference, ``"torch"``.
+        threads: of torch, which the kernels spread their work over.
+        missing: why the native kernels are not there; empty if they are.
+    """
+
+    available: tuple[str, ...]
+    chosen: str
+    asked: str | None
+    exact: str
+    threading: str
+    threads: int
+    missing: str
+
+
+def kernel_choice() -> KernelChoice:
+    """What serves at this moment.
+
+    Raises:
+        ConfigError: ``WEIGHTPAGER_ISA`` names a kernel that can't run here.
+    """
+    chosen = kernels.isa()
+    return KernelChoice(
+        available=kernels.available(),
+        chosen=chosen,
+        asked=os.environ.get("WEIGHTPAGER_ISA") or None,
+        exact=exact_kernel(chosen),
+        threading=kernels.threading(),
+        threads=torch.get_num_threads(),
+        missing=_why_not_native(),
+    )
+
+
+def exact_kernel(name: str) -> str:
+    """The kernel that serves float32 where this one is chosen: one that multiplies bfloat16 leaves it to its twin."""
+    return name.removesuffix("_bf16")
+
+
+def _why_not_native() -> str:
+    try:
+        importlib.import_module("weightpager.kernels.cpu")
+    except ImportError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,66 @@
+"""A paged weight of random values, laid out as a compiler writes it, to hold kernels against the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from weightpager.blocks import BlockShape
+from weightpager.bundle.layout import PageDtype, block_bytes, encode, page_content
+from weightpager.kernels import PagedWeight
+
+_PER_PAGE = 3
+"""No power of two, so that a wrong page or place doesn't go unseen."""
+
+_SPARE_PAGES, _SPARE_SLOTS = 2, 2
+
+
+def random_weight(
+    out_features: int, in_features: int, block: BlockShape, dtype: PageDtype, random: np.random.Generator
+) -> PagedWeight:
+    """A weight that keeps about half its blocks, in shuffled places of shuffled pages.
+
+    Whatever is in the arena and not a kept block is filled with bytes that would spoil a result.
+    """
+    keep = random.random((-(-out_features // block.rows), -(-in_features // block.cols))) < 0.5
+    content = encode(_values(keep, out_features, in_features, block, random), dtype)  # [kept, block bytes]
+    pages = len(content) // _PER_PAGE + _SPARE_PAGES
+    locations = random.permutation(pages * _PER_PAGE)[: len(content)]
+    page_table = random.permutation(pages + _SPARE_SLOTS)[:pages]
+    places = np.full((pages + _SPARE_SLOTS, _PER_PAGE, block_bytes(block, dtype)), 0xFF, np.uint8)  # 0xFFFF: NaN
+    places[page_table[locations // _PER_PAGE], locations % _PER_PAGE] = content
+    return PagedWeight(
+        arena=_arena(places, block, dtype),
+        page_table=_indices(page_table),
+        crow_indices=_indices(np.concatenate([[0], keep.sum(1).cumsum()])),
+        col_indices=_indices(keep.nonzero()[1]),
+        locations=_indices(locations),
+        out_features=out_features,
+        in_features=in_features,
+        block_rows=block.rows,
+        block_cols=block.cols,
+        dtype=getattr(torch, dtype),
+    )
+
+
+def _values(
+    keep: npt.NDArray[np.bool_], out_features: int, in_features: int, block: BlockShape, random: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """The kept blocks, [kept, rows, cols], zero where they stick out of the weight."""
+    grid_rows, grid_cols = keep.shape
+    padded = np.zeros((grid_rows * block.rows, grid_cols * block.cols), np.float32)
+    padded[:out_features, :in_features] = random.standard_normal((out_features, in_features), np.float32)
+    blocks = padded.reshape(grid_rows, block.rows, grid_cols, block.cols).swapaxes(1, 2)
+    return np.ascontiguousarray(blocks[keep])
+
+
+def _arena(places: npt.NDArray[np.uint8], block: BlockShape, dtype: PageDtype) -> torch.Tensor:
+    """Slots as pages lie in them, uint8 [slots, page bytes]."""
+    page_bytes = places.shape[1] * places.shape[2]
+    pages = b"".join(page_content(slot, block, dtype, page_bytes) for slot in places)
+    return torch.frombuffer(bytearray(pages), dtype=torch.uint8).view(len(places), page_bytes)
+
+
+def _indices(array: npt.NDArray[np.int64]) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.int32))

@@ -1,0 +1,189 @@
+"""``weightpager doctor``: what this machine can do, and whether it does it rightly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weightpager.cli import output
+from weightpager.cli.options import Json, Quiet
+
+if TYPE_CHECKING:
+    from weightpager.bench.doctor import Diagnosis
+    from weightpager.bench.kernel_choice import KernelChoice
+    from weightpager.bench.machine import Bandwidth
+    from weightpager.bench.processor import Processor
+    from weightpager.bench.self_test import SelfTest
+    from weightpager.bench.storage import Storage
+
+_UNKNOWN = "unknown"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(doctor)
+
+
+def doctor(
+    path: Annotated[
+        Path, typer.Option("--path", "-p", help="Directory on the storage where bundles will lie.")
+    ] = Path(),
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Examine this machine: processor, kernels, memory, storage, and whether every kernel computes rightly.
+
+    Writes a temporary file of at most 128 MiB, and removes it. Exit code 1 if a kernel computes wrongly.
+
+    Example: `weightpager doctor --path /srv/bundles`
+    """
+    from weightpager.bench.doctor import examine
+    from weightpager.bench.verdict import judge
+
+    with output.progress(quiet or json) as stages:
+        found = examine(path, stages)
+    verdict = judge(found)
+    if json:
+        output.print_json(_document(found) | {"ready": verdict.ready, "verdict": verdict.words})
+    else:
+        _print(found)
+        output.say(verdict.words)
+    if not verdict.ready:
+        raise typer.Exit(1)
+
+
+def _document(found: Diagnosis) -> dict[str, Any]:
+    """What was found, for programs; sizes in bytes."""
+    memory, storage = found.memory, found.storage
+    return {
+        "processor": found.processor,
+        "kernels": found.kernels,
+        "memory": {
+            "total_bytes": memory.total_bytes,
+            "available_bytes": memory.available_bytes,
+            "limit_bytes": memory.limit_bytes,
+            "reads": [_bandwidth(read) for read in found.memory_reads],
+        },
+        "storage": {
+            "directory": storage.directory.absolute(),
+            "file_system": storage.kind,
+            "source": storage.source,
+            "direct_io": storage.direct,
+            "sequential": storage.sequential and _bandwidth(storage.sequential),
+            "pages": storage.pages and _bandwidth(storage.pages),
+            "problem": storage.problem,
+        },
+        "self_tests": found.self_tests,
+    }
+
+
+def _bandwidth(read: Bandwidth) -> dict[str, Any]:
+    slowest, fastest = read.spread
+    return {
+        "bytes_per_second": read.median,
+        "slowest": slowest,
+        "fastest": fastest,
+        "total_bytes": read.total_bytes,
+        "block_bytes": read.block_bytes,
+        "threads": read.threads,
+        "doubt": read.doubt,
+    }
+
+
+def _print(found: Diagnosis) -> None:
+    output.facts("processor", _processor_rows(found.processor, found.kernels.threads))
+    output.facts("kernels", _kernel_rows(found.kernels))
+    output.facts("memory", _memory_rows(found))
+    output.facts("storage", _storage_rows(found.storage))
+    output.facts("self-test", [_self_test_row(test) for test in found.self_tests])
+    for test in found.self_tests:
+        for failure in test.failures:
+            output.errors.print(f"{test.kernel}: {failure}", style="red", markup=False, highlight=False)
+    for note in _notes(found):
+        output.say(f"note: {note}")
+
+
+def _processor_rows(processor: Processor, threads: int) -> list[tuple[str, str]]:
+    features = processor.features
+    return [
+        ("model", f"{processor.model or _UNKNOWN} ({processor.machine})"),
+        ("usable cores", str(processor.usable_cores)),
+        ("threads of torch", str(threads)),
+        ("has", _UNKNOWN if features is None else _names(features, has=True)),
+        ("lacks", _UNKNOWN if features is None else _names(features, has=False)),
+    ]
+
+
+def _names(features: dict[str, bool], *, has: bool) -> str:
+    return ", ".join(name for name, present in features.items() if present == has) or "-"
+
+
+def _kernel_rows(kernels: KernelChoice) -> list[tuple[str, str]]:
+    why = "named by WEIGHTPAGER_ISA" if kernels.asked else "the best here"
+    return [
+        ("can run, best first", ", ".join(kernels.available)),
+        ("chosen", f"{kernels.chosen} ({why})"),
+        ("serves float32", kernels.exact),
+        ("threading", kernels.threading),
+        ("native module", f"missing: {kernels.missing}" if kernels.missing else "there"),
+    ]
+
+
+def _memory_rows(found: Diagnosis) -> list[tuple[str, str]]:
+    memory = found.memory
+    sizes = [("total", memory.total_bytes), ("available", memory.available_bytes)]
+    if memory.limit_bytes is not None:
+        sizes.append(("limit of the control group", memory.limit_bytes))
+    rows = [(name, _UNKNOWN if size is None else output.size(size)) for name, size in sizes]
+    return rows + [(f"read by {_threads(read)}", output.bandwidth(read.median)) for read in found.memory_reads]
+
+
+def _storage_rows(storage: Storage) -> list[tuple[str, str]]:
+    rows = [
+        ("directory", str(storage.directory.absolute())),
+        ("file system", f"{storage.kind} on {storage.source}" if storage.kind else _UNKNOWN),
+        ("O_DIRECT", _direct(storage)),
+    ]
+    reads = _reads(storage)
+    return rows + [
+        (f"direct reads of {output.size(read.block_bytes)}, {_threads(read)}", output.bandwidth(read.median))
+        for read in reads
+    ]
+
+
+def _self_test_row(test: SelfTest) -> tuple[str, str]:
+    failed = len(test.failures)
+    return test.kernel, f"{failed} of {test.checks} products wrong" if failed else f"ok, {test.checks} products"
+
+
+def _notes(found: Diagnosis) -> list[str]:
+    """What the figures don't say, each thing once."""
+    reads = [*found.memory_reads, *_reads(found.storage)]
+    texts = [_busy(found.memory_reads), found.storage.problem, *(read.doubt for read in reads)]
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def _busy(reads: tuple[Bandwidth, ...]) -> str:
+    one, most = reads[0], reads[-1]
+    if most.median >= one.median:
+        return ""
+    why = "other programs keep the cores busy, or there are fewer cores than it seems"
+    return f"{_threads(most)} read slower than one: {why}"
+
+
+def _direct(storage: Storage) -> str:
+    if storage.direct is None:
+        return "not tried"
+    if not storage.direct:
+        return "does not work"
+    return "accepted, but see the note" if any(read.doubt for read in _reads(storage)) else "works"
+
+
+def _reads(storage: Storage) -> list[Bandwidth]:
+    return [read for read in (storage.sequential, storage.pages) if read is not None]
+
+
+def _threads(read: Bandwidth) -> str:
+    return f"{read.threads} thread{'s' if read.threads > 1 else ''}"

@@ -1,0 +1,97 @@
+"""`PagedGatedMLP`: the feed-forward part of Llama-like decoders, gate and up projection in one pass over the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightpager.kernels import paged_gated
+from weightpager.nn import graph_op
+from weightpager.nn.paged_linear import PagedLinear, refuse_gradients
+
+_KNOWN = frozenset(
+    f"{family}MLP" for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Granite", "Olmo", "SmolLM3")
+)
+"""Modules of transformers that compute ``down_proj(act_fn(gate_proj(x)) * up_proj(x))``, and nothing else."""
+
+_ACTIVATIONS = {
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+    "GELUTanh": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+}
+"""What transformers calls an activation in one version or another → what the kernels call it."""
+
+
+class PagedGatedMLP(nn.Module):
+    """``down(act(gate(x)) * up(x))``; the product of the two projections is never in memory unmultiplied.
+
+    Args:
+        gate_proj: whose outputs go through the activation.
+        up_proj: what they are multiplied with; of the same shape and blocks.
+        down_proj: back to the model's width.
+        activation: as `weightpager.kernels.paged_gated` names it.
+    """
+
+    def __init__(self, gate_proj: PagedLinear, up_proj: PagedLinear, down_proj: PagedLinear, activation: str) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+        self.activation = activation
+        self._number = graph_op.register(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is another layer."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = graph_op.register(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` to ``[..., in_features]``, in x's dtype.
+
+        Raises:
+            InferenceOnlyError, TaskNotActiveError: as `PagedLinear`.
+        """
+        refuse_gradients(x)
+        if torch.compiler.is_compiling():
+            hidden: Tensor = graph_op.paged_linear(x, self._number, self.up_proj.out_features)
+        else:
+            hidden = self.compute(x)
+        down: Tensor = self.down_proj(hidden)
+        return down
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Both projections, multiplied: ``[..., out_features]``."""
+        gate, up = self.gate_proj, self.up_proj
+        up.gate.enter(up.layer)
+        try:
+            return paged_gated(x, gate.paged_weight, up.paged_weight, self.activation, (gate.bias, up.bias))
+        finally:
+            up.gate.leave(up.layer)
+
+    def extra_repr(self) -> str:
+        """What it does between the projections."""
+        return f"activation={self.activation}"
+
+
+def fuse_gated_mlps(model: nn.Module) -> int:
+    """Replace, in place, every gated feed-forward module whose three projections are paged; how many there were.
+
+    Modules that aren't known to compute exactly this, and projections with low-rank parts, stay as they are.
+    """
+    found = [(name, fused) for name, module in model.named_modules() if (fused := _fused(module)) is not None]
+    for name, fused in found:
+        model.set_submodule(name, fused)
+    return len(found)
+
+
+def _fused(module: nn.Module) -> PagedGatedMLP | None:
+    activation = _ACTIVATIONS.get(type(getattr(module, "act_fn", None)).__name__)
+    if type(module).__name__ not in _KNOWN or activation is None:
+        return None
+    gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
+    if not isinstance(gate, PagedLinear) or not isinstance(up, PagedLinear) or not isinstance(down, PagedLinear):
+        return None
+    if gate.low_rank is not None or up.low_rank is not None:
+        return None
+    return PagedGatedMLP(gate, up, down, activation)

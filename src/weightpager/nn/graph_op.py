@@ -1,0 +1,51 @@
+"""What `torch.compile` and `torch.export` see of a paged layer: one opaque operation that knows its layer by number.
+
+The arena, the page table and the gate stay out of graphs: a switch of tasks changes them, and a graph that held them
+would either be wrong or be compiled again. An exported program therefore runs only in the process that exported it.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from weightpager.errors import EngineClosedError
+
+
+class PagedLayer(Protocol):
+    """A layer that graphs call."""
+
+    def compute(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` to ``[..., out_features]``, in x's dtype."""
+
+
+_layers: WeakValueDictionary[int, PagedLayer] = WeakValueDictionary()
+_numbers = count()
+
+
+def register(layer: PagedLayer) -> int:
+    """The number that stands for a layer in graphs, for as long as the layer lives."""
+    number = next(_numbers)
+    _layers[number] = layer
+    return number
+
+
+@torch.library.custom_op("weightpager::paged_linear", mutates_args=())
+def paged_linear(x: Tensor, layer: int, out_features: int) -> Tensor:  # noqa: ARG001 - for the fake below
+    """The layer's output ``[..., out_features]``."""
+    found = _layers.get(layer)
+    if found is None:
+        raise EngineClosedError(
+            "a graph calls a paged layer that no longer exists: graphs live as long as the engine and the process that "
+            "they were made in. Compile or export again."
+        )
+    return found.compute(x)
+
+
+@paged_linear.register_fake
+def _(x: Tensor, layer: int, out_features: int) -> Tensor:  # noqa: ARG001 - the operation's signature
+    return x.new_empty(*x.shape[:-1], out_features)

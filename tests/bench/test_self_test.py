@@ -1,0 +1,91 @@
+"""Right kernels pass, wrong ones are found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from weightpager import kernels
+from weightpager.bench.kernel_choice import exact_kernel
+from weightpager.bench.random_weight import random_weight
+from weightpager.bench.self_test import Kernel, cases, kernels_here, self_test
+from weightpager.blocks import BlockShape
+from weightpager.bundle.layout import PageDtype
+from weightpager.kernels import PagedWeight, PageNotResidentError, reference
+
+DTYPES: list[PageDtype] = ["bfloat16", "float32", "int8"]
+
+
+@pytest.mark.parametrize("name", kernels.available())
+def test_the_kernels_of_this_machine_pass(name: str) -> None:
+    found = self_test(name, kernels_here()[name], cases())
+    assert found.kernel == name
+    assert found.failures == ()
+    assert found.checks == len(cases()) > 30
+
+
+def test_the_cases_are_the_same_for_the_same_seed() -> None:
+    first, again, other = cases(1), cases(1), cases(2)
+    assert all(torch.equal(a.expected, b.expected) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a.expected, b.expected) for a, b in zip(first, other, strict=True))
+
+
+def scaled(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
+    return reference.paged_linear(x, weight, bias) * 1.05
+
+
+def forgetful(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
+    return reference.paged_linear(x, weight)
+
+
+def nothing(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
+    return torch.full_like(reference.paged_linear(x, weight), torch.nan)
+
+
+def misshapen(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
+    return reference.paged_linear(x, weight, bias).T
+
+
+def raising(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
+    raise PageNotResidentError(7)
+
+
+@pytest.mark.parametrize("kernel", [scaled, forgetful, nothing, misshapen, raising])
+def test_a_wrong_kernel_fails_everywhere(kernel: Kernel) -> None:
+    found = self_test("wrong", kernel, cases())
+    assert len(found.failures) == found.checks
+
+
+def test_a_failure_names_the_product() -> None:
+    def only_int8(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
+        y = reference.paged_linear(x, weight, bias)
+        return y + 1 if weight.dtype == torch.int8 and x.dtype == torch.float32 else y
+
+    found = self_test("wrong", only_int8, cases())
+    assert len(found.failures) == found.checks // 6
+    assert found.failures[0].startswith("1 float32 tokens, int8 blocks of 16x32: expected a relative error below 1e-05")
+    assert "page 7" in self_test("wrong", raising, cases()).failures[0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_random_weight_keeps_some_blocks_and_is_zero_elsewhere(dtype: PageDtype) -> None:
+    weight = random_weight(200, 301, BlockShape(16, 32), dtype, np.random.default_rng(3))
+    rows, columns = weight.grid
+    assert 0 < weight.kept < rows * columns
+    dense = reference.dense_weight(weight).float()
+    assert dense.shape == (200, 301)
+    assert bool(dense.isfinite().all())
+    padded = torch.nn.functional.pad(dense, (0, columns * 32 - 301, 0, rows * 16 - 200))
+    used = padded.view(rows, 16, columns, 32).abs().amax((1, 3)) > 0
+    assert int(used.sum()) == weight.kept
+
+
+@pytest.mark.parametrize("name", kernels.available())
+def test_float32_is_served_by_the_kernel_that_is_said_to(name: str) -> None:
+    here = kernels_here()
+    for case in cases():
+        if case.x.dtype == torch.float32:
+            ours = here[name](case.x, case.weight, case.bias)
+            assert torch.equal(ours, here[exact_kernel(name)](case.x, case.weight, case.bias))

@@ -1,0 +1,99 @@
+"""Paged layers in graphs: what torch.compile and torch.export make of them computes the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import weightpager as wp
+from weightpager.errors import EngineClosedError, InferenceOnlyError, TaskNotActiveError
+from weightpager.nn import graph_op
+
+INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
+
+
+class Layer(nn.Module):
+    """A paged layer of a task, and what a model does around it."""
+
+    def __init__(self, paged: nn.Module) -> None:
+        super().__init__()
+        self.paged = paged
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.paged(x * 2)) + 1
+
+
+def first_paged(model: nn.Module) -> nn.Module:
+    return next(module for module in model.modules() if isinstance(module, wp.nn.PagedLinear))
+
+
+def compiled(layer: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    found = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    return lambda y: found(y)
+
+
+def exported(layer: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},))
+    assert "weightpager.paged_linear" in str(program.graph)
+    return program.module()
+
+
+@pytest.mark.parametrize("made", [compiled, exported])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_graph_computes_what_the_layer_does(
+    assistant_bundle: Path, made: Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]
+) -> None:
+    torch._dynamo.reset()
+    with wp.Engine.from_pretrained(assistant_bundle) as engine, torch.no_grad():
+        tasks = list(wp.Bundle.open(assistant_bundle).tasks)[:2]
+        with engine.task(tasks[0]) as model:
+            layer = Layer(first_paged(model))
+            x = torch.randn(4, layer.paged.in_features)
+            graph = made(layer, x)
+            assert torch.equal(graph(x), layer(x))
+        with engine.task(tasks[1]):
+            pass  # the pages have moved on
+        with engine.task(tasks[0]):
+            more = torch.randn(7, layer.paged.in_features)
+            assert torch.equal(graph(more), layer(more))
+    with pytest.raises(TaskNotActiveError):
+        graph(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_whole_model_compiles(assistant_bundle: Path) -> None:
+    torch._dynamo.reset()
+    task = next(iter(wp.Bundle.open(assistant_bundle).tasks))
+    with wp.Engine.from_pretrained(assistant_bundle) as engine, engine.task(task) as model, torch.no_grad():
+        expected = model(**INPUTS).logits
+        found = torch.compile(model, backend="aot_eager")(**INPUTS).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_copy_of_a_layer_is_another_one_in_graphs(assistant_bundle: Path) -> None:
+    task = next(iter(wp.Bundle.open(assistant_bundle).tasks))
+    with wp.Engine.from_pretrained(assistant_bundle) as engine, engine.task(task) as model:
+        layer = first_paged(model)
+        assert copy.copy(layer)._number != layer._number
+
+
+def test_a_graph_outlives_its_layer_with_an_error() -> None:
+    with pytest.raises(EngineClosedError, match="Compile or export again"):
+        graph_op.paged_linear(torch.ones(1, 8), 10**9, 8)
+
+
+def test_gradients_are_refused(assistant_bundle: Path) -> None:
+    task = next(iter(wp.Bundle.open(assistant_bundle).tasks))
+    with wp.Engine.from_pretrained(assistant_bundle) as engine, engine.task(task) as model:
+        layer = first_paged(model)
+        x = torch.ones(1, layer.in_features, requires_grad=True)
+        with pytest.raises(InferenceOnlyError, match=r"inference_mode"):
+            layer(x)
+        with torch.no_grad():
+            assert not layer(x).requires_grad
