@@ -19,10 +19,13 @@ test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
 
 # Without use-after-scope: it triples the time to compile kernels that are unrolled through lambdas, all of them inlined.
+SANITIZERS := -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
+	-fno-sanitize-address-use-after-scope
+
 # With emulated tiles, as no sanitizer sees what AMX reads.
 native-test: | $(CMAKE)
-	$(CMAKE) -S . -B build/native-test -DWEIGHTPAGER_NATIVE_TESTS=ON -DWEIGHTPAGER_EMULATED_TILES=ON -DCMAKE_CXX_FLAGS="-g1 -fno-omit-frame-pointer \
-		-fsanitize=address,undefined -fno-sanitize-recover=all -fno-sanitize-address-use-after-scope"
+	$(CMAKE) -S . -B build/native-test -DWEIGHTPAGER_NATIVE_TESTS=ON -DWEIGHTPAGER_EMULATED_TILES=ON \
+		-DCMAKE_CXX_FLAGS="$(SANITIZERS)"
 	$(CMAKE) --build build/native-test --parallel $(JOBS)
 	build/native-test/native_tests
 
