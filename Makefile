@@ -1,9 +1,13 @@
 # `make demo` and `make test` set up all they need: python3 with pip and venv is enough, and a C++ compiler for speed.
+# `make native-test` needs g++ with its sanitizers; cmake is fetched where there is none.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= $(shell nproc)
 
-.PHONY: demo test test-slow check lint types imports format clean
+CMAKE := $(or $(shell command -v cmake),$(BIN)/cmake)
+
+.PHONY: demo test test-slow native-test aarch64-test check lint types imports format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/weightpager demo --out weightpager-demo.html
@@ -13,6 +17,20 @@ test: $(VENV)/dev.stamp
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+# Without use-after-scope: it triples the time to compile kernels that are unrolled through lambdas, all of them inlined.
+SANITIZERS := -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
+	-fno-sanitize-address-use-after-scope
+
+# With emulated tiles, as no sanitizer sees what AMX reads.
+native-test: | $(CMAKE)
+	$(CMAKE) -S . -B build/native-test -DWEIGHTPAGER_NATIVE_TESTS=ON -DWEIGHTPAGER_EMULATED_TILES=ON \
+		-DCMAKE_CXX_FLAGS="$(SANITIZERS)"
+	$(CMAKE) --build build/native-test --parallel $(JOBS)
+	build/native-test/native_tests
+
+aarch64-test: | $(CMAKE)
+	CMAKE=$(CMAKE) JOBS=$(JOBS) tests/native/aarch64.sh
 
 check: lint types imports test
 
@@ -39,6 +57,9 @@ BUILD := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2"
+
+$(BIN)/cmake: | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet cmake
 
 $(VENV)/demo.stamp: $(BUILD) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[demo]"

@@ -176,8 +176,9 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
         const Place place = find_block(p, bytes, k);
         if (place.block == nullptr) return p.locations[k] / p.blocks_per_page;
         // Blocks that follow each other in a row lie anywhere in memory: the hardware can't foresee the next.
-        const Place next = k + ahead < kept ? find_block(p, bytes, k + ahead) : place;
-        const int64_t distance = next.block == nullptr ? 0 : next.block - place.block;
+        Place next = k + ahead < kept ? find_block(p, bytes, k + ahead) : place;
+        if (next.block == nullptr) next = place;  // from null, even the address of a prefetch isn't defined
+        const int64_t distance = next.block - place.block;
         if constexpr (Weights::bytes == 2) {
             __builtin_prefetch(next.scales + row_in_block);
             for (int r = 0; r < Out::Registers; ++r) scales[r].read(place.scales + row_in_block + r * Out::N);

@@ -1,0 +1,81 @@
+// Tests of the kernels without Python, so that sanitizers and emulators can run them. Exit code 1 if one fails, 2 for
+// wrong usage.
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "check.hpp"
+#include "paged_linear.hpp"
+#include "test_case.hpp"
+
+namespace {
+
+constexpr int kMostFailures = 10;  // after so many, more would tell nothing new
+
+struct Options {
+    int64_t first = 0, cases = kFullRound;
+    std::string kernel;  // empty: all
+};
+
+[[noreturn]] void refuse() {
+    std::cerr << "usage: native_tests [--first NUMBER] [--cases COUNT] [--kernel NAME]\n";
+    std::exit(2);
+}
+
+int64_t number(const std::string& text) {
+    if (text.empty() || text.size() > 12 || text.find_first_not_of("0123456789") != std::string::npos) refuse();
+    return std::stoll(text);
+}
+
+Options parse(int count, char** arguments) {
+    Options options;
+    for (int i = 1; i < count; i += 2) {
+        const std::string name = arguments[i];
+        if (i + 1 == count) refuse();
+        if (name == "--first")
+            options.first = number(arguments[i + 1]);
+        else if (name == "--cases")
+            options.cases = number(arguments[i + 1]);
+        else if (name == "--kernel")
+            options.kernel = arguments[i + 1];
+        else
+            refuse();
+    }
+    return options;
+}
+
+std::vector<const weightpager::Kernel*> chosen(const std::string& name) {
+    std::vector<const weightpager::Kernel*> kernels;
+    for (const auto* kernel : weightpager::kernels())
+        if (name.empty() || name == kernel->name) kernels.push_back(kernel);
+    return kernels;
+}
+
+bool passes(int64_t number, const std::vector<const weightpager::Kernel*>& kernels) {
+    const std::vector<std::string> found = mistakes(number, kernels);
+    for (const std::string& mistake : found) std::cout << "case " << number << ": " << mistake << "\n";
+    return found.empty();
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    const Options options = parse(count, arguments);
+    const std::vector<const weightpager::Kernel*> kernels = chosen(options.kernel);
+    if (kernels.empty()) {
+        std::cerr << "kernel: this machine can't run '" << options.kernel << "'\n";
+        return 2;
+    }
+    std::cout << "kernels:";
+    for (const auto* kernel : kernels) std::cout << " " << kernel->name;
+    std::cout << std::endl;
+
+    int failures = 0;
+    int64_t at = options.first;
+    for (; at < options.first + options.cases && failures < kMostFailures; ++at) failures += !passes(at, kernels);
+    std::cout << at - options.first << " cases, " << failures << " failed" << std::endl;
+    if (failures != 0) std::cout << "one case again: native_tests --first NUMBER --cases 1" << std::endl;
+    return failures == 0 ? 0 : 1;
+}
