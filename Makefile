@@ -18,7 +18,7 @@ test: $(VENV)/dev.stamp
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
 
-# Without use-after-scope: it triples the time to compile kernels that are unrolled through lambdas, all of them inlined.
+# Without use-after-scope: it triples the time to compile kernels that are unrolled through lambdas, all inlined.
 SANITIZERS := -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
 	-fno-sanitize-address-use-after-scope
 

@@ -10,6 +10,10 @@
 #include "paged_linear.hpp"
 #include "test_case.hpp"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 namespace {
 
 constexpr int kMostFailures = 10;  // after so many, more would tell nothing new
@@ -53,7 +57,17 @@ std::vector<const weightpager::Kernel*> chosen(const std::string& name) {
     return kernels;
 }
 
+// A sanitizer ends the process and doesn't know which case it was.
+int64_t running = 0;
+
+void name_case_on_death() {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_set_death_callback([] { std::cerr << "case " << running << ": ended by a sanitizer" << std::endl; });
+#endif
+}
+
 bool passes(int64_t number, const std::vector<const weightpager::Kernel*>& kernels) {
+    running = number;
     const std::vector<std::string> found = mistakes(number, kernels);
     for (const std::string& mistake : found) std::cout << "case " << number << ": " << mistake << "\n";
     return found.empty();
@@ -72,6 +86,7 @@ int main(int count, char** arguments) {
     for (const auto* kernel : kernels) std::cout << " " << kernel->name;
     std::cout << std::endl;
 
+    name_case_on_death();
     int failures = 0;
     int64_t at = options.first;
     for (; at < options.first + options.cases && failures < kMostFailures; ++at) failures += !passes(at, kernels);

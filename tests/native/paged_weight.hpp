@@ -30,7 +30,8 @@ class PagedWeight {
     void keep_blocks(Random& random);
     void place_pages(Random& random);
     void fill_block(int64_t grid_row, int64_t kept, Random& random);
-    void fill_element(uint8_t* block, double scale, int64_t r, int64_t c, int64_t output, int64_t input, Random& random);
+    void fill_element(uint8_t* block, double scale, int64_t r, int64_t c, int64_t output, int64_t input,
+                      Random& random);
     float fill_scale(uint8_t* page, int64_t place, int64_t row, Random& random);
 
     TestCase test_;

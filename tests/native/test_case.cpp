@@ -13,6 +13,7 @@ struct Shape {
 constexpr Dtype kWeights[] = {Dtype::float32, Dtype::bfloat16, Dtype::int8};
 constexpr Dtype kActivations[] = {Dtype::float32, Dtype::bfloat16};
 constexpr Shape kBlocks[] = {{8, 8}, {16, 32}, {32, 32}, {32, 64}, {64, 64}, {64, 16}};
+
 // Without a common divisor with the round, and far from a simple part of it: even a few cases are of all kinds.
 constexpr int64_t kStride = 1597;
 
@@ -57,7 +58,8 @@ TestCase test_case(int64_t number, Random& random) {
     test.block_cols = kBlocks[block].cols;
     test.tokens = many ? kManyTokens : tokens;
     test.out_features = features(test.block_rows, 1, kMostFeatures, random);
-    test.in_features = features(test.block_cols, many ? kManyInputs : 1, many ? kManyInputs + 9 : kMostFeatures, random);
+    test.in_features = many ? features(test.block_cols, kManyInputs, kManyInputs + 9, random)
+                            : features(test.block_cols, 1, kMostFeatures, random);
     test.mask = random.any<Mask>({Mask::nothing, Mask::everything, Mask::empty_rows, Mask::empty_rows, Mask::random,
                                   Mask::random, Mask::random});
     test.blocks_per_page = random.between(1, 5);
