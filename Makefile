@@ -18,8 +18,8 @@ test: $(VENV)/dev.stamp
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
 
-# Without use-after-scope: it triples the time to compile kernels that are unrolled through lambdas, all inlined.
-SANITIZERS := -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
+# Few widths of tiles, and without use-after-scope: either triples the time to compile kernels unrolled through lambdas.
+SANITIZERS := -DWEIGHTPAGER_FEW_WIDTHS -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
 	-fno-sanitize-address-use-after-scope
 
 # With emulated tiles, as no sanitizer sees what AMX reads.
