@@ -20,6 +20,7 @@ GOALS: dict[tuple[str, float, int], Goal] = {
     ("decode bfloat16", 0.75, 24): 1.5,
     ("decode int8", 0.5, 24): 1.5,
     ("prefill bfloat16", 0.5, 512): 1.3,
+    ("body bfloat16", 0.5, 512): 1.3,
 }
 """(dtype, sparsity, tokens) → at least; with ``prefill`` or ``decode`` before the dtype for a whole model."""
 
@@ -28,3 +29,6 @@ LEAST_SHARE_OF_READ = 0.85
 
 INT8_SPEEDUP = 1.6
 """Of int8 over bfloat16, at one token."""
+
+MOST_TOKENS_IN_FLOAT32 = 8
+"""Against dense layers in float32, on instruction sets without bfloat16, the goals are asked for up to so many tokens."""

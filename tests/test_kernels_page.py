@@ -56,6 +56,19 @@ def test_a_whole_model_has_a_table_of_its_own() -> None:
     assert "| 1.40 |" in text
 
 
+def test_without_bfloat16_only_few_tokens_have_goals() -> None:
+    rows = [row(isa="avx2", prepacked_ms=None, speedup=0.1, tokens=tokens, sparsity=0.5) for tokens in (1, 512)]
+    text = kernels_page.page([*rows, row(isa="avx2", prepacked_ms=None, dtype="int8", ms=0.1)], "kernels.json")
+    assert "| 50% | **0.10 (0.10)** | 0.10 (0.10) |" in text
+
+
+def test_calls_are_told_in_words() -> None:
+    rows = [row(kernel="module", ms=0.006, dense_ms=0.004), row(kernel="alternating", ms=0.28, dense_ms=0.27)]
+    text = kernels_page.page(rows, "kernels.json")
+    assert "adds 2.0 µs" in text
+    assert "0.280 ms in turn, and 0.270 ms each" in text
+
+
 def test_rows_replace_those_of_the_same_kernel_and_instruction_set(tmp_path: Path) -> None:
     file = tmp_path / "kernels.json"
     replace_rows(file, [row(), row(isa="avx2")])

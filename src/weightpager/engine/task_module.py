@@ -13,7 +13,7 @@ from weightpager.bundle.adapter import LowRank
 from weightpager.engine.architecture import empty_module, full_name
 from weightpager.errors import BundleFormatError
 from weightpager.kernels import PagedWeight
-from weightpager.nn import PagedLinear, PageGate, fuse_gated_mlps, missing_values
+from weightpager.nn import FlatLinear, PagedLinear, PageGate, fuse_gated_mlps, missing_values
 
 _DTYPES = (torch.float32, torch.bfloat16)
 """What kernels compute with."""
@@ -54,6 +54,7 @@ def build(
         added = None if part is None else (torch.from_numpy(part.down), torch.from_numpy(part.up))
         _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, gate, added))
     fuse_gated_mlps(module)
+    _flatten_head(module)
     assign(module, state, task)
     return module
 
@@ -89,6 +90,12 @@ def _replace_linear(module: nn.Module, name: str, paged: PagedLinear) -> None:
     if biases[0] != biases[1]:
         raise BundleFormatError("parameters", f"{name}.bias", biases[0], biases[1])
     module.set_submodule(name, paged)
+
+
+def _flatten_head(module: nn.Module) -> None:
+    for name, layer in list(module.named_children()):
+        if isinstance(layer, nn.Linear) and name == "lm_head":
+            setattr(module, name, FlatLinear.of(layer))
 
 
 def assign(module: nn.Module, state: dict[str, Tensor], task: str) -> None:
