@@ -31,4 +31,4 @@ INT8_SPEEDUP = 1.6
 """Of int8 over bfloat16, at one token."""
 
 MOST_TOKENS_IN_FLOAT32 = 8
-"""Against dense layers in float32, on instruction sets without bfloat16, the goals are asked for up to so many tokens."""
+"""Up to so many the goals are asked for on instruction sets without bfloat16, where dense layers are in float32."""

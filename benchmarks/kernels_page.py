@@ -18,9 +18,9 @@ from benchmarks.kernels_goals import GOALS, INT8_SPEEDUP, LEAST_SHARE_OF_READ, M
 
 _TOP = """# Kernels, measured
 
-Generated from [{json}]({json}) by `python -m benchmarks.kernels_page`, on two cores of an AMD EPYC with AVX-512 BF16 whose
-speed varied while it was measured, as that of rented machines does. Ratios are dense time over ours, in one run, the
-kernels taking turns; every call meets another weight, and a GiB of weights lies between two uses of one. Each cell is
+Generated from [{json}]({json}) by `python -m benchmarks.kernels_page`, on two cores of an AMD EPYC with AVX-512 BF16,
+whose speed varied while it was measured, as that of rented machines does. Ratios are dense time over ours, in one run,
+the kernels taking turns; every call meets another weight, and a GiB of weights lies between two uses of one. Each cell is
 the median over four models' widest layers, with the worst of them in brackets. **Bold** where a figure that was asked
 for is missed.
 
@@ -136,8 +136,8 @@ def _calls(rows: Mapping[str, Row]) -> str:
         lines.append(f"* A `PagedLinear` adds {added:.1f} µs to its kernel's call.")
     if turns := rows.get("alternating"):
         lines.append(
-            f"* A paged layer and a dense one of torch, {turns.shape} at {turns.tokens} tokens, take {turns.ms:.3f} ms in "
-            f"turn, and {turns.dense_ms:.3f} ms each by itself: they share their threads."
+            f"* A paged layer and a dense one of torch, {turns.shape} at {turns.tokens} tokens, take {turns.ms:.3f} ms "
+            f"in turn, and {turns.dense_ms:.3f} ms each by itself: they share their threads."
         )
     return "\n".join(lines)
 
