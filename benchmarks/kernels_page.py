@@ -20,8 +20,8 @@ _TOP = """# Kernels, measured
 
 Generated from [{json}]({json}) by `python -m benchmarks.kernels_page`, on two cores of an AMD EPYC with AVX-512 BF16,
 whose speed varied while it was measured, as that of rented machines does. Ratios are dense time over ours, in one run,
-the kernels taking turns; every call meets another weight, and a GiB of weights lies between two uses of one. Each cell is
-the median over four models' widest layers, with the worst of them in brackets. **Bold** where a figure that was asked
+the kernels taking turns; every call meets another weight, and a GiB of weights lies between two uses of one. Each cell
+is the median over four models' widest layers, with the worst of them in brackets. **Bold** where a figure that was asked
 for is missed.
 
 ```
