@@ -18,11 +18,11 @@ from benchmarks.kernels_goals import GOALS, INT8_SPEEDUP, LEAST_SHARE_OF_READ, M
 
 _TOP = """# Kernels, measured
 
-Generated from [{json}]({json}) by `python -m benchmarks.kernels_page`, on two cores of an AMD EPYC with AVX-512 BF16,
-whose speed varied while it was measured, as that of rented machines does. Ratios are dense time over ours, in one run,
-the kernels taking turns; every call meets another weight, and a GiB of weights lies between two uses of one. Each cell
-is the median over four models' widest layers, with the worst of them in brackets. **Bold** where a figure that was asked
-for is missed.
+Generated from [{json}]({json}) by `python -m benchmarks.kernels_page`, on two cores of an AMD EPYC with AVX-512
+BF16, whose speed varied while it was measured, as that of rented machines does. Ratios are dense time over ours, in
+one run, the kernels taking turns; every call meets another weight, and a GiB of weights lies between two uses of
+one. Each cell is the median over four models' widest layers, with the worst of them in brackets. **Bold** where a
+figure that was asked for is missed.
 
 ```
 python -m benchmarks.kernels --json docs/kernels.json
