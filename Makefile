@@ -16,7 +16,7 @@ test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations 12
 
 # Few widths of tiles, and without use-after-scope: either triples the time to compile kernels unrolled through lambdas.
 SANITIZERS := -DWEIGHTPAGER_FEW_WIDTHS -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
@@ -25,9 +25,9 @@ SANITIZERS := -DWEIGHTPAGER_FEW_WIDTHS -g1 -fno-omit-frame-pointer -fsanitize=ad
 # With emulated tiles, as no sanitizer sees what AMX reads.
 native-test: | $(CMAKE)
 	$(CMAKE) -S . -B build/native-test -DWEIGHTPAGER_NATIVE_TESTS=ON -DWEIGHTPAGER_EMULATED_TILES=ON \
-		-DCMAKE_CXX_FLAGS="$(SANITIZERS)"
+		-DWEIGHTPAGER_OPTIMISATION=-O1 -DCMAKE_CXX_FLAGS="$(SANITIZERS)"
 	$(CMAKE) --build build/native-test --parallel $(JOBS)
-	build/native-test/native_tests
+	build/native-test/native_tests --cases 1000
 
 aarch64-test: | $(CMAKE)
 	CMAKE=$(CMAKE) JOBS=$(JOBS) tests/native/aarch64.sh
