@@ -130,7 +130,11 @@ def test_a_gated_layer_is_close_to_the_dense_one(case: Case, kept: float, activa
     act = torch.nn.functional.silu(gated) if activation == "silu" else gelu(gated, approximate="tanh")
     expected = act * case.expected
     assert y.dtype == case.x.dtype
-    assert (y.double() - expected).norm() <= 2 * case.tolerance * expected.norm()
+    # Far below zero an activation is flat: what the gate is off by is then much in relation, little in itself. Neither
+    # activation is steeper than 1.13.
+    gate_off = 1.13 * gated.norm() * case.expected.abs().max() if y.numel() else 0.0
+    other_off = act.abs().max() * case.expected.norm() if y.numel() else 0.0
+    assert (y.double() - expected).norm() <= case.tolerance * (expected.norm() + gate_off + other_off)
 
     torch.set_num_threads(3)
     again = paged_gated(case.x, gate, case.weight, activation, (gate_bias, case.bias))
