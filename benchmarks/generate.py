@@ -22,7 +22,7 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.kernels import Row, replace_rows
-from benchmarks.synthetic import BlockTables, Variant, filled_arena
+from benchmarks.synthetic import PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.nn import FlatLinear, PagedLinear, fuse_gated_mlps
 from weightpager.runtime.task_gate import TaskGate
@@ -104,7 +104,7 @@ def paged_model(dense: Qwen2ForCausalLM, variant: Variant) -> Qwen2ForCausalLM:
     model = copy.deepcopy(dense, memo)
     linears = {name: module for name, module in model.model.layers.named_modules() if isinstance(module, nn.Linear)}
     tables = {name: BlockTables.draw(of.out_features, of.in_features, variant) for name, of in linears.items()}
-    arena = filled_arena(sum(table.pages for table in tables.values()) * (1 << 16))
+    arena = filled_arena(sum(table.pages for table in tables.values()) * PAGE_BYTES)
     slots = torch.split(torch.randperm(len(arena)).int(), [table.pages for table in tables.values()])
     gate = TaskGate("benchmark")
     gate.hold()

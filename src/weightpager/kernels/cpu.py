@@ -51,9 +51,7 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None, isa: int) 
         *_bias(bias),
         torch.get_num_threads(),
     )
-    if missing >= 0:
-        raise PageNotResidentError(missing)
-    return y
+    return _complete(y, missing)
 
 
 def paged_gated(
@@ -78,15 +76,20 @@ def paged_gated(
         *_bias(biases[1]),
         torch.get_num_threads(),
     )
-    if missing >= 0:
-        raise PageNotResidentError(missing)
-    return y
+    return _complete(y, missing)
 
 
 def _operands(x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:
-    """X without gaps, and where the result goes."""
+    """The activations without gaps, and where the result goes."""
     rows = x if x.is_contiguous() else x.contiguous()
     return rows, torch.empty((*x.shape[:-1], out_features), dtype=x.dtype)
+
+
+def _complete(y: Tensor, missing: int) -> Tensor:
+    """The result, unless the native module met a page that isn't there."""
+    if missing >= 0:
+        raise PageNotResidentError(missing)
+    return y
 
 
 def _bias(bias: Tensor | None) -> tuple[int, bool]:
