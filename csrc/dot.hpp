@@ -79,26 +79,6 @@ WEIGHTPAGER_INLINE typename Lanes<N>::Float dot(typename Lanes<N>::Float sum, ty
                                                  (bfloat16x8_t)vdupq_n_u32(x));
 }
 
-template <int N>
-struct PairScales {
-    typename Lanes<N>::Float scale;
-
-    WEIGHTPAGER_INLINE void read(const uint16_t* from) { scale = widen<N>(from); }
-};
-
-template <int N>
-WEIGHTPAGER_INLINE typename Lanes<N>::Bits dequantised(const uint8_t* pairs, const PairScales<N>& scales) {
-    using L = Lanes<N>;
-    const auto bits = __builtin_convertvector(load<typename L::Half>(pairs), typename L::Bits);
-    const auto half = [&](typename L::Int value) {
-        const auto wide = __builtin_convertvector(value, typename L::Float) * scales.scale;
-        return __builtin_convertvector(narrow<N>(wide), typename L::Bits);
-    };
-    const auto even = half(reinterpret_cast<typename L::Int>(bits << 24) >> 24);
-    const auto odd = half(reinterpret_cast<typename L::Int>(bits << 16) >> 24);
-    return even | odd << 16;
-}
-
 #endif
 
 }  // namespace

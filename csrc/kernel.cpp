@@ -5,6 +5,7 @@
 // Nothing here may have external linkage but WEIGHTPAGER_KERNEL, not even an inline function of the standard
 // library: the linker could give every instruction set the copy that only the newest processors can run.
 
+#include "integers.hpp"
 #include "lanes.hpp"
 #include "paged_linear.hpp"
 #include "sweep.hpp"
@@ -18,61 +19,57 @@ namespace {
 
 constexpr int kLanes = WEIGHTPAGER_LANES, kHalfLanes = kLanes < 8 ? kLanes : 8;
 
-// A step is two input features: what a block holds of them for N outputs becomes an operand.
+// A step is two input features: what a block holds of them for N outputs becomes an operand. How weights are stored
+// decides what that is, what activations it is multiplied with, and what sums them up:
+//   Input, rows_per_step   activations of a step: a row of them for each, or one row of pairs
+//   bytes, row_bytes       of a step per output, and from one output to the next
 
 #if defined(WEIGHTPAGER_EXACT)
 
-using Input = uint32_t;  // a pair of bfloat16
-constexpr Packing kPacking = Packing::pairs;
-constexpr int kRowsPerStep = 1;
-
-template <int N>
-using Operand = typename Lanes<N>::Bits;
-
-template <int N>
-using Scales = PairScales<N>;
-
 struct Bfloat16Weights {
-    static constexpr int bytes = 4;  // of a step, per output
+    using Input = uint32_t;  // a pair of bfloat16
+    static constexpr int rows_per_step = 1, bytes = 4, row_bytes = 4;
 
     template <int N>
-    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t, const Scales<N>&) {
-        return load<Operand<N>>(step);
+    using Sum = typename Lanes<N>::Float;
+
+    template <int N>
+    static WEIGHTPAGER_INLINE typename Lanes<N>::Bits read(const uint8_t* step, int64_t) {
+        return load<typename Lanes<N>::Bits>(step);
     }
-};
 
-struct Int8Weights {
-    static constexpr int bytes = 2;
-
-    template <int N>
-    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t, const Scales<N>& scales) {
-        return dequantised<N>(step, scales);
+    template <int N, int>
+    static WEIGHTPAGER_INLINE void add(Sum<N>& sum, Sum<N>&, const typename Lanes<N>::Bits& weights, const Input* x) {
+        sum = dot<N>(sum, weights, *x);
     }
 };
 
 #else
 
-using Input = float;
-constexpr Packing kPacking = Packing::floats;
-constexpr int kRowsPerStep = 2;
-
-template <int N>
-struct Operand {
-    typename Lanes<N>::Float even, odd;
-};
-
-template <int N>
-struct Scales {
-    typename Lanes<N>::Float scale;
-
-    WEIGHTPAGER_INLINE void read(const uint16_t* from) { scale = widen<N>(from); }
-};
-
-struct Bfloat16Weights {
-    static constexpr int bytes = 4;
+struct FloatWeights {
+    using Input = float;
+    static constexpr int rows_per_step = 2;
 
     template <int N>
-    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t, const Scales<N>&) {
+    using Sum = typename Lanes<N>::Float;
+
+    template <int N>
+    struct Operand {
+        typename Lanes<N>::Float even, odd;
+    };
+
+    template <int N, int Width>
+    static WEIGHTPAGER_INLINE void add(Sum<N>& even, Sum<N>& odd, const Operand<N>& weights, const Input* x) {
+        even += weights.even * x[0];
+        odd += weights.odd * x[Width];
+    }
+};
+
+struct Bfloat16Weights : FloatWeights {
+    static constexpr int bytes = 4, row_bytes = 4;
+
+    template <int N>
+    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t) {
         using L = Lanes<N>;
         const auto pairs = load<typename L::Bits>(step);
         return {reinterpret_cast<typename L::Float>(pairs << 16),
@@ -80,79 +77,82 @@ struct Bfloat16Weights {
     }
 };
 
-struct Float32Weights {
-    static constexpr int bytes = 8;
+// Keeps the two inputs of a step apart, `block_rows` floats from each other.
+struct Float32Weights : FloatWeights {
+    static constexpr int bytes = 8, row_bytes = 4;
 
     template <int N>
-    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t block_rows, const Scales<N>&) {
+    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t block_rows) {
         using Float = typename Lanes<N>::Float;
         return {load<Float>(step), load<Float>(step + block_rows * 4)};
     }
 };
 
+#endif
+
 struct Int8Weights {
-    static constexpr int bytes = 2;
+    using Input = uint32_t;  // a pair of int16
+    static constexpr int rows_per_step = 1, bytes = 2, row_bytes = 2;
 
     template <int N>
-    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t, const Scales<N>& scales) {
-        using L = Lanes<N>;
-        const auto pairs = __builtin_convertvector(load<typename L::Half>(step), typename L::Bits);
-        const auto even = reinterpret_cast<typename L::Int>(pairs << 24) >> 24;
-        const auto odd = reinterpret_cast<typename L::Int>(pairs << 16) >> 24;
-        return {__builtin_convertvector(even, typename L::Float) * scales.scale,
-                __builtin_convertvector(odd, typename L::Float) * scales.scale};
+    using Sum = typename Lanes<N>::Int;
+
+    template <int N>
+    static WEIGHTPAGER_INLINE IntegerPairs<N> read(const uint8_t* step, int64_t) {
+        return read_integers<N>(step);
+    }
+
+    template <int N, int>
+    static WEIGHTPAGER_INLINE void add(Sum<N>& sum, Sum<N>&, const IntegerPairs<N>& weights, const Input* x) {
+        sum = multiply_add<N>(sum, weights, *x);
     }
 };
 
-#endif
-
 // Several chains per output where few outputs are in flight, so that one addition needn't wait for the last.
 // The order of additions thus depends on the tile's width, but on nothing else.
-template <class Out, int Width>
+template <class Weights, class Out, int Width>
 struct Accumulators {
     static constexpr int in_flight = Out::Registers * Width;
     static constexpr int chains = in_flight >= 8 ? 1 : in_flight >= 4 ? 2 : 4;
+    using Sum = typename Weights::template Sum<Out::N>;
     using Float = typename Lanes<Out::N>::Float;
 
-    Float sum[chains][Width][Out::Registers];
+    Sum sum[chains][Width][Out::Registers];
+
+    WEIGHTPAGER_INLINE Accumulators() { clear(); }
 
     // One by one: an array this large that is cleared in one go stays in memory.
-    WEIGHTPAGER_INLINE Accumulators() {
+    WEIGHTPAGER_INLINE void clear() {
         unroll<chains * Width * Out::Registers>([&](auto i) WEIGHTPAGER_INLINED {
             constexpr int I = decltype(i)::value, R = I % Out::Registers, T = I / Out::Registers % Width;
-            sum[I / Out::Registers / Width][T][R] = Float{};
+            sum[I / Out::Registers / Width][T][R] = Sum{};
         });
     }
 
-    template <class Weights, int Step>
-    WEIGHTPAGER_INLINE void add(const uint8_t* step, int64_t block_rows, const Scales<Out::N>* scales,
-                                const Input* x) {
+    template <int Step>
+    WEIGHTPAGER_INLINE void add(const uint8_t* step, int64_t block_rows, const typename Weights::Input* x) {
+        constexpr int first = Step * Weights::rows_per_step;
         unroll<Out::Registers>([&](auto r) WEIGHTPAGER_INLINED {
             constexpr int R = decltype(r)::value;
-            // float32 keeps the two inputs of a step apart, `block_rows` floats from each other.
-            constexpr int stride = Weights::bytes == 8 ? 4 : Weights::bytes;
-            const auto weights = Weights::template read<Out::N>(step + R * Out::N * stride, block_rows, scales[R]);
+            const auto weights = Weights::template read<Out::N>(step + R * Out::N * Weights::row_bytes, block_rows);
             unroll<Width>([&](auto t) WEIGHTPAGER_INLINED {
                 constexpr int T = decltype(t)::value;
-#if defined(WEIGHTPAGER_EXACT)
-                Float& total = sum[Step % chains][T][R];
-                total = dot<Out::N>(total, weights, x[T]);
-#else
-                sum[(2 * Step) % chains][T][R] += weights.even * x[T];
-                sum[(2 * Step + 1) % chains][T][R] += weights.odd * x[Width + T];
-#endif
+                Weights::template add<Out::N, Width>(sum[first % chains][T][R], sum[(first + 1) % chains][T][R],
+                                                     weights, x + T);
             });
         });
     }
 
-    // Unrolled: one look at an accumulator by a number that isn't constant would keep all of them in memory.
-    WEIGHTPAGER_INLINE void total(Float (&out)[Width][Out::Registers]) const {
+    // Calls `with` for the sum of every token and register of outputs. Unrolled: one look at an accumulator by a number
+    // that isn't constant would keep all of them in memory.
+    template <class With>
+    WEIGHTPAGER_INLINE void totals(const With& with) const {
         unroll<Width>([&](auto t) WEIGHTPAGER_INLINED {
             unroll<Out::Registers>([&](auto r) WEIGHTPAGER_INLINED {
                 constexpr int T = decltype(t)::value, R = decltype(r)::value;
-                Float all = sum[0][T][R];
+                Sum all = sum[0][T][R];
                 unroll<chains - 1>([&](auto c) WEIGHTPAGER_INLINED { all += sum[decltype(c)::value + 1][T][R]; });
-                out[T][R] = all;
+                with(t, r, all);
             });
         });
     }
@@ -168,10 +168,13 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
     const int64_t ahead = blocks_ahead(bytes);
     // The first to see a row of blocks fetches all of it; then it is in the cache.
     const int64_t fetched = tile.first && row_in_block == 0 ? 2 * step_bytes : 0;
-    constexpr int width = Width * kRowsPerStep;
+    constexpr bool scaled = std::is_same_v<Weights, Int8Weights>;
+    constexpr int width = Width * Weights::rows_per_step;
+    using Float = typename Lanes<Out::N>::Float;
+    using Input = typename Weights::Input;
 
-    Accumulators<Out, Width> sums;
-    Scales<Out::N> scales[Out::Registers];
+    Accumulators<Weights, Out, Width> sums;
+    Float total[Width][Out::Registers] = {};
     for (int64_t k = p.crow_indices[grid_row]; k < end; ++k) {
         const Place place = find_block(p, bytes, k);
         if (place.block == nullptr) return p.locations[k] / p.blocks_per_page;
@@ -179,26 +182,32 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
         Place next = k + ahead < kept ? find_block(p, bytes, k + ahead) : place;
         if (next.block == nullptr) next = place;  // from null, even the address of a prefetch isn't defined
         const int64_t distance = next.block - place.block;
-        if constexpr (Weights::bytes == 2) {
-            __builtin_prefetch(next.scales + row_in_block);
-            for (int r = 0; r < Out::Registers; ++r) scales[r].read(place.scales + row_in_block + r * Out::N);
-        }
+        if constexpr (scaled) __builtin_prefetch(next.scales + row_in_block);
         const int64_t first_input = p.col_indices[k] * p.block_cols, inputs = p.in_features - first_input;
         const int64_t steps = ((inputs < p.block_cols ? inputs : p.block_cols) + 1) / 2;
         const Input* x = static_cast<const Input*>(tile.x) + first_input / 2 * width;
-        const uint8_t* step = place.block + row_in_block * (Weights::bytes == 8 ? 4 : Weights::bytes);
+        const uint8_t* step = place.block + row_in_block * Weights::row_bytes;
         int64_t s = 0;
         for (; s + 2 <= steps; s += 2) {
             for (int64_t line = 0; line < fetched; line += 64) __builtin_prefetch(step + distance + line, 0, kIntoL2);
-            sums.template add<Weights, 0>(step, block_rows, scales, x);
-            sums.template add<Weights, 1>(step + step_bytes, block_rows, scales, x + width);
+            sums.template add<0>(step, block_rows, x);
+            sums.template add<1>(step + step_bytes, block_rows, x + width);
             step += 2 * step_bytes;
             x += 2 * width;
         }
-        if (s < steps) sums.template add<Weights, 0>(step, block_rows, scales, x);
+        if (s < steps) sums.template add<0>(step, block_rows, x);
+        if constexpr (scaled) {
+            // A block's sums are whole numbers, at the scale of its rows and of the activations that it met.
+            const float* x_scales = tile.x_scales + p.col_indices[k] * Width;
+            Float scales[Out::Registers];
+            for (int r = 0; r < Out::Registers; ++r) scales[r] = widen<Out::N>(place.scales + row_in_block + r * Out::N);
+            sums.totals([&](auto t, auto r, const auto& sum) WEIGHTPAGER_INLINED {
+                total[t][r] += __builtin_convertvector(sum, Float) * (scales[r] * x_scales[t]);
+            });
+            sums.clear();
+        }
     }
-    typename Lanes<Out::N>::Float total[Width][Out::Registers];
-    sums.total(total);
+    if constexpr (!scaled) sums.totals([&](auto t, auto r, const auto& sum) WEIGHTPAGER_INLINED { total[t][r] = sum; });
     store<Out, Width>(p, tile, first_output, row_in_block, total);
     return kAllResident;
 }
@@ -225,15 +234,6 @@ int64_t sweep_weights(const Problem& p, const Tile& tile, int64_t grid_row) {
     return sweep_rows<Weights, Outputs<kHalfLanes, 8 / kHalfLanes>, Width>(p, tile, grid_row);
 }
 
-template <int Width>
-int64_t sweep_width(const Problem& p, const Tile& tile, int64_t grid_row) {
-#if !defined(WEIGHTPAGER_EXACT)
-    if (p.weight_dtype == Dtype::float32) return sweep_weights<Float32Weights, Width>(p, tile, grid_row);
-#endif
-    if (p.weight_dtype == Dtype::bfloat16) return sweep_weights<Bfloat16Weights, Width>(p, tile, grid_row);
-    return sweep_weights<Int8Weights, Width>(p, tile, grid_row);
-}
-
 constexpr int kWidest = WEIGHTPAGER_WIDEST;
 #if defined(WEIGHTPAGER_FEW_WIDTHS)  // sanitizers take minutes to compile all of them
 constexpr int kWidths[] = {1, 2, 3, 4, 16, 28};
@@ -248,33 +248,52 @@ int width(int tokens) {
     return kWidest;
 }
 
+template <class Weights>
 int64_t sweep(const Problem& p, const Tile& tile, int64_t grid_row) {
     int64_t missing = kAllResident;
     unroll<sizeof kWidths / sizeof *kWidths>([&](auto i) WEIGHTPAGER_INLINED {
         constexpr int candidate = kWidths[decltype(i)::value];
         if constexpr (candidate <= kWidest)
-            if (candidate == tile.width) missing = sweep_width<candidate>(p, tile, grid_row);
+            if (candidate == tile.width) missing = sweep_weights<Weights, candidate>(p, tile, grid_row);
     });
     return missing;
 }
 
+constexpr const char* kName = WEIGHTPAGER_TEXT(WEIGHTPAGER_KERNEL);
+
+bool is_int8(const Problem& p) { return p.weight_dtype == Dtype::int8; }
+
 #if defined(WEIGHTPAGER_EXACT)
+
 }  // namespace
-
 extern const Kernel WEIGHTPAGER_EXACT;
-
 namespace {
-constexpr const Kernel* kOtherwise = &WEIGHTPAGER_EXACT;
-bool suits(const Problem& p) { return p.dtype == Dtype::bfloat16 && p.weight_dtype != Dtype::float32; }
+
+const Kernel integers = {kName, Packing::integers, kWidest, width, sweep<Int8Weights>, is_int8, &WEIGHTPAGER_EXACT};
+
+constexpr Packing kPacking = Packing::pairs;
+constexpr auto kSweep = sweep<Bfloat16Weights>;
+
+bool suits(const Problem& p) { return p.dtype == Dtype::bfloat16 && p.weight_dtype == Dtype::bfloat16; }
+
 #else
-constexpr const Kernel* kOtherwise = nullptr;
-bool suits(const Problem&) { return true; }
+
+const Kernel integers = {kName, Packing::integers, kWidest, width, sweep<Int8Weights>, is_int8, nullptr};
+
+constexpr Packing kPacking = Packing::floats;
+
+int64_t kSweep(const Problem& p, const Tile& tile, int64_t grid_row) {
+    if (p.weight_dtype == Dtype::float32) return sweep<Float32Weights>(p, tile, grid_row);
+    return sweep<Bfloat16Weights>(p, tile, grid_row);
+}
+
+bool suits(const Problem& p) { return !is_int8(p); }
+
 #endif
 
 }  // namespace
 
 extern const Kernel WEIGHTPAGER_KERNEL;
-const Kernel WEIGHTPAGER_KERNEL = {
-    WEIGHTPAGER_TEXT(WEIGHTPAGER_KERNEL), kPacking, kWidest, width, sweep, suits, kOtherwise};
+const Kernel WEIGHTPAGER_KERNEL = {kName, kPacking, kWidest, width, kSweep, suits, &integers};
 
 }  // namespace weightpager

@@ -52,7 +52,7 @@ std::vector<const Kernel*> find_kernels() {
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl");
 #if defined(WEIGHTPAGER_AVX512_BF16)
-    const bool pairs = wide && __builtin_cpu_supports("avx512bf16");
+    const bool pairs = wide && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 #if defined(WEIGHTPAGER_AMX)
     if (pairs && may_use_tiles()) found.push_back(&amx_bf16);
 #endif

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <memory>
 
+#include "bfloat16.hpp"
 #include "parallel.hpp"
 
 namespace weightpager {
@@ -30,7 +32,9 @@ class Panel {
         const int64_t tile_bytes = rows_ * kernel.widest * int64_t{sizeof(uint32_t)};
         const int64_t tiles = std::max<int64_t>(1, kPanelBytes / tile_bytes);
         capacity_ = std::min(tiles * kernel.widest, problem.tokens);
-        packed_.reset(new uint32_t[static_cast<size_t>(divide_up(capacity_, kernel.widest) * kernel.widest * rows_)]);
+        const int64_t columns = divide_up(capacity_, kernel.widest) * kernel.widest;
+        packed_.reset(new uint32_t[static_cast<size_t>(columns * rows_)]);
+        if (kernel.packing == Packing::integers) scales_.reset(new float[static_cast<size_t>(columns * groups())]);
     }
 
     int64_t capacity() const { return capacity_; }
@@ -47,20 +51,35 @@ class Panel {
     Tile tile(int64_t i) const {
         const int64_t before = tokens_ * i / tiles(), end = tokens_ * (i + 1) / tiles();
         const int tokens = static_cast<int>(end - before);
-        return {packed_.get() + i * kernel_.widest * rows_, first_ + before, tokens, kernel_.width(tokens), i == 0, nullptr, nullptr, Activation::silu};
+        return {packed_.get() + i * kernel_.widest * rows_,
+                first_ + before,
+                tokens,
+                kernel_.width(tokens),
+                i == 0,
+                scales_ == nullptr ? nullptr : scales_.get() + i * kernel_.widest * groups(),
+                nullptr,
+                nullptr,
+                Activation::silu};
     }
 
    private:
     // 32-bit numbers of a token.
     static int64_t rows(Packing packing, int64_t in_features) {
         if (packing == Packing::lines) return divide_up(in_features, kTileInputs) * kLine;
-        return divide_up(in_features, 2) * (packing == Packing::pairs ? 1 : 2);
+        return divide_up(in_features, 2) * (packing == Packing::floats ? 2 : 1);
     }
+
+    // Of inputs that have a scale in common.
+    int64_t groups() const { return divide_up(p_.in_features, p_.block_cols); }
 
     void pack(int64_t i) {
         const Tile to = tile(i);
         uint32_t* packed = packed_.get() + i * kernel_.widest * rows_;
-        if (p_.dtype == Dtype::float32)
+        if (kernel_.packing == Packing::integers && p_.dtype == Dtype::float32)
+            interleave_integers(to, packed, static_cast<const float*>(p_.x), [](float value) { return value; });
+        else if (kernel_.packing == Packing::integers)
+            interleave_integers(to, packed, static_cast<const uint16_t*>(p_.x), from_bfloat16);
+        else if (p_.dtype == Dtype::float32)
             interleave(to, packed, static_cast<const uint32_t*>(p_.x), [](uint32_t value) { return value; });
         else if (kernel_.packing == Packing::floats)
             interleave(to, packed, static_cast<const uint16_t*>(p_.x),
@@ -86,6 +105,57 @@ class Panel {
         });
     }
 
+    template <class T, class Widen>
+    void interleave_integers(const Tile& to, uint32_t* packed, const T* x, const Widen& widen) {
+        const float largest = largest_integer();
+        float* scales = scales_.get() + (to.x_scales - scales_.get());
+        for (int t = 0; t < to.width; ++t)
+            for (int64_t group = 0; group < groups(); ++group) {
+                const T* from = x + (to.first_token + t) * p_.in_features;
+                scales[group * to.width + t] = t < to.tokens ? magnitude(from, group, widen) / largest : 0.0f;
+            }
+        by_line(to, packed, [&](int64_t token, int64_t first, uint32_t* line) {
+            const T* from = x + token * p_.in_features + 2 * first;
+            const int64_t count = std::min(2 * kLine, p_.in_features - 2 * first);
+            int16_t integers[2 * kLine] = {};
+            for (int64_t i = 0; i < count;) {
+                const int64_t group = (2 * first + i) / p_.block_cols;
+                const int64_t end = std::min(count, (group + 1) * p_.block_cols - 2 * first);
+                const float scale = scales[group * to.width + token - to.first_token];
+                const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+                for (; i < end; ++i) integers[i] = rounded(widen(from[i]) * inverse);
+            }
+            std::memcpy(line, integers, sizeof integers);
+        });
+    }
+
+    // So that not even the sum of a whole row of a block leaves an int32.
+    float largest_integer() const {
+        constexpr int64_t kLargest = 32767, kSum = (int64_t{1} << 31) - 1, kLargestWeight = 128;
+        return static_cast<float>(std::min(kLargest, kSum / (kLargestWeight * p_.block_cols)));
+    }
+
+    // The largest magnitude in a group, NaN if one isn't finite: then nothing that the group takes part in is a number.
+    template <class T, class Widen>
+    float magnitude(const T* x, int64_t group, const Widen& widen) const {
+        const int64_t first = group * p_.block_cols, end = std::min(first + p_.block_cols, p_.in_features);
+        float largest = 0.0f, none = 0.0f;
+        for (int64_t i = first; i < end; ++i) {
+            const float value = widen(x[i]);
+            largest = std::max(largest, std::fabs(value));
+            none += value * 0.0f;
+        }
+        return largest + none;
+    }
+
+    // To the nearest: what is added leaves no place for a fraction.
+    static int16_t rounded(float value) {
+        const float shifted = value + 12582912.0f;  // 1.5 * 2^23
+        int32_t bits;
+        std::memcpy(&bits, &shifted, sizeof bits);
+        return static_cast<int16_t>(bits - 0x4b400000);
+    }
+
     // A line of every token is gathered before any is spread: rows of activations a power of two apart would
     // compete for the same places in the cache.
     template <class ReadLine>
@@ -107,6 +177,7 @@ class Panel {
     const Problem& p_;
     int64_t rows_, capacity_, first_ = 0, tokens_ = 0;
     std::unique_ptr<uint32_t[]> packed_;
+    std::unique_ptr<float[]> scales_;  // of integers
 };
 
 // What a sweep computes: one weight, or a gate and the weight that it is multiplied with.

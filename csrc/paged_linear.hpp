@@ -45,8 +45,9 @@ inline int64_t block_bytes(const Problem& p) { return p.block_rows * p.block_col
 }  // namespace
 
 // How a kernel wants the activations of a tile: for every input a float32 of each token; for every pair of inputs a pair
-// of bfloat16 of each token; or for every `kTileInputs` inputs a line of bfloat16 of each token.
-enum class Packing : int { floats, pairs, lines };
+// of bfloat16 of each token; for every `kTileInputs` inputs a line of bfloat16 of each token; or for every pair of inputs
+// a pair of int16 of each token, with a scale for the inputs of a column of blocks.
+enum class Packing : int { floats, pairs, lines, integers };
 constexpr int64_t kTileInputs = 32;
 
 // Tokens are worked on in tiles: `width` columns of which the first `tokens` are real.
@@ -55,6 +56,7 @@ struct Tile {
     int64_t first_token;
     int tokens, width;
     bool first;  // of those that a row of blocks is swept for
+    const float* x_scales;  // of integers: [columns of blocks, width]
 
     // Of a gated layer, float32 [tokens, block_rows]: where the gate's outputs go, in place of y, and whence they come
     // when the other weight's are multiplied with them.

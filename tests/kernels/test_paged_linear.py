@@ -58,8 +58,9 @@ class Case:
 
     @property
     def tolerance(self) -> float:
-        exact = self.dense.dtype != torch.bfloat16 and self.x.dtype == torch.float32
-        return 1e-5 if exact else 2e-2 if self.dense.dtype == torch.int8 else 1e-2
+        if self.dense.dtype == torch.int8:  # activations are rounded to int16 beside int8 weights
+            return 2e-4 if self.x.dtype == torch.float32 else 2e-2
+        return 1e-5 if self.dense.dtype == self.x.dtype == torch.float32 else 1e-2
 
 
 def weights(values: Tensor, dtype: torch.dtype) -> Tensor:

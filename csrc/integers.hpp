@@ -1,0 +1,90 @@
+// int8 weights times int16 activations, summed up in int32: two or three instructions for a register of weights.
+#pragma once
+
+#include "lanes.hpp"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace weightpager {
+namespace {  // see bfloat16.hpp
+
+// N pairs of int8, as read, and a pair of int16 for all of them.
+#if defined(__AVX2__)
+
+template <int N>
+struct IntegerPairs {
+    typedef int16_t Values __attribute__((vector_size(N * 4)));
+    Values values;
+};
+
+template <int N>
+WEIGHTPAGER_INLINE IntegerPairs<N> read_integers(const uint8_t* pairs) {
+#if defined(__AVX512BW__)
+    if constexpr (N == 16) return {(typename IntegerPairs<N>::Values)_mm512_cvtepi8_epi16(load<__m256i>(pairs))};
+#endif
+    if constexpr (N == 8) return {(typename IntegerPairs<N>::Values)_mm256_cvtepi8_epi16(load<__m128i>(pairs))};
+}
+
+// sum[o] + weights[o].even * x.even + weights[o].odd * x.odd
+template <int N>
+WEIGHTPAGER_INLINE typename Lanes<N>::Int multiply_add(typename Lanes<N>::Int sum, IntegerPairs<N> weights,
+                                                       uint32_t x) {
+    using Int = typename Lanes<N>::Int;
+    const int pair = static_cast<int>(x);
+    const auto all = weights.values;
+#if defined(__AVX512VNNI__)
+    if constexpr (N == 16) return (Int)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)all, _mm512_set1_epi32(pair));
+#elif defined(__AVX512BW__)
+    if constexpr (N == 16) return sum + (Int)_mm512_madd_epi16((__m512i)all, _mm512_set1_epi32(pair));
+#endif
+    if constexpr (N == 8) return sum + (Int)_mm256_madd_epi16((__m256i)all, _mm256_set1_epi32(pair));
+}
+
+#elif defined(__ARM_NEON)
+
+template <int N>
+using IntegerPairs = int16x8_t;
+
+template <int N>
+WEIGHTPAGER_INLINE int16x8_t read_integers(const uint8_t* pairs) {
+    static_assert(N == 4);
+    return vmovl_s8(load<int8x8_t>(pairs));
+}
+
+template <int N>
+WEIGHTPAGER_INLINE typename Lanes<N>::Int multiply_add(typename Lanes<N>::Int sum, int16x8_t weights, uint32_t x) {
+    const int16x8_t pair = vreinterpretq_s16_u32(vdupq_n_u32(x));
+    const int32x4_t low = vmull_s16(vget_low_s16(weights), vget_low_s16(pair));
+    const int32x4_t high = vmull_high_s16(weights, pair);
+    return sum + (typename Lanes<N>::Int)vpaddq_s32(low, high);
+}
+
+#else
+
+template <int N>
+struct IntegerPairs {
+    typename Lanes<N>::Int even, odd;
+};
+
+template <int N>
+WEIGHTPAGER_INLINE IntegerPairs<N> read_integers(const uint8_t* pairs) {
+    using L = Lanes<N>;
+    const auto bits = __builtin_convertvector(load<typename L::Half>(pairs), typename L::Bits);
+    return {reinterpret_cast<typename L::Int>(bits << 24) >> 24, reinterpret_cast<typename L::Int>(bits << 16) >> 24};
+}
+
+template <int N>
+WEIGHTPAGER_INLINE typename Lanes<N>::Int multiply_add(typename Lanes<N>::Int sum, const IntegerPairs<N>& weights,
+                                                       uint32_t x) {
+    const int32_t even = static_cast<int16_t>(x & 0xffff), odd = static_cast<int16_t>(x >> 16);
+    return sum + weights.even * even + weights.odd * odd;
+}
+
+#endif
+
+}  // namespace
+}  // namespace weightpager
