@@ -2,8 +2,9 @@
 //
 // Few tokens leave the tiles empty, and other blocks don't fit them: those go to the kernel for pairs of bfloat16.
 
+#include <immintrin.h>
+
 #include "amx_tiles.hpp"
-#include "dot.hpp"
 #include "lanes.hpp"
 #include "paged_linear.hpp"
 #include "sweep.hpp"
@@ -26,17 +27,42 @@ struct Totals {
     alignas(64) float of[kTokens][kOutputs];
 };
 
+// The scales of 16 outputs, each twice: once for either input of a pair.
+struct PairScales {
+    __m512 low, high;
+
+    WEIGHTPAGER_INLINE void read(const uint16_t* from) {
+        const auto scale = (__m512)widen<kOutputs>(from);
+        const auto twice = [](int first) {
+            const __m512i lane = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+            return _mm512_add_epi32(lane, _mm512_set1_epi32(first));
+        };
+        low = _mm512_permutexvar_ps(twice(0), scale);
+        high = _mm512_permutexvar_ps(twice(8), scale);
+    }
+};
+
+// 16 pairs of int8 times their scales, rounded to bfloat16.
+WEIGHTPAGER_INLINE __m512bh dequantised(const uint8_t* pairs, const PairScales& scales) {
+    // GCC converts vectors of bytes one by one when it isn't told how.
+    const auto half = [&](int first, __m512 scale) {
+        const __m512i wide = _mm512_cvtepi8_epi32(load<__m128i>(pairs + first));
+        return _mm512_mul_ps(_mm512_cvtepi32_ps(wide), scale);
+    };
+    return _mm512_cvtne2ps_pbh(half(kOutputs, scales.high), half(0, scales.low));
+}
+
 // Loads 32 inputs of 16 outputs.
 template <bool Int8>
 WEIGHTPAGER_INLINE void load_weights(const Problem& p, const Place& place, int64_t first_input, int64_t row_in_block) {
     const int64_t pair_bytes = p.block_rows * (Int8 ? 2 : 4);
     const uint8_t* from = place.block + first_input / 2 * pair_bytes + row_in_block * (Int8 ? 2 : 4);
     if constexpr (Int8) {
-        alignas(64) typename Lanes<kOutputs>::Bits pairs[kTileInputs / 2];
-        PairScales<kOutputs> scales;
+        alignas(64) __m512bh pairs[kTileInputs / 2];
+        PairScales scales;
         scales.read(place.scales + row_in_block);
         for (int64_t pair = 0; pair < kTileInputs / 2; ++pair)
-            pairs[pair] = dequantised<kOutputs>(from + pair * pair_bytes, scales);
+            pairs[pair] = dequantised(from + pair * pair_bytes, scales);
         WEIGHTPAGER_TILE_LOAD(WEIGHTPAGER_W, pairs, kLineBytes);
     } else {
         WEIGHTPAGER_TILE_LOAD(WEIGHTPAGER_W, from, pair_bytes);
