@@ -93,9 +93,9 @@ def _case(weight: PagedWeight, block: BlockShape, tokens: int, dtype: torch.dtyp
 
 
 def _tolerance(weight: torch.dtype, x: torch.dtype) -> float:
-    if torch.bfloat16 not in (weight, x):
-        return 1e-5
-    return 2e-2 if weight == torch.int8 else 1e-2
+    if weight == torch.int8:  # beside which activations are rounded to int16
+        return 2e-4 if x == torch.float32 else 2e-2
+    return 1e-5 if torch.bfloat16 not in (weight, x) else 1e-2
 
 
 def _outcome(kernel: Kernel, case: Case) -> str:
