@@ -54,7 +54,7 @@ class PageCorruptError(BundleError):
     def __init__(self, page: int, where: str) -> None:
         super().__init__(
             f"{where}: page {page} does not match its BLAKE3 hash; the file or the storage is damaged. "
-            "Run 'weightpager verify' and copy the bundle again."
+            "Run 'weightpager verify', and mend it from another copy with --repair --from."
         )
         self.page, self.where = page, where
 

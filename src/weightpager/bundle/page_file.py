@@ -39,6 +39,32 @@ def write(file: IO[bytes], pages: Iterable[bytes], count: int, page_bytes: int) 
         file.write(page)
 
 
+def frame(path: Path, pages: int, page_bytes: int) -> None:
+    """Give a file the size and header of that many pages; it is created if it is missing. No page of it changes.
+
+    Raises:
+        OSError: the storage refused it.
+    """
+    start = header(pages, page_bytes)
+    path.touch()
+    with path.open("r+b", buffering=0) as file:
+        file.truncate(len(start) + pages * page_bytes)
+        write_at(file.fileno(), start, 0)
+        os.fsync(file.fileno())
+
+
+def write_at(descriptor: int, content: bytes, offset: int) -> None:
+    """Write all of ``content`` in place: one system call may take less.
+
+    Raises:
+        OSError: the storage refused it.
+    """
+    rest = memoryview(content)
+    while rest:
+        written = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
 def check(path: Path, pages: int, page_bytes: int) -> int:
     """Check size and header; the offset of page 0.
 

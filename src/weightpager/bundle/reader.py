@@ -67,10 +67,8 @@ class Bundle:
         root = Path(path)
         if not os.path.isdir(root):  # noqa: PTH112 - unlike Path.is_dir, it takes a missing permission for no
             raise BundleError(f"{root}: expected a bundle directory; compile one with 'weightpager compile'")
-        manifest = _read_manifest(root)
-        entry = _entry(manifest, page_index_file.FILE)
-        arrays = parse_arrays(page_index_file.FILE, read_checked(root, page_index_file.FILE, entry))
-        bundle = cls(root, manifest, PageIndex.parse(arrays, manifest.page_files, manifest.layers))
+        manifest = read_manifest(root)
+        bundle = cls(root, manifest, read_page_index(root, manifest))
         bundle._check_page_files()
         bundle._check_tables()
         bundle.permutations()
@@ -195,7 +193,23 @@ def _entry(manifest: Manifest, name: str) -> FileEntry:
         raise BundleFormatError(MANIFEST, "files", f"an entry for {name}", "none") from None
 
 
-def _read_manifest(root: Path) -> Manifest:
+def read_page_index(root: Path, manifest: Manifest) -> PageIndex:
+    """A bundle's page index, checked against its entry.
+
+    Raises:
+        BundleFormatError: it is missing, damaged, or not what the manifest says.
+    """
+    name = page_index_file.FILE
+    arrays = parse_arrays(name, read_checked(root, name, _entry(manifest, name)))
+    return PageIndex.parse(arrays, manifest.page_files, manifest.layers)
+
+
+def read_manifest(root: Path) -> Manifest:
+    """A bundle's manifest, checked against its hash.
+
+    Raises:
+        BundleFormatError: it is missing, damaged, or not what the format says.
+    """
     try:
         with (root / MANIFEST).open("rb") as file:
             text = file.read(_MANIFEST_LIMIT + 1)

@@ -106,8 +106,8 @@ def writing(target: str | Path, *, force: bool = False) -> Iterator[BundleWriter
         yield BundleWriter(temporary)
         with storage_errors():
             for name in _walk(temporary):
-                _sync(temporary / name)
-            _sync(temporary)
+                sync(temporary / name)
+            sync(temporary)
             temporary.chmod(0o755)
             _exchange(temporary, path)
     finally:
@@ -154,7 +154,7 @@ def _walk(root: Path) -> Iterator[str]:
     yield from sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """See that a file's content, or a directory's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -173,7 +173,7 @@ def _exchange(new: Path, target: Path) -> None:
         target.rename(old)
         new.rename(target)
         shutil.rmtree(old)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _rename_exchange(new: Path, target: Path) -> bool:

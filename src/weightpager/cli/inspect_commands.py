@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +15,7 @@ from weightpager.bundle.advice import Advice, advise
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import mean_overlap, overlap
 from weightpager.bundle.reader import private_file
+from weightpager.bundle.repair import repair as repair_bundle
 from weightpager.bundle.report import has_report, read_report
 from weightpager.bundle.verify import verify as verify_bundle
 from weightpager.cli import output
@@ -19,6 +23,8 @@ from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage
 from weightpager.config import parse_bandwidth, parse_size
 from weightpager.errors import BudgetError, ConfigError
 from weightpager.store import LocalStore, StorageModel, SwitchCost, all_switches, switch_cost
+
+_MOST_NAMED = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -80,22 +86,75 @@ def plan(
     )
 
 
-def verify(bundle: BundlePath, json: Json = False, quiet: Quiet = False) -> None:
-    """Check every hash, index and bound of a bundle.
+def verify(
+    bundle: BundlePath,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what is damaged, from another copy.")] = False,
+    from_bundle: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="OTHER", help="Bundle to mend from: a copy, or one that shares pages."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check every hash, index and bound of a bundle; with `--repair`, mend it first.
 
-    Example: `weightpager verify assistant.bundle`
+    Only what is damaged is written to, and whatever another bundle has is compared with its hash before. Mending may
+    be stopped at any moment and started again.
+
+    Example: `weightpager verify assistant.bundle --repair --from backup/assistant.bundle`
     """
+    if from_bundle is None:
+        if repair:
+            raise ConfigError("verify: expected another copy to mend from, found none; name it with --from OTHER")
+        _verify(bundle, json=json, quiet=quiet)
+    elif repair:
+        _repair(bundle, from_bundle, json=json, quiet=quiet)
+    else:
+        raise ConfigError("verify: expected --repair with --from, found --from alone; add --repair to mend the bundle")
+
+
+def _verify(bundle: Path, *, json: bool, quiet: bool) -> None:
     with output.progress(quiet or json) as stages:
         result = verify_bundle(bundle, lambda done, total: stages("pages", done, total))
     if json:
         output.print_json(result)
     else:
-        for problem in result.problems:
-            output.errors.print(problem, style="red", markup=False, highlight=False)
         verdict = f"{len(result.problems)} problems" if result.problems else "all well"
+        _print_problems(result.problems, "mend them with --repair --from OTHER, where OTHER is another copy")
         output.say(f"{bundle}: {result.files} files, {result.pages} pages: {verdict}")
     if result.problems:
         raise typer.Exit(1)
+
+
+def _repair(bundle: Path, source: Path, *, json: bool, quiet: bool) -> None:
+    with output.progress(quiet or json) as stages:
+        done = repair_bundle(bundle, source, lambda done, total: stages("mending", done, total))
+        if not done.problems:
+            left = verify_bundle(bundle, lambda done, total: stages("pages", done, total)).problems
+            done = replace(done, problems=left)
+    if json:
+        output.print_json(done)
+    else:
+        for name in done.mended_files:
+            output.say(f"{name}: mended")
+        for name in done.mended_frames:
+            output.say(f"{name}: size and header mended")
+        if done.mended_pages:
+            numbers = ", ".join(map(str, done.mended_pages[:_MOST_NAMED]))
+            output.say(f"pages mended: {numbers}{', …' if len(done.mended_pages) > _MOST_NAMED else ''}")
+        verdict = f"{len(done.problems)} problems left" if done.problems else "all well"
+        _print_problems(done.problems, "try another copy with --from, or copy the whole bundle again")
+        mended = f"{len(done.mended_files)} of {done.files} files and {len(done.mended_pages)} of {done.pages} pages"
+        output.say(f"{bundle}: {mended} mended: {verdict}")
+    if done.problems:
+        raise typer.Exit(1)
+
+
+def _print_problems(problems: Sequence[str], advice: str) -> None:
+    for problem in problems:
+        output.errors.print(problem, style="red", markup=False, highlight=False)
+    if problems:
+        output.errors.print(advice, style="dim", markup=False, highlight=False)
 
 
 def _facts(bundle: Bundle, budget: int | None, bandwidth: float) -> dict[str, Any]:

@@ -1,0 +1,220 @@
+"""Mending a bundle from another copy, page by page: nothing that is well is written to.
+
+Whatever stops it, even kill -9, leaves each page and file as damaged as it was, or right; running it again goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.bundle.damaged_page_file import DamagedPageFile
+from weightpager.bundle.donor import Donor
+from weightpager.bundle.files import check_file
+from weightpager.bundle.manifest import FileEntry, Manifest
+from weightpager.bundle.reader import read_manifest, read_page_index
+from weightpager.bundle.writer import sync
+from weightpager.errors import BundleError, BundleFormatError, ConfigError
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was looked at, what was mended, and what could not be.
+
+    Attributes:
+        files: that the manifest lists.
+        pages: in the bundle.
+        mended_files: by name.
+        mended_frames: page files, by name, whose size or header was wrong; their pages are another matter.
+        mended_pages: by number.
+        problems: that are left, one line for each, with what was wrong and why it could not be mended.
+    """
+
+    files: int
+    pages: int
+    mended_files: tuple[str, ...]
+    mended_frames: tuple[str, ...]
+    mended_pages: tuple[int, ...]
+    problems: tuple[str, ...]
+
+
+def repair(
+    path: str | Path, source: str | Path, progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> Repair:
+    """Mend what is damaged in a bundle with what another one has.
+
+    Only hashes decide: a page comes from wherever ``source`` has one of the same id, a file from that of the same name,
+    if it is the one that the manifest wants. The result says nothing of damage that no hash shows: `verify` does.
+
+    Args:
+        path: bundle directory. An engine that has it open goes on undisturbed.
+        source: another bundle that has some of the same pages and files; it may be damaged, elsewhere.
+        progress: told (pages done, pages in all).
+
+    Raises:
+        ConfigError: both are the same directory.
+        BundleError: nothing can be mended: there is no such bundle, its manifest is damaged, somebody else is mending
+            it, or ``source`` is no directory.
+    """
+    root, donor = Path(path), Path(source)
+    with _held(root) as held:
+        _check_donor(root, donor)
+        mending = _Mending(held, _manifest(held, root), Donor(donor), progress)
+        mending.mend_files()
+        mending.mend_pages()
+        return mending.result()
+
+
+@contextmanager
+def _held(root: Path) -> Iterator[Path]:
+    """A path to the directory that is there now, held for us alone.
+
+    Somebody may exchange the bundle for another one meanwhile, whose pages must not be overwritten with those of this
+    one. A path through the descriptor keeps leading to the directory that was opened.
+    """
+    try:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BundleError(f"{root}: expected a bundle directory to mend, found none: {error.strerror}") from error
+    try:
+        _lock(descriptor, root)
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, root: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BundleError(f"{root}: expected to be alone, found another process mending it; wait for it") from error
+    except OSError:
+        return  # a file system without locks; two who mend write the same bytes
+
+
+def _check_donor(root: Path, donor: Path) -> None:
+    if not os.path.isdir(donor):  # noqa: PTH112 - unlike Path.is_dir, it takes a missing permission for no
+        raise BundleError(f"{donor}: expected a bundle directory to mend from, found none; name another copy of {root}")
+    if donor.samefile(root):
+        raise ConfigError(f"{donor}: expected another bundle to mend from, found {root} itself; name another copy")
+
+
+def _manifest(held: Path, root: Path) -> Manifest:
+    try:
+        return read_manifest(held)
+    except BundleError as error:
+        raise BundleError(
+            f"{root}: {error}. Only the manifest says what belongs into a bundle, so this one can't be mended "
+            "page by page: copy the whole bundle again"
+        ) from error
+
+
+class _Mending:
+    """One bundle being mended."""
+
+    def __init__(self, root: Path, manifest: Manifest, donor: Donor, progress: Callable[[int, int], None]) -> None:
+        self._root = root
+        self._manifest = manifest
+        self._donor = donor
+        self._progress = progress
+        self._files: list[str] = []
+        self._frames: list[str] = []
+        self._pages: list[int] = []
+        self._problems: list[str] = []
+        self._unfound = False
+
+    def result(self) -> Repair:
+        """What has happened so far."""
+        files, pages = len(self._manifest.files), self._manifest.pages
+        return Repair(files, pages, tuple(self._files), tuple(self._frames), tuple(self._pages), tuple(self._problems))
+
+    def mend_files(self) -> None:
+        """Replace every damaged file but the page files."""
+        for name, entry in self._manifest.files.items():
+            try:
+                check_file(self._root, name, entry)
+            except BundleError as damage:
+                self._mend_file(name, entry, damage)
+
+    def mend_pages(self) -> None:
+        """Mend every page file, which takes a page index that is well."""
+        try:
+            ids = read_page_index(self._root, self._manifest).ids
+        except BundleError as error:
+            self._problems.append(f"{error}; without it no page can be told from a damaged one, and none was mended")
+            return
+        first = 0
+        for name, count in zip(self._manifest.page_file_names(), self._manifest.page_files, strict=True):
+            try:
+                self._mend_page_file(name, ids[first : first + count], first)
+            except OSError as error:
+                self._problems.append(f"{name}: cannot be mended: {error.strerror or error}")
+            except BundleError as error:
+                self._problems.append(str(error))
+            first += count
+        if self._unfound and self._donor.problem is not None:
+            self._problems.append(f"{self._donor.root}: its pages cannot be found by id: {self._donor.problem}")
+
+    def _mend_file(self, name: str, entry: FileEntry, damage: BundleError) -> None:
+        try:
+            _replace(self._root, name, lambda file: self._donor.copy(name, entry, file))
+        except BundleError as error:
+            self._problems.append(f"{damage}; not mended: {self._donor.root}: {error}")
+        except OSError as error:
+            self._problems.append(f"{damage}; cannot be written: {error.strerror or error}")
+        else:
+            self._files.append(name)
+
+    def _mend_page_file(self, name: str, ids: npt.NDArray[np.uint8], first: int) -> None:
+        file = DamagedPageFile(_inside(self._root, name), ids, self._manifest.page_bytes)
+        if file.mend_frame():
+            self._frames.append(name)
+        damaged = [place for place in range(len(ids)) if self._is_damaged(file, place, first)]
+        problems = file.mend(damaged, self._donor) if damaged else {}
+        self._pages += [first + place for place in damaged if place not in problems]
+        for place, problem in problems.items():
+            self._problems.append(f"{name}: page {first + place} (place {place}): damaged; not mended: {problem}")
+        self._unfound = self._unfound or bool(problems)
+
+    def _is_damaged(self, file: DamagedPageFile, place: int, first: int) -> bool:
+        damaged = file.is_damaged(place)
+        self._progress(first + place + 1, self._manifest.pages)
+        return damaged
+
+
+def _inside(root: Path, name: str) -> Path:
+    """Where a file of the bundle is written.
+
+    Raises:
+        BundleFormatError: a link leads elsewhere, where nothing may be written.
+    """
+    path = root / name
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        raise BundleFormatError(name, "path", "a file inside the bundle", "a link that leads out of it; remove it")
+    return path
+
+
+def _replace(root: Path, name: str, write: Callable[[IO[bytes]], object]) -> None:
+    """Put a file in the place of one that is damaged or missing, whole or not at all."""
+    path = _inside(root, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.mending")
+    temporary.unlink(missing_ok=True)  # a killed process has left it
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for folder in Path(name).parents:
+        sync(root / folder)  # it may be new

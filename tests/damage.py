@@ -1,0 +1,46 @@
+"""Damages bundles, and tells what is left of them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from blake3 import blake3
+
+from weightpager.bundle import Bundle, page_file
+
+KINDS = ("flip", "truncate", "append", "delete")
+
+
+def contents(bundle: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(bundle)): path.read_bytes() for path in sorted(bundle.rglob("*")) if path.is_file()}
+
+
+def good_pages(bundle: Path, original: Bundle) -> dict[int, bytes]:
+    """The pages of a damaged bundle that match their ids, by number."""
+    found = {}
+    page, size = 0, original.page_bytes
+    for name, count in zip(original.manifest.page_file_names(), original.manifest.page_files, strict=True):
+        content = (bundle / name).read_bytes() if (bundle / name).is_file() else b""
+        start = len(page_file.header(count, size))
+        for place in range(count):
+            piece = content[start + place * size : start + (place + 1) * size]
+            if blake3(piece).digest() == original.pages.ids[page].tobytes():
+                found[page] = piece
+            page += 1
+    return found
+
+
+def damage(path: Path, kind: str, seed: int) -> None:
+    drawn, content = random.Random(seed), bytearray(path.read_bytes())
+    if kind == "delete":
+        path.unlink()
+        return
+    if kind == "truncate":
+        del content[drawn.randrange(len(content)) :]
+    elif kind == "append":
+        content += drawn.randbytes(drawn.randint(1, 5000))
+    else:
+        for at in drawn.choices(range(len(content)), k=drawn.randint(1, 40)):
+            content[at] ^= drawn.randint(1, 255)
+    path.write_bytes(content)
