@@ -1,0 +1,220 @@
+"""Commands that are killed, from which state they start, and what may be found after them."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from blake3 import blake3
+from tests.damage import KINDS, contents, damage, good_pages
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.reader import REPORT, read_manifest
+from weightpager.bundle.repair import repair
+from weightpager.bundle.verify import verify
+
+_SHORT = {"steps": 4, "batch": 8}
+
+
+class SpoiledError(Exception):
+    """A kill has left something that may never be there."""
+
+
+class Trial(ABC):
+    """A command that is killed again and again.
+
+    Attributes:
+        name: of the command.
+        arguments: of ``weightpager``.
+        target: the bundle that it writes.
+    """
+
+    def __init__(self, name: str, arguments: list[str], target: Path) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.target = target
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Bring back the state that the command starts from, but what killed ones have left beside it."""
+
+    @abstractmethod
+    def has_begun(self) -> bool:
+        """Whether the command writes to the bundle now."""
+
+    @abstractmethod
+    def outcome(self) -> str:
+        """What a kill has left, in a word.
+
+        Raises:
+            SpoiledError: something that may never be there.
+        """
+
+    @abstractmethod
+    def check_end(self) -> None:
+        """Check what a command that wasn't killed has left.
+
+        Raises:
+            SpoiledError: it isn't all well, or something of the killed ones is still there.
+        """
+
+
+class Replacing(Trial):
+    """A command that replaces a bundle in one step: there is the old one or the new one."""
+
+    def __init__(self, name: str, arguments: list[str], target: Path, old: Path, kept: tuple[Path, ...] = ()) -> None:
+        super().__init__(name, arguments, target)
+        self._old = old
+        self._kept = {path: contents(path) for path in kept}
+        self._identities = {identity(old): "old"}
+        self._left: set[Path] = set()
+
+    def reset(self) -> None:
+        """See `Trial.reset`."""
+        shutil.rmtree(self.target, ignore_errors=True)
+        shutil.copytree(self._old, self.target)
+        self._left = set(self._temporaries())
+
+    def has_begun(self) -> bool:
+        """See `Trial.has_begun`."""
+        return any(any(folder.glob("*")) for folder in self._temporaries() if folder not in self._left)
+
+    def outcome(self) -> str:
+        """``old`` or ``new``; see `Trial.outcome`."""
+        problems = [*verify(self.target).problems, *(f"{path} has changed" for path in self._changed())]
+        if problems:
+            raise SpoiledError("; ".join(problems))
+        found = self._identities.get(identity(self.target))
+        if found is None:
+            raise SpoiledError(f"{self.target} is neither the old bundle nor the new one")
+        return found
+
+    def check_end(self) -> None:
+        """See `Trial.check_end`; the first time tells what the new bundle is."""
+        self._identities.setdefault(identity(self.target), "new")
+        if self.outcome() != "new":
+            raise SpoiledError("the command has ended, and the old bundle is there")
+        left = [path.name for path in self.target.parent.glob(f".{self.target.name}.*")]
+        if left:
+            raise SpoiledError(f"{', '.join(left)}: left behind")
+
+    def _temporaries(self) -> list[Path]:
+        return list(self.target.parent.glob(f".{self.target.name}.tmp-*"))
+
+    def _changed(self) -> list[Path]:
+        return [path for path, content in self._kept.items() if contents(path) != content]
+
+
+class Mending(Trial):
+    """``verify --repair``: no page or file that was well is spoiled, and running it again mends the rest."""
+
+    def __init__(self, target: Path, original: Path) -> None:
+        super().__init__("repair", ["verify", str(target), "--repair", "--from", str(original)], target)
+        self._original = original
+        self._whole = contents(original)
+        self._before: dict[str, bytes] = {}
+        self._good: set[int] = set()
+        self._times: dict[str, int] = {}
+
+    def reset(self) -> None:
+        """See `Trial.reset`; the damage is another one each time."""
+        shutil.rmtree(self.target, ignore_errors=True)
+        shutil.copytree(self._original, self.target)
+        names = sorted(set(self._whole) - {"manifest.json", "manifest.blake3"})
+        pages = [name for name in names if name.startswith("pages-")]
+        for name in {*pages, *random.sample(names, len(names) // 2)}:
+            damage(self.target / name, random.choice(KINDS), random.getrandbits(32))
+        self._before = contents(self.target)
+        self._good = set(good_pages(self.target, Bundle.open(self._original)))
+        self._times = self._changed_at()
+
+    def has_begun(self) -> bool:
+        """See `Trial.has_begun`."""
+        return self._changed_at() != self._times
+
+    def outcome(self) -> str:
+        """``as it was``, ``partly mended`` or ``mended``; see `Trial.outcome`."""
+        found = self._check()
+        if repair(self.target, self._original).problems or contents(self.target) != self._whole:
+            raise SpoiledError("mending again does not mend it")
+        return found
+
+    def check_end(self) -> None:
+        """See `Trial.check_end`."""
+        if contents(self.target) != self._whole:
+            raise SpoiledError("mending does not mend it")
+
+    def _changed_at(self) -> dict[str, int]:
+        """When each file and folder has changed, in nanoseconds."""
+        found = {}
+        for folder, _, names in os.walk(self.target):
+            for name in (".", *names):
+                with suppress(FileNotFoundError):  # renamed meanwhile
+                    found[f"{folder}/{name}"] = Path(folder, name).stat().st_mtime_ns
+        return found
+
+    def _check(self) -> str:
+        """Whether nothing, something or everything has been mended."""
+        after = contents(self.target)
+        good = set(good_pages(self.target, Bundle.open(self._original)))
+        if not good >= self._good:
+            raise SpoiledError(f"pages {sorted(self._good - good)} were well and are not now")
+        for name in set(self._whole) - set(Bundle.open(self._original).manifest.page_file_names()):
+            if after.get(name) not in (self._before.get(name), self._whole[name]):
+                raise SpoiledError(f"{name} is neither as it was nor right")
+        if after == self._before:
+            return "as it was"
+        return "mended" if after == self._whole else "partly mended"
+
+
+def identity(bundle: Path) -> str:
+    """What a bundle's manifest says, but the entry of its report, which holds times."""
+    manifest = read_manifest(bundle)
+    files = {name: entry for name, entry in manifest.files.items() if name != REPORT}
+    return blake3(manifest.model_copy(update={"files": files}).dump()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder with task files of tiny models.
+
+    Attributes:
+        folder: that holds all else.
+    """
+
+    folder: Path
+
+    def write_task_files(self) -> None:
+        """``one.yaml`` and ``two.yaml`` of the same tasks, and ``more.yaml`` of a new one."""
+        from tests import tiny  # torch, which nothing else here needs
+
+        for name, sparsity in (("one", 0.6), ("two", 0.5)):
+            self._write(name, tiny.assistant(self.folder, sparsity=sparsity, training=_SHORT))
+        pet = tiny.classification(self.folder, "pet", {"cat": ["cat"], "dog": ["dog"]})
+        self._write("more", tiny.assistant(self.folder, sparsity=0.5, training=_SHORT) | {"tasks": {"pet": pet}})
+
+    def compiling(self, name: str) -> list[str]:
+        """Arguments that compile a task file to the bundle of that name."""
+        return ["compile", str(self.folder / f"{name}.yaml"), "--out", str(self.folder / f"{name}.bundle")]
+
+    def trials(self) -> list[Trial]:
+        """All commands; ``one.bundle`` must have been compiled."""
+        one, two, more = (self.folder / f"{name}.bundle" for name in ("one", "two", "more"))
+        tidy, broken = self.folder / "tidy.bundle", self.folder / "broken.bundle"
+        return [
+            Replacing("compile --force", [*self.compiling("two"), "--force"], two, one),
+            Replacing(
+                "compile --base", [*self.compiling("more"), "--base", str(one), "--force"], more, one, kept=(one,)
+            ),
+            Replacing("repack", ["repack", str(tidy), "--out", str(tidy), "--page", "8KiB", "--force"], tidy, one),
+            Mending(broken, one),
+        ]
+
+    def _write(self, name: str, content: dict[str, object]) -> None:
+        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
