@@ -15,6 +15,7 @@ from weightpager.bundle.advice import Advice, advise
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import mean_overlap, overlap
 from weightpager.bundle.reader import private_file
+from weightpager.bundle.repair import Repair
 from weightpager.bundle.repair import repair as repair_bundle
 from weightpager.bundle.report import has_report, read_report
 from weightpager.bundle.verify import verify as verify_bundle
@@ -120,7 +121,8 @@ def _verify(bundle: Path, *, json: bool, quiet: bool) -> None:
         output.print_json(result)
     else:
         verdict = f"{len(result.problems)} problems" if result.problems else "all well"
-        _print_problems(result.problems, "mend them with --repair --from OTHER, where OTHER is another copy")
+        advice = "mend them with --repair --from OTHER, where OTHER is another copy"
+        _print_problems(result.problems, advice if bundle.is_dir() else "")
         output.say(f"{bundle}: {result.files} files, {result.pages} pages: {verdict}")
     if result.problems:
         raise typer.Exit(1)
@@ -135,25 +137,29 @@ def _repair(bundle: Path, source: Path, *, json: bool, quiet: bool) -> None:
     if json:
         output.print_json(done)
     else:
-        for name in done.mended_files:
-            output.say(f"{name}: mended")
-        for name in done.mended_frames:
-            output.say(f"{name}: size and header mended")
-        if done.mended_pages:
-            numbers = ", ".join(map(str, done.mended_pages[:_MOST_NAMED]))
-            output.say(f"pages mended: {numbers}{', …' if len(done.mended_pages) > _MOST_NAMED else ''}")
-        verdict = f"{len(done.problems)} problems left" if done.problems else "all well"
-        _print_problems(done.problems, "try another copy with --from, or copy the whole bundle again")
-        mended = f"{len(done.mended_files)} of {done.files} files and {len(done.mended_pages)} of {done.pages} pages"
-        output.say(f"{bundle}: {mended} mended: {verdict}")
+        _print_repair(bundle, done)
     if done.problems:
         raise typer.Exit(1)
+
+
+def _print_repair(bundle: Path, done: Repair) -> None:
+    for name in done.mended_files:
+        output.say(f"{name}: mended")
+    for name in done.mended_frames:
+        output.say(f"{name}: size and header mended")
+    if done.mended_pages:
+        numbers = ", ".join(map(str, done.mended_pages[:_MOST_NAMED]))
+        output.say(f"pages mended: {numbers}{', …' if len(done.mended_pages) > _MOST_NAMED else ''}")
+    _print_problems(done.problems, "try another copy with --from, or copy the whole bundle again")
+    mended = f"{len(done.mended_files)} of {done.files} files and {len(done.mended_pages)} of {done.pages} pages"
+    verdict = f"{len(done.problems)} problems left" if done.problems else "all well"
+    output.say(f"{bundle}: {mended} mended: {verdict}")
 
 
 def _print_problems(problems: Sequence[str], advice: str) -> None:
     for problem in problems:
         output.errors.print(problem, style="red", markup=False, highlight=False)
-    if problems:
+    if problems and advice:
         output.errors.print(advice, style="dim", markup=False, highlight=False)
 
 
