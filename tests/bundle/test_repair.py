@@ -89,8 +89,9 @@ def test_two_damaged_copies_mend_each_other_and_spoil_nothing(
         right = whole[name] in (before.get(name), theirs.get(name))
         assert after.get(name) == (whole[name] if right else before.get(name))
     if after.get("page-index.safetensors") == whole["page-index.safetensors"]:
-        assert good_pages(one, original) == pages | their_pages
-        assert set(done.mended_pages) == set(their_pages) - set(pages)
+        # A page that was cut where only zeros follow is right as soon as its file is long enough.
+        assert good_pages(one, original).items() >= (pages | their_pages).items()
+        assert set(done.mended_pages) <= set(their_pages) - set(pages)
         assert len(after[PAGES]) == len(whole[PAGES])
     else:
         assert after.get(PAGES) == before.get(PAGES)
