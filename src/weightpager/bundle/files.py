@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy.typing as npt
 from blake3 import blake3
@@ -12,17 +12,22 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from weightpager.bundle.manifest import FileEntry
+from weightpager.bundle.regular_file import open_regular
 from weightpager.errors import BundleFormatError
 
 
 def hash_file(path: Path) -> FileEntry:
     """Size and BLAKE3 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return _hash(file)
+
+
+def _hash(file: BinaryIO) -> FileEntry:
     digest = blake3()
     size = 0
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-            size += len(piece)
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+        size += len(piece)
     return FileEntry(bytes=size, blake3=digest.hexdigest())
 
 
@@ -34,10 +39,11 @@ def check_file(root: Path, name: str, entry: FileEntry) -> Path:
     """
     path = root / name
     try:
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise BundleFormatError(name, "size", f"{entry.bytes} bytes", f"{size} bytes")
-        found = hash_file(path)
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.bytes:
+                raise BundleFormatError(name, "size", f"{entry.bytes} bytes", f"{size} bytes")
+            found = _hash(file)
     except OSError as error:
         raise BundleFormatError(name, "file", "a readable file", error.strerror or error) from error
     if found.blake3 != entry.blake3:
@@ -49,7 +55,7 @@ def read_checked(root: Path, name: str, entry: FileEntry) -> bytes:
     """A file's bytes, of which size and hash are those of its entry: what is checked is what is used."""
     path = root / name
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             # Before reading: the entry of a hostile manifest may ask for more memory than there is.
             size = os.fstat(file.fileno()).st_size
             content = file.read(entry.bytes) if size == entry.bytes else b""

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
+from weightpager.bundle.regular_file import open_regular
 from weightpager.errors import BundleFormatError
 
 ALIGNMENT = 4096
@@ -73,7 +74,7 @@ def check(path: Path, pages: int, page_bytes: int) -> int:
     """
     wanted = header(pages, page_bytes)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             found = file.read(len(wanted))
     except OSError as error:

@@ -19,6 +19,7 @@ from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.manifest import FileEntry, Manifest, TaskEntry
 from weightpager.bundle.page_index import PageIndex
 from weightpager.bundle.permutations import Permutations
+from weightpager.bundle.regular_file import open_regular
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
 
 MANIFEST = "manifest.json"
@@ -211,15 +212,15 @@ def read_manifest(root: Path) -> Manifest:
         BundleFormatError: it is missing, damaged, or not what the format says.
     """
     try:
-        with (root / MANIFEST).open("rb") as file:
-            text = file.read(_MANIFEST_LIMIT + 1)
-        with (root / MANIFEST_HASH).open("rb") as file:
-            wanted = file.read(65)
+        with open_regular(root / MANIFEST) as file:
+            if os.fstat(file.fileno()).st_size > _MANIFEST_LIMIT:
+                raise BundleFormatError(MANIFEST, "size", f"at most {_MANIFEST_LIMIT} bytes", "more")
+            text = file.read(_MANIFEST_LIMIT)
+        with open_regular(root / MANIFEST_HASH) as file:
+            wanted = file.read(66)  # one byte more than it should have
     except OSError as error:
         name = Path(str(error.filename)).name
         raise BundleFormatError(name, "file", "a readable file", error.strerror or error) from error
-    if len(text) > _MANIFEST_LIMIT:
-        raise BundleFormatError(MANIFEST, "size", f"at most {_MANIFEST_LIMIT} bytes", "more")
     found = blake3(text).hexdigest().encode() + b"\n"
     if found != wanted:
         raise BundleFormatError(MANIFEST, "BLAKE3", wanted.decode("ascii", "replace").strip(), found.decode().strip())

@@ -14,6 +14,7 @@ from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.files import check_file
 from weightpager.bundle.model_files import model_dir
 from weightpager.bundle.reader import MODEL, Bundle
+from weightpager.bundle.regular_file import open_regular
 from weightpager.errors import BundleError
 
 
@@ -81,7 +82,7 @@ def _page_problems(bundle: Bundle, progress: Callable[[int, int], None]) -> list
     page, total, size = 0, len(bundle.pages), bundle.page_bytes
     for name, count in zip(bundle.manifest.page_file_names(), bundle.manifest.page_files, strict=True):
         start = page_file.check(bundle.path / name, count, size)
-        with (bundle.path / name).open("rb") as file:
+        with open_regular(bundle.path / name) as file:
             for place in range(count):
                 problem = _page_problem(file, start + place * size, size, bundle.pages.ids[page].tobytes())
                 if problem:
