@@ -24,10 +24,12 @@ def model_dir(bundle: Bundle) -> Path:
         BundleFormatError: a file is damaged, not listed, asks for code from elsewhere, or for absurd sizes.
     """
     root = bundle.path / MODEL
+    bundle.entry(f"{MODEL}/config.json")  # without one, transformers would look for the directory's name elsewhere
     listed = {name for name in bundle.manifest.files if name.startswith(f"{MODEL}/")}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(bundle.path).as_posix()
-        if path.is_file() and name not in listed:
+        # Not only ordinary files: transformers would open a FIFO, or find files behind a link to a directory.
+        if name not in listed and (path.is_symlink() or not path.is_dir()):
             raise BundleFormatError(name, "file", "only files that the manifest lists", "an extra file")
     for name in sorted(listed):
         content = read_checked(bundle.path, name, bundle.entry(name))
