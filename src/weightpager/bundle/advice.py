@@ -9,10 +9,8 @@ from itertools import permutations
 import numpy as np
 
 from weightpager.bundle.reader import Bundle
-from weightpager.bundle.report import CompileReport
+from weightpager.bundle.report import LOWER_IS_BETTER, CompileReport
 from weightpager.config import format_size
-
-LOWER_IS_BETTER = "perplexity"
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from weightpager.bundle.manifest import Strict
 from weightpager.bundle.reader import REPORT, Bundle
 from weightpager.errors import BundleFormatError
+
+Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+
+LOWER_IS_BETTER = "perplexity"
+"""The metric that is better where it is lower; it is never below 1."""
 
 
 class TaskScore(Strict):
@@ -36,7 +41,7 @@ class ControlScore(Strict):
     """
 
     name: str
-    resident_bytes: int
+    resident_bytes: Bytes
     scores: dict[str, float]
 
 
@@ -51,9 +56,9 @@ class Growth(Strict):
     """
 
     tasks: list[str]
-    reused_bytes: int
-    added_bytes: int
-    private_bytes: int
+    reused_bytes: Bytes
+    added_bytes: Bytes
+    private_bytes: Bytes
 
 
 class FrontierPoint(Strict):
@@ -94,7 +99,7 @@ class CompileReport(Strict):
     duality_gap: float
     alignment: float | None
     frontier: list[FrontierPoint]
-    page_bytes: int
+    page_bytes: Bytes
     page_fill: float
     over_read: dict[str, float]
     seconds: dict[str, float]
@@ -102,6 +107,19 @@ class CompileReport(Strict):
     controls: list[ControlScore]
     tied: dict[str, list[str]] = Field(default_factory=dict)
     growth: Growth | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> CompileReport:
+        names = {task.name for task in self.tasks}
+        for what, found in (
+            ("over_read", self.over_read),
+            *((control.name, control.scores) for control in self.controls),
+        ):
+            if not names <= found.keys():
+                raise ValueError(f"{what}: a value for each of {sorted(names)}, got {sorted(found)}"[:400])
+        if any(task.metric == LOWER_IS_BETTER and task.dense is not None and task.dense <= 0 for task in self.tasks):
+            raise ValueError(f"a {LOWER_IS_BETTER} above 0")
+        return self
 
     def dump(self) -> bytes:
         """The file's content."""
