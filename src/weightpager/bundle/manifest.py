@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from weightpager.blocks import MAX_TASKS, BlockGrid, BlockShape
 from weightpager.bundle.layout import PageDtype, block_bytes
 from weightpager.bundle.page_file import ALIGNMENT, file_name
 from weightpager.errors import BundleFormatError, ConfigError
+from weightpager.transitions import Transitions
 
 TaskKind = Literal["text-classification", "token-classification", "language-modeling"]
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
@@ -73,6 +75,12 @@ class TaskEntry(Strict):
     dense: Score | None
     eval: EvalData | None
 
+    @model_validator(mode="after")
+    def _classes(self) -> TaskEntry:
+        if self.kind != "language-modeling" and not self.classes:
+            raise ValueError(f"classes of a {self.kind} task, got none")
+        return self
+
 
 class Manifest(Strict):
     """The whole bundle."""
@@ -119,6 +127,10 @@ class Manifest(Strict):
             raise ValueError(f"every weight in one of {self.layers} layers")
         if len(self.transitions) != len(self.tasks) or any(len(row) != len(self.tasks) for row in self.transitions):
             raise ValueError(f"a transition matrix of {len(self.tasks)} tasks")
+        try:
+            Transitions(tuple(task.name for task in self.tasks), np.array(self.transitions))
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
         return self
 
     @property
