@@ -73,35 +73,26 @@ class BlockTable:
             BundleFormatError: a dtype, shape, order or bound is wrong.
         """
 
-        def expect(ok: bool, field: str, expected: str, found: object) -> None:
-            if not ok:
-                raise BundleFormatError(file, f"{name}.{field}", expected, found)
+        def wrong(field: str, expected: str, found: object) -> BundleFormatError:
+            return BundleFormatError(file, f"{name}.{field}", expected, found)
 
         for field in ("crow_indices", "col_indices", "locations"):
             array = getattr(self, field)
-            expect(array.dtype == np.int32 and array.ndim == 1, field, "int32 [n]", f"{array.dtype} {array.shape}")
+            if array.dtype != np.int32 or array.ndim != 1:
+                raise wrong(field, "int32 [n]", f"{array.dtype} {array.shape}")
         crow, cols, where = self.crow_indices, self.col_indices, self.locations
-        expect(len(crow) == grid.rows + 1, "crow_indices", f"{grid.rows + 1} entries", len(crow))
-        expect(len(cols) == len(where), "locations", f"{len(cols)} entries", len(where))
-        expect(
-            int(crow[0]) == 0 and bool((crow[1:] >= crow[:-1]).all()) and int(crow[-1]) == len(cols),
-            "crow_indices",
-            f"rising from 0 to {len(cols)}",
-            f"{crow[0]} … {crow[-1]}",
-        )
+        if len(crow) != grid.rows + 1:
+            raise wrong("crow_indices", f"{grid.rows + 1} entries", len(crow))
+        if len(cols) != len(where):
+            raise wrong("locations", f"{len(cols)} entries", len(where))
+        if crow[0] != 0 or crow[-1] != len(cols) or (crow[1:] < crow[:-1]).any():
+            raise wrong("crow_indices", f"rising from 0 to {len(cols)}", f"{crow[0]} … {crow[-1]}")
         if len(cols) == 0:
             return
-        expect(
-            int(cols.min()) >= 0 and int(cols.max()) < grid.cols,
-            "col_indices",
-            f"0 to {grid.cols - 1}",
-            f"{cols.min()} to {cols.max()}",
-        )
+        if cols.min() < 0 or cols.max() >= grid.cols:
+            raise wrong("col_indices", f"0 to {grid.cols - 1}", f"{cols.min()} to {cols.max()}")
         flat = self.rows() * grid.cols + cols
-        expect(bool((np.diff(flat) > 0).all()), "col_indices", "ascending inside each row", "another order")
-        expect(
-            int(where.min()) >= 0 and int(where.max()) < locations,
-            "locations",
-            f"0 to {locations - 1}",
-            f"{where.min()} to {where.max()}",
-        )
+        if (flat[1:] <= flat[:-1]).any():
+            raise wrong("col_indices", "ascending inside each row", "another order")
+        if where.min() < 0 or where.max() >= locations:
+            raise wrong("locations", f"0 to {locations - 1}", f"{where.min()} to {where.max()}")
