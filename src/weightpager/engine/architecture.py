@@ -80,7 +80,9 @@ def tokenizer(bundle: Bundle) -> Any:
     """
     folder = model_dir(bundle)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found.decode(found("a")["input_ids"])  # some of what is wrong with one shows only when it is used
+        return found
     except Exception as error:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one that transformers can read", error) from error
 
