@@ -105,7 +105,9 @@ def assign(module: nn.Module, state: dict[str, Tensor], task: str) -> None:
         if wanted[name].shape != state[name].shape:
             found = tuple(state[name].shape)
             raise BundleFormatError(f"tasks/{task}", name, tuple(wanted[name].shape), found)
-        if state[name].is_floating_point() and state[name].dtype not in _DTYPES:
+        # load_state_dict would take integers for a parameter, and the first forward would stumble over them.
+        floating = wanted[name].is_floating_point() or state[name].is_floating_point()
+        if floating and state[name].dtype not in _DTYPES:
             raise BundleFormatError(f"tasks/{task}", name, "float32 or bfloat16", state[name].dtype)
     module.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False, assign=True)
     tie = getattr(module, "tie_weights", None)
