@@ -10,11 +10,27 @@ from weightpager.bundle.files import read_checked
 from weightpager.bundle.reader import MODEL, Bundle
 from weightpager.errors import BundleFormatError
 
-_MOST = {"max_position_embeddings": 2**24, "num_hidden_layers": 2**12, "vocab_size": 2**24}
-"""Beyond these a configuration asks transformers for memory that no honest model needs."""
+_MOST = {
+    "max_position_embeddings": 2**24,
+    "num_attention_heads": 2**12,
+    "num_hidden_layers": 2**9,
+    "num_labels": 2**16,
+    "vocab_size": 2**24,
+}
+"""Beyond these a configuration asks transformers for memory or time that no honest model needs."""
 
 _ATTENTION = (None, "eager", "sdpa")
 """Other implementations are packages, or code from a hub."""
+
+_ALLOWED: dict[str, tuple[object, ...]] = {
+    "attn_implementation": _ATTENTION,
+    "_attn_implementation": _ATTENTION,
+    "chunk_size_feed_forward": (0,),
+    "output_attentions": (None, False, True),
+    "output_hidden_states": (None, False, True),
+    "return_dict": (None, True),
+}
+"""With anything else a module would be built, and its first forward would fail."""
 
 
 def model_dir(bundle: Bundle) -> Path:
@@ -47,9 +63,10 @@ def _check_json(name: str, content: bytes) -> None:
         return
     if "auto_map" in values:
         raise BundleFormatError(name, "auto_map", "no code from elsewhere", "auto_map")
-    for key in ("attn_implementation", "_attn_implementation"):
-        if values.get(key) not in _ATTENTION:
-            raise BundleFormatError(name, key, "eager or sdpa", repr(values[key])[:80])
+    for key, allowed in _ALLOWED.items():
+        if key in values and values[key] not in allowed:
+            expected = " or ".join(json.dumps(value) for value in allowed)
+            raise BundleFormatError(name, key, expected, repr(values[key])[:80])
     for key, most in _MOST.items():
         size = values.get(key, 1)
         if not isinstance(size, int) or not 0 < size <= most:
