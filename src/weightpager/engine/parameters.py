@@ -21,5 +21,5 @@ def read_parameters(bundle: Bundle, file: str) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as tensors:
             # clone: safe_open maps the file, and a mapping would come and go with the page cache
             return {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118 - no mapping
-    except SafetensorError as error:
+    except (SafetensorError, TypeError, ValueError, RuntimeError) as error:  # torch's, of a shape or dtype it hasn't
         raise BundleFormatError(file, "content", "a safetensors file", error) from error
