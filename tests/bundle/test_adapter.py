@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from blake3 import blake3
-from safetensors.numpy import load, save
+from benchmarks.fuzz.sealing import remove_file, rewrite_arrays, rewrite_file
+from safetensors.numpy import load
 
 import tiny
 import weightpager as wp
@@ -42,29 +42,13 @@ def copy(adapted: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(adapted, tmp_path / "copy.bundle"))
 
 
-def rewrite(bundle: Path, name: str, content: bytes | None) -> None:
-    """Change a file as somebody would who means harm: with hashes that fit."""
-    manifest = json.loads((bundle / "manifest.json").read_bytes())
-    if content is None:
-        (bundle / name).unlink()
-        del manifest["files"][name]
-    else:
-        (bundle / name).write_bytes(content)
-        manifest["files"][name] = {"bytes": len(content), "blake3": blake3(content).hexdigest()}
-    text = json.dumps(manifest).encode()
-    (bundle / "manifest.json").write_bytes(text)
-    (bundle / "manifest.blake3").write_text(blake3(text).hexdigest() + "\n")
-
-
 def change_config(bundle: Path, **changes: Any) -> None:
     content = json.loads((bundle / CONFIG).read_bytes()) | changes
-    rewrite(bundle, CONFIG, json.dumps(content).encode())
+    rewrite_file(bundle, CONFIG, json.dumps(content).encode())
 
 
 def change_tensors(bundle: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
-    arrays = {name: array.copy() for name, array in load((bundle / TENSORS).read_bytes()).items()}
-    change(arrays)
-    rewrite(bundle, TENSORS, save(arrays))
+    rewrite_arrays(bundle, TENSORS, change)
 
 
 def refused(bundle: Path) -> str:
@@ -206,15 +190,15 @@ def test_hostile_tensors_are_refused(copy: Path, change: Callable[[dict[str, np.
 
 
 def test_one_file_without_the_other_is_refused(copy: Path) -> None:
-    rewrite(copy, TENSORS, None)
+    remove_file(copy, TENSORS)
     with pytest.raises(BundleFormatError, match=TENSORS):
         wp.Engine.from_pretrained(copy)
 
 
 def test_rubbish_is_refused(copy: Path) -> None:
-    rewrite(copy, TENSORS, b"\xff" * 64)
+    rewrite_file(copy, TENSORS, b"\xff" * 64)
     assert TENSORS in refused(copy)
-    rewrite(copy, CONFIG, b"[")
+    rewrite_file(copy, CONFIG, b"[")
     assert CONFIG in refused(copy)
 
 

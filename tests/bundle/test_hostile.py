@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.fuzz.sealing import rewrite_arrays, rewrite_file, rewrite_manifest
 from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.page_index import FILE as PAGE_INDEX
@@ -31,27 +32,6 @@ def copy(assistant_bundle: Path, tmp_path: Path) -> Path:
 
 def files(bundle: Path) -> list[Path]:
     return sorted(path for path in bundle.rglob("*") if path.is_file())
-
-
-def rewrite_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the manifest as somebody would who means harm: with a hash that fits."""
-    content = json.loads((bundle / "manifest.json").read_bytes())
-    change(content)
-    text = json.dumps(content).encode()
-    (bundle / "manifest.json").write_bytes(text)
-    (bundle / "manifest.blake3").write_text(blake3(text).hexdigest() + "\n")
-
-
-def rewrite_file(bundle: Path, name: str, content: bytes) -> None:
-    (bundle / name).write_bytes(content)
-    entry = {"bytes": len(content), "blake3": blake3(content).hexdigest()}
-    rewrite_manifest(bundle, lambda manifest: manifest["files"].update({name: entry}))
-
-
-def rewrite_arrays(bundle: Path, name: str, change: Callable[[dict[str, np.ndarray]], object]) -> None:
-    arrays = {key: value.copy() for key, value in load((bundle / name).read_bytes()).items()}
-    change(arrays)
-    rewrite_file(bundle, name, save(arrays))
 
 
 def refused(bundle: Path) -> str:
@@ -288,6 +268,12 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(copy: Path) -> None:
         {"num_hidden_layers": 10**9},
         {"max_position_embeddings": 10**13},
         {"num_attention_heads": 0},
+        {"num_attention_heads": -1},
+        {"num_hidden_layers": 4000},
+        {"num_labels": 2**24},
+        {"chunk_size_feed_forward": 3},
+        {"output_hidden_states": "x"},
+        {"return_dict": False},
         {"attn_implementation": "somebody/kernel"},
     ],
 )

@@ -1,0 +1,169 @@
+"""What is done with a mutant: everything that opens, reads, checks or runs a bundle."""
+
+from __future__ import annotations
+
+import mmap
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import weightpager as wp
+from weightpager.bundle import Bundle
+from weightpager.bundle.adapter import read_adapter
+from weightpager.bundle.advice import advise
+from weightpager.bundle.footprint import footprint, smallest_budget
+from weightpager.bundle.model_files import model_dir
+from weightpager.bundle.overlap import overlap
+from weightpager.bundle.reader import RESIDENT, private_file
+from weightpager.bundle.report import has_report, read_report
+from weightpager.bundle.verify import verify
+from weightpager.config import EngineConfig
+from weightpager.engine.parameters import read_parameters
+from weightpager.engine.predict import predict
+from weightpager.errors import WeightpagerError
+from weightpager.store import LocalStore, StorageModel, VerifyingStore, all_switches
+
+INPUTS = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+
+
+class Stopped(BaseException):
+    """A limit was passed; nothing that is on trial may catch it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do besides opening and reading, which takes longest.
+
+    Attributes:
+        verify: have every byte checked at once.
+        engine: run a task.
+        task: number of that task.
+    """
+
+    verify: bool
+    engine: bool
+    task: int
+
+
+@dataclass
+class Trial:
+    """What came of it.
+
+    Attributes:
+        refusals: step → our error.
+        failures: step → what must not happen, in words.
+        outputs: task → the bytes of its answer.
+        problems: lines that `verify` found.
+    """
+
+    refusals: dict[str, WeightpagerError] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, bytes] = field(default_factory=dict)
+    problems: int = 0
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Note how a step ends; the next one follows whatever came of it."""
+        try:
+            yield
+        except WeightpagerError as error:
+            self.refusals.setdefault(name, error)
+            if _out_of_memory(error):
+                self.failures[name] = f"refused for lack of memory: {error}"[:400]
+        except (Stopped, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic of a Rust library is no Exception
+            self.failures[name] = _words(error)
+
+    def run(self, name: str, step: Callable[[], object]) -> None:
+        """A step that is one call."""
+        with self.step(name):
+            step()
+
+
+def attempt(path: Path, plan: Plan) -> Trial:
+    """Use a bundle in every way that is planned."""
+    trial = Trial()
+    opened: list[Bundle] = []
+    trial.run("open", lambda: opened.append(Bundle.open(path)))
+    if not opened:
+        return trial
+    bundle = opened[0]
+    if plan.verify:
+        with trial.step("verify"):
+            trial.problems = len(verify(path).problems)
+    _read(trial, bundle)
+    _load(trial, bundle)
+    if plan.engine:
+        _run(trial, bundle, list(bundle.tasks)[plan.task % len(bundle.tasks)])
+    return trial
+
+
+def outputs(path: Path) -> dict[str, bytes]:
+    """Task → the bytes of its answer, of a sound bundle."""
+    with wp.Engine.from_pretrained(path) as engine:
+        return {task: _answer(engine.activate(task)) for task in engine.bundle.tasks}
+
+
+def _read(trial: Trial, bundle: Bundle) -> None:
+    """All that is read besides pages."""
+    trial.run("footprint", lambda: (footprint(bundle), smallest_budget(bundle), bundle.dense_bytes, overlap(bundle)))
+    trial.run("switches", lambda: all_switches(bundle, StorageModel()))
+    trial.run("model", lambda: model_dir(bundle))
+    trial.run("resident", lambda: read_parameters(bundle, RESIDENT))
+    if has_report(bundle):
+        trial.run("report", lambda: advise(bundle, read_report(bundle)))
+    for task in bundle.tasks:
+        for table in bundle.tables(task).values():
+            trial.run("tables", table.rows)
+        trial.run("adapter", lambda: read_adapter(bundle, task))  # noqa: B023 - called at once
+        trial.run("private", lambda: read_parameters(bundle, private_file(task)))  # noqa: B023
+
+
+def _load(trial: Trial, bundle: Bundle) -> None:
+    """Every page, as a pager reads it."""
+    with trial.step("pages"):
+        store = VerifyingStore(LocalStore(bundle), bundle.pages)
+        try:
+            page = memoryview(mmap.mmap(-1, bundle.page_bytes))  # aligned, as direct reads want it
+            for number in range(len(bundle.pages)):
+                trial.run("pages", lambda: store.read(number, [page]))  # noqa: B023
+        finally:
+            store.close()
+
+
+def _run(trial: Trial, bundle: Bundle, task: str) -> None:
+    """One task: its module, its answer, and what it says to a text."""
+    with trial.step("engine"), wp.Engine(bundle, EngineConfig()) as engine:
+        module = engine.activate(task)
+        with trial.step("forward"):
+            trial.outputs[task] = _answer(module)
+        with trial.step("tokenizer"):
+            tokenizer = engine.tokenizer()
+            predict(module, tokenizer, bundle.task(task), ["red cat"], max_new_tokens=1)
+
+
+def _answer(module: nn.Module) -> bytes:
+    with torch.inference_mode():
+        logits: Any = module(**INPUTS).logits
+    return bytes(logits.float().numpy().tobytes())
+
+
+def _words(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+    return f"{type(error).__name__}: {str(error)[:200]} [{where}]"
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
