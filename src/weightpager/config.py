@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,15 +64,21 @@ class EngineConfig:
     """How an engine runs.
 
     Attributes:
-        budget: bytes for weights in memory: arena, staging, resident and private parameters, block tables.
+        budget: bytes for weights in memory: arena, resident and private parameters, block tables, KV reserve.
             None takes what the whole bundle needs.
         device: where the arena lives; ``"cpu"``.
         io_threads: reads in flight while pages are loaded.
+        kv_reserve: bytes of the budget that are left to KV caches.
+        real_time: tasks that are loaded when the engine opens, before any other, and never leave memory.
+        read_timeout: seconds without any page after which a load fails.
     """
 
     budget: int | None = None
     device: str = "cpu"
     io_threads: int = 4
+    kv_reserve: int = 0
+    real_time: tuple[str, ...] = ()
+    read_timeout: float = 30.0
 
     def __post_init__(self) -> None:
         if self.device != "cpu":
@@ -80,3 +87,7 @@ class EngineConfig:
             raise ConfigError(f"budget: expected more than zero bytes, got {self.budget}")
         if not 1 <= self.io_threads <= 64:
             raise ConfigError(f"io_threads: expected 1 to 64, got {self.io_threads}")
+        if self.kv_reserve < 0:
+            raise ConfigError(f"kv_reserve: expected zero bytes or more, got {self.kv_reserve}")
+        if not 0 < self.read_timeout <= threading.TIMEOUT_MAX:
+            raise ConfigError(f"read_timeout: expected a number of seconds above zero, got {self.read_timeout}")

@@ -8,8 +8,10 @@
     │   ├── PageCorruptError    a page's bytes do not match its id
     │   └── UnknownTaskError    the bundle has no task of that name
     ├── StoreError              pages cannot be read from storage
+    │   └── StoreTimeoutError   storage hangs
     ├── SampleUnavailable       a sample model or data set cannot be fetched (weightpager.samples)
     ├── BudgetError             the memory budget cannot hold what was asked for
+    ├── BusyError               other switches took longer than the caller would wait
     ├── SwitchFailedError       a switch failed after the old task was given up: no task is active
     ├── TaskNotActiveError      a task's module was called while its pages may be evicted
     ├── InferenceOnlyError      a gradient was asked of paged weights
@@ -72,6 +74,14 @@ class UnknownTaskError(BundleError):
 
 class StoreError(WeightpagerError):
     """Pages cannot be read from storage."""
+
+
+class StoreTimeoutError(StoreError):
+    """Storage has delivered nothing for too long."""
+
+
+class BusyError(WeightpagerError):
+    """Other switches took longer than the caller was ready to wait."""
 
 
 class BudgetError(WeightpagerError):

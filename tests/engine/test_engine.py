@@ -202,7 +202,7 @@ def test_a_failing_read_in_the_commit_phase_leaves_no_task_and_nothing_wrong(ass
     store = FaultyStore(LocalStore(bundle))
     with wp.Engine(bundle, EngineConfig(tight(assistant_bundle, old)), store) as engine:
         module = engine.activate(old)
-        plan = engine.blocks.plan(bundle.pages_of(new), release=bundle.pages_of(old))
+        plan = engine.blocks.plan(bundle.task_numbers[new], leaving=bundle.task_numbers[old])
         assert plan is not None
         assert len(plan.commit)
         store.bad = set(plan.commit.tolist())

@@ -4,20 +4,27 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from weightpager.runtime.block_manager import ABSENT, BlockManager
 
 PAGES, SLOTS = 12, 6
 
-page_sets = st.sets(st.integers(0, PAGES - 1), min_size=1, max_size=SLOTS).map(
-    lambda pages: np.array(sorted(pages), np.int64)
-)
+page_sets = st.sets(st.integers(0, PAGES - 1), min_size=1, max_size=SLOTS).map(sorted)
 
 
-def load(blocks: BlockManager, pages: np.ndarray) -> None:
-    for page in blocks.reserve(pages):
-        blocks.publish(page)
+def manager(*needs: list[int], slots: int = SLOTS, capacity: int | None = None) -> BlockManager:
+    return BlockManager([np.array(need, np.int64) for need in needs], PAGES, slots, capacity)
+
+
+def bring_in(blocks: BlockManager, task: int) -> None:
+    """Load a task beside what is held, and leave it."""
+    plan = blocks.plan(task)
+    assert plan is not None
+    blocks.evict(plan.evict)
+    blocks.publish(blocks.reserve(plan.prepare))
+    blocks.hold(task)
+    blocks.release(task)
 
 
 def resident(blocks: BlockManager) -> set[int]:
@@ -29,111 +36,172 @@ def array(*pages: int) -> np.ndarray:
 
 
 def test_least_recently_used_pages_go_first() -> None:
-    blocks = BlockManager(PAGES, 3)
-    load(blocks, array(0, 1, 2))
-    for page in (1, 0, 2):
-        blocks.touch(array(page))
-    plan = blocks.plan(array(5, 6))
+    blocks = manager([0], [1], [2], [5, 6], slots=3)
+    for task in (1, 0, 2):
+        bring_in(blocks, task)
+    plan = blocks.plan(3)
     assert plan is not None
     assert plan.evict.tolist() == [1, 0]
     assert plan.prepare.tolist() == [5, 6]
 
 
-def test_the_old_task_goes_only_as_far_as_it_must_and_only_after_all_else() -> None:
-    blocks = BlockManager(PAGES, 4)
-    load(blocks, array(0, 1, 2, 9))
-    old = array(0, 1, 2)
-    blocks.lock(old)
-    plan = blocks.plan(array(2, 3, 4), release=old)
+def test_what_will_be_used_least_goes_first_whenever_it_was_used() -> None:
+    blocks = manager([0], [1], [2], [5, 6], slots=3)
+    for task in (1, 0, 2):
+        bring_in(blocks, task)
+    plan = blocks.plan(3, reuse=np.array([0.1, 0.9, 0.1, 0.0]))
+    assert plan is not None
+    assert plan.evict.tolist() == [0, 2]
+
+
+def test_a_page_is_worth_what_all_its_tasks_will_use() -> None:
+    blocks = manager([0, 1], [1, 2], [5], slots=3)
+    bring_in(blocks, 0)
+    bring_in(blocks, 1)
+    plan = blocks.plan(2, reuse=np.array([0.3, 0.4, 0.0]))
+    assert plan is not None
+    assert plan.evict.tolist() == [0]
+
+
+def test_the_old_task_is_given_up_only_for_what_has_no_other_room() -> None:
+    blocks = manager([0, 1, 2], [2, 3, 4], [9], slots=4)
+    bring_in(blocks, 0)
+    bring_in(blocks, 2)
+    blocks.hold(0)
+    plan = blocks.plan(1, leaving=0)
     assert plan is not None
     assert plan.evict.tolist() == [9]
     assert plan.prepare.tolist() == [3]
     assert plan.commit.tolist() == [4]
-    assert len(plan.release) == 1
-    assert plan.release[0] in (0, 1)
+    assert blocks.plan(1) is None
 
 
-def test_what_else_is_locked_leaves_out_only_what_the_leaving_task_alone_holds() -> None:
-    blocks = BlockManager(PAGES, 4)
-    blocks.lock(array(0, 1))
-    blocks.lock(array(1, 2))
-    assert blocks.locked().tolist() == [0, 1, 2]
-    assert blocks.locked(beside=array(0, 1)).tolist() == [1, 2]
-
-
-def test_pages_that_another_holder_locks_are_not_released() -> None:
-    blocks = BlockManager(PAGES, 3)
-    load(blocks, array(0, 1, 2))
-    blocks.lock(array(0, 1, 2))
-    blocks.lock(array(0))
-    assert blocks.plan(array(3, 4, 5), release=array(0, 1, 2)) is None
-    plan = blocks.plan(array(3, 4), release=array(0, 1, 2))
+def test_pages_that_another_task_in_use_needs_are_not_given_up() -> None:
+    blocks = manager([0, 1, 2], [0], [3, 4, 5], [3, 4], slots=3)
+    bring_in(blocks, 0)
+    blocks.hold(0)
+    blocks.hold(1)
+    assert blocks.plan(2, leaving=0) is None
+    plan = blocks.plan(3, leaving=0)
     assert plan is not None
-    assert plan.release.tolist() == [1, 2]
+    assert plan.commit.tolist() == [3, 4]
+    assert blocks.locked().tolist() == [0, 1, 2]
+    assert blocks.locked(but_one_hold_of=[0]).tolist() == [0]
+
+
+def test_pages_that_are_on_their_way_are_not_loaded_again() -> None:
+    blocks = manager([0, 1], [1, 2])
+    blocks.hold(0)
+    blocks.reserve(array(0, 1))
+    plan = blocks.plan(1)
+    assert plan is not None
+    assert plan.loading.tolist() == [1]
+    assert plan.prepare.tolist() == [2]
+
+
+def test_slots_that_are_retired_are_not_used_until_they_are_restored() -> None:
+    blocks = manager([0, 1, 2, 3], slots=4, capacity=6)
+    assert blocks.retire(2) == [3, 2]
+    assert blocks.plan(0) is None
+    blocks.check_integrity()
+    blocks.restore(4)
+    assert (blocks.slots, blocks.free) == (6, 6)
+    bring_in(blocks, 0)
+    assert sorted(blocks.page_table[[0, 1, 2, 3]].tolist()) == [0, 1, 2, 3]
+    blocks.check_integrity()
 
 
 def test_misuse_is_refused() -> None:
-    blocks = BlockManager(PAGES, 2)
-    load(blocks, array(0))
-    blocks.lock(array(0))
-    with pytest.raises(ValueError, match="unlocked"):
+    blocks = manager([0], [1, 2], slots=2)
+    bring_in(blocks, 0)
+    blocks.hold(0)
+    with pytest.raises(ValueError, match="no held task needs"):
         blocks.evict(array(0))
     with pytest.raises(ValueError, match="resident"):
         blocks.evict(array(1))
     with pytest.raises(ValueError, match="absent"):
         blocks.reserve(array(0))
-    with pytest.raises(ValueError, match="locked"):
-        blocks.unlock(array(1))
+    with pytest.raises(ValueError, match="free slot"):
+        blocks.reserve(array(1, 2))
+    with pytest.raises(ValueError, match="is held"):
+        blocks.release(1)
+    with pytest.raises(ValueError, match="free slots"):
+        blocks.retire(2)
 
 
 class Residency(RuleBasedStateMachine):
-    """Random plans carried out, some of them failing half-way."""
+    """Random plans carried out, some of them failing half-way, some slowly."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = BlockManager(PAGES, SLOTS)
-        self.held: list[np.ndarray] = []
+    @initialize(needs=st.lists(page_sets, min_size=2, max_size=5))
+    def start(self, needs: list[list[int]]) -> None:
+        self.needs = [set(need) for need in needs]
+        self.blocks = manager(*needs, capacity=PAGES)
+        self.held: list[int] = []
+        self.coming: list[int] = []
         self.address = self.blocks.page_table.ctypes.data
 
-    @rule(need=page_sets, fail_after=st.one_of(st.none(), st.integers(0, 3)))
-    def bring_in(self, need: np.ndarray, fail_after: int | None) -> None:
-        locked = {int(page) for held in self.held for page in held}
-        plan = self.blocks.plan(need)
+    def kept(self) -> set[int]:
+        return {page for task in self.held for page in self.needs[task]}
+
+    @rule(task=st.integers(0, 4), come=st.integers(0, 6), fail=st.booleans())
+    def load(self, task: int, come: int, fail: bool) -> None:
+        task %= len(self.needs)
+        plan = self.blocks.plan(task)
+        before = resident(self.blocks)
         if plan is None:
-            assert len(locked | set(need.tolist())) > SLOTS
+            assert len(self.kept() | self.needs[task] | set(self.coming)) > self.blocks.slots
             return
-        assert not set(plan.evict.tolist()) & (locked | set(need.tolist()))
-        assert plan.prepare.tolist() == [page for page in need if page not in resident(self.blocks)]
+        assert not set(plan.evict.tolist()) & (self.kept() | self.needs[task])
+        assert plan.loading.tolist() == [page for page in sorted(self.needs[task]) if page in self.coming]
+        absent = self.needs[task] - before - set(self.coming)
+        assert plan.prepare.tolist() == sorted(absent)
         assert not len(plan.commit)
         self.blocks.evict(plan.evict)
-        slots = self.blocks.reserve(plan.prepare)
-        for number, page in enumerate(slots):
-            if fail_after is not None and number >= fail_after:
-                break
-            self.blocks.publish(page)
-        self.blocks.cancel_reserved()
-        if set(need.tolist()) <= resident(self.blocks):
-            self.blocks.lock(need)
-            self.held.append(need)
+        pages = list(self.blocks.reserve(plan.prepare))
+        self.blocks.publish(pages[:come])
+        if fail:
+            self.blocks.cancel(pages[come:])
+        else:
+            self.coming += pages[come:]
+        if self.needs[task] <= resident(self.blocks):
+            self.blocks.hold(task)
+            self.held.append(task)
+
+    @rule()
+    def arrive(self) -> None:
+        self.blocks.publish(self.coming)
+        self.coming.clear()
 
     @rule(which=st.integers(0, 10))
     def let_go(self, which: int) -> None:
         if self.held:
-            self.blocks.unlock(self.held.pop(which % len(self.held)))
+            self.blocks.release(self.held.pop(which % len(self.held)))
 
     @rule()
     def evict_all(self) -> None:
         self.blocks.evict(self.blocks.evictable())
-        assert resident(self.blocks) == {int(page) for held in self.held for page in held}
+        assert resident(self.blocks) == self.kept()
+
+    @rule(count=st.integers(0, PAGES))
+    def resize(self, count: int) -> None:
+        if count < self.blocks.slots:
+            self.blocks.retire(min(self.blocks.free, self.blocks.slots - count))
+        else:
+            self.blocks.restore(count - self.blocks.slots)
 
     @invariant()
     def sound(self) -> None:
+        if not hasattr(self, "blocks"):
+            return
         self.blocks.check_integrity()
-        assert {int(page) for held in self.held for page in held} <= resident(self.blocks)
+        assert self.kept() <= resident(self.blocks)
+        assert set(self.blocks.locked().tolist()) == self.kept()
+        for task, need in enumerate(self.needs):
+            assert self.blocks.is_resident(task) == (need <= resident(self.blocks))
         assert self.blocks.page_table.ctypes.data == self.address
-        assert len(resident(self.blocks)) <= SLOTS
+        assert len(resident(self.blocks)) + len(self.coming) + self.blocks.free == self.blocks.slots
         assert (self.blocks.page_table >= ABSENT).all()
 
 
-Residency.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Residency.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
 TestResidency = Residency.TestCase

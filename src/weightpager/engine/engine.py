@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -28,26 +32,31 @@ from weightpager.engine.report import EngineReport, SwitchReport
 from weightpager.errors import EngineClosedError, TaskNotActiveError
 from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.memory_controller import MemoryController
-from weightpager.runtime.pager import LoadStats, Pager
-from weightpager.runtime.residency import Residency
-from weightpager.runtime.switch_plan import Pages
+from weightpager.runtime.pager import Pager, Priority
+from weightpager.runtime.residency import Loading, LoadStats, Request, Residency
+from weightpager.runtime.reuse import expected_reuse
 from weightpager.runtime.task_gate import TaskGate
 from weightpager.runtime.task_monitor import TaskMonitor
 from weightpager.store import CountingStore, LocalStore, PageStore, VerifyingStore
 
 _SWITCHES_KEPT = 1000
+_WORKING_SET_VISITS = 32
+"""Latest visits whose tasks make up the working set."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Task:
     """What the engine knows of one task. ``module`` is built when first asked for."""
 
-    pages: Pages
+    number: int
     private: dict[str, Tensor]
     low_rank: dict[str, LowRank]
     gate: TaskGate
     pins: int = 0
     module: nn.Module | None = None
+    loading: Loading | None = None  # that nobody has waited for
 
 
 class Engine:
@@ -56,7 +65,8 @@ class Engine:
     A task's module is built once and never changes: a switch changes which pages are in the arena. Outputs are
     bit-equal to those of a freshly opened engine, whatever was run before (same machine, threads and input shape).
 
-    Safe to use from several threads; one switch at a time.
+    Safe to use from several threads. One switch loads at a time; a task that is resident is entered at once, whatever
+    switch is going on. A process that was forked must open an engine of its own.
     """
 
     def __init__(self, bundle: Bundle, config: EngineConfig, store: PageStore | None = None) -> None:
@@ -64,18 +74,23 @@ class Engine:
 
         Args:
             bundle: validated.
-            config: budget and devices.
+            config: budget, devices, and tasks that never leave memory.
             store: where pages come from; the bundle's own files if None. The engine checks each page, and closes it.
 
         Raises:
-            BudgetError: not even the smallest task fits into the budget.
+            BudgetError: not even the smallest task fits into the budget, or not all real-time tasks together.
             BundleError, StoreError: a file is damaged or can't be opened.
         """
+        for name in config.real_time:
+            bundle.task(name)
         self.bundle = bundle
-        self._lock = threading.RLock()
+        self.monitor = TaskMonitor()
+        self._process = os.getpid()
+        self._activating = threading.RLock()  # `activate` and `deactivate`, one after the other
+        self._lock = threading.RLock()  # modules, pins and the list of switches; never kept while storage works
         self._current: str | None = None
         self._closed = False
-        self.monitor = TaskMonitor()
+        self._warned = False
         self._switches: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
         self._memory = _memory(bundle, config)
         # All that a module is built from is read now: the bundle may be replaced while the engine runs.
@@ -85,15 +100,30 @@ class Engine:
         local = LocalStore(bundle) if store is None else store
         self._direct = bool(getattr(local, "direct", False))
         self._reads = CountingStore(local)
-        pager = Pager(
-            VerifyingStore(self._reads, bundle.pages), self._memory.slot, bundle.page_bytes, config.io_threads
+        self._residency = Residency(
+            bundle.pages,
+            [bundle.pages_of(name) for name in bundle.tasks],
+            self._memory,
+            Pager(self._memory.slot, bundle.page_bytes, config.io_threads),
+            VerifyingStore(self._reads, bundle.pages),
+            config.read_timeout,
         )
-        self._residency = Residency(bundle.pages, self._memory, pager)
         self._page_table = torch.from_numpy(self._residency.blocks.page_table)
+        weakref.finalize(self, self._residency.close)
+        self._real_time = frozenset(config.real_time)
+        self._enter_real_time()
 
     @classmethod
     def from_pretrained(
-        cls, bundle: str | Path, *, budget: str | int | None = None, device: str = "cpu", io_threads: int = 4
+        cls,
+        bundle: str | Path,
+        *,
+        budget: str | int | None = None,
+        device: str = "cpu",
+        io_threads: int = 4,
+        kv_reserve: str | int = 0,
+        real_time: Sequence[str] = (),
+        read_timeout: float = 30.0,
     ) -> Engine:
         """Open a bundle directory.
 
@@ -102,54 +132,70 @@ class Engine:
             budget: memory for weights, such as ``"64MiB"``; None for all that the bundle holds.
             device: where the arena lives.
             io_threads: reads in flight while pages are loaded.
+            kv_reserve: part of the budget that is left to KV caches.
+            real_time: tasks that are loaded now and never leave memory.
+            read_timeout: seconds without any page after which a load fails.
 
         Raises:
             ConfigError: an argument is wrong.
+            UnknownTaskError: the bundle has no task that ``real_time`` names.
             BundleError, StoreError: the bundle can't be used.
-            BudgetError: not even the smallest task fits; names the smallest budget that would do.
+            BudgetError: not even the smallest task fits, or not all real-time tasks; names the smallest budget that
+                would do.
         """
         size = None if budget is None else parse_size(budget)
-        return cls(Bundle.open(bundle), EngineConfig(size, device, io_threads))
+        reserve = 0 if kv_reserve == 0 else parse_size(kv_reserve)
+        config = EngineConfig(size, device, io_threads, reserve, tuple(real_time), read_timeout)
+        return cls(Bundle.open(bundle), config)
 
     @contextmanager
-    def task(self, name: str) -> Iterator[nn.Module]:
+    def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Iterator[nn.Module]:
         """A task's module, usable inside the ``with`` block; its pages stay until the block ends.
 
         Nests, and several threads may each hold a task, as long as the tasks fit together.
+
+        Args:
+            name: of the task.
+            wait: whether to enter the block only when all pages are there. Otherwise the module runs while its pages
+                are loaded: each layer waits for its own, and a page that can't be loaded raises `SwitchFailedError`
+                from ``forward``.
+            timeout: seconds to wait for room that other threads' tasks take, and for their switches. None waits for
+                a switch as long as it takes, and never for room.
 
         Raises:
             UnknownTaskError: the bundle has no such task.
             BundleFormatError: its parameters don't make up the module.
             BudgetError: its pages don't fit beside those in use.
+            BusyError: the timeout passed during another switch.
             StoreError, PageCorruptError: a page could not be loaded; all other tasks are as they were.
             EngineClosedError: the engine has been closed.
         """
-        with self._lock:
-            module = self._hold(name)
+        module = self._hold(name, wait=wait, timeout=timeout)
         try:
             yield module
         finally:
-            with self._lock:
-                self._release(name)
+            self._release(name)
 
-    def activate(self, name: str) -> nn.Module:
+    def activate(self, name: str, *, wait: bool = True, timeout: float | None = None) -> nn.Module:
         """Make a task the current one until the next `activate`; its module.
 
         The task that was current before is left only when the new one is in place. If both don't fit together, it is
-        given up after as much of the new one as possible has been loaded.
+        given up after as much of the new one as possible has been loaded. With ``wait=False`` it is left at once, and
+        the module runs while its pages are loaded; arguments are those of `task`.
 
         Raises:
-            UnknownTaskError, BundleFormatError, BudgetError, StoreError, PageCorruptError: the old task is still
-                current and whole.
+            UnknownTaskError, BundleFormatError, BudgetError, BusyError, StoreError, PageCorruptError: the old task is
+                still current and whole.
             EngineClosedError: the engine has been closed.
             SwitchFailedError: loading failed after the old task was given up; no task is current.
         """
-        with self._lock:
-            if name == self._current:
+        with self._activating:
+            if name == self._current and not self._has_failed(name):
                 self._check_open()
                 self.monitor.record(name)
                 return self._module(name)
-            module = self._hold(name, leaving=self._current)
+            leaving = None if name == self._current else self._current
+            module = self._hold(name, leaving, wait=wait, timeout=timeout)
             left, self._current = self._current, name
             if left is not None:
                 self._release(left)
@@ -157,13 +203,13 @@ class Engine:
 
     def deactivate(self) -> None:
         """Leave the current task, if any; its pages stay until their slots are wanted."""
-        with self._lock:
+        with self._activating:
             self._leave_current()
 
     def pin(self, name: str) -> None:
         """Load a task and keep its pages until `unpin`. Errors are those of `task`."""
+        self._hold(name)
         with self._lock:
-            self._hold(name)
             self._tasks[name].pins += 1
 
     def unpin(self, name: str) -> None:
@@ -173,22 +219,46 @@ class Engine:
             UnknownTaskError: the bundle has no such task.
             TaskNotActiveError: the task isn't pinned.
         """
+        self.bundle.task(name)
         with self._lock:
-            self.bundle.task(name)
             if not self._tasks[name].pins:
                 raise TaskNotActiveError(f"task {name!r} is not pinned")
             self._tasks[name].pins -= 1
-            self._release(name)
+        self._release(name)
 
     def evict(self) -> int:
         """Drop all pages that no task in use needs; how many went."""
-        with self._lock:
-            return self._residency.evict_unlocked()
+        return self._residency.evict_unlocked()
+
+    def set_budget(self, budget: str | int) -> None:
+        """Use more or less memory from now on; the arena stays where it is, and so do the modules.
+
+        Pages of tasks that aren't in use go if they must, and their memory goes back to the machine. More than the
+        whole bundle needs isn't used.
+
+        Raises:
+            ConfigError: it is no size.
+            BudgetError: the tasks in use need more, or not even the smallest task would fit; nothing has changed.
+            EngineClosedError: the engine has been closed.
+        """
+        self._check_open()
+        self._residency.resize(parse_size(budget))
 
     def verify(self) -> list[int]:
         """Indices of resident pages whose bytes no longer match their BLAKE3; empty if all is well."""
-        with self._lock:
-            return self._residency.damaged()
+        return self._residency.damaged()
+
+    def repair(self) -> list[int]:
+        """Load damaged pages again, each into its place; which they were.
+
+        A forward that runs meanwhile may have read the damage; one that starts later reads what is right.
+
+        Raises:
+            StoreError, PageCorruptError: storage doesn't have a page as it should be.
+            EngineClosedError: the engine has been closed.
+        """
+        self._check_open()
+        return self._residency.repair()
 
     def tokenizer(self) -> Any:
         """The bundle's tokenizer; read from its files when asked for.
@@ -200,8 +270,8 @@ class Engine:
 
     def report(self) -> EngineReport:
         """The engine's state."""
+        blocks = self._residency.blocks
         with self._lock:
-            blocks = self._residency.blocks
             return EngineReport(
                 budget=self._memory.budget,
                 memory=self._memory.use,
@@ -212,16 +282,22 @@ class Engine:
                 direct_io=self._direct,
                 kernel=kernels.isa(),
                 bytes_read=self._reads.bytes,
+                working_set_pages=len(self._working_set()),
+                reloaded_pages=blocks.reloads,
                 switches=tuple(self._switches),
             )
 
     def close(self) -> None:
-        """Finish loads in flight and close the bundle's files; modules must not be called any more."""
+        """Drop queued loads, finish those in flight and close the bundle's files; modules must not be called any more.
+
+        Whoever waits for a load gets an `EngineClosedError`.
+        """
         with self._lock:
-            if not self._closed:
-                self._leave_current()
-                self._closed = True
-                self._residency.close()
+            if self._closed:
+                return
+            self._closed = True
+        self._residency.close()
+        self.deactivate()
 
     def __enter__(self) -> Engine:
         return self
@@ -237,29 +313,57 @@ class Engine:
         return self._residency.blocks
 
     def _check_open(self) -> None:
+        if os.getpid() != self._process:
+            raise EngineClosedError("the engine belongs to the process that this one was forked from; open the bundle")
         if self._closed:
             raise EngineClosedError("the engine is closed; open the bundle again")
 
+    def _enter_real_time(self) -> None:
+        try:
+            for name in sorted(self._real_time):
+                self.pin(name)
+        except BaseException:
+            self.close()
+            raise
+
+    def _has_failed(self, name: str) -> bool:
+        loading = self._tasks[name].loading
+        return loading is not None and loading.arrivals.error is not None
+
     def _module(self, name: str) -> nn.Module:
         task = self._tasks[name]
-        if task.module is None:
-            values = {**self._resident, **task.private}
-            arena, table = self._memory.arena, self._page_table
-            task.module = task_module.build(
-                self.bundle, name, self._config, values, arena, table, task.gate, task.low_rank
-            )
-        return task.module
+        with self._lock:
+            if task.module is None:
+                values = {**self._resident, **task.private}
+                arena, table = self._memory.arena, self._page_table
+                task.module = task_module.build(
+                    self.bundle, name, self._config, values, arena, table, task.gate, task.low_rank
+                )
+            return task.module
 
-    def _hold(self, name: str, leaving: str | None = None) -> nn.Module:
+    def _hold(
+        self, name: str, leaving: str | None = None, *, wait: bool = True, timeout: float | None = None
+    ) -> nn.Module:
         self._check_open()
         self.bundle.task(name)
         module = self._module(name)
         task = self._tasks[name]
         start = time.perf_counter()
-        release = np.zeros(0, np.int64) if leaving is None else self._tasks[leaving].pages
-        stats = self._residency.bring_in(name, task.pages, release, self._leave_current)
-        task.gate.hold()
-        self._note(name, stats, time.perf_counter() - start)
+        stats, loading = self._residency.bring_in(
+            Request(
+                task.number,
+                name,
+                leaving=None if leaving is None else self._tasks[leaving].number,
+                give_up=self._leave_current,
+                deadline=None if timeout is None else time.monotonic() + timeout,
+                wait=wait,
+                priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
+                reuse=lambda: self._expected_reuse(task.number),
+            )
+        )
+        task.loading = loading
+        task.gate.hold(None if loading is None else loading.arrivals)
+        self._note(name, stats, time.perf_counter() - start, waited=loading is None)
         return module
 
     def _release(self, name: str) -> None:
@@ -267,23 +371,45 @@ class Engine:
         try:
             task.gate.release()
         finally:
-            self._residency.let_go(task.pages)
+            self._residency.let_go(task.number, task.loading)
 
     def _leave_current(self) -> None:
         if self._current is not None:
             name, self._current = self._current, None
             self._release(name)
 
-    def _note(self, name: str, stats: LoadStats, seconds: float) -> None:
-        before = self.monitor.current
-        self.monitor.record(name)
+    def _expected_reuse(self, number: int) -> npt.NDArray[np.float64]:
+        return expected_reuse(self.monitor.followed(list(self._tasks)), number)
+
+    def _note(self, name: str, stats: LoadStats, seconds: float, *, waited: bool) -> None:
+        before = self.monitor.record(name)
         pages = stats.bytes // self.bundle.page_bytes
-        self._switches.append(SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds))
+        report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
+        with self._lock:
+            self._switches.append(report)
+            if pages and not self._warned and self.blocks.reloads and len(self._working_set()) > self.blocks.slots:
+                self._warned = True
+                self._warn_of_thrashing()
+
+    def _working_set(self) -> set[int]:
+        """Pages that the tasks of the latest visits need."""
+        names = {visit.task for visit in self.monitor.visits()[-_WORKING_SET_VISITS:]}
+        return {page for name in names for page in self.bundle.pages_of(name).tolist()}
+
+    def _warn_of_thrashing(self) -> None:
+        needed = self._memory.smallest_budget(len(self._working_set()))
+        _log.warning(
+            "the tasks in use need %d pages and the arena holds %d: switches load again what others have evicted; "
+            "a budget of %d bytes would hold them all",
+            len(self._working_set()),
+            self.blocks.slots,
+            needed,
+        )
 
 
 def _task(bundle: Bundle, name: str) -> _Task:
     private, low_rank = read_parameters(bundle, private_file(name)), read_adapter(bundle, name)
-    return _Task(bundle.pages_of(name), private, low_rank, TaskGate(name))
+    return _Task(bundle.task_numbers[name], private, low_rank, TaskGate(name))
 
 
 def _memory(bundle: Bundle, config: EngineConfig) -> MemoryController:
@@ -293,4 +419,5 @@ def _memory(bundle: Bundle, config: EngineConfig) -> MemoryController:
         page_bytes=bundle.page_bytes,
         least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),
         fixed=footprint(bundle),
+        kv_reserve=config.kv_reserve,
     )

@@ -12,7 +12,8 @@ class SwitchReport:
     """One switch.
 
     ``seconds`` is from planning to all pages checked and in place, without the building of a module at first use;
-    ``load_seconds`` is the part spent reading. ``pages`` and ``bytes`` were read by ``reads`` reads.
+    ``load_seconds`` is the part spent reading. ``pages`` and ``bytes`` were read by ``reads`` reads. Where the switch
+    didn't wait for its pages (``waited`` is false), ``seconds`` is until it returned, and ``load_seconds`` is zero.
     """
 
     from_task: str | None
@@ -22,6 +23,7 @@ class SwitchReport:
     reads: int
     load_seconds: float
     seconds: float
+    waited: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class EngineReport:
         direct_io: whether reads bypass the page cache.
         kernel: instruction set of the kernels.
         bytes_read: all that was read from storage.
+        working_set_pages: that the tasks of the latest visits need together; more than ``slots`` means that switches
+            load again what others have just evicted.
+        reloaded_pages: loaded though they had been in the arena before.
         switches: the latest ones, oldest first.
     """
 
@@ -50,4 +55,6 @@ class EngineReport:
     direct_io: bool
     kernel: str
     bytes_read: int
+    working_set_pages: int
+    reloaded_pages: int
     switches: tuple[SwitchReport, ...]

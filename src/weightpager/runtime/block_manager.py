@@ -2,39 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.switch_plan import Pages, SwitchPlan
+from weightpager.runtime.switch_plan import NO_PAGES, Pages, SwitchPlan
 
 ABSENT = -1
-
-_NONE: Pages = np.zeros(0, np.int64)
 
 
 class BlockManager:
     """Residency of pages in the slots of an arena.
 
-    Not thread-safe: the engine holds its lock around every call. A page is *resident* when the page table names its
-    slot; its bytes have been checked by then. Locks count holders and apply to pages whether resident or not, so that
-    a task's pages can be locked before they are loaded.
+    Not thread-safe: its owner holds a lock around every call. A page is *absent*, *loading* (a slot is reserved for it)
+    or *resident* (the page table names its slot; its bytes have been checked by then). Tasks are numbers; one that is
+    *held* keeps its pages from eviction, those that are resident and those that will be. Holding a resident task takes
+    a time that doesn't depend on its pages.
 
     Attributes:
         page_table: int32 [pages], page index → slot, `ABSENT` where absent. Updated in place, never replaced: kernels
             hold its address.
+        reloads: pages loaded that had been resident before.
     """
 
-    def __init__(self, pages: int, slots: int) -> None:
+    def __init__(self, needs: Sequence[Pages], pages: int, slots: int, capacity: int | None = None) -> None:
+        """Nothing is resident.
+
+        Args:
+            needs: of each task the pages, ascending.
+            pages: in the bundle.
+            slots: that may be used.
+            capacity: slots that the arena has; ``slots`` if None.
+        """
+        capacity = slots if capacity is None else capacity
         self.page_table: npt.NDArray[np.int32] = np.full(pages, ABSENT, np.int32)
-        self._page_of_slot = np.full(slots, ABSENT, np.int64)
+        self._page_of_slot = np.full(capacity, ABSENT, np.int64)
         self._free = list(range(slots - 1, -1, -1))
+        self._retired = list(range(capacity - 1, slots - 1, -1))
         self._reserved: dict[int, int] = {}  # page -> slot, while it is being loaded
-        self._locks = np.zeros(pages, np.int32)
-        self._used = np.zeros(pages, np.int64)
-        self._clock = 0
+        self._needs = list(needs)
+        self._needed_by: npt.NDArray[np.bool_] = np.zeros((pages, len(needs)), bool)
+        for task, need in enumerate(needs):
+            self._needed_by[need, task] = True
+        self._missing = np.array([len(need) for need in needs], np.int64)
+        self._holders: npt.NDArray[np.int64] = np.zeros(len(needs), np.int64)
+        self._last_use = np.zeros(len(needs), np.int64)
+        self._uses = 0
+        self._seen = np.zeros(pages, bool)
+        self.reloads = 0
 
     @property
     def slots(self) -> int:
+        """Slots that may be used."""
+        return len(self._page_of_slot) - len(self._retired)
+
+    @property
+    def capacity(self) -> int:
         """Slots in the arena."""
         return len(self._page_of_slot)
 
@@ -42,91 +66,117 @@ class BlockManager:
         """Pages in the arena, ascending."""
         return np.flatnonzero(self.page_table != ABSENT)
 
-    def missing(self, need: Pages) -> Pages:
-        """The differential set: pages of ``need`` that are not resident, in order."""
+    def is_resident(self, task: int) -> bool:
+        """Whether all of a task's pages are in the arena."""
+        return bool(self._missing[task] == 0)
+
+    def missing(self, task: int) -> Pages:
+        """The differential set: a task's pages that are not resident, in order."""
+        need = self._needs[task]
         missing: Pages = need[self.page_table[need] == ABSENT]
         return missing
 
-    def locked(self, beside: Pages = _NONE) -> Pages:
-        """Pages that may not be evicted, ascending; not those of ``beside`` that only its one holder locks."""
-        others = self._locks.copy()
-        others[beside] -= 1
-        return np.flatnonzero(others > 0)
+    def hold(self, task: int) -> None:
+        """Keep a task's pages from eviction until as many `release` calls have followed; counts as a use."""
+        self._holders[task] += 1
+        self._uses += 1
+        self._last_use[task] = self._uses
 
-    def lock(self, pages: Pages) -> None:
-        """Keep pages from eviction until as many `unlock` calls have followed; counts as a use."""
-        self._locks[pages] += 1
-        self.touch(pages)
+    def release(self, task: int) -> None:
+        """Undo one `hold`."""
+        if self._holders[task] <= 0:
+            raise ValueError("expected a task that is held")
+        self._holders[task] -= 1
 
-    def unlock(self, pages: Pages) -> None:
-        """Undo one `lock`."""
-        if (self._locks[pages] <= 0).any():
-            raise ValueError("expected locked pages")
-        self._locks[pages] -= 1
+    def is_held(self, task: int) -> bool:
+        """Whether anybody holds a task."""
+        return bool(self._holders[task] > 0)
 
-    def touch(self, pages: Pages) -> None:
-        """Note a use, for least-recently-used eviction."""
-        self._clock += 1
-        self._used[pages] = self._clock
+    def locked(self, but_one_hold_of: Sequence[int] = ()) -> Pages:
+        """Pages of held tasks, ascending: these may not be evicted; as if each of some tasks were held once less."""
+        return np.flatnonzero(self._locked_by(self._holders_without(but_one_hold_of)))
 
-    def plan(self, need: Pages, release: Pages = _NONE) -> SwitchPlan | None:
-        """How to make all of ``need`` resident; None if that can't be done.
+    def plan(
+        self, task: int, leaving: int | None = None, reuse: npt.NDArray[np.floating] | None = None
+    ) -> SwitchPlan | None:
+        """How to make all of a task's pages resident; None if that can't be done.
 
         Args:
-            need: pages of the next task, ascending.
-            release: pages of the task that is being left, each locked once by it, given up only if they must be.
+            task: the next one.
+            leaving: the task that is being left, held once for that, given up only if it must be.
+            reuse: [tasks], expected uses of each in the near future. What tasks will use least goes first, and among
+                equals what was used least recently.
         """
-        missing = self.missing(need)
-        spare = self._evictable(need)
-        room = len(self._free) + len(spare)
-        now = min(len(missing), room)
+        missing = self.missing(task)
+        coming = np.array([int(page) in self._reserved for page in missing], bool)
+        loading, absent = missing[coming], missing[~coming]
+        spare = self._evictable(reuse, but=task)
+        now = min(len(absent), len(self._free) + len(spare))
         evict = spare[: max(0, now - len(self._free))]
-        if now == len(missing):
-            return SwitchPlan(evict, missing, _NONE, _NONE)
-        own = release[self._locks[release] == 1]
-        given_up = np.setdiff1d(own[self.page_table[own] != ABSENT], need)
-        rest = len(missing) - now
-        if len(given_up) < rest:
-            return None
-        oldest = given_up[np.argsort(self._used[given_up], kind="stable")]
-        return SwitchPlan(evict, missing[:now], np.sort(oldest[:rest]), missing[now:])
+        plan = SwitchPlan(evict, loading, absent[:now], absent[now:])
+        return plan if len(plan.commit) <= len(self._freed_by_leaving(task, leaving)) else None
 
     def evict(self, pages: Pages) -> None:
-        """Give up resident, unlocked pages; their slots are free at once."""
-        if (self._locks[pages] > 0).any():
-            raise ValueError("expected unlocked pages")
+        """Give up resident pages that no held task needs; their slots are free at once."""
+        if self._locked_by(self._holders)[pages].any():
+            raise ValueError("expected pages that no held task needs")
         slots = self.page_table[pages]
         if (slots == ABSENT).any():
             raise ValueError("expected resident pages")
         self.page_table[pages] = ABSENT
         self._page_of_slot[slots] = ABSENT
-        self._free.extend(int(slot) for slot in slots)
+        self._missing += self._needed_by[pages].sum(0)
+        self._free.extend(int(slot) for slot in slots[::-1])
 
     def evictable(self) -> Pages:
-        """Resident pages that nobody has locked, least recently used first."""
-        return self._evictable(_NONE)
+        """Resident pages that no held task needs, least recently used first."""
+        return self._evictable()
 
     def reserve(self, pages: Pages) -> dict[int, int]:
         """Take a free slot for each absent page; absent they stay until `publish`."""
-        if (self.page_table[pages] != ABSENT).any() or len(pages) > len(self._free):
+        absent = (self.page_table[pages] == ABSENT).all() and not any(int(page) in self._reserved for page in pages)
+        if not absent or len(pages) > len(self._free):
             raise ValueError("expected absent pages and a free slot for each")
         taken = {int(page): self._free.pop() for page in pages}
         self._reserved.update(taken)
         return taken
 
-    def publish(self, page: int) -> None:
-        """The page's bytes are in its reserved slot and checked: make it resident."""
-        slot = self._reserved.pop(page)
-        self._page_of_slot[slot] = page
-        self.page_table[page] = slot
+    def publish(self, pages: Iterable[int]) -> None:
+        """The pages' bytes are in their reserved slots and checked: make them resident."""
+        for page in pages:
+            slot = self._reserved.pop(page)
+            self._page_of_slot[slot] = page
+            self.page_table[page] = slot
+            self._missing -= self._needed_by[page]
+            self.reloads += bool(self._seen[page])
+            self._seen[page] = True
 
-    def cancel_reserved(self) -> None:
-        """Give back the slots of all pages that were reserved and not published: their loads have failed."""
-        while self._reserved:
-            self._free.append(self._reserved.popitem()[1])
+    def cancel(self, pages: Iterable[int]) -> None:
+        """Give back the slots of loading pages that won't come."""
+        self._free.extend(self._reserved.pop(page) for page in pages)
+
+    def retire(self, count: int) -> list[int]:
+        """Use fewer slots; those that went, all of them free before."""
+        if count > len(self._free):
+            raise ValueError("expected as many free slots")
+        gone = sorted(self._free, reverse=True)[:count]
+        self._free = sorted(set(self._free) - set(gone), reverse=True)
+        self._retired.extend(gone)
+        return gone
+
+    def restore(self, count: int) -> None:
+        """Use slots again that were retired."""
+        back = sorted(self._retired)[:count]
+        self._retired = sorted(set(self._retired) - set(back), reverse=True)
+        self._free[:0] = reversed(back)
+
+    @property
+    def free(self) -> int:
+        """Slots that nothing is in or on its way to."""
+        return len(self._free)
 
     def check_integrity(self) -> None:
-        """Every slot is free, reserved or names the page that names it.
+        """Every slot is free, reserved, retired or names the page that names it; every count is right.
 
         Raises:
             AssertionError: a bug of ours.
@@ -136,12 +186,37 @@ class BlockManager:
         assert len(np.unique(slots)) == len(slots), "two pages in one slot"
         assert (self._page_of_slot[slots] == pages).all(), "a slot names another page"
         assert (np.flatnonzero(self._page_of_slot != ABSENT) == np.sort(slots)).all(), "a slot names an absent page"
-        every = sorted([*self._free, *self._reserved.values(), *slots.tolist()])
-        assert every == list(range(self.slots)), "a slot was lost or used twice"
-        assert (self._locks >= 0).all(), "more unlocks than locks"
+        every = sorted([*self._free, *self._retired, *self._reserved.values(), *slots.tolist()])
+        assert every == list(range(self.capacity)), "a slot was lost or used twice"
+        assert not set(self._reserved) & set(pages.tolist()), "a resident page is being loaded"
+        assert (self._holders >= 0).all(), "more releases than holds"
+        assert self._missing.tolist() == [len(self.missing(task)) for task in range(len(self._needs))], "a wrong count"
 
-    def _evictable(self, need: Pages) -> Pages:
-        keep = self._locks > 0
-        keep[need] = True
+    def _holders_without(self, leaving: Sequence[int]) -> npt.NDArray[np.int64]:
+        holders: npt.NDArray[np.int64] = self._holders.copy()
+        for task in leaving:
+            holders[task] -= 1
+        return holders
+
+    def _locked_by(self, holders: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        locked: npt.NDArray[np.bool_] = np.any(self._needed_by[:, holders > 0], axis=1)
+        return locked
+
+    def _freed_by_leaving(self, task: int, leaving: int | None) -> Pages:
+        """Resident pages that can go only if the task that is being left is given up."""
+        if leaving is None:
+            return NO_PAGES
+        kept = self._locked_by(self._holders_without([leaving])) | self._needed_by[:, task]
+        freed: Pages = np.flatnonzero(self._needed_by[:, leaving] & (self.page_table != ABSENT) & ~kept)
+        return freed
+
+    def _evictable(self, reuse: npt.NDArray[np.floating] | None = None, but: int | None = None) -> Pages:
+        keep = self._locked_by(self._holders)
+        if but is not None:
+            keep |= self._needed_by[:, but]
         spare = np.flatnonzero((self.page_table != ABSENT) & ~keep)
-        return spare[np.argsort(self._used[spare], kind="stable")]
+        tasks = self._needed_by[spare]
+        last_use = (tasks * self._last_use).max(1, initial=0)
+        order = np.lexsort((last_use,) if reuse is None else (last_use, tasks @ reuse))
+        ordered: Pages = spare[order]
+        return ordered

@@ -1,96 +1,320 @@
-"""Brings a task's pages into the arena: asks the block manager for a plan and has the pager carry it out."""
+"""Brings tasks' pages into the arena: asks the block manager for plans and has the pager carry them out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 from blake3 import blake3
 
 from weightpager.bundle import PageIndex
-from weightpager.errors import SwitchFailedError, WeightpagerError
-from weightpager.runtime.block_manager import BlockManager
+from weightpager.errors import BusyError, SwitchFailedError, WeightpagerError
+from weightpager.runtime.arrivals import Arrivals
+from weightpager.runtime.block_manager import ABSENT, BlockManager
 from weightpager.runtime.memory_controller import MemoryController
-from weightpager.runtime.pager import LoadStats, Pager
-from weightpager.runtime.switch_plan import Pages
+from weightpager.runtime.pager import Load, Pager, Priority
+from weightpager.runtime.switch_plan import Pages, SwitchPlan
+from weightpager.store import PageStore
 
-_NONE: Pages = np.zeros(0, np.int64)
+_AT_ONCE = 64
+"""Pages that are hashed before others may have the lock."""
+
+
+@dataclass(frozen=True)
+class LoadStats:
+    """What loading cost: reads issued, bytes in them, seconds until the last was checked."""
+
+    reads: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: LoadStats) -> LoadStats:
+        return LoadStats(self.reads + other.reads, self.bytes + other.bytes, self.seconds + other.seconds)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A task that is wanted in the arena.
+
+    Attributes:
+        task: its number.
+        name: for errors.
+        leaving: number of the task that is left for it, None if none is.
+        give_up: called once, if both don't fit together, when the other can be kept no longer: it releases it.
+        deadline: when waiting for other tasks to leave or for another switch ends, by `time.monotonic`; None never
+            waits for a task, and as long as it takes for a switch.
+        wait: whether to return only when all pages are there.
+        priority: of its reads.
+        reuse: gives the expected uses of each task in the near future [tasks], for eviction.
+    """
+
+    task: int
+    name: str
+    leaving: int | None = None
+    give_up: Callable[[], None] = lambda: None
+    deadline: float | None = None
+    wait: bool = True
+    priority: Priority = Priority.ON_DEMAND
+    reuse: Callable[[], npt.NDArray[np.floating]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Loading:
+    """Pages on their way for one task: those of its own load, and those that an earlier one was bringing already."""
+
+    load: Load
+    arrivals: Arrivals
+    page_bytes: int
+    start: float = field(default_factory=time.perf_counter)
+
+    def cost(self, *, until_now: bool) -> LoadStats:
+        """Of its own load."""
+        seconds = time.perf_counter() - self.start if until_now and self.load.reads else 0.0
+        return LoadStats(self.load.reads, len(self.load.slots) * self.page_bytes, seconds)
 
 
 class Residency:
-    """The arena's contents, changed one request at a time; the caller holds a lock around every call."""
+    """The arena's contents.
 
-    def __init__(self, index: PageIndex, memory: MemoryController, pager: Pager) -> None:
-        self._index = index
-        self._memory = memory
-        self._pager = pager
-        self.blocks = BlockManager(len(index), memory.slots)
+    Safe to use from several threads: one switch at a time, and a task that is resident is held at once, whatever switch
+    is going on. ``_lock`` guards the block manager and is never kept while storage works; ``_turn`` belongs to the one
+    whose switch it is.
+    """
 
-    def bring_in(
-        self, task: str, need: Pages, release: Pages = _NONE, give_up: Callable[[], None] = lambda: None
-    ) -> LoadStats:
-        """Make all of ``need`` resident and lock it.
+    def __init__(
+        self,
+        index: PageIndex,
+        needs: list[Pages],
+        memory: MemoryController,
+        pager: Pager,
+        store: PageStore,
+        patience: float,
+    ) -> None:
+        """Nothing is loaded yet.
 
         Args:
-            task: named in errors.
-            need: pages of the task, ascending.
-            release: pages of the task that is being left.
-            give_up: called once at the start of the commit phase, if there is one: it unlocks ``release``.
+            index: of the bundle's pages.
+            needs: pages of each task, ascending.
+            memory: the arena.
+            pager: reads into it.
+            store: where pages come from; it checks them.
+            patience: seconds without any page after which storage is given up.
+        """
+        self._index = index
+        self._needs = needs
+        self._memory = memory
+        self._pager = pager
+        self._store = store
+        self._patience = patience
+        self._lock = threading.Condition()
+        self._turn = threading.Lock()
+        self._committing = False
+        self._waiting: dict[int, list[Arrivals]] = {}  # page -> who waits for it
+        self.blocks = BlockManager(needs, len(index), memory.slots, memory.capacity)
+
+    def bring_in(self, request: Request) -> tuple[LoadStats, Loading | None]:
+        """Hold a task and load what it lacks; what that cost, and what is still on its way if it wasn't waited for.
 
         Raises:
-            BudgetError: the pages can't fit beside those that are locked; nothing has changed.
-            StoreError, PageCorruptError: a load failed in the prepare phase; the task being left is whole.
-            SwitchFailedError: a load failed in the commit phase, after ``give_up``.
+            BudgetError: the pages can't fit beside those of tasks in use; nothing has changed.
+            BusyError: the deadline passed while another switch was going on; nothing has changed.
+            StoreError, PageCorruptError: a load failed while the task being left was whole, and it still is.
+            SwitchFailedError: a load failed after ``give_up``.
         """
-        plan = self.blocks.plan(need, release)
-        if plan is None:
-            locked = self.blocks.locked(beside=release)
-            raise self._memory.too_small(f"task {task!r} beside the tasks in use", len(np.union1d(need, locked)))
-        self.blocks.lock(need)
-        try:
-            self.blocks.evict(plan.evict)
-            stats = self._load(plan.prepare)
-            if len(plan.commit):
-                stats += self._commit(task, plan.release, plan.commit, give_up)
-        except BaseException:
-            self.blocks.unlock(need)
-            raise
-        return stats
+        if self._hold_if_resident(request.task):
+            return LoadStats(), None
+        with self._my_turn(request.deadline):
+            with self._lock:
+                self.blocks.hold(request.task)
+            try:
+                return self._load_all(request)
+            except BaseException:
+                self.let_go(request.task)
+                raise
 
-    def let_go(self, pages: Pages) -> None:
-        """Unlock pages; they stay resident until their slots are wanted."""
-        self.blocks.unlock(pages)
+    def let_go(self, task: int, loading: Loading | None = None) -> None:
+        """Undo one hold; pages stay until their slots are wanted. What nobody waits for any more isn't read."""
+        with self._lock:
+            self.blocks.release(task)
+            if loading is not None and not self.blocks.is_held(task):
+                self._abandon(loading.load, loading.arrivals)
+            self._lock.notify_all()
 
     def evict_unlocked(self) -> int:
         """Empty the arena of all that nobody holds; how many pages went."""
-        pages = self.blocks.evictable()
-        self.blocks.evict(pages)
-        return len(pages)
+        with self._my_turn(None), self._lock:
+            pages = self.blocks.evictable()
+            self.blocks.evict(pages)
+            return len(pages)
+
+    def resize(self, budget: int) -> None:
+        """Use the slots of another budget, evicting what must go.
+
+        Raises:
+            BudgetError: tasks in use need more, or not even the smallest task would fit; nothing has changed.
+        """
+        with self._my_turn(None), self._lock:
+            fewer = self.blocks.slots - self._memory.slots_for(budget)
+            if fewer <= 0:
+                self.blocks.restore(-fewer)
+                self._memory.resize(budget, [])
+                self._lock.notify_all()
+                return
+            spare, more = self.blocks.evictable(), max(0, fewer - self.blocks.free)
+            if more > len(spare):
+                held = self.blocks.slots - self.blocks.free - len(spare)
+                raise self._memory.too_small("the tasks in use", held, budget)
+            self.blocks.evict(spare[:more])
+            self._memory.resize(budget, self.blocks.retire(fewer))
 
     def damaged(self) -> list[int]:
-        """Resident pages whose bytes no longer match their id."""
-        return [
-            int(page)
-            for page in self.blocks.resident()
-            if blake3(self._memory.slot(int(self.blocks.page_table[page]))).digest() != self._index.ids[page].tobytes()
-        ]
+        """Resident pages whose bytes no longer match their id; others may use the arena meanwhile."""
+        with self._lock:
+            pages = self.blocks.resident()
+        pieces = [pages[start : start + _AT_ONCE] for start in range(0, len(pages), _AT_ONCE)]
+        return [page for piece in pieces for page in self._damaged(piece)]
+
+    def repair(self) -> list[int]:
+        """Load damaged pages again, into the slots that they are in; which they were.
+
+        Raises:
+            StoreError, PageCorruptError: storage doesn't have a page as it should be; it stays as it is.
+        """
+        found = self.damaged()
+        for page in found:
+            content = bytearray(self._memory.page_bytes)
+            self._store.read(page, [memoryview(content)])
+            with self._lock:
+                slot = int(self.blocks.page_table[page])
+                if slot != ABSENT:
+                    self._memory.slot(slot)[:] = content
+        return found
 
     def close(self) -> None:
-        """End loading."""
-        self._pager.close()
+        """End loading and close the store, unless a read hangs in it."""
+        if self._pager.close():
+            self._store.close()
 
-    def _commit(self, task: str, release: Pages, pages: Pages, give_up: Callable[[], None]) -> LoadStats:
-        give_up()
-        self.blocks.evict(release)
-        try:
-            return self._load(pages)
-        except WeightpagerError as error:
-            raise SwitchFailedError(f"switching to {task!r} failed, no task is active now: {error}") from error
+    def _hold_if_resident(self, task: int) -> bool:
+        with self._lock:
+            if self._committing or not self.blocks.is_resident(task):
+                return False
+            self.blocks.hold(task)
+            return True
 
-    def _load(self, pages: Pages) -> LoadStats:
-        if not len(pages):
-            return LoadStats()
+    @contextmanager
+    def _my_turn(self, deadline: float | None) -> Iterator[None]:
+        left = -1 if deadline is None else max(0.0, deadline - time.monotonic())
+        if not self._turn.acquire(timeout=left):
+            raise BusyError("another switch was still going on when the timeout passed; try again, or allow more time")
         try:
-            return self._pager.load(self.blocks.reserve(pages), self.blocks.publish)
+            yield
         finally:
-            self.blocks.cancel_reserved()
+            self._turn.release()
+
+    def _load_all(self, request: Request) -> tuple[LoadStats, Loading | None]:
+        """First what fits beside the task that is left; then, if that isn't all, the rest in its place."""
+        stats = LoadStats()
+        while True:
+            with self._lock:
+                plan = self._plan(request)
+                beside = len(plan.prepare) + len(plan.loading)
+                self._committing = len(plan.commit) > 0 and not (beside and request.wait)
+                loading = None if self._committing else self._start(plan, request)
+            if loading is None:
+                return self._commit(request, stats)
+            if not request.wait:
+                return loading.cost(until_now=False), loading
+            stats += self._finish(loading)
+            if not len(plan.commit):
+                return stats, None
+
+    def _plan(self, request: Request) -> SwitchPlan:
+        """A plan, as soon as there is room for one."""
+        while True:
+            reuse = None if request.reuse is None else request.reuse()
+            plan = self.blocks.plan(request.task, request.leaving, reuse)
+            if plan is not None:
+                return plan
+            need = self._needs[request.task]
+            left = 0.0 if request.deadline is None else request.deadline - time.monotonic()
+            if left <= 0 or len(need) > self.blocks.slots:
+                own = [request.task] if request.leaving is None else [request.task, request.leaving]
+                beside = np.union1d(need, self.blocks.locked(but_one_hold_of=own))
+                raise self._memory.too_small(f"task {request.name!r} beside the tasks in use", len(beside))
+            self._lock.wait(left)
+
+    def _commit(self, request: Request, stats: LoadStats) -> tuple[LoadStats, Loading | None]:
+        """Give up the task that is left; until its place is taken, nobody else can hold one."""
+        try:
+            request.give_up()
+            with self._lock:
+                plan = self._plan(Request(request.task, request.name, reuse=request.reuse))
+                loading = self._start(plan, request)
+        finally:
+            with self._lock:
+                self._committing = False
+        if not request.wait:
+            return stats + loading.cost(until_now=False), loading
+        try:
+            return stats + self._finish(loading), None
+        except WeightpagerError as error:
+            raise SwitchFailedError(f"switching to {request.name!r} failed, no task is active now: {error}") from error
+
+    def _start(self, plan: SwitchPlan, request: Request) -> Loading:
+        self.blocks.evict(plan.evict)
+        slots = self.blocks.reserve(plan.prepare)
+        pages = [*plan.loading.tolist(), *slots]
+        arrivals = Arrivals(pages, self._index.layers, self._patience)
+        for page in pages:
+            self._waiting.setdefault(page, []).append(arrivals)
+        load = self._pager.load(self._store, slots, request.priority, self._ended)
+        return Loading(load, arrivals, self._memory.page_bytes)
+
+    def _finish(self, loading: Loading) -> LoadStats:
+        try:
+            loading.arrivals.wait()
+        except BaseException:
+            with self._lock:
+                self._abandon(loading.load, loading.arrivals)
+            raise
+        return loading.cost(until_now=True)
+
+    def _ended(self, load: Load, pages: Collection[int], error: BaseException | None) -> None:
+        """A read has ended: its pages are resident, or their slots free again."""
+        with self._lock:
+            if error is None:
+                self.blocks.publish(pages)
+            else:
+                self.blocks.cancel(pages)
+            waiting = {id(arrivals): arrivals for page in pages for arrivals in self._waiting.pop(page, ())}
+            for arrivals in waiting.values():
+                if error is None:
+                    arrivals.arrived(pages)
+                else:
+                    arrivals.failed(error)
+                    self._abandon(load, arrivals)
+            self._lock.notify_all()
+
+    def _abandon(self, load: Load, arrivals: Arrivals) -> None:
+        """These are no longer waited for: of the load, what hasn't been begun and nobody else wants isn't read."""
+        for page, waiting in list(self._waiting.items()):
+            if arrivals in waiting:
+                waiting.remove(arrivals)
+            if not waiting:
+                del self._waiting[page]
+        self.blocks.cancel(self._pager.cancel(load, but=self._waiting.keys()))
+
+    def _damaged(self, pages: Pages) -> list[int]:
+        with self._lock:
+            return [
+                int(page)
+                for page in pages
+                if (slot := int(self.blocks.page_table[page])) != ABSENT
+                and blake3(self._memory.slot(slot)).digest() != self._index.ids[page].tobytes()
+            ]

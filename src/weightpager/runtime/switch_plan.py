@@ -9,21 +9,23 @@ import numpy.typing as npt
 
 Pages = npt.NDArray[np.int64]
 
+NO_PAGES: Pages = np.zeros(0, np.int64)
+
 
 @dataclass(frozen=True)
 class SwitchPlan:
     """The two phases of a switch.
 
     Attributes:
-        evict: resident pages that nobody has locked, given up in the prepare phase.
+        evict: resident pages that no task in use needs, given up in the prepare phase.
+        loading: pages that an earlier load is bringing already.
         prepare: pages loaded while the old task is still whole; in execution order.
-        release: the old task's own pages, given up in the commit phase; empty if both tasks fit together.
-        commit: pages loaded after that; in execution order.
+        commit: pages for which the old task must be given up first; in execution order. Empty if both fit together.
     """
 
     evict: Pages
+    loading: Pages
     prepare: Pages
-    release: Pages
     commit: Pages
 
     @property

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 
-from weightpager.errors import TaskNotActiveError
+from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
+from weightpager.runtime.arrivals import Arrivals
 
 
 class TaskGate:
     """Counts who holds a task active and which layers are reading its pages.
 
     Held by the engine, entered by the task's layers; the order of events makes a page that is being read safe:
-    `release` returns only when no layer is inside, and only then may the pages be unlocked.
+    `release` returns only when no layer is inside, and only then may the pages be given up.
     """
 
     def __init__(self, task: str) -> None:
@@ -19,16 +20,18 @@ class TaskGate:
         self._changed = threading.Condition()
         self._holders = 0
         self._readers = 0
+        self._arrivals: Arrivals | None = None
 
     @property
     def holders(self) -> int:
         """How many hold the task active."""
         return self._holders
 
-    def hold(self) -> None:
-        """The task's pages are resident and locked: let layers in."""
+    def hold(self, arrivals: Arrivals | None = None) -> None:
+        """The task is in place, or its last pages are on their way: let layers in as theirs arrive."""
         with self._changed:
             self._holders += 1
+            self._arrivals = arrivals
 
     def release(self) -> None:
         """Undo one `hold`; the last one waits for the layers that are reading, also when Ctrl-C is pressed.
@@ -46,12 +49,15 @@ class TaskGate:
         if interruption is not None:
             raise interruption
 
-    def enter(self, layer: int) -> None:  # noqa: ARG002 - the protocol's: all pages are there before a switch returns
-        """A layer starts to read.
+    def enter(self, layer: int) -> None:
+        """A layer starts to read, as soon as its pages are there.
 
         Raises:
             TaskNotActiveError: nobody holds the task active.
+            SwitchFailedError: a page of the task can't be loaded.
         """
+        if self._arrivals is not None:
+            self._wait_for(layer, self._arrivals)
         with self._changed:
             if self._holders == 0:
                 raise TaskNotActiveError(
@@ -60,9 +66,18 @@ class TaskGate:
                 )
             self._readers += 1
 
-    def leave(self, layer: int) -> None:  # noqa: ARG002
+    def leave(self, layer: int) -> None:  # noqa: ARG002 - the protocol's
         """A layer has finished reading."""
         with self._changed:
             self._readers -= 1
             if self._readers == 0:
                 self._changed.notify_all()
+
+    def _wait_for(self, layer: int, arrivals: Arrivals) -> None:
+        """Not as a reader: who leaves the task must not wait for pages that are given up."""
+        try:
+            arrivals.wait_for(layer)
+        except WeightpagerError as error:
+            raise SwitchFailedError(
+                f"a page of task {self._task!r} could not be loaded while it ran; activate it again: {error}"
+            ) from error

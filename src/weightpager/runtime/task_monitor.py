@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Visit:
 
 
 class TaskMonitor:
-    """A bounded history of visits, and counts that never forget.
+    """A bounded history of visits, and counts that never forget. Safe to use from several threads.
 
     Args:
         limit: visits kept.
@@ -27,17 +31,28 @@ class TaskMonitor:
 
     def __init__(self, limit: int = 10_000, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._lock = threading.Lock()
         self._visits: deque[Visit] = deque(maxlen=limit)
+        self._followed: Counter[tuple[str, str]] = Counter()
         self.requests: dict[str, int] = {}
         self.switches = 0
 
-    def record(self, task: str) -> None:
-        """A task was asked for; a switch if it isn't the one that was asked for last."""
-        self.requests[task] = self.requests.get(task, 0) + 1
-        if self._visits and self._visits[-1].task == task:
-            return
-        self.switches += bool(self._visits)
-        self._visits.append(Visit(task, self._clock()))
+    def record(self, task: str) -> str | None:
+        """A task was asked for; a switch if it isn't the one that was asked for last, which is returned."""
+        with self._lock:
+            before = self._visits[-1].task if self._visits else None
+            self.requests[task] = self.requests.get(task, 0) + 1
+            if before != task:
+                self._visits.append(Visit(task, self._clock()))
+                if before is not None:
+                    self.switches += 1
+                    self._followed[before, task] += 1
+            return before
+
+    def followed(self, tasks: Sequence[str]) -> npt.NDArray[np.int64]:
+        """How often each of the tasks was followed by each other, [tasks, tasks]."""
+        with self._lock:
+            return np.array([[self._followed[a, b] for b in tasks] for a in tasks], np.int64)
 
     @property
     def current(self) -> str | None:
@@ -46,7 +61,8 @@ class TaskMonitor:
 
     def visits(self) -> list[Visit]:
         """The visits kept, oldest first."""
-        return list(self._visits)
+        with self._lock:
+            return list(self._visits)
 
     def dwell_seconds(self) -> dict[str, list[float]]:
         """How long each finished visit lasted, by task."""

@@ -1,0 +1,92 @@
+"""Pages that a task still waits for."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.errors import StoreTimeoutError
+
+
+class Arrivals:
+    """Counts down the pages of a load, altogether and by model layer; layers of a running model wait on it.
+
+    Told by the threads that read, asked by those that compute.
+
+    Args:
+        pages: that are on their way.
+        layers: int32 [pages of the bundle], the model layer of each.
+        patience: seconds without any arrival after which storage is given up.
+    """
+
+    def __init__(self, pages: Iterable[int], layers: npt.NDArray[np.int32], patience: float) -> None:
+        self._changed = threading.Condition()
+        self._left = set(pages)
+        self._layers = layers
+        self._of_layer = Counter(int(layers[page]) for page in self._left)
+        self._patience = patience
+        self._steps = 0
+        self._error: BaseException | None = None
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why some pages will not come, once that is known."""
+        return self._error
+
+    @property
+    def complete(self) -> bool:
+        """Whether all have arrived."""
+        return not self._left
+
+    def arrived(self, pages: Iterable[int]) -> None:
+        """Pages are in place and checked."""
+        with self._changed:
+            for page in self._left.intersection(pages):
+                self._left.discard(page)
+                self._of_layer[int(self._layers[page])] -= 1
+            self._steps += 1
+            self._changed.notify_all()
+
+    def failed(self, error: BaseException) -> None:
+        """Some will not come; the first reason stays."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait for all.
+
+        Raises:
+            StoreTimeoutError: nothing has arrived for as long as patience lasts.
+            StoreError, PageCorruptError: what kept a page from coming.
+        """
+        with self._changed:
+            while self._left:
+                self._wait_for_change()
+
+    def wait_for(self, layer: int) -> None:
+        """Wait for the pages of one model layer.
+
+        Raises:
+            StoreTimeoutError, StoreError, PageCorruptError: as `wait`, whichever layer's page it is that won't come.
+        """
+        if not self._left:
+            return
+        with self._changed:
+            while self._of_layer[layer]:
+                self._wait_for_change()
+
+    def _wait_for_change(self) -> None:
+        if self._error is not None:
+            raise self._error
+        steps = self._steps
+        if not self._changed.wait(self._patience) and steps == self._steps:
+            self._error = StoreTimeoutError(
+                f"storage has delivered nothing for {self._patience:g} s, with {len(self._left)} pages outstanding; "
+                "check the device, or raise read_timeout if it is only slow"
+            )
+            raise self._error
