@@ -15,9 +15,7 @@ import yaml
 from command import Command
 
 import tiny
-import weightpager as wp
 from weightpager.bundle.verify import verify
-from weightpager.runtime.pager import Pager
 
 COMMAND = [sys.executable, "-c", "from weightpager.cli import main; main()"]
 
@@ -84,59 +82,6 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path, siz
         assert [path for path in disk.rglob("*") if path.is_file() and path.suffix != ".safetensors"] == []
     finally:
         subprocess.run(["umount", disk], check=True)
-
-
-def test_no_read_outlives_a_load_however_often_ctrl_c_is_pressed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from concurrent import futures
-
-    class SlowStore:
-        reading = 0
-
-        def read(self, first: int, into: object) -> None:
-            SlowStore.reading += 1
-            time.sleep(0.2)
-            SlowStore.reading -= 1
-
-        def span(self, first: int) -> int:
-            return 1
-
-        def close(self) -> None: ...
-
-    presses = iter([KeyboardInterrupt, KeyboardInterrupt])
-
-    def pressed(reads: object) -> object:
-        press = next(presses, None)
-        if press is not None:
-            raise press
-        return futures.wait(reads)
-
-    monkeypatch.setattr("weightpager.runtime.pager.wait", pressed)
-    pager = Pager(SlowStore(), lambda slot: memoryview(bytearray(4096)), 4096, threads=2)
-    with pytest.raises(KeyboardInterrupt):
-        pager.load({0: 0, 2: 1, 4: 2}, lambda page: None)
-    assert SlowStore.reading == 0
-    pager.close()
-
-
-def test_an_interrupted_load_leaves_a_sound_engine(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from concurrent import futures
-
-    with wp.Engine.from_pretrained(assistant_bundle) as engine:
-        engine.activate("animal")
-        real = futures.wait
-
-        def interrupted(reads: object) -> object:
-            monkeypatch.undo()
-            real(reads)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr("weightpager.runtime.pager.wait", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            engine.activate("weather")
-        engine.blocks.check_integrity()
-        assert engine.report().active == ("animal",)
-        engine.activate("weather")
-        assert engine.verify() == []
 
 
 def test_ctrl_c_says_where_to_go_on(tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
-"""Stores that fail on demand."""
+"""Stores that fail, or hang, on demand."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 from weightpager.errors import StoreError
@@ -33,6 +34,40 @@ class FaultyStore:
 
     def span(self, first: int) -> int:
         return self.inner.span(first)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class HangingStore:
+    """Reads wait until `resume`; which pages they were asked for is noted when they begin."""
+
+    def __init__(self, inner: PageStore) -> None:
+        self.inner = inner
+        self.begun: list[int] = []
+        self._may_read = threading.Event()
+        self._may_read.set()
+        self._begun = threading.Condition()
+
+    def hang(self) -> None:
+        self._may_read.clear()
+
+    def resume(self) -> None:
+        self._may_read.set()
+
+    def wait_for_a_read(self) -> None:
+        with self._begun:
+            assert self._begun.wait_for(lambda: self.begun, timeout=20)
+
+    def read(self, first: int, into: Sequence[memoryview]) -> None:
+        with self._begun:
+            self.begun.extend(range(first, first + len(into)))
+            self._begun.notify_all()
+        assert self._may_read.wait(60)
+        self.inner.read(first, into)
+
+    def span(self, first: int) -> int:
+        return 1
 
     def close(self) -> None:
         self.inner.close()

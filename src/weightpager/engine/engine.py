@@ -321,7 +321,7 @@ class Engine:
     def _enter_real_time(self) -> None:
         try:
             for name in sorted(self._real_time):
-                self.pin(name)
+                self._hold(name)  # and never release
         except BaseException:
             self.close()
             raise

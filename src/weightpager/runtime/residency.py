@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -186,13 +187,14 @@ class Residency:
             StoreError, PageCorruptError: storage doesn't have a page as it should be; it stays as it is.
         """
         found = self.damaged()
-        for page in found:
-            content = bytearray(self._memory.page_bytes)
-            self._store.read(page, [memoryview(content)])
-            with self._lock:
-                slot = int(self.blocks.page_table[page])
-                if slot != ABSENT:
-                    self._memory.slot(slot)[:] = content
+        with mmap.mmap(-1, self._memory.page_bytes) as content:  # aligned, as direct reads want it
+            for page in found:
+                with memoryview(content) as whole:
+                    self._store.read(page, [whole])
+                with self._lock:
+                    slot = int(self.blocks.page_table[page])
+                    if slot != ABSENT:
+                        self._memory.slot(slot)[:] = content[:]
         return found
 
     def close(self) -> None:

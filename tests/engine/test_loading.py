@@ -1,0 +1,472 @@
+"""Loads in the background: who waits for what, who passes, and what happens when storage hangs or fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from faults import FaultyStore, HangingStore
+
+import weightpager as wp
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
+from weightpager.config import EngineConfig
+from weightpager.errors import (
+    BudgetError,
+    BusyError,
+    ConfigError,
+    EngineClosedError,
+    PageCorruptError,
+    StoreError,
+    StoreTimeoutError,
+    SwitchFailedError,
+    TaskNotActiveError,
+    UnknownTaskError,
+)
+from weightpager.runtime.arrivals import Arrivals
+from weightpager.store import LocalStore
+
+TASKS = ("animal", "weather", "number", "colour")
+INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
+
+
+def logits(module: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return module(**INPUTS).logits
+
+
+@pytest.fixture(scope="module")
+def expected(assistant_bundle: Path) -> dict[str, torch.Tensor]:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        return {task: logits(engine.activate(task)) for task in TASKS}
+
+
+@pytest.fixture
+def bundle(assistant_bundle: Path) -> Bundle:
+    return Bundle.open(assistant_bundle)
+
+
+def room_for(bundle: Bundle, *tasks: str, spare: int = 0) -> int:
+    """The budget that just holds these tasks together, and some pages more."""
+    pages = set().union(*(bundle.pages_of(task).tolist() for task in tasks))
+    return footprint(bundle).total + (len(pages) + spare) * bundle.page_bytes
+
+
+@contextmanager
+def hanging(bundle: Bundle, **config: object) -> Iterator[tuple[wp.Engine, HangingStore]]:
+    store = HangingStore(LocalStore(bundle))
+    with wp.Engine(bundle, EngineConfig(**config), store) as engine:  # type: ignore[arg-type]
+        try:
+            yield engine, store
+        finally:
+            store.resume()
+
+
+class InThread(threading.Thread):
+    """Runs something elsewhere; `result` waits and gives what it returned or raised."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self.work, self.found, self.error = work, None, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.found = self.work()
+        except Exception as error:  # noqa: BLE001 - whoever asks for the result raises it
+            self.error = error
+
+    def result(self) -> object:
+        self.join(60)
+        assert not self.is_alive()
+        if self.error is not None:
+            raise self.error
+        return self.found
+
+
+def settle(engine: wp.Engine) -> None:
+    """Wait until no page is on its way."""
+    end = time.monotonic() + 20
+    while engine.blocks._reserved and time.monotonic() < end:
+        time.sleep(0.005)
+    engine.blocks.check_integrity()
+    assert engine.verify() == []
+
+
+def test_a_model_runs_while_its_pages_are_loaded(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    with hanging(bundle, io_threads=1) as (engine, store):
+        store.hang()
+        module = engine.activate("animal", wait=False)
+        running = InThread(lambda: logits(module))
+        store.wait_for_a_read()
+        running.join(0.1)
+        assert running.is_alive()
+        store.resume()
+        assert torch.equal(running.result(), expected["animal"])
+        report = engine.report().switches[-1]
+        assert not report.waited
+        assert report.bytes == len(bundle.pages_of("animal")) * bundle.page_bytes
+        assert store.begun == sorted(store.begun)
+
+
+def test_a_layer_waits_for_its_own_pages_only() -> None:
+    arrivals = Arrivals([3, 4, 5], np.array([0, 0, 0, 0, 0, 1], np.int32), 60.0)
+    arrivals.wait_for(2)
+    waiting = InThread(lambda: arrivals.wait_for(0))
+    arrivals.arrived([3])
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    arrivals.arrived([4])
+    waiting.result()
+    assert not arrivals.complete
+    arrivals.failed(StoreError("a bad sector"))
+    arrivals.wait_for(0)
+    with pytest.raises(StoreError):
+        arrivals.wait_for(1)
+
+
+def test_a_page_that_cannot_be_loaded_raises_from_forward(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    store = FaultyStore(LocalStore(bundle))
+    with wp.Engine(bundle, EngineConfig(), store) as engine:
+        store.bad = {int(bundle.pages_of("animal")[-1])}
+        module = engine.activate("animal", wait=False)
+        with pytest.raises(SwitchFailedError, match="'animal' could not be loaded while it ran.*a bad sector"):
+            logits(module)
+        store.bad = set()
+        assert torch.equal(logits(engine.activate("animal", wait=False)), expected["animal"])
+        assert torch.equal(logits(engine.activate("weather")), expected["weather"])
+        engine.deactivate()
+        assert engine.report().active == ()
+        settle(engine)
+
+
+def test_without_waiting_the_old_task_makes_room_at_once(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    budget = max(room_for(bundle, task) for task in TASKS)
+    with wp.Engine.from_pretrained(bundle.path, budget=budget) as engine:
+        for task in (*TASKS, *TASKS):
+            old = engine.report().active
+            assert torch.equal(logits(engine.activate(task, wait=False)), expected[task])
+            assert engine.report().active == (task,) != old
+        settle(engine)
+
+
+def test_what_nobody_waits_for_any_more_is_not_read(bundle: Bundle) -> None:
+    with hanging(bundle, io_threads=1) as (engine, store):
+        store.hang()
+        engine.activate("animal", wait=False)
+        store.wait_for_a_read()
+        engine.deactivate()
+        store.resume()
+        settle(engine)
+        assert len(store.begun) == 1
+        assert engine.blocks.resident().tolist() == store.begun
+
+
+def test_a_resident_task_passes_a_switch_that_hangs(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    with hanging(bundle) as (engine, store):
+        engine.activate("animal")
+        store.hang()
+        switching = InThread(lambda: engine.activate("weather"))
+        store.begun.clear()
+        store.wait_for_a_read()
+        with engine.task("animal") as module:
+            assert torch.equal(logits(module), expected["animal"])
+        with pytest.raises(BusyError, match="another switch"), engine.task("number", timeout=0.05):
+            pass
+        assert engine.report().active == ("animal",)
+        store.resume()
+        assert torch.equal(logits(switching.result()), expected["weather"])
+
+
+def test_a_disk_that_hangs_leaves_the_old_task_and_is_used_again_when_it_answers(
+    bundle: Bundle, expected: dict[str, torch.Tensor]
+) -> None:
+    with hanging(bundle, read_timeout=0.2) as (engine, store):
+        animal = engine.activate("animal")
+        store.hang()
+        with pytest.raises(StoreTimeoutError, match="delivered nothing for 0.2 s"):
+            engine.activate("weather")
+        assert engine.report().active == ("animal",)
+        assert torch.equal(logits(animal), expected["animal"])
+        with pytest.raises(StoreTimeoutError):
+            engine.activate("weather")
+        store.resume()
+        settle(engine)
+        assert torch.equal(logits(engine.activate("weather")), expected["weather"])
+
+
+def test_a_slot_that_a_late_read_may_still_fill_is_not_used(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    budget = max(room_for(bundle, task) for task in TASKS)
+    with hanging(bundle, budget=budget, io_threads=2, read_timeout=0.2) as (engine, store):
+        store.hang()
+        with pytest.raises(StoreTimeoutError):
+            engine.activate("animal")
+        late = len(engine.blocks._reserved)
+        assert late == 2
+        assert engine.blocks.free == engine.blocks.slots - late
+        store.resume()
+        settle(engine)
+        for task in TASKS:
+            assert torch.equal(logits(engine.activate(task)), expected[task])
+
+
+def test_ctrl_c_during_a_load_leaves_a_sound_engine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(_: Arrivals) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with hanging(bundle, io_threads=2) as (engine, store):
+        engine.activate("animal")
+        store.hang()
+        monkeypatch.setattr(Arrivals, "wait", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            engine.activate("weather")
+        assert engine.report().active == ("animal",)
+        store.resume()
+        engine.activate("weather")
+        settle(engine)
+
+
+def test_a_thread_waits_for_room_that_another_takes(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    budget = max(room_for(bundle, "animal"), room_for(bundle, "weather"))
+    with wp.Engine.from_pretrained(bundle.path, budget=budget) as engine:
+
+        def other() -> torch.Tensor:
+            with engine.task("weather", timeout=30) as module:
+                return logits(module)
+
+        with engine.task("animal") as animal:
+            with pytest.raises(BudgetError), engine.task("weather"):
+                pass
+            with pytest.raises(BudgetError), engine.task("weather", timeout=0.05):
+                pass
+            waiting = InThread(other)
+            waiting.join(0.1)
+            assert waiting.is_alive()
+            assert torch.equal(logits(animal), expected["animal"])
+        assert torch.equal(waiting.result(), expected["weather"])
+
+
+def test_nobody_waits_for_room_that_can_never_be(bundle: Bundle) -> None:
+    small, large = sorted(("animal", "weather"), key=lambda task: len(bundle.pages_of(task)))
+    if len(bundle.pages_of(small)) == len(bundle.pages_of(large)):
+        large = max(TASKS, key=lambda task: len(bundle.pages_of(task)))
+        small = min(TASKS, key=lambda task: len(bundle.pages_of(task)))
+    with wp.Engine.from_pretrained(bundle.path, budget=room_for(bundle, small)) as engine:
+        start = time.monotonic()
+        with pytest.raises(BudgetError), engine.task(large, timeout=60):
+            pass
+        assert time.monotonic() - start < 30
+
+
+def test_a_budget_changes_while_the_engine_runs(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    with wp.Engine.from_pretrained(bundle.path) as engine:
+        whole = engine.report().budget
+        address = engine._memory.arena.data_ptr()
+        for task in TASKS:
+            engine.activate(task)
+        animal = engine.activate("animal")
+        least = room_for(bundle, "animal")
+        with pytest.raises(BudgetError, match=f"a budget of .*{least - 1} bytes.* is too small") as error:
+            engine.set_budget(least - 1)
+        assert error.value.smallest == least
+        assert engine.report().budget == whole
+        engine.set_budget(least)
+        report = engine.report()
+        assert report.budget == least == report.memory.total
+        assert report.resident_pages == report.slots == len(bundle.pages_of("animal"))
+        assert torch.equal(logits(animal), expected["animal"])
+        with pytest.raises(BudgetError), engine.task("weather"):
+            pass
+        engine.set_budget(f"{10 * whole}B")
+        assert engine.report().slots == len(bundle.pages)
+        for task in TASKS:
+            assert torch.equal(logits(engine.activate(task)), expected[task])
+        assert engine._memory.arena.data_ptr() == address
+        settle(engine)
+        for wrong in ("a lot", 0, "-1MiB"):
+            with pytest.raises(ConfigError, match="size"):
+                engine.set_budget(wrong)
+
+
+def test_memory_of_slots_that_are_given_up_goes_back_to_the_machine(bundle: Bundle) -> None:
+    with wp.Engine.from_pretrained(bundle.path) as engine:
+        for task in TASKS:
+            engine.activate(task)
+        engine.deactivate()
+        written = [slot for slot in range(engine.blocks.slots) if any(engine._memory.slot(slot))]
+        assert len(written) == len(bundle.pages)
+        engine.set_budget(min(room_for(bundle, task) for task in TASKS))
+        kept = [slot for slot in written if any(engine._memory.slot(slot))]
+        assert len(kept) == engine.blocks.slots < len(written)
+
+
+def test_real_time_tasks_never_leave(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    budget = max(room_for(bundle, "animal", task) for task in TASKS)
+    config = EngineConfig(budget, real_time=("animal",))
+    with wp.Engine(bundle, config) as engine:
+        assert engine.report().active == ("animal",)
+        for task in (*TASKS, *TASKS):
+            engine.activate(task)
+            engine.deactivate()
+            engine.evict()
+            assert set(bundle.pages_of("animal")) <= set(engine.blocks.resident())
+        read = engine.report().bytes_read
+        with engine.task("animal") as module:
+            assert torch.equal(logits(module), expected["animal"])
+        assert engine.report().bytes_read == read
+        with pytest.raises(TaskNotActiveError, match="not pinned"):
+            engine.unpin("weather")
+    with pytest.raises(BudgetError):
+        wp.Engine(bundle, EngineConfig(room_for(bundle, "animal"), real_time=("animal", "weather")))
+    with pytest.raises(UnknownTaskError, match="Did you mean 'animal'"):
+        wp.Engine.from_pretrained(bundle.path, real_time=["animals"])
+
+
+def test_a_real_time_task_cannot_be_unpinned(bundle: Bundle) -> None:
+    with wp.Engine(bundle, EngineConfig(real_time=("animal",))) as engine:
+        with pytest.raises(TaskNotActiveError, match="not pinned"):
+            engine.unpin("animal")
+        engine.pin("animal")
+        engine.unpin("animal")
+        engine.evict()
+        assert set(engine.blocks.resident()) == set(bundle.pages_of("animal"))
+
+
+def test_kv_reserve_is_part_of_the_budget(bundle: Bundle) -> None:
+    budget = room_for(bundle, "animal")
+    with pytest.raises(BudgetError, match="for KV caches"):
+        wp.Engine.from_pretrained(bundle.path, budget=budget - bundle.page_bytes, kv_reserve="1MiB")
+    with wp.Engine.from_pretrained(bundle.path, budget=budget + 2**20, kv_reserve="1MiB") as engine:
+        report = engine.report()
+        assert report.memory.kv_reserve == 2**20
+        assert report.memory.total <= report.budget
+        assert report.slots == len(bundle.pages_of("animal"))
+
+
+def test_repair_loads_just_the_pages_that_are_damaged(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    store = FaultyStore(LocalStore(bundle))
+    with wp.Engine(bundle, EngineConfig(), store) as engine:
+        module = engine.activate("animal")
+        pages = engine.blocks.resident()[[0, -1]].tolist()
+        for page in pages:
+            engine._memory.slot(int(engine.blocks.page_table[page]))[3] ^= 1
+        table, read = engine.blocks.page_table.copy(), store.pages_read
+        assert engine.repair() == pages
+        assert store.pages_read - read == 2
+        assert (engine.blocks.page_table == table).all()
+        assert engine.verify() == []
+        assert torch.equal(logits(module), expected["animal"])
+        engine._memory.slot(int(engine.blocks.page_table[pages[0]]))[3] ^= 1
+        store.damaging = 1
+        with pytest.raises(PageCorruptError):
+            engine.repair()
+        assert engine.verify() == pages[:1]
+
+
+def test_closing_while_pages_are_loaded_tells_whoever_waits(bundle: Bundle) -> None:
+    with hanging(bundle, io_threads=1) as (engine, store):
+        store.hang()
+        switching = InThread(lambda: engine.activate("animal"))
+        store.wait_for_a_read()
+        closing = InThread(engine.close)
+        with pytest.raises(EngineClosedError):
+            switching.result()
+        store.resume()
+        closing.result()
+        with pytest.raises(EngineClosedError):
+            engine.repair()
+
+
+def test_no_thread_and_no_descriptor_outlives_an_engine(bundle: Bundle) -> None:
+    def in_use() -> tuple[int, int]:
+        threads = [thread for thread in threading.enumerate() if thread.name.startswith("weightpager")]
+        return len(threads), len(os.listdir("/proc/self/fd"))
+
+    wp.Engine(bundle, EngineConfig()).close()
+    before = in_use()
+    for _ in range(5):
+        with wp.Engine(bundle, EngineConfig()) as engine:
+            engine.activate("animal")
+    wp.Engine(bundle, EngineConfig())  # nobody keeps it
+    assert in_use() == before
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_is_told_to_open_its_own(bundle: Bundle) -> None:
+    with wp.Engine(bundle, EngineConfig()) as engine:
+        engine.activate("animal")
+        child = os.fork()
+        if child == 0:
+            try:
+                engine.activate("weather")
+            except EngineClosedError as error:
+                os._exit(0 if "forked" in str(error) else 1)
+            os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+        engine.activate("weather")
+
+
+def test_a_working_set_that_does_not_fit_is_measured_and_said_once(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    budget = max(room_for(bundle, task) for task in TASKS)
+    with (
+        caplog.at_level(logging.WARNING, "weightpager"),
+        wp.Engine.from_pretrained(bundle.path, budget=budget) as engine,
+    ):
+        for task in TASKS * 3:
+            engine.activate(task)
+        report = engine.report()
+        assert report.working_set_pages == len(bundle.pages) > report.slots
+        assert report.reloaded_pages > 0
+    assert [record.message for record in caplog.records if "switches load again" in record.message] == [
+        f"the tasks in use need {len(bundle.pages)} pages and the arena holds {report.slots}: switches load again what "
+        f"others have evicted; a budget of {room_for(bundle, *TASKS)} bytes would hold them all"
+    ]
+
+
+def test_many_threads_share_an_engine(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    """Also outside of CI, for longer: `WEIGHTPAGER_STRESS_SECONDS=300 pytest tests/engine/test_loading.py -k many`."""
+    end = time.monotonic() + float(os.environ.get("WEIGHTPAGER_STRESS_SECONDS", "3"))
+    budget = max(room_for(bundle, a, b) for a in TASKS for b in TASKS)
+    threads = 32
+    done = [0] * threads
+
+    def work(engine: wp.Engine, number: int) -> None:
+        random = np.random.default_rng(number)
+        while time.monotonic() < end:
+            task = TASKS[random.integers(len(TASKS))]
+            kind = random.integers(12)
+            try:
+                if kind == 0:
+                    engine.evict()
+                elif kind == 1:
+                    engine.set_budget(budget + int(random.integers(8)) * bundle.page_bytes)
+                elif kind == 2:
+                    engine.pin(task)
+                    engine.unpin(task)
+                elif kind == 3:
+                    assert engine.verify() == []
+                else:
+                    with engine.task(task, wait=bool(random.integers(2)), timeout=60) as module:
+                        assert torch.equal(logits(module), expected[task])
+                done[number] += 1
+            except BudgetError:
+                continue  # a pin, or a budget that is smaller than what is in use
+
+    with wp.Engine.from_pretrained(bundle.path, budget=budget) as engine:
+        for worker in [InThread(lambda number=number: work(engine, number)) for number in range(threads)]:
+            worker.join(600)
+            worker.result()
+        settle(engine)
+        assert engine.report().active == ()
+    assert min(done) > 0
