@@ -11,12 +11,13 @@ from weightpager.store import PageStore
 
 class FaultyStore:
     """Passes reads on until told to fail: the next ``failing`` reads and those of ``bad`` pages raise, the next
-    ``damaging`` ones give damaged bytes."""
+    ``damaging`` ones give damaged bytes, the next ``shortening`` ones end too early."""
 
     def __init__(self, inner: PageStore) -> None:
         self.inner = inner
         self.failing = 0
         self.damaging = 0
+        self.shortening = 0
         self.bad: set[int] = set()
         self.pages_read = 0
 
@@ -28,6 +29,9 @@ class FaultyStore:
             raise StoreError("a bad sector")
         self.inner.read(first, into)
         self.pages_read += len(into)
+        if self.shortening:
+            self.shortening -= 1
+            raise StoreError("the file ends too early")
         if self.damaging:
             self.damaging -= 1
             into[-1][7] ^= 0x10

@@ -1,10 +1,16 @@
-"""What holds after any sequence of opening, switching, nesting, pinning, evicting and failing.
+"""What holds after any sequence of opening, switching, nesting, pinning, evicting, resizing, damaging and failing.
 
-Every output is bit-equal to that of a freshly opened engine, every resident page matches its hash, no slot is lost.
+Every output is bit-equal to that of a freshly opened engine, every resident page matches its hash, no slot, thread or
+descriptor is lost, and the budget is never exceeded. For a long run, outside of CI:
+
+    WEIGHTPAGER_OPERATIONS=100000 pytest tests/engine/test_any_sequence.py --timeout 0
 """
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,6 +34,9 @@ from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, StoreError, SwitchFailedError, WeightpagerError
 from weightpager.store import LocalStore
 
+OPERATIONS = int(os.environ.get("WEIGHTPAGER_OPERATIONS", "1000"))
+STEPS = 25
+
 TASKS = ("animal", "weather", "number", "colour")
 INPUTS = {
     "input_ids": torch.tensor([[2, 4, 9, 12, 3, 0], [2, 15, 5, 6, 7, 3]]),
@@ -40,6 +49,18 @@ tasks = st.sampled_from(TASKS)
 def logits(module: torch.nn.Module) -> torch.Tensor:
     with torch.inference_mode():
         return module(**INPUTS).logits
+
+
+def settle(engine: wp.Engine) -> None:
+    """Wait until no page is on its way."""
+    end = time.monotonic() + 20
+    while engine.blocks._reserved and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def in_use() -> tuple[int, int]:
+    """Threads and descriptors."""
+    return threading.active_count(), len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +110,38 @@ def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor])
             self.current = task
             assert torch.equal(logits(module), expected[task])
 
+        @rule(task=tasks)
+        def activate_without_waiting(self, task: str) -> None:
+            try:
+                module = self.engine.activate(task, wait=False)
+            except BudgetError:
+                return
+            self.current = task
+            try:
+                assert torch.equal(logits(module), expected[task])
+            except SwitchFailedError:
+                self.deactivate()
+
+        @rule(spare=st.integers(-2, 12))
+        def set_budget(self, spare: int) -> None:
+            try:
+                self.engine.set_budget(fixed + (least + spare) * bundle.page_bytes)
+            except BudgetError:
+                return
+
+        @precondition(lambda self: len(self.engine.blocks.resident()))
+        @rule(which=st.integers(0, 100))
+        def damage_memory(self, which: int) -> None:
+            pages = self.engine.blocks.resident()
+            page = int(pages[which % len(pages)])
+            self.engine._memory.slot(int(self.engine.blocks.page_table[page]))[11] ^= 4
+            self.mend()
+            assert self.engine.repair() == [page]
+
+        @rule(reads=st.integers(1, 3))
+        def shorten_reads(self, reads: int) -> None:
+            self.store.shortening = reads
+
         @rule()
         def deactivate(self) -> None:
             self.engine.deactivate()
@@ -136,7 +189,7 @@ def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor])
 
         @rule()
         def mend(self) -> None:
-            self.store.failing = self.store.damaging = 0
+            self.store.failing = self.store.damaging = self.store.shortening = 0
 
         @rule()
         def reopen(self) -> None:
@@ -153,6 +206,7 @@ def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor])
         def sound(self) -> None:
             if not hasattr(self, "engine"):
                 return
+            settle(self.engine)
             self.engine.blocks.check_integrity()
             assert self.engine.verify() == []
             report = self.engine.report()
@@ -168,4 +222,9 @@ def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor])
                 for task in sorted(self.in_use()):
                     assert torch.equal(logits(self.engine._module(task)), expected[task])
 
-    run_state_machine_as_test(AnySequence, settings=settings(max_examples=40, stateful_step_count=25, deadline=None))
+    before = in_use()
+    examples = max(1, OPERATIONS // STEPS)
+    run_state_machine_as_test(
+        AnySequence, settings=settings(max_examples=examples, stateful_step_count=STEPS, deadline=None)
+    )
+    assert in_use() == before
