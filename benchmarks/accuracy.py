@@ -7,9 +7,6 @@ Rows are added to the JSON file as they are measured; a run that was stopped goe
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from benchmarks import provenance
 from benchmarks import rows as table
 from benchmarks.rows import Row
 from benchmarks.study import Outcome, Setting, Study
@@ -141,7 +139,7 @@ def main(
     method: Annotated[list[str] | None, typer.Option(help="Only these sparse methods.")] = None,
 ) -> None:
     """Measure accuracy per resident byte."""
-    command = shlex.join(["python", "-m", "benchmarks.accuracy", *sys.argv[1:]])
+    command = provenance.command("benchmarks.accuracy")
     if unknown := set(method or ()) - set(METHODS):
         raise typer.BadParameter(f"expected {', '.join(METHODS)}; found {', '.join(sorted(unknown))}")
     effort = QUICK if quick else EFFORTS[domain]
@@ -163,7 +161,7 @@ def _run(domain: str, seed: int, chosen: list[Setting], effort: Effort, file: Pa
     with output.progress() as progress:
         study = Study(task_file(domain, effort, seed), folder, progress)
         dense = study.dense(effort.dense(seed))
-        facts: dict[str, Any] = {"domain": domain, "seed": seed, "command": command, "commit": _commit()}
+        facts: dict[str, Any] = {"domain": domain, "seed": seed, "command": command, "commit": provenance.commit()}
 
         def note(setting: Setting | None, name: str, fraction: float, outcome: Outcome) -> None:
             recover = "none" if setting is None else setting.recover.method
@@ -240,11 +238,6 @@ def _line(row: Row) -> str:
         f"{row.domain} seed {row.seed}  a={row.resident_fraction:<5} {row.method:<20} {row.recover:<12} "
         f"{row.value:.4f} (dense {row.dense:.4f})  overlap {row.overlap:.3f}  {row.bytes_per_switch} bytes per switch"
     )
-
-
-def _commit() -> str:
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":
