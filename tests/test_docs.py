@@ -11,13 +11,14 @@ import yaml
 from command import run
 
 import tiny
+import weightpager as wp
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [code for kind, code in fences if kind == language]
 
 
@@ -48,6 +49,15 @@ def test_the_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str], m
     for command in commands:
         done = run(capsys, monkeypatch, *shlex.split(command, comments=True)[1:])
         assert done.code == 0, f"{command}: {done.err}"
+
+
+def test_the_examples_of_the_runtime_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    wp.compile("tasks.yaml", out="runtime.bundle")
+    examples = blocks("python", (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8"))
+    assert len(examples) == 3
+    for code in examples:
+        exec(compile(code.replace("assistant.bundle", "runtime.bundle"), "runtime.md", "exec"), {"wp": wp})
 
 
 def test_links_lead_somewhere() -> None:
