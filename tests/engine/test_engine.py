@@ -26,7 +26,7 @@ from weightpager.errors import (
     TaskNotActiveError,
     UnknownTaskError,
 )
-from weightpager.runtime.memory_controller import MemoryController
+from weightpager.runtime.memory_controller import MemoryController, Needs
 from weightpager.store import LocalStore, StorageModel, switch_cost
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
@@ -284,7 +284,7 @@ def test_an_arena_that_the_machine_refuses_is_a_budget_error(
     resource.setrlimit(resource.RLIMIT_AS, (used, before[1]))
     try:
         with pytest.raises(BudgetError, match="this machine refuses"):
-            MemoryController(None, pages=1 << 20, page_bytes=1 << 20, least_pages=1, fixed=footprint(bundle))
+            MemoryController(None, Needs(1 << 20, 1, footprint(bundle)), page_bytes=1 << 20)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +21,19 @@ import torch
 from torch import Tensor, nn
 
 from weightpager import kernels
-from weightpager.bundle import Bundle
+from weightpager.bundle import BlockTable, Bundle
 from weightpager.bundle.adapter import LowRank, read_adapter
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine import architecture, task_module
+from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.page_numbers import PageNumbers, pages_of, tables_of
 from weightpager.engine.parameters import read_parameters
 from weightpager.engine.report import EngineReport, SwitchReport
 from weightpager.errors import EngineClosedError, TaskNotActiveError
 from weightpager.runtime.block_manager import BlockManager
-from weightpager.runtime.memory_controller import MemoryController
+from weightpager.runtime.memory_controller import MemoryController, Needs
 from weightpager.runtime.pager import Pager, Priority
 from weightpager.runtime.residency import Loading, LoadStats, Request, Residency
 from weightpager.runtime.reuse import expected_reuse
@@ -40,6 +42,9 @@ from weightpager.runtime.task_monitor import TaskMonitor
 from weightpager.store import CountingStore, LocalStore, PageStore, VerifyingStore
 
 _SWITCHES_KEPT = 1000
+_SPARE_PAGES = 1024
+"""There is room for so many more than twice the bundle's pages, in case that tasks are added."""
+
 _WORKING_SET_VISITS = 32
 """Latest visits whose tasks make up the working set."""
 
@@ -51,6 +56,7 @@ class _Task:
     """What the engine knows of one task. ``module`` is built when first asked for."""
 
     number: int
+    tables: Mapping[str, BlockTable]
     private: dict[str, Tensor]
     low_rank: dict[str, LowRank]
     gate: TaskGate
@@ -96,17 +102,21 @@ class Engine:
         # All that a module is built from is read now: the bundle may be replaced while the engine runs.
         self._config = architecture.read_config(bundle)
         self._resident = read_parameters(bundle, RESIDENT)
-        self._tasks = {name: _task(bundle, name) for name in bundle.tasks}
         local = LocalStore(bundle) if store is None else store
         self._direct = bool(getattr(local, "direct", False))
-        self._reads = CountingStore(local)
+        self._numbers = PageNumbers(bundle, local, _page_numbers(bundle))
+        self._reads = CountingStore(self._numbers.store)
+        self._checked = VerifyingStore(self._reads, self._numbers.index)
+        numbers = np.arange(len(bundle.pages))
+        self._tasks = {name: _task(bundle, name, number, numbers) for number, name in enumerate(bundle.tasks)}
         self._residency = Residency(
-            bundle.pages,
-            [bundle.pages_of(name) for name in bundle.tasks],
+            self._numbers.index,
+            [pages_of(bundle, name, numbers) for name in bundle.tasks],
             self._memory,
             Pager(self._memory.slot, bundle.page_bytes, config.io_threads),
-            VerifyingStore(self._reads, bundle.pages),
+            self._checked,
             config.read_timeout,
+            _page_numbers(bundle),
         )
         self._page_table = torch.from_numpy(self._residency.blocks.page_table)
         weakref.finalize(self, self._residency.close)
@@ -260,6 +270,34 @@ class Engine:
         self._check_open()
         return self._residency.repair()
 
+    def reload(self) -> BundleChange:
+        """Take over what has become of the bundle since: tasks that were added, removed, or compiled anew.
+
+        Other tasks go on, also while this runs; their pages are known by content, wherever they lie now. Modules of
+        tasks that left or changed can't be entered any more. A budget that wasn't stated grows with the bundle.
+
+        Returns:
+            What has changed.
+
+        Raises:
+            BundleError, StoreError: the bundle is damaged, or of another model; nothing has changed.
+            BusyError: a task that was removed or changed is in use; nothing has changed.
+            BudgetError: the bundle's parameters leave too little room for the tasks in use; nothing has changed.
+            EngineClosedError: the engine has been closed.
+        """
+        self._check_open()
+        with self._activating:
+            bundle = Bundle.open(self.bundle.path)
+            change = BundleChange.between(self.bundle, bundle)
+            before = self._memory.needs
+            try:
+                self._residency.resize(self._memory.refit(_needs(bundle)))
+                self._take_over(bundle, change)
+            except BaseException:
+                self._residency.resize(self._memory.refit(before))
+                raise
+            return change
+
     def tokenizer(self) -> Any:
         """The bundle's tokenizer; read from its files when asked for.
 
@@ -326,18 +364,37 @@ class Engine:
             self.close()
             raise
 
+    def _take_over(self, bundle: Bundle, change: BundleChange) -> None:
+        """All that can fail comes first."""
+        numbers = self._numbers.of(bundle)
+        come = {name: _task(bundle, name, -1, numbers) for name in (*change.added, *change.changed)}
+        gone = {name: self._tasks[name].number for name in (*change.removed, *change.changed)}
+        store = LocalStore(bundle)
+        try:
+            added = self._residency.replace_tasks(gone, [pages_of(bundle, name, numbers) for name in come])
+        except BaseException:
+            store.close()
+            raise
+        self._numbers.adopt(bundle, store)
+        self._checked.index = self._residency.index = self._numbers.index
+        for task, number in zip(come.values(), added, strict=True):
+            task.number = number
+        with self._lock:
+            self.bundle = bundle
+            self._tasks = {name: task for name, task in self._tasks.items() if name not in gone} | come
+
     def _has_failed(self, name: str) -> bool:
         loading = self._tasks[name].loading
         return loading is not None and loading.arrivals.error is not None
 
     def _module(self, name: str) -> nn.Module:
-        task = self._tasks[name]
         with self._lock:
+            task = self._tasks[name]
             if task.module is None:
                 values = {**self._resident, **task.private}
                 arena, table = self._memory.arena, self._page_table
                 task.module = task_module.build(
-                    self.bundle, name, self._config, values, arena, table, task.gate, task.low_rank
+                    self.bundle, name, task.tables, self._config, values, arena, table, task.gate, task.low_rank
                 )
             return task.module
 
@@ -379,7 +436,12 @@ class Engine:
             self._release(name)
 
     def _expected_reuse(self, number: int) -> npt.NDArray[np.float64]:
-        return expected_reuse(self.monitor.followed(list(self._tasks)), number)
+        """By the numbers of tasks, 0 for those that have left."""
+        names = list(self._tasks)
+        numbers = [self._tasks[name].number for name in names]
+        found = np.zeros(max(numbers) + 1)
+        found[numbers] = expected_reuse(self.monitor.followed(names), numbers.index(number))
+        return found
 
     def _note(self, name: str, stats: LoadStats, seconds: float, *, waited: bool) -> None:
         before = self.monitor.record(name)
@@ -394,7 +456,8 @@ class Engine:
     def _working_set(self) -> set[int]:
         """Pages that the tasks of the latest visits need."""
         names = {visit.task for visit in self.monitor.visits()[-_WORKING_SET_VISITS:]}
-        return {page for name in names for page in self.bundle.pages_of(name).tolist()}
+        tasks = [task for name, task in list(self._tasks.items()) if name in names]
+        return {page for task in tasks for page in self.blocks.needs(task.number).tolist()}
 
     def _warn_of_thrashing(self) -> None:
         needed = self._memory.smallest_budget(len(self._working_set()))
@@ -407,17 +470,28 @@ class Engine:
         )
 
 
-def _task(bundle: Bundle, name: str) -> _Task:
+def _task(bundle: Bundle, name: str, number: int, numbers: npt.NDArray[np.int64]) -> _Task:
     private, low_rank = read_parameters(bundle, private_file(name)), read_adapter(bundle, name)
-    return _Task(bundle.task_numbers[name], private, low_rank, TaskGate(name))
+    return _Task(number, tables_of(bundle, name, numbers), private, low_rank, TaskGate(name))
+
+
+def _page_numbers(bundle: Bundle) -> int:
+    return 2 * len(bundle.pages) + _SPARE_PAGES
+
+
+def _needs(bundle: Bundle) -> Needs:
+    return Needs(
+        pages=len(bundle.pages),
+        least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),
+        fixed=footprint(bundle),
+    )
 
 
 def _memory(bundle: Bundle, config: EngineConfig) -> MemoryController:
     return MemoryController(
         config.budget,
-        pages=len(bundle.pages),
+        _needs(bundle),
         page_bytes=bundle.page_bytes,
-        least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),
-        fixed=footprint(bundle),
         kv_reserve=config.kv_reserve,
+        capacity=_page_numbers(bundle),
     )

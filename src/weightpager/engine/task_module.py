@@ -22,6 +22,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 def build(
     bundle: Bundle,
     task: str,
+    tables: Mapping[str, BlockTable],
     config: PretrainedConfig,
     values: dict[str, Tensor],
     arena: Tensor,
@@ -32,8 +33,9 @@ def build(
     """The task's own module: resident parameters shared with the other tasks', private ones its own.
 
     Args:
-        bundle: where the block tables are.
+        bundle: of the model and its tasks.
         task: its name.
+        tables: the task's block tables by paged weight, in terms of the page table's pages.
         config: of the model.
         values: resident and private parameters by canonical name; referred to, not copied.
         arena: uint8 [slots, page_bytes].
@@ -46,7 +48,6 @@ def build(
     """
     module = empty_module(config, bundle.task(task))
     state = {full_name(module, name): value for name, value in values.items()}
-    tables = bundle.tables(task)
     for entry in bundle.manifest.weights:
         name = full_name(module, entry.name)
         weight = paged_weight(bundle, entry, tables[entry.name], arena, page_table)

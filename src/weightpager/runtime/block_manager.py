@@ -11,6 +11,9 @@ from weightpager.runtime.switch_plan import NO_PAGES, Pages, SwitchPlan
 
 ABSENT = -1
 
+GONE = -(1 << 62)
+"""In place of the number of a task's holders."""
+
 
 class BlockManager:
     """Residency of pages in the slots of an arena.
@@ -31,7 +34,7 @@ class BlockManager:
 
         Args:
             needs: of each task the pages, ascending.
-            pages: in the bundle.
+            pages: numbers that pages can have.
             slots: that may be used.
             capacity: slots that the arena has; ``slots`` if None.
         """
@@ -66,6 +69,10 @@ class BlockManager:
         """Pages in the arena, ascending."""
         return np.flatnonzero(self.page_table != ABSENT)
 
+    def needs(self, task: int) -> Pages:
+        """A task's pages, ascending."""
+        return self._needs[task]
+
     def is_resident(self, task: int) -> bool:
         """Whether all of a task's pages are in the arena."""
         return bool(self._missing[task] == 0)
@@ -78,6 +85,8 @@ class BlockManager:
 
     def hold(self, task: int) -> None:
         """Keep a task's pages from eviction until as many `release` calls have followed; counts as a use."""
+        if self.is_gone(task):
+            raise ValueError("expected a task that wasn't removed")
         self._holders[task] += 1
         self._uses += 1
         self._last_use[task] = self._uses
@@ -170,6 +179,30 @@ class BlockManager:
         self._retired = sorted(set(self._retired) - set(back), reverse=True)
         self._free[:0] = reversed(back)
 
+    def add_task(self, need: Pages) -> int:
+        """The number of a task that came later; it needs these pages, ascending."""
+        self._needs.append(need)
+        column = np.zeros((len(self.page_table), 1), bool)
+        column[need] = True
+        self._needed_by = np.hstack([self._needed_by, column])
+        self._missing = np.append(self._missing, (self.page_table[need] == ABSENT).sum())
+        self._holders = np.append(self._holders, 0)
+        self._last_use = np.append(self._last_use, 0)
+        return len(self._needs) - 1
+
+    def remove_task(self, task: int) -> None:
+        """A task that nobody holds needs nothing any more, and can't be held again; its number stays unused."""
+        if self.is_held(task):
+            raise ValueError("expected a task that isn't held")
+        self._needs[task] = NO_PAGES
+        self._needed_by[:, task] = False
+        self._missing[task] = 0
+        self._holders[task] = GONE
+
+    def is_gone(self, task: int) -> bool:
+        """Whether a task has been removed."""
+        return bool(self._holders[task] == GONE)
+
     @property
     def free(self) -> int:
         """Slots that nothing is in or on its way to."""
@@ -189,7 +222,7 @@ class BlockManager:
         every = sorted([*self._free, *self._retired, *self._reserved.values(), *slots.tolist()])
         assert every == list(range(self.capacity)), "a slot was lost or used twice"
         assert not set(self._reserved) & set(pages.tolist()), "a resident page is being loaded"
-        assert (self._holders >= 0).all(), "more releases than holds"
+        assert ((self._holders >= 0) | (self._holders == GONE)).all(), "more releases than holds"
         assert self._missing.tolist() == [len(self.missing(task)) for task in range(len(self._needs))], "a wrong count"
 
     def _holders_without(self, leaving: Sequence[int]) -> npt.NDArray[np.int64]:

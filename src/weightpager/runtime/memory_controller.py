@@ -30,71 +30,68 @@ class MemoryUse:
         return self.arena + self.resident + self.private + self.tables + self.kv_reserve
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a bundle asks of a budget.
+
+    Attributes:
+        pages: it has: more slots are never useful.
+        least_pages: of its smallest task.
+        fixed: bytes that are in memory whatever is in the arena.
+    """
+
+    pages: int
+    least_pages: int
+    fixed: Footprint
+
+
 class MemoryController:
     """Splits a budget into what always stays in memory and an arena of page slots.
 
     Address space is reserved for all pages at once, and memory taken for a slot when a page is first loaded into it, so
-    that a budget can change while the arena stays where it is. Pages are read straight into their slots: there is no
-    staging memory.
+    that a budget can change while the arena stays where it is; where so much is refused, for the budget's slots only.
+    Pages are read straight into their slots: there is no staging memory.
 
     Attributes:
         arena: uint8 [capacity, page_bytes], at a fixed, page-aligned address; untouched slots cost no memory.
         budget: bytes that may be used.
         page_bytes: bytes of a page.
         slots: pages that may be in the arena.
+        needs: of the bundle.
+        capacity: slots for which there is address space.
     """
 
     def __init__(
-        self,
-        budget: int | None,
-        *,
-        pages: int,
-        page_bytes: int,
-        least_pages: int,
-        fixed: Footprint,
-        kv_reserve: int = 0,
+        self, budget: int | None, needs: Needs, *, page_bytes: int, kv_reserve: int = 0, capacity: int | None = None
     ) -> None:
         """Reserve the arena.
 
         Args:
             budget: bytes; None for what all pages need.
-            pages: pages in the bundle: more slots are never useful.
+            needs: of the bundle.
             page_bytes: bytes of a page.
-            least_pages: pages of the bundle's smallest task.
-            fixed: bytes that are in memory whatever is in the arena.
             kv_reserve: bytes of the budget that are left to the caller's KV caches.
+            capacity: slots to reserve address space for, in case that the bundle grows; its pages if None.
 
         Raises:
             BudgetError: not even the smallest task fits, or the machine refuses that much address space; says the
                 smallest budget that would do.
         """
         self.page_bytes = page_bytes
-        self._pages = pages
-        self._least_pages = least_pages
-        self._parts = fixed
+        self.needs = needs
         self._kv_reserve = kv_reserve
-        self._fixed = fixed.total + kv_reserve
-        self.budget = budget if budget is not None else self._fixed + pages * page_bytes
+        self._whole = budget is None
+        self.capacity = needs.pages if capacity is None else capacity
+        self.budget = budget if budget is not None else self.smallest_budget(needs.pages)
         self.slots = self.slots_for(self.budget)
-        try:
-            self._memory = _reserve(max(pages, 1) * page_bytes)
-        except OSError as error:
-            refused = f"this machine refuses an arena of {format_size(pages * page_bytes)}: state a smaller budget. "
-            raise BudgetError(
-                f"{refused}{self._need('the smallest task', least_pages)}", self.smallest_budget(least_pages)
-            ) from error
+        self._memory, self.capacity = self._reserve()
         flat = torch.frombuffer(self._memory, dtype=torch.uint8)
-        self.arena: Tensor = flat[: pages * page_bytes].view(pages, page_bytes)
-
-    @property
-    def capacity(self) -> int:
-        """Slots for which there is address space."""
-        return len(self.arena)
+        self.arena: Tensor = flat[: self.capacity * page_bytes].view(self.capacity, page_bytes)
 
     @property
     def use(self) -> MemoryUse:
         """Bytes by purpose."""
-        parts = self._parts
+        parts = self.needs.fixed
         return MemoryUse(self.slots * self.page_bytes, parts.resident, parts.private, parts.tables, self._kv_reserve)
 
     def slots_for(self, budget: int) -> int:
@@ -103,14 +100,24 @@ class MemoryController:
         Raises:
             BudgetError: not even the smallest task fits.
         """
-        slots = max(0, min(self._pages, (budget - self._fixed) // self.page_bytes))
-        if slots < self._least_pages:
-            raise self.too_small("the smallest task", self._least_pages, budget)
+        slots = max(0, min(self.needs.pages, self.capacity, (budget - self._fixed) // self.page_bytes))
+        if slots < self.needs.least_pages:
+            raise self.too_small("the smallest task", self.needs.least_pages, budget)
         return slots
+
+    def refit(self, needs: Needs) -> int:
+        """The bundle has changed; the budget to `resize` to: what it was, or again what all pages need."""
+        self.needs = needs
+        return self.smallest_budget(needs.pages) if self._whole else self.budget
+
+    @property
+    def _fixed(self) -> int:
+        return self.needs.fixed.total + self._kv_reserve
 
     def resize(self, budget: int, retired: Iterable[int]) -> None:
         """Change the budget; the machine gets the memory of slots that are no longer used."""
         self.slots, self.budget = self.slots_for(budget), budget
+        self._whole = self._whole and budget == self.smallest_budget(self.needs.pages)
         for slot in retired:
             # Only whole pages of the machine, which may be larger than a slot.
             first = -(-slot * self.page_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -142,8 +149,17 @@ class MemoryController:
             f"The smallest budget that would do is {smallest} bytes ({format_size(smallest)})."
         )
 
-
-def _reserve(count: int) -> mmap.mmap:
-    """Address space whose memory is taken when it is first written to."""
-    no_reserve = 0x4000  # MAP_NORESERVE on Linux, which Python's mmap doesn't name before 3.11
-    return mmap.mmap(-1, count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+    def _reserve(self) -> tuple[mmap.mmap, int]:
+        """Address space whose memory is taken when it is first written to, and for how many slots it is."""
+        no_reserve = 0x4000  # MAP_NORESERVE on Linux, which Python's mmap doesn't name before 3.11
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+        try:
+            return mmap.mmap(-1, max(self.capacity, 1) * self.page_bytes, flags), self.capacity
+        except OSError:
+            pass
+        try:
+            return mmap.mmap(-1, max(self.slots, 1) * self.page_bytes, flags), self.slots
+        except OSError as error:
+            size, least = format_size(self.slots * self.page_bytes), self.needs.least_pages
+            refused = f"this machine refuses an arena of {size}: state a smaller budget. "
+            raise BudgetError(refused + self._need("the smallest task", least), self.smallest_budget(least)) from error

@@ -85,6 +85,10 @@ class Residency:
     Safe to use from several threads: one switch at a time, and a task that is resident is held at once, whatever switch
     is going on. ``_lock`` guards the block manager and is never kept while storage works; ``_turn`` belongs to the one
     whose switch it is.
+
+    Attributes:
+        index: of the pages that there are; may be replaced by one that has more.
+        blocks: the page table and its policy.
     """
 
     def __init__(
@@ -95,19 +99,20 @@ class Residency:
         pager: Pager,
         store: PageStore,
         patience: float,
+        page_numbers: int | None = None,
     ) -> None:
         """Nothing is loaded yet.
 
         Args:
-            index: of the bundle's pages.
+            index: of the pages that there are.
             needs: pages of each task, ascending.
             memory: the arena.
             pager: reads into it.
             store: where pages come from; it checks them.
             patience: seconds without any page after which storage is given up.
+            page_numbers: how many pages there may ever be; as many as there are if None.
         """
-        self._index = index
-        self._needs = needs
+        self.index = index
         self._memory = memory
         self._pager = pager
         self._store = store
@@ -116,7 +121,7 @@ class Residency:
         self._turn = threading.Lock()
         self._committing = False
         self._waiting: dict[int, list[Arrivals]] = {}  # page -> who waits for it
-        self.blocks = BlockManager(needs, len(index), memory.slots, memory.capacity)
+        self.blocks = BlockManager(needs, page_numbers or len(index), memory.slots, memory.capacity)
 
     def bring_in(self, request: Request) -> tuple[LoadStats, Loading | None]:
         """Hold a task and load what it lacks; what that cost, and what is still on its way if it wasn't waited for.
@@ -127,11 +132,11 @@ class Residency:
             StoreError, PageCorruptError: a load failed while the task being left was whole, and it still is.
             SwitchFailedError: a load failed after ``give_up``.
         """
-        if self._hold_if_resident(request.task):
+        if self._hold_if_resident(request):
             return LoadStats(), None
         with self._my_turn(request.deadline):
             with self._lock:
-                self.blocks.hold(request.task)
+                self._hold(request)
             try:
                 return self._load_all(request)
             except BaseException:
@@ -202,11 +207,34 @@ class Residency:
         if self._pager.close():
             self._store.close()
 
-    def _hold_if_resident(self, task: int) -> bool:
+    def replace_tasks(self, gone: dict[str, int], needs: list[Pages]) -> list[int]:
+        """Tasks leave and others come; the numbers of those that come, for when `index` and store have their pages.
+
+        Args:
+            gone: numbers of the tasks that leave, by name.
+            needs: pages of those that come, ascending.
+
+        Raises:
+            BusyError: a task that should leave is in use; nothing has changed.
+        """
+        with self._my_turn(None), self._lock:
+            held = [name for name, task in gone.items() if self.blocks.is_held(task)]
+            if held:
+                raise BusyError(f"expected tasks that nobody uses, found in use: {', '.join(held)}; leave them first")
+            for task in gone.values():
+                self.blocks.remove_task(task)
+            return [self.blocks.add_task(need) for need in needs]
+
+    def _hold(self, request: Request) -> None:
+        if self.blocks.is_gone(request.task):
+            raise BusyError(f"task {request.name!r} has just left the bundle, or was replaced; ask again")
+        self.blocks.hold(request.task)
+
+    def _hold_if_resident(self, request: Request) -> bool:
         with self._lock:
-            if self._committing or not self.blocks.is_resident(task):
+            if self._committing or not self.blocks.is_resident(request.task):
                 return False
-            self.blocks.hold(task)
+            self._hold(request)
             return True
 
     @contextmanager
@@ -243,7 +271,7 @@ class Residency:
             plan = self.blocks.plan(request.task, request.leaving, reuse)
             if plan is not None:
                 return plan
-            need = self._needs[request.task]
+            need = self.blocks.needs(request.task)
             left = 0.0 if request.deadline is None else request.deadline - time.monotonic()
             if left <= 0 or len(need) > self.blocks.slots:
                 own = [request.task] if request.leaving is None else [request.task, request.leaving]
@@ -272,7 +300,7 @@ class Residency:
         self.blocks.evict(plan.evict)
         slots = self.blocks.reserve(plan.prepare)
         pages = [*plan.loading.tolist(), *slots]
-        arrivals = Arrivals(pages, self._index.layers, self._patience)
+        arrivals = Arrivals(pages, self.index.layers, self._patience)
         for page in pages:
             self._waiting.setdefault(page, []).append(arrivals)
         load = self._pager.load(self._store, slots, request.priority, self._ended)
@@ -318,5 +346,5 @@ class Residency:
                 int(page)
                 for page in pages
                 if (slot := int(self.blocks.page_table[page])) != ABSENT
-                and blake3(self._memory.slot(slot)).digest() != self._index.ids[page].tobytes()
+                and blake3(self._memory.slot(slot)).digest() != self.index.ids[page].tobytes()
             ]

@@ -2,6 +2,7 @@
 
 from weightpager.store.base import PageStore
 from weightpager.store.block_reader import BlockReader
+from weightpager.store.joined import JoinedStore
 from weightpager.store.local import LocalStore
 from weightpager.store.read_plan import Run, StorageModel, coalesce
 from weightpager.store.switch_cost import SwitchCost, all_switches, switch_cost
@@ -10,6 +11,7 @@ from weightpager.store.wrappers import CountingStore, VerifyingStore
 __all__ = [
     "BlockReader",
     "CountingStore",
+    "JoinedStore",
     "LocalStore",
     "PageStore",
     "Run",

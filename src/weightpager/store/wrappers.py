@@ -13,17 +13,21 @@ from weightpager.store.base import PageStore
 
 
 class VerifyingStore:
-    """Compares every page with its id before anybody sees it."""
+    """Compares every page with its id before anybody sees it.
+
+    Attributes:
+        index: the ids; may be replaced by one that has more pages.
+    """
 
     def __init__(self, inner: PageStore, index: PageIndex) -> None:
         self._inner = inner
-        self._index = index
+        self.index = index
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
         """See `PageStore.read`."""
         self._inner.read(first, into)
         for page, view in enumerate(into, first):
-            if blake3(view).digest() != self._index.ids[page].tobytes():
+            if blake3(view).digest() != self.index.ids[page].tobytes():
                 raise PageCorruptError(page, "on load")
 
     def span(self, first: int) -> int:

@@ -1,0 +1,72 @@
+"""What has become of a bundle since an engine opened it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from blake3 import blake3
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.adapter import adapter_files
+from weightpager.bundle.reader import MODEL, RESIDENT, private_file
+from weightpager.errors import BundleError
+
+
+@dataclass(frozen=True)
+class BundleChange:
+    """Tasks by name.
+
+    Attributes:
+        added: that the bundle didn't have.
+        removed: that it no longer has.
+        changed: compiled or packed anew.
+    """
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+
+    @classmethod
+    def between(cls, old: Bundle, new: Bundle) -> BundleChange:
+        """Compare two states of a bundle.
+
+        Raises:
+            BundleError: they aren't of the same model, so that an engine can't go from one to the other.
+        """
+        for what in ("block", "layout", "dtype", "page_bytes", "layers", "weights"):
+            if getattr(old.manifest, what) != getattr(new.manifest, what):
+                raise _other_model(new, what)
+        if _shared_files(old) != _shared_files(new):
+            raise _other_model(new, "model or resident parameters")
+        both = [name for name in new.tasks if name in old.tasks]
+        return cls(
+            tuple(name for name in new.tasks if name not in old.tasks),
+            tuple(name for name in old.tasks if name not in new.tasks),
+            tuple(name for name in both if _fingerprint(old, name) != _fingerprint(new, name)),
+        )
+
+
+def _other_model(bundle: Bundle, what: str) -> BundleError:
+    return BundleError(
+        f"{bundle.path}: expected the model that the engine was opened with, found another {what}; "
+        "close the engine and open the bundle again"
+    )
+
+
+def _shared_files(bundle: Bundle) -> dict[str, str]:
+    files = bundle.manifest.files
+    return {name: files[name].blake3 for name in files if name == RESIDENT or name.startswith(f"{MODEL}/")}
+
+
+def _fingerprint(bundle: Bundle, task: str) -> bytes:
+    """Of all that a task's outputs depend on, wherever its pages lie."""
+    whole = blake3(bundle.task(task).model_dump_json().encode())
+    for file in (private_file(task), *adapter_files(task)):
+        entry = bundle.manifest.files.get(file)
+        whole.update(b"none" if entry is None else entry.blake3.encode())
+    for table in bundle.tables(task).values():
+        page, place = np.divmod(table.locations, bundle.manifest.blocks_per_page)
+        for array in (table.crow_indices, table.col_indices, bundle.pages.ids[page], place):
+            whole.update(np.ascontiguousarray(array).tobytes())
+    return bytes(whole.digest())

@@ -1,0 +1,75 @@
+"""The numbers by which an engine knows pages: they outlive a change of the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.bundle import BlockTable, Bundle, PageIndex
+from weightpager.errors import BundleError
+from weightpager.runtime.switch_plan import Pages
+from weightpager.store import JoinedStore, PageStore
+
+
+class PageNumbers:
+    """Every page that a bundle has had since the engine opened it, each under one number.
+
+    A page that is found again in a changed bundle, by its id, keeps its number and the place that it is read from.
+
+    Attributes:
+        index: of all of them; signatures are those of the bundle that brought the page, and not used.
+        store: reads them by these numbers.
+        capacity: numbers that there can be.
+    """
+
+    def __init__(self, bundle: Bundle, store: PageStore, capacity: int) -> None:
+        self.capacity = capacity
+        self.store = JoinedStore()
+        self.index = PageIndex(bundle.pages.ids[:0], bundle.pages.layers[:0], bundle.pages.signatures[:0])
+        self.adopt(bundle, store)
+
+    def of(self, bundle: Bundle) -> npt.NDArray[np.int64]:
+        """The numbers of a bundle's pages, int64 [its pages]; those it will have, for pages that are new.
+
+        Raises:
+            BundleError: there are more than the engine has room for.
+        """
+        known = {page.tobytes(): number for number, page in enumerate(self.index.ids)}
+        numbers = np.array([known.get(page.tobytes(), -1) for page in bundle.pages.ids], np.int64)
+        new = numbers < 0
+        numbers[new] = len(self.index) + np.arange(new.sum())
+        if len(self.index) + new.sum() > self.capacity:
+            raise BundleError(
+                f"{bundle.path}: expected at most {self.capacity} pages since the engine was opened, found "
+                f"{len(self.index) + new.sum()}; close it and open the bundle again"
+            )
+        return numbers
+
+    def adopt(self, bundle: Bundle, store: PageStore) -> None:
+        """Pages that are new are read from this store from now on; it is closed with the other ones."""
+        new = np.flatnonzero(self.of(bundle) >= len(self.index))
+        old, added = self.index, bundle.pages
+        self.store.add(store, new)
+        self.index = PageIndex(
+            np.concatenate([old.ids, added.ids[new]]),
+            np.concatenate([old.layers, added.layers[new]]),
+            np.concatenate([old.signatures, added.signatures[new]]),
+        )
+
+
+def pages_of(bundle: Bundle, task: str, numbers: npt.NDArray[np.int64]) -> Pages:
+    """A task's pages by these numbers, ascending."""
+    return np.sort(numbers[bundle.pages_of(task)])
+
+
+def tables_of(bundle: Bundle, task: str, numbers: npt.NDArray[np.int64]) -> Mapping[str, BlockTable]:
+    """A task's block tables with its pages' numbers in the locations."""
+    places = bundle.manifest.blocks_per_page
+
+    def renumbered(table: BlockTable) -> BlockTable:
+        page, place = np.divmod(table.locations.astype(np.int64), places)
+        return BlockTable(table.crow_indices, table.col_indices, (numbers[page] * places + place).astype(np.int32))
+
+    return {name: renumbered(table) for name, table in bundle.tables(task).items()}

@@ -1,0 +1,64 @@
+"""Pages of several stores under one numbering that only grows."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.store.base import PageStore
+
+
+@dataclass(frozen=True)
+class _Part:
+    """``pages[i]`` of a store is page number ``first + i`` here; ``lasts[i]`` ends the consecutive ones from i on."""
+
+    first: int
+    store: PageStore
+    pages: npt.NDArray[np.int64]
+    lasts: npt.NDArray[np.int64]
+
+
+class JoinedStore:
+    """Stores one behind the other. Pages are added while others are read; what has been added keeps its number."""
+
+    def __init__(self) -> None:
+        self._parts: tuple[_Part, ...] = ()  # replaced whole, so that readers need no lock
+        self._firsts: tuple[int, ...] = ()
+        self._end = 0
+
+    def __len__(self) -> int:
+        return self._end
+
+    def add(self, store: PageStore, pages: npt.NDArray[np.int64]) -> None:
+        """Number some pages of a store, ascending, from `len` on; the store is closed with this one."""
+        gaps = np.flatnonzero(np.diff(pages) != 1)
+        ends = np.append(gaps + 1, len(pages))
+        lasts = ends[np.searchsorted(ends, np.arange(len(pages)), side="right")] if len(pages) else ends[:0]
+        part = _Part(self._end, store, pages, lasts)
+        self._parts, self._firsts = (*self._parts, part), (*self._firsts, self._end)
+        self._end += len(pages)
+
+    def read(self, first: int, into: Sequence[memoryview]) -> None:
+        """See `PageStore.read`."""
+        part = self._part(first)
+        part.store.read(int(part.pages[first - part.first]), into)
+
+    def span(self, first: int) -> int:
+        """See `PageStore.span`."""
+        part = self._part(first)
+        place = first - part.first
+        return min(int(part.lasts[place]) - place, part.store.span(int(part.pages[place])))
+
+    def close(self) -> None:
+        """See `PageStore.close`."""
+        for part in self._parts:
+            part.store.close()
+
+    def _part(self, page: int) -> _Part:
+        parts, firsts = self._parts, self._firsts
+        # Parts without pages begin where the next one does, and are passed over.
+        return parts[bisect_right(firsts, page, hi=len(parts)) - 1]

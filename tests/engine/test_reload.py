@@ -1,0 +1,187 @@
+"""A bundle changes while an engine has it open: tasks come, leave and change, the others go on."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+import weightpager as wp
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
+from weightpager.bundle.garbage import collect
+from weightpager.compiler.repack import repack
+from weightpager.engine.bundle_change import BundleChange
+from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, UnknownTaskError
+
+INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
+OLD, NEW = ("animal", "weather"), ("number", "colour")
+
+
+def logits(module: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return module(**INPUTS).logits
+
+
+def fresh(path: Path) -> dict[str, torch.Tensor]:
+    with wp.Engine.from_pretrained(path) as engine:
+        return {task: logits(engine.activate(task)) for task in engine.bundle.tasks}
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> dict[str, Any]:
+    """Of a task file with two of the tiny assistant's tasks."""
+    whole = tiny.assistant(tmp_path)
+    (tmp_path / "whole.json").write_text(json.dumps(whole))
+    return whole | {"tasks": {name: whole["tasks"][name] for name in OLD}}
+
+
+@pytest.fixture
+def path(tmp_path: Path, content: dict[str, Any]) -> Path:
+    wp.compile(content, out=tmp_path / "a.bundle")
+    return tmp_path / "a.bundle"
+
+
+def grow(path: Path, *names: str, **settings: float) -> None:
+    whole = json.loads((path.parent / "whole.json").read_text())
+    fields = {key: whole[key] for key in ("model", "training", "calibration") if key in whole}
+    more = fields | settings | {"tasks": {name: whole["tasks"][name] for name in names or NEW}}
+    wp.compile(more, base=path, out=path, force=True)
+
+
+def check(engine: wp.Engine, expected: dict[str, torch.Tensor]) -> None:
+    for task, wanted in expected.items():
+        assert torch.equal(logits(engine.activate(task)), wanted), task
+    engine.blocks.check_integrity()
+    assert engine.verify() == []
+
+
+def test_tasks_that_were_added_run_beside_those_that_go_on(path: Path) -> None:
+    before = fresh(path)
+    with wp.Engine.from_pretrained(path) as engine, engine.task("animal") as animal:
+        read = engine.report().bytes_read
+        grow(path)
+        assert engine.reload() == BundleChange(NEW, (), ())
+        assert torch.equal(logits(animal), before["animal"])
+        assert engine.activate("animal") is animal
+        assert engine.report().bytes_read == read
+        check(engine, before | fresh(path))
+        assert engine.report().slots == len(engine.bundle.pages)
+        assert engine.reload() == BundleChange((), (), ())
+        check(engine, fresh(path))
+
+
+def test_a_task_that_was_removed_is_unknown_and_its_module_refuses(path: Path) -> None:
+    grow(path)
+    expected = fresh(path)
+    with wp.Engine.from_pretrained(path) as engine:
+        weather = engine.activate("weather")
+        collect(path, ["weather"])
+        with pytest.raises(BusyError, match="found in use: weather"):
+            engine.reload()
+        assert torch.equal(logits(weather), expected["weather"])
+        engine.activate("animal")
+        assert engine.reload() == BundleChange((), ("weather",), ())
+        with pytest.raises(UnknownTaskError):
+            engine.activate("weather")
+        with pytest.raises(TaskNotActiveError):
+            logits(weather)
+        del expected["weather"]
+        check(engine, expected)
+        assert fresh(path).keys() == expected.keys()
+
+
+def test_a_task_that_was_compiled_anew_gets_a_new_module(path: Path) -> None:
+    grow(path)
+    with wp.Engine.from_pretrained(path) as engine:
+        old = engine.activate("number")
+        engine.activate("colour")
+        collect(path, ["number"])
+        grow(path, "number", sparsity=0.2)
+        assert engine.reload() == BundleChange((), (), ("number",))
+        check(engine, fresh(path))
+        assert engine.activate("number") is not old
+
+
+def test_a_bundle_that_was_packed_again_is_taken_over(path: Path, tmp_path: Path) -> None:
+    grow(path)
+    expected = fresh(path)
+    with wp.Engine.from_pretrained(path) as engine:
+        engine.activate("animal")
+        size = Bundle.open(path).page_bytes
+        repack(path, path, page=size, force=True)
+        with pytest.raises(BusyError):
+            engine.reload()
+        engine.deactivate()
+        change = engine.reload()
+        assert change.added == change.removed == ()
+        assert "animal" in change.changed
+        check(engine, expected)
+
+
+def test_another_model_is_refused_and_nothing_changes(path: Path, content: dict[str, Any], tmp_path: Path) -> None:
+    expected = fresh(path)
+    with wp.Engine.from_pretrained(path) as engine:
+        engine.activate("animal")
+        wp.compile(content | {"model": str(tiny.bert(tmp_path / "other", seed=5))}, out=path, force=True)
+        with pytest.raises(BundleError, match="found another model or resident parameters"):
+            engine.reload()
+        (path / "manifest.json").write_text("{}")
+        with pytest.raises(BundleError):
+            engine.reload()
+        check(engine, expected)
+
+
+def test_a_bundle_that_leaves_too_little_room_changes_nothing(path: Path) -> None:
+    bundle = Bundle.open(path)
+    budget = footprint(bundle).total + len(bundle.pages_of("animal")) * bundle.page_bytes
+    expected = {"animal": fresh(path)["animal"]}
+    with wp.Engine.from_pretrained(path, budget=budget) as engine:
+        module = engine.activate("animal")
+        grow(path)
+        with pytest.raises(BudgetError):
+            engine.reload()
+        assert engine.report().budget == budget
+        assert torch.equal(logits(module), expected["animal"])
+        with pytest.raises(UnknownTaskError):
+            engine.activate("number")
+        engine.set_budget(4 * budget)
+        assert engine.reload().added == NEW
+        check(engine, fresh(path))
+
+
+def test_other_threads_go_on_while_a_bundle_is_reloaded(path: Path) -> None:
+    expected = fresh(path)
+    stop = threading.Event()
+    wrong: list[str] = []
+
+    def use(task: str) -> Callable[[], None]:
+        def work() -> None:
+            while not stop.is_set():
+                with engine.task(task, timeout=30) as module:
+                    if not torch.equal(logits(module), expected[task]):
+                        wrong.append(task)
+
+        return work
+
+    with wp.Engine.from_pretrained(path) as engine:
+        threads = [threading.Thread(target=use(task)) for task in OLD]
+        for thread in threads:
+            thread.start()
+        try:
+            grow(path)
+            assert engine.reload().added == NEW
+            collect(path, ["number"])
+            assert engine.reload().removed == ("number",)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(60)
+        check(engine, expected)
+    assert wrong == []
