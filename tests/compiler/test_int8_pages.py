@@ -68,7 +68,8 @@ def test_a_task_computes_with_them(bundle: Bundle, tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export").eval()
     with torch.inference_mode():
         expected = model(**INPUTS).logits
-    torch.testing.assert_close(logits[next(iter(bundle.tasks))], expected, rtol=1e-4, atol=1e-5)
+    # Beside int8 weights the kernels round activations to int16.
+    torch.testing.assert_close(logits[next(iter(bundle.tasks))], expected, rtol=1e-3, atol=3e-4)
 
 
 @pytest.mark.parametrize("page", [4096, 65536, None])

@@ -12,6 +12,7 @@ from blake3 import blake3
 from weightpager.bundle import page_file
 from weightpager.bundle.manifest import FileEntry
 from weightpager.bundle.reader import read_manifest, read_page_index
+from weightpager.bundle.regular_file import open_regular
 from weightpager.errors import BundleError, BundleFormatError
 
 _PIECE = 1 << 20
@@ -75,7 +76,7 @@ class Donor:
 
     def _pieces(self, name: str, entry: FileEntry) -> Iterator[bytes]:
         try:
-            with (self.root / name).open("rb") as file:
+            with open_regular(self.root / name) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size != entry.bytes:
                     raise BundleFormatError(name, "size", f"{entry.bytes} bytes", f"{size} bytes")
@@ -87,7 +88,7 @@ class Donor:
     def _read(self, name: str, offset: int, size: int) -> bytes:
         """A page's bytes; fewer where they can't be read."""
         try:
-            with (self.root / name).open("rb") as file:
+            with open_regular(self.root / name) as file:
                 file.seek(offset)
                 return file.read(size)
         except OSError:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from weightpager.bundle import TaskEntry
+from weightpager.bundle.reader import MODEL
 from weightpager.engine.word_pieces import word_starts
+from weightpager.errors import BundleFormatError
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,11 @@ class Prediction:
 def predict(
     module: nn.Module, tokenizer: Any, task: TaskEntry, texts: Sequence[str], *, max_new_tokens: int = 32
 ) -> list[Prediction]:
-    """Run a task's module on texts, one at a time: a batch's padding would change the last bits of a result."""
+    """Run a task's module on texts, one at a time: a batch's padding would change the last bits of a result.
+
+    Raises:
+        BundleFormatError: the tokenizer knows words that the model doesn't.
+    """
     one = {
         "text-classification": _classify,
         "token-classification": _tag,
@@ -43,19 +49,25 @@ def predict(
         return [one(module, tokenizer, task, text) for text in texts]
 
 
-def _encode(tokenizer: Any, task: TaskEntry, text: str, **more: Any) -> Any:
-    return tokenizer(text, truncation=True, max_length=task.max_length, return_tensors="pt", **more)
+def _encode(module: nn.Module, tokenizer: Any, text: str, **options: Any) -> Any:
+    encoded = tokenizer(text, return_tensors="pt", **options)
+    words = module.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if encoded["input_ids"].numel() and int(encoded["input_ids"].amax()) >= words:
+        raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {words}, as the model has", "larger ones")
+    return encoded
 
 
 def _classify(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Prediction:
-    probabilities = module(**_encode(tokenizer, task, text)).logits[0].float().softmax(-1)  # [classes]
+    encoded = _encode(module, tokenizer, text, truncation=True, max_length=task.max_length)
+    probabilities = module(**encoded).logits[0].float().softmax(-1)  # [classes]
     best = int(probabilities.argmax())
     return Prediction(text, task.classes[best], float(probabilities[best]))
 
 
 def _tag(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Prediction:
     words = text.split()
-    encoded = _encode(tokenizer, task, " ".join(words), return_offsets_mapping=True)
+    options = {"truncation": True, "max_length": task.max_length, "return_offsets_mapping": True}
+    encoded = _encode(module, tokenizer, " ".join(words), **options)
     spans = encoded.pop("offset_mapping")[0].tolist()
     choice = module(**encoded).logits[0].argmax(-1).tolist()  # [tokens]
     starts = enumerate(word_starts(words, spans))
@@ -66,7 +78,7 @@ def _tag(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Predi
 
 def _continue(module: nn.Module, tokenizer: Any, _: TaskEntry, text: str, *, max_new_tokens: int) -> Prediction:
     # Not truncated: a continuation of anything but the prompt's end would be no continuation.
-    encoded = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    encoded = _encode(module, tokenizer, text, add_special_tokens=False)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generated = module.generate(  # type: ignore[operator]
         **encoded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad
