@@ -39,7 +39,8 @@ class JoinedStore:
         ends = np.append(gaps + 1, len(pages))
         lasts = ends[np.searchsorted(ends, np.arange(len(pages)), side="right")] if len(pages) else ends[:0]
         part = _Part(self._end, store, pages, lasts)
-        self._parts, self._firsts = (*self._parts, part), (*self._firsts, self._end)
+        self._parts = (*self._parts, part)
+        self._firsts = (*self._firsts, self._end)
         self._end += len(pages)
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
@@ -59,6 +60,7 @@ class JoinedStore:
             part.store.close()
 
     def _part(self, page: int) -> _Part:
-        parts, firsts = self._parts, self._firsts
-        # Parts without pages begin where the next one does, and are passed over.
-        return parts[bisect_right(firsts, page, hi=len(parts)) - 1]
+        # `add` sets them in the other order, so that there is a part for every entry that is seen here. Parts without
+        # pages begin where the next one does, and are passed over.
+        firsts = self._firsts
+        return self._parts[bisect_right(firsts, page) - 1]
