@@ -33,7 +33,7 @@ from weightpager.engine import Engine
 TOKENS = 32
 """In the prompt of the first output: about as much to compute as there is to load."""
 
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6)
 """Of the working set that a budget has room for."""
 
 

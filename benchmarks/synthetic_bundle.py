@@ -51,7 +51,7 @@ class Recipe:
     page_bytes: int | None = None
 
 
-def half_billion(tasks: int = 4) -> Recipe:
+def half_billion(tasks: int = 6) -> Recipe:
     """Qwen2.5-0.5B, half of the blocks dropped."""
     config = Qwen2Config(
         hidden_size=896,
