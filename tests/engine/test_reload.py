@@ -97,6 +97,20 @@ def test_a_task_that_was_removed_is_unknown_and_its_module_refuses(path: Path) -
         assert fresh(path).keys() == expected.keys()
 
 
+def test_pages_are_evicted_after_any_task_has_left(path: Path) -> None:
+    grow(path)
+    bundle = Bundle.open(path)
+    most = max(len(bundle.pages_of(task)) for task in bundle.tasks)
+    with wp.Engine.from_pretrained(path, budget=footprint(bundle).total + most * bundle.page_bytes) as engine:
+        for task in bundle.tasks:
+            engine.activate(task)
+        engine.deactivate()
+        last = list(bundle.tasks)[-1]
+        collect(path, [last])
+        assert engine.reload().removed == (last,)
+        check(engine, fresh(path))
+
+
 def test_a_task_that_was_compiled_anew_gets_a_new_module(path: Path) -> None:
     grow(path)
     with wp.Engine.from_pretrained(path) as engine:

@@ -439,7 +439,7 @@ class Engine:
         """By the numbers of tasks, 0 for those that have left."""
         names = list(self._tasks)
         numbers = [self._tasks[name].number for name in names]
-        found = np.zeros(max(numbers) + 1)
+        found = np.zeros(self.blocks.tasks)
         found[numbers] = expected_reuse(self.monitor.followed(names), numbers.index(number))
         return found
 

@@ -65,6 +65,11 @@ class BlockManager:
         """Slots in the arena."""
         return len(self._page_of_slot)
 
+    @property
+    def tasks(self) -> int:
+        """Numbers of tasks, also of those that were removed."""
+        return len(self._needs)
+
     def resident(self) -> Pages:
         """Pages in the arena, ascending."""
         return np.flatnonzero(self.page_table != ABSENT)
