@@ -140,21 +140,20 @@ def test_a_real_decoder(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("all_cores")
 def test_thirty_per_cent_goes_without_training_and_tasks_overlap(tmp_path: Path) -> None:
-    """Three tasks on MiniLM: within five points of dense, and overlap at least 0.10 higher at half a point."""
+    """Six tasks on MiniLM: within five points of dense, and overlap at least 0.10 higher at half a point."""
     from weightpager import samples
     from weightpager.compiler.pipeline import build
     from weightpager.compiler.prepare import prepare, silent
     from weightpager.compiler.task_file import from_dict
 
-    found, _ = samples.prepare(cache_dir(), eval_items=500, report=lambda line: None)
-    found = [sample for sample in found if sample.name in ("sentiment", "topic", "language")]
-    if len(found) < 3:
-        pytest.skip("the samples cannot be had")
+    found, missing = samples.prepare(cache_dir(), eval_items=500, report=lambda line: None)
+    if missing:
+        pytest.skip(f"cannot be had: {', '.join(task.name for task in missing)}")
     content = {
         "model": str(samples.minilm(cache_dir())),
         "sparsity": 0.3,
         "calibration": {"items": 128, "max_length": 64},
-        "training": {"steps": 150, "learning_rate": 2e-4, "batch": 16},
+        "training": {"steps": 260, "learning_rate": 2e-4, "batch": 16},
         "tasks": {
             sample.name: {"kind": sample.kind, "train": str(sample.train), "eval": str(sample.eval)} for sample in found
         },
@@ -167,7 +166,6 @@ def test_thirty_per_cent_goes_without_training_and_tasks_overlap(tmp_path: Path)
     unaligned, aligned = reports
     metric = [statistics.fmean(task.sparse for task in report.tasks) for report in reports]
     dense = statistics.fmean(task.dense or 0.0 for task in aligned.tasks)
-    assert dense > 0.75
     assert dense - metric[1] <= 0.05
     assert aligned.mean_overlap - unaligned.mean_overlap >= 0.10
     # The promise is half a point; what the noise of 500 items a task adds to it is allowed here.

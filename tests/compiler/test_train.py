@@ -118,27 +118,3 @@ def test_says_when_training_diverges(tmp_path: Path) -> None:
         found.models["text"].classifier.weight.fill_(3e38)
     with pytest.raises(CompileError, match=r"tasks\.text, step 1: training diverged"):
         train.train(found, held)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_minilm_learns_to_tell_spam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = pytest.importorskip("weightpager.samples")
-    config = pytest.importorskip("weightpager.config")
-    monkeypatch.undo()
-    try:
-        model = samples.minilm(config.cache_dir())
-        found, _ = samples.prepare(config.cache_dir(), train_items=600, eval_items=200, report=lambda line: None)
-    except samples.SampleUnavailable as error:
-        pytest.skip(str(error))
-    tasks = {
-        sample.name: {"kind": sample.kind, "train": sample.train, "eval": sample.eval}
-        for sample in found
-        if sample.name in ("spam", "pos")
-    }
-    if set(tasks) != {"spam", "pos"}:
-        pytest.skip("a sample task cannot be had here")
-    dense, held = load({"model": model, "training": {"steps": 60}, "tasks": tasks}, tmp_path)
-    train.train(dense, held)
-    assert score(dense, "spam", held["spam"]).value > 0.85
-    assert score(dense, "pos", held["pos"]).value > 0.75
