@@ -52,7 +52,9 @@ def test_ctrl_c_at_any_moment_leaves_the_old_bundle_and_what_was_trained(tmp_pat
     before = verify(tmp_path / "a.bundle")
     for _ in range(8):
         ended = interrupt(command, random.uniform(0, whole), signal.SIGINT)
-        assert ended.returncode in (0, 130, -signal.SIGINT), ended.stderr
+        # Torch may abort when it is interrupted while it is imported.
+        in_torch = ended.returncode == -signal.SIGABRT and "pybind11::error_already_set" in ended.stderr
+        assert in_torch or ended.returncode in (0, 130, -signal.SIGINT), ended.stderr
         # Before our code runs, it is Python that is interrupted while it imports.
         assert "Traceback" not in ended.stderr or "import" in ended.stderr
         assert set(bundles(tmp_path)) <= {"a.bundle", kept.name}
