@@ -19,10 +19,11 @@ from typing import Annotated
 import torch
 import typer
 from torch import nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 
 from benchmarks.kernels import Row, replace_rows
 from benchmarks.synthetic import PAGE_BYTES, BlockTables, Variant, filled_arena
+from benchmarks.synthetic_bundle import half_billion_config
 from weightpager import kernels
 from weightpager.nn import FlatLinear, PagedLinear, fuse_gated_mlps
 from weightpager.runtime.task_gate import TaskGate
@@ -82,18 +83,8 @@ def row(kernel: str, tokens: int, variant: Variant, seconds: dict[Variant | None
 
 def dense_model() -> Qwen2ForCausalLM:
     """The shape of Qwen2.5-0.5B, in bfloat16."""
-    config = Qwen2Config(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        vocab_size=151936,
-        tie_word_embeddings=True,
-        dtype=torch.bfloat16,
-    )
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False)
+    model = Qwen2ForCausalLM(half_billion_config()).to(torch.bfloat16).eval().requires_grad_(False)
     model.generation_config.eos_token_id = None
     return model
 

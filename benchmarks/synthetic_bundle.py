@@ -53,32 +53,31 @@ class Recipe:
 
 def half_billion(tasks: int = 6) -> Recipe:
     """Qwen2.5-0.5B, half of the blocks dropped."""
-    config = Qwen2Config(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        vocab_size=151936,
-        tie_word_embeddings=True,
-        dtype=torch.bfloat16,
-    )
-    return Recipe("Qwen2.5-0.5B", config, BlockShape(16, 32), tasks, density=0.5, common=0.4)
+    return Recipe("Qwen2.5-0.5B", half_billion_config(), BlockShape(16, 32), tasks, density=0.5, common=0.4)
+
+
+def half_billion_config() -> Qwen2Config:
+    """The shape of Qwen2.5-0.5B, in bfloat16."""
+    return _config(hidden_size=896, intermediate_size=4864, layers=24, heads=14, words=151936)
 
 
 def many_pages() -> Recipe:
     """More than 100,000 pages and as many tasks as a bundle may have."""
-    config = Qwen2Config(
-        hidden_size=1024,
-        intermediate_size=8192,
-        num_hidden_layers=8,
-        num_attention_heads=16,
+    config = _config(hidden_size=1024, intermediate_size=8192, layers=8, heads=16, words=1000)
+    return Recipe("100,000 pages", config, BlockShape(32, 64), 64, density=0.5, common=0.4, page_bytes=4096)
+
+
+def _config(*, hidden_size: int, intermediate_size: int, layers: int, heads: int, words: int) -> Qwen2Config:
+    return Qwen2Config(
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         num_key_value_heads=2,
-        vocab_size=1000,
+        vocab_size=words,
         tie_word_embeddings=True,
         dtype=torch.bfloat16,
     )
-    return Recipe("100,000 pages", config, BlockShape(32, 64), 64, density=0.5, common=0.4, page_bytes=4096)
 
 
 def bundle_of(recipe: Recipe, folder: Path, report: Callable[[str], None]) -> Bundle:

@@ -320,7 +320,7 @@ class Engine:
                 direct_io=self._direct,
                 kernel=kernels.isa(),
                 bytes_read=self._reads.bytes,
-                working_set_pages=len(self._working_set()),
+                working_set_pages=self._working_set(),
                 reloaded_pages=blocks.reloads,
                 switches=tuple(self._switches),
             )
@@ -449,24 +449,24 @@ class Engine:
         report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
         with self._lock:
             self._switches.append(report)
-            if pages and not self._warned and self.blocks.reloads and len(self._working_set()) > self.blocks.slots:
-                self._warned = True
-                self._warn_of_thrashing()
+            if pages and not self._warned and self.blocks.reloads:
+                self._warn_of_thrashing(self._working_set())
 
-    def _working_set(self) -> set[int]:
-        """Pages that the tasks of the latest visits need."""
+    def _working_set(self) -> int:
+        """Pages that the tasks of the latest visits need together."""
         names = {visit.task for visit in self.monitor.visits()[-_WORKING_SET_VISITS:]}
-        tasks = [task for name, task in list(self._tasks.items()) if name in names]
-        return {page for task in tasks for page in self.blocks.needs(task.number).tolist()}
+        return self.blocks.needed_together([task.number for name, task in self._tasks.items() if name in names])
 
-    def _warn_of_thrashing(self) -> None:
-        needed = self._memory.smallest_budget(len(self._working_set()))
+    def _warn_of_thrashing(self, needed: int) -> None:
+        if needed <= self.blocks.slots:
+            return
+        self._warned = True
         _log.warning(
             "the tasks in use need %d pages and the arena holds %d: switches load again what others have evicted; "
             "a budget of %d bytes would hold them all",
-            len(self._working_set()),
-            self.blocks.slots,
             needed,
+            self.blocks.slots,
+            self._memory.smallest_budget(needed),
         )
 
 

@@ -78,6 +78,10 @@ class BlockManager:
         """A task's pages, ascending."""
         return self._needs[task]
 
+    def needed_together(self, tasks: Sequence[int]) -> int:
+        """Pages that at least one of these tasks needs."""
+        return int(np.any(self._needed_by[:, tasks], axis=1).sum())
+
     def is_resident(self, task: int) -> bool:
         """Whether all of a task's pages are in the arena."""
         return bool(self._missing[task] == 0)
