@@ -8,61 +8,37 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from weightpager import kernels
-from weightpager.bundle import BlockTable, Bundle
-from weightpager.bundle.adapter import LowRank, read_adapter
-from weightpager.bundle.footprint import footprint
-from weightpager.bundle.reader import RESIDENT, private_file
+from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size
-from weightpager.engine import architecture, task_module
+from weightpager.engine import architecture
 from weightpager.engine.bundle_change import BundleChange
-from weightpager.engine.page_numbers import PageNumbers, pages_of, tables_of
-from weightpager.engine.parameters import read_parameters
+from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.open_task import OpenTask
 from weightpager.engine.report import EngineReport, SwitchReport
 from weightpager.errors import EngineClosedError, TaskNotActiveError
 from weightpager.runtime.block_manager import BlockManager
-from weightpager.runtime.memory_controller import MemoryController, Needs
-from weightpager.runtime.pager import Pager, Priority
-from weightpager.runtime.residency import Loading, LoadStats, Request, Residency
+from weightpager.runtime.pager import Priority
+from weightpager.runtime.residency import LoadStats, Request
 from weightpager.runtime.reuse import expected_reuse
-from weightpager.runtime.task_gate import TaskGate
 from weightpager.runtime.task_monitor import TaskMonitor
-from weightpager.store import CountingStore, LocalStore, PageStore, VerifyingStore
+from weightpager.store import PageStore
 
 _SWITCHES_KEPT = 1000
-_SPARE_PAGES = 1024
-"""There is room for so many more than twice the bundle's pages, in case that tasks are added."""
-
 _WORKING_SET_VISITS = 32
 """Latest visits whose tasks make up the working set."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Task:
-    """What the engine knows of one task. ``module`` is built when first asked for."""
-
-    number: int
-    tables: Mapping[str, BlockTable]
-    private: dict[str, Tensor]
-    low_rank: dict[str, LowRank]
-    gate: TaskGate
-    pins: int = 0
-    module: nn.Module | None = None
-    loading: Loading | None = None  # that nobody has waited for
 
 
 class Engine:
@@ -89,37 +65,17 @@ class Engine:
         """
         for name in config.real_time:
             bundle.task(name)
-        self.bundle = bundle
+        self._open = OpenBundle(bundle, config, store)
+        self._residency, self._memory = self._open.residency, self._open.memory
+        weakref.finalize(self, self._residency.close)
         self.monitor = TaskMonitor()
         self._process = os.getpid()
         self._activating = threading.RLock()  # `activate` and `deactivate`, one after the other
-        self._lock = threading.RLock()  # modules, pins and the list of switches; never kept while storage works
+        self._lock = threading.RLock()  # pins and the list of switches; never kept while storage works
         self._current: str | None = None
         self._closed = False
         self._warned = False
         self._switches: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
-        self._memory = _memory(bundle, config)
-        # All that a module is built from is read now: the bundle may be replaced while the engine runs.
-        self._config = architecture.read_config(bundle)
-        self._resident = read_parameters(bundle, RESIDENT)
-        local = LocalStore(bundle) if store is None else store
-        self._direct = bool(getattr(local, "direct", False))
-        self._numbers = PageNumbers(bundle, local, _page_numbers(bundle))
-        self._reads = CountingStore(self._numbers.store)
-        self._checked = VerifyingStore(self._reads, self._numbers.index)
-        numbers = np.arange(len(bundle.pages))
-        self._tasks = {name: _task(bundle, name, number, numbers) for number, name in enumerate(bundle.tasks)}
-        self._residency = Residency(
-            self._numbers.index,
-            [pages_of(bundle, name, numbers) for name in bundle.tasks],
-            self._memory,
-            Pager(self._memory.slot, bundle.page_bytes, config.io_threads),
-            self._checked,
-            config.read_timeout,
-            _page_numbers(bundle),
-        )
-        self._page_table = torch.from_numpy(self._residency.blocks.page_table)
-        weakref.finalize(self, self._residency.close)
         self._real_time = frozenset(config.real_time)
         self._enter_real_time()
 
@@ -200,7 +156,7 @@ class Engine:
             SwitchFailedError: loading failed after the old task was given up; no task is current.
         """
         with self._activating:
-            if name == self._current and not self._has_failed(name):
+            if name == self._current and not self._tasks[name].has_failed:
                 self._check_open()
                 self.monitor.record(name)
                 return self._module(name)
@@ -287,16 +243,7 @@ class Engine:
         """
         self._check_open()
         with self._activating:
-            bundle = Bundle.open(self.bundle.path)
-            change = BundleChange.between(self.bundle, bundle)
-            before = self._memory.needs
-            try:
-                self._residency.resize(self._memory.refit(_needs(bundle)))
-                self._take_over(bundle, change)
-            except BaseException:
-                self._residency.resize(self._memory.refit(before))
-                raise
-            return change
+            return self._open.reload()
 
     def tokenizer(self) -> Any:
         """The bundle's tokenizer; read from its files when asked for.
@@ -317,9 +264,9 @@ class Engine:
                 resident_pages=len(blocks.resident()),
                 locked_pages=len(blocks.locked()),
                 active=tuple(name for name, task in self._tasks.items() if task.gate.holders),
-                direct_io=self._direct,
+                direct_io=self._open.direct,
                 kernel=kernels.isa(),
-                bytes_read=self._reads.bytes,
+                bytes_read=self._open.reads.bytes,
                 working_set_pages=self._working_set(),
                 reloaded_pages=blocks.reloads,
                 switches=tuple(self._switches),
@@ -346,9 +293,18 @@ class Engine:
         self.close()
 
     @property
+    def bundle(self) -> Bundle:
+        """The bundle as it was when it was opened or last reloaded."""
+        return self._open.bundle
+
+    @property
     def blocks(self) -> BlockManager:
         """The page table and its policy, for inspection and tests."""
         return self._residency.blocks
+
+    @property
+    def _tasks(self) -> dict[str, OpenTask]:
+        return self._open.tasks
 
     def _check_open(self) -> None:
         if os.getpid() != self._process:
@@ -364,39 +320,8 @@ class Engine:
             self.close()
             raise
 
-    def _take_over(self, bundle: Bundle, change: BundleChange) -> None:
-        """All that can fail comes first."""
-        numbers = self._numbers.of(bundle)
-        come = {name: _task(bundle, name, -1, numbers) for name in (*change.added, *change.changed)}
-        gone = {name: self._tasks[name].number for name in (*change.removed, *change.changed)}
-        store = LocalStore(bundle)
-        try:
-            added = self._residency.replace_tasks(gone, [pages_of(bundle, name, numbers) for name in come])
-        except BaseException:
-            store.close()
-            raise
-        self._numbers.adopt(bundle, store)
-        self._checked.index = self._residency.index = self._numbers.index
-        for task, number in zip(come.values(), added, strict=True):
-            task.number = number
-        with self._lock:
-            self.bundle = bundle
-            self._tasks = {name: task for name, task in self._tasks.items() if name not in gone} | come
-
-    def _has_failed(self, name: str) -> bool:
-        loading = self._tasks[name].loading
-        return loading is not None and loading.arrivals.error is not None
-
     def _module(self, name: str) -> nn.Module:
-        with self._lock:
-            task = self._tasks[name]
-            if task.module is None:
-                values = {**self._resident, **task.private}
-                arena, table = self._memory.arena, self._page_table
-                task.module = task_module.build(
-                    self.bundle, name, task.tables, self._config, values, arena, table, task.gate, task.low_rank
-                )
-            return task.module
+        return self._open.module(name)
 
     def _hold(
         self, name: str, leaving: str | None = None, *, wait: bool = True, timeout: float | None = None
@@ -468,30 +393,3 @@ class Engine:
             self.blocks.slots,
             self._memory.smallest_budget(needed),
         )
-
-
-def _task(bundle: Bundle, name: str, number: int, numbers: npt.NDArray[np.int64]) -> _Task:
-    private, low_rank = read_parameters(bundle, private_file(name)), read_adapter(bundle, name)
-    return _Task(number, tables_of(bundle, name, numbers), private, low_rank, TaskGate(name))
-
-
-def _page_numbers(bundle: Bundle) -> int:
-    return 2 * len(bundle.pages) + _SPARE_PAGES
-
-
-def _needs(bundle: Bundle) -> Needs:
-    return Needs(
-        pages=len(bundle.pages),
-        least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),
-        fixed=footprint(bundle),
-    )
-
-
-def _memory(bundle: Bundle, config: EngineConfig) -> MemoryController:
-    return MemoryController(
-        config.budget,
-        _needs(bundle),
-        page_bytes=bundle.page_bytes,
-        kv_reserve=config.kv_reserve,
-        capacity=_page_numbers(bundle),
-    )

@@ -1,0 +1,149 @@
+"""A bundle that an engine has open: its tasks, its pages, and what becomes of them when it changes."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+from torch import nn
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
+from weightpager.bundle.reader import RESIDENT
+from weightpager.config import EngineConfig
+from weightpager.engine import architecture, task_module
+from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.open_task import OpenTask
+from weightpager.engine.page_numbers import PageNumbers, pages_of
+from weightpager.engine.parameters import read_parameters
+from weightpager.runtime.memory_controller import MemoryController, Needs
+from weightpager.runtime.pager import Pager
+from weightpager.runtime.residency import Residency
+from weightpager.store import CountingStore, LocalStore, PageStore, VerifyingStore
+
+_SPARE_PAGES = 1024
+"""There is room for so many more than twice the bundle's pages, in case that tasks are added."""
+
+
+class OpenBundle:
+    """All that is opened with a bundle. Modules are built when first asked for, and never change.
+
+    Safe to use from several threads, save that one `reload` must follow another.
+
+    Attributes:
+        bundle: as it was when it was opened or last reloaded.
+        tasks: by name. Replaced, not changed, by `reload`.
+        memory: the budget and the arena.
+        residency: the arena's contents.
+        reads: counts what is read.
+        direct: whether reads bypass the page cache.
+    """
+
+    def __init__(self, bundle: Bundle, config: EngineConfig, store: PageStore | None) -> None:
+        """Open it; nothing is resident.
+
+        Args:
+            bundle: validated.
+            config: of the engine.
+            store: where pages come from; the bundle's own files if None.
+
+        Raises:
+            BudgetError: not even the smallest task fits into the budget.
+            BundleError, StoreError: a file is damaged or can't be opened.
+        """
+        self.bundle = bundle
+        self._lock = threading.Lock()  # modules and tasks
+        self.memory = MemoryController(
+            config.budget,
+            _needs(bundle),
+            page_bytes=bundle.page_bytes,
+            kv_reserve=config.kv_reserve,
+            capacity=_page_numbers(bundle),
+        )
+        # All that a module is built from is read now: the bundle may be replaced while the engine runs.
+        self._config = architecture.read_config(bundle)
+        self._resident = read_parameters(bundle, RESIDENT)
+        store = LocalStore(bundle) if store is None else store
+        self.direct = bool(getattr(store, "direct", False))
+        self._numbers = PageNumbers(bundle, store, _page_numbers(bundle))
+        self.reads = CountingStore(self._numbers.store)
+        self._checked = VerifyingStore(self.reads, self._numbers.index)
+        numbers = np.arange(len(bundle.pages))
+        self.tasks = {name: OpenTask.read(bundle, name, number, numbers) for number, name in enumerate(bundle.tasks)}
+        self.residency = Residency(
+            self._numbers.index,
+            [pages_of(bundle, name, numbers) for name in bundle.tasks],
+            self.memory,
+            Pager(self.memory.slot, bundle.page_bytes, config.io_threads),
+            self._checked,
+            config.read_timeout,
+            _page_numbers(bundle),
+        )
+        self._page_table = torch.from_numpy(self.residency.blocks.page_table)
+
+    def module(self, name: str) -> nn.Module:
+        """A task's own torch module.
+
+        Raises:
+            BundleFormatError: its parameters don't make it up.
+        """
+        with self._lock:
+            task = self.tasks[name]
+            if task.module is None:
+                values = {**self._resident, **task.private}
+                arena, table = self.memory.arena, self._page_table
+                task.module = task_module.build(
+                    self.bundle, name, task.tables, self._config, values, arena, table, task.gate, task.low_rank
+                )
+            return task.module
+
+    def reload(self) -> BundleChange:
+        """Take over what has become of the bundle since; what that was.
+
+        Raises:
+            BundleError, StoreError: the bundle is damaged, or of another model; nothing has changed.
+            BusyError: a task that was removed or changed is in use; nothing has changed.
+            BudgetError: the bundle's parameters leave too little room for the tasks in use; nothing has changed.
+        """
+        bundle = Bundle.open(self.bundle.path)
+        change = BundleChange.between(self.bundle, bundle)
+        before = self.memory.needs
+        try:
+            self.residency.resize(self.memory.refit(_needs(bundle)))
+            self._take_over(bundle, change)
+        except BaseException:
+            self.residency.resize(self.memory.refit(before))
+            raise
+        return change
+
+    def _take_over(self, bundle: Bundle, change: BundleChange) -> None:
+        """All that can fail comes first."""
+        numbers = self._numbers.of(bundle)
+        come = {name: OpenTask.read(bundle, name, -1, numbers) for name in (*change.added, *change.changed)}
+        gone = {name: self.tasks[name].number for name in (*change.removed, *change.changed)}
+        store = LocalStore(bundle)
+        try:
+            added = self.residency.replace_tasks(gone, [pages_of(bundle, name, numbers) for name in come])
+        except BaseException:
+            store.close()
+            raise
+        self._numbers.adopt(bundle, store)
+        self._checked.index = self.residency.index = self._numbers.index
+        for task, number in zip(come.values(), added, strict=True):
+            task.number = number
+        with self._lock:
+            self.bundle = bundle
+            self.tasks = {name: task for name, task in self.tasks.items() if name not in gone} | come
+
+
+def _page_numbers(bundle: Bundle) -> int:
+    return 2 * len(bundle.pages) + _SPARE_PAGES
+
+
+def _needs(bundle: Bundle) -> Needs:
+    return Needs(
+        pages=len(bundle.pages),
+        least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),
+        fixed=footprint(bundle),
+    )

@@ -1,0 +1,54 @@
+"""What an engine knows of one task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from weightpager.bundle import BlockTable, Bundle
+from weightpager.bundle.adapter import LowRank, read_adapter
+from weightpager.bundle.reader import private_file
+from weightpager.engine.page_numbers import tables_of
+from weightpager.engine.parameters import read_parameters
+from weightpager.runtime.residency import Loading
+from weightpager.runtime.task_gate import TaskGate
+
+
+@dataclass
+class OpenTask:
+    """A task of an open bundle.
+
+    Attributes:
+        number: by which the runtime knows it.
+        tables: its block tables, in terms of the page table's pages.
+        private: parameters of its own.
+        low_rank: its low-rank parts.
+        gate: what its layers ask before they read pages.
+        pins: how often it is pinned.
+        module: built when first asked for.
+        loading: its last load, if nobody has waited for that.
+    """
+
+    number: int
+    tables: Mapping[str, BlockTable]
+    private: dict[str, Tensor]
+    low_rank: dict[str, LowRank]
+    gate: TaskGate
+    pins: int = 0
+    module: nn.Module | None = None
+    loading: Loading | None = None
+
+    @classmethod
+    def read(cls, bundle: Bundle, name: str, number: int, numbers: npt.NDArray[np.int64]) -> OpenTask:
+        """Read all that its module is built from, for a page table with these numbers of the bundle's pages."""
+        private, low_rank = read_parameters(bundle, private_file(name)), read_adapter(bundle, name)
+        return cls(number, tables_of(bundle, name, numbers), private, low_rank, TaskGate(name))
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a page of its last load won't come."""
+        return self.loading is not None and self.loading.arrivals.error is not None
