@@ -15,10 +15,18 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Visit:
-    """A task became the current one at ``start`` seconds; it stayed until the next visit."""
+    """A task became the current one.
+
+    Attributes:
+        task: its name.
+        start: seconds; it stayed until the next visit.
+        resumed: nobody knows what was between the visit before and this one, since the program had ended: no switch
+            leads here, and the visit before has no known length.
+    """
 
     task: str
     start: float
+    resumed: bool = False
 
 
 class TaskMonitor:
