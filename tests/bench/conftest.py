@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.bench.mounts import mount_of
+from weightpager.machine.mounts import mount_of
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,11 @@ import pytest
 from weightpager.bench import cgroup, control_group, limits
 from weightpager.bench.cgroup import LimitedRun, run_limited
 from weightpager.bench.cold import drop, resident_bytes
-from weightpager.bench.control_group import Group, Hierarchy, find_hierarchy
+from weightpager.bench.control_group import Group, places
 from weightpager.bench.limited import main, report
-from weightpager.bench.mounts import Mount, mounts
 from weightpager.errors import ConfigError
+from weightpager.machine.hierarchy import Hierarchy
+from weightpager.machine.mounts import mounts
 
 MIB = 1 << 20
 
@@ -244,10 +245,6 @@ def test_without_permission_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, 
     assert list(tmp_path.iterdir()) == []
 
 
-def mount(kind: str, point: Path, *options: str, root: str = "/") -> Mount:
-    return Mount(1, root, point, kind, kind, ("rw", *options))
-
-
 def tree(top: Path, group: str, *, controllers: str = "", handed_on: str = "") -> Path:
     """A group's directory in a fake hierarchy, with version 2's two files."""
     directory = top / group
@@ -257,40 +254,10 @@ def tree(top: Path, group: str, *, controllers: str = "", handed_on: str = "") -
     return directory
 
 
-OWN_V1 = "8:memory,hugetlb:/user/1\n7:blkio:/\n0::/\n"
-OWN_V2 = "0::/system.slice/run.scope\n"
-
-
-def test_version_1_is_preferred_where_the_controller_is_mounted(tmp_path: Path) -> None:
-    own = tree(tmp_path / "memory", "user/1")
-    tree(tmp_path, "unified", controllers="memory io")
-    table = [mount("cgroup2", tmp_path / "unified"), mount("cgroup", tmp_path / "memory", "memory", "hugetlb")]
-    assert find_hierarchy("memory", table, OWN_V1) == Hierarchy(1, tmp_path / "memory", own)
-    assert find_hierarchy("blkio", table, OWN_V1) == Hierarchy(2, tmp_path / "unified", tmp_path / "unified")
-
-
-def test_version_2_needs_its_controller(tmp_path: Path) -> None:
-    tree(tmp_path, "", controllers="memory")
-    own = tree(tmp_path, "system.slice/run.scope")
-    table = [mount("tmpfs", tmp_path), mount("cgroup2", tmp_path)]
-    assert find_hierarchy("memory", table, OWN_V2) == Hierarchy(2, tmp_path, own)
-    assert find_hierarchy("blkio", table, OWN_V2) is None
-    assert find_hierarchy("memory", [], OWN_V2) is None
-
-
-def test_a_container_sees_its_group_below_the_mount(tmp_path: Path) -> None:
-    own = tree(tmp_path, "inner")
-    table = [mount("cgroup", tmp_path, "memory", root="/docker/abc")]
-    inside = find_hierarchy("memory", table, "8:memory:/docker/abc/inner\n")
-    outside = find_hierarchy("memory", table, "8:memory:/elsewhere\n")
-    assert inside == Hierarchy(1, tmp_path, own)
-    assert outside == Hierarchy(1, tmp_path, tmp_path)
-
-
 def test_version_2_may_use_groups_further_out(tmp_path: Path) -> None:
-    assert Hierarchy(1, tmp_path, tmp_path / "a/b").parents() == [tmp_path / "a/b"]
-    assert Hierarchy(2, tmp_path, tmp_path / "a/b").parents() == [tmp_path / "a/b", tmp_path / "a", tmp_path]
-    assert Hierarchy(2, tmp_path, tmp_path).parents() == [tmp_path]
+    assert places(Hierarchy(1, tmp_path, tmp_path / "a/b")) == [tmp_path / "a/b"]
+    assert places(Hierarchy(2, tmp_path, tmp_path / "a/b")) == [tmp_path / "a/b", tmp_path / "a", tmp_path]
+    assert places(Hierarchy(2, tmp_path, tmp_path)) == [tmp_path]
 
 
 def test_a_version_2_group_is_made_where_both_controllers_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,13 +286,6 @@ def test_what_was_enabled_for_a_group_is_taken_back(tmp_path: Path, monkeypatch:
     Group(Hierarchy(2, tmp_path, own), frozenset({"memory", "blkio"})).remove()
     assert written[0] == "+io"
     assert written[-1] == "-io"
-
-
-def test_a_version_2_limit_is_the_tightest_around_the_group(tmp_path: Path) -> None:
-    group = tree(tmp_path, "outer/group")
-    (group / "memory.max").write_text("max\n")
-    (group.parent / "memory.max").write_text("4096\n")
-    assert limits.tightest(group, tmp_path) == 4096
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightpager.bench.cold import cold_read, drop, resident_bytes
-from weightpager.bench.mounts import Mount, mount_of, mounts
+from weightpager.machine.mounts import Mount, mount_of, mounts
 
 PAGE = mmap.PAGESIZE
 PAGES = 64

@@ -9,11 +9,11 @@ import pytest
 
 from weightpager.bench.doctor import Diagnosis
 from weightpager.bench.kernel_choice import KernelChoice
-from weightpager.bench.memory import Memory
 from weightpager.bench.processor import Processor
 from weightpager.bench.self_test import SelfTest
 from weightpager.bench.storage import Storage
 from weightpager.bench.verdict import judge
+from weightpager.machine.memory import Memory
 
 KERNELS = KernelChoice(("avx512", "avx2", "reference"), "avx512", None, "avx512", "gomp", 4, "")
 SOUND = Diagnosis(

@@ -16,8 +16,8 @@ from torch import Tensor
 from weightpager import kernels
 from weightpager.bench import memory_read, storage
 from weightpager.bench.machine import Bandwidth
-from weightpager.bench.mounts import mount_of
 from weightpager.kernels import PagedWeight, reference
+from weightpager.machine.mounts import mount_of
 
 NATIVE = kernels.available() != ("reference",)
 

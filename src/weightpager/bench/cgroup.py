@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from weightpager.bench.control_group import GRACE_SECONDS, V2_NAMES, Group, Hierarchy, find_hierarchy
+from weightpager.bench.control_group import GRACE_SECONDS, Group
 from weightpager.bench.limits import Limit, impose, limit_memory, limit_storage, pinned, reason
-from weightpager.bench.mounts import mounts
 from weightpager.errors import ConfigError
+from weightpager.machine.hierarchy import V2_NAMES, Hierarchy, find_hierarchy
+from weightpager.machine.mounts import mounts
 
 _CONTROLLERS = {"memory": "memory", "storage": "blkio"}
 """By limit: the controller's name in version 1."""

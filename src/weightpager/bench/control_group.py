@@ -1,4 +1,4 @@
-"""Control groups: where they may be made, one made for a single run, and what the kernel lets it do."""
+"""A control group made for a single run: where it may be made, and what the kernel lets it do."""
 
 from __future__ import annotations
 
@@ -6,46 +6,15 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from weightpager.bench.mounts import Mount
+from weightpager.machine.hierarchy import V2_NAMES, Hierarchy, words
 
 logger = logging.getLogger(__name__)
 
-V2_NAMES = {"memory": "memory", "blkio": "io"}
-"""By a controller's name in version 1: its name in version 2."""
-
 GRACE_SECONDS = 10.0
 """How long to wait for processes that were killed."""
-
-
-@dataclass(frozen=True)
-class Hierarchy:
-    """A mounted hierarchy of control groups, and this process's place in it.
-
-    Attributes:
-        version: 1 or 2.
-        top: where it is mounted.
-        own: the directory of this process's group; `top` if that is out of sight.
-    """
-
-    version: int
-    top: Path
-    own: Path
-
-    def parents(self) -> list[Path]:
-        """Where a new group may be made, best first.
-
-        Inside this process's own group, so that the limits around it keep holding. In version 2 a group that has
-        processes can't hand controllers to groups inside it, so the groups around it come next.
-        """
-        if self.version == 1:
-            return [self.own]
-        depth = len(self.own.relative_to(self.top).parts)
-        return [self.own, *self.own.parents][: depth + 1]
 
 
 class Group:
@@ -143,21 +112,13 @@ class Group:
         return True
 
 
-def find_hierarchy(controller: str, table: Sequence[Mount], own_groups: str) -> Hierarchy | None:
-    """The hierarchy that has a controller: of version 1 where it is mounted there, else of version 2.
+def places(hierarchy: Hierarchy) -> list[Path]:
+    """Where a new group may be made, best first.
 
-    Args:
-        controller: its name in version 1, ``memory`` or ``blkio``.
-        table: the mounts.
-        own_groups: the text of ``/proc/self/cgroup``.
+    Inside this process's own group, so that the limits around it keep holding. In version 2 a group that has
+    processes can't hand controllers to groups inside it, so the groups around it come next.
     """
-    for mount in table:
-        if mount.kind == "cgroup" and controller in mount.options:
-            return Hierarchy(1, mount.point, _own_directory(mount, own_groups, controller))
-    for mount in table:
-        if mount.kind == "cgroup2" and V2_NAMES[controller] in words(mount.point / "cgroup.controllers"):
-            return Hierarchy(2, mount.point, _own_directory(mount, own_groups, ""))
-    return None
+    return [hierarchy.own] if hierarchy.version == 1 else hierarchy.groups()
 
 
 def _best_parent(hierarchy: Hierarchy, wanted: frozenset[str]) -> tuple[Path, frozenset[str], frozenset[str]]:
@@ -165,7 +126,7 @@ def _best_parent(hierarchy: Hierarchy, wanted: frozenset[str]) -> tuple[Path, fr
     if hierarchy.version == 1:
         return hierarchy.own, wanted, frozenset()
     best = hierarchy.own, frozenset[str](), frozenset[str]()
-    for parent in hierarchy.parents():
+    for parent in places(hierarchy):
         has, enabled = _hand_on(parent, wanted)
         if len(has) > len(best[1]):
             _disable(best[0], best[2])
@@ -198,23 +159,6 @@ def _disable(parent: Path, controllers: frozenset[str]) -> None:
             _write(parent / "cgroup.subtree_control", f"-{V2_NAMES[controller]}")
 
 
-def _own_directory(mount: Mount, own_groups: str, controller: str) -> Path:
-    """This process's group in a mounted hierarchy, the mount itself if the group lies outside of it.
-
-    Args:
-        mount: of the hierarchy; a container may see only a part of it, below ``mount.root``.
-        own_groups: lines such as ``4:memory:/user``; version 2's line names no controller.
-        controller: of the hierarchy in version 1, empty for version 2.
-    """
-    for line in own_groups.splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controller in controllers.split(","):
-            inside = os.path.relpath(group, mount.root)
-            directory = mount.point / inside
-            return directory if not inside.startswith("..") and directory.is_dir() else mount.point
-    return mount.point
-
-
 def _write(file: Path, value: str) -> None:
     """One write to a control file, which must exist: the kernel takes the whole text at once or refuses it."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
@@ -224,11 +168,3 @@ def _write(file: Path, value: str) -> None:
         raise OSError(error.errno, error.strerror, os.fspath(file)) from error
     finally:
         os.close(descriptor)
-
-
-def words(file: Path) -> list[str]:
-    """The words of a control file; none if it can't be read."""
-    try:
-        return file.read_text().split()
-    except OSError:
-        return []

@@ -9,10 +9,10 @@ from pathlib import Path
 from weightpager.bench import memory_read, storage
 from weightpager.bench.kernel_choice import KernelChoice, kernel_choice
 from weightpager.bench.machine import Bandwidth
-from weightpager.bench.memory import Memory, read_memory_sizes
 from weightpager.bench.processor import Processor, read_processor
 from weightpager.bench.self_test import SelfTest, cases, kernels_here, self_test
 from weightpager.bench.storage import Storage, directory_of, examine_storage
+from weightpager.machine.memory import Memory, read_memory
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,7 +48,7 @@ def examine(path: Path, progress: Progress) -> Diagnosis:
     Raises:
         ConfigError: there is no such path, or ``WEIGHTPAGER_ISA`` names a kernel that can't run here.
     """
-    directory, kernels, memory = directory_of(path), kernel_choice(), read_memory_sizes()
+    directory, kernels, memory = directory_of(path), kernel_choice(), read_memory()
     return Diagnosis(
         processor=read_processor(),
         kernels=kernels,

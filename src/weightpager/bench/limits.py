@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightpager.bench.control_group import Group, words
+from weightpager.bench.control_group import Group
 from weightpager.bench.machine import disk_of
 from weightpager.errors import ConfigError
+from weightpager.machine.hierarchy import Hierarchy
+from weightpager.machine.memory import group_limit
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,9 @@ def limit_memory(group: Group, asked: int) -> tuple[int, str]:
         group.write("memory.memsw.limit_in_bytes", "memory.swap.max", str(asked) if group.version == 1 else "0")
     except OSError:
         note += _swap_note(Path("/proc/swaps").read_text())
-    if group.version == 1:
-        held = group.field("memory.stat", "memory.stat", "hierarchical_memory_limit")
-    else:
-        tight = tightest(group.path, group.top)
-        assert tight is not None  # this group's own was just set
-        held = tight
+    held = group_limit(Hierarchy(group.version, group.top, group.path))
+    if held is None:
+        raise ConfigError(f"expected the limit that was just set on {group.path}, found none")
     if held <= asked - os.sysconf("SC_PAGE_SIZE"):  # a limit is rounded down to a page
         note += ", tightened by a group around it"
     return held, note
@@ -100,13 +99,6 @@ def limit_storage(group: Group, asked: int, path: str | os.PathLike[str]) -> tup
         if device == disk:
             return int(value.removeprefix("rbps=")), f"reads of disk {disk}, version {group.version}"
     raise ConfigError(f"expected a limit for disk {disk} in {group.path}, found none")
-
-
-def tightest(group: Path, top: Path) -> int | None:
-    """The smallest ``memory.max`` of a version 2 group and those around it; None if none has one, as the root."""
-    depth = len(group.relative_to(top).parts)
-    limits = [words(directory / "memory.max") for directory in [group, *group.parents][: depth + 1]]
-    return min((int(limit[0]) for limit in limits if limit and limit != ["max"]), default=None)
 
 
 def reason(error: OSError | ConfigError) -> str:

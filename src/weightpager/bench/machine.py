@@ -21,9 +21,9 @@ import numpy as np
 
 from weightpager import __version__
 from weightpager.bench.cold import cold_read
-from weightpager.bench.mounts import mount_of
 from weightpager.bench.processor import cpu_flags, cpu_model
 from weightpager.errors import ConfigError, StoreError
+from weightpager.machine.mounts import mount_of
 
 _PACKAGES = ("torch", "transformers", "numpy", "safetensors")
 _ISA = frozenset({

@@ -11,8 +11,8 @@ import torch
 
 from weightpager.bench.kernel_choice import REFERENCE
 from weightpager.bench.machine import Bandwidth, memory_read_bandwidth
-from weightpager.bench.memory import Memory
 from weightpager.kernels import available
+from weightpager.machine.memory import Memory
 
 _MOST = 256 << 20
 """Bytes that are read; no cache of a processor that this runs on holds a large part of them."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from weightpager.bench.machine import Bandwidth, direct_read_bandwidth
-from weightpager.bench.mounts import mount_of
 from weightpager.config import EngineConfig, format_size
 from weightpager.errors import ConfigError, StoreError
+from weightpager.machine.mounts import mount_of
 
 _PIECE = 8 << 20
 _MOST = 128 << 20

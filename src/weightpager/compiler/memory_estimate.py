@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from weightpager.compiler.named_parameters import parameters
 from weightpager.compiler.source import Source
 from weightpager.errors import CompileError
-
-_V2 = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"))
-_V1 = (
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-    Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
-_MEMINFO = Path("/proc/meminfo")
 
 _HIDDEN_BYTES = 34
 """Activations kept for the backward pass, per token, layer and hidden unit, in 16 bits (Korthikanti et al. 2022,
@@ -24,15 +15,6 @@ _SCORE_BYTES = 5
 
 _LOGIT_BYTES = 12
 """Logits in float32, their softmax and their gradient, per class or word."""
-
-
-def available_bytes() -> int | None:
-    """Memory that this process may still take: the least of what the system has and its cgroup allows; None if unknown.
-
-    A cgroup's page cache counts as free: it is given back when memory is short.
-    """
-    known = [size for size in (_mem_available(), _cgroup_left(*_V2), _cgroup_left(*_V1)) if size is not None]
-    return min(known, default=None)
 
 
 def training_bytes(source: Source, batch: int, copies: int) -> int:
@@ -63,7 +45,7 @@ def check_memory(source: Source, available: int | None) -> None:
 
     Args:
         source: the dense model.
-        available: bytes, see `available_bytes`; None checks nothing.
+        available: bytes; None checks nothing.
 
     Raises:
         CompileError: a stage needs more.
@@ -87,28 +69,3 @@ def _check(section: str, batch: int, needed: int, available: int) -> None:
             f"{section}.batch: expected what fits into the {available // mib} MiB of free memory, found {batch} texts, "
             f"which need about {-(-needed // mib)} MiB; take a smaller batch or max_length"
         )
-
-
-def _mem_available() -> int | None:
-    if not _MEMINFO.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
-    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
-
-
-def _cgroup_left(limit: Path, usage: Path) -> int | None:
-    if not limit.is_file() or not usage.is_file():
-        return None
-    most, used = limit.read_text().strip(), int(usage.read_text())
-    if most == "max":
-        return None
-    return max(0, int(most) - used + _reclaimable(usage.parent / "memory.stat"))
-
-
-def _reclaimable(stat: Path) -> int:
-    """Page cache of a cgroup, which it gives back when memory is short."""
-    if not stat.is_file():
-        return 0
-    facts = dict(line.split(" ", 1) for line in stat.read_text().splitlines())
-    files = [int(facts[key]) for key in ("inactive_file", "active_file") if key in facts]
-    return sum(files)

@@ -17,7 +17,7 @@ from weightpager.compiler.device import training_device
 from weightpager.compiler.grow import train_dense
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.measure import EVAL_BATCH, Progress
-from weightpager.compiler.memory_estimate import available_bytes, check_memory
+from weightpager.compiler.memory_estimate import check_memory
 from weightpager.compiler.prepared import Clock, Prepared, SaliencyOfTasks, Trained
 from weightpager.compiler.reorder import apply, reorder
 from weightpager.compiler.saliency import block_saliency
@@ -25,6 +25,7 @@ from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.train import train
 from weightpager.evaluate import evaluate
+from weightpager.machine.memory import read_memory
 
 _PROBE = 4
 """Texts or windows per task that the reordered model has to answer as before."""
@@ -61,7 +62,7 @@ def trained(task_file: TaskFile, progress: Progress, journal: Journal, base: Bas
         source = source if base is None else base.adopt(source)
         data = _load_data(source)
         if training_device().type == "cpu":
-            check_memory(source, available_bytes())
+            check_memory(source, read_memory().usable_bytes)
     with clock.stage("train", journal):
 
         def told(done: int, total: int) -> None:

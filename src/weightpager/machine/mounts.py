@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -28,11 +28,20 @@ class Mount:
     source: str
     options: tuple[str, ...]
 
+    def below(self, root: Path) -> Mount:
+        """The same, with a point that is found below another root directory."""
+        return replace(self, point=root / os.fspath(self.point).lstrip("/"))
+
 
 def mounts(table: str | None = None) -> list[Mount]:
-    """The mounts in the text of a ``mountinfo`` file; without one, those that this process sees."""
+    """The mounts in the text of a ``mountinfo`` file, less lines that aren't such; without one, those of this process.
+
+    Raises:
+        OSError: a system without ``/proc``, which wasn't given a text.
+    """
     text = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()) if table is None else table
-    return [_parse_mount(line) for line in text.split("\n") if line]  # other separators may be part of a path
+    found = map(_parse_mount, text.split("\n"))  # other separators may be part of a path
+    return [mount for mount in found if mount is not None]
 
 
 def mount_of(path: str | os.PathLike[str]) -> Mount:
@@ -57,11 +66,16 @@ def _mount_number(path: str | os.PathLike[str]) -> int:
     return int(fields["mnt_id"])
 
 
-def _parse_mount(line: str) -> Mount:
+def _parse_mount(line: str) -> Mount | None:
     """``36 35 98:0 /root /point rw shared:1 - ext4 /dev/sda1 rw,errors=continue``; spaces are written as octal."""
     ours, _, theirs = line.partition(" - ")
-    number, _, _, root, point, *_ = ours.split(" ")
-    kind, source, options = theirs.split(" ", 2)
+    try:
+        number, _, _, root, point, *_ = ours.split(" ")
+        kind, source, options = theirs.split(" ", 2)
+    except ValueError:
+        return None
+    if not number.isdecimal():
+        return None
     return Mount(
         int(number), _unescape(root), Path(_unescape(point)), kind, _unescape(source), tuple(options.split(","))
     )

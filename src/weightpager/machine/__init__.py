@@ -1,0 +1,1 @@
+"""What the kernel tells of the machine: mounts, control groups, memory. No policy, and no torch."""

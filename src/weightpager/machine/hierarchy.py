@@ -1,0 +1,76 @@
+"""Control groups: where they are mounted, and which of them this process is in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightpager.machine.mounts import Mount
+
+V2_NAMES = {"memory": "memory", "blkio": "io"}
+"""By a controller's name in version 1: its name in version 2."""
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """A mounted hierarchy of control groups, and a group in it.
+
+    Attributes:
+        version: 1 or 2.
+        top: where it is mounted.
+        own: the directory of this process's group; `top` if that is out of sight.
+    """
+
+    version: int
+    top: Path
+    own: Path
+
+    def groups(self) -> list[Path]:
+        """The group and those around it, innermost first: the limits of all of them hold."""
+        depth = len(self.own.relative_to(self.top).parts)
+        return [self.own, *self.own.parents][: depth + 1]
+
+
+def find_hierarchy(controller: str, table: Sequence[Mount], own_groups: str) -> Hierarchy | None:
+    """The hierarchy that has a controller: of version 1 where it is mounted there, else of version 2.
+
+    Args:
+        controller: its name in version 1, ``memory`` or ``blkio``.
+        table: the mounts.
+        own_groups: the text of ``/proc/self/cgroup``; lines that aren't such are passed over.
+    """
+    for mount in table:
+        if mount.kind == "cgroup" and controller in mount.options:
+            return Hierarchy(1, mount.point, _own_directory(mount, own_groups, controller))
+    for mount in table:
+        if mount.kind == "cgroup2" and V2_NAMES[controller] in words(mount.point / "cgroup.controllers"):
+            return Hierarchy(2, mount.point, _own_directory(mount, own_groups, ""))
+    return None
+
+
+def words(file: Path) -> list[str]:
+    """The words of a control file; none if it can't be read."""
+    try:
+        return file.read_text(errors="replace").split()
+    except (OSError, ValueError):  # ValueError: a path that no file can have
+        return []
+
+
+def _own_directory(mount: Mount, own_groups: str, controller: str) -> Path:
+    """This process's group in a mounted hierarchy, the mount itself if the group lies outside of it.
+
+    Args:
+        mount: of the hierarchy; a container may see only a part of it, below ``mount.root``.
+        own_groups: lines such as ``4:memory:/user``; version 2's line names no controller.
+        controller: of the hierarchy in version 1, empty for version 2.
+    """
+    for line in own_groups.splitlines():
+        _, _, fields = line.partition(":")
+        controllers, _, group = fields.partition(":")
+        if group.startswith("/") and controller in controllers.split(","):
+            inside = os.path.relpath(group, mount.root or "/")
+            directory = mount.point / inside
+            return directory if not inside.startswith("..") and directory.is_dir() else mount.point
+    return mount.point

@@ -1,0 +1,116 @@
+"""Memory: how much there is, how much is free, and how much of it this process may have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightpager.machine.hierarchy import Hierarchy, find_hierarchy
+from weightpager.machine.mounts import Mount, mounts
+
+_LIMIT = ("memory.limit_in_bytes", "memory.max")
+_USAGE = ("memory.usage_in_bytes", "memory.current")
+_CACHES = (("total_inactive_file", "total_active_file"), ("inactive_file", "active_file", "slab_reclaimable"))
+"""Files and fields of version 1 and of version 2."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Sizes in bytes; None where unknown.
+
+    Attributes:
+        total_bytes: of the machine.
+        available_bytes: that programs can get without swapping.
+        limit_bytes: of this process's control group and those around it; None if it is no lower than the total.
+        left_bytes: that the processes in these groups may take before the first limit is reached. Page cache counts as
+            free there, as it does in `available_bytes`: it is given up when memory is short.
+    """
+
+    total_bytes: int | None
+    available_bytes: int | None
+    limit_bytes: int | None = None
+    left_bytes: int | None = None
+
+    @property
+    def usable_bytes(self) -> int | None:
+        """What this process can get: what is available, as far as the limits allow."""
+        known = [s for s in (self.available_bytes, self.limit_bytes, self.left_bytes) if s is not None]
+        return min(known, default=None)
+
+
+def read_memory(root: Path = Path("/")) -> Memory:
+    """This machine's memory, as this process sees it; None for whatever can't be read or makes no sense.
+
+    Args:
+        root: the directory that has ``proc``, and in which the paths of ``mountinfo`` begin.
+    """
+    total, available = (_size(_text(root / "proc/meminfo"), name) for name in ("MemTotal", "MemAvailable"))
+    hierarchy = find_hierarchy("memory", _mounts(root), _text(root / "proc/self/cgroup"))
+    if hierarchy is None:
+        return Memory(total, available)
+    limit = group_limit(hierarchy)
+    lower = limit is not None and (total is None or limit < total)
+    return Memory(total, available, limit if lower else None, group_left(hierarchy, total) if lower else None)
+
+
+def group_limit(hierarchy: Hierarchy) -> int | None:
+    """The tightest limit on a group and those around it, in bytes; None if there is none."""
+    if hierarchy.version == 1:
+        return _field(hierarchy.own / "memory.stat", "hierarchical_memory_limit")
+    limits = [_number(_text(group / _LIMIT[1])) for group in hierarchy.groups()]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def group_left(hierarchy: Hierarchy, total: int | None = None) -> int | None:
+    """Bytes that a group may take before its own limit or one around it is reached; None if none is known.
+
+    Args:
+        hierarchy: and the group in it.
+        total: of the machine; limits that aren't lower are none.
+    """
+    version = hierarchy.version - 1
+    left = []
+    for group in hierarchy.groups():
+        limit, used = (_number(_text(group / names[version])) for names in (_LIMIT, _USAGE))
+        if limit is None or used is None or (total is not None and limit >= total):
+            continue
+        cache = sum(_field(group / "memory.stat", name) or 0 for name in _CACHES[version])
+        left.append(max(0, limit - max(0, used - cache)))
+    return min(left, default=None)
+
+
+def _mounts(root: Path) -> list[Mount]:
+    """The mounts, with the points where they are found below ``root``."""
+    found = mounts(_text(root / "proc/self/mountinfo"))
+    return [mount.below(root) for mount in found]
+
+
+def _size(meminfo: str, name: str) -> int | None:
+    """Bytes behind a name in the text of ``/proc/meminfo``, which counts in KiB."""
+    for line in meminfo.splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            kib = _number(value.strip().partition(" ")[0])
+            return None if kib is None else kib << 10
+    return None
+
+
+def _field(file: Path, name: str) -> int | None:
+    """The number behind a name at the start of a line."""
+    for line in _text(file).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return _number(value)
+    return None
+
+
+def _number(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None  # 64 bits have 19 digits or 20
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except (OSError, ValueError):  # ValueError: a path that no file can have
+        return ""
