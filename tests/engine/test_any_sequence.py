@@ -134,7 +134,7 @@ def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor])
         def damage_memory(self, which: int) -> None:
             pages = self.engine.blocks.resident()
             page = int(pages[which % len(pages)])
-            self.engine._memory.slot(int(self.engine.blocks.page_table[page]))[11] ^= 4
+            self.engine._memory.arena.slot(int(self.engine.blocks.page_table[page]))[11] ^= 4
             self.mend()
             assert self.engine.repair() == [page]
 

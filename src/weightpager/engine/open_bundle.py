@@ -75,7 +75,7 @@ class OpenBundle:
             self._numbers.index,
             [pages_of(bundle, name, numbers) for name in bundle.tasks],
             self.memory,
-            Pager(self.memory.slot, bundle.page_bytes, config.io_threads),
+            Pager(self.memory.arena.slot, bundle.page_bytes, config.io_threads),
             self._checked,
             config.read_timeout,
             _page_numbers(bundle),
@@ -92,7 +92,7 @@ class OpenBundle:
             task = self.tasks[name]
             if task.module is None:
                 values = {**self._resident, **task.private}
-                arena, table = self.memory.arena, self._page_table
+                arena, table = self.memory.arena.pages, self._page_table
                 task.module = task_module.build(
                     self.bundle, name, task.tables, self._config, values, arena, table, task.gate, task.low_rank
                 )

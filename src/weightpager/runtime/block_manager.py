@@ -182,11 +182,12 @@ class BlockManager:
         self._retired.extend(gone)
         return gone
 
-    def restore(self, count: int) -> None:
-        """Use slots again that were retired."""
+    def restore(self, count: int) -> list[int]:
+        """Use slots again that were retired; which these are."""
         back = sorted(self._retired)[:count]
         self._retired = sorted(set(self._retired) - set(back), reverse=True)
         self._free[:0] = reversed(back)
+        return back
 
     def add_task(self, need: Pages) -> int:
         """The number of a task that came later; it needs these pages, ascending."""

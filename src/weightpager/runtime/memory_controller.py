@@ -1,17 +1,14 @@
-"""The byte budget and the arena: says no before the machine does."""
+"""The byte budget: says no before the machine does."""
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from weightpager.bundle.footprint import Footprint
 from weightpager.config import format_size
 from weightpager.errors import BudgetError
+from weightpager.runtime.arena import Arena
 
 
 @dataclass(frozen=True)
@@ -53,12 +50,11 @@ class MemoryController:
     Pages are read straight into their slots: there is no staging memory.
 
     Attributes:
-        arena: uint8 [capacity, page_bytes], at a fixed, page-aligned address; untouched slots cost no memory.
+        arena: where pages are; it has address space for as many as it was granted.
         budget: bytes that may be used.
         page_bytes: bytes of a page.
         slots: pages that may be in the arena.
         needs: of the bundle.
-        capacity: slots for which there is address space.
     """
 
     def __init__(
@@ -81,12 +77,10 @@ class MemoryController:
         self.needs = needs
         self._kv_reserve = kv_reserve
         self._whole = budget is None
-        self.capacity = needs.pages if capacity is None else capacity
         self.budget = budget if budget is not None else self.smallest_budget(needs.pages)
-        self.slots = self.slots_for(self.budget)
-        self._memory, self.capacity = self._reserve()
-        flat = torch.frombuffer(self._memory, dtype=torch.uint8)
-        self.arena: Tensor = flat[: self.capacity * page_bytes].view(self.capacity, page_bytes)
+        wanted = needs.pages if capacity is None else capacity
+        self.slots = self._slots_for(self.budget, wanted)
+        self.arena = self._reserve(wanted)
 
     @property
     def use(self) -> MemoryUse:
@@ -100,7 +94,10 @@ class MemoryController:
         Raises:
             BudgetError: not even the smallest task fits.
         """
-        slots = max(0, min(self.needs.pages, self.capacity, (budget - self._fixed) // self.page_bytes))
+        return self._slots_for(budget, self.arena.capacity)
+
+    def _slots_for(self, budget: int, capacity: int) -> int:
+        slots = max(0, min(self.needs.pages, capacity, (budget - self._fixed) // self.page_bytes))
         if slots < self.needs.least_pages:
             raise self.too_small("the smallest task", self.needs.least_pages, budget)
         return slots
@@ -114,21 +111,12 @@ class MemoryController:
     def _fixed(self) -> int:
         return self.needs.fixed.total + self._kv_reserve
 
-    def resize(self, budget: int, retired: Iterable[int]) -> None:
-        """Change the budget; the machine gets the memory of slots that are no longer used."""
+    def resize(self, budget: int, *, retired: Iterable[int] = (), restored: Iterable[int] = ()) -> None:
+        """Change the budget, and with it the slots that may be used."""
         self.slots, self.budget = self.slots_for(budget), budget
         self._whole = self._whole and budget == self.smallest_budget(self.needs.pages)
-        for slot in retired:
-            # Only whole pages of the machine, which may be larger than a slot.
-            first = -(-slot * self.page_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-            end = (slot + 1) * self.page_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-            if first < end:
-                self._memory.madvise(mmap.MADV_DONTNEED, first, end - first)
-
-    def slot(self, number: int) -> memoryview:
-        """A slot's bytes, writable."""
-        start = number * self.page_bytes
-        return memoryview(self._memory)[start : start + self.page_bytes]
+        self.arena.release(retired)
+        self.arena.commit(restored)
 
     def smallest_budget(self, pages: int) -> int:
         """Bytes that hold everything fixed and ``pages`` pages."""
@@ -149,16 +137,9 @@ class MemoryController:
             f"The smallest budget that would do is {smallest} bytes ({format_size(smallest)})."
         )
 
-    def _reserve(self) -> tuple[mmap.mmap, int]:
-        """Address space whose memory is taken when it is first written to, and for how many slots it is."""
-        no_reserve = 0x4000  # MAP_NORESERVE on Linux, which Python's mmap doesn't name before 3.11
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    def _reserve(self, capacity: int) -> Arena:
         try:
-            return mmap.mmap(-1, max(self.capacity, 1) * self.page_bytes, flags), self.capacity
-        except OSError:
-            pass
-        try:
-            return mmap.mmap(-1, max(self.slots, 1) * self.page_bytes, flags), self.slots
+            return Arena(capacity, self.slots, self.page_bytes)
         except OSError as error:
             size, least = format_size(self.slots * self.page_bytes), self.needs.least_pages
             refused = f"this machine refuses an arena of {size}: state a smaller budget. "

@@ -121,7 +121,7 @@ class Residency:
         self._turn = threading.Lock()
         self._committing = False
         self._waiting: dict[int, list[Arrivals]] = {}  # page -> who waits for it
-        self.blocks = BlockManager(needs, page_numbers or len(index), memory.slots, memory.capacity)
+        self.blocks = BlockManager(needs, page_numbers or len(index), memory.slots, memory.arena.capacity)
 
     def bring_in(self, request: Request) -> tuple[LoadStats, Loading | None]:
         """Hold a task and load what it lacks; what that cost, and what is still on its way if it wasn't waited for.
@@ -167,8 +167,7 @@ class Residency:
         with self._my_turn(None), self._lock:
             fewer = self.blocks.slots - self._memory.slots_for(budget)
             if fewer <= 0:
-                self.blocks.restore(-fewer)
-                self._memory.resize(budget, [])
+                self._memory.resize(budget, restored=self.blocks.restore(-fewer))
                 self._lock.notify_all()
                 return
             spare, more = self.blocks.evictable(), max(0, fewer - self.blocks.free)
@@ -176,7 +175,7 @@ class Residency:
                 held = self.blocks.slots - self.blocks.free - len(spare)
                 raise self._memory.too_small("the tasks in use", held, budget)
             self.blocks.evict(spare[:more])
-            self._memory.resize(budget, self.blocks.retire(fewer))
+            self._memory.resize(budget, retired=self.blocks.retire(fewer))
 
     def damaged(self) -> list[int]:
         """Resident pages whose bytes no longer match their id; others may use the arena meanwhile."""
@@ -199,7 +198,7 @@ class Residency:
                 with self._lock:
                     slot = int(self.blocks.page_table[page])
                     if slot != ABSENT:
-                        self._memory.slot(slot)[:] = content[:]
+                        self._memory.arena.slot(slot)[:] = content[:]
         return found
 
     def close(self) -> None:
@@ -346,5 +345,5 @@ class Residency:
                 int(page)
                 for page in pages
                 if (slot := int(self.blocks.page_table[page])) != ABSENT
-                and blake3(self._memory.slot(slot)).digest() != self.index.ids[page].tobytes()
+                and blake3(self._memory.arena.slot(slot)).digest() != self.index.ids[page].tobytes()
             ]

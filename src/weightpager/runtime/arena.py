@@ -1,0 +1,109 @@
+"""The arena: the one allocation that holds pages."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable
+from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+HUGE = 2 << 20
+"""Bytes of a huge page, and what the arena is aligned to."""
+
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, which Python doesn't name before 3.11
+
+
+class Arena:
+    """Address space for page slots whose memory is taken when a slot is first filled, at an address that stays.
+
+    Committed slots may be filled; memory of the others has gone back to the machine, and they must not be written to.
+    Where it can, the machine uses huge pages, but only for ranges in which every slot is committed: a huge page takes
+    its memory at the first touch of any of its slots, so that the arena never takes more than its committed slots,
+    rounded up to the machine's pages.
+
+    Attributes:
+        pages: uint8 [capacity, page_bytes]; untouched slots cost no memory.
+        page_bytes: bytes of a page.
+        capacity: slots for which there is address space.
+    """
+
+    def __init__(self, capacity: int, slots: int, page_bytes: int, *, huge_pages: bool = True) -> None:
+        """Reserve address space, and commit the first slots.
+
+        Args:
+            capacity: slots to reserve for; where so much is refused, it is for ``slots`` only.
+            slots: to commit.
+            page_bytes: bytes of a page.
+            huge_pages: whether to ask for them.
+
+        Raises:
+            OSError: the machine refuses address space for ``slots``.
+        """
+        self.page_bytes = page_bytes
+        self._memory, self.capacity = _reserve(capacity, slots, page_bytes)
+        mapped = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._start = -mapped.data_ptr() % HUGE
+        self.pages: Tensor = mapped[self._start :][: self.capacity * page_bytes].view(self.capacity, page_bytes)
+        self._committed = np.zeros(self.capacity, bool)
+        self._huge: npt.NDArray[np.bool_] = np.zeros(self.pages.nbytes // HUGE if huge_pages else 0, bool)
+        self.commit(range(slots))
+
+    def slot(self, number: int) -> memoryview:
+        """A slot's bytes, writable."""
+        start = self._start + number * self.page_bytes
+        return memoryview(self._memory)[start : start + self.page_bytes]
+
+    def commit(self, slots: Iterable[int]) -> None:
+        """These may be filled from now on."""
+        self._committed[list(slots)] = True
+        self._advise()
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Nobody uses these any more: the machine gets their memory."""
+        gone = list(slots)
+        self._committed[gone] = False
+        self._advise()  # first: a range that still asks for huge pages would be filled up again in the background
+        for slot in gone:
+            self._give_back(slot)
+
+    def _give_back(self, slot: int) -> None:
+        # Only whole pages of the machine, which may be larger than a slot.
+        first = -(-slot * self.page_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (slot + 1) * self.page_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < end:
+            with suppress(OSError):  # a kernel without it
+                # MADV_DONTNEED alone keeps a huge page whole until the machine runs out of memory; this splits it.
+                self._memory.madvise(mmap.MADV_FREE, self._start + first, end - first)
+            self._memory.madvise(mmap.MADV_DONTNEED, self._start + first, end - first)
+
+    def _advise(self) -> None:
+        """Ask for huge pages where every slot is committed, and for none elsewhere."""
+        starts = np.arange(len(self._huge)) * HUGE
+        before = np.concatenate([[0], np.cumsum(self._committed)])
+        first, end = starts // self.page_bytes, -(-(starts + HUGE) // self.page_bytes)
+        wanted = before[end] - before[first] == end - first
+        for begin, until in _runs(wanted != self._huge):
+            advice = mmap.MADV_HUGEPAGE if wanted[begin] else mmap.MADV_NOHUGEPAGE
+            try:
+                self._memory.madvise(advice, self._start + begin * HUGE, (until - begin) * HUGE)
+            except OSError:  # a kernel without huge pages
+                return
+        self._huge = wanted
+
+
+def _reserve(capacity: int, slots: int, page_bytes: int) -> tuple[mmap.mmap, int]:
+    """Address space whose memory is taken when it is first written to, and for how many slots it is."""
+    try:
+        return mmap.mmap(-1, capacity * page_bytes + HUGE, _FLAGS), capacity
+    except OSError:
+        return mmap.mmap(-1, slots * page_bytes + HUGE, _FLAGS), slots
+
+
+def _runs(chosen: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Where chosen entries begin, and where they end again."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -1,0 +1,121 @@
+"""The arena: what it takes from the machine, and when."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weightpager.runtime.arena import HUGE, Arena
+
+KIB, MIB = 1 << 10, 1 << 20
+
+needs_huge_pages = pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").is_file()
+    or "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(),
+    reason="this machine has no transparent huge pages",
+)
+
+
+def taken(arena: Arena) -> dict[str, int]:
+    """Bytes of memory behind an arena's addresses, by the names of /proc/self/smaps."""
+    first, found, inside = arena.pages.data_ptr(), {"Rss": 0, "AnonHugePages": 0}, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if not name.endswith(":"):
+            begin, end = (int(address, 16) for address in name.split("-"))
+            inside = begin < first + arena.pages.nbytes and end > first
+        elif inside and name[:-1] in found:
+            found[name[:-1]] += int(values[0]) * KIB
+    return found
+
+
+def fill(arena: Arena, *slots: int) -> None:
+    for slot in slots:
+        arena.slot(slot)[:] = bytes([slot % 251 + 1]) * arena.page_bytes
+
+
+def test_slots_are_rows_of_one_aligned_tensor() -> None:
+    arena = Arena(5, 5, 4 * KIB)
+    fill(arena, *range(5))
+    assert arena.pages.shape == (5, 4 * KIB)
+    assert arena.pages.data_ptr() % HUGE == 0
+    assert [arena.pages[slot].unique().tolist() for slot in range(5)] == [[1], [2], [3], [4], [5]]
+
+
+def test_an_untouched_arena_costs_nothing() -> None:
+    assert taken(Arena(1 << 20, 1 << 20, 64 * KIB))["Rss"] == 0
+
+
+def test_address_space_that_is_refused_is_reserved_for_the_committed_slots_only() -> None:
+    arena = Arena(1 << 40, 3, 64 * KIB)
+    assert arena.capacity == 3
+    with pytest.raises(OSError, match="memory"):
+        Arena(1 << 40, 1 << 40, 64 * KIB)
+
+
+@needs_huge_pages
+def test_huge_pages_hold_committed_slots_only() -> None:
+    arena = Arena(128, 48, 64 * KIB)  # 3 MiB of 8: one whole range
+    fill(arena, 0, 47)
+    assert taken(arena) == {"Rss": HUGE + 64 * KIB, "AnonHugePages": HUGE}
+    arena.commit(range(48, 64))
+    fill(arena, 48)
+    assert taken(arena)["Rss"] <= 64 * 64 * KIB
+    small = Arena(128, 48, 64 * KIB, huge_pages=False)
+    fill(small, 0, 47)
+    assert taken(small) == {"Rss": 128 * KIB, "AnonHugePages": 0}
+
+
+@needs_huge_pages
+def test_a_released_slot_gives_its_memory_back_out_of_a_huge_page() -> None:
+    arena = Arena(64, 64, 64 * KIB)
+    fill(arena, *range(64))
+    assert taken(arena)["Rss"] == 4 * MIB
+    arena.release([5, 6, 40])
+    assert taken(arena)["Rss"] == 4 * MIB - 3 * 64 * KIB
+    assert not any(arena.slot(5))
+    assert arena.pages[7].unique().tolist() == [8]
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from([4 * KIB, 12 * KIB, 192 * KIB, MIB, 3 * MIB]),
+    st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 15), max_size=12)), max_size=6),
+)
+def test_never_more_than_the_committed_slots(page_bytes: int, steps: list[tuple[bool, set[int]]]) -> None:
+    arena = Arena(16, 8, page_bytes)
+    committed = set(range(8))
+    fill(arena, *committed)
+    for commit, slots in steps:
+        if commit:
+            arena.commit(slots)
+            committed |= slots
+            fill(arena, *slots)
+        else:
+            arena.release(slots)
+            committed -= slots
+        assert taken(arena)["Rss"] <= len(committed) * page_bytes
+        for slot in committed:
+            assert arena.slot(slot)[-1] == slot + 1
+    wanted = [all(slot in committed for slot in _touching(start, page_bytes)) for start in _ranges(arena)]
+    assert arena._huge.tolist() == wanted
+
+
+def _ranges(arena: Arena) -> list[int]:
+    return np.arange(0, arena.pages.nbytes - HUGE + 1, HUGE).tolist()
+
+
+def _touching(start: int, page_bytes: int) -> range:
+    return range(start // page_bytes, (start + HUGE - 1) // page_bytes + 1)
+
+
+def test_a_slot_smaller_than_the_machines_page_stays_when_its_neighbour_goes() -> None:
+    arena = Arena(16, 16, mmap.PAGESIZE // 4)
+    fill(arena, *range(16))
+    arena.release([1])
+    assert arena.slot(0)[-1] == 1
