@@ -11,8 +11,8 @@ from numbers import Real
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.task_monitor import Visit
 from weightpager.runtime.transition_predictor import Forecast, Interruptible, TransitionPredictor
+from weightpager.runtime.visit import Visit
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.task_monitor import Visit
+from weightpager.runtime.visit import Visit
 
 Floats = npt.NDArray[np.float64]
 

@@ -1,0 +1,129 @@
+"""A file that one process appends to, and sometimes replaces in one step."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from weightpager.bundle.regular_file import open_regular
+from weightpager.errors import ConfigError
+
+
+class AppendedFile:
+    """Open for appending, and locked, until it is closed or its process ends.
+
+    The lock lies beside the file, not on it: the file itself may be replaced.
+
+    Args:
+        path: the file; it and ``<path>.lock`` are created, readable for their owner only.
+
+    Raises:
+        ConfigError: the file cannot be opened, or another engine has it open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = _lock(path)
+        try:
+            self._file = _open(path, os.O_CREAT)
+        except ConfigError:
+            os.close(self._lock)
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return os.fstat(self._file).st_size
+
+    def tail(self, most: int) -> bytes:
+        """At most so many bytes from its end.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        with open_regular(self.path) as file:
+            file.seek(max(0, self.size - most))
+            return file.read(most)
+
+    def append(self, content: bytes) -> None:
+        """Write at the end.
+
+        Raises:
+            OSError: nothing, or only a part, could be written.
+        """
+        written = os.write(self._file, content)
+        if written < len(content):
+            raise OSError(f"only {written} of {len(content)} bytes were written")
+
+    def sync(self) -> None:
+        """Wait until the disk has it.
+
+        Raises:
+            OSError: it may not have it.
+        """
+        os.fdatasync(self._file)
+
+    def replace(self, content: bytes) -> None:
+        """Have a new file with this content in its place, on disk: nobody ever sees a part of it.
+
+        Raises:
+            OSError: the old file is still in its place.
+        """
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary.unlink(missing_ok=True)
+        fresh = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(os.dup(fresh), "wb") as file:
+                file.write(content)
+            os.fsync(fresh)
+            temporary.replace(self.path)
+        except BaseException:
+            os.close(fresh)
+            raise
+        os.close(self._file)
+        self._file = fresh
+        _sync_directory(self.path.parent)
+
+    def close(self) -> None:
+        """Let others use it. To be called once."""
+        os.close(self._file)
+        os.close(self._lock)
+
+
+def _open(path: Path, flags: int) -> int:
+    # Without O_NONBLOCK opening a FIFO would wait for a reader.
+    flags |= os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(path, flags, 0o600)
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _lock(path: Path) -> int:
+    descriptor = _open(path.with_name(path.name + ".lock"), os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"{path}: expected a file that nobody else has open, but another engine has it; "
+            "give every engine a history file of its own"
+        ) from None
+    except OSError as error:
+        os.close(descriptor)
+        raise _unusable(path, error) from error
+    return descriptor
+
+
+def _unusable(path: Path, error: OSError) -> ConfigError:
+    why = error.strerror or error
+    return ConfigError(f"{path}: expected a file that can be written, in a directory that exists, got: {why}")
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
