@@ -200,7 +200,7 @@ class Engine:
         """Use more or less memory from now on; the arena stays where it is, and so do the modules.
 
         Pages of tasks that aren't in use go if they must, and their memory goes back to the machine. More than the
-        whole bundle needs isn't used.
+        whole bundle needs isn't used. More than the machine has is said in the log.
 
         Raises:
             ConfigError: it is no size.
@@ -208,7 +208,7 @@ class Engine:
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        self._residency.resize(parse_size(budget))
+        self._open.resize(parse_size(budget))
 
     def verify(self) -> list[int]:
         """Indices of resident pages whose bytes no longer match their BLAKE3; empty if all is well."""
@@ -255,11 +255,12 @@ class Engine:
 
     def report(self) -> EngineReport:
         """The engine's state."""
-        blocks = self._residency.blocks
+        blocks, available = self._residency.blocks, self._open.watch.available()
         with self._lock:
             return EngineReport(
                 budget=self._memory.budget,
                 memory=self._memory.use,
+                available_memory=available,
                 slots=blocks.slots,
                 resident_pages=len(blocks.resident()),
                 locked_pages=len(blocks.locked()),

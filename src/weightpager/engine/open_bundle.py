@@ -18,6 +18,7 @@ from weightpager.engine.open_task import OpenTask
 from weightpager.engine.page_numbers import PageNumbers, pages_of
 from weightpager.engine.parameters import read_parameters
 from weightpager.runtime.memory_controller import MemoryController, Needs
+from weightpager.runtime.memory_watch import MemoryWatch
 from weightpager.runtime.pager import Pager
 from weightpager.runtime.residency import Residency
 from weightpager.store import CountingStore, LocalStore, PageStore, VerifyingStore
@@ -35,6 +36,7 @@ class OpenBundle:
         bundle: as it was when it was opened or last reloaded.
         tasks: by name. Replaced, not changed, by `reload`.
         memory: the budget and the arena.
+        watch: warns when the budget is more than the machine has.
         residency: the arena's contents.
         reads: counts what is read.
         direct: whether reads bypass the page cache.
@@ -61,6 +63,8 @@ class OpenBundle:
             kv_reserve=config.kv_reserve,
             capacity=_page_numbers(bundle),
         )
+        self.watch = MemoryWatch(self.memory)
+        self.watch.check(self.memory.use.total)  # nothing of it is in memory yet
         # All that a module is built from is read now: the bundle may be replaced while the engine runs.
         self._config = architecture.read_config(bundle)
         self._resident = read_parameters(bundle, RESIDENT)
@@ -98,6 +102,11 @@ class OpenBundle:
                 )
             return task.module
 
+    def resize(self, budget: int) -> None:
+        """Use another budget. Errors are those of `Residency.resize`."""
+        self.residency.resize(budget)
+        self.watch.check(self.memory.arena.untouched)
+
     def reload(self) -> BundleChange:
         """Take over what has become of the bundle since; what that was.
 
@@ -110,7 +119,7 @@ class OpenBundle:
         change = BundleChange.between(self.bundle, bundle)
         before = self.memory.needs
         try:
-            self.residency.resize(self.memory.refit(_needs(bundle)))
+            self.resize(self.memory.refit(_needs(bundle)))
             self._take_over(bundle, change)
         except BaseException:
             self.residency.resize(self.memory.refit(before))

@@ -33,6 +33,8 @@ class EngineReport:
     Attributes:
         budget: bytes that may be used; `memory` says for what.
         memory: bytes by purpose.
+        available_memory: bytes that this process could take beside what it has, by the machine and by the limits of its
+            control group; None if unknown.
         slots: pages that fit into the arena.
         resident_pages: pages in it.
         locked_pages: pages of tasks in use.
@@ -48,6 +50,7 @@ class EngineReport:
 
     budget: int
     memory: MemoryUse
+    available_memory: int | None
     slots: int
     resident_pages: int
     locked_pages: int

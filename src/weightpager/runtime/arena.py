@@ -49,11 +49,18 @@ class Arena:
         self._start = -mapped.data_ptr() % HUGE
         self.pages: Tensor = mapped[self._start :][: self.capacity * page_bytes].view(self.capacity, page_bytes)
         self._committed = np.zeros(self.capacity, bool)
+        self._touched: set[int] = set()
         self._huge: npt.NDArray[np.bool_] = np.zeros(self.pages.nbytes // HUGE if huge_pages else 0, bool)
         self.commit(range(slots))
 
+    @property
+    def untouched(self) -> int:
+        """Bytes of committed slots that nobody has asked for yet: the machine has still to give their memory."""
+        return (int(self._committed.sum()) - len(self._touched)) * self.page_bytes
+
     def slot(self, number: int) -> memoryview:
         """A slot's bytes, writable."""
+        self._touched.add(number)
         start = self._start + number * self.page_bytes
         return memoryview(self._memory)[start : start + self.page_bytes]
 
@@ -66,6 +73,7 @@ class Arena:
         """Nobody uses these any more: the machine gets their memory."""
         gone = list(slots)
         self._committed[gone] = False
+        self._touched.difference_update(gone)
         self._advise()  # first: a range that still asks for huge pages would be filled up again in the background
         for slot in gone:
             self._give_back(slot)
