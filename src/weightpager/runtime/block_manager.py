@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,23 @@ ABSENT = -1
 
 GONE = -(1 << 62)
 """In place of the number of a task's holders."""
+
+
+@dataclass(frozen=True, eq=False)
+class Occupancy:
+    """A copy of what is where, for plans.
+
+    Attributes:
+        resident: bool [pages].
+        loading: bool [pages], those that a slot is reserved for.
+        locked: bool [pages], those that may not go.
+        free: slots that nothing is in or on its way to.
+    """
+
+    resident: npt.NDArray[np.bool_]
+    loading: npt.NDArray[np.bool_]
+    locked: npt.NDArray[np.bool_]
+    free: int
 
 
 class BlockManager:
@@ -53,6 +71,7 @@ class BlockManager:
         self._last_use = np.zeros(len(needs), np.int64)
         self._uses = 0
         self._seen = np.zeros(pages, bool)
+        self._group()
         self.reloads = 0
 
     @property
@@ -134,6 +153,20 @@ class BlockManager:
         plan = SwitchPlan(evict, loading, absent[:now], absent[now:])
         return plan if len(plan.commit) <= len(self._freed_by_leaving(task, leaving)) else None
 
+    def occupancy(self, current: int | None = None) -> Occupancy:
+        """What is where; the pages of a task that ran last are locked like those of held ones."""
+        locked = self._locked_by(self._holders)
+        if current is not None:
+            locked |= self._needed_by[:, current]
+        loading = np.zeros(len(self.page_table), bool)
+        loading[list(self._reserved)] = True
+        return Occupancy(self.page_table != ABSENT, loading, locked, len(self._free))
+
+    def worth(self, tasks: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """What each page is worth [pages]: the sum over the tasks that need it, given what each task is [tasks]."""
+        worth: npt.NDArray[np.float64] = (self._signatures @ tasks)[self._signature_of]
+        return worth
+
     def evict(self, pages: Pages) -> None:
         """Give up resident pages that no held task needs; their slots are free at once."""
         if self._locked_by(self._holders)[pages].any():
@@ -198,6 +231,7 @@ class BlockManager:
         self._missing = np.append(self._missing, (self.page_table[need] == ABSENT).sum())
         self._holders = np.append(self._holders, 0)
         self._last_use = np.append(self._last_use, 0)
+        self._group()
         return len(self._needs) - 1
 
     def remove_task(self, task: int) -> None:
@@ -208,6 +242,7 @@ class BlockManager:
         self._needed_by[:, task] = False
         self._missing[task] = 0
         self._holders[task] = GONE
+        self._group()
 
     def is_gone(self, task: int) -> bool:
         """Whether a task has been removed."""
@@ -234,6 +269,13 @@ class BlockManager:
         assert not set(self._reserved) & set(pages.tolist()), "a resident page is being loaded"
         assert ((self._holders >= 0) | (self._holders == GONE)).all(), "more releases than holds"
         assert self._missing.tolist() == [len(self.missing(task)) for task in range(len(self._needs))], "a wrong count"
+
+    def _group(self) -> None:
+        """Many pages have the same tasks: `worth` is summed once for each set of tasks."""
+        packed = np.packbits(self._needed_by, axis=1)
+        rows = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1])))[:, 0]
+        _, first, self._signature_of = np.unique(rows, return_index=True, return_inverse=True)
+        self._signatures = self._needed_by[first].astype(np.float64)
 
     def _holders_without(self, leaving: Sequence[int]) -> npt.NDArray[np.int64]:
         holders: npt.NDArray[np.int64] = self._holders.copy()
