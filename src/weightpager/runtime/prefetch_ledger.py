@@ -61,9 +61,10 @@ class PrefetchLedger:
         self._wasted += int(self._unused[pages].sum())
         self._unused[pages] = False
 
-    def needed(self, pages: Pages, late: int, misses: int) -> None:
-        """A task has its pages: of those loaded ahead some came late, and some others had to be loaded."""
-        self._hits += int(self._unused[pages].sum()) - late
-        self._unused[pages] = False
+    def needed(self, pages: Pages, late: int = 0, misses: int = 0) -> None:
+        """A task needs its pages, of which some are still coming, and some were not even begun."""
         self._late += late
         self._misses += misses
+        if self._loaded > self._hits + self._wasted:
+            self._hits += int(self._unused[pages].sum())
+            self._unused[pages] = False

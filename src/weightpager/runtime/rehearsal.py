@@ -11,7 +11,7 @@ import numpy.typing as npt
 from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.prefetch_ledger import PrefetchCounts, PrefetchLedger
 from weightpager.runtime.prefetch_planner import NOTHING, PrefetchPlan, plan_prefetch
-from weightpager.runtime.switch_plan import Pages
+from weightpager.runtime.switch_plan import NO_PAGES, Pages
 from weightpager.store import Run, StorageModel, coalesce
 
 BATCH_BYTES = 16 << 20
@@ -130,12 +130,12 @@ class Rehearsal:
 
     def _finish_reads(self, task: int) -> tuple[int, float]:
         """Let the reads in flight end: how many of their pages the task needs, and how long that takes."""
-        need, seconds = self.blocks.needs(task), self._busy
-        late = sum(int(np.isin(pages, need).sum()) for pages in self._coming)
-        for pages in self._coming:
-            self._arrived(pages)
-        self._coming, self._busy = [], 0.0
-        return late, seconds
+        coming = np.concatenate([NO_PAGES, *self._coming])
+        wanted = np.isin(coming, self.blocks.needs(task))
+        self.blocks.publish(coming.tolist())
+        self._ledger.came(coming[~wanted])
+        seconds, self._coming, self._busy = self._busy, [], 0.0
+        return int(wanted.sum()), seconds
 
     def _bring_in(self, task: int, leaving: int | None, reuse: npt.NDArray[np.floating] | None) -> Pages:
         plan = self.blocks.plan(task, leaving, reuse)

@@ -14,12 +14,15 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from weightpager.bundle import PageIndex
-from weightpager.errors import BusyError, SwitchFailedError, WeightpagerError
+from weightpager.errors import BusyError, StoreTimeoutError, SwitchFailedError, WeightpagerError
+from weightpager.runtime.ahead import Ahead
 from weightpager.runtime.arrivals import Arrivals
-from weightpager.runtime.block_manager import ABSENT, BlockManager
+from weightpager.runtime.block_manager import ABSENT, BlockManager, Occupancy
 from weightpager.runtime.memory_controller import MemoryController
 from weightpager.runtime.pager import Load, Pager, Priority
-from weightpager.runtime.switch_plan import Pages, SwitchPlan
+from weightpager.runtime.prefetch_ledger import PrefetchCounts
+from weightpager.runtime.prefetch_planner import PrefetchPlan
+from weightpager.runtime.switch_plan import NO_PAGES, Pages, SwitchPlan
 from weightpager.store import PageStore
 
 _AT_ONCE = 64
@@ -122,6 +125,8 @@ class Residency:
         self._committing = False
         self._waiting: dict[int, list[Arrivals]] = {}  # page -> who waits for it
         self.blocks = BlockManager(needs, page_numbers or len(index), memory.slots, memory.arena.capacity)
+        self._ahead = Ahead(pager, page_numbers or len(index))
+        self._version = 0  # of what plans are made from
 
     def bring_in(self, request: Request) -> tuple[LoadStats, Loading | None]:
         """Hold a task and load what it lacks; what that cost, and what is still on its way if it wasn't waited for.
@@ -154,8 +159,9 @@ class Residency:
     def evict_unlocked(self) -> int:
         """Empty the arena of all that nobody holds; how many pages went."""
         with self._my_turn(None), self._lock:
+            self._settle()
             pages = self.blocks.evictable()
-            self.blocks.evict(pages)
+            self._evict(pages)
             return len(pages)
 
     def resize(self, budget: int) -> None:
@@ -165,6 +171,8 @@ class Residency:
             BudgetError: tasks in use need more, or not even the smallest task would fit; nothing has changed.
         """
         with self._my_turn(None), self._lock:
+            self._settle()
+            self._version += 1
             fewer = self.blocks.slots - self._memory.slots_for(budget)
             if fewer <= 0:
                 self._memory.resize(budget, restored=self.blocks.restore(-fewer))
@@ -174,8 +182,50 @@ class Residency:
             if more > len(spare):
                 held = self.blocks.slots - self.blocks.free - len(spare)
                 raise self._memory.too_small("the tasks in use", held, budget)
-            self.blocks.evict(spare[:more])
+            self._evict(spare[:more])
             self._memory.resize(budget, retired=self.blocks.retire(fewer))
+
+    def occupancy(self, current: int | None) -> tuple[Occupancy, int]:
+        """What is where, and which version of it; the pages of the task that ran last count as locked."""
+        with self._lock:
+            return self.blocks.occupancy(current), self._version
+
+    def load_ahead(self, plan: PrefetchPlan, version: int) -> bool:
+        """Start to load pages that nobody waits for, unless a switch is going on or the plan is stale.
+
+        Args:
+            plan: of an `occupancy`.
+            version: of that.
+        """
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            with self._lock:
+                if self._version != version or self._ahead:
+                    return False
+                self._evict(plan.evict)
+                slots = self.blocks.reserve(np.sort(plan.load))
+                self._ahead.begun(self._pager.load(self._store, slots, Priority.PREFETCH, self._ended))
+                return True
+        finally:
+            self._turn.release()
+
+    def stop_ahead(self) -> None:
+        """Don't begin any more of the reads that nobody waits for."""
+        with self._lock:
+            self.blocks.cancel(self._ahead.stop(but=self._waiting.keys()))
+            self._lock.notify_all()
+
+    def await_ahead(self, timeout: float) -> BaseException | None:
+        """Wait until no read is left that nobody waits for; why one has failed."""
+        with self._lock:
+            self._lock.wait_for(lambda: not self._ahead, timeout)
+            return self._ahead.error
+
+    @property
+    def prefetched(self) -> PrefetchCounts:
+        """What loading ahead has brought."""
+        return self._ahead.ledger.counts
 
     def damaged(self) -> list[int]:
         """Resident pages whose bytes no longer match their id; others may use the arena meanwhile."""
@@ -228,12 +278,19 @@ class Residency:
         if self.blocks.is_gone(request.task):
             raise BusyError(f"task {request.name!r} has just left the bundle, or was replaced; ask again")
         self.blocks.hold(request.task)
+        self._version += 1
+
+    def _evict(self, pages: Pages) -> None:
+        self._version += 1
+        self.blocks.evict(pages)
+        self._ahead.ledger.went(pages)
 
     def _hold_if_resident(self, request: Request) -> bool:
         with self._lock:
             if self._committing or not self.blocks.is_resident(request.task):
                 return False
             self._hold(request)
+            self._ahead.needed(self.blocks.needs(request.task), NO_PAGES, 0)
             return True
 
     @contextmanager
@@ -242,6 +299,7 @@ class Residency:
         if not self._turn.acquire(timeout=left):
             raise BusyError("another switch was still going on when the timeout passed; try again, or allow more time")
         try:
+            self.stop_ahead()
             yield
         finally:
             self._turn.release()
@@ -268,6 +326,9 @@ class Residency:
         while True:
             reuse = None if request.reuse is None else request.reuse()
             plan = self.blocks.plan(request.task, request.leaving, reuse)
+            if self._ahead and (plan is None or len(plan.commit)):
+                self._settle()
+                continue
             if plan is not None:
                 return plan
             need = self.blocks.needs(request.task)
@@ -295,8 +356,22 @@ class Residency:
         except WeightpagerError as error:
             raise SwitchFailedError(f"switching to {request.name!r} failed, no task is active now: {error}") from error
 
+    def _settle(self) -> None:
+        """Wait for the slots of reads in flight that nobody waits for; the lock is held.
+
+        Raises:
+            StoreTimeoutError: storage hangs.
+        """
+        if not self._lock.wait_for(lambda: not self._ahead, self._patience):
+            raise StoreTimeoutError(
+                f"storage has not finished a read for {self._patience:g} s that a switch needs the memory of; "
+                "check the device, or raise read_timeout if it is only slow"
+            )
+
     def _start(self, plan: SwitchPlan, request: Request) -> Loading:
-        self.blocks.evict(plan.evict)
+        need, misses = self.blocks.needs(request.task), len(plan.prepare)
+        self._ahead.needed(need, plan.loading, misses)
+        self._evict(plan.evict)
         slots = self.blocks.reserve(plan.prepare)
         pages = [*plan.loading.tolist(), *slots]
         arrivals = Arrivals(pages, self.index.layers, self._patience)
@@ -321,6 +396,9 @@ class Residency:
                 self.blocks.publish(pages)
             else:
                 self.blocks.cancel(pages)
+            self._ahead.ended(pages, error)
+            if self._ahead.error is not None:
+                self.blocks.cancel(self._ahead.stop(but=self._waiting.keys()))
             waiting = {id(arrivals): arrivals for page in pages for arrivals in self._waiting.pop(page, ())}
             for arrivals in waiting.values():
                 if error is None:

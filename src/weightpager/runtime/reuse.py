@@ -12,17 +12,32 @@ DISCOUNT = 0.5
 def expected_reuse(switches: npt.NDArray[np.integer], task: int) -> npt.NDArray[np.float64]:
     """Expected uses of each task after ``task``, one k switches away counting `DISCOUNT` to the power of k - 1.
 
-    With P the matrix of transition probabilities and g the discount, row ``task`` of ``P (I - g P)^-1``. Tasks of which
-    nothing is known yet are followed by any other with the same probability.
+    Args:
+        switches: [tasks, tasks], how often one task was followed by another. Tasks of which nothing is known yet are
+            followed by any other with the same probability.
+        task: the one that runs next.
+    """
+    return expected_uses(switches, _chances(switches)[task])
+
+
+def expected_uses(
+    switches: npt.NDArray[np.integer], following: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float64]:
+    """Expected uses of each task [tasks], counted as in `expected_reuse`, when the next one is known by its chances.
+
+    With p those chances, P the matrix of transition probabilities and g the discount: ``p (I - g P)^-1``.
 
     Args:
         switches: [tasks, tasks], how often one task was followed by another.
-        task: the one that runs next.
+        following: [tasks], probability that each is the next.
     """
+    chances = _chances(switches)
+    uses: npt.NDArray[np.float64] = np.linalg.solve(np.eye(len(chances)) - DISCOUNT * chances.T, following)
+    return uses
+
+
+def _chances(switches: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
     count = len(switches)
     counts = switches + (1 - np.eye(count)) / max(1, count - 1)
-    chances = counts / np.maximum(counts.sum(1, keepdims=True), 1e-300)
-    start = np.zeros(count)
-    start[task] = 1.0
-    ahead: npt.NDArray[np.float64] = np.linalg.solve(np.eye(count) - DISCOUNT * chances.T, start) @ chances
-    return ahead
+    chances: npt.NDArray[np.float64] = counts / np.maximum(counts.sum(1, keepdims=True), 1e-300)
+    return chances

@@ -1,0 +1,57 @@
+"""Whether loading ahead pays: it is done in virtual time, beside an arena in which it isn't."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.runtime.rehearsal import Outlook, Rehearsal
+from weightpager.store import StorageModel
+
+DECAY = 0.9
+"""What a switch counts when the next has come: some ten switches decide."""
+
+START_AGAIN = 0.05
+"""Share of the waiting that loading ahead must save before it is taken up again."""
+
+
+class PrefetchTrial:
+    """Compares what the last switches would have waited for with loading ahead and without.
+
+    Both arenas see the same switches whether pages are really loaded ahead or not, so that it is found out too when
+    loading ahead would pay again.
+
+    Attributes:
+        pays: whether to load ahead.
+    """
+
+    def __init__(self, rehearsal: Callable[[], Rehearsal]) -> None:
+        """Loading ahead pays until it is found not to.
+
+        Args:
+            rehearsal: makes an empty arena.
+        """
+        self._ahead, self._plain = rehearsal(), rehearsal()
+        self._saved = self._waited = 0.0
+        self.pays = True
+
+    def switched(
+        self, task: int, dwell: float, outlook: Outlook, reuse: npt.NDArray[np.floating], storage: StorageModel
+    ) -> None:
+        """A switch has come.
+
+        Args:
+            task: to which.
+            dwell: seconds since the one before.
+            outlook: that there was before this switch.
+            reuse: expected uses of each task after it, for eviction.
+            storage: what reads have cost lately.
+        """
+        self._ahead.storage = self._plain.storage = storage
+        self._ahead.dwell(dwell, outlook)
+        ahead, plain = (arena.switch(task, reuse).seconds for arena in (self._ahead, self._plain))
+        self._saved = DECAY * self._saved + plain - ahead
+        self._waited = DECAY * self._waited + plain
+        self.pays = self._saved >= 0 if self.pays else self._saved > START_AGAIN * self._waited
