@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,8 @@ class EngineConfig:
         kv_reserve: bytes of the budget that are left to KV caches.
         real_time: tasks that are loaded when the engine opens, before any other, and never leave memory.
         read_timeout: seconds without any page after which a load fails.
+        prefetch: whether to load ahead what the next task probably needs; or a function that tells the next task from
+            the visits so far, by name with a weight each.
     """
 
     budget: int | None = None
@@ -79,6 +82,7 @@ class EngineConfig:
     kv_reserve: int = 0
     real_time: tuple[str, ...] = ()
     read_timeout: float = 30.0
+    prefetch: bool | Callable[..., Mapping[str, float]] = False
 
     def __post_init__(self) -> None:
         if self.device != "cpu":
@@ -91,3 +95,5 @@ class EngineConfig:
             raise ConfigError(f"kv_reserve: expected zero bytes or more, got {self.kv_reserve}")
         if not 0 < self.read_timeout <= threading.TIMEOUT_MAX:
             raise ConfigError(f"read_timeout: expected a number of seconds above zero, got {self.read_timeout}")
+        if not (isinstance(self.prefetch, bool) or callable(self.prefetch)):
+            raise ConfigError(f"prefetch: expected True, False or a function, got {type(self.prefetch).__name__}")

@@ -23,12 +23,15 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine import architecture
 from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.foresight import foresight
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.open_task import OpenTask
-from weightpager.engine.report import EngineReport, SwitchReport
+from weightpager.engine.report import EngineReport, PrefetchReport, SwitchReport
 from weightpager.errors import EngineClosedError, TaskNotActiveError
 from weightpager.runtime.block_manager import BlockManager
+from weightpager.runtime.callable_predictor import Planner
 from weightpager.runtime.pager import Priority
+from weightpager.runtime.prefetcher import Foresight, Prefetcher, Switched
 from weightpager.runtime.residency import LoadStats, Request
 from weightpager.runtime.reuse import expected_reuse
 from weightpager.runtime.task_monitor import TaskMonitor
@@ -77,7 +80,12 @@ class Engine:
         self._warned = False
         self._switches: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
         self._real_time = frozenset(config.real_time)
+        self._planner: Planner | None = None if isinstance(config.prefetch, bool) else config.prefetch
+        self._prefetcher: Prefetcher | None = None
         self._enter_real_time()
+        if config.prefetch:
+            self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._foresight())
+            weakref.finalize(self, self._prefetcher.close)
 
     @classmethod
     def from_pretrained(
@@ -90,6 +98,7 @@ class Engine:
         kv_reserve: str | int = 0,
         real_time: Sequence[str] = (),
         read_timeout: float = 30.0,
+        prefetch: bool | Planner = False,
     ) -> Engine:
         """Open a bundle directory.
 
@@ -101,6 +110,9 @@ class Engine:
             kv_reserve: part of the budget that is left to KV caches.
             real_time: tasks that are loaded now and never leave memory.
             read_timeout: seconds without any page after which a load fails.
+            prefetch: whether to load ahead, between switches, what the next task probably needs, as far as the budget
+                has room. A function tells the next task better than the past does: it gets the visits so far, oldest
+                first, and gives a weight to each task that may come next.
 
         Raises:
             ConfigError: an argument is wrong.
@@ -111,7 +123,7 @@ class Engine:
         """
         size = None if budget is None else parse_size(budget)
         reserve = 0 if kv_reserve == 0 else parse_size(kv_reserve)
-        config = EngineConfig(size, device, io_threads, reserve, tuple(real_time), read_timeout)
+        config = EngineConfig(size, device, io_threads, reserve, tuple(real_time), read_timeout, prefetch)
         return cls(Bundle.open(bundle), config)
 
     @contextmanager
@@ -209,6 +221,7 @@ class Engine:
         """
         self._check_open()
         self._open.resize(parse_size(budget))
+        self._renew_foresight()
 
     def verify(self) -> list[int]:
         """Indices of resident pages whose bytes no longer match their BLAKE3; empty if all is well."""
@@ -243,7 +256,9 @@ class Engine:
         """
         self._check_open()
         with self._activating:
-            return self._open.reload()
+            change = self._open.reload()
+            self._renew_foresight()
+            return change
 
     def tokenizer(self) -> Any:
         """The bundle's tokenizer; read from its files when asked for.
@@ -271,6 +286,7 @@ class Engine:
                 working_set_pages=self._working_set(),
                 reloaded_pages=blocks.reloads,
                 switches=tuple(self._switches),
+                prefetch=self._prefetch_report(),
             )
 
     def close(self) -> None:
@@ -282,6 +298,8 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
+        if self._prefetcher is not None:
+            self._prefetcher.close()
         self._residency.close()
         self.deactivate()
 
@@ -371,12 +389,27 @@ class Engine:
 
     def _note(self, name: str, stats: LoadStats, seconds: float, *, waited: bool) -> None:
         before = self.monitor.record(name)
+        if self._prefetcher is not None and before != name:
+            self._prefetcher.tell(Switched(self._tasks[name].number, time.monotonic(), stats))
         pages = stats.bytes // self.bundle.page_bytes
         report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
         with self._lock:
             self._switches.append(report)
             if pages and not self._warned and self.blocks.reloads:
                 self._warn_of_thrashing(self._working_set())
+
+    def _foresight(self) -> Foresight:
+        return foresight(self._open, self.monitor, self._planner, self._real_time)
+
+    def _renew_foresight(self) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.tell(self._foresight())
+
+    def _prefetch_report(self) -> PrefetchReport | None:
+        if self._prefetcher is None:
+            return None
+        score = self._prefetcher.score
+        return PrefetchReport(self._prefetcher.pays, self._residency.prefetched, score.hit_rate, score.log_loss)
 
     def _working_set(self) -> int:
         """Pages that the tasks of the latest visits need together."""

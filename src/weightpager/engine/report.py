@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weightpager.runtime.memory_controller import MemoryUse
+from weightpager.runtime.prefetch_ledger import PrefetchCounts
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,23 @@ class SwitchReport:
 
 
 @dataclass(frozen=True)
+class PrefetchReport:
+    """What loading ahead does.
+
+    Attributes:
+        pays: whether it goes on; it rests while it would cost more than it saves.
+        pages: what it has brought.
+        hit_rate: share of the switches whose task was the likeliest by the forecast.
+        log_loss: bits per switch that forecasts have missed by, the less the better.
+    """
+
+    pays: bool
+    pages: PrefetchCounts
+    hit_rate: float
+    log_loss: float
+
+
+@dataclass(frozen=True)
 class EngineReport:
     """The state of an engine.
 
@@ -46,6 +64,7 @@ class EngineReport:
             load again what others have just evicted.
         reloaded_pages: loaded though they had been in the arena before.
         switches: the latest ones, oldest first.
+        prefetch: None if nothing is loaded ahead.
     """
 
     budget: int
@@ -61,3 +80,4 @@ class EngineReport:
     working_set_pages: int
     reloaded_pages: int
     switches: tuple[SwitchReport, ...]
+    prefetch: PrefetchReport | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.rehearsal import Outlook, Rehearsal
+from weightpager.runtime.rehearsal import Rehearsal, UsesAt
 from weightpager.store import StorageModel
 
 DECAY = 0.9
@@ -38,19 +38,19 @@ class PrefetchTrial:
         self.pays = True
 
     def switched(
-        self, task: int, dwell: float, outlook: Outlook, reuse: npt.NDArray[np.floating], storage: StorageModel
+        self, task: int, dwell: float, uses_at: UsesAt, reuse: npt.NDArray[np.floating], storage: StorageModel
     ) -> None:
         """A switch has come.
 
         Args:
             task: to which.
             dwell: seconds since the one before.
-            outlook: that there was before this switch.
+            uses_at: what was expected between the two.
             reuse: expected uses of each task after it, for eviction.
             storage: what reads have cost lately.
         """
         self._ahead.storage = self._plain.storage = storage
-        self._ahead.dwell(dwell, outlook)
+        self._ahead.dwell(dwell, uses_at)
         ahead, plain = (arena.switch(task, reuse).seconds for arena in (self._ahead, self._plain))
         self._saved = DECAY * self._saved + plain - ahead
         self._waited = DECAY * self._waited + plain

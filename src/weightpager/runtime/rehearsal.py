@@ -20,8 +20,8 @@ BATCH_BYTES = 16 << 20
 IN_FLIGHT = 4
 """Reads that are carried out at a time: these are finished when a switch comes."""
 
-Outlook = Callable[[float], "npt.NDArray[np.float64] | None"]
-"""Seconds since the last switch → expected uses of each task soon [tasks]; None if nothing shall be loaded ahead."""
+UsesAt = Callable[[float], "npt.NDArray[np.float64] | None"]
+"""Seconds since the last switch → expected uses of each task soon [tasks]; None if nothing can be said."""
 
 
 def look_again(elapsed: float) -> float:
@@ -58,8 +58,9 @@ class Rehearsal:
         page_bytes: int,
         storage: StorageModel,
         span: Callable[[int], int],
+        held: Sequence[int] = (),
     ) -> None:
-        """Nothing is resident.
+        """Nothing is resident, but the tasks that are always held.
 
         Args:
             needs: of each task the pages, ascending.
@@ -68,6 +69,7 @@ class Rehearsal:
             page_bytes: bytes of a page.
             storage: what reads cost.
             span: how many pages a read from a page on can cover at most.
+            held: tasks that never leave memory; together with any other they fit.
         """
         self.storage = storage
         self.blocks = BlockManager(needs, pages, slots)
@@ -77,13 +79,16 @@ class Rehearsal:
         self._current: int | None = None
         self._coming: list[Pages] = []  # reads in flight
         self._busy = 0.0  # seconds until they have ended
+        for task in held:
+            self.blocks.hold(task)
+            self._bring_in(task, None, None)
 
-    def dwell(self, seconds: float, outlook: Outlook) -> None:
+    def dwell(self, seconds: float, uses_at: UsesAt) -> None:
         """A task runs for so long; meanwhile pages are loaded ahead."""
         now = 0.0
         while now < seconds:
-            worth = outlook(now)
-            plan = NOTHING if worth is None else self._plan(worth)
+            uses = uses_at(now)
+            plan = NOTHING if uses is None else self._plan(uses)
             now = now + self._load_ahead(plan, seconds - now) if len(plan.load) else look_again(now)
 
     def switch(self, task: int, reuse: npt.NDArray[np.floating] | None) -> Wait:
@@ -109,8 +114,8 @@ class Rehearsal:
         """What loading ahead has brought so far."""
         return self._ledger.counts
 
-    def _plan(self, worth: npt.NDArray[np.float64]) -> PrefetchPlan:
-        plan = plan_prefetch(self.blocks.occupancy(), self.blocks.worth(worth))
+    def _plan(self, uses: npt.NDArray[np.float64]) -> PrefetchPlan:
+        plan = plan_prefetch(self.blocks.occupancy(), self.blocks.worth(uses))
         return plan.first(max(1, BATCH_BYTES // self._page_bytes))
 
     def _load_ahead(self, plan: PrefetchPlan, seconds: float) -> float:

@@ -185,16 +185,25 @@ class Residency:
             self._evict(spare[:more])
             self._memory.resize(budget, retired=self.blocks.retire(fewer))
 
-    def occupancy(self, current: int | None) -> tuple[Occupancy, int]:
-        """What is where, and which version of it; the pages of the task that ran last count as locked."""
+    def snapshot(self, current: int, uses: npt.NDArray[np.floating]) -> tuple[Occupancy, npt.NDArray[np.float64], int]:
+        """What plans of loading ahead are made from.
+
+        Args:
+            current: the task that ran last; its pages count as locked.
+            uses: expected uses of each task [tasks]; of those that came later none are expected.
+
+        Returns:
+            What is where, what each page is worth [pages], and the version of both.
+        """
         with self._lock:
-            return self.blocks.occupancy(current), self._version
+            every = np.pad(uses, (0, self.blocks.tasks - len(uses)))
+            return self.blocks.occupancy(current), self.blocks.worth(every), self._version
 
     def load_ahead(self, plan: PrefetchPlan, version: int) -> bool:
         """Start to load pages that nobody waits for, unless a switch is going on or the plan is stale.
 
         Args:
-            plan: of an `occupancy`.
+            plan: of a `snapshot`.
             version: of that.
         """
         if not self._turn.acquire(blocking=False):

@@ -20,9 +20,7 @@ def expected_reuse(switches: npt.NDArray[np.integer], task: int) -> npt.NDArray[
     return expected_uses(switches, _chances(switches)[task])
 
 
-def expected_uses(
-    switches: npt.NDArray[np.integer], following: npt.NDArray[np.floating]
-) -> npt.NDArray[np.float64]:
+def expected_uses(switches: npt.NDArray[np.integer], following: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Expected uses of each task [tasks], counted as in `expected_reuse`, when the next one is known by its chances.
 
     With p those chances, P the matrix of transition probabilities and g the discount: ``p (I - g P)^-1``.

@@ -1,0 +1,67 @@
+"""What loading ahead goes by, for a bundle that an engine has open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.engine.open_bundle import OpenBundle
+from weightpager.runtime.callable_predictor import CallablePredictor, Planner
+from weightpager.runtime.markov_predictor import MarkovPredictor
+from weightpager.runtime.outlook import Outlook
+from weightpager.runtime.prefetch_trial import PrefetchTrial
+from weightpager.runtime.prefetcher import Foresight
+from weightpager.runtime.rehearsal import Rehearsal
+from weightpager.runtime.task_monitor import TaskMonitor
+from weightpager.runtime.transition_predictor import TransitionPredictor, replay
+from weightpager.store import StorageModel
+
+
+def foresight(opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None, held: Iterable[str]) -> Foresight:
+    """By the visits so far and the bundle's transition matrix.
+
+    Args:
+        opened: the bundle.
+        monitor: knows the visits.
+        planner: that knows the next task; None to learn it.
+        held: tasks that never leave memory.
+    """
+    names = _names(opened)
+    learning = MarkovPredictor(len(names), _prior(opened))
+    predictor: TransitionPredictor = learning if planner is None else CallablePredictor(planner, names, learning)
+    replay(predictor, monitor.visits(), names)
+    outlook = Outlook(predictor, monitor.followed(names))
+    outlook.current = None if monitor.current not in opened.tasks else opened.tasks[monitor.current].number
+    return Foresight(outlook, trial(opened, held))
+
+
+def trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
+    """Of loading ahead, for the budget as it is now."""
+    blocks, numbers = opened.residency.blocks, [opened.tasks[name].number for name in held]
+    needs = [blocks.needs(task) for task in range(blocks.tasks)]
+    pages = 1 + max(int(need[-1]) for need in needs if len(need))
+    return PrefetchTrial(
+        lambda: Rehearsal(
+            needs, pages, blocks.slots, opened.bundle.page_bytes, StorageModel(), opened.reads.span, numbers
+        )
+    )
+
+
+def _names(opened: OpenBundle) -> list[str]:
+    """Of each task's number; those that have left have none."""
+    names = [""] * opened.residency.blocks.tasks
+    for name, task in opened.tasks.items():
+        names[task.number] = name
+    return names
+
+
+def _prior(opened: OpenBundle) -> npt.NDArray[np.float64] | None:
+    """The bundle's transition matrix, by the numbers of tasks; None where tasks have left since."""
+    numbers = [opened.tasks[name].number for name in opened.bundle.tasks]
+    if len(numbers) != opened.residency.blocks.tasks:
+        return None
+    prior = np.zeros((len(numbers), len(numbers)))
+    prior[np.ix_(numbers, numbers)] = opened.bundle.manifest.transitions
+    return prior

@@ -1,0 +1,240 @@
+"""Loading ahead: what it brings, and that it never stands in the way of a switch, whatever fails."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from faults import FaultyStore, HangingStore
+
+import weightpager as wp
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
+from weightpager.config import EngineConfig
+from weightpager.engine.report import PrefetchReport
+from weightpager.errors import ConfigError
+from weightpager.runtime.task_monitor import Visit
+from weightpager.store import LocalStore
+
+TASKS = ("animal", "weather", "number", "colour")
+INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
+
+
+def logits(module: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return module(**INPUTS).logits
+
+
+@pytest.fixture(scope="module")
+def expected(assistant_bundle: Path) -> dict[str, torch.Tensor]:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        return {task: logits(engine.activate(task)) for task in TASKS}
+
+
+@pytest.fixture
+def bundle(assistant_bundle: Path) -> Bundle:
+    return Bundle.open(assistant_bundle)
+
+
+def room_for(bundle: Bundle, *tasks: str) -> int:
+    pages = set().union(*(bundle.pages_of(task).tolist() for task in tasks))
+    return footprint(bundle).total + len(pages) * bundle.page_bytes
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.005)
+
+
+def resident(engine: wp.Engine, task: str) -> bool:
+    return engine.blocks.is_resident(engine.bundle.task_numbers[task])
+
+
+def prefetched(engine: wp.Engine) -> PrefetchReport:
+    report = engine.report().prefetch
+    assert report is not None
+    return report
+
+
+def always(task: str) -> Callable[[Sequence[Visit]], Mapping[str, float]]:
+    return lambda visits: {task: 1.0}
+
+
+def test_what_a_planner_names_is_there_before_it_is_asked_for(
+    bundle: Bundle, expected: dict[str, torch.Tensor]
+) -> None:
+    config = EngineConfig(room_for(bundle, "animal", "number"), prefetch=always("number"))
+    with wp.Engine(bundle, config) as engine:
+        engine.activate("animal")
+        until(lambda: resident(engine, "number"))
+        assert torch.equal(logits(engine.activate("number")), expected["number"])
+        until(lambda: prefetched(engine).hit_rate == 1.0)  # it is told later
+        report, found = engine.report(), prefetched(engine)
+    assert report.switches[-1].pages == 0
+    assert found.pages.hits > 0
+    assert found.pages.late == found.pages.wasted == 0
+    assert found.pages.misses == len(bundle.pages_of("animal"))
+
+
+def test_habits_are_learnt(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    config = EngineConfig(room_for(bundle, "animal", "number", "weather"), prefetch=True)
+    with wp.Engine(bundle, config) as engine:
+        for _ in range(6):
+            for task in ("animal", "number", "weather", "colour"):
+                engine.activate(task)
+                time.sleep(0.01)
+        engine.activate("animal")
+        until(lambda: resident(engine, "number"))
+        for task in TASKS:
+            assert torch.equal(logits(engine.activate(task)), expected[task])
+        assert engine.verify() == []
+
+
+def test_the_task_that_ran_last_keeps_its_pages_though_it_was_left(bundle: Bundle) -> None:
+    config = EngineConfig(room_for(bundle, "animal"), prefetch=always("colour"))
+    with wp.Engine(bundle, config) as engine:
+        for _ in range(3):
+            with engine.task("animal"):
+                pass
+            time.sleep(0.1)
+        assert resident(engine, "animal")
+        assert [switch.pages for switch in engine.report().switches[1:]] == [0, 0]
+
+
+def test_without_it_nothing_is_loaded_ahead(bundle: Bundle) -> None:
+    with wp.Engine(bundle, EngineConfig()) as engine:
+        engine.activate("animal")
+        assert engine.report().prefetch is None
+        assert not [thread for thread in threading.enumerate() if thread.name == "weightpager-prefetcher"]
+
+
+def test_the_thread_ends_with_the_engine(bundle: Bundle) -> None:
+    with wp.Engine(bundle, EngineConfig(prefetch=True)) as engine:
+        engine.activate("animal")
+    assert not [thread for thread in threading.enumerate() if thread.name == "weightpager-prefetcher"]
+
+
+def nonsense(answer: object) -> Callable[[Sequence[Visit]], Mapping[str, float]]:
+    def planner(visits: Sequence[Visit]) -> Mapping[str, float]:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[return-value]
+
+    return planner
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [RuntimeError("the map is gone"), None, 7, ["number"], {"nobody": 1.0}, {"number": float("nan")}, {"number": -1}],
+    ids=str,
+)
+def test_a_planner_that_fails_is_no_matter_for_switches(
+    bundle: Bundle, expected: dict[str, torch.Tensor], answer: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = EngineConfig(room_for(bundle, "animal", "number"), prefetch=nonsense(answer))
+    with caplog.at_level(logging.WARNING), wp.Engine(bundle, config) as engine:
+        for task in (*TASKS, *TASKS):
+            assert torch.equal(logits(engine.activate(task)), expected[task])
+        until(lambda: "planner" in caplog.text)
+    assert caplog.text.count("planner's answer") == 1
+
+
+def test_a_planner_that_hangs_is_no_matter_for_switches(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def hang(visits: Sequence[Visit]) -> Mapping[str, float]:
+        asked.set()
+        answer.wait(60)
+        return {}
+
+    with wp.Engine(bundle, EngineConfig(room_for(bundle, "animal", "number"), prefetch=hang)) as engine:
+        engine.activate("animal")
+        assert asked.wait(60)
+        for task in (*TASKS, *TASKS):
+            assert torch.equal(logits(engine.activate(task)), expected[task])
+        answer.set()
+
+
+def test_a_prefetch_must_be_a_function(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match="prefetch: expected True, False or a function, got str"):
+        EngineConfig(prefetch="markov")  # type: ignore[arg-type]
+
+
+def test_a_page_that_cannot_be_loaded_ahead_is_said_once_and_loaded_when_it_must(
+    bundle: Bundle, expected: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = FaultyStore(LocalStore(bundle))
+    only = np.setdiff1d(bundle.pages_of("number"), bundle.pages_of("animal"))
+    config = EngineConfig(room_for(bundle, "animal", "number"), prefetch=always("number"))
+    with caplog.at_level(logging.WARNING), wp.Engine(bundle, config, store) as engine:
+        store.bad = set(only.tolist())
+        engine.activate("animal")
+        until(lambda: "could not be loaded ahead" in caplog.text)
+        assert not prefetched(engine).pays
+        store.bad = set()
+        assert torch.equal(logits(engine.activate("number")), expected["number"])
+        engine.blocks.check_integrity()
+    assert caplog.text.count("could not be loaded ahead") == 1
+
+
+def test_a_switch_takes_the_slots_of_reads_that_have_not_begun(
+    bundle: Bundle, expected: dict[str, torch.Tensor]
+) -> None:
+    """One page is being read ahead when the switch comes; it waits for that one, and the others are not read."""
+    store = HangingStore(LocalStore(bundle))
+    config = EngineConfig(room_for(bundle, "animal", "number"), io_threads=1, prefetch=always("number"))
+    with wp.Engine(bundle, config, store) as engine:
+        engine.activate("animal")
+        until(lambda: resident(engine, "number"))
+        engine.evict()
+        store.begun.clear()
+        store.hang()
+        engine.activate("animal")
+        until(lambda: len(store.begun) == 1)
+        done: list[torch.Tensor] = []
+        thread = threading.Thread(target=lambda: done.append(logits(engine.activate("colour"))))
+        thread.start()
+        store.resume()
+        thread.join(60)
+        assert torch.equal(done[0], expected["colour"])
+        engine.blocks.check_integrity()
+        assert engine.verify() == []
+
+
+def test_a_budget_that_shrinks_takes_what_was_loaded_ahead(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    with wp.Engine(bundle, EngineConfig(prefetch=always("number"))) as engine:
+        engine.activate("animal")
+        until(lambda: resident(engine, "number"))
+        engine.set_budget(room_for(bundle, "animal"))
+        assert engine.report().memory.total <= engine.report().budget
+        assert len(engine.blocks.resident()) <= engine.report().slots
+        for task in TASKS[:2]:
+            with engine.task("animal"):
+                assert torch.equal(logits(engine.activate("animal")), expected["animal"])
+            engine.deactivate()
+            assert task in engine.bundle.tasks
+
+
+def test_it_goes_on_when_the_bundle_changes(
+    assistant_bundle: Path, tmp_path: Path, weightpager: Callable[..., object], expected: dict[str, torch.Tensor]
+) -> None:
+    path = tmp_path / "changing.bundle"
+    shutil.copytree(assistant_bundle, path)
+    with wp.Engine.from_pretrained(path, prefetch=True) as engine:
+        engine.activate("animal")
+        engine.activate("number")
+        weightpager("gc", str(path), "--drop", "weather", "--out", str(path), "--force")
+        assert engine.reload().removed == ("weather",)
+        for task in ("animal", "number", "colour", "animal"):
+            assert torch.equal(logits(engine.activate(task)), expected[task])
+            time.sleep(0.05)
+        until(lambda: resident(engine, "colour"))
