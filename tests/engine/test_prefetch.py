@@ -17,6 +17,7 @@ from faults import FaultyStore, HangingStore
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
+from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig
 from weightpager.engine.report import PrefetchReport
 from weightpager.errors import ConfigError
@@ -225,14 +226,14 @@ def test_a_budget_that_shrinks_takes_what_was_loaded_ahead(bundle: Bundle, expec
 
 
 def test_it_goes_on_when_the_bundle_changes(
-    assistant_bundle: Path, tmp_path: Path, weightpager: Callable[..., object], expected: dict[str, torch.Tensor]
+    assistant_bundle: Path, tmp_path: Path, expected: dict[str, torch.Tensor]
 ) -> None:
     path = tmp_path / "changing.bundle"
     shutil.copytree(assistant_bundle, path)
     with wp.Engine.from_pretrained(path, prefetch=True) as engine:
         engine.activate("animal")
         engine.activate("number")
-        weightpager("gc", str(path), "--drop", "weather", "--out", str(path), "--force")
+        collect(path, ["weather"])
         assert engine.reload().removed == ("weather",)
         for task in ("animal", "number", "colour", "animal"):
             assert torch.equal(logits(engine.activate(task)), expected[task])
