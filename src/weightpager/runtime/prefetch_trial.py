@@ -38,7 +38,7 @@ class PrefetchTrial:
         self.pays = True
 
     def switched(
-        self, task: int, dwell: float, uses_at: UsesAt, reuse: npt.NDArray[np.floating], storage: StorageModel
+        self, task: int, dwell: float, uses_at: UsesAt, reuse: npt.NDArray[np.floating] | None, storage: StorageModel
     ) -> None:
         """A switch has come.
 

@@ -5,7 +5,7 @@ from weightpager.store.block_reader import BlockReader
 from weightpager.store.joined import JoinedStore
 from weightpager.store.local import LocalStore
 from weightpager.store.read_plan import Run, StorageModel, coalesce
-from weightpager.store.switch_cost import SwitchCost, all_switches, switch_cost
+from weightpager.store.switch_cost import SwitchCost, all_switches, span_of, switch_cost
 from weightpager.store.wrappers import CountingStore, VerifyingStore
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "VerifyingStore",
     "all_switches",
     "coalesce",
+    "span_of",
     "switch_cost",
 ]

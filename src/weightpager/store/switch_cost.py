@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,12 +41,7 @@ def switch_cost(bundle: Bundle, from_task: str | None, to_task: str, storage: St
     need = bundle.pages_of(to_task)
     have = need[:0] if from_task is None else bundle.pages_of(from_task)
     missing = np.setdiff1d(need, have, assume_unique=True)
-    ends = np.cumsum(bundle.manifest.page_files)
-
-    def span(first: int) -> int:
-        return int(ends[np.searchsorted(ends, first, side="right")]) - first
-
-    reads = len(coalesce(missing.tolist(), span, bundle.page_bytes))
+    reads = len(coalesce(missing.tolist(), span_of(bundle), bundle.page_bytes))
     count = len(missing) * bundle.page_bytes
     return SwitchCost(
         from_task, to_task, len(missing), count, reads, storage.seconds(reads, count), len(np.union1d(need, have))
@@ -55,3 +51,13 @@ def switch_cost(bundle: Bundle, from_task: str | None, to_task: str, storage: St
 def all_switches(bundle: Bundle, storage: StorageModel) -> list[SwitchCost]:
     """The cost of every ordered pair of different tasks."""
     return [switch_cost(bundle, a, b, storage) for a in bundle.tasks for b in bundle.tasks if a != b]
+
+
+def span_of(bundle: Bundle) -> Callable[[int], int]:
+    """How many pages a read from a page on can cover: those to the end of its file."""
+    ends = np.cumsum(bundle.manifest.page_files)
+
+    def span(first: int) -> int:
+        return int(ends[np.searchsorted(ends, first, side="right")]) - first
+
+    return span
