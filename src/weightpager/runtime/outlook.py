@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.prediction_score import PredictionScore
-from weightpager.runtime.reuse import expected_reuse, expected_uses
+from weightpager.runtime.reuse import AHEAD_DISCOUNT, expected_reuse, expected_uses
 from weightpager.runtime.transition_predictor import TransitionPredictor
 
 
@@ -44,7 +44,7 @@ class Outlook:
     def uses(self, seconds: float) -> npt.NDArray[np.float64] | None:
         """Expected uses of each task from now on [tasks], by the time; None if nothing can be said."""
         forecast = self._predictor.forecast(seconds)
-        return expected_uses(self._switches, forecast.next) if forecast.next.any() else None
+        return expected_uses(self._switches, forecast.next, AHEAD_DISCOUNT) if forecast.next.any() else None
 
     def uses_after(self, task: int) -> npt.NDArray[np.float64]:
         """Expected uses of each task after one that comes now [tasks]."""

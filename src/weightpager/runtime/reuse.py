@@ -6,7 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 DISCOUNT = 0.5
-"""What a use is worth that comes one switch later."""
+"""What a use is worth that comes one switch later, when something has to go."""
+
+AHEAD_DISCOUNT = 0.35
+"""The same for loading ahead: what the next task needs counts for more, since the one after it can be prepared then."""
 
 
 def expected_reuse(switches: npt.NDArray[np.integer], task: int) -> npt.NDArray[np.float64]:
@@ -17,20 +20,23 @@ def expected_reuse(switches: npt.NDArray[np.integer], task: int) -> npt.NDArray[
             followed by any other with the same probability.
         task: the one that runs next.
     """
-    return expected_uses(switches, _chances(switches)[task])
+    return expected_uses(switches, _chances(switches)[task], DISCOUNT)
 
 
-def expected_uses(switches: npt.NDArray[np.integer], following: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Expected uses of each task [tasks], counted as in `expected_reuse`, when the next one is known by its chances.
+def expected_uses(
+    switches: npt.NDArray[np.integer], following: npt.NDArray[np.floating], discount: float
+) -> npt.NDArray[np.float64]:
+    """Expected uses of each task [tasks], counted like `expected_reuse`, when the next one is known by its chances.
 
     With p those chances, P the matrix of transition probabilities and g the discount: ``p (I - g P)^-1``.
 
     Args:
         switches: [tasks, tasks], how often one task was followed by another.
         following: [tasks], probability that each is the next.
+        discount: what a use is worth that comes one switch later.
     """
     chances = _chances(switches)
-    uses: npt.NDArray[np.float64] = np.linalg.solve(np.eye(len(chances)) - DISCOUNT * chances.T, following)
+    uses: npt.NDArray[np.float64] = np.linalg.solve(np.eye(len(chances)) - discount * chances.T, following)
     return uses
 
 
