@@ -74,6 +74,7 @@ class EngineConfig:
         read_timeout: seconds without any page after which a load fails.
         prefetch: whether to load ahead what the next task probably needs; or a function that tells the next task from
             the visits so far, by name with a weight each.
+        history: file that keeps which task ran when, across restarts; None keeps it in memory only.
     """
 
     budget: int | None = None
@@ -83,6 +84,7 @@ class EngineConfig:
     real_time: tuple[str, ...] = ()
     read_timeout: float = 30.0
     prefetch: bool | Callable[..., Mapping[str, float]] = False
+    history: Path | None = None
 
     def __post_init__(self) -> None:
         if self.device != "cpu":

@@ -239,3 +239,24 @@ def test_it_goes_on_when_the_bundle_changes(
             assert torch.equal(logits(engine.activate(task)), expected[task])
             time.sleep(0.05)
         until(lambda: resident(engine, "colour"))
+
+
+def test_habits_are_known_again_after_a_restart(bundle: Bundle, tmp_path: Path) -> None:
+    history = tmp_path / "history"
+    with wp.Engine.from_pretrained(bundle.path, history=history) as engine:
+        for task in TASKS * 4:
+            engine.activate(task)
+    config = EngineConfig(room_for(bundle, *TASKS), prefetch=True, history=history)
+    with wp.Engine(bundle, config) as engine:
+        assert len(engine.monitor.visits()) == 16
+        engine.activate("animal")
+        until(lambda: resident(engine, "weather"))
+        engine.activate("weather")
+        until(lambda: prefetched(engine).hit_rate == 1.0)
+
+
+def test_two_engines_do_not_share_a_history(bundle: Bundle, tmp_path: Path) -> None:
+    with wp.Engine.from_pretrained(bundle.path, history=tmp_path / "history") as engine:
+        engine.activate("animal")
+        with pytest.raises(ConfigError, match="history"):
+            wp.Engine.from_pretrained(bundle.path, history=tmp_path / "history")

@@ -35,6 +35,7 @@ from weightpager.runtime.prefetcher import Foresight, Prefetcher, Switched
 from weightpager.runtime.residency import LoadStats, Request
 from weightpager.runtime.reuse import expected_reuse
 from weightpager.runtime.task_monitor import TaskMonitor
+from weightpager.runtime.visit_log import VisitLog
 from weightpager.store import PageStore
 
 _SWITCHES_KEPT = 1000
@@ -71,7 +72,8 @@ class Engine:
         self._open = OpenBundle(bundle, config, store)
         self._residency, self._memory = self._open.residency, self._open.memory
         weakref.finalize(self, self._residency.close)
-        self.monitor = TaskMonitor()
+        self.monitor = TaskMonitor(log=None if config.history is None else VisitLog(config.history))
+        weakref.finalize(self, self.monitor.close)
         self._process = os.getpid()
         self._activating = threading.RLock()  # `activate` and `deactivate`, one after the other
         self._lock = threading.RLock()  # pins and the list of switches; never kept while storage works
@@ -99,6 +101,7 @@ class Engine:
         real_time: Sequence[str] = (),
         read_timeout: float = 30.0,
         prefetch: bool | Planner = False,
+        history: str | Path | None = None,
     ) -> Engine:
         """Open a bundle directory.
 
@@ -113,6 +116,8 @@ class Engine:
             prefetch: whether to load ahead, between switches, what the next task probably needs, as far as the budget
                 has room. A function tells the next task better than the past does: it gets the visits so far, oldest
                 first, and gives a weight to each task that may come next.
+            history: file that keeps which task ran when, so that habits needn't be learnt again after a restart; it
+                is made if there is none, and holds task names and times only.
 
         Raises:
             ConfigError: an argument is wrong.
@@ -122,8 +127,9 @@ class Engine:
                 would do.
         """
         size = None if budget is None else parse_size(budget)
+        path = None if history is None else Path(history)
         reserve = 0 if kv_reserve == 0 else parse_size(kv_reserve)
-        config = EngineConfig(size, device, io_threads, reserve, tuple(real_time), read_timeout, prefetch)
+        config = EngineConfig(size, device, io_threads, reserve, tuple(real_time), read_timeout, prefetch, path)
         return cls(Bundle.open(bundle), config)
 
     @contextmanager
@@ -301,6 +307,7 @@ class Engine:
         if self._prefetcher is not None:
             self._prefetcher.close()
         self._residency.close()
+        self.monitor.close()
         self.deactivate()
 
     def __enter__(self) -> Engine:

@@ -15,7 +15,7 @@ from weightpager.runtime.prefetch_trial import PrefetchTrial
 from weightpager.runtime.prefetcher import Foresight
 from weightpager.runtime.rehearsal import Rehearsal
 from weightpager.runtime.task_monitor import TaskMonitor
-from weightpager.runtime.transition_predictor import TransitionPredictor, replay
+from weightpager.runtime.transition_predictor import Interruptible, TransitionPredictor, replay
 from weightpager.store import StorageModel
 
 
@@ -32,6 +32,8 @@ def foresight(opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None,
     learning = MarkovPredictor(len(names), _prior(opened))
     predictor: TransitionPredictor = learning if planner is None else CallablePredictor(planner, names, learning)
     replay(predictor, monitor.visits(), names)
+    if monitor.current is None and isinstance(predictor, Interruptible):
+        predictor.interrupt()  # the visits are those of an earlier run
     outlook = Outlook(predictor, monitor.followed(names))
     outlook.current = None if monitor.current not in opened.tasks else opened.tasks[monitor.current].number
     return Foresight(outlook, trial(opened, held))
