@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ SHORTEST = 1e-6
 
 _MEMORY = 64.0
 _SHRINKAGE = 2.0
+_FAR = 6.0  # standard deviations
 _LEAST_SPREAD = 0.05  # of ln(seconds); a fixed time still varies by some per cent
 _LOGS = math.log(SHORTEST), math.log(1e9)
 
@@ -39,6 +41,8 @@ class _Moments:
 
 @dataclass(frozen=True)
 class _LogNormal:
+    """Of seconds, by mean and variance of their logarithm."""
+
     mean: float
     variance: float
 
@@ -53,24 +57,22 @@ class _LogNormal:
         """Probability that a visit lasts longer."""
         return _above((math.log(seconds) - self.mean) / self.spread)
 
-    @property
+    @cached_property
     def spread(self) -> float:
+        """Standard deviation of the logarithm."""
         return max(_LEAST_SPREAD, math.sqrt(self.variance))
 
     def left(self, seconds: float) -> float:
         """Expected seconds left for a visit that has lasted so long.
 
         ``E[T | T > s] - s`` of a log-normal T: ``exp(m + v / 2) · Q(z - √v) / Q(z) - s`` with ``z = (ln s - m) / √v``
-        and Q the normal distribution's upper tail. Where the tail vanishes, ``s · v / (ln s - m)``, which it tends to.
+        and Q the normal distribution's upper tail. Where that vanishes, ``s · v / (ln s - m)``, which it tends to.
         """
         z = (math.log(seconds) - self.mean) / self.spread
         if z > _FAR:
             return seconds * self.spread / z
         whole = math.exp(min(_LOGS[1], self.mean + self.spread**2 / 2)) * _above(z - self.spread) / _above(z)
         return max(0.0, whole - seconds)
-
-
-_FAR = 6.0
 
 
 class DwellTimes:
@@ -96,24 +98,27 @@ class DwellTimes:
         if len(self._pairs) > self._capacity:
             self._pairs.popitem(last=False)
 
-    def survivals(self, task: int, following: Sequence[int], seconds: float) -> Floats:
-        """[following], probability that a visit to ``task`` which leads there lasts longer than this."""
-        seconds = math.exp(_logarithm(seconds))
-        return np.array([found.survival(seconds) for found in self._distributions(task, following)])
+    def onward(self, task: int, following: Sequence[int], seconds: float) -> tuple[Floats, Floats]:
+        """Of a visit to ``task`` that has lasted so long, by where it may lead.
 
-    def left(self, task: int, following: Sequence[int], seconds: float) -> Floats | None:
-        """[following], expected seconds left of a visit to ``task`` that leads there; None before the first visit."""
+        Returns:
+            [following], the probability that a visit which leads there lasts longer than this; and [following], the
+            expected seconds left of it. NaN before the first visit has ended.
+        """
         if not self._all.weight:
-            return None
+            return np.ones(len(following)), np.full(len(following), math.nan)
         seconds = math.exp(_logarithm(seconds))
-        return np.array([found.left(seconds) for found in self._distributions(task, following)])
+        found = self._distributions(task, following)
+        return (
+            np.array([distribution.survival(seconds) for distribution in found]),
+            np.array([distribution.left(seconds) for distribution in found]),
+        )
 
     def _distributions(self, task: int, following: Sequence[int]) -> list[_LogNormal]:
-        if not self._all.weight:
-            return [_LogNormal(_LOGS[1], 1.0)] * len(following)
         everywhere = _LogNormal(self._all.mean, 1.0).shrunk(self._all)
         here = everywhere.shrunk(self._tasks.get(task, _Moments()))
-        return [here.shrunk(self._pairs.get((task, other), _Moments())) for other in following]
+        pairs = (self._pairs.get((task, other)) for other in following)
+        return [here if pair is None else here.shrunk(pair) for pair in pairs]
 
 
 def _logarithm(seconds: float) -> float:

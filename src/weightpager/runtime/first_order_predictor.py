@@ -10,7 +10,7 @@ from weightpager.runtime.frequency_predictor import FrequencyPredictor
 
 Floats = npt.NDArray[np.float64]
 
-MEMORY = 100.0
+MEMORY = 200.0
 
 
 class FirstOrderPredictor(FrequencyPredictor):

@@ -65,13 +65,13 @@ class Learner(ABC):
             return Forecast(self._next, None)
         current, elapsed = self._past[0], seconds - self._since
         candidates = np.flatnonzero(self._next)
-        survival = np.maximum(self._dwell.survivals(current, candidates.tolist(), elapsed), _LEAST_SURVIVAL)
-        weights = self._next[candidates] * survival
+        survival, left = self._dwell.onward(current, candidates.tolist(), elapsed)
+        weights = self._next[candidates] * np.maximum(survival, _LEAST_SURVIVAL)
         weights /= weights.sum()
         chances = np.zeros(self.tasks)
         chances[candidates] = weights
-        left = self._dwell.left(current, candidates.tolist(), elapsed)
-        return Forecast(chances, None if left is None else float(weights @ left))
+        seconds = float(weights @ left)
+        return Forecast(chances, None if math.isnan(seconds) else seconds)
 
     def _base(self, current: int | None) -> Floats:
         """What to assume of the next task, [tasks]: the prior, or all others alike."""

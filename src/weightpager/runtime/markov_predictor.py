@@ -11,7 +11,7 @@ from weightpager.runtime.learner import Learner
 Floats = npt.NDArray[np.float64]
 
 ORDER = 3
-MEMORIES = (100.0, 5.0)
+MEMORIES = (200.0, 10.0)
 SHARE = 0.01
 
 

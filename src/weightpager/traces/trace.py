@@ -1,0 +1,74 @@
+"""A sequence of visits with what is known about where it comes from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from weightpager.errors import ConfigError
+from weightpager.runtime.callable_predictor import Planner
+from weightpager.runtime.visit import Visit
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Which task ran when.
+
+    Attributes:
+        name: of the generator, or of the log.
+        tasks: all names that it can have.
+        visits: oldest first, no task twice in a row; times in seconds from 0.
+        entropy: bits that the next task has left for one who knows the generator and the whole past: the least log
+            loss in the long run. None if it isn't known.
+        planner: tells what comes next, as far as it is known beforehand; None if nobody knows. It follows the visits
+            that it is shown, and so serves one run.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    visits: tuple[Visit, ...]
+    entropy: float | None
+    planner: Planner | None = None
+
+    @property
+    def first_order_entropy(self) -> float:
+        """H(next | current) in bits, from the counts of the visits themselves.
+
+        Too low for a short trace: as low as a first-order predictor could come that knew these counts beforehand.
+        """
+        pairs = Counter((before.task, after.task) for before, after in pairwise(self.visits))
+        totals = Counter[str]()
+        for (before, _), count in pairs.items():
+            totals[before] += count
+        bits = [-count * float(np.log2(count / totals[before])) for (before, _), count in pairs.items()]
+        return sum(bits) / max(1, pairs.total())
+
+    @property
+    def mean_dwell(self) -> float:
+        """Seconds per finished visit."""
+        return (self.visits[-1].start - self.visits[0].start) / max(1, len(self.visits) - 1)
+
+
+def check_size(switches: int, dwell: float) -> None:
+    """Refuse what no trace can have.
+
+    Raises:
+        ConfigError: no switch, or a mean dwell time that isn't a positive number of seconds.
+    """
+    if switches < 1:
+        raise ConfigError(f"trace: expected at least one switch, got {switches}")
+    if not 0 < dwell < math.inf:
+        raise ConfigError(f"trace: expected a mean dwell time over 0 seconds, got {dwell}")
+
+
+def write_trace(path: Path | str, visits: Iterable[Visit]) -> None:
+    """A trace file, which ``read_trace`` and ``transitions:`` of a task file read (``weightpager.transitions``)."""
+    lines = (json.dumps({"task": visit.task, "time": visit.start}) + "\n" for visit in visits)
+    Path(path).write_text("".join(lines), encoding="utf-8")
