@@ -13,6 +13,7 @@ from command import Command
 
 import tiny
 import weightpager as wp
+from weightpager.store import StorageModel, all_switches, switch_cost
 
 
 @pytest.fixture
@@ -69,11 +70,63 @@ def test_plan(weightpager: Command, assistant_bundle: Path) -> None:
     bundle = wp.Bundle.open(assistant_bundle)
     assert start["bytes"] == len(bundle.pages_of("weather")) * bundle.page_bytes
     assert 0 < plan["bytes"] < start["bytes"]
-    assert worst["predicted_ms"] >= plan["predicted_ms"]
+    assert worst["at_most_ms"] >= plan["at_most_ms"] >= plan["predicted_ms"]
     slow = weightpager("plan", assistant_bundle, "--to", "weather", "--storage", "1MB/s", "--json")
     assert json.loads(slow.out)["predicted_ms"] > start["predicted_ms"]
     assert "pages to load" in weightpager("plan", assistant_bundle, "--to", "weather").out
     assert weightpager("plan", assistant_bundle).code == 2
+
+
+def test_the_worst_switch_bounds_every_other(weightpager: Command, assistant_bundle: Path) -> None:
+    bundle = wp.Bundle.open(assistant_bundle)
+    worst = json.loads(weightpager("plan", assistant_bundle, "--worst", "--json").out)
+    switches = all_switches(bundle, StorageModel())
+    starts = [switch_cost(bundle, None, name, StorageModel()) for name in bundle.tasks]
+    assert worst["at_most_ms"] == max(cost.most_seconds for cost in switches) * 1e3
+    assert worst["from_empty"]["at_most_ms"] == max(cost.most_seconds for cost in starts) * 1e3
+    assert (worst["from"], worst["to"]) in [(cost.from_task, cost.to_task) for cost in switches]
+    assert worst["from_empty"]["from"] is None
+    shown = weightpager("plan", assistant_bundle, "--worst").out
+    assert f"{worst['from']} → {worst['to']}" in shown
+    assert f"(empty) → {worst['from_empty']['to']}" in shown
+
+
+def test_a_switch_that_does_not_fit_is_planned_in_the_two_phases_that_it_has(
+    weightpager: Command, tmp_path: Path
+) -> None:
+    bundle = wp.compile(tiny.assistant(tmp_path, alignment=0.0, sparsity=0.85), out=tmp_path / "a.bundle")
+    budget = json.loads(weightpager("inspect", bundle.path, "--json").out)["smallest_budget"]
+    facts = json.loads(weightpager("inspect", bundle.path, "--budget", budget, "--json").out)
+    assert facts["pairs_that_do_not_fit"]
+    worst = json.loads(weightpager("plan", bundle.path, "--worst", "--budget", budget, "--json").out)
+    with wp.Engine.from_pretrained(bundle.path, budget=budget) as engine:
+        for a, b in facts["pairs_that_do_not_fit"]:
+            engine.deactivate()
+            engine.evict()
+            engine.activate(a)
+            engine.activate(b)
+            switch = engine.report().switches[-1]
+            plan = json.loads(
+                weightpager("plan", bundle.path, "--from", a, "--to", b, "--budget", budget, "--json").out
+            )
+            assert (switch.bytes, switch.reads, plan["both_fit"]) == (plan["bytes"], plan["reads"], False)
+            assert plan["at_most_ms"] <= worst["at_most_ms"]
+
+
+def test_the_worst_switch_is_among_tasks_that_fit(weightpager: Command, tmp_path: Path) -> None:
+    content = tiny.assistant(tmp_path, alignment=0.0)
+    content["tasks"]["animal"]["sparsity"] = 0.2
+    bundle = wp.compile(content, out=tmp_path / "a.bundle")
+    pages = sorted(len(bundle.pages_of(name)) for name in bundle.tasks)
+    assert pages[-1] > pages[-2]
+    smallest = json.loads(weightpager("inspect", bundle.path, "--json").out)["smallest_budget"]
+    budget = smallest - bundle.page_bytes
+    worst = json.loads(weightpager("plan", bundle.path, "--worst", "--budget", budget, "--json").out)
+    assert worst["tasks_that_do_not_fit"] == ["animal"]
+    assert "animal" not in (worst["from"], worst["to"], worst["from_empty"]["to"])
+    assert "note: animal does not fit" in weightpager("plan", bundle.path, "--worst", "--budget", budget).out
+    refused = weightpager("plan", bundle.path, "--worst", "--budget", "1KiB")
+    assert (refused.code, "smallest budget that would do is" in refused.err) == (1, True)
 
 
 def test_run(weightpager: Command, assistant_bundle: Path) -> None:

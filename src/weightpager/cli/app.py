@@ -15,6 +15,7 @@ from weightpager.cli import (
     doctor_command,
     inspect_commands,
     output,
+    plan_command,
     tidy_commands,
 )
 from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
@@ -42,7 +43,15 @@ def _root(
         raise typer.Exit
 
 
-for command in (compile_command, tidy_commands, inspect_commands, device_commands, doctor_command, demo_command):
+for command in (
+    compile_command,
+    tidy_commands,
+    inspect_commands,
+    plan_command,
+    device_commands,
+    doctor_command,
+    demo_command,
+):
     command.register(app)
 
 

@@ -1,4 +1,4 @@
-"""``inspect``, ``plan`` and ``verify``: they read a bundle without torch and load no page into an engine."""
+"""``inspect`` and ``verify``: they read a bundle without torch and load no page into an engine."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from weightpager.bundle.verify import verify as verify_bundle
 from weightpager.cli import output
 from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage
 from weightpager.config import parse_bandwidth, parse_size
-from weightpager.errors import BudgetError, ConfigError
-from weightpager.store import LocalStore, StorageModel, SwitchCost, all_switches, switch_cost
+from weightpager.errors import ConfigError
+from weightpager.store import LocalStore, StorageModel, all_switches
 
 _MOST_NAMED = 20
 
@@ -31,7 +31,6 @@ _MOST_NAMED = 20
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(inspect)
-    app.command()(plan)
     app.command()(verify)
 
 
@@ -46,45 +45,6 @@ def inspect(bundle: BundlePath, budget: Budget = None, storage: Storage = "1GB/s
         output.print_json(facts)
         return
     _print_facts(opened, facts)
-
-
-def plan(
-    bundle: BundlePath,
-    from_task: Annotated[str | None, typer.Option("--from", help="Task that is left; none for an empty arena.")] = None,
-    to_task: Annotated[str | None, typer.Option("--to", help="Task that is wanted.")] = None,
-    worst: Annotated[bool, typer.Option("--worst", help="Show the slowest switch of all ordered pairs.")] = False,
-    budget: Budget = None,
-    storage: Storage = "1GB/s",
-    json: Json = False,
-) -> None:
-    """Show what a switch would load, how long it would take and the memory it needs; loads nothing.
-
-    Example: `weightpager plan assistant.bundle --from spam --to topic --storage 300MB/s`
-    """
-    opened = Bundle.open(bundle)
-    model = StorageModel(parse_bandwidth(storage))
-    if worst == (to_task is not None) or (worst and from_task is not None):
-        raise ConfigError("plan: expected either --to TASK, with or without --from TASK, or --worst alone")
-    if worst and len(opened.tasks) > 1:
-        cost = max(all_switches(opened, model), key=lambda switch: switch.seconds)
-    else:
-        cost = switch_cost(opened, from_task, to_task or next(iter(opened.tasks)), model)
-    facts = _switch_facts(opened, cost, None if budget is None else parse_size(budget))
-    if json:
-        output.print_json(facts)
-        return
-    output.table(
-        f"{cost.from_task or '(empty)'} → {cost.to_task}",
-        ["", ""],
-        [
-            ["pages to load", facts["pages"]],
-            ["bytes to load", f"{output.size(facts['bytes'])} ({facts['bytes']})"],
-            ["reads", facts["reads"]],
-            [f"predicted at {storage}", output.milliseconds(cost.seconds)],
-            ["peak memory for weights", output.size(facts["peak_bytes"])],
-            ["both tasks fit", facts["both_fit"]],
-        ],
-    )
 
 
 def verify(
@@ -282,23 +242,3 @@ def _print_notes(facts: dict[str, Any]) -> None:
         output.say(f"not paged: {len(names)} tensors ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})")
     for name, others in facts["tied"].items():
         output.say(f"tied: {name} = {' = '.join(others)}, stored once")
-
-
-def _switch_facts(bundle: Bundle, cost: SwitchCost, budget: int | None) -> dict[str, Any]:
-    fixed = footprint(bundle).total
-    both = fixed + cost.peak_pages * bundle.page_bytes
-    limit = both if budget is None else budget
-    least = fixed + len(bundle.pages_of(cost.to_task)) * bundle.page_bytes
-    if limit < least:
-        cannot = f"{cost.to_task!r} does not fit into {output.size(limit)}"
-        raise BudgetError(f"{cannot}; the smallest budget that would do is {least} bytes", least)
-    return {
-        "from": cost.from_task,
-        "to": cost.to_task,
-        "pages": cost.pages,
-        "bytes": cost.bytes,
-        "reads": cost.reads,
-        "predicted_ms": cost.seconds * 1e3,
-        "peak_bytes": min(both, limit),
-        "both_fit": both <= limit,
-    }

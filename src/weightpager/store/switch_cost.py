@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from weightpager.bundle import Bundle
 from weightpager.store.read_plan import StorageModel, coalesce
@@ -20,6 +21,8 @@ class SwitchCost:
         bytes: of those pages.
         reads: that load them.
         seconds: predicted by the storage model.
+        most_seconds: the same for the worst that may be in the arena besides, pages that each make two reads of one. It
+            holds as long as no third task is in use.
         peak_pages: pages in memory while both tasks are whole.
     """
 
@@ -29,11 +32,21 @@ class SwitchCost:
     bytes: int
     reads: int
     seconds: float
+    most_seconds: float
     peak_pages: int
 
 
-def switch_cost(bundle: Bundle, from_task: str | None, to_task: str, storage: StorageModel) -> SwitchCost:
+def switch_cost(
+    bundle: Bundle, from_task: str | None, to_task: str, storage: StorageModel, slots: int | None = None
+) -> SwitchCost:
     """The cost of switching when just ``from_task``'s pages are resident.
+
+    Args:
+        bundle: of both.
+        from_task: that is left; None for a start with an empty arena.
+        to_task: that is wanted; it must fit.
+        storage: what reads cost.
+        slots: of the arena, None for enough. What has no room beside ``from_task`` is read once that is given up.
 
     Raises:
         UnknownTaskError: the bundle has no such task.
@@ -41,11 +54,13 @@ def switch_cost(bundle: Bundle, from_task: str | None, to_task: str, storage: St
     need = bundle.pages_of(to_task)
     have = need[:0] if from_task is None else bundle.pages_of(from_task)
     missing = np.setdiff1d(need, have, assume_unique=True)
-    reads = len(coalesce(missing.tolist(), span_of(bundle), bundle.page_bytes))
+    room = len(missing) if slots is None else max(0, slots - len(have))
+    phases = missing[:room].tolist(), missing[room:].tolist()
+    reads = sum(len(coalesce(phase, span_of(bundle), bundle.page_bytes)) for phase in phases)
     count = len(missing) * bundle.page_bytes
-    return SwitchCost(
-        from_task, to_task, len(missing), count, reads, storage.seconds(reads, count), len(np.union1d(need, have))
-    )
+    seconds, peak = storage.seconds(reads, count), len(np.union1d(need, have))
+    most = seconds + _more_seconds(missing, room, bundle.page_bytes, storage)
+    return SwitchCost(from_task, to_task, len(missing), count, reads, seconds, most, peak)
 
 
 def all_switches(bundle: Bundle, storage: StorageModel) -> list[SwitchCost]:
@@ -61,3 +76,15 @@ def span_of(bundle: Bundle) -> Callable[[int], int]:
         return int(ends[np.searchsorted(ends, first, side="right")]) - first
 
     return span
+
+
+def _more_seconds(missing: npt.NDArray[np.int64], room: int, page_bytes: int, storage: StorageModel) -> float:
+    """What pages that are there already can cost: one inside a row of missing ones is spared, but adds a read.
+
+    Every second page of a row can do so, as far as there is room for them; and the place where the second phase begins,
+    inside of a read, may be another one.
+    """
+    rows = np.diff(np.flatnonzero(np.diff(missing, prepend=-2, append=-2) != 1))
+    holes = min(room, int(((rows - 1) // 2).sum()))
+    loss = max(0.0, storage.seconds(1, 0) - storage.seconds(0, page_bytes))
+    return holes * loss + (storage.seconds(1, 0) if room < len(missing) else 0.0)

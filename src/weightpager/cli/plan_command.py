@@ -1,0 +1,112 @@
+"""``plan``: what a switch would load, or the slowest one; reads a bundle without torch and loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
+from weightpager.cli import output
+from weightpager.cli.options import Budget, BundlePath, Json, Storage
+from weightpager.config import parse_bandwidth, parse_size
+from weightpager.errors import BudgetError, ConfigError
+from weightpager.store import StorageModel, SwitchCost, switch_cost
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(plan)
+
+
+def plan(
+    bundle: BundlePath,
+    from_task: Annotated[str | None, typer.Option("--from", help="Task that is left; none for an empty arena.")] = None,
+    to_task: Annotated[str | None, typer.Option("--to", help="Task that is wanted.")] = None,
+    worst: Annotated[
+        bool, typer.Option("--worst", help="Show the slowest switch: from any task, and from an empty arena.")
+    ] = False,
+    budget: Budget = None,
+    storage: Storage = "1GB/s",
+    json: Json = False,
+) -> None:
+    """Show what a switch would load, how long it would take and the memory it needs; loads nothing.
+
+    With `--worst`, the slowest switch from a task to another with none but the old task's pages in memory, as few as a
+    budget can have kept, and the slowest start from an empty arena; of the tasks that fit into the budget.
+    No switch takes longer than "at most", whatever else is in memory: pages that are there may cut a read in two.
+
+    Example: `weightpager plan assistant.bundle --from spam --to topic --storage 300MB/s`
+    """
+    opened = Bundle.open(bundle)
+    model = StorageModel(parse_bandwidth(storage))
+    if worst == (to_task is not None) or (worst and from_task is not None):
+        raise ConfigError("plan: expected either --to TASK, with or without --from TASK, or --worst alone")
+    size = None if budget is None else parse_size(budget)
+    slots = None if size is None else max(0, (size - footprint(opened).total) // opened.page_bytes)
+    fitting = [name for name in opened.tasks if slots is None or len(opened.pages_of(name)) <= slots]
+    _check_fits(opened, fitting, to_task, size)
+    costs = (
+        _slowest(opened, fitting, model, slots)
+        if to_task is None
+        else [switch_cost(opened, from_task, to_task, model, slots)]
+    )
+    left_out = [name for name in opened.tasks if worst and name not in fitting]
+    facts = [_facts(opened, cost, size) for cost in costs]
+    if json:
+        output.print_json(facts[0] | ({"from_empty": facts[-1], "tasks_that_do_not_fit": left_out} if worst else {}))
+        return
+    for cost, found in zip(costs, facts, strict=True):
+        _print(cost, found, storage)
+    for name in left_out:
+        output.say(f"note: {name} does not fit into the budget.")
+
+
+def _slowest(bundle: Bundle, tasks: Sequence[str], model: StorageModel, slots: int | None) -> list[SwitchCost]:
+    """From one of the tasks to another, if there are two; and from an empty arena."""
+    pairs = [switch_cost(bundle, a, b, model, slots) for a in tasks for b in tasks if a != b]
+    starts = [switch_cost(bundle, None, name, model, slots) for name in tasks]
+    return [max(costs, key=lambda cost: cost.most_seconds) for costs in (pairs, starts) if costs]
+
+
+def _print(cost: SwitchCost, facts: dict[str, Any], storage: str) -> None:
+    output.table(
+        f"{cost.from_task or '(empty)'} → {cost.to_task}",
+        ["", ""],
+        [
+            ["pages to load", facts["pages"]],
+            ["bytes to load", f"{output.size(facts['bytes'])} ({facts['bytes']})"],
+            ["reads", facts["reads"]],
+            [f"predicted at {storage}", output.milliseconds(cost.seconds)],
+            ["at most, whatever else is in memory", output.milliseconds(cost.most_seconds)],
+            ["peak memory for weights", output.size(facts["peak_bytes"])],
+            ["both tasks fit", facts["both_fit"]],
+        ],
+    )
+
+
+def _check_fits(bundle: Bundle, fitting: Sequence[str], to_task: str | None, budget: int | None) -> None:
+    """The wanted task must fit, or without one any."""
+    name = to_task or min(bundle.tasks, key=lambda task: len(bundle.pages_of(task)))
+    least = footprint(bundle).total + len(bundle.pages_of(name)) * bundle.page_bytes
+    if budget is not None and name not in fitting:
+        cannot = f"{name!r} does not fit into {output.size(budget)}"
+        raise BudgetError(f"{cannot}; the smallest budget that would do is {least} bytes", least)
+
+
+def _facts(bundle: Bundle, cost: SwitchCost, budget: int | None) -> dict[str, Any]:
+    both = footprint(bundle).total + cost.peak_pages * bundle.page_bytes
+    limit = both if budget is None else budget
+    return {
+        "from": cost.from_task,
+        "to": cost.to_task,
+        "pages": cost.pages,
+        "bytes": cost.bytes,
+        "reads": cost.reads,
+        "predicted_ms": cost.seconds * 1e3,
+        "at_most_ms": cost.most_seconds * 1e3,
+        "peak_bytes": min(both, limit),
+        "both_fit": both <= limit,
+    }
