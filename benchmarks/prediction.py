@@ -1,18 +1,22 @@
 """How well each predictor foresees the next task, on every trace: in bits per switch and in hits.
 
 python -m benchmarks.prediction
+python -m benchmarks.prediction variants
+python -m benchmarks.prediction speed
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
+import numpy as np
 import typer
 
 from weightpager.runtime.callable_predictor import CallablePredictor
 from weightpager.runtime.first_order_predictor import FirstOrderPredictor
 from weightpager.runtime.frequency_predictor import FrequencyPredictor
-from weightpager.runtime.markov_predictor import MarkovPredictor
+from weightpager.runtime.markov_predictor import MEMORIES, MarkovPredictor
 from weightpager.runtime.prediction_score import PredictionScore
 from weightpager.runtime.transition_predictor import TransitionPredictor
 from weightpager.traces import TRACES, Trace
@@ -22,16 +26,34 @@ PREDICTORS: dict[str, Callable[[int], TransitionPredictor]] = {
     "first order": FirstOrderPredictor,
     "Markov": MarkovPredictor,
 }
+VARIANTS: dict[str, Callable[[int], TransitionPredictor]] = {
+    "as it is": MarkovPredictor,
+    "order 1": lambda tasks: MarkovPredictor(tasks, order=1),
+    "order 2": lambda tasks: MarkovPredictor(tasks, order=2),
+    "order 5": lambda tasks: MarkovPredictor(tasks, order=5),
+    "long memory": lambda tasks: MarkovPredictor(tasks, memories=MEMORIES[:1]),
+    "short memory": lambda tasks: MarkovPredictor(tasks, memories=MEMORIES[1:]),
+    "three memories": lambda tasks: MarkovPredictor(tasks, memories=(1000.0, 50.0, 5.0)),
+}
+
+app = typer.Typer(add_completion=False)
 
 
-def main(switches: int = 5000, seed: int = 0) -> None:
-    """Print a table: log loss in bits and hits, of forecasts made when a visit begins, from the first visit on."""
-    names = [*PREDICTORS, "planner"]
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context, switches: int = 5000, seed: int = 0) -> None:
+    """Print a table: log loss in bits and hits, of forecasts made when a visit begins, from the first visit on.
+
+    The last column is Markov's, asked when the visit is about to end: what the elapsed time tells.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    names = [*PREDICTORS, "planner", "Markov, late"]
     typer.echo("trace       visits  entropy  H(next|now) " + "".join(f"{name:>16}" for name in names))
     for name, make in TRACES.items():
         trace = make(switches, 1.0, seed)
         predictors = {name: predictor(len(trace.tasks)) for name, predictor in PREDICTORS.items()}
         scores = {name: score(predictor, trace) for name, predictor in predictors.items()}
+        scores["Markov, late"] = score(MarkovPredictor(len(trace.tasks)), trace, late=True)
         if trace.planner is not None:
             fallback = MarkovPredictor(len(trace.tasks))
             scores["planner"] = score(CallablePredictor(trace.planner, trace.tasks, fallback), trace)
@@ -40,13 +62,49 @@ def main(switches: int = 5000, seed: int = 0) -> None:
         typer.echo(f"{name:12}{len(trace.visits):6} {entropy}     {trace.first_order_entropy:8.2f} {''.join(cells)}")
 
 
-def score(predictor: TransitionPredictor, trace: Trace) -> PredictionScore:
-    """Of what the predictor says at the start of every visit but the last, while it learns."""
+@app.command()
+def variants(switches: int = 5000, seed: int = 0) -> None:
+    """Print the log loss of Markov predictors with other orders and memories, and after the first half alone."""
+    traces = [make(switches, 1.0, seed) for make in TRACES.values()]
+    typer.echo(f"{'':22}" + "".join(f"{trace.name:>13}" for trace in traces))
+    for name, make in VARIANTS.items():
+        losses = [score(make(len(trace.tasks)), trace).log_loss for trace in traces]
+        typer.echo(f"{name:22}" + "".join(f"{loss:13.3f}" for loss in losses))
+    halves = [score(MarkovPredictor(len(trace.tasks)), trace, skip=len(trace.visits) // 2) for trace in traces]
+    typer.echo(f"{'its second half':22}" + "".join(f"{found.log_loss:13.3f}" for found in halves))
+
+
+@app.command()
+def speed(tasks: int = 64, switches: int = 5000) -> None:
+    """Print the processor time of each predictor, where any task may follow: median and 99th percentile."""
+    sequence = np.random.default_rng(0).integers(0, tasks, switches)
+    for name, make in PREDICTORS.items():
+        predictor, learning, telling = make(tasks), [], []
+        for step, task in enumerate(sequence.tolist()):
+            start = time.thread_time()
+            predictor.observe(task, float(step))
+            learnt = time.thread_time()
+            predictor.forecast(step + 0.5)
+            learning.append(learnt - start)
+            telling.append(time.thread_time() - learnt)
+        times = [1e6 * float(np.quantile(part, share)) for part in (learning, telling) for share in (0.5, 0.99)]
+        typer.echo("{:12} observe {:6.0f} {:6.0f} µs   forecast {:6.0f} {:6.0f} µs".format(name, *times))
+
+
+def score(predictor: TransitionPredictor, trace: Trace, *, late: bool = False, skip: int = 0) -> PredictionScore:
+    """Of what the predictor says at the start, or at the end, of every visit but the last, while it learns.
+
+    Args:
+        predictor: a new one.
+        trace: what it sees.
+        late: whether it is asked at the end.
+        skip: visits that it is not asked about.
+    """
     number = {task: index for index, task in enumerate(trace.tasks)}
     found = PredictionScore()
     for step, visit in enumerate(trace.visits):
-        if step:
-            found.add(predictor.forecast(trace.visits[step - 1].start), number[visit.task])
+        if step > skip:
+            found.add(predictor.forecast(trace.visits[step - 1 + late].start), number[visit.task])
         predictor.observe(number[visit.task], visit.start)
     return found
 
@@ -57,4 +115,4 @@ def cell(found: PredictionScore | None) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -119,6 +119,17 @@ def test_elapsed_time_tells_two_successors_apart() -> None:
     assert late.seconds == pytest.approx(90.0, rel=0.3)
 
 
+def test_elapsed_time_says_nothing_where_all_visits_are_alike() -> None:
+    predictor, now = MarkovPredictor(5), 0.0
+    random = np.random.default_rng(0)
+    for task in [0, 1, 0, 2, 0, 3, 0, 4] * 40:
+        predictor.observe(task, now)
+        now += random.lognormal(0.0, 0.5)
+    predictor.observe(0, now)
+    soon, late = predictor.forecast(now), predictor.forecast(now + 2.0)
+    np.testing.assert_allclose(late.next, soon.next, atol=0.03)
+
+
 def test_a_visit_longer_than_all_others_changes_nothing_about_what_is_next() -> None:
     predictor = MarkovPredictor(3)
     score(predictor, [0, 1, 0, 2] * 20)

@@ -17,7 +17,7 @@ SHORTEST = 1e-6
 """Seconds; a visit that is over sooner counts as one of this length."""
 
 _MEMORY = 64.0
-_SHRINKAGE = 2.0
+_SHRINKAGE = 16.0
 _FAR = 6.0  # standard deviations
 _LEAST_SPREAD = 0.05  # of ln(seconds); a fixed time still varies by some per cent
 _LOGS = math.log(SHORTEST), math.log(1e9)
@@ -31,12 +31,30 @@ class _Moments:
     mean: float = 0.0
     squares: float = 0.0
 
-    def add(self, value: float) -> None:
+    def add(self, value: float) -> float:
+        """The squared deviation that this value adds; expected to be the variance, from the second value on."""
         keep = 1.0 - 1.0 / _MEMORY
         self.weight = self.weight * keep + 1.0
         step = value - self.mean
         self.mean += step / self.weight
-        self.squares = self.squares * keep + step * (value - self.mean)
+        added = step * (value - self.mean)
+        self.squares = self.squares * keep + added
+        return added
+
+
+_NONE = _Moments()
+
+
+@dataclass
+class _Pool:
+    """The variance that values have within groups, over all groups; 1 at first."""
+
+    weight: float = 4.0
+    variance: float = 1.0
+
+    def add(self, added: float) -> None:
+        self.weight = min(self.weight + 1.0, _MEMORY * _MEMORY)
+        self.variance += (added - self.variance) / self.weight
 
 
 @dataclass(frozen=True)
@@ -46,12 +64,18 @@ class _LogNormal:
     mean: float
     variance: float
 
-    def shrunk(self, seen: _Moments) -> _LogNormal:
-        """What was seen, pulled towards this distribution as if it had been seen ``_SHRINKAGE`` times."""
-        total = seen.weight + _SHRINKAGE
-        mean = (seen.weight * seen.mean + _SHRINKAGE * self.mean) / total
-        apart = seen.weight * (seen.mean - mean) ** 2 + _SHRINKAGE * (self.mean - mean) ** 2
-        return _LogNormal(mean, (seen.squares + _SHRINKAGE * self.variance + apart) / total)
+    def shrunk(self, seen: _Moments, within: float, between: float) -> _LogNormal:
+        """What a group is like of which some values were seen, if its mean lies around this one.
+
+        The mean is the normal-normal posterior, ``(n x / w + m / b) / (n / w + 1 / b)`` with variances w within and b
+        between groups; its own variance is added to that of the values.
+        """
+        if not between:
+            return _LogNormal(self.mean, within)
+        precision = seen.weight / within + 1.0 / between
+        mean = (seen.weight * seen.mean / within + self.mean / between) / precision
+        own = (seen.squares + _SHRINKAGE * within) / (seen.weight + _SHRINKAGE)
+        return _LogNormal(mean, own + 1.0 / precision)
 
     def survival(self, seconds: float) -> float:
         """Probability that a visit lasts longer."""
@@ -78,6 +102,9 @@ class _LogNormal:
 class DwellTimes:
     """Log-normal dwell times of each (task, next task), shrunk to those of the task, and these to those of all.
 
+    How much, depends on how different the groups have been: where it makes no difference what comes next, their
+    means are the same, and an elapsed time says nothing.
+
     Args:
         capacity: pairs kept; the one that wasn't seen for longest goes first.
     """
@@ -87,14 +114,18 @@ class DwellTimes:
         self._all = _Moments()
         self._tasks: dict[int, _Moments] = {}
         self._pairs: OrderedDict[tuple[int, int], _Moments] = OrderedDict()
+        self._overall, self._in_tasks, self._in_pairs = _Pool(), _Pool(), _Pool()
 
     def add(self, task: int, following: int, seconds: float) -> None:
         """A visit to ``task`` lasted so long and led to ``following``."""
         value = _logarithm(seconds)
         pair = self._pairs.setdefault((task, following), _Moments())
         self._pairs.move_to_end((task, following))
-        for moments in (self._all, self._tasks.setdefault(task, _Moments()), pair):
-            moments.add(value)
+        groups = (self._all, self._tasks.setdefault(task, _Moments()), pair)
+        for moments, pool in zip(groups, (self._overall, self._in_tasks, self._in_pairs), strict=True):
+            added = moments.add(value)
+            if moments.weight > 1.0:
+                pool.add(added)
         if len(self._pairs) > self._capacity:
             self._pairs.popitem(last=False)
 
@@ -115,10 +146,14 @@ class DwellTimes:
         )
 
     def _distributions(self, task: int, following: Sequence[int]) -> list[_LogNormal]:
-        everywhere = _LogNormal(self._all.mean, 1.0).shrunk(self._all)
-        here = everywhere.shrunk(self._tasks.get(task, _Moments()))
+        tasks = max(0.0, self._overall.variance - self._in_tasks.variance)
+        successors = max(0.0, self._in_tasks.variance - self._in_pairs.variance)
+        within = max(_LEAST_SPREAD**2, self._in_pairs.variance)
+        everywhere = _LogNormal(self._all.mean, self._overall.variance)
+        here = everywhere.shrunk(self._tasks.get(task, _NONE), within + successors, tasks)
+        unseen = here.shrunk(_NONE, within, successors)
         pairs = (self._pairs.get((task, other)) for other in following)
-        return [here if pair is None else here.shrunk(pair) for pair in pairs]
+        return [unseen if pair is None else here.shrunk(pair, within, successors) for pair in pairs]
 
 
 def _logarithm(seconds: float) -> float:
