@@ -85,7 +85,7 @@ def filled(slots: int = SLOTS // 4) -> dict[str, float]:
             arena = Arena(slots, slots, PAGE_BYTES, huge_pages=kind == "fill_huge_s")
             start = time.perf_counter()
             for slot in range(slots):
-                arena.slot(slot)[:] = content
+                arena.content(slot)[:] = content
             seconds.append(time.perf_counter() - start)
     return {kind: round(statistics.median(seconds), 4) for kind, seconds in found.items()}
 

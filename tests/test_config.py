@@ -38,7 +38,22 @@ def test_sizes_are_shown_as_people_read_them() -> None:
     assert [format_size(count) for count in (5, 2048, 3 << 20, 5 << 30)] == ["5 B", "2.0 KiB", "3.0 MiB", "5.0 GiB"]
 
 
-@pytest.mark.parametrize("changes", [{"device": "tpu"}, {"budget": 0}, {"io_threads": 0}, {"io_threads": 65}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"device": "tpu"},
+        {"device": "cuda:x"},
+        {"device": "cuda:"},
+        {"budget": 0},
+        {"io_threads": 0},
+        {"io_threads": 65},
+    ],
+)
 def test_a_wrong_engine_configuration_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         EngineConfig(**changes)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:12"])
+def test_devices_are_known_by_torchs_names(device: str) -> None:
+    assert EngineConfig(device=device).device == device

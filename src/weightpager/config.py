@@ -65,9 +65,10 @@ class EngineConfig:
     """How an engine runs.
 
     Attributes:
-        budget: bytes for weights in memory: arena, resident and private parameters, block tables, KV reserve.
-            None takes what the whole bundle needs.
-        device: where the arena lives; ``"cpu"``.
+        budget: bytes for weights in memory: arena, resident and private parameters, block tables, KV reserve, and
+            staging on a GPU. None takes what the whole bundle needs.
+        device: where the arena lives and tasks run: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Whether it is there is found
+            out when an engine opens.
         io_threads: reads in flight while pages are loaded.
         kv_reserve: bytes of the budget that are left to KV caches.
         real_time: tasks that are loaded when the engine opens, before any other, and never leave memory.
@@ -87,8 +88,8 @@ class EngineConfig:
     history: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.device != "cpu":
-            raise ConfigError(f"device: expected 'cpu', got {self.device!r}")
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
+            raise ConfigError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {self.device!r}")
         if self.budget is not None and self.budget <= 0:
             raise ConfigError(f"budget: expected more than zero bytes, got {self.budget}")
         if not 1 <= self.io_threads <= 64:

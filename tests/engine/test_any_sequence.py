@@ -32,6 +32,8 @@ import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, StoreError, SwitchFailedError, WeightpagerError
+from weightpager.runtime.copier import HostCopier
+from weightpager.runtime.staged_arena import Staging
 from weightpager.store import LocalStore
 
 OPERATIONS = int(os.environ.get("WEIGHTPAGER_OPERATIONS", "1000"))
@@ -72,9 +74,10 @@ def expected(assistant_bundle: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor]) -> None:
+@pytest.mark.parametrize("staging", [None, Staging(HostCopier(), 1)], ids=["direct", "staged"])
+def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor], staging: Staging | None) -> None:
     bundle = Bundle.open(assistant_bundle)
-    with wp.Engine(bundle, EngineConfig()) as engine:
+    with wp.Engine(bundle, EngineConfig(), staging=staging) as engine:
         use = engine.report().memory
     fixed = use.total - use.arena
     least = max(len(bundle.pages_of(task)) for task in TASKS)
@@ -85,7 +88,7 @@ def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor])
             self.store = FaultyStore(LocalStore(bundle))
             budget = fixed + (least + spare) * bundle.page_bytes
             # One thread: which reads come after one that fails must not be a matter of chance.
-            self.engine = wp.Engine(bundle, EngineConfig(budget, io_threads=1), self.store)
+            self.engine = wp.Engine(bundle, EngineConfig(budget, io_threads=1), self.store, staging)
             self.current: str | None = None
             self.nested: list[tuple[str, ExitStack]] = []
             self.pinned: list[str] = []
@@ -134,7 +137,7 @@ def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor])
         def damage_memory(self, which: int) -> None:
             pages = self.engine.blocks.resident()
             page = int(pages[which % len(pages)])
-            self.engine._memory.arena.slot(int(self.engine.blocks.page_table[page]))[11] ^= 4
+            self.engine._memory.arena.pages[int(self.engine.blocks.page_table[page]), 11] ^= 4
             self.mend()
             assert self.engine.repair() == [page]
 

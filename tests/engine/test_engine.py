@@ -233,7 +233,7 @@ def test_verify_finds_a_flipped_bit_in_the_arena(assistant_bundle: Path) -> None
         engine.activate("animal")
         assert engine.verify() == []
         page = int(engine.blocks.resident()[0])
-        engine._memory.arena.slot(int(engine.blocks.page_table[page]))[3] ^= 1
+        engine._memory.arena.content(int(engine.blocks.page_table[page]))[3] ^= 1
         assert engine.verify() == [page]
 
 

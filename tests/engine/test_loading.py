@@ -302,10 +302,10 @@ def test_memory_of_slots_that_are_given_up_goes_back_to_the_machine(bundle: Bund
         for task in TASKS:
             engine.activate(task)
         engine.deactivate()
-        written = [slot for slot in range(engine.blocks.slots) if any(engine._memory.arena.slot(slot))]
+        written = [slot for slot in range(engine.blocks.slots) if any(engine._memory.arena.content(slot))]
         assert len(written) == len(bundle.pages)
         engine.set_budget(min(room_for(bundle, task) for task in TASKS))
-        kept = [slot for slot in written if any(engine._memory.arena.slot(slot))]
+        kept = [slot for slot in written if any(engine._memory.arena.content(slot))]
         assert len(kept) == engine.blocks.slots < len(written)
 
 
@@ -358,14 +358,14 @@ def test_repair_loads_just_the_pages_that_are_damaged(bundle: Bundle, expected: 
         module = engine.activate("animal")
         pages = engine.blocks.resident()[[0, -1]].tolist()
         for page in pages:
-            engine._memory.arena.slot(int(engine.blocks.page_table[page]))[3] ^= 1
+            engine._memory.arena.content(int(engine.blocks.page_table[page]))[3] ^= 1
         table, read = engine.blocks.page_table.copy(), store.pages_read
         assert engine.repair() == pages
         assert store.pages_read - read == 2
         assert (engine.blocks.page_table == table).all()
         assert engine.verify() == []
         assert torch.equal(logits(module), expected["animal"])
-        engine._memory.arena.slot(int(engine.blocks.page_table[pages[0]]))[3] ^= 1
+        engine._memory.arena.content(int(engine.blocks.page_table[pages[0]]))[3] ^= 1
         store.damaging = 1
         with pytest.raises(PageCorruptError):
             engine.repair()

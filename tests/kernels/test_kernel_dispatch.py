@@ -11,6 +11,7 @@ from paging import page
 
 from weightpager import kernels
 from weightpager.errors import ConfigError
+from weightpager.kernels import dispatch
 
 X86 = platform.machine() in {"x86_64", "AMD64"}
 
@@ -46,6 +47,18 @@ def test_calls_are_counted_by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         before = kernels.calls().get(name, 0)
         kernels.paged_linear(torch.ones(1, 8), weight)
         assert kernels.calls()[name] == before + 1
+
+
+def test_a_device_without_kernels_is_served_by_the_reference_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WEIGHTPAGER_ISA", kernels.available()[0])
+    dispatch._without_kernels.cache_clear()
+    with caplog.at_level("WARNING", "weightpager"):
+        assert kernels.isa("cuda") == kernels.isa("cuda") == "reference"
+    assert [record.message for record in caplog.records] == [
+        "there are no kernels for cuda yet; the reference kernel serves, and is slow"
+    ]
 
 
 def test_without_the_native_module_the_reference_serves_with_one_warning() -> None:

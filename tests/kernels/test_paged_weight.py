@@ -91,7 +91,10 @@ def int32(*values: int) -> torch.Tensor:
         ({"arena": torch.zeros(768, dtype=torch.uint8)}, "arena: expected 2-d torch.uint8, got 1-d"),
         ({"arena": torch.zeros(3, 255, dtype=torch.uint8)}, "arena: expected pages of at least 256 bytes, got 255"),
         ({"arena": torch.zeros(768, 3, dtype=torch.uint8).T}, "arena: expected a contiguous tensor"),
-        ({"arena": torch.zeros(3, 768, dtype=torch.uint8, device="meta")}, "arena: expected a dense tensor on cpu"),
+        (
+            {"arena": torch.zeros(3, 768, dtype=torch.uint8, device="meta")},
+            "page_table: expected a dense tensor on meta",
+        ),
         ({"page_table": torch.zeros(4, dtype=torch.int64)}, "page_table: expected 1-d torch.int32, got 1-d"),
         ({"page_table": torch.zeros(8, dtype=torch.int32)[::2]}, "page_table: expected a contiguous tensor"),
         ({"crow_indices": int32(0, 3, 6)}, "crow_indices: expected 4 entries, got 3"),

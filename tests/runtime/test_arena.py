@@ -36,7 +36,7 @@ def taken(arena: Arena) -> dict[str, int]:
 
 def fill(arena: Arena, *slots: int) -> None:
     for slot in slots:
-        arena.slot(slot)[:] = bytes([slot % 251 + 1]) * arena.page_bytes
+        arena.content(slot)[:] = bytes([slot % 251 + 1]) * arena.page_bytes
 
 
 def test_slots_are_rows_of_one_aligned_tensor() -> None:
@@ -78,7 +78,7 @@ def test_a_released_slot_gives_its_memory_back_out_of_a_huge_page() -> None:
     assert taken(arena)["Rss"] == 4 * MIB
     arena.release([5, 6, 40])
     assert taken(arena)["Rss"] == 4 * MIB - 3 * 64 * KIB
-    assert not any(arena.slot(5))
+    assert not any(arena.content(5))
     assert arena.pages[7].unique().tolist() == [8]
 
 
@@ -101,7 +101,7 @@ def test_never_more_than_the_committed_slots(page_bytes: int, steps: list[tuple[
             committed -= slots
         assert taken(arena)["Rss"] <= len(committed) * page_bytes
         for slot in committed:
-            assert arena.slot(slot)[-1] == slot + 1
+            assert arena.content(slot)[-1] == slot + 1
     wanted = [all(slot in committed for slot in _touching(start, page_bytes)) for start in _ranges(arena)]
     assert arena._huge.tolist() == wanted
 
@@ -118,4 +118,4 @@ def test_a_slot_smaller_than_the_machines_page_stays_when_its_neighbour_goes() -
     arena = Arena(16, 16, mmap.PAGESIZE // 4)
     fill(arena, *range(16))
     arena.release([1])
-    assert arena.slot(0)[-1] == 1
+    assert arena.content(0)[-1] == 1

@@ -102,7 +102,7 @@ def test_only_slots_that_nobody_asked_for_are_still_to_be_taken() -> None:
     arena = Arena(200, 100, PAGE)
     assert arena.untouched == 100 * PAGE
     for slot in (0, 1, 99, 1):
-        arena.slot(slot)[0] = 1
+        arena.content(slot)[0] = 1
     assert arena.untouched == 97 * PAGE
     arena.release([99, 98])
     assert arena.untouched == 96 * PAGE

@@ -34,6 +34,7 @@ from weightpager.runtime.pager import Priority
 from weightpager.runtime.prefetcher import Foresight, Prefetcher, Switched
 from weightpager.runtime.residency import LoadStats, Request
 from weightpager.runtime.reuse import expected_reuse
+from weightpager.runtime.staged_arena import Staging
 from weightpager.runtime.task_monitor import TaskMonitor
 from weightpager.runtime.visit_log import VisitLog
 from weightpager.store import PageStore
@@ -55,13 +56,16 @@ class Engine:
     switch is going on. A process that was forked must open an engine of its own.
     """
 
-    def __init__(self, bundle: Bundle, config: EngineConfig, store: PageStore | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, config: EngineConfig, store: PageStore | None = None, staging: Staging | None = None
+    ) -> None:
         """Open a bundle; `from_pretrained` is the usual way.
 
         Args:
             bundle: validated.
             config: budget, devices, and tasks that never leave memory.
             store: where pages come from; the bundle's own files if None. The engine checks each page, and closes it.
+            staging: how pages reach the arena; as the configured device wants it if None.
 
         Raises:
             BudgetError: not even the smallest task fits into the budget, or not all real-time tasks together.
@@ -69,7 +73,7 @@ class Engine:
         """
         for name in config.real_time:
             bundle.task(name)
-        self._open = OpenBundle(bundle, config, store)
+        self._open = OpenBundle(bundle, config, store, staging)
         self._residency, self._memory = self._open.residency, self._open.memory
         weakref.finalize(self, self._residency.close)
         self.monitor = TaskMonitor(log=None if config.history is None else VisitLog(config.history))
@@ -108,7 +112,7 @@ class Engine:
         Args:
             bundle: directory that ``weightpager compile`` wrote.
             budget: memory for weights, such as ``"64MiB"``; None for all that the bundle holds.
-            device: where the arena lives.
+            device: where the arena lives and tasks run: "cpu", "cuda" or "cuda:N"; inputs must be there too.
             io_threads: reads in flight while pages are loaded.
             kv_reserve: part of the budget that is left to KV caches.
             real_time: tasks that are loaded now and never leave memory.
@@ -120,7 +124,7 @@ class Engine:
                 is made if there is none, and holds task names and times only.
 
         Raises:
-            ConfigError: an argument is wrong.
+            ConfigError: an argument is wrong, or the device isn't there.
             UnknownTaskError: the bundle has no task that ``real_time`` names.
             BundleError, StoreError: the bundle can't be used.
             BudgetError: not even the smallest task fits, or not all real-time tasks; names the smallest budget that
@@ -287,7 +291,7 @@ class Engine:
                 locked_pages=len(blocks.locked()),
                 active=tuple(name for name, task in self._tasks.items() if task.gate.holders),
                 direct_io=self._open.direct,
-                kernel=kernels.isa(),
+                kernel=kernels.isa(self._memory.arena.pages.device.type),
                 bytes_read=self._open.reads.bytes,
                 working_set_pages=self._working_set(),
                 reloaded_pages=blocks.reloads,

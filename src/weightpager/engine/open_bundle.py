@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-import torch
 from torch import nn
 
 from weightpager.bundle import Bundle
@@ -17,10 +16,12 @@ from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.open_task import OpenTask
 from weightpager.engine.page_numbers import PageNumbers, pages_of
 from weightpager.engine.parameters import read_parameters
+from weightpager.runtime import device
 from weightpager.runtime.memory_controller import MemoryController, Needs
 from weightpager.runtime.memory_watch import MemoryWatch
 from weightpager.runtime.pager import Pager
 from weightpager.runtime.residency import Residency
+from weightpager.runtime.staged_arena import Staging
 from weightpager.store import CountingStore, LocalStore, PageStore, VerifyingStore
 
 _SPARE_PAGES = 1024
@@ -42,15 +43,19 @@ class OpenBundle:
         direct: whether reads bypass the page cache.
     """
 
-    def __init__(self, bundle: Bundle, config: EngineConfig, store: PageStore | None) -> None:
+    def __init__(
+        self, bundle: Bundle, config: EngineConfig, store: PageStore | None, staging: Staging | None = None
+    ) -> None:
         """Open it; nothing is resident.
 
         Args:
             bundle: validated.
             config: of the engine.
             store: where pages come from; the bundle's own files if None.
+            staging: how pages reach the arena; as the configured device wants it if None.
 
         Raises:
+            ConfigError: the device isn't there.
             BudgetError: not even the smallest task fits into the budget.
             BundleError, StoreError: a file is damaged or can't be opened.
         """
@@ -62,29 +67,33 @@ class OpenBundle:
             page_bytes=bundle.page_bytes,
             kv_reserve=config.kv_reserve,
             capacity=_page_numbers(bundle),
+            staging=staging or device.staging(config.device, bundle.page_bytes, config.io_threads),
         )
+        arena = self.memory.arena
         self.watch = MemoryWatch(self.memory)
-        self.watch.check(self.memory.use.total)  # nothing of it is in memory yet
+        self.watch.check(self.memory.on_host)  # nothing of it is in memory yet
         # All that a module is built from is read now: the bundle may be replaced while the engine runs.
         self._config = architecture.read_config(bundle)
-        self._resident = read_parameters(bundle, RESIDENT)
+        self._resident = read_parameters(bundle, RESIDENT, arena.pages.device)
         store = LocalStore(bundle) if store is None else store
         self.direct = bool(getattr(store, "direct", False))
         self._numbers = PageNumbers(bundle, store, _page_numbers(bundle))
         self.reads = CountingStore(self._numbers.store)
         self._checked = VerifyingStore(self.reads, self._numbers.index)
         numbers = np.arange(len(bundle.pages))
-        self.tasks = {name: OpenTask.read(bundle, name, number, numbers) for number, name in enumerate(bundle.tasks)}
+        self.tasks = {
+            name: OpenTask.read(bundle, name, number, numbers, arena) for number, name in enumerate(bundle.tasks)
+        }
         self.residency = Residency(
             self._numbers.index,
             [pages_of(bundle, name, numbers) for name in bundle.tasks],
             self.memory,
-            Pager(self.memory.arena.slot, bundle.page_bytes, config.io_threads),
+            Pager(arena, config.io_threads),
             self._checked,
             config.read_timeout,
             _page_numbers(bundle),
         )
-        self._page_table = torch.from_numpy(self.residency.blocks.page_table)
+        self._page_table = arena.table(self.residency.blocks.page_table)
 
     def module(self, name: str) -> nn.Module:
         """A task's own torch module.
@@ -129,7 +138,10 @@ class OpenBundle:
     def _take_over(self, bundle: Bundle, change: BundleChange) -> None:
         """All that can fail comes first."""
         numbers = self._numbers.of(bundle)
-        come = {name: OpenTask.read(bundle, name, -1, numbers) for name in (*change.added, *change.changed)}
+        come = {
+            name: OpenTask.read(bundle, name, -1, numbers, self.memory.arena)
+            for name in (*change.added, *change.changed)
+        }
         gone = {name: self.tasks[name].number for name in (*change.removed, *change.changed)}
         store = LocalStore(bundle)
         try:

@@ -14,6 +14,7 @@ from weightpager.bundle.adapter import LowRank, read_adapter
 from weightpager.bundle.reader import private_file
 from weightpager.engine.page_numbers import tables_of
 from weightpager.engine.parameters import read_parameters
+from weightpager.runtime.page_arena import PageArena
 from weightpager.runtime.residency import Loading
 from weightpager.runtime.task_gate import TaskGate
 
@@ -43,10 +44,11 @@ class OpenTask:
     loading: Loading | None = None
 
     @classmethod
-    def read(cls, bundle: Bundle, name: str, number: int, numbers: npt.NDArray[np.int64]) -> OpenTask:
+    def read(cls, bundle: Bundle, name: str, number: int, numbers: npt.NDArray[np.int64], arena: PageArena) -> OpenTask:
         """Read all that its module is built from, for a page table with these numbers of the bundle's pages."""
-        private, low_rank = read_parameters(bundle, private_file(name)), read_adapter(bundle, name)
-        return cls(number, tables_of(bundle, name, numbers), private, low_rank, TaskGate(name))
+        private = read_parameters(bundle, private_file(name), arena.pages.device)
+        gate = TaskGate(name, arena.note_read)
+        return cls(number, tables_of(bundle, name, numbers), private, read_adapter(bundle, name), gate)
 
     @property
     def has_failed(self) -> bool:

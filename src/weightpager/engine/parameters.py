@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -9,9 +10,11 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.files import check_file
 from weightpager.errors import BundleFormatError
 
+_HOST = torch.device("cpu")
 
-def read_parameters(bundle: Bundle, file: str) -> dict[str, Tensor]:
-    """All tensors of a parameter file, by canonical name, in memory of their own.
+
+def read_parameters(bundle: Bundle, file: str, device: torch.device = _HOST) -> dict[str, Tensor]:
+    """All tensors of a parameter file, by canonical name, in memory of their own on a device.
 
     Raises:
         BundleFormatError: the file isn't what its manifest entry says.
@@ -19,7 +22,7 @@ def read_parameters(bundle: Bundle, file: str) -> dict[str, Tensor]:
     path = check_file(bundle.path, file, bundle.entry(file))
     try:
         with safe_open(path, framework="pt") as tensors:
-            # clone: safe_open maps the file, and a mapping would come and go with the page cache
-            return {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118 - no mapping
+            # A copy: safe_open maps the file, and a mapping would come and go with the page cache
+            return {name: tensors.get_tensor(name).to(device, copy=True) for name in tensors.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, TypeError, ValueError, RuntimeError) as error:  # torch's, of a shape or dtype it hasn't
         raise BundleFormatError(file, "content", "a safetensors file", error) from error

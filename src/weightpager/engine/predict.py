@@ -54,7 +54,7 @@ def _encode(module: nn.Module, tokenizer: Any, text: str, **options: Any) -> Any
     words = module.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if encoded["input_ids"].numel() and int(encoded["input_ids"].amax()) >= words:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {words}, as the model has", "larger ones")
-    return encoded
+    return encoded.to(module.device)
 
 
 def _classify(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Prediction:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -38,7 +40,7 @@ def build(
         tables: the task's block tables by paged weight, in terms of the page table's pages.
         config: of the model.
         values: resident and private parameters by canonical name; referred to, not copied.
-        arena: uint8 [slots, page_bytes].
+        arena: uint8 [slots, page_bytes]; the module is built on its device.
         page_table: int32 [pages].
         gate: what its layers ask before they read pages.
         low_rank: the task's low-rank parts by paged weight; referred to, not copied.
@@ -52,12 +54,12 @@ def build(
         name = full_name(module, entry.name)
         weight = paged_weight(bundle, entry, tables[entry.name], arena, page_table)
         part = low_rank.get(entry.name)
-        added = None if part is None else (torch.from_numpy(part.down), torch.from_numpy(part.up))
+        added = None if part is None else (_on(arena, part.down), _on(arena, part.up))
         _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, gate, added))
     fuse_gated_mlps(module)
     _flatten_head(module)
     assign(module, state, task)
-    return module
+    return module.to(arena.device)  # what its constructor computed was on the host
 
 
 def paged_weight(
@@ -68,15 +70,20 @@ def paged_weight(
     return PagedWeight(
         arena=arena,
         page_table=page_table,
-        crow_indices=torch.from_numpy(table.crow_indices),
-        col_indices=torch.from_numpy(table.col_indices),
-        locations=torch.from_numpy(table.locations),
+        crow_indices=_on(arena, table.crow_indices),
+        col_indices=_on(arena, table.col_indices),
+        locations=_on(arena, table.locations),
         out_features=entry.out_features,
         in_features=entry.in_features,
         block_rows=block.rows,
         block_cols=block.cols,
         dtype=getattr(torch, bundle.manifest.dtype),
     )
+
+
+def _on(arena: Tensor, values: npt.NDArray[Any]) -> Tensor:
+    """Where the arena is: the same memory, if that is the host's."""
+    return torch.from_numpy(values).to(arena.device)
 
 
 def _replace_linear(module: nn.Module, name: str, paged: PagedLinear) -> None:

@@ -38,7 +38,7 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> 
     On one machine a result depends on the values and on the shape of x, never on the number of threads.
 
     Args:
-        x: [..., in_features], float32 or bfloat16, on the CPU, of any strides.
+        x: [..., in_features], float32 or bfloat16, on the weight's device, of any strides.
         weight: the weight; every page that its blocks lie in must be in the arena, and stay there during the call.
         bias: [out_features], float32 or bfloat16.
 
@@ -52,7 +52,7 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> 
     """
     _check_input(x, weight)
     bias = _checked_bias("bias", bias, weight)
-    chosen = isa()
+    chosen = isa(weight.arena.device.type)
     if chosen == _REFERENCE:
         y = reference.paged_linear(x, weight, bias)
     else:
@@ -92,7 +92,7 @@ def paged_gated(
     if activation not in reference.ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
     checked = _checked_bias("gate bias", biases[0], gate), _checked_bias("bias", biases[1], weight)
-    chosen = isa()
+    chosen = isa(weight.arena.device.type)
     if chosen == _REFERENCE:
         y = reference.paged_gated(x, gate, weight, activation, checked)
     else:
@@ -101,13 +101,15 @@ def paged_gated(
     return y
 
 
-def isa() -> str:
-    """What `paged_linear` runs on: one of `available`.
+def isa(device: str = "cpu") -> str:
+    """What `paged_linear` runs on, for weights on a type of device: one of `available`.
+
+    Only the CPU has kernels, and a choice.
 
     Raises:
         ConfigError: ``WEIGHTPAGER_ISA`` names one that can't run here.
     """
-    return _choose(os.environ.get("WEIGHTPAGER_ISA", ""))
+    return _choose(os.environ.get("WEIGHTPAGER_ISA", "")) if device == "cpu" else _without_kernels(device)
 
 
 def available() -> tuple[str, ...]:
@@ -149,13 +151,19 @@ def _choose(wanted: str) -> str:
     return wanted
 
 
+@cache
+def _without_kernels(device: str) -> str:
+    _log.warning("there are no kernels for %s yet; the reference kernel serves, and is slow", device)
+    return _REFERENCE
+
+
 def _count(kernel: str) -> None:
     with _calls_lock:
         _calls[kernel] += 1
 
 
 def _check_input(x: Tensor, weight: PagedWeight) -> None:
-    _check_operand("x", x)
+    _check_operand("x", x, weight)
     if x.dim() < 1 or x.shape[-1] != weight.in_features:
         raise ValueError(f"x: expected [..., {weight.in_features}], got {list(x.shape)}")
 
@@ -164,14 +172,15 @@ def _checked_bias(name: str, bias: Tensor | None, weight: PagedWeight) -> Tensor
     """The bias without gaps."""
     if bias is None:
         return None
-    _check_operand(name, bias)
+    _check_operand(name, bias, weight)
     if bias.shape != (weight.out_features,):
         raise ValueError(f"{name}: expected [{weight.out_features}], got {list(bias.shape)}")
     return bias.contiguous()
 
 
-def _check_operand(name: str, operand: Tensor) -> None:
+def _check_operand(name: str, operand: Tensor, weight: PagedWeight) -> None:
     if operand.dtype not in _DTYPES:
         raise ValueError(f"{name}: expected torch.float32 or torch.bfloat16, got {operand.dtype}")
-    if operand.device.type != "cpu" or operand.layout != torch.strided:
-        raise ValueError(f"{name}: expected a dense tensor on cpu, got {operand.layout} on {operand.device}")
+    device = weight.arena.device
+    if operand.device != device or operand.layout != torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor on {device}, got {operand.layout} on {operand.device}")

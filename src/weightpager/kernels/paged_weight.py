@@ -32,8 +32,8 @@ class PagedWeight:
     blocks, a page of int8 ones has their scales, bfloat16 [blocks_per_page, block_rows]: a weight is its number times
     the scale of its block and row.
 
-    Everything but the arena's bytes and the page table's entries is checked here, once, and must not change
-    afterwards. Those two change with every load; kernels look at an entry each time they use it.
+    All tensors are on one device. Everything but the arena's bytes and the page table's entries is checked here, once,
+    and must not change afterwards. Those two change with every load; kernels look at an entry each time they use it.
 
     Attributes:
         arena: uint8 [slots, page_bytes].
@@ -115,9 +115,10 @@ class PagedWeight:
 
     def _check_tensors(self) -> None:
         grid_rows = self.grid[0]
-        _check_tensor("arena", self.arena, torch.uint8, 2)
+        device = self.arena.device
+        _check_tensor("arena", self.arena, torch.uint8, 2, device)
         for name in ("page_table", "crow_indices", "col_indices", "locations"):
-            _check_tensor(name, getattr(self, name), torch.int32, 1)
+            _check_tensor(name, getattr(self, name), torch.int32, 1, device)
         least = self.block_bytes + self.scale_bytes
         if self.arena.shape[1] < least:
             raise ValueError(f"arena: expected pages of at least {least} bytes, got {self.arena.shape[1]}")
@@ -136,7 +137,9 @@ class PagedWeight:
     def _check_columns(self) -> None:
         grid_rows, grid_cols = self.grid
         _check_range("col_indices", self.col_indices, grid_cols)
-        rows = torch.arange(grid_rows).repeat_interleave(self.crow_indices.diff().long())  # [kept]
+        rows = torch.arange(grid_rows, device=self.arena.device).repeat_interleave(
+            self.crow_indices.diff().long()
+        )  # [kept]
         place = rows * grid_cols + self.col_indices
         if bool((place.diff() <= 0).any()):
             raise ValueError("col_indices: expected strictly ascending entries in each row, got some that are not")
@@ -145,11 +148,11 @@ class PagedWeight:
         _check_range("locations", self.locations, int(self.page_table.shape[0]) * self.blocks_per_page)
 
 
-def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, dimensions: int) -> None:
+def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, dimensions: int, device: torch.device) -> None:
     if tensor.dtype != dtype or tensor.dim() != dimensions:
         raise ValueError(f"{name}: expected {dimensions}-d {dtype}, got {tensor.dim()}-d {tensor.dtype}")
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        raise ValueError(f"{name}: expected a dense tensor on cpu, got {tensor.layout} on {tensor.device}")
+    if tensor.device != device or tensor.layout != torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor on {device}, got {tensor.layout} on {tensor.device}")
     if not tensor.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
 

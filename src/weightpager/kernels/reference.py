@@ -22,9 +22,10 @@ def dense_weight(weight: PagedWeight) -> Tensor:
         PageNotResidentError: a block's page is not in the arena.
     """
     grid_rows, grid_cols = weight.grid
-    rows = torch.arange(grid_rows).repeat_interleave(weight.crow_indices.diff().long())  # [kept]
+    rows = torch.arange(grid_rows, device=weight.arena.device)
+    rows = rows.repeat_interleave(weight.crow_indices.diff().long())  # [kept]
     blocks = _blocks(weight)
-    dense = torch.zeros(grid_rows, grid_cols, weight.block_rows, weight.block_cols, dtype=blocks.dtype)
+    dense = blocks.new_zeros(grid_rows, grid_cols, weight.block_rows, weight.block_cols)
     dense[rows, weight.col_indices.long()] = blocks
     padded = dense.transpose(1, 2).reshape(grid_rows * weight.block_rows, grid_cols * weight.block_cols)
     return padded[: weight.out_features, : weight.in_features]

@@ -1,15 +1,18 @@
-"""The arena: the one allocation that holds pages."""
+"""The arena in host memory: pages are read straight into their slots, and kernels read them there."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from weightpager.runtime.page_arena import Stage
+from weightpager.runtime.read_fence import Event
 
 HUGE = 2 << 20
 """Bytes of a huge page, and what the arena is aligned to."""
@@ -18,7 +21,7 @@ _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, which 
 
 
 class Arena:
-    """Address space for page slots whose memory is taken when a slot is first filled, at an address that stays.
+    """See `PageArena`. Address space for slots whose memory is taken when they are first filled.
 
     Committed slots may be filled; memory of the others has gone back to the machine, and they must not be written to.
     Where it can, the machine uses huge pages, but only for ranges in which every slot is committed: a huge page takes
@@ -29,7 +32,10 @@ class Arena:
         pages: uint8 [capacity, page_bytes]; untouched slots cost no memory.
         page_bytes: bytes of a page.
         capacity: slots for which there is address space.
+        elastic: True.
     """
+
+    elastic = True
 
     def __init__(self, capacity: int, slots: int, page_bytes: int, *, huge_pages: bool = True) -> None:
         """Reserve address space, and commit the first slots.
@@ -55,22 +61,41 @@ class Arena:
 
     @property
     def untouched(self) -> int:
-        """Bytes of committed slots that nobody has asked for yet: the machine has still to give their memory."""
+        """See `PageArena`."""
         return (int(self._committed.sum()) - len(self._touched)) * self.page_bytes
 
-    def slot(self, number: int) -> memoryview:
-        """A slot's bytes, writable."""
-        self._touched.add(number)
-        start = self._start + number * self.page_bytes
+    def table(self, page_table: npt.NDArray[np.int32]) -> Tensor:
+        """The same memory."""
+        return torch.from_numpy(page_table)
+
+    def stage(self) -> Stage:
+        """See `PageArena.stage`; there always is one."""
+        return _InPlace(self)
+
+    def note_read(self) -> None:
+        """Kernels have read when they return."""
+
+    def reads(self) -> Sequence[Event]:
+        """See `note_read`."""
+        return ()
+
+    def content(self, slot: int) -> memoryview:
+        """See `PageArena.content`; these are the bytes themselves, writable."""
+        self._touched.add(slot)
+        start = self._start + slot * self.page_bytes
         return memoryview(self._memory)[start : start + self.page_bytes]
 
+    def replace(self, slot: int, content: memoryview) -> None:
+        """See `PageArena.replace`."""
+        self.content(slot)[:] = content
+
     def commit(self, slots: Iterable[int]) -> None:
-        """These may be filled from now on."""
+        """See `PageArena.commit`."""
         self._committed[list(slots)] = True
         self._advise()
 
     def release(self, slots: Iterable[int]) -> None:
-        """Nobody uses these any more: the machine gets their memory."""
+        """See `PageArena.release`."""
         gone = list(slots)
         self._committed[gone] = False
         self._touched.difference_update(gone)
@@ -101,6 +126,22 @@ class Arena:
             except OSError:  # a kernel without huge pages
                 return
         self._huge = wanted
+
+
+class _InPlace:
+    """A read whose pages land in their slots."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+
+    def views(self, slots: Sequence[int]) -> list[memoryview]:
+        return [self._arena.content(slot) for slot in slots]
+
+    def place(self, slots: Mapping[int, int], after: Sequence[Event]) -> None:
+        """They are there."""
+
+    def give_back(self) -> None:
+        """It took nothing."""
 
 
 def _reserve(capacity: int, slots: int, page_bytes: int) -> tuple[mmap.mmap, int]:

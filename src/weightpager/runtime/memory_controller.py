@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
 from weightpager.bundle.footprint import Footprint
 from weightpager.config import format_size
 from weightpager.errors import BudgetError
 from weightpager.runtime.arena import Arena
+from weightpager.runtime.page_arena import PageArena
+from weightpager.runtime.staged_arena import StagedArena, Staging
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,12 @@ class MemoryUse:
     private: int
     tables: int
     kv_reserve: int = 0
+    staging: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.arena + self.resident + self.private + self.tables + self.kv_reserve
+        return self.arena + self.resident + self.private + self.tables + self.kv_reserve + self.staging
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,8 @@ class Needs:
 class MemoryController:
     """Splits a budget into what always stays in memory and an arena of page slots.
 
-    Address space is reserved for all pages at once, and memory taken for a slot when a page is first loaded into it, so
-    that a budget can change while the arena stays where it is; where so much is refused, for the budget's slots only.
-    Pages are read straight into their slots: there is no staging memory.
+    An elastic arena reserves address space for all pages at once, so that a budget can change while the arena stays
+    where it is; where so much is refused, for the budget's slots only. Others take memory for those, and keep it.
 
     Attributes:
         arena: where pages are; it has address space for as many as it was granted.
@@ -58,7 +62,14 @@ class MemoryController:
     """
 
     def __init__(
-        self, budget: int | None, needs: Needs, *, page_bytes: int, kv_reserve: int = 0, capacity: int | None = None
+        self,
+        budget: int | None,
+        needs: Needs,
+        *,
+        page_bytes: int,
+        kv_reserve: int = 0,
+        capacity: int | None = None,
+        staging: Staging | None = None,
     ) -> None:
         """Reserve the arena.
 
@@ -68,6 +79,7 @@ class MemoryController:
             page_bytes: bytes of a page.
             kv_reserve: bytes of the budget that are left to the caller's KV caches.
             capacity: slots to reserve address space for, in case that the bundle grows; its pages if None.
+            staging: how pages reach the device; None if the arena is in the host's memory.
 
         Raises:
             BudgetError: not even the smallest task fits, or the machine refuses that much address space; says the
@@ -76,6 +88,7 @@ class MemoryController:
         self.page_bytes = page_bytes
         self.needs = needs
         self._kv_reserve = kv_reserve
+        self._staging = staging
         self._whole = budget is None
         self.budget = budget if budget is not None else self.smallest_budget(needs.pages)
         wanted = needs.pages if capacity is None else capacity
@@ -85,15 +98,24 @@ class MemoryController:
     @property
     def use(self) -> MemoryUse:
         """Bytes by purpose."""
-        parts = self.needs.fixed
-        return MemoryUse(self.slots * self.page_bytes, parts.resident, parts.private, parts.tables, self._kv_reserve)
+        parts, arena = self.needs.fixed, self._taken(self.slots) * self.page_bytes
+        return MemoryUse(arena, parts.resident, parts.private, parts.tables, self._kv_reserve, self._staging_bytes)
+
+    @property
+    def on_host(self) -> int:
+        """Bytes of these in the host's memory."""
+        return self.use.total if self._staging is None else self._staging_bytes
 
     def slots_for(self, budget: int) -> int:
         """Pages that a budget has room for.
 
         Raises:
-            BudgetError: not even the smallest task fits.
+            BudgetError: not even the smallest task fits, or the arena has taken more and can't give it back.
         """
+        least = self.arena.capacity
+        if not self.arena.elastic and budget < self.smallest_budget(least):
+            refused = "the memory of this device's arena can't be given back in part: open an engine with that budget. "
+            raise BudgetError(refused + self._need("the arena", least), self.smallest_budget(least))
         return self._slots_for(budget, self.arena.capacity)
 
     def _slots_for(self, budget: int, capacity: int) -> int:
@@ -105,16 +127,24 @@ class MemoryController:
     def refit(self, needs: Needs) -> int:
         """The bundle has changed; the budget to `resize` to: what it was, or again what all pages need."""
         self.needs = needs
-        return self.smallest_budget(needs.pages) if self._whole else self.budget
+        return self.smallest_budget(self._taken(needs.pages)) if self._whole else self.budget
 
     @property
     def _fixed(self) -> int:
-        return self.needs.fixed.total + self._kv_reserve
+        return self.needs.fixed.total + self._kv_reserve + self._staging_bytes
+
+    @property
+    def _staging_bytes(self) -> int:
+        return 0 if self._staging is None else self._staging.bytes(self.page_bytes)
+
+    def _taken(self, slots: int) -> int:
+        """Slots that memory is taken for where so many are used."""
+        return slots if self.arena.elastic else self.arena.capacity
 
     def resize(self, budget: int, *, retired: Iterable[int] = (), restored: Iterable[int] = ()) -> None:
         """Change the budget, and with it the slots that may be used."""
         self.slots, self.budget = self.slots_for(budget), budget
-        self._whole = self._whole and budget == self.smallest_budget(self.needs.pages)
+        self._whole = self._whole and budget == self.smallest_budget(self._taken(self.needs.pages))
         self.arena.release(retired)
         self.arena.commit(restored)
 
@@ -130,17 +160,21 @@ class MemoryController:
 
     def _need(self, what: str, pages: int) -> str:
         smallest = self.smallest_budget(pages)
-        reserve = f" (with {format_size(self._kv_reserve)} for KV caches)" if self._kv_reserve else ""
+        extra = {"KV caches": self._kv_reserve, "staging": self._staging_bytes}
+        parts = [f"{format_size(size)} for {purpose}" for purpose, size in extra.items() if size]
+        more = f" (with {', '.join(parts)})" if parts else ""
         return (
-            f"To hold {what} takes {format_size(self._fixed)} for resident and private parameters and tables{reserve}, "
+            f"To hold {what} takes {format_size(self._fixed)} for resident and private parameters and tables{more}, "
             f"and {format_size(pages * self.page_bytes)} for {pages} pages. "
             f"The smallest budget that would do is {smallest} bytes ({format_size(smallest)})."
         )
 
-    def _reserve(self, capacity: int) -> Arena:
+    def _reserve(self, capacity: int) -> PageArena:
         try:
-            return Arena(capacity, self.slots, self.page_bytes)
-        except OSError as error:
+            if self._staging is None:
+                return Arena(capacity, self.slots, self.page_bytes)
+            return StagedArena(capacity, self.slots, self.page_bytes, self._staging)
+        except (OSError, torch.OutOfMemoryError) as error:
             size, least = format_size(self.slots * self.page_bytes), self.needs.least_pages
             refused = f"this machine refuses an arena of {size}: state a smaller budget. "
             raise BudgetError(refused + self._need("the smallest task", least), self.smallest_budget(least)) from error

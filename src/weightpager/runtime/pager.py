@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import count
 
 from weightpager.errors import EngineClosedError
+from weightpager.runtime.page_arena import PageArena, Stage
+from weightpager.runtime.read_fence import Event
 from weightpager.store import PageStore, Run, coalesce
 
 _JOIN_SECONDS = 5.0
@@ -33,12 +35,14 @@ class Load:
         slots: page index → slot to fill.
         ended: told for each read its pages, and why they didn't come: None if they are in place and checked.
         reads: that bring them.
+        after: kernels that may still read these slots have run once these have passed.
     """
 
     store: PageStore
     slots: Mapping[int, int]
     ended: Callable[[Load, Collection[int], BaseException | None], None]
     reads: int
+    after: Sequence[Event]
 
 
 @dataclass(order=True)
@@ -56,15 +60,15 @@ class _Read:
 class Pager:
     """Reads pages into slots on threads of its own, those of higher priority first, in the order of their submission.
 
+    A read begins when the arena has a stage for it; until then it can be cancelled, and overtaken.
+
     Args:
-        slot: gives a slot's bytes.
-        page_bytes: bytes of a page.
+        arena: whose slots are filled.
         threads: reads in flight; storage reaches its bandwidth only with several.
     """
 
-    def __init__(self, slot: Callable[[int], memoryview], page_bytes: int, threads: int) -> None:
-        self._slot = slot
-        self._page_bytes = page_bytes
+    def __init__(self, arena: PageArena, threads: int) -> None:
+        self._arena = arena
         self._changed = threading.Condition()
         self._queue: list[_Read] = []
         self._numbers = count()
@@ -92,8 +96,8 @@ class Pager:
             priority: who may overtake whom.
             ended: called in a thread of the pager for every read, whether it went well or not.
         """
-        runs = coalesce(list(slots), store.span, self._page_bytes)
-        load = Load(store, slots, ended, len(runs))
+        runs = coalesce(list(slots), store.span, self._arena.page_bytes)
+        load = Load(store, slots, ended, len(runs), self._arena.reads())
         with self._changed:
             for run in runs:
                 heapq.heappush(self._queue, _Read(priority, next(self._numbers), load, run))
@@ -124,20 +128,30 @@ class Pager:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._queue and not self._closed:
-                    self._changed.wait()
-                if self._closed:
-                    return
-                read = heapq.heappop(self._queue)
-            read.load.ended(read.load, read.pages, self._failure(read))
-            del read  # else this thread keeps the last load's store and callbacks alive while it waits
+        while (begun := self._next()) is not None:
+            read, stage = begun
+            read.load.ended(read.load, read.pages, _failure(read, stage))
+            del begun, read, stage  # else this thread keeps the last load's store and callbacks alive while it waits
 
-    def _failure(self, read: _Read) -> BaseException | None:
-        slots = read.load.slots
-        try:
-            read.load.store.read(read.run.first, [self._slot(slots[page]) for page in read.pages])
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the pages raises it
-            return error
+    def _next(self) -> tuple[_Read, Stage] | None:
+        """The next read and its stage; None once the pager is closed."""
+        with self._changed:
+            while not self._closed:
+                # Nobody needs to be woken when a stage is given back: whoever did that comes here next.
+                stage = self._arena.stage() if self._queue else None
+                if stage is not None:
+                    return heapq.heappop(self._queue), stage
+                self._changed.wait()
         return None
+
+
+def _failure(read: _Read, stage: Stage) -> BaseException | None:
+    slots = {page: read.load.slots[page] for page in read.pages}
+    try:
+        read.load.store.read(read.run.first, stage.views(list(slots.values())))
+        stage.place(slots, read.load.after)
+    except BaseException as error:  # noqa: BLE001 - whoever waits for the pages raises it
+        return error
+    finally:
+        stage.give_back()
+    return None

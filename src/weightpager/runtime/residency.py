@@ -254,10 +254,10 @@ class Residency:
             for page in found:
                 with memoryview(content) as whole:
                     self._store.read(page, [whole])
-                with self._lock:
-                    slot = int(self.blocks.page_table[page])
-                    if slot != ABSENT:
-                        self._memory.arena.slot(slot)[:] = content[:]
+                    with self._lock:
+                        slot = int(self.blocks.page_table[page])
+                        if slot != ABSENT:
+                            self._memory.arena.replace(slot, whole)
         return found
 
     def close(self) -> None:
@@ -432,5 +432,5 @@ class Residency:
                 int(page)
                 for page in pages
                 if (slot := int(self.blocks.page_table[page])) != ABSENT
-                and blake3(self._memory.arena.slot(slot)).digest() != self.index.ids[page].tobytes()
+                and blake3(self._memory.arena.content(slot)).digest() != self.index.ids[page].tobytes()
             ]

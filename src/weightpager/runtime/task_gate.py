@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
 from weightpager.runtime.arrivals import Arrivals
@@ -15,8 +16,15 @@ class TaskGate:
     `release` returns only when no layer is inside, and only then may the pages be given up.
     """
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, note_read: Callable[[], None] = lambda: None) -> None:
+        """Nobody holds the task.
+
+        Args:
+            task: its name.
+            note_read: called when a layer has launched what reads its pages.
+        """
         self._task = task
+        self._note_read = note_read
         self._changed = threading.Condition()
         self._holders = 0
         self._readers = 0
@@ -67,7 +75,8 @@ class TaskGate:
             self._readers += 1
 
     def leave(self, layer: int) -> None:  # noqa: ARG002 - the protocol's
-        """A layer has finished reading."""
+        """A layer has finished reading, or has launched what reads."""
+        self._note_read()
         with self._changed:
             self._readers -= 1
             if self._readers == 0:

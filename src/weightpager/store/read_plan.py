@@ -32,6 +32,11 @@ class StorageModel:
         return reads * self.seconds_per_read + count / self.bytes_per_second
 
 
+def most_pages(page_bytes: int) -> int:
+    """Pages that one read covers at most."""
+    return max(1, MAX_READ_BYTES // page_bytes)
+
+
 def coalesce(pages: Sequence[int], span: Callable[[int], int], page_bytes: int) -> list[Run]:
     """Join ascending page indices into runs that one read each can cover.
 
@@ -40,7 +45,7 @@ def coalesce(pages: Sequence[int], span: Callable[[int], int], page_bytes: int) 
         span: how many pages a read from a page on can cover at most (`PageStore.span`).
         page_bytes: bytes of a page.
     """
-    most = max(1, MAX_READ_BYTES // page_bytes)
+    most = most_pages(page_bytes)
     runs: list[Run] = []
     limit = 0
     for page in pages:
