@@ -68,6 +68,7 @@ class Engine:
             staging: how pages reach the arena; as the configured device wants it if None.
 
         Raises:
+            ConfigError: the device isn't there.
             BudgetError: not even the smallest task fits into the budget, or not all real-time tasks together.
             BundleError, StoreError: a file is damaged or can't be opened.
         """
