@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import typer
 
 from weightpager.runtime.callable_predictor import CallablePredictor
@@ -20,6 +22,7 @@ from weightpager.runtime.markov_predictor import MEMORIES, MarkovPredictor
 from weightpager.runtime.prediction_score import PredictionScore
 from weightpager.runtime.transition_predictor import TransitionPredictor
 from weightpager.traces import TRACES, Trace
+from weightpager.transitions import Transitions
 
 PREDICTORS: dict[str, Callable[[int], TransitionPredictor]] = {
     "frequency": FrequencyPredictor,
@@ -64,7 +67,10 @@ def main(context: typer.Context, switches: int = 5000, seed: int = 0) -> None:
 
 @app.command()
 def variants(switches: int = 5000, seed: int = 0) -> None:
-    """Print the log loss of Markov predictors with other orders and memories, and after the first half alone."""
+    """Print the log loss of Markov predictors: with other orders and memories; in the second half alone; at first.
+
+    A prior is the transition matrix of another trace of the same kind; there is but one trace of mail.
+    """
     traces = [make(switches, 1.0, seed) for make in TRACES.values()]
     typer.echo(f"{'':22}" + "".join(f"{trace.name:>13}" for trace in traces))
     for name, make in VARIANTS.items():
@@ -72,6 +78,13 @@ def variants(switches: int = 5000, seed: int = 0) -> None:
         typer.echo(f"{name:22}" + "".join(f"{loss:13.3f}" for loss in losses))
     halves = [score(MarkovPredictor(len(trace.tasks)), trace, skip=len(trace.visits) // 2) for trace in traces]
     typer.echo(f"{'its second half':22}" + "".join(f"{found.log_loss:13.3f}" for found in halves))
+    priors = [other_day(trace.name, seed + 1) for trace in traces]
+    for length in (100, 300):
+        firsts = [replace(trace, visits=trace.visits[: length + 1]) for trace in traces]
+        for label, known in ((f"first {length}", [None] * len(priors)), (f"first {length}, prior", priors)):
+            begun = [MarkovPredictor(len(trace.tasks), prior) for trace, prior in zip(firsts, known, strict=True)]
+            losses = [score(predictor, trace).log_loss for predictor, trace in zip(begun, firsts, strict=True)]
+            typer.echo(f"{label:22}" + "".join(f"{loss:13.3f}" for loss in losses))
 
 
 @app.command()
@@ -107,6 +120,14 @@ def score(predictor: TransitionPredictor, trace: Trace, *, late: bool = False, s
             found.add(predictor.forecast(trace.visits[step - 1 + late].start), number[visit.task])
         predictor.observe(number[visit.task], visit.start)
     return found
+
+
+def other_day(name: str, seed: int) -> npt.NDArray[np.float64] | None:
+    """The transition matrix of a trace of 5,000 switches; None where all days are the same one."""
+    if name == "mail":
+        return None
+    trace = TRACES[name](5000, 1.0, seed)
+    return Transitions.from_trace(trace.tasks, [visit.task for visit in trace.visits]).matrix
 
 
 def cell(found: PredictionScore | None) -> str:
