@@ -104,7 +104,12 @@ class Transitions:
 
 
 def read_trace(path: Path | str, tasks: Sequence[str] | None = None) -> list[str]:
-    """The task names of a trace file in the order of time.
+    """The task names of a trace file in the order of time; arguments and errors as of `read_times`."""
+    return [name for name, _ in read_times(path, tasks)]
+
+
+def read_times(path: Path | str, tasks: Sequence[str] | None = None) -> list[tuple[str, float | None]]:
+    """The task names of a trace file in the order of time, with the time of each; None where the file doesn't say.
 
     Each line is a JSON object: ``{"task": "spam", "time": 12.5}``. The time is in seconds since any start, may be
     absent, and never decreases.
@@ -117,7 +122,7 @@ def read_trace(path: Path | str, tasks: Sequence[str] | None = None) -> list[str
         ConfigError: the file cannot be read, or a line is not of this form; names the file and the line.
     """
     path = Path(path)
-    names: list[str] = []
+    visits: list[tuple[str, float | None]] = []
     latest = -math.inf
     for number, line in enumerate(_lines(path), 1):
         try:
@@ -126,9 +131,9 @@ def read_trace(path: Path | str, tasks: Sequence[str] | None = None) -> list[str
                 raise ValueError(f"expected a time from {latest} up, got {moment}")
         except ValueError as error:
             raise ConfigError(f"{path}:{number}: {error}") from error
-        names.append(name)
+        visits.append((name, moment))
         latest = latest if moment is None else moment
-    return names
+    return visits
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
+from weightpager.runtime.block_manager import BlockManager
+from weightpager.runtime.markov_predictor import MarkovPredictor
+from weightpager.runtime.outlook import Outlook
 from weightpager.runtime.prefetch_ledger import PrefetchCounts
 from weightpager.runtime.prefetch_trial import PrefetchTrial
 from weightpager.runtime.rehearsal import Rehearsal, Wait
@@ -46,6 +49,19 @@ class Device:
     storage: StorageModel
 
 
+class Recency:
+    """Knows no future: what was used least recently goes first, and nothing is loaded ahead."""
+
+    def observe(self, task: int, seconds: float) -> None:
+        """See `Foreteller.observe`."""
+
+    def uses(self, seconds: float) -> None:
+        """See `Foreteller.uses`."""
+
+    def uses_after(self, task: int) -> None:
+        """See `Foreteller.uses_after`."""
+
+
 @dataclass(frozen=True)
 class Simulation:
     """What came out.
@@ -69,16 +85,27 @@ class Simulation:
 class Simulator:
     """Replays traces of a bundle's tasks.
 
-    Args:
-        bundle: which pages its tasks need is all that is read of it.
+    Attributes:
+        largest_task: pages of the task that has most.
+        all_pages: pages that there are.
+        differential_bytes: to load for an average switch.
     """
 
     def __init__(self, bundle: Bundle) -> None:
+        """Read which pages each of the bundle's tasks needs, and nothing else of it."""
         self._page_bytes = bundle.page_bytes
         self._needs: list[Pages] = [bundle.pages_of(task) for task in bundle.tasks]
         self._numbers = bundle.task_numbers
         self._pages = len(bundle.pages)
         self._span = span_of(bundle)
+        self.largest_task = max(len(need) for need in self._needs)
+        self.all_pages = self._pages
+        self.differential_bytes = BlockManager(self._needs, self._pages, 0).differential_pages * self._page_bytes
+
+    def learner(self, storage: StorageModel) -> Outlook:
+        """A foreteller that learns from the trace alone, as an engine's prefetcher does without a transition matrix."""
+        tasks = len(self._needs)
+        return Outlook.blank(MarkovPredictor(tasks), tasks, storage.seconds(0, round(self.differential_bytes)))
 
     def run(
         self,
@@ -100,39 +127,40 @@ class Simulator:
         """
         arena = self._arena(device)
         waits: list[Wait] = []
-        history = _History(foreteller, PrefetchTrial(lambda: self._arena(device)))
+        clock = _Clock(foreteller)
+        trial = PrefetchTrial(lambda: self._arena(device)) if ahead else None
         for visit, following in zip(visits, [*visits[1:], visits[-1]], strict=True):
             task, dwell = self._numbers[visit.task], max(0.0, following.start - visit.start)
-            waits.append(arena.switch(task, foreteller.uses_after(task)))
-            history.switched(task, waits[-1].seconds, device.storage)
-            if ahead and history.trial.pays:
-                arena.dwell(dwell, history.uses_at)
-            history.passed(dwell)
+            reuse = foreteller.uses_after(task)
+            waits.append(arena.switch(task, reuse))
+            if trial is not None:
+                trial.switched(task, clock.elapsed, clock.uses_at, reuse, device.storage)
+            clock.switched(task, waits[-1].seconds)
+            if trial is not None and trial.pays:
+                arena.dwell(dwell, clock.uses_at)
+            clock.elapsed = dwell
         return Simulation(waits, arena.counts, self._page_bytes)
 
     def _arena(self, device: Device) -> Rehearsal:
         return Rehearsal(self._needs, self._pages, device.slots, self._page_bytes, device.storage, self._span)
 
 
-class _History:
-    """What an engine's prefetcher knows, in virtual time."""
+class _Clock:
+    """Virtual time, and what can be foretold by it.
 
-    def __init__(self, foreteller: Foreteller, trial: PrefetchTrial) -> None:
-        self.trial = trial
+    Attributes:
+        elapsed: seconds since the last task was in place.
+    """
+
+    def __init__(self, foreteller: Foreteller) -> None:
         self._foreteller = foreteller
-        self._now = self._since = 0.0
+        self._since = self.elapsed = 0.0
 
-    def switched(self, task: int, waited: float, storage: StorageModel) -> None:
-        """A task was asked for, and was there after so long."""
-        reuse = self._foreteller.uses_after(task)
-        self.trial.switched(task, self._now - self._since, self.uses_at, reuse, storage)
-        self._now += waited
-        self._since = self._now
-        self._foreteller.observe(task, self._now)
-
-    def passed(self, seconds: float) -> None:
-        """The task has run for so long."""
-        self._now += seconds
+    def switched(self, task: int, waited: float) -> None:
+        """A task was asked for now, and was there after so long."""
+        self._since += self.elapsed + waited
+        self.elapsed = 0.0
+        self._foreteller.observe(task, self._since)
 
     def uses_at(self, elapsed: float) -> Floats | None:
         """Expected uses of each task, so long after the last switch."""

@@ -16,6 +16,7 @@ from weightpager.cli import (
     inspect_commands,
     output,
     plan_command,
+    simulate_command,
     tidy_commands,
 )
 from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
@@ -48,6 +49,7 @@ for command in (
     tidy_commands,
     inspect_commands,
     plan_command,
+    simulate_command,
     device_commands,
     doctor_command,
     demo_command,

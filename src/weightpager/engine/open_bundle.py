@@ -63,7 +63,7 @@ class OpenBundle:
         self._lock = threading.Lock()  # modules and tasks
         self.memory = MemoryController(
             config.budget,
-            _needs(bundle),
+            needs_of(bundle),
             page_bytes=bundle.page_bytes,
             kv_reserve=config.kv_reserve,
             capacity=_page_numbers(bundle),
@@ -128,7 +128,7 @@ class OpenBundle:
         change = BundleChange.between(self.bundle, bundle)
         before = self.memory.needs
         try:
-            self.resize(self.memory.refit(_needs(bundle)))
+            self.resize(self.memory.refit(needs_of(bundle)))
             self._take_over(bundle, change)
         except BaseException:
             self.residency.resize(self.memory.refit(before))
@@ -162,7 +162,8 @@ def _page_numbers(bundle: Bundle) -> int:
     return 2 * len(bundle.pages) + _SPARE_PAGES
 
 
-def _needs(bundle: Bundle) -> Needs:
+def needs_of(bundle: Bundle) -> Needs:
+    """What a bundle asks of a budget."""
     return Needs(
         pages=len(bundle.pages),
         least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),

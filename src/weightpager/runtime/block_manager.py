@@ -167,6 +167,17 @@ class BlockManager:
         worth: npt.NDArray[np.float64] = (self._signatures @ tasks)[self._signature_of]
         return worth
 
+    @property
+    def differential_pages(self) -> float:
+        """What a task needs that another one lacks, in pages: the mean over all ordered pairs of tasks."""
+        present = np.flatnonzero([len(need) for need in self._needs])
+        if len(present) < 2:
+            return 0.0
+        tasks = self._signatures[:, present]
+        shared = tasks.T @ (np.bincount(self._signature_of, minlength=len(tasks))[:, None] * tasks)
+        pairs = len(present) * (len(present) - 1)
+        return float((len(present) * np.trace(shared) - shared.sum()) / pairs)
+
     def evict(self, pages: Pages) -> None:
         """Give up resident pages that no held task needs; their slots are free at once."""
         if self._locked_by(self._holders)[pages].any():

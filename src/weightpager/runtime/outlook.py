@@ -6,27 +6,47 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.prediction_score import PredictionScore
-from weightpager.runtime.reuse import AHEAD_DISCOUNT, expected_reuse, expected_uses
+from weightpager.runtime.reuse import expected_reuse, expected_uses
 from weightpager.runtime.transition_predictor import TransitionPredictor
+
+Floats = npt.NDArray[np.float64]
+
+_SHRINKAGE = 2.0
+"""Visits of average length that every task is taken to have had."""
 
 
 class Outlook:
     """The next task by a predictor, those after it by how tasks have followed each other. Not thread-safe.
 
-    Args:
-        predictor: of the next task; it may know some visits already.
-        switches: [tasks, tasks], how often one task was followed by another so far; changed by `observe`.
-
     Attributes:
         current: the task that runs; None before the first.
+        load_seconds: how long it takes to load what an average switch must; changes with the storage.
         score: how good forecasts have been.
     """
 
-    def __init__(self, predictor: TransitionPredictor, switches: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, predictor: TransitionPredictor, switches: npt.NDArray[np.int64], visited: Floats, load_seconds: float
+    ) -> None:
+        """Go on from what has been seen already.
+
+        Args:
+            predictor: of the next task; it knows the earlier visits.
+            switches: [tasks, tasks], how often one task was followed by another so far; changed by `observe`.
+            visited: [tasks], seconds that earlier visits to each task have lasted together; changed by `observe`.
+            load_seconds: see above.
+        """
         self._predictor = predictor
         self._switches = switches
+        self._visited = visited
+        self._since: float | None = None
         self.current: int | None = None
+        self.load_seconds = load_seconds
         self.score = PredictionScore()
+
+    @classmethod
+    def blank(cls, predictor: TransitionPredictor, tasks: int, load_seconds: float) -> Outlook:
+        """Before anything has been seen."""
+        return cls(predictor, np.zeros((tasks, tasks), np.int64), np.zeros(tasks), load_seconds)
 
     @property
     def tasks(self) -> int:
@@ -37,15 +57,30 @@ class Outlook:
         """A task became the current one at this time."""
         if self.current is not None and task != self.current:
             self._switches[self.current, task] += 1
+            self._visited[self.current] += 0.0 if self._since is None else seconds - self._since
             self.score.add(self._predictor.forecast(seconds), task)
+        if task != self.current:
+            self._since = seconds
         self.current = task
         self._predictor.observe(task, seconds)
 
-    def uses(self, seconds: float) -> npt.NDArray[np.float64] | None:
-        """Expected uses of each task from now on [tasks], by the time; None if nothing can be said."""
-        forecast = self._predictor.forecast(seconds)
-        return expected_uses(self._switches, forecast.next, AHEAD_DISCOUNT) if forecast.next.any() else None
+    def uses(self, seconds: float) -> Floats | None:
+        """Expected uses of each task from now on [tasks], by the time; None if nothing can be said.
 
-    def uses_after(self, task: int) -> npt.NDArray[np.float64]:
+        What follows a task counts the less, the longer its visits last: it can still be loaded then.
+        """
+        forecast = self._predictor.forecast(seconds)
+        if not forecast.next.any():
+            return None
+        discount = self.load_seconds / (self.load_seconds + self._dwell() + 1e-9)
+        return expected_uses(self._switches, forecast.next, discount)
+
+    def uses_after(self, task: int) -> Floats:
         """Expected uses of each task after one that comes now [tasks]."""
         return expected_reuse(self._switches, task)
+
+    def _dwell(self) -> Floats:
+        """Seconds that a visit to each task lasts [tasks]."""
+        visits = self._switches.sum(1)
+        mean = self._visited.sum() / max(1, visits.sum())
+        return np.asarray((self._visited + _SHRINKAGE * mean) / (visits + _SHRINKAGE))

@@ -47,10 +47,12 @@ class Foresight:
     Attributes:
         outlook: how much each task will be used.
         trial: whether loading ahead pays.
+        differential_bytes: to load for an average switch.
     """
 
     outlook: Outlook
     trial: PrefetchTrial
+    differential_bytes: float
 
 
 class Prefetcher:
@@ -145,6 +147,7 @@ class Prefetcher:
             return
         seconds = (1 - _SMOOTHING) / self._storage.bytes_per_second + _SMOOTHING * stats.seconds / stats.bytes
         self._storage = StorageModel(1 / seconds, seconds_per_read=0.0)
+        self._foresight.outlook.load_seconds = self._foresight.differential_bytes * seconds
 
     def _load_ahead(self) -> float | None:
         """Load a batch, if one is worth it; how long to wait before the next unless there is news."""

@@ -6,10 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 DISCOUNT = 0.5
-"""What a use is worth that comes one switch later, when something has to go."""
-
-AHEAD_DISCOUNT = 0.35
-"""The same for loading ahead: what the next task needs counts for more, since the one after it can be prepared then."""
+"""What a use is worth that comes one switch later."""
 
 
 def expected_reuse(switches: npt.NDArray[np.integer], task: int) -> npt.NDArray[np.float64]:
@@ -24,19 +21,20 @@ def expected_reuse(switches: npt.NDArray[np.integer], task: int) -> npt.NDArray[
 
 
 def expected_uses(
-    switches: npt.NDArray[np.integer], following: npt.NDArray[np.floating], discount: float
+    switches: npt.NDArray[np.integer], following: npt.NDArray[np.floating], discount: float | npt.NDArray[np.floating]
 ) -> npt.NDArray[np.float64]:
     """Expected uses of each task [tasks], counted like `expected_reuse`, when the next one is known by its chances.
 
-    With p those chances, P the matrix of transition probabilities and g the discount: ``p (I - g P)^-1``.
+    With p those chances, P the matrix of transition probabilities and G a diagonal of discounts: ``p (I - G P)^-1``.
 
     Args:
         switches: [tasks, tasks], how often one task was followed by another.
         following: [tasks], probability that each is the next.
-        discount: what a use is worth that comes one switch later.
+        discount: what a use is worth that comes one switch later; or, for each task, what follows it [tasks].
     """
     chances = _chances(switches)
-    uses: npt.NDArray[np.float64] = np.linalg.solve(np.eye(len(chances)) - discount * chances.T, following)
+    later = np.broadcast_to(discount, len(chances))[:, None] * chances
+    uses: npt.NDArray[np.float64] = np.linalg.solve((np.eye(len(chances)) - later).T, following)
     return uses
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from weightpager.errors import ConfigError
 from weightpager.runtime.callable_predictor import Planner
 from weightpager.runtime.visit import Visit
+from weightpager.transitions import read_times
 
 
 @dataclass(frozen=True)
@@ -72,3 +73,34 @@ def write_trace(path: Path | str, visits: Iterable[Visit]) -> None:
     """A trace file, which ``read_trace`` and ``transitions:`` of a task file read (``weightpager.transitions``)."""
     lines = (json.dumps({"task": visit.task, "time": visit.start}) + "\n" for visit in visits)
     Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def read_visits(path: Path | str, tasks: Sequence[str]) -> tuple[Visit, ...]:
+    """The visits of a trace file, each of which says when it began; a task twice in a row is one visit.
+
+    Args:
+        path: the file.
+        tasks: the known names.
+
+    Raises:
+        ConfigError: the file cannot be read, a line is not of the form, has no time, or names no known task; there
+            is no switch in it.
+    """
+    visits: list[Visit] = []
+    for number, (name, moment) in enumerate(read_times(path, tasks), 1):
+        if moment is None:
+            raise ConfigError(f"{path}:{number}: expected a time, since how long tasks run matters here; found none")
+        if not visits or visits[-1].task != name:
+            visits.append(Visit(name, moment))
+    if len(visits) < 2:
+        raise ConfigError(f"{path}: expected at least one switch, found {len(visits)} visits")
+    return tuple(visits)
+
+
+def renamed(visits: Iterable[Visit], names: Mapping[str, str]) -> tuple[Visit, ...]:
+    """The same visits under other names; neighbours that get the same one become one visit."""
+    found: list[Visit] = []
+    for visit in visits:
+        if not found or found[-1].task != names[visit.task]:
+            found.append(Visit(names[visit.task], visit.start))
+    return tuple(found)

@@ -1,0 +1,94 @@
+"""``simulate``: what a trace of switches would wait for, on a device that needn't be there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from weightpager.cli import output
+from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage
+from weightpager.config import parse_bandwidth, parse_size
+
+if TYPE_CHECKING:
+    from weightpager.bundle import Bundle
+    from weightpager.runtime.visit import Visit
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(simulate)
+
+
+def simulate(
+    bundle: BundlePath,
+    trace: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|NAME",
+            help='File of lines {"task": …, "time": …}; or assistant, drive, robot, mail, random, adversarial.',
+            show_default=False,
+        ),
+    ],
+    budget: Budget = None,
+    storage: Storage = "1GB/s",
+    max_wait: Annotated[
+        float | None,
+        typer.Option(metavar="MS", min=0, help="Find the smallest budget that waits no longer in the mean."),
+    ] = None,
+    switches: Annotated[int, typer.Option(min=1, help="Length of a trace given by name.")] = 500,
+    dwell: Annotated[float, typer.Option(metavar="S", help="Mean seconds between its switches.")] = 1.0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Replay a trace of switches in virtual time, to size a device before it is bought; loads nothing.
+
+    Policy and bookkeeping are those of the engine, only storage is a model. A trace given by name has tasks of its own,
+    which stand for the bundle's in their order.
+
+    Example: `weightpager simulate assistant.bundle --trace day.jsonl --budget 48MiB --storage 300MB/s --max-wait 20`
+    """
+    from weightpager.bench.sizing import Sizing
+    from weightpager.bundle import Bundle
+    from weightpager.store import StorageModel
+
+    opened = Bundle.open(bundle)
+    visits = _visits(opened, trace, switches, dwell)
+    size = None if budget is None else parse_size(budget)
+    smallest = None
+    with output.progress(quiet or json) as stages:
+        sizing = Sizing(opened, visits, StorageModel(parse_bandwidth(storage)))
+        found = sizing.waiting(size, lambda done, total: stages("replay", done, total))
+        if max_wait is not None:
+            smallest = sizing.smallest_budget(max_wait / 1e3, lambda done, total: stages("find a budget", done, total))
+    if json:
+        output.print_json(
+            {"visits": len(visits), "slots": sizing.slots(size), "waiting": found, "smallest_budget": smallest}
+        )
+        return
+    output.table(
+        f"{len(visits) - 1} switches of {trace}, room for {sizing.slots(size)} pages",
+        ["", "mean wait", "median", "95 %", "99 %", "loaded per switch", "there in time", "loaded in vain"],
+        [
+            [
+                row.policy,
+                *(f"{value:.1f} ms" for value in (row.mean_ms, row.median_ms, row.p95_ms, row.p99_ms)),
+                output.size(row.bytes_per_switch),
+                f"{row.hit_rate:.0%}",
+                output.size(row.wasted_bytes),
+            ]
+            for row in found
+        ],
+    )
+    if smallest is not None:
+        output.say(f"smallest budget that waits {max_wait:g} ms or less: {output.size(smallest)} ({smallest} bytes)")
+
+
+def _visits(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Visit, ...]:
+    from weightpager.traces import TRACES
+    from weightpager.traces.trace import read_visits, renamed
+
+    if trace not in TRACES:
+        return read_visits(trace, tuple(bundle.tasks))
+    made, names = TRACES[trace](switches, dwell), list(bundle.tasks)
+    return renamed(made.visits, {task: names[number % len(names)] for number, task in enumerate(made.tasks)})

@@ -1,0 +1,115 @@
+"""Traces in virtual time: what is loaded is what an engine would load, and policies can be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+import weightpager as wp
+from weightpager.bench.simulator import Device, Recency, Simulator
+from weightpager.bench.sizing import Sizing
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
+from weightpager.errors import BudgetError
+from weightpager.runtime.visit import Visit
+from weightpager.store import StorageModel
+
+STORAGE = StorageModel(1e6, seconds_per_read=0.0)
+ROUND = ("animal", "weather", "number", "colour")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Tasks that share less than the usual ones."""
+    folder = tmp_path_factory.mktemp("sparse")
+    wp.compile(tiny.assistant(folder, sparsity=0.8), out=folder / "sparse.bundle")
+    return Bundle.open(folder / "sparse.bundle")
+
+
+def visits(*tasks: str, dwell: float = 1.0) -> tuple[Visit, ...]:
+    return tuple(Visit(task, number * dwell) for number, task in enumerate(tasks))
+
+
+def budget_for(bundle: Bundle, pages: int) -> int:
+    return footprint(bundle).total + pages * bundle.page_bytes
+
+
+@pytest.mark.parametrize("spare", [0, 1, 3])
+def test_as_many_pages_are_waited_for_as_an_engine_loads(bundle: Bundle, spare: int) -> None:
+    simulator = Simulator(bundle)
+    slots = simulator.largest_task + spare
+    trace = [*ROUND, "animal", "number", "weather", *ROUND]
+    learner = simulator.learner(STORAGE)
+    found = simulator.run(visits(*trace), Device(slots, STORAGE), learner, ahead=False)
+    with wp.Engine.from_pretrained(bundle.path, budget=budget_for(bundle, slots)) as engine:
+        for task in trace:
+            engine.activate(task)
+        assert [wait.pages for wait in found.waits] == [switch.pages for switch in engine.report().switches]
+
+
+def test_a_wait_is_what_its_bytes_take(bundle: Bundle) -> None:
+    simulator = Simulator(bundle)
+    found = simulator.run(visits(*ROUND), Device(simulator.largest_task, STORAGE), Recency(), ahead=False)
+    for wait in found.waits:
+        assert wait.seconds == pytest.approx(wait.pages * bundle.page_bytes / 1e6)
+    assert len(found.switches) == 3
+
+
+def test_loading_ahead_saves_a_regular_round_its_waits(bundle: Bundle) -> None:
+    sizing = Sizing(bundle, visits(*ROUND * 20), STORAGE)
+    slots = Simulator(bundle).largest_task
+    recency, reuse, ahead = sizing.waiting(budget_for(bundle, slots))
+    assert ahead.mean_ms < reuse.mean_ms <= recency.mean_ms
+    assert ahead.hit_rate > 0.3
+    assert recency.hit_rate == reuse.hit_rate == 0
+
+
+def test_the_smallest_budget_waits_no_longer_than_asked(bundle: Bundle) -> None:
+    sizing = Sizing(bundle, visits(*ROUND * 10), STORAGE)
+    least = budget_for(bundle, Simulator(bundle).largest_task)
+    longest = sizing.waiting(least)[-1].mean_ms
+    assert sizing.smallest_budget(longest / 1e3) == least
+    found = sizing.smallest_budget(longest / 2e3)
+    assert found > least
+    assert sizing.waiting(found)[-1].mean_ms <= longest / 2
+
+
+def test_a_wait_that_no_budget_gives_is_an_error(bundle: Bundle) -> None:
+    with pytest.raises(BudgetError, match="waits longer on this trace"):
+        Sizing(bundle, visits(*ROUND, dwell=0.0), STORAGE).smallest_budget(0.0)
+
+
+def test_a_budget_below_the_largest_task_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(BudgetError, match="the largest task"):
+        Sizing(bundle, visits(*ROUND), STORAGE).slots(budget_for(bundle, Simulator(bundle).largest_task - 1))
+
+
+def test_the_command_replays_a_file(assistant_bundle: Path, tmp_path: Path, weightpager: Callable[..., Any]) -> None:
+    trace = tmp_path / "day.jsonl"
+    lines = (json.dumps({"task": task, "time": float(number)}) for number, task in enumerate(ROUND * 5))
+    trace.write_text("\n".join(lines))
+    arguments = "simulate", assistant_bundle, "--trace", trace, "--storage", "1MB/s"
+    facts = json.loads(weightpager(*arguments, "--max-wait", "30", "--json").out)
+    assert [row["policy"] for row in facts["waiting"]] == ["least recently used", "expected reuse", "loading ahead"]
+    assert facts["visits"] == 20
+    assert facts["smallest_budget"] > 0
+    assert "19 switches" in weightpager(*arguments).out
+
+
+def test_the_command_takes_a_trace_by_name(assistant_bundle: Path, weightpager: Callable[..., Any]) -> None:
+    found = weightpager("simulate", assistant_bundle, "--trace", "robot", "--switches", "50", "--json")
+    assert json.loads(found.out)["visits"] > 20
+
+
+def test_a_trace_without_times_is_refused(
+    assistant_bundle: Path, tmp_path: Path, weightpager: Callable[..., Any]
+) -> None:
+    (tmp_path / "day.jsonl").write_text('{"task": "animal"}\n{"task": "number"}\n')
+    found = weightpager("simulate", assistant_bundle, "--trace", tmp_path / "day.jsonl")
+    assert found.code == 2
+    assert "expected a time" in found.err
