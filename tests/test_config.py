@@ -47,6 +47,7 @@ def test_sizes_are_shown_as_people_read_them() -> None:
         {"budget": 0},
         {"io_threads": 0},
         {"io_threads": 65},
+        {"minimum_residence": -1},
     ],
 )
 def test_a_wrong_engine_configuration_is_refused(changes: dict[str, object]) -> None:

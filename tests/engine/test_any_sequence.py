@@ -83,12 +83,14 @@ def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor],
     least = max(len(bundle.pages_of(task)) for task in TASKS)
 
     class AnySequence(RuleBasedStateMachine):
-        @initialize(spare=st.integers(0, 12))
-        def open(self, spare: int) -> None:
+        @initialize(spare=st.integers(0, 12), residence=st.sampled_from([0, 3]))
+        def open(self, spare: int, residence: int) -> None:
             self.store = FaultyStore(LocalStore(bundle))
             budget = fixed + (least + spare) * bundle.page_bytes
             # One thread: which reads come after one that fails must not be a matter of chance.
-            self.engine = wp.Engine(bundle, EngineConfig(budget, io_threads=1), self.store, staging)
+            self.residence = residence
+            config = EngineConfig(budget, io_threads=1, minimum_residence=residence)
+            self.engine = wp.Engine(bundle, config, self.store, staging)
             self.current: str | None = None
             self.nested: list[tuple[str, ExitStack]] = []
             self.pinned: list[str] = []
@@ -200,7 +202,7 @@ def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor],
                 self.leave()
             slots = max(self.engine.blocks.slots, least)
             self.engine.close()
-            self.open(slots - least)
+            self.open(slots - least, self.residence)
 
         def in_use(self) -> set[str]:
             return {*([self.current] if self.current else []), *self.pinned, *(task for task, _ in self.nested)}

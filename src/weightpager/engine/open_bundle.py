@@ -92,6 +92,7 @@ class OpenBundle:
             self._checked,
             config.read_timeout,
             _page_numbers(bundle),
+            config.minimum_residence,
         )
         self._page_table = arena.table(self.residency.blocks.page_table)
 

@@ -47,7 +47,9 @@ class BlockManager:
         reloads: pages loaded that had been resident before.
     """
 
-    def __init__(self, needs: Sequence[Pages], pages: int, slots: int, capacity: int | None = None) -> None:
+    def __init__(
+        self, needs: Sequence[Pages], pages: int, slots: int, capacity: int | None = None, residence: int = 0
+    ) -> None:
         """Nothing is resident.
 
         Args:
@@ -55,6 +57,7 @@ class BlockManager:
             pages: numbers that pages can have.
             slots: that may be used.
             capacity: slots that the arena has; ``slots`` if None.
+            residence: calls of `hold` after a page came during which it goes only if nothing else can.
         """
         capacity = slots if capacity is None else capacity
         self.page_table: npt.NDArray[np.int32] = np.full(pages, ABSENT, np.int32)
@@ -70,6 +73,8 @@ class BlockManager:
         self._holders: npt.NDArray[np.int64] = np.zeros(len(needs), np.int64)
         self._last_use = np.zeros(len(needs), np.int64)
         self._uses = 0
+        self._residence = residence
+        self._came = np.zeros(pages, np.int64)  # when a page did, by count of uses
         self._seen = np.zeros(pages, bool)
         self._group()
         self.reloads = 0
@@ -142,7 +147,7 @@ class BlockManager:
             task: the next one.
             leaving: the task that is being left, held once for that, given up only if it must be.
             reuse: [tasks], expected uses of each in the near future. What tasks will use least goes first, and among
-                equals what was used least recently.
+                equals what was used least recently; what has just come goes last.
         """
         missing = self.missing(task)
         coming = np.array([int(page) in self._reserved for page in missing], bool)
@@ -209,6 +214,7 @@ class BlockManager:
             slot = self._reserved.pop(page)
             self._page_of_slot[slot] = page
             self.page_table[page] = slot
+            self._came[page] = self._uses
             self._missing -= self._needed_by[page]
             self.reloads += bool(self._seen[page])
             self._seen[page] = True
@@ -313,6 +319,7 @@ class BlockManager:
         spare = np.flatnonzero((self.page_table != ABSENT) & ~keep)
         tasks = self._needed_by[spare]
         last_use = (tasks * self._last_use).max(1, initial=0)
-        order = np.lexsort((last_use,) if reuse is None else (last_use, tasks @ reuse))
+        new = (self._residence > 0) & (self._uses <= self._came[spare] + self._residence)
+        order = np.lexsort((last_use, new) if reuse is None else (last_use, tasks @ reuse, new))
         ordered: Pages = spare[order]
         return ordered

@@ -103,6 +103,7 @@ class Residency:
         store: PageStore,
         patience: float,
         page_numbers: int | None = None,
+        residence: int = 0,
     ) -> None:
         """Nothing is loaded yet.
 
@@ -114,6 +115,7 @@ class Residency:
             store: where pages come from; it checks them.
             patience: seconds without any page after which storage is given up.
             page_numbers: how many pages there may ever be; as many as there are if None.
+            residence: entries of tasks during which a page that came goes only if nothing else can.
         """
         self.index = index
         self._memory = memory
@@ -124,8 +126,9 @@ class Residency:
         self._turn = threading.Lock()
         self._committing = False
         self._waiting: dict[int, list[Arrivals]] = {}  # page -> who waits for it
-        self.blocks = BlockManager(needs, page_numbers or len(index), memory.slots, memory.arena.capacity)
-        self._ahead = Ahead(pager, page_numbers or len(index))
+        numbers, capacity = page_numbers or len(index), memory.arena.capacity
+        self.blocks = BlockManager(needs, numbers, memory.slots, capacity, residence)
+        self._ahead = Ahead(pager, numbers)
         self._version = 0  # of what plans are made from
 
     def bring_in(self, request: Request) -> tuple[LoadStats, Loading | None]:
