@@ -246,6 +246,8 @@ def test_kill_9_at_any_time_leaves_a_readable_file(tmp_path: Path) -> None:
             started = path.stat().st_ino, path.stat().st_size
             while (path.stat().st_ino, path.stat().st_size) == started:
                 time.sleep(1e-3)
+            with pytest.raises(ConfigError, match="another engine has it"):
+                VisitLog(path)
             time.sleep(0.037 * round_)
             process.send_signal(signal.SIGKILL)
         log = VisitLog(path, limit=20_000)

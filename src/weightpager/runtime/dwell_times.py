@@ -23,7 +23,7 @@ _LEAST_SPREAD = 0.05  # of ln(seconds); a fixed time still varies by some per ce
 _LOGS = math.log(SHORTEST), math.log(1e9)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Moments:
     """Weight, mean and summed squared deviations of ln(seconds), the past fading."""
 

@@ -37,7 +37,7 @@ class MarkovPredictor(Learner):
         prior: npt.ArrayLike | None = None,
         order: int = ORDER,
         memories: tuple[float, ...] = MEMORIES,
-        capacity: int = 4096,
+        capacity: int = 1024,
     ) -> None:
         super().__init__(tasks, prior)
         if order < 0 or not memories or min(memories) <= 1:
