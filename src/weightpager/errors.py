@@ -15,6 +15,10 @@
     ├── SwitchFailedError       a switch failed after the old task was given up: no task is active
     ├── TaskNotActiveError      a task's module was called while its pages may be evicted
     ├── InferenceOnlyError      a gradient was asked of paged weights
+    ├── RequestError            a request to the server asks for something that it can't give
+    ├── QueueFullError          the server has more requests waiting than it takes
+    ├── RequestTimeoutError     a request took longer than the server gives it
+    ├── ServerClosedError       the server is shutting down
     └── EngineClosedError       the engine has been closed
 
 Anything else that escapes is a bug of ours.
@@ -106,3 +110,23 @@ class InferenceOnlyError(WeightpagerError):
 
 class EngineClosedError(WeightpagerError):
     """The engine has been closed."""
+
+
+class RequestError(WeightpagerError):
+    """A request to the server asks for something that it can't give; ``param`` is the field, ``code`` says why."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param, self.code = param, code
+
+
+class QueueFullError(WeightpagerError):
+    """The server has more requests waiting than it takes."""
+
+
+class RequestTimeoutError(WeightpagerError):
+    """A request took longer than the server gives it."""
+
+
+class ServerClosedError(WeightpagerError):
+    """The server is shutting down."""

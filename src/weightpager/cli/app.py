@@ -16,6 +16,7 @@ from weightpager.cli import (
     inspect_commands,
     output,
     plan_command,
+    serve_command,
     simulate_command,
     tidy_commands,
 )
@@ -53,6 +54,7 @@ for command in (
     device_commands,
     doctor_command,
     demo_command,
+    serve_command,
 ):
     command.register(app)
 

@@ -27,6 +27,7 @@ from weightpager.engine.foresight import foresight
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.open_task import OpenTask
 from weightpager.engine.report import EngineReport, PrefetchReport, SwitchReport
+from weightpager.engine.residency_map import ResidencyMap
 from weightpager.errors import EngineClosedError, TaskNotActiveError
 from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.callable_predictor import Planner
@@ -299,6 +300,16 @@ class Engine:
                 switches=tuple(self._switches),
                 prefetch=self._prefetch_report(),
             )
+
+    def residency(self) -> ResidencyMap:
+        """Which pages are in the arena now, by layer and task; loads nothing."""
+        blocks = self.blocks
+        needs = {name: blocks.needs(task.number) for name, task in self._tasks.items()}
+        return ResidencyMap.of(self._residency.index.layers, blocks.page_table, needs)
+
+    def resident_tasks(self) -> frozenset[str]:
+        """Tasks that could be entered now without loading anything."""
+        return frozenset(name for name, task in self._tasks.items() if self.blocks.is_resident(task.number))
 
     def close(self) -> None:
         """Drop queued loads, finish those in flight and close the bundle's files; modules must not be called any more.

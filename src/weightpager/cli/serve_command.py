@@ -1,0 +1,108 @@
+"""``serve``: a bundle behind HTTP."""
+
+from __future__ import annotations
+
+import logging.config
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from weightpager.cli import output
+from weightpager.cli.options import Budget, BundlePath, extra
+from weightpager.config import parse_size
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(serve)
+
+
+def serve(
+    bundle: BundlePath,
+    budget: Budget = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any free one.")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the token that requests must bring.")
+    ] = None,
+    admin_token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the admin's token; no admin routes without one.")
+    ] = None,
+    remote_admin: Annotated[
+        bool, typer.Option("--remote-admin", help="Let the admin ask from other machines too.")
+    ] = False,
+    patience: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="A task whose requests wait longer is served next.")
+    ] = 2.0,
+    linger: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long a switch waits for more requests of its task.")
+    ] = 0.0,
+    batch: Annotated[int, typer.Option(min=1, help="Texts that run together.")] = 8,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="One text at a time: answers don't depend, bit for bit, on others.")
+    ] = False,
+    order: Annotated[
+        Literal["grouped", "arrival"], typer.Option(help="Group requests by task, or take them as they come.")
+    ] = "grouped",
+    queue: Annotated[int, typer.Option(min=1, help="Texts that may wait; more are answered 429.")] = 256,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Time after which a request is given up.")
+    ] = 120.0,
+    grace: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Time that requests have to finish at shutdown.")
+    ] = 20.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens that one text may be continued by.")] = 1024,
+    max_body: Annotated[str, typer.Option(metavar="SIZE", help="Largest body of a request.")] = "1MiB",
+    kv_reserve: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Part of the budget that is left to KV caches.")
+    ] = None,
+    real_time: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", help="Load this task first, and never let it go.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File that visits are appended to, for `transitions:`.")
+    ] = None,
+    log: Annotated[Literal["json", "text"], typer.Option(help="Form of the log on standard error.")] = "json",
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="Least that is logged.")] = (
+        "info"
+    ),
+) -> None:
+    """Serve a bundle's tasks to OpenAI's clients; the task is the `model`. Needs `weightpager[serve]`.
+
+    A page at / shows what the server does; /metrics is for Prometheus, /docs lists the routes.
+
+    Example: `weightpager serve assistant.bundle --budget 64MiB --port 8000`
+    """
+    with extra("serve"):
+        from weightpager.server.json_log import log_config
+        from weightpager.server.run import listen, server
+        from weightpager.server.scheduler import Policy
+        from weightpager.server.service import Service
+        from weightpager.server.settings import Settings, read_token
+    from weightpager.engine import Engine
+
+    policy = Policy(patience=patience, linger=linger, batch=1 if deterministic else batch, order=order)
+    settings = Settings(
+        policy=policy,
+        queue=queue,
+        timeout=timeout,
+        most_new_tokens=max_new_tokens,
+        body_bytes=parse_size(max_body),
+        token=None if token_file is None else read_token(token_file),
+        admin_token=None if admin_token_file is None else read_token(admin_token_file),
+        remote_admin=remote_admin,
+        trace=trace,
+    )
+    form = log_config(log_level, as_json=log == "json")
+    logging.config.dictConfig(form)
+    with (
+        listen(host, port) as socket,
+        Engine.from_pretrained(
+            bundle, budget=budget, kv_reserve=kv_reserve or 0, real_time=tuple(real_time or ())
+        ) as engine,
+    ):
+        serving = server(Service(engine, settings), host=host, port=port, grace=grace, log=form)
+        name = f"[{host}]" if ":" in host else host
+        output.say(f"http://{name}:{socket.getsockname()[1]}/ serves {', '.join(engine.bundle.tasks)}")
+        serving.run(sockets=[socket])

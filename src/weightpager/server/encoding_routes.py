@@ -1,0 +1,133 @@
+"""``/v1/models``, ``/v1/embeddings`` and ``/v1/classifications``."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+from fastapi import APIRouter, Depends, Request
+
+from weightpager.bundle import TaskEntry
+from weightpager.errors import RequestError
+from weightpager.server import access
+from weightpager.server.encoding_schema import (
+    Classification,
+    ClassificationBody,
+    ClassificationList,
+    Embedding,
+    EmbeddingBody,
+    EmbeddingList,
+    Score,
+    TaggedWord,
+)
+from weightpager.server.exchange import exchange
+from weightpager.server.http_errors import RESPONSES
+from weightpager.server.identity import new_id, now
+from weightpager.server.schema import Model, ModelList, TextsOrIds, Usage
+from weightpager.server.service import Service
+from weightpager.server.vocabulary import Vocabulary
+from weightpager.server.work import Classified, Embed, Embedded, Outcome, Tagged, Work
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(access.user)], responses=RESPONSES)
+_Item = TypeVar("_Item")
+
+
+@router.get("/models")
+async def models(request: Request) -> ModelList:
+    """All tasks; loads nothing."""
+    service: Service = request.app.state.service
+    return ModelList(data=[_model(task, service) for task in service.engine.bundle.tasks.values()])
+
+
+@router.get("/models/{name}")
+async def model(name: str, request: Request) -> Model:
+    """One task; loads nothing."""
+    service: Service = request.app.state.service
+    return _model(service.task(name), service)
+
+
+@router.post("/embeddings")
+async def embeddings(body: EmbeddingBody, request: Request) -> EmbeddingList:
+    """The mean over a text's tokens of the last hidden state below the task's head; any kind of task has one."""
+    service: Service = request.app.state.service
+    service.task(body.model)
+    works = await asyncio.to_thread(_embeds, service.vocabulary, body.input)
+    async with exchange(service, request, body.model, works) as events:
+        outcomes = await events.outcomes(len(works))
+    data = [
+        Embedding(index=index, embedding=_vector(outcome, body.encoding_format))
+        for index, outcome in enumerate(outcomes)
+    ]
+    return EmbeddingList(model=body.model, data=data, usage=Usage.of(sum(len(work.ids) for work in works)))
+
+
+@router.post("/classifications")
+async def classifications(body: ClassificationBody, request: Request) -> ClassificationList:
+    """Classes of texts, or tags of their words: weightpager's own, as OpenAI has no such route."""
+    service: Service = request.app.state.service
+    task = service.task(body.model)
+    works = await asyncio.to_thread(_classifications, service.vocabulary, task, body)
+    async with exchange(service, request, task.name, works) as events:
+        outcomes = await events.outcomes(len(works))
+    data = [_classification(index, outcome, task, body.top) for index, outcome in enumerate(outcomes)]
+    usage = Usage.of(sum(len(work.ids) for work in works))
+    return ClassificationList(id=new_id("cls"), created=now(), model=task.name, data=data, usage=usage)
+
+
+def texts_or_ids(
+    given: TextsOrIds, of_text: Callable[[str], _Item], of_ids: Callable[[Sequence[int]], _Item]
+) -> list[_Item]:
+    """One or several texts, or what a client has split into tokens itself, each turned into something."""
+    if isinstance(given, str):
+        return [of_text(given)]
+    numbers = [item for item in given if isinstance(item, int)]
+    if numbers:
+        return [of_ids(numbers)]
+    return [of_text(item) if isinstance(item, str) else of_ids(item) for item in given if not isinstance(item, int)]
+
+
+def _model(task: TaskEntry, service: Service) -> Model:
+    return Model(
+        id=task.name,
+        created=int(service.started),
+        kind=task.kind,
+        classes=task.classes,
+        max_length=task.max_length,
+    )
+
+
+def _embeds(vocabulary: Vocabulary, given: TextsOrIds) -> list[Embed]:
+    found = texts_or_ids(given, vocabulary.embed, lambda ids: vocabulary.checked(ids, "input"))
+    if any(not ids or len(ids) > vocabulary.context for ids in found):
+        raise RequestError(f"expected 1 to {vocabulary.context} tokens a text", "input", "context_length_exceeded")
+    return [Embed(ids) for ids in found]
+
+
+def _classifications(vocabulary: Vocabulary, task: TaskEntry, body: ClassificationBody) -> Sequence[Work]:
+    """Work for each text; one without a word is nothing to tag."""
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    if task.kind == "text-classification":
+        return [vocabulary.classify(text, task.max_length) for text in texts]
+    if task.kind == "token-classification":
+        return [vocabulary.tag(text, task.max_length) for text in texts]
+    raise RequestError(f"expected a task that classifies, {task.name!r} is a {task.kind} task", "model")
+
+
+def _classification(index: int, outcome: Outcome, task: TaskEntry, top: int | None) -> Classification:
+    if isinstance(outcome, Tagged):
+        words = [TaggedWord(word=word, label=task.classes[number], score=score) for word, number, score in outcome.tags]
+        return Classification(index=index, words=words)
+    assert isinstance(outcome, Classified)
+    pairs = zip(task.classes, outcome.probabilities, strict=True)
+    scores = [Score(label=label, score=score) for label, score in sorted(pairs, key=lambda pair: -pair[1])]
+    return Classification(index=index, label=scores[0].label, score=scores[0].score, scores=scores[:top])
+
+
+def _vector(outcome: Outcome, encoding: str) -> list[float] | str:
+    assert isinstance(outcome, Embedded)
+    if encoding == "float":
+        return list(outcome.vector)
+    return base64.b64encode(np.array(outcome.vector, "<f4").tobytes()).decode()

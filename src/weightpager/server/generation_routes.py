@@ -1,0 +1,122 @@
+"""``/v1/chat/completions`` and ``/v1/completions``, whole or as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response, StreamingResponse
+
+from weightpager.errors import RequestError
+from weightpager.server import access
+from weightpager.server.encoding_routes import texts_or_ids
+from weightpager.server.exchange import ClientGoneError, Exchange, exchange
+from weightpager.server.generation_format import ChatFormat, CompletionFormat, generated
+from weightpager.server.generation_schema import ChatBody, ChatCompletion, Completion, CompletionBody, GenerationBody
+from weightpager.server.http_errors import RESPONSES, describe
+from weightpager.server.job import Delta, Event
+from weightpager.server.schema import ErrorAnswer, Usage
+from weightpager.server.service import Service
+from weightpager.server.work import Generate, Generated, Ids, Sampling
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(access.user)], responses=RESPONSES)
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+@router.post("/chat/completions", response_model=ChatCompletion)
+async def chat(body: ChatBody, request: Request) -> Response:
+    """Go on with a conversation."""
+    service = _service(request, body.model)
+    messages = [{"role": message.role, "content": message.text} for message in body.messages]
+    ids = await asyncio.to_thread(service.vocabulary.chat, messages)
+    wanted = body.max_completion_tokens or body.max_tokens
+    return await _respond(service, request, body, [_work(service, body, ids, wanted, "messages")], ChatFormat(body))
+
+
+@router.post("/completions", response_model=Completion)
+async def completions(body: CompletionBody, request: Request) -> Response:
+    """Continue one or more texts."""
+    service = _service(request, body.model)
+    vocabulary = service.vocabulary
+    prompts = await asyncio.to_thread(
+        texts_or_ids, body.prompt, vocabulary.prompt, lambda ids: vocabulary.checked(ids, "prompt")
+    )
+    works = [_work(service, body, ids, body.max_tokens, "prompt") for ids in prompts]
+    return await _respond(service, request, body, works, CompletionFormat(body))
+
+
+def _service(request: Request, task: str) -> Service:
+    service: Service = request.app.state.service
+    kind = service.task(task).kind
+    if kind != "language-modeling":
+        raise RequestError(f"expected a task that generates text, {task!r} is a {kind} task", "model")
+    return service
+
+
+def _work(service: Service, body: GenerationBody, ids: Ids, wanted: int | None, param: str) -> Generate:
+    room = service.vocabulary.room(ids, wanted, service.settings.most_new_tokens, param)
+    sampling = Sampling() if body.temperature == 0 else Sampling(body.temperature, body.top_p, body.seed)
+    return Generate(ids, room, sampling, body.stops)
+
+
+async def _respond(
+    service: Service,
+    request: Request,
+    body: GenerationBody,
+    works: Sequence[Generate],
+    form: ChatFormat | CompletionFormat,
+) -> Response:
+    prompt = sum(len(work.ids) for work in works)
+    if not body.stream:
+        async with exchange(service, request, body.model, works) as events:
+            found = [outcome for outcome in await events.outcomes(len(works)) if isinstance(outcome, Generated)]
+        usage = Usage.of(prompt, sum(outcome.tokens for outcome in found))
+        return Response(form.whole(found, usage).model_dump_json(), media_type="application/json")
+    # The first event decides what the status is: errors before it are answered like any other.
+    stack = AsyncExitStack()
+    try:
+        events = await stack.enter_async_context(exchange(service, request, body.model, works))
+        first = await events.next()
+    except BaseException:
+        await stack.aclose()
+        raise
+    stream = _stream(stack, events, first, prompt, len(works), form)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
+
+
+async def _stream(
+    stack: AsyncExitStack,
+    events: Exchange,
+    event: Event,
+    prompt: int,
+    texts: int,
+    form: ChatFormat | CompletionFormat,
+) -> AsyncIterator[str]:
+    """Server-sent events. The block that cancels what hasn't ended is left when the client stops reading."""
+    async with stack:
+        left, tokens = texts, 0
+        for chunk in form.opening(texts):
+            yield _sent(chunk)
+        try:
+            while True:
+                yield _sent(form.chunk(event))
+                if not isinstance(event, Delta):
+                    left -= 1
+                    tokens += generated(event).tokens
+                if not left:
+                    break
+                event = await events.next()
+        except ClientGoneError:
+            return
+        except Exception as error:  # noqa: BLE001 - the status has been sent: the stream says it
+            yield _sent(ErrorAnswer(error=describe(error)[1]).model_dump_json())
+            return
+        if form.with_usage:
+            yield _sent(form.closing(Usage.of(prompt, tokens)))
+        yield _sent("[DONE]")
+
+
+def _sent(data: str) -> str:
+    return f"data: {data}\n\n"

@@ -1,0 +1,105 @@
+"""Errors as OpenAI's clients expect them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from weightpager.errors import (
+    BudgetError,
+    BusyError,
+    ConfigError,
+    QueueFullError,
+    RequestError,
+    RequestTimeoutError,
+    ServerClosedError,
+    StoreError,
+    SwitchFailedError,
+    TaskNotActiveError,
+    UnknownTaskError,
+    WeightpagerError,
+)
+from weightpager.server.schema import ErrorAnswer, ErrorDetail
+
+_log = logging.getLogger(__name__)
+
+_KINDS: tuple[tuple[type[WeightpagerError], int, str, str | None], ...] = (
+    (UnknownTaskError, 404, "invalid_request_error", "model_not_found"),
+    (RequestError, 400, "invalid_request_error", None),
+    (ConfigError, 400, "invalid_request_error", None),
+    (TaskNotActiveError, 409, "invalid_request_error", None),
+    (QueueFullError, 429, "rate_limit_error", "queue_full"),
+    (RequestTimeoutError, 504, "timeout_error", "timeout"),
+    (ServerClosedError, 503, "server_error", "shutting_down"),
+    (BudgetError, 503, "server_error", "budget"),
+    (BusyError, 503, "server_error", "busy"),
+    (SwitchFailedError, 503, "server_error", "switch_failed"),
+    (StoreError, 503, "server_error", "storage"),
+)
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_RETRY = (429, 503)
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": words}
+    for status, words in {
+        400: "The request is wrong.",
+        401: "The token is missing or wrong.",
+        404: "The bundle has no such task.",
+        413: "The body is too large.",
+        422: "The request is wrong.",
+        429: "Too many requests wait; `Retry-After` says when to ask again.",
+        503: "Not now; `Retry-After` says when to ask again.",
+        504: "The request took too long.",
+    }.items()
+}
+"""What the OpenAPI description says of errors."""
+
+
+def register(app: FastAPI, retry_after: int) -> None:
+    """Answer every error in OpenAI's form."""
+    retry = {"Retry-After": str(retry_after)}
+
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        status, detail = describe(error)
+        return answer(status, detail, retry if status in _RETRY else None)
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][1:]) or None
+        message = f"{field or 'body'}: {first['msg']}"
+        return answer(400, ErrorDetail(message=message, type="invalid_request_error", param=field))
+
+    async def http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        kind = _TYPES.get(error.status_code, "invalid_request_error")
+        return answer(error.status_code, ErrorDetail(message=error.detail, type=kind), error.headers)
+
+    app.add_exception_handler(WeightpagerError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, ours)
+
+
+def describe(error: Exception) -> tuple[int, ErrorDetail]:
+    """An error's status and body. What isn't the client's to know goes to the log only."""
+    for kind, status, name, code in _KINDS:
+        if isinstance(error, kind):
+            own = error if isinstance(error, RequestError) else None
+            param = own.param if own else "model" if kind is UnknownTaskError else None
+            detail = ErrorDetail(message=str(error), type=name, param=param, code=(own.code if own else None) or code)
+            return status, detail
+    _log.error("a request failed: %s", error)
+    return 500, ErrorDetail(message="the server failed; its log says why", type="server_error")
+
+
+def answer(status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The response. Text that came from a client is shown as far as it is Unicode."""
+    shown = detail.model_copy(update={"message": detail.message.encode("utf-8", "replace").decode()})
+    return JSONResponse(ErrorAnswer(error=shown).model_dump(), status, headers=dict(headers or {}))

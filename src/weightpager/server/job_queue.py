@@ -1,0 +1,98 @@
+"""What waits for the worker: bounded, emptied as the scheduler says."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from weightpager.errors import QueueFullError, ServerClosedError
+from weightpager.server.job import Job
+from weightpager.server.scheduler import Plan
+
+Command = Callable[[], None]
+
+
+class JobQueue:
+    """Jobs in the order of arrival, and commands, which go first. Safe to use from several threads."""
+
+    def __init__(self, limit: int) -> None:
+        """``limit`` jobs may wait."""
+        self.limit = limit
+        self._changed = threading.Condition()
+        self._jobs: list[Job] = []
+        self._commands: deque[Command] = deque()
+        self._closed = False
+
+    def put(self, jobs: Sequence[Job]) -> None:
+        """All of a request's jobs, or none.
+
+        Raises:
+            QueueFullError: there isn't room for all.
+            ServerClosedError: nothing is taken any more.
+        """
+        with self._changed:
+            self._check_open()
+            if len(self._jobs) + len(jobs) > self.limit:
+                self._jobs = [job for job in self._jobs if not job.cancelled]
+            if len(self._jobs) + len(jobs) > self.limit:
+                raise QueueFullError(f"{len(self._jobs)} of {self.limit} texts are waiting; ask again later")
+            self._jobs.extend(jobs)
+            self._changed.notify()
+
+    def command(self, command: Command) -> None:
+        """Have something done between two batches.
+
+        Raises:
+            ServerClosedError: nothing is taken any more.
+        """
+        with self._changed:
+            self._check_open()
+            self._commands.append(command)
+            self._changed.notify()
+
+    def take(self, choose: Callable[[Sequence[Job]], Plan]) -> Command | list[Job] | None:
+        """Wait for something to do: a command, or the jobs that are chosen; None once the queue is closed.
+
+        Jobs that were cancelled are dropped. ``choose`` gets one job at least, and its times are `time.monotonic`'s.
+        """
+        with self._changed:
+            while True:
+                if self._commands:
+                    return self._commands.popleft()
+                self._jobs = [job for job in self._jobs if not job.cancelled]
+                plan = choose(self._jobs) if self._jobs else Plan()
+                if plan.places:
+                    return self._remove(plan.places)
+                if self._closed:
+                    return None
+                self._changed.wait(None if plan.again == math.inf else max(0.0, plan.again - time.monotonic()))
+
+    def waiting(self) -> dict[str, int]:
+        """How many wait, by task."""
+        with self._changed:
+            return dict(Counter(job.task for job in self._jobs if not job.cancelled))
+
+    def close(self) -> list[Job]:
+        """Take nothing any more; the jobs that were waiting, which won't be taken either."""
+        with self._changed:
+            self._closed = True
+            left, self._jobs = self._jobs, []
+            self._changed.notify()
+            return left
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is taken any more."""
+        return self._closed
+
+    def _remove(self, places: Sequence[int]) -> list[Job]:
+        taken = [self._jobs[place] for place in places]
+        self._jobs = [job for place, job in enumerate(self._jobs) if place not in places]
+        return taken
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ServerClosedError("the server is shutting down; ask again when it is back")

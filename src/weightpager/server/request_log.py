@@ -1,0 +1,50 @@
+"""One line and a few counts per request: what was asked and how it went, never what was said."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from weightpager.server.metrics import Metrics
+
+_log = logging.getLogger("weightpager.server.requests")
+
+
+class RequestLog:
+    """ASGI middleware around everything else; gives every response an ``X-Request-Id``."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        """Counts go to these metrics."""
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on and take note of it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.monotonic(), 499  # nginx's number for a client that went away
+        request = secrets.token_hex(8)
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            self._note(scope, request, status, time.monotonic() - start)
+
+    def _note(self, scope: Scope, request: str, status: int, seconds: float) -> None:
+        # The route's pattern, not the path: paths are whatever clients make of them.
+        route = str(getattr(scope.get("route"), "path", "other"))
+        task = str(scope.get("state", {}).get("task", ""))
+        self._metrics.answered(route, task, status, seconds)
+        facts = {"request": request, "method": scope["method"], "route": route, "task": task, "status": status}
+        _log.info("%s %s %d", facts["method"], route, status, extra={"facts": facts | {"seconds": round(seconds, 6)}})

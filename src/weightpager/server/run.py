@@ -1,0 +1,72 @@
+"""The process that serves: uvicorn, bounded."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from ipaddress import ip_address
+from typing import Any
+
+import uvicorn
+
+from weightpager.errors import ConfigError
+from weightpager.server.app import create_app
+from weightpager.server.service import Service
+
+_HEADER_BYTES = 32 * 2**10
+_CONNECTIONS = 1024
+_IDLE_SECONDS = 15
+
+_log = logging.getLogger(__name__)
+
+
+def server(
+    service: Service, *, host: str, port: int, grace: float, log: dict[str, Any] | None = None
+) -> uvicorn.Server:
+    """A server, ready to be run.
+
+    Args:
+        service: closed when the server ends.
+        host: address to listen at.
+        port: 0 for any free one.
+        grace: seconds that requests have to finish once the server is told to end.
+        log: for `logging.config.dictConfig`; None changes nothing.
+    """
+    if service.settings.token is None and not is_loopback(host):
+        _log.warning("anybody who reaches %s may use this server: there is no --token-file", host)
+    config = uvicorn.Config(
+        create_app(service),
+        host=host,
+        port=port,
+        http="h11",  # the only one that bounds the size of headers
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+        ws="none",
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=round(grace),
+        server_header=False,
+        access_log=False,
+        log_config=log,
+    )
+    return uvicorn.Server(config)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket to serve at.
+
+    Raises:
+        ConfigError: it can't be had.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"expected a free port at {host}:{port}: {error}") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,85 @@
+"""Parts that bodies of several routes share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+MOST_TEXTS = 128
+"""In one request."""
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("Unicode text, without lone surrogates") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Name = Annotated[Text, Field(min_length=1, max_length=128, description="A task of the bundle.", examples=["spam"])]
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
+ManyIds = Annotated[list[Ids], Field(min_length=1, max_length=MOST_TEXTS)]
+TextsOrIds = Text | Texts | Ids | ManyIds
+
+
+class Body(BaseModel):
+    """A request's body. Fields that aren't listed are ignored, as OpenAI's clients send more of them every year."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Answer(BaseModel):
+    """A response's body."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Usage(Answer):
+    """Tokens read and generated."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    total_tokens: int
+
+    @classmethod
+    def of(cls, prompt: int, completion: int = 0) -> Usage:
+        """Their sum too."""
+        return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+class ErrorDetail(Answer):
+    """What is wrong, in words; the field that is to blame, and a code for programs, where there is one."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorAnswer(Answer):
+    """Every error's body, as OpenAI's clients expect it."""
+
+    error: ErrorDetail
+
+
+class Model(Answer):
+    """One task. ``kind``, ``classes`` and ``max_length`` are weightpager's own."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["weightpager"] = "weightpager"
+    kind: str
+    classes: list[str]
+    max_length: int
+
+
+class ModelList(Answer):
+    """All tasks."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]

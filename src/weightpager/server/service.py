@@ -1,0 +1,93 @@
+"""An engine with a queue before it: what the routes talk to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from weightpager.bundle import TaskEntry
+from weightpager.engine import Engine
+from weightpager.engine.architecture import read_config
+from weightpager.server.job import Job, Listener
+from weightpager.server.job_queue import JobQueue
+from weightpager.server.metrics import Metrics
+from weightpager.server.settings import Settings
+from weightpager.server.switch_log import SwitchLog
+from weightpager.server.trace_file import TraceFile
+from weightpager.server.vocabulary import Vocabulary
+from weightpager.server.work import Work
+from weightpager.server.worker import Worker
+
+
+class Service:
+    """Runs texts on an engine's tasks.
+
+    Attributes:
+        engine: closed with the service.
+        settings: how it serves.
+        vocabulary: texts to token ids.
+        queue, worker, metrics, switches: of this server.
+        trace: the file of visits, if there is one.
+        started: seconds since 1970.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        """Nothing runs until `start`.
+
+        Raises:
+            ConfigError: the trace file can't be used.
+            BundleFormatError: transformers can't read the bundle's tokenizer.
+        """
+        self.engine = engine
+        self.settings = settings
+        self.vocabulary = Vocabulary(engine.tokenizer(), read_config(engine.bundle))
+        self.queue = JobQueue(settings.queue)
+        self.metrics = Metrics(engine, self.queue)
+        self.trace = None if settings.trace is None else TraceFile(settings.trace)
+        tell = (self.metrics.switched, *(() if self.trace is None else (self.trace.add,)))
+        self.switches = SwitchLog(*tell)
+        self.worker = Worker(engine, self.queue, settings.policy, self.metrics, self.switches)
+        self.started = time.time()
+
+    def start(self) -> None:
+        """Take requests from now on."""
+        self.worker.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.worker.alive and not self.queue.closed
+
+    def task(self, name: str) -> TaskEntry:
+        """A task of the bundle.
+
+        Raises:
+            UnknownTaskError: there is none of that name.
+        """
+        return self.engine.bundle.task(name)
+
+    def submit(self, task: str, works: Sequence[Work], listener: Listener) -> list[Job]:
+        """Queue a request's texts; the listener hears of each by its place in ``works``.
+
+        Raises:
+            UnknownTaskError: there is no such task.
+            QueueFullError: too many are waiting.
+            ServerClosedError: the server is shutting down.
+        """
+        self.task(task)
+        now = time.monotonic()
+        deadline = now + self.settings.timeout
+        jobs = [Job(task, work, index, now, deadline, listener) for index, work in enumerate(works)]
+        self.queue.put(jobs)
+        return jobs
+
+    def retry_after(self) -> int:
+        """Seconds after which a client that was turned away may try again."""
+        return max(1, round(self.settings.policy.patience))
+
+    def close(self) -> None:
+        """Refuse what waits, let the running batch end, and close the engine."""
+        self.worker.stop(timeout=self.settings.timeout)
+        self.engine.close()
+        if self.trace is not None:
+            self.trace.close()

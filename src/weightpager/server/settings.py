@@ -1,0 +1,66 @@
+"""How a server serves: parsed once, frozen, contradictory settings refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from weightpager.errors import ConfigError
+from weightpager.server.scheduler import Policy
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server serves.
+
+    Attributes:
+        policy: which task runs next, and how much of it at once.
+        queue: texts that may wait; more are refused.
+        timeout: seconds after which a request is given up, waiting or running.
+        most_new_tokens: that one request may ask for.
+        body_bytes: of the largest request body.
+        token: that requests must bring; None lets everybody in. Never printed.
+        admin_token: that the admin's requests must bring; without one there are no admin routes. Never printed.
+        remote_admin: whether the admin may come from another machine.
+        trace: file that visits are appended to; None keeps them in memory only.
+    """
+
+    policy: Policy = field(default_factory=Policy)
+    queue: int = 256
+    timeout: float = 120.0
+    most_new_tokens: int = 1024
+    body_bytes: int = 2**20
+    token: str | None = field(default=None, repr=False)
+    admin_token: str | None = field(default=None, repr=False)
+    remote_admin: bool = False
+    trace: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("queue", "most_new_tokens", "body_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if not (math.isfinite(self.timeout) and self.timeout > 0):
+            raise ConfigError(f"timeout: expected a number of seconds above zero, got {self.timeout}")
+        if self.token is not None and self.token == self.admin_token:
+            raise ConfigError("tokens: expected two that differ, got the same for users and the admin")
+        if self.remote_admin and self.admin_token is None:
+            raise ConfigError("remote admin: expected an admin token, got none")
+
+
+def read_token(path: Path) -> str:
+    """The token in a file, blanks around it cut off.
+
+    Raises:
+        ConfigError: there is no such file, or it holds no token of 16 to 512 printable ASCII characters.
+    """
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a readable file with a token: {error}") from error
+    if not 16 <= len(text) <= 512 or not text.isprintable() or " " in text:
+        raise ConfigError(
+            f"{path}: expected a token of 16 to 512 characters without blanks, got {len(text)}; "
+            "'openssl rand -hex 32' makes one"
+        )
+    return text

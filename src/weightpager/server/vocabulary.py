@@ -1,0 +1,118 @@
+"""Texts in, the token ids that a task reads out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from weightpager.engine.word_pieces import word_starts
+from weightpager.errors import RequestError
+from weightpager.server.work import Classify, Ids, Tag
+
+_MOST = 2**20
+"""Some tokenizers say that they read any length; a number of this size means that."""
+
+
+class Vocabulary:
+    """A bundle's tokenizer, as requests need it. Safe to use from several threads: a fast tokenizer itself isn't.
+
+    Attributes:
+        context: tokens that the model can read, prompt and continuation together.
+        size: token ids are below it.
+    """
+
+    def __init__(self, tokenizer: Any, config: Any) -> None:
+        """A tokenizer that nobody else uses, and the model's configuration."""
+        own = config.get_text_config()
+        positions = getattr(own, "max_position_embeddings", None) or _MOST
+        self.context = int(min(positions, tokenizer.model_max_length, _MOST))
+        self.size = int(own.vocab_size)
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+
+    def classify(self, text: str, max_length: int) -> Classify:
+        """A text of a classification task, cut where the task was compiled to cut."""
+        return Classify(self._ids(text, truncation=True, max_length=max_length))
+
+    def tag(self, text: str, max_length: int) -> Tag:
+        """A text of a token task, split at blanks."""
+        words = text.split()
+        options = {"truncation": True, "max_length": max_length, "return_offsets_mapping": True}
+        with self._lock:
+            encoded = self._tokenizer(" ".join(words), **options)
+        starts = word_starts(words, encoded["offset_mapping"])
+        return Tag(tuple(encoded["input_ids"]), tuple(words), tuple(starts))
+
+    def embed(self, text: str) -> Ids:
+        """A text whose vector is wanted, never cut.
+
+        Raises:
+            RequestError: the model can't read that much.
+        """
+        ids = self._ids(text)
+        if len(ids) > self.context:
+            raise self._too_long("input", len(ids))
+        return ids
+
+    def prompt(self, text: str) -> Ids:
+        """A text that is to be continued, as it is."""
+        return self._ids(text, add_special_tokens=False)
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> Ids:
+        """A conversation in the model's own template; without one, the messages' texts, a line each.
+
+        Raises:
+            RequestError: the template doesn't take such a conversation.
+        """
+        if not getattr(self._tokenizer, "chat_template", None):
+            return self.prompt("\n".join(message["content"] for message in messages))
+        try:
+            with self._lock:
+                text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # whatever the template of a bundle raises
+            raise RequestError(
+                f"expected messages that the model's chat template takes: {error}", "messages"
+            ) from error
+        return self.prompt(text)
+
+    def checked(self, ids: Sequence[int], param: str) -> Ids:
+        """Token ids that a client sends itself.
+
+        Raises:
+            RequestError: the model has no such tokens.
+        """
+        if not all(0 <= number < self.size for number in ids):
+            raise RequestError(f"expected token ids from 0 to {self.size - 1}", param)
+        return tuple(ids)
+
+    def room(self, ids: Ids, wanted: int | None, most: int, param: str) -> int:
+        """How many tokens a continuation may have.
+
+        Args:
+            ids: of the prompt.
+            wanted: by the client; as many as there is room for if None.
+            most: that the server allows.
+            param: the field that the prompt came in.
+
+        Raises:
+            RequestError: there is no prompt, or no room for what is wanted.
+        """
+        if not ids:
+            raise RequestError("expected at least one token, found an empty text", param)
+        left = self.context - len(ids)
+        if left < (wanted or 1):
+            raise self._too_long(param, len(ids), wanted or 1)
+        return min(wanted or left, most)
+
+    def _ids(self, text: str, **options: Any) -> Ids:
+        with self._lock:
+            return tuple(self._tokenizer(text, **options)["input_ids"])
+
+    def _too_long(self, param: str, found: int, wanted: int = 0) -> RequestError:
+        more = f" and {wanted} to be generated" if wanted else ""
+        return RequestError(
+            f"expected at most {self.context} tokens, as the model can read, found {found}{more}",
+            param,
+            "context_length_exceeded",
+        )

@@ -1,0 +1,107 @@
+"""What one text asks of a task, and what comes of it: plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Literal
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: from the likeliest that make up ``top_p``, after division by a temperature; 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue a prompt by so many tokens at most, or until a text of ``stop`` appears, which is cut off."""
+
+    ids: Ids
+    max_new_tokens: int
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Hashable:
+        """What can run together."""
+        return ("generate", self.sampling, id(self) if self.sampling.seed is not None else None)
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Find a text's class."""
+
+    ids: Ids
+
+    @property
+    def kind(self) -> Hashable:
+        """What can run together."""
+        return "classify"
+
+
+@dataclass(frozen=True)
+class Tag:
+    """Find a tag for every word. ``starts`` has for every token the word that it begins, None for any other."""
+
+    ids: Ids
+    words: tuple[str, ...]
+    starts: tuple[int | None, ...]
+
+    @property
+    def kind(self) -> Hashable:
+        """What can run together."""
+        return "tag"
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Find a text's vector."""
+
+    ids: Ids
+
+    @property
+    def kind(self) -> Hashable:
+        """What can run together."""
+        return "embed"
+
+
+Work = Generate | Classify | Tag | Embed
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A continuation, how many tokens it took, and why it ended."""
+
+    text: str
+    tokens: int
+    reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Probabilities in the order of the task's classes."""
+
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """(word, number of its class, probability) of every word that was read."""
+
+    tags: tuple[tuple[str, int, float], ...]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A text's vector."""
+
+    vector: tuple[float, ...]
+
+
+Outcome = Generated | Classified | Tagged | Embedded

@@ -1,0 +1,76 @@
+"""A real server on a free port, in a thread of this process."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+
+from weightpager.engine import Engine
+from weightpager.server.run import listen, server
+from weightpager.server.scheduler import Policy
+from weightpager.server.service import Service
+from weightpager.server.settings import Settings
+
+HOST = "127.0.0.1"
+TOKEN = "a-token-for-the-tests"
+ADMIN = "the-admin's-token-for-the-tests"
+
+
+@dataclass(frozen=True)
+class Running:
+    url: str
+    service: Service
+    openai: openai.OpenAI
+
+    def http(self, token: str | None = None) -> httpx.Client:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+
+    def raw(self, data: bytes) -> socket.socket:
+        """A connection over which nothing but these bytes has been sent."""
+        connection = socket.create_connection((HOST, int(self.url.rsplit(":", 1)[1])))
+        connection.sendall(data)
+        return connection
+
+    def post(self, path: str, body: object) -> socket.socket:
+        """A connection over which a request has been sent, and nothing read yet."""
+        content = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        return self.raw(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+
+    def until_idle(self) -> None:
+        while self.service.worker.running or self.service.queue.waiting():
+            time.sleep(0.005)
+
+
+def openai_client(url: str, token: str = "none") -> openai.OpenAI:
+    plain = httpx.Client(trust_env=False)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0, timeout=60, http_client=plain)
+
+
+@contextmanager
+def serving(bundle: Path, settings: Settings | None = None, budget: str | None = None) -> Iterator[Running]:
+    """Serve a bundle until the block ends."""
+    service = Service(Engine.from_pretrained(bundle, budget=budget), settings or Settings(policy=Policy()))
+    with listen(HOST, 0) as listening:
+        serving = server(service, host=HOST, port=0, grace=5)
+        thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not serving.started and thread.is_alive():
+            time.sleep(0.01)
+        try:
+            url = f"http://{HOST}:{listening.getsockname()[1]}"
+            with openai_client(url) as client:
+                yield Running(url, service, client)
+        finally:
+            serving.should_exit = True
+            thread.join()

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightpager.server.continuation import Continuation
+
+END = 256
+
+
+def decode(ids: object) -> str:
+    """Tokens are bytes, so that characters may be incomplete."""
+    return bytes(number for number in ids if number != END).decode("utf-8", "replace")  # type: ignore[attr-defined]
+
+
+texts = st.text(st.sampled_from("abé∑ \n"), max_size=30)
+
+
+@given(texts, st.lists(st.text(st.sampled_from("abé"), min_size=1, max_size=3), max_size=3), st.booleans())
+def test_what_is_shown_is_what_comes_out(text: str, stop: list[str], ends: bool) -> None:
+    ends = ends or not text
+    tokens = [*text.encode(), *([END] if ends else [])]
+    growing = Continuation(decode, len(tokens), stop, {END})
+    shown = ""
+    for token in tokens:
+        shown += growing.add(token)
+        assert text.startswith(shown)
+        if growing.ended:
+            break
+    found = growing.outcome()
+    cut = min([place for place in (text.find(one) for one in stop) if place >= 0], default=len(text))
+    assert shown == found.text == text[:cut]
+    assert found.reason == ("length" if cut == len(text) and not ends else "stop")
+
+
+def test_it_ends_after_so_many_tokens() -> None:
+    growing = Continuation(decode, 2, [], {END})
+    assert growing.add(ord("a")) == "a"
+    assert growing.ended is None
+    assert growing.add(ord("b")) == "b"
+    assert growing.outcome().reason == "length"
+
+
+def test_it_ends_with_an_end_token() -> None:
+    growing = Continuation(decode, 9, [], {END})
+    growing.add(ord("a"))
+    assert growing.add(END) == ""
+    assert (growing.outcome().text, growing.outcome().reason, growing.outcome().tokens) == ("a", "stop", 2)

@@ -1,0 +1,148 @@
+"""The official client, unchanged, against a real server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import openai
+import pytest
+import torch
+from running import Running
+
+import weightpager as wp
+from weightpager.engine.predict import predict
+
+MESSAGES = [{"role": "user", "content": "one two"}]
+
+
+def continued(bundle: Path, text: str, tokens: int, task: str = "numbers") -> str:
+    with wp.Engine.from_pretrained(bundle) as engine, engine.task(task) as module:
+        return predict(module, engine.tokenizer(), engine.bundle.task(task), [text], max_new_tokens=tokens)[0].label
+
+
+def test_models_are_the_tasks(assistant: Running) -> None:
+    models = assistant.openai.models.list().data
+    assert {model.id for model in models} == {"animal", "weather", "number", "colour"}
+    assert assistant.openai.models.retrieve("weather").id == "weather"
+
+
+def test_a_completion_is_what_the_engine_says(writer: Running, writer_bundle: Path) -> None:
+    client = writer.openai
+    found = client.completions.create(model="numbers", prompt="one two", max_tokens=6, temperature=0)
+    assert found.choices[0].text == continued(writer_bundle, "one two", 6)
+    assert found.usage is not None
+    assert found.usage.prompt_tokens == 2
+    assert found.usage.completion_tokens <= 6
+    assert found.choices[0].finish_reason in {"stop", "length"}
+
+
+def test_several_prompts_are_several_choices(writer: Running, writer_bundle: Path) -> None:
+    prompts = ["one two", "two", "cat cow dog one"]
+    found = writer.openai.completions.create(model="numbers", prompt=prompts, max_tokens=5, temperature=0)
+    assert [choice.text for choice in found.choices] == [continued(writer_bundle, text, 5) for text in prompts]
+
+
+def test_tokens_can_be_sent(writer: Running) -> None:
+    client = writer.openai
+    whole = client.completions.create(model="numbers", prompt="one two", max_tokens=5, temperature=0)
+    tokens = client.completions.create(model="numbers", prompt=[13, 14], max_tokens=5, temperature=0)
+    assert tokens.choices[0].text == whole.choices[0].text
+    with pytest.raises(openai.BadRequestError, match="token ids from 0 to 15"):
+        client.completions.create(model="numbers", prompt=[16], max_tokens=5)
+
+
+def test_a_stream_gives_the_same_text(writer: Running) -> None:
+    client = writer.openai
+    whole = client.completions.create(model="numbers", prompt="one two", max_tokens=8, temperature=0)
+    parts = list(client.completions.create(model="numbers", prompt="one two", max_tokens=8, temperature=0, stream=True))
+    assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
+    assert parts[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_chat(writer: Running, writer_bundle: Path) -> None:
+    found = writer.openai.chat.completions.create(model="numbers", messages=MESSAGES, max_tokens=6, temperature=0)
+    assert found.choices[0].message.content == continued(writer_bundle, "one two", 6)
+    assert found.choices[0].message.role == "assistant"
+
+
+def test_a_chat_stream_ends_with_its_usage_if_asked(writer: Running, writer_bundle: Path) -> None:
+    chunks = list(
+        writer.openai.chat.completions.create(
+            model="numbers",
+            messages=MESSAGES,
+            max_tokens=6,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == continued(writer_bundle, "one two", 6)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens <= 6
+
+
+def test_a_stop_text_is_cut_off(writer: Running) -> None:
+    client = writer.openai
+    whole = client.completions.create(model="numbers", prompt="one two", max_tokens=8, temperature=0).choices[0].text
+    word = whole.split()[-1]
+    cut = client.completions.create(model="numbers", prompt="one two", max_tokens=8, temperature=0, stop=[word])
+    assert cut.choices[0].text == whole[: whole.index(word)]
+    assert cut.choices[0].finish_reason == "stop"
+
+
+def test_a_seed_draws_the_same_again(writer: Running) -> None:
+    client = writer.openai
+    texts = [
+        client.completions.create(model="animals", prompt="cat", max_tokens=12, temperature=1.5, seed=seed)
+        .choices[0]
+        .text
+        for seed in (1, 1, 2, 3, 4)
+    ]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) > 1
+
+
+def test_embeddings_are_the_mean_of_the_last_hidden_state(assistant: Running, assistant_bundle: Path) -> None:
+    texts = ["red cat rain", "sun"]
+    found = assistant.openai.embeddings.create(model="weather", input=texts)
+    plain = assistant.openai.embeddings.create(model="weather", input=texts, encoding_format="float")
+    with (
+        wp.Engine.from_pretrained(assistant_bundle) as engine,
+        engine.task("weather") as module,
+        torch.inference_mode(),
+    ):
+        for number, text in enumerate(texts):
+            hidden = module.base_model(**engine.tokenizer()(text, return_tensors="pt")).last_hidden_state  # type: ignore[operator, union-attr]
+            for vectors in (found, plain):
+                torch.testing.assert_close(torch.tensor(vectors.data[number].embedding), hidden[0].mean(0).float())
+
+
+def test_an_unknown_task_is_a_model_that_is_not_found(assistant: Running) -> None:
+    with pytest.raises(openai.NotFoundError, match="Did you mean 'weather'") as caught:
+        assistant.openai.embeddings.create(model="wether", input="sun")
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        assistant.openai.models.retrieve("wether")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"model": "numbers", "n": 2}, "n:"),
+        ({"model": "numbers", "logprobs": 3}, "logprobs"),
+        ({"model": "numbers", "temperature": -1}, "temperature"),
+        ({"model": "numbers", "prompt": []}, "prompt"),
+        ({"model": "numbers", "prompt": ""}, "at least one token"),
+        ({"model": "numbers", "max_tokens": 4000}, "at most 128 tokens"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(writer: Running, fields: dict[str, object], words: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=words):
+        writer.openai.completions.create(**{"prompt": "one", **fields})  # type: ignore[call-overload]
+
+
+def test_text_is_generated_by_tasks_that_do(assistant: Running) -> None:
+    with pytest.raises(openai.BadRequestError, match="'weather' is a text-classification task"):
+        assistant.openai.chat.completions.create(model="weather", messages=MESSAGES)

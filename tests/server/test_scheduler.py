@@ -1,0 +1,172 @@
+"""The scheduler on a clock of its own: no threads, no engine."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightpager.errors import ConfigError
+from weightpager.server.scheduler import Plan, Policy, Turn, Waiting, next_batch, next_task
+
+BATCH, SWITCH = 0.05, 0.2
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of a trace: when each request began, in the order of the trace, and how often the task changed."""
+
+    trace: list[Waiting]
+    began: list[float]
+    switches: int
+    heads: list[float]  # how long each task's oldest request had waited since it became the oldest
+
+    @property
+    def waits(self) -> list[float]:
+        return sorted(begin - request.arrived for begin, request in zip(self.began, self.trace, strict=True))
+
+    def p99(self) -> float:
+        return self.waits[int(0.99 * (len(self.waits) - 1))]
+
+
+def simulate(trace: list[Waiting], policy: Policy) -> Run:
+    """Serve a trace, a batch taking ``BATCH`` seconds and a switch ``SWITCH``."""
+    now, turn, switches, current = 0.0, Turn(), 0, None
+    queue: list[int] = []
+    coming = list(range(len(trace)))
+    began = [0.0] * len(trace)
+    oldest_since: dict[str, float] = {}
+    heads = []
+    while coming or queue:
+        if not queue:
+            now = max(now, trace[coming[0]].arrived)
+        while coming and trace[coming[0]].arrived <= now:
+            queue.append(coming.pop(0))
+        waiting = [trace[number] for number in queue]
+        for request in waiting:
+            oldest_since.setdefault(request.task, request.arrived)
+        plan = next_batch(waiting, turn, now, policy)
+        if not plan.places:
+            assert plan.again > now
+            now = min(plan.again, trace[coming[0]].arrived if coming else plan.again)
+            continue
+        places = plan.places
+        task = waiting[places[0]].task
+        if turn.task == task and turn.is_over(now, policy):
+            turn = turn.renewed(now)
+        start = now
+        if task != current:
+            switches, current = switches + 1, task
+            now += SWITCH
+        heads.append(now - oldest_since.pop(task))
+        for place in places:
+            began[queue[place]] = now
+        now += BATCH
+        queue = [number for place, number in enumerate(queue) if place not in places]
+        for number in queue:
+            if trace[number].task == task:
+                oldest_since.setdefault(task, now)
+        turn = turn.after(task, len(places), start, now)
+    return Run(trace, began, switches, heads)
+
+
+traces = st.lists(
+    st.tuples(st.floats(0, 20), st.sampled_from("abcdef"), st.sampled_from([None, "x"])), min_size=1, max_size=120
+).map(lambda rows: [Waiting(task, at, kind) for at, task, kind in sorted(rows, key=lambda row: row[0])])
+policies = st.builds(
+    Policy,
+    patience=st.floats(0, 4),
+    linger=st.floats(0, 4),
+    turn=st.integers(1, 16),
+    turn_seconds=st.floats(0, 2),
+    batch=st.integers(1, 8),
+)
+
+
+@given(traces, policies)
+def test_no_task_starves_beyond_the_bound(trace: list[Waiting], policy: Policy) -> None:
+    # A task's head becomes its head when it arrives, or when a batch before it ends; patience counts from its arrival,
+    # so that the bound holds from either.
+    tasks = len({request.task for request in trace})
+    assert max(simulate(trace, policy).heads) <= policy.longest_wait(tasks, BATCH, SWITCH) + 1e-9
+
+
+@given(traces, policies)
+def test_a_batch_is_of_one_task_and_kind_oldest_first(trace: list[Waiting], policy: Policy) -> None:
+    found = list(next_batch(trace, Turn(), 100.0, policy).places)
+    chosen = [trace[place] for place in found]
+    assert 1 <= len(found) <= policy.batch
+    assert len({(request.task, request.kind) for request in chosen}) == 1
+    first = next(place for place, request in enumerate(trace) if request.task == chosen[0].task)
+    assert found[0] == first
+    assert found == sorted(found)
+
+
+@given(traces, policies)
+def test_within_a_task_and_kind_nobody_is_overtaken(trace: list[Waiting], policy: Policy) -> None:
+    run = simulate(trace, policy)
+    for key in {(request.task, request.kind) for request in trace}:
+        times = [begin for begin, request in zip(run.began, trace, strict=True) if (request.task, request.kind) == key]
+        assert times == sorted(times)
+
+
+@given(traces)
+def test_by_arrival_nobody_is_overtaken_at_all(trace: list[Waiting]) -> None:
+    assert simulate(trace, Policy(order="arrival")).began == sorted(simulate(trace, Policy(order="arrival")).began)
+
+
+def test_grouping_saves_switches_and_time() -> None:
+    drawn = random.Random(7)
+    at, trace = 0.0, []
+    for _ in range(2000):
+        at += drawn.expovariate(8)
+        trace.append(Waiting(drawn.choice("abcdef"), at))
+    grouped, first_come = simulate(trace, Policy(linger=2)), simulate(trace, Policy(order="arrival"))
+    assert first_come.switches >= 3 * grouped.switches
+    assert grouped.p99() < first_come.p99()
+
+
+def test_the_current_task_goes_on_until_another_is_overdue() -> None:
+    policy = Policy(patience=2, turn=4, turn_seconds=60)
+    waiting = [Waiting("a", 0.0), Waiting("b", 0.5)]
+    turn = Turn("b", since=0.0, served=3)
+    assert next_task(waiting, turn, 1.0, policy) == "b"
+    assert next_task(waiting, turn, 3.0, policy) == "b"  # its turn isn't over
+    assert next_task(waiting, Turn("b", 0.0, served=4), 3.0, policy) == "a"
+    assert next_task([waiting[1]], Turn("b", 0.0, served=4), 3.0, policy) == "b"
+
+
+def test_a_task_that_is_in_memory_goes_before_one_that_is_not() -> None:
+    waiting = [Waiting("a", 0.0), Waiting("b", 0.5), Waiting("c", 0.6)]
+    assert next_task(waiting, Turn(), 1.0, Policy(patience=2), resident={"b", "c"}) == "b"
+    assert next_task(waiting, Turn(), 2.0, Policy(patience=2), resident={"b", "c"}) == "a"
+
+
+def test_of_overdue_tasks_the_one_served_longest_ago_goes_first() -> None:
+    waiting = [Waiting("a", 0.0), Waiting("b", 0.1), Waiting("c", 0.2)]
+    turn = Turn("z", served_at={"a": 9.0, "b": 5.0})
+    assert next_task(waiting, turn, 10.0, Policy()) == "c"
+    assert next_task(waiting[:2], turn, 10.0, Policy()) == "b"
+
+
+def test_a_switch_that_loads_may_wait_for_more_requests() -> None:
+    policy = Policy(patience=2, linger=1.5, batch=2)
+    one, turn = [Waiting("a", 0.0)], Turn("b")
+    assert next_batch(one, turn, 1.0, policy) == Plan(again=1.5)
+    assert next_batch(one, turn, 1.5, policy) == Plan((0,))
+    assert next_batch(one, turn, 1.0, policy, resident={"a"}) == Plan((0,))
+    assert next_batch(one, Turn("a"), 1.0, policy) == Plan((0,))
+    assert next_batch([*one, Waiting("a", 0.5)], turn, 1.0, policy) == Plan((0, 1))
+
+
+def test_nothing_waits() -> None:
+    assert next_batch([], Turn(), 0.0, Policy()) == Plan()
+
+
+@pytest.mark.parametrize("change", [{"patience": -1}, {"turn": 0}, {"batch": 0}, {"patience": float("nan")}])
+def test_a_policy_that_makes_no_sense_is_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        Policy(**change)  # type: ignore[arg-type]

@@ -1,0 +1,227 @@
+"""Batches, cancelling, limits and shutting down, on real servers."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Running, serving
+
+import tiny
+import weightpager as wp
+from weightpager.engine.predict import predict
+from weightpager.server.scheduler import Policy
+from weightpager.server.settings import Settings
+
+TEXTS = [" ".join(tiny.WORDS[start : start + length]) for start in range(8) for length in (1, 3, 4)]
+TASKS = ["animal", "weather", "number", "colour"]
+
+
+def classify(running: Running, task: str, texts: list[str] | str) -> list[dict[str, Any]]:
+    with running.http() as client:
+        answer = client.post("/v1/classifications", json={"model": task, "input": texts})
+    assert answer.status_code == 200, answer.text
+    return list(answer.json()["data"])
+
+
+def direct(bundle: Path, task: str, texts: list[str]) -> list[Any]:
+    with wp.Engine.from_pretrained(bundle) as engine, engine.task(task) as module:
+        return predict(module, engine.tokenizer(), engine.bundle.task(task), texts)
+
+
+def test_classes_are_what_the_engine_says(assistant: Running, assistant_bundle: Path) -> None:
+    for found, wanted in zip(
+        classify(assistant, "weather", TEXTS), direct(assistant_bundle, "weather", TEXTS), strict=True
+    ):
+        assert found["label"] == wanted.label
+        assert found["score"] == pytest.approx(wanted.score, abs=1e-5)
+        assert sum(score["score"] for score in found["scores"]) == pytest.approx(1)
+        assert {score["label"] for score in found["scores"]} == {"sun", "rain", "snow"}
+
+
+def test_only_the_likeliest_classes_if_asked(assistant: Running) -> None:
+    with assistant.http() as client:
+        answer = client.post("/v1/classifications", json={"model": "weather", "input": "sun", "top": 1}).json()
+    assert len(answer["data"][0]["scores"]) == 1
+    assert answer["usage"]["prompt_tokens"] == 3
+
+
+def test_tags_are_what_the_engine_says(assistant: Running, assistant_bundle: Path) -> None:
+    for found, wanted in zip(
+        classify(assistant, "colour", TEXTS), direct(assistant_bundle, "colour", TEXTS), strict=True
+    ):
+        assert tuple((word["word"], word["label"]) for word in found["words"]) == wanted.tags
+
+
+def test_an_empty_text_has_no_words_but_a_class(assistant: Running) -> None:
+    assert classify(assistant, "colour", "")[0]["words"] == []
+    assert classify(assistant, "weather", "")[0]["label"] in {"sun", "rain", "snow"}
+
+
+def test_deterministic_answers_are_the_engines_bit_for_bit(assistant_bundle: Path, writer_bundle: Path) -> None:
+    settings = Settings(policy=Policy(batch=1))
+    with serving(assistant_bundle, settings) as running, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda text: classify(running, "weather", text)[0]["score"], TEXTS))
+    assert found == [one.score for one in direct(assistant_bundle, "weather", TEXTS)]
+    with serving(writer_bundle, settings) as running:
+        choices = running.openai.completions.create(model="animals", prompt=TEXTS, max_tokens=8, temperature=0).choices
+    with wp.Engine.from_pretrained(writer_bundle) as engine, engine.task("animals") as module:
+        wanted = predict(module, engine.tokenizer(), engine.bundle.task("animals"), TEXTS, max_new_tokens=8)
+    assert [choice.text for choice in choices] == [one.label for one in wanted]
+
+
+def tight(bundle: Path) -> str:
+    """Room for the largest task, and hardly more."""
+    opened = wp.Bundle.open(bundle)
+    with wp.Engine.from_pretrained(bundle) as engine:
+        largest = max(len(opened.pages_of(task)) for task in opened.tasks)
+        return str(engine.report().budget - opened.page_bytes * (len(opened.pages) - largest))
+
+
+def test_many_clients_get_their_own_answers_under_a_tight_budget(assistant_bundle: Path) -> None:
+    wanted = {task: direct(assistant_bundle, task, TEXTS) for task in TASKS}
+    budget = tight(assistant_bundle)
+    with serving(assistant_bundle, Settings(policy=Policy(patience=0.2)), budget=budget) as running:
+        places = [(task, place) for place in range(len(TEXTS)) for task in TASKS]
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(lambda at: classify(running, at[0], TEXTS[at[1]])[0], places))
+        report = running.service.engine.report()
+    for (task, place), answer in zip(places, found, strict=True):
+        right = wanted[task][place]
+        label = (
+            " ".join(f"{word['word']}/{word['label']}" for word in answer["words"])
+            if answer["words"]
+            else answer["label"]
+        )
+        assert label == right.label
+    assert report.memory.total <= report.budget
+
+
+class Slow:
+    """Holds the worker up between two batches until told to go on."""
+
+    def __init__(self, running: Running) -> None:
+        self.go = threading.Event()
+        running.service.worker.between(self.go.wait)
+
+
+@pytest.fixture
+def held(assistant_bundle: Path) -> Iterator[tuple[Running, Slow]]:
+    settings = Settings(queue=3, timeout=30)
+    with serving(assistant_bundle, settings) as running:
+        slow = Slow(running)
+        yield running, slow
+        slow.go.set()
+
+
+def test_a_full_queue_says_when_to_come_back(held: tuple[Running, Slow]) -> None:
+    running, slow = held
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(classify, running, "weather", ["sun", "rain", "snow"])
+        while not running.service.queue.waiting():
+            time.sleep(0.005)
+        with running.http() as client:
+            refused = client.post("/v1/classifications", json={"model": "animal", "input": "cat"})
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["code"] == "queue_full"
+        slow.go.set()
+        assert len(waiting.result()) == 3
+
+
+def test_a_client_that_goes_away_leaves_the_queue(held: tuple[Running, Slow]) -> None:
+    running, slow = held
+    with running.post("/v1/classifications", {"model": "weather", "input": ["sun", "rain"]}):
+        while not running.service.queue.waiting():
+            time.sleep(0.005)
+    while running.service.queue.waiting():
+        time.sleep(0.005)
+    slow.go.set()
+    running.until_idle()
+    assert running.service.engine.report().switches == ()
+
+
+def test_a_client_that_goes_away_ends_what_is_generated_for_it(writer: Running) -> None:
+    def tokens() -> float:
+        return float(
+            writer.service.metrics.registry.get_sample_value("weightpager_generated_tokens_total", {"task": "animals"})
+            or 0
+        )
+
+    before, asked = tokens(), 100
+    with (
+        writer.http() as client,
+        client.stream(
+            "POST",
+            "/v1/completions",
+            json={
+                "model": "animals",
+                "prompt": "cat",
+                "max_tokens": asked,
+                "stream": True,
+                "temperature": 2,
+                "seed": 1,
+            },
+        ) as answer,
+    ):
+        next(answer.iter_lines())
+    writer.until_idle()
+    assert tokens() - before < asked
+
+
+def test_a_slow_reader_holds_nobody_up(writer: Running) -> None:
+    body = {"model": "animals", "prompt": ["cat"] * 16, "max_tokens": 100, "stream": True, "temperature": 2}
+    with writer.post("/v1/completions", body) as slow:
+        slow.recv(1)
+        found = writer.openai.completions.create(model="numbers", prompt="one", max_tokens=2, temperature=0)
+        assert found.choices[0].finish_reason
+
+
+def test_a_request_that_waits_too_long_is_given_up(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle, Settings(timeout=0.2)) as running, running.http() as client:
+        slow = Slow(running)
+        found = client.post("/v1/classifications", json={"model": "weather", "input": "sun"})
+        slow.go.set()
+        assert found.status_code == 504
+        assert found.json()["error"]["code"] == "timeout"
+        running.until_idle()
+        assert classify(running, "weather", "sun")
+
+
+def test_generation_that_takes_too_long_is_given_up(writer_bundle: Path) -> None:
+    with serving(writer_bundle, Settings(timeout=0.05)) as running, running.http() as client:
+        body = {"model": "animals", "prompt": ["cat"] * 64, "max_tokens": 120, "temperature": 2}
+        assert client.post("/v1/completions", json=body).status_code == 504
+        running.until_idle()
+
+
+def test_shutting_down_finishes_what_has_begun(assistant_bundle: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        with serving(assistant_bundle) as running:
+            slow = Slow(running)
+            answers = [pool.submit(classify, running, task, "red cat") for task in TASKS]
+            while sum(running.service.queue.waiting().values()) < len(TASKS):
+                time.sleep(0.005)
+            slow.go.set()
+        assert all(answer.result() for answer in answers)
+    assert not running.service.ready
+
+
+def test_a_damaged_page_fails_its_requests_and_no_others(assistant_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(assistant_bundle, tmp_path / "copy.bundle"))
+    bundle = wp.Bundle.open(copy)
+    own = set(bundle.pages_of("weather")) - set(bundle.pages_of("animal"))
+    with (copy / "pages-0000.safetensors").open("r+b") as file:
+        file.seek(4096 + int(min(own)) * bundle.page_bytes)
+        file.write(b"\xff" * 64)
+    with serving(copy) as running, running.http() as client:
+        found = client.post("/v1/classifications", json={"model": "weather", "input": "sun"})
+        assert found.status_code == 500
+        assert "page" not in found.json()["error"]["message"]
+        assert classify(running, "animal", "cat")
