@@ -15,6 +15,7 @@ from running import Running, serving
 
 import tiny
 import weightpager as wp
+from weightpager.bundle.footprint import smallest_budget
 from weightpager.engine.predict import predict
 from weightpager.server.scheduler import Policy
 from weightpager.server.settings import Settings
@@ -76,17 +77,9 @@ def test_deterministic_answers_are_the_engines_bit_for_bit(assistant_bundle: Pat
     assert [choice.text for choice in choices] == [one.label for one in wanted]
 
 
-def tight(bundle: Path) -> str:
-    """Room for the largest task, and hardly more."""
-    opened = wp.Bundle.open(bundle)
-    with wp.Engine.from_pretrained(bundle) as engine:
-        largest = max(len(opened.pages_of(task)) for task in opened.tasks)
-        return str(engine.report().budget - opened.page_bytes * (len(opened.pages) - largest))
-
-
 def test_many_clients_get_their_own_answers_under_a_tight_budget(assistant_bundle: Path) -> None:
     wanted = {task: direct(assistant_bundle, task, TEXTS) for task in TASKS}
-    budget = tight(assistant_bundle)
+    budget = str(smallest_budget(wp.Bundle.open(assistant_bundle)))
     with serving(assistant_bundle, Settings(policy=Policy(patience=0.2)), budget=budget) as running:
         places = [(task, place) for place in range(len(TEXTS)) for task in TASKS]
         with ThreadPoolExecutor(16) as pool:

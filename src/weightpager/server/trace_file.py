@@ -25,11 +25,15 @@ class TraceFile:
             self._file: BufferedRandom = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
         except OSError as error:
             raise ConfigError(f"{path}: expected a file that can be written: {error.strerror or error}") from error
-        content = self._file.read()
-        whole = content.rfind(b"\n") + 1
+        try:
+            content = self._file.read()
+            whole = content.rfind(b"\n") + 1
+            self._latest = _latest_time(content[:whole], path)
+        except BaseException:
+            self._file.close()
+            raise
         self._file.truncate(whole)
         self._file.seek(whole)
-        self._latest = _latest_time(content[:whole], path)
 
     def add(self, switch: Switch) -> None:
         """One more visit. Its time is never before the last one's, whatever happens to the clock."""

@@ -1,0 +1,158 @@
+"""What only the admin may do, and who that is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from running import ADMIN, TOKEN, Running, serving
+
+import tiny
+import weightpager as wp
+from weightpager.bundle.footprint import smallest_budget
+from weightpager.errors import ConfigError
+from weightpager.server.app import create_app
+from weightpager.server.service import Service
+from weightpager.server.settings import Settings, read_token
+from weightpager.transitions import read_trace
+
+ROUTES = [("POST", route) for route in ("load", "pin", "unpin", "budget", "reload", "verify")] + [("GET", "trace")]
+
+
+@pytest.mark.parametrize(("method", "route"), ROUTES)
+def test_nobody_else_may(assistant: Running, method: str, route: str) -> None:
+    for token in (None, TOKEN, ADMIN[:-1], ADMIN + "x"):
+        with assistant.http(token) as client:
+            answer = client.request(method, f"/admin/{route}")
+        assert answer.status_code == 401
+        assert answer.json()["error"]["type"] == "authentication_error"
+
+
+def test_there_is_no_admin_without_a_token(writer: Running) -> None:
+    for token in (None, ADMIN):
+        with writer.http(token) as client:
+            assert client.post("/admin/verify").status_code == 403
+
+
+@pytest.mark.parametrize(("remote", "status"), [(False, 403), (True, 200)])
+@pytest.mark.anyio
+async def test_the_admin_asks_from_this_machine_unless_allowed(
+    assistant_bundle: Path, remote: bool, status: int
+) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        app = create_app(Service(engine, Settings(admin_token=ADMIN, remote_admin=remote)))
+        for address, wanted in (("192.0.2.7", status), ("no address", status), ("127.0.0.1", 200), ("::1", 200)):
+            transport = httpx.ASGITransport(app, client=(address, 1234))
+            headers = {"Authorization": f"Bearer {ADMIN}"}
+            async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
+                assert (await client.post("/admin/verify")).status_code == wanted
+
+
+def test_load_pin_and_unpin(assistant: Running) -> None:
+    engine = assistant.service.engine
+    with assistant.http(ADMIN) as client:
+        engine.deactivate()
+        engine.evict()
+        loaded = client.post("/admin/load", json={"task": "number"}).json()
+        assert loaded["loaded_bytes"] > 0
+        assert "number" in engine.resident_tasks()
+        assert client.post("/admin/load", json={"task": "number"}).json()["loaded_bytes"] == 0
+        client.post("/admin/pin", json={"task": "weather"}).raise_for_status()
+        client.post("/admin/load", json={"task": "animal"}).raise_for_status()
+        engine.evict()
+        assert "weather" in engine.resident_tasks()
+        client.post("/admin/unpin", json={"task": "weather"}).raise_for_status()
+        assert client.post("/admin/unpin", json={"task": "weather"}).status_code == 409
+        assert client.post("/admin/pin", json={"task": "wether"}).status_code == 404
+        assert client.post("/admin/pin", json={"task": "weather", "more": 1}).status_code == 400
+
+
+def test_the_budget_changes_while_the_server_runs(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle, Settings(admin_token=ADMIN)) as running, running.http(ADMIN) as client:
+        least = smallest_budget(running.service.engine.bundle)
+        running.openai.embeddings.create(model="weather", input="sun")
+        assert client.post("/admin/budget", json={"budget": str(least)}).json() == {"budget_bytes": least}
+        assert running.openai.embeddings.create(model="animal", input="cat").data
+        report = running.service.engine.report()
+        assert report.memory.total <= report.budget == least
+        small = client.post("/admin/budget", json={"budget": "1KiB"})
+        assert small.status_code == 400
+        assert "smallest budget that would do" in small.json()["error"]["message"]
+        assert client.post("/admin/budget", json={"budget": "lots"}).status_code == 400
+
+
+def test_verify_finds_a_damaged_page(assistant: Running) -> None:
+    engine = assistant.service.engine
+    with assistant.http(ADMIN) as client:
+        client.post("/admin/load", json={"task": "number"}).raise_for_status()
+        assert client.post("/admin/verify").json()["damaged"] == []
+        page = int(engine.blocks.resident()[0])
+        engine._memory.slot(int(engine.blocks.page_table[page]))[0] ^= 1
+        assert client.post("/admin/verify").json()["damaged"] == [page]
+        engine.repair()
+
+
+def test_reload_takes_over_new_tasks(assistant_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(assistant_bundle, tmp_path / "a.bundle"))
+    more = tiny.assistant(tmp_path)
+    more["tasks"] = {"mood": tiny.classification(tmp_path, "mood", {"up": ["sun"], "down": ["rain"]})}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(more))
+    with serving(bundle, Settings(admin_token=ADMIN)) as running, running.http(ADMIN) as client:
+        wp.compile(tmp_path / "more.yaml", base=bundle, out=bundle, force=True)
+        assert client.post("/admin/reload").json() == {"added": ["mood"], "removed": [], "changed": []}
+        assert running.openai.embeddings.create(model="mood", input="sun").data
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_trace_is_one_that_the_compiler_reads(assistant_bundle: Path, tmp_path: Path, kept: bool) -> None:
+    settings = Settings(admin_token=ADMIN, trace=tmp_path / "day.jsonl" if kept else None)
+    with serving(assistant_bundle, settings) as running, running.http(ADMIN) as client:
+        for task in ("weather", "animal", "weather"):
+            running.openai.embeddings.create(model=task, input="sun")
+        (tmp_path / "out.jsonl").write_bytes(client.get("/admin/trace").content)
+    assert read_trace(tmp_path / "out.jsonl", ["weather", "animal"]) == ["weather", "animal", "weather"]
+
+
+def test_a_trace_goes_on_after_a_line_that_was_never_finished(assistant_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "day.jsonl"
+    path.write_text(json.dumps({"task": "animal", "time": 4e9}) + '\n{"task": "wea')
+    with serving(assistant_bundle, Settings(trace=path)) as running:
+        running.openai.embeddings.create(model="number", input="sun")
+    assert read_trace(path) == ["animal", "number"]
+    path.write_text("no trace\n")
+    with pytest.raises(ConfigError, match="expected a trace"), serving(assistant_bundle, Settings(trace=path)):
+        pass
+
+
+def test_users_need_the_token_if_there_is_one(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle, Settings(token=TOKEN, admin_token=ADMIN)) as running:
+        for token, status in ((None, 401), ("wrong", 401), (TOKEN, 200), (ADMIN, 200)):
+            with running.http(token) as client:
+                for path in ("/v1/models", "/metrics", "/status"):
+                    assert client.get(path).status_code == status
+                assert client.get("/health").status_code == client.get("/ready").status_code == 200
+                assert client.get("/").status_code == 200
+        with running.http(TOKEN) as client:
+            assert client.post("/admin/verify").status_code == 401
+
+
+def test_a_token_is_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text(TOKEN + "\n")
+    assert read_token(path) == TOKEN
+    for content in ("short", "two words that are long enough", ""):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match="openssl rand"):
+            read_token(path)
+    with pytest.raises(ConfigError, match="readable file"):
+        read_token(tmp_path / "none")
+
+
+def test_tokens_are_never_printed() -> None:
+    assert "token-for" not in repr(Settings(token=TOKEN, admin_token=ADMIN))
+    with pytest.raises(ConfigError, match="differ"):
+        Settings(token=TOKEN, admin_token=TOKEN)

@@ -1,0 +1,108 @@
+"""Health, metrics, state and log: none of them loads anything, none of them tells a secret."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from running import ADMIN, TOKEN, Running, serving
+
+from weightpager.server.json_log import JsonFormatter
+from weightpager.server.settings import Settings
+
+READ_ONLY = [
+    "/",
+    "/docs",
+    "/openapi.json",
+    "/health",
+    "/ready",
+    "/metrics",
+    "/status",
+    "/v1/models",
+    "/v1/models/number",
+]
+
+
+def sample(running: Running, name: str, **labels: str) -> float:
+    with running.http() as client:
+        text = client.get("/metrics").text
+    rows = [row for family in text_string_to_metric_families(text) for row in family.samples]
+    return sum(row.value for row in rows if row.name == name and labels.items() <= row.labels.items())
+
+
+def test_looking_on_loads_nothing(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle) as running, running.http() as client:
+        for path in READ_ONLY:
+            assert client.get(path).status_code == 200, path
+        report = running.service.engine.report()
+        assert (report.bytes_read, report.resident_pages, report.switches) == (0, 0, ())
+
+
+def test_metrics_count_what_happens(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle) as running:
+        for task in ("weather", "animal", "weather"):
+            running.openai.embeddings.create(model=task, input=["sun", "rain"])
+        with pytest.raises(Exception, match="wether"):
+            running.openai.embeddings.create(model="wether", input="sun")
+        report = running.service.engine.report()
+        assert sample(running, "weightpager_switches_total", to_task="weather") == 2
+        assert sample(running, "weightpager_switches_total", from_task="weather", to_task="animal") == 1
+        assert sample(running, "weightpager_switch_bytes_total") == report.bytes_read
+        assert sample(running, "weightpager_read_bytes_total") == report.bytes_read
+        assert sample(running, "weightpager_batch_texts_sum") == 6
+        assert sample(running, "weightpager_wait_seconds_count", task="weather") == 4
+        assert sample(running, "weightpager_requests_total", task="weather", status="200", route="/v1/embeddings") == 2
+        assert sample(running, "weightpager_requests_total", task="", status="404") == 1
+        assert sample(running, "weightpager_memory_bytes") == report.memory.total
+        assert sample(running, "weightpager_budget_bytes") == report.budget
+        assert sample(running, "weightpager_resident_pages") == report.resident_pages
+        assert sample(running, "weightpager_task_resident_ratio", task="weather") == 1
+        assert sample(running, "weightpager_queue_texts") == 0
+
+
+def test_the_state_shows_pages_by_layer_and_task(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle) as running, running.http() as client:
+        running.openai.embeddings.create(model="weather", input="sun")
+        running.openai.embeddings.create(model="animal", input="sun")
+        found = client.get("/status").json()
+        bundle = running.service.engine.bundle
+        tasks = {task["name"]: task for task in found["tasks"]}
+        assert tasks["weather"]["resident"] == tasks["animal"]["resident"] == 1
+        assert sum(need for _, need in tasks["number"]["layers"]) == len(bundle.pages_of("number"))
+        assert sum(layer.count("1") for layer in found["pages"]) == found["resident_pages"]
+        assert [switch["to_task"] for switch in found["switches"]] == ["weather", "animal"]
+        names = list(tasks)
+        assert found["followed"][names.index("weather")][names.index("animal")] == 1
+        assert (found["current"], found["state"]) == ("animal", "ready")
+
+
+def test_a_server_that_stops_is_not_ready(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle) as running, running.http() as client:
+        running.service.worker.stop()
+        assert client.get("/ready").status_code == 503
+        assert client.get("/health").status_code == 200
+        refused = client.post("/v1/embeddings", json={"model": "weather", "input": "sun"})
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+
+
+def test_the_log_tells_what_was_asked_but_not_what_was_said(
+    assistant_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "a private text"
+    with caplog.at_level(logging.DEBUG), serving(assistant_bundle, Settings(token=TOKEN, admin_token=ADMIN)) as running:
+        with running.http(TOKEN) as client:
+            answer = client.post("/v1/classifications?key=hidden", json={"model": "weather", "input": secret})
+            client.post("/v1/classifications", json={"model": secret, "input": secret})
+            client.get(f"/{secret}")
+        with running.http(ADMIN) as client:
+            client.post("/admin/verify")
+    lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+    told = [line for line in lines if line.get("request") == answer.headers["x-request-id"]]
+    assert [(line["route"], line["task"], line["status"]) for line in told] == [("/v1/classifications", "weather", 200)]
+    everything = json.dumps([line for line in lines if line["logger"].startswith(("weightpager", "uvicorn"))])
+    for hidden in (secret, TOKEN, ADMIN, "hidden"):
+        assert hidden not in everything
