@@ -56,6 +56,12 @@ def half_billion(tasks: int = 6) -> Recipe:
     return Recipe("Qwen2.5-0.5B", half_billion_config(), BlockShape(16, 32), tasks, density=0.5, common=0.4)
 
 
+def small(tasks: int = 6) -> Recipe:
+    """A decoder of some 25 million paged weights: a batch of it takes milliseconds on a laptop."""
+    config = _config(hidden_size=512, intermediate_size=1536, layers=8, heads=8, words=2000)
+    return Recipe("small", config, BlockShape(16, 32), tasks, density=0.4, common=0.4)
+
+
 def half_billion_config() -> Qwen2Config:
     """The shape of Qwen2.5-0.5B, in bfloat16."""
     return _config(hidden_size=896, intermediate_size=4864, layers=24, heads=14, words=151936)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -91,7 +90,7 @@ def test_verify_finds_a_damaged_page(assistant: Running) -> None:
         client.post("/admin/load", json={"task": "number"}).raise_for_status()
         assert client.post("/admin/verify").json()["damaged"] == []
         page = int(engine.blocks.resident()[0])
-        engine._memory.slot(int(engine.blocks.page_table[page]))[0] ^= 1
+        engine._memory.arena.slot(int(engine.blocks.page_table[page]))[0] ^= 1
         assert client.post("/admin/verify").json()["damaged"] == [page]
         engine.repair()
 
@@ -107,25 +106,12 @@ def test_reload_takes_over_new_tasks(assistant_bundle: Path, tmp_path: Path) -> 
         assert running.openai.embeddings.create(model="mood", input="sun").data
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_the_trace_is_one_that_the_compiler_reads(assistant_bundle: Path, tmp_path: Path, kept: bool) -> None:
-    settings = Settings(admin_token=ADMIN, trace=tmp_path / "day.jsonl" if kept else None)
-    with serving(assistant_bundle, settings) as running, running.http(ADMIN) as client:
+def test_the_trace_is_one_that_the_compiler_reads(assistant_bundle: Path, tmp_path: Path) -> None:
+    with serving(assistant_bundle, Settings(admin_token=ADMIN)) as running, running.http(ADMIN) as client:
         for task in ("weather", "animal", "weather"):
             running.openai.embeddings.create(model=task, input="sun")
         (tmp_path / "out.jsonl").write_bytes(client.get("/admin/trace").content)
     assert read_trace(tmp_path / "out.jsonl", ["weather", "animal"]) == ["weather", "animal", "weather"]
-
-
-def test_a_trace_goes_on_after_a_line_that_was_never_finished(assistant_bundle: Path, tmp_path: Path) -> None:
-    path = tmp_path / "day.jsonl"
-    path.write_text(json.dumps({"task": "animal", "time": 4e9}) + '\n{"task": "wea')
-    with serving(assistant_bundle, Settings(trace=path)) as running:
-        running.openai.embeddings.create(model="number", input="sun")
-    assert read_trace(path) == ["animal", "number"]
-    path.write_text("no trace\n")
-    with pytest.raises(ConfigError, match="expected a trace"), serving(assistant_bundle, Settings(trace=path)):
-        pass
 
 
 def test_users_need_the_token_if_there_is_one(assistant_bundle: Path) -> None:

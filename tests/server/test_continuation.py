@@ -28,7 +28,10 @@ def test_what_is_shown_is_what_comes_out(text: str, stop: list[str], ends: bool)
         if growing.ended:
             break
     found = growing.outcome()
-    cut = min([place for place in (text.find(one) for one in stop) if place >= 0], default=len(text))
+    # The stop text that is complete first counts, also where one that began earlier could still have come.
+    beginnings = (decode(tokens[:count]) for count in range(len(tokens) + 1))
+    cuts = ([place for place in (beginning.find(one) for one in stop) if place >= 0] for beginning in beginnings)
+    cut = min(next((found for found in cuts if found), [len(text)]))
     assert shown == found.text == text[:cut]
     assert found.reason == ("length" if cut == len(text) and not ends else "stop")
 

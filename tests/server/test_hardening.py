@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,14 @@ import hypothesis
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, Phase, given
 from hypothesis.errors import Unsatisfiable
 from running import ADMIN, Running, serving
 from schemathesis import APIOperation, Case, GenerationMode
 
+import weightpager as wp
+from weightpager.runtime.visit_log import DELAY
 from weightpager.server.settings import Settings
-from weightpager.transitions import read_trace
 
 
 def status_of(running: Running, data: bytes) -> int:
@@ -97,7 +99,7 @@ def described(running: Running) -> dict[str, Any]:
 def test_nothing_in_the_description_makes_the_server_fail(
     request: pytest.FixtureRequest, name: str, mode: GenerationMode
 ) -> None:
-    with serving(request.getfixturevalue(name), Settings(admin_token=ADMIN)) as running:
+    with serving(request.getfixturevalue(name), Settings(admin_token=ADMIN, most_new_tokens=8)) as running:
         schema = schemathesis.openapi.from_dict(described(running))
         for found in schema.get_all_operations():
             attack(found.ok(), running, mode)
@@ -109,7 +111,7 @@ def attack(operation: APIOperation[Any, Any], running: Running, mode: Generation
         session.trust_env = False
 
         @given(operation.as_strategy(generation_mode=mode))
-        @hypothesis.settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
+        @hypothesis.settings(max_examples=20, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
         def attacked(case: Case) -> None:
             answer = case.call(running.url, session, headers={"Authorization": f"Bearer {ADMIN}"})
             assert answer.status_code < 500, answer.content
@@ -121,10 +123,10 @@ def attack(operation: APIOperation[Any, Any], running: Running, mode: Generation
 
 
 @contextmanager
-def command(bundle: Path, trace: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def command(bundle: Path, history: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """The command in a process of its own, ready to serve; killed at the end."""
     code = "from weightpager.cli import main; main()"
-    options = ["serve", str(bundle), "--port", "0", "--trace", str(trace)]
+    options = ["serve", str(bundle), "--port", "0", "--history", str(history)]
     arguments = [sys.executable, "-c", code, *options]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
@@ -139,15 +141,17 @@ def command(bundle: Path, trace: Path) -> Iterator[tuple[subprocess.Popen[str], 
 
 @pytest.mark.slow
 def test_a_killed_server_is_back_at_once(assistant_bundle: Path, tmp_path: Path) -> None:
-    trace = tmp_path / "day.jsonl"
+    history = tmp_path / "history"
     for task in ("weather", "animal"):
-        with command(assistant_bundle, trace) as (_, client):
+        with command(assistant_bundle, history) as (_, client):
             assert client.post("/v1/embeddings", json={"model": task, "input": "sun"}).status_code == 200
-    assert read_trace(trace) == ["weather", "animal"]
+            time.sleep(2 * DELAY)
+    with wp.Engine.from_pretrained(assistant_bundle, history=history) as engine:
+        assert [visit.task for visit in engine.monitor.visits()] == ["weather", "animal"]
 
 
 @pytest.mark.slow
 def test_a_server_that_is_told_to_end_ends_well(assistant_bundle: Path, tmp_path: Path) -> None:
-    with command(assistant_bundle, tmp_path / "day.jsonl") as (process, _):
+    with command(assistant_bundle, tmp_path / "history") as (process, _):
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=100) in {0, -signal.SIGTERM}

@@ -104,6 +104,14 @@ def test_a_seed_draws_the_same_again(writer: Running) -> None:
     assert len(set(texts)) > 1
 
 
+def test_a_temperature_near_zero_is_greedy(writer: Running) -> None:
+    texts = {
+        writer.openai.completions.create(model="animals", prompt="cat", max_tokens=6, temperature=hot).choices[0].text
+        for hot in (0, 5e-324, 1e-9)
+    }
+    assert len(texts) == 1
+
+
 def test_embeddings_are_the_mean_of_the_last_hidden_state(assistant: Running, assistant_bundle: Path) -> None:
     texts = ["red cat rain", "sun"]
     found = assistant.openai.embeddings.create(model="weather", input=texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,27 @@ def test_metrics_count_what_happens(assistant_bundle: Path) -> None:
         assert sample(running, "weightpager_queue_texts") == 0
 
 
+def test_loading_ahead_is_counted(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle, prefetch=True) as running:
+        running.openai.embeddings.create(model="weather", input="sun")
+        report = running.service.engine.report().prefetch
+        assert report is not None
+        assert sample(running, "weightpager_prefetch_pages_total", result="misses") == report.pages.misses > 0
+        assert sample(running, "weightpager_prediction_log_loss_bits") == report.log_loss
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_pages_ask_for_nothing_from_outside(assistant: Running, path: str) -> None:
+    with assistant.http() as client:
+        answer = client.get(path)
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    addresses = set(re.findall(r"""(?:https?:)?//[a-z0-9.-]+\.[a-z]+[^\s"']*""", answer.text)) - {
+        "http://www.w3.org/2000/svg"
+    }
+    assert not addresses
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=.(?!data:)", answer.text)
+
+
 def test_the_state_shows_pages_by_layer_and_task(assistant_bundle: Path) -> None:
     with serving(assistant_bundle) as running, running.http() as client:
         running.openai.embeddings.create(model="weather", input="sun")
@@ -106,3 +128,13 @@ def test_the_log_tells_what_was_asked_but_not_what_was_said(
     everything = json.dumps([line for line in lines if line["logger"].startswith(("weightpager", "uvicorn"))])
     for hidden in (secret, TOKEN, ADMIN, "hidden"):
         assert hidden not in everything
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are(assistant_bundle: Path) -> None:
+    dashboard = (Path(__file__).parents[2] / "docs" / "grafana.json").read_text(encoding="utf-8")
+    asked = set(re.findall(r"weightpager_[a-z_]+", dashboard))
+    with serving(assistant_bundle, prefetch=True) as running, running.http() as client:
+        running.openai.embeddings.create(model="weather", input="sun")
+        families = text_string_to_metric_families(client.get("/metrics").text)
+        there = {row.name for family in families for row in family.samples}
+    assert asked <= there, asked - there

@@ -19,6 +19,7 @@ from weightpager.cli import (
     serve_command,
     simulate_command,
     tidy_commands,
+    top_command,
 )
 from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
 
@@ -55,6 +56,7 @@ for command in (
     doctor_command,
     demo_command,
     serve_command,
+    top_command,
 ):
     command.register(app)
 

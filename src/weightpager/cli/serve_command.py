@@ -60,8 +60,11 @@ def serve(
     real_time: Annotated[
         list[str] | None, typer.Option(metavar="TASK", help="Load this task first, and never let it go.")
     ] = None,
-    trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File that visits are appended to, for `transitions:`.")
+    prefetch: Annotated[
+        bool, typer.Option("--prefetch", help="Load ahead, between switches, what the next task probably needs.")
+    ] = False,
+    history: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File that keeps which task ran when across restarts.")
     ] = None,
     log: Annotated[Literal["json", "text"], typer.Option(help="Form of the log on standard error.")] = "json",
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="Least that is logged.")] = (
@@ -92,14 +95,18 @@ def serve(
         token=None if token_file is None else read_token(token_file),
         admin_token=None if admin_token_file is None else read_token(admin_token_file),
         remote_admin=remote_admin,
-        trace=trace,
     )
     form = log_config(log_level, as_json=log == "json")
     logging.config.dictConfig(form)
     with (
         listen(host, port) as socket,
         Engine.from_pretrained(
-            bundle, budget=budget, kv_reserve=kv_reserve or 0, real_time=tuple(real_time or ())
+            bundle,
+            budget=budget,
+            kv_reserve=kv_reserve or 0,
+            real_time=tuple(real_time or ()),
+            prefetch=prefetch,
+            history=history,
         ) as engine,
     ):
         serving = server(Service(engine, settings), host=host, port=port, grace=grace, log=form)

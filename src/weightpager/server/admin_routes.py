@@ -69,10 +69,7 @@ async def verify(request: Request) -> Verified:
 async def trace(request: Request) -> Response:
     """Which task was visited when, as ``transitions:`` of a task file reads it."""
     service: Service = request.app.state.service
-    if service.trace is not None:
-        content = await asyncio.to_thread(service.trace.read)
-    else:
-        content = b"".join(json.dumps(row).encode() + b"\n" for row in service.engine.monitor.trace())
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in service.engine.monitor.trace())
     return Response(content, media_type="application/jsonl")
 
 

@@ -61,8 +61,8 @@ class Continuation:
 
     def _safe(self) -> str:
         held = max((len(stop) - 1 for stop in self._stop), default=0)
-        text = self._text[: len(self._text) - held]
-        return text[: -len(_INCOMPLETE)] if text.endswith(_INCOMPLETE) else text
+        text = self._text.removesuffix(_INCOMPLETE)
+        return text[: max(0, len(text) - held)]
 
     def _show(self, text: str) -> str:
         # A decoder may change what it has said, blanks mostly: nothing is shown until the beginning is the same again.

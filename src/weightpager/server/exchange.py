@@ -91,3 +91,4 @@ async def exchange(service: Service, request: Request, task: str, works: Sequenc
         watching.cancel()
         for job in jobs:
             job.cancel()
+        request.state.waited = max((job.began - job.arrived for job in jobs if job.began is not None), default=None)

@@ -22,6 +22,9 @@ from weightpager.server.service import Service
 from weightpager.server.work import Generate, Generated, Ids, Sampling
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(access.user)], responses=RESPONSES)
+_GREEDY = 1e-3
+"""Temperatures below it draw the likeliest token anyway, and divide scores until they overflow."""
+
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -57,7 +60,7 @@ def _service(request: Request, task: str) -> Service:
 
 def _work(service: Service, body: GenerationBody, ids: Ids, wanted: int | None, param: str) -> Generate:
     room = service.vocabulary.room(ids, wanted, service.settings.most_new_tokens, param)
-    sampling = Sampling() if body.temperature == 0 else Sampling(body.temperature, body.top_p, body.seed)
+    sampling = Sampling() if body.temperature < _GREEDY else Sampling(body.temperature, body.top_p, body.seed)
     return Generate(ids, room, sampling, body.stops)
 
 

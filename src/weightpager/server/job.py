@@ -54,6 +54,7 @@ class Job:
         index: of the text in its request.
         arrived, deadline: by `time.monotonic`.
         listener: who asked.
+        began: when its batch began, None before.
     """
 
     task: str
@@ -62,6 +63,7 @@ class Job:
     arrived: float
     deadline: float
     listener: Listener
+    began: float | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from weightpager.engine import Engine
-from weightpager.engine.report import EngineReport
+from weightpager.engine.report import EngineReport, PrefetchReport
 from weightpager.engine.residency_map import ResidencyMap
 from weightpager.server.job_queue import JobQueue
 from weightpager.server.switch_log import Switch
@@ -53,6 +53,9 @@ class Metrics:
         self._durations = Histogram(
             "weightpager_switch_seconds", "From wanting a task to all pages in place.", buckets=_SWITCHES, registry=own
         )
+        self._slowest_batch = Gauge("weightpager_slowest_batch_seconds", "The slowest batch so far.", registry=own)
+        self._slowest_switch = Gauge("weightpager_slowest_switch_seconds", "The slowest switch so far.", registry=own)
+        self._slowest = [0.0, 0.0]  # written by the worker's thread alone
         self.registry.register(_EngineState(engine, queue))
 
     def answered(self, route: str, task: str, status: int, seconds: float) -> None:
@@ -70,12 +73,16 @@ class Metrics:
         self._batches.labels(task).observe(texts)
         self._compute.labels(task).inc(seconds)
         self._tokens.labels(task).inc(tokens)
+        self._slowest[0] = max(self._slowest[0], seconds)
+        self._slowest_batch.set(self._slowest[0])
 
     def switched(self, switch: Switch) -> None:
         """A switch is over."""
         self._switches.labels(switch.from_task or "", switch.to_task).inc()
         self._loaded.labels(switch.to_task).inc(switch.bytes)
         self._durations.observe(switch.seconds)
+        self._slowest[1] = max(self._slowest[1], switch.seconds)
+        self._slowest_switch.set(self._slowest[1])
 
     def text(self) -> bytes:
         """All of them, in Prometheus' text format; loads nothing."""
@@ -98,6 +105,8 @@ class _EngineState(Collector):
         report = self._engine.report()
         yield from _memory(report)
         yield from _pages(report)
+        if report.prefetch is not None:
+            yield from _prefetch(report.prefetch, self._engine.bundle.page_bytes)
         yield from _residency(self._engine.residency())
         yield from _queue(self._queue, self._engine.bundle.tasks)
 
@@ -120,6 +129,18 @@ def _pages(report: EngineReport) -> Iterator[Metric]:
     )
     yield _counter("weightpager_read_bytes", "Read from storage.", report.bytes_read)
     yield _counter("weightpager_reloaded_pages", "Loaded though they had been in the arena.", report.reloaded_pages)
+
+
+def _prefetch(report: PrefetchReport, page_bytes: int) -> Iterator[Metric]:
+    pages = CounterMetricFamily("weightpager_prefetch_pages", "Pages by what loading ahead did.", labels=["result"])
+    for result in ("loaded", "hits", "late", "misses", "wasted"):
+        pages.add_metric([result], getattr(report.pages, result))
+    yield pages
+    wasted = report.pages.wasted * page_bytes
+    yield _counter("weightpager_prefetch_wasted_bytes", "Loaded ahead and gone before any task needed them.", wasted)
+    yield _gauge("weightpager_prefetch_active", "1 while loading ahead pays, 0 while it rests.", report.pays)
+    yield _gauge("weightpager_prediction_hit_ratio", "Switches to the task that seemed likeliest.", report.hit_rate)
+    yield _gauge("weightpager_prediction_log_loss_bits", "Bits per switch that forecasts miss by.", report.log_loss)
 
 
 def _residency(found: ResidencyMap) -> Iterator[Metric]:

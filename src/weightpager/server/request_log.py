@@ -14,7 +14,7 @@ _log = logging.getLogger("weightpager.server.requests")
 
 
 class RequestLog:
-    """ASGI middleware around everything else; gives every response an ``X-Request-Id``."""
+    """ASGI middleware around everything else; gives every response an ``X-Request-Id``, and says how long it waited."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         """Counts go to these metrics."""
@@ -33,7 +33,11 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request.encode())]
+                own = [(b"x-request-id", request.encode())]
+                waited = _waited(scope)
+                if waited is not None:
+                    own.append((b"server-timing", f"queue;dur={waited * 1e3:.1f}".encode()))
+                message["headers"] = [*message.get("headers", []), *own]
             await send(message)
 
         try:
@@ -46,5 +50,18 @@ class RequestLog:
         route = str(getattr(scope.get("route"), "path", "other"))
         task = str(scope.get("state", {}).get("task", ""))
         self._metrics.answered(route, task, status, seconds)
-        facts = {"request": request, "method": scope["method"], "route": route, "task": task, "status": status}
-        _log.info("%s %s %d", facts["method"], route, status, extra={"facts": facts | {"seconds": round(seconds, 6)}})
+        facts: dict[str, object] = {
+            "request": request,
+            "method": scope["method"],
+            "route": route,
+            "task": task,
+            "status": status,
+        }
+        facts |= {"seconds": round(seconds, 6), "waited": _waited(scope)}
+        _log.info("%s %s %d", facts["method"], route, status, extra={"facts": facts})
+
+
+def _waited(scope: Scope) -> float | None:
+    """Seconds that a request's texts have waited for their turn; None while that isn't known, or they never began."""
+    found: float | None = scope.get("state", {}).get("waited")
+    return found

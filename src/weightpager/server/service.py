@@ -13,7 +13,6 @@ from weightpager.server.job_queue import JobQueue
 from weightpager.server.metrics import Metrics
 from weightpager.server.settings import Settings
 from weightpager.server.switch_log import SwitchLog
-from weightpager.server.trace_file import TraceFile
 from weightpager.server.vocabulary import Vocabulary
 from weightpager.server.work import Work
 from weightpager.server.worker import Worker
@@ -27,7 +26,6 @@ class Service:
         settings: how it serves.
         vocabulary: texts to token ids.
         queue, worker, metrics, switches: of this server.
-        trace: the file of visits, if there is one.
         started: seconds since 1970.
     """
 
@@ -35,7 +33,6 @@ class Service:
         """Nothing runs until `start`.
 
         Raises:
-            ConfigError: the trace file can't be used.
             BundleFormatError: transformers can't read the bundle's tokenizer.
         """
         self.engine = engine
@@ -43,9 +40,7 @@ class Service:
         self.vocabulary = Vocabulary(engine.tokenizer(), read_config(engine.bundle))
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
-        self.trace = None if settings.trace is None else TraceFile(settings.trace)
-        tell = (self.metrics.switched, *(() if self.trace is None else (self.trace.add,)))
-        self.switches = SwitchLog(*tell)
+        self.switches = SwitchLog(self.metrics.switched)
         self.worker = Worker(engine, self.queue, settings.policy, self.metrics, self.switches)
         self.started = time.time()
 
@@ -89,5 +84,3 @@ class Service:
         """Refuse what waits, let the running batch end, and close the engine."""
         self.worker.stop(timeout=self.settings.timeout)
         self.engine.close()
-        if self.trace is not None:
-            self.trace.close()

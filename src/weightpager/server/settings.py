@@ -23,7 +23,6 @@ class Settings:
         token: that requests must bring; None lets everybody in. Never printed.
         admin_token: that the admin's requests must bring; without one there are no admin routes. Never printed.
         remote_admin: whether the admin may come from another machine.
-        trace: file that visits are appended to; None keeps them in memory only.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -34,7 +33,6 @@ class Settings:
     token: str | None = field(default=None, repr=False)
     admin_token: str | None = field(default=None, repr=False)
     remote_admin: bool = False
-    trace: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("queue", "most_new_tokens", "body_bytes"):

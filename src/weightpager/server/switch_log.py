@@ -28,11 +28,11 @@ class SwitchLog:
     """The latest switches. Safe to use from several threads.
 
     Args:
-        tell: called with every switch, in the thread that switched.
+        tell: hears of every switch, in the thread that switched.
         clock: seconds since 1970.
     """
 
-    def __init__(self, *tell: Callable[[Switch], None], clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, tell: Callable[[Switch], None], clock: Callable[[], float] = time.time) -> None:
         self._tell = tell
         self._clock = clock
         self._lock = threading.Lock()
@@ -43,8 +43,7 @@ class SwitchLog:
         switch = Switch(self._clock(), report.from_task, report.to_task, report.bytes, report.seconds)
         with self._lock:
             self._latest.append(switch)
-        for tell in self._tell:
-            tell(switch)
+        self._tell(switch)
 
     def latest(self, count: int) -> list[Switch]:
         """So many of them at most, oldest first."""

@@ -114,6 +114,8 @@ class Worker:
         self._running = jobs
         try:
             if jobs:
+                for job in jobs:
+                    job.began = start
                 self._metrics.began(task, [start - job.arrived for job in jobs])
                 self._run_batch(self.enter(task), jobs)
         except WeightpagerError as error:

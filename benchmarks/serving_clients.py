@@ -1,0 +1,117 @@
+"""Clients of a server: some that ask again and again, others that ask when a trace says so."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import httpx
+
+Answers = Mapping[tuple[str, str], Sequence[float]]
+"""What is right: (task, text) → its vector."""
+
+TOLERANCE = 0.02
+"""Of a vector's length: batches of bfloat16 products differ in their last bits."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: for which task, when (seconds from the start), and which text."""
+
+    task: str
+    at: float
+    text: str
+
+
+@dataclass
+class Tally:
+    """What has come of requests. ``waits`` are seconds in the queue, ``seconds`` from asking to the answer."""
+
+    waits: dict[str, list[float]] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    refused: int = 0
+    failed: list[str] = field(default_factory=list)
+    wrong: int = 0
+
+    def add(self, ask: Ask, answer: httpx.Response, seconds: float, answers: Answers) -> None:
+        """One more answer."""
+        if answer.status_code == 429:
+            self.refused += 1
+        elif answer.status_code != 200:
+            self.failed.append(f"{answer.status_code} {answer.text[:200]}")
+        else:
+            self.seconds.append(seconds)
+            self.waits.setdefault(ask.task, []).append(_waited(answer))
+            self.wrong += not _close(answer.json()["data"][0]["embedding"], answers[ask.task, ask.text])
+
+
+async def crowd(url: str, asks: Sequence[Sequence[Ask]], seconds: float, answers: Answers) -> Tally:
+    """Clients that each ask, in a circle, again as soon as they are answered, for so long."""
+    tally = Tally()
+    end = time.monotonic() + seconds
+
+    async def client(own: Sequence[Ask], session: httpx.AsyncClient) -> None:
+        for ask in itertools.cycle(own):
+            if time.monotonic() >= end:
+                return
+            status = await _ask(session, ask, tally, answers)
+            if status == 429:
+                await asyncio.sleep(random.random())
+
+    async with _session(url) as session:
+        await asyncio.gather(*(client(own, session) for own in asks))
+    return tally
+
+
+async def replay(url: str, asks: Sequence[Ask], answers: Answers) -> Tally:
+    """Each request at its time, whether others have been answered or not."""
+    tally = Tally()
+    start = time.monotonic()
+
+    async def one(ask: Ask, session: httpx.AsyncClient) -> None:
+        await asyncio.sleep(max(0.0, ask.at - (time.monotonic() - start)))
+        await _ask(session, ask, tally, answers)
+
+    async with _session(url) as session:
+        await asyncio.gather(*(one(ask, session) for ask in asks))
+    return tally
+
+
+async def watch(url: str, seconds: float) -> int:
+    """The most bytes that weights took in this time."""
+    most, end = 0, time.monotonic() + seconds
+    async with _session(url) as session:
+        while time.monotonic() < end:
+            memory: dict[str, int] = (await session.get("/status")).json()["memory"]
+            most = max(most, sum(memory.values()))
+            await asyncio.sleep(0.5)
+    return most
+
+
+def _session(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, timeout=300, trust_env=False, limits=httpx.Limits(max_connections=None))
+
+
+async def _ask(session: httpx.AsyncClient, ask: Ask, tally: Tally, answers: Answers) -> int:
+    start = time.monotonic()
+    try:
+        answer = await session.post("/v1/embeddings", json={"model": ask.task, "input": ask.text})
+    except httpx.TransportError as error:
+        tally.failed.append(repr(error))
+        return 0
+    tally.add(ask, answer, time.monotonic() - start, answers)
+    return answer.status_code
+
+
+def _waited(answer: httpx.Response) -> float:
+    return float(answer.headers["server-timing"].rsplit("=", 1)[1]) / 1e3
+
+
+def _close(found: Sequence[float], right: Sequence[float]) -> bool:
+    distance = sum((a - b) ** 2 for a, b in zip(found, right, strict=True)) ** 0.5
+    length = sum(b**2 for b in right) ** 0.5
+    return bool(distance <= TOLERANCE * length)

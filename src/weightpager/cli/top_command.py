@@ -1,0 +1,134 @@
+"""``top``: what a server does, live in a terminal."""
+
+from __future__ import annotations
+
+import json as json_file
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from weightpager.cli import output
+from weightpager.cli.options import Json
+from weightpager.errors import ConfigError, WeightpagerError
+
+_SHADES = " ░▒▓█"
+_MOST_BYTES = 64 * 2**20
+_LATEST = 8
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(top)
+
+
+def top(
+    url: Annotated[str, typer.Argument(metavar="[URL]", help="Of the server.")] = "http://127.0.0.1:8000",
+    interval: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Time between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the server's token, if it asks for one.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Watch a server: pages in memory, switches, who waits. Loads nothing; Ctrl-C ends it.
+
+    Example: `weightpager top http://127.0.0.1:8000`
+    """
+    token = None if token_file is None else token_file.read_text(encoding="ascii").strip()
+    found = read_status(url, token)
+    if json:
+        output.print_json(found)
+    elif once:
+        output.console.print(view(found))
+    else:
+        with Live(view(found), console=output.console, screen=True, auto_refresh=False) as live:
+            while True:
+                time.sleep(interval)
+                live.update(view(read_status(url, token)), refresh=True)
+
+
+def read_status(url: str, token: str | None = None) -> dict[str, Any]:
+    """A server's state.
+
+    Raises:
+        ConfigError: the URL is none of HTTP.
+        WeightpagerError: no server answers there, or it asks for a token.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"expected the URL of a server, such as http://127.0.0.1:8000, got {url!r}")
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"{url.rstrip('/')}/status", headers=headers)  # noqa: S310 - checked above
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            found: dict[str, Any] = json_file.loads(answer.read(_MOST_BYTES))
+            return found
+    except urllib.error.HTTPError as error:
+        hint = "; it asks for --token-file" if error.code == 401 else ""
+        raise WeightpagerError(f"{url}: expected a server's state, found status {error.code}{hint}") from error
+    except (OSError, ValueError) as error:
+        raise WeightpagerError(
+            f"{url}: expected a server, found none: {error}; start one with 'weightpager serve'"
+        ) from (error)
+
+
+def view(found: dict[str, Any]) -> RenderableType:
+    """The state as people read it."""
+    return Group(_head(found), _budget(found), _tasks(found), _switches(found))
+
+
+def _head(found: dict[str, Any]) -> RenderableType:
+    running = f"{found['running']} running, " if found["running"] else ""
+    waiting = sum(task["waiting"] for task in found["tasks"])
+    return Text(
+        f"weightpager {found['version']}  {found['state']}  up {found['uptime']:.0f} s  kernel {found['kernel']}  "
+        f"{running}{waiting} of {found['queue_limit']} waiting",
+        style="bold",
+    )
+
+
+def _budget(found: dict[str, Any]) -> RenderableType:
+    used = sum(found["memory"].values())
+    parts = ", ".join(f"{name} {output.size(count)}" for name, count in found["memory"].items() if count)
+    words = f"{output.size(used)} of {output.size(found['budget'])}: {parts}"
+    pages = f"{found['resident_pages']} of {found['slots']} slots, working set {found['working_set_pages']} pages"
+    return Group(ProgressBar(total=max(1, found["budget"]), completed=used, width=60), Text(words), Text(pages), Text())
+
+
+def _tasks(found: dict[str, Any]) -> RenderableType:
+    table = Table(title="tasks", title_justify="left")
+    for number, column in enumerate(("task", "in memory", "layers", "waiting", "requests")):
+        table.add_column(column, justify="left" if number in (0, 2) else "right")
+    for task in found["tasks"]:
+        name = f"[bold green]{escape(task['name'])}[/]" if task["name"] == found["current"] else escape(task["name"])
+        layers = "".join(_shade(here, need) for here, need in task["layers"])
+        table.add_row(name, f"{task['resident']:.0%}", layers, str(task["waiting"]), str(task["requests"]))
+    return table
+
+
+def _shade(here: int, need: int) -> str:
+    return _SHADES[-(-here * (len(_SHADES) - 1) // need)] if need else "·"
+
+
+def _switches(found: dict[str, Any]) -> RenderableType:
+    table = Table(title=f"latest of {found['switches_total']} switches", title_justify="left")
+    for number, column in enumerate(("ago", "from", "to", "loaded", "took")):
+        table.add_column(column, justify="left" if number in (1, 2) else "right")
+    for switch in reversed(found["switches"][-_LATEST:]):
+        table.add_row(
+            f"{max(0.0, found['time'] - switch['time']):.0f} s",
+            escape(switch["from_task"] or ""),
+            escape(switch["to_task"]),
+            output.size(switch["bytes"]),
+            output.milliseconds(switch["seconds"]),
+        )
+    return table

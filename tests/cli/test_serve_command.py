@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from command import Command
+from running import TOKEN, serving
+
+from weightpager.server.settings import Settings
+
+
+def test_top_shows_tasks_and_switches(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    with serving(assistant_bundle, Settings(token=TOKEN)) as running:
+        running.service.worker.between(lambda: running.service.worker.enter("weather")).result()
+        found = weightpager("top", running.url, "--once", "--token-file", tmp_path / "token")
+        assert found.code == 0
+        for words in ("weather", "100%", "█", "latest of 0 switches"):
+            assert words in found.out
+        state = json.loads(weightpager("top", running.url, "--json", "--token-file", tmp_path / "token").out)
+        assert state["current"] == "weather"
+        locked = weightpager("top", running.url, "--once")
+        assert locked.code == 1
+        assert "--token-file" in locked.err
+
+
+def test_top_says_that_there_is_no_server(weightpager: Command) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    found = weightpager("top", f"http://127.0.0.1:{port}", "--once")
+    assert found.code == 1
+    assert "weightpager serve" in found.err
+    assert weightpager("top", "file:///etc/passwd", "--once").code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--budget", "1KiB"], 1, "smallest budget that would do"),
+        (["--token-file", "nowhere"], 2, "readable file with a token"),
+        (["--remote-admin"], 2, "expected an admin token"),
+        (["--max-body", "much"], 2, "such as 512MiB"),
+        (["--order", "random"], 2, "grouped"),
+        (["--host", "192.0.2.1"], 2, "expected a free port at 192.0.2.1:0"),
+        (["--real-time", "wether"], 2, "Did you mean 'weather'"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(
+    weightpager: Command, assistant_bundle: Path, options: list[str], code: int, words: str
+) -> None:
+    found = weightpager("serve", assistant_bundle, "--port", "0", *options)
+    assert found.code == code
+    assert words in found.err
+    assert "Traceback" not in found.err
+
+
+def test_a_taken_port_is_named(weightpager: Command, assistant_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = weightpager("serve", assistant_bundle, "--port", port)
+    assert found.code == 2
+    assert f"127.0.0.1:{port}" in found.err
+
+
+@pytest.mark.parametrize("verb", ["serve", "top"])
+def test_serving_has_help_with_an_example(weightpager: Command, verb: str) -> None:
+    found = weightpager(verb, "--help")
+    assert found.code == 0
+    assert f"weightpager {verb}" in found.out
+    assert "Example" in found.out
