@@ -90,7 +90,7 @@ def test_verify_finds_a_damaged_page(assistant: Running) -> None:
         client.post("/admin/load", json={"task": "number"}).raise_for_status()
         assert client.post("/admin/verify").json()["damaged"] == []
         page = int(engine.blocks.resident()[0])
-        engine._memory.arena.slot(int(engine.blocks.page_table[page]))[0] ^= 1
+        engine._memory.arena.pages[int(engine.blocks.page_table[page]), 0] ^= 1
         assert client.post("/admin/verify").json()["damaged"] == [page]
         engine.repair()
 

@@ -30,7 +30,8 @@ def padded(module: nn.Module, texts: Sequence[Ids], pad: int, *, left: bool) -> 
         place = slice(longest - len(ids), None) if left else slice(len(ids))
         input_ids[row, place] = torch.tensor(ids, dtype=torch.int64)
         mask[row, place] = 1
-    return {"input_ids": input_ids, "attention_mask": mask}
+    device = embeddings.weight.device
+    return {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
 
 
 def pad_id(tokenizer: Any) -> int:
