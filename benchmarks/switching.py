@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -56,6 +56,8 @@ class Row:
         resident_p99_ms: of switches that have nothing to load.
         first_output_ms: from an empty arena to the logits of a prompt, loading while it runs.
         compute_ms: of the same prompt with all pages in place.
+        first_output_ratio: median over the repeats of the first output's time by the longer of loading and computing.
+        logits: tokens of the prompt whose logits are computed; a continuation needs those of the last one.
     """
 
     model: str
@@ -73,28 +75,30 @@ class Row:
     resident_p99_ms: float | None = None
     first_output_ms: float | None = None
     compute_ms: float | None = None
+    first_output_ratio: float | None = None
+    logits: int | None = None
 
 
 def main(
     json: Annotated[Path, typer.Option(help="File to write the rows to.")],
     repeats: Annotated[int, typer.Option(help="Times that each switch is measured.")] = 5,
     folder: Annotated[Path | None, typer.Option(help="Where the synthetic bundles are kept.")] = None,
+    only_first_output: Annotated[bool, typer.Option(help="Measure nothing but the first output.")] = False,
 ) -> None:
     """Measure switches."""
     where = folder or cache_dir() / "benchmarks" / "switching"
     model = half_billion()
     bundle = bundle_of(model, where, typer.echo)
     rows: list[Row] = []
-    for row in (
-        *pairs(model.name, bundle, repeats),
-        *rounds(model.name, bundle),
-        first_output(model.name, bundle, repeats),
+    for measured in (
+        () if only_first_output else pairs(model.name, bundle, repeats),
+        () if only_first_output else rounds(model.name, bundle),
+        first_outputs(model.name, bundle, repeats),
+        () if only_first_output else residents(where),
     ):
-        rows.append(row)
-        typer.echo(line(row))
-    crowd = many_pages()
-    rows.append(resident(crowd.name, bundle_of(crowd, where, typer.echo)))
-    typer.echo(line(rows[-1]))
+        for row in measured:
+            rows.append(row)
+            typer.echo(line(row))
     json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
 
 
@@ -150,10 +154,17 @@ def rounds(model: str, bundle: Bundle) -> Iterator[Row]:
             )  # fmt: skip
 
 
-def first_output(model: str, bundle: Bundle, repeats: int) -> Row:
+def first_outputs(model: str, bundle: Bundle, repeats: int) -> Iterator[Row]:
     """From nothing to a first output, loading while the model runs; and loading and running by themselves."""
+    for logits in (1, TOKENS):
+        yield first_output(model, bundle, repeats, logits)
+
+
+def first_output(model: str, bundle: Bundle, repeats: int, logits: int) -> Row:
+    """To the logits of so many tokens, the last ones."""
     name = next(iter(bundle.tasks))
-    inputs = {"input_ids": torch.randint(0, 1000, (1, TOKENS)), "use_cache": False}
+    prompt = torch.randint(0, 1000, (1, TOKENS))
+    inputs: dict[str, object] = {"input_ids": prompt, "use_cache": False, "logits_to_keep": logits}
     loads, computes, both = [], [], []
     with Engine(bundle, EngineConfig()) as engine:
         for _ in range(repeats + 1):
@@ -170,9 +181,11 @@ def first_output(model: str, bundle: Bundle, repeats: int) -> Row:
             both.append(time.perf_counter() - start)
         count = len(bundle.pages_of(name)) * bundle.page_bytes
         load, compute, overlapped = (1e3 * statistics.median(seconds[1:]) for seconds in (loads, computes, both))
+        ratios = [seconds / max(longer) for seconds, *longer in zip(both[1:], loads[1:], computes[1:], strict=True)]
         return _row(
             model, engine, "none", name, count,
             load_ms=round(load, 2), compute_ms=round(compute, 2), first_output_ms=round(overlapped, 2),
+            first_output_ratio=round(statistics.median(ratios), 3), logits=logits,
             load_gbps=round(count / load / 1e6, 3),
         )  # fmt: skip
 
@@ -183,6 +196,12 @@ def timed_forward(module: nn.Module, inputs: dict[str, object]) -> float:
     with torch.inference_mode():
         module(**inputs)
     return time.perf_counter() - start
+
+
+def residents(folder: Path) -> Iterator[Row]:
+    """Switches without a load, where there are many pages and tasks."""
+    crowd = many_pages()
+    yield resident(crowd.name, bundle_of(crowd, folder, typer.echo))
 
 
 def resident(model: str, bundle: Bundle, switches: int = 3000) -> Row:
@@ -212,7 +231,7 @@ def line(row: Row) -> str:
     return "  ".join(f"{key} {value}" for key, value in found.items())
 
 
-def _row(model: str, engine: Engine, a: str, b: str, count: int, **measured: float) -> Row:
+def _row(model: str, engine: Engine, a: str, b: str, count: int, **measured: Any) -> Row:
     budget = engine.report().budget
     return Row(model, budget, a, b, count, provenance.command("benchmarks.switching"), provenance.commit(), **measured)
 
