@@ -56,7 +56,6 @@ class Row:
         resident_p99_ms: of switches that have nothing to load.
         first_output_ms: from an empty arena to the logits of a prompt, loading while it runs.
         compute_ms: of the same prompt with all pages in place.
-        first_output_ratio: median over the repeats of the first output's time by the longer of loading and computing.
         logits: tokens of the prompt whose logits are computed; a continuation needs those of the last one.
     """
 
@@ -75,7 +74,6 @@ class Row:
     resident_p99_ms: float | None = None
     first_output_ms: float | None = None
     compute_ms: float | None = None
-    first_output_ratio: float | None = None
     logits: int | None = None
 
 
@@ -181,11 +179,10 @@ def first_output(model: str, bundle: Bundle, repeats: int, logits: int) -> Row:
             both.append(time.perf_counter() - start)
         count = len(bundle.pages_of(name)) * bundle.page_bytes
         load, compute, overlapped = (1e3 * statistics.median(seconds[1:]) for seconds in (loads, computes, both))
-        ratios = [seconds / max(longer) for seconds, *longer in zip(both[1:], loads[1:], computes[1:], strict=True)]
         return _row(
             model, engine, "none", name, count,
             load_ms=round(load, 2), compute_ms=round(compute, 2), first_output_ms=round(overlapped, 2),
-            first_output_ratio=round(statistics.median(ratios), 3), logits=logits,
+            logits=logits,
             load_gbps=round(count / load / 1e6, 3),
         )  # fmt: skip
 
