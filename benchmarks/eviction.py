@@ -12,7 +12,7 @@ import numpy as np
 import typer
 
 from benchmarks.switching import SHARES
-from benchmarks.synthetic_bundle import bundle_of, half_billion
+from weightpager.bench.synthetic_bundle import bundle_of, half_billion
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
 from weightpager.runtime.block_manager import BlockManager

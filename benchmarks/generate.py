@@ -23,8 +23,8 @@ from transformers import Qwen2ForCausalLM
 
 from benchmarks.kernels import Row, replace_rows
 from benchmarks.synthetic import PAGE_BYTES, BlockTables, Variant, filled_arena
-from benchmarks.synthetic_bundle import half_billion_config
 from weightpager import kernels
+from weightpager.bench.synthetic_bundle import half_billion_config
 from weightpager.nn import FlatLinear, PagedLinear, fuse_gated_mlps
 from weightpager.runtime.task_gate import TaskGate
 

@@ -24,7 +24,7 @@ import typer
 
 from benchmarks import provenance
 from benchmarks.serving_clients import Answers, Ask, Tally, crowd, replay, watch
-from benchmarks.synthetic_bundle import bundle_of, small
+from weightpager.bench.synthetic_bundle import bundle_of, small
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.config import cache_dir, format_size

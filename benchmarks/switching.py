@@ -22,8 +22,8 @@ import typer
 from torch import nn
 
 from benchmarks import provenance
-from benchmarks.synthetic_bundle import bundle_of, half_billion, many_pages
 from weightpager.bench.switching import sparse_checkpoint, time_whole_read
+from weightpager.bench.synthetic_bundle import bundle_of, half_billion, many_pages
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.overlap import overlap

@@ -9,6 +9,7 @@ import sys
 import typer
 
 from weightpager.cli import (
+    bench_command,
     compile_command,
     demo_command,
     device_commands,
@@ -57,6 +58,7 @@ for command in (
     demo_command,
     serve_command,
     top_command,
+    bench_command,
 ):
     command.register(app)
 

@@ -1,0 +1,113 @@
+"""What a method's process found: the JSON between it and the process that started it."""
+
+from __future__ import annotations
+
+from weightpager.bundle.manifest import Strict
+
+
+class Job(Strict):
+    """What a process is asked to measure.
+
+    Attributes:
+        method: its name.
+        bundle, folder: paths of the bundle and of the checkpoints.
+        budget: bytes of memory for weights.
+        threads: reads in flight.
+        pace: bytes per second that reads are slowed down to by the process itself; None if by nobody or the kernel.
+        seconds: after which no further pair is measured, once every task has been switched to.
+        repeats: of every ordered pair; 0 for no pairs.
+        visits: of the trace; 0 for no trace.
+        tasks: how many of the bundle's, from the first on.
+        seed: of orders and inputs.
+    """
+
+    method: str
+    bundle: str
+    folder: str
+    budget: int
+    threads: int
+    pace: float | None
+    seconds: float
+    repeats: int
+    visits: int
+    tasks: int
+    seed: int
+
+
+class Sample(Strict):
+    """One switch.
+
+    Attributes:
+        from_task, to_task: the pair.
+        ready: seconds until all weights are in memory; None where the method doesn't wait for that.
+        first_output: seconds until the first output of a prompt.
+        bytes: that the process got from storage meanwhile.
+    """
+
+    from_task: str
+    to_task: str
+    ready: float | None
+    first_output: float
+    bytes: int
+
+
+class Visit(Strict):
+    """One visit of a trace.
+
+    Attributes:
+        task: visited.
+        waited: seconds until the first output, less a warm forward of the same prompt: what the switch cost.
+        bytes: that the process got from storage.
+        weight_bytes: of weights in memory afterwards.
+        process_bytes: of the whole process in memory afterwards.
+    """
+
+    task: str
+    waited: float
+    bytes: int
+    weight_bytes: int
+    process_bytes: int
+
+
+class ProcessMemory(Strict):
+    """Bytes of a process after all its switches.
+
+    Attributes:
+        weights: tables and adapters included.
+        paged: the part of them that holds paged weights.
+        resident: of the process in memory, shared libraries in full.
+        proportional: the same, what several processes share divided among them.
+        anonymous: the part that belongs to no file.
+    """
+
+    weights: int
+    paged: int
+    resident: int
+    proportional: int
+    anonymous: int
+
+
+class Found(Strict):
+    """All that a process measured.
+
+    Attributes:
+        samples: of pairs.
+        cold_note: why the first sample that wasn't proved cold wasn't; empty if all were.
+        visits: of the trace.
+        memory: at the end.
+        forwards: seconds of warm forwards.
+        tokens: in each of them; for images, one.
+        kernel: instruction set of weightpager's kernels.
+        torch_threads: that computed.
+        paced: whether the process slowed its own reads down.
+    """
+
+    samples: list[Sample]
+    cold_note: str
+    visits: list[Visit]
+    memory: ProcessMemory
+    forwards: list[float]
+    tokens: int
+    kernel: str
+    torch_threads: int
+    paced: bool

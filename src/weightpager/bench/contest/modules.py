@@ -1,0 +1,49 @@
+"""Torch modules of a bundle's tasks, over memory that a method keeps itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from weightpager.bundle import BlockTable, Bundle
+from weightpager.bundle.adapter import read_adapter
+from weightpager.engine.architecture import empty_module, full_name, read_config
+from weightpager.engine.task_module import assign, build
+from weightpager.runtime.task_gate import TaskGate
+
+
+def dense_module(bundle: Bundle, task: str, values: Mapping[str, Tensor]) -> nn.Module:
+    """A task's ordinary module; its parameters are these tensors, not copies."""
+    module = empty_module(read_config(bundle), bundle.task(task))
+    assign_values(module, values, task)
+    return module
+
+
+def assign_values(module: nn.Module, values: Mapping[str, Tensor], task: str) -> None:
+    """Give a module its parameters by canonical name."""
+    assign(module, {full_name(module, name): value for name, value in values.items()}, task)
+
+
+def sparse_module(
+    bundle: Bundle,
+    task: str,
+    tables: Mapping[str, BlockTable],
+    values: dict[str, Tensor],
+    arena: Tensor,
+    page_table: Tensor,
+) -> nn.Module:
+    """A task's module with paged layers, which its caller may run whenever the arena holds its pages.
+
+    Args:
+        bundle: that the architecture is taken from.
+        task: whose it is.
+        tables: of its paged weights, in terms of the page table's pages.
+        values: its other parameters, by canonical name.
+        arena: uint8 [slots, page_bytes].
+        page_table: int32 [pages].
+    """
+    gate = TaskGate(task)
+    gate.hold()
+    low_rank = read_adapter(bundle, task)
+    return build(bundle, task, tables, read_config(bundle), values, arena, page_table, gate, low_rank)

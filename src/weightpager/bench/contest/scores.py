@@ -1,0 +1,31 @@
+"""Accuracy through the bundle that is timed: measured again, or as its compile measured it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.report import CompileReport, TaskScore
+from weightpager.compiler.measure import measure
+from weightpager.engine import Engine
+
+Progress = Callable[[str, int, int], None]
+
+
+def scores(
+    bundle: Bundle, report: CompileReport | None, *, again: bool, progress: Progress
+) -> tuple[list[TaskScore], str]:
+    """Every task's score and where it comes from; nothing where the bundle has no held-out data and no report.
+
+    Args:
+        bundle: of the tasks.
+        report: of its compile, if it has one.
+        again: whether to measure, where the held-out data is on this machine.
+        progress: of that.
+    """
+    stated = [entry.eval for entry in bundle.tasks.values()]
+    if again and all(data is not None and Path(data.file).is_file() for data in stated):
+        with Engine.from_pretrained(bundle.path) as engine:
+            return measure(engine, bundle.tasks, progress), "this run"
+    return (report.tasks, "the compile") if report is not None else ([], "")

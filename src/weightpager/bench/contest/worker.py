@@ -1,0 +1,41 @@
+"""The process of one method: ``python -m weightpager.bench.contest.worker JOB RESULT``, two paths of JSON files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from weightpager.bench.contest.found import Found, Job
+from weightpager.bench.contest.measuring import measure
+from weightpager.bench.contest.methods import method
+from weightpager.bench.contest.pace import Pace
+from weightpager.bench.contest.rival import Setting
+from weightpager.bundle import Bundle
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do the job in one file, write what was found to the other."""
+    job_file, result_file = map(Path, arguments)
+    found = do(Job.model_validate_json(job_file.read_bytes()))
+    result_file.write_text(found.model_dump_json(), encoding="utf-8")
+
+
+def do(job: Job) -> Found:
+    """Set a method up in this process and measure it."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    bundle = Bundle.open(job.bundle)
+    pace = None if job.pace is None else Pace(job.pace)
+    asked = method(job.method)
+    rival = asked.make(Setting(bundle, Path(job.folder), job.budget, job.threads, pace))
+    try:
+        return measure(rival, asked, bundle, job)
+    finally:
+        rival.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

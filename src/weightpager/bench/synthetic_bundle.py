@@ -1,0 +1,171 @@
+"""Bundles of random weights, for speed and memory only: real models' shapes, written as the compiler writes them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from weightpager.blocks import BlockShape
+from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle.layout import block_bytes
+from weightpager.bundle.writer import writing
+from weightpager.compiler.masks import Keep
+from weightpager.compiler.pack import StoredBlocks, pack, pack_best
+from weightpager.compiler.paged_weights import sort_weights
+from weightpager.compiler.source import Source
+from weightpager.compiler.task_file import from_dict
+from weightpager.compiler.task_weights import TaskWeights
+from weightpager.compiler.write import BundlePlan, write_bundle
+from weightpager.store import StorageModel
+from weightpager.transitions import Transitions
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a synthetic bundle is like.
+
+    Attributes:
+        name: of the model.
+        config: its shape.
+        block: that its weights are cut into.
+        tasks: how many.
+        density: share of the blocks that each keeps.
+        common: share of a task's blocks that all tasks keep; the rest is drawn for each.
+        page_bytes: bytes of a page; None lets the packer choose.
+    """
+
+    name: str
+    config: Qwen2Config
+    block: BlockShape
+    tasks: int
+    density: float
+    common: float
+    page_bytes: int | None = None
+
+
+def half_billion(tasks: int = 6) -> Recipe:
+    """Qwen2.5-0.5B, half of the blocks dropped."""
+    return Recipe("Qwen2.5-0.5B", half_billion_config(), BlockShape(16, 32), tasks, density=0.5, common=0.4)
+
+
+def quarter_kept(*, aligned: bool = True, tasks: int = 6) -> Recipe:
+    """Qwen2.5-0.5B, three quarters of the blocks dropped; tasks overlap by 0.61 if they are aligned, else by 0.25."""
+    name = "Qwen2.5-0.5B at 75 %" if aligned else "Qwen2.5-0.5B at 75 % unaligned"
+    common = 0.55 if aligned else 0.0
+    return Recipe(name, half_billion_config(), BlockShape(16, 32), tasks, density=0.25, common=common)
+
+
+def small(tasks: int = 6) -> Recipe:
+    """A decoder of some 25 million paged weights: a batch of it takes milliseconds on a laptop."""
+    config = _config(hidden_size=512, intermediate_size=1536, layers=8, heads=8, words=2000)
+    return Recipe("small", config, BlockShape(16, 32), tasks, density=0.4, common=0.4)
+
+
+def half_billion_config() -> Qwen2Config:
+    """The shape of Qwen2.5-0.5B, in bfloat16."""
+    return _config(hidden_size=896, intermediate_size=4864, layers=24, heads=14, words=151936)
+
+
+def many_pages() -> Recipe:
+    """More than 100,000 pages and as many tasks as a bundle may have."""
+    config = _config(hidden_size=1024, intermediate_size=8192, layers=8, heads=16, words=1000)
+    return Recipe("100,000 pages", config, BlockShape(32, 64), 64, density=0.5, common=0.4, page_bytes=4096)
+
+
+def _config(*, hidden_size: int, intermediate_size: int, layers: int, heads: int, words: int) -> Qwen2Config:
+    return Qwen2Config(
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=2,
+        vocab_size=words,
+        tie_word_embeddings=True,
+        dtype=torch.bfloat16,
+    )
+
+
+def bundle_of(recipe: Recipe, folder: Path, report: Callable[[str], None]) -> Bundle:
+    """The bundle in a folder; written there first if it isn't yet."""
+    plain = recipe.name.replace(" ", "-").replace(",", "").replace("%", "percent")
+    path = folder / f"{plain}-{recipe.tasks}.bundle"
+    if not path.is_dir():
+        report(f"write {path.name} …")
+        folder.mkdir(parents=True, exist_ok=True)
+        write(recipe, path)
+    return Bundle.open(path)
+
+
+def write(recipe: Recipe, path: Path) -> None:
+    """Write a bundle."""
+    names = [f"task-{number:02d}" for number in range(recipe.tasks)]
+    scratch = path.with_suffix(".scratch")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        source = _source(recipe, names, scratch)
+        keep = _masks(recipe, source)
+        transitions = Transitions.uniform(names)
+        stored = [StoredBlocks.of(info.layer, keep[info.name]) for info in source.paged]
+        size = block_bytes(recipe.block, "bfloat16")
+        packing = (
+            pack_best(stored, size, transitions.switch_rate(), StorageModel())
+            if recipe.page_bytes is None
+            else pack(stored, recipe.page_bytes, size)
+        )
+        entries = tuple(
+            TaskEntry(
+                name=name, kind="language-modeling", classes=[], max_length=512, sparsity=1 - recipe.density,
+                dense=None, eval=None,
+            )
+            for name in names
+        )  # fmt: skip
+        plan = BundlePlan("bfloat16", TaskWeights(source), keep, packing, entries, transitions, None)
+        with writing(path) as writer:
+            write_bundle(writer, plan)
+    finally:
+        shutil.rmtree(scratch)
+
+
+def _source(recipe: Recipe, names: list[str], scratch: Path) -> Source:
+    files = {}
+    for split in ("train", "eval"):
+        files[split] = str(scratch / f"{split}.jsonl")
+        Path(files[split]).write_text(json.dumps({"text": split}) + "\n", encoding="utf-8")
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(recipe.config).eval().requires_grad_(False)
+    recipe.config.save_pretrained(scratch)
+    tasks = {name: {"kind": "language-modeling", **files} for name in names}
+    task_file = from_dict({"model": str(scratch), "block": str(recipe.block), "tasks": tasks})
+    models_of = dict.fromkeys(names, model)
+    paged, resident = sort_weights(models_of, recipe.block, scratch)
+    return Source(task_file, scratch, recipe.config, _tokenizer(), models_of, paged, resident)
+
+
+def _masks(recipe: Recipe, source: Source) -> Keep:
+    random = np.random.default_rng(0)
+    keep = {}
+    for info in source.paged:
+        count = info.grid.count
+        kept, common = round(recipe.density * count), round(recipe.density * recipe.common * count)
+        order = random.permutation(count)
+        mask = np.zeros((count, recipe.tasks), bool)
+        mask[order[:common]] = True
+        for task in range(recipe.tasks):
+            mask[random.choice(order[common:], kept - common, replace=False), task] = True
+        keep[info.name] = mask
+    return keep
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    inner = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "word": 2}, unk_token="[UNK]"))  # noqa: S106 - a word
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]")  # noqa: S106 - words

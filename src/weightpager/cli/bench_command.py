@@ -1,0 +1,164 @@
+"""``weightpager bench``: ours against what people use today, on this machine."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from weightpager.cli import output
+from weightpager.cli.options import Quiet, extra
+from weightpager.config import cache_dir, parse_bandwidth, parse_size
+from weightpager.errors import ConfigError
+
+if TYPE_CHECKING:
+    from weightpager.bench.contest.result import Contest, Limits, Row
+    from weightpager.bench.contest.run import Plan
+
+Size = Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory of a process, page cache included.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(bench)
+
+
+def bench(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[BUNDLE]",
+            help="Bundle directory. Default: the demo's if it has been compiled, else random weights of a real shape.",
+            show_default=False,
+        ),
+    ] = None,
+    memory: Size = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="SIZE/s", help="Most bytes read per second, such as 300MB/s.")
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="How many CPUs.")] = None,
+    unaligned: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="The same tasks, compiled with 'alignment: 0'.")
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option("--method", "-m", help="Only these methods.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that every ordered pair of tasks is measured.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the order of visits and the prompts.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Less than three minutes: fewer methods and repeats.")] = False,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write everything to, as JSON.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure task switches, memory and speed of weightpager and of what people use today, side by side.
+
+    Every method runs in a process of its own, under the same limits; every switch is cold, and that is checked. The
+    rivals' checkpoints are written beside the bundle and removed again. Needs `weightpager[bench]`.
+
+    Example: `weightpager bench assistant.bundle --memory 1GiB --storage 300MB/s --cpus 2 --json bench.json`
+    """
+    if json is not None and not json.absolute().parent.is_dir():
+        raise ConfigError(f"json: expected a directory to write into, but {json.absolute().parent} does not exist")
+    from weightpager.bench.contest.result import Limits
+
+    limits = Limits(
+        memory=None if memory is None else parse_size(memory),
+        storage=None if storage is None else int(parse_bandwidth(storage)),
+        cpus=cpus,
+    )
+    with extra("bench"), output.progress(quiet) as stages:
+        from weightpager.bench.contest.run import quick as shortened
+        from weightpager.bench.contest.run import run_contest
+
+        plan = _plan(bundle, unaligned, limits, tuple(method or ()), repeats, seed, quick=quick)
+        found = run_contest(shortened(plan) if quick else plan, stages)
+    if json is not None:
+        json.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    _print(found)
+
+
+def _plan(
+    path: Path | None,
+    unaligned: Path | None,
+    limits: Limits,
+    methods: tuple[str, ...],
+    repeats: int,
+    seed: int,
+    *,
+    quick: bool,
+) -> Plan:
+    from weightpager.bench.contest.run import Plan
+    from weightpager.bench.contest.subject import Subject, usual_subject
+    from weightpager.bundle import Bundle
+
+    def say(line: str) -> None:
+        output.errors.print(line, markup=False, highlight=False)
+
+    subject = (
+        usual_subject(cache_dir(), say, quick=quick)
+        if path is None
+        else Subject(Bundle.open(path), None, random_weights=False)
+    )
+    return Plan(
+        subject.bundle,
+        subject.unaligned if unaligned is None else Bundle.open(unaligned),
+        limits,
+        repeats=repeats,
+        seed=seed,
+        random_weights=subject.random_weights,
+        methods=methods,
+        command=shlex.join(["weightpager", *sys.argv[1:]]),
+    )
+
+
+def _print(found: Contest) -> None:
+    facts = found.facts
+    weights = "random weights, " if facts.random_weights else ""
+    output.table(
+        f"{facts.name}: {weights}{len(facts.tasks)} tasks at {facts.sparsity:.0%}, overlap {facts.mean_overlap:.2f}; "
+        "cold switches, medians",
+        _COLUMNS,
+        [_cells(row) for row in found.rows if row.status == "measured"],
+    )
+    for row in found.rows:
+        if row.status != "measured":
+            output.say(f"{row.status}: {row.label}: {row.reason}")
+    for line in sorted({line for row in found.rows for line in row.unlimited}):
+        output.say(f"note: {line}")
+    for line in sorted({row.found.cold_note for row in found.rows if row.found and row.found.cold_note}):
+        output.say(f"note: not proved cold: {line}")
+    for key in ("switch.speedup_whole_mean", "switch.speedup_strict_mean", "memory.paged_below_shared_bf16"):
+        if key in found.figures:
+            output.say(f"{key} = {found.figures[key]}")
+
+
+_COLUMNS = (
+    "method",
+    "memory for",
+    "ready",
+    "first output",
+    "read",
+    "a visit waits",
+    "weights",
+    "process, peak",
+    "forward",
+)
+
+
+def _cells(row: Row) -> list[str]:
+    from statistics import fmean, median
+
+    assert row.found is not None
+    ready, first, read = (row.values(field) for field in ("ready", "first_output", "bytes"))
+    memory = row.found.memory
+    return [
+        row.label,
+        f"{row.room:g} task" + ("" if row.room == 1 else "s"),
+        output.milliseconds(median(ready)) if ready else "-",
+        output.milliseconds(median(first)) if first else "-",
+        output.size(fmean(read)) if read else "-",
+        "-" if row.mean_waited is None else output.milliseconds(row.mean_waited),
+        output.size(memory.weights),
+        "-" if row.peak_memory is None else output.size(row.peak_memory),
+        output.milliseconds(median(row.found.forwards)),
+    ]

@@ -1,0 +1,56 @@
+"""A contest from top to bottom, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command import Command
+
+from weightpager.bench.contest.result import Contest
+from weightpager.bench.contest.run import Plan, run_contest
+from weightpager.bundle import Bundle
+from weightpager.errors import ConfigError
+
+
+def test_an_unknown_method_is_refused(assistant_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="expected one of ours"):
+        run_contest(Plan(Bundle.open(assistant_bundle), methods=("theirs",)), lambda *_: None)
+
+
+def test_what_cannot_be_measured_says_why(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    found = run_contest(Plan(bundle, quick=True, methods=("ours_unaligned", "llama_cpp")), lambda *_: None)
+    assert [row.status for row in found.rows] == ["skipped", "skipped"]
+    assert "--unaligned" in found.rows[0].reason
+    assert "GGUF" in found.rows[1].reason
+    assert found.scores_from == "the compile"
+    assert not list(bundle.path.parent.glob(".weightpager-bench-*"))
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_it_found(assistant_bundle: Path, tmp_path: Path, weightpager: Command) -> None:
+    out = tmp_path / "bench.json"
+    done = weightpager(
+        "bench", assistant_bundle, "--quick", "--cpus", "1", "--memory", "2GiB", "--json", out,
+        "-m", "ours", "-m", "sparse_whole",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = Contest.model_validate(json.loads(out.read_text()))
+    assert found.row("ours") is not None
+    assert found.row("sparse_whole") is not None
+    assert found.figures["switch.speedup_whole_mean"] > 0
+    assert found.machine["commit"]
+    assert "switch.speedup_whole_mean" in done.out
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_the_limit_is_a_result(assistant_bundle: Path, weightpager: Command, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    weightpager("bench", assistant_bundle, "--quick", "--memory", "64MiB", "--json", out, "-m", "sparse_strict")
+    (row,) = Contest.model_validate(json.loads(out.read_text())).rows
+    if row.unlimited:
+        pytest.skip(row.unlimited[0])
+    assert row.status == "failed"
+    assert "more than 64.0 MiB" in row.reason

@@ -1,0 +1,48 @@
+"""The flat figures of a contest."""
+
+from __future__ import annotations
+
+import pytest
+from contests import contest, found, row
+
+from weightpager.bench.contest.figures import figures, speedup, spread
+
+
+def test_speeds_are_compared_over_all_pairs() -> None:
+    ours, whole = row("ours", found(0.01)), row("sparse_whole", found(0.12))
+    flat = figures(contest(ours, whole, row("sparse_strict", found(0.04))))
+    assert flat["switch.speedup_whole_mean"] == pytest.approx(12.0)
+    assert flat["switch.speedup_strict_mean"] == pytest.approx(4.0)
+    assert flat["switch.speedup_strict_asked"] == pytest.approx(0.7 / 0.3, rel=1e-4)
+    assert flat["switch.ready_p99_ms"] == pytest.approx(10.0)
+    assert "switch.speedup_dense_mean" not in flat
+
+
+def test_a_method_that_waits_for_nothing_is_compared_by_its_first_output() -> None:
+    lazy, ours = row("dense_mapped", found(None)), row("ours", found(0.01))
+    assert speedup(lazy, ours, "ready") is None
+    assert speedup(lazy, ours, "first_output") is not None
+
+
+def test_memory_is_compared_by_part() -> None:
+    ours = row("ours", found(0.01, paged=100))
+    flat = figures(contest(ours, row("shared_bf16", found(0.0, paged=400), peak_memory=10_000)))
+    assert flat["memory.paged_below_shared_bf16"] == 0.75
+    assert flat["memory.process_below_shared_bf16"] == 0.5
+    assert flat["memory.paged_below_checkpoints"] == 0.8
+
+
+def test_bookkeeping_accuracy_and_compile_have_figures() -> None:
+    flat = figures(contest(row("ours", found(0.01, forward=0.002)), row("dense_direct", found(1, forward=0.004))))
+    assert flat["bookkeeping.table_share"] == 0.1
+    assert flat["bookkeeping.forward_speedup_dense"] == 2.0
+    assert flat["accuracy.mean"] == 0.88
+    assert flat["accuracy.shared_mask_mean"] == 0.85
+    assert flat["compile.align_pack_share_of_calibrate"] == 0.06
+    assert flat["compile.measure_sparse_seconds"] == 3.0
+
+
+def test_what_was_not_measured_has_no_key() -> None:
+    flat = figures(contest(row("ours", None), scores=[], controls=[], compile_seconds={}))
+    assert not [key for key in flat if key.startswith(("memory.", "accuracy.", "compile."))]
+    assert spread([]) is None

@@ -1,0 +1,143 @@
+"""Every method of the contest serves the tasks that it says it serves; nothing is timed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from weightpager.bench.contest import assets
+from weightpager.bench.contest.facts import budget_for
+from weightpager.bench.contest.found import Job
+from weightpager.bench.contest.methods import METHODS, method
+from weightpager.bench.contest.pace import Pace
+from weightpager.bench.contest.prompt import prompt
+from weightpager.bench.contest.rival import Rival, Setting
+from weightpager.bench.contest.worker import do
+from weightpager.bench.limits import pinned
+from weightpager.bundle import Bundle
+from weightpager.engine import Engine
+
+RUNNABLE = [entry for entry in METHODS if not entry.skipped]
+SAME_ANSWERS = ["ours", "ours_while_loading", "sparse_strict", "sparse_whole", "sparse_copied", "sparse_lru"]
+
+
+def said(*_: Any) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="module", params=["assistant_bundle", "writer_bundle"])
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    return Bundle.open(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module")
+def folder(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoints")
+    assets.write_sparse(bundle, path, said)
+    assets.write_int8(bundle, path, said)
+    assets.write_dense(bundle, path, said, distinct=True)
+    return path
+
+
+@contextmanager
+def made(name: str, bundle: Bundle, folder: Path, room: float = 1.0) -> Iterator[Rival]:
+    rival = method(name).make(Setting(bundle, folder, budget_for(bundle, room), 2))
+    try:
+        yield rival
+    finally:
+        rival.close()
+
+
+def answers(bundle: Bundle) -> dict[str, torch.Tensor]:
+    with Engine.from_pretrained(bundle.path) as engine, torch.inference_mode():
+        return {task: engine.activate(task)(**prompt(bundle, task, 1)).logits for task in bundle.tasks}
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Their checkpoints are in bfloat16, as people ship them; the bundle's parameters may be wider."""
+    return float((found.float() - wanted.float()).norm() / (1 + wanted.float().norm()))
+
+
+@pytest.mark.parametrize("name", SAME_ANSWERS)
+def test_a_sparse_rival_gives_each_task_its_answers(name: str, bundle: Bundle, folder: Path) -> None:
+    wanted = answers(bundle)
+    room = 2.0 if name == "sparse_lru" else 1.0
+    with made(name, bundle, folder, room) as rival, torch.inference_mode():
+        for task in [*bundle.tasks, *reversed(bundle.tasks)]:
+            found = rival.switch(task)(**prompt(bundle, task, 1)).logits
+            assert distance(found, wanted[task]) < 0.05, task
+
+
+@pytest.mark.parametrize("name", ["dense_direct", "dense_copied", "dense_mapped", "offload"])
+def test_a_dense_rival_has_the_first_tasks_weights(name: str, bundle: Bundle, folder: Path) -> None:
+    if method(name).skipped:
+        pytest.skip(method(name).skipped)
+    task = next(iter(bundle.tasks))
+    wanted = answers(bundle)[task]
+    with made(name, bundle, folder) as rival, torch.inference_mode():
+        for _ in range(2):
+            found = rival.switch(task)(**prompt(bundle, task, 1)).logits
+            assert distance(found, wanted) < 0.05
+            rival.forget()
+
+
+def test_adapters_differ_and_share_one_backbone(bundle: Bundle, folder: Path) -> None:
+    if method("shared_bf16").skipped:
+        pytest.skip(method("shared_bf16").skipped)
+    a, b = list(bundle.tasks)[:2]
+    with made("shared_bf16", bundle, folder) as wide, torch.inference_mode():
+        first = wide.switch(a)(**prompt(bundle, a, 1)).logits
+        wide.switch(b)
+        assert torch.equal(wide.switch(a)(**prompt(bundle, a, 1)).logits, first)
+        assert wide.switch(a).base_model is wide.switch(b).base_model
+        with made("shared_int8", bundle, folder) as narrow:
+            assert narrow.paged_bytes() < wide.paged_bytes()
+            assert torch.isfinite(narrow.switch(b)(**prompt(bundle, b, 1)).logits).all()
+
+
+def test_an_lru_keeps_what_has_room(bundle: Bundle, folder: Path) -> None:
+    a, b = list(bundle.tasks)[:2]
+    with made("sparse_lru", bundle, folder, 2.0) as rival:
+        rival.switch(a)
+        one = rival.paged_bytes()
+        rival.switch(b)
+        assert rival.paged_bytes() > one
+        rival.forget()
+        assert rival.paged_bytes() <= one
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in RUNNABLE])
+def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path) -> None:
+    job = Job(
+        method=name,
+        bundle=str(bundle.path),
+        folder=str(folder),
+        budget=budget_for(bundle, 1.0),
+        threads=2,
+        pace=1e12,
+        seconds=0.0,
+        repeats=1,
+        visits=3,
+        tasks=2,
+        seed=0,
+    )
+    with pinned(1):  # tiny models gain nothing from threads
+        found = do(job)
+    assert len(found.samples) == 2
+    assert all((sample.ready is None) == method(name).lazy for sample in found.samples)
+    assert len(found.visits) == 3
+    assert found.memory.resident >= found.memory.anonymous > 0
+    if name == "shared_mask":
+        assert sum(sample.bytes for sample in found.samples) == 0
+
+
+def test_a_pace_lets_all_bytes_through() -> None:
+    pace = Pace(1e9)
+    for _ in range(3):
+        pace.take(1000)
+    assert pace._free_at > 0
