@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from weightpager import kernels
@@ -23,28 +19,22 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine import architecture
 from weightpager.engine.bundle_change import BundleChange
-from weightpager.engine.foresight import foresight
+from weightpager.engine.foresight import foresight, reuse_after
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.open_task import OpenTask
 from weightpager.engine.report import EngineReport, PrefetchReport, SwitchReport
 from weightpager.engine.residency_map import ResidencyMap
+from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import EngineClosedError, TaskNotActiveError
 from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.callable_predictor import Planner
 from weightpager.runtime.pager import Priority
 from weightpager.runtime.prefetcher import Foresight, Prefetcher, Switched
 from weightpager.runtime.residency import LoadStats, Request
-from weightpager.runtime.reuse import expected_reuse
 from weightpager.runtime.staged_arena import Staging
 from weightpager.runtime.task_monitor import TaskMonitor
 from weightpager.runtime.visit_log import VisitLog
 from weightpager.store import PageStore
-
-_SWITCHES_KEPT = 1000
-_WORKING_SET_VISITS = 32
-"""Latest visits whose tasks make up the working set."""
-
-_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -82,11 +72,10 @@ class Engine:
         weakref.finalize(self, self.monitor.close)
         self._process = os.getpid()
         self._activating = threading.RLock()  # `activate` and `deactivate`, one after the other
-        self._lock = threading.RLock()  # pins and the list of switches; never kept while storage works
+        self._lock = threading.RLock()  # pins; never kept while storage works
         self._current: str | None = None
         self._closed = False
-        self._warned = False
-        self._switches: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
+        self._switches = SwitchLog(self._open, self.monitor)
         self._real_time = frozenset(config.real_time)
         self._planner: Planner | None = None if isinstance(config.prefetch, bool) else config.prefetch
         self._prefetcher: Prefetcher | None = None
@@ -295,9 +284,9 @@ class Engine:
                 direct_io=self._open.direct,
                 kernel=kernels.isa(self._memory.arena.pages.device.type),
                 bytes_read=self._open.reads.bytes,
-                working_set_pages=self._working_set(),
+                working_set_pages=self._switches.working_set(),
                 reloaded_pages=blocks.reloads,
-                switches=tuple(self._switches),
+                switches=self._switches.latest(),
                 prefetch=self._prefetch_report(),
             )
 
@@ -382,7 +371,7 @@ class Engine:
                 deadline=None if timeout is None else time.monotonic() + timeout,
                 wait=wait,
                 priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
-                reuse=lambda: self._expected_reuse(task.number),
+                reuse=lambda: reuse_after(task.number, self._open, self.monitor),
             )
         )
         task.loading = loading
@@ -402,24 +391,13 @@ class Engine:
             name, self._current = self._current, None
             self._release(name)
 
-    def _expected_reuse(self, number: int) -> npt.NDArray[np.float64]:
-        """By the numbers of tasks, 0 for those that have left."""
-        names = list(self._tasks)
-        numbers = [self._tasks[name].number for name in names]
-        found = np.zeros(self.blocks.tasks)
-        found[numbers] = expected_reuse(self.monitor.followed(names), numbers.index(number))
-        return found
-
     def _note(self, name: str, stats: LoadStats, seconds: float, *, waited: bool) -> None:
         before = self.monitor.record(name)
         if self._prefetcher is not None and before != name:
             self._prefetcher.tell(Switched(self._tasks[name].number, time.monotonic(), stats))
         pages = stats.bytes // self.bundle.page_bytes
         report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
-        with self._lock:
-            self._switches.append(report)
-            if pages and not self._warned and self.blocks.reloads:
-                self._warn_of_thrashing(self._working_set())
+        self._switches.add(report)
 
     def _foresight(self) -> Foresight:
         return foresight(self._open, self.monitor, self._planner, self._real_time)
@@ -433,20 +411,3 @@ class Engine:
             return None
         score = self._prefetcher.score
         return PrefetchReport(self._prefetcher.pays, self._residency.prefetched, score.hit_rate, score.log_loss)
-
-    def _working_set(self) -> int:
-        """Pages that the tasks of the latest visits need together."""
-        names = {visit.task for visit in self.monitor.visits()[-_WORKING_SET_VISITS:]}
-        return self.blocks.needed_together([task.number for name, task in self._tasks.items() if name in names])
-
-    def _warn_of_thrashing(self, needed: int) -> None:
-        if needed <= self.blocks.slots:
-            return
-        self._warned = True
-        _log.warning(
-            "the tasks in use need %d pages and the arena holds %d: switches load again what others have evicted; "
-            "a budget of %d bytes would hold them all",
-            needed,
-            self.blocks.slots,
-            self._memory.smallest_budget(needed),
-        )

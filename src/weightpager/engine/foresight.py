@@ -1,4 +1,4 @@
-"""What loading ahead goes by, for a bundle that an engine has open."""
+"""What loading ahead and eviction go by, for a bundle that an engine has open."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from weightpager.runtime.outlook import Outlook
 from weightpager.runtime.prefetch_trial import PrefetchTrial
 from weightpager.runtime.prefetcher import Foresight
 from weightpager.runtime.rehearsal import Rehearsal
+from weightpager.runtime.reuse import expected_reuse
 from weightpager.runtime.task_monitor import TaskMonitor
 from weightpager.runtime.transition_predictor import Interruptible, TransitionPredictor, replay
 from weightpager.store import StorageModel
@@ -39,6 +40,15 @@ def foresight(opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None,
     outlook = Outlook(predictor, monitor.followed(names), _visited(monitor, names), seconds)
     outlook.current = None if monitor.current not in opened.tasks else opened.tasks[monitor.current].number
     return Foresight(outlook, trial(opened, held), size)
+
+
+def reuse_after(number: int, opened: OpenBundle, monitor: TaskMonitor) -> npt.NDArray[np.float64]:
+    """Expected uses of each task, by number, when one is entered: what eviction goes by; 0 for those that have left."""
+    names = list(opened.tasks)
+    numbers = [opened.tasks[name].number for name in names]
+    found = np.zeros(opened.residency.blocks.tasks)
+    found[numbers] = expected_reuse(monitor.followed(names), numbers.index(number))
+    return found
 
 
 def trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
