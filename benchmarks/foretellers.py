@@ -1,0 +1,80 @@
+"""Foretellers that know a trace: one that tells the truth, and one that lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.runtime.outlook import Outlook
+from weightpager.runtime.reuse import DISCOUNT
+
+Floats = npt.NDArray[np.float64]
+
+_HORIZON = 40
+"""Switches ahead that are looked at: what comes later counts nothing."""
+
+
+class Oracle:
+    """Knows what comes, and values it as the engine does what it expects: the nearer, the more.
+
+    Attributes:
+        place: visits observed so far.
+    """
+
+    def __init__(self, trace: Sequence[int], tasks: int) -> None:
+        """Know a trace.
+
+        Args:
+            trace: the tasks as they will come.
+            tasks: how many there are.
+        """
+        self._trace = np.array(trace)
+        self._tasks = tasks
+        self.place = 0
+
+    def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
+        """See `weightpager.bench.simulator.Foreteller`."""
+        assert self._trace[self.place] == task
+        self.place += 1
+
+    def uses(self, seconds: float) -> Floats:  # noqa: ARG002 - the protocol's
+        """See `weightpager.bench.simulator.Foreteller`."""
+        return self._from(self.place)
+
+    def uses_after(self, task: int) -> Floats:  # noqa: ARG002 - the protocol's
+        """See `weightpager.bench.simulator.Foreteller`."""
+        return self._from(self.place + 1)
+
+    def _from(self, place: int) -> Floats:
+        ahead = self._trace[place : place + _HORIZON]
+        return np.bincount(ahead, DISCOUNT ** np.arange(len(ahead)), self._tasks)
+
+
+class Liar:
+    """Says the reverse for a while: what won't be used is told to be used. About eviction it doesn't lie."""
+
+    def __init__(self, learner: Outlook, oracle: Oracle, lies: int) -> None:
+        """Know a trace, but don't tell.
+
+        Args:
+            learner: what it is compared with, and evicts like.
+            oracle: whose forecasts are reversed.
+            lies: visits until it says the truth.
+        """
+        self._learner, self._oracle, self._lies = learner, oracle, lies
+
+    def observe(self, task: int, seconds: float) -> None:
+        """See `weightpager.bench.simulator.Foreteller`."""
+        self._learner.observe(task, seconds)
+        self._oracle.observe(task, seconds)
+
+    def uses(self, seconds: float) -> Floats:
+        """See `weightpager.bench.simulator.Foreteller`."""
+        truth = self._oracle.uses(seconds)
+        return truth if self._oracle.place > self._lies else np.asarray(truth.max() - truth)
+
+    def uses_after(self, task: int) -> Floats:
+        """See `weightpager.bench.simulator.Foreteller`."""
+        return self._learner.uses_after(task)

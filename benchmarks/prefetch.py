@@ -1,0 +1,268 @@
+"""Loading ahead: what switches wait for with it, without it, and with one who knows the future.
+
+    python -m benchmarks.prefetch --json prefetch.json
+
+A model of the shape of Qwen2.5-0.5B with 18 tasks at 75 % sparsity, random weights. In virtual time every trace under
+every policy; in real time, on storage held to a stated speed, two traces with loading ahead and without.
+"""
+
+from __future__ import annotations
+
+import json as json_file
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from benchmarks import provenance
+from benchmarks.foretellers import Liar, Oracle
+from weightpager.bench.contest.pace import Pace, PacedStore
+from weightpager.bench.simulator import Device, Foreteller, Recency, Simulation, Simulator
+from weightpager.bench.synthetic_bundle import assistant_of_many, bundle_of
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
+from weightpager.config import EngineConfig, cache_dir
+from weightpager.engine import Engine
+from weightpager.runtime.callable_predictor import CallablePredictor, Planner
+from weightpager.runtime.first_order_predictor import FirstOrderPredictor
+from weightpager.runtime.frequency_predictor import FrequencyPredictor
+from weightpager.runtime.markov_predictor import MarkovPredictor
+from weightpager.runtime.outlook import Outlook
+from weightpager.runtime.prefetch_ledger import PrefetchCounts
+from weightpager.runtime.transition_predictor import TransitionPredictor
+from weightpager.runtime.visit import Visit
+from weightpager.store import LocalStore, StorageModel
+from weightpager.traces import TRACES, Trace
+from weightpager.traces.trace import renamed
+
+Floats = npt.NDArray[np.float64]
+
+BANDWIDTH = 600e6
+"""Bytes per second of the storage, in virtual and in real time."""
+
+DWELL = 2.0
+"""Mean time between switches, in what an average differential set takes to load."""
+
+LEARNT, COUNTED = 200, 300
+"""Switches that predictors only learn from, and those that are measured."""
+
+REAL = 60
+"""Switches of a real run, measured from the first one on."""
+
+FRACTIONS = (0.0, 0.25, 0.5)
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trace under one policy.
+
+    Attributes:
+        trace: its name.
+        entropy_bits: H(next | current) of its visits.
+        f: the arena has room for the largest task and this share of what all tasks together need more.
+        policy: what decides which pages come and go.
+        switches: measured.
+        wait_ms_mean, wait_ms_p99: of their waits.
+        hit_rate: share of the pages to be loaded that were there already because they had been loaded ahead.
+        wasted_bytes: loaded ahead and gone again before they were used.
+        oracle_share: of what one who knows the future saves, against `reuse`; None where that is nothing.
+        mode: virtual or real.
+        command: that prints the row.
+        commit: of the sources.
+    """
+
+    trace: str
+    entropy_bits: float
+    f: float
+    policy: str
+    switches: int
+    wait_ms_mean: float
+    wait_ms_p99: float
+    hit_rate: float
+    wasted_bytes: int
+    oracle_share: float | None
+    mode: str
+    command: str
+    commit: str
+
+
+class Bench:
+    """A bundle, and traces that are scaled to it.
+
+    Args:
+        bundle: whose tasks stand for those of the traces, in their order.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.simulator = Simulator(bundle)
+        self.storage = StorageModel(BANDWIDTH, seconds_per_read=0.0)
+        self._dwell = DWELL * self.simulator.differential_bytes / BANDWIDTH
+
+    def trace(self, name: str, switches: int) -> Trace:
+        """A trace of the bundle's tasks."""
+        made = TRACES[name](switches, self._dwell, SEED)
+        names = dict(zip(made.tasks, self.bundle.tasks, strict=False))
+        planner = None if made.planner is None else partial(_translated, made.planner, names)
+        return replace(made, visits=renamed(made.visits, names), tasks=tuple(names.values()), planner=planner)
+
+    def slots(self, f: float) -> int:
+        """Pages that the arena has room for."""
+        least, most = self.simulator.largest_task, self.simulator.all_pages
+        return round(least + f * (most - least))
+
+    def run(self, trace: Trace, f: float, policy: str) -> Simulation:
+        """Under one policy, in virtual time."""
+        device = Device(self.slots(f), self.storage)
+        return self.simulator.run(trace.visits, device, self._foreteller(trace, policy), ahead=policy not in PLAIN)
+
+    def _foreteller(self, trace: Trace, policy: str) -> Foreteller:
+        if policy == "lru":
+            return Recency()
+        tasks = len(self.bundle.tasks)
+        oracle = Oracle([self.bundle.task_numbers[visit.task] for visit in trace.visits], tasks)
+        if policy == "oracle":
+            return oracle
+        seconds = self.storage.seconds(0, round(self.simulator.differential_bytes))
+        learner = Outlook.blank(self._predictor(trace, policy), tasks, seconds)
+        return Liar(learner, oracle, LIES[policy]) if policy in LIES else learner
+
+    def _predictor(self, trace: Trace, policy: str) -> TransitionPredictor:
+        tasks = len(self.bundle.tasks)
+        if policy == "planner":
+            assert trace.planner is not None
+            return CallablePredictor(trace.planner, tuple(self.bundle.tasks), MarkovPredictor(tasks))
+        return PREDICTORS.get(policy, MarkovPredictor)(tasks)
+
+
+def _translated(planner: Planner, names: Mapping[str, str], visits: Sequence[Visit]) -> dict[str, float]:
+    """What a planner says, who knows the tasks by other names."""
+    back = {new: old for old, new in names.items()}
+    said = planner([replace(visit, task=back[visit.task]) for visit in visits])
+    return {names[name]: weight for name, weight in said.items()}
+
+
+PLAIN = ("lru", "reuse")
+"""Policies that load nothing ahead."""
+
+PREDICTORS: dict[str, Callable[[int], TransitionPredictor]] = {
+    "frequency": FrequencyPredictor,
+    "first order": FirstOrderPredictor,
+}
+"""What stands for `MarkovPredictor`."""
+
+RECOVERY = 50
+"""Switches after which a predictor that has become right must be used again."""
+
+LIES = {"liar": LEARNT + COUNTED, "liar, then truthful": LEARNT - RECOVERY}
+"""Visits about which a predictor is wrong on purpose."""
+
+POLICIES = ("lru", "reuse", "frequency", "first order", "markov", "oracle")
+
+
+def main(
+    json: Annotated[Path, typer.Option(help="File to write the rows to.")],
+    real: Annotated[bool, typer.Option(help="Also run in real time.")] = True,
+    folder: Annotated[Path | None, typer.Option(help="Where the synthetic bundle is kept.")] = None,
+) -> None:
+    """Measure what loading ahead saves."""
+    bundle = bundle_of(assistant_of_many(), folder or cache_dir() / "benchmarks" / "prefetch", typer.echo)
+    jobs = [(bundle.path, name, f) for name in TRACES for f in FRACTIONS]
+    rows: list[Row] = []
+    # Virtual time doesn't mind company.
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        for found in pool.map(virtual, *zip(*jobs, strict=True)):
+            rows += found
+            typer.echo("\n".join(map(line, found)))
+    if real:
+        for name in ("assistant", "drive"):
+            for row in in_real_time(Bench(bundle), name, FRACTIONS[-1]):
+                rows.append(row)
+                typer.echo(line(row))
+    json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+
+
+def virtual(path: Path, name: str, f: float) -> list[Row]:
+    """All policies on one trace."""
+    bench = Bench(Bundle.open(path))
+    trace = bench.trace(name, LEARNT + COUNTED)
+    policies = [*POLICIES, *(["planner"] if trace.planner else []), *(LIES if name == "assistant" else [])]
+    found = {policy: bench.run(trace, f, policy) for policy in policies}
+    counted = {policy: waits(simulation, policy) for policy, simulation in found.items()}
+    saved = float(counted["reuse"].mean() - counted["oracle"].mean())
+    rows = []
+    for policy, simulation in found.items():
+        plain = waits(found["reuse"], policy).mean()
+        share = float(plain - counted[policy].mean()) / saved if saved > 1e-9 else None
+        rows.append(row(trace, f, policy, counted[policy], simulation.prefetched.hit_rate, simulation.wasted_bytes, share, "virtual"))
+    return rows
+
+
+def waits(simulation: Simulation, policy: str) -> Floats:
+    """Seconds of the waits that count: of one who lies from the first on, since it is how it begins that matters."""
+    return simulation.switches if policy == "liar" else simulation.switches[LEARNT:]
+
+
+def in_real_time(bench: Bench, name: str, f: float) -> Iterator[Row]:
+    """Without and with loading ahead, each beside the same in virtual time."""
+    trace = bench.trace(name, REAL)
+    for policy, prefetch in (("reuse", False), ("markov", True)):
+        simulated = bench.run(trace, f, policy)
+        yield row(trace, f, policy, simulated.switches, simulated.prefetched.hit_rate, simulated.wasted_bytes, None, "virtual")
+        yield _real(bench, trace, f, policy, prefetch)
+
+
+def _real(bench: Bench, trace: Trace, f: float, policy: str, prefetch: bool) -> Row:
+    bundle = bench.bundle
+    config = EngineConfig(footprint(bundle).total + bench.slots(f) * bundle.page_bytes, prefetch=prefetch)
+    waited = []
+    with Engine(bundle, config, PacedStore(LocalStore(bundle), Pace(BANDWIDTH))) as engine:
+        for name in bundle.tasks:
+            engine.build(name)
+        for visit, following in zip(trace.visits, [*trace.visits[1:], trace.visits[-1]], strict=True):
+            engine.activate(visit.task)
+            waited.append(engine.report().switches[-1].seconds)
+            time.sleep(max(0.0, following.start - visit.start))
+        ahead = engine.report().prefetch
+    counts = PrefetchCounts() if ahead is None else ahead.pages
+    seconds = np.array(waited[1:])
+    return row(trace, f, policy, seconds, counts.hit_rate, counts.wasted * bundle.page_bytes, None, "real")
+
+
+def row(
+    trace: Trace, f: float, policy: str, seconds: Floats, hit_rate: float, wasted: int, share: float | None, mode: str
+) -> Row:
+    """A row of these waits."""
+    return Row(
+        trace.name, round(trace.first_order_entropy, 3), f, policy, len(seconds),
+        wait_ms_mean=round(1e3 * float(seconds.mean()), 3),
+        wait_ms_p99=round(1e3 * float(np.percentile(seconds, 99)), 3),
+        hit_rate=round(hit_rate, 4),
+        wasted_bytes=wasted,
+        oracle_share=None if share is None else round(share, 4),
+        mode=mode,
+        command=provenance.command("benchmarks.prefetch"),
+        commit=provenance.commit(),
+    )  # fmt: skip
+
+
+def line(row: Row) -> str:
+    """A row for people."""
+    share = "" if row.oracle_share is None else f"  {row.oracle_share:5.0%} of the oracle's"
+    return (
+        f"{row.trace:12} f {row.f:<5} {row.policy:20} {row.mode:8} {row.wait_ms_mean:8.2f} ms  "
+        f"99 % {row.wait_ms_p99:8.1f} ms  hits {row.hit_rate:4.0%}{share}"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
