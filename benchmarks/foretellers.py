@@ -49,7 +49,7 @@ class Oracle:
 
     def _from(self, place: int) -> Floats:
         ahead = self._trace[place : place + _HORIZON]
-        return np.bincount(ahead, DISCOUNT ** np.arange(len(ahead)), self._tasks)
+        return np.bincount(ahead, DISCOUNT ** np.arange(len(ahead)), self._tasks).astype(np.float64)
 
 
 class Liar:

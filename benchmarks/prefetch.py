@@ -203,7 +203,7 @@ def virtual(path: Path, name: str, f: float) -> list[Row]:
     for policy, simulation in found.items():
         plain = waits(found["reuse"], policy).mean()
         share = float(plain - counted[policy].mean()) / saved if saved > 1e-9 else None
-        rows.append(row(trace, f, policy, counted[policy], simulation.prefetched.hit_rate, simulation.wasted_bytes, share, "virtual"))
+        rows.append(row(trace, f, policy, counted[policy], simulation.prefetched, bench, share))
     return rows
 
 
@@ -217,7 +217,7 @@ def in_real_time(bench: Bench, name: str, f: float) -> Iterator[Row]:
     trace = bench.trace(name, REAL)
     for policy, prefetch in (("reuse", False), ("markov", True)):
         simulated = bench.run(trace, f, policy)
-        yield row(trace, f, policy, simulated.switches, simulated.prefetched.hit_rate, simulated.wasted_bytes, None, "virtual")
+        yield row(trace, f, policy, simulated.switches, simulated.prefetched, bench)
         yield _real(bench, trace, f, policy, prefetch)
 
 
@@ -227,27 +227,33 @@ def _real(bench: Bench, trace: Trace, f: float, policy: str, prefetch: bool) -> 
     waited = []
     with Engine(bundle, config, PacedStore(LocalStore(bundle), Pace(BANDWIDTH))) as engine:
         for name in bundle.tasks:
-            engine.build(name)
+            engine.module(name)
         for visit, following in zip(trace.visits, [*trace.visits[1:], trace.visits[-1]], strict=True):
             engine.activate(visit.task)
             waited.append(engine.report().switches[-1].seconds)
             time.sleep(max(0.0, following.start - visit.start))
         ahead = engine.report().prefetch
     counts = PrefetchCounts() if ahead is None else ahead.pages
-    seconds = np.array(waited[1:])
-    return row(trace, f, policy, seconds, counts.hit_rate, counts.wasted * bundle.page_bytes, None, "real")
+    return row(trace, f, policy, np.array(waited[1:]), counts, bench, mode="real")
 
 
 def row(
-    trace: Trace, f: float, policy: str, seconds: Floats, hit_rate: float, wasted: int, share: float | None, mode: str
+    trace: Trace,
+    f: float,
+    policy: str,
+    seconds: Floats,
+    counts: PrefetchCounts,
+    bench: Bench,
+    share: float | None = None,
+    mode: str = "virtual",
 ) -> Row:
     """A row of these waits."""
     return Row(
         trace.name, round(trace.first_order_entropy, 3), f, policy, len(seconds),
         wait_ms_mean=round(1e3 * float(seconds.mean()), 3),
         wait_ms_p99=round(1e3 * float(np.percentile(seconds, 99)), 3),
-        hit_rate=round(hit_rate, 4),
-        wasted_bytes=wasted,
+        hit_rate=round(counts.hit_rate, 4),
+        wasted_bytes=counts.wasted * bench.bundle.page_bytes,
         oracle_share=None if share is None else round(share, 4),
         mode=mode,
         command=provenance.command("benchmarks.prefetch"),

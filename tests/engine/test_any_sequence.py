@@ -56,7 +56,7 @@ def logits(module: torch.nn.Module) -> torch.Tensor:
 def settle(engine: wp.Engine) -> None:
     """Wait until no page is on its way."""
     end = time.monotonic() + 20
-    while engine.blocks._reserved and time.monotonic() < end:
+    while engine.blocks.loading and time.monotonic() < end:
         time.sleep(0.001)
 
 

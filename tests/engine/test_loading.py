@@ -95,7 +95,7 @@ class InThread(threading.Thread):
 def settle(engine: wp.Engine) -> None:
     """Wait until no page is on its way."""
     end = time.monotonic() + 20
-    while engine.blocks._reserved and time.monotonic() < end:
+    while engine.blocks.loading and time.monotonic() < end:
         time.sleep(0.005)
     engine.blocks.check_integrity()
     assert engine.verify() == []
@@ -209,7 +209,7 @@ def test_a_slot_that_a_late_read_may_still_fill_is_not_used(bundle: Bundle, expe
         store.hang()
         with pytest.raises(StoreTimeoutError):
             engine.activate("animal")
-        late = len(engine.blocks._reserved)
+        late = engine.blocks.loading
         assert late == 2
         assert engine.blocks.free == engine.blocks.slots - late
         store.resume()

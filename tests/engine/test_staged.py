@@ -75,7 +75,7 @@ def room_for(bundle: Bundle, copier: LateCopier, *tasks: str, buffers: int = 2) 
 def settle(engine: wp.Engine) -> None:
     """Wait until no page is on its way."""
     end = time.monotonic() + 20
-    while engine.blocks._reserved and time.monotonic() < end:
+    while engine.blocks.loading and time.monotonic() < end:
         time.sleep(0.005)
     engine.blocks.check_integrity()
     assert engine.verify() == []
@@ -200,7 +200,7 @@ def test_when_all_buffers_hang_loads_time_out_and_go_on_later(
         for task in ("animal", "weather", "animal"):
             with pytest.raises(StoreTimeoutError):
                 engine.activate(task)
-        assert len(store.begun) == 2 == len(engine.blocks._reserved)
+        assert len(store.begun) == 2 == engine.blocks.loading
         store.resume()
         settle(engine)
         for task in TASKS:

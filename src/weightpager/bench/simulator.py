@@ -77,11 +77,6 @@ class Simulation:
     page_bytes: int
 
     @property
-    def wasted_bytes(self) -> int:
-        """Loaded ahead and gone again before they were used."""
-        return self.prefetched.wasted * self.page_bytes
-
-    @property
     def switches(self) -> Floats:
         """Seconds of every wait but the first [switches]."""
         return np.array([wait.seconds for wait in self.waits[1:]])

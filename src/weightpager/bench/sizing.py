@@ -136,7 +136,7 @@ def _waiting(policy: str, found: Simulation) -> Waiting:
         p99_ms=_milliseconds(p99),
         bytes_per_switch=loaded * found.page_bytes / len(found.switches),
         hit_rate=counts.hit_rate,
-        wasted_bytes=found.wasted_bytes,
+        wasted_bytes=counts.wasted * found.page_bytes,
     )
 
 

@@ -170,15 +170,29 @@ class Engine:
         """
         with self._activating:
             if name == self._current and not self._tasks[name].has_failed:
-                self._check_open()
+                module = self.module(name)
                 self.monitor.record(name)
-                return self._module(name)
+                return module
             leaving = None if name == self._current else self._current
             module = self._hold(name, leaving, wait=wait, timeout=timeout)
             left, self._current = self._current, name
             if left is not None:
                 self._release(left)
             return module
+
+    def module(self, name: str) -> nn.Module:
+        """A task's module, built now if it wasn't yet, so that its first use takes no longer than any other.
+
+        It runs while the task is active, and raises `TaskNotActiveError` otherwise.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            BundleFormatError: its parameters don't make up the module.
+            EngineClosedError: the engine has been closed.
+        """
+        self._check_open()
+        self.bundle.task(name)
+        return self._open.module(name)
 
     def deactivate(self) -> None:
         """Leave the current task, if any; its pages stay until their slots are wanted."""
@@ -351,15 +365,10 @@ class Engine:
             self.close()
             raise
 
-    def _module(self, name: str) -> nn.Module:
-        return self._open.module(name)
-
     def _hold(
         self, name: str, leaving: str | None = None, *, wait: bool = True, timeout: float | None = None
     ) -> nn.Module:
-        self._check_open()
-        self.bundle.task(name)
-        module = self._module(name)
+        module = self.module(name)
         task = self._tasks[name]
         start = time.perf_counter()
         stats, loading = self._residency.bring_in(

@@ -64,7 +64,7 @@ class BlockManager:
         self._page_of_slot = np.full(capacity, ABSENT, np.int64)
         self._free = list(range(slots - 1, -1, -1))
         self._retired = list(range(capacity - 1, slots - 1, -1))
-        self._reserved: dict[int, int] = {}  # page -> slot, while it is being loaded
+        self._reserved = np.full(pages, ABSENT, np.int32)  # page -> slot, while it is being loaded
         self._needs = list(needs)
         self._needed_by: npt.NDArray[np.bool_] = np.zeros((pages, len(needs)), bool)
         for task, need in enumerate(needs):
@@ -150,7 +150,7 @@ class BlockManager:
                 equals what was used least recently; what has just come goes last.
         """
         missing = self.missing(task)
-        coming = np.array([int(page) in self._reserved for page in missing], bool)
+        coming = self._reserved[missing] != ABSENT
         loading, absent = missing[coming], missing[~coming]
         spare = self._evictable(reuse, but=task)
         now = min(len(absent), len(self._free) + len(spare))
@@ -163,9 +163,7 @@ class BlockManager:
         locked = self._locked_by(self._holders)
         if current is not None:
             locked |= self._needed_by[:, current]
-        loading = np.zeros(len(self.page_table), bool)
-        loading[list(self._reserved)] = True
-        return Occupancy(self.page_table != ABSENT, loading, locked, len(self._free))
+        return Occupancy(self.page_table != ABSENT, self._reserved != ABSENT, locked, len(self._free))
 
     def worth(self, tasks: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """What each page is worth [pages]: the sum over the tasks that need it, given what each task is [tasks]."""
@@ -201,27 +199,26 @@ class BlockManager:
 
     def reserve(self, pages: Pages) -> dict[int, int]:
         """Take a free slot for each absent page; absent they stay until `publish`."""
-        absent = (self.page_table[pages] == ABSENT).all() and not any(int(page) in self._reserved for page in pages)
+        absent = (self.page_table[pages] == ABSENT).all() and (self._reserved[pages] == ABSENT).all()
         if not absent or len(pages) > len(self._free):
             raise ValueError("expected absent pages and a free slot for each")
-        taken = {int(page): self._free.pop() for page in pages}
-        self._reserved.update(taken)
-        return taken
+        slots = [self._free.pop() for _ in pages]
+        self._reserved[pages] = slots
+        return dict(zip(pages.tolist(), slots, strict=True))
 
     def publish(self, pages: Iterable[int]) -> None:
         """The pages' bytes are in their reserved slots and checked: make them resident."""
-        for page in pages:
-            slot = self._reserved.pop(page)
-            self._page_of_slot[slot] = page
-            self.page_table[page] = slot
-            self._came[page] = self._uses
-            self._missing -= self._needed_by[page]
-            self.reloads += bool(self._seen[page])
-            self._seen[page] = True
+        came, slots = self._take_reserved(pages)
+        self._page_of_slot[slots] = came
+        self.page_table[came] = slots
+        self._came[came] = self._uses
+        self._missing -= self._needed_by[came].sum(0)
+        self.reloads += int(self._seen[came].sum())
+        self._seen[came] = True
 
     def cancel(self, pages: Iterable[int]) -> None:
         """Give back the slots of loading pages that won't come."""
-        self._free.extend(self._reserved.pop(page) for page in pages)
+        self._free.extend(self._take_reserved(pages)[1].tolist())
 
     def retire(self, count: int) -> list[int]:
         """Use fewer slots; those that went, all of them free before."""
@@ -270,6 +267,11 @@ class BlockManager:
         """Slots that nothing is in or on its way to."""
         return len(self._free)
 
+    @property
+    def loading(self) -> int:
+        """Pages that a slot is reserved for."""
+        return int((self._reserved != ABSENT).sum())
+
     def check_integrity(self) -> None:
         """Every slot is free, reserved, retired or names the page that names it; every count is right.
 
@@ -281,11 +283,21 @@ class BlockManager:
         assert len(np.unique(slots)) == len(slots), "two pages in one slot"
         assert (self._page_of_slot[slots] == pages).all(), "a slot names another page"
         assert (np.flatnonzero(self._page_of_slot != ABSENT) == np.sort(slots)).all(), "a slot names an absent page"
-        every = sorted([*self._free, *self._retired, *self._reserved.values(), *slots.tolist()])
+        coming = np.flatnonzero(self._reserved != ABSENT)
+        every = sorted([*self._free, *self._retired, *self._reserved[coming].tolist(), *slots.tolist()])
         assert every == list(range(self.capacity)), "a slot was lost or used twice"
-        assert not set(self._reserved) & set(pages.tolist()), "a resident page is being loaded"
+        assert not len(np.intersect1d(coming, pages)), "a resident page is being loaded"
         assert ((self._holders >= 0) | (self._holders == GONE)).all(), "more releases than holds"
         assert self._missing.tolist() == [len(self.missing(task)) for task in range(len(self._needs))], "a wrong count"
+
+    def _take_reserved(self, pages: Iterable[int]) -> tuple[Pages, npt.NDArray[np.int32]]:
+        """Pages that were being loaded, and the slots that were reserved for them."""
+        loading = np.fromiter(pages, np.int64)
+        slots = self._reserved[loading]
+        if (slots == ABSENT).any():
+            raise ValueError("expected pages that a slot is reserved for")
+        self._reserved[loading] = ABSENT
+        return loading, slots
 
     def _group(self) -> None:
         """Many pages have the same tasks: `worth` is summed once for each set of tasks."""
@@ -317,9 +329,8 @@ class BlockManager:
         if but is not None:
             keep |= self._needed_by[:, but]
         spare = np.flatnonzero((self.page_table != ABSENT) & ~keep)
-        tasks = self._needed_by[spare]
-        last_use = (tasks * self._last_use).max(1, initial=0)
+        last_use = (self._signatures * self._last_use).max(1, initial=0)[self._signature_of[spare]]
         new = (self._residence > 0) & (self._uses <= self._came[spare] + self._residence)
-        order = np.lexsort((last_use, new) if reuse is None else (last_use, tasks @ reuse, new))
+        order = np.lexsort((last_use, new) if reuse is None else (last_use, self.worth(reuse)[spare], new))
         ordered: Pages = spare[order]
         return ordered
