@@ -77,7 +77,8 @@ class EngineConfig:
             the visits so far, by name with a weight each.
         history: file that keeps which task ran when, across restarts; None keeps it in memory only.
         minimum_residence: how often tasks are entered before a page that has just come goes as easily as others; until
-            then it goes only if nothing else can. 0 goes by expected reuse alone, which loads less as far as measured.
+            then a switch takes its slot only if it can take no other. 0 goes by expected reuse alone, which loads less
+            as far as measured.
     """
 
     budget: int | None = None

@@ -57,7 +57,7 @@ class BlockManager:
             pages: numbers that pages can have.
             slots: that may be used.
             capacity: slots that the arena has; ``slots`` if None.
-            residence: calls of `hold` after a page came during which it goes only if nothing else can.
+            residence: calls of `hold` after a page came during which `plan` evicts it only if nothing else can go.
         """
         capacity = slots if capacity is None else capacity
         self.page_table: npt.NDArray[np.int32] = np.full(pages, ABSENT, np.int32)
