@@ -76,6 +76,7 @@ def contest(*rows: Row, **changes: Any) -> Contest:
         quick=False,
         command="weightpager bench made-up.bundle",
         machine={"cpu": "a CPU", "commit": "abc", "versions": {"torch": "2"}},
+        load=0.1,
         seconds=1.0,
         figures={},
     )

@@ -38,15 +38,15 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
 @pytest.fixture(scope="module")
 def folder(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints")
-    assets.write_sparse(bundle, path, said)
+    assets.write_sparse(bundle, list(bundle.tasks), path, said)
     assets.write_int8(bundle, path, said)
-    assets.write_dense(bundle, path, said, distinct=True)
+    assets.write_dense(bundle, list(bundle.tasks), path, said, distinct=True)
     return path
 
 
 @contextmanager
 def made(name: str, bundle: Bundle, folder: Path, room: float = 1.0) -> Iterator[Rival]:
-    rival = method(name).make(Setting(bundle, folder, budget_for(bundle, room), 2))
+    rival = method(name).make(Setting(bundle, tuple(bundle.tasks), folder, budget_for(bundle, room), 2))
     try:
         yield rival
     finally:

@@ -78,6 +78,19 @@ def assistant_of_many() -> Recipe:
     return replace(quarter_kept(tasks=18), groups=36, page_bytes=1 << 17)
 
 
+def few_layers(block: BlockShape, page_bytes: int, tasks: int) -> Recipe:
+    """Four layers of Qwen2.5-0.5B, three quarters of the blocks dropped."""
+    config = _config(hidden_size=896, intermediate_size=4864, layers=4, heads=14, words=1000)
+    name = f"four layers of Qwen2.5-0.5B {block} {page_bytes >> 10}KiB"
+    return Recipe(name, config, block, tasks, density=0.25, common=0.55, page_bytes=page_bytes)
+
+
+def many_tasks(tasks: int) -> Recipe:
+    """Four layers of Qwen2.5-0.5B for that many tasks, three quarters of the blocks dropped."""
+    config = _config(hidden_size=896, intermediate_size=4864, layers=4, heads=14, words=1000)
+    return Recipe("many tasks", config, BlockShape(16, 32), tasks, density=0.25, common=0.55)
+
+
 def half_billion_config() -> Qwen2Config:
     """The shape of Qwen2.5-0.5B, in bfloat16."""
     return _config(hidden_size=896, intermediate_size=4864, layers=24, heads=14, words=151936)

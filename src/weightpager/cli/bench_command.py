@@ -127,10 +127,15 @@ def _print(found: Contest) -> None:
         output.say(f"note: {line}")
     for line in sorted({row.found.cold_note for row in found.rows if row.found and row.found.cold_note}):
         output.say(f"note: not proved cold: {line}")
+    if found.load > _BUSY:
+        output.say(f"note: {found.load:.1f} other processes were running, which disturbs every figure")
     for key in ("switch.speedup_whole_mean", "switch.speedup_strict_mean", "memory.paged_below_shared_bf16"):
         if key in found.figures:
             output.say(f"{key} = {found.figures[key]}")
 
+
+_BUSY = 0.5
+"""Processes that ran in the minute before."""
 
 _COLUMNS = (
     "method",

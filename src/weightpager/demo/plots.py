@@ -81,14 +81,14 @@ def switch_times(result: DemoResult) -> str:
 
 def overlap_map(result: DemoResult) -> str:
     """Share of the next task's bytes that the last one keeps too."""
-    return _heat_map([task.name for task in result.tasks], result.overlap, "{:.2f}")
+    return heat_map([task.name for task in result.tasks], result.overlap, "{:.2f}")
 
 
 def load_map(result: DemoResult) -> str:
     """MiB to load for every ordered pair."""
     names = [task.name for task in result.tasks]
     load = {(switch.from_task, switch.to_task): switch.bytes / 2**20 for switch in result.switches}
-    return _heat_map(names, [[load.get((a, b), 0.0) for b in names] for a in names], "{:.1f}")
+    return heat_map(names, [[load.get((a, b), 0.0) for b in names] for a in names], "{:.1f}")
 
 
 def memory(result: DemoResult) -> str:
@@ -108,13 +108,21 @@ def memory(result: DemoResult) -> str:
     return svg(draw, (9, 3.6))
 
 
-def _heat_map(names: Sequence[str], cells: Sequence[Sequence[float]], form: str) -> str:
+def heat_map(names: Sequence[str], cells: Sequence[Sequence[float]], form: str) -> str:
+    """A square of numbers, rows being where a switch comes from; NaN and the diagonal stay empty.
+
+    Args:
+        names: of rows and columns.
+        cells: their numbers; at least one beside the diagonal.
+        form: of a number.
+    """
+
     def draw(axes: Axes) -> None:
         values = np.array(cells, float)
         np.fill_diagonal(values, np.nan)
         axes.imshow(values, cmap="YlGnBu")
         for (row, col), value in np.ndenumerate(values):
-            if row != col:
+            if not np.isnan(value):
                 dark = value > np.nanmin(values) + 0.6 * (np.nanmax(values) - np.nanmin(values))
                 colour = "white" if dark else "#223"
                 axes.text(col, row, form.format(value), ha="center", va="center", color=colour, fontsize=9)

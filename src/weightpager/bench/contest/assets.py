@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,50 +46,51 @@ def int8_path(folder: Path) -> Path:
 
 
 def dense_bytes(bundle: Bundle) -> int:
-    """About what all tasks' dense checkpoints take on disk."""
-    return len(bundle.tasks) * (bundle.dense_bytes + bundle.entry(RESIDENT).bytes)
+    """About what one task's dense checkpoint takes on disk."""
+    return bundle.dense_bytes + bundle.entry(RESIDENT).bytes
 
 
-def write_sparse(bundle: Bundle, folder: Path, progress: Progress) -> None:
-    """Write all tasks' sparse checkpoints.
+def write_sparse(bundle: Bundle, tasks: Sequence[str], folder: Path, progress: Progress) -> None:
+    """Write these tasks' sparse checkpoints.
 
     Raises:
         BundleError, StoreError: the bundle is damaged.
         OSError: the storage refused it.
     """
-    for done, task in enumerate(bundle.tasks):
-        progress("write sparse checkpoints", done, len(bundle.tasks))
+    for done, task in enumerate(tasks):
+        progress("write sparse checkpoints", done, len(tasks))
         blocks, tables = compact(bundle, task)
         found = {BLOCKS: blocks, **parameters_of(bundle, task)}
         for name, table in tables.items():
             found |= {f"{name}.{field}": torch.from_numpy(getattr(table, field)) for field in _TABLE}
         write_checkpoint(sparse_path(folder, task), found)
-    progress("write sparse checkpoints", len(bundle.tasks), len(bundle.tasks))
+    progress("write sparse checkpoints", len(tasks), len(tasks))
 
 
-def write_dense(bundle: Bundle, folder: Path, progress: Progress, *, distinct: bool) -> None:
+def write_dense(bundle: Bundle, tasks: Sequence[str], folder: Path, progress: Progress, *, distinct: bool) -> None:
     """Write a dense checkpoint for each task: all that tasks share, the first task's paged weights in all of them.
 
     Only their size and place matter. Errors are those of `write_sparse`.
 
     Args:
         bundle: of the tasks.
+        tasks: their names.
         folder: to write to.
         progress: of the writing.
         distinct: whether each is a file of its own, which a page cache holds for itself; or else all are one.
     """
-    first, *others = (dense_path(folder, task) for task in bundle.tasks)
-    progress("write dense checkpoints", 0, len(bundle.tasks))
-    weights = dense_weights(bundle, next(iter(bundle.tasks)))
+    first, *others = (dense_path(folder, task) for task in tasks)
+    progress("write dense checkpoints", 0, len(tasks))
+    weights = dense_weights(bundle, tasks[0])
     shared = {f"{name}.weight": as_shipped(weight) for name, weight in weights.items()}
     write_checkpoint(first, shared | shipped(bundle, RESIDENT))
     for done, path in enumerate(others, 1):
-        progress("write dense checkpoints", done, len(bundle.tasks))
+        progress("write dense checkpoints", done, len(tasks))
         if distinct:
             shutil.copyfile(first, path)
         else:
             path.hardlink_to(first)
-    progress("write dense checkpoints", len(bundle.tasks), len(bundle.tasks))
+    progress("write dense checkpoints", len(tasks), len(tasks))
 
 
 def write_int8(bundle: Bundle, folder: Path, progress: Progress) -> None:

@@ -38,7 +38,7 @@ class WholeCheckpoints:
 
     def __init__(self, setting: Setting, kind: Kind, *, direct: bool) -> None:
         bundle = setting.bundle
-        self._files = {task: open_checkpoint(_PATHS[kind](setting.folder, task)) for task in bundle.tasks}
+        self._files = {task: open_checkpoint(_PATHS[kind](setting.folder, task)) for task in setting.tasks}
         self._memory = memoryview(new_buffer(max(file.bytes for file in self._files.values())))
         self._reader = DirectReader(setting.threads, setting.pace) if direct else None
         self._current: CheckpointFile = next(iter(self._files.values()))
@@ -94,9 +94,9 @@ class MappedCheckpoints:
 
     def __init__(self, setting: Setting) -> None:
         bundle = setting.bundle
-        self._paths = {task: dense_path(setting.folder, task) for task in bundle.tasks}
+        self._paths = {task: dense_path(setting.folder, task) for task in setting.tasks}
         self._paged = bundle.dense_bytes
-        self._private = {task: shipped(bundle, private_file(task)) for task in bundle.tasks}
+        self._private = {task: shipped(bundle, private_file(task)) for task in setting.tasks}
         self._modules = {}
         for task, path in self._paths.items():
             self._modules[task] = dense_module(bundle, task, load_file(path) | self._private[task])

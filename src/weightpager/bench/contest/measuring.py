@@ -28,9 +28,8 @@ LEAST_FORWARDS, MOST_FORWARDS = 3, 200
 Inputs = Mapping[str, Mapping[str, Any]]
 
 
-def measure(rival: Rival, method: Method, bundle: Bundle, job: Job) -> Found:
-    """Measure a method that has been set up."""
-    tasks = list(bundle.tasks)[: min(job.tasks, method.tasks or job.tasks)]
+def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], job: Job) -> Found:
+    """Measure a method that has been set up for these tasks."""
     inputs = {task: prompt(bundle, task, job.seed) for task in tasks}
     for task in tasks:
         _run(rival.switch(task), inputs[task])  # what is built at first use isn't part of a switch

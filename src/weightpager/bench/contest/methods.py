@@ -113,7 +113,7 @@ _NO_LLAMA = (
     "llama-cpp-python has no wheel for this platform, and a server's swap needs a GGUF file of every task; it loads a "
     "whole checkpoint, which the dense rows do too"
 )
-_NO_PREFETCH = "the engine doesn't load ahead yet"
+_NO_PREFETCH = "loading ahead needs time between switches: it is measured on traces, by 'python -m benchmarks.prefetch'"
 
 METHODS: Sequence[Method] = (
     Method("ours", "weightpager", _ours, rooms="both"),
@@ -132,7 +132,7 @@ METHODS: Sequence[Method] = (
         ("sparse",),
         quick=False,
     ),
-    Method("sparse_lru", "LRU of whole sparse tasks", _lru, ("sparse",), rooms="more"),
+    Method("sparse_lru", "LRU of whole sparse tasks", _lru, ("sparse",), rooms="more", quick=False),
     Method("dense_direct", "dense checkpoint per task, direct", _checkpoints("dense", direct=True), ("dense",)),
     Method(
         "dense_copied",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ class DiskOffload:
     def __init__(self, setting: Setting) -> None:
         self._modules: dict[str, nn.Module] = {}
         self._folders: dict[str, Path] = {}
-        for task in islice(setting.bundle.tasks, TASKS):
+        for task in setting.tasks[:TASKS]:
             values = load_file(dense_path(setting.folder, task)) | shipped(setting.bundle, private_file(task))
             module = dense_module(setting.bundle, task, values)
             folder = setting.folder / f"{task}.offload"

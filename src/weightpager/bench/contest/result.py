@@ -128,6 +128,7 @@ class Contest(Strict):
         repeats, seed, quick: as asked.
         command: that was typed.
         machine: that all ran on.
+        load: processes that were running or waiting on average in the minute before: others disturb.
         seconds: altogether.
         figures: by flat key, what was found of what was asked for.
     """
@@ -145,6 +146,7 @@ class Contest(Strict):
     quick: bool
     command: str
     machine: dict[str, Any]
+    load: float
     seconds: float
     figures: dict[str, float]
 

@@ -17,7 +17,8 @@ class Setting:
     """What a method is given.
 
     Attributes:
-        bundle: the tasks; a method of ours runs it, all others use its architecture and tables.
+        bundle: a method of ours runs it, all others use its architecture and tables.
+        tasks: those of it that are visited.
         folder: where `assets` has written the checkpoints.
         budget: bytes of memory for weights, for methods that can use more or less.
         threads: reads in flight.
@@ -25,6 +26,7 @@ class Setting:
     """
 
     bundle: Bundle
+    tasks: tuple[str, ...]
     folder: Path
     budget: int
     threads: int

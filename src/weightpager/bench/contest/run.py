@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -32,6 +33,9 @@ _LARGE = 256 << 20
 _QUICK_TASKS = 3
 
 _TIMEOUT = 900.0
+_QUICK_SECONDS = 170.0
+_LEAST_SECONDS = 15.0
+"""That a method takes at least."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Plan:
         random_weights: whether the bundle stands for speed and memory only.
         methods: names of those to run; all if empty.
         command: that was typed.
+        end: by `time.monotonic`, when no further method is begun and a running one is killed; None for never.
     """
 
     bundle: Bundle
@@ -65,11 +70,12 @@ class Plan:
     random_weights: bool = False
     methods: tuple[str, ...] = ()
     command: str = ""
+    end: float | None = None
 
 
 def quick(plan: Plan) -> Plan:
-    """The same for less than three minutes."""
-    return replace(plan, quick=True, repeats=2, seconds=4.0, visits=12, rooms=(2.0,))
+    """The same for less than three minutes from now on: what doesn't come in time is left out, and says so."""
+    return replace(plan, quick=True, repeats=2, seconds=4.0, visits=12, rooms=(), end=time.monotonic() + _QUICK_SECONDS)
 
 
 def run_contest(plan: Plan, progress: Progress) -> Contest:
@@ -80,7 +86,7 @@ def run_contest(plan: Plan, progress: Progress) -> Contest:
         OSError: checkpoints can't be written beside the bundle.
         BundleError, StoreError: the bundle is damaged.
     """
-    start = time.perf_counter()
+    start, load = time.perf_counter(), os.getloadavg()[0]
     if len(plan.bundle.tasks) < 2:
         raise ConfigError(f"{plan.bundle.path}: expected at least two tasks to switch between, found one")
     asked = _asked(plan)
@@ -102,6 +108,7 @@ def run_contest(plan: Plan, progress: Progress) -> Contest:
         quick=plan.quick,
         command=plan.command,
         machine=describe(),
+        load=load,
         seconds=time.perf_counter() - start,
         figures={},
     )
@@ -119,7 +126,7 @@ def _rows(plan: Plan, asked: Sequence[Method], folder: Path, progress: Progress)
     absent = _write_assets(plan, asked, folder, progress)
     pace = _pace(plan)
     jobs = [(method, room) for method in asked for room in _rooms(plan, method)]
-    for done, (method, room) in enumerate(jobs):
+    for done, (method, room) in enumerate(jobs):  # ours first: a quick contest may end before the last ones
         progress("measure", done, len(jobs))
         bundle = plan.unaligned if method.unaligned else plan.bundle
         budget = budget_for(bundle or plan.bundle, room)
@@ -129,6 +136,8 @@ def _rows(plan: Plan, asked: Sequence[Method], folder: Path, progress: Progress)
             reason = "no bundle without alignment; name one that was compiled with 'alignment: 0' by --unaligned"
         if plan.quick and not method.quick:
             reason = reason or "not part of --quick"
+        if _seconds_left(plan) <= _LEAST_SECONDS:
+            reason = reason or "no time was left for it within --quick"
         if reason:
             yield row.model_copy(update={"reason": reason})
         else:
@@ -138,7 +147,7 @@ def _rows(plan: Plan, asked: Sequence[Method], folder: Path, progress: Progress)
 
 
 def _rooms(plan: Plan, method: Method) -> Iterator[float]:
-    if method.rooms != "more":
+    if method.rooms != "more" or not plan.rooms:
         yield 1.0
     if method.rooms != "one":
         yield from plan.rooms
@@ -150,15 +159,16 @@ def _write_assets(plan: Plan, asked: Sequence[Method], folder: Path, progress: P
         asset for method in asked if not method.skipped and (method.quick or not plan.quick) for asset in method.assets
     }
     absent: dict[str, str] = {}
-    size = assets.dense_bytes(plan.bundle) // (len(plan.bundle.tasks) if plan.quick else 1)
+    tasks = list(plan.bundle.tasks)[: _tasks(plan)]
+    size = assets.dense_bytes(plan.bundle) * (1 if plan.quick else len(tasks))
     if "dense" in needed and (size > _MOST_ON_DISK or not assets.enough_room(folder, size)):
         absent["dense"] = f"dense checkpoints of all tasks would take {format_size(size)} of disk"
     if "sparse" in needed:
-        assets.write_sparse(plan.bundle, folder, progress)
+        assets.write_sparse(plan.bundle, tasks, folder, progress)
     if "int8" in needed:
         assets.write_int8(plan.bundle, folder, progress)
     if "dense" in needed and "dense" not in absent:
-        assets.write_dense(plan.bundle, folder, progress, distinct=not plan.quick)
+        assets.write_dense(plan.bundle, tasks, folder, progress, distinct=not plan.quick)
     return absent
 
 
@@ -213,12 +223,16 @@ def _limited(command: Sequence[str], plan: Plan) -> LimitedRun:
         storage_bytes_per_s=plan.limits.storage,
         cpus=plan.limits.cpus,
         storage_path=plan.bundle.path,
-        timeout=_TIMEOUT,
+        timeout=_seconds_left(plan),
     )
 
 
 _CANNOT_PACE = frozenset({"sparse_copied", "dense_copied", "dense_mapped", "offload"})
 """They read through a library, at the disk's own speed."""
+
+
+def _seconds_left(plan: Plan) -> float:
+    return _TIMEOUT if plan.end is None else max(_LEAST_SECONDS, plan.end - time.monotonic())
 
 
 def _unlimited(run: LimitedRun, row: Row, pace: float | None) -> list[str]:

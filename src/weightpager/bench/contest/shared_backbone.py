@@ -35,7 +35,7 @@ class SharedBackbone:
 
     def __init__(self, setting: Setting, *, int8: bool) -> None:
         bundle = setting.bundle
-        tasks = list(bundle.tasks)
+        tasks = list(setting.tasks)
         file = open_checkpoint(int8_path(setting.folder) if int8 else dense_path(setting.folder, tasks[0]))
         buffer = memoryview(new_buffer(file.bytes))
         reader = DirectReader(setting.threads, setting.pace)

@@ -31,18 +31,18 @@ class SparseTasks:
     def __init__(self, setting: Setting, *, places: int | None = None) -> None:
         bundle = setting.bundle
         self._fixed = footprint(bundle).total
-        self._files = {task: open_checkpoint(sparse_path(setting.folder, task)) for task in bundle.tasks}
+        self._files = {task: open_checkpoint(sparse_path(setting.folder, task)) for task in setting.tasks}
         self._page_bytes = bundle.page_bytes
         self._most = max(_pages(file) for file in self._files.values())
         size = self._most * bundle.page_bytes
-        places = places or max(1, min(len(bundle.tasks), (setting.budget - self._fixed) // size))
+        places = places or max(1, min(len(setting.tasks), (setting.budget - self._fixed) // size))
         self._memory = memoryview(new_buffer(places * size))
         self._reader = DirectReader(setting.threads, setting.pace)
         self._free = list(range(places))
         self._places: OrderedDict[str, int] = OrderedDict()  # the last one is the current task
         arena = torch.frombuffer(self._memory, dtype=torch.uint8)[: places * size].view(-1, bundle.page_bytes)
         self._tables = {task: torch.arange(_pages(file), dtype=torch.int32) for task, file in self._files.items()}
-        self._modules = modules_over(bundle, {task: task for task in bundle.tasks}, self._files, arena, self._tables)
+        self._modules = modules_over(bundle, {task: task for task in setting.tasks}, self._files, arena, self._tables)
 
     def switch(self, task: str) -> nn.Module:
         """See `Rival.switch`."""
@@ -90,16 +90,16 @@ class SharedMask:
 
     def __init__(self, setting: Setting) -> None:
         bundle = setting.bundle
-        first = next(iter(bundle.tasks))
-        files = {task: open_checkpoint(sparse_path(setting.folder, task)) for task in bundle.tasks}
+        first = setting.tasks[0]
+        files = {task: open_checkpoint(sparse_path(setting.folder, task)) for task in setting.tasks}
         blocks = files[first].places[BLOCKS]
         memory = memoryview(new_buffer(blocks.end - blocks.start))
         reader = DirectReader(setting.threads, setting.pace)
         self._paged = reader.read(files[first].path, memory, blocks.start, blocks.end - blocks.start)
         reader.close()
         arena = torch.frombuffer(memory, dtype=torch.uint8)[: self._paged].view(-1, bundle.page_bytes)
-        tables = dict.fromkeys(bundle.tasks, torch.arange(len(arena), dtype=torch.int32))
-        self._modules = modules_over(bundle, dict.fromkeys(bundle.tasks, first), files, arena, tables)
+        tables = dict.fromkeys(setting.tasks, torch.arange(len(arena), dtype=torch.int32))
+        self._modules = modules_over(bundle, dict.fromkeys(setting.tasks, first), files, arena, tables)
         fixed = footprint(bundle)
         own = sum(table.nbytes for table in bundle.tables(first).values())
         self._fixed = fixed.resident + fixed.private + own

@@ -30,9 +30,10 @@ def do(job: Job) -> Found:
     bundle = Bundle.open(job.bundle)
     pace = None if job.pace is None else Pace(job.pace)
     asked = method(job.method)
-    rival = asked.make(Setting(bundle, Path(job.folder), job.budget, job.threads, pace))
+    tasks = tuple(bundle.tasks)[: min(job.tasks, asked.tasks or job.tasks)]
+    rival = asked.make(Setting(bundle, tasks, Path(job.folder), job.budget, job.threads, pace))
     try:
-        return measure(rival, asked, bundle, job)
+        return measure(rival, asked, bundle, tasks, job)
     finally:
         rival.close()
 

@@ -1,0 +1,153 @@
+"""How large pages and blocks should be: what a switch reads, how long it takes, and what the page cache makes of it.
+
+    python -m benchmarks.granularity --json docs/results.json
+
+Random weights of a real layer's shape, a few layers of it. Direct reads are what weightpager does; the same reads
+through the page cache show what read-ahead adds, and what a warm cache would hide.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks import provenance, results_file
+from benchmarks.results_file import GranularityRow
+from weightpager.bench.cold import cold_read
+from weightpager.bench.contest.process_memory import bytes_from_storage
+from weightpager.bench.contest.prompt import prompt
+from weightpager.bench.switching import doubt
+from weightpager.bench.synthetic_bundle import Recipe, bundle_of, few_layers
+from weightpager.blocks import BlockShape
+from weightpager.bundle import Bundle
+from weightpager.bundle.fill import page_fill
+from weightpager.bundle.footprint import footprint
+from weightpager.config import EngineConfig, cache_dir
+from weightpager.engine import Engine
+from weightpager.store import LocalStore, StorageModel, all_switches, coalesce
+
+PAGES = (16 << 10, 64 << 10, 256 << 10, 1 << 20)
+BLOCKS = (BlockShape(8, 16), BlockShape(16, 32), BlockShape(32, 64), BlockShape(64, 64))
+USUAL_PAGE, USUAL_BLOCK = 64 << 10, BlockShape(16, 32)
+PAIRS, FORWARDS = 6, 10
+
+
+def main(
+    json: Annotated[Path, typer.Option(help="File of results to put the rows into.")],
+    tasks: Annotated[int, typer.Option(help="Of each bundle.")] = 6,
+) -> None:
+    """Measure page sizes and block shapes."""
+    folder = cache_dir() / "benchmarks" / "granularity"
+    rows = []
+    for recipe in recipes(tasks):
+        rows.append(measure(recipe, bundle_of(recipe, folder, typer.echo)))
+        typer.echo(rows[-1].model_dump_json(exclude={"command", "commit"}))
+    found = results_file.read(json)
+    results_file.write(json, found.model_copy(update={"granularity": rows}))
+
+
+def recipes(tasks: int) -> Iterator[Recipe]:
+    """Every page size with the usual block, and every block with the usual page."""
+    for page_bytes in PAGES:
+        yield few_layers(USUAL_BLOCK, page_bytes, tasks)
+    for block in BLOCKS:
+        if block != USUAL_BLOCK:
+            yield few_layers(block, USUAL_PAGE, tasks)
+
+
+def measure(recipe: Recipe, bundle: Bundle) -> GranularityRow:
+    """One bundle's row."""
+    costs = all_switches(bundle, StorageModel())[:PAIRS]
+    files = [bundle.path / name for name in bundle.manifest.page_file_names()]
+    with Engine(bundle, EngineConfig()) as engine, cold_read(files) as proof:
+        direct = [_direct_switch(engine, cost.from_task, cost.to_task) for cost in costs if cost.from_task]
+        forward = _forward(engine, bundle)
+    buffered, delivered, cached = zip(*(_buffered(bundle, c.from_task or "", c.to_task) for c in costs), strict=True)
+    return GranularityRow(
+        model=recipe.name,
+        tasks=recipe.tasks,
+        sparsity=1 - recipe.density,
+        block=bundle.manifest.block,
+        page_bytes=bundle.page_bytes,
+        pages=len(bundle.pages),
+        page_fill=round(page_fill(bundle), 4),
+        planned_bytes=round(statistics.fmean(cost.bytes for cost in costs)),
+        kept_bytes=round(statistics.fmean(_needed(bundle, cost.from_task or "", cost.to_task) for cost in costs)),
+        reads=round(statistics.fmean(cost.reads for cost in costs), 1),
+        direct_ms=_ms(direct),
+        buffered_ms=_ms(buffered),
+        buffered_bytes=round(statistics.fmean(delivered)),
+        cached_ms=_ms(cached),
+        forward_ms=_ms(forward),
+        table_bytes=footprint(bundle).tables,
+        doubt=doubt(proof),
+        command=provenance.command("benchmarks.granularity"),
+        commit=provenance.commit(),
+    )
+
+
+def _direct_switch(engine: Engine, a: str, b: str) -> float:
+    engine.deactivate()
+    engine.evict()
+    engine.activate(a)
+    engine.activate(b)
+    return engine.report().switches[-1].seconds
+
+
+def _forward(engine: Engine, bundle: Bundle) -> list[float]:
+    task = next(iter(bundle.tasks))
+    module, inputs = engine.activate(task), prompt(bundle, task, 0)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(FORWARDS + 1):
+            start = time.perf_counter()
+            module(**inputs)
+            seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def _buffered(bundle: Bundle, a: str, b: str) -> tuple[float, int, float]:
+    """Seconds of a switch's reads through the page cache, bytes that storage delivered, seconds of them once more."""
+    have = set(bundle.pages_of(a).tolist())
+    missing = [page for page in bundle.pages_of(b).tolist() if page not in have]
+    memory = memoryview(bytearray(len(missing) * bundle.page_bytes))
+    store = LocalStore(bundle, direct=False)
+    files = [bundle.path / name for name in bundle.manifest.page_file_names()]
+    try:
+        with cold_read(files):
+            before = bytes_from_storage()
+            cold = _read(store, bundle, missing, memory)
+            delivered = bytes_from_storage() - before
+            warm = _read(store, bundle, missing, memory)
+    finally:
+        store.close()
+    return cold, delivered, warm
+
+
+def _read(store: LocalStore, bundle: Bundle, pages: list[int], memory: memoryview) -> float:
+    size, place = bundle.page_bytes, 0
+    start = time.perf_counter()
+    for run in coalesce(pages, store.span, size):
+        views = [memory[(place + i) * size : (place + i + 1) * size] for i in range(run.count)]
+        store.read(run.first, views)
+        place += run.count
+    return time.perf_counter() - start
+
+
+def _needed(bundle: Bundle, a: str, b: str) -> int:
+    have = set(bundle.kept_locations(a).tolist())
+    return sum(location not in have for location in bundle.kept_locations(b).tolist()) * bundle.block_bytes
+
+
+def _ms(seconds: list[float] | tuple[float, ...]) -> float:
+    return round(1e3 * statistics.median(seconds), 3)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,179 @@
+"""The page ``docs/results.md`` and its plots, from ``docs/results.json`` and the other benchmarks' rows beside it.
+
+python -m benchmarks.report --json docs/results.json --out docs/results.md
+"""
+
+from __future__ import annotations
+
+import json as json_file
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from jinja2 import Environment, StrictUndefined
+
+from benchmarks import report_plots as plots
+from benchmarks import report_tables as tables
+from benchmarks import results_file
+from benchmarks.points import find, gather
+from benchmarks.results_file import Results
+from benchmarks.rows import read as read_accuracy
+from weightpager.bench.contest.result import Contest
+from weightpager.config import format_size
+
+HERE = Path(__file__).parent
+DOMAINS = ("text assistant", "language model", "driving")
+"""What the benchmark is asked to cover; a contest's name begins with its domain's."""
+
+
+def main(
+    json: Annotated[Path, typer.Option(help="Results that `python -m benchmarks.results` wrote.")],
+    out: Annotated[Path, typer.Option(help="The page to write; its plots are put beside it.")],
+) -> None:
+    """Write the page and its plots."""
+    if not json.is_file():
+        raise typer.BadParameter(f"expected a file of results, found nothing at {json}", param_hint="--json")
+    results = results_file.read(json)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name, text in drawn(results, out).items():
+        (out.parent / name).write_text(text, encoding="utf-8")
+    out.write_text(render(results, json, out), encoding="utf-8")
+
+
+def render(results: Results, json: Path, out: Path) -> str:
+    """The page's text.
+
+    Args:
+        results: all that was measured.
+        json: the file that they lie in; accuracy and prefetch rows are looked for beside it.
+        out: where the page will lie; its plots are named after it.
+    """
+    environment = Environment(  # Markdown, not HTML: nothing to escape
+        autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    template = environment.from_string((HERE / "report.md.j2").read_text(encoding="utf-8"))
+    contests = results.contests
+    return template.render(
+        json_name=json.name,
+        winners=tables.winners(contests),
+        accuracy=tables.accuracy_beside(contests),
+        goals=tables.goals(contests),
+        published=tables.published(contests),
+        contests=[_described(name, contest, out) for name, contest in contests.items()],
+        bookkeeping=tables.bookkeeping(contests),
+        alignment=alignment(json.with_name("accuracy.json")),
+        accuracy_plots=[path.name for path in sorted(json.parent.glob("accuracy-*.svg"))],
+        gaps=_gaps(contests),
+        domains=_domains(contests),
+        prefetch=prefetch(json.with_name("prefetch.json")),
+        compile_cost=tables.compile_cost(contests),
+        granularity=tables.granularity(results.granularity) if results.granularity else "",
+        scaling=tables.scaling(results.scaling) if results.scaling else "",
+        scaling_plot=f"{out.stem}-scaling.svg",
+    )
+
+
+def drawn(results: Results, out: Path) -> dict[str, str]:
+    """All plots by file name."""
+    found = {f"{out.stem}-scaling.svg": plots.scaling(results.scaling)} if results.scaling else {}
+    for name, contest in results.contests.items():
+        if contest.row("ours") is not None:
+            names = _plot_names(name, out)
+            found[names["matrix"]] = plots.switch_matrix(contest)
+            found[names["latency"]] = plots.latencies(contest)
+            found[names["memory"]] = plots.memory_over_trace(contest)
+    return found
+
+
+def alignment(file: Path) -> str:
+    """Overlap won per accuracy lost, from the accuracy benchmark's rows; a sentence where they are missing."""
+    points = gather(read_accuracy(file))
+    lines = []
+    for domain, fraction in sorted({(point.domain, point.fraction) for point in points}):
+        ours, own = (find(points, domain, fraction, method, "finetune") for method in ("ours", "unaligned"))
+        if ours is None or own is None:
+            continue
+        sign = -1 if domain == "B" else 1  # perplexity is better where it is lower
+        lines.append([
+            domain,
+            f"{fraction:g}",
+            f"{own.overlap:.3f} → {ours.overlap:.3f}",
+            f"{own.value():.4f} → {ours.value():.4f}",
+            f"{sign * (ours.value() - own.value()):+.4f}",
+            f"{format_size(own.bytes_per_switch)} → {format_size(ours.bytes_per_switch)}",
+        ])  # fmt: skip
+    header = ["domain", "a", "overlap, unaligned → aligned", "metric", "better by", "loaded per switch"]
+    return tables.table(header, lines) if lines else "Not measured: no point has both."
+
+
+def prefetch(file: Path) -> str:
+    """Real runs of the prefetch benchmark; empty where it hasn't been run."""
+    if not file.is_file():
+        return ""
+    rows: list[dict[str, Any]] = [
+        row for row in json_file.loads(file.read_text(encoding="utf-8")) if row.get("mode") == "real"
+    ]
+    keys = ["trace", "f", "policy", "switches", "wait_ms_mean", "wait_ms_p99", "hit_rate"]
+    lines = [[f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in rows]
+    return tables.table(keys, lines) if lines else ""
+
+
+def _described(name: str, contest: Contest, out: Path) -> dict[str, Any]:
+    machine = contest.machine
+    versions = ", ".join(f"{package} {version}" for package, version in machine.get("versions", {}).items())
+    return {
+        "title": name[0].upper() + name[1:],
+        "about": _about(contest),
+        "command": contest.command,
+        "machine": f"{machine.get('cpu')}, {machine.get('usable_cores')} cores; {versions}; commit "
+        f"{machine.get('commit')}, seed {contest.seed}; {contest.load:.1f} other processes were running.",
+        "methods": tables.methods(contest),
+        "starred": any(row.unlimited for row in contest.rows),
+        "not_measured": tables.not_measured(contest),
+        "plots": _plot_names(name, out) if contest.row("ours") is not None else None,
+    }
+
+
+def _about(contest: Contest) -> str:
+    facts, limits = contest.facts, contest.limits
+    weights = f"random weights in the shape of a {facts.model}, for speed and memory only"
+    memory = "as much as the machine has" if limits.memory is None else format_size(limits.memory)
+    storage = "as the disk is" if limits.storage is None else f"{limits.storage / 1e6:.0f} MB/s"
+    cpus = "all" if limits.cpus is None else str(limits.cpus)
+    return (
+        f"{weights if facts.random_weights else facts.model}; {len(facts.tasks)} tasks at {facts.sparsity:.0%} "
+        f"sparsity that overlap by {facts.mean_overlap:.3f}; blocks {facts.block} in {facts.dtype}, pages of "
+        f"{format_size(facts.page_bytes)}, {facts.page_fill:.1%} full. Memory: {memory}; storage: {storage}; "
+        f"CPUs: {cpus}. Every ordered pair {contest.repeats} times, or as often as time allowed."
+    )
+
+
+def _plot_names(name: str, out: Path) -> dict[str, str]:
+    plain = name.replace(" ", "-").replace(",", "")
+    return {plot: f"{out.stem}-{plain}-{plot}.svg" for plot in ("matrix", "latency", "memory")}
+
+
+def _gaps(contests: Mapping[str, Contest]) -> str:
+    found = [
+        f"{name} {contest.alignment_gap:.2e}" for name, contest in contests.items() if contest.alignment_gap is not None
+    ]
+    return "; ".join(found) or "none, no contest's bundle was aligned by a compile"
+
+
+def _domains(contests: Mapping[str, Contest]) -> str:
+    lines = []
+    for domain in DOMAINS:
+        own = [contest for name, contest in contests.items() if name.startswith(domain)]
+        for contest in own:
+            row = contest.row("ours")
+            waited = None if row is None else row.mean_waited
+            cell = "not measured" if waited is None else f"{1e3 * waited:.1f} ms"
+            lines.append([domain, str(len(contest.facts.tasks)), f"{contest.facts.mean_overlap:.3f}", cell])
+        if not own:
+            lines.append([domain, "–", "–", "not measured"])
+    return tables.table(["domain", "tasks", "overlap", "a visit of its trace waits, without prefetch"], lines)
+
+
+if __name__ == "__main__":
+    typer.run(main)

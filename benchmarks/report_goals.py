@@ -1,0 +1,88 @@
+"""What was asked of switches, memory and compiling, and whether a contest reached it.
+
+The figures were fixed before anything was measured. What isn't there was not measured, which is never reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from weightpager.bench.contest.result import Contest
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure that was asked for.
+
+    Attributes:
+        key: of the figure.
+        asked: in words.
+        least: the figure must be at least that; None if it must be at most ``most``.
+        most: see ``least``.
+        least_key: the figure that it must reach instead of a fixed one.
+        sparse: whether it is asked only from 75 % sparsity on.
+    """
+
+    key: str
+    asked: str
+    least: float | None = None
+    most: float | None = None
+    least_key: str = ""
+    sparse: bool = False
+
+
+GOALS: Sequence[Goal] = (
+    Goal(
+        "switch.speedup_whole_mean",
+        "mean cold switch at least 10 × faster than loading a whole sparse checkpoint",
+        least=10.0,
+    ),
+    Goal(
+        "switch.speedup_strict_mean",
+        "at least 0.7 of what the overlap promises against loading a task's paged weights only",
+        least_key="switch.speedup_strict_asked",
+    ),
+    Goal(
+        "memory.paged_below_shared_bf16",
+        "paged weights at least 60 % below the shared dense backbone's",
+        least=0.6,
+        sparse=True,
+    ),
+    Goal(
+        "memory.process_below_shared_bf16",
+        "the whole process at least 40 % below the one with a shared dense backbone",
+        least=0.4,
+        sparse=True,
+    ),
+    Goal(
+        "memory.paged_below_checkpoints",
+        "at least 70 % below one sparse checkpoint for each task",
+        least=0.7,
+    ),
+    Goal(
+        "compile.align_pack_share_of_calibrate",
+        "alignment and packing at most 10 % of the calibration's time",
+        most=0.1,
+    ),
+)
+
+PUBLISHED: Mapping[str, tuple[str, float]] = {
+    "switch.speedup_whole_mean": ("task switches 6.6 × faster on average", 6.6),
+    "switch.speedup_whole_max": ("up to 9.8 ×", 9.8),
+    "memory.process_below_shared_bf16": ("memory down by up to 46 %", 0.46),
+}
+"""By our figure: what the published system reports, of another model on another machine."""
+
+
+def verdict(goal: Goal, contest: Contest) -> tuple[str, str]:
+    """``yes``, ``no``, ``not measured`` or ``not asked``, and what was found."""
+    if goal.sparse and contest.facts.sparsity < 0.745:
+        return "not asked", "–"
+    found = contest.figures.get(goal.key)
+    least = contest.figures.get(goal.least_key) if goal.least_key else goal.least
+    if found is None or (goal.least_key and least is None):
+        return "not measured", "–"
+    reached = found <= goal.most if goal.most is not None else found >= (least or 0.0)
+    text = f"{found:.3g}" if not goal.least_key else f"{found:.3g}, asked {least:.3g}"
+    return ("yes" if reached else "no"), text

@@ -1,0 +1,217 @@
+"""The tables of ``docs/results.md``: pure, from contests to Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, median
+
+from benchmarks.report_goals import GOALS, PUBLISHED, verdict
+from benchmarks.results_file import GranularityRow, ScalingRow
+from weightpager.bench.contest.figures import spread
+from weightpager.bench.contest.result import Contest, Row
+from weightpager.config import format_size
+
+OURS = ("ours", "ours_while_loading")
+"""Rows of the system as it is; without alignment it is a rival."""
+
+Value = Callable[[Row], float | None]
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
+
+
+def _mean(row: Row, field: str) -> float | None:
+    values = row.values(field)  # type: ignore[arg-type]
+    return fmean(values) if values else None
+
+
+CRITERIA: Mapping[str, tuple[Value, Callable[[float], str]]] = {
+    "a cold switch until ready": (lambda row: _mean(row, "ready"), lambda value: _ms(value)),
+    "a cold switch until the first output": (lambda row: _mean(row, "first_output"), lambda value: _ms(value)),
+    "waiting for a visit of the trace": (lambda row: row.mean_waited, lambda value: _ms(value)),
+    "a warm forward": (
+        lambda row: median(row.found.forwards) if row.found else None,
+        lambda value: _ms(value),
+    ),
+    "weights in memory": (
+        lambda row: float(row.found.memory.weights) if row.found and row.found.memory.weights else None,
+        lambda value: format_size(value),
+    ),
+    "the whole process's peak": (
+        lambda row: None if row.peak_memory is None else float(row.peak_memory),
+        lambda value: format_size(value),
+    ),
+}
+"""What less is better of → its value in a row, and how it is written. No weights at all in memory is no value."""
+
+
+def winners(contests: Mapping[str, Contest]) -> str:
+    """Who is best at what, and how we compare: the table that names what beats us."""
+    lines = []
+    for name, contest in contests.items():
+        rows = [row for row in contest.rows if row.status == "measured" and row.room == 1.0]
+        for what, (value, form) in CRITERIA.items():
+            known = [(found, row) for row in rows if (found := value(row)) is not None]
+            own = [pair for pair in known if pair[1].method in OURS]
+            if not own or len(known) == len(own):
+                continue
+            best, ours = min(known, key=lambda pair: pair[0]), min(own, key=lambda pair: pair[0])
+            if best[1].method in OURS:
+                others = min((pair for pair in known if pair[1].method not in OURS), key=lambda pair: pair[0])
+                verdict_text = f"ours; next {others[1].label}, {form(others[0])}"
+            else:
+                verdict_text = f"**{best[1].label}**, {form(best[0])}"
+            lines.append([name, what, verdict_text, form(ours[0])])
+    return table(["contest", "least of", "best", "ours"], lines)
+
+
+def accuracy_beside(contests: Mapping[str, Contest]) -> str:
+    """Accuracy of the bundles that were timed, and of what needs no paging."""
+    lines = []
+    for name, contest in contests.items():
+        for score in contest.scores:
+            controls = [f"{control.scores[score.name]:.4f}" for control in contest.controls]
+            dense = "–" if score.dense is None else f"{score.dense:.4f}"
+            lines.append([name, score.name, score.metric, dense, f"{score.sparse:.4f}", *controls])
+    names = next(([control.name for control in c.controls] for c in contests.values() if c.controls), [])
+    return table(["contest", "task", "metric", "dense", "weightpager", *names], lines) if lines else ""
+
+
+def goals(contests: Mapping[str, Contest]) -> str:
+    """What was asked, and what each contest found."""
+    lines = []
+    for goal in GOALS:
+        for name, contest in contests.items():
+            reached, found = verdict(goal, contest)
+            if reached != "not asked":
+                word = f"**{reached}**" if reached == "no" else reached
+                lines.append([f"`{goal.key}`", goal.asked, name, word, found])
+    return table(["figure", "asked", "contest", "reached", "found"], lines)
+
+
+def published(contests: Mapping[str, Contest]) -> str:
+    """The published system's figures beside ours."""
+    lines = [
+        [text, name, f"{contest.figures[key]:.3g}"]
+        for key, (text, _) in PUBLISHED.items()
+        for name, contest in contests.items()
+        if key in contest.figures
+    ]
+    return table(["published", "contest", "ours"], lines)
+
+
+def methods(contest: Contest) -> str:
+    """Every method of a contest."""
+    lines = []
+    for row in contest.rows:
+        if row.found is None:
+            continue
+        memory = row.found.memory
+        ready, first = spread(row.values("ready")), spread(row.values("first_output"))
+        lines.append([
+            row.label + (f", room for {row.room:g} tasks" if row.room != 1 else "") + ("*" if row.unlimited else ""),
+            _percentiles(ready),
+            _percentiles(first),
+            _size(_mean(row, "bytes")),
+            "–" if row.mean_waited is None else _ms(row.mean_waited),
+            format_size(memory.weights),
+            format_size(memory.paged),
+            _size(row.peak_memory),
+            format_size(memory.proportional),
+            f"{row.found.tokens / median(row.found.forwards):.0f}",
+            str(len(row.found.samples)),
+        ])  # fmt: skip
+    header = [
+        "method", "ready, ms: p50 / p95 / p99", "first output, ms: p50 / p95 / p99", "read a switch", "a visit waits",
+        "weights", "paged weights", "process, peak", "process, PSS", "tokens a second", "switches",
+    ]  # fmt: skip
+    return table(header, lines)
+
+
+def not_measured(contest: Contest) -> list[str]:
+    """A line for every method that has no figures, and for every limit that didn't hold."""
+    lines = [f"{row.label}: {row.status}, {row.reason}" for row in contest.rows if row.status != "measured"]
+    lines += sorted({f"* not under the limit: {line}" for row in contest.rows for line in row.unlimited})
+    notes = {row.found.cold_note for row in contest.rows if row.found and row.found.cold_note}
+    return lines + [f"not proved cold: {note}" for note in sorted(notes)]
+
+
+def bookkeeping(contests: Mapping[str, Contest]) -> str:
+    """What blocks cost beside their weights."""
+    keys = {
+        "bookkeeping.table_share": "tables, share of pages and tables",
+        "bookkeeping.forward_ms": "forward of 32 tokens, ms",
+        "bookkeeping.forward_speedup_dense": "dense forward ÷ ours",
+    }
+    lines = [
+        [name, *(f"{contest.figures[key]:.3g}" if key in contest.figures else "–" for key in keys)]
+        for name, contest in contests.items()
+    ]
+    return table(["contest", *keys.values()], lines)
+
+
+def compile_cost(contests: Mapping[str, Contest]) -> str:
+    """Seconds of every stage."""
+    lines = [
+        [name, stage, f"{seconds:.2f}"]
+        for name, contest in contests.items()
+        for stage, seconds in contest.compile_seconds.items()
+    ]
+    return table(["contest", "stage", "seconds"], lines) if lines else ""
+
+
+def granularity(rows: Sequence[GranularityRow]) -> str:
+    """Page sizes and block shapes."""
+    header = [
+        "block", "page", "fill", "needed", "read", "reads", "direct", "through the page cache", "delivered for that",
+        "from a warm cache", "forward", "tables",
+    ]  # fmt: skip
+    lines = [
+        [
+            row.block, format_size(row.page_bytes), f"{row.page_fill:.2f}", format_size(row.kept_bytes),
+            format_size(row.planned_bytes), f"{row.reads:.0f}", f"{row.direct_ms:.1f} ms", f"{row.buffered_ms:.1f} ms",
+            format_size(row.buffered_bytes), f"{row.cached_ms:.1f} ms", f"{row.forward_ms:.2f} ms",
+            format_size(row.table_bytes),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return table(header, lines)
+
+
+def scaling(rows: Sequence[ScalingRow]) -> str:
+    """More and more tasks."""
+    header = [
+        "tasks",
+        "overlap",
+        "page",
+        "smallest arena",
+        "all pages",
+        "a checkpoint each",
+        "tables",
+        "a switch reads",
+        "mean",
+        "p99",
+    ]
+    lines = [
+        [
+            str(row.tasks), f"{row.overlap:.2f}", format_size(row.page_bytes), format_size(row.task_bytes),
+            format_size(row.stored_bytes), format_size(row.separate_bytes), format_size(row.table_bytes),
+            format_size(row.switch_bytes), f"{row.switch_ms:.1f} ms", f"{row.switch_p99_ms:.1f} ms",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return table(header, lines)
+
+
+def _percentiles(found: dict[str, float] | None) -> str:
+    return "–" if found is None else " / ".join(f"{1e3 * found[key]:.1f}" for key in ("p50", "p95", "p99"))
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _size(count: float | None) -> str:
+    return "–" if count is None else format_size(count)

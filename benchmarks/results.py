@@ -1,0 +1,69 @@
+"""All that ``docs/results.md`` shows, one contest after the other; each is put into the file when it ends.
+
+    python -m benchmarks.results --json docs/results.json
+    python -m benchmarks.results --json docs/results.json --only "half a billion"
+
+Contests of compiled bundles run where ``--bundle "NAME=PATH"`` names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks import provenance, results_file
+from weightpager.bench.contest.result import Limits
+from weightpager.bench.contest.run import Plan, run_contest
+from weightpager.bench.synthetic_bundle import bundle_of, quarter_kept
+from weightpager.bundle import Bundle
+from weightpager.config import cache_dir, parse_bandwidth, parse_size
+
+SYNTHETIC = "half a billion parameters, random"
+
+
+def main(
+    json: Annotated[Path, typer.Option(help="File of results.")],
+    bundle: Annotated[list[str] | None, typer.Option(help="A compiled one: NAME=PATH, or NAME=PATH=UNALIGNED.")] = None,
+    only: Annotated[str, typer.Option(help="Only contests with this in their names.")] = "",
+    memory: Annotated[str, typer.Option(help="Of every process.")] = "2GiB",
+    storage: Annotated[str, typer.Option(help="Of the disk.")] = "300MB/s",
+    cpus: Annotated[int, typer.Option(help="Of every process.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Of every ordered pair.")] = 3,
+    seconds: Annotated[float, typer.Option(help="For the pairs of one method.")] = 60.0,
+) -> None:
+    """Run contests."""
+    limits = Limits(memory=parse_size(memory), storage=int(parse_bandwidth(storage)), cpus=cpus)
+    for name, ours, unaligned, is_random in _subjects(bundle or [], only):
+        plan = Plan(
+            ours,
+            unaligned,
+            limits,
+            repeats=repeats,
+            seconds=seconds,
+            random_weights=is_random,
+            command=provenance.command("benchmarks.results"),
+        )
+        found = run_contest(plan, lambda stage, done, total: typer.echo(f"{stage} {done}/{total}", err=True))
+        results = results_file.read(json)
+        results_file.write(json, results.model_copy(update={"contests": results.contests | {name: found}}))
+        for key, value in found.figures.items():
+            typer.echo(f"{name}: {key} = {value}")
+
+
+def _subjects(named: list[str], only: str) -> Iterator[tuple[str, Bundle, Bundle | None, bool]]:
+    """Names, bundles, the same without alignment, and whether their weights are random."""
+    for text in named:
+        name, path, *unaligned = text.split("=")
+        if only in name:
+            yield name, Bundle.open(path), Bundle.open(unaligned[0]) if unaligned else None, False
+    if only in SYNTHETIC:
+        folder = cache_dir() / "benchmarks" / "contest"
+        unaligned_bundle = bundle_of(quarter_kept(aligned=False), folder, typer.echo)
+        yield SYNTHETIC, bundle_of(quarter_kept(), folder, typer.echo), unaligned_bundle, True
+
+
+if __name__ == "__main__":
+    typer.run(main)

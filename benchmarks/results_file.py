@@ -1,0 +1,102 @@
+"""``docs/results.json``: what `results` has measured, and `report` shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from weightpager.bench.contest.result import Contest
+from weightpager.bundle.manifest import Strict
+
+
+class GranularityRow(Strict):
+    """Switches of one bundle whose pages and blocks have these sizes; random weights.
+
+    Attributes:
+        model, tasks, sparsity, block, page_bytes: of the bundle.
+        pages: that it has.
+        page_fill: share of their bytes that some task uses.
+        planned_bytes: of an average switch, over-read included.
+        kept_bytes: the part of it that the next task uses and the last one doesn't keep.
+        reads: of an average switch.
+        direct_ms: of an average switch, cold, past the page cache.
+        buffered_ms: of the same reads through the page cache, cold.
+        buffered_bytes: that storage delivered for them, read-ahead included.
+        cached_ms: of the same reads once more, from the page cache.
+        forward_ms: of a prompt.
+        table_bytes: of all block tables, page index and page table.
+        doubt: why reads may not have been cold; else empty.
+        command, commit: that print the row.
+    """
+
+    model: str
+    tasks: int
+    sparsity: float
+    block: str
+    page_bytes: int
+    pages: int
+    page_fill: float
+    planned_bytes: int
+    kept_bytes: int
+    reads: float
+    direct_ms: float
+    buffered_ms: float
+    buffered_bytes: int
+    cached_ms: float
+    forward_ms: float
+    table_bytes: int
+    doubt: str
+    command: str
+    commit: str
+
+
+class ScalingRow(Strict):
+    """Switches of a bundle with so many tasks; random weights.
+
+    Attributes:
+        model, tasks, sparsity, overlap, page_bytes: of the bundle.
+        task_bytes: of the largest task's pages: the smallest arena.
+        stored_bytes: of all pages.
+        separate_bytes: of one sparse checkpoint for each task.
+        table_bytes: always in memory.
+        switch_bytes: of an average switch.
+        switch_ms: of an average switch, cold.
+        switch_p99_ms: of the slowest ones.
+        command, commit: that print the row.
+    """
+
+    model: str
+    tasks: int
+    sparsity: float
+    overlap: float
+    page_bytes: int
+    task_bytes: int
+    stored_bytes: int
+    separate_bytes: int
+    table_bytes: int
+    switch_bytes: int
+    switch_ms: float
+    switch_p99_ms: float
+    command: str
+    commit: str
+
+
+class Results(Strict):
+    """All of it; contests by what they are about."""
+
+    contests: dict[str, Contest] = Field(default_factory=dict)
+    granularity: list[GranularityRow] = Field(default_factory=list)
+    scaling: list[ScalingRow] = Field(default_factory=list)
+
+
+def read(path: Path) -> Results:
+    """A file's results; none if there is no file."""
+    return Results.model_validate_json(path.read_bytes()) if path.is_file() else Results()
+
+
+def write(path: Path, results: Results) -> None:
+    """Put results in a file's place."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

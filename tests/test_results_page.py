@@ -1,0 +1,110 @@
+"""The page of results, from contests that are made up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from benchmarks import report, results_file
+from benchmarks.report_goals import GOALS, verdict
+from benchmarks.results_file import Results, ScalingRow
+from contests import contest, found, row
+
+from weightpager.bench.contest.figures import figures
+from weightpager.bench.contest.result import Contest, Row
+
+
+def made_up(*rows: Row) -> Contest:
+    plain = contest(*rows)
+    return plain.model_copy(update={"figures": figures(plain)})
+
+
+SCALING = ScalingRow(
+    model="made up",
+    tasks=2,
+    sparsity=0.75,
+    overlap=0.6,
+    page_bytes=4096,
+    task_bytes=4096,
+    stored_bytes=8192,
+    separate_bytes=9000,
+    table_bytes=100,
+    switch_bytes=2048,
+    switch_ms=1.0,
+    switch_p99_ms=2.0,
+    command="python",
+    commit="abc",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    ours, whole = row("ours", found(0.01)), row("sparse_whole", found(0.12))
+    rows = (
+        ours,
+        whole,
+        row("shared_mask", found(0.000001), unlimited=["storage: unlimited: no blkio or io controller"]),
+        row("llama_cpp", None, reason="no wheel"),
+    )
+    results = Results(contests={"text assistant, six tasks": made_up(*rows)}, scaling=[SCALING, SCALING])
+    results_file.write(tmp_path / "results.json", results)
+    return tmp_path
+
+
+def page(folder: Path) -> str:
+    report.main(folder / "results.json", folder / "results.md")
+    return (folder / "results.md").read_text(encoding="utf-8")
+
+
+def test_the_first_table_names_what_beats_us(folder: Path) -> None:
+    first = page(folder).split("## What was asked")[0]
+    assert "| a cold switch until ready | **the shared_mask**, 0.001 ms | 10 ms |" in first
+    assert "| 0.9000 | 0.8800 | 0.8000 |" in first
+
+
+def test_what_was_asked_is_answered(folder: Path) -> None:
+    text = page(folder)
+    assert "| `switch.speedup_whole_mean` |" in text
+    assert "| yes | 12 |" in text
+    assert "| not measured | – |" in text
+    assert "the llama_cpp: skipped, no wheel" in text
+    assert "not under the limit: storage: unlimited" in text
+    assert "| driving | – | – | not measured |" in text
+
+
+def test_every_plot_that_is_shown_is_there(folder: Path) -> None:
+    text = page(folder)
+    shown = [line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
+    assert len(shown) == 4
+    assert all((folder / name).read_text(encoding="utf-8").startswith("<svg") for name in shown)
+
+
+def test_the_same_results_make_the_same_page(folder: Path) -> None:
+    assert page(folder) == page(folder)
+
+
+def test_a_missed_figure_is_said_in_bold() -> None:
+    slow = made_up(row("ours", found(0.1)), row("sparse_whole", found(0.12)))
+    assert verdict(GOALS[0], slow)[0] == "no"
+    assert "**no**" in report.tables.goals({"slow": slow})
+
+
+def test_figures_of_sparse_bundles_are_asked_of_them_alone() -> None:
+    goal = next(goal for goal in GOALS if goal.sparse)
+    dense = contest()
+    half = dense.model_copy(update={"facts": dense.facts.model_copy(update={"sparsity": 0.5})})
+    assert verdict(goal, half)[0] == "not asked"
+    assert verdict(goal, dense)[0] == "not measured"
+
+
+def test_prefetch_rows_are_shown_where_there_are_some(folder: Path) -> None:
+    keys = {"trace": "drive", "f": 0.5, "policy": "ours", "switches": 9, "wait_ms_mean": 1.25, "wait_ms_p99": 2.0}
+    rows = [{**keys, "hit_rate": 0.9, "mode": mode} for mode in ("real", "virtual")]
+    (folder / "prefetch.json").write_text(json.dumps(rows))
+    assert page(folder).count("| drive | 0.5 | ours | 9 | 1.25 | 2 | 0.9 |") == 1
+
+
+def test_a_page_of_results_needs_results(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="expected a file of results"):
+        report.main(tmp_path / "none.json", tmp_path / "page.md")
