@@ -23,12 +23,13 @@ import torch
 import typer
 
 from benchmarks import provenance
-from benchmarks.serving_clients import Answers, Ask, Tally, crowd, replay, watch
+from benchmarks.serving_clients import Answers, Ask, Ids, Tally, crowd, replay, watch
 from weightpager.bench.synthetic_bundle import bundle_of, small
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.config import cache_dir, format_size
 from weightpager.engine import Engine
+from weightpager.engine.architecture import read_config
 from weightpager.server.scheduler import Policy
 from weightpager.traces import TRACES
 
@@ -98,7 +99,7 @@ def main(
     json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
 
 
-def trace(tasks: Sequence[str], texts: Sequence[str], rate: float, seconds: float, seed: int) -> list[Ask]:
+def trace(tasks: Sequence[str], texts: Sequence[Ids], rate: float, seconds: float, seed: int) -> list[Ask]:
     """Requests of many users of an assistant, each going through its chains of tasks on his own.
 
     The bundle's tasks take the parts of the assistant's in turn.
@@ -124,7 +125,7 @@ def line(row: Row) -> str:
     )
 
 
-def _crowd(bundle: Bundle, texts: Sequence[str], answers: Answers, seconds: float, patience: float, seed: int) -> Row:
+def _crowd(bundle: Bundle, texts: Sequence[Ids], answers: Answers, seconds: float, patience: float, seed: int) -> Row:
     drawn = random.Random(seed)
     tasks = list(bundle.tasks)
     asks = [[Ask(drawn.choice(tasks), 0, drawn.choice(texts)) for _ in range(50)] for _ in range(CLIENTS)]
@@ -204,23 +205,21 @@ def _serving(bundle: Bundle, order: str, patience: float, linger: float) -> Iter
             process.terminate()
 
 
-def _texts(bundle: Bundle, drawn: random.Random) -> list[str]:
-    """Of words that the tokenizer knows, some short, some long."""
-    with Engine.from_pretrained(bundle.path) as engine:
-        words = [word for word in engine.tokenizer().get_vocab() if word.isalpha()]
-    return [" ".join(drawn.choices(words, k=drawn.randint(4, 40))) for _ in range(TEXTS)]
+def _texts(bundle: Bundle, drawn: random.Random) -> list[Ids]:
+    """Made of any tokens, some short, some long."""
+    words = int(read_config(bundle).get_text_config().vocab_size)
+    return [tuple(drawn.choices(range(words), k=drawn.randint(4, 48))) for _ in range(TEXTS)]
 
 
-def _answers(bundle: Bundle, texts: Sequence[str]) -> Answers:
+def _answers(bundle: Bundle, texts: Sequence[Ids]) -> Answers:
     """What an engine that has all memory says to each text alone."""
     found = {}
     with Engine.from_pretrained(bundle.path) as engine, torch.inference_mode():
-        tokenizer = engine.tokenizer()
         for task in bundle.tasks:
             with engine.task(task) as module:
                 base: Any = module.base_model
                 for text in texts:
-                    hidden = base(**tokenizer(text, return_tensors="pt")).last_hidden_state
+                    hidden = base(input_ids=torch.tensor([text])).last_hidden_state
                     found[task, text] = hidden[0].float().mean(0).tolist()
     return found
 

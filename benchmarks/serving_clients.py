@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 
 import httpx
 
-Answers = Mapping[tuple[str, str], Sequence[float]]
+Ids = tuple[int, ...]
+"""A text, as its token ids."""
+
+Answers = Mapping[tuple[str, Ids], Sequence[float]]
 """What is right: (task, text) → its vector."""
 
 TOLERANCE = 0.02
@@ -24,7 +27,7 @@ class Ask:
 
     task: str
     at: float
-    text: str
+    text: Ids
 
 
 @dataclass

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -58,13 +59,9 @@ def openai_client(url: str, token: str = "none") -> openai.OpenAI:
 
 
 @contextmanager
-def serving(
-    bundle: Path, settings: Settings | None = None, budget: str | None = None, prefetch: bool = False
-) -> Iterator[Running]:
+def serving(bundle: Path, settings: Settings | None = None, **options: Any) -> Iterator[Running]:
     """Serve a bundle until the block ends."""
-    service = Service(
-        Engine.from_pretrained(bundle, budget=budget, prefetch=prefetch), settings or Settings(policy=Policy())
-    )
+    service = Service(Engine.from_pretrained(bundle, **options), settings or Settings(policy=Policy()))
     with listen(HOST, 0) as listening:
         serving = server(service, host=HOST, port=0, grace=5)
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})

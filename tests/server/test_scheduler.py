@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -160,6 +160,14 @@ def test_a_switch_that_loads_may_wait_for_more_requests() -> None:
     assert next_batch(one, turn, 1.0, policy, resident={"a"}) == Plan((0,))
     assert next_batch(one, Turn("a"), 1.0, policy) == Plan((0,))
     assert next_batch([*one, Waiting("a", 0.5)], turn, 1.0, policy) == Plan((0, 1))
+
+
+@given(traces, policies, st.integers(1, 30))
+def test_a_batch_is_kept_within_its_room(trace: list[Waiting], policy: Policy, room: int) -> None:
+    sized = [replace(request, tokens=1 + number % 12) for number, request in enumerate(trace)]
+    for order in ("grouped", "arrival"):
+        found = next_batch(sized, Turn(), 100.0, replace(policy, room=room, order=order)).places  # type: ignore[arg-type]
+        assert len(found) == 1 or len(found) * max(sized[place].tokens for place in found) <= room
 
 
 def test_nothing_waits() -> None:

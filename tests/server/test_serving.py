@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from running import Running, serving
 
@@ -94,6 +95,21 @@ def test_many_clients_get_their_own_answers_under_a_tight_budget(assistant_bundl
         )
         assert label == right.label
     assert report.memory.total <= report.budget
+
+
+def test_keys_and_values_are_kept_within_their_reserve(writer_bundle: Path) -> None:
+    token = 2 * 2 * 2 * 16 * 4  # two layers, two heads of 16
+    with serving(writer_bundle, kv_reserve=20 * token) as running:
+        client = running.openai
+        found = client.completions.create(model="numbers", prompt=["one two"] * 5, max_tokens=8, temperature=0)
+        assert len({choice.text for choice in found.choices}) == 1
+        running.until_idle()
+        batches = running.service.metrics.registry.get_sample_value(
+            "weightpager_batch_texts_bucket", {"task": "numbers", "le": "2.0"}
+        )
+        assert batches == 3  # of two, two and one
+        with pytest.raises(openai.BadRequestError, match="at most 20 tokens, as the server's --kv-reserve holds"):
+            client.completions.create(model="numbers", prompt="one two", max_tokens=19)
 
 
 class Slow:

@@ -55,8 +55,9 @@ def serve(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens that one text may be continued by.")] = 1024,
     max_body: Annotated[str, typer.Option(metavar="SIZE", help="Largest body of a request.")] = "1MiB",
     kv_reserve: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Part of the budget that is left to KV caches.")
+        str | None, typer.Option(metavar="SIZE", help="Part of the budget for KV caches; batches are kept within it.")
     ] = None,
+    device: Annotated[str, typer.Option(help="Where tasks run: cpu, cuda or cuda:N.")] = "cpu",
     real_time: Annotated[
         list[str] | None, typer.Option(metavar="TASK", help="Load this task first, and never let it go.")
     ] = None,
@@ -103,6 +104,7 @@ def serve(
         Engine.from_pretrained(
             bundle,
             budget=budget,
+            device=device,
             kv_reserve=kv_reserve or 0,
             real_time=tuple(real_time or ()),
             prefetch=prefetch,

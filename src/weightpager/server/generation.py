@@ -30,7 +30,7 @@ def generate(
     rows = [_Row(job, work, _continuation(module, tokenizer, work)) for job, work in zip(jobs, works, strict=True)]
     batch = padded(module, [work.ids for work in works], pad_id(tokenizer), left=True)
     watch = _Watch(rows, batch["input_ids"].shape[1], clock)
-    with _drawing(works[0].sampling) as options:
+    with _drawing(works[0].sampling, batch["input_ids"].device) as options:
         module.generate(  # type: ignore[operator]
             **batch,
             **options,
@@ -57,12 +57,13 @@ def _continuation(module: nn.Module, tokenizer: Any, work: Generate) -> Continua
 
 
 @contextmanager
-def _drawing(sampling: Sampling) -> Iterator[dict[str, Any]]:
+def _drawing(sampling: Sampling, device: torch.device) -> Iterator[dict[str, Any]]:
     """Options of `generate`; a seed is this batch's alone."""
     if sampling.temperature == 0:
         yield {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return
-    with torch.random.fork_rng(devices=[], enabled=sampling.seed is not None):
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices, enabled=sampling.seed is not None):
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         yield {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}

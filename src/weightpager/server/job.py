@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from weightpager.server.scheduler import Waiting
-from weightpager.server.work import Outcome, Work
+from weightpager.server.work import Generate, Outcome, Work
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Job:
     @property
     def waiting(self) -> Waiting:
         """As the scheduler sees it."""
-        return Waiting(self.task, self.arrived, self.work.kind)
+        tokens = self.work.tokens if isinstance(self.work, Generate) else 0
+        return Waiting(self.task, self.arrived, self.work.kind, tokens)
 
     @property
     def cancelled(self) -> bool:

@@ -31,6 +31,7 @@ class Policy:
         turn: requests after which an overdue task may interrupt the current one.
         turn_seconds: or after which time.
         batch: requests that run together; 1 makes answers independent of who else asks, bit for bit.
+        room: tokens that those may take together, each as many as the longest; None for any number.
         order: ``grouped`` by task, or by ``arrival``, which is what grouping is measured against.
     """
 
@@ -39,6 +40,7 @@ class Policy:
     turn: int = 32
     turn_seconds: float = 2.0
     batch: int = 8
+    room: int | None = None
     order: Literal["grouped", "arrival"] = "grouped"
 
     def __post_init__(self) -> None:
@@ -59,11 +61,15 @@ class Policy:
 
 @dataclass(frozen=True)
 class Waiting:
-    """One request in the queue; only those of the same task and ``kind`` can run together."""
+    """One request in the queue; only those of the same task and ``kind`` can run together.
+
+    ``tokens`` is what it takes of a batch's room.
+    """
 
     task: str
     arrived: float
     kind: Hashable = None
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,9 +124,11 @@ def next_batch(
     task = next_task(waiting, turn, now, policy, resident)
     own = [place for place, request in enumerate(waiting) if request.task == task]
     first = waiting[own[0]]
-    batch = tuple(place for place in own if waiting[place].kind == first.kind)[: policy.batch]
+    alike = [place for place in own if waiting[place].kind == first.kind]
+    batch = _fitting(waiting, alike[: policy.batch], policy.room)
+    full = len(batch) == policy.batch or len(batch) < len(alike)
     due = first.arrived + min(policy.linger, policy.patience)
-    if task != turn.task and task not in resident and len(batch) < policy.batch and now < due:
+    if task != turn.task and task not in resident and not full and now < due:
         return Plan(again=due)
     return Plan(batch)
 
@@ -149,4 +157,17 @@ def _head(waiting: Sequence[Waiting], policy: Policy) -> Plan:
         if (request.task, request.kind) != (first.task, first.kind):
             break
         places.append(place)
-    return Plan(tuple(places))
+    return Plan(_fitting(waiting, places, policy.room))
+
+
+def _fitting(waiting: Sequence[Waiting], places: Sequence[int], room: int | None) -> tuple[int, ...]:
+    """As many of the first ones as there is room for, at least one."""
+    if room is None:
+        return tuple(places)
+    longest, fits = 0, 0
+    for place in places:
+        longest = max(longest, waiting[place].tokens)
+        if fits and (fits + 1) * longest > room:
+            break
+        fits += 1
+    return tuple(places[:fits])

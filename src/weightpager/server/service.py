@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
 from weightpager.engine.architecture import read_config
 from weightpager.server.job import Job, Listener
 from weightpager.server.job_queue import JobQueue
+from weightpager.server.kv_cache import bytes_per_token
 from weightpager.server.metrics import Metrics
 from weightpager.server.settings import Settings
 from weightpager.server.switch_log import SwitchLog
@@ -37,11 +40,13 @@ class Service:
         """
         self.engine = engine
         self.settings = settings
-        self.vocabulary = Vocabulary(engine.tokenizer(), read_config(engine.bundle))
+        config = read_config(engine.bundle)
+        room = _room(engine, config)
+        self.vocabulary = Vocabulary(engine.tokenizer(), config, room)
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
         self.switches = SwitchLog(self.metrics.switched)
-        self.worker = Worker(engine, self.queue, settings.policy, self.metrics, self.switches)
+        self.worker = Worker(engine, self.queue, replace(settings.policy, room=room), self.metrics, self.switches)
         self.started = time.time()
 
     def start(self) -> None:
@@ -84,3 +89,9 @@ class Service:
         """Refuse what waits, let the running batch end, and close the engine."""
         self.worker.stop(timeout=self.settings.timeout)
         self.engine.close()
+
+
+def _room(engine: Engine, config: Any) -> int | None:
+    """Tokens that the budget's KV reserve holds; None without one, as caches then are no part of the budget."""
+    reserve = engine.report().memory.kv_reserve
+    return reserve // bytes_per_token(config) if reserve else None

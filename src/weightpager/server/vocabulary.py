@@ -22,8 +22,15 @@ class Vocabulary:
         size: token ids are below it.
     """
 
-    def __init__(self, tokenizer: Any, config: Any) -> None:
-        """A tokenizer that nobody else uses, and the model's configuration."""
+    def __init__(self, tokenizer: Any, config: Any, room: int | None = None) -> None:
+        """Any text is read.
+
+        Args:
+            tokenizer: that nobody else uses.
+            config: of the model.
+            room: tokens that one text's cache may hold; None for any number.
+        """
+        self._room = room
         own = config.get_text_config()
         positions = getattr(own, "max_position_embeddings", None) or _MOST
         self.context = int(min(positions, tokenizer.model_max_length, _MOST))
@@ -100,19 +107,21 @@ class Vocabulary:
         """
         if not ids:
             raise RequestError("expected at least one token, found an empty text", param)
-        left = self.context - len(ids)
+        limit = self.context if self._room is None else min(self.context, self._room)
+        left = limit - len(ids)
         if left < (wanted or 1):
-            raise self._too_long(param, len(ids), wanted or 1)
+            raise self._too_long(param, len(ids), wanted or 1, limit)
         return min(wanted or left, most)
 
     def _ids(self, text: str, **options: Any) -> Ids:
         with self._lock:
             return tuple(self._tokenizer(text, **options)["input_ids"])
 
-    def _too_long(self, param: str, found: int, wanted: int = 0) -> RequestError:
+    def _too_long(self, param: str, found: int, wanted: int = 0, limit: int | None = None) -> RequestError:
         more = f" and {wanted} to be generated" if wanted else ""
+        what = "model can read" if limit in (None, self.context) else "server's --kv-reserve holds"
         return RequestError(
-            f"expected at most {self.context} tokens, as the model can read, found {found}{more}",
+            f"expected at most {limit or self.context} tokens, as the {what}, found {found}{more}",
             param,
             "context_length_exceeded",
         )
