@@ -12,7 +12,7 @@ from weightpager.engine import Engine
 from weightpager.engine.report import EngineReport, PrefetchReport
 from weightpager.engine.residency_map import ResidencyMap
 from weightpager.server.job_queue import JobQueue
-from weightpager.server.switch_log import Switch
+from weightpager.server.timeline import Switch
 from weightpager.server.version import VERSION
 
 _WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

@@ -15,7 +15,7 @@ from weightpager.server.job_queue import JobQueue
 from weightpager.server.kv_cache import bytes_per_token
 from weightpager.server.metrics import Metrics
 from weightpager.server.settings import Settings
-from weightpager.server.switch_log import SwitchLog
+from weightpager.server.timeline import Timeline
 from weightpager.server.vocabulary import Vocabulary
 from weightpager.server.work import Work
 from weightpager.server.worker import Worker
@@ -28,7 +28,7 @@ class Service:
         engine: closed with the service.
         settings: how it serves.
         vocabulary: texts to token ids.
-        queue, worker, metrics, switches: of this server.
+        queue, worker, metrics, timeline: of this server.
         started: seconds since 1970.
     """
 
@@ -45,8 +45,8 @@ class Service:
         self.vocabulary = Vocabulary(engine.tokenizer(), config, room)
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
-        self.switches = SwitchLog(self.metrics.switched)
-        self.worker = Worker(engine, self.queue, replace(settings.policy, room=room), self.metrics, self.switches)
+        self.timeline = Timeline(self.metrics.switched)
+        self.worker = Worker(engine, self.queue, replace(settings.policy, room=room), self.metrics, self.timeline)
         self.started = time.time()
 
     def start(self) -> None:

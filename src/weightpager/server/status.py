@@ -95,7 +95,7 @@ def status(service: Service) -> Status:
         tasks=[_task(service, found, name, waiting.get(name, 0)) for name in names],
         pages=_pages(found),
         switches_total=monitor.switches,
-        switches=[SwitchStatus(**vars(switch)) for switch in service.switches.latest(_SWITCHES)],
+        switches=[SwitchStatus(**vars(switch)) for switch in service.timeline.latest(_SWITCHES)],
         followed=monitor.followed(names).tolist(),
     )
 

@@ -20,7 +20,7 @@ from weightpager.server.job import Done, Failed, Job
 from weightpager.server.job_queue import JobQueue
 from weightpager.server.metrics import Metrics
 from weightpager.server.scheduler import Plan, Policy, Turn, next_batch
-from weightpager.server.switch_log import SwitchLog
+from weightpager.server.timeline import Timeline
 from weightpager.server.work import Generate
 
 _Result = TypeVar("_Result")
@@ -30,13 +30,13 @@ _log = logging.getLogger(__name__)
 class Worker:
     """Runs jobs of a queue on an engine, batch by batch, in a thread of its own."""
 
-    def __init__(self, engine: Engine, queue: JobQueue, policy: Policy, metrics: Metrics, switches: SwitchLog) -> None:
+    def __init__(self, engine: Engine, queue: JobQueue, policy: Policy, metrics: Metrics, timeline: Timeline) -> None:
         """Nothing runs until `start`."""
         self._engine = engine
         self._queue = queue
         self._policy = policy
         self._metrics = metrics
-        self._switches = switches
+        self._timeline = timeline
         self._tokenizer: Any = engine.tokenizer()  # this thread's own
         self._turn = Turn()
         self._running: list[Job] = []
@@ -89,7 +89,7 @@ class Worker:
         before = self._engine.monitor.current
         module = self._engine.activate(task)
         if task != before:
-            self._switches.add(self._engine.report().switches[-1])
+            self._timeline.add(self._engine.report().switches[-1])
         return module
 
     def _run(self) -> None:

@@ -24,7 +24,7 @@ class Switch:
     seconds: float
 
 
-class SwitchLog:
+class Timeline:
     """The latest switches. Safe to use from several threads.
 
     Args:
