@@ -225,7 +225,7 @@ def test_any_sequence(assistant_bundle: Path, expected: dict[str, torch.Tensor],
         def every_task_in_use_is_right(self) -> None:
             if hasattr(self, "engine"):
                 for task in sorted(self.in_use()):
-                    assert torch.equal(logits(self.engine._module(task)), expected[task])
+                    assert torch.equal(logits(self.engine.module(task)), expected[task])
 
     before = in_use()
     examples = max(1, OPERATIONS // STEPS)
