@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from benchmarks import report_plots as plots
 from benchmarks import report_tables as tables
 from benchmarks import results_file
+from benchmarks.accuracy_page import simpler_does
 from benchmarks.points import find, gather
 from benchmarks.results_file import Results
 from benchmarks.rows import read as read_accuracy
@@ -57,6 +58,7 @@ def render(results: Results, json: Path, out: Path) -> str:
     return template.render(
         json_name=json.name,
         winners=tables.winners(contests),
+        simpler=simpler_does(gather(read_accuracy(json.with_name("accuracy.json")))),
         accuracy=tables.accuracy_beside(contests),
         goals=tables.goals(contests),
         published=tables.published(contests),

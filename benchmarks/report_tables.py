@@ -115,6 +115,7 @@ def methods(contest: Contest) -> str:
             _percentiles(ready),
             _percentiles(first),
             _size(_mean(row, "bytes")),
+            _bandwidth(row),
             "–" if row.mean_waited is None else _ms(row.mean_waited),
             format_size(memory.weights),
             format_size(memory.paged),
@@ -124,8 +125,8 @@ def methods(contest: Contest) -> str:
             str(len(row.found.samples)),
         ])  # fmt: skip
     header = [
-        "method", "ready, ms: p50 / p95 / p99", "first output, ms: p50 / p95 / p99", "read a switch", "a visit waits",
-        "weights", "paged weights", "process, peak", "process, PSS", "tokens a second", "switches",
+        "method", "ready, ms: p50 / p95 / p99", "first output, ms: p50 / p95 / p99", "read a switch", "GB/s",
+        "a visit waits", "weights", "paged weights", "process, peak", "process, PSS", "tokens a second", "switches",
     ]  # fmt: skip
     return table(header, lines)
 
@@ -203,6 +204,11 @@ def scaling(rows: Sequence[ScalingRow]) -> str:
         for row in rows
     ]  # fmt: skip
     return table(header, lines)
+
+
+def _bandwidth(row: Row) -> str:
+    seconds, count = sum(row.values("ready")), sum(row.values("bytes"))
+    return f"{count / seconds / 1e9:.2f}" if seconds and count else "–"
 
 
 def _percentiles(found: dict[str, float] | None) -> str:
