@@ -50,8 +50,8 @@ class Row:
         switches: that the server made.
         p50, p99: from asking to the answer.
         longest_wait: of any request in the queue.
-        bound: on the wait of each task's oldest request, by the policy, the slowest batch and the slowest switch; None
-            where there is none.
+        longest_gap: that a task with waiting requests went unserved.
+        bound: on that, by the policy, the slowest batch and the slowest switch; None where there is none.
         command, commit: that print the row.
     """
 
@@ -69,6 +69,7 @@ class Row:
     p50: float
     p99: float
     longest_wait: float
+    longest_gap: float
     bound: float | None
     command: str
     commit: str
@@ -117,11 +118,12 @@ def trace(tasks: Sequence[str], texts: Sequence[Ids], rate: float, seconds: floa
 
 def line(row: Row) -> str:
     """A row as people read it."""
-    bound = "" if row.bound is None else f", a task's oldest by {row.bound:.2f} s"
+    bound = "" if row.bound is None else f" (bound {row.bound:.2f} s)"
     return (
         f"{row.what} {row.order} linger {row.linger:g}: {row.requests} answered, {row.refused} refused, {row.failed} "
         f"failed, {row.wrong} wrong; {row.switches} switches; p50 {row.p50:.2f} s, p99 {row.p99:.2f} s, waited at most "
-        f"{row.longest_wait:.2f} s{bound}; {format_size(row.most_bytes)} of {format_size(row.budget)}"
+        f"{row.longest_wait:.2f} s, no task for longer than {row.longest_gap:.2f} s{bound}; "
+        f"{format_size(row.most_bytes)} of {format_size(row.budget)}"
     )
 
 
@@ -172,6 +174,7 @@ def _row(
         p50=times[len(times) // 2],
         p99=times[int(0.99 * (len(times) - 1))],
         longest_wait=max(max(waits) for waits in tally.waits.values()),
+        longest_gap=_plain_metrics(metrics)["weightpager_longest_gap_seconds"],
         bound=_bound(patience, linger, len(bundle.tasks), metrics) if order == "grouped" else None,
         command=provenance.command("benchmarks.serving"),
         commit=provenance.commit(),
@@ -179,13 +182,17 @@ def _row(
 
 
 def _bound(patience: float, linger: float, tasks: int, metrics: str) -> float:
-    slowest = {
-        row.split()[0]: float(row.split()[1]) for row in metrics.splitlines() if row.startswith("weightpager_slowest")
-    }
+    slowest = _plain_metrics(metrics)
     policy = Policy(patience=patience, linger=linger)
     return policy.longest_wait(
         tasks, slowest["weightpager_slowest_batch_seconds"], slowest["weightpager_slowest_switch_seconds"]
     )
+
+
+def _plain_metrics(metrics: str) -> dict[str, float]:
+    """The server's metrics without labels."""
+    rows = [row.split() for row in metrics.splitlines() if not row.startswith("#") and "{" not in row]
+    return {name: float(value) for name, value in rows}
 
 
 @contextmanager

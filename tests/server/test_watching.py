@@ -69,6 +69,8 @@ def test_loading_ahead_is_counted(assistant_bundle: Path) -> None:
         running.openai.embeddings.create(model="weather", input="sun")
         while not (missed := sample(running, "weightpager_prefetch_pages_total", result="misses")):
             pass  # it is counted in another thread
+        with running.http() as client:
+            assert client.get("/status").json()["prefetch"]["misses"] == missed
         assert missed == len(running.service.engine.bundle.pages_of("weather"))
 
 

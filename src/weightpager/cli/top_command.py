@@ -73,6 +73,7 @@ def read_status(url: str, token: str | None = None) -> dict[str, Any]:
             found: dict[str, Any] = json_file.loads(answer.read(_MOST_BYTES))
             return found
     except urllib.error.HTTPError as error:
+        error.close()
         hint = "; it asks for --token-file" if error.code == 401 else ""
         raise WeightpagerError(f"{url}: expected a server's state, found status {error.code}{hint}") from error
     except (OSError, ValueError) as error:
@@ -83,7 +84,7 @@ def read_status(url: str, token: str | None = None) -> dict[str, Any]:
 
 def view(found: dict[str, Any]) -> RenderableType:
     """The state as people read it."""
-    return Group(_head(found), _budget(found), _tasks(found), _switches(found))
+    return Group(_head(found), _budget(found), _tasks(found), _switches(found), _ahead(found))
 
 
 def _head(found: dict[str, Any]) -> RenderableType:
@@ -117,6 +118,17 @@ def _tasks(found: dict[str, Any]) -> RenderableType:
 
 def _shade(here: int, need: int) -> str:
     return _SHADES[-(-here * (len(_SHADES) - 1) // need)] if need else "·"
+
+
+def _ahead(found: dict[str, Any]) -> RenderableType:
+    ahead = found["prefetch"]
+    if ahead is None:
+        return Text("nothing is loaded ahead", style="dim")
+    return Text(
+        f"loading ahead {'pays' if ahead['active'] else 'rests'}: {ahead['loaded']} pages, {ahead['hits']} in time, "
+        f"{ahead['late']} late, {ahead['misses']} missed, {ahead['wasted']} wasted; {ahead['foreseen']:.0%} of the "
+        f"switches foreseen, log loss {ahead['log_loss_bits']:.2f} bits"
+    )
 
 
 def _switches(found: dict[str, Any]) -> RenderableType:

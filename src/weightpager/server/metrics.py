@@ -53,9 +53,11 @@ class Metrics:
         self._durations = Histogram(
             "weightpager_switch_seconds", "From wanting a task to all pages in place.", buckets=_SWITCHES, registry=own
         )
-        self._slowest_batch = Gauge("weightpager_slowest_batch_seconds", "The slowest batch so far.", registry=own)
-        self._slowest_switch = Gauge("weightpager_slowest_switch_seconds", "The slowest switch so far.", registry=own)
-        self._slowest = [0.0, 0.0]  # written by the worker's thread alone
+        self._slowest_batch = _Most("weightpager_slowest_batch_seconds", "The slowest batch so far.", own)
+        self._slowest_switch = _Most("weightpager_slowest_switch_seconds", "The slowest switch so far.", own)
+        self._longest_gap = _Most(
+            "weightpager_longest_gap_seconds", "Longest time that a task with waiting texts went unserved.", own
+        )
         self.registry.register(_EngineState(engine, queue))
 
     def answered(self, route: str, task: str, status: int, seconds: float) -> None:
@@ -63,8 +65,9 @@ class Metrics:
         self._requests.labels(route, task, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def began(self, task: str, waits: Sequence[float]) -> None:
-        """A batch begins; how long its texts have waited."""
+    def began(self, task: str, waits: Sequence[float], gap: float) -> None:
+        """A batch begins; how long its texts have waited, and how long its task has while others were served."""
+        self._longest_gap.raise_to(gap)
         for wait in waits:
             self._waits.labels(task).observe(wait)
 
@@ -73,20 +76,31 @@ class Metrics:
         self._batches.labels(task).observe(texts)
         self._compute.labels(task).inc(seconds)
         self._tokens.labels(task).inc(tokens)
-        self._slowest[0] = max(self._slowest[0], seconds)
-        self._slowest_batch.set(self._slowest[0])
+        self._slowest_batch.raise_to(seconds)
 
     def switched(self, switch: Switch) -> None:
         """A switch is over."""
         self._switches.labels(switch.from_task or "", switch.to_task).inc()
         self._loaded.labels(switch.to_task).inc(switch.bytes)
         self._durations.observe(switch.seconds)
-        self._slowest[1] = max(self._slowest[1], switch.seconds)
-        self._slowest_switch.set(self._slowest[1])
+        self._slowest_switch.raise_to(switch.seconds)
 
     def text(self) -> bytes:
         """All of them, in Prometheus' text format; loads nothing."""
         return generate_latest(self.registry)
+
+
+class _Most:
+    """The largest value so far; written by the worker's thread alone."""
+
+    def __init__(self, name: str, words: str, registry: CollectorRegistry) -> None:
+        self._gauge = Gauge(name, words, registry=registry)
+        self._value = 0.0
+
+    def raise_to(self, value: float) -> None:
+        """A value has been seen."""
+        self._value = max(self._value, value)
+        self._gauge.set(self._value)
 
 
 class _EngineState(Collector):

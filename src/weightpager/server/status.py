@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Literal
 
+from weightpager.engine.report import PrefetchReport
 from weightpager.engine.residency_map import ResidencyMap
 from weightpager.server.schema import Answer
 from weightpager.server.service import Service
@@ -37,6 +38,19 @@ class SwitchStatus(Answer):
     seconds: float
 
 
+class PrefetchStatus(Answer):
+    """What loading ahead does: pages that it brought and their fate, and how well switches are foreseen."""
+
+    active: bool
+    loaded: int
+    hits: int
+    late: int
+    misses: int
+    wasted: int
+    foreseen: float
+    log_loss_bits: float
+
+
 class Status(Answer):
     """All of it.
 
@@ -44,6 +58,7 @@ class Status(Answer):
         state: whether requests are taken.
         memory: bytes by purpose.
         pages: for each layer a digit per page, 1 where it is resident; None where there are too many.
+        prefetch: None if nothing is loaded ahead.
         followed: how often each task was followed by each other, in the order of ``tasks``.
     """
 
@@ -65,6 +80,7 @@ class Status(Answer):
     queue_limit: int
     tasks: list[TaskStatus]
     pages: list[str] | None
+    prefetch: PrefetchStatus | None
     switches_total: int
     switches: list[SwitchStatus]
     followed: list[list[int]]
@@ -94,9 +110,24 @@ def status(service: Service) -> Status:
         queue_limit=service.queue.limit,
         tasks=[_task(service, found, name, waiting.get(name, 0)) for name in names],
         pages=_pages(found),
+        prefetch=None if report.prefetch is None else _prefetch(report.prefetch),
         switches_total=monitor.switches,
         switches=[SwitchStatus(**vars(switch)) for switch in service.timeline.latest(_SWITCHES)],
         followed=monitor.followed(names).tolist(),
+    )
+
+
+def _prefetch(report: PrefetchReport) -> PrefetchStatus:
+    counts = report.pages
+    return PrefetchStatus(
+        active=report.pays,
+        loaded=counts.loaded,
+        hits=counts.hits,
+        late=counts.late,
+        misses=counts.misses,
+        wasted=counts.wasted,
+        foreseen=report.hit_rate,
+        log_loss_bits=report.log_loss,
     )
 
 

@@ -116,7 +116,8 @@ class Worker:
             if jobs:
                 for job in jobs:
                     job.began = start
-                self._metrics.began(task, [start - job.arrived for job in jobs])
+                gap = start - max(jobs[0].arrived, self._turn.served_at.get(task, 0.0))
+                self._metrics.began(task, [start - job.arrived for job in jobs], gap)
                 self._run_batch(self.enter(task), jobs)
         except WeightpagerError as error:
             _fail(jobs, error)
