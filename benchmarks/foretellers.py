@@ -1,4 +1,4 @@
-"""Foretellers that know a trace: one that tells the truth, and one that lies."""
+"""Those that know a trace, or how it was made: they tell what is possible, and what harm a wrong one does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from weightpager.runtime.outlook import Outlook
 from weightpager.runtime.reuse import DISCOUNT
+from weightpager.runtime.transition_predictor import Forecast
 
 Floats = npt.NDArray[np.float64]
 
@@ -50,6 +51,23 @@ class Oracle:
     def _from(self, place: int) -> Floats:
         ahead = self._trace[place : place + _HORIZON]
         return np.bincount(ahead, DISCOUNT ** np.arange(len(ahead)), self._tasks).astype(np.float64)
+
+
+class Known:
+    """A predictor that knows the probabilities by which a trace of first order was made."""
+
+    def __init__(self, matrix: Floats) -> None:
+        """Know the matrix [tasks, tasks]."""
+        self._matrix = matrix
+        self._current = 0
+
+    def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
+        """See `TransitionPredictor`."""
+        self._current = task
+
+    def forecast(self, seconds: float) -> Forecast:  # noqa: ARG002 - the protocol's
+        """See `TransitionPredictor`."""
+        return Forecast(self._matrix[self._current], None)
 
 
 class Liar:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import typer
 
 from benchmarks import provenance
-from benchmarks.foretellers import Liar, Oracle
+from benchmarks.foretellers import Known, Liar, Oracle
 from weightpager.bench.contest.pace import Pace, PacedStore
 from weightpager.bench.simulator import Device, Foreteller, Recency, Simulation, Simulator
 from weightpager.bench.synthetic_bundle import assistant_of_many, bundle_of
@@ -41,7 +41,10 @@ from weightpager.runtime.transition_predictor import TransitionPredictor
 from weightpager.runtime.visit import Visit
 from weightpager.store import LocalStore, StorageModel
 from weightpager.traces import TRACES, Trace
+from weightpager.traces.assistant import CHAIN as ASSISTANT
+from weightpager.traces.drive import CHAIN as DRIVE
 from weightpager.traces.trace import renamed
+from weightpager.transitions import Transitions
 
 Floats = npt.NDArray[np.float64]
 
@@ -133,6 +136,9 @@ class Bench:
         if policy == "oracle":
             return oracle
         seconds = self.storage.seconds(0, round(self.simulator.differential_bytes))
+        if policy == "generator":
+            matrix = self._matrix(GENERATORS[trace.name].states)
+            return Outlook(Known(matrix), np.int64(matrix * 10**6), [[self._dwell]] * tasks, seconds)
         learner = Outlook.blank(self._predictor(trace, policy), tasks, seconds)
         return Liar(learner, oracle, LIES[policy]) if policy in LIES else learner
 
@@ -141,7 +147,18 @@ class Bench:
         if policy == "planner":
             assert trace.planner is not None
             return CallablePredictor(trace.planner, tuple(self.bundle.tasks), MarkovPredictor(tasks))
+        if policy == "markov, matrix":
+            other = TRACES[trace.name](LEARNT + COUNTED, self._dwell, SEED + 1)
+            names = [visit.task for visit in other.visits]
+            return MarkovPredictor(tasks, self._matrix(Transitions.from_trace(other.tasks, names)))
         return PREDICTORS.get(policy, MarkovPredictor)(tasks)
+
+    def _matrix(self, transitions: Transitions) -> Floats:
+        """For all of the bundle's tasks; those that a trace lacks are followed by any other."""
+        whole, size = np.array(Transitions.uniform(list(self.bundle.tasks)).matrix), len(transitions.tasks)
+        whole[:size] = 0.0
+        whole[:size, :size] = transitions.matrix
+        return whole
 
 
 def _translated(planner: Planner, names: Mapping[str, str], visits: Sequence[Visit]) -> dict[str, float]:
@@ -166,7 +183,10 @@ RECOVERY = 50
 LIES = {"liar": LEARNT + COUNTED, "liar, then truthful": LEARNT - RECOVERY}
 """Visits about which a predictor is wrong on purpose."""
 
-POLICIES = ("lru", "reuse", "frequency", "first order", "markov", "oracle")
+POLICIES = ("lru", "reuse", "frequency", "first order", "markov", "markov, matrix", "oracle")
+
+GENERATORS = {"assistant": ASSISTANT, "drive": DRIVE}
+"""Of traces of first order: one who knows these probabilities and not the future is as good as any predictor can be."""
 
 
 def main(
@@ -195,7 +215,12 @@ def virtual(path: Path, name: str, f: float) -> list[Row]:
     """All policies on one trace."""
     bench = Bench(Bundle.open(path))
     trace = bench.trace(name, LEARNT + COUNTED)
-    policies = [*POLICIES, *(["planner"] if trace.planner else []), *(LIES if name == "assistant" else [])]
+    policies = [
+        *POLICIES,
+        *(["generator"] if name in GENERATORS else []),
+        *(["planner"] if trace.planner else []),
+        *(LIES if name == "assistant" else []),
+    ]
     found = {policy: bench.run(trace, f, policy) for policy in policies}
     counted = {policy: waits(simulation, policy) for policy, simulation in found.items()}
     saved = float(counted["reuse"].mean() - counted["oracle"].mean())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,8 @@ def foresight(opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None,
         predictor.interrupt()  # the visits are those of an earlier run
     size = opened.residency.blocks.differential_pages * opened.bundle.page_bytes
     seconds = StorageModel().seconds(0, round(size))
-    outlook = Outlook(predictor, monitor.followed(names), _visited(monitor, names), seconds)
+    dwell = monitor.dwell_seconds()
+    outlook = Outlook(predictor, monitor.followed(names), [dwell.get(name, ()) for name in names], seconds)
     outlook.current = None if monitor.current not in opened.tasks else opened.tasks[monitor.current].number
     return Foresight(outlook, trial(opened, held), size)
 
@@ -69,12 +70,6 @@ def _names(opened: OpenBundle) -> list[str]:
     for name, task in opened.tasks.items():
         names[task.number] = name
     return names
-
-
-def _visited(monitor: TaskMonitor, names: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Seconds that each task has run."""
-    dwell = monitor.dwell_seconds()
-    return np.array([sum(dwell.get(name, ())) for name in names])
 
 
 def _prior(opened: OpenBundle) -> npt.NDArray[np.float64] | None:

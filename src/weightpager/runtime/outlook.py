@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -25,19 +27,24 @@ class Outlook:
     """
 
     def __init__(
-        self, predictor: TransitionPredictor, switches: npt.NDArray[np.int64], visited: Floats, load_seconds: float
+        self,
+        predictor: TransitionPredictor,
+        switches: npt.NDArray[np.int64],
+        dwells: Sequence[Sequence[float]],
+        load_seconds: float,
     ) -> None:
         """Go on from what has been seen already.
 
         Args:
             predictor: of the next task; it knows the earlier visits.
             switches: [tasks, tasks], how often one task was followed by another so far; changed by `observe`.
-            visited: [tasks], seconds that earlier visits to each task have lasted together; changed by `observe`.
+            dwells: of each task the seconds that earlier visits have lasted.
             load_seconds: see above.
         """
         self._predictor = predictor
         self._switches = switches
-        self._visited = visited
+        self._seconds = np.array([sum(dwell) for dwell in dwells], np.float64)
+        self._visits = np.array([len(dwell) for dwell in dwells], np.float64)
         self._since: float | None = None
         self.current: int | None = None
         self.load_seconds = load_seconds
@@ -46,7 +53,7 @@ class Outlook:
     @classmethod
     def blank(cls, predictor: TransitionPredictor, tasks: int, load_seconds: float) -> Outlook:
         """Before anything has been seen."""
-        return cls(predictor, np.zeros((tasks, tasks), np.int64), np.zeros(tasks), load_seconds)
+        return cls(predictor, np.zeros((tasks, tasks), np.int64), [()] * tasks, load_seconds)
 
     @property
     def tasks(self) -> int:
@@ -57,7 +64,9 @@ class Outlook:
         """A task became the current one at this time."""
         if self.current is not None and task != self.current:
             self._switches[self.current, task] += 1
-            self._visited[self.current] += 0.0 if self._since is None else seconds - self._since
+            if self._since is not None:
+                self._seconds[self.current] += seconds - self._since
+                self._visits[self.current] += 1
             self.score.add(self._predictor.forecast(seconds), task)
         if task != self.current:
             self._since = seconds
@@ -81,6 +90,5 @@ class Outlook:
 
     def _dwell(self) -> Floats:
         """Seconds that a visit to each task lasts [tasks]."""
-        visits = self._switches.sum(1)
-        mean = self._visited.sum() / max(1, visits.sum())
-        return np.asarray((self._visited + _SHRINKAGE * mean) / (visits + _SHRINKAGE))
+        mean = self._seconds.sum() / max(1.0, self._visits.sum())
+        return np.asarray((self._seconds + _SHRINKAGE * mean) / (self._visits + _SHRINKAGE))
