@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 
-from benchmarks.report_goals import GOALS, PUBLISHED, verdict
-from benchmarks.results_file import GranularityRow, ScalingRow
+from benchmarks.report_goals import GOALS, MOST_ALIGN_PACK, PUBLISHED, verdict
+from benchmarks.results_file import CompileRow, GranularityRow, ScalingRow
 from weightpager.bench.contest.figures import spread
 from weightpager.bench.contest.result import Contest, Row
 from weightpager.config import format_size
@@ -79,8 +79,8 @@ def accuracy_beside(contests: Mapping[str, Contest]) -> str:
     return table(["contest", "task", "metric", "dense", "weightpager", *names], lines) if lines else ""
 
 
-def goals(contests: Mapping[str, Contest]) -> str:
-    """What was asked, and what each contest found."""
+def goals(contests: Mapping[str, Contest], compiling: CompileRow | None) -> str:
+    """What was asked, and what each contest and the compile found."""
     lines = []
     for goal in GOALS:
         for name, contest in contests.items():
@@ -88,6 +88,13 @@ def goals(contests: Mapping[str, Contest]) -> str:
             if reached != "not asked":
                 word = f"**{reached}**" if reached == "no" else reached
                 lines.append([f"`{goal.key}`", goal.asked, name, word, found])
+    asked = f"alignment and packing at most {MOST_ALIGN_PACK:.0%} of the calibration's time"
+    key = "`compile.align_pack_share_of_calibrate`"
+    if compiling is None:
+        lines.append([key, asked, "text assistant", "not measured", "–"])
+    else:
+        reached = "yes" if compiling.align_pack_share <= MOST_ALIGN_PACK else "**no**"
+        lines.append([key, asked, "text assistant", reached, f"{compiling.align_pack_share:.3g}"])
     return table(["figure", "asked", "contest", "reached", "found"], lines)
 
 
@@ -114,12 +121,12 @@ def methods(contest: Contest) -> str:
             row.label + (f", room for {row.room:g} tasks" if row.room != 1 else "") + ("*" if row.unlimited else ""),
             _percentiles(ready),
             _percentiles(first),
-            _size(_mean(row, "bytes")),
+            size(_mean(row, "bytes")),
             _bandwidth(row),
             "–" if row.mean_waited is None else _ms(row.mean_waited),
             format_size(memory.weights),
             format_size(memory.paged),
-            _size(row.peak_memory),
+            size(row.peak_memory),
             format_size(memory.proportional),
             f"{row.found.tokens / median(row.found.forwards):.0f}",
             str(len(row.found.samples)),
@@ -153,14 +160,16 @@ def bookkeeping(contests: Mapping[str, Contest]) -> str:
     return table(["contest", *keys.values()], lines)
 
 
-def compile_cost(contests: Mapping[str, Contest]) -> str:
-    """Seconds of every stage."""
+def compile_cost(contests: Mapping[str, Contest], compiling: CompileRow | None) -> str:
+    """Seconds of every stage, of the compile that was measured and of those behind the contests."""
+    columns = {"measured": compiling.seconds} if compiling else {}
+    columns |= {name: contest.compile_seconds for name, contest in contests.items() if contest.compile_seconds}
+    stages = dict.fromkeys(stage for seconds in columns.values() for stage in seconds)
     lines = [
-        [name, stage, f"{seconds:.2f}"]
-        for name, contest in contests.items()
-        for stage, seconds in contest.compile_seconds.items()
+        [stage, *(f"{seconds[stage]:.2f}" if stage in seconds else "–" for seconds in columns.values())]
+        for stage in stages
     ]
-    return table(["contest", "stage", "seconds"], lines) if lines else ""
+    return table(["stage, seconds", *columns], lines) if lines else ""
 
 
 def granularity(rows: Sequence[GranularityRow]) -> str:
@@ -219,5 +228,6 @@ def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-def _size(count: float | None) -> str:
+def size(count: float | None) -> str:
+    """A size as people read it; a dash for none."""
     return "–" if count is None else format_size(count)

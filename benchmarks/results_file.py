@@ -82,12 +82,40 @@ class ScalingRow(Strict):
     commit: str
 
 
+class CompileRow(Strict):
+    """One compile of the text assistant, without any training after its heads.
+
+    Attributes:
+        tasks: how many.
+        calibration_items, calibration_tokens: of each task, and the most tokens of an item.
+        seconds: by stage.
+        peak_memory: of the process, page cache included; None if not measured.
+        duality_gap: of the alignment.
+        command, commit: that print the row.
+    """
+
+    tasks: int
+    calibration_items: int
+    calibration_tokens: int
+    seconds: dict[str, float]
+    peak_memory: int | None
+    duality_gap: float
+    command: str
+    commit: str
+
+    @property
+    def align_pack_share(self) -> float:
+        """Seconds of alignment and packing, as a share of the calibration's."""
+        return (self.seconds["align"] + self.seconds["pack"]) / self.seconds["calibrate"]
+
+
 class Results(Strict):
     """All of it; contests by what they are about."""
 
     contests: dict[str, Contest] = Field(default_factory=dict)
     granularity: list[GranularityRow] = Field(default_factory=list)
     scaling: list[ScalingRow] = Field(default_factory=list)
+    compiling: CompileRow | None = None
 
 
 def read(path: Path) -> Results:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from benchmarks import report, results_file
 from benchmarks.report_goals import GOALS, verdict
-from benchmarks.results_file import Results, ScalingRow
+from benchmarks.results_file import CompileRow, Results, ScalingRow
 from contests import contest, found, row
 
 from weightpager.bench.contest.figures import figures
@@ -87,7 +87,7 @@ def test_the_same_results_make_the_same_page(folder: Path) -> None:
 def test_a_missed_figure_is_said_in_bold() -> None:
     slow = made_up(row("ours", found(0.1)), row("sparse_whole", found(0.12)))
     assert verdict(GOALS[0], slow)[0] == "no"
-    assert "**no**" in report.tables.goals({"slow": slow})
+    assert "**no**" in report.tables.goals({"slow": slow}, None)
 
 
 def test_figures_of_sparse_bundles_are_asked_of_them_alone() -> None:
@@ -96,6 +96,21 @@ def test_figures_of_sparse_bundles_are_asked_of_them_alone() -> None:
     half = dense.model_copy(update={"facts": dense.facts.model_copy(update={"sparsity": 0.5})})
     assert verdict(goal, half)[0] == "not asked"
     assert verdict(goal, dense)[0] == "not measured"
+
+
+def test_alignment_is_held_against_calibration() -> None:
+    row = CompileRow(
+        tasks=6,
+        calibration_items=128,
+        calibration_tokens=256,
+        seconds={"calibrate": 10.0, "align": 0.5, "pack": 0.25},
+        peak_memory=None,
+        duality_gap=0.001,
+        command="python",
+        commit="abc",
+    )
+    assert "| yes | 0.075 |" in report.tables.goals({}, row)
+    assert "| align | 0.50 |" in report.tables.compile_cost({}, row)
 
 
 def test_prefetch_rows_are_shown_where_there_are_some(folder: Path) -> None:

@@ -88,7 +88,8 @@ def few_layers(block: BlockShape, page_bytes: int, tasks: int) -> Recipe:
 def many_tasks(tasks: int) -> Recipe:
     """Four layers of Qwen2.5-0.5B for that many tasks, three quarters of the blocks dropped."""
     config = _config(hidden_size=896, intermediate_size=4864, layers=4, heads=14, words=1000)
-    return Recipe("many tasks", config, BlockShape(16, 32), tasks, density=0.25, common=0.55)
+    recipe = Recipe("many tasks", config, BlockShape(16, 32), tasks, density=0.25, common=0.55)
+    return replace(recipe, groups=64, page_bytes=1 << 16)
 
 
 def half_billion_config() -> Qwen2Config:
