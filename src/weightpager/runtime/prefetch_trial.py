@@ -10,11 +10,11 @@ import numpy.typing as npt
 from weightpager.runtime.rehearsal import Rehearsal, UsesAt
 from weightpager.store import StorageModel
 
-DECAY = 0.9
-"""What a switch counts when the next has come: some ten switches decide."""
+MEMORY, ALERTNESS = 0.97, 0.9
+"""What a switch counts when the next has come: some thirty switches decide, and the latest ten may stop it."""
 
-START_AGAIN = 0.05
-"""Share of the waiting that loading ahead must save before it is taken up again."""
+GO_ON, START_AGAIN = 0.02, 0.05
+"""Shares of the waiting that loading ahead must save: less is noise, and isn't worth what is read in vain."""
 
 
 class PrefetchTrial:
@@ -34,7 +34,7 @@ class PrefetchTrial:
             rehearsal: makes an empty arena.
         """
         self._ahead, self._plain = rehearsal(), rehearsal()
-        self._saved = self._waited = 0.0
+        self._saved = self._waited = self._lately = 0.0
         self.pays = True
 
     def switched(
@@ -52,6 +52,7 @@ class PrefetchTrial:
         self._ahead.storage = self._plain.storage = storage
         self._ahead.dwell(dwell, uses_at)
         ahead, plain = (arena.switch(task, reuse).seconds for arena in (self._ahead, self._plain))
-        self._saved = DECAY * self._saved + plain - ahead
-        self._waited = DECAY * self._waited + plain
-        self.pays = self._saved >= 0 if self.pays else self._saved > START_AGAIN * self._waited
+        self._saved = MEMORY * self._saved + plain - ahead
+        self._waited = MEMORY * self._waited + plain
+        self._lately = ALERTNESS * self._lately + plain - ahead
+        self.pays = self._lately >= 0 and self._saved >= (GO_ON if self.pays else START_AGAIN) * self._waited
