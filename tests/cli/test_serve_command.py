@@ -33,6 +33,7 @@ def test_top_says_that_there_is_no_server(weightpager: Command) -> None:
     assert found.code == 1
     assert "weightpager serve" in found.err
     assert weightpager("top", "file:///etc/passwd", "--once").code == 2
+    assert weightpager("top", "--once", "--token-file", "nowhere").code == 2
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def top(
 
     Example: `weightpager top http://127.0.0.1:8000`
     """
-    token = None if token_file is None else token_file.read_text(encoding="ascii").strip()
+    from weightpager.server.settings import read_token
+
+    token = None if token_file is None else read_token(token_file)
     found = read_status(url, token)
     if json:
         output.print_json(found)

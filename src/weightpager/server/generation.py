@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from weightpager.errors import RequestTimeoutError
+from weightpager.errors import RequestTimeoutError, ServerClosedError
 from weightpager.server.continuation import Continuation
 from weightpager.server.job import Delta, Done, Failed, Job
 from weightpager.server.padded import pad_id, padded
@@ -79,7 +79,9 @@ class _Row:
         job = self.job
         self.over = job.cancelled or now > job.deadline
         if self.over:
-            job.listener(Failed(job.index, RequestTimeoutError("the request took longer than the server gives it")))
+            late = RequestTimeoutError("the request took longer than the server gives it")
+            ended = ServerClosedError("the server is shutting down; ask again when it is back")  # or nobody listens
+            job.listener(Failed(job.index, ended if job.cancelled else late))
             return
         text = self.continuation.add(token)
         if text:
