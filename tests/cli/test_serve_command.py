@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,13 @@ def test_serving_has_help_with_an_example(weightpager: Command, verb: str) -> No
     assert found.code == 0
     assert f"weightpager {verb}" in found.out
     assert "Example" in found.out
+
+
+def test_the_extra_is_named_where_it_is_missing(assistant_bundle: Path) -> None:
+    code = (
+        f"import sys; sys.modules['fastapi'] = None; sys.argv = ['weightpager', 'serve', {str(assistant_bundle)!r}]\n"
+        "from weightpager.cli import main; main()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert "weightpager[serve]" in found.stderr

@@ -13,7 +13,7 @@ from weightpager.server.work import Classified, Embed, Embedded, Outcome, Tag, T
 
 def encode(module: nn.Module, tokenizer: Any, works: Sequence[Work]) -> Sequence[Outcome]:
     """The outcomes of works that are of one kind, none of them a `Generate`."""
-    batch = padded(module, [work.ids for work in works], pad_id(tokenizer), left=False)
+    batch = padded(module, [work.ids for work in works], pad_id(module, tokenizer), left=False)
     tags = [work for work in works if isinstance(work, Tag)]
     if tags:
         return _tag(module, batch, tags)

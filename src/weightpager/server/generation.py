@@ -28,14 +28,14 @@ def generate(
     works = [job.work for job in jobs if isinstance(job.work, Generate)]
     assert len(works) == len(jobs)
     rows = [_Row(job, work, _continuation(module, tokenizer, work)) for job, work in zip(jobs, works, strict=True)]
-    batch = padded(module, [work.ids for work in works], pad_id(tokenizer), left=True)
+    batch = padded(module, [work.ids for work in works], pad_id(module, tokenizer), left=True)
     watch = _Watch(rows, batch["input_ids"].shape[1], clock)
     with _drawing(works[0].sampling, batch["input_ids"].device) as options:
         module.generate(  # type: ignore[operator]
             **batch,
             **options,
             max_new_tokens=max(work.max_new_tokens for work in works),
-            pad_token_id=pad_id(tokenizer),
+            pad_token_id=pad_id(module, tokenizer),
             stopping_criteria=StoppingCriteriaList([watch]),
         )
     return watch.tokens

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from weightpager.bundle.reader import MODEL
 from weightpager.engine.word_pieces import word_starts
-from weightpager.errors import RequestError
+from weightpager.errors import BundleFormatError, RequestError
 from weightpager.server.work import Classify, Ids, Tag
 
 _MOST = 2**20
@@ -39,17 +40,30 @@ class Vocabulary:
         self._lock = threading.Lock()
 
     def classify(self, text: str, max_length: int) -> Classify:
-        """A text of a classification task, cut where the task was compiled to cut."""
-        return Classify(self._ids(text, truncation=True, max_length=max_length))
+        """A text of a classification task, cut where the task was compiled to cut.
+
+        Raises:
+            RequestError: there is nothing to read.
+        """
+        ids = self._ids(text, truncation=True, max_length=max_length)
+        if not ids:
+            raise _empty("input")
+        return Classify(ids)
 
     def tag(self, text: str, max_length: int) -> Tag:
-        """A text of a token task, split at blanks."""
+        """A text of a token task, split at blanks.
+
+        Raises:
+            RequestError: there is nothing to read.
+        """
         words = text.split()
         options = {"truncation": True, "max_length": max_length, "return_offsets_mapping": True}
         with self._lock:
             encoded = self._tokenizer(" ".join(words), **options)
-        starts = word_starts(words, encoded["offset_mapping"])
-        return Tag(tuple(encoded["input_ids"]), tuple(words), tuple(starts))
+        ids = self._known(encoded["input_ids"])
+        if not ids:
+            raise _empty("input")
+        return Tag(ids, tuple(words), tuple(word_starts(words, encoded["offset_mapping"])))
 
     def embed(self, text: str) -> Ids:
         """A text whose vector is wanted, never cut.
@@ -106,7 +120,7 @@ class Vocabulary:
             RequestError: there is no prompt, or no room for what is wanted.
         """
         if not ids:
-            raise RequestError("expected at least one token, found an empty text", param)
+            raise _empty(param)
         limit = self.context if self._room is None else min(self.context, self._room)
         left = limit - len(ids)
         if left < (wanted or 1):
@@ -115,7 +129,13 @@ class Vocabulary:
 
     def _ids(self, text: str, **options: Any) -> Ids:
         with self._lock:
-            return tuple(self._tokenizer(text, **options)["input_ids"])
+            return self._known(self._tokenizer(text, **options)["input_ids"])
+
+    def _known(self, ids: Sequence[int]) -> Ids:
+        """Here, so that nobody else's texts fail with one that the model can't read."""
+        if max(ids, default=0) >= self.size:
+            raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {self.size}, as the model has", "larger ones")
+        return tuple(ids)
 
     def _too_long(self, param: str, found: int, wanted: int = 0, limit: int | None = None) -> RequestError:
         more = f" and {wanted} to be generated" if wanted else ""
@@ -125,3 +145,7 @@ class Vocabulary:
             param,
             "context_length_exceeded",
         )
+
+
+def _empty(param: str) -> RequestError:
+    return RequestError("expected at least one token, found an empty text", param)

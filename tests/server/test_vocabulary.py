@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+from transformers import BertConfig
+
+import tiny
+from weightpager.errors import BundleFormatError, RequestError
+from weightpager.server.vocabulary import Vocabulary
+
+
+def vocabulary(words: int = 16, room: int | None = None) -> Vocabulary:
+    return Vocabulary(tiny.tokenizer(), BertConfig(vocab_size=words, max_position_embeddings=8), room)
+
+
+def test_texts_are_cut_for_classes_and_tags_only() -> None:
+    found = vocabulary()
+    text = "red cat sun one red cat sun one red"
+    assert len(found.classify(text, 6).ids) == 6
+    assert len(found.tag(text, 6).ids) == 6
+    assert found.prompt("red cat") == (4, 7)
+    with pytest.raises(RequestError, match="at most 8 tokens, as the model can read, found 11"):
+        found.embed(text)
+
+
+def test_a_continuation_gets_what_room_there_is() -> None:
+    assert vocabulary().room((4, 7), None, 100, "prompt") == 6
+    assert vocabulary().room((4, 7), None, 3, "prompt") == 3
+    assert vocabulary(room=5).room((4, 7), None, 100, "prompt") == 3
+    for ids, wanted in (((), None), ((4,) * 8, None), ((4, 7), 7)):
+        with pytest.raises(RequestError):
+            vocabulary().room(ids, wanted, 100, "prompt")
+    with pytest.raises(RequestError, match="at most 5 tokens, as the server's --kv-reserve holds"):
+        vocabulary(room=5).room((4, 7), 4, 100, "prompt")
+
+
+def test_a_word_that_the_model_lacks_fails_alone() -> None:
+    found = vocabulary(words=8)
+    assert found.classify("red cat", 8).ids == (2, 4, 7, 3)
+    for read in (found.prompt, found.embed, lambda text: found.classify(text, 8), lambda text: found.tag(text, 8)):
+        with pytest.raises(BundleFormatError, match="ids below 8"):
+            read("three")
+    with pytest.raises(RequestError, match="from 0 to 7"):
+        found.checked([8], "prompt")
+
+
+def test_a_conversation_goes_through_the_template() -> None:
+    messages = [{"role": "system", "content": "red"}, {"role": "user", "content": "cat"}]
+    tokenizer = tiny.tokenizer()
+    config = BertConfig(vocab_size=16, max_position_embeddings=8)
+    assert Vocabulary(tokenizer, config).chat(messages) == (4, 7)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role == 'user' and 'sun' or 'rain' }} {{ m.content }} {% endfor %}"
+    )
+    assert Vocabulary(tokenizer, config).chat(messages) == (11, 4, 10, 7)
+    tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
+    with pytest.raises(RequestError, match="no system, please"):
+        Vocabulary(tokenizer, config).chat(messages)
