@@ -15,8 +15,9 @@ from typing import Annotated
 import typer
 
 from benchmarks import provenance, results_file
+from weightpager.bench.contest.plan import Plan
 from weightpager.bench.contest.result import Limits
-from weightpager.bench.contest.run import Plan, run_contest
+from weightpager.bench.contest.run import run_contest
 from weightpager.bench.synthetic_bundle import bundle_of, quarter_kept
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir, parse_bandwidth, parse_size

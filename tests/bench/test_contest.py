@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command import Command
 
+from weightpager.bench.contest import assets
+from weightpager.bench.contest.plan import Plan, quick
 from weightpager.bench.contest.result import Contest
-from weightpager.bench.contest.run import Plan, run_contest
+from weightpager.bench.contest.run import run_contest
 from weightpager.bundle import Bundle
 from weightpager.errors import ConfigError
 
@@ -54,3 +58,21 @@ def test_what_does_not_fit_the_limit_is_a_result(assistant_bundle: Path, weightp
         pytest.skip(row.unlimited[0])
     assert row.status == "failed"
     assert "more than 64.0 MiB" in row.reason
+
+
+def test_checkpoints_need_a_place_to_be_written(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(assets, "write_sparse", full)
+    plan = Plan(Bundle.open(assistant_bundle), quick=True, methods=("sparse_strict",))
+    with pytest.raises(ConfigError, match="beside it: No space left"):
+        run_contest(plan, lambda *_: None)
+
+
+def test_a_quick_contest_ends_in_time(assistant_bundle: Path) -> None:
+    plan = quick(Plan(Bundle.open(assistant_bundle), methods=("ours", "sparse_strict")))
+    late = replace(plan, end=time.monotonic())
+    found = run_contest(late, lambda *_: None)
+    assert {row.reason for row in found.rows} == {"no time was left for it within --quick"}
+    assert plan.tasks == list(plan.bundle.tasks)

@@ -15,8 +15,8 @@ from weightpager.config import cache_dir, parse_bandwidth, parse_size
 from weightpager.errors import ConfigError
 
 if TYPE_CHECKING:
+    from weightpager.bench.contest.plan import Plan
     from weightpager.bench.contest.result import Contest, Limits, Row
-    from weightpager.bench.contest.run import Plan
 
 Size = Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory of a process, page cache included.")]
 
@@ -67,7 +67,7 @@ def bench(
         cpus=cpus,
     )
     with extra("bench"), output.progress(quiet) as stages:
-        from weightpager.bench.contest.run import quick as shortened
+        from weightpager.bench.contest.plan import quick as shortened
         from weightpager.bench.contest.run import run_contest
 
         plan = _plan(bundle, unaligned, limits, tuple(method or ()), repeats, seed, quick=quick)
@@ -87,7 +87,7 @@ def _plan(
     *,
     quick: bool,
 ) -> Plan:
-    from weightpager.bench.contest.run import Plan
+    from weightpager.bench.contest.plan import Plan
     from weightpager.bench.contest.subject import Subject, usual_subject
     from weightpager.bundle import Bundle
 

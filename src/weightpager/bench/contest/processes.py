@@ -1,0 +1,92 @@
+"""The process of a method: started under the plan's limits, and what becomes of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from weightpager.bench.cgroup import LimitedRun, run_limited
+from weightpager.bench.contest.found import Found, Job
+from weightpager.bench.contest.plan import Plan
+from weightpager.bench.contest.result import Row
+from weightpager.bundle import Bundle
+from weightpager.config import EngineConfig, format_size
+
+_CANNOT_PACE = frozenset({"sparse_copied", "dense_copied", "dense_mapped", "offload"})
+"""They read through a library, at the disk's own speed."""
+
+
+def own_pace(plan: Plan) -> float | None:
+    """What processes must slow their own reads down to: None where the kernel does it."""
+    if plan.limits.storage is None:
+        return None
+    trial = _limited([sys.executable, "-c", ""], plan)
+    return None if trial.storage.held else float(plan.limits.storage)
+
+
+def measured(plan: Plan, row: Row, bundle: Bundle, folder: Path, pace: float | None) -> Row:
+    """A row with what its method's process found, or how that ended.
+
+    Args:
+        plan: of the contest.
+        row: of a method under one budget.
+        bundle: that it runs.
+        folder: where the checkpoints are.
+        pace: what `own_pace` says.
+    """
+    job = Job(
+        method=row.method,
+        bundle=str(bundle.path),
+        folder=str(folder),
+        budget=row.budget,
+        threads=EngineConfig().io_threads,
+        pace=pace,
+        seconds=plan.seconds,
+        repeats=plan.repeats if row.room == 1 else 0,
+        visits=plan.visits,
+        tasks=len(plan.tasks),
+        seed=plan.seed,
+    )
+    job_file, result_file = folder / "job.json", folder / "result.json"
+    job_file.write_text(job.model_dump_json(), encoding="utf-8")
+    result_file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "weightpager.bench.contest.worker", str(job_file), str(result_file)]
+    run = _limited(command, plan)
+    changes = {
+        "unlimited": _unlimited(run, row, pace),
+        "peak_memory": run.peak_memory,
+        "seconds": run.seconds,
+    }
+    if run.exit_code != 0 or not result_file.is_file():
+        return row.model_copy(update={**changes, "status": "failed", "reason": _failure(run, plan)})
+    found = Found.model_validate_json(result_file.read_bytes())
+    return row.model_copy(update={**changes, "status": "measured", "found": found})
+
+
+def _limited(command: Sequence[str], plan: Plan) -> LimitedRun:
+    return run_limited(
+        command,
+        memory=plan.limits.memory,
+        storage_bytes_per_s=plan.limits.storage,
+        cpus=plan.limits.cpus,
+        storage_path=plan.bundle.path,
+        timeout=plan.seconds_left,
+    )
+
+
+def _unlimited(run: LimitedRun, row: Row, pace: float | None) -> list[str]:
+    missing = list(run.missing)
+    if pace is not None and row.method not in _CANNOT_PACE:
+        missing = [line for line in missing if not line.startswith("storage")]
+        missing.append("storage: reads slowed down by the process itself")
+    return missing
+
+
+def _failure(run: LimitedRun, plan: Plan) -> str:
+    if run.oom_kills and plan.limits.memory is not None:
+        return f"killed for want of memory: it needs more than {format_size(plan.limits.memory)}"
+    if run.timed_out:
+        return f"killed after {run.seconds:.0f} s"
+    lines = [line for line in run.stderr.splitlines() if line.strip()]
+    return f"exit code {run.exit_code}: {lines[-1] if lines else 'nothing was said'}"[:400]
