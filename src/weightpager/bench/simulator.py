@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -114,6 +114,7 @@ class Simulator:
         foreteller: Foreteller,
         *,
         ahead: bool = True,
+        watch: Callable[[float, Rehearsal], None] | None = None,
     ) -> Simulation:
         """Replay a trace.
 
@@ -124,6 +125,7 @@ class Simulator:
             device: what they run on.
             foreteller: has observed nothing, or what came before.
             ahead: whether to load ahead, while it pays.
+            watch: told the time, and shown the arena, when a task is in place and when it has run.
         """
         arena = self._arena(device)
         waits: list[Wait] = []
@@ -136,9 +138,13 @@ class Simulator:
             if trial is not None:
                 trial.switched(task, clock.elapsed, clock.uses_at, reuse, device.storage)
             clock.switched(task, waits[-1].seconds)
+            if watch is not None:
+                watch(clock.now, arena)
             if trial is not None and trial.pays:
                 arena.dwell(dwell, clock.uses_at)
             clock.elapsed = dwell
+            if watch is not None:
+                watch(clock.now, arena)
         return Simulation(waits, arena.counts, self._page_bytes)
 
     def _arena(self, device: Device) -> Rehearsal:
@@ -156,9 +162,14 @@ class _Clock:
         self._foreteller = foreteller
         self._since = self.elapsed = 0.0
 
+    @property
+    def now(self) -> float:
+        """Seconds since the start."""
+        return self._since + self.elapsed
+
     def switched(self, task: int, waited: float) -> None:
         """A task was asked for now, and was there after so long."""
-        self._since += self.elapsed + waited
+        self._since = self.now + waited
         self.elapsed = 0.0
         self._foreteller.observe(task, self._since)
 

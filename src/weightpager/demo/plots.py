@@ -142,9 +142,20 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
         draw: draws on the axes.
         size: width and height in inches.
     """
+    return svg_rows(lambda rows: draw(rows[0]), size, (1,))
+
+
+def svg_rows(draw: Callable[[Sequence[Axes]], None], size: tuple[float, float], heights: Sequence[float]) -> str:
+    """Like `svg`, with plots one below the other on the same x axis.
+
+    Args:
+        draw: draws on the axes of all rows.
+        size: width and height in inches.
+        heights: of the rows, in proportion.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
+        draw(figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0].tolist())
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
