@@ -22,7 +22,7 @@ from weightpager.bench.limits import pinned
 from weightpager.bundle import Bundle
 from weightpager.engine import Engine
 
-RUNNABLE = [entry for entry in METHODS if not entry.skipped]
+RUNNABLE = [entry for entry in METHODS if not entry.missing]
 SAME_ANSWERS = ["ours", "ours_while_loading", "sparse_strict", "sparse_whole", "sparse_copied", "sparse_lru"]
 
 
@@ -113,6 +113,8 @@ def test_an_lru_keeps_what_has_room(bundle: Bundle, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", [entry.name for entry in RUNNABLE])
 def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path) -> None:
+    if method(name).skipped:
+        pytest.skip(method(name).skipped)
     job = Job(
         method=name,
         bundle=str(bundle.path),
@@ -137,7 +139,8 @@ def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path) -> 
 
 
 def test_a_pace_lets_all_bytes_through() -> None:
-    pace = Pace(1e9)
+    pace, read = Pace(1e9), 0
     for _ in range(3):
-        pace.take(1000)
-    assert pace._free_at > 0
+        with pace.reading(1000):
+            read += 1
+    assert read == 3

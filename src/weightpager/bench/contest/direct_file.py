@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 from weightpager.bench.contest.pace import Pace
@@ -74,10 +75,8 @@ class DirectReader:
 
     def _piece(self, descriptor: int, into: memoryview, offset: int, start: int, size: int) -> int:
         length = min(_PIECE, -(-(size - start) // ALIGNMENT) * ALIGNMENT)
-        found = os.preadv(descriptor, [into[start : start + length]], offset + start)
-        if self._pace is not None:
-            self._pace.take(found)
-        return found
+        with nullcontext() if self._pace is None else self._pace.reading(length):
+            return os.preadv(descriptor, [into[start : start + length]], offset + start)
 
 
 def new_buffer(count: int) -> mmap.mmap:

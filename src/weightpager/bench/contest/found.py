@@ -13,7 +13,7 @@ class Job(Strict):
         bundle, folder: paths of the bundle and of the checkpoints.
         budget: bytes of memory for weights.
         threads: reads in flight.
-        pace: bytes per second that reads are slowed down to by the process itself; None if by nobody or the kernel.
+        pace: bytes per second that reads are slowed down to by the process itself; None if by the kernel or nobody.
         seconds: after which no further pair is measured, once every task has been switched to.
         repeats: of every ordered pair; 0 for no pairs.
         visits: of the trace; 0 for no trace.

@@ -26,6 +26,7 @@ class Method:
         rooms: it is measured with memory for one task, for more, or for both: others have no use for more.
         quick: whether it is part of a quick contest.
         unaligned: it runs the bundle that was made without alignment.
+        reads_by_library: its reads are a library's, which only the kernel can slow down; others pace themselves.
         tasks: how many tasks it is measured on; None for all.
         missing: why it can't be measured at all; empty if it can.
     """
@@ -39,6 +40,7 @@ class Method:
     rooms: Literal["one", "more", "both"] = "one"
     quick: bool = True
     unaligned: bool = False
+    reads_by_library: bool = False
     tasks: int | None = None
     missing: str = ""
 
@@ -132,6 +134,7 @@ METHODS: Sequence[Method] = (
         _checkpoints("sparse", direct=False),
         ("sparse",),
         quick=False,
+        reads_by_library=True,
     ),
     Method("sparse_lru", "LRU of whole sparse tasks", _lru, ("sparse",), rooms="more", quick=False),
     Method("dense_direct", "dense checkpoint per task, direct", _checkpoints("dense", direct=True), ("dense",)),
@@ -141,10 +144,27 @@ METHODS: Sequence[Method] = (
         _checkpoints("dense", direct=False),
         ("dense",),
         quick=False,
+        reads_by_library=True,
     ),
-    Method("dense_mapped", "dense checkpoint per task, mapped", _mapped, ("dense",), lazy=True, quick=False),
     Method(
-        "offload", "accelerate disk offload", _offload, ("dense",), ("accelerate",), lazy=True, quick=False, tasks=2
+        "dense_mapped",
+        "dense checkpoint per task, mapped",
+        _mapped,
+        ("dense",),
+        lazy=True,
+        quick=False,
+        reads_by_library=True,
+    ),
+    Method(
+        "offload",
+        "accelerate disk offload",
+        _offload,
+        ("dense",),
+        ("accelerate",),
+        lazy=True,
+        quick=False,
+        reads_by_library=True,
+        tasks=2,
     ),
     Method("shared_int8", "shared int8 backbone, PEFT adapters", _shared_backbone(int8=True), ("int8",), ("peft",)),
     Method("shared_mask", "one shared mask", _shared_mask, ("sparse",)),

@@ -1,18 +1,22 @@
-"""A slow disk where the kernel can't make one: reads wait until their bytes would have arrived."""
+"""A slow disk of one's own: reads wait until their bytes would have arrived.
+
+The kernel's throttle lets a tenth of a second's bytes pass at once, which is all that a short switch reads.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from weightpager.store import LocalStore
 
 
 class Pace:
-    """Lets so many bytes pass in a second, over all threads.
+    """So many bytes in a second, over all threads.
 
-    A read is let go when the bytes before it would have arrived; time in which nothing is read earns nothing.
+    Reads take their turn one after the other; time in which nothing is read earns nothing.
     """
 
     def __init__(self, bytes_per_second: float) -> None:
@@ -20,11 +24,13 @@ class Pace:
         self._lock = threading.Lock()
         self._free_at = 0.0
 
-    def take(self, count: int) -> None:
-        """Wait as long as these bytes take."""
+    @contextmanager
+    def reading(self, count: int) -> Iterator[None]:
+        """A read of so many bytes, which ends no earlier than they would have arrived."""
         with self._lock:
-            self._free_at = max(self._free_at, time.perf_counter()) + count / self._rate
-            wait = self._free_at - time.perf_counter()
+            arrived = self._free_at = max(self._free_at, time.perf_counter()) + count / self._rate
+        yield
+        wait = arrived - time.perf_counter()
         if wait > 0:
             time.sleep(wait)
 
@@ -42,8 +48,8 @@ class PacedStore:
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
         """See `PageStore.read`."""
-        self._inner.read(first, into)
-        self._pace.take(sum(map(len, into)))
+        with self._pace.reading(sum(map(len, into))):
+            self._inner.read(first, into)
 
     def span(self, first: int) -> int:
         """See `PageStore.span`."""

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from weightpager.bench.cgroup import LimitedRun, run_limited
 from weightpager.bench.contest.found import Found, Job
+from weightpager.bench.contest.methods import Method
 from weightpager.bench.contest.plan import Plan
 from weightpager.bench.contest.result import Row
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, format_size
 
-_CANNOT_PACE = frozenset({"sparse_copied", "dense_copied", "dense_mapped", "offload"})
-"""They read through a library, at the disk's own speed."""
 
-
-def own_pace(plan: Plan) -> float | None:
-    """What processes must slow their own reads down to: None where the kernel does it."""
-    if plan.limits.storage is None:
-        return None
-    trial = _limited([sys.executable, "-c", ""], plan)
-    return None if trial.storage.held else float(plan.limits.storage)
-
-
-def measured(plan: Plan, row: Row, bundle: Bundle, folder: Path, pace: float | None) -> Row:
+def measured(plan: Plan, row: Row, method: Method, bundle: Bundle, folder: Path) -> Row:
     """A row with what its method's process found, or how that ended.
 
     Args:
         plan: of the contest.
-        row: of a method under one budget.
+        row: of the method under one budget.
+        method: to measure.
         bundle: that it runs.
         folder: where the checkpoints are.
-        pace: what `own_pace` says.
     """
+    limits = plan.limits
+    pace = None if limits.storage is None or method.reads_by_library else float(limits.storage)
     job = Job(
         method=row.method,
         bundle=str(bundle.path),
@@ -52,9 +43,16 @@ def measured(plan: Plan, row: Row, bundle: Bundle, folder: Path, pace: float | N
     job_file.write_text(job.model_dump_json(), encoding="utf-8")
     result_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "weightpager.bench.contest.worker", str(job_file), str(result_file)]
-    run = _limited(command, plan)
+    run = run_limited(
+        command,
+        memory=limits.memory,
+        storage_bytes_per_s=limits.storage if pace is None else None,
+        cpus=limits.cpus,
+        storage_path=bundle.path,
+        timeout=plan.seconds_left,
+    )
     changes = {
-        "unlimited": _unlimited(run, row, pace),
+        "unlimited": list(run.missing),
         "peak_memory": run.peak_memory,
         "seconds": run.seconds,
     }
@@ -62,25 +60,6 @@ def measured(plan: Plan, row: Row, bundle: Bundle, folder: Path, pace: float | N
         return row.model_copy(update={**changes, "status": "failed", "reason": _failure(run, plan)})
     found = Found.model_validate_json(result_file.read_bytes())
     return row.model_copy(update={**changes, "status": "measured", "found": found})
-
-
-def _limited(command: Sequence[str], plan: Plan) -> LimitedRun:
-    return run_limited(
-        command,
-        memory=plan.limits.memory,
-        storage_bytes_per_s=plan.limits.storage,
-        cpus=plan.limits.cpus,
-        storage_path=plan.bundle.path,
-        timeout=plan.seconds_left,
-    )
-
-
-def _unlimited(run: LimitedRun, row: Row, pace: float | None) -> list[str]:
-    missing = list(run.missing)
-    if pace is not None and row.method not in _CANNOT_PACE:
-        missing = [line for line in missing if not line.startswith("storage")]
-        missing.append("storage: reads slowed down by the process itself")
-    return missing
 
 
 def _failure(run: LimitedRun, plan: Plan) -> str:

@@ -13,7 +13,7 @@ from weightpager.bench.contest.facts import budget_for, facts
 from weightpager.bench.contest.figures import figures
 from weightpager.bench.contest.methods import METHODS, Method
 from weightpager.bench.contest.plan import LEAST_SECONDS, Plan
-from weightpager.bench.contest.processes import measured, own_pace
+from weightpager.bench.contest.processes import measured
 from weightpager.bench.contest.result import Contest, Row
 from weightpager.bench.contest.scores import scores
 from weightpager.bench.machine import describe
@@ -82,7 +82,6 @@ def _asked(plan: Plan) -> list[Method]:
 
 def _rows(plan: Plan, asked: Sequence[Method], folder: Path, progress: Progress) -> Iterator[Row]:
     absent = _write_assets(plan, asked, folder, progress)
-    pace = own_pace(plan)
     jobs = [(method, room) for method in asked for room in plan.rooms_of(method)]
     for done, (method, room) in enumerate(jobs):  # ours first: a quick contest may end before the last ones
         progress("measure", done, len(jobs))
@@ -100,7 +99,7 @@ def _rows(plan: Plan, asked: Sequence[Method], folder: Path, progress: Progress)
             yield row.model_copy(update={"reason": reason})
         else:
             assert bundle is not None
-            yield measured(plan, row, bundle, folder, pace)
+            yield measured(plan, row, method, bundle, folder)
     progress("measure", len(jobs), len(jobs))
 
 
