@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -35,6 +36,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = {"model": "all-MiniLM-L6-v2", "training": {"steps": 4, "batch": 4}}
     tasks = {"animal": tiny.classification(folder, "animal", {"cat": ["cat"], "dog": ["dog"]})}
     (folder / "more.yaml").write_text(yaml.safe_dump(more | {"tasks": tasks}))
+    visits = (json.dumps({"task": ("spam", "topic")[number % 2], "time": number}) for number in range(20))
+    (folder / "day.jsonl").write_text("\n".join(visits))
     return folder
 
 
@@ -54,13 +57,15 @@ def test_the_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str], m
         assert done.code == 0, f"{command}: {done.err}"
 
 
-def test_the_examples_of_the_runtime_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "count"), [("runtime.md", 3), ("prediction.md", 2)])
+def test_the_examples_of_a_page_run(workplace: Path, monkeypatch: pytest.MonkeyPatch, page: str, count: int) -> None:
     monkeypatch.chdir(workplace)
-    wp.compile("tasks.yaml", out="runtime.bundle")
-    examples = blocks("python", (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8"))
-    assert len(examples) == 3
+    if not Path("page.bundle").exists():
+        wp.compile("tasks.yaml", out="page.bundle")
+    examples = blocks("python", (ROOT / "docs" / page).read_text(encoding="utf-8"))
+    assert len(examples) == count
     for code in examples:
-        exec(compile(code.replace("assistant.bundle", "runtime.bundle"), "runtime.md", "exec"), {"wp": wp})
+        exec(compile(code.replace("assistant.bundle", "page.bundle"), page, "exec"), {"wp": wp})
 
 
 def test_links_lead_somewhere() -> None:
