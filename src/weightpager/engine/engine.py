@@ -121,10 +121,16 @@ class Engine:
             BudgetError: not even the smallest task fits, or not all real-time tasks; names the smallest budget that
                 would do.
         """
-        size = None if budget is None else parse_size(budget)
-        path = None if history is None else Path(history)
-        reserve = 0 if kv_reserve == 0 else parse_size(kv_reserve)
-        config = EngineConfig(size, device, io_threads, reserve, tuple(real_time), read_timeout, prefetch, path)
+        config = EngineConfig(
+            budget=None if budget is None else parse_size(budget),
+            device=device,
+            io_threads=io_threads,
+            kv_reserve=0 if kv_reserve == 0 else parse_size(kv_reserve),
+            real_time=tuple(real_time),
+            read_timeout=read_timeout,
+            prefetch=prefetch,
+            history=None if history is None else Path(history),
+        )
         return cls(Bundle.open(bundle), config)
 
     @contextmanager
