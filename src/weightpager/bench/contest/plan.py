@@ -14,7 +14,7 @@ _LARGE = 256 << 20
 _QUICK_TASKS = 3
 
 _TIMEOUT = 900.0
-_QUICK_SECONDS = 170.0
+_QUICK_SECONDS = 150.0
 
 LEAST_SECONDS = 15.0
 """That a method takes at least."""
