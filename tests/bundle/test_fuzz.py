@@ -18,10 +18,10 @@ from benchmarks.fuzz.sealing import entry, rewrite_arrays, rewrite_file, rewrite
 
 import weightpager as wp
 from weightpager.bundle import Bundle
-from weightpager.bundle.reader import RESIDENT
+from weightpager.bundle.reader import REPORT, RESIDENT
 from weightpager.bundle.report import read_report
 from weightpager.bundle.verify import verify
-from weightpager.engine.architecture import tokenizer
+from weightpager.engine.architecture import read_config, tokenizer
 from weightpager.engine.parameters import read_parameters
 from weightpager.errors import BundleError, BundleFormatError
 
@@ -172,3 +172,17 @@ def test_a_manifest_that_contradicts_itself_is_refused(copy: Path, change: Calla
     rewrite_manifest(copy, change)
     with pytest.raises(BundleFormatError, match="classes|transition"):
         Bundle.open(copy)
+
+
+def test_a_report_without_tasks_is_refused(copy: Path) -> None:
+    report = json.loads((copy / REPORT).read_bytes())
+    rewrite_file(copy, REPORT, json.dumps(report | {"tasks": []}).encode())
+    with pytest.raises(BundleFormatError, match="at least one task"):
+        read_report(Bundle.open(copy))
+
+
+def test_a_configuration_with_nan_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "model/config.json").read_bytes())
+    rewrite_file(copy, "model/config.json", json.dumps(config | {"classifier_dropout": float("nan")}).encode())
+    with pytest.raises(BundleFormatError, match="NaN"):
+        read_config(Bundle.open(copy))

@@ -56,7 +56,7 @@ def model_dir(bundle: Bundle) -> Path:
 
 def _check_json(name: str, content: bytes) -> None:
     try:
-        values: Any = json.loads(content)
+        values: Any = json.loads(content, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise BundleFormatError(name, "content", "JSON", error) from error
     if not isinstance(values, dict):
@@ -71,3 +71,10 @@ def _check_json(name: str, content: bytes) -> None:
         size = values.get(key, 1)
         if not isinstance(size, int) or not 0 < size <= most:
             raise BundleFormatError(name, key, f"1 to {most}", repr(size)[:80])
+
+
+def _constant(name: str) -> float:
+    """Infinity is a limit in some configurations; NaN gets past every check of a range."""
+    if name == "NaN":
+        raise ValueError("expected numbers, found NaN")
+    return float(name)

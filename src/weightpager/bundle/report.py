@@ -111,6 +111,8 @@ class CompileReport(Strict):
     @model_validator(mode="after")
     def _complete(self) -> CompileReport:
         names = {task.name for task in self.tasks}
+        if not names:
+            raise ValueError("at least one task")
         for what, found in (
             ("over_read", self.over_read),
             *((control.name, control.scores) for control in self.controls),
