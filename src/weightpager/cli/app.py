@@ -14,9 +14,12 @@ from weightpager.cli import (
     demo_command,
     device_commands,
     doctor_command,
+    init_command,
     inspect_commands,
+    ls_command,
     output,
     plan_command,
+    ps_command,
     serve_command,
     simulate_command,
     tidy_commands,
@@ -38,7 +41,8 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    # WEIGHTPAGER_VERSION is what people call a variable of their own.
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", allow_from_autoenv=False),
 ) -> None:
     if version:
         import weightpager
@@ -48,8 +52,10 @@ def _root(
 
 
 for command in (
+    init_command,
     compile_command,
     tidy_commands,
+    ls_command,
     inspect_commands,
     plan_command,
     simulate_command,
@@ -57,6 +63,7 @@ for command in (
     doctor_command,
     demo_command,
     serve_command,
+    ps_command,
     top_command,
     bench_command,
 ):

@@ -68,6 +68,10 @@ def compile_(
     if shown is not None:
         output.advice(shown)
     output.say("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
+    if not quiet:
+        output.next_step(
+            f"weightpager inspect {out} --budget SIZE, which says what fits; then weightpager serve {out} --budget SIZE"
+        )
 
 
 def _print_report(title: str, report: CompileReport) -> None:

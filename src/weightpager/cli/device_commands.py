@@ -9,10 +9,13 @@ from typing import Annotated
 import typer
 
 from weightpager.cli import output
+from weightpager.cli.completion import task_names
 from weightpager.cli.options import Budget, BundlePath, Json, Quiet, extra
 from weightpager.errors import ConfigError
 
-TaskName = Annotated[str, typer.Option("--task", "-t", help="Name of a task.", show_default=False)]
+TaskName = Annotated[
+    str, typer.Option("--task", "-t", help="Name of a task.", show_default=False, autocompletion=task_names)
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +66,9 @@ def run(
 
 def eval_(
     bundle: BundlePath,
-    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Only these tasks.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="Only these tasks.", autocompletion=task_names)
+    ] = None,
     budget: Budget = None,
     json: Json = False,
     quiet: Quiet = False,

@@ -77,6 +77,11 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False)
 
 
+def next_step(command: str) -> None:
+    """What people usually do next; on standard error, so that it is no part of what a command prints."""
+    errors.print(f"next: {command}", style="dim", markup=False, highlight=False)
+
+
 def fraction(value: float | None) -> str:
     """A metric as people read it."""
     return "-" if value is None else f"{value:.4f}"

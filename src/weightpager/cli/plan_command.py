@@ -10,6 +10,7 @@ import typer
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.cli import output
+from weightpager.cli.completion import task_names
 from weightpager.cli.options import Budget, BundlePath, Json, Storage
 from weightpager.config import parse_bandwidth, parse_size
 from weightpager.errors import BudgetError, ConfigError
@@ -23,8 +24,11 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     bundle: BundlePath,
-    from_task: Annotated[str | None, typer.Option("--from", help="Task that is left; none for an empty arena.")] = None,
-    to_task: Annotated[str | None, typer.Option("--to", help="Task that is wanted.")] = None,
+    from_task: Annotated[
+        str | None,
+        typer.Option("--from", help="Task that is left; none for an empty arena.", autocompletion=task_names),
+    ] = None,
+    to_task: Annotated[str | None, typer.Option("--to", help="Task that is wanted.", autocompletion=task_names)] = None,
     worst: Annotated[
         bool, typer.Option("--worst", help="Show the slowest switch: from any task, and from an empty arena.")
     ] = False,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging.config
+import os
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from weightpager.cli import output
+from weightpager.cli.completion import task_names
 from weightpager.cli.options import Budget, BundlePath, extra
 from weightpager.config import parse_size
 
@@ -59,7 +62,8 @@ def serve(
     ] = None,
     device: Annotated[str, typer.Option(help="Where tasks run: cpu, cuda or cuda:N.")] = "cpu",
     real_time: Annotated[
-        list[str] | None, typer.Option(metavar="TASK", help="Load this task first, and never let it go.")
+        list[str] | None,
+        typer.Option(metavar="TASK", help="Load this task first, and never let it go.", autocompletion=task_names),
     ] = None,
     prefetch: Annotated[
         bool, typer.Option("--prefetch", help="Load ahead, between switches, what the next task probably needs.")
@@ -80,6 +84,7 @@ def serve(
     """
     with extra("serve"):
         from weightpager.server.json_log import log_config
+        from weightpager.server.presence import Presence, announced
         from weightpager.server.run import listen, server
         from weightpager.server.scheduler import Policy
         from weightpager.server.service import Service
@@ -113,5 +118,8 @@ def serve(
     ):
         serving = server(Service(engine, settings), host=host, port=port, grace=grace, log=form)
         name = f"[{host}]" if ":" in host else host
-        output.say(f"http://{name}:{socket.getsockname()[1]}/ serves {', '.join(engine.bundle.tasks)}")
-        serving.run(sockets=[socket])
+        url = f"http://{name}:{socket.getsockname()[1]}"
+        output.say(f"{url}/ serves {', '.join(engine.bundle.tasks)}")
+        output.next_step(f"weightpager top {url}")
+        with announced(Presence(url=url, pid=os.getpid(), bundle=str(bundle.absolute()), started=time.time())):
+            serving.run(sockets=[socket])

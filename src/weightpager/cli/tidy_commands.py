@@ -9,6 +9,7 @@ import typer
 
 from weightpager.bundle.garbage import collect
 from weightpager.cli import output
+from weightpager.cli.completion import task_names
 from weightpager.cli.options import BundlePath, Force, Json, extra
 from weightpager.config import parse_size
 
@@ -23,7 +24,10 @@ def repack(
     bundle: BundlePath,
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle directory to create.", show_default=False)],
     without: Annotated[
-        list[str] | None, typer.Option("--without", metavar="TASK", help="Leave a task out; may be given again.")
+        list[str] | None,
+        typer.Option(
+            "--without", metavar="TASK", help="Leave a task out; may be given again.", autocompletion=task_names
+        ),
     ] = None,
     page: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of a page, such as 32KiB, or auto.")] = "auto",
     force: Force = False,
@@ -61,7 +65,10 @@ def repack(
 def gc(
     bundle: BundlePath,
     drop: Annotated[
-        list[str] | None, typer.Option("--drop", metavar="TASK", help="Remove a task first; may be given again.")
+        list[str] | None,
+        typer.Option(
+            "--drop", metavar="TASK", help="Remove a task first; may be given again.", autocompletion=task_names
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -76,3 +83,7 @@ def gc(
     for task in done.tasks:
         output.say(f"{task} removed")
     output.say(f"{done.pages} pages removed ({output.size(done.bytes)}), {done.pages_left} left")
+    if done.tasks:
+        output.next_step(
+            f"weightpager repack {bundle} --out NAME.bundle, which makes the pages that are left full again"
+        )

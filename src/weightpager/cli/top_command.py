@@ -59,8 +59,8 @@ def top(
                 live.update(view(read_status(url, token)), refresh=True)
 
 
-def read_status(url: str, token: str | None = None) -> dict[str, Any]:
-    """A server's state.
+def read_status(url: str, token: str | None = None, timeout: float = 10.0) -> dict[str, Any]:
+    """A server's state, if it answers within ``timeout`` seconds.
 
     Raises:
         ConfigError: the URL is none of HTTP.
@@ -71,7 +71,7 @@ def read_status(url: str, token: str | None = None) -> dict[str, Any]:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     request = urllib.request.Request(f"{url.rstrip('/')}/status", headers=headers)  # noqa: S310 - checked above
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
             found: dict[str, Any] = json_file.loads(answer.read(_MOST_BYTES))
             return found
     except urllib.error.HTTPError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from weightpager.blocks import BlockShape
@@ -84,12 +84,19 @@ def _size(value: object) -> int | None:
         raise PydanticCustomError("expected", "a size such as 8MiB") from error
 
 
+def _text(pattern: str, *others: str, **bounds: float) -> WithJsonSchema:
+    """For editors: a text of this form, or a value of another type."""
+    return WithJsonSchema({"type": ["string", *others] if others else "string", "pattern": pattern, **bounds})
+
+
+_SIZE = r"\d+(\.\d+)? *([KMGkmg]?[Ii]?[Bb])?"
+
 ExistingFile = Annotated[Path, BeforeValidator(_file)]
 ModelDirectory = Annotated[Path, BeforeValidator(_model_directory)]
-Block = Annotated[BlockShape, BeforeValidator(_block)]
-Page = Annotated[int | None, BeforeValidator(_page)]
-Size = Annotated[int | None, BeforeValidator(_size)]
-Strength = Annotated[float, BeforeValidator(_strength), Field(ge=0)]
+Block = Annotated[BlockShape, BeforeValidator(_block), _text(r"^\d+x\d+$")]
+Page = Annotated[int | None, BeforeValidator(_page), _text(rf"^(auto|{_SIZE})$", "integer", "null")]
+Size = Annotated[int | None, BeforeValidator(_size), _text(rf"^{_SIZE}$", "integer", "null")]
+Strength = Annotated[float, BeforeValidator(_strength), Field(ge=0), _text("^inf$", "number", minimum=0)]
 Column = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Length = Annotated[int, Field(ge=8, le=2**20)]

@@ -37,15 +37,22 @@ class TaskFile(Frozen):
     """The whole file; paths are absolute or start from the working directory.
 
     Attributes:
+        model: a Hugging Face model directory: an encoder or a decoder.
+        block: rows × columns of weights that are kept or dropped together.
+        dtype: of the paged weights.
         sparsity: fraction of blocks dropped by tasks that state none.
         alignment: what a block loaded per switch costs, in mean block saliencies; infinity asks for one shared mask.
+        saliency: how a block's importance is measured.
         reorder: permute the model so that blocks hold weights that the same tasks need.
         max_switch: bytes; the weakest alignment whose average switch loads no more is taken instead of ``alignment``.
         accuracy_loss: points; the strongest alignment that costs no more is taken instead of ``alignment``.
         recover: a method, or its name alone.
         tolerance: blocks of a task's checkpoint that differ less from the model's, relative to their norm, are shared.
+        transitions: a trace of past switches; without one every task is as likely as any other to come next.
+        calibration, training: how models are calibrated and trained.
+        tasks: by name.
         compare: also train one shared mask where recovery trains, to compare with; that takes as long again.
-        page: bytes, None to let the packer choose.
+        page: bytes; ``auto``, or None, lets the packer choose.
     """
 
     model: ModelDirectory
@@ -158,17 +165,18 @@ def from_dict(content: Mapping[str, Any], folder: str | Path = ".", name: str = 
     try:
         return TaskFile.model_validate(dict(content), context={"folder": Path(folder)})
     except ValidationError as error:
-        lines = [f"{name}: {explain(detail, _SECTIONS)}" for detail in error.errors(include_url=False)]
+        lines = [f"{name}: {explain(detail, SECTIONS)}" for detail in error.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {
+SECTIONS: dict[str, type[BaseModel]] = {
     "": TaskFile,
     "tasks": TaskSpec,
     "calibration": CalibrationSpec,
     "training": TrainingSpec,
     "recover": RecoverSpec,
 }
+"""By the key that they lie under."""
 
 
 class _Loader(yaml.SafeLoader):

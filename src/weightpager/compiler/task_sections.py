@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from weightpager.bundle.adapter import MOST_RANK
 from weightpager.bundle.manifest import TaskKind
@@ -27,12 +29,14 @@ class TaskSpec(Frozen):
     """One task.
 
     Attributes:
+        kind: what it does with a text.
         train: what it learns from and is calibrated on.
         eval: held-out data for the reported metric.
         validation: held-out data for choices made while compiling.
         text, label: column names; None is the kind's usual one, see `text_column` and `label_column`.
         head: a checkpoint directory of the same architecture that brings the trained head.
         checkpoint: a checkpoint directory of the same architecture: all of the task's weights, head included.
+        sparsity, max_length: this task's own.
         items: evaluate on the first ``items`` rows or windows of ``eval`` and ``validation`` only.
     """
 
@@ -84,7 +88,13 @@ class TaskSpec(Frozen):
 
 
 class CalibrationSpec(Frozen):
-    """What saliency is measured on: ``items`` training examples, in batches of ``batch``."""
+    """What saliency is measured on.
+
+    Attributes:
+        items: training examples of each task.
+        max_length: tokens at which texts are cut, in training and evaluation too.
+        batch: examples at a time.
+    """
 
     items: Count = 256
     max_length: Length = 64
@@ -92,7 +102,14 @@ class CalibrationSpec(Frozen):
 
 
 class TrainingSpec(Frozen):
-    """How the dense model is trained: ``steps`` in all, shared by the tasks that have no head yet."""
+    """How the dense model is trained, and the heads of tasks that have none.
+
+    Attributes:
+        steps: in all, one task after the other.
+        learning_rate, head_learning_rate: of the shared model, of the heads.
+        batch: examples in a step.
+        seed: the same one, machine and number of threads give the same model.
+    """
 
     steps: Count = 360
     learning_rate: Rate = 3e-4
@@ -107,6 +124,7 @@ class RecoverSpec(Frozen):
     Attributes:
         method: ``closed-form`` refits values by least squares, ``finetune`` trains them.
         steps: of joint training, shared by all tasks.
+        learning_rate, head_learning_rate, batch, seed: as in ``training``.
         distillation: weight of the dense model's answers in the loss; labels have the rest.
         private_blocks: share of a task's kept blocks that get values of their own, loaded at every switch to it.
         private_steps: of training them, per task.
@@ -131,5 +149,12 @@ def _method_alone(value: object) -> object:
     return {"method": value} if isinstance(value, str) else value
 
 
-Recover = Annotated[RecoverSpec, BeforeValidator(_method_alone)]
+class _OrMethodAlone:
+    """For editors: a section, or a method."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [handler(core), {"type": "string", "enum": list(get_args(RecoverMethod))}]}
+
+
+Recover = Annotated[RecoverSpec, BeforeValidator(_method_alone), _OrMethodAlone()]
 """A section, or the name of a method alone."""

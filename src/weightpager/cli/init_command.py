@@ -1,0 +1,80 @@
+"""``init`` and ``schema``: a task file to start from, and what editors check it with."""
+
+from __future__ import annotations
+
+import json as json_file
+import shlex
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weightpager.cli import output
+from weightpager.cli.options import Json
+from weightpager.errors import ConfigError
+
+_TASKS, _SCHEMA, _MODEL = "tasks.yaml", "tasks.schema.json", "model: model\n"
+_SAMPLES = [f"{task}.{split}.jsonl" for task in ("spam", "places") for split in ("train", "test")]
+_FILES = [_TASKS, *_SAMPLES, _SCHEMA]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(init)
+    app.command()(schema)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder to write into.")] = Path(),
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Hugging Face model directory that the task file shall name.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a task file to start from, with comments, sample data and a schema for editors.
+
+    Overwrites nothing.
+
+    Example: `weightpager init assistant/ --model all-MiniLM-L6-v2/`
+    """
+    starter = _starter(model)
+    there = [name for name in starter if (folder / name).exists()]
+    if there:
+        raise ConfigError(f"init: expected none of these files in {folder}, found {', '.join(there)}; name another DIR")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in starter.items():
+            with (folder / name).open("x", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        raise ConfigError(f"init: expected a folder to write into, found none at {folder}: {error.strerror}") from error
+    if json:
+        output.print_json({"files": [folder / name for name in starter]})
+        return
+    output.say(f"{folder}: {', '.join(starter)}")
+    if model is None:
+        output.next_step(f"put a model directory at {folder / 'model'}; {_TASKS} tells how")
+    tasks, bundle = shlex.quote(str(folder / _TASKS)), shlex.quote(str(folder / "tasks.bundle"))
+    output.next_step(f"replace the sample data by yours; then weightpager compile {tasks} --out {bundle}")
+
+
+def schema() -> None:
+    """Print the JSON schema of task files, by which editors complete and check them.
+
+    Example: `weightpager schema > tasks.schema.json`, and `# yaml-language-server: $schema=tasks.schema.json` as the
+    first line of the task file.
+    """
+    typer.echo(_read(_SCHEMA), nl=False)
+
+
+def _starter(model: Path | None) -> dict[str, str]:
+    """Name to text of the files to write."""
+    texts = {name: _read(name) for name in _FILES}
+    if model is not None:
+        texts[_TASKS] = texts[_TASKS].replace(_MODEL, f"model: {json_file.dumps(str(model.absolute()))}\n")
+    return texts
+
+
+def _read(name: str) -> str:
+    return (files("weightpager.cli") / "starter" / name).read_text(encoding="utf-8")

@@ -1,0 +1,94 @@
+"""``python -m weightpager.cli.reference > docs/cli.md``: all commands, as a page."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+from typer.models import ArgumentInfo, OptionInfo
+
+from weightpager.cli.app import app
+
+_HEAD = """# Commands
+
+Made by `python -m weightpager.cli.reference > docs/cli.md`; `weightpager COMMAND --help` says the same.
+
+A flag goes before its environment twin, and that before the default. Exit code 2 is wrong usage, 1 a failure, 130
+Ctrl-C. What people usually do next is said on standard error.
+
+`weightpager --install-completion` completes commands, options and the names of a bundle's tasks in bash, zsh, fish and
+PowerShell.
+"""
+
+
+def page() -> str:
+    """The page, as Markdown."""
+    commands = [_command(command.name, command.callback) for command in app.registered_commands if command.callback]
+    return "\n".join([_HEAD, *commands])
+
+
+def _command(name: str | None, callback: Callable[..., Any]) -> str:
+    name = name or callback.__name__
+    parameters = list(_parameters(callback))
+    arguments = [_metavar(key, info) for key, info, _, _ in parameters if isinstance(info, ArgumentInfo)]
+    rows = [_row(name, *parameter) for parameter in parameters]
+    usage = " ".join(["weightpager", name, *arguments, *(["[OPTIONS]"] if len(rows) > len(arguments) else [])])
+    table = ["| | environment | |", "|---|---|---|", *rows] if rows else []
+    return "\n".join([f"## {name}\n", f"```text\n{usage}\n```\n", f"{inspect.getdoc(callback)}\n", *table, ""])
+
+
+def _parameters(callback: Callable[..., Any]) -> Iterator[tuple[str, ArgumentInfo | OptionInfo, Any, Any]]:
+    """Name, what typer is told of it, type and default of each."""
+    hints = get_type_hints(callback, include_extras=True)
+    for key, parameter in inspect.signature(callback).parameters.items():
+        kind, info = get_args(hints[key])
+        yield key, info, kind, parameter.default
+
+
+def _metavar(key: str, info: ArgumentInfo | OptionInfo) -> str:
+    return info.metavar or key.upper()
+
+
+def _row(command: str, key: str, info: ArgumentInfo | OptionInfo, kind: Any, default: Any) -> str:
+    words = [info.help or ""]
+    if isinstance(info, ArgumentInfo):
+        return _cells(f"`{_metavar(key, info)}`", "", " ".join(words + _default(default)))
+    flags = ", ".join(f"`{flag}`" for flag in _flags(info) or [f"--{key.replace('_', '-')}"])
+    value = info.metavar or _value(kind)
+    return _cells(
+        f"{flags} {value}".strip(), f"`WEIGHTPAGER_{command}_{key}`".upper(), " ".join(words + _default(default))
+    )
+
+
+def _flags(info: OptionInfo) -> list[str]:
+    """Those that are stated; of an annotation, typer takes the first for the default until it runs."""
+    return [flag for flag in (info.default, *(info.param_decls or ())) if isinstance(flag, str)]
+
+
+def _cells(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _value(kind: Any) -> str:
+    """What stands for a value of this type; nothing for a flag."""
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+    if get_origin(kind) is list:
+        return _value(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return {bool: "", Path: "PATH", str: "TEXT", int: "NUMBER", float: "NUMBER"}[kind]
+
+
+def _default(default: Any) -> list[str]:
+    if default is inspect.Parameter.empty:
+        return ["Required."]
+    return [] if default is None or isinstance(default, bool) else [f"Default: `{default}`."]
+
+
+if __name__ == "__main__":
+    typer.echo(page(), nl=False)

@@ -1,0 +1,49 @@
+"""The page of commands is up to date, and says of the environment what holds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from command import Command
+
+from weightpager.cli.app import app
+from weightpager.cli.reference import page
+
+PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert page() == PAGE, "run: python -m weightpager.cli.reference > docs/cli.md"
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_option_has_the_twin_that_the_page_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = PAGE.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(WEIGHTPAGER_\w+)`", section))
+    root = typer.main.get_command(app)
+    command = COMMANDS[name]
+    above = root.make_context("weightpager", [], resilient_parsing=True)
+    context = command.make_context(name, [], parent=above, resilient_parsing=True)
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    for twin in named:
+        monkeypatch.setenv(twin, "1")
+    assert len(named) == len(options)
+    assert all(option.resolve_envvar_value(context) == "1" for option in options)
+
+
+def test_every_command_has_help_with_an_example(weightpager: Command) -> None:
+    for name in COMMANDS:
+        found = weightpager(name, "--help")
+        assert found.code == 0
+        assert "Example" in found.out
+
+
+def test_a_variable_with_the_version_disturbs_no_command(
+    weightpager: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEIGHTPAGER_VERSION", "0.1.0")
+    assert "no bundles" in weightpager("ls", tmp_path).out
