@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -190,25 +190,32 @@ GENERATORS = {"assistant": ASSISTANT, "drive": DRIVE}
 
 
 def main(
-    json: Annotated[Path, typer.Option(help="File to write the rows to.")],
-    real: Annotated[bool, typer.Option(help="Also run in real time.")] = True,
+    json: Annotated[Path, typer.Option(help="File of rows; those of a mode that isn't measured now stay.")],
+    mode: Annotated[Literal["both", "virtual", "real"], typer.Option(help="Which time to measure in.")] = "both",
     folder: Annotated[Path | None, typer.Option(help="Where the synthetic bundle is kept.")] = None,
 ) -> None:
     """Measure what loading ahead saves."""
     bundle = bundle_of(assistant_of_many(), folder or cache_dir() / "benchmarks" / "prefetch", typer.echo)
+    known = [Row(**row) for row in json_file.loads(json.read_bytes())] if json.exists() else []
+    rows = [row for row in known if mode not in ("both", _measured_in(row))]
+    for measured in (*([in_virtual_time] if mode != "real" else []), *([in_real_time] if mode != "virtual" else [])):
+        for row in measured(bundle):
+            rows.append(row)
+            typer.echo(line(row))
+    json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+
+
+def _measured_in(row: Row) -> str:
+    """Rows in virtual time that only stand beside real ones belong to these."""
+    return "real" if row.switches == REAL else "virtual"
+
+
+def in_virtual_time(bundle: Bundle) -> Iterator[Row]:
+    """All policies on all traces; virtual time doesn't mind company."""
     jobs = [(bundle.path, name, f) for name in TRACES for f in FRACTIONS]
-    rows: list[Row] = []
-    # Virtual time doesn't mind company.
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         for found in pool.map(virtual, *zip(*jobs, strict=True)):
-            rows += found
-            typer.echo("\n".join(map(line, found)))
-    if real:
-        for name in ("assistant", "drive"):
-            for row in in_real_time(Bench(bundle), name, FRACTIONS[-1]):
-                rows.append(row)
-                typer.echo(line(row))
-    json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+            yield from found
 
 
 def virtual(path: Path, name: str, f: float) -> list[Row]:
@@ -237,13 +244,15 @@ def waits(simulation: Simulation, policy: str) -> Floats:
     return simulation.switches if policy == "liar" else simulation.switches[LEARNT:]
 
 
-def in_real_time(bench: Bench, name: str, f: float) -> Iterator[Row]:
-    """Without and with loading ahead, each beside the same in virtual time."""
-    trace = bench.trace(name, REAL)
-    for policy, prefetch in (("reuse", False), ("markov", True)):
-        simulated = bench.run(trace, f, policy)
-        yield row(trace, f, policy, simulated.switches, simulated.prefetched, bench)
-        yield _real(bench, trace, f, policy, prefetch)
+def in_real_time(bundle: Bundle) -> Iterator[Row]:
+    """Two traces without and with loading ahead, each beside the same in virtual time."""
+    bench, f = Bench(bundle), FRACTIONS[-1]
+    for name in ("assistant", "drive"):
+        trace = bench.trace(name, REAL)
+        for policy, prefetch in (("reuse", False), ("markov", True)):
+            simulated = bench.run(trace, f, policy)
+            yield row(trace, f, policy, simulated.switches, simulated.prefetched, bench)
+            yield _real(bench, trace, f, policy, prefetch)
 
 
 def _real(bench: Bench, trace: Trace, f: float, policy: str, prefetch: bool) -> Row:
