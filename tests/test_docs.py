@@ -57,15 +57,37 @@ def test_the_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str], m
         assert done.code == 0, f"{command}: {done.err}"
 
 
-@pytest.mark.parametrize(("page", "count"), [("runtime.md", 3), ("prediction.md", 2)])
+@pytest.mark.parametrize(("page", "count"), [("runtime.md", 3), ("prediction.md", 2), ("own-model.md", 2)])
 def test_the_examples_of_a_page_run(workplace: Path, monkeypatch: pytest.MonkeyPatch, page: str, count: int) -> None:
     monkeypatch.chdir(workplace)
     if not Path("page.bundle").exists():
         wp.compile("tasks.yaml", out="page.bundle")
     examples = blocks("python", (ROOT / "docs" / page).read_text(encoding="utf-8"))
     assert len(examples) == count
+    names = {"wp": wp}
     for code in examples:
-        exec(compile(code.replace("assistant.bundle", "page.bundle"), page, "exec"), {"wp": wp})
+        exec(compile(code.replace("assistant.bundle", "page.bundle"), page, "exec"), names)
+
+
+def test_the_commands_of_sizing_run(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    if not Path("page.bundle").exists():
+        wp.compile("tasks.yaml", out="page.bundle")
+    commands = [line for block in blocks("", (ROOT / "docs" / "sizing.md").read_text()) for line in block.splitlines()]
+    assert len(commands) == 3
+    for command in commands:
+        done = run(capsys, monkeypatch, *shlex.split(command.replace("assistant.bundle", "page.bundle"))[1:])
+        assert done.code == 0, f"{command}: {done.err}"
+
+
+def test_troubleshooting_quotes_messages_that_exist() -> None:
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\*\*`([^`]+)`\*\*", text, re.MULTILINE)
+    assert len(quoted) > 20
+    assert [message for message in quoted if message not in source] == []
 
 
 def test_links_lead_somewhere() -> None:
