@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Sequence
 
 from weightpager.errors import StoreError
 from weightpager.store import PageStore
 
+HANG_SECONDS = 0.06
+
 
 class FaultyStore:
     """Passes reads on until told to fail: the next ``failing`` reads and those of ``bad`` pages raise, the next
-    ``damaging`` ones give damaged bytes, the next ``shortening`` ones end too early."""
+    ``damaging`` ones give damaged bytes, the next ``shortening`` ones end too early, the next ``hanging`` ones begin
+    after `HANG_SECONDS`."""
 
     def __init__(self, inner: PageStore) -> None:
         self.inner = inner
         self.failing = 0
         self.damaging = 0
         self.shortening = 0
+        self.hanging = 0
         self.bad: set[int] = set()
         self.pages_read = 0
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
+        if self.hanging:
+            self.hanging -= 1
+            time.sleep(HANG_SECONDS)
         if self.failing:
             self.failing -= 1
             raise StoreError("the cable was pulled")
@@ -61,9 +69,12 @@ class HangingStore:
     def resume(self) -> None:
         self._may_read.set()
 
-    def wait_for_a_read(self) -> None:
+    def wait_for_a_read(self, pages: Collection[int] | None = None) -> None:
+        """Of any page, or of one of these."""
         with self._begun:
-            assert self._begun.wait_for(lambda: self.begun, timeout=20)
+            assert self._begun.wait_for(
+                lambda: self.begun if pages is None else set(pages).intersection(self.begun), timeout=20
+            )
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
         with self._begun:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,8 @@ from weightpager.errors import (
     UnknownTaskError,
 )
 from weightpager.runtime.arrivals import Arrivals
+from weightpager.runtime.residency import Request
+from weightpager.runtime.task_monitor import Visit
 from weightpager.store import LocalStore
 
 TASKS = ("animal", "weather", "number", "colour")
@@ -255,6 +257,86 @@ def test_a_thread_waits_for_room_that_another_takes(bundle: Bundle, expected: di
         assert torch.equal(waiting.result(), expected["weather"])
 
 
+def by_size(bundle: Bundle) -> tuple[str, str, set[int]]:
+    """A task that doesn't need most pages, the one that does, and pages that only the first one of the two needs."""
+    large = max(TASKS, key=lambda task: len(bundle.pages_of(task)))
+    small = next(task for task in TASKS if task != large)
+    return small, large, set(bundle.pages_of(small).tolist()) - set(bundle.pages_of(large).tolist())
+
+
+def test_the_slot_of_a_read_that_nobody_wants_any_more_is_waited_for(
+    bundle: Bundle, expected: dict[str, torch.Tensor]
+) -> None:
+    small, large, only = by_size(bundle)
+    with hanging(bundle, budget=room_for(bundle, large), io_threads=1) as (engine, store):
+        store.hang(only)
+        with engine.task(small, wait=False):
+            store.wait_for_a_read(only)
+        switching = InThread(lambda: logits(engine.activate(large)))
+        switching.join(0.1)
+        assert switching.is_alive()
+        store.resume()
+        assert torch.equal(switching.result(), expected[large])
+
+
+def test_a_task_is_left_while_its_pages_are_still_being_loaded(
+    bundle: Bundle, expected: dict[str, torch.Tensor]
+) -> None:
+    small, large, only = by_size(bundle)
+    with hanging(bundle, budget=room_for(bundle, large), io_threads=1) as (engine, store):
+        store.hang(only)
+        engine.activate(small, wait=False)
+        store.wait_for_a_read(only)
+        switching = InThread(lambda: logits(engine.activate(large)))
+        switching.join(0.1)
+        assert switching.is_alive()
+        store.resume()
+        assert torch.equal(switching.result(), expected[large])
+        settle(engine)
+
+
+def test_slots_of_reads_that_hang_are_given_up_in_time(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    """It isn't the budget that is too small."""
+    small, large, only = by_size(bundle)
+    with hanging(bundle, budget=room_for(bundle, large), io_threads=1, read_timeout=0.05) as (engine, store):
+        store.hang(only)
+        with engine.task(small, wait=False):
+            store.wait_for_a_read(only)
+        with pytest.raises(StoreTimeoutError, match="whose memory is needed"):
+            engine.activate(large)
+        store.resume()
+        assert torch.equal(logits(engine.activate(large)), expected[large])
+        settle(engine)
+
+
+def test_a_budget_that_needs_the_slot_of_a_read_that_hangs_is_refused_for_that(bundle: Bundle) -> None:
+    large = by_size(bundle)[1]
+    smallest = min(TASKS, key=lambda task: len(bundle.pages_of(task)))
+    wanted = room_for(bundle, smallest)
+    with hanging(bundle, budget=room_for(bundle, large), io_threads=1, read_timeout=0.05) as (engine, store):
+        engine.set_budget(room_for(bundle, smallest, spare=1))
+        with engine.task(smallest):
+            engine.set_budget(room_for(bundle, large, smallest))
+            store.begun.clear()
+            store.hang()
+            with engine.task(large, wait=False):
+                store.wait_for_a_read()
+            engine.set_budget(room_for(bundle, smallest, spare=1))
+            with pytest.raises(StoreTimeoutError, match="whose memory is needed"):
+                engine.set_budget(wanted)
+            store.resume()
+            settle(engine)
+            engine.set_budget(wanted)
+            assert engine.report().budget == wanted
+
+
+def test_loading_from_an_engine_that_was_closed_says_so(bundle: Bundle) -> None:
+    with wp.Engine(bundle, EngineConfig()) as engine:
+        residency = engine._residency
+    with pytest.raises(EngineClosedError):
+        residency.bring_in(Request(0, "animal"))
+
+
 def test_nobody_waits_for_room_that_can_never_be(bundle: Bundle) -> None:
     small, large = sorted(("animal", "weather"), key=lambda task: len(bundle.pages_of(task)))
     if len(bundle.pages_of(small)) == len(bundle.pages_of(large)):
@@ -434,7 +516,8 @@ def test_a_working_set_that_does_not_fit_is_measured_and_said_once(
     ]
 
 
-def test_many_threads_share_an_engine(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "ahead"])
+def test_many_threads_share_an_engine(bundle: Bundle, expected: dict[str, torch.Tensor], ahead: bool) -> None:
     """Also outside of CI, for longer: `WEIGHTPAGER_STRESS_SECONDS=300 pytest tests/engine/test_loading.py -k many`."""
     end = time.monotonic() + float(os.environ.get("WEIGHTPAGER_STRESS_SECONDS", "3"))
     budget = max(room_for(bundle, a, b) for a in TASKS for b in TASKS)
@@ -463,10 +546,16 @@ def test_many_threads_share_an_engine(bundle: Bundle, expected: dict[str, torch.
             except BudgetError:
                 continue  # a pin, or a budget that is smaller than what is in use
 
-    with wp.Engine.from_pretrained(bundle.path, budget=budget) as engine:
+    def planner(visits: Sequence[Visit]) -> Mapping[str, float]:
+        return {TASKS[len(visits) % len(TASKS)]: 1.0}
+
+    with wp.Engine.from_pretrained(bundle.path, budget=budget, prefetch=ahead and planner) as engine:
         for worker in [InThread(lambda number=number: work(engine, number)) for number in range(threads)]:
             worker.join(600)
             worker.result()
+        if ahead:
+            assert engine._prefetcher._thread.is_alive()
+            engine._prefetcher.close()
         settle(engine)
         assert engine.report().active == ()
     assert min(done) > 0

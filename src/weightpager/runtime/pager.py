@@ -95,10 +95,15 @@ class Pager:
             slots: page index → slot to fill, pages ascending. A slot belongs to its read until that has ended.
             priority: who may overtake whom.
             ended: called in a thread of the pager for every read, whether it went well or not.
+
+        Raises:
+            EngineClosedError: the pager has been closed.
         """
         runs = coalesce(list(slots), store.span, self._arena.page_bytes)
         load = Load(store, slots, ended, len(runs), self._arena.reads())
         with self._changed:
+            if self._closed:
+                raise EngineClosedError("the engine has been closed; open the bundle again")
             for run in runs:
                 heapq.heappush(self._queue, _Read(priority, next(self._numbers), load, run))
             self._changed.notify(len(runs))

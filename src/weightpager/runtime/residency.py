@@ -162,7 +162,7 @@ class Residency:
     def evict_unlocked(self) -> int:
         """Empty the arena of all that nobody holds; how many pages went."""
         with self._my_turn(None), self._lock:
-            self._settle()
+            self._lock.wait_for(lambda: not self._ahead, self._patience)
             pages = self.blocks.evictable()
             self._evict(pages)
             return len(pages)
@@ -172,20 +172,22 @@ class Residency:
 
         Raises:
             BudgetError: tasks in use need more, or not even the smallest task would fit; nothing has changed.
+            StoreTimeoutError: reads that hang have slots that must go; nothing has changed.
         """
         with self._my_turn(None), self._lock:
-            self._settle()
-            self._version += 1
             fewer = self.blocks.slots - self._memory.slots_for(budget)
             if fewer <= 0:
+                self._version += 1
                 self._memory.resize(budget, restored=self.blocks.restore(-fewer))
                 self._lock.notify_all()
                 return
-            spare, more = self.blocks.evictable(), max(0, fewer - self.blocks.free)
-            if more > len(spare):
-                held = self.blocks.slots - self.blocks.free - len(spare)
-                raise self._memory.too_small("the tasks in use", held, budget)
-            self._evict(spare[:more])
+            while fewer > self.blocks.free + len(self.blocks.evictable()):
+                held = len(self.blocks.locked())
+                if fewer > self.blocks.slots - held:
+                    raise self._memory.too_small("the tasks in use", held, budget)
+                if not self._await_a_read():
+                    raise self._hangs()
+            self._evict(self.blocks.evictable()[: max(0, fewer - self.blocks.free)])
             self._memory.resize(budget, retired=self.blocks.retire(fewer))
 
     def snapshot(self, current: int, uses: npt.NDArray[np.floating]) -> tuple[Occupancy, npt.NDArray[np.float64], int]:
@@ -237,7 +239,8 @@ class Residency:
     @property
     def prefetched(self) -> PrefetchCounts:
         """What loading ahead has brought."""
-        return self._ahead.ledger.counts
+        with self._lock:
+            return self._ahead.ledger.counts
 
     def damaged(self) -> list[int]:
         """Resident pages whose bytes no longer match their id; others may use the arena meanwhile."""
@@ -334,51 +337,66 @@ class Residency:
                 return stats, None
 
     def _plan(self, request: Request) -> SwitchPlan:
-        """A plan, as soon as there is room for one."""
+        """A plan, as soon as there is room for one; the lock is held.
+
+        Slots of reads in flight are waited for if there is no room without them, or to keep the task that is left.
+
+        Raises:
+            BudgetError: tasks in use leave no room, until the deadline.
+            StoreTimeoutError: reads that hang do.
+        """
+        hangs = False
         while True:
             reuse = None if request.reuse is None else request.reuse()
             plan = self.blocks.plan(request.task, request.leaving, reuse)
-            if self._ahead and (plan is None or len(plan.commit)):
-                self._settle()
-                continue
-            if plan is not None:
+            if plan is not None and (hangs or not (len(plan.commit) and self._ahead)):
                 return plan
-            need = self.blocks.needs(request.task)
-            left = 0.0 if request.deadline is None else request.deadline - time.monotonic()
-            if left <= 0 or len(need) > self.blocks.slots:
-                own = [request.task] if request.leaving is None else [request.task, request.leaving]
-                beside = np.union1d(need, self.blocks.locked(but_one_hold_of=own))
-                raise self._memory.too_small(f"task {request.name!r} beside the tasks in use", len(beside))
-            self._lock.wait(left)
+            if plan is None and (beside := self._beside(request)) > self.blocks.slots:
+                self._await_room(request, beside)
+            elif hangs:
+                raise self._hangs()
+            else:
+                hangs = not self._await_a_read()
+
+    def _beside(self, request: Request) -> int:
+        """Pages of a task and of those in use, as if the one that is left for it weren't."""
+        own = [request.task] if request.leaving is None else [request.task, request.leaving]
+        return len(np.union1d(self.blocks.needs(request.task), self.blocks.locked(but_one_hold_of=own)))
+
+    def _await_room(self, request: Request, beside: int) -> None:
+        """Until something changes, unless that can't help or the deadline has passed."""
+        left = 0.0 if request.deadline is None else request.deadline - time.monotonic()
+        if left <= 0 or len(self.blocks.needs(request.task)) > self.blocks.slots:
+            raise self._memory.too_small(f"task {request.name!r} beside the tasks in use", beside)
+        self._lock.wait(left)
 
     def _commit(self, request: Request, stats: LoadStats) -> tuple[LoadStats, Loading | None]:
         """Give up the task that is left; until its place is taken, nobody else can hold one."""
         try:
-            request.give_up()
-            with self._lock:
-                plan = self._plan(Request(request.task, request.name, reuse=request.reuse))
-                loading = self._start(plan, request)
-        finally:
-            with self._lock:
-                self._committing = False
-        if not request.wait:
-            return stats + loading.cost(until_now=False), loading
-        try:
+            try:
+                request.give_up()
+                with self._lock:
+                    plan = self._plan(Request(request.task, request.name, reuse=request.reuse))
+                    loading = self._start(plan, request)
+            finally:
+                with self._lock:
+                    self._committing = False
+            if not request.wait:
+                return stats + loading.cost(until_now=False), loading
             return stats + self._finish(loading), None
         except WeightpagerError as error:
             raise SwitchFailedError(f"switching to {request.name!r} failed, no task is active now: {error}") from error
 
-    def _settle(self) -> None:
-        """Wait for the slots of reads in flight that nobody waits for; the lock is held.
+    def _await_a_read(self) -> bool:
+        """Wait until a read in flight has ended, whoever wanted it; False if storage hangs. The lock is held."""
+        loading = self.blocks.loading
+        return self._lock.wait_for(lambda: self.blocks.loading < loading, self._patience)
 
-        Raises:
-            StoreTimeoutError: storage hangs.
-        """
-        if not self._lock.wait_for(lambda: not self._ahead, self._patience):
-            raise StoreTimeoutError(
-                f"storage has not finished a read for {self._patience:g} s that a switch needs the memory of; "
-                "check the device, or raise read_timeout if it is only slow"
-            )
+    def _hangs(self) -> StoreTimeoutError:
+        return StoreTimeoutError(
+            f"storage has not finished a read for {self._patience:g} s whose memory is needed; "
+            "check the device, or raise read_timeout if it is only slow"
+        )
 
     def _start(self, plan: SwitchPlan, request: Request) -> Loading:
         need, misses = self.blocks.needs(request.task), len(plan.prepare)
