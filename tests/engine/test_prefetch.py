@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from weightpager.bundle.footprint import footprint
 from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig
 from weightpager.engine.report import PrefetchReport
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, EngineClosedError, StoreTimeoutError
 from weightpager.runtime.task_monitor import Visit
 from weightpager.store import LocalStore
 
@@ -165,6 +167,78 @@ def test_a_planner_that_hangs_is_no_matter_for_switches(bundle: Bundle, expected
         answer.set()
 
 
+def test_a_planner_that_ends_its_thread_is_no_matter_for_switches(
+    bundle: Bundle, expected: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    def leave(visits: Sequence[Visit]) -> Mapping[str, float]:
+        raise SystemExit
+
+    config = EngineConfig(room_for(bundle, "animal", "number"), prefetch=leave)
+    with caplog.at_level(logging.WARNING), wp.Engine(bundle, config) as engine:
+        engine.activate("animal")
+        until(lambda: not prefetched(engine).pays)
+        for task in TASKS:
+            assert torch.equal(logits(engine.activate(task)), expected[task])
+    assert "loading ahead has ended" in caplog.text
+
+
+def test_a_planner_may_close_the_engine(bundle: Bundle) -> None:
+    def close(visits: Sequence[Visit]) -> Mapping[str, float]:
+        engine.close()
+        return {}
+
+    engine = wp.Engine(bundle, EngineConfig(prefetch=close))
+    engine.activate("animal")
+    until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("weightpager")])
+    with pytest.raises(EngineClosedError):
+        engine.activate("number")
+
+
+def test_a_budget_is_known_to_loading_ahead_before_the_next_one_comes(bundle: Bundle) -> None:
+    with wp.Engine(bundle, EngineConfig(prefetch=True)) as engine:
+        slots = engine.report().slots
+        with engine._prefetcher._changed:  # type: ignore[union-attr]
+            first = threading.Thread(target=engine.set_budget, args=(room_for(bundle, "animal"),))
+            first.start()
+            until(lambda: engine.blocks.slots < slots)
+            second = threading.Thread(target=engine.set_budget, args=(room_for(bundle, *TASKS),))
+            second.start()
+            second.join(0.2)
+            assert engine.blocks.slots < slots
+        first.join(60)
+        second.join(60)
+        assert engine.blocks.slots == slots
+
+
+def test_what_it_goes_by_is_not_lost_behind_many_switches(bundle: Bundle) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def hang(visits: Sequence[Visit]) -> Mapping[str, float]:
+        asked.set()
+        assert answer.wait(60)
+        return {"number": 1.0}
+
+    with wp.Engine(bundle, EngineConfig(prefetch=hang)) as engine:
+        engine.activate("animal")
+        assert asked.wait(60)
+        engine.set_budget(room_for(bundle, "animal", "number"))
+        told = engine._prefetcher._newer  # type: ignore[union-attr]
+        for _ in range(600):
+            for task in ("weather", "animal"):
+                engine.activate(task)
+        answer.set()
+        until(lambda: engine._prefetcher._foresight is told)  # type: ignore[union-attr]
+
+
+def test_it_ends_with_an_engine_that_nobody_keeps(bundle: Bundle) -> None:
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("weightpager")]
+
+    wp.Engine(bundle, EngineConfig(prefetch=always("number"))).activate("animal")
+    gc.collect()
+    until(lambda: not threads())
+
+
 def test_a_prefetch_must_be_a_function(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="prefetch: expected True, False or a function, got str"):
         EngineConfig(prefetch="markov")  # type: ignore[arg-type]
@@ -209,6 +283,50 @@ def test_a_switch_takes_the_slots_of_reads_that_have_not_begun(
         assert torch.equal(done[0], expected["colour"])
         engine.blocks.check_integrity()
         assert engine.verify() == []
+
+
+@contextmanager
+def hanging_ahead(bundle: Bundle) -> Iterator[tuple[wp.Engine, HangingStore]]:
+    """Room for "animal" and "number"; the first one runs, and the reads of two pages for the other one hang."""
+    store = HangingStore(LocalStore(bundle))
+    others = np.union1d(bundle.pages_of("animal"), bundle.pages_of("weather"))
+    hung = np.setdiff1d(bundle.pages_of("number"), others).tolist()
+    assert len(hung) == 2
+    budget = room_for(bundle, "animal", "number")
+    config = EngineConfig(budget, io_threads=3, prefetch=always("number"), read_timeout=0.1)
+    with wp.Engine(bundle, config, store) as engine:
+        store.hang(hung)
+        engine.activate("animal")
+        for page in hung:
+            store.wait_for_a_read([page])
+        try:
+            yield engine, store
+        finally:
+            store.resume()
+
+
+def test_a_read_ahead_that_hangs_does_not_keep_a_switch_from_the_old_tasks_memory(
+    bundle: Bundle, expected: dict[str, torch.Tensor]
+) -> None:
+    with hanging_ahead(bundle) as (engine, _):
+        assert torch.equal(logits(engine.activate("weather")), expected["weather"])
+        assert engine.blocks.loading == 2
+
+
+def test_a_read_ahead_that_hangs_fails_only_who_needs_its_memory(
+    bundle: Bundle, expected: dict[str, torch.Tensor]
+) -> None:
+    least = room_for(bundle, "animal")
+    with hanging_ahead(bundle) as (engine, store):
+        assert engine.evict() <= 2
+        engine.set_budget(room_for(bundle, *TASKS))
+        engine.set_budget(least + 2 * bundle.page_bytes)
+        with pytest.raises(StoreTimeoutError, match="whose memory is needed"):
+            engine.set_budget(least)
+        store.resume()
+        engine.set_budget(least)
+        assert torch.equal(logits(engine.activate("animal")), expected["animal"])
+        engine.blocks.check_integrity()
 
 
 def test_a_budget_that_shrinks_takes_what_was_loaded_ahead(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:

@@ -147,3 +147,12 @@ def test_loading_ahead_rests_while_it_costs_more_than_it_saves() -> None:
     assert not trial.pays
     played(guess_right=True, trial=trial, switches=30)
     assert trial.pays
+
+
+def test_a_switch_to_a_task_that_had_room_under_another_budget_says_nothing() -> None:
+    trial = PrefetchTrial(lambda: arena([0, 1], [2, 3, 4], [5], slots=3, held=(2,)))
+    trial.switched(0, 1.0, lambda _: None, None, STORAGE)
+    before = trial.pays
+    trial.switched(1, 1.0, lambda _: one(0, 3), None, STORAGE)
+    assert trial.pays == before
+    played(guess_right=True, trial=trial, switches=30)

@@ -72,6 +72,7 @@ class Engine:
         weakref.finalize(self, self.monitor.close)
         self._process = os.getpid()
         self._activating = threading.RLock()  # `activate` and `deactivate`, one after the other
+        self._changing = threading.Lock()  # budget or bundle
         self._lock = threading.RLock()  # pins; never kept while storage works
         self._current: str | None = None
         self._closed = False
@@ -238,11 +239,13 @@ class Engine:
         Raises:
             ConfigError: it is no size.
             BudgetError: the tasks in use need more, or not even the smallest task would fit; nothing has changed.
+            StoreTimeoutError: reads that hang have memory that must go; nothing has changed.
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        self._open.resize(parse_size(budget))
-        self._renew_foresight()
+        with self._changing:
+            self._open.resize(parse_size(budget))
+            self._renew_foresight()
 
     def verify(self) -> list[int]:
         """Indices of resident pages whose bytes no longer match their BLAKE3; empty if all is well."""
@@ -276,7 +279,7 @@ class Engine:
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        with self._activating:
+        with self._activating, self._changing:
             change = self._open.reload()
             self._renew_foresight()
             return change
@@ -419,7 +422,7 @@ class Engine:
 
     def _renew_foresight(self) -> None:
         if self._prefetcher is not None:
-            self._prefetcher.tell(self._foresight())
+            self._prefetcher.renew(self._foresight())
 
     def _prefetch_report(self) -> PrefetchReport | None:
         if self._prefetcher is None:

@@ -40,7 +40,7 @@ class PrefetchTrial:
     def switched(
         self, task: int, dwell: float, uses_at: UsesAt, reuse: npt.NDArray[np.floating] | None, storage: StorageModel
     ) -> None:
-        """A switch has come.
+        """A switch has come. One to a task that has no room says nothing: it came under another budget.
 
         Args:
             task: to which.
@@ -49,6 +49,8 @@ class PrefetchTrial:
             reuse: expected uses of each task after it, for eviction.
             storage: what reads have cost lately.
         """
+        if not self._ahead.has_room_for(task):
+            return
         self._ahead.storage = self._plain.storage = storage
         self._ahead.dwell(dwell, uses_at)
         ahead, plain = (arena.switch(task, reuse).seconds for arena in (self._ahead, self._plain))

@@ -74,28 +74,36 @@ class Prefetcher:
         self._pages_at_once = max(1, BATCH_BYTES // page_bytes)
         self._foresight = foresight
         self._changed = threading.Condition()
-        self._news: deque[Switched | Foresight] = deque(maxlen=_MOST_EVENTS)
+        self._news: deque[Switched] = deque(maxlen=_MOST_EVENTS)
+        self._newer: Foresight | None = None
         self._closed = False
         self._since = time.monotonic()
         self._failed = False
         self._storage = StorageModel()
-        self._thread = threading.Thread(target=self._work, name="weightpager-prefetcher", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="weightpager-prefetcher", daemon=True)
         self._thread.start()
 
     @property
     def pays(self) -> bool:
         """Whether pages are being loaded ahead at present."""
-        return self._foresight.trial.pays and not self._failed
+        return self._foresight.trial.pays and not self._failed and self._thread.is_alive()
 
     @property
     def score(self) -> PredictionScore:
         """How good forecasts have been since there is this foresight."""
         return self._foresight.outlook.score
 
-    def tell(self, news: Switched | Foresight) -> None:
-        """A switch has come, or there is something else to go by; takes no time."""
+    def tell(self, news: Switched) -> None:
+        """A switch has come; takes no time."""
         with self._changed:
             self._news.append(news)
+            self._changed.notify()
+
+    def renew(self, foresight: Foresight) -> None:
+        """There is something else to go by, which knows of the switches so far; takes no time."""
+        with self._changed:
+            self._newer = foresight
+            self._news.clear()
             self._changed.notify()
 
     def close(self) -> None:
@@ -104,27 +112,45 @@ class Prefetcher:
             self._closed = True
             self._changed.notify()
         self._residency.stop_ahead()
-        self._thread.join(_JOIN_SECONDS)
+        if self._thread is not threading.current_thread():  # a planner, or the garbage collector, may close the engine
+            self._thread.join(_JOIN_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:  # noqa: BLE001 - SystemExit of a planner too; it would end the thread without a word
+            if not self._closed:
+                _log.exception("loading ahead has ended, the engine goes on without it")
 
     def _work(self) -> None:
         pause: float | None = None
         while (news := self._wait(pause)) is not None:
-            for item in news:
-                self._learn(item)
+            for switched in news:
+                self._learn(switched)
             pause = self._load_ahead()
 
-    def _wait(self, seconds: float | None) -> list[Switched | Foresight] | None:
+    def _wait(self, seconds: float | None) -> list[Switched] | None:
         """News, as soon as there is any, or none when the time is over; None when it is time to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._news or self._closed, seconds)
+            self._changed.wait_for(lambda: self._news or self._newer or self._closed, seconds)
             news = list(self._news)
             self._news.clear()
+            if self._newer is not None:
+                self._adopt(self._newer)
             return None if self._closed else news
 
-    def _learn(self, news: Switched | Foresight) -> None:
-        if isinstance(news, Foresight):
-            self._foresight = news
-            return
+    def _adopt(self, foresight: Foresight) -> None:
+        self._foresight, self._newer = foresight, None
+        self._since = time.monotonic()
+        self._failed = False
+        self._expect()
+
+    def _expect(self) -> None:
+        """How long an average switch loads, as fast as storage is."""
+        foresight = self._foresight
+        foresight.outlook.load_seconds = self._storage.seconds(0, round(foresight.differential_bytes))
+
+    def _learn(self, news: Switched) -> None:
         outlook, began = self._foresight.outlook, self._since
         self._measure(news.stats)
         if news.task >= outlook.tasks:
@@ -147,7 +173,7 @@ class Prefetcher:
             return
         seconds = (1 - _SMOOTHING) / self._storage.bytes_per_second + _SMOOTHING * stats.seconds / stats.bytes
         self._storage = StorageModel(1 / seconds, seconds_per_read=0.0)
-        self._foresight.outlook.load_seconds = self._foresight.differential_bytes * seconds
+        self._expect()
 
     def _load_ahead(self) -> float | None:
         """Load a batch, if one is worth it; how long to wait before the next unless there is news."""

@@ -79,9 +79,14 @@ class Rehearsal:
         self._current: int | None = None
         self._coming: list[Pages] = []  # reads in flight
         self._busy = 0.0  # seconds until they have ended
+        self._held = held
         for task in held:
             self.blocks.hold(task)
             self._bring_in(task, None, None)
+
+    def has_room_for(self, task: int) -> bool:
+        """Whether a task fits, beside those that are always held."""
+        return self.blocks.needed_together([task, *self._held]) <= self.blocks.slots
 
     def dwell(self, seconds: float, uses_at: UsesAt) -> None:
         """A task runs for so long; meanwhile pages are loaded ahead."""
@@ -92,10 +97,10 @@ class Rehearsal:
             now = now + self._load_ahead(plan, seconds - now) if len(plan.load) else look_again(now)
 
     def switch(self, task: int, reuse: npt.NDArray[np.floating] | None) -> Wait:
-        """The next task is asked for; it fits, by itself.
+        """The next task is asked for.
 
         Args:
-            task: its number.
+            task: its number; see `has_room_for`.
             reuse: expected uses of each task after it [tasks], for eviction; None evicts what was used least recently.
         """
         late, seconds = self._finish_reads(task)
