@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from weightpager.runtime.callable_predictor import CallablePredictor
 from weightpager.runtime.markov_predictor import MarkovPredictor
 from weightpager.runtime.outlook import Outlook
 from weightpager.runtime.reuse import expected_uses
@@ -39,6 +40,15 @@ def test_where_loading_takes_long_the_further_future_counts_more() -> None:
     assert fast is not None
     assert slow is not None
     assert slow[3] > 4 * fast[3]
+
+
+def test_the_next_task_counts_most_also_before_any_visit_has_ended() -> None:
+    planner = CallablePredictor(lambda _: {"c": 1.0}, "abcd", MarkovPredictor(4))
+    outlook = Outlook.blank(planner, 4, 1.0)
+    outlook.observe(0, 0.0)
+    uses = outlook.uses(1.0)
+    assert uses is not None
+    assert uses[2] > 3 * max(uses[1], uses[3])
 
 
 def test_forecasts_are_scored() -> None:

@@ -89,6 +89,7 @@ class Outlook:
         return expected_reuse(self._switches, task)
 
     def _dwell(self) -> Floats:
-        """Seconds that a visit to each task lasts [tasks]."""
-        mean = self._seconds.sum() / max(1.0, self._visits.sum())
+        """Seconds that a visit to each task lasts [tasks]; before the first has ended, as long as a load takes."""
+        visits = self._visits.sum()
+        mean = self._seconds.sum() / visits if visits else self.load_seconds
         return np.asarray((self._seconds + _SHRINKAGE * mean) / (self._visits + _SHRINKAGE))
