@@ -69,6 +69,17 @@ def test_loading_ahead_saves_a_regular_round_its_waits(bundle: Bundle) -> None:
     assert recency.hit_rate == reuse.hit_rate == 0
 
 
+def test_pages_that_were_on_their_way_when_a_switch_came_are_loaded_too(bundle: Bundle) -> None:
+    """With room for all, every page but the first task's is loaded once, whenever that is."""
+    once = len(bundle.pages) - len(bundle.pages_of("animal"))
+    trace = tuple(Visit(task, time) for task, time in zip(ROUND, (0.0, 0.014, 0.028, 0.033), strict=True))
+    simulator = Simulator(bundle)
+    found = simulator.run(trace, Device(len(bundle.pages), STORAGE), simulator.learner(STORAGE))
+    assert found.prefetched.late
+    ahead = Sizing(bundle, trace, STORAGE).waiting(None)[-1]
+    assert ahead.bytes_per_switch == pytest.approx(once * bundle.page_bytes / 3)
+
+
 def test_the_smallest_budget_waits_no_longer_than_asked(bundle: Bundle) -> None:
     sizing = Sizing(bundle, visits(*ROUND * 10), STORAGE)
     least = budget_for(bundle, Simulator(bundle).largest_task)
@@ -104,6 +115,14 @@ def test_the_command_replays_a_file(assistant_bundle: Path, tmp_path: Path, weig
 def test_the_command_takes_a_trace_by_name(assistant_bundle: Path, weightpager: Callable[..., Any]) -> None:
     found = weightpager("simulate", assistant_bundle, "--trace", "robot", "--switches", "50", "--json")
     assert json.loads(found.out)["visits"] > 20
+
+
+def test_a_named_trace_has_no_switch_where_there_is_one_task(tmp_path: Path, weightpager: Callable[..., Any]) -> None:
+    content = tiny.assistant(tmp_path)
+    wp.compile(content | {"tasks": {"animal": content["tasks"]["animal"]}}, out=tmp_path / "one.bundle")
+    found = weightpager("simulate", tmp_path / "one.bundle", "--trace", "robot")
+    assert found.code == 2
+    assert "expected at least two tasks" in found.err
 
 
 def test_a_trace_without_times_is_refused(

@@ -127,7 +127,7 @@ class Sizing:
 def _waiting(policy: str, found: Simulation) -> Waiting:
     median, p95, p99 = np.percentile(found.switches, [50, 95, 99])
     counts = found.prefetched
-    loaded = counts.loaded + sum(wait.pages for wait in found.waits[1:])
+    loaded = counts.loaded + counts.late + sum(wait.pages for wait in found.waits[1:])
     return Waiting(
         policy,
         mean_ms=_milliseconds(found.switches.mean()),

@@ -85,10 +85,13 @@ def simulate(
 
 
 def _visits(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Visit, ...]:
+    from weightpager.errors import ConfigError
     from weightpager.traces import TRACES
     from weightpager.traces.trace import read_visits, renamed
 
     if trace not in TRACES:
         return read_visits(trace, tuple(bundle.tasks))
     made, names = TRACES[trace](switches, dwell), list(bundle.tasks)
+    if len(names) < 2:
+        raise ConfigError(f"{bundle.path}: expected at least two tasks to switch between, found {len(names)}")
     return renamed(made.visits, {task: names[number % len(names)] for number, task in enumerate(made.tasks)})

@@ -15,7 +15,7 @@ class PrefetchCounts:
     """What loading ahead has brought, in pages.
 
     Attributes:
-        loaded: ahead, whether they were used or not.
+        loaded: ahead, whether they were used or not; without those that were late.
         hits: there when a task needed them.
         late: still on their way then.
         misses: loaded only when a task waited for them.
