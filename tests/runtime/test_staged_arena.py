@@ -204,10 +204,10 @@ def test_reads_wait_for_a_stage_where_they_can_be_cancelled_and_overtaken(copier
     store.wait_for(0, 1)
     pager.load(store, {7: 7}, Priority.ON_DEMAND, ends)
     assert sorted(pager.cancel(load, but=[2])) == [3, 4]
-    assert store.begun == [0, 1]
+    assert sorted(store.begun) == [0, 1]
     store.let_through(0, 7, 2)  # page 1 hangs, and keeps its buffer
     ends.wait_for(0, 7, 2)
-    assert store.begun == [0, 1, 7, 2]
+    assert store.begun[2:] == [7, 2]
     assert ends.of == {0: None, 7: None, 2: None}
     store.let_through(1)
     ends.wait_for(1)
