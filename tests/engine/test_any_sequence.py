@@ -159,12 +159,14 @@ def test_any_sequence(
             except (BudgetError, StoreError):
                 return
 
-        @precondition(lambda self: len(self.engine.blocks.resident()))
+        # What a rule can do is asked inside it: that depends on time too, and which rules there are must not.
         @rule(which=st.integers(0, 100))
         def damage_memory(self, which: int) -> None:
             self.mend()
             with self.engine._residency._lock:
                 pages = self.engine.blocks.resident()
+                if not len(pages):
+                    return
                 page = int(pages[which % len(pages)])
                 self.engine._memory.arena.pages[int(self.engine.blocks.page_table[page]), 11] ^= 4
             assert self.engine.repair() in ([page], [] if ahead else [page])  # it may have gone for another
@@ -199,10 +201,10 @@ def test_any_sequence(
             assert torch.equal(logits(module), expected[task])
             self.nested.append((task, stack))
 
-        @precondition(lambda self: self.nested)
         @rule()
         def leave(self) -> None:
-            self.nested.pop()[1].close()
+            if self.nested:
+                self.nested.pop()[1].close()
 
         @rule(task=tasks)
         def pin(self, task: str) -> None:
@@ -212,10 +214,10 @@ def test_any_sequence(
                 return
             self.pinned.append(task)
 
-        @precondition(lambda self: self.pinned)
         @rule()
         def unpin(self) -> None:
-            self.engine.unpin(self.pinned.pop())
+            if self.pinned:
+                self.engine.unpin(self.pinned.pop())
 
         @rule()
         def evict(self) -> None:
