@@ -82,7 +82,7 @@ def main() -> None:
 def run() -> None:
     """Run a command; errors of ours become one message and an exit code, 2 for usage and 1 for failure."""
     try:
-        app()
+        app(prog_name="weightpager")
     except WeightpagerError as error:
         output.errors.print(f"error: {error}", style="red", markup=False, highlight=False)
         sys.exit(USAGE if isinstance(error, ConfigError | UnknownTaskError) else FAILURE)
