@@ -55,8 +55,8 @@ def test_ctrl_c_at_any_moment_leaves_the_old_bundle_and_what_was_trained(tmp_pat
         # Torch may abort when it is interrupted while it is imported.
         in_torch = ended.returncode == -signal.SIGABRT and "pybind11::error_already_set" in ended.stderr
         assert in_torch or ended.returncode in (0, 130, -signal.SIGINT), ended.stderr
-        # Before our code runs, it is Python that is interrupted while it imports.
-        assert "Traceback" not in ended.stderr or "import" in ended.stderr
+        # Before our code runs, it is Python that is interrupted while it imports, or before it has begun to.
+        assert "Traceback" not in ended.stderr or "import" in ended.stderr or ended.stderr.count("  File ") == 1
         assert set(bundles(tmp_path)) <= {"a.bundle", kept.name}
         assert kept.is_dir() or "is kept in" not in ended.stderr
         assert [path for path in kept.rglob("*") if path.is_file() and path.suffix != ".safetensors"] == []
