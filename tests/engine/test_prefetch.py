@@ -14,41 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from encoder_tasks import TASKS, logits, room_for
 from faults import FaultyStore, HangingStore
 
 import weightpager as wp
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint
 from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig
 from weightpager.engine.report import PrefetchReport
 from weightpager.errors import ConfigError, EngineClosedError, StoreTimeoutError
 from weightpager.runtime.task_monitor import Visit
 from weightpager.store import LocalStore
-
-TASKS = ("animal", "weather", "number", "colour")
-INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
-
-
-def logits(module: torch.nn.Module) -> torch.Tensor:
-    with torch.inference_mode():
-        return module(**INPUTS).logits
-
-
-@pytest.fixture(scope="module")
-def expected(assistant_bundle: Path) -> dict[str, torch.Tensor]:
-    with wp.Engine.from_pretrained(assistant_bundle) as engine:
-        return {task: logits(engine.activate(task)) for task in TASKS}
-
-
-@pytest.fixture
-def bundle(assistant_bundle: Path) -> Bundle:
-    return Bundle.open(assistant_bundle)
-
-
-def room_for(bundle: Bundle, *tasks: str) -> int:
-    pages = set().union(*(bundle.pages_of(task).tolist() for task in tasks))
-    return footprint(bundle).total + len(pages) * bundle.page_bytes
 
 
 def until(true: Callable[[], bool]) -> None:

@@ -6,16 +6,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
+from encoder_tasks import TASKS, logits, room_for
 from faults import FaultyStore, HangingStore
 
 import weightpager as wp
 from late_device import LateCopier
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig
 from weightpager.errors import (
     BudgetError,
@@ -27,26 +26,6 @@ from weightpager.errors import (
 )
 from weightpager.runtime.staged_arena import StagedArena, Staging
 from weightpager.store import LocalStore, PageStore
-
-TASKS = ("animal", "weather", "number", "colour")
-INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
-
-
-def logits(module: torch.nn.Module) -> torch.Tensor:
-    with torch.inference_mode():
-        return module(**INPUTS).logits
-
-
-@pytest.fixture(scope="module")
-def expected(assistant_bundle: Path) -> dict[str, torch.Tensor]:
-    """What an engine gives that reads pages straight into its arena."""
-    with wp.Engine.from_pretrained(assistant_bundle) as engine:
-        return {task: logits(engine.activate(task)) for task in TASKS}
-
-
-@pytest.fixture
-def bundle(assistant_bundle: Path) -> Bundle:
-    return Bundle.open(assistant_bundle)
 
 
 @pytest.fixture
@@ -65,11 +44,9 @@ def staged(
         yield engine
 
 
-def room_for(bundle: Bundle, copier: LateCopier, *tasks: str, buffers: int = 2) -> int:
-    """The budget that just holds these tasks together."""
-    pages = set().union(*(bundle.pages_of(task).tolist() for task in tasks))
-    staging = Staging(copier, buffers).bytes(bundle.page_bytes)
-    return footprint(bundle).total + staging + len(pages) * bundle.page_bytes
+def staged_room(bundle: Bundle, copier: LateCopier, *tasks: str, buffers: int = 2) -> int:
+    """The budget that just holds these tasks together, and the staging buffers."""
+    return room_for(bundle, *tasks) + Staging(copier, buffers).bytes(bundle.page_bytes)
 
 
 def settle(engine: wp.Engine) -> None:
@@ -86,7 +63,7 @@ def settle(engine: wp.Engine) -> None:
 def test_outputs_are_those_of_a_direct_arena(
     bundle: Bundle, copier: LateCopier, expected: dict[str, torch.Tensor], buffers: int, wait: bool
 ) -> None:
-    budget = max(room_for(bundle, copier, task, buffers=buffers) for task in TASKS)
+    budget = max(staged_room(bundle, copier, task, buffers=buffers) for task in TASKS)
     with staged(bundle, copier, buffers=buffers, budget=budget) as engine:
         for task in (*TASKS, *reversed(TASKS), "number", "animal"):
             assert torch.equal(logits(engine.activate(task, wait=wait)), expected[task])
@@ -115,7 +92,7 @@ def test_a_page_is_published_only_when_its_copy_has_ended(
 def test_slots_are_not_refilled_while_kernels_of_the_task_that_left_are_late(
     bundle: Bundle, copier: LateCopier, expected: dict[str, torch.Tensor]
 ) -> None:
-    budget = max(room_for(bundle, copier, task) for task in ("animal", "weather"))
+    budget = max(staged_room(bundle, copier, task) for task in ("animal", "weather"))
     with staged(bundle, copier, budget=budget, read_timeout=0.2) as engine:
         module = engine.activate("animal")
         arena, pages = engine._memory.arena, engine.blocks.resident()
@@ -233,7 +210,7 @@ def test_a_budget_changes_while_the_engine_runs(
         for task in TASKS:
             engine.activate(task)
         animal = engine.activate("animal")
-        least = room_for(bundle, copier, "animal")
+        least = staged_room(bundle, copier, "animal")
         with pytest.raises(BudgetError) as error:
             engine.set_budget(least - 1)
         assert error.value.smallest == least

@@ -1,0 +1,22 @@
+"""The tiny assistant's tasks, an input of theirs, and budgets for some of them."""
+
+from __future__ import annotations
+
+import torch
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
+
+TASKS = ("animal", "weather", "number", "colour")
+INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
+
+
+def logits(module: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return module(**INPUTS).logits
+
+
+def room_for(bundle: Bundle, *tasks: str, spare: int = 0) -> int:
+    """The budget that just holds these tasks together, and some pages more."""
+    pages = set().union(*(bundle.pages_of(task).tolist() for task in tasks))
+    return footprint(bundle).total + (len(pages) + spare) * bundle.page_bytes
