@@ -11,6 +11,9 @@ from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage
 from weightpager.config import parse_bandwidth, parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from weightpager.bench.sizing import Waiting
     from weightpager.bundle import Bundle
     from weightpager.runtime.visit import Visit
 
@@ -66,8 +69,14 @@ def simulate(
             {"visits": len(visits), "slots": sizing.slots(size), "waiting": found, "smallest_budget": smallest}
         )
         return
+    _print(f"{len(visits) - 1} switches of {trace}, room for {sizing.slots(size)} pages", found)
+    if smallest is not None:
+        output.say(f"smallest budget that waits {max_wait:g} ms or less: {output.size(smallest)} ({smallest} bytes)")
+
+
+def _print(title: str, found: Sequence[Waiting]) -> None:
     output.table(
-        f"{len(visits) - 1} switches of {trace}, room for {sizing.slots(size)} pages",
+        title,
         ["", "mean wait", "median", "95 %", "99 %", "loaded per switch", "there in time", "loaded in vain"],
         [
             [
@@ -80,8 +89,6 @@ def simulate(
             for row in found
         ],
     )
-    if smallest is not None:
-        output.say(f"smallest budget that waits {max_wait:g} ms or less: {output.size(smallest)} ({smallest} bytes)")
 
 
 def _visits(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Visit, ...]:

@@ -40,7 +40,7 @@ def foresight(opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None,
     dwell = monitor.dwell_seconds()
     outlook = Outlook(predictor, monitor.followed(names), [dwell.get(name, ()) for name in names], seconds)
     outlook.current = None if monitor.current not in opened.tasks else opened.tasks[monitor.current].number
-    return Foresight(outlook, trial(opened, held), size)
+    return Foresight(outlook, _trial(opened, held), size)
 
 
 def reuse_after(number: int, opened: OpenBundle, monitor: TaskMonitor) -> npt.NDArray[np.float64]:
@@ -52,7 +52,7 @@ def reuse_after(number: int, opened: OpenBundle, monitor: TaskMonitor) -> npt.ND
     return found
 
 
-def trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
+def _trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
     """Of loading ahead, for the budget as it is now."""
     blocks, numbers = opened.residency.blocks, [opened.tasks[name].number for name in held]
     needs = [blocks.needs(task) for task in range(blocks.tasks)]
