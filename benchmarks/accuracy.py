@@ -25,7 +25,7 @@ from weightpager.compiler.quantise import INT4, INT8
 from weightpager.compiler.task_file import TaskFile, from_dict
 from weightpager.compiler.task_sections import RecoverSpec
 from weightpager.config import cache_dir
-from weightpager.samples import Sample, language_modeling, minilm, smollm2
+from weightpager.samples import language_modeling, minilm, smollm2
 from weightpager.samples import prepare as text_tasks
 
 _BLOCK = BlockShape(16, 32)
@@ -201,14 +201,9 @@ def task_file(domain: str, effort: Effort, seed: int) -> TaskFile:
                 "seed": seed,
             },
             "calibration": {"max_length": effort.max_length},
-            "tasks": {sample.name: _task(sample) for sample in samples},
+            "tasks": {sample.name: sample.entry() for sample in samples},
         }
     )
-
-
-def _task(sample: Sample) -> dict[str, str]:
-    files = {"train": sample.train, "validation": sample.validation, "eval": sample.eval}
-    return {"kind": sample.kind, **{split: str(path) for split, path in files.items()}}
 
 
 def _rows(

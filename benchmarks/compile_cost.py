@@ -57,15 +57,7 @@ def content(cache: Path) -> dict[str, Any]:
         "calibration": {"items": ITEMS, "max_length": TOKENS, "batch": 16},
         "training": {"steps": TRAINING_STEPS},
         "recover": {"method": "none"},
-        "tasks": {
-            sample.name: {
-                "kind": sample.kind,
-                "train": str(sample.train),
-                "validation": str(sample.validation),
-                "eval": str(sample.eval),
-            }
-            for sample in samples
-        },
+        "tasks": {sample.name: sample.entry() for sample in samples},
     }
 
 

@@ -78,15 +78,7 @@ def _task_file(model: Path, samples: Sequence[Sample]) -> dict[str, Any]:
             "patience": 0,
         },
         "compare": True,
-        "tasks": {
-            sample.name: {
-                "kind": sample.kind,
-                "train": str(sample.train),
-                "validation": str(sample.validation),
-                "eval": str(sample.eval),
-            }
-            for sample in samples
-        },
+        "tasks": {sample.name: sample.entry() for sample in samples},
     }
 
 

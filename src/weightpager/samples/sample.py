@@ -36,6 +36,11 @@ class Sample:
     validation: Path
     eval: Path
 
+    def entry(self) -> dict[str, str]:
+        """What a task file says of it."""
+        files = {"train": self.train, "validation": self.validation, "eval": self.eval}
+        return {"kind": self.kind, **{split: str(path) for split, path in files.items()}}
+
 
 @dataclass(frozen=True)
 class Missing:
