@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.compiler.pack import (
     OVER_READ_LIMIT,
+    SECONDS_PER_PAGE,
     StoredBlocks,
     differential,
     expected_seconds,
@@ -106,3 +108,11 @@ def test_over_read_and_differential_by_hand() -> None:
     assert packing.signatures.tolist() == [3, 3]
     assert over_read(packing, stored, 2).tolist() == [0.25, 0.25]
     assert differential(np.array([1, 2, 3, 0], np.uint64), 0, 1).tolist() == [1]
+
+
+def test_small_pages_cost_more_where_bytes_and_reads_are_the_same() -> None:
+    stored = [StoredBlocks(0, np.arange(32), np.repeat(np.array([1, 2], np.uint64), 16))]
+    storage = StorageModel(1e9, 1e-4)
+    small, large = (pack(stored, size, 1024) for size in (1 << 12, 1 << 13))
+    seconds = [expected_seconds(packing, UNIFORM[:2, :2], storage) for packing in (small, large)]
+    assert seconds[0] - seconds[1] == pytest.approx(2 * UNIFORM[0, 1] * (4 - 2) * SECONDS_PER_PAGE)

@@ -22,6 +22,9 @@ OVER_READ_LIMIT = 0.05
 """Share of a task's pages that it may not use, on average. Large pages read faster, but every task then needs every
 page: paging would save no memory."""
 
+SECONDS_PER_PAGE = 3e-6
+"""What a page costs besides its bytes and its read: a hash, a slot, its place in the page table."""
+
 Signatures = npt.NDArray[np.uint64]
 
 
@@ -166,13 +169,14 @@ def _page_sizes(block_bytes: int) -> list[int]:
 
 
 def expected_seconds(packing: Packing, switch_rate: npt.NDArray[np.float64], storage: StorageModel) -> float:
-    """Mean time to load a switch's differential set: Σ π_t P_tu · (reads · cost + bytes / bandwidth)."""
+    """Mean time to load a switch's differential set: Σ π_t P_tu · (reads · cost + bytes / bandwidth + pages · cost)."""
     total = 0.0
     for (current, following), rate in np.ndenumerate(switch_rate):
         if rate > 0 and current != following:
             pages = differential(packing.signatures, current, following)
             runs = coalesce(pages.tolist(), lambda _: len(packing.signatures), packing.page_bytes)
-            total += rate * storage.seconds(len(runs), len(pages) * packing.page_bytes)
+            reading = storage.seconds(len(runs), len(pages) * packing.page_bytes)
+            total += rate * (reading + len(pages) * SECONDS_PER_PAGE)
     return total
 
 
