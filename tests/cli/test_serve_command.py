@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -53,10 +54,13 @@ def test_top_says_that_there_is_no_server(weightpager: Command) -> None:
 def test_a_server_that_cannot_start_says_why(
     weightpager: Command, assistant_bundle: Path, options: list[str], code: int, words: str
 ) -> None:
+    loggers = [logging.getLogger(name) for name in ("weightpager", "uvicorn")]
+    before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
     found = weightpager("serve", assistant_bundle, "--port", "0", *options)
     assert found.code == code
     assert words in found.err
     assert "Traceback" not in found.err
+    assert [(logger.handlers, logger.level, logger.propagate) for logger in loggers] == before
 
 
 def test_a_taken_port_is_named(weightpager: Command, assistant_bundle: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging.config
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,6 +13,11 @@ from weightpager.cli import output
 from weightpager.cli.completion import task_names
 from weightpager.cli.options import Budget, BundlePath, extra
 from weightpager.config import parse_size
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from weightpager.server.service import Service
 
 
 def register(app: typer.Typer) -> None:
@@ -83,17 +87,15 @@ def serve(
     Example: `weightpager serve assistant.bundle --budget 64MiB --port 8000`
     """
     with extra("serve"):
-        from weightpager.server.json_log import log_config
-        from weightpager.server.presence import Presence, announced
-        from weightpager.server.run import listen, server
+        from weightpager.server.json_log import logging_to_stderr
+        from weightpager.server.run import listen
         from weightpager.server.scheduler import Policy
         from weightpager.server.service import Service
         from weightpager.server.settings import Settings, read_token
     from weightpager.engine import Engine
 
-    policy = Policy(patience=patience, linger=linger, batch=1 if deterministic else batch, order=order)
     settings = Settings(
-        policy=policy,
+        policy=Policy(patience=patience, linger=linger, batch=1 if deterministic else batch, order=order),
         queue=queue,
         timeout=timeout,
         most_new_tokens=max_new_tokens,
@@ -102,10 +104,9 @@ def serve(
         admin_token=None if admin_token_file is None else read_token(admin_token_file),
         remote_admin=remote_admin,
     )
-    form = log_config(log_level, as_json=log == "json")
-    logging.config.dictConfig(form)
     with (
-        listen(host, port) as socket,
+        logging_to_stderr(log_level, as_json=log == "json"),
+        listen(host, port) as listening,
         Engine.from_pretrained(
             bundle,
             budget=budget,
@@ -116,10 +117,18 @@ def serve(
             history=history,
         ) as engine,
     ):
-        serving = server(Service(engine, settings), host=host, port=port, grace=grace, log=form)
-        name = f"[{host}]" if ":" in host else host
-        url = f"http://{name}:{socket.getsockname()[1]}"
-        output.say(f"{url}/ serves {', '.join(engine.bundle.tasks)}")
-        output.next_step(f"weightpager top {url}")
-        with announced(Presence(url=url, pid=os.getpid(), bundle=str(bundle.absolute()), started=time.time())):
-            serving.run(sockets=[socket])
+        _run(Service(engine, settings), host, listening, grace)
+
+
+def _run(service: Service, host: str, listening: socket, grace: float) -> None:
+    """Until the process is told to end."""
+    from weightpager.server.presence import Presence, announced
+    from weightpager.server.run import server
+
+    port, bundle = listening.getsockname()[1], service.engine.bundle
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    serving = server(service, host=host, port=port, grace=grace)
+    output.say(f"{url}/ serves {', '.join(bundle.tasks)}")
+    output.next_step(f"weightpager top {url}")
+    with announced(Presence(url=url, pid=os.getpid(), bundle=str(bundle.path.absolute()), started=time.time())):
+        serving.run(sockets=[listening])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
-LEVELS = ("debug", "info", "warning", "error")
+_OWN = ("weightpager", "uvicorn")
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
@@ -26,14 +28,27 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(row, default=str)
 
 
-def log_config(level: str, *, as_json: bool) -> dict[str, Any]:
-    """For `logging.config.dictConfig`: our loggers and uvicorn's go to standard error, and no other is touched."""
-    own = {"handlers": ["stderr"], "level": level.upper(), "propagate": False}
-    text = {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"line": {"()": JsonFormatter} if as_json else text},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
-        "loggers": {"weightpager": own, "uvicorn": own},
-    }
+@contextmanager
+def logging_to_stderr(level: str, *, as_json: bool) -> Iterator[None]:
+    """Our loggers' lines and uvicorn's go to standard error while the block runs; no other logger is touched."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if as_json else logging.Formatter(_TEXT))
+    with ExitStack() as undoing:
+        for name in _OWN:
+            undoing.enter_context(_only(logging.getLogger(name), handler, level.upper()))
+        yield
+
+
+@contextmanager
+def _only(logger: logging.Logger, handler: logging.Handler, level: str) -> Iterator[None]:
+    """A logger that has this handler and level, and tells nobody above it."""
+    before, propagates = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        logger.propagate = propagates

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 from ipaddress import ip_address
-from typing import Any
 
 import uvicorn
 
@@ -20,9 +19,7 @@ _IDLE_SECONDS = 15
 _log = logging.getLogger(__name__)
 
 
-def server(
-    service: Service, *, host: str, port: int, grace: float, log: dict[str, Any] | None = None
-) -> uvicorn.Server:
+def server(service: Service, *, host: str, port: int, grace: float) -> uvicorn.Server:
     """A server, ready to be run.
 
     Args:
@@ -30,7 +27,6 @@ def server(
         host: address to listen at.
         port: 0 for any free one.
         grace: seconds that requests have to finish once the server is told to end.
-        log: for `logging.config.dictConfig`; None changes nothing.
     """
     if service.settings.token is None and not is_loopback(host):
         _log.warning("anybody who reaches %s may use this server: there is no --token-file", host)
@@ -46,7 +42,7 @@ def server(
         timeout_graceful_shutdown=round(grace),
         server_header=False,
         access_log=False,
-        log_config=log,
+        log_config=None,
     )
     return uvicorn.Server(config)
 
