@@ -219,6 +219,15 @@ def test_any_sequence(
             if self.pinned:
                 self.engine.unpin(self.pinned.pop())
 
+        @rule(task=tasks)
+        def prefetch(self, task: str) -> None:
+            lacking = set(bundle.pages_of(task).tolist()) - set(self.engine.blocks.resident().tolist())
+            try:
+                queued = self.engine.prefetch(task)
+            except (BudgetError, StoreError):
+                return
+            assert queued == len(lacking) or ahead  # some may have come meanwhile
+
         @rule()
         def evict(self) -> None:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import shutil
 import threading
 import time
@@ -20,9 +21,9 @@ from faults import FaultyStore, HangingStore
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
-from weightpager.config import EngineConfig
+from weightpager.config import EngineConfig, format_size
 from weightpager.engine.report import PrefetchReport
-from weightpager.errors import ConfigError, EngineClosedError, StoreTimeoutError
+from weightpager.errors import BudgetError, ConfigError, EngineClosedError, StoreTimeoutError, UnknownTaskError
 from weightpager.runtime.task_monitor import Visit
 from weightpager.store import LocalStore
 
@@ -354,3 +355,96 @@ def test_two_engines_do_not_share_a_history(bundle: Bundle, tmp_path: Path) -> N
         engine.activate("animal")
         with pytest.raises(ConfigError, match="history"):
             wp.Engine.from_pretrained(bundle.path, history=tmp_path / "history")
+
+
+def test_a_named_task_is_loaded_ahead(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    with wp.Engine(bundle, EngineConfig(room_for(bundle, "animal", "number"))) as engine:
+        engine.activate("animal")
+        lacking = np.setdiff1d(bundle.pages_of("number"), bundle.pages_of("animal"))
+        assert engine.prefetch("number") == len(lacking)
+        until(lambda: resident(engine, "number"))
+        assert engine.prefetch("number") == 0
+        assert engine.report().active == ("animal",)
+        assert torch.equal(logits(engine.activate("number")), expected["number"])
+        assert engine.report().switches[-1].pages == 0
+
+
+def test_several_named_tasks_are_loaded_ahead(bundle: Bundle) -> None:
+    with wp.Engine(bundle, EngineConfig()) as engine:
+        for task in TASKS:
+            engine.prefetch(task)
+        until(lambda: engine.resident_tasks() == set(TASKS))
+
+
+def test_a_named_task_takes_what_nobody_uses_and_nothing_else(
+    bundle: Bundle, expected: dict[str, torch.Tensor]
+) -> None:
+    with wp.Engine(bundle, EngineConfig(room_for(bundle, "animal", "number"))) as engine:
+        engine.activate("number")
+        module = engine.activate("animal")
+        engine.prefetch("weather")
+        until(lambda: resident(engine, "weather"))
+        assert resident(engine, "animal")
+        assert not resident(engine, "number")
+        assert torch.equal(logits(module), expected["animal"])
+
+
+def test_a_named_task_that_has_no_room_changes_nothing(bundle: Bundle) -> None:
+    with wp.Engine(bundle, EngineConfig(room_for(bundle, "number"))) as engine:
+        engine.activate("number")
+        before = engine.blocks.page_table.copy()
+        smallest = format_size(room_for(bundle, "animal", "number"))
+        with pytest.raises(BudgetError, match=f"'animal' beside the tasks in use.*{re.escape(smallest)}"):
+            engine.prefetch("animal")
+        assert (engine.blocks.page_table == before).all()
+        engine.deactivate()
+        assert engine.prefetch("animal") > 0
+        with pytest.raises(UnknownTaskError):
+            engine.prefetch("aminal")
+    with pytest.raises(EngineClosedError):
+        engine.prefetch("animal")
+
+
+def test_a_named_task_is_read_after_one_that_is_waited_for(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    store = HangingStore(LocalStore(bundle))
+    with wp.Engine(bundle, EngineConfig(io_threads=1), store) as engine:
+        engine.activate("animal")
+        store.begun.clear()
+        store.hang()
+        engine.prefetch("number")
+        store.wait_for_a_read()
+        (first,) = store.begun
+        thread = threading.Thread(target=engine.activate, args=("colour",))
+        thread.start()
+        until(lambda: engine.blocks.is_held(bundle.task_numbers["colour"]))
+        store.resume()
+        thread.join(60)
+        assert set(store.begun) <= {first, *bundle.pages_of("colour").tolist()}
+        assert torch.equal(logits(engine.module("colour")), expected["colour"])
+        engine.blocks.check_integrity()
+
+
+def test_a_named_task_that_cannot_be_loaded_is_said_in_the_log(
+    bundle: Bundle, expected: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = FaultyStore(LocalStore(bundle))
+    with caplog.at_level(logging.WARNING), wp.Engine(bundle, EngineConfig(), store) as engine:
+        engine.activate("animal")
+        store.bad = set(np.setdiff1d(bundle.pages_of("number"), bundle.pages_of("animal")).tolist())
+        engine.prefetch("number")
+        until(lambda: not engine.blocks.loading)
+        store.bad = set()
+        assert torch.equal(logits(engine.activate("number")), expected["number"])
+        engine.blocks.check_integrity()
+    assert caplog.text.count("could not be loaded ahead: a bad sector") == 1
+
+
+def test_closing_drops_what_was_to_be_loaded_ahead(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    store = HangingStore(LocalStore(bundle))
+    with caplog.at_level(logging.WARNING), wp.Engine(bundle, EngineConfig(io_threads=1), store) as engine:
+        store.hang()
+        engine.prefetch("number")
+        store.wait_for_a_read()
+        threading.Timer(0.1, store.resume).start()
+    assert len(store.begun) == 1
+    assert not caplog.records

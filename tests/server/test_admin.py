@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,9 @@ from weightpager.server.service import Service
 from weightpager.server.settings import Settings, read_token
 from weightpager.transitions import read_trace
 
-ROUTES = [("POST", route) for route in ("load", "pin", "unpin", "budget", "reload", "verify")] + [("GET", "trace")]
+ROUTES = [("POST", route) for route in ("load", "prefetch", "pin", "unpin", "budget", "reload", "verify")] + [
+    ("GET", "trace")
+]
 
 
 @pytest.mark.parametrize(("method", "route"), ROUTES)
@@ -68,6 +71,25 @@ def test_load_pin_and_unpin(assistant: Running) -> None:
         assert client.post("/admin/unpin", json={"task": "weather"}).status_code == 409
         assert client.post("/admin/pin", json={"task": "wether"}).status_code == 404
         assert client.post("/admin/pin", json={"task": "weather", "more": 1}).status_code == 400
+
+
+def test_a_task_is_prefetched(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle, Settings(admin_token=ADMIN)) as running, running.http(ADMIN) as client:
+        engine = running.service.engine
+        running.openai.embeddings.create(model="weather", input="sun")
+        lacking = set(engine.bundle.pages_of("number")) - set(engine.bundle.pages_of("weather"))
+        found = client.post("/admin/prefetch", json={"task": "number"}).json()
+        assert found == {"task": "number", "queued_bytes": len(lacking) * engine.bundle.page_bytes}
+        end = time.monotonic() + 60
+        while "number" not in engine.resident_tasks():
+            assert time.monotonic() < end
+        assert engine.monitor.current == "weather"
+        assert client.post("/admin/prefetch", json={"task": "nmber"}).status_code == 404
+        client.post("/admin/budget", json={"budget": str(smallest_budget(engine.bundle))}).raise_for_status()
+        client.post("/admin/pin", json={"task": "weather"}).raise_for_status()
+        refused = client.post("/admin/prefetch", json={"task": "number"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "conflict")
+        assert "smallest budget that would do" in refused.json()["error"]["message"]
 
 
 def test_the_budget_changes_while_the_server_runs(assistant_bundle: Path) -> None:

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -226,6 +227,25 @@ class Engine:
             self._tasks[name].pins -= 1
         self._release(name)
 
+    def prefetch(self, name: str) -> int:
+        """Begin to load a task that comes soon, and don't wait for it; how many pages were queued for that.
+
+        They go where no task in use has any. Whatever somebody waits for is read first, and a switch that must load
+        takes back what hasn't begun. Nothing keeps the pages once they are there: `pin` does.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            BudgetError: its pages don't fit beside those in use; nothing has changed.
+            BusyError: the task has just left the bundle.
+            StoreTimeoutError: reads that hang have memory that is needed; nothing has changed.
+            EngineClosedError: the engine has been closed.
+        """
+        self._check_open()
+        self.bundle.task(name)
+        number = self._tasks[name].number
+        reuse = partial(reuse_after, number, self._open, self.monitor)
+        return self._residency.prefetch(Request(number, name, reuse=reuse))
+
     def evict(self) -> int:
         """Drop all pages that no task in use needs; how many went."""
         return self._residency.evict_unlocked()
@@ -389,7 +409,7 @@ class Engine:
                 deadline=None if timeout is None else time.monotonic() + timeout,
                 wait=wait,
                 priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
-                reuse=lambda: reuse_after(task.number, self._open, self.monitor),
+                reuse=partial(reuse_after, task.number, self._open, self.monitor),
             )
         )
         task.loading = loading

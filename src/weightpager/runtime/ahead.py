@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from weightpager.runtime.pager import Load, Pager
 from weightpager.runtime.prefetch_ledger import PrefetchLedger
 from weightpager.runtime.switch_plan import Pages
+
+_log = logging.getLogger(__name__)
 
 
 class Ahead:
@@ -18,7 +21,7 @@ class Ahead:
 
     Attributes:
         ledger: the counts.
-        error: why the last load ahead failed; None if it didn't.
+        error: why the last load ahead failed, which the log says too; None if it didn't.
     """
 
     def __init__(self, pager: Pager, pages: int) -> None:
@@ -30,7 +33,7 @@ class Ahead:
         """
         self._pager = pager
         self._pages: set[int] = set()
-        self._load: Load | None = None
+        self._loads: list[Load] = []
         self.ledger = PrefetchLedger(pages)
         self.error: BaseException | None = None
 
@@ -39,7 +42,8 @@ class Ahead:
 
     def begun(self, load: Load) -> None:
         """These pages are on their way."""
-        self._load, self.error = load, None
+        self.error = None
+        self._loads.append(load)
         self._pages.update(load.slots)
 
     def needed(self, pages: Pages, loading: Pages, misses: int) -> None:
@@ -55,11 +59,15 @@ class Ahead:
         if error is None:
             self.ledger.came(np.array(sorted(came), np.int64))
         elif came:
+            if self.error is None:
+                _log.warning("a page could not be loaded ahead: %s", error)
             self.error = error
+        if not self._pages:
+            self._loads.clear()
 
     def stop(self, but: Collection[int]) -> list[int]:
         """Reads that haven't begun are not made, except those of pages ``but``; pages that won't come."""
-        gone = [] if self._load is None else self._pager.cancel(self._load, but)
-        self._load = None
+        gone = [page for load in self._loads for page in self._pager.cancel(load, but)]
+        self._loads.clear()
         self._pages.difference_update(gone)
         return gone

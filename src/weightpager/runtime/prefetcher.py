@@ -193,5 +193,5 @@ class Prefetcher:
 
     def _fail(self, error: BaseException | None) -> None:
         if error is not None and not self._failed:
-            _log.warning("a page could not be loaded ahead, nothing is until the next switch: %s", error)
+            _log.info("nothing is loaded ahead until the next switch")
             self._failed = True

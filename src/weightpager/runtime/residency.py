@@ -218,11 +218,26 @@ class Residency:
                 if self._version != version or self._ahead:
                     return False
                 self._evict(plan.evict)
-                slots = self.blocks.reserve(np.sort(plan.load))
-                self._ahead.begun(self._pager.load(self._store, slots, Priority.PREFETCH, self._ended))
+                self._begin_ahead(np.sort(plan.load))
                 return True
         finally:
             self._turn.release()
+
+    def prefetch(self, request: Request) -> int:
+        """Start to load what a task lacks, though nobody waits for it; how many pages. The task isn't held.
+
+        Raises:
+            BudgetError: the pages can't fit beside those of tasks in use; nothing has changed.
+            BusyError: the deadline passed while a switch was going on; nothing has changed.
+            StoreTimeoutError: reads that hang have slots that are needed; nothing has changed.
+        """
+        with self._my_turn(request.deadline, take_back=False), self._lock:
+            self._check_there(request)
+            plan = self._plan(request)
+            self._evict(plan.evict)
+            if len(plan.prepare):
+                self._begin_ahead(plan.prepare)
+            return len(plan.prepare)
 
     def stop_ahead(self) -> None:
         """Don't begin any more of the reads that nobody waits for."""
@@ -268,6 +283,7 @@ class Residency:
 
     def close(self) -> None:
         """End loading and close the store, unless a read hangs in it."""
+        self.stop_ahead()
         if self._pager.close():
             self._store.close()
 
@@ -290,10 +306,13 @@ class Residency:
             return [self.blocks.add_task(need) for need in needs]
 
     def _hold(self, request: Request) -> None:
-        if self.blocks.is_gone(request.task):
-            raise BusyError(f"task {request.name!r} has just left the bundle, or was replaced; ask again")
+        self._check_there(request)
         self.blocks.hold(request.task)
         self._version += 1
+
+    def _check_there(self, request: Request) -> None:
+        if self.blocks.is_gone(request.task):
+            raise BusyError(f"task {request.name!r} has just left the bundle, or was replaced; ask again")
 
     def _evict(self, pages: Pages) -> None:
         self._version += 1
@@ -309,12 +328,14 @@ class Residency:
             return True
 
     @contextmanager
-    def _my_turn(self, deadline: float | None) -> Iterator[None]:
+    def _my_turn(self, deadline: float | None, *, take_back: bool = True) -> Iterator[None]:
+        """For a switch, or what else mustn't meet one; unless told not to, it takes back what is to be loaded ahead."""
         left = -1 if deadline is None else max(0.0, deadline - time.monotonic())
         if not self._turn.acquire(timeout=left):
             raise BusyError("another switch was still going on when the timeout passed; try again, or allow more time")
         try:
-            self.stop_ahead()
+            if take_back:
+                self.stop_ahead()
             yield
         finally:
             self._turn.release()
@@ -409,6 +430,10 @@ class Residency:
             self._waiting.setdefault(page, []).append(arrivals)
         load = self._pager.load(self._store, slots, request.priority, self._ended)
         return Loading(load, arrivals, self._memory.page_bytes)
+
+    def _begin_ahead(self, pages: Pages) -> None:
+        slots = self.blocks.reserve(pages)
+        self._ahead.begun(self._pager.load(self._store, slots, Priority.PREFETCH, self._ended))
 
     def _finish(self, loading: Loading) -> LoadStats:
         try:

@@ -1,10 +1,14 @@
-"""What only the admin may do. Everything but looking on happens between two batches, when no task is in use."""
+"""What only the admin may do. What changes something happens between two batches, when no task is in use.
+
+Prefetching doesn't wait for that: it changes nothing for the tasks in use.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from fastapi import APIRouter, Depends, Request
@@ -12,7 +16,7 @@ from fastapi.responses import Response
 
 from weightpager.errors import BudgetError, BusyError, RequestError
 from weightpager.server import access
-from weightpager.server.admin_schema import BudgetAnswer, BudgetBody, Loaded, Reloaded, TaskBody, Verified
+from weightpager.server.admin_schema import BudgetAnswer, BudgetBody, Loaded, Queued, Reloaded, TaskBody, Verified
 from weightpager.server.http_errors import RESPONSES
 from weightpager.server.service import Service
 
@@ -39,6 +43,15 @@ async def unpin(body: TaskBody, request: Request) -> Loaded:
     """Undo one pin."""
     service = _service(request, body.task)
     return await _loading(service, body.task, lambda: service.engine.unpin(body.task))
+
+
+@router.post("/prefetch")
+async def prefetch(body: TaskBody, request: Request) -> Queued:
+    """Begin to load a task into memory that no task in use needs. Loads that a request waits for go first."""
+    service = _service(request, body.task)
+    with _conflicts():
+        pages = await asyncio.to_thread(service.engine.prefetch, body.task)
+    return Queued(task=body.task, queued_bytes=pages * service.engine.bundle.page_bytes)
 
 
 @router.post("/budget")
@@ -89,8 +102,14 @@ async def _loading(service: Service, task: str, act: Callable[[], object]) -> Lo
 
 
 async def _between(service: Service, act: Callable[[], _Result]) -> _Result:
-    try:
+    with _conflicts():
         return await asyncio.wrap_future(service.worker.between(act))
+
+
+@contextmanager
+def _conflicts() -> Iterator[None]:
+    """What there is no room for: not a matter of trying again, as it would be in a user's request."""
+    try:
+        yield
     except (BudgetError, BusyError) as error:
-        # Not a matter of trying again, as it would be in a user's request.
         raise RequestError(str(error), code="conflict") from error

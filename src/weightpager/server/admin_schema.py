@@ -34,6 +34,13 @@ class Loaded(Answer):
     loaded_bytes: int
 
 
+class Queued(Answer):
+    """A task, and the bytes that are to be read for it."""
+
+    task: str
+    queued_bytes: int
+
+
 class BudgetAnswer(Answer):
     """The budget in force."""
 
