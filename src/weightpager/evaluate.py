@@ -65,7 +65,8 @@ class Score:
 def aligned(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[Tensor, Tensor]:
     """Logits ``[N, C]`` and labels ``[N]`` that belong together: a language model's predict the next token."""
     if kind == "language-modeling":
-        logits, labels = logits[:, :-1], labels[:, 1:]
+        # Labels move, logits stay: the gradient of a slice would be one more copy of a large vocabulary's.
+        labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
     return logits.flatten(0, -2), labels.flatten()
 
 

@@ -188,6 +188,7 @@ def model_of(export: Path, kind: str) -> Any:
 
 def test_a_killed_compile_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.journal.SHARE", float("inf"))
     recover = {"method": "finetune", "steps": 12, "batch": 8, "private_blocks": 0.2, "private_steps": 3}
     content = tiny.assistant(tmp_path, recover=recover)
     whole = wp.compile(content, out=tmp_path / "whole.bundle")
@@ -284,6 +285,7 @@ def test_a_training_killed_after_its_best_still_goes_back_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.journal.SHARE", float("inf"))
     whole = Watched(patience=2).run(QUIET)
     journal = Journal(tmp_path, "x")
     with pytest.raises(KeyboardInterrupt):
@@ -304,3 +306,12 @@ def test_validation_stops_a_real_training(tmp_path: Path) -> None:
     assert 20 <= len(steps) < 200  # such a rate does harm before long
     assert lesson.watch(lambda _task, _batch: torch.zeros(()), list(data), 10, 0) is None
     assert Lesson(dense, data, 0.0).watch(lambda _task, _batch: torch.zeros(()), list(data), 10, 4) is None
+
+
+def test_entries_of_a_large_model_are_rarer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.journal.SHARE", 1e-9)
+    journal = Journal(tmp_path, "one")
+    assert journal.due()
+    journal.write("finetune", 1, {"weight": torch.zeros(1)})
+    assert not journal.due()

@@ -17,6 +17,9 @@ from weightpager.errors import CompileError
 SECONDS = 60.0
 """Between two entries of a running stage: an entry of a small model takes a second."""
 
+SHARE = 0.03
+"""Of the time that may go into entries: a large model's are rarer."""
+
 
 def kept_beside(out: str | Path) -> Path:
     """Where the compile of a bundle keeps its journal."""
@@ -35,8 +38,8 @@ class Journal:
         """Keep entries in ``folder``, created when first needed; None keeps none."""
         self._folder = folder
         self._identity = identity
-        self._last = time.monotonic()
-        self._made = self._last
+        self._made = self._last = time.monotonic()
+        self._wait = SECONDS
         self._started: dict[str, float] = {}
         self._earlier = 0.0
         self._parts: list[Journal] = []
@@ -59,7 +62,7 @@ class Journal:
 
     def due(self) -> bool:
         """Whether the last entry is old enough for another one."""
-        return self._folder is not None and time.monotonic() - self._last >= SECONDS
+        return self._folder is not None and time.monotonic() - self._last >= self._wait
 
     def write(self, stage: str, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Replace a stage's entry.
@@ -69,7 +72,8 @@ class Journal:
         """
         if self._folder is None:
             return
-        seconds = time.monotonic() - self._started.get(stage, self._made)
+        start = time.monotonic()
+        seconds = start - self._started.get(stage, self._made)
         facts = {"identity": self._identity, "step": str(step), "seconds": f"{seconds:.3f}"}
         temporary = self._path(stage).with_suffix(".tmp")
         try:
@@ -82,6 +86,7 @@ class Journal:
         finally:
             temporary.unlink(missing_ok=True)
         self._last = time.monotonic()
+        self._wait = max(SECONDS, (self._last - start) / SHARE)
 
     def read(self, stage: str) -> tuple[int, dict[str, Tensor]] | None:
         """A stage's entry: steps made and tensors; None if there is none of this compile, or it is damaged."""
