@@ -31,7 +31,7 @@ from weightpager.errors import (
     UnknownTaskError,
 )
 from weightpager.runtime.arrivals import Arrivals
-from weightpager.runtime.residency import Request
+from weightpager.runtime.request import Request
 from weightpager.runtime.task_monitor import Visit
 from weightpager.store import LocalStore
 

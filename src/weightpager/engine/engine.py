@@ -29,9 +29,10 @@ from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import EngineClosedError, TaskNotActiveError
 from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.callable_predictor import Planner
+from weightpager.runtime.loading import LoadStats
 from weightpager.runtime.pager import Priority
 from weightpager.runtime.prefetcher import Foresight, Prefetcher, Switched
-from weightpager.runtime.residency import LoadStats, Request
+from weightpager.runtime.request import Request
 from weightpager.runtime.staged_arena import Staging
 from weightpager.runtime.task_monitor import TaskMonitor
 from weightpager.runtime.visit_log import VisitLog

@@ -14,8 +14,8 @@ from weightpager.bundle.adapter import LowRank, read_adapter
 from weightpager.bundle.reader import private_file
 from weightpager.engine.page_numbers import tables_of
 from weightpager.engine.parameters import read_parameters
+from weightpager.runtime.loading import Loading
 from weightpager.runtime.page_arena import PageArena
-from weightpager.runtime.residency import Loading
 from weightpager.runtime.task_gate import TaskGate
 
 

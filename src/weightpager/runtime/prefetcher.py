@@ -8,12 +8,13 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from weightpager.runtime.loading import LoadStats
 from weightpager.runtime.outlook import Outlook
 from weightpager.runtime.prediction_score import PredictionScore
 from weightpager.runtime.prefetch_planner import plan_prefetch
 from weightpager.runtime.prefetch_trial import PrefetchTrial
 from weightpager.runtime.rehearsal import BATCH_BYTES, look_again
-from weightpager.runtime.residency import LoadStats, Residency
+from weightpager.runtime.residency import Residency
 from weightpager.store import StorageModel
 
 _JOIN_SECONDS = 5.0

@@ -2,84 +2,28 @@
 
 from __future__ import annotations
 
-import mmap
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from blake3 import blake3
 
 from weightpager.bundle import PageIndex
 from weightpager.errors import BusyError, StoreTimeoutError, SwitchFailedError, WeightpagerError
 from weightpager.runtime.ahead import Ahead
 from weightpager.runtime.arrivals import Arrivals
-from weightpager.runtime.block_manager import ABSENT, BlockManager, Occupancy
+from weightpager.runtime.block_manager import BlockManager, Occupancy
+from weightpager.runtime.loading import Loading, LoadStats
 from weightpager.runtime.memory_controller import MemoryController
+from weightpager.runtime.page_check import PageCheck
 from weightpager.runtime.pager import Load, Pager, Priority
 from weightpager.runtime.prefetch_ledger import PrefetchCounts
 from weightpager.runtime.prefetch_planner import PrefetchPlan
+from weightpager.runtime.request import Request
 from weightpager.runtime.switch_plan import NO_PAGES, Pages, SwitchPlan
 from weightpager.store import PageStore
-
-_AT_ONCE = 64
-"""Pages that are hashed before others may have the lock."""
-
-
-@dataclass(frozen=True)
-class LoadStats:
-    """What loading cost: reads issued, bytes in them, seconds until the last was checked."""
-
-    reads: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: LoadStats) -> LoadStats:
-        return LoadStats(self.reads + other.reads, self.bytes + other.bytes, self.seconds + other.seconds)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A task that is wanted in the arena.
-
-    Attributes:
-        task: its number.
-        name: for errors.
-        leaving: number of the task that is left for it, None if none is.
-        give_up: called once, if both don't fit together, when the other can be kept no longer: it releases it.
-        deadline: when waiting for other tasks to leave or for another switch ends, by `time.monotonic`; None never
-            waits for a task, and as long as it takes for a switch.
-        wait: whether to return only when all pages are there.
-        priority: of its reads.
-        reuse: gives the expected uses of each task in the near future [tasks], for eviction.
-    """
-
-    task: int
-    name: str
-    leaving: int | None = None
-    give_up: Callable[[], None] = lambda: None
-    deadline: float | None = None
-    wait: bool = True
-    priority: Priority = Priority.ON_DEMAND
-    reuse: Callable[[], npt.NDArray[np.floating]] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Loading:
-    """Pages on their way for one task: those of its own load, and those that an earlier one was bringing already."""
-
-    load: Load
-    arrivals: Arrivals
-    page_bytes: int
-    start: float = field(default_factory=time.perf_counter)
-
-    def cost(self, *, until_now: bool) -> LoadStats:
-        """Of its own load."""
-        seconds = time.perf_counter() - self.start if until_now and self.load.reads else 0.0
-        return LoadStats(self.load.reads, len(self.load.slots) * self.page_bytes, seconds)
 
 
 class Residency:
@@ -128,6 +72,7 @@ class Residency:
         self._waiting: dict[int, list[Arrivals]] = {}  # page -> who waits for it
         numbers, capacity = page_numbers or len(index), memory.arena.capacity
         self.blocks = BlockManager(needs, numbers, memory.slots, capacity, residence)
+        self._check = PageCheck(self.blocks, memory.arena, self._lock)
         self._ahead = Ahead(pager, numbers)
         self._version = 0  # of what plans are made from
 
@@ -259,10 +204,7 @@ class Residency:
 
     def damaged(self) -> list[int]:
         """Resident pages whose bytes no longer match their id; others may use the arena meanwhile."""
-        with self._lock:
-            pages = self.blocks.resident()
-        pieces = [pages[start : start + _AT_ONCE] for start in range(0, len(pages), _AT_ONCE)]
-        return [page for piece in pieces for page in self._damaged(piece)]
+        return self._check.damaged(self.index)
 
     def repair(self) -> list[int]:
         """Load damaged pages again, into the slots that they are in; which they were.
@@ -270,16 +212,7 @@ class Residency:
         Raises:
             StoreError, PageCorruptError: storage doesn't have a page as it should be; it stays as it is.
         """
-        found = self.damaged()
-        with mmap.mmap(-1, self._memory.page_bytes) as content:  # aligned, as direct reads want it
-            for page in found:
-                with memoryview(content) as whole:
-                    self._store.read(page, [whole])
-                    with self._lock:
-                        slot = int(self.blocks.page_table[page])
-                        if slot != ABSENT:
-                            self._memory.arena.replace(slot, whole)
-        return found
+        return self._check.repair(self.index, self._store)
 
     def close(self) -> None:
         """End loading and close the store, unless a read hangs in it."""
@@ -471,12 +404,3 @@ class Residency:
             if not waiting:
                 del self._waiting[page]
         self.blocks.cancel(self._pager.cancel(load, but=self._waiting.keys()))
-
-    def _damaged(self, pages: Pages) -> list[int]:
-        with self._lock:
-            return [
-                int(page)
-                for page in pages
-                if (slot := int(self.blocks.page_table[page])) != ABSENT
-                and blake3(self._memory.arena.content(slot)).digest() != self.index.ids[page].tobytes()
-            ]
