@@ -57,6 +57,7 @@ def test_wherever_a_task_is_named(line: str, ask: Ask, assistant_bundle: Path) -
 
 def test_nothing_is_offered_where_there_is_no_bundle(ask: Ask) -> None:
     assert ask("bash", "weightpager run nowhere --task we").strip() == ""
+    assert ask("bash", "weightpager run ~nobody-of-that-name/x --task we").strip() == ""
     assert ask("bash", "weightpager run --task we").strip() == ""
 
 

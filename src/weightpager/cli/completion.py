@@ -17,6 +17,8 @@ def task_names(ctx: typer.Context, incomplete: str) -> list[str]:
     if bundle is None:
         return []
     try:
-        return [task.name for task in read_manifest(Path(bundle)).tasks if task.name.startswith(incomplete)]
-    except (BundleError, OSError):
+        # What is completed hasn't been expanded by the shell.
+        manifest = read_manifest(Path(bundle).expanduser())
+        return [task.name for task in manifest.tasks if task.name.startswith(incomplete)]
+    except (BundleError, OSError, RuntimeError):  # the last if nobody has the home that a ~ stands for
         return []

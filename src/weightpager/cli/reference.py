@@ -21,7 +21,7 @@ A flag goes before its environment twin, and that before the default. Exit code 
 Ctrl-C. What people usually do next is said on standard error.
 
 `weightpager --install-completion` completes commands, options and the names of a bundle's tasks in bash, zsh, fish and
-PowerShell.
+PowerShell. In zsh the first Tab of a new shell only loads what was installed; the second one completes.
 """
 
 
