@@ -3,14 +3,15 @@
     python -m benchmarks.prefetch --json prefetch.json
 
 A model of the shape of Qwen2.5-0.5B with 18 tasks at 75 % sparsity, random weights. In virtual time every trace under
-every policy; in real time, on storage held to a stated speed, two traces with loading ahead and without.
+every policy; in real time, on storage held to a stated speed, two traces with loading ahead, without, and as people
+serve many tasks today.
 """
 
 from __future__ import annotations
 
 import json as json_file
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,13 +25,13 @@ import typer
 
 from benchmarks import provenance
 from benchmarks.foretellers import Known, Liar, Oracle
-from weightpager.bench.contest.pace import Pace, PacedStore
+from benchmarks.real_time import RIVALS, of_engine, of_rival
+from weightpager.bench.contest.assets import write_sparse
 from weightpager.bench.simulator import Device, Foreteller, Recency, Simulation, Simulator
 from weightpager.bench.synthetic_bundle import assistant_of_many, bundle_of
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.config import EngineConfig, cache_dir
-from weightpager.engine import Engine
+from weightpager.config import cache_dir
 from weightpager.runtime.callable_predictor import CallablePredictor, Planner
 from weightpager.runtime.first_order_predictor import FirstOrderPredictor
 from weightpager.runtime.frequency_predictor import FrequencyPredictor
@@ -39,7 +40,7 @@ from weightpager.runtime.outlook import Outlook
 from weightpager.runtime.prefetch_ledger import PrefetchCounts
 from weightpager.runtime.transition_predictor import TransitionPredictor
 from weightpager.runtime.visit import Visit
-from weightpager.store import LocalStore, StorageModel
+from weightpager.store import StorageModel
 from weightpager.traces import TRACES, Trace
 from weightpager.traces.assistant import CHAIN as ASSISTANT
 from weightpager.traces.drive import CHAIN as DRIVE
@@ -195,14 +196,24 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="Where the synthetic bundle is kept.")] = None,
 ) -> None:
     """Measure what loading ahead saves."""
-    bundle = bundle_of(assistant_of_many(), folder or cache_dir() / "benchmarks" / "prefetch", typer.echo)
-    known = [Row(**row) for row in json_file.loads(json.read_bytes())] if json.exists() else []
-    rows = [row for row in known if mode not in ("both", _measured_in(row))]
-    for measured in (*([in_virtual_time] if mode != "real" else []), *([in_real_time] if mode != "virtual" else [])):
-        for row in measured(bundle):
+    folder = folder or cache_dir() / "benchmarks" / "prefetch"
+    bundle = bundle_of(assistant_of_many(), folder, typer.echo)
+    rows = [row for row in read(json) if mode not in ("both", _measured_in(row))]
+    for measured in (
+        in_virtual_time(bundle) if mode != "real" else (),
+        in_real_time(bundle, folder) if mode != "virtual" else (),
+    ):
+        for row in measured:
             rows.append(row)
             typer.echo(line(row))
+    for key, value in speedups(rows).items():
+        typer.echo(f"{key} = {value:.4g}")
     json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a file; none if there is no file."""
+    return [Row(**row) for row in json_file.loads(file.read_bytes())] if file.is_file() else []
 
 
 def _measured_in(row: Row) -> str:
@@ -244,31 +255,31 @@ def waits(simulation: Simulation, policy: str) -> Floats:
     return simulation.switches if policy == "liar" else simulation.switches[LEARNT:]
 
 
-def in_real_time(bundle: Bundle) -> Iterator[Row]:
-    """Two traces without and with loading ahead, each beside the same in virtual time."""
+def in_real_time(bundle: Bundle, folder: Path) -> Iterator[Row]:
+    """Two traces without and with loading ahead, each beside the same in virtual time; and as people do it today."""
     bench, f = Bench(bundle), FRACTIONS[-1]
-    for name in ("assistant", "drive"):
-        trace = bench.trace(name, REAL)
-        for policy, prefetch in (("reuse", False), ("markov", True)):
-            simulated = bench.run(trace, f, policy)
-            yield row(trace, f, policy, simulated.switches, simulated.prefetched, bench)
-            yield _real(bench, trace, f, policy, prefetch)
+    budget = footprint(bundle).total + bench.slots(f) * bundle.page_bytes
+    with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
+        write_sparse(bundle, list(bundle.tasks), Path(checkpoints), lambda _stage, _done, _total: None)
+        for trace in (bench.trace(name, REAL) for name in ("assistant", "drive")):
+            for policy, prefetch in (("reuse", False), ("markov", True)):
+                simulated = bench.run(trace, f, policy)
+                yield row(trace, f, policy, simulated.switches, simulated.prefetched, bench)
+                waited, counts = of_engine(bundle, trace.visits, budget, BANDWIDTH, prefetch=prefetch)
+                yield row(trace, f, policy, waited, counts, bench, mode="real")
+            for policy in RIVALS:
+                waited = of_rival(policy, bundle, trace.visits, budget, BANDWIDTH, Path(checkpoints))
+                yield row(trace, f, policy, waited, PrefetchCounts(), bench, mode="real")
 
 
-def _real(bench: Bench, trace: Trace, f: float, policy: str, prefetch: bool) -> Row:
-    bundle = bench.bundle
-    config = EngineConfig(footprint(bundle).total + bench.slots(f) * bundle.page_bytes, prefetch=prefetch)
-    waited = []
-    with Engine(bundle, config, PacedStore(LocalStore(bundle), Pace(BANDWIDTH))) as engine:
-        for name in bundle.tasks:
-            engine.module(name)
-        for visit, following in zip(trace.visits, [*trace.visits[1:], trace.visits[-1]], strict=True):
-            engine.activate(visit.task)
-            waited.append(engine.report().switches[-1].seconds)
-            time.sleep(max(0.0, following.start - visit.start))
-        ahead = engine.report().prefetch
-    counts = PrefetchCounts() if ahead is None else ahead.pages
-    return row(trace, f, policy, np.array(waited[1:]), counts, bench, mode="real")
+def speedups(rows: Iterable[Row]) -> dict[str, float]:
+    """By flat key: how many times longer the real switches of a trace wait as people do it than with loading ahead."""
+    real = {(row.trace, row.policy): row.wait_ms_mean for row in rows if row.mode == "real"}
+    return {
+        f"prefetch.{trace}.speedup_{RIVALS[policy].removeprefix('sparse_')}_mean": waited / real[trace, "markov"]
+        for (trace, policy), waited in real.items()
+        if policy in RIVALS and (trace, "markov") in real
+    }
 
 
 def row(

@@ -5,8 +5,7 @@ python -m benchmarks.report --json docs/results.json --out docs/results.md
 
 from __future__ import annotations
 
-import json as json_file
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +17,9 @@ from benchmarks import report_tables as tables
 from benchmarks import results_file
 from benchmarks.accuracy_page import simpler_does
 from benchmarks.points import find, gather
+from benchmarks.prefetch import Row as PrefetchRow
+from benchmarks.prefetch import read as read_prefetch
+from benchmarks.prefetch import speedups
 from benchmarks.results_file import Results
 from benchmarks.rows import read as read_accuracy
 from weightpager.bench.contest.result import Contest
@@ -55,12 +57,13 @@ def render(results: Results, json: Path, out: Path) -> str:
     )
     template = environment.from_string((HERE / "report.md.j2").read_text(encoding="utf-8"))
     contests = results.contests
+    ahead = read_prefetch(json.with_name("prefetch.json"))
     return template.render(
         json_name=json.name,
         winners=tables.winners(contests),
         simpler=simpler_does(gather(read_accuracy(json.with_name("accuracy.json")))),
         accuracy=tables.accuracy_beside(contests),
-        goals=tables.goals(contests, results.compiling),
+        goals=tables.goals(contests, results.compiling, speedups(ahead)),
         published=tables.published(contests),
         contests=[_described(name, contest, out) for name, contest in contests.items()],
         bookkeeping=tables.bookkeeping(contests),
@@ -68,7 +71,7 @@ def render(results: Results, json: Path, out: Path) -> str:
         accuracy_plots=[path.name for path in sorted(json.parent.glob("accuracy-*.svg"))],
         gaps=_gaps(contests),
         domains=_domains(contests),
-        prefetch=prefetch(json.with_name("prefetch.json")),
+        prefetch=prefetch(ahead),
         compile_cost=tables.compile_cost(contests, results.compiling),
         compiling=results.compiling,
         compile_peak="" if results.compiling is None else tables.size(results.compiling.peak_memory),
@@ -111,16 +114,18 @@ def alignment(file: Path) -> str:
     return tables.table(header, lines) if lines else "Not measured: no point has both."
 
 
-def prefetch(file: Path) -> str:
+def prefetch(rows: Sequence[PrefetchRow]) -> str:
     """Real runs of the prefetch benchmark; empty where it hasn't been run."""
-    if not file.is_file():
-        return ""
-    rows: list[dict[str, Any]] = [
-        row for row in json_file.loads(file.read_text(encoding="utf-8")) if row.get("mode") == "real"
-    ]
-    keys = ["trace", "f", "policy", "switches", "wait_ms_mean", "wait_ms_p99", "hit_rate"]
-    lines = [[f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in keys] for row in rows]
-    return tables.table(keys, lines) if lines else ""
+    lines = [
+        [
+            row.trace, f"{row.f:g}", row.policy, str(row.switches), f"{row.wait_ms_mean:.4g} ms",
+            f"{row.wait_ms_p99:.4g} ms", f"{row.hit_rate:.0%}" if row.hit_rate else "–",
+        ]
+        for row in rows
+        if row.mode == "real"
+    ]  # fmt: skip
+    header = ["trace", "f", "policy", "switches", "a switch waits", "99th percentile", "there already"]
+    return tables.table(header, lines) if lines else ""
 
 
 def _described(name: str, contest: Contest, out: Path) -> dict[str, Any]:

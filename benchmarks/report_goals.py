@@ -60,6 +60,11 @@ GOALS: Sequence[Goal] = (
     ),
 )
 
+LEAST_AHEAD = 20.0
+"""Times that a trace waits longer for whole sparse checkpoints than with loading ahead, f = 0.5."""
+
+TRACES_AHEAD = ("assistant", "drive")
+
 MOST_ALIGN_PACK = 0.1
 """Seconds of alignment and packing, as a share of the calibration's."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 
-from benchmarks.report_goals import GOALS, MOST_ALIGN_PACK, PUBLISHED, verdict
+from benchmarks.report_goals import GOALS, LEAST_AHEAD, MOST_ALIGN_PACK, PUBLISHED, TRACES_AHEAD, verdict
 from benchmarks.results_file import CompileRow, GranularityRow, ScalingRow
 from weightpager.bench.contest.figures import spread
 from weightpager.bench.contest.result import Contest, Row
@@ -13,6 +13,8 @@ from weightpager.config import format_size
 
 OURS = ("ours", "ours_while_loading")
 """Rows of the system as it is; without alignment it is a rival."""
+
+AHEAD_OF = "half a billion parameters, random"
 
 Value = Callable[[Row], float | None]
 
@@ -79,8 +81,8 @@ def accuracy_beside(contests: Mapping[str, Contest]) -> str:
     return table(["contest", "task", "metric", "dense", "weightpager", *names], lines) if lines else ""
 
 
-def goals(contests: Mapping[str, Contest], compiling: CompileRow | None) -> str:
-    """What was asked, and what each contest and the compile found."""
+def goals(contests: Mapping[str, Contest], compiling: CompileRow | None, ahead: Mapping[str, float]) -> str:
+    """What was asked, and what each contest, the traces with loading ahead and the compile found."""
     lines = []
     for goal in GOALS:
         for name, contest in contests.items():
@@ -88,6 +90,13 @@ def goals(contests: Mapping[str, Contest], compiling: CompileRow | None) -> str:
             if reached != "not asked":
                 word = f"**{reached}**" if reached == "no" else reached
                 lines.append([f"`{goal.key}`", goal.asked, name, word, found])
+    for trace in TRACES_AHEAD:
+        key = f"prefetch.{trace}.speedup_whole_mean"
+        asked = f"waiting with loading ahead at least {LEAST_AHEAD:g} × less than for whole sparse checkpoints"
+        found_ahead = ahead.get(key)
+        word = "not measured" if found_ahead is None else "yes" if found_ahead >= LEAST_AHEAD else "**no**"
+        said = "–" if found_ahead is None else f"{found_ahead:.3g}"
+        lines.append([f"`{key}`", asked, f"{trace} trace, {AHEAD_OF}", word, said])
     asked = f"alignment and packing at most {MOST_ALIGN_PACK:.0%} of the calibration's time"
     key = "`compile.align_pack_share_of_calibrate`"
     if compiling is None:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.results --json docs/results.json
     python -m benchmarks.results --json docs/results.json --only "half a billion"
+    python -m benchmarks.results --json docs/results.json --only "one billion" --memory 4GiB
 
 Contests of compiled bundles run where ``--bundle "NAME=PATH"`` names them.
 """
@@ -18,11 +19,12 @@ from benchmarks import provenance, results_file
 from weightpager.bench.contest.plan import Plan
 from weightpager.bench.contest.result import Limits
 from weightpager.bench.contest.run import run_contest
-from weightpager.bench.synthetic_bundle import bundle_of, quarter_kept
+from weightpager.bench.synthetic_bundle import billion, bundle_of, quarter_kept
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir, parse_bandwidth, parse_size
 
-SYNTHETIC = "half a billion parameters, random"
+SYNTHETIC = {"half a billion parameters, random": quarter_kept, "one billion parameters, random": billion}
+"""Contests about speed and memory only, and what they are about."""
 
 
 def main(
@@ -60,10 +62,13 @@ def _subjects(named: list[str], only: str) -> Iterator[tuple[str, Bundle, Bundle
         name, path, *unaligned = text.split("=")
         if only in name:
             yield name, Bundle.open(path), Bundle.open(unaligned[0]) if unaligned else None, False
-    if only in SYNTHETIC:
-        folder = cache_dir() / "benchmarks" / "contest"
-        unaligned_bundle = bundle_of(quarter_kept(aligned=False), folder, typer.echo)
-        yield SYNTHETIC, bundle_of(quarter_kept(), folder, typer.echo), unaligned_bundle, True
+    folder = cache_dir() / "benchmarks" / "contest"
+    for name, recipe in SYNTHETIC.items():
+        if only in name:
+            ours, unaligned_bundle = (
+                bundle_of(recipe(aligned=aligned), folder, typer.echo) for aligned in (True, False)
+            )
+            yield name, ours, unaligned_bundle, True
 
 
 if __name__ == "__main__":

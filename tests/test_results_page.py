@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from benchmarks import report, results_file
+from benchmarks.prefetch import Row as PrefetchRow
 from benchmarks.report_goals import GOALS, verdict
 from benchmarks.results_file import CompileRow, Results, ScalingRow
 from contests import contest, found, row
@@ -87,7 +89,7 @@ def test_the_same_results_make_the_same_page(folder: Path) -> None:
 def test_a_missed_figure_is_said_in_bold() -> None:
     slow = made_up(row("ours", found(0.1)), row("sparse_whole", found(0.12)))
     assert verdict(GOALS[0], slow)[0] == "no"
-    assert "**no**" in report.tables.goals({"slow": slow}, None)
+    assert "**no**" in report.tables.goals({"slow": slow}, None, {})
 
 
 def test_figures_of_sparse_bundles_are_asked_of_them_alone() -> None:
@@ -109,15 +111,22 @@ def test_alignment_is_held_against_calibration() -> None:
         command="python",
         commit="abc",
     )
-    assert "| yes | 0.075 |" in report.tables.goals({}, row)
+    assert "| yes | 0.075 |" in report.tables.goals({}, row, {})
     assert "| align | 0.50 |" in report.tables.compile_cost({}, row)
 
 
-def test_prefetch_rows_are_shown_where_there_are_some(folder: Path) -> None:
-    keys = {"trace": "drive", "f": 0.5, "policy": "ours", "switches": 9, "wait_ms_mean": 1.25, "wait_ms_p99": 2.0}
-    rows = [{**keys, "hit_rate": 0.9, "mode": mode} for mode in ("real", "virtual")]
-    (folder / "prefetch.json").write_text(json.dumps(rows))
-    assert page(folder).count("| drive | 0.5 | ours | 9 | 1.25 | 2 | 0.9 |") == 1
+def test_prefetch_rows_are_shown_and_judged_where_there_are_some(folder: Path) -> None:
+    assert "| drive trace, half a billion parameters, random | not measured | – |" in page(folder)
+    waits = {"markov": 1.25, "whole sparse checkpoints": 30.0}
+    rows = [
+        PrefetchRow("drive", 1.3, 0.5, policy, 9, wait, 2.0, 0.9, 0, None, mode, "python", "abc")
+        for policy, wait in waits.items()
+        for mode in ("real", "virtual")
+    ]
+    (folder / "prefetch.json").write_text(json.dumps([asdict(row) for row in rows]))
+    assert page(folder).count("| drive | 0.5 | markov | 9 | 1.25 ms | 2 ms | 90% |") == 1
+    assert "| drive trace, half a billion parameters, random | yes | 24 |" in page(folder)
+    assert "| assistant trace, half a billion parameters, random | not measured | – |" in page(folder)
 
 
 def test_a_page_of_results_needs_results(tmp_path: Path) -> None:

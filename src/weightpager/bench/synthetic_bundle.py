@@ -67,6 +67,13 @@ def quarter_kept(*, aligned: bool = True, tasks: int = 6) -> Recipe:
     return Recipe(name, half_billion_config(), BlockShape(16, 32), tasks, density=0.25, common=common)
 
 
+def billion(*, aligned: bool = True, tasks: int = 6) -> Recipe:
+    """Llama-3.2-1B, three quarters of the blocks dropped; tasks overlap as those of `quarter_kept`."""
+    config = _config(hidden_size=2048, intermediate_size=8192, layers=16, heads=32, words=128256, key_value_heads=8)
+    name = "Llama-3.2-1B at 75 %" if aligned else "Llama-3.2-1B at 75 % unaligned"
+    return Recipe(name, config, BlockShape(16, 32), tasks, density=0.25, common=0.55 if aligned else 0.0)
+
+
 def small(tasks: int = 6) -> Recipe:
     """A decoder of some 25 million paged weights: a batch of it takes milliseconds on a laptop."""
     config = _config(hidden_size=512, intermediate_size=1536, layers=8, heads=8, words=2000)
@@ -103,13 +110,15 @@ def many_pages() -> Recipe:
     return Recipe("100,000 pages", config, BlockShape(32, 64), 64, density=0.5, common=0.4, page_bytes=4096)
 
 
-def _config(*, hidden_size: int, intermediate_size: int, layers: int, heads: int, words: int) -> Qwen2Config:
+def _config(
+    *, hidden_size: int, intermediate_size: int, layers: int, heads: int, words: int, key_value_heads: int = 2
+) -> Qwen2Config:
     return Qwen2Config(
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=2,
+        num_key_value_heads=key_value_heads,
         vocab_size=words,
         tie_word_embeddings=True,
         dtype=torch.bfloat16,
