@@ -69,6 +69,7 @@ def measured(bundle: Bundle, peak_memory: int | None) -> CompileRow:
         calibration_items=ITEMS,
         calibration_tokens=TOKENS,
         seconds={stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
+        stage_memory=report.peak_memory,
         peak_memory=peak_memory,
         duality_gap=report.duality_gap,
         command=provenance.command("benchmarks.compile_cost"),

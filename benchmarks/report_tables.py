@@ -170,15 +170,20 @@ def bookkeeping(contests: Mapping[str, Contest]) -> str:
 
 
 def compile_cost(contests: Mapping[str, Contest], compiling: CompileRow | None) -> str:
-    """Seconds of every stage, of the compile that was measured and of those behind the contests."""
+    """Seconds and memory of every stage of the compile that was measured, and seconds of those behind the contests."""
     columns = {"measured": compiling.seconds} if compiling else {}
     columns |= {name: contest.compile_seconds for name, contest in contests.items() if contest.compile_seconds}
     stages = dict.fromkeys(stage for seconds in columns.values() for stage in seconds)
+    memory = compiling.stage_memory if compiling else {}
     lines = [
-        [stage, *(f"{seconds[stage]:.2f}" if stage in seconds else "–" for seconds in columns.values())]
+        [
+            stage,
+            size(memory.get(stage)),
+            *(f"{seconds[stage]:.2f} s" if stage in seconds else "–" for seconds in columns.values()),
+        ]
         for stage in stages
     ]
-    return table(["stage, seconds", *columns], lines) if lines else ""
+    return table(["stage", "memory, measured", *columns], lines) if lines else ""
 
 
 def granularity(rows: Sequence[GranularityRow]) -> str:

@@ -89,6 +89,7 @@ class CompileRow(Strict):
         tasks: how many.
         calibration_items, calibration_tokens: of each task, and the most tokens of an item.
         seconds: by stage.
+        stage_memory: most resident bytes of the process, by stage; empty if not measured.
         peak_memory: of the process, page cache included; None if not measured.
         duality_gap: of the alignment.
         command, commit: that print the row.
@@ -98,6 +99,7 @@ class CompileRow(Strict):
     calibration_items: int
     calibration_tokens: int
     seconds: dict[str, float]
+    stage_memory: dict[str, int]
     peak_memory: int | None
     duality_gap: float
     command: str

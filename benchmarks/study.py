@@ -15,6 +15,7 @@ import torch
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.layout import PageDtype, block_bytes
 from weightpager.compiler.block_choice import choose_blocks
+from weightpager.compiler.clock import Clock
 from weightpager.compiler.data import Example
 from weightpager.compiler.finetune import Lesson, finetune
 from weightpager.compiler.journal import Journal
@@ -22,7 +23,7 @@ from weightpager.compiler.masks import Masks
 from weightpager.compiler.measure import EVAL_BATCH
 from weightpager.compiler.pipeline import assemble
 from weightpager.compiler.prepare import calibrated, trained
-from weightpager.compiler.prepared import Clock, Prepared
+from weightpager.compiler.prepared import Prepared
 from weightpager.compiler.quantise import Quantisation
 from weightpager.compiler.recover import recover
 from weightpager.compiler.source import Source
@@ -109,7 +110,7 @@ class Study:
             task_file = self._base.source.task_file.model_copy(update={"sparsity": 1 - fraction})
             source = replace(self._base.source, task_file=task_file, models=copy.deepcopy(self._base.source.models))
             journal = self._journal(f"calibrated-{fraction}")
-            found = calibrated(replace(self._base, source=source, seconds={}), self._progress, journal)
+            found = calibrated(replace(self._base, source=source, clock=Clock()), self._progress, journal)
             self._prepared = fraction, found
         return self._prepared[1]
 

@@ -106,13 +106,14 @@ def test_alignment_is_held_against_calibration() -> None:
         calibration_items=128,
         calibration_tokens=256,
         seconds={"calibrate": 10.0, "align": 0.5, "pack": 0.25},
+        stage_memory={"align": 3 << 20},
         peak_memory=None,
         duality_gap=0.001,
         command="python",
         commit="abc",
     )
     assert "| yes | 0.075 |" in report.tables.goals({}, row, {})
-    assert "| align | 0.50 |" in report.tables.compile_cost({}, row)
+    assert "| align | 3.0 MiB | 0.50 s |" in report.tables.compile_cost({}, row)
 
 
 def test_prefetch_rows_are_shown_and_judged_where_there_are_some(folder: Path) -> None:

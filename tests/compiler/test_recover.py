@@ -17,13 +17,13 @@ from weightpager.bundle.overlap import overlap
 from weightpager.bundle.report import read_report
 from weightpager.compiler import data as task_data
 from weightpager.compiler import source as sources
+from weightpager.compiler.clock import Clock
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.descent import Descent, ParameterGroup
 from weightpager.compiler.early_stopping import EarlyStopping
 from weightpager.compiler.finetune import Lesson, divergence, finetune, masked_logits
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks, block_sums, drop
-from weightpager.compiler.prepared import Clock
 from weightpager.compiler.private_blocks import choose, train_private
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import from_dict

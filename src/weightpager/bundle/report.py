@@ -92,6 +92,7 @@ class CompileReport(Strict):
         controls: what else could do the job, for `advise`.
         tied: tensors that the model uses under several names: canonical name → the other ones.
         growth: of the last compile onto an existing bundle; None if there was none.
+        peak_memory: most bytes that the process held, per stage; empty where the system didn't count.
     """
 
     tasks: list[TaskScore]
@@ -107,6 +108,7 @@ class CompileReport(Strict):
     controls: list[ControlScore]
     tied: dict[str, list[str]] = Field(default_factory=dict)
     growth: Growth | None = None
+    peak_memory: dict[str, Bytes] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> CompileReport:

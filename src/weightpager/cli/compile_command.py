@@ -10,6 +10,7 @@ import typer
 from weightpager.bundle.report import CompileReport
 from weightpager.cli import output
 from weightpager.cli.options import Force, Json, Quiet, extra
+from weightpager.config import format_size
 
 
 def register(app: typer.Typer) -> None:
@@ -68,6 +69,9 @@ def compile_(
     if shown is not None:
         output.advice(shown)
     output.say("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
+    if report.peak_memory:
+        stage, size = max(report.peak_memory.items(), key=lambda item: item[1])
+        output.say(f"memory: at most {format_size(size)} ({stage})")
     if not quiet:
         output.next_step(
             f"weightpager inspect {out} --budget SIZE, which says what fits; then weightpager serve {out} --budget SIZE"

@@ -20,6 +20,7 @@ from weightpager.bundle.reader import REPORT, private_file, tables_file
 from weightpager.bundle.report import CompileReport, Growth, TaskScore, has_report, read_report
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.clock import Clock
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.finetune import Lesson
 from weightpager.compiler.journal import Journal
@@ -29,7 +30,7 @@ from weightpager.compiler.measure import EVAL_BATCH, Progress, score_task
 from weightpager.compiler.own_parameters import separate, train_own
 from weightpager.compiler.pack import StoredBlocks, pack
 from weightpager.compiler.placement import place
-from weightpager.compiler.prepared import Clock, Prepared
+from weightpager.compiler.prepared import Prepared
 from weightpager.compiler.private_blocks import choose, train_private
 from weightpager.compiler.saliency import normalised
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
@@ -57,7 +58,7 @@ def grow(
     Raises:
         CompileError: training diverged, or the storage refused a write.
     """
-    clock = Clock(dict(prepared.seconds))
+    clock = prepared.clock.copy()
     transitions = _transitions(base, prepared)
     with clock.stage("align"):
         masks = _masks(base, prepared, transitions)
@@ -276,6 +277,7 @@ def _report(bundle: Bundle, base: BaseBundle, added: _Addition, scores: list[Tas
         page_fill=page_fill(bundle),
         over_read=over_read(bundle),
         seconds=clock.seconds,
+        peak_memory=clock.peak_memory,
         threads=torch.get_num_threads(),
         controls=[],
         alignment=old.alignment if old else None,

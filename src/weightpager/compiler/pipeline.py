@@ -17,6 +17,7 @@ from weightpager.bundle.report import CompileReport, ControlScore, FrontierPoint
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.block_choice import choose_alignment, choose_blocks, transitions_of
+from weightpager.compiler.clock import Clock
 from weightpager.compiler.controls import quantised_controls, shared_mask_control
 from weightpager.compiler.grow import grow
 from weightpager.compiler.journal import Journal, kept_beside
@@ -24,7 +25,7 @@ from weightpager.compiler.masks import Keep, Masks
 from weightpager.compiler.measure import EVAL_BATCH, Progress, measure_all
 from weightpager.compiler.pack import Packing, StoredBlocks, over_read, pack, pack_best
 from weightpager.compiler.prepare import prepare, silent
-from weightpager.compiler.prepared import Clock, Prepared
+from weightpager.compiler.prepared import Prepared
 from weightpager.compiler.recover import recover
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.task_weights import TaskWeights
@@ -95,7 +96,7 @@ def build(
         with_controls: whether to measure the controls.
     """
     journal = journal or Journal.none()
-    clock = Clock(dict(prepared.seconds))
+    clock = prepared.clock.copy()
     with clock.stage("align"):
         prepared, frontier = choose_alignment(prepared, progress)
         masks, gap = choose_blocks(prepared)
@@ -178,6 +179,7 @@ def assemble(
         page_fill=packing.fill,
         over_read=dict(zip(task_file.tasks, over_read(packing, stored, len(task_file.tasks)).tolist(), strict=True)),
         seconds=clock.seconds,
+        peak_memory=clock.peak_memory,
         threads=torch.get_num_threads(),
         controls=list(controls),
         tied={name: list(others) for name, others in prepared.source.tied.items()},

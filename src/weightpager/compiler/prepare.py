@@ -12,13 +12,14 @@ from weightpager.compiler import data as task_data
 from weightpager.compiler import source as dense_source
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.calibrate import Calibration, calibrate
+from weightpager.compiler.clock import Clock
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.device import training_device
 from weightpager.compiler.grow import train_dense
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.measure import EVAL_BATCH, Progress
 from weightpager.compiler.memory_estimate import check_memory
-from weightpager.compiler.prepared import Clock, Prepared, SaliencyOfTasks, Trained
+from weightpager.compiler.prepared import Prepared, SaliencyOfTasks, Trained
 from weightpager.compiler.reorder import apply, reorder
 from weightpager.compiler.saliency import block_saliency
 from weightpager.compiler.source import Source
@@ -74,7 +75,7 @@ def trained(task_file: TaskFile, progress: Progress, journal: Journal, base: Bas
             train_dense(source, data, journal, told)
     with clock.stage("measure dense"):
         dense = {name: _dense_score(source, data[name], name, progress) for name in data}
-    return Trained(source, data, dense, clock.seconds)
+    return Trained(source, data, dense, clock)
 
 
 def calibrated(found: Trained, progress: Progress, journal: Journal, *, may_move: bool = True) -> Prepared:
@@ -93,7 +94,7 @@ def calibrated(found: Trained, progress: Progress, journal: Journal, *, may_move
         CompileError: a loss or an input isn't finite.
     """
     source, data = found.source, found.data
-    clock = Clock(dict(found.seconds))
+    clock = found.clock.copy()
     with clock.stage("calibrate", journal):
         entry = journal.read("calibrate")
     if entry is not None:
@@ -107,7 +108,7 @@ def calibrated(found: Trained, progress: Progress, journal: Journal, *, may_move
             for name, calibration in _calibrations(source, data, progress):
                 saliency[name] = block_saliency(source, name, calibration)
     journal.write("calibrate", 0, _tensors(saliency, permutations))
-    return Prepared(source, data, found.dense, saliency, clock.seconds, permutations)
+    return Prepared(source, data, found.dense, saliency, clock, permutations)
 
 
 def _load_data(source: Source) -> dict[str, TaskData]:

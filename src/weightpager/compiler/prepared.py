@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from weightpager.bundle import EvalData, Score, TaskEntry
 from weightpager.bundle.files import hash_file
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
+from weightpager.compiler.clock import Clock
 from weightpager.compiler.data import TaskData
-from weightpager.compiler.journal import Journal
 from weightpager.compiler.saliency import FloatArray
 from weightpager.compiler.source import Source
-
-
-@dataclass
-class Clock:
-    """Seconds per stage, of all runs that a journal tells of."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str, journal: Journal | None = None) -> Iterator[None]:
-        """Time what runs inside, and what it needn't do again since the journal has it."""
-        start, earlier = time.perf_counter(), journal.earlier if journal else 0.0
-        yield
-        spent = time.perf_counter() - start + (journal.earlier - earlier if journal else 0.0)
-        self.seconds[name] = self.seconds.get(name, 0.0) + spent
-
 
 SaliencyOfTasks = dict[str, dict[str, FloatArray]]
 """Task → paged weight → saliency of its blocks, row-major."""
@@ -44,13 +26,13 @@ class Trained:
         source: its modules.
         data: of each task.
         dense: its score, by task.
-        seconds: per stage.
+        clock: what it has cost.
     """
 
     source: Source
     data: Mapping[str, TaskData]
     dense: Mapping[str, Score]
-    seconds: Mapping[str, float]
+    clock: Clock
 
 
 @dataclass(frozen=True)
@@ -62,7 +44,7 @@ class Prepared:
         data: of each task.
         dense: score of the dense model, by task.
         saliency: task → paged weight → saliency of its blocks, row-major.
-        seconds: per stage.
+        clock: what it has cost.
         permutations: what reordering did.
     """
 
@@ -70,7 +52,7 @@ class Prepared:
     data: Mapping[str, TaskData]
     dense: Mapping[str, Score]
     saliency: Mapping[str, Mapping[str, FloatArray]]
-    seconds: Mapping[str, float]
+    clock: Clock
     permutations: Permutations = NOTHING_MOVED
 
     def changed(self, **settings: Any) -> Prepared:

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from weightpager.machine.peak_memory import forget_peak, peak_memory
+
+SIZE = 64 << 20
+
+
+def test_the_peak_is_forgotten() -> None:
+    if not forget_peak():
+        pytest.skip("the system doesn't count, or doesn't let us")
+    before = peak_memory()
+    assert before is not None
+    block = np.ones(SIZE, np.uint8)
+    high = peak_memory()
+    assert high is not None
+    assert high >= before + SIZE // 2
+    del block
+    assert (peak_memory() or 0) > high - SIZE // 4  # Linux counts in lots
+    assert forget_peak()
+    assert (peak_memory() or high) < high - SIZE // 2
+
+
+@pytest.mark.parametrize("status", [None, "", "VmHWM:\n", "VmHWM: many kB\n"])
+def test_what_does_not_count_says_none(tmp_path: Path, status: str | None) -> None:
+    if status is not None:
+        (tmp_path / "status").write_text(status)
+    assert peak_memory(tmp_path) is None
+
+
+def test_a_peak_is_read_in_bytes(tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("Name: x\nVmHWM:\t    1234 kB\n")
+    assert peak_memory(tmp_path) == 1234 << 10
+
+
+def test_where_nothing_can_be_forgotten(tmp_path: Path) -> None:
+    assert not forget_peak(tmp_path / "none")
