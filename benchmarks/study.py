@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,7 @@ class Study:
         self._progress = progress
         self._base = trained(task_file, progress, self._journal("base"))
         self._prepared: tuple[float, Prepared] | None = None
+        self._split = "held-out"
 
     def on_validation(self) -> Study:
         """The same, with every task measured on its validation data: for choices, before held-out data is looked at."""
@@ -102,6 +104,7 @@ class Study:
         data = {name: replace(of, eval=of.validation or ()) for name, of in self._base.data.items()}
         study._base = replace(self._base, data=data)
         study._prepared = None
+        study._split = "validation"
         return study
 
     def prepared(self, fraction: float) -> Prepared:
@@ -116,8 +119,12 @@ class Study:
 
     def dense(self, spec: RecoverSpec) -> dict[str, float]:
         """The dense model that does better on validation data: as sparse ones start from it, or trained on."""
-        self._dense = max(self._base.source, self.trained_on(spec), key=self._on_validation_data)
-        return self.scores(self._dense)
+        candidates = {"base": self._base.source, _dense_name(spec): self.trained_on(spec)}
+        kept = {name: self._kept(name, partial(self._mean_on_validation, of)) for name, of in candidates.items()}
+        chosen = max(kept, key=lambda name: kept[name]["mean"])
+        self._dense = candidates[chosen]
+        found = self._kept(f"{chosen}-{self._split}", lambda: self.scores(self._dense))
+        return {task: found[task] for task in self._base.data}  # a journal has an order of its own
 
     def trained_on(self, spec: RecoverSpec) -> Source:
         """The dense model trained for as many steps more as the sparse ones get, without a teacher."""
@@ -129,7 +136,7 @@ class Study:
             longer,
             Masks(tuple(source.models), everything),
             spec,
-            self._journal(f"dense-{spec.steps}-{spec.learning_rate}-{spec.seed}"),
+            self._journal(_dense_name(spec)),
             lambda done, total: self._progress("train dense on", done, total),
         )
         return longer
@@ -180,10 +187,21 @@ class Study:
         """Task → metric of a dense model on held-out data."""
         return {name: self._measure(source, name, self._base.data[name].eval).value for name in self._base.data}
 
-    def _on_validation_data(self, source: Source) -> float:
+    def _kept(self, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What is measured by ``measure``, unless an earlier run has kept it."""
+        journal = self._journal(f"{name}-scores")
+        entry = journal.read("scores")
+        if entry is not None:
+            return {key: value.item() for key, value in entry[1].items()}
+        found = measure()
+        journal.write("scores", 0, {key: torch.tensor(value, dtype=torch.float64) for key, value in found.items()})
+        return found
+
+    def _mean_on_validation(self, source: Source) -> dict[str, float]:
         """Mean metric; of perplexities, the mean of their logarithms, and less is more."""
         found = [self._measure(source, name, data.validation or ()) for name, data in self._base.data.items()]
-        return float(np.mean([score.value if score.higher_is_better else -np.log(score.value) for score in found]))
+        values = [score.value if score.higher_is_better else -np.log(score.value) for score in found]
+        return {"mean": float(np.mean(values))}
 
     def _measure(self, source: Source, task: str, examples: Sequence[Example]) -> Score:
         data = self._base.data[task]
@@ -195,6 +213,10 @@ class Study:
 
     def _told(self, setting: Setting) -> Progress:
         return lambda stage, done, total: self._progress(f"{setting.method}: {stage}", done, total)
+
+
+def _dense_name(spec: RecoverSpec) -> str:
+    return f"dense-{spec.steps}-{spec.learning_rate}-{spec.seed}"
 
 
 def switch_bytes(bundle: Bundle) -> dict[str, int]:
