@@ -142,6 +142,7 @@ def main(
     fraction: Annotated[list[float] | None, typer.Option(help="Only these fractions of the dense bytes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only these sparse methods.")] = None,
+    bundles: Annotated[Path | None, typer.Option(help="Folder to keep the bundles in.")] = None,
 ) -> None:
     """Measure accuracy per resident byte."""
     command = provenance.command("benchmarks.accuracy")
@@ -158,32 +159,33 @@ def main(
                 for setting in settings(domain, at, effort, number, quick=quick)
                 if not method or setting.method in method
             ]
-            _run(domain, number, chosen, effort, json, command, quick)
+            folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{number}-{'quick' if quick else 'full'}"
+            kept = None if bundles is None else bundles / f"{domain}-{number}"
+            with output.progress() as progress:
+                study = Study(task_file(domain, effort, number), folder, progress, kept)
+                _run(study, domain, number, chosen, effort, json, command)
 
 
-def _run(domain: str, seed: int, chosen: list[Setting], effort: Effort, file: Path, command: str, quick: bool) -> None:
-    folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{seed}-{'quick' if quick else 'full'}"
-    with output.progress() as progress:
-        study = Study(task_file(domain, effort, seed), folder, progress)
-        dense = study.dense(effort.dense(seed))
-        facts: dict[str, Any] = {"domain": domain, "seed": seed, "command": command, "commit": provenance.commit()}
+def _run(study: Study, domain: str, seed: int, chosen: list[Setting], effort: Effort, file: Path, command: str) -> None:
+    dense = study.dense(effort.dense(seed))
+    facts: dict[str, Any] = {"domain": domain, "seed": seed, "command": command, "commit": provenance.commit()}
 
-        def note(setting: Setting | None, name: str, fraction: float, outcome: Outcome) -> None:
-            recover = "none" if setting is None else setting.recover.method
-            sparsity = 0.0 if setting is None else 1 - setting.density
-            rows = _rows(outcome, dense, fraction, sparsity, name, recover, facts)
-            table.add(file, rows)
-            typer.echo(_line(rows[-1]))
+    def note(setting: Setting | None, name: str, fraction: float, outcome: Outcome) -> None:
+        recover = "none" if setting is None else setting.recover.method
+        sparsity = 0.0 if setting is None else 1 - setting.density
+        rows = _rows(outcome, dense, fraction, sparsity, name, recover, facts)
+        table.add(file, rows)
+        typer.echo(_line(rows[-1]))
 
-        rows = [row for row in table.read(file) if row.domain == domain and row.seed == seed]
-        known = {(row.method, row.recover, row.resident_fraction) for row in rows}
-        for name, quantisation in (("int8", INT8), ("int4", INT4)):
-            if not any(key[0] == name for key in known):
-                outcome = study.quantised(quantisation)
-                note(None, name, round(outcome.fraction, 3), outcome)
-        for setting in chosen:
-            if (setting.method, setting.recover.method, setting.fraction) not in known:
-                note(setting, setting.method, setting.fraction, study.sparse(setting))
+    rows = [row for row in table.read(file) if row.domain == domain and row.seed == seed]
+    known = {(row.method, row.recover, row.resident_fraction) for row in rows}
+    for name, quantisation in (("int8", INT8), ("int4", INT4)):
+        if not any(key[0] == name for key in known):
+            outcome = study.quantised(quantisation)
+            note(None, name, round(outcome.fraction, 3), outcome)
+    for setting in chosen:
+        if (setting.method, setting.recover.method, setting.fraction) not in known:
+            note(setting, setting.method, setting.fraction, study.sparse(setting))
 
 
 def task_file(domain: str, effort: Effort, seed: int) -> TaskFile:

@@ -87,11 +87,13 @@ class Outcome:
 class Study:
     """A dense model of some tasks, and what is made of it.
 
-    Trainings are journalled in ``folder``, so that a stopped run goes on where it was.
+    Trainings are journalled in ``folder``, so that a stopped run goes on where it was. Bundles are kept in ``bundles``,
+    if that isn't None.
     """
 
-    def __init__(self, task_file: TaskFile, folder: Path, progress: Progress) -> None:
+    def __init__(self, task_file: TaskFile, folder: Path, progress: Progress, bundles: Path | None = None) -> None:
         self._folder = folder
+        self._bundles = bundles
         self._identity = task_file.identity()
         self._progress = progress
         self._base = trained(task_file, progress, self._journal("base"))
@@ -169,8 +171,10 @@ class Study:
         with clock.stage("recover", journal):
             weights = recover(prepared.source, prepared.data, masks, journal, self._told(setting))
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "study.bundle"
-            with writing(path) as writer:
+            kept = self._bundles or Path(folder)
+            kept.mkdir(parents=True, exist_ok=True)
+            path = kept / f"{setting.method}-{setting.fraction}-{setting.recover.method}.bundle"
+            with writing(path, force=True) as writer:
                 report = assemble(writer, prepared, masks, weights, gap, clock, self._told(setting))
             bundle = Bundle.open(path)
         task_file = prepared.source.task_file
