@@ -26,6 +26,13 @@ def test_a_browser_shows_the_state(assistant_bundle: Path, tmp_path: Path) -> No
     assert "CONSOLE" not in found.stderr, found.stderr
     page = found.stdout
     assert re.search(r'id="state"[^>]*>ready<', page)
-    for words in ("weather, layer 0", "weather → animal: 1 times", "1 switches in all", "arena"):
+    for words in (
+        "weather, layer 0",
+        "weather → animal: ",
+        "1 switches in all",
+        "arena",
+        "% foretold, 1 times so far",
+        "log loss",
+    ):
         assert words in page
     assert page.count("<rect") == 2

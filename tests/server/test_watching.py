@@ -102,6 +102,20 @@ def test_the_state_shows_pages_by_layer_and_task(assistant_bundle: Path) -> None
         assert (found["current"], found["state"]) == ("animal", "ready")
 
 
+def test_the_state_tells_what_comes_next(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle) as running, running.http() as client:
+        assert client.get("/status").json()["forecast"] is None
+        for task in ("weather", "animal") * 4:
+            running.openai.embeddings.create(model=task, input="sun")
+        state = client.get("/status").json()
+        names, found = [task["name"] for task in state["tasks"]], state["forecast"]
+        assert max(zip(found["next"], names, strict=True))[1] == "weather"
+        after = dict(zip(names, found["after"], strict=True))
+        assert max(zip(after["weather"], names, strict=True))[1] == "animal"
+        assert (found["switches"], found["foreseen"] > 0.5) == (7, True)
+        assert 0 < found["log_loss_bits"] < 1.58
+
+
 def test_a_server_that_stops_is_not_ready(assistant_bundle: Path) -> None:
     with serving(assistant_bundle) as running, running.http() as client:
         running.service.worker.stop()

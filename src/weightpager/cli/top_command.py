@@ -13,6 +13,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +25,7 @@ from weightpager.errors import ConfigError, WeightpagerError
 _SHADES = " ░▒▓█"
 _MOST_BYTES = 64 * 2**20
 _LATEST = 8
+_FORETOLD = 4
 
 
 def register(app: typer.Typer) -> None:
@@ -86,7 +88,7 @@ def read_status(url: str, token: str | None = None, timeout: float = 10.0) -> di
 
 def view(found: dict[str, Any]) -> RenderableType:
     """The state as people read it."""
-    return Group(_head(found), _budget(found), _tasks(found), _switches(found), _ahead(found))
+    return Group(_head(found), _budget(found), _tasks(found), _switches(found), _ahead(found), _next(found))
 
 
 def _head(found: dict[str, Any]) -> RenderableType:
@@ -104,7 +106,8 @@ def _budget(found: dict[str, Any]) -> RenderableType:
     parts = ", ".join(f"{name} {output.size(count)}" for name, count in found["memory"].items() if count)
     words = f"{output.size(used)} of {output.size(found['budget'])}: {parts}"
     pages = f"{found['resident_pages']} of {found['slots']} slots, working set {found['working_set_pages']} pages"
-    return Group(ProgressBar(total=max(1, found["budget"]), completed=used, width=60), Text(words), Text(pages), Text())
+    bar = Padding(ProgressBar(total=max(1, found["budget"]), completed=used, width=60), 0)  # padded, it ends its line
+    return Group(bar, Text(words), Text(pages), Text())
 
 
 def _tasks(found: dict[str, Any]) -> RenderableType:
@@ -128,8 +131,19 @@ def _ahead(found: dict[str, Any]) -> RenderableType:
         return Text("nothing is loaded ahead", style="dim")
     return Text(
         f"loading ahead {'pays' if ahead['active'] else 'rests'}: {ahead['loaded']} pages, {ahead['hits']} in time, "
-        f"{ahead['late']} late, {ahead['misses']} missed, {ahead['wasted']} wasted; {ahead['foreseen']:.0%} of the "
-        f"switches foreseen, log loss {ahead['log_loss_bits']:.2f} bits"
+        f"{ahead['late']} late, {ahead['misses']} missed, {ahead['wasted']} wasted"
+    )
+
+
+def _next(found: dict[str, Any]) -> RenderableType:
+    forecast = found["forecast"]
+    if forecast is None:
+        return Text("nothing to foretell from yet", style="dim")
+    likeliest = sorted(zip(forecast["next"], found["tasks"], strict=True), key=lambda pair: -pair[0])[:_FORETOLD]
+    named = ", ".join(f"{task['name']} {chance:.0%}" for chance, task in likeliest if chance)
+    return Text(
+        f"next: {named or 'unknown'}; {forecast['foreseen']:.0%} of {forecast['switches']} switches foreseen, "
+        f"log loss {forecast['log_loss_bits']:.2f} bits"
     )
 
 

@@ -20,6 +20,7 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine import architecture
 from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.foresight import foresight, reuse_after
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.open_task import OpenTask
@@ -79,6 +80,7 @@ class Engine:
         self._current: str | None = None
         self._closed = False
         self._switches = SwitchLog(self._open, self.monitor)
+        self._forecasts = Forecasts(self._open, self.monitor)
         self._real_time = frozenset(config.real_time)
         self._planner: Planner | None = None if isinstance(config.prefetch, bool) else config.prefetch
         self._prefetcher: Prefetcher | None = None
@@ -339,6 +341,13 @@ class Engine:
         blocks = self.blocks
         needs = {name: blocks.needs(task.number) for name, task in self._tasks.items()}
         return ResidencyMap.of(self._residency.index.layers, blocks.page_table, needs)
+
+    def forecast(self) -> ForecastReport | None:
+        """What probably comes next by what has been learnt, whether anything is loaded ahead or not; loads nothing.
+
+        The history is caught up with when this is called. A planner isn't asked. None before the first request.
+        """
+        return self._forecasts.now()
 
     def resident_tasks(self) -> frozenset[str]:
         """Tasks that could be entered now without loading anything."""

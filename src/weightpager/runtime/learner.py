@@ -73,6 +73,10 @@ class Learner(ABC):
         seconds = float(weights @ left)
         return Forecast(chances, None if math.isnan(seconds) else seconds)
 
+    def after(self, task: int) -> Floats:
+        """Probability of each task to follow this one [tasks], whatever came before it."""
+        return self._chances((task,))
+
     def _base(self, current: int | None) -> Floats:
         """What to assume of the next task, [tasks]: the prior, or all others alike."""
         if self._prior is not None:

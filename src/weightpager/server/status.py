@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from weightpager.engine.forecasts import ForecastReport
 from weightpager.engine.report import PrefetchReport
 from weightpager.engine.residency_map import ResidencyMap
 from weightpager.server.schema import Answer
@@ -39,7 +41,7 @@ class SwitchStatus(Answer):
 
 
 class PrefetchStatus(Answer):
-    """What loading ahead does: pages that it brought and their fate, and how well switches are foreseen."""
+    """What loading ahead does: pages that it brought, and their fate."""
 
     active: bool
     loaded: int
@@ -47,6 +49,22 @@ class PrefetchStatus(Answer):
     late: int
     misses: int
     wasted: int
+
+
+class ForecastStatus(Answer):
+    """What comes next, as far as the past tells.
+
+    Attributes:
+        next: probability of each task to be the next one, in the order of ``tasks``; all 0 while none is current.
+        seconds: until then; None if unknown.
+        after: of each task, the probability of each other to follow it, whatever came before.
+        switches, foreseen, log_loss_bits: that were foretold, how many of them rightly, and by what they were missed.
+    """
+
+    next: list[float]
+    seconds: float | None
+    after: list[list[float]]
+    switches: int
     foreseen: float
     log_loss_bits: float
 
@@ -59,6 +77,7 @@ class Status(Answer):
         memory: bytes by purpose.
         pages: for each layer a digit per page, 1 where it is resident; None where there are too many.
         prefetch: None if nothing is loaded ahead.
+        forecast: None before the first request.
         followed: how often each task was followed by each other, in the order of ``tasks``.
     """
 
@@ -81,6 +100,7 @@ class Status(Answer):
     tasks: list[TaskStatus]
     pages: list[str] | None
     prefetch: PrefetchStatus | None
+    forecast: ForecastStatus | None
     switches_total: int
     switches: list[SwitchStatus]
     followed: list[list[int]]
@@ -90,6 +110,7 @@ def status(service: Service) -> Status:
     """As of now; loads nothing."""
     engine = service.engine
     report, found, waiting = engine.report(), engine.residency(), service.queue.waiting()
+    forecast = engine.forecast()
     use, monitor, names = report.memory, engine.monitor, list(found.needs)
     return Status(
         version=VERSION,
@@ -111,6 +132,7 @@ def status(service: Service) -> Status:
         tasks=[_task(service, found, name, waiting.get(name, 0)) for name in names],
         pages=_pages(found),
         prefetch=None if report.prefetch is None else _prefetch(report.prefetch),
+        forecast=None if forecast is None else _forecast(forecast, names),
         switches_total=monitor.switches,
         switches=[SwitchStatus(**vars(switch)) for switch in service.timeline.latest(_SWITCHES)],
         followed=monitor.followed(names).tolist(),
@@ -126,9 +148,23 @@ def _prefetch(report: PrefetchReport) -> PrefetchStatus:
         late=counts.late,
         misses=counts.misses,
         wasted=counts.wasted,
+    )
+
+
+def _forecast(report: ForecastReport, names: Sequence[str]) -> ForecastStatus:
+    return ForecastStatus(
+        next=_in_order(report.next, names),
+        seconds=report.seconds,
+        after=[_in_order(report.after.get(name, {}), names) for name in names],
+        switches=report.switches,
         foreseen=report.hit_rate,
         log_loss_bits=report.log_loss,
     )
+
+
+def _in_order(chances: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    # A task may have come since the forecast was made.
+    return [round(chances.get(name, 0.0), 4) for name in names]
 
 
 def _task(service: Service, found: ResidencyMap, name: str, waiting: int) -> TaskStatus:

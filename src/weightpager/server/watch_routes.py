@@ -45,8 +45,9 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get("/status", dependencies=_GUARDED, responses=RESPONSES)
-async def status(request: Request) -> Status:
+def status(request: Request) -> Status:
     """The server's state, as the page and ``weightpager top`` show it."""
+    # Not async: a long history takes a moment to learn from, and nobody else should wait for that.
     return read_status(request.app.state.service)
 
 
