@@ -17,7 +17,7 @@ from weightpager.bundle import Bundle, writing
 from weightpager.bundle.layout import PageDtype, block_bytes
 from weightpager.compiler.block_choice import choose_blocks
 from weightpager.compiler.clock import Clock
-from weightpager.compiler.data import Example
+from weightpager.compiler.data import Item
 from weightpager.compiler.finetune import Lesson, finetune
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks
@@ -207,7 +207,7 @@ class Study:
         values = [score.value if score.higher_is_better else -np.log(score.value) for score in found]
         return {"mean": float(np.mean(values))}
 
-    def _measure(self, source: Source, task: str, examples: Sequence[Example]) -> Score:
+    def _measure(self, source: Source, task: str, examples: Sequence[Item]) -> Score:
         data = self._base.data[task]
         told = lambda done, total: self._progress(f"measure {task}", done, total)  # noqa: E731
         return evaluate(source.models[task], data.batches(examples, EVAL_BATCH), data.kind, told)

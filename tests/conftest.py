@@ -45,6 +45,16 @@ def writer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "writer.bundle"
 
 
+@pytest.fixture(scope="session")
+def camera_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tasks on a tiny model of images."""
+    import weightpager as wp
+
+    folder = tmp_path_factory.mktemp("camera")
+    wp.compile(tiny.camera(folder), out=folder / "camera.bundle")
+    return folder / "camera.bundle"
+
+
 @pytest.fixture
 def weightpager(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs the command in this process: ``weightpager("inspect", path)``."""

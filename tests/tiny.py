@@ -8,8 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTModel,
+)
 
 WORDS = ["red", "green", "blue", "cat", "dog", "cow", "sun", "rain", "snow", "one", "two", "three"]
 
@@ -61,6 +70,56 @@ def llama(folder: Path, seed: int = 0) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def vit(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    config = ViTConfig(
+        image_size=16,
+        patch_size=8,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=96,
+        initializer_range=0.2,
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}, "resample": 2}
+    settings |= {"do_resize": True, "do_rescale": True, "do_normalize": True}
+    settings |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255), "black": (0, 0, 0)}
+
+
+def picture(path: Path, colour: str, seed: object = 0, size: tuple[int, int] = (16, 16)) -> Path:
+    """An image of one colour, roughly."""
+    drawn = random.Random(f"{colour} {seed}")
+    image = Image.new("RGB", size, COLOURS[colour])
+    for _ in range(8):
+        image.putpixel((drawn.randrange(size[0]), drawn.randrange(size[1])), (128, 128, 128))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path
+
+
+def pictures(folder: Path, name: str, colours: list[str], items: int = 24) -> dict[str, str]:
+    """A task whose class is told by the colour of an image: training data in a folder, held-out data in rows."""
+    for number in range(items):
+        colour = colours[number % len(colours)]
+        picture(folder / name / colour / f"{number}.png", colour, number)
+    rows = []
+    for number in range(items):
+        colour = colours[number % len(colours)]
+        picture(folder / "held-out" / f"{name}-{number}.png", colour, f"held out {number}")
+        rows.append({"image": f"held-out/{name}-{number}.png", "label": colour})
+    return {
+        "kind": "image-classification",
+        "train": str(folder / name),
+        "eval": _write(folder / f"{name}.eval.jsonl", rows),
+    }
 
 
 def classification(folder: Path, name: str, classes: dict[str, list[str]], items: int = 40) -> dict[str, str]:
@@ -132,6 +191,24 @@ def writer(folder: Path, **changes: Any) -> dict[str, Any]:
         "sparsity": 0.5,
         "calibration": {"items": 8, "max_length": 16, "batch": 4},
         "tasks": {"animals": text(folder, "animals", WORDS[3:6]), "numbers": text(folder, "numbers", WORDS[9:12])},
+    }
+    return content | changes
+
+
+def camera(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A task file of three tasks on a tiny model of images, as a mapping."""
+    content = {
+        "model": str(vit(folder / "vit")),
+        "block": "8x16",
+        "page": "4KiB",
+        "sparsity": 0.6,
+        "calibration": {"items": 16, "batch": 8},
+        "training": {"steps": 12, "batch": 8},
+        "tasks": {
+            "colour": pictures(folder, "colour", ["red", "green", "blue"]),
+            "warm": pictures(folder, "warm", ["red", "blue"]),
+            "bright": pictures(folder, "bright", ["white", "black"]),
+        },
     }
     return content | changes
 

@@ -7,6 +7,7 @@
     │   ├── BundleFormatError   a file, field, index or bound is not what the format says
     │   ├── PageCorruptError    a page's bytes do not match its id
     │   └── UnknownTaskError    the bundle has no task of that name
+    ├── ImageError              an image is missing, damaged, too large, or none
     ├── StoreError              pages cannot be read from storage
     │   └── StoreTimeoutError   storage hangs
     ├── SampleUnavailable       a sample model or data set cannot be fetched (weightpager.samples)
@@ -74,6 +75,10 @@ class UnknownTaskError(BundleError):
         hint = f" Did you mean {close[0]!r}?" if close else ""
         super().__init__(f"unknown task {task!r}; the bundle has: {', '.join(names)}.{hint}")
         self.task = task
+
+
+class ImageError(WeightpagerError):
+    """An image is missing, damaged, too large, or no image."""
 
 
 class StoreError(WeightpagerError):

@@ -25,14 +25,17 @@ METRICS: dict[TaskKind, Metric] = {
     "text-classification": "accuracy",
     "token-classification": "token accuracy",
     "language-modeling": "perplexity",
+    "image-classification": "accuracy",
 }
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs, each ``[B, L]``, and labels: ``[B]`` for text classification, else ``[B, L]``.
+    """Model inputs and labels.
 
-    For language modeling the labels are the input ids; `aligned` shifts them.
+    Texts are ``input_ids`` and ``attention_mask``, each ``[B, L]``; images are ``pixel_values``, ``[B, C, H, W]``.
+    Labels are ``[B]`` where texts or images are classified, else ``[B, L]``. For language modeling they are the input
+    ids; `aligned` shifts them.
     """
 
     inputs: dict[str, Tensor]
@@ -40,8 +43,14 @@ class Batch:
 
     @property
     def items(self) -> int:
-        """Texts or windows."""
+        """Texts, windows or images."""
         return len(self.labels)
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """Bool ``[B, L]``, False at padding; None for images, which have none."""
+        mask = self.inputs.get("attention_mask")
+        return None if mask is None else mask.bool()
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -50,7 +59,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's mean over ``items`` texts (accuracy), labelled words (token accuracy) or predicted tokens."""
+    """A metric's mean over ``items``: texts, images (accuracy), labelled words (token accuracy) or predicted tokens."""
 
     metric: Metric
     value: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from weightpager.evaluate import IGNORED
 TOKENIZER = tiny.tokenizer()
 PLAIN = tiny.tokenizer(special=False)
 PLAIN.pad_token = PLAIN.eos_token
+PADDED = partial(data.collate, pad=0)
 
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -63,7 +65,7 @@ def test_texts(tmp_path: Path) -> None:
     assert found.train == (Example([2, 11, 4, 10, 3], 1), Example([2, 5, 3], 0))
     assert found.eval == (Example([2, 6, 7, 3], 1),)
     assert found.validation is None
-    batch = data.collate(found.train, found.pad)
+    batch = found.collate(found.train)
     assert batch.inputs["input_ids"].tolist() == [[2, 11, 4, 10, 3], [2, 5, 3, 0, 0]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
     assert batch.labels.tolist() == [1, 0]
@@ -74,7 +76,7 @@ def test_words_are_labelled_on_their_first_piece(tmp_path: Path) -> None:
     found = read(task)
     assert found.classes == ("ADJ", "DET", "NOUN")
     assert found.train == (Example([2, 11, 6, 7, 10, 3], [IGNORED, 1, 0, IGNORED, 2, IGNORED]),)
-    batch = data.collate([*found.train, Example([2, 3], [IGNORED, IGNORED])], found.pad)
+    batch = found.collate([*found.train, Example([2, 3], [IGNORED, IGNORED])])
     assert batch.labels.tolist() == [[IGNORED, 1, 0, IGNORED, 2, IGNORED], [IGNORED] * 6]
 
 
@@ -116,7 +118,7 @@ def test_windows(tmp_path: Path) -> None:
 
 def test_windows_come_in_batches_of_bounded_tokens() -> None:
     windows = tuple(Example([1] * 512, [1] * 512) for _ in range(9))
-    found = TaskData("language-modeling", (), windows, windows, None, 0)
+    found = TaskData("language-modeling", (), windows, windows, None, PADDED)
     assert [batch.items for batch in found.batches(windows, 32)] == [4, 4, 1]
     assert [batch.items for batch in found.calibration(5, 2)] == [2, 2, 1]
 
@@ -292,7 +294,9 @@ examples = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_siz
 
 @given(examples, st.integers(1, 7))
 def test_batches_hold_every_example_once(tokens: list[list[int]], size: int) -> None:
-    data_ = TaskData("text-classification", ("a",), (), tuple(Example(t, n) for n, t in enumerate(tokens)), None, 0)
+    data_ = TaskData(
+        "text-classification", ("a",), (), tuple(Example(t, n) for n, t in enumerate(tokens)), None, PADDED
+    )
     batches = data_.batches(data_.eval, size)
     lengths = [length for batch in batches for length in batch.inputs["attention_mask"].sum(1).tolist()]
     assert lengths == sorted(map(len, tokens))
@@ -307,7 +311,7 @@ def test_batches_hold_every_example_once(tokens: list[list[int]], size: int) -> 
 @given(st.integers(1, 12), st.integers(1, 7), st.integers(0, 3))
 def test_shuffled_batches(count: int, size: int, seed: int) -> None:
     train = tuple(Example([n + 1], n) for n in range(count))
-    found = TaskData("text-classification", ("a",), train, (), None, 0)
+    found = TaskData("text-classification", ("a",), train, (), None, PADDED)
     taken = [list(islice(found.shuffled(size, seed), 8 * count)) for _ in range(2)]
     drawn, again = ([label for batch in batches for label in batch.labels.tolist()] for batches in taken)
     assert drawn == again
@@ -317,7 +321,7 @@ def test_shuffled_batches(count: int, size: int, seed: int) -> None:
 
 def test_shuffled_batches_waste_little_on_padding() -> None:
     train = tuple(Example([1] * (1 + n % 64), 0) for n in range(640))
-    found = TaskData("text-classification", ("a",), train, (), None, 0)
+    found = TaskData("text-classification", ("a",), train, (), None, PADDED)
     batches = list(islice(found.shuffled(16), 40))
     used = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
     assert used / sum(batch.inputs["input_ids"].numel() for batch in batches) > 0.85
@@ -327,7 +331,7 @@ def test_shuffled_batches_waste_little_on_padding() -> None:
 
 def test_calibration_draws_by_seed(tmp_path: Path) -> None:
     train = tuple(Example([n + 1], n) for n in range(50))
-    found = TaskData("text-classification", ("a",), train, (), None, 0)
+    found = TaskData("text-classification", ("a",), train, (), None, PADDED)
 
     def labels(items: int, seed: int) -> list[int]:
         return [label for batch in found.calibration(items, 8, seed) for label in batch.labels.tolist()]

@@ -17,6 +17,13 @@ def assistant(assistant_bundle: Path) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
+def camera(camera_bundle: Path) -> Iterator[Running]:
+    """Three tasks on images."""
+    with serving(camera_bundle) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def writer(writer_bundle: Path) -> Iterator[Running]:
     """Two decoder tasks."""
     with serving(writer_bundle) as running:

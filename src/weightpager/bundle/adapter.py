@@ -27,6 +27,7 @@ TASK_TYPES: dict[TaskKind, Literal["CAUSAL_LM"] | None] = {
     "text-classification": None,
     "token-classification": None,
     "language-modeling": "CAUSAL_LM",
+    "image-classification": None,
 }
 """What PEFT is told of the kinds of tasks. With SEQ_CLS or TOKEN_CLS it wants the head among the adapter's tensors, but
 heads are private parameters here."""

@@ -14,7 +14,7 @@ from weightpager.bundle.page_file import ALIGNMENT, file_name
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.transitions import Transitions
 
-TaskKind = Literal["text-classification", "token-classification", "language-modeling"]
+TaskKind = Literal["text-classification", "token-classification", "language-modeling", "image-classification"]
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Features = Annotated[int, Field(ge=1, le=2**24)]
@@ -52,7 +52,10 @@ class Score(Strict):
 
 
 class EvalData(Strict):
-    """The held-out data that a task was measured on, so that a device can measure it again."""
+    """The held-out data that a task was measured on, so that a device can measure it again.
+
+    ``text`` is the column of what the task reads, images included; ``blake3`` of images is over all of them.
+    """
 
     file: str
     blake3: Hash
@@ -64,13 +67,14 @@ class EvalData(Strict):
 class TaskEntry(Strict):
     """One task; its files lie in ``tasks/<name>/``.
 
-    ``sparsity`` is the fraction of the paged weights' blocks that the task drops.
+    ``sparsity`` is the fraction of the paged weights' blocks that the task drops; ``max_length`` is in tokens, and
+    None for images.
     """
 
     name: TaskName
     kind: TaskKind
     classes: list[str]
-    max_length: Annotated[int, Field(ge=1, le=2**20)]
+    max_length: Annotated[int, Field(ge=1, le=2**20)] | None
     sparsity: Annotated[float, Field(ge=0, lt=1)]
     dense: Score | None
     eval: EvalData | None
@@ -79,7 +83,14 @@ class TaskEntry(Strict):
     def _classes(self) -> TaskEntry:
         if self.kind != "language-modeling" and not self.classes:
             raise ValueError(f"classes of a {self.kind} task, got none")
+        if (self.max_length is None) != self.takes_images:
+            raise ValueError(f"a max_length of texts and none of images, got {self.max_length} for {self.kind}")
         return self
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether it reads images; else it reads texts."""
+        return self.kind == "image-classification"
 
 
 class Manifest(Strict):
@@ -123,6 +134,8 @@ class Manifest(Strict):
         for what, names in (("task", [t.name for t in self.tasks]), ("weight", [w.name for w in self.weights])):
             if len(set(names)) != len(names):
                 raise ValueError(f"{what} names that differ")
+        if len({task.takes_images for task in self.tasks}) != 1:
+            raise ValueError("tasks that all read texts or all read images")
         if any(weight.layer >= self.layers for weight in self.weights):
             raise ValueError(f"every weight in one of {self.layers} layers")
         if len(self.transitions) != len(self.tasks) or any(len(row) != len(self.tasks) for row in self.transitions):

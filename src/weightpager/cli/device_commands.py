@@ -31,22 +31,30 @@ def run(
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="[TEXT]…", help="Texts; one a line from standard input if absent.")
     ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", "-i", metavar="FILE", help="Image, for tasks that read images; may be repeated."),
+    ] = None,
     budget: Budget = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a generated continuation.")] = 32,
     json: Json = False,
 ) -> None:
-    """Run a task on texts under a memory budget.
+    """Run a task on texts, or on images, under a memory budget.
 
     Example: `weightpager run assistant.bundle --task spam --budget 64MiB "You won a prize"`
+
+    Images: `weightpager run drive.bundle --task traffic-light --image frame.png`; needs `weightpager[images]`.
     """
     from weightpager.engine import Engine
+    from weightpager.engine.architecture import image_reader
     from weightpager.engine.predict import predict
 
-    inputs = _inputs(texts)
     with Engine.from_pretrained(bundle, budget=budget) as engine:
-        tokenizer = engine.tokenizer()
+        entry = engine.bundle.task(task)
+        inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
+        reader = image_reader(engine.bundle) if entry.takes_images else engine.tokenizer()
         with engine.task(task) as module:
-            found = predict(module, tokenizer, engine.bundle.task(task), inputs, max_new_tokens=max_new_tokens)
+            found = predict(module, reader, entry, inputs, max_new_tokens=max_new_tokens)
             report = engine.report()
     if json:
         output.print_json({"task": task, "predictions": found, "engine": report})
@@ -117,8 +125,18 @@ def export(
         output.say(f"{written}: {task}, for transformers' from_pretrained")
 
 
-def _inputs(texts: list[str] | None) -> list[str]:
+def _images(task: str, images: list[Path] | None, texts: list[str] | None) -> list[str]:
+    """The images to run on."""
+    if texts or not images:
+        found = "a text" if texts else "none"
+        raise ConfigError(f"run: expected '--image FILE', since {task} reads images, found {found}")
+    return [str(path) for path in images]
+
+
+def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> list[str]:
     """The texts to run on: arguments, else the lines of standard input."""
+    if images:
+        raise ConfigError(f"run: expected texts, since {task} reads texts, found '--image'")
     try:
         inputs = texts or [line.rstrip("\n") for line in sys.stdin]
         for text in inputs:

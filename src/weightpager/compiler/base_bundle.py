@@ -99,7 +99,7 @@ class BaseBundle:
         return task_file.model_copy(update=ours)
 
     def adopt(self, source: Source) -> Source:
-        """Put the bundle's values into a dense model: order, blocks, resident parameters, configuration, tokenizer.
+        """Put the bundle's values into a dense model: order, blocks, resident parameters, configuration, preprocessor.
 
         Blocks that no task of the bundle keeps, and parameters that the bundle doesn't share, stay the model's.
 
@@ -117,6 +117,8 @@ class BaseBundle:
             for name, tensor in parameters(model).items():
                 if name in self.resident and (name.startswith(BASE) or not labelled):
                     self._fill(source, name, tensor)
+        if source.images is not None:
+            return replace(source, config=config, images=architecture.image_reader(self.bundle))
         tokenizer = architecture.tokenizer(self.bundle)
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         return replace(source, config=config, tokenizer=tokenizer)

@@ -25,7 +25,7 @@ class Calibration:
         kind: ``gradient``: Σ over batches of (W·∂L/∂W)², float32 ``[out_features, in_features]``;
             ``second-moment``: the mean of x² over tokens that aren't padding, float64 ``[in_features]``;
             ``block-obs``: the mean of x xᵀ, float32 ``[in_features, in_features]``.
-        items: texts or windows seen.
+        items: texts, windows or images seen.
     """
 
     kind: Saliency
@@ -84,7 +84,7 @@ def _input_means(
     """The mean over tokens of what ``total`` sums over a batch's inputs [N, I], by paged weight."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
-    mask = torch.empty(0)
+    mask: Tensor | None = None
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -99,7 +99,7 @@ def _input_means(
     try:
         with torch.inference_mode(), autocast(source.models[task].device):
             for done, batch in enumerate(batches, 1):
-                mask = batch.inputs["attention_mask"].bool()  # [B, L]
+                mask = batch.tokens  # [B, L]
                 source.models[task](**batch.inputs)
                 progress(done, len(batches))
     finally:
@@ -118,8 +118,10 @@ _MEASURES: dict[Saliency, Callable[[Source, str, Sequence[Batch], Progress], dic
 }
 
 
-def _tokens(x: Tensor, mask: Tensor) -> Tensor:
+def _tokens(x: Tensor, mask: Tensor | None) -> Tensor:
     """Inputs ``[N, I]`` without padding, where it can be told: a layer may get ``[B, L, I]`` or ``[B·L, I]``."""
+    if mask is None:
+        return x.flatten(0, -2)
     if x.shape[:-1] == mask.shape:
         return x[mask]
     if x.shape[:-1] == (mask.numel(),):

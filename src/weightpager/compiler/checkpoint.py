@@ -15,6 +15,7 @@ from weightpager.bundle.manifest import TaskKind
 from weightpager.compiler.named_parameters import canonical, parameters
 from weightpager.compiler.task_file import TaskFile
 from weightpager.engine.architecture import CLASSES
+from weightpager.engine.image_reader import ImageReader, load_image_processor
 from weightpager.errors import CompileError
 
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
@@ -34,7 +35,7 @@ def check_directory(path: Path) -> None:
         raise CompileError(f"{path}: expected a model directory; a hub id must be downloaded first")
     if not (path / "config.json").is_file():
         raise CompileError(f"{path}: expected a model directory, found no config.json in it")
-    for name in ("config.json", "tokenizer_config.json"):
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
         if (path / name).is_file():
             content = call(path, lambda file=path / name: json.loads(file.read_text(encoding="utf-8")))
             if not isinstance(content, dict):
@@ -50,6 +51,8 @@ def check_config(config: PretrainedConfig, task_file: TaskFile) -> None:
         raise CompileError(f"{path}: expected an encoder or a decoder, found the encoder-decoder {config.model_type}")
     if getattr(config, "quantization_config", None) is not None:
         raise CompileError(f"{path}: expected float weights, found a quantised checkpoint")
+    if task_file.takes_images:
+        return
     most = getattr(config, "max_position_embeddings", None)
     for name in task_file.tasks:
         length = task_file.max_length_of(name)
@@ -68,6 +71,13 @@ def load_tokenizer(path: Path) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     return tokenizer
+
+
+def load_image_reader(path: Path, config: PretrainedConfig) -> ImageReader:
+    """The directory's image processor, with what the model expects of it."""
+    if not (path / "preprocessor_config.json").is_file():
+        raise CompileError(f"{path}: expected an image processor, found no preprocessor_config.json in it")
+    return ImageReader(call(path, load_image_processor, path), config)
 
 
 def from_pretrained(path: Path, kind: TaskKind, seed: int, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -114,6 +124,19 @@ def check_same_words(ours: Any, directory: Path, where: str) -> None:
         return
     if load_tokenizer(directory).get_vocab() != ours.get_vocab():
         raise CompileError(f"{where}: expected the model's tokenizer, found one with another vocabulary")
+
+
+def check_same_pixels(ours: ImageReader, directory: Path, config: PretrainedConfig, where: str) -> None:
+    """Refuse a checkpoint whose own image processor, if it has one, makes other pixels than the model's."""
+    if not (directory / "preprocessor_config.json").is_file():
+        return
+    wanted, found = (reader.processor.to_dict() for reader in (ours, load_image_reader(directory, config)))
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            raise CompileError(
+                f"{where}: expected the model's image processor with {key} {wanted.get(key)!r}, "
+                f"found {found.get(key)!r}"
+            )
 
 
 def class_names(config: PretrainedConfig) -> tuple[str, ...]:

@@ -1,16 +1,19 @@
-"""Task data: files of texts and labels -> tokenised examples -> batches."""
+"""Task data: files of texts and labels, or images -> examples -> batches."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
 from weightpager.bundle.manifest import TaskEntry, TaskKind
+from weightpager.compiler import pictures
+from weightpager.compiler.pictures import Picture
 from weightpager.compiler.rows import FORMATS, label_ids, labels_of, read_rows, texts_of, words_of
 from weightpager.compiler.task_sections import TaskSpec
 from weightpager.engine.word_pieces import word_starts
@@ -31,26 +34,42 @@ class Example:
     tokens: Sequence[int]
     label: int | Sequence[int]
 
+    @property
+    def length(self) -> int:
+        """In tokens."""
+        return len(self.tokens)
+
+
+Item = Example | Picture
+Collate = Callable[[Sequence[Any]], Batch]
+"""Makes one batch of items."""
+
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's examples, tokenised. ``pad`` is the id that fills up short rows of a batch."""
+    """A task's examples: tokenised texts, or images.
+
+    Attributes:
+        kind, classes: of the task.
+        train, eval, validation: its splits.
+        collate: makes a batch of examples.
+    """
 
     kind: TaskKind
     classes: tuple[str, ...]
-    train: tuple[Example, ...]
-    eval: tuple[Example, ...]
-    validation: tuple[Example, ...] | None
-    pad: int
+    train: tuple[Item, ...]
+    eval: tuple[Item, ...]
+    validation: tuple[Item, ...] | None
+    collate: Collate
 
-    def calibration(self, items: int, size: int, seed: int = 0) -> list[Batch]:
+    def calibration(self, items: int, size: int, seed: int = 0) -> Sequence[Batch]:
         """Batches of ``items`` training examples (all, if there are fewer) drawn by ``seed``."""
         drawn = random.Random(seed).sample(self.train, min(items, len(self.train)))  # noqa: S311
         return self.batches(drawn, size)
 
-    def batches(self, examples: Sequence[Example], size: int) -> list[Batch]:
+    def batches(self, examples: Sequence[Item], size: int) -> Sequence[Batch]:
         """`batched`, of this task's kind."""
-        return batched(examples, size, self.kind, self.pad)
+        return batched(examples, size, self.kind, self.collate)
 
     def shuffled(self, size: int, seed: int = 0) -> Iterator[Batch]:
         """Training batches without end: each example once, in an order drawn by ``seed``, then again in another.
@@ -58,26 +77,46 @@ class TaskData:
         Within a few batches, those of similar length go together: padding costs as much as text does.
         """
         drawn = random.Random(seed)  # noqa: S311
-        order: list[Example] = []
+        order: list[Item] = []
         while True:
             while len(order) < size * _GROUPED:
                 order += drawn.sample(self.train, len(self.train))
-            group = sorted(order[: size * _GROUPED], key=lambda example: len(example.tokens))
+            group = sorted(order[: size * _GROUPED], key=lambda example: example.length)
             order = order[size * _GROUPED :]
             batches = [group[start : start + size] for start in range(0, len(group), size)]
             for batch in drawn.sample(batches, len(batches)):
-                yield collate(batch, self.pad)
+                yield self.collate(batch)
 
 
-def batched(examples: Sequence[Example], size: int, kind: TaskKind, pad: int) -> list[Batch]:
+class Batches(Sequence[Batch]):
+    """Batches that are made whenever they are asked for: pixels of all images at once might not fit."""
+
+    def __init__(self, parts: Sequence[Sequence[Item]], collate: Collate) -> None:
+        self._parts = parts
+        self._collate = collate
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batches: ...
+    def __getitem__(self, index: int | slice) -> Batch | Batches:
+        if isinstance(index, slice):
+            return Batches(self._parts[index], self._collate)
+        return self._collate(self._parts[index])
+
+
+def batched(examples: Sequence[Item], size: int, kind: TaskKind, collate: Collate) -> Batches:
     """Every example once, sorted by length because padding costs as much as text does.
 
     Windows of a language model come in batches of at most 2048 tokens, or one by one.
     """
     if kind == "language-modeling":
-        size = min(size, max(1, _LANGUAGE_MODEL_TOKENS // len(examples[0].tokens)))
-    ordered = sorted(examples, key=lambda example: len(example.tokens))
-    return [collate(ordered[start : start + size], pad) for start in range(0, len(ordered), size)]
+        size = min(size, max(1, _LANGUAGE_MODEL_TOKENS // examples[0].length))
+    ordered = sorted(examples, key=lambda example: example.length)
+    return Batches([ordered[start : start + size] for start in range(0, len(ordered), size)], collate)
 
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:
@@ -104,47 +143,72 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
         CompileError: the file can't be used, or has fewer than two labels.
     """
     where = _where(name, "train", task.train)
-    rows = read_rows(task.train, where, task.label_column)
-    nested = task.kind == "token-classification"
-    found = {str(label): label for row in labels_of(rows, task.label_column, where, nested) for label in row}
+    if task.takes_images:
+        found = {str(label): label for _, label in pictures.listed(task.train, where, *task.columns)}
+    else:
+        rows = read_rows(task.train, where, task.label_column)
+        nested = task.kind == "token-classification"
+        found = {str(label): label for row in labels_of(rows, task.label_column, where, nested) for label in row}
     if len(found) < 2:
         raise CompileError(f"{where}: expected at least two different labels, found {', '.join(found) or 'none'}")
     numbered = all(isinstance(label, int) for label in found.values())
     return tuple(sorted(found, key=lambda name: (int(found[name]), name) if numbered else (0, name)))
 
 
-def load(name: str, task: TaskSpec, tokenizer: Any, known: Sequence[str], max_length: int) -> TaskData:
-    """Read and tokenise every split of a task; ``known`` are its classes in the order of their ids.
+def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length: int) -> TaskData:
+    """Read every split of a task, and tokenise texts.
+
+    Args:
+        name: of the task.
+        task: what the task file says of it.
+        reads: the tokenizer, or for images an `ImageReader`.
+        known: the task's classes in the order of their ids.
+        max_length: of texts, in tokens.
 
     Raises:
-        CompileError: as `Reader.read`.
+        CompileError: as `Reader.read` or `pictures.read`.
     """
-    reader = Reader(task.kind, task.text_column, task.label_column, tokenizer, tuple(known), max_length)
+    read, collated = _reading(task.kind, task.columns, reads, tuple(known), max_length)
 
-    def read(split: str, path: Path, items: int | None = None) -> tuple[Example, ...]:
-        return reader.read(path, _where(name, split, path), items)
+    def split(split: str, path: Path, items: int | None = None) -> tuple[Item, ...]:
+        return read(path, _where(name, split, path))[:items]
 
-    validation = read("validation", task.validation, task.items) if task.validation else None
-    held_out = read("eval", task.eval, task.items)
-    return TaskData(task.kind, tuple(known), read("train", task.train), held_out, validation, tokenizer.pad_token_id)
+    validation = split("validation", task.validation, task.items) if task.validation else None
+    held_out = split("eval", task.eval, task.items)
+    return TaskData(task.kind, tuple(known), split("train", task.train), held_out, validation, collated)
 
 
-def load_eval(entry: TaskEntry, path: Path, tokenizer: Any, size: int) -> list[Batch]:
+def load_eval(entry: TaskEntry, path: Path, reads: Any, size: int) -> Sequence[Batch]:
     """The held-out data of a bundle's task, as it was when the task was compiled; the file may have moved to ``path``.
 
     Raises:
-        CompileError: as `Reader.read`, or the entry names no data.
+        CompileError: as `load`, or the entry names no data.
     """
     if entry.eval is None:
         raise CompileError(f"{entry.name}: the bundle names no held-out data for this task")
-    reader = Reader(entry.kind, entry.eval.text, entry.eval.label, tokenizer, tuple(entry.classes), entry.max_length)
-    examples = reader.read(path, _where(entry.name, "eval", path), entry.eval.items)
-    return batched(examples, size, entry.kind, tokenizer.pad_token_id)
+    columns = (entry.eval.text, entry.eval.label)
+    read, collated = _reading(entry.kind, columns, reads, tuple(entry.classes), entry.max_length or 0)
+    examples = read(path, _where(entry.name, "eval", path))[: entry.eval.items]
+    return batched(examples, size, entry.kind, collated)
+
+
+def _reading(
+    kind: TaskKind, columns: tuple[str, str], reads: Any, known: tuple[str, ...], max_length: int
+) -> tuple[Callable[[Path, str], tuple[Item, ...]], Collate]:
+    """What reads a file (errors speak of the second argument), and what makes a batch of what was read."""
+    if kind == "image-classification":
+
+        def images(path: Path, where: str) -> tuple[Item, ...]:
+            return pictures.read(path, where, columns, known, reads)
+
+        return images, partial(pictures.collate, reader=reads)
+    texts = Reader(kind, *columns, reads, known, max_length)
+    return texts.read, partial(collate, pad=reads.pad_token_id)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads files of one kind of task.
+    """Reads files of one kind of task on texts.
 
     Attributes:
         text, label: names of the columns.
@@ -160,8 +224,8 @@ class Reader:
     classes: tuple[str, ...]
     max_length: int
 
-    def read(self, path: Path, where: str, items: int | None = None) -> tuple[Example, ...]:
-        """The examples of a file, the first ``items`` of them; errors speak of ``where``.
+    def read(self, path: Path, where: str) -> tuple[Example, ...]:
+        """The examples of a file; errors speak of ``where``.
 
         Raises:
             CompileError: the file is empty or malformed, a column is missing, a text isn't text, a label isn't known.
@@ -171,7 +235,7 @@ class Reader:
             "token-classification": self._words,
             "language-modeling": self._windows,
         }
-        return tuple(readers[self.kind](path, where)[:items])
+        return tuple(readers[self.kind](path, where))
 
     def _texts(self, path: Path, where: str) -> list[Example]:
         rows = read_rows(path, where, self.text, self.label)

@@ -27,7 +27,7 @@ class _Call:
     hidden: Tensor
     arguments: tuple[Any, ...]
     options: dict[str, Any]
-    tokens: Tensor  # bool [B, L], False at padding
+    tokens: Tensor | None  # bool [B, L], False at padding; None for images
 
 
 class _ReachedError(Exception):
@@ -121,7 +121,7 @@ def _first_call(model: PreTrainedModel, first: nn.Module, batch: Batch) -> _Call
         if hidden is None:
             hidden, *rest = arguments
             arguments = tuple(rest)
-        caught.append(_Call(hidden, arguments, options, batch.inputs["attention_mask"].bool()))
+        caught.append(_Call(hidden, arguments, options, batch.tokens))
         raise _ReachedError
 
     hook = first.register_forward_pre_hook(catch, with_kwargs=True)
@@ -134,8 +134,8 @@ def _first_call(model: PreTrainedModel, first: nn.Module, batch: Batch) -> _Call
     raise CompileError(f"closed-form recovery: the model doesn't call its first layer; {_ELSE}")
 
 
-def _without_padding(x: Tensor, tokens: Tensor) -> Tensor:
+def _without_padding(x: Tensor, tokens: Tensor | None) -> Tensor:
     """Inputs ``[N, I]`` of tokens that aren't padding, where it can be told."""
-    if x.shape[:-1] == tokens.shape:
+    if tokens is not None and x.shape[:-1] == tokens.shape:
         return x[tokens]
     return x.flatten(0, -2)

@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from weightpager import kernels
-from weightpager.bundle import TaskEntry
+from weightpager.bundle import EvalData, TaskEntry
 from weightpager.bundle.files import hash_file
 from weightpager.bundle.report import TaskScore
-from weightpager.compiler import data
+from weightpager.compiler import data, pictures
 from weightpager.engine import Engine
+from weightpager.engine.architecture import image_reader, takes_images
 from weightpager.errors import CompileError
 from weightpager.evaluate import Batch, evaluate
 
 Progress = Callable[[str, int, int], None]
 
 EVAL_BATCH = 32
-"""Texts in a batch while measuring."""
+"""Texts or images in a batch while measuring."""
 
 
 def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[TaskScore]:
@@ -27,10 +28,10 @@ def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[Ta
         CompileError: a task names no data, or the file isn't there.
         UnknownTaskError: the bundle has no such task.
     """
-    tokenizer = engine.tokenizer()
+    reads = image_reader(engine.bundle) if takes_images(engine.bundle) else engine.tokenizer()
     scores = []
     for name in tasks:
-        batches, unchanged = _held_out(engine.bundle.task(name), tokenizer)
+        batches, unchanged = _held_out(engine.bundle.task(name), reads)
         score = score_task(engine, name, batches, progress)
         scores.append(score if unchanged else score.model_copy(update={"dense": None}))
     return scores
@@ -60,13 +61,22 @@ def score_task(engine: Engine, name: str, batches: Sequence[Batch], progress: Pr
     )
 
 
-def _held_out(entry: TaskEntry, tokenizer: object) -> tuple[list[Batch], bool]:
+def _held_out(entry: TaskEntry, reads: object) -> tuple[Sequence[Batch], bool]:
     """A task's evaluation batches, and whether its file is the one that the dense model was measured on."""
     stated = entry.eval
     path = Path(stated.file if stated is not None else "")
-    if stated is not None and not path.is_file():
+    if stated is not None and not (path.is_file() or (entry.takes_images and path.is_dir())):
         raise CompileError(
             f"{entry.name}: the held-out data {path} is not on this machine; put the file there and try again"
         )
-    batches = data.load_eval(entry, path, tokenizer, EVAL_BATCH)
-    return batches, stated is not None and hash_file(path).blake3 == stated.blake3
+    batches = data.load_eval(entry, path, reads, EVAL_BATCH)
+    return batches, stated is not None and _hash(entry, stated) == stated.blake3
+
+
+def _hash(entry: TaskEntry, stated: EvalData) -> str:
+    path = Path(stated.file)
+    return (
+        pictures.fingerprint(path, entry.name, stated.text, stated.label)
+        if entry.takes_images
+        else hash_file(path).blake3
+    )

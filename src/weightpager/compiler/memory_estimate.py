@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from transformers import PretrainedConfig
+
 from weightpager.compiler.named_parameters import parameters
 from weightpager.compiler.source import Source
 from weightpager.errors import CompileError
@@ -22,7 +24,7 @@ def training_bytes(source: Source, batch: int, copies: int) -> int:
 
     Args:
         source: the dense model, which is in memory already.
-        batch: texts in a batch.
+        batch: texts or images in a batch.
         copies: of the model beside it.
     """
     tensors = {id(t): t for task in source.models for t in parameters(source.models[task]).values()}
@@ -31,13 +33,20 @@ def training_bytes(source: Source, batch: int, copies: int) -> int:
 
 
 def activation_bytes(source: Source, task: str, batch: int) -> int:
-    """What the backward pass of one batch of a task's longest texts needs."""
-    config, length = source.config, source.task_file.max_length_of(task)
+    """What the backward pass of one batch of a task's longest texts, or of its images, needs."""
+    config, spec = source.config, source.task_file.tasks[task]
+    length = _patches(config) if spec.takes_images else source.task_file.max_length_of(task)
     hidden = int(getattr(config, "hidden_size", 0))
     layers, heads = (int(getattr(config, key, 0)) for key in ("num_hidden_layers", "num_attention_heads"))
-    labels, per_token = len(source.classes(task)), source.task_file.tasks[task].kind != "text-classification"
+    labels, per_token = len(source.classes(task)), spec.kind in ("token-classification", "language-modeling")
     logits = (labels or int(getattr(config, "vocab_size", 0))) * _LOGIT_BYTES * (length if per_token else 1)
     return batch * (length * layers * (_HIDDEN_BYTES * hidden + _SCORE_BYTES * heads * length) + logits)
+
+
+def _patches(config: PretrainedConfig) -> int:
+    """Of an image, and one more for its class; 1 where the configuration doesn't tell, as nothing better is known."""
+    size, patch = (getattr(config, key, None) for key in ("image_size", "patch_size"))
+    return (size // patch) ** 2 + 1 if isinstance(size, int) and isinstance(patch, int) and patch > 0 else 1
 
 
 def check_memory(source: Source, available: int | None) -> None:
@@ -53,19 +62,24 @@ def check_memory(source: Source, available: int | None) -> None:
     file = source.task_file
     if available is None:
         return
+    items = "images" if file.takes_images else "texts"
     if any(task.trained for task in file.tasks.values()):
-        _check("training", file.training.batch, training_bytes(source, file.training.batch, copies=0), available)
+        batch = file.training.batch
+        _check("training", f"{batch} {items}", training_bytes(source, batch, copies=0), available)
     if file.recover.method == "finetune":
-        _check("recover", file.recover.batch, training_bytes(source, file.recover.batch, copies=1), available)
+        batch = file.recover.batch
+        _check("recover", f"{batch} {items}", training_bytes(source, batch, copies=1), available)
     if file.saliency == "gradient":
-        needed = max(activation_bytes(source, task, file.calibration.batch) for task in file.tasks)
-        _check("calibration", file.calibration.batch, needed, available)
+        batch = file.calibration.batch
+        _check(
+            "calibration", f"{batch} {items}", max(activation_bytes(source, t, batch) for t in file.tasks), available
+        )
 
 
-def _check(section: str, batch: int, needed: int, available: int) -> None:
+def _check(section: str, found: str, needed: int, available: int) -> None:
     if needed > available:
         mib = 1 << 20
         raise CompileError(
-            f"{section}.batch: expected what fits into the {available // mib} MiB of free memory, found {batch} texts, "
+            f"{section}.batch: expected what fits into the {available // mib} MiB of free memory, found {found}, "
             f"which need about {-(-needed // mib)} MiB; take a smaller batch or max_length"
         )

@@ -114,7 +114,7 @@ def calibrated(found: Trained, progress: Progress, journal: Journal, *, may_move
 def _load_data(source: Source) -> dict[str, TaskData]:
     task_file = source.task_file
     return {
-        name: task_data.load(name, spec, source.tokenizer, source.classes(name), task_file.max_length_of(name))
+        name: task_data.load(name, spec, source.reads, source.classes(name), task_file.max_length_of(name))
         for name, spec in task_file.tasks.items()
     }
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from weightpager.bundle import EvalData, Score, TaskEntry
-from weightpager.bundle.files import hash_file
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.clock import Clock
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.saliency import FloatArray
 from weightpager.compiler.source import Source
+from weightpager.compiler.task_file import fingerprint
 
 SaliencyOfTasks = dict[str, dict[str, FloatArray]]
 """Task → paged weight → saliency of its blocks, row-major."""
@@ -68,14 +68,14 @@ class Prepared:
                 name=name,
                 kind=spec.kind,
                 classes=list(self.source.classes(name)),
-                max_length=task_file.max_length_of(name),
+                max_length=None if spec.takes_images else task_file.max_length_of(name),
                 sparsity=task_file.sparsity_of(name),
                 dense=self.dense[name],
                 eval=EvalData(
                     file=str(spec.eval.absolute()),
-                    blake3=hash_file(spec.eval).blake3,
-                    text=spec.text_column,
-                    label=spec.label_column,
+                    blake3=fingerprint(spec, spec.eval, f"tasks.{name}.eval"),
+                    text=spec.columns[0],
+                    label=spec.columns[1],
                     items=spec.items,
                 ),
             )

@@ -21,10 +21,12 @@ from weightpager.compiler.checkpoint import (
     check_directory,
     check_finite,
     check_same_architecture,
+    check_same_pixels,
     check_same_words,
     class_names,
     from_pretrained,
     load_config,
+    load_image_reader,
     load_tokenizer,
 )
 from weightpager.compiler.named_parameters import parameters, replace_tensors
@@ -33,6 +35,7 @@ from weightpager.compiler.paged_weights import PagedWeightInfo, repeated_layers,
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.task_sections import TaskSpec
 from weightpager.engine.architecture import BASE, quiet_transformers
+from weightpager.engine.image_reader import ImageReader
 from weightpager.errors import CompileError
 
 __all__ = ["PagedWeightInfo", "Source", "load", "parameters", "repeated_layers"]
@@ -47,7 +50,7 @@ class Source:
     Attributes:
         task_file: what it was loaded for.
         config: of the model directory, without any task's head.
-        tokenizer: fast, padding on the right.
+        tokenizer: fast, padding on the right; None where tasks read images.
         models: per task an ordinary module, in float32 and evaluation mode. What lies in ``base_model`` is the very
             same Parameter in all of them, and so is a language model's head; but what a task's own checkpoint has
             otherwise is that task's own.
@@ -56,6 +59,7 @@ class Source:
         tied: parameters that modules use under several names: canonical name → the other ones.
         versions: paged weight → int8 [blocks, tasks]: tasks with the same number share a block's values. Weights that
             all tasks share are absent.
+        images: what reads images; None where tasks read texts.
     """
 
     task_file: TaskFile
@@ -67,6 +71,17 @@ class Source:
     resident: dict[str, str]
     tied: Mapping[str, Sequence[str]] = field(default_factory=dict)
     versions: Mapping[str, Versions] = field(default_factory=dict)
+    images: ImageReader | None = None
+
+    @property
+    def reads(self) -> Any:
+        """What turns a task's data into the model's inputs: the tokenizer, or the image reader."""
+        return self.tokenizer if self.images is None else self.images
+
+    @property
+    def preprocessor(self) -> Any:
+        """What transformers saves beside a model: the tokenizer, or the image processor."""
+        return self.tokenizer if self.images is None else self.images.processor
 
     def linear(self, task: str, name: str) -> nn.Linear:
         """The paged linear layer of a task's module, by canonical name."""
@@ -97,28 +112,32 @@ def load(task_file: TaskFile) -> Source:
     with quiet_transformers():
         config = load_config(path)
         check_config(config, task_file)
-        tokenizer = load_tokenizer(path)
-        config.pad_token_id = tokenizer.pad_token_id
+        images = load_image_reader(path, config) if task_file.takes_images else None
+        tokenizer = load_tokenizer(path) if images is None else None
+        if tokenizer is not None:
+            config.pad_token_id = tokenizer.pad_token_id
         models: dict[str, PreTrainedModel] = {}
         checkpoints: dict[str, PreTrainedModel] = {}
         shared: dict[str, Tensor] = {}
         for name, task in task_file.tasks.items():
             if task.checkpoint is not None:
-                checkpoints[name] = _load_checkpoint(name, task, task.checkpoint, config, tokenizer)
-            models[name] = _load_model(name, task, task_file, tokenizer.pad_token_id, checkpoints.get(name))
+                checkpoints[name] = _load_checkpoint(name, task, task.checkpoint, config, images or tokenizer)
+            models[name] = _load_model(
+                name, task, task_file, getattr(config, "pad_token_id", None), checkpoints.get(name)
+            )
             _share(models[name], shared, path, with_head=not task.labelled and task.checkpoint is None)
     paged, resident = sort_weights(models, task_file.block, path)
     tied = {name: others for model in models.values() for name, others in tied_tensors(model).items()}
     versions = lay_over(models, checkpoints, paged, task_file.tolerance)
-    return Source(task_file, path, config, tokenizer, models, paged, resident, tied, versions)
+    return Source(task_file, path, config, tokenizer, models, paged, resident, tied, versions, images)
 
 
 def _load_model(
-    name: str, task: TaskSpec, task_file: TaskFile, pad: int, checkpoint: PreTrainedModel | None
+    name: str, task: TaskSpec, task_file: TaskFile, pad: int | None, checkpoint: PreTrainedModel | None
 ) -> PreTrainedModel:
     """The module of one task, not shared yet: the model's base weights, under the head that the task brings."""
     path = task_file.model
-    options: dict[str, Any] = {"pad_token_id": pad}
+    options: dict[str, Any] = {} if task.takes_images else {"pad_token_id": pad}
     head = _load_head(name, task, task.head, path) if task.head is not None else checkpoint
     if task.labelled:
         names = class_names(head.config) if head is not None else data.classes(name, task)
@@ -162,13 +181,16 @@ def _load_head(name: str, task: TaskSpec, directory: Path, path: Path) -> PreTra
 
 
 def _load_checkpoint(
-    name: str, task: TaskSpec, directory: Path, config: PretrainedConfig, tokenizer: Any
+    name: str, task: TaskSpec, directory: Path, config: PretrainedConfig, reads: Any
 ) -> PreTrainedModel:
     """The checkpoint that brings all weights of a task."""
     where = f"tasks.{name}.checkpoint ({directory})"
     check_directory(directory)
     check_same_architecture(config, load_config(directory), where)
-    check_same_words(tokenizer, directory, where)
+    if task.takes_images:
+        check_same_pixels(reads, directory, config, where)
+    else:
+        check_same_words(reads, directory, where)
     model, info = from_pretrained(directory, task.kind, seed=0)
     if task.labelled:
         check_classes(model.config, where)

@@ -37,6 +37,12 @@ def _file(value: object, info: ValidationInfo) -> Path:
     return path
 
 
+def _data(value: object, info: ValidationInfo) -> Path:
+    """Images may lie in a folder."""
+    path = _path(value, info)
+    return path if path.is_dir() and info.data.get("kind") == "image-classification" else _file(value, info)
+
+
 def _model_directory(value: object, info: ValidationInfo) -> Path:
     path = _path(value, info)
     if not path.is_dir():
@@ -92,6 +98,7 @@ def _text(pattern: str, *others: str, **bounds: float) -> WithJsonSchema:
 _SIZE = r"\d+(\.\d+)? *([KMGkmg]?[Ii]?[Bb])?"
 
 ExistingFile = Annotated[Path, BeforeValidator(_file)]
+Data = Annotated[Path, BeforeValidator(_data)]
 ModelDirectory = Annotated[Path, BeforeValidator(_model_directory)]
 Block = Annotated[BlockShape, BeforeValidator(_block), _text(r"^\d+x\d+$")]
 Page = Annotated[int | None, BeforeValidator(_page), _text(rf"^(auto|{_SIZE})$", "integer", "null")]

@@ -16,6 +16,7 @@ from weightpager.blocks import MAX_TASKS, BlockShape
 from weightpager.bundle.files import hash_file
 from weightpager.bundle.layout import PageDtype, block_bytes
 from weightpager.bundle.manifest import TaskName
+from weightpager.compiler.pictures import fingerprint as fingerprint_of_images
 from weightpager.compiler.task_fields import (
     Block,
     ExistingFile,
@@ -37,7 +38,7 @@ class TaskFile(Frozen):
     """The whole file; paths are absolute or start from the working directory.
 
     Attributes:
-        model: a Hugging Face model directory: an encoder or a decoder.
+        model: a Hugging Face model directory: an encoder or a decoder, of texts or of images.
         block: rows × columns of weights that are kept or dropped together.
         dtype: of the paged weights.
         sparsity: fraction of blocks dropped by tasks that state none.
@@ -79,6 +80,9 @@ class TaskFile(Frozen):
         if self.page is not None and self.page < least:
             raise broken(f"page: expected at least one {self.dtype} block of {least} bytes, found {self.page}")
         self._check_own_weights()
+        images = [name for name, task in self.tasks.items() if task.takes_images]
+        if 0 < len(images) < len(self.tasks):
+            raise broken(f"tasks: expected all to read images as {images[0]} does, or none")
         stated = self.model_fields_set & {"alignment", "max_switch", "accuracy_loss"}
         chosen = [key for key in ("alignment", "max_switch", "accuracy_loss") if key in stated]
         if len(chosen) > 1:
@@ -104,6 +108,11 @@ class TaskFile(Frozen):
                     f"weights, and those that {own}'s checkpoint shares with it"
                 )
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether the tasks read images; else they read texts."""
+        return any(task.takes_images for task in self.tasks.values())
+
     def sparsity_of(self, task: str) -> float:
         """The fraction of blocks that the task drops."""
         own = self.tasks[task].sparsity
@@ -111,15 +120,19 @@ class TaskFile(Frozen):
 
     def identity(self) -> str:
         """A hash of all settings, of the tasks' files and of the model's: the same ones train the same weights."""
-        files = [path for task in self.tasks.values() for path in (task.train, task.validation) if path is not None]
+        facts = [self.model_dump_json()]
+        for name, task in self.tasks.items():
+            held = {"train": task.train, "validation": task.validation}
+            facts += [fingerprint(task, path, f"tasks.{name}.{key}") for key, path in held.items() if path is not None]
+        files: list[Path] = []
         own = [path for task in self.tasks.values() for path in (task.head, task.checkpoint) if path is not None]
         for folder in (self.model, *own):
             files += sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-        facts = [self.model_dump_json(), *(hash_file(path).blake3 for path in files)]
+        facts += [hash_file(path).blake3 for path in files]
         return blake3("\n".join(facts).encode()).hexdigest()
 
     def max_length_of(self, task: str) -> int:
-        """Tokens at which the task's texts are cut, or the length of its windows."""
+        """Tokens at which the task's texts are cut, or the length of its windows; nothing that matters for images."""
         return self.tasks[task].max_length or self.calibration.max_length
 
 
@@ -167,6 +180,15 @@ def from_dict(content: Mapping[str, Any], folder: str | Path = ".", name: str = 
     except ValidationError as error:
         lines = [f"{name}: {explain(detail, SECTIONS)}" for detail in error.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def fingerprint(task: TaskSpec, path: Path, where: str) -> str:
+    """A hash of a task's data in a file, or of all the images that it names.
+
+    Raises:
+        CompileError: an image isn't there, or the file can't be read.
+    """
+    return fingerprint_of_images(path, where, *task.columns) if task.takes_images else hash_file(path).blake3
 
 
 SECTIONS: dict[str, type[BaseModel]] = {

@@ -14,7 +14,7 @@ from weightpager.bundle.manifest import TaskKind
 from weightpager.compiler.task_fields import (
     Column,
     Count,
-    ExistingFile,
+    Data,
     Frozen,
     Length,
     ModelDirectory,
@@ -29,11 +29,12 @@ class TaskSpec(Frozen):
     """One task.
 
     Attributes:
-        kind: what it does with a text.
+        kind: what it does with a text or an image.
         train: what it learns from and is calibrated on.
         eval: held-out data for the reported metric.
         validation: held-out data for choices made while compiling.
         text, label: column names; None is the kind's usual one, see `text_column` and `label_column`.
+        image: name of the column of image files.
         head: a checkpoint directory of the same architecture that brings the trained head.
         checkpoint: a checkpoint directory of the same architecture: all of the task's weights, head included.
         sparsity, max_length: this task's own.
@@ -41,12 +42,13 @@ class TaskSpec(Frozen):
     """
 
     kind: TaskKind
-    train: ExistingFile
-    eval: ExistingFile
-    validation: ExistingFile | None = None
+    train: Data
+    eval: Data
+    validation: Data | None = None
     sparsity: Sparsity | None = None
     text: Column | None = None
     label: Column | None = None
+    image: Column | None = None
     head: ModelDirectory | None = None
     checkpoint: ModelDirectory | None = None
     max_length: Length | None = None
@@ -58,6 +60,9 @@ class TaskSpec(Frozen):
             for key in ("label", "head"):
                 if getattr(self, key) is not None:
                     raise broken(f"{key} makes no sense for language-modeling, which has neither labels nor own head")
+        for key in ("text", "max_length") if self.takes_images else ("image",):
+            if getattr(self, key) is not None:
+                raise broken(f"{key} makes no sense for {self.kind}")
         if self.head is not None and self.checkpoint is not None:
             raise broken("head and checkpoint can't both be given: a checkpoint brings its own head")
         for key in ("eval", "validation"):
@@ -75,6 +80,16 @@ class TaskSpec(Frozen):
     def trained(self) -> bool:
         """Whether the task's head has to be trained, and the model with it."""
         return self.labelled and self.head is None and self.checkpoint is None
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether it reads images; else it reads texts."""
+        return self.kind == "image-classification"
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        """The column of what the task reads, and that of labels."""
+        return (self.image or "image") if self.takes_images else self.text_column, self.label_column
 
     @property
     def text_column(self) -> str:

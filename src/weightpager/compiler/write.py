@@ -209,7 +209,7 @@ def _write_model(writer: BundleWriter, source: Source) -> None:
     folder = writer.root / MODEL
     with storage_errors():
         source.config.save_pretrained(folder)
-        source.tokenizer.save_pretrained(folder)
+        source.preprocessor.save_pretrained(folder)
 
 
 def _manifest(plan: BundlePlan) -> Manifest:

@@ -1,4 +1,4 @@
-"""The transformers classes behind a bundle: configuration, tokenizer, and an empty module for a task."""
+"""The transformers classes behind a bundle: configuration, tokenizer or image processor, an empty module for a task."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -21,13 +22,15 @@ from transformers.utils import logging as transformers_logging
 from weightpager.bundle import Bundle, TaskEntry, TaskKind
 from weightpager.bundle.model_files import model_dir
 from weightpager.bundle.reader import MODEL
-from weightpager.errors import BundleFormatError
+from weightpager.engine.image_reader import ImageReader, load_image_processor
+from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.nn import EmptyOnMeta
 
 CLASSES: dict[TaskKind, Any] = {
     "text-classification": AutoModelForSequenceClassification,
     "token-classification": AutoModelForTokenClassification,
     "language-modeling": AutoModelForCausalLM,
+    "image-classification": AutoModelForImageClassification,
 }
 """Task kind → the transformers class that runs it."""
 
@@ -76,8 +79,10 @@ def tokenizer(bundle: Bundle) -> Any:
     """The bundle's tokenizer, from its own files only.
 
     Raises:
-        BundleFormatError: transformers can't read them.
+        BundleFormatError: transformers can't read them, or the tasks read images.
     """
+    if takes_images(bundle):
+        raise BundleFormatError(f"{MODEL}/", "tokenizer", "one", "none: the tasks read images")
     folder = model_dir(bundle)
     try:
         found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -85,6 +90,38 @@ def tokenizer(bundle: Bundle) -> Any:
         return found
     except Exception as error:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one that transformers can read", error) from error
+
+
+def takes_images(bundle: Bundle) -> bool:
+    """Whether the bundle's tasks read images; else they read texts."""
+    return any(task.takes_images for task in bundle.tasks.values())
+
+
+def image_reader(bundle: Bundle) -> ImageReader:
+    """The bundle's image processor, from its own files only, with what the model expects of it.
+
+    Raises:
+        BundleFormatError: transformers can't read it, or the tasks read texts.
+        ConfigError: Pillow isn't installed.
+    """
+    if not takes_images(bundle):
+        raise BundleFormatError(f"{MODEL}/", "image processor", "one", "none: the tasks read texts")
+    folder = model_dir(bundle)
+    try:
+        return ImageReader(load_image_processor(folder), read_config(bundle))
+    except (BundleFormatError, ConfigError):
+        raise
+    except Exception as error:
+        raise BundleFormatError(f"{MODEL}/", "image processor", "one that transformers can read", error) from error
+
+
+def preprocessor(bundle: Bundle) -> Any:
+    """What transformers calls a preprocessor: the bundle's tokenizer, or its image processor.
+
+    Raises:
+        BundleFormatError, ConfigError: as `tokenizer` and `image_reader`.
+    """
+    return image_reader(bundle).processor if takes_images(bundle) else tokenizer(bundle)
 
 
 @contextmanager

@@ -311,9 +311,18 @@ class Engine:
         """The bundle's tokenizer; read from its files when asked for.
 
         Raises:
-            BundleFormatError: transformers can't read it.
+            BundleFormatError: transformers can't read it, or the tasks read images.
         """
         return architecture.tokenizer(self.bundle)
+
+    def image_processor(self) -> Any:
+        """The image processor of a bundle whose tasks read images; read from its files when asked for.
+
+        Raises:
+            BundleFormatError: transformers can't read it, or the tasks read texts.
+            ConfigError: Pillow isn't installed.
+        """
+        return architecture.image_reader(self.bundle).processor
 
     def report(self) -> EngineReport:
         """The engine's state."""

@@ -14,7 +14,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle import permutations as permutations_file
 from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.reader import RESIDENT, private_file
-from weightpager.engine.architecture import empty_module, full_name, quiet_transformers, read_config, tokenizer
+from weightpager.engine.architecture import empty_module, full_name, preprocessor, quiet_transformers, read_config
 from weightpager.engine.parameters import read_parameters
 from weightpager.engine.task_module import assign, paged_weight
 from weightpager.errors import BundleFormatError, ConfigError
@@ -51,7 +51,7 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     try:
         with quiet_transformers():
             module.save_pretrained(temporary)  # type: ignore[operator]
-        tokenizer(bundle).save_pretrained(temporary)
+        preprocessor(bundle).save_pretrained(temporary)
         temporary.rename(target)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"out: cannot write {target}: {error}") from error

@@ -1,26 +1,28 @@
-"""Plain texts in, a task's answers out."""
+"""Plain texts or image files in, a task's answers out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightpager.bundle import TaskEntry
 from weightpager.bundle.reader import MODEL
+from weightpager.engine.image_reader import ImageReader
 from weightpager.engine.word_pieces import word_starts
-from weightpager.errors import BundleFormatError
+from weightpager.errors import BundleFormatError, ImageError
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one text.
+    """The answer for one text or image.
 
     Attributes:
-        text: the input.
+        text: the input, or the image's path.
         label: the likeliest class, the tagged words joined by spaces, or the generated continuation.
         score: probability of the class; None where there is no single one.
         tags: (word, tag) pairs of a token task.
@@ -33,20 +35,29 @@ class Prediction:
 
 
 def predict(
-    module: nn.Module, tokenizer: Any, task: TaskEntry, texts: Sequence[str], *, max_new_tokens: int = 32
+    module: nn.Module, reader: Any, task: TaskEntry, inputs: Sequence[str], *, max_new_tokens: int = 32
 ) -> list[Prediction]:
-    """Run a task's module on texts, one at a time: a batch's padding would change the last bits of a result.
+    """Run a task's module on inputs, one at a time: a batch's padding would change the last bits of a result.
+
+    Args:
+        module: the task's.
+        reader: the bundle's tokenizer, or for images its `ImageReader`.
+        task: whose answers are wanted.
+        inputs: texts, or paths of images.
+        max_new_tokens: of a continuation.
 
     Raises:
         BundleFormatError: the tokenizer knows words that the model doesn't.
+        ImageError: a path leads to no image that can be used; it is named.
     """
-    one = {
+    one: Callable[[nn.Module, Any, TaskEntry, str], Prediction] = {
         "text-classification": _classify,
         "token-classification": _tag,
         "language-modeling": lambda *args: _continue(*args, max_new_tokens=max_new_tokens),
+        "image-classification": _look,
     }[task.kind]
     with torch.inference_mode():
-        return [one(module, tokenizer, task, text) for text in texts]
+        return [one(module, reader, task, text) for text in inputs]
 
 
 def _encode(module: nn.Module, tokenizer: Any, text: str, **options: Any) -> Any:
@@ -59,7 +70,20 @@ def _encode(module: nn.Module, tokenizer: Any, text: str, **options: Any) -> Any
 
 def _classify(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Prediction:
     encoded = _encode(module, tokenizer, text, truncation=True, max_length=task.max_length)
-    probabilities = module(**encoded).logits[0].float().softmax(-1)  # [classes]
+    return _likeliest(module(**encoded).logits[0], task, text)
+
+
+def _look(module: nn.Module, reader: ImageReader, task: TaskEntry, path: str) -> Prediction:
+    try:
+        pixels = reader.read(Path(path))
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+    device: Any = module.device
+    return _likeliest(module(pixel_values=pixels[None].to(device)).logits[0], task, path)
+
+
+def _likeliest(logits: Tensor, task: TaskEntry, text: str) -> Prediction:
+    probabilities = logits.float().softmax(-1)  # [classes]
     best = int(probabilities.argmax())
     return Prediction(text, task.classes[best], float(probabilities[best]))
 

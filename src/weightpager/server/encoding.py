@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from weightpager.server.padded import pad_id, padded
-from weightpager.server.work import Classified, Embed, Embedded, Outcome, Tag, Tagged, Work
+from weightpager.server.work import Classified, Embed, Embedded, Look, Outcome, Tag, Tagged, Work
 
 
 def encode(module: nn.Module, tokenizer: Any, works: Sequence[Work]) -> Sequence[Outcome]:
     """The outcomes of works that are of one kind, none of them a `Generate`."""
+    images = [work.pixels for work in works if isinstance(work, Look)]
+    if images:
+        return _classify(module, {"pixel_values": torch.stack(images).to(_device(module))})
     batch = padded(module, [work.ids for work in works], pad_id(module, tokenizer), left=False)
     tags = [work for work in works if isinstance(work, Tag)]
     if tags:
@@ -22,8 +26,12 @@ def encode(module: nn.Module, tokenizer: Any, works: Sequence[Work]) -> Sequence
 
 def _classify(module: nn.Module, batch: dict[str, Tensor]) -> list[Classified]:
     """Probabilities of the task's classes."""
-    logits = module(**batch).logits  # [texts, classes]
+    logits = module(**batch).logits  # [texts or images, classes]
     return [Classified(tuple(row)) for row in logits.float().softmax(-1).tolist()]
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
 
 
 def _tag(module: nn.Module, batch: dict[str, Tensor], texts: Sequence[Tag]) -> list[Tagged]:

@@ -51,7 +51,7 @@ async def model(name: str, request: Request) -> Model:
 
 @router.post("/embeddings")
 async def embeddings(body: EmbeddingBody, request: Request) -> EmbeddingList:
-    """The mean over a text's tokens of the last hidden state below the task's head; any kind of task has one."""
+    """The mean over a text's tokens of the last hidden state below the task's head; any task on texts has one."""
     service: Service = request.app.state.service
     service.task(body.model)
     works = await asyncio.to_thread(_embeds, service.vocabulary, body.input)
@@ -66,10 +66,10 @@ async def embeddings(body: EmbeddingBody, request: Request) -> EmbeddingList:
 
 @router.post("/classifications")
 async def classifications(body: ClassificationBody, request: Request) -> ClassificationList:
-    """Classes of texts, or tags of their words: weightpager's own, as OpenAI has no such route."""
+    """Classes of texts or images, or tags of words: weightpager's own, as OpenAI has no such route."""
     service: Service = request.app.state.service
     task = service.task(body.model)
-    works = await asyncio.to_thread(_classifications, service.vocabulary, task, body)
+    works = await asyncio.to_thread(_classifications, service, task, body)
     async with exchange(service, request, task.name, works) as events:
         outcomes = await events.outcomes(len(works))
     data = [_classification(index, outcome, task, body.top) for index, outcome in enumerate(outcomes)]
@@ -106,13 +106,15 @@ def _embeds(vocabulary: Vocabulary, given: TextsOrIds) -> list[Embed]:
     return [Embed(ids) for ids in found]
 
 
-def _classifications(vocabulary: Vocabulary, task: TaskEntry, body: ClassificationBody) -> Sequence[Work]:
-    """Work for each text; one without a word is nothing to tag."""
+def _classifications(service: Service, task: TaskEntry, body: ClassificationBody) -> Sequence[Work]:
+    """Work for each text or image; a text without a word is nothing to tag."""
     texts = [body.input] if isinstance(body.input, str) else body.input
+    if task.kind == "image-classification":
+        return [service.images.look(text) for text in texts]
     if task.kind == "text-classification":
-        return [vocabulary.classify(text, task.max_length) for text in texts]
+        return [service.vocabulary.classify(text, task.max_length) for text in texts]
     if task.kind == "token-classification":
-        return [vocabulary.tag(text, task.max_length) for text in texts]
+        return [service.vocabulary.tag(text, task.max_length) for text in texts]
     raise RequestError(f"expected a task that classifies, {task.name!r} is a {task.kind} task", "model")
 
 

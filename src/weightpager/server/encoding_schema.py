@@ -36,7 +36,7 @@ class EmbeddingList(Answer):
 
 
 class ClassificationBody(Body):
-    """Texts for a task that classifies texts or tags words."""
+    """Texts for a task that classifies texts or tags words; data URLs of images for a task that classifies these."""
 
     model: Name
     input: Text | Texts
@@ -59,7 +59,7 @@ class TaggedWord(Answer):
 
 
 class Classification(Answer):
-    """One text.
+    """One text or image.
 
     A classification task gives ``label``, ``score`` and ``scores``, the likeliest class first. A token task gives
     ``words``: those that it read; what is longer than the task's `max_length` is cut off.

@@ -67,7 +67,7 @@ class ErrorAnswer(Answer):
 
 
 class Model(Answer):
-    """One task. ``kind``, ``classes`` and ``max_length`` are weightpager's own."""
+    """One task. ``kind``, ``classes`` and ``max_length``, null for images, are weightpager's own."""
 
     id: str
     object: Literal["model"] = "model"
@@ -75,7 +75,7 @@ class Model(Answer):
     owned_by: Literal["weightpager"] = "weightpager"
     kind: str
     classes: list[str]
-    max_length: int
+    max_length: int | None
 
 
 class ModelList(Answer):

@@ -9,7 +9,9 @@ from typing import Any
 
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
-from weightpager.engine.architecture import read_config
+from weightpager.engine.architecture import image_reader, read_config, takes_images
+from weightpager.errors import RequestError
+from weightpager.server.image_inputs import ImageInputs
 from weightpager.server.job import Job, Listener
 from weightpager.server.job_queue import JobQueue
 from weightpager.server.kv_cache import bytes_per_token
@@ -27,7 +29,6 @@ class Service:
     Attributes:
         engine: closed with the service.
         settings: how it serves.
-        vocabulary: texts to token ids.
         queue, worker, metrics, timeline: of this server.
         started: seconds since 1970.
     """
@@ -36,13 +37,16 @@ class Service:
         """Nothing runs until `start`.
 
         Raises:
-            BundleFormatError: transformers can't read the bundle's tokenizer.
+            BundleFormatError: transformers can't read the bundle's tokenizer or image processor.
+            ConfigError: the tasks read images, and Pillow isn't installed.
         """
         self.engine = engine
         self.settings = settings
         config = read_config(engine.bundle)
-        room = _room(engine, config)
-        self.vocabulary = Vocabulary(engine.tokenizer(), config, room)
+        images = takes_images(engine.bundle)
+        room = None if images else _room(engine, config)
+        self._images = ImageInputs(image_reader(engine.bundle)) if images else None
+        self._vocabulary = None if images else Vocabulary(engine.tokenizer(), config, room)
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
         self.timeline = Timeline(self.metrics.switched)
@@ -57,6 +61,28 @@ class Service:
     def ready(self) -> bool:
         """Whether requests are taken."""
         return self.worker.alive and not self.queue.closed
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Texts to token ids.
+
+        Raises:
+            RequestError: the bundle's tasks read images.
+        """
+        if self._vocabulary is None:
+            raise RequestError("expected a task that reads texts, those of this bundle read images", "model")
+        return self._vocabulary
+
+    @property
+    def images(self) -> ImageInputs:
+        """Data URLs to pixels.
+
+        Raises:
+            RequestError: the bundle's tasks read texts.
+        """
+        if self._images is None:
+            raise RequestError("expected a task that reads images, those of this bundle read texts", "model")
+        return self._images
 
     def task(self, name: str) -> TaskEntry:
         """A task of the bundle.

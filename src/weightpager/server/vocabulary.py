@@ -39,7 +39,7 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
 
-    def classify(self, text: str, max_length: int) -> Classify:
+    def classify(self, text: str, max_length: int | None) -> Classify:
         """A text of a classification task, cut where the task was compiled to cut.
 
         Raises:
@@ -50,7 +50,7 @@ class Vocabulary:
             raise _empty("input")
         return Classify(ids)
 
-    def tag(self, text: str, max_length: int) -> Tag:
+    def tag(self, text: str, max_length: int | None) -> Tag:
         """A text of a token task, split at blanks.
 
         Raises:

@@ -1,10 +1,12 @@
-"""What one text asks of a task, and what comes of it: plain values."""
+"""What one text or image asks of a task, and what comes of it: plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 Ids = tuple[int, ...]
 
@@ -76,7 +78,24 @@ class Embed:
         return "embed"
 
 
-Work = Generate | Classify | Tag | Embed
+@dataclass(frozen=True, eq=False)
+class Look:
+    """Find an image's class. ``pixels`` is float32 [channels, height, width]."""
+
+    pixels: Tensor
+
+    @property
+    def ids(self) -> Ids:
+        """An image has no tokens."""
+        return ()
+
+    @property
+    def kind(self) -> Hashable:
+        """What can run together."""
+        return ("look", self.pixels.shape)
+
+
+Work = Generate | Classify | Tag | Embed | Look
 
 
 @dataclass(frozen=True)

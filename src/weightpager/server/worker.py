@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from weightpager.engine import Engine
+from weightpager.engine.architecture import takes_images
 from weightpager.errors import RequestTimeoutError, ServerClosedError, WeightpagerError
 from weightpager.server.encoding import encode
 from weightpager.server.generation import generate
@@ -37,7 +38,7 @@ class Worker:
         self._policy = policy
         self._metrics = metrics
         self._timeline = timeline
-        self._tokenizer: Any = engine.tokenizer()  # this thread's own
+        self._tokenizer: Any = None if takes_images(engine.bundle) else engine.tokenizer()  # this thread's own
         self._turn = Turn()
         self._running: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="weightpager-worker", daemon=True)

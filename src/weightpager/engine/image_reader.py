@@ -1,0 +1,134 @@
+"""Images in, the pixels that a model takes out; a damaged or hostile image is an error and nothing more."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from weightpager.errors import ConfigError, ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
+"""Others are rare, or read by programs that are no part of Pillow."""
+
+MOST_PIXELS = 2**26
+"""Of an image: a small file may ask for more memory than there is."""
+
+_MOST_RATIO = 32
+"""Of an image's sides: a processor may scale the shorter one, and a strip would become a wall."""
+
+_MOST_SIDE = 2**11
+"""That a processor may scale to."""
+
+_SIZES = ("size", "crop_size", "pad_size")
+
+
+class ImageReader:
+    """An image processor of transformers, and what its model expects of it.
+
+    Attributes:
+        processor: whose own settings say how images are scaled and normalised.
+        shape: channels, height and width that the model takes; None if its configuration doesn't say.
+    """
+
+    def __init__(self, processor: Any, config: PretrainedConfig) -> None:
+        self.processor = processor
+        self.shape = _expected_shape(config)
+
+    def read(self, source: Path | bytes, most_pixels: int = MOST_PIXELS) -> Tensor:
+        """The pixels of a file, or of a file's content, float32 [channels, height, width].
+
+        Raises:
+            ImageError: there is no such file, it is no whole image, has too many pixels, or the processor makes
+                something else of it than the model takes.
+        """
+        image = read_image(source, most_pixels)
+        try:
+            pixels = self.processor(images=image, return_tensors="pt")["pixel_values"]
+        except Exception as error:
+            raise ImageError(f"expected an image that the model's image processor takes: {_reason(error)}") from error
+        shape = tuple(pixels.shape[1:])
+        if not isinstance(pixels, Tensor) or len(pixels) != 1 or (self.shape is not None and shape != self.shape):
+            wanted = "one image" if self.shape is None else f"pixels {list(self.shape)}, as the model takes"
+            raise ImageError(f"expected {wanted}, the model's image processor gave {list(shape)}")
+        return pixels[0].to(torch.float32)
+
+
+def read_image(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> PilImage:
+    """An image in RGB, turned as its camera says, as transformers' and datasets' own readers give it.
+
+    Raises:
+        ImageError: as `ImageReader.read`.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if isinstance(source, Path) and not source.is_file():  # a FIFO would be waited for
+        raise ImageError(f"expected an image, found no file at {source}")
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            _check_size(image.width, image.height, most_pixels)
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"expected an image ({', '.join(FORMATS)}), found something else") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"expected at most {most_pixels} pixels: {_reason(error)}") from error
+    except Exception as error:
+        raise ImageError(f"expected a whole image, found a damaged one: {_reason(error)}") from error
+
+
+def load_image_processor(folder: Path) -> Any:
+    """A directory's image processor, which scales with Pillow wherever it runs: answers don't depend on the machine.
+
+    Whatever transformers raises about the directory's files goes through.
+
+    Raises:
+        ConfigError: Pillow isn't installed.
+        ValueError: it scales to absurd sizes.
+    """
+    if find_spec("PIL") is None:
+        raise ConfigError("expected the package 'PIL', found none; install 'weightpager[images]' for tasks on images")
+    from transformers import AutoImageProcessor  # takes more with it than a device needs that reads texts
+
+    backend = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **backend)
+    settings = processor.to_dict()
+    sides = [side for key in _SIZES for side in _numbers(settings.get(key))]
+    if any(not 0 < side <= _MOST_SIDE for side in sides):
+        raise ValueError(f"expected sizes of 1 to {_MOST_SIDE}, found {max(sides)}")
+    return processor
+
+
+def _numbers(size: Any) -> list[int]:
+    found = size.values() if isinstance(size, dict) else [size]
+    return [int(side) for side in found if side is not None]
+
+
+def _expected_shape(config: PretrainedConfig) -> tuple[int, int, int] | None:
+    channels: Any = getattr(config, "num_channels", None)
+    size: Any = getattr(config, "image_size", None)
+    if channels is None or size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return channels, height, width
+
+
+def _check_size(width: int, height: int, most: int) -> None:
+    if not 0 < width * height <= most:
+        raise ImageError(f"expected at most {most} pixels, found {width} × {height}")
+    if max(width, height) > _MOST_RATIO * min(width, height):
+        raise ImageError(f"expected sides of at most 1 : {_MOST_RATIO}, found {width} × {height}")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
