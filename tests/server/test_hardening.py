@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from schemathesis import APIOperation, Case, GenerationMode
 
 import weightpager as wp
 from weightpager.runtime.visit_log import DELAY
+from weightpager.server.presence import running as running_servers
 from weightpager.server.settings import Settings
 
 
@@ -122,13 +124,24 @@ def attack(operation: APIOperation[Any, Any], running: Running, mode: Generation
             assert mode is GenerationMode.NEGATIVE  # a route without anything to get wrong
 
 
+def test_a_body_that_is_not_said_to_be_json_is_refused(assistant: Running) -> None:
+    with assistant.http() as client:
+        for headers, found in (({"Content-Type": "text/plain"}, "text/plain"), ({}, "none")):
+            answer = client.post("/v1/embeddings", content=b'{"model": "weather", "input": "sun"}', headers=headers)
+            assert answer.status_code == 400
+            assert f"'Content-Type: application/json', found {found}" in answer.json()["error"]["message"]
+
+
 @contextmanager
 def command(bundle: Path, history: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """The command in a process of its own, ready to serve; killed at the end."""
     code = "from weightpager.cli import main; main()"
     options = ["serve", str(bundle), "--port", "0", "--history", str(history)]
     arguments = [sys.executable, "-c", code, *options]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(history.parent)}
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().split()[0]
@@ -153,5 +166,8 @@ def test_a_killed_server_is_back_at_once(assistant_bundle: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_a_server_that_is_told_to_end_ends_well(assistant_bundle: Path, tmp_path: Path) -> None:
     with command(assistant_bundle, tmp_path / "history") as (process, _):
+        (announced,) = running_servers(tmp_path / "weightpager")
+        assert announced.pid == process.pid
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=100) in {0, -signal.SIGTERM}
+        assert process.wait(timeout=100) == 0
+    assert not list((tmp_path / "weightpager").iterdir())

@@ -123,12 +123,13 @@ def serve(
 def _run(service: Service, host: str, listening: socket, grace: float) -> None:
     """Until the process is told to end."""
     from weightpager.server.presence import Presence, announced
-    from weightpager.server.run import server
+    from weightpager.server.run import server, told_to_end
 
     port, bundle = listening.getsockname()[1], service.engine.bundle
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     serving = server(service, host=host, port=port, grace=grace)
     output.say(f"{url}/ serves {', '.join(bundle.tasks)}")
     output.next_step(f"weightpager top {url}")
-    with announced(Presence(url=url, pid=os.getpid(), bundle=str(bundle.path.absolute()), started=time.time())):
+    presence = Presence(url=url, pid=os.getpid(), bundle=str(bundle.path.absolute()), started=time.time())
+    with told_to_end(), announced(presence):
         serving.run(sockets=[listening])

@@ -69,11 +69,13 @@ def register(app: FastAPI, retry_after: int) -> None:
         status, detail = describe(error)
         return answer(status, detail, retry if status in _RETRY else None)
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:]) or None
         message = f"{field or 'body'}: {first['msg']}"
+        if not field and "json" not in (kind := request.headers.get("content-type", "none")):
+            message = f"body: expected one with 'Content-Type: application/json', found {kind}"
         return answer(400, ErrorDetail(message=message, type="invalid_request_error", param=field))
 
     async def http(_: Request, error: Exception) -> JSONResponse:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 
 import uvicorn
@@ -58,6 +61,23 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"expected a free port at {host}:{port}: {error}") from error
+
+
+@contextmanager
+def told_to_end() -> Iterator[None]:
+    """SIGTERM ends the process by way of an exception, so that the blocks around this one tidy up.
+
+    A server that has shut down because of it raises the signal once more, which by default ends the process there.
+    """
+
+    def end(*_: object) -> None:
+        raise SystemExit
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def is_loopback(host: str) -> bool:
