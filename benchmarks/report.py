@@ -29,6 +29,12 @@ HERE = Path(__file__).parent
 DOMAINS = ("text assistant", "language model", "driving")
 """What the benchmark is asked to cover; a contest's name begins with its domain's."""
 
+NOTES = {
+    "driving": " **All scenes are rendered, and the ViT was trained here on nothing else**: its accuracies show what "
+    "sparsity costs, and nothing about real roads. Transitions are those of the drive trace; a forward is of one image."
+}
+"""What has to be said of a domain wherever it is shown."""
+
 
 def main(
     json: Annotated[Path, typer.Option(help="Results that `python -m benchmarks.results` wrote.")],
@@ -133,7 +139,7 @@ def _described(name: str, contest: Contest, out: Path) -> dict[str, Any]:
     versions = ", ".join(f"{package} {version}" for package, version in machine.get("versions", {}).items())
     return {
         "title": name[0].upper() + name[1:],
-        "about": _about(contest),
+        "about": _about(contest) + next((note for domain, note in NOTES.items() if name.startswith(domain)), ""),
         "command": contest.command,
         "machine": f"{machine.get('cpu')}, {machine.get('usable_cores')} cores; {versions}; commit "
         f"{machine.get('commit')}, seed {contest.seed}; {contest.load:.1f} other processes were running.",

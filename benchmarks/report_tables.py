@@ -142,7 +142,8 @@ def methods(contest: Contest) -> str:
         ])  # fmt: skip
     header = [
         "method", "ready, ms: p50 / p95 / p99", "first output, ms: p50 / p95 / p99", "read a switch", "GB/s",
-        "a visit waits", "weights", "paged weights", "process, peak", "process, PSS", "tokens a second", "switches",
+        "a visit waits", "weights", "paged weights", "process, peak", "process, PSS",
+        "tokens (images) a second", "switches",
     ]  # fmt: skip
     return table(header, lines)
 
@@ -159,7 +160,7 @@ def bookkeeping(contests: Mapping[str, Contest]) -> str:
     """What blocks cost beside their weights."""
     keys = {
         "bookkeeping.table_share": "tables, share of pages and tables",
-        "bookkeeping.forward_ms": "forward of 32 tokens, ms",
+        "bookkeeping.forward_ms": "forward of 32 tokens (one image), ms",
         "bookkeeping.forward_speedup_dense": "dense forward ÷ ours",
     }
     lines = [

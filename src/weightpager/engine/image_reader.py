@@ -42,7 +42,7 @@ class ImageReader:
 
     def __init__(self, processor: Any, config: PretrainedConfig) -> None:
         self.processor = processor
-        self.shape = _expected_shape(config)
+        self.shape = expected_shape(config)
 
     def read(self, source: Path | bytes, most_pixels: int = MOST_PIXELS) -> Tensor:
         """The pixels of a file, or of a file's content, float32 [channels, height, width].
@@ -114,7 +114,8 @@ def _numbers(size: Any) -> list[int]:
     return [int(side) for side in found if side is not None]
 
 
-def _expected_shape(config: PretrainedConfig) -> tuple[int, int, int] | None:
+def expected_shape(config: PretrainedConfig) -> tuple[int, int, int] | None:
+    """Channels, height and width of a model's images; None if its configuration doesn't say."""
     channels: Any = getattr(config, "num_channels", None)
     size: Any = getattr(config, "image_size", None)
     if channels is None or size is None:

@@ -19,14 +19,14 @@ class Sample:
 
     Attributes:
         name: the task's name.
-        kind: ``"text-classification"``, ``"token-classification"`` or ``"language-modeling"``.
+        kind: as a task file has it.
         classes: the labels, in the order of a classifier's outputs; empty for language modelling.
         train: what to learn from.
         validation: what to choose by.
         eval: what to report on.
 
-    The files are JSON lines (``{"text": …, "label": …}`` or ``{"tokens": […], "tags": […]}``), and plain text for
-    language modelling.
+    The files are JSON lines (``{"text": …, "label": …}``, ``{"tokens": […], "tags": […]}`` or ``{"image": …, "label":
+    …}``), and plain text for language modelling.
     """
 
     name: str

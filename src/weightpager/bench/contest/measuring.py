@@ -16,7 +16,7 @@ from weightpager.bench.cold import cold_read
 from weightpager.bench.contest.found import Found, Job, ProcessMemory, Sample, Visit
 from weightpager.bench.contest.methods import Method
 from weightpager.bench.contest.process_memory import bytes_from_storage, memory_sizes, resident_bytes
-from weightpager.bench.contest.prompt import TOKENS, prompt
+from weightpager.bench.contest.prompt import items, prompt
 from weightpager.bench.contest.rival import Rival
 from weightpager.bench.contest.tour import circuit, random_walk
 from weightpager.bundle import Bundle
@@ -43,7 +43,7 @@ def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], 
         visits=visits,
         memory=memory,
         forwards=forwards,
-        tokens=TOKENS,
+        tokens=items(bundle, tasks[0]),
         kernel=kernels.isa(),
         torch_threads=torch.get_num_threads(),
         paced=job.pace is not None,

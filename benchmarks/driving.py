@@ -1,0 +1,115 @@
+"""The driving domain's bundles: five tasks on **rendered** roads, a ViT **trained here**, under the drive trace.
+
+    python -m benchmarks.driving
+
+Makes the scenes, the model and both bundles in the cache, unless they are there, and prints what to run next. It takes
+about ten minutes on one core.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weightpager.bundle import Bundle, writing
+from weightpager.bundle.report import read_report
+from weightpager.cli import output
+from weightpager.compiler.pipeline import build
+from weightpager.compiler.prepare import prepare
+from weightpager.compiler.task_file import from_dict
+from weightpager.config import cache_dir
+from weightpager.samples import driving, road_model
+from weightpager.traces import TRACES
+
+NAME = "driving, rendered scenes, a ViT trained here on them"
+"""Of the contest."""
+
+TASK_OF: Mapping[str, str] = {
+    "motorway": "vehicle-ahead",
+    "exit": "lane-offset",
+    "tunnel": "lane-offset",
+    "bridge": "lane-offset",
+    "roadworks": "drivable-area",
+    "toll": "vehicle-ahead",
+    "main_road": "vehicle-ahead",
+    "junction": "traffic-light",
+    "roundabout": "drivable-area",
+    "crossing": "traffic-light",
+    "level_crossing": "traffic-light",
+    "residential": "obstacle-distance",
+    "school_zone": "obstacle-distance",
+    "parking": "drivable-area",
+    "manoeuvre": "obstacle-distance",
+    "fuel_station": "drivable-area",
+}
+"""Kind of road, as the drive trace has it → what a car asks there first."""
+
+SWITCHES = 2000
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="To see whether it runs: accuracies mean nothing.")] = False,
+) -> None:
+    """Make the bundles."""
+    with output.progress() as progress:
+        aligned, unaligned = bundles(cache_dir(), progress, quick=quick)
+    for score in read_report(aligned).tasks:
+        typer.echo(f"{score.name}: {score.metric}, dense {score.dense:.4f}, sparse {score.sparse:.4f}")
+    pair = f"{NAME}={aligned.path}={unaligned.path}"
+    typer.echo(f'python -m benchmarks.results --json docs/results.json --only driving --bundle "{pair}"')
+
+
+def bundles(cache: Path, progress: Any, *, quick: bool = False) -> tuple[Bundle, Bundle]:
+    """The bundle, and the same without alignment; compiled unless the cache has them."""
+    samples = driving.driving(cache, **(_QUICK_DATA if quick else {}), report=typer.echo)
+    model = road_model.road_model(cache, samples, **(_QUICK_MODEL if quick else {}), report=typer.echo)
+    folder = cache / "benchmarks" / f"driving-{model.name}"
+    paths = [folder / "aligned.bundle", folder / "unaligned.bundle"]
+    if not all(path.is_dir() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        trace = folder / "drive.trace.jsonl"
+        trace.write_text("".join(json.dumps(visit) + "\n" for visit in visits()), encoding="utf-8")
+        tasks = {sample.name: sample.entry() for sample in samples}
+        content = {"model": str(model), "transitions": str(trace), "tasks": tasks}
+        prepared = prepare(from_dict({**_SETTINGS, **(_QUICK_SETTINGS if quick else {}), **content}), progress)
+        for path, alignment in zip(paths, (prepared.source.task_file.alignment, 0.0), strict=True):
+            with writing(path, force=True) as writer:
+                build(writer, prepared.changed(alignment=alignment), progress)
+    aligned, unaligned = map(Bundle.open, paths)
+    return aligned, unaligned
+
+
+def visits() -> list[dict[str, object]]:
+    """The drive trace, in terms of the five tasks: roads in a row on which a car asks the same are one visit."""
+    found = TRACES["drive"](SWITCHES).visits
+    runs = groupby(found, key=lambda visit: TASK_OF[visit.task])
+    return [{"task": task, "time": next(run).start} for task, run in runs]
+
+
+_SETTINGS: dict[str, Any] = {
+    "sparsity": 0.75,
+    "calibration": {"items": 256, "batch": 32},
+    "training": {"steps": 300, "learning_rate": 3e-4, "batch": 16},
+    "recover": {
+        "method": "finetune",
+        "steps": 500,
+        "learning_rate": 5e-4,
+        "batch": 16,
+        "patience": 0,
+    },
+}
+_QUICK_DATA = {"train_scenes": 24, "eval_scenes": 8}
+_QUICK_MODEL = {"steps": 2}
+_QUICK_SETTINGS = {
+    "calibration": {"items": 8, "batch": 8},
+    "training": {"steps": 5, "batch": 4},
+    "recover": {"method": "finetune", "steps": 5, "batch": 4, "patience": 0},
+}
+
+if __name__ == "__main__":
+    typer.run(main)
