@@ -32,6 +32,8 @@ _BLOCK = BlockShape(16, 32)
 INT8_BYTES = block_bytes(_BLOCK, "int8") / block_bytes(_BLOCK, "bfloat16")
 """Of a block with its scales, as a share of the same one in bfloat16."""
 
+Recover = Literal["none", "closed-form", "finetune"]
+
 METHODS = ("ours", "ours_private", "ours_int8", "unaligned", "shared_mask", "shared_mask_int8", "per_task_checkpoint")
 
 FRACTIONS = {"A": (0.25, 0.15, 0.5, 0.1, 0.7), "B": (0.7, 0.5)}
@@ -142,6 +144,7 @@ def main(
     fraction: Annotated[list[float] | None, typer.Option(help="Only these fractions of the dense bytes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only these sparse methods.")] = None,
+    recover: Annotated[Recover | None, typer.Option(help="Only values that were won back like this.")] = None,
     bundles: Annotated[Path | None, typer.Option(help="Folder to keep the bundles in.")] = None,
 ) -> None:
     """Measure accuracy per resident byte."""
@@ -157,7 +160,7 @@ def main(
                 setting
                 for at in todo
                 for setting in settings(domain, at, effort, number, quick=quick)
-                if not method or setting.method in method
+                if (not method or setting.method in method) and recover in (None, setting.recover.method)
             ]
             folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{number}-{'quick' if quick else 'full'}"
             kept = None if bundles is None else bundles / f"{domain}-{number}"
