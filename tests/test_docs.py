@@ -90,8 +90,46 @@ def test_troubleshooting_quotes_messages_that_exist() -> None:
     assert [message for message in quoted if message not in source] == []
 
 
+def pages() -> list[Path]:
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """Files of ours that a page links to, and the heading in each; "" for none."""
+    targets = re.findall(r"\]\(\s*([^)\s]+)\s*\)", page.read_text(encoding="utf-8"))
+    cut = [target.partition("#") for target in targets if "://" not in target]
+    return [((page.parent / path).resolve() if path else page, heading) for path, _, heading in cut]
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+    assert sum(len(links(page)) for page in pages()) > 50
+    for page in pages():
+        for target, heading in links(page):
+            assert target.exists(), f"{page.name}: {target}"
+            assert not heading or heading in anchors(target), f"{page.name}: {target.name}#{heading}"
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page not in reached:
+            reached.add(page)
+            waiting += [target for target, _ in links(page) if target.suffix == ".md"]
+    assert set(pages()) - reached == set()
+
+
+def test_the_index_of_decisions_has_their_titles() -> None:
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    for record in sorted(folder.glob("0*.md")):
+        number, title = record.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ").split(". ", 1)
+        assert int(number) == int(record.name[:4])
+        line = f"{number}. [{title}]({record.name})"
+        assert line in index.splitlines(), f"docs/decisions/README.md: expected the line {line}"

@@ -205,5 +205,7 @@ def test_rubbish_is_refused(copy: Path) -> None:
 def test_a_setting_that_nothing_trains_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"recover\.low_rank: expected 0, or method finetune"):
         wp.compile(tiny.assistant(tmp_path, recover={"method": "closed-form", "low_rank": 2}), out=tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"recover\.private_blocks: expected 0, or method finetune"):
+        wp.compile(tiny.assistant(tmp_path, recover={"method": "none", "private_blocks": 0.1}), out=tmp_path / "a")
     with pytest.raises(CompileError, match=r"recover\.low_rank: expected at most the rank of .*; found 65"):
         wp.compile(tiny.assistant(tmp_path, recover=RECOVER | {"low_rank": 65}), out=tmp_path / "a")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -138,6 +139,21 @@ def test_run(weightpager: Command, assistant_bundle: Path) -> None:
     assert [word for word, _ in rows["predictions"][0]["tags"]] == ["red", "cat"]
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_run_says_that_it_waits_for_texts_on_a_terminal(
+    weightpager: Command, assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal("red cat rain\n"))
+    found = weightpager("run", assistant_bundle, "-t", "weather")
+    assert (found.code, "Ctrl-D" in found.err) == (0, True)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("red cat rain\n"))
+    assert "Ctrl-D" not in weightpager("run", assistant_bundle, "-t", "weather").err
+
+
 def test_run_continues_a_text(weightpager: Command, writer_bundle: Path) -> None:
     found = weightpager("run", writer_bundle, "-t", "numbers", "one two", "--max-new-tokens", "4", "--json")
     assert isinstance(json.loads(found.out)["predictions"][0]["label"], str)
@@ -197,6 +213,9 @@ def test_export(weightpager: Command, assistant_bundle: Path, tmp_path: Path) ->
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(tmp_path / "hf"))
     again = weightpager("export", assistant_bundle, "--task", "animal", "--out", tmp_path / "hf")
     assert again.code == 2
+    assert "exists; choose another name" in again.err
+    homeless = weightpager("export", assistant_bundle, "--task", "animal", "--out", tmp_path / "no" / "hf")
+    assert (homeless.code, f"{tmp_path / 'no'} does not exist" in homeless.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +225,9 @@ def test_export(weightpager: Command, assistant_bundle: Path, tmp_path: Path) ->
         (["run", "BUNDLE", "--task", "weather", "--budget", "1KiB", "text"], 1, "smallest budget that would do is"),
         (["run", "BUNDLE", "--task", "weather", "--budget", "lots", "text"], 2, "such as 512MiB"),
         (["run", "nowhere", "--task", "weather", "text"], 1, "weightpager compile"),
-        (["inspect", "nowhere"], 1, "expected a bundle directory"),
+        (["inspect", "nowhere"], 1, "expected a bundle directory, found nothing there"),
+        (["inspect", "/"], 1, "found a directory without manifest.json; 'weightpager ls FOLDER' lists bundles"),
+        (["simulate", "BUNDLE", "--trace", "asistant"], 2, "or one of assistant, drive"),
         (["verify", "nowhere"], 1, "expected a bundle directory"),
         (["compile", "nowhere.yaml", "--out", "x.bundle"], 2, "nowhere.yaml"),
         (["plan", "BUNDLE", "--to", "weather", "--budget", "1KiB"], 1, "smallest budget that would do is"),

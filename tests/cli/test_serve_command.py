@@ -34,7 +34,7 @@ def test_top_says_that_there_is_no_server(weightpager: Command) -> None:
         port = taken.getsockname()[1]
     found = weightpager("top", f"http://127.0.0.1:{port}", "--once")
     assert found.code == 1
-    assert "weightpager serve" in found.err
+    assert "found none: Connection refused; 'weightpager ps' lists" in found.err
     assert weightpager("top", "file:///etc/passwd", "--once").code == 2
     assert weightpager("top", "--once", "--token-file", "nowhere").code == 2
 
@@ -43,7 +43,7 @@ def test_top_says_that_there_is_no_server(weightpager: Command) -> None:
     ("options", "code", "words"),
     [
         (["--budget", "1KiB"], 1, "smallest budget that would do"),
-        (["--token-file", "nowhere"], 2, "readable file with a token"),
+        (["--token-file", "nowhere"], 2, "found: No such file or directory; 'openssl rand"),
         (["--remote-admin"], 2, "expected an admin token"),
         (["--max-body", "much"], 2, "such as 512MiB"),
         (["--order", "random"], 2, "grouped"),
@@ -69,6 +69,7 @@ def test_a_taken_port_is_named(weightpager: Command, assistant_bundle: Path) -> 
         found = weightpager("serve", assistant_bundle, "--port", port)
     assert found.code == 2
     assert f"127.0.0.1:{port}" in found.err
+    assert "--port 0 takes any free port" in found.err
 
 
 @pytest.mark.parametrize("verb", ["serve", "top"])

@@ -67,7 +67,9 @@ class Bundle:
         """
         root = Path(path)
         if not os.path.isdir(root):  # noqa: PTH112 - unlike Path.is_dir, it takes a missing permission for no
-            raise BundleError(f"{root}: expected a bundle directory; compile one with 'weightpager compile'")
+            raise _no_bundle(root, "a file" if os.path.lexists(root) else "nothing there")
+        if not any(os.path.lexists(root / name) for name in (MANIFEST, MANIFEST_HASH)):
+            raise _no_bundle(root, f"a directory without {MANIFEST}")
         manifest = read_manifest(root)
         bundle = cls(root, manifest, read_page_index(root, manifest))
         bundle._check_page_files()
@@ -185,6 +187,11 @@ class Bundle:
             raise BundleFormatError(
                 page_index_file.FILE, "signatures", f"the {len(used)} pages that {task!r} uses", "other pages"
             )
+
+
+def _no_bundle(root: Path, found: str) -> BundleError:
+    hint = "'weightpager ls FOLDER' lists bundles, 'weightpager compile' makes one"
+    return BundleError(f"{root}: expected a bundle directory, found {found}; {hint}")
 
 
 def _entry(manifest: Manifest, name: str) -> FileEntry:

@@ -38,7 +38,7 @@ def compile_(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compile a model and its tasks into a bundle.
+    """Compile a model and its tasks into a bundle. Needs `weightpager[compile]`.
 
     Example: `weightpager compile tasks.yaml --out assistant.bundle`
     """

@@ -137,6 +137,8 @@ def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> li
     """The texts to run on: arguments, else the lines of standard input."""
     if images:
         raise ConfigError(f"run: expected texts, since {task} reads texts, found '--image'")
+    if not texts and sys.stdin.isatty():
+        output.errors.print("texts, one a line; Ctrl-D ends them", style="dim")
     try:
         inputs = texts or [line.rstrip("\n") for line in sys.stdin]
         for text in inputs:

@@ -97,7 +97,7 @@ def _check_fits(bundle: Bundle, fitting: Sequence[str], to_task: str | None, bud
     least = footprint(bundle).total + len(bundle.pages_of(name)) * bundle.page_bytes
     if budget is not None and name not in fitting:
         cannot = f"{name!r} does not fit into {output.size(budget)}"
-        raise BudgetError(f"{cannot}; the smallest budget that would do is {least} bytes", least)
+        raise BudgetError(f"{cannot}; the smallest budget that would do is {least} bytes ({output.size(least)})", least)
 
 
 def _facts(bundle: Bundle, cost: SwitchCost, budget: int | None) -> dict[str, Any]:

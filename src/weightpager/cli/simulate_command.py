@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -97,6 +98,8 @@ def _visits(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Vi
     from weightpager.traces.trace import read_visits, renamed
 
     if trace not in TRACES:
+        if not Path(trace).exists():
+            raise ConfigError(f"trace: expected a file, or one of {', '.join(TRACES)}; found no file at {trace}")
         return read_visits(trace, tuple(bundle.tasks))
     made, names = TRACES[trace](switches, dwell), list(bundle.tasks)
     if len(names) < 2:

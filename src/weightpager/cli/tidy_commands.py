@@ -35,7 +35,7 @@ def repack(
 ) -> None:
     """Pack all blocks of a bundle again, so that pages are full and tasks read less that they don't use.
 
-    Outputs don't change by a bit.
+    Outputs don't change by a bit. Needs `weightpager[compile]`.
 
     Example: `weightpager repack assistant.bundle --out tidy.bundle`
     """

@@ -81,9 +81,11 @@ def read_status(url: str, token: str | None = None, timeout: float = 10.0) -> di
         hint = "; it asks for --token-file" if error.code == 401 else ""
         raise WeightpagerError(f"{url}: expected a server's state, found status {error.code}{hint}") from error
     except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
         raise WeightpagerError(
-            f"{url}: expected a server, found none: {error}; start one with 'weightpager serve'"
-        ) from (error)
+            f"{url}: expected a server, found none: {getattr(reason, 'strerror', None) or reason}; "
+            "'weightpager ps' lists those that run, 'weightpager serve' starts one"
+        ) from error
 
 
 def view(found: dict[str, Any]) -> RenderableType:

@@ -79,7 +79,8 @@ def check_memory(source: Source, available: int | None) -> None:
 def _check(section: str, found: str, needed: int, available: int) -> None:
     if needed > available:
         mib = 1 << 20
+        advice = "take a smaller batch" if found.endswith("images") else "take a smaller batch or max_length"
         raise CompileError(
             f"{section}.batch: expected what fits into the {available // mib} MiB of free memory, found {found}, "
-            f"which need about {-(-needed // mib)} MiB; take a smaller batch or max_length"
+            f"which need about {-(-needed // mib)} MiB; {advice}"
         )

@@ -87,9 +87,10 @@ class TaskFile(Frozen):
         chosen = [key for key in ("alignment", "max_switch", "accuracy_loss") if key in stated]
         if len(chosen) > 1:
             raise broken(f"expected one of alignment, max_switch and accuracy_loss, found {' and '.join(chosen)}")
-        if self.recover.low_rank and self.recover.method != "finetune":
-            found = f"{self.recover.low_rank} with method {self.recover.method}"
-            raise broken(f"recover.low_rank: expected 0, or method finetune, which trains it; found {found}")
+        for key in ("low_rank", "private_blocks"):
+            if self.recover.method != "finetune" and getattr(self.recover, key):
+                found = f"{getattr(self.recover, key)} with method {self.recover.method}"
+                raise broken(f"recover.{key}: expected 0, or method finetune, which trains it; found {found}")
         return self
 
     def _check_own_weights(self) -> None:

@@ -35,8 +35,10 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     """
     target = Path(os.path.abspath(out))
     bundle.task(task)
-    if os.path.lexists(target) or not target.parent.is_dir():
-        raise ConfigError(f"out: expected a new directory inside an existing one, got {target}")
+    if os.path.lexists(target):
+        raise ConfigError(f"out: {target} exists; choose another name")
+    if not target.parent.is_dir():
+        raise ConfigError(f"out: expected a directory to write into, but {target.parent} does not exist")
     module = empty_module(read_config(bundle), bundle.task(task))
     values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}
     dtype = next((value.dtype for value in values.values() if value.is_floating_point()), torch.float32)

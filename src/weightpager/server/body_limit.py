@@ -56,7 +56,9 @@ class BodyLimit:
                 return b"".join(parts)
 
     async def _refuse(self, status: int, scope: Scope, receive: Receive, send: Send) -> None:
-        found = f"more than {self._most} bytes" if status == 413 else f"no end after {self._seconds} seconds"
+        found = (
+            "more; the server's --max-body raises that" if status == 413 else f"no end after {self._seconds} seconds"
+        )
         words = f"expected a body of at most {self._most} bytes, found {found}"
         response = answer(status, ErrorDetail(message=words, type="invalid_request_error"), {"Connection": "close"})
         await response(scope, receive, send)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import socket
@@ -18,6 +19,11 @@ from weightpager.server.service import Service
 _HEADER_BYTES = 32 * 2**10
 _CONNECTIONS = 1024
 _IDLE_SECONDS = 15
+
+_WAYS_OUT = {
+    errno.EADDRINUSE: "'weightpager ps' lists your servers, --port 0 takes any free port",
+    errno.EACCES: "ports below 1024 are for root: take a higher --port",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -59,8 +65,13 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"expected a free port at {host}:{port}: {error}") from error
+    except OSError as error:
+        advice = _WAYS_OUT.get(error.errno or 0, "--host takes an address of this machine, or 0.0.0.0 for all of them")
+        raise ConfigError(
+            f"expected a free port at {host}:{port}, found: {error.strerror or error}; {advice}"
+        ) from error
+    except OverflowError as error:
+        raise ConfigError(f"expected a port from 0 to 65535, got {port}") from error
 
 
 @contextmanager

@@ -5,7 +5,7 @@ whoever has waited longest. Once the oldest request of a task has waited for ``p
 soon as the current turn is over, the overdue task that was served longest ago gets the next one. So each task's oldest
 request is begun after at most
 
-    patience + (tasks − 1) × (turn_seconds + a batch) + tasks × a switch
+    patience + (tasks − 1) × (turn_seconds + a batch) + a batch + tasks × a switch
 
 whatever the others ask for: before its turn there is the rest of the current one, and at most one of every other task.
 """

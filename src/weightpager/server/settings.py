@@ -9,6 +9,8 @@ from pathlib import Path
 from weightpager.errors import ConfigError
 from weightpager.server.scheduler import Policy
 
+_MAKE_ONE = "'openssl rand -hex 32 > FILE' makes one"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -55,10 +57,10 @@ def read_token(path: Path) -> str:
     try:
         text = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected a readable file with a token: {error}") from error
+        found = error.strerror if isinstance(error, OSError) else "characters that aren't ASCII"
+        raise ConfigError(f"{path}: expected a readable file with a token, found: {found}; {_MAKE_ONE}") from error
     if not 16 <= len(text) <= 512 or not text.isprintable() or " " in text:
         raise ConfigError(
-            f"{path}: expected a token of 16 to 512 characters without blanks, got {len(text)}; "
-            "'openssl rand -hex 32' makes one"
+            f"{path}: expected a token of 16 to 512 characters without blanks, got {len(text)}; {_MAKE_ONE}"
         )
     return text
