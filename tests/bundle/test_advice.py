@@ -35,6 +35,7 @@ def test_a_shared_mask_that_does_as_well_is_advised(assistant_bundle: Path) -> N
     found = advise(bundle, report(bundle, 0.85, {"shared mask": (arena(bundle), 0.86)}))
     assert found is not None
     assert "use shared mask: it loses 4.0 points and loads nothing" in found.words
+    assert "'alignment: inf' compiles that. Paging pays with less memory" in found.words
     assert {choice.name for choice in found.choices} == {"this bundle", "shared mask"}
 
 

@@ -12,6 +12,13 @@ from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report import LOWER_IS_BETTER, CompileReport
 from weightpager.config import format_size
 
+_HOW = {
+    "shared mask": " 'alignment: inf' compiles that.",
+    "int8": " 'sparsity: 0' with 'dtype: int8' compiles that.",
+    "int4": " Other libraries make that.",
+}
+"""How to have a control instead of the bundle."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -89,11 +96,13 @@ def _words(ours: Choice, others: Sequence[Choice], budget: int, unit: str) -> st
     if ours.resident_bytes > budget:
         if best is None:
             return f"Nothing that was measured fits {room}: compile with more sparsity."
-        return f"This bundle does not fit {room} of paged weights; {best.name} does and loses {best.loss:.1f} {unit}."
+        found = f"This bundle does not fit {room} of paged weights; {best.name} does and loses {best.loss:.1f} {unit}."
+        return found + _HOW.get(best.name, "")
     if best is not None and best.loss <= ours.loss:
         return (
             f"With {room} for paged weights use {best.name}: it loses {best.loss:.1f} {unit} and loads nothing at a "
-            f"switch; this bundle loses {ours.loss:.1f}. Paging pays with less memory: compile with more sparsity."
+            f"switch; this bundle loses {ours.loss:.1f}.{_HOW.get(best.name, '')} "
+            "Paging pays with less memory: compile with more sparsity."
         )
     gain = "nothing simpler that was measured fits" if best is None else f"{best.name}, the next best, {best.loss:.1f}"
     words = f"With {room} for paged weights use this bundle: it loses {ours.loss:.1f} {unit} against dense; {gain}."
