@@ -26,6 +26,9 @@ from weightpager.evaluate import Batch, Progress
 RIDGE = 0.01
 """r, as a share of the mean diagonal of Σ_t A_t: holds values of which the inputs tell nothing."""
 
+TOKENS = 16
+"""Tokens of a task for each input of the widest layer: more of them hardly move a mean over pairs of inputs."""
+
 _ITERATIONS = 50
 _TOLERANCE = 1e-3  # of the residual, relative to the right-hand side; more digits are below the noise of the data
 
@@ -47,14 +50,15 @@ def refit(
         dense: what the sparse model should do.
         sparse: a copy of it.
         masks: of every task.
-        batches: calibration data, by task.
+        batches: calibration data, by task; as much of it as is needed.
         progress: told (layers done, layers in all).
 
     Raises:
         CompileError: the model's layers don't feed each other one by one.
     """
+    tokens = TOKENS * max(info.grid.in_features for info in dense.paged)
     streams = {
-        task: _Streams(LayerStream(dense.models[task], some), LayerStream(sparse.models[task], some))
+        task: _Streams(*(LayerStream(of.models[task], _enough(some, tokens)) for of in (dense, sparse)))
         for task, some in batches.items()
     }
     layers = max(info.layer for info in dense.paged) + 1
@@ -67,6 +71,17 @@ def refit(
             both.dense.advance(layer, {})
             both.sparse.advance(layer, _weights(sparse, masks, task, layer))
         progress(layer + 1, layers)
+
+
+def _enough(batches: Sequence[Batch], tokens: int) -> list[Batch]:
+    """The first batches, until they have so many tokens; all if they have fewer."""
+    taken: list[Batch] = []
+    for batch in batches:
+        if tokens <= 0:
+            break
+        taken.append(batch)
+        tokens -= batch.items if batch.tokens is None else int(batch.tokens.sum())
+    return taken
 
 
 def _refit_group(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from weightpager.compiler.device import autocast
 from weightpager.compiler.source import repeated_layers
 from weightpager.engine.architecture import BASE
 from weightpager.errors import CompileError
@@ -31,7 +32,7 @@ class _Call:
 
 
 class _ReachedError(Exception):
-    """The first layer has been reached; the rest of the model isn't wanted."""
+    """What was looked for has been reached; the rest of the model isn't wanted."""
 
 
 class LayerStream:
@@ -47,7 +48,7 @@ class LayerStream:
         self._base = model.base_model
         self._layers = repeated_layers(self._base)
         first = self._base.get_submodule(self._layers[0])
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(model.device):
             self._calls = [_first_call(model, first, batch) for batch in batches]
 
     def in_features(self, name: str) -> int:
@@ -55,18 +56,21 @@ class LayerStream:
         return self._linear(name).in_features
 
     def inputs(self, layer: int, weights: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
-        """Run one layer, batch by batch: what a linear layer in it takes, [tokens, in_features], without padding.
+        """Run one layer, batch by batch, as far as a linear layer in it: what that takes, without padding.
 
         Args:
             layer: number of the layer whose inputs the stream now holds.
             weights: by canonical names of linear layers in it, replacing their own.
             name: canonical name of the linear layer to watch.
 
+        Returns:
+            Of each batch, float32 [tokens, in_features].
+
         Raises:
             CompileError: the linear layer wasn't called.
         """
         for call in self._calls:
-            yield _without_padding(self._watch(layer, weights, call, [name])[name], call.tokens)
+            yield _without_padding(self._watch(layer, weights, call, [name])[name].float(), call.tokens)
 
     def fed_alike(self, layer: int, names: Sequence[str]) -> list[list[str]]:
         """Linear layers of a layer grouped by the very tensor that they take, in the order of execution."""
@@ -82,12 +86,18 @@ class LayerStream:
             call.hidden = self._run(layer, weights, call)
 
     def _watch(self, layer: int, weights: Mapping[str, Tensor], call: _Call, names: Sequence[str]) -> dict[str, Tensor]:
+        """What linear layers take; the run ends with the last of them."""
         seen: dict[str, Tensor] = {}
 
         def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            return lambda _module, arguments: seen.__setitem__(name, arguments[0])
+            def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+                seen[name] = arguments[0]
+                if len(seen) == len(names):
+                    raise _ReachedError
 
-        with ExitStack() as hooks:
+            return hook
+
+        with ExitStack() as hooks, suppress(_ReachedError):
             for name in names:
                 hooks.callback(self._linear(name).register_forward_pre_hook(watch(name)).remove)
             self._run(layer, weights, call)
@@ -98,7 +108,7 @@ class LayerStream:
     def _run(self, layer: int, weights: Mapping[str, Tensor], call: _Call) -> Tensor:
         prefix = self._layers[layer]
         replaced = {f"{name.removeprefix(BASE + prefix + '.')}.weight": value for name, value in weights.items()}
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(call.hidden.device):
             arguments = (call.hidden, *call.arguments)
             found = functional_call(self._base.get_submodule(prefix), replaced, arguments, call.options)
         hidden = found[0] if isinstance(found, tuple) else found
