@@ -179,6 +179,8 @@ def test_what_does_not_fit_the_base_is_said(tmp_path: Path, assistant_bundle: Pa
     refused(ConfigError, "closed-form", recover="closed-form")
     refused(ConfigError, "compare", compare=True)
     refused(ConfigError, r"tasks\.animal: the base .* has a task of that name", tasks=tiny.assistant(tmp_path)["tasks"])
+    own = {name: {**task, "checkpoint": str(tmp_path / "bert")} for name, task in new_tasks(tmp_path)["tasks"].items()}
+    refused(ConfigError, r"tasks\.pet\.checkpoint: expected none with a base", tasks=own, recover="none")
     torch.manual_seed(0)
     other = tiny.bert(folder_of(tmp_path, "other"))
     config = (other / "config.json").read_text()

@@ -91,6 +91,11 @@ class BaseBundle:
                 "recover.method: expected none or finetune, found closed-form: it would change shared values, and "
                 "those of a base stay"
             )
+        if own := [name for name, task in task_file.tasks.items() if task.checkpoint is not None]:
+            raise ConfigError(
+                f"tasks.{own[0]}.checkpoint: expected none with a base, whose blocks a task takes over; compile all "
+                "tasks together, or give this one's 'head'"
+            )
         for key in ("max_switch", "accuracy_loss"):
             if getattr(task_file, key) is not None:
                 raise ConfigError(f"{key}: expected none with a base, whose masks stay; state alignment")
