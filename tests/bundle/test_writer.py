@@ -85,6 +85,17 @@ def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["current", "v1.bundle"]
 
 
+def test_what_lies_in_a_cache_as_a_link_is_taken_over_itself(tmp_path: Path) -> None:
+    (tmp_path / "snapshots" / "1").mkdir(parents=True)
+    (tmp_path / "blob").write_bytes(b"one")
+    (tmp_path / "snapshots" / "1" / "pages").symlink_to("../../blob")
+    with writing(tmp_path / "a.bundle") as writer:
+        writer.link("pages", tmp_path / "snapshots" / "1" / "pages")
+        writer.add("manifest.json", lambda file: file.write(b"two"))
+    assert not (tmp_path / "a.bundle" / "pages").is_symlink()
+    assert (tmp_path / "a.bundle" / "pages").read_bytes() == b"one"
+
+
 def test_a_missing_parent_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         write(tmp_path / "nowhere" / "a.bundle", b"one")

@@ -47,6 +47,8 @@ class BundleWriter:
     def link(self, name: str, original: Path) -> None:
         """Take over a file of another bundle: as a hard link, which costs no space, where the file system can.
 
+        A symbolic link is followed: downloads lie in caches as links, which lead nowhere from another directory.
+
         Raises:
             CompileError: the storage refused it.
         """
@@ -54,7 +56,7 @@ class BundleWriter:
         with storage_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(original, path)
+                os.link(os.path.realpath(original), path)
             except OSError:
                 shutil.copyfile(original, path)
 
