@@ -235,6 +235,17 @@ def test_the_task_file_says_what_cannot_be_combined(tmp_path: Path) -> None:
         task_file.from_dict(entries)
 
 
+def test_other_settings_words_or_switches_are_another_compile(tmp_path: Path) -> None:
+    entries = content(tmp_path, animal={}, weather={}) | {"transitions": str(tmp_path / "day.jsonl")}
+    (tmp_path / "day.jsonl").write_text("")
+    file = task_file.from_dict(entries)
+    found = [file.identity()]
+    for path in ("bert/config.json", "bert/tokenizer.json", "animal/config.json", "day.jsonl"):
+        (tmp_path / path).write_text((tmp_path / path).read_text() + " ")
+        found.append(file.identity())
+    assert len(set(found)) == 5
+
+
 def test_another_checkpoint_is_another_compile(tmp_path: Path) -> None:
     file = task_file.from_dict(content(tmp_path, animal={}))
     before = file.identity()

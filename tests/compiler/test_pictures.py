@@ -133,7 +133,7 @@ def test_a_fingerprint_is_of_images_and_labels(tmp_path: Path) -> None:
     task = spec(tmp_path)
 
     def both() -> tuple[str, str]:
-        return tuple(task_file.fingerprint(task, path, "here") for path in (task.train, task.eval))  # type: ignore
+        return tuple(data.fingerprint(path, "here", task.kind, task.columns) for path in (task.train, task.eval))  # type: ignore
 
     first = both()
     shutil.copytree(tmp_path / "warm", tmp_path / "copy")

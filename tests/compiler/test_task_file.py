@@ -15,7 +15,7 @@ from weightpager.blocks import BlockShape
 from weightpager.compiler import task_file
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.task_sections import CalibrationSpec, RecoverSpec, TaskSpec, TrainingSpec
-from weightpager.errors import ConfigError
+from weightpager.errors import CompileError, ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs" / "task-file.md"
 
@@ -235,6 +235,12 @@ def test_a_wish_of_the_command_line_replaces_the_files_own(write: Writer) -> Non
     assert task_file.with_wish(stated, None, None) is stated
     with pytest.raises(ConfigError, match="command line: expected one of"):
         task_file.with_wish(stated, "1MiB", 0.5)
+
+
+def test_a_file_that_cannot_be_read_is_named(write: Writer, folder: Path) -> None:
+    (folder / "model" / "model.safetensors").mkdir()
+    with pytest.raises(CompileError, match=r"model\.safetensors: cannot be read: Is a directory"):
+        task_file.load(write()).identity()
 
 
 def test_at_least_one_task(folder: Path) -> None:

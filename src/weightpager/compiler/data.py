@@ -14,7 +14,7 @@ import torch
 from weightpager.bundle.manifest import TaskEntry, TaskKind
 from weightpager.compiler import pictures
 from weightpager.compiler.pictures import Picture
-from weightpager.compiler.rows import FORMATS, label_ids, labels_of, read_rows, texts_of, words_of
+from weightpager.compiler.rows import FORMATS, hashed, label_ids, labels_of, read_rows, texts_of, words_of
 from weightpager.compiler.task_sections import TaskSpec
 from weightpager.engine.word_pieces import word_starts
 from weightpager.errors import CompileError
@@ -153,6 +153,15 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
         raise CompileError(f"{where}: expected at least two different labels, found {', '.join(found) or 'none'}")
     numbered = all(isinstance(label, int) for label in found.values())
     return tuple(sorted(found, key=lambda name: (int(found[name]), name) if numbered else (0, name)))
+
+
+def fingerprint(path: Path, where: str, kind: TaskKind, columns: tuple[str, str]) -> str:
+    """A hash of a task's data in a file, or of all the images that it names.
+
+    Raises:
+        CompileError: an image isn't there, or a file can't be read.
+    """
+    return pictures.fingerprint(path, where, *columns) if kind == "image-classification" else hashed(path, where)
 
 
 def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length: int) -> TaskData:

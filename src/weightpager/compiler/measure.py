@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from weightpager import kernels
-from weightpager.bundle import EvalData, TaskEntry
-from weightpager.bundle.files import hash_file
+from weightpager.bundle import TaskEntry
 from weightpager.bundle.report import TaskScore
-from weightpager.compiler import data, pictures
+from weightpager.compiler import data
 from weightpager.engine import Engine
 from weightpager.engine.architecture import image_reader, takes_images
 from weightpager.errors import CompileError
@@ -70,13 +69,7 @@ def _held_out(entry: TaskEntry, reads: object) -> tuple[Sequence[Batch], bool]:
             f"{entry.name}: the held-out data {path} is not on this machine; put the file there and try again"
         )
     batches = data.load_eval(entry, path, reads, EVAL_BATCH)
-    return batches, stated is not None and _hash(entry, stated) == stated.blake3
-
-
-def _hash(entry: TaskEntry, stated: EvalData) -> str:
-    path = Path(stated.file)
-    return (
-        pictures.fingerprint(path, entry.name, stated.text, stated.label)
-        if entry.takes_images
-        else hash_file(path).blake3
-    )
+    if stated is None:
+        return batches, False
+    found = data.fingerprint(path, entry.name, entry.kind, (stated.text, stated.label))
+    return batches, found == stated.blake3

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 
-from weightpager.bundle.files import hash_file
-from weightpager.compiler.rows import label_ids, labels_of, read_rows, texts_of
+from weightpager.compiler.rows import hashed, label_ids, labels_of, read_rows, texts_of
 from weightpager.engine.image_reader import ImageReader
 from weightpager.errors import CompileError, ImageError
 from weightpager.evaluate import Batch
@@ -99,7 +98,7 @@ def fingerprint(path: Path, where: str, image: str, label: str) -> str:
 def _hash(file: Path, where: str) -> str:
     if not file.is_file():
         raise CompileError(f"{where}: expected an image, found no file at {file}")
-    return hash_file(file).blake3
+    return hashed(file, where)
 
 
 def _pixels(picture: Picture, reader: ImageReader, where: str) -> Any:

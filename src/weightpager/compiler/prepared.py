@@ -9,10 +9,9 @@ from typing import Any
 from weightpager.bundle import EvalData, Score, TaskEntry
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.clock import Clock
-from weightpager.compiler.data import TaskData
+from weightpager.compiler.data import TaskData, fingerprint
 from weightpager.compiler.saliency import FloatArray
 from weightpager.compiler.source import Source
-from weightpager.compiler.task_file import fingerprint
 
 SaliencyOfTasks = dict[str, dict[str, FloatArray]]
 """Task → paged weight → saliency of its blocks, row-major."""
@@ -73,7 +72,7 @@ class Prepared:
                 dense=self.dense[name],
                 eval=EvalData(
                     file=str(spec.eval.absolute()),
-                    blake3=fingerprint(spec, spec.eval, f"tasks.{name}.eval"),
+                    blake3=fingerprint(spec.eval, f"tasks.{name}.eval", spec.kind, spec.columns),
                     text=spec.columns[0],
                     label=spec.columns[1],
                     items=spec.items,

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 
+from weightpager.bundle.files import hash_file
 from weightpager.errors import CompileError
 
 Row = dict[str, Any]
@@ -70,6 +71,18 @@ def _class_names(value: Any, feature: Any) -> Any:
     if isinstance(inner, datasets.ClassLabel) and isinstance(value, list):
         return [inner.int2str(item) for item in value]
     return value
+
+
+def hashed(path: Path, where: str) -> str:
+    """BLAKE3 of a file; errors speak of ``where``.
+
+    Raises:
+        CompileError: it isn't there, or can't be read.
+    """
+    try:
+        return hash_file(path).blake3
+    except OSError as error:
+        raise CompileError(f"{where}: cannot be read: {error.strerror or error}") from error
 
 
 def texts_of(rows: list[Row], column: str, where: str) -> list[str]:

@@ -13,10 +13,10 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from yaml.constructor import ConstructorError
 
 from weightpager.blocks import MAX_TASKS, BlockShape
-from weightpager.bundle.files import hash_file
 from weightpager.bundle.layout import PageDtype, block_bytes
 from weightpager.bundle.manifest import TaskName
-from weightpager.compiler.pictures import fingerprint as fingerprint_of_images
+from weightpager.compiler.data import fingerprint
+from weightpager.compiler.rows import hashed
 from weightpager.compiler.task_fields import (
     Block,
     ExistingFile,
@@ -32,6 +32,9 @@ from weightpager.compiler.task_fields import (
 from weightpager.compiler.task_file_errors import explain, shown
 from weightpager.compiler.task_sections import CalibrationSpec, Recover, RecoverSpec, TaskSpec, TrainingSpec
 from weightpager.errors import ConfigError
+
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
+"""Endings of what a model is loaded from: weights, configuration, vocabulary."""
 
 
 class TaskFile(Frozen):
@@ -120,16 +123,21 @@ class TaskFile(Frozen):
         return self.sparsity if own is None else own
 
     def identity(self) -> str:
-        """A hash of all settings, of the tasks' files and of the model's: the same ones train the same weights."""
+        """A hash of all settings, of the tasks' files and of the model's: the same ones train the same weights.
+
+        Raises:
+            CompileError: a file can't be read.
+        """
         facts = [self.model_dump_json()]
         for name, task in self.tasks.items():
-            held = {"train": task.train, "validation": task.validation}
-            facts += [fingerprint(task, path, f"tasks.{name}.{key}") for key, path in held.items() if path is not None]
-        files: list[Path] = []
+            for key, path in {"train": task.train, "validation": task.validation}.items():
+                if path is not None:
+                    facts.append(fingerprint(path, f"tasks.{name}.{key}", task.kind, task.columns))
+        files = [] if self.transitions is None else [self.transitions]
         own = [path for task in self.tasks.values() for path in (task.head, task.checkpoint) if path is not None]
         for folder in (self.model, *own):
-            files += sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-        facts += [hash_file(path).blake3 for path in files]
+            files += sorted(path for suffix in _MODEL_FILES for path in folder.glob(f"*{suffix}"))
+        facts += [f"{path.name} {hashed(path, str(path))}" for path in files]
         return blake3("\n".join(facts).encode()).hexdigest()
 
     def max_length_of(self, task: str) -> int:
@@ -181,15 +189,6 @@ def from_dict(content: Mapping[str, Any], folder: str | Path = ".", name: str = 
     except ValidationError as error:
         lines = [f"{name}: {explain(detail, SECTIONS)}" for detail in error.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
-
-
-def fingerprint(task: TaskSpec, path: Path, where: str) -> str:
-    """A hash of a task's data in a file, or of all the images that it names.
-
-    Raises:
-        CompileError: an image isn't there, or the file can't be read.
-    """
-    return fingerprint_of_images(path, where, *task.columns) if task.takes_images else hash_file(path).blake3
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
