@@ -22,7 +22,7 @@ from weightpager.compiler.data import TaskData
 from weightpager.compiler.descent import Descent, ParameterGroup
 from weightpager.compiler.early_stopping import EarlyStopping
 from weightpager.compiler.finetune import Lesson, divergence, finetune, masked_logits
-from weightpager.compiler.journal import Journal
+from weightpager.compiler.journal import Journal, kept_beside
 from weightpager.compiler.masks import Masks, block_sums, drop
 from weightpager.compiler.private_blocks import choose, train_private
 from weightpager.compiler.source import Source
@@ -212,6 +212,14 @@ def test_a_killed_compile_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     assert stages["fine-tune"] == list(range(1, 13))
     assert (again.pages.ids == whole.pages.ids).all()
     assert not (tmp_path / ".again.bundle.resume").exists()
+
+
+def test_a_journal_lies_beside_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.bundle").mkdir()
+    (tmp_path / "current").symlink_to("a.bundle")
+    monkeypatch.chdir(tmp_path / "a.bundle")
+    for out in (".", "../a.bundle", "../current", tmp_path / "a.bundle"):
+        assert kept_beside(out) == tmp_path / ".a.bundle.resume"
 
 
 def test_the_journal_of_another_compile_is_ignored(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -22,8 +23,9 @@ SHARE = 0.03
 
 
 def kept_beside(out: str | Path) -> Path:
-    """Where the compile of a bundle keeps its journal."""
-    return Path(out).with_name(f".{Path(out).name}.resume")
+    """Where the compile of a bundle keeps its journal: beside what ``out`` leads to, be it a link or ``.``."""
+    path = Path(os.path.realpath(out))
+    return path.with_name(f".{path.name}.resume")
 
 
 class Journal:
