@@ -262,6 +262,15 @@ def test_refuses_texts_longer_than_the_model(tmp_path: Path) -> None:
         load(tmp_path, entries)
 
 
+@pytest.mark.parametrize(
+    "values", [{"hidden_size": "x"}, {"hidden_size": None}, {"num_attention_heads": 0}, {"id2label": ["a", "b"]}]
+)
+def test_refuses_settings_of_the_wrong_type(tmp_path: Path, values: dict[str, Any]) -> None:
+    edit_json(tiny.bert(tmp_path / "model") / "config.json", **values)
+    with pytest.raises(CompileError, match="cannot be loaded"):
+        load(tmp_path, tiny.tasks(tmp_path, "text"))
+
+
 def test_refuses_broken_directories(tmp_path: Path) -> None:
     folder = tiny.bert(tmp_path / "model")
     parsed = task_file.from_dict({"model": "model", "tasks": tiny.tasks(tmp_path, "text")}, tmp_path)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from weightpager.bundle.manifest import TaskKind
@@ -16,9 +15,7 @@ from weightpager.compiler.named_parameters import canonical, parameters
 from weightpager.compiler.task_file import TaskFile
 from weightpager.engine.architecture import CLASSES
 from weightpager.engine.image_reader import ImageReader, load_image_processor
-from weightpager.errors import CompileError
-
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
+from weightpager.errors import CompileError, WeightpagerError
 
 _NOT_COMPUTING = {
     "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "num_labels",
@@ -77,7 +74,7 @@ def load_image_reader(path: Path, config: PretrainedConfig) -> ImageReader:
     """The directory's image processor, with what the model expects of it."""
     if not (path / "preprocessor_config.json").is_file():
         raise CompileError(f"{path}: expected an image processor, found no preprocessor_config.json in it")
-    return ImageReader(call(path, load_image_processor, path), config)
+    return cast(ImageReader, call(path, lambda: ImageReader(load_image_processor(path), config)))
 
 
 def from_pretrained(path: Path, kind: TaskKind, seed: int, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -186,6 +183,8 @@ def call(path: Path, function: Any, *arguments: Any, **options: Any) -> Any:
     """Whatever a library says about a broken model directory, as our error."""
     try:
         return function(*arguments, **options)
-    except _LOADING_ERRORS as error:
+    except WeightpagerError:
+        raise
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CompileError(f"{path}: cannot be loaded: {reason}") from error
