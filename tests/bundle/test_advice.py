@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,14 @@ def test_a_budget_that_is_too_small_or_large_enough_for_more(assistant_bundle: P
     assert "Nothing that was measured fits" in small.words
     assert large is not None
     assert "use int8" in large.words
+
+
+@pytest.mark.parametrize("perplexity", [math.inf, math.nan])
+def test_a_report_of_a_hopeless_model_can_be_read(assistant_bundle: Path, perplexity: float) -> None:
+    whole = read_report(Bundle.open(assistant_bundle))
+    scores = [score.model_copy(update={"metric": "perplexity", "sparse": perplexity}) for score in whole.tasks]
+    found = CompileReport.model_validate_json(whole.model_copy(update={"tasks": scores}).dump())
+    assert all(score.sparse == pytest.approx(perplexity, nan_ok=True) for score in found.tasks)
 
 
 def test_nothing_measured_is_no_advice(assistant_bundle: Path) -> None:
