@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from weightpager.compiler.pack import (
     OVER_READ_LIMIT,
     SECONDS_PER_PAGE,
-    StoredBlocks,
     differential,
     expected_seconds,
     mean_over_read,
@@ -14,6 +13,7 @@ from weightpager.compiler.pack import (
     pack,
     pack_best,
 )
+from weightpager.compiler.stored_blocks import StoredBlocks
 from weightpager.store import StorageModel
 
 TASKS = 3
@@ -88,6 +88,13 @@ def test_blocks_of_one_signature_lie_together() -> None:
     packing = pack(stored, 10 * 128, 128)
     in_order = packing.users[packing.weights >= 0]
     assert int((np.diff(in_order.astype(int)) != 0).sum()) == 2
+
+
+def test_neighbours_of_many_signatures_differ_little() -> None:
+    signatures = np.random.default_rng(0).permutation(np.arange(1, 1 << 13, dtype=np.uint64))
+    packing = pack([StoredBlocks(0, np.arange(len(signatures)), signatures)], 16 * 128, 128)
+    in_order = packing.users[packing.weights >= 0]
+    assert all(int(change).bit_count() == 1 for change in in_order[1:] ^ in_order[:-1])
 
 
 def test_the_best_page_is_the_fastest_of_those_that_waste_little() -> None:

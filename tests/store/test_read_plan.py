@@ -1,7 +1,8 @@
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.store import Run, coalesce
+from weightpager.store import Run, coalesce, read_count
 
 pages = st.sets(st.integers(0, 200)).map(sorted)
 
@@ -19,4 +20,6 @@ def test_runs_cover_each_page_once_in_order(wanted: list[int], span: int, page_b
     runs = coalesce(wanted, lambda _: span, page_bytes)
     assert [page for run in runs for page in range(run.first, run.first + run.count)] == wanted
     assert all(run.count <= span for run in runs)
+    in_one_file = coalesce(wanted, lambda _: 1000, page_bytes)
+    assert read_count(np.array(wanted, np.int64), page_bytes) == len(in_one_file)
     assert all(run.count == 1 or run.count * page_bytes <= 1 << 20 for run in runs)

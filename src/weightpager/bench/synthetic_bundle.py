@@ -19,9 +19,10 @@ from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.writer import writing
 from weightpager.compiler.masks import Keep
-from weightpager.compiler.pack import StoredBlocks, pack, pack_best
+from weightpager.compiler.pack import pack, pack_best
 from weightpager.compiler.paged_weights import sort_weights
 from weightpager.compiler.source import Source
+from weightpager.compiler.stored_blocks import StoredBlocks
 from weightpager.compiler.task_file import from_dict
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.compiler.write import BundlePlan, write_bundle

@@ -15,9 +15,9 @@ from weightpager.compiler.data import TaskData
 from weightpager.compiler.low_rank import dense_part
 from weightpager.compiler.masks import Masks, module_name
 from weightpager.compiler.measure import EVAL_BATCH, Progress
-from weightpager.compiler.pack import StoredBlocks
 from weightpager.compiler.quantise import INT4, INT8, Quantisation
 from weightpager.compiler.source import PagedWeightInfo, Source
+from weightpager.compiler.stored_blocks import StoredBlocks
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.evaluate import evaluate
 

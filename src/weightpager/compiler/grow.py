@@ -28,12 +28,13 @@ from weightpager.compiler.low_rank import check_rank, write_adapters
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.measure import EVAL_BATCH, Progress, score_task
 from weightpager.compiler.own_parameters import separate, train_own
-from weightpager.compiler.pack import StoredBlocks, pack
+from weightpager.compiler.pack import pack
 from weightpager.compiler.placement import place
 from weightpager.compiler.prepared import Prepared
 from weightpager.compiler.private_blocks import choose, train_private
 from weightpager.compiler.saliency import normalised
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
+from weightpager.compiler.stored_blocks import StoredBlocks
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.compiler.train import trained_tasks
 from weightpager.compiler.write import BundlePlan, checkpoint_dtype, page_file_counts, serialised, write_pages

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.store import StorageModel, coalesce
+from weightpager.compiler.stored_blocks import LayerBlocks, Signatures, StoredBlocks, ordered
+from weightpager.store import StorageModel, read_count
 
 PAGE_SIZES = tuple(1 << bits for bits in range(12, 21))
 """4 KiB, which direct reads need, to 1 MiB, beyond which no read is faster."""
@@ -24,51 +26,6 @@ page: paging would save no memory."""
 
 SECONDS_PER_PAGE = 3e-6
 """What a page costs besides its bytes and its read: a hash, a slot, its place in the page table."""
-
-Signatures = npt.NDArray[np.uint64]
-
-
-@dataclass(frozen=True)
-class StoredBlocks:
-    """What has to be stored of one paged weight: every version of every kept block.
-
-    Attributes:
-        layer: model layer of the weight.
-        blocks: int64 [stored], the block's index in the weight's grid, row-major.
-        signatures: uint64 [stored], the tasks that use this version of the block: those of one block don't meet.
-    """
-
-    layer: int
-    blocks: npt.NDArray[np.int64]
-    signatures: Signatures
-
-    @classmethod
-    def of(
-        cls, layer: int, keep: npt.NDArray[np.bool_], versions: npt.NDArray[np.integer] | None = None
-    ) -> StoredBlocks:
-        """From a keep mask and, where tasks have values of their own, each task's version of each block.
-
-        Args:
-            layer: model layer of the weight.
-            keep: ``[blocks, tasks]``.
-            versions: ``[blocks, tasks]``: tasks with the same number share a block's values; None if all do.
-        """
-        bits = np.uint64(1) << np.arange(keep.shape[1], dtype=np.uint64)
-        held = keep * bits  # [blocks, tasks]
-        if versions is None:
-            versions = np.zeros(keep.shape, np.int8)
-        blocks, signatures = [], []
-        for version in np.unique(versions):
-            signature = np.where(versions == version, held, np.uint64(0)).sum(1, dtype=np.uint64)
-            found = np.flatnonzero(signature)
-            blocks.append(found)
-            signatures.append(signature[found])
-        return cls(layer, np.concatenate(blocks), np.concatenate(signatures))
-
-    def used(self, tasks: int) -> npt.NDArray[np.int64]:
-        """How many of them each task uses, [tasks]."""
-        bits = np.uint64(1) << np.arange(tasks, dtype=np.uint64)
-        return np.asarray(((self.signatures[:, None] & bits) != 0).sum(0))
 
 
 @dataclass(frozen=True)
@@ -100,11 +57,18 @@ class Packing:
 
     def locations(self, weight: int, blocks: int, task: int) -> npt.NDArray[np.int64]:
         """Where task number ``task`` finds each of a weight's ``blocks`` blocks, -1 where it keeps none."""
+        order, weights = self._by_weight
+        here = order[slice(*np.searchsorted(weights, (weight, weight + 1)))]
+        here = here[(self.users[here] >> np.uint64(task) & np.uint64(1)).astype(bool)]
         found = np.full(blocks, -1, np.int64)
-        uses = (self.users >> np.uint64(task) & np.uint64(1)).astype(bool)
-        here = np.flatnonzero((self.weights == weight) & uses)
         found[self.blocks[here]] = here
         return found
+
+    @cached_property
+    def _by_weight(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32]]:
+        """The places sorted by the weight whose block lies there, and those weights, ascending."""
+        order = np.argsort(self.weights, kind="stable")
+        return order, self.weights[order]
 
     def page_counts(self, tasks: int) -> npt.NDArray[np.int64]:
         """Pages that each task needs, [tasks]."""
@@ -121,17 +85,18 @@ def pack(stored: Sequence[StoredBlocks], page_bytes: int, block_bytes: int) -> P
         page_bytes: bytes of a page.
         block_bytes: bytes of a block; what they leave of a page holds nothing.
     """
-    places = page_bytes // block_bytes
-    weights, blocks, users, layers = [], [], [], []
-    for layer in sorted({weight.layer for weight in stored}):
-        of_weight, of_block, signature = _layer_blocks(stored, layer)
-        order = np.lexsort((of_block, of_weight, _ranks(signature)))
-        pages = -(-len(order) // places)
-        padding = pages * places - len(order)
-        weights.append(np.pad(of_weight[order], (0, padding), constant_values=-1))
-        blocks.append(np.pad(of_block[order], (0, padding)))
-        users.append(np.pad(signature[order], (0, padding)))
-        layers.append(np.full(pages, layer, np.int32))
+    return _cut(ordered(stored), page_bytes, page_bytes // block_bytes)
+
+
+def _cut(layers: Sequence[LayerBlocks], page_bytes: int, places: int) -> Packing:
+    weights, blocks, users, numbers = [], [], [], []
+    for here in layers:
+        pages = -(-len(here.blocks) // places)
+        padding = pages * places - len(here.blocks)
+        weights.append(np.pad(here.weights, (0, padding), constant_values=-1))
+        blocks.append(np.pad(here.blocks, (0, padding)))
+        users.append(np.pad(here.signatures, (0, padding)))
+        numbers.append(np.full(pages, here.layer, np.int32))
     of_place = np.concatenate(users).astype(np.uint64)
     return Packing(
         page_bytes,
@@ -139,7 +104,7 @@ def pack(stored: Sequence[StoredBlocks], page_bytes: int, block_bytes: int) -> P
         np.concatenate(weights).astype(np.int32),
         np.concatenate(blocks),
         of_place,
-        np.concatenate(layers),
+        np.concatenate(numbers),
         np.bitwise_or.reduce(of_place.reshape(-1, places), axis=1, initial=0),
     )
 
@@ -154,12 +119,15 @@ def pack_best(
 
     Sizes whose mean over-read exceeds `OVER_READ_LIMIT` are out, unless all are: then the least over-read wins.
     """
-    packings = [pack(stored, size, block_bytes) for size in reversed(_page_sizes(block_bytes))]
-    tasks = len(switch_rate)
-    frugal = [packing for packing in packings if mean_over_read(packing, stored, tasks) <= OVER_READ_LIMIT]
-    if not frugal:
-        return min(packings, key=lambda packing: mean_over_read(packing, stored, tasks))
-    return min(frugal, key=lambda packing: expected_seconds(packing, switch_rate, storage))
+    layers = ordered(stored)
+    packings = (_cut(layers, size, size // block_bytes) for size in reversed(_page_sizes(block_bytes)))
+
+    def price(packing: Packing) -> tuple[bool, float]:
+        waste = mean_over_read(packing, stored, len(switch_rate))
+        wasteful = waste > OVER_READ_LIMIT
+        return wasteful, waste if wasteful else expected_seconds(packing, switch_rate, storage)
+
+    return min(packings, key=price)
 
 
 def _page_sizes(block_bytes: int) -> list[int]:
@@ -174,8 +142,7 @@ def expected_seconds(packing: Packing, switch_rate: npt.NDArray[np.float64], sto
     for (current, following), rate in np.ndenumerate(switch_rate):
         if rate > 0 and current != following:
             pages = differential(packing.signatures, current, following)
-            runs = coalesce(pages.tolist(), lambda _: len(packing.signatures), packing.page_bytes)
-            reading = storage.seconds(len(runs), len(pages) * packing.page_bytes)
+            reading = storage.seconds(read_count(pages, packing.page_bytes), len(pages) * packing.page_bytes)
             total += rate * (reading + len(pages) * SECONDS_PER_PAGE)
     return total
 
@@ -197,33 +164,3 @@ def over_read(packing: Packing, stored: Sequence[StoredBlocks], tasks: int) -> n
 def mean_over_read(packing: Packing, stored: Sequence[StoredBlocks], tasks: int) -> float:
     """Mean of `over_read` over the tasks."""
     return float(over_read(packing, stored, tasks).mean())
-
-
-def _layer_blocks(
-    stored: Sequence[StoredBlocks], layer: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Signatures]:
-    """Weight index, block index and signature of each stored block of a layer."""
-    here = [(number, weight) for number, weight in enumerate(stored) if weight.layer == layer]
-    return (
-        np.concatenate([np.full(len(weight.blocks), number) for number, weight in here]),
-        np.concatenate([weight.blocks for _, weight in here]),
-        np.concatenate([weight.signatures for _, weight in here]),
-    )
-
-
-def _ranks(signatures: Signatures) -> npt.NDArray[np.int64]:
-    """Position of each block's signature in a chain of similar neighbours.
-
-    Along the chain every task's groups should form few runs, since each run is a read: a run begins where a task's bit
-    turns on, so the chain goes to the nearest signature by Hamming distance, from the set of the most tasks on.
-    """
-    present, inverse = np.unique(signatures, return_inverse=True)
-    rest = sorted((int(signature) for signature in present), key=lambda s: (-s.bit_count(), s))
-    chain = rest[:1]
-    rest = rest[1:]
-    while rest:
-        nearest = min(rest, key=lambda s: (s ^ chain[-1]).bit_count())
-        rest.remove(nearest)
-        chain.append(nearest)
-    rank = {signature: position for position, signature in enumerate(chain)}
-    return np.array([rank[int(signature)] for signature in present], np.int64)[inverse]

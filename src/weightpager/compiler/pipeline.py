@@ -23,10 +23,11 @@ from weightpager.compiler.grow import grow
 from weightpager.compiler.journal import Journal, kept_beside
 from weightpager.compiler.masks import Keep, Masks
 from weightpager.compiler.measure import EVAL_BATCH, Progress, measure_all
-from weightpager.compiler.pack import Packing, StoredBlocks, over_read, pack, pack_best
+from weightpager.compiler.pack import Packing, over_read, pack, pack_best
 from weightpager.compiler.prepare import prepare, silent
 from weightpager.compiler.prepared import Prepared
 from weightpager.compiler.recover import recover
+from weightpager.compiler.stored_blocks import StoredBlocks
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.compiler.write import BundlePlan, write_bundle

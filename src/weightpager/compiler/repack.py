@@ -16,7 +16,8 @@ from weightpager.bundle.fill import over_read, page_fill
 from weightpager.bundle.layout import page_content
 from weightpager.bundle.reader import tables_file
 from weightpager.bundle.task_subset import TaskSubset
-from weightpager.compiler.pack import Packing, StoredBlocks, pack, pack_best
+from weightpager.compiler.pack import Packing, pack, pack_best
+from weightpager.compiler.stored_blocks import StoredBlocks
 from weightpager.compiler.write import page_file_counts
 from weightpager.errors import ConfigError
 from weightpager.store import BlockReader, StorageModel

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 MAX_READ_BYTES = 1 << 20
 """Reads longer than this gain nothing and start later what waits behind them."""
 
@@ -35,6 +38,13 @@ class StorageModel:
 def most_pages(page_bytes: int) -> int:
     """Pages that one read covers at most."""
     return max(1, MAX_READ_BYTES // page_bytes)
+
+
+def read_count(pages: npt.NDArray[np.int64], page_bytes: int) -> int:
+    """How many runs `coalesce` makes of ascending pages that all lie in one file."""
+    starts = np.flatnonzero(np.diff(pages, prepend=-2) != 1)
+    lengths = np.diff(starts, append=len(pages))
+    return int((-(-lengths // most_pages(page_bytes))).sum())
 
 
 def coalesce(pages: Sequence[int], span: Callable[[int], int], page_bytes: int) -> list[Run]:
