@@ -25,12 +25,10 @@ class Calibration:
         kind: ``gradient``: Σ over batches of (W·∂L/∂W)², float32 ``[out_features, in_features]``;
             ``second-moment``: the mean of x² over tokens that aren't padding, float64 ``[in_features]``;
             ``block-obs``: the mean of x xᵀ, float32 ``[in_features, in_features]``.
-        items: texts, windows or images seen.
     """
 
     kind: Saliency
     values: dict[str, Tensor]
-    items: int
 
 
 def calibrate(source: Source, task: str, batches: Sequence[Batch], progress: Progress | None = None) -> Calibration:
@@ -45,7 +43,7 @@ def calibrate(source: Source, task: str, batches: Sequence[Batch], progress: Pro
     for name, value in values.items():
         if not torch.isfinite(value).all():
             raise CompileError(f"tasks.{task}: calibration of {name!r} gave NaN or infinity")
-    return Calibration(kind, values, sum(batch.items for batch in batches))
+    return Calibration(kind, values)
 
 
 def _gradients(source: Source, task: str, batches: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from weightpager.compiler.journal import Journal
 from weightpager.compiler.measure import EVAL_BATCH, Progress
 from weightpager.compiler.memory_estimate import check_memory
 from weightpager.compiler.prepared import Prepared, SaliencyOfTasks, Trained
-from weightpager.compiler.reorder import apply, reorder
+from weightpager.compiler.reorder import apply, permuted_calibration, reorder
 from weightpager.compiler.saliency import block_saliency
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import TaskFile
@@ -146,8 +146,11 @@ def _reorder(
     with clock.stage("reorder"):
         probes = {name: of_task.calibration(_PROBE, _PROBE)[0] for name, of_task in data.items()}
         densities = {name: 1.0 - source.task_file.sparsity_of(name) for name in data}
-        permutations, calibrations = reorder(source, calibrations, probes, densities)
-        saliency = {name: block_saliency(source, name, found) for name, found in calibrations.items()}
+        permutations = reorder(source, calibrations, probes, densities)
+        saliency: SaliencyOfTasks = {}
+        for name in data:  # each is given back as soon as it has been used
+            moved = permuted_calibration(permutations, calibrations.pop(name))
+            saliency[name] = block_saliency(source, name, moved)
     return saliency, permutations
 
 

@@ -31,7 +31,7 @@ def reorder(
     calibrations: Mapping[str, Calibration],
     probes: Mapping[str, Batch],
     densities: Mapping[str, float],
-) -> tuple[Permutations, dict[str, Calibration]]:
+) -> Permutations:
     """Permute the modules of ``source`` in place so that blocks hold weights that the same tasks need.
 
     An architecture that isn't known stays as it is, and so does one whose answers would change.
@@ -43,17 +43,17 @@ def reorder(
         densities: share of the blocks that each task will keep.
 
     Returns:
-        What was done, and the calibrations as they would be of the permuted model.
+        What was done.
     """
     known = dimensions(source.models)
     if not known:
         _log.warning("%s: its tensors are not in the table of permutable dimensions; not reordered", source.path)
-        return NOTHING_MOVED, dict(calibrations)
+        return NOTHING_MOVED
     permutations = choose(source, known, calibrations, densities)
     if not _keeps_answers(source, permutations, probes):
         _log.warning("%s: permuted, it gives other answers; not reordered", source.path)
-        return NOTHING_MOVED, dict(calibrations)
-    return permutations, {task: permuted_calibration(permutations, found) for task, found in calibrations.items()}
+        return NOTHING_MOVED
+    return permutations
 
 
 def choose(
