@@ -54,6 +54,10 @@ class BlockTable:
         """Block row of each kept block, [kept]."""
         return np.repeat(np.arange(len(self.crow_indices) - 1), np.diff(self.crow_indices))
 
+    def blocks(self, grid: BlockGrid) -> npt.NDArray[np.int64]:
+        """Each kept block's index in the grid, row-major, [kept]."""
+        return np.asarray(self.rows() * grid.cols + self.col_indices)
+
     def keep_mask(self, grid: BlockGrid) -> KeepMask:
         """The mask that the table encodes."""
         keep = np.zeros((grid.rows, grid.cols), bool)
@@ -91,7 +95,7 @@ class BlockTable:
             return
         if cols.min() < 0 or cols.max() >= grid.cols:
             raise wrong("col_indices", f"0 to {grid.cols - 1}", f"{cols.min()} to {cols.max()}")
-        flat = self.rows() * grid.cols + cols
+        flat = self.blocks(grid)
         if (flat[1:] <= flat[:-1]).any():
             raise wrong("col_indices", "ascending inside each row", "another order")
         if where.min() < 0 or where.max() >= locations:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from weightpager.blocks import MAX_TASKS
-from weightpager.bundle import Bundle
+from weightpager.bundle import Bundle, WeightEntry
 from weightpager.bundle.layout import decode
 from weightpager.bundle.permutations import Permutations
 from weightpager.bundle.reader import RESIDENT
@@ -48,8 +48,7 @@ class BaseBundle:
         self.keep: dict[str, npt.NDArray[np.bool_]] = {}
         self.locations: dict[str, npt.NDArray[np.int64]] = {}
         for weight in bundle.manifest.weights:
-            blocks = bundle.manifest.grid(weight).count
-            self.keep[weight.name], self.locations[weight.name] = _whereabouts(bundle, weight.name, blocks)
+            self.keep[weight.name], self.locations[weight.name] = _whereabouts(bundle, weight)
         self.resident: Mapping[str, Tensor] = read_parameters(bundle, RESIDENT)
 
     @classmethod
@@ -183,19 +182,18 @@ class BaseBundle:
         return info.grid.join(cut)
 
 
-def _whereabouts(bundle: Bundle, weight: str, blocks: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+def _whereabouts(bundle: Bundle, weight: WeightEntry) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """Keep masks ``[blocks, tasks]``, and the location of each block's most used version, ``[blocks]``."""
-    entry = next(entry for entry in bundle.manifest.weights if entry.name == weight)
-    cols = bundle.manifest.grid(entry).cols
-    keep = np.zeros((blocks, len(bundle.tasks)), bool)
+    grid = bundle.manifest.grid(weight)
+    keep = np.zeros((grid.count, len(bundle.tasks)), bool)
     pairs = []
     for number, task in enumerate(bundle.tasks):
-        table = bundle.tables(task)[weight]
-        kept = table.rows() * cols + table.col_indices
+        table = bundle.tables(task)[weight.name]
+        kept = table.blocks(grid)
         keep[kept, number] = True
         pairs.append(np.stack([kept, table.locations.astype(np.int64)], 1))
     versions, users = np.unique(np.concatenate(pairs), axis=0, return_counts=True)  # [versions, 2], [versions]
-    locations = np.full(blocks, -1, np.int64)
+    locations = np.full(grid.count, -1, np.int64)
     rising = np.lexsort((-versions[:, 1], users))
     locations[versions[rising, 0]] = versions[rising, 1]  # the last one written is the most used, then the first
     return keep, locations

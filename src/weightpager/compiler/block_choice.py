@@ -8,6 +8,7 @@ from weightpager.bundle.report import FrontierPoint
 from weightpager.compiler.floors import align_above_floors
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.measure import Progress
+from weightpager.compiler.nested import Floats, Ints
 from weightpager.compiler.prepared import Prepared
 from weightpager.compiler.saliency import normalised
 from weightpager.compiler.task_file import TaskFile
@@ -62,18 +63,21 @@ def choose_blocks(prepared: Prepared) -> tuple[Masks, float]:
     return masks, gap
 
 
+def worth_and_budgets(prepared: Prepared) -> tuple[Floats, Ints]:
+    """Saliency ``[blocks of all weights, tasks]``, comparable between tasks, and the blocks that each task keeps."""
+    task_file = prepared.source.task_file
+    names = [info.name for info in prepared.source.paged]
+    saliency = np.stack(
+        [normalised(np.concatenate([prepared.saliency[task][name] for name in names])) for task in task_file.tasks], 1
+    )
+    density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])
+    return saliency, np.maximum(1, np.round(density * len(saliency))).astype(np.int64)
+
+
 def _align(prepared: Prepared) -> tuple[Masks, float, float]:
     """Masks, gap, and the saliency that the masks keep."""
     task_file, paged = prepared.source.task_file, prepared.source.paged
-    saliency = np.stack(
-        [
-            normalised(np.concatenate([prepared.saliency[task][info.name] for info in paged]))
-            for task in task_file.tasks
-        ],
-        axis=1,
-    )  # [blocks of all weights, tasks]
-    density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])
-    budgets = np.maximum(1, np.round(density * len(saliency))).astype(np.int64)
+    saliency, budgets = worth_and_budgets(prepared)
     sizes = [info.grid.count for info in paged]
     rate = transitions_of(task_file).switch_rate()
     versions = np.concatenate([TaskWeights(prepared.source).versions(info) for info in paged])

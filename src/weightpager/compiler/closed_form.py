@@ -95,11 +95,10 @@ def _refit_group(
     a = [found[0] for found in moments.values()]
     c = [found[1] for found in moments.values()]
     for info in group:
-        weights = [dense.linear(task, info.name).weight.detach() for task in streams]
         keep = [masks.spread(task, info) for task in streams]
-        shared = sparse.linear(next(iter(streams)), info.name).weight
+        original, shared = (model.linear(next(iter(streams)), info.name).weight for model in (dense, sparse))
         with torch.no_grad():
-            shared.copy_(solve(weights[0], a, c, keep))
+            shared.copy_(solve(original.detach(), a, c, keep))
 
 
 def _weights(sparse: Source, masks: Masks, task: str, layer: int) -> dict[str, Tensor]:

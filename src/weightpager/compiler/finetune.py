@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import kl_div, log_softmax
 
 from weightpager.bundle.manifest import TaskKind
 from weightpager.compiler.data import TaskData
-from weightpager.compiler.descent import Descent, ParameterGroup, in_turn
+from weightpager.compiler.descent import Descent, in_turn
 from weightpager.compiler.device import autocast, placed, training_device
 from weightpager.compiler.early_stopping import ITEMS, EarlyStopping
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks
-from weightpager.compiler.source import Source, parameters
+from weightpager.compiler.source import Source
 from weightpager.compiler.task_sections import RecoverSpec
-from weightpager.engine.architecture import BASE
+from weightpager.compiler.train import groups
 from weightpager.evaluate import IGNORED, Batch, Progress, aligned, loss
 
 
@@ -102,7 +102,7 @@ def finetune(
     turns = in_turn(lesson.data, tasks, spec.batch, spec.seed)
     with lesson.placed(sparse):
         watch = lesson.watch(error, tasks, spec.steps, spec.patience)
-        Descent(groups(sparse, spec), spec.steps).run(turns, error, journal, "finetune", progress, watch)
+        Descent(groups(sparse, tasks, spec), spec.steps).run(turns, error, journal, "finetune", progress, watch)
 
 
 def masked_logits(sparse: Source, masks: Masks, task: str, batch: Batch) -> Tensor:
@@ -111,21 +111,3 @@ def masked_logits(sparse: Source, masks: Masks, task: str, batch: Batch) -> Tens
     with autocast(sparse.models[task].device):
         found = functional_call(sparse.models[task], weights, kwargs=dict(batch.inputs))
     return cast(Tensor, found.logits)
-
-
-def groups(sparse: Source, spec: RecoverSpec) -> list[ParameterGroup]:
-    """What tasks share at the base's rate; heads, with their pooler, at the heads'."""
-    shared: dict[str, nn.Parameter] = {}
-    heads: dict[str, nn.Parameter] = {}
-    seen: set[int] = set()
-    for task, model in sparse.models.items():
-        labelled = sparse.task_file.tasks[task].labelled
-        for name, tensor in parameters(model).items():
-            if not isinstance(tensor, nn.Parameter) or id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            if labelled and (not name.startswith(BASE) or "pooler" in name):
-                heads[f"{task}/{name}"] = tensor
-            else:
-                shared[name] = tensor
-    return [ParameterGroup(shared, spec.learning_rate), ParameterGroup(heads, spec.head_learning_rate)]

@@ -20,6 +20,7 @@ from weightpager.bundle.reader import REPORT, private_file, tables_file
 from weightpager.bundle.report import CompileReport, Growth, TaskScore, has_report, read_report
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.block_choice import worth_and_budgets
 from weightpager.compiler.clock import Clock
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.finetune import Lesson
@@ -32,7 +33,6 @@ from weightpager.compiler.pack import pack
 from weightpager.compiler.placement import place
 from weightpager.compiler.prepared import Prepared
 from weightpager.compiler.private_blocks import choose, train_private
-from weightpager.compiler.saliency import normalised
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
 from weightpager.compiler.stored_blocks import StoredBlocks
 from weightpager.compiler.task_weights import TaskWeights
@@ -103,16 +103,8 @@ def _transitions(base: BaseBundle, prepared: Prepared) -> Transitions:
 def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Masks:
     """Everybody's keep masks, the new tasks' first."""
     task_file, paged = prepared.source.task_file, prepared.source.paged
-    saliency = np.stack(
-        [
-            normalised(np.concatenate([prepared.saliency[task][info.name] for info in paged]))
-            for task in task_file.tasks
-        ],
-        axis=1,
-    )  # [blocks of all weights, new tasks]
+    saliency, budgets = worth_and_budgets(prepared)
     fixed = np.concatenate([base.keep[info.name] for info in paged])
-    density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])
-    budgets = np.maximum(1, np.round(density * len(saliency))).astype(np.int64)
     placed = place(saliency, fixed, budgets, transitions.switch_rate(), task_file.alignment)
     ends = np.cumsum([info.grid.count for info in paged])[:-1]
     keep = np.split(np.concatenate([placed, fixed], axis=1), ends)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from blake3 import blake3
 from safetensors.numpy import save
 
 from weightpager.bundle import Bundle, BundleWriter, PageIndex, page_file, page_index, writing
@@ -18,7 +17,7 @@ from weightpager.bundle.reader import tables_file
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.pack import Packing, pack, pack_best
 from weightpager.compiler.stored_blocks import StoredBlocks
-from weightpager.compiler.write import page_file_counts
+from weightpager.compiler.write import page_file_counts, write_page_files
 from weightpager.errors import ConfigError
 from weightpager.store import BlockReader, StorageModel
 from weightpager.transitions import Transitions
@@ -103,13 +102,12 @@ class _Versions:
         """Collect them from the block tables; tasks that share a location share a version."""
         manifest = subset.bundle.manifest
         entry = manifest.weights[weight]
-        cols = manifest.grid(entry).cols
         blocks: list[npt.NDArray[np.int64]] = []
         bits: list[npt.NDArray[np.uint64]] = []
         locations: list[npt.NDArray[np.int64]] = []
         for number, task in enumerate(subset.names):
             table = subset.bundle.tables(task)[entry.name]
-            blocks.append(table.rows() * cols + table.col_indices)
+            blocks.append(table.blocks(manifest.grid(entry)))
             locations.append(table.locations.astype(np.int64))
             bits.append(np.full(table.kept, np.uint64(1) << np.uint64(number)))
         pairs = np.stack([np.concatenate(blocks), np.concatenate(locations)], 1)
@@ -151,7 +149,11 @@ class _Repacking:
     def write(self, writer: BundleWriter) -> None:
         """Write all files of the new bundle."""
         files = page_file_counts(self.packing)
-        ids = self._write_pages(writer, files)
+        reader = BlockReader(self.subset.bundle)
+        try:
+            ids = write_page_files(writer, self.packing, self._pages(reader))
+        finally:
+            reader.close()
         index = PageIndex(ids, self.packing.layers, self.packing.signatures)
         writer.add(page_index.FILE, lambda file: file.write(save(dict(index.arrays()))))
         for number, task in enumerate(self.subset.names):
@@ -160,20 +162,8 @@ class _Repacking:
         self.subset.carry_over(writer)
         self.subset.finish(writer, self.subset.manifest(page_bytes=self.packing.page_bytes, page_files=files))
 
-    def _write_pages(self, writer: BundleWriter, files: list[int]) -> npt.NDArray[np.uint8]:
-        """The page files; ids of the pages, uint8 [pages, 32]."""
-        digests: list[bytes] = []
-        reader = BlockReader(self.subset.bundle)
-        try:
-            pages = self._pages(reader, digests)
-            for number, count in enumerate(files):
-                _write_page_file(writer, number, pages, count, self.packing.page_bytes)
-        finally:
-            reader.close()
-        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
-
-    def _pages(self, reader: BlockReader, digests: list[bytes]) -> Iterator[bytes]:
-        """The bytes of every page in order, their ids noted; one model layer's blocks in memory at a time."""
+    def _pages(self, reader: BlockReader) -> Iterator[bytes]:
+        """The bytes of every page in order; one model layer's blocks in memory at a time."""
         packing, places = self.packing, self.packing.blocks_per_page
         for layer in np.unique(packing.layers):
             here = np.flatnonzero(packing.layers == layer)
@@ -183,9 +173,7 @@ class _Repacking:
             flat[filled] = reader.read(self._locations(span)[filled])
             manifest = self.subset.bundle.manifest
             for page in flat.reshape(len(here), places, -1):
-                content = page_content(page, manifest.block_shape, manifest.dtype, packing.page_bytes)
-                digests.append(blake3(content).digest())
-                yield content
+                yield page_content(page, manifest.block_shape, manifest.dtype, packing.page_bytes)
 
     def _locations(self, span: slice) -> npt.NDArray[np.int64]:
         """Where the blocks that will lie in these places lie now; −1 for an empty place."""
@@ -203,11 +191,6 @@ class _Repacking:
         for position, weight in enumerate(bundle.manifest.weights):
             grid, table = bundle.manifest.grid(weight), bundle.tables(task)[weight.name]
             where = self.packing.locations(position, grid.count, number)
-            moved = where[table.rows() * grid.cols + table.col_indices].astype(np.int32)
+            moved = where[table.blocks(grid)].astype(np.int32)
             arrays |= replace(table, locations=moved).arrays(weight.name)
         return arrays
-
-
-def _write_page_file(writer: BundleWriter, number: int, pages: Iterator[bytes], count: int, page_bytes: int) -> None:
-    content = (next(pages) for _ in range(count))
-    writer.add(page_file.file_name(number), lambda file: page_file.write(file, content, count, page_bytes))

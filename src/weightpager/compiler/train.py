@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -11,6 +11,7 @@ from weightpager.compiler.descent import Descent, ParameterGroup, in_turn
 from weightpager.compiler.device import autocast, placed, training_device
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.source import Source, parameters
+from weightpager.compiler.task_sections import RecoverSpec, TrainingSpec
 from weightpager.engine.architecture import BASE
 from weightpager.evaluate import Batch, Progress, loss
 
@@ -44,31 +45,27 @@ def train(
 
     turns = in_turn(data, tasks, settings.batch, settings.seed)
     with placed((source.models[task] for task in tasks), training_device()):
-        base, heads = _parameter_groups(source, tasks)
-        descent = Descent(
-            [ParameterGroup(base, settings.learning_rate), ParameterGroup(heads, settings.head_learning_rate)],
-            settings.steps,
-        )
+        descent = Descent(groups(source, tasks, settings), settings.steps)
         descent.run(turns, error, journal or Journal.none(), "train", progress or (lambda _done, _total: None))
     return tasks
 
 
-def _parameter_groups(
-    source: Source, tasks: tuple[str, ...]
-) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """The shared base's parameters, each once, and those of the heads, to which the pooler belongs.
+def groups(source: Source, tasks: Iterable[str], rates: TrainingSpec | RecoverSpec) -> list[ParameterGroup]:
+    """What tasks share, each parameter once, at the base's rate; heads, to which the pooler belongs, at the heads'.
 
     A pooler is as new to the task as its head: at the base's rate it held a 16-way task at 0.61, at the head's 0.79.
     """
-    base: dict[str, nn.Parameter] = {}
+    shared: dict[str, nn.Parameter] = {}
     heads: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for task in tasks:
+        labelled = source.task_file.tasks[task].labelled
         for name, tensor in parameters(source.models[task]).items():
-            if isinstance(tensor, nn.Parameter) and id(tensor) not in seen:
-                seen.add(id(tensor))
-                if name.startswith(BASE) and "pooler" not in name:
-                    base[name] = tensor
-                else:
-                    heads[f"{task}/{name}"] = tensor
-    return base, heads
+            if not isinstance(tensor, nn.Parameter) or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            if labelled and (not name.startswith(BASE) or "pooler" in name):
+                heads[f"{task}/{name}"] = tensor
+            else:
+                shared[name] = tensor
+    return [ParameterGroup(shared, rates.learning_rate), ParameterGroup(heads, rates.head_learning_rate)]

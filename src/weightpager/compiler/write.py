@@ -82,8 +82,14 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
 
 def write_pages(writer: BundleWriter, plan: BundlePlan, first: int = 0) -> npt.NDArray[np.uint8]:
     """Write the page files, from number ``first`` on; the pages' ids, uint8 [pages, 32]."""
+    return write_page_files(writer, plan.packing, _pages(plan), first)
+
+
+def write_page_files(
+    writer: BundleWriter, packing: Packing, pages: Iterator[bytes], first: int = 0
+) -> npt.NDArray[np.uint8]:
+    """Write a packing's pages, given in order, into files from number ``first`` on; their ids, uint8 [pages, 32]."""
     digests: list[bytes] = []
-    pages = _pages(plan)
 
     def recorded(count: int) -> Iterator[bytes]:
         for _ in range(count):
@@ -91,10 +97,10 @@ def write_pages(writer: BundleWriter, plan: BundlePlan, first: int = 0) -> npt.N
             digests.append(blake3(page).digest())
             yield page
 
-    for number, count in enumerate(page_file_counts(plan.packing), first):
+    for number, count in enumerate(page_file_counts(packing), first):
 
         def fill(file: IO[bytes], count: int = count) -> None:
-            page_file.write(file, recorded(count), count, plan.packing.page_bytes)
+            page_file.write(file, recorded(count), count, packing.page_bytes)
 
         writer.add(page_file.file_name(number), fill)
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
