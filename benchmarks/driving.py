@@ -19,11 +19,13 @@ import typer
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.report import read_report
 from weightpager.cli import output
+from weightpager.compiler.journal import Journal
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.task_file import from_dict
 from weightpager.config import cache_dir
 from weightpager.samples import driving, road_model
+from weightpager.samples.building import key_of
 from weightpager.traces import TRACES
 
 NAME = "driving, rendered scenes, a ViT trained here on them"
@@ -68,18 +70,22 @@ def bundles(cache: Path, progress: Any, *, quick: bool = False) -> tuple[Bundle,
     """The bundle, and the same without alignment; compiled unless the cache has them."""
     samples = driving.driving(cache, **(_QUICK_DATA if quick else {}), report=typer.echo)
     model = road_model.road_model(cache, samples, **(_QUICK_MODEL if quick else {}), report=typer.echo)
-    folder = cache / "benchmarks" / f"driving-{model.name}"
-    paths = [folder / "aligned.bundle", folder / "unaligned.bundle"]
+    settings = {**_SETTINGS, **(_QUICK_SETTINGS if quick else {})}
+    folder = cache / "benchmarks" / f"driving-{key_of(model=model.name, settings=settings)}"
+    paths = {folder / "aligned.bundle": settings["alignment"], folder / "unaligned.bundle": 0.0}
     if not all(path.is_dir() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
         trace = folder / "drive.trace.jsonl"
         trace.write_text("".join(json.dumps(visit) + "\n" for visit in visits()), encoding="utf-8")
         tasks = {sample.name: sample.entry() for sample in samples}
-        content = {"model": str(model), "transitions": str(trace), "tasks": tasks}
-        prepared = prepare(from_dict({**_SETTINGS, **(_QUICK_SETTINGS if quick else {}), **content}), progress)
-        for path, alignment in zip(paths, (prepared.source.task_file.alignment, 0.0), strict=True):
+        task_file = from_dict({**settings, "model": str(model), "transitions": str(trace), "tasks": tasks})
+        journal = Journal(folder / "journal", task_file.identity())
+        prepared = prepare(task_file, progress, journal)
+        for path, alignment in paths.items():
+            own = prepared.changed(alignment=alignment)
             with writing(path, force=True) as writer:
-                build(writer, prepared.changed(alignment=alignment), progress)
+                build(writer, own, progress, journal.part(path.stem), with_controls=alignment > 0)
+        journal.remove()
     aligned, unaligned = map(Bundle.open, paths)
     return aligned, unaligned
 
@@ -93,6 +99,7 @@ def visits() -> list[dict[str, object]]:
 
 _SETTINGS: dict[str, Any] = {
     "sparsity": 0.75,
+    "alignment": 0.5,
     "calibration": {"items": 256, "batch": 32},
     "training": {"steps": 300, "learning_rate": 3e-4, "batch": 16},
     "recover": {
