@@ -17,6 +17,8 @@ import tiny
 from weightpager.compiler import data as task_data
 from weightpager.compiler import source as sources
 from weightpager.compiler.closed_form import _TOLERANCE, RIDGE, refit, solve
+from weightpager.compiler.device import autocast
+from weightpager.compiler.layer_stream import LayerStream
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import from_dict
@@ -85,6 +87,26 @@ def errors(dense: Source, sparse: Source, masks: Masks, batches: dict[str, list[
 
 def copied(source: Source) -> Source:
     return replace(source, models=copy.deepcopy(source.models))
+
+
+def test_a_layer_takes_what_it_takes_in_the_whole_model(trial: tuple[Source, dict[str, list[Batch]]]) -> None:
+    source, batches = trial
+    task, some = next(iter(batches.items()))
+    names = [info.name for info in source.paged if info.layer == 1]
+    name = names[-1]
+    stream = LayerStream(source.models[task], some)
+    stream.advance(0, {})
+    for factor in (1.0, 3.0):  # a run leaves nothing behind that the next one, with other weights, would see
+        for other in names:
+            source.linear(task, other).weight.data.mul_(factor)
+        for found, batch in zip(stream.inputs(1, {}, name), some, strict=True):
+            seen: list[torch.Tensor] = []
+            hook = source.linear(task, name).register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0]))
+            with torch.inference_mode(), autocast(torch.device("cpu")):
+                source.models[task](**batch.inputs)
+            hook.remove()
+            wanted = seen[0].float()[batch.inputs["attention_mask"].bool()]
+            assert torch.allclose(found, wanted, atol=1e-2)
 
 
 def test_refit_brings_the_sparse_model_closer(trial: tuple[Source, dict[str, list[Batch]]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from weightpager.compiler.device import autocast
 from weightpager.compiler.source import repeated_layers
@@ -124,7 +124,9 @@ def _first_call(model: PreTrainedModel, first: nn.Module, batch: Batch) -> _Call
     caught: list[_Call] = []
 
     def catch(_module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        options = {key: None if "past" in key else value for key, value in options.items()}
+        # A cache would grow with every run, and each would attend to what the ones before it have left there.
+        arguments = tuple(None if isinstance(value, Cache) else value for value in arguments)
+        options = {key: None if isinstance(value, Cache) else value for key, value in options.items()}
         if "use_cache" in options:
             options["use_cache"] = False
         hidden = options.pop("hidden_states", None)
