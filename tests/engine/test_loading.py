@@ -238,6 +238,15 @@ def by_size(bundle: Bundle) -> tuple[str, str, set[int]]:
     return small, large, set(bundle.pages_of(small).tolist()) - set(bundle.pages_of(large).tolist())
 
 
+def switched_when_it_reads_again(engine: wp.Engine, store: HangingStore, task: str) -> torch.Tensor:
+    """Answers of a task whose switch waits for storage that hangs, until that goes on."""
+    switching = InThread(lambda: logits(engine.activate(task)))
+    switching.join(0.1)
+    assert switching.is_alive()
+    store.resume()
+    return switching.result()
+
+
 def test_the_slot_of_a_read_that_nobody_wants_any_more_is_waited_for(
     bundle: Bundle, expected: dict[str, torch.Tensor]
 ) -> None:
@@ -246,11 +255,7 @@ def test_the_slot_of_a_read_that_nobody_wants_any_more_is_waited_for(
         store.hang(only)
         with engine.task(small, wait=False):
             store.wait_for_a_read(only)
-        switching = InThread(lambda: logits(engine.activate(large)))
-        switching.join(0.1)
-        assert switching.is_alive()
-        store.resume()
-        assert torch.equal(switching.result(), expected[large])
+        assert torch.equal(switched_when_it_reads_again(engine, store, large), expected[large])
 
 
 def test_a_task_is_left_while_its_pages_are_still_being_loaded(
@@ -261,11 +266,7 @@ def test_a_task_is_left_while_its_pages_are_still_being_loaded(
         store.hang(only)
         engine.activate(small, wait=False)
         store.wait_for_a_read(only)
-        switching = InThread(lambda: logits(engine.activate(large)))
-        switching.join(0.1)
-        assert switching.is_alive()
-        store.resume()
-        assert torch.equal(switching.result(), expected[large])
+        assert torch.equal(switched_when_it_reads_again(engine, store, large), expected[large])
         settle(engine)
 
 
