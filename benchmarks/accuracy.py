@@ -22,6 +22,7 @@ from weightpager.blocks import BlockShape
 from weightpager.bundle.layout import block_bytes
 from weightpager.cli import output
 from weightpager.compiler.quantise import INT4, INT8
+from weightpager.compiler.task_fields import RecoverMethod
 from weightpager.compiler.task_file import TaskFile, from_dict
 from weightpager.compiler.task_sections import RecoverSpec
 from weightpager.config import cache_dir
@@ -31,8 +32,6 @@ from weightpager.samples import prepare as text_tasks
 _BLOCK = BlockShape(16, 32)
 INT8_BYTES = block_bytes(_BLOCK, "int8") / block_bytes(_BLOCK, "bfloat16")
 """Of a block with its scales, as a share of the same one in bfloat16."""
-
-Recover = Literal["none", "closed-form", "finetune"]
 
 METHODS = ("ours", "ours_private", "ours_int8", "unaligned", "shared_mask", "shared_mask_int8", "per_task_checkpoint")
 
@@ -144,7 +143,7 @@ def main(
     fraction: Annotated[list[float] | None, typer.Option(help="Only these fractions of the dense bytes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only these sparse methods.")] = None,
-    recover: Annotated[Recover | None, typer.Option(help="Only values that were won back like this.")] = None,
+    recover: Annotated[RecoverMethod | None, typer.Option(help="Only values that were won back like this.")] = None,
     bundles: Annotated[Path | None, typer.Option(help="Folder to keep the bundles in.")] = None,
 ) -> None:
     """Measure accuracy per resident byte."""

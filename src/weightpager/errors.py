@@ -135,3 +135,8 @@ class RequestTimeoutError(WeightpagerError):
 
 class ServerClosedError(WeightpagerError):
     """The server is shutting down."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in a line of ours: its first line, or its class where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -15,7 +15,7 @@ from weightpager.compiler.named_parameters import canonical, parameters
 from weightpager.compiler.task_file import TaskFile
 from weightpager.engine.architecture import CLASSES
 from weightpager.engine.image_reader import ImageReader, load_image_processor
-from weightpager.errors import CompileError, WeightpagerError
+from weightpager.errors import CompileError, WeightpagerError, first_line
 
 _NOT_COMPUTING = {
     "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "num_labels",
@@ -186,5 +186,4 @@ def call(path: Path, function: Any, *arguments: Any, **options: Any) -> Any:
     except WeightpagerError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CompileError(f"{path}: cannot be loaded: {reason}") from error
+        raise CompileError(f"{path}: cannot be loaded: {first_line(error)}") from error

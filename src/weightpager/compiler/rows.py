@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from weightpager.bundle.files import hash_file
-from weightpager.errors import CompileError
+from weightpager.errors import CompileError, first_line
 
 Row = dict[str, Any]
 
@@ -55,8 +55,7 @@ def _read(path: Path, where: str, kind: str, options: dict[str, Any]) -> list[Ro
         except StopIteration:
             return []
         except (ValueError, TypeError, NotImplementedError, OSError, datasets.exceptions.DatasetsError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CompileError(f"{where}: cannot be read as {kind}: {reason}") from error
+            raise CompileError(f"{where}: cannot be read as {kind}: {first_line(error)}") from error
 
 
 def _decoded(row: Row, features: Any) -> Row:

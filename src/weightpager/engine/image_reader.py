@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from weightpager.errors import ConfigError, ImageError
+from weightpager.errors import ConfigError, ImageError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -55,7 +55,9 @@ class ImageReader:
         try:
             pixels = self.processor(images=image, return_tensors="pt")["pixel_values"]
         except Exception as error:
-            raise ImageError(f"expected an image that the model's image processor takes: {_reason(error)}") from error
+            raise ImageError(
+                f"expected an image that the model's image processor takes: {first_line(error)}"
+            ) from error
         shape = tuple(pixels.shape[1:])
         if not isinstance(pixels, Tensor) or len(pixels) != 1 or (self.shape is not None and shape != self.shape):
             wanted = "one image" if self.shape is None else f"pixels {list(self.shape)}, as the model takes"
@@ -82,9 +84,9 @@ def read_image(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> PilImage
     except UnidentifiedImageError:
         raise ImageError(f"expected an image ({', '.join(FORMATS)}), found something else") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"expected at most {most_pixels} pixels: {_reason(error)}") from error
+        raise ImageError(f"expected at most {most_pixels} pixels: {first_line(error)}") from error
     except Exception as error:
-        raise ImageError(f"expected a whole image, found a damaged one: {_reason(error)}") from error
+        raise ImageError(f"expected a whole image, found a damaged one: {first_line(error)}") from error
 
 
 def load_image_processor(folder: Path) -> Any:
@@ -129,7 +131,3 @@ def _check_size(width: int, height: int, most: int) -> None:
         raise ImageError(f"expected at most {most} pixels, found {width} × {height}")
     if max(width, height) > _MOST_RATIO * min(width, height):
         raise ImageError(f"expected sides of at most 1 : {_MOST_RATIO}, found {width} × {height}")
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
