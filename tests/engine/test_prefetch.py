@@ -49,6 +49,18 @@ def always(task: str) -> Callable[[Sequence[Visit]], Mapping[str, float]]:
     return lambda visits: {task: 1.0}
 
 
+@pytest.fixture
+def threads() -> Callable[[], list[str]]:
+    """Names of weightpager's threads that began in this test: servers that other tests share keep theirs to the end."""
+    before = set(threading.enumerate())
+
+    def began() -> list[str]:
+        names = [thread.name for thread in threading.enumerate() if thread not in before]
+        return [name for name in names if name.startswith("weightpager")]
+
+    return began
+
+
 def test_what_a_planner_names_is_there_before_it_is_asked_for(
     bundle: Bundle, expected: dict[str, torch.Tensor]
 ) -> None:
@@ -90,17 +102,18 @@ def test_the_task_that_ran_last_keeps_its_pages_though_it_was_left(bundle: Bundl
         assert [switch.pages for switch in engine.report().switches[1:]] == [0, 0]
 
 
-def test_without_it_nothing_is_loaded_ahead(bundle: Bundle) -> None:
+def test_without_it_nothing_is_loaded_ahead(bundle: Bundle, threads: Callable[[], list[str]]) -> None:
     with wp.Engine(bundle, EngineConfig()) as engine:
         engine.activate("animal")
         assert engine.report().prefetch is None
-        assert not [thread for thread in threading.enumerate() if thread.name == "weightpager-prefetcher"]
+        assert "weightpager-prefetcher" not in threads()
 
 
-def test_the_thread_ends_with_the_engine(bundle: Bundle) -> None:
+def test_the_thread_ends_with_the_engine(bundle: Bundle, threads: Callable[[], list[str]]) -> None:
     with wp.Engine(bundle, EngineConfig(prefetch=True)) as engine:
         engine.activate("animal")
-    assert not [thread for thread in threading.enumerate() if thread.name == "weightpager-prefetcher"]
+        assert "weightpager-prefetcher" in threads()
+    assert not threads()
 
 
 def nonsense(answer: object) -> Callable[[Sequence[Visit]], Mapping[str, float]]:
@@ -159,14 +172,14 @@ def test_a_planner_that_ends_its_thread_is_no_matter_for_switches(
     assert "loading ahead has ended" in caplog.text
 
 
-def test_a_planner_may_close_the_engine(bundle: Bundle) -> None:
+def test_a_planner_may_close_the_engine(bundle: Bundle, threads: Callable[[], list[str]]) -> None:
     def close(visits: Sequence[Visit]) -> Mapping[str, float]:
         engine.close()
         return {}
 
     engine = wp.Engine(bundle, EngineConfig(prefetch=close))
     engine.activate("animal")
-    until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("weightpager")])
+    until(lambda: not threads())
     with pytest.raises(EngineClosedError):
         engine.activate("number")
 
@@ -207,10 +220,7 @@ def test_what_it_goes_by_is_not_lost_behind_many_switches(bundle: Bundle) -> Non
         until(lambda: engine._prefetcher._foresight is told)  # type: ignore[union-attr]
 
 
-def test_it_ends_with_an_engine_that_nobody_keeps(bundle: Bundle) -> None:
-    def threads() -> list[str]:
-        return [thread.name for thread in threading.enumerate() if thread.name.startswith("weightpager")]
-
+def test_it_ends_with_an_engine_that_nobody_keeps(bundle: Bundle, threads: Callable[[], list[str]]) -> None:
     wp.Engine(bundle, EngineConfig(prefetch=always("number"))).activate("animal")
     gc.collect()
     until(lambda: not threads())
