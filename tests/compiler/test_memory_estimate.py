@@ -11,7 +11,13 @@ import torch
 import tiny
 from weightpager.compiler import source as sources
 from weightpager.compiler import task_file
-from weightpager.compiler.memory_estimate import activation_bytes, check_memory, training_bytes
+from weightpager.compiler.memory_estimate import (
+    activation_bytes,
+    check_saliency,
+    check_training,
+    saliency_bytes,
+    training_bytes,
+)
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.source import Source
 from weightpager.errors import CompileError
@@ -21,18 +27,50 @@ def load(folder: Path, **changes: Any) -> Source:
     return sources.load(task_file.from_dict(tiny.assistant(folder, **changes)))
 
 
+def check(source: Source, available: int | None) -> None:
+    check_training(source, available)
+    check_saliency(source, available, moves=source.task_file.reorder)
+
+
 def test_a_tiny_model_fits_and_a_huge_batch_does_not(tmp_path: Path) -> None:
-    check_memory(load(tmp_path), 1 << 30)
-    check_memory(load(tmp_path), None)
+    check(load(tmp_path), 1 << 30)
+    check(load(tmp_path), None)
     huge = load(tmp_path, training={"batch": 2**30})
     with pytest.raises(CompileError, match=r"training\.batch: expected .* 1024 MiB of free memory, found 1073741824 t"):
-        check_memory(huge, 1 << 30)
+        check(huge, 1 << 30)
     huge = load(tmp_path, calibration={"items": 8, "max_length": 16, "batch": 2**30})
     with pytest.raises(CompileError, match=r"calibration\.batch: expected"):
-        check_memory(huge, 1 << 30)
+        check(huge, 1 << 30)
     huge = load(tmp_path, recover={"method": "finetune", "batch": 2**30})
     with pytest.raises(CompileError, match=r"recover\.batch: expected"):
-        check_memory(huge, 1 << 30)
+        check(huge, 1 << 30)
+
+
+def test_reordering_counts_what_all_tasks_hold_at_once(tmp_path: Path) -> None:
+    source = load(tmp_path)
+    elements = sum(info.grid.out_features * info.grid.in_features for info in source.paged)
+    tasks = len(source.task_file.tasks)
+    held = saliency_bytes(source, moves=True) - saliency_bytes(source, moves=False)
+    assert held == 4 * elements * (tasks - 1)
+    check_saliency(source, saliency_bytes(source, moves=True) + activation_bytes(source, "animal", 32), moves=True)
+    expected = r"saliency: expected .* found gradient of 4 tasks at once, .*; set reorder: false or saliency: second-m"
+    with pytest.raises(CompileError, match=expected):
+        check_saliency(source, saliency_bytes(source, moves=True) - 1, moves=True)
+    with pytest.raises(CompileError, match="found gradient of one task at a time, .*; set saliency: second-moment$"):
+        check_saliency(source, saliency_bytes(source, moves=False) - 1, moves=False)
+
+
+def test_what_a_task_adds_depends_on_the_saliency(tmp_path: Path) -> None:
+    def added(saliency: str) -> int:
+        content = tiny.assistant(tmp_path, saliency=saliency)
+        four = sources.load(task_file.from_dict(content))
+        del content["tasks"]["weather"]
+        three = sources.load(task_file.from_dict(content))
+        return saliency_bytes(four, moves=True) - saliency_bytes(three, moves=True)
+
+    # Per layer five weights read the hidden state of 64, and one the 100 neurons.
+    assert added("second-moment") == 3 * 8 * (5 * 64 + 100)
+    assert added("block-obs") == 3 * 4 * (5 * 64**2 + 100**2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="training then takes the device's memory")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import tracemalloc
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import pairwise
@@ -159,7 +160,7 @@ def elements(seed: int) -> tuple[Elements, tuple[Dimension, ...]]:
     values = {"up": matter[:, :, None] * noise, "down": np.swapaxes(matter[:, :, None] * noise[::-1], 1, 2).copy()}
     grids = {"up": BlockGrid(50, 24, block), "down": BlockGrid(24, 50, block)}
     neurons = Dimension("neurons", 1, 50, (Part("up", 0), Part("down", 1), Part("up bias", 0)))
-    return Elements(values, grids), (neurons,)
+    return Elements(lambda name, task: values[name][task], 2, grids), (neurons,)
 
 
 def held(found: Elements, densities: np.ndarray) -> float:
@@ -184,7 +185,7 @@ def test_scattered_neurons_of_a_task_end_in_its_blocks() -> None:
     before, _ = elements(seed=0)
     after, known = elements(seed=0)
     gather(after, known, densities)
-    total = sum(values.sum() for values in after.values.values())
+    total = sum(values.sum() for name in after.grids for values in after.of(name))
     assert held(before, densities) < 0.6 * total
     assert held(after, densities) > 0.85 * total
 
@@ -197,13 +198,35 @@ def test_gathered_elements_are_the_original_ones_in_the_returned_order(seed: int
     orders = composed(steps).orders
     original, _ = elements(seed)
     order = orders["up", 0]
-    np.testing.assert_array_equal(found.values["up"], original.values["up"][:, order])
-    np.testing.assert_array_equal(found.values["down"], original.values["down"][:, :, order])
+    for task in range(2):
+        up, down = (list(original.of(name))[task] for name in ("up", "down"))
+        np.testing.assert_array_equal(list(found.of("up"))[task], up[order])
+        np.testing.assert_array_equal(list(found.of("down"))[task], down[:, order])
+
+
+def test_gathering_holds_one_weight_of_one_task_at_a_time() -> None:
+    tasks, shape = 16, (64, 2048)
+    block = BlockShape(8, 8)
+    grids = {"up": BlockGrid(*shape, block), "down": BlockGrid(*reversed(shape), block)}
+    neurons = Dimension("neurons", 1, 64, (Part("up", 0), Part("down", 1)))
+
+    def read(name: str, task: int) -> np.ndarray:
+        here = shape if name == "up" else shape[::-1]
+        return np.random.default_rng(task).random(here, dtype=np.float32)
+
+    tracemalloc.start()
+    try:
+        gather(Elements(read, tasks, grids), [neurons], np.full(tasks, 0.5))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    everything = len(grids) * tasks * 4 * shape[0] * shape[1]
+    assert peak < everything / 4
 
 
 def test_heads_that_fill_whole_blocks_stay() -> None:
-    values = {"query": np.random.default_rng(0).random((1, 32, 8), dtype=np.float32)}
-    found = Elements(values, {"query": BlockGrid(32, 8, BlockShape(8, 8))})
+    values = np.random.default_rng(0).random((32, 8), dtype=np.float32)
+    found = Elements(lambda _name, _task: values, 1, {"query": BlockGrid(32, 8, BlockShape(8, 8))})
     whole = Dimension("heads", 1, 4, (Part("query", 0, inner=8),))
     assert gather(found, [whole], np.array([0.5])) == []
 

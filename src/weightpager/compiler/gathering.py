@@ -7,7 +7,7 @@ keep the place's blocks would keep of it. Given the places, every task keeps its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,24 +26,41 @@ _LARGEST = 1024
 """Units that are assigned at once: an assignment takes time with the cube of them."""
 
 
+Read = Callable[[str, int], Floats]
+"""The saliency of a weight's elements to a task, given the weight's tensor and the task's number."""
+
+
 class Elements:
     """The saliency of every element of every paged weight, in an order that changes.
 
+    Only the orders are kept. Elements are read whenever they are needed, one weight of one task at a time: of all tasks
+    together they may take many times the model's memory.
+
     Attributes:
-        values: weight's tensor → [tasks, out_features, in_features].
         grids: weight's tensor → its blocks.
     """
 
-    def __init__(self, values: Mapping[str, Floats], grids: Mapping[str, BlockGrid]) -> None:
-        self.values = dict(values)
+    def __init__(self, read: Read, tasks: int, grids: Mapping[str, BlockGrid]) -> None:
         self.grids = dict(grids)
+        self._read = read
+        self._tasks = tasks
+        self._orders = {
+            name: [np.arange(grid.out_features), np.arange(grid.in_features)] for name, grid in grids.items()
+        }
         self._blocks: dict[str, npt.NDArray[np.float64]] = {}
+
+    def of(self, name: str) -> Iterator[Floats]:
+        """A weight's elements ``[out_features, in_features]``, one task after the other."""
+        rows, columns = self._orders[name]
+        for task in range(self._tasks):
+            yield self._read(name, task).take(rows, 0).take(columns, 1)
 
     def reorder(self, dimension: Dimension, order: Indices) -> None:
         """Put the units of a dimension in this order ``[groups, units]``."""
         for part in dimension.parts:
-            if part.tensor in self.values:
-                self.values[part.tensor] = self.values[part.tensor].take(part.spread(order), part.axis + 1)
+            if part.tensor in self.grids:
+                orders = self._orders[part.tensor]
+                orders[part.axis] = orders[part.axis][part.spread(order)]
                 self._blocks.pop(part.tensor, None)
 
     def width(self, part: Part) -> int:
@@ -53,9 +70,9 @@ class Elements:
 
     def blocks(self) -> dict[str, npt.NDArray[np.float64]]:
         """The saliency of the blocks, [tasks, blocks], by tensor."""
-        for name in self.values.keys() - self._blocks.keys():
+        for name in self.grids.keys() - self._blocks.keys():
             self._blocks[name] = self._sums(name)
-        return {name: self._blocks[name] for name in self.values}
+        return {name: self._blocks[name] for name in self.grids}
 
     def best(self, densities: npt.NDArray[np.float64]) -> Keep:
         """The blocks that every task would keep on its own: of all weights together, the best share ``[tasks]``."""
@@ -81,7 +98,7 @@ class Elements:
         grid = self.grids[part.tensor]
         kept = keep.reshape(-1, grid.rows, grid.cols).astype(np.float32)
         worth: Floats = np.zeros(1, np.float32)
-        for values, mask in zip(self.values[part.tensor], kept, strict=True):
+        for values, mask in zip(self.of(part.tensor), kept, strict=True):
             across = values if part.axis == 0 else values.T
             mask = mask if part.axis == 0 else mask.T
             width = grid.block.cols if part.axis == 0 else grid.block.rows
@@ -90,7 +107,7 @@ class Elements:
 
     def _sums(self, name: str) -> npt.NDArray[np.float64]:
         block = self.grids[name].block
-        sums = [_summed(_summed(values, block.cols).T, block.rows).T.reshape(-1) for values in self.values[name]]
+        sums = [_summed(_summed(values, block.cols).T, block.rows).T.reshape(-1) for values in self.of(name)]
         return np.stack(sums).astype(np.float64)
 
 
@@ -138,8 +155,8 @@ def by_importance(elements: Elements, dimension: Dimension) -> Indices:
     """Units from the most important to the least, all tasks and weights together."""
     total = np.zeros((dimension.groups, dimension.units))
     for part in dimension.parts:
-        if part.tensor in elements.values:
-            along = elements.values[part.tensor].sum((0, 2 - part.axis), dtype=np.float64)
+        for values in elements.of(part.tensor) if part.tensor in elements.grids else ():
+            along = values.sum(1 - part.axis, dtype=np.float64)
             total += along.reshape(dimension.groups, part.repeat, dimension.units, part.inner).sum((1, 3))
     return np.argsort(-total, axis=1, kind="stable")
 
@@ -148,7 +165,7 @@ def assigned(elements: Elements, dimension: Dimension, keep: Keep) -> Indices:
     """The best order for these masks; of a large dimension, the best for shares of its units at a time."""
     worth = np.zeros((dimension.groups, dimension.units, dimension.units), np.float32)  # [groups, unit, place]
     for part in dimension.parts:
-        if part.tensor in elements.values:
+        if part.tensor in elements.grids:
             worth += _worth(elements, dimension, part, keep[part.tensor])
     order = dimension.unchanged
     for group in range(dimension.groups):

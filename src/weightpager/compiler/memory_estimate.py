@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from transformers import PretrainedConfig
 
+from weightpager.blocks import BlockGrid
 from weightpager.compiler.named_parameters import parameters
+from weightpager.compiler.permutable import dimensions
 from weightpager.compiler.source import Source
+from weightpager.compiler.task_fields import Saliency
+from weightpager.compiler.task_file import TaskFile
 from weightpager.errors import CompileError
 
 _HIDDEN_BYTES = 34
@@ -17,6 +23,22 @@ _SCORE_BYTES = 5
 
 _LOGIT_BYTES = 12
 """Logits in float32, their softmax and their gradient, per class or word."""
+
+_SUMS_BYTES: dict[Saliency, Callable[[BlockGrid], int]] = {
+    "gradient": lambda grid: 4 * grid.out_features * grid.in_features,
+    "second-moment": lambda grid: 8 * grid.in_features,
+    "block-obs": lambda grid: 4 * grid.in_features**2,
+}
+"""What `Calibration` holds of a weight."""
+
+_ELEMENT_BYTES = 12
+"""Copies of one weight's elements, in float32, while saliency is made of them."""
+
+_INVERSE_BYTES = 32
+"""The same for ``block-obs`` of the moments, in float64."""
+
+_ASSIGNED_BYTES = 12
+"""Per unit and place of a dimension whose units are assigned: three matrices in float32."""
 
 
 def training_bytes(source: Source, batch: int, copies: int) -> int:
@@ -49,7 +71,26 @@ def _patches(config: PretrainedConfig) -> int:
     return (size // patch) ** 2 + 1 if isinstance(size, int) and isinstance(patch, int) and patch > 0 else 1
 
 
-def check_memory(source: Source, available: int | None) -> None:
+def saliency_bytes(source: Source, *, moves: bool) -> int:
+    """What saliency takes at its most, beside the model and a batch's activations.
+
+    Reordering needs the sums of all tasks at once; else one task's are held at a time. As much as one task's is taken
+    again while these are measured, and while they are moved.
+
+    Args:
+        source: the dense model.
+        moves: whether it will be reordered.
+    """
+    kind, grids = source.task_file.saliency, [info.grid for info in source.paged]
+    sums = sum(_SUMS_BYTES[kind](grid) for grid in grids)
+    inverse = _INVERSE_BYTES if kind == "block-obs" else 0
+    work = max((_ELEMENT_BYTES * grid.out_features + inverse * grid.in_features) * grid.in_features for grid in grids)
+    assigned = max((_ASSIGNED_BYTES * d.groups * d.units**2 for d in dimensions(source.models)), default=0)
+    held = len(source.models) if moves else 1
+    return held * sums + max(sums + work, assigned if moves else 0)
+
+
+def check_training(source: Source, available: int | None) -> None:
     """Refuse a compile whose training can't fit.
 
     Args:
@@ -60,27 +101,46 @@ def check_memory(source: Source, available: int | None) -> None:
         CompileError: a stage needs more.
     """
     file = source.task_file
-    if available is None:
-        return
-    items = "images" if file.takes_images else "texts"
     if any(task.trained for task in file.tasks.values()):
-        batch = file.training.batch
-        _check("training", f"{batch} {items}", training_bytes(source, batch, copies=0), available)
+        needed = training_bytes(source, file.training.batch, copies=0)
+        _check_batch(file, "training", file.training.batch, needed, available)
     if file.recover.method == "finetune":
-        batch = file.recover.batch
-        _check("recover", f"{batch} {items}", training_bytes(source, batch, copies=1), available)
+        needed = training_bytes(source, file.recover.batch, copies=1)
+        _check_batch(file, "recover", file.recover.batch, needed, available)
+
+
+def check_saliency(source: Source, available: int | None, *, moves: bool) -> None:
+    """Refuse a compile whose saliency can't fit.
+
+    Args:
+        source: the dense model.
+        available: bytes; None checks nothing.
+        moves: whether the model will be reordered.
+
+    Raises:
+        CompileError: it needs more.
+    """
+    file = source.task_file
+    needed = saliency_bytes(source, moves=moves)
+    found = f"{file.saliency} of {len(file.tasks)} tasks at once" if moves else f"{file.saliency} of one task at a time"
+    ways = ["reorder: false"] * moves + ["saliency: second-moment"] * (file.saliency != "second-moment")
+    advice = "set " + " or ".join(ways) if ways else "take a smaller model"
+    _check("saliency", f"{found}, which takes", needed, available, advice)
     if file.saliency == "gradient":
-        batch = file.calibration.batch
-        _check(
-            "calibration", f"{batch} {items}", max(activation_bytes(source, t, batch) for t in file.tasks), available
-        )
+        needed += max(activation_bytes(source, task, file.calibration.batch) for task in file.tasks)
+        _check_batch(file, "calibration", file.calibration.batch, needed, available)
 
 
-def _check(section: str, found: str, needed: int, available: int) -> None:
-    if needed > available:
+def _check_batch(file: TaskFile, section: str, batch: int, needed: int, available: int | None) -> None:
+    items, advice = ("images", "") if file.takes_images else ("texts", " or max_length")
+    found = f"{batch} {items}, which need"
+    _check(f"{section}.batch", found, needed, available, f"take a smaller batch{advice}")
+
+
+def _check(key: str, found: str, needed: int, available: int | None, advice: str) -> None:
+    if available is not None and needed > available:
         mib = 1 << 20
-        advice = "take a smaller batch" if found.endswith("images") else "take a smaller batch or max_length"
         raise CompileError(
-            f"{section}.batch: expected what fits into the {available // mib} MiB of free memory, found {found}, "
-            f"which need about {-(-needed // mib)} MiB; {advice}"
+            f"{key}: expected what fits into the {available // mib} MiB of free memory, "
+            f"found {found} about {-(-needed // mib)} MiB; {advice}"
         )

@@ -18,7 +18,7 @@ from weightpager.compiler.device import training_device
 from weightpager.compiler.grow import train_dense
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.measure import EVAL_BATCH, Progress
-from weightpager.compiler.memory_estimate import check_memory
+from weightpager.compiler.memory_estimate import check_saliency, check_training
 from weightpager.compiler.prepared import Prepared, SaliencyOfTasks, Trained
 from weightpager.compiler.reorder import apply, permuted_calibration, reorder
 from weightpager.compiler.saliency import block_saliency
@@ -62,8 +62,7 @@ def trained(task_file: TaskFile, progress: Progress, journal: Journal, base: Bas
         source = dense_source.load(task_file)
         source = source if base is None else base.adopt(source)
         data = _load_data(source)
-        if training_device().type == "cpu":
-            check_memory(source, read_memory().usable_bytes)
+        _check_memory(source, moves=base is None and _moves(source))
     with clock.stage("train", journal):
 
         def told(done: int, total: int) -> None:
@@ -100,7 +99,7 @@ def calibrated(found: Trained, progress: Progress, journal: Journal, *, may_move
     if entry is not None:
         saliency, permutations = _restored(entry[1])
         apply(source.models, permutations)
-    elif may_move and source.task_file.reorder and not source.versions:
+    elif may_move and _moves(source):
         saliency, permutations = _reorder(source, data, clock, progress)
     else:
         permutations, saliency = NOTHING_MOVED, {}
@@ -109,6 +108,18 @@ def calibrated(found: Trained, progress: Progress, journal: Journal, *, may_move
                 saliency[name] = block_saliency(source, name, calibration)
     journal.write("calibrate", 0, _tensors(saliency, permutations))
     return Prepared(source, data, found.dense, saliency, clock, permutations)
+
+
+def _moves(source: Source) -> bool:
+    """Whether the model is reordered; one whose tasks have weights of their own never is."""
+    return source.task_file.reorder and not source.versions
+
+
+def _check_memory(source: Source, *, moves: bool) -> None:
+    available = read_memory().usable_bytes
+    if training_device().type == "cpu":
+        check_training(source, available)
+    check_saliency(source, available, moves=moves)
 
 
 def _load_data(source: Source) -> dict[str, TaskData]:

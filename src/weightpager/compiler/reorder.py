@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.calibrate import Calibration
-from weightpager.compiler.gathering import Elements, gather
+from weightpager.compiler.gathering import Elements, Floats, gather
 from weightpager.compiler.permutable import RESIDUAL, Dimension, Indices, dimensions
 from weightpager.compiler.saliency import element_saliency
 from weightpager.compiler.source import Source, parameters
@@ -63,15 +63,18 @@ def choose(
     densities: Mapping[str, float],
 ) -> Permutations:
     """The permutations that gather most saliency into the blocks that tasks keep; nothing is changed yet."""
-    tasks = list(calibrations)
-    saliency = {task: element_saliency(source, task, calibrations[task]) for task in tasks}
-    scale = {task: 1 / max(1e-30, sum(float(v.sum()) for v in saliency[task].values())) for task in tasks}
-    values, grids = {}, {}
-    for info in source.paged:
-        name = f"{info.name}.weight"
-        values[name] = np.stack([saliency[task].pop(info.name).numpy() * np.float32(scale[task]) for task in tasks])
-        grids[name] = info.grid
-    elements = Elements(values, grids)
+    tasks, names = list(calibrations), {f"{info.name}.weight": info.name for info in source.paged}
+
+    def read(tensor: str, task: int) -> Floats:
+        saliency = element_saliency(source, tasks[task], names[tensor], calibrations[tasks[task]])
+        return np.asarray(saliency.numpy(), np.float32)
+
+    totals = [sum(float(read(tensor, task).sum(dtype=np.float64)) for tensor in names) for task in range(len(tasks))]
+
+    def comparable(tensor: str, task: int) -> Floats:
+        return np.asarray(read(tensor, task) * np.float32(1 / max(1e-30, totals[task])))
+
+    elements = Elements(comparable, len(tasks), {f"{info.name}.weight": info.grid for info in source.paged})
     return composed(gather(elements, known, np.array([densities[task] for task in tasks])))
 
 

@@ -35,22 +35,18 @@ def block_saliency(source: Source, task: str, calibration: Calibration) -> dict[
     return found if calibration.kind == "gradient" else {name: normalised(values) for name, values in found.items()}
 
 
-def element_saliency(source: Source, task: str, calibration: Calibration) -> dict[str, Tensor]:
-    """Saliency of every single weight, float32 ``[out_features, in_features]``, by paged weight.
+def element_saliency(source: Source, task: str, name: str, calibration: Calibration) -> Tensor:
+    """Saliency of every single element of the paged weight ``name``, float32 ``[out_features, in_features]``.
 
     Blocks sum it up, but for ``block-obs``, which is no sum; there it is what `second-moment` would say.
     """
-    found = {}
-    for info in source.paged:
-        values = calibration.values[info.name]
-        if calibration.kind == "gradient":
-            found[info.name] = values.sqrt()
-            continue
-        moments = values.diagonal() if calibration.kind == "block-obs" else values
-        weight = source.linear(task, info.name).weight.detach()
-        elements = weight.square() * moments.to(weight.dtype)
-        found[info.name] = elements / elements.mean().clamp(min=1e-30)  # as `block_saliency` scales it
-    return found
+    values = calibration.values[name]
+    if calibration.kind == "gradient":
+        return values.sqrt()
+    moments = values.diagonal() if calibration.kind == "block-obs" else values
+    weight = source.linear(task, name).weight.detach()
+    elements = weight.square() * moments.to(weight.dtype)
+    return elements / elements.mean().clamp(min=1e-30)  # as `block_saliency` scales it
 
 
 def normalised(saliency: FloatArray) -> FloatArray:
