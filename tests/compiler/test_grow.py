@@ -22,6 +22,7 @@ from weightpager.bundle.report import read_report
 from weightpager.bundle.verify import verify
 from weightpager.compiler import reorder
 from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.floors import floors
 from weightpager.compiler.placement import place
 from weightpager.compiler.repack import repack
 from weightpager.engine.export import dense_weights
@@ -208,13 +209,13 @@ def test_a_killed_growth_leaves_the_base(tmp_path: Path, assistant_bundle: Path)
 
 
 @given(
-    st.integers(1, 7),
+    st.lists(st.integers(1, 5), min_size=1, max_size=3).filter(lambda sizes: sum(sizes) <= 8),
     st.integers(1, 3),
     st.floats(0, 4),
     st.integers(0, 2**32 - 1),
 )
-def test_one_new_tasks_choice_is_the_best(blocks: int, old: int, strength: float, seed: int) -> None:
-    random = np.random.default_rng(seed)
+def test_one_new_tasks_choice_is_the_best(sizes: list[int], old: int, strength: float, seed: int) -> None:
+    random, blocks = np.random.default_rng(seed), sum(sizes)
     saliency, fixed = random.random((blocks, 1)), random.random((blocks, old)) < 0.5
     rate, budget = random.random((old + 1, old + 1)), int(random.integers(1, blocks + 1))
 
@@ -226,17 +227,36 @@ def test_one_new_tasks_choice_is_the_best(blocks: int, old: int, strength: float
         )
         return float(saliency[keep, 0].sum() - strength * loads)
 
-    found = place(saliency, fixed, np.array([budget]), rate, strength)[:, 0]
+    def above_floors(keep: np.ndarray) -> bool:
+        kept = [part.sum() for part in np.split(keep, np.cumsum(sizes)[:-1])]
+        return bool((kept >= floors(sizes, np.array([budget]))[:, 0]).all())
+
+    found = place(saliency, fixed, np.array([budget]), rate, strength, sizes)[:, 0]
     assert found.sum() == budget
+    assert above_floors(found)
     others = (np.isin(np.arange(blocks), chosen) for chosen in itertools.combinations(range(blocks), budget))
-    assert objective(found) >= max(map(objective, others)) - 1e-9
+    assert objective(found) >= max(map(objective, filter(above_floors, others))) - 1e-9
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0, np.inf])
+def test_a_new_task_keeps_something_of_every_weight(strength: float) -> None:
+    sizes, drawn = [100, 300, 50], np.random.default_rng(0)
+    saliency = drawn.lognormal(size=(450, 2))
+    saliency[100:400] *= 1e-3
+    fixed = np.zeros((450, 1), bool)
+    fixed[:100] = True  # the old task has nothing of the weak weight either
+    found = place(saliency, fixed, np.array([100, 60]), drawn.random((3, 3)), strength, sizes)
+    assert found.sum(0).tolist() == [100, 60]
+    kept = np.stack([part.sum(0) for part in np.split(found, [100, 400])])
+    assert (kept >= floors(sizes, np.array([100, 60]))).all()
+    assert kept[1].tolist() == [6, 6]
 
 
 def test_infinite_alignment_takes_what_is_there() -> None:
     fixed = np.array([[True], [False], [True], [False]])
     saliency = np.array([[0.1], [9.0], [0.2], [8.0]])
     rate = np.array([[0.0, 0.5], [0.5, 0.0]])
-    keep = place(saliency, fixed, np.array([3]), rate, float("inf"))
+    keep = place(saliency, fixed, np.array([3]), rate, float("inf"), [4])
     assert keep[:, 0].tolist() == [True, True, True, False]
 
 

@@ -104,10 +104,9 @@ def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Ma
     """Everybody's keep masks, the new tasks' first."""
     task_file, paged = prepared.source.task_file, prepared.source.paged
     saliency, budgets = worth_and_budgets(prepared)
-    fixed = np.concatenate([base.keep[info.name] for info in paged])
-    placed = place(saliency, fixed, budgets, transitions.switch_rate(), task_file.alignment)
-    ends = np.cumsum([info.grid.count for info in paged])[:-1]
-    keep = np.split(np.concatenate([placed, fixed], axis=1), ends)
+    fixed, sizes = np.concatenate([base.keep[info.name] for info in paged]), [info.grid.count for info in paged]
+    placed = place(saliency, fixed, budgets, transitions.switch_rate(), task_file.alignment, sizes)
+    keep = np.split(np.concatenate([placed, fixed], axis=1), np.cumsum(sizes)[:-1])
     names = (*task_file.tasks, *base.bundle.tasks)
     return Masks(names, dict(zip([info.name for info in paged], keep, strict=True)))
 

@@ -2,13 +2,18 @@
 
 With all other masks fixed, the objective of `structure_aligner.align` is a sum over the new task's blocks: its
 saliency, less what loading the block costs in switches to the task from tasks that don't keep it, plus what having it
-saves in switches to tasks that do. The blocks of the highest sums are the best choice, exactly.
+saves in switches to tasks that do. The blocks of the highest sums are the best choice, exactly; under floors, those of
+each weight that meet its floor, and then the highest of the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
+
+from weightpager.compiler.floors import floors
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -18,28 +23,35 @@ _ROUNDS = 8
 
 
 def place(
-    saliency: Floats, fixed: Bools, budgets: npt.NDArray[np.integer], switch_rate: Floats, strength: float
+    saliency: Floats,
+    fixed: Bools,
+    budgets: npt.NDArray[np.int64],
+    switch_rate: Floats,
+    strength: float,
+    sizes: Sequence[int],
 ) -> Bools:
     """Choose the blocks of new tasks.
 
     Args:
-        saliency: [B, N], not negative, comparable between tasks.
+        saliency: [B, N], not negative, comparable between tasks; the weights' blocks one after the other.
         fixed: [B, F], masks that stay.
         budgets: [N], blocks that each new task keeps.
         switch_rate: [F + N, F + N], how often a switch leads from one task to another; the fixed ones come first.
         strength: the price of loading one block, in units of saliency; ``inf`` counts saliency only between blocks
             whose loading costs the same.
+        sizes: blocks of each weight.
 
     Returns:
-        [B, N] masks; exactly ``budgets[n]`` blocks for new task n.
+        [B, N] masks; exactly ``budgets[n]`` blocks for new task n, and at least `floors` of each weight.
     """
-    first = fixed.shape[1]
+    first, least = fixed.shape[1], floors(sizes, budgets)
     keep = np.concatenate([fixed, np.zeros(saliency.shape, bool)], axis=1)
     for _ in range(_ROUNDS):
         before = keep.copy()
         for new in range(saliency.shape[1]):
             toll = _toll(keep, switch_rate, first + new)
-            keep[:, first + new] = _best(saliency[:, new], toll, int(budgets[new]), strength)
+            order = _order(saliency[:, new], toll, strength)
+            keep[:, first + new] = _first(order, int(budgets[new]), sizes, least[:, new])
         if (keep == before).all():
             break
     return keep[:, first:]
@@ -52,12 +64,20 @@ def _toll(keep: Bools, switch_rate: Floats, task: int) -> Floats:
     return np.asarray((~keep[:, others]) @ to_it - keep[:, others] @ from_it)
 
 
-def _best(saliency: Floats, toll: Floats, budget: int, strength: float) -> Bools:
+def _order(saliency: Floats, toll: Floats, strength: float) -> npt.NDArray[np.intp]:
+    """The blocks, the best first."""
     if np.isinf(strength):
         # Sums of the same rates in another order differ in the last bits, which must not decide.
-        order = np.lexsort((-saliency, toll.round(12)))
-    else:
-        order = np.argsort(-(saliency - strength * toll), kind="stable")
-    chosen = np.zeros(len(saliency), bool)
-    chosen[order[:budget]] = True
+        return np.lexsort((-saliency, toll.round(12)))
+    return np.argsort(-(saliency - strength * toll), kind="stable")
+
+
+def _first(order: npt.NDArray[np.intp], budget: int, sizes: Sequence[int], least: npt.NDArray[np.int64]) -> Bools:
+    """The first ``budget`` blocks, after the first ``least`` of each weight."""
+    weight = np.repeat(np.arange(len(sizes)), sizes)[order]
+    chosen = np.zeros(len(order), bool)
+    for number, fewest in enumerate(least):
+        chosen[order[weight == number][:fewest]] = True
+    others = order[~chosen[order]]
+    chosen[others[: budget - np.count_nonzero(chosen)]] = True
     return chosen
