@@ -130,6 +130,27 @@ def test_items_caps_held_out_data_only(tmp_path: Path) -> None:
     assert found.eval == found.train[:5]
 
 
+@pytest.mark.parametrize("items", [1, 2, 3, 5])
+def test_items_caps_windows(tmp_path: Path, items: int) -> None:
+    train = tmp_path / "train.txt"
+    train.write_text("the film " * 4)
+    held_out = tiny.jsonl(tmp_path / "eval.jsonl", [{"text": "one two good bad good"}] * 5)
+    whole = read(spec("language-modeling", train, held_out), 8, tokenizer=PLAIN)
+    capped = read(spec("language-modeling", train, held_out, items=items), 8, tokenizer=PLAIN)
+    assert len(whole.eval) == 3
+    assert capped.eval == whole.eval[:items]
+
+
+def test_what_lies_behind_the_items_is_not_looked_at(tmp_path: Path) -> None:
+    held_out = tiny.jsonl(
+        tmp_path / "longer.jsonl", [{"text": "good", "label": label} for label in ("yes", "no", "unheard of")]
+    )
+    task = texts(tmp_path, [{"text": "good", "label": "yes"}, {"text": "bad", "label": "no"}], items=2)
+    assert len(read(task.model_copy(update={"eval": held_out})).eval) == 2
+    with pytest.raises(CompileError, match="row 3: expected one of the labels no, yes, found 'unheard of'"):
+        read(task.model_copy(update={"eval": held_out, "items": 3}))
+
+
 def test_formats_agree(tmp_path: Path) -> None:
     rows = [{"text": "good, film", "label": "NA"}, {"text": 'a "bad"\nfilm', "label": "null"}]
     task = texts(tmp_path, rows)

@@ -66,6 +66,19 @@ def test_the_first_items_of_a_folder_are_of_several_classes(tmp_path: Path, read
     assert len({item.label for item in found.eval}) == 2
 
 
+@pytest.mark.parametrize("named_by", ["folder", "rows"])
+def test_images_behind_the_items_are_not_read(tmp_path: Path, reader: ImageReader, named_by: str) -> None:
+    task = spec(tmp_path)
+    held_out = task.train if named_by == "folder" else task.eval
+    order = [path for path, _ in pictures.listed(held_out, "here", *task.columns)]
+    task = task.model_copy(update={"train": shutil.copytree(task.train, tmp_path / "train"), "eval": held_out})
+    order[6].write_text("not an image")
+    kept = load(task.model_copy(update={"items": 6}), reader).eval
+    assert [item.path for item in kept] == order[:6]
+    with pytest.raises(CompileError, match="image 7"):
+        load(task.model_copy(update={"items": 7}), reader)
+
+
 def test_other_columns(tmp_path: Path, reader: ImageReader) -> None:
     named = [{"file_name": f"warm/{c}/{n}.png", "colour": c} for n, c in enumerate(["red", "blue"])]
     task = spec(tmp_path, train=rows(tmp_path / "metadata.jsonl", *named), image="file_name", label="colour")

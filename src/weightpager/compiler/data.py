@@ -180,7 +180,7 @@ def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length
     read, collated = _reading(task.kind, task.columns, reads, tuple(known), max_length)
 
     def split(split: str, path: Path, items: int | None = None) -> tuple[Item, ...]:
-        return read(path, _where(name, split, path))[:items]
+        return read(path, _where(name, split, path), items)
 
     validation = split("validation", task.validation, task.items) if task.validation else None
     held_out = split("eval", task.eval, task.items)
@@ -197,18 +197,18 @@ def load_eval(entry: TaskEntry, path: Path, reads: Any, size: int) -> Sequence[B
         raise CompileError(f"{entry.name}: the bundle names no held-out data for this task")
     columns = (entry.eval.text, entry.eval.label)
     read, collated = _reading(entry.kind, columns, reads, tuple(entry.classes), entry.max_length or 0)
-    examples = read(path, _where(entry.name, "eval", path))[: entry.eval.items]
+    examples = read(path, _where(entry.name, "eval", path), entry.eval.items)
     return batched(examples, size, entry.kind, collated)
 
 
 def _reading(
     kind: TaskKind, columns: tuple[str, str], reads: Any, known: tuple[str, ...], max_length: int
-) -> tuple[Callable[[Path, str], tuple[Item, ...]], Collate]:
-    """What reads a file (errors speak of the second argument), and what makes a batch of what was read."""
+) -> tuple[Callable[[Path, str, int | None], tuple[Item, ...]], Collate]:
+    """What reads a file as `Reader.read` does, and what makes a batch of what was read."""
     if kind == "image-classification":
 
-        def images(path: Path, where: str) -> tuple[Item, ...]:
-            return pictures.read(path, where, columns, known, reads)
+        def images(path: Path, where: str, most: int | None) -> tuple[Item, ...]:
+            return pictures.read(path, where, columns, known, reads, most)
 
         return images, partial(pictures.collate, reader=reads)
     texts = Reader(kind, *columns, reads, known, max_length)
@@ -233,8 +233,8 @@ class Reader:
     classes: tuple[str, ...]
     max_length: int
 
-    def read(self, path: Path, where: str) -> tuple[Example, ...]:
-        """The examples of a file; errors speak of ``where``.
+    def read(self, path: Path, where: str, most: int | None = None) -> tuple[Example, ...]:
+        """The first ``most`` examples of a file, or all; errors speak of ``where``, and of nothing behind these.
 
         Raises:
             CompileError: the file is empty or malformed, a column is missing, a text isn't text, a label isn't known.
@@ -244,16 +244,16 @@ class Reader:
             "token-classification": self._words,
             "language-modeling": self._windows,
         }
-        return tuple(readers[self.kind](path, where))
+        return tuple(readers[self.kind](path, where, most))
 
-    def _texts(self, path: Path, where: str) -> list[Example]:
-        rows = read_rows(path, where, self.text, self.label)
+    def _texts(self, path: Path, where: str, most: int | None) -> list[Example]:
+        rows = read_rows(path, where, self.text, self.label, most=most)
         ids = label_ids(labels_of(rows, self.label, where, nested=False), self.classes, where)
         tokens = self._tokenised(texts_of(rows, self.text, where), where)["input_ids"]
         return [Example(text, label) for text, (label,) in zip(tokens, ids, strict=True)]
 
-    def _words(self, path: Path, where: str) -> list[Example]:
-        rows = read_rows(path, where, self.text, self.label)
+    def _words(self, path: Path, where: str, most: int | None) -> list[Example]:
+        rows = read_rows(path, where, self.text, self.label, most=most)
         ids = label_ids(labels_of(rows, self.label, where, nested=True), self.classes, where)
         words = [words_of(row[self.text], where, number) for number, row in enumerate(rows, 1)]
         for number, (these, tags) in enumerate(zip(words, ids, strict=True), 1):
@@ -268,19 +268,21 @@ class Reader:
             )
         ]
 
-    def _windows(self, path: Path, where: str) -> list[Example]:
+    def _windows(self, path: Path, where: str, most: int | None) -> list[Example]:
         column = self.text if path.suffix in FORMATS else "text"
         documents = texts_of(read_rows(path, where, column, whole_text=True), column, where)
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         stream: list[int] = []
         for document in documents:
+            if most is not None and len(stream) >= most * self.max_length:
+                break
             tokens = self.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
             stream += (end if stream else []) + tokens
         starts = range(0, len(stream) - self.max_length + 1, self.max_length)
         if not starts:
             expected = f"at least one window of {self.max_length} tokens"
             raise CompileError(f"{where}: expected {expected}, found {len(stream)} tokens")
-        windows = [stream[start : start + self.max_length] for start in starts]
+        windows = [stream[start : start + self.max_length] for start in starts[:most]]
         return [Example(window, window) for window in windows]
 
     def _tokenised(self, texts: list[str], where: str, **options: bool) -> Any:

@@ -32,8 +32,8 @@ class Picture:
     """All images of a model are of one size."""
 
 
-def listed(path: Path, where: str, image: str, label: str) -> list[tuple[Path, Label]]:
-    """The image files and labels that a folder or a file of rows names; not one image is opened.
+def listed(path: Path, where: str, image: str, label: str, most: int | None = None) -> list[tuple[Path, Label]]:
+    """The image files and labels that a folder or a file of rows names, the first ``most``; not one image is opened.
 
     A folder has one folder for each class, as datasets' ``imagefolder`` has; its images come in an order that mixes the
     classes and depends on their names alone. Rows name files relative to the file that they are in.
@@ -42,15 +42,20 @@ def listed(path: Path, where: str, image: str, label: str) -> list[tuple[Path, L
         CompileError: the folder has another form, or as `read_rows`.
     """
     if path.is_dir():
-        return _of_folder(path, where)
-    rows = read_rows(path, where, image, label)
+        return _of_folder(path, where)[:most]
+    rows = read_rows(path, where, image, label, most=most)
     names = texts_of(rows, image, where)
     labels = labels_of(rows, label, where, nested=False)
     return [(path.parent / name, label) for name, (label,) in zip(names, labels, strict=True)]
 
 
 def read(
-    path: Path, where: str, columns: tuple[str, str], classes: Sequence[str], reader: ImageReader
+    path: Path,
+    where: str,
+    columns: tuple[str, str],
+    classes: Sequence[str],
+    reader: ImageReader,
+    most: int | None = None,
 ) -> tuple[Picture, ...]:
     """Pictures whose files have all been read once, so that a damaged one is found before hours are spent.
 
@@ -60,11 +65,12 @@ def read(
         columns: of images and labels.
         classes: in the order of their ids.
         reader: as the model needs them.
+        most: pictures to read, from the first; None reads all.
 
     Raises:
         CompileError: as `listed`, a label isn't known, or an image can't be used.
     """
-    found = listed(path, where, *columns)
+    found = listed(path, where, *columns, most)
     ids = label_ids([[label] for _, label in found], classes, where)
     pictures = tuple(Picture(file, number) for (file, _), (number,) in zip(found, ids, strict=True))
     shapes = {tuple(_pixels(picture, reader, f"{where}: image {n}").shape) for n, picture in enumerate(pictures, 1)}

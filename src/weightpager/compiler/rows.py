@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 _WHOLE_TEXT: tuple[str, dict[str, Any]] = ("text", {"sample_by": "document"})
 
 
-def read_rows(path: Path, where: str, *columns: str, whole_text: bool = False) -> list[Row]:
-    """The rows of a file, each with the columns."""
+def read_rows(path: Path, where: str, *columns: str, whole_text: bool = False, most: int | None = None) -> list[Row]:
+    """The rows of a file, each with the columns; the first ``most`` only, and no more than these are looked at."""
     if path.suffix not in FORMATS and not whole_text:
         raise CompileError(f"{where}: expected a file of {', '.join(FORMATS)}, found {path.suffix or path.name!r}")
     kind, options = FORMATS.get(path.suffix, _WHOLE_TEXT)
-    rows = _read(path, where, kind, options)
+    rows = _read(path, where, kind, options, most)
     if not rows:
         raise CompileError(f"{where}: expected at least one row, found an empty file")
     for column in columns:
@@ -42,7 +43,7 @@ def read_rows(path: Path, where: str, *columns: str, whole_text: bool = False) -
     return rows
 
 
-def _read(path: Path, where: str, kind: str, options: dict[str, Any]) -> list[Row]:
+def _read(path: Path, where: str, kind: str, options: dict[str, Any], most: int | None) -> list[Row]:
     if path.stat().st_size == 0:
         return []
     # Streaming leaves no converted copy of the file in a cache; the lock that remains goes to a folder of ours. And
@@ -51,7 +52,7 @@ def _read(path: Path, where: str, kind: str, options: dict[str, Any]) -> list[Ro
         try:
             reader = getattr(datasets.Dataset, f"from_{kind}")
             stream = reader(str(path), cache_dir=folder, streaming=True, **options)
-            return [_decoded(row, stream.features or {}) for row in stream]
+            return [_decoded(row, stream.features or {}) for row in islice(stream, most)]
         except StopIteration:
             return []
         except (ValueError, TypeError, NotImplementedError, OSError, datasets.exceptions.DatasetsError) as error:
