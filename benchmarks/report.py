@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from benchmarks import report_plots as plots
 from benchmarks import report_tables as tables
-from benchmarks import results_file
+from benchmarks import report_winners, results_file
 from benchmarks.accuracy_page import simpler_does
 from benchmarks.points import find, gather
 from benchmarks.prefetch import Row as PrefetchRow
@@ -66,7 +66,8 @@ def render(results: Results, json: Path, out: Path) -> str:
     ahead = read_prefetch(json.with_name("prefetch.json"))
     return template.render(
         json_name=json.name,
-        winners=tables.winners(contests),
+        winners=report_winners.winners(contests),
+        headlines=report_winners.headlines(contests),
         simpler=simpler_does(gather(read_accuracy(json.with_name("accuracy.json")))),
         accuracy=tables.accuracy_beside(contests),
         goals=tables.goals(contests, results.compiling, speedups(ahead)),

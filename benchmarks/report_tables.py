@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
 from benchmarks.report_goals import GOALS, LEAST_AHEAD, MOST_ALIGN_PACK, PUBLISHED, TRACES_AHEAD, verdict
@@ -11,12 +11,7 @@ from weightpager.bench.contest.figures import spread
 from weightpager.bench.contest.result import Contest, Row
 from weightpager.config import format_size
 
-OURS = ("ours", "ours_while_loading")
-"""Rows of the system as it is; without alignment it is a rival."""
-
 AHEAD_OF = "half a billion parameters, random"
-
-Value = Callable[[Row], float | None]
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -24,60 +19,22 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
 
 
-def _mean(row: Row, field: str) -> float | None:
+def mean(row: Row, field: str) -> float | None:
+    """Of a row's samples; None if it has none of the field."""
     values = row.values(field)  # type: ignore[arg-type]
     return fmean(values) if values else None
 
 
-CRITERIA: Mapping[str, tuple[Value, Callable[[float], str]]] = {
-    "a cold switch until ready": (lambda row: _mean(row, "ready"), lambda value: _ms(value)),
-    "a cold switch until the first output": (lambda row: _mean(row, "first_output"), lambda value: _ms(value)),
-    "waiting for a visit of the trace": (lambda row: row.mean_waited, lambda value: _ms(value)),
-    "a warm forward": (
-        lambda row: median(row.found.forwards) if row.found else None,
-        lambda value: _ms(value),
-    ),
-    "weights in memory": (
-        lambda row: float(row.found.memory.weights) if row.found and row.found.memory.weights else None,
-        lambda value: format_size(value),
-    ),
-    "the whole process's peak": (
-        lambda row: None if row.peak_memory is None else float(row.peak_memory),
-        lambda value: format_size(value),
-    ),
-}
-"""What less is better of → its value in a row, and how it is written. No weights at all in memory is no value."""
-
-
-def winners(contests: Mapping[str, Contest]) -> str:
-    """Who is best at what, and how we compare: the table that names what beats us."""
-    lines = []
-    for name, contest in contests.items():
-        rows = [row for row in contest.rows if row.status == "measured" and row.room == 1.0]
-        for what, (value, form) in CRITERIA.items():
-            known = [(found, row) for row in rows if (found := value(row)) is not None]
-            own = [pair for pair in known if pair[1].method in OURS]
-            if not own or len(known) == len(own):
-                continue
-            best, ours = min(known, key=lambda pair: pair[0]), min(own, key=lambda pair: pair[0])
-            if best[1].method in OURS:
-                others = min((pair for pair in known if pair[1].method not in OURS), key=lambda pair: pair[0])
-                verdict_text = f"ours; next {others[1].label}, {form(others[0])}"
-            else:
-                verdict_text = f"**{best[1].label}**, {form(best[0])}"
-            lines.append([name, what, verdict_text, form(ours[0])])
-    return table(["contest", "least of", "best", "ours"], lines)
-
-
 def accuracy_beside(contests: Mapping[str, Contest]) -> str:
-    """Accuracy of the bundles that were timed, and of what needs no paging."""
+    """Accuracy of the bundles that were timed, and of what needs no paging, if the compile measured it."""
+    names = list(dict.fromkeys(control.name for contest in contests.values() for control in contest.controls))
     lines = []
     for name, contest in contests.items():
         for score in contest.scores:
-            controls = [f"{control.scores[score.name]:.4f}" for control in contest.controls]
+            controls = {control.name: f"{control.scores[score.name]:.4f}" for control in contest.controls}
             dense = "–" if score.dense is None else f"{score.dense:.4f}"
-            lines.append([name, score.name, score.metric, dense, f"{score.sparse:.4f}", *controls])
-    names = next(([control.name for control in c.controls] for c in contests.values() if c.controls), [])
+            beside = [controls.get(control, "–") for control in names]
+            lines.append([name, score.name, score.metric, dense, f"{score.sparse:.4f}", *beside])
     return table(["contest", "task", "metric", "dense", "weightpager", *names], lines) if lines else ""
 
 
@@ -130,9 +87,9 @@ def methods(contest: Contest) -> str:
             row.label + (f", room for {row.room:g} tasks" if row.room != 1 else "") + ("*" if row.unlimited else ""),
             _percentiles(ready),
             _percentiles(first),
-            size(_mean(row, "bytes")),
+            size(mean(row, "bytes")),
             _bandwidth(row),
-            "–" if row.mean_waited is None else _ms(row.mean_waited),
+            "–" if row.mean_waited is None else ms(row.mean_waited),
             format_size(memory.weights),
             format_size(memory.paged),
             size(row.peak_memory),
@@ -239,7 +196,8 @@ def _percentiles(found: dict[str, float] | None) -> str:
     return "–" if found is None else " / ".join(f"{1e3 * found[key]:.1f}" for key in ("p50", "p95", "p99"))
 
 
-def _ms(seconds: float) -> str:
+def ms(seconds: float) -> str:
+    """A time as people read it."""
     return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
