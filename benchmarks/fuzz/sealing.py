@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 from safetensors.numpy import load, save
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from weightpager.bundle.page_index import FILE as PAGE_INDEX
 from weightpager.bundle.reader import MANIFEST, MANIFEST_HASH
@@ -59,6 +62,13 @@ def rewrite_arrays(bundle: Path, name: str, change: Callable[[Arrays], object]) 
     arrays = {key: value.copy() for key, value in load((bundle / name).read_bytes()).items()}
     change(arrays)
     rewrite_file(bundle, name, save(arrays))
+
+
+def rewrite_tensors(bundle: Path, name: str, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the tensors of a parameter file: numpy has no bfloat16."""
+    tensors = load_tensors((bundle / name).read_bytes())
+    change(tensors)
+    rewrite_file(bundle, name, save_tensors(tensors))
 
 
 def rewrite_pages(bundle: Path, name: str, first: int, content: bytes) -> None:

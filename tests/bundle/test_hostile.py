@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.fuzz.sealing import rewrite_arrays, rewrite_file, rewrite_manifest
+import torch
+from benchmarks.fuzz.sealing import rewrite_arrays, rewrite_file, rewrite_manifest, rewrite_tensors
 from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
+from torch import Tensor
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.page_index import FILE as PAGE_INDEX
@@ -227,26 +229,39 @@ def test_code_from_elsewhere_is_refused_by_export_and_verify_too(copy: Path, tmp
     assert "auto_map" in verify(copy).problems[0]
 
 
-def _drop_bias(tensors: dict[str, np.ndarray]) -> None:
+def _drop_bias(tensors: dict[str, Tensor]) -> None:
     tensors.pop("base_model.encoder.layer.0.attention.self.query.bias")
 
 
-def _shorten_bias(tensors: dict[str, np.ndarray]) -> None:
+def _shorten_bias(tensors: dict[str, Tensor]) -> None:
     name = "base_model.encoder.layer.0.attention.self.query.bias"
-    tensors[name] = tensors[name][:-1]
+    tensors[name] = tensors[name][:-1].clone()
 
 
-def _halve(tensors: dict[str, np.ndarray]) -> None:
-    tensors.update({name: tensor.astype(np.float16) for name, tensor in tensors.items()})
+def _halve(tensors: dict[str, Tensor]) -> None:
+    tensors.update({name: tensor.half() for name, tensor in tensors.items()})
 
 
-@pytest.mark.parametrize("change", [_drop_bias, _shorten_bias, _halve])
+def _halve_table(tensors: dict[str, Tensor]) -> None:
+    name = "base_model.embeddings.word_embeddings.weight"
+    tensors[name] = tensors[name].half()
+
+
+def _count_in_table(tensors: dict[str, Tensor]) -> None:
+    name = "base_model.embeddings.word_embeddings.weight"
+    tensors[name] = tensors[name].view(torch.int16)
+
+
+@pytest.mark.parametrize("change", [_drop_bias, _shorten_bias, _halve, _halve_table, _count_in_table])
 def test_parameters_that_do_not_make_up_the_module_are_refused(
-    copy: Path, change: Callable[[dict[str, np.ndarray]], None]
+    copy: Path, tmp_path: Path, change: Callable[[dict[str, Tensor]], None]
 ) -> None:
     import weightpager as wp
+    from weightpager.engine.export import export_task
 
-    rewrite_arrays(copy, "resident.safetensors", change)
+    rewrite_tensors(copy, "resident.safetensors", change)
+    with pytest.raises(BundleFormatError, match="expected"):
+        export_task(Bundle.open(copy), "animal", tmp_path / "out")
     with wp.Engine.from_pretrained(copy) as engine, pytest.raises(BundleFormatError, match="expected"):
         engine.activate("animal")
 

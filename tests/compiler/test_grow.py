@@ -18,6 +18,7 @@ import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
+from weightpager.bundle.reader import RESIDENT
 from weightpager.bundle.report import read_report
 from weightpager.bundle.verify import verify
 from weightpager.compiler import reorder
@@ -88,6 +89,7 @@ def test_old_tasks_stay_bit_for_bit(private_bundle: Path, grown_bundle: Path, tm
     assert (grown.pages.ids[: len(base.pages)] == base.pages.ids).all()
     for task in old:
         assert (grown.pages_of(task) == base.pages_of(task)).all()
+    assert (grown.path / RESIDENT).read_bytes() == (private_bundle / RESIDENT).read_bytes()
     assert same_outputs(private_bundle, grown.path, old)
     report, growth = read_report(grown), read_report(grown).growth
     assert growth is not None

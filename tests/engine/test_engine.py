@@ -111,8 +111,10 @@ def test_modules_are_built_once_and_share_resident_parameters(assistant_bundle: 
         animal = engine.activate("animal")
         weather = engine.activate("weather")
         assert engine.activate("animal") is animal
-        shared = "bert.embeddings.word_embeddings.weight"
+        shared = "bert.encoder.layer.0.attention.self.query.bias"
         assert animal.get_parameter(shared).data_ptr() == weather.get_parameter(shared).data_ptr()
+        table = "bert.embeddings.word_embeddings.table"
+        assert animal.get_buffer(table).data_ptr() == weather.get_buffer(table).data_ptr()
         assert (
             animal.get_parameter("classifier.weight").data_ptr()
             != weather.get_parameter("classifier.weight").data_ptr()

@@ -131,10 +131,15 @@ class BaseBundle:
         """How new tasks' heads have to be permuted to fit the bundle's order."""
         return reorder.for_new_tasks(self.bundle.permutations(), source.models)
 
-    def holds(self, name: str, tensor: Tensor) -> bool:
-        """Whether the bundle's resident parameters have exactly this one."""
+    def holds(self, name: str, tensor: Tensor, dtype: torch.dtype) -> bool:
+        """Whether the bundle's resident parameters have exactly this one, in this dtype or a wider one.
+
+        A table that older tasks only look rows up in may be too narrow for one that multiplies by it.
+        """
         found = self.resident.get(name)
-        return found is not None and found.shape == tensor.shape and torch.equal(found, tensor.to(found.dtype))
+        if found is None or found.shape != tensor.shape or found.dtype.itemsize < dtype.itemsize:
+            return False
+        return torch.equal(found, tensor.to(found.dtype))
 
     def _check_config(self, source: Source, config: PretrainedConfig) -> None:
         ours, theirs = config.to_dict(), source.config.to_dict()

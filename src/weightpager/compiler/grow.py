@@ -30,6 +30,7 @@ from weightpager.compiler.masks import Masks
 from weightpager.compiler.measure import EVAL_BATCH, Progress, score_task
 from weightpager.compiler.own_parameters import separate, train_own
 from weightpager.compiler.pack import pack
+from weightpager.compiler.parameter_format import ParameterFormat
 from weightpager.compiler.placement import place
 from weightpager.compiler.prepared import Prepared
 from weightpager.compiler.private_blocks import choose, train_private
@@ -37,7 +38,7 @@ from weightpager.compiler.source import PagedWeightInfo, Source, parameters
 from weightpager.compiler.stored_blocks import StoredBlocks
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.compiler.train import trained_tasks
-from weightpager.compiler.write import BundlePlan, checkpoint_dtype, page_file_counts, serialised, write_pages
+from weightpager.compiler.write import BundlePlan, page_file_counts, write_pages
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.evaluate import Progress as Progressed
@@ -212,12 +213,13 @@ class _Addition:
             arrays |= table.arrays(info.name)
         writer.add(tables_file(task.name), lambda file: file.write(save(arrays)))
         skipped = {f"{info.name}.weight" for info in self.source.paged}
+        form = ParameterFormat.of(self.source, self.plan.dtype)
         private = {
             name: tensor
             for name, tensor in parameters(self.source.models[task.name]).items()
-            if name not in skipped and not self.base.holds(name, tensor)
+            if name not in skipped and not self.base.holds(name, tensor, form.dtype_of(name, tensor))
         }
-        content = serialised(private, checkpoint_dtype(self.source))
+        content = form.content(private)
         writer.add(private_file(task.name), lambda file: file.write(content))
 
     def _locations(self, position: int, number: int) -> npt.NDArray[np.int64]:

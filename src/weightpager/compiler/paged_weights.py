@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.compiler.named_parameters import canonical, parameters
 from weightpager.engine.architecture import BASE
 from weightpager.errors import CompileError
+from weightpager.nn import is_plain_embedding
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,18 @@ def tied_tensors(model: PreTrainedModel) -> dict[str, list[str]]:
     listed = parameters(model)
     others = {name: [other for other in names.get(id(tensor), []) if other != name] for name, tensor in listed.items()}
     return {name: aliases for name, aliases in others.items() if aliases}
+
+
+def embedding_tables(models: Mapping[str, PreTrainedModel]) -> frozenset[str]:
+    """Weights that all tasks' modules do nothing but look rows up in, by canonical name."""
+    tables: set[str] = set()
+    tied: set[str] = set()
+    for model in models.values():
+        prefix = model.base_model_prefix + "."
+        modules = model.named_modules(remove_duplicate=False)
+        tables |= {canonical(f"{name}.weight", prefix) for name, module in modules if is_plain_embedding(module)}
+        tied |= {name for found, others in tied_tensors(model).items() for name in (found, *others)}
+    return frozenset(tables - tied)
 
 
 def why_resident(model: PreTrainedModel, block: BlockShape) -> dict[str, str]:

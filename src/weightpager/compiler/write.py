@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from blake3 import blake3
 from safetensors.numpy import save as save_arrays
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 import weightpager
@@ -32,6 +31,7 @@ from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.low_rank import write_adapters
 from weightpager.compiler.masks import Keep
 from weightpager.compiler.pack import Packing
+from weightpager.compiler.parameter_format import ParameterFormat
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.transitions import Transitions
@@ -74,7 +74,7 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     _write_tables(writer, plan, source.paged)
     if plan.permutations.orders:
         writer.add(permutations.FILE, lambda file: file.write(save_arrays(plan.permutations.arrays())))
-    _write_parameters(writer, source, [task.name for task in plan.tasks])
+    _write_parameters(writer, source, ParameterFormat.of(source, plan.dtype), [task.name for task in plan.tasks])
     write_adapters(writer, plan.weights, plan.tasks)
     _write_model(writer, source)
     writer.finish(_manifest(plan))
@@ -158,10 +158,9 @@ def _write_tables(writer: BundleWriter, plan: BundlePlan, paged: Sequence[PagedW
         writer.add(tables_file(task.name), lambda file, content=content: file.write(content))  # type: ignore[misc]
 
 
-def _write_parameters(writer: BundleWriter, source: Source, tasks: Sequence[str]) -> None:
+def _write_parameters(writer: BundleWriter, source: Source, form: ParameterFormat, tasks: Sequence[str]) -> None:
     """Of each name, the values that the most tasks agree on are resident; tasks with others have them private."""
     skipped = {f"{info.name}.weight" for info in source.paged}
-    dtype = checkpoint_dtype(source)
     of_task = {task: parameters(source.models[task]) for task in tasks}
     resident: dict[str, Tensor] = {}
     private: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
@@ -174,9 +173,9 @@ def _write_parameters(writer: BundleWriter, source: Source, tasks: Sequence[str]
             else:
                 for task in group:
                     private[task][name] = of_task[task][name]
-    writer.add(RESIDENT, lambda file: file.write(serialised(resident, dtype)))
+    writer.add(RESIDENT, lambda file: file.write(form.content(resident)))
     for task in tasks:
-        writer.add(private_file(task), lambda file, task=task: file.write(serialised(private[task], dtype)))  # type: ignore[misc]
+        writer.add(private_file(task), lambda file, task=task: file.write(form.content(private[task])))  # type: ignore[misc]
 
 
 def _agreeing(tensors: Mapping[str, Tensor]) -> list[list[str]]:
@@ -191,24 +190,8 @@ def _agreeing(tensors: Mapping[str, Tensor]) -> list[list[str]]:
     return groups
 
 
-def checkpoint_dtype(source: Source) -> torch.dtype:
-    """What parameters are stored and activations computed in: bfloat16 for a checkpoint that has it, else float32."""
-    stated = getattr(source.config, "dtype", None) or getattr(source.config, "torch_dtype", None)
-    return torch.bfloat16 if stated == torch.bfloat16 else torch.float32
-
-
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() or (a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b)))
-
-
-def serialised(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
-    """A parameter file's content; ``dtype`` is that of floating-point tensors in it."""
-
-    def own(tensor: Tensor) -> Tensor:
-        kept = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        return kept.detach().contiguous().clone()
-
-    return bytes(save_tensors({name: own(tensor) for name, tensor in tensors.items()}))
 
 
 def _write_model(writer: BundleWriter, source: Source) -> None:

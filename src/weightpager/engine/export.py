@@ -15,7 +15,7 @@ from weightpager.bundle import permutations as permutations_file
 from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.engine.architecture import empty_module, full_name, preprocessor, quiet_transformers, read_config
-from weightpager.engine.parameters import read_parameters
+from weightpager.engine.parameters import activation_dtype, read_parameters
 from weightpager.engine.task_module import assign, paged_weight
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.kernels import reference
@@ -25,8 +25,8 @@ from weightpager.store import LocalStore, VerifyingStore
 def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     """Write a task's model so that plain transformers loads it; dropped blocks are zeros, and low-rank parts are added.
 
-    Rows and columns are in the order of the model that was compiled. Weights have the bundle's precision in the dtype
-    of the task's other parameters.
+    Rows and columns are in the order of the model that was compiled. All is in the dtype that the task computes in;
+    weights and embedding tables have the bundle's precision in it.
 
     Raises:
         UnknownTaskError: the bundle has no such task.
@@ -41,7 +41,8 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
         raise ConfigError(f"out: expected a directory to write into, but {target.parent} does not exist")
     module = empty_module(read_config(bundle), bundle.task(task))
     values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}
-    dtype = next((value.dtype for value in values.values() if value.is_floating_point()), torch.float32)
+    dtype = activation_dtype(values.values())
+    values = {name: value.to(dtype) if value.dtype == torch.bfloat16 else value for name, value in values.items()}
     low_rank = read_adapter(bundle, task)
     for name, weight in dense_weights(bundle, task).items():
         part = low_rank.get(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -26,3 +28,9 @@ def read_parameters(bundle: Bundle, file: str, device: torch.device = _HOST) -> 
             return {name: tensors.get_tensor(name).to(device, copy=True) for name in tensors.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, TypeError, ValueError, RuntimeError) as error:  # torch's, of a shape or dtype it hasn't
         raise BundleFormatError(file, "content", "a safetensors file", error) from error
+
+
+def activation_dtype(values: Iterable[Tensor]) -> torch.dtype:
+    """What a module of these parameters computes in: bfloat16 if that is what all of them are in, else float32."""
+    floating = {value.dtype for value in values if value.is_floating_point()}
+    return torch.bfloat16 if floating == {torch.bfloat16} else torch.float32

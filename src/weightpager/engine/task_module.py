@@ -13,9 +13,10 @@ from transformers import PretrainedConfig
 from weightpager.bundle import BlockTable, Bundle, WeightEntry
 from weightpager.bundle.adapter import LowRank
 from weightpager.engine.architecture import empty_module, full_name
+from weightpager.engine.parameters import activation_dtype
 from weightpager.errors import BundleFormatError
 from weightpager.kernels import PagedWeight
-from weightpager.nn import FlatLinear, PagedLinear, PageGate, fuse_gated_mlps, missing_values
+from weightpager.nn import FlatLinear, PagedLinear, PageGate, fuse_gated_mlps, keep_tables_narrow, missing_values
 
 _DTYPES = (torch.float32, torch.bfloat16)
 """What kernels compute with."""
@@ -59,6 +60,7 @@ def build(
     fuse_gated_mlps(module)
     _flatten_head(module)
     assign(module, state, task)
+    keep_tables_narrow(module, activation_dtype(state.values()))
     return module.to(arena.device)  # what its constructor computed was on the host
 
 
