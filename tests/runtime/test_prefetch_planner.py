@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.runtime.block_manager import BlockManager, Occupancy
+from weightpager.runtime.block_manager import BlockManager
+from weightpager.runtime.occupancy import Occupancy
 from weightpager.runtime.prefetch_planner import MARGIN, plan_prefetch
 
 

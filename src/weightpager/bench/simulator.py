@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
-from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.markov_predictor import MarkovPredictor
 from weightpager.runtime.outlook import Outlook
 from weightpager.runtime.prefetch_ledger import PrefetchCounts
@@ -18,6 +17,7 @@ from weightpager.runtime.prefetch_trial import PrefetchTrial
 from weightpager.runtime.rehearsal import Rehearsal, Wait
 from weightpager.runtime.switch_plan import Pages
 from weightpager.runtime.task_monitor import Visit
+from weightpager.runtime.task_pages import TaskPages
 from weightpager.store import StorageModel, span_of
 
 Floats = npt.NDArray[np.float64]
@@ -100,7 +100,7 @@ class Simulator:
         self._span = span_of(bundle)
         self.largest_task = max(len(need) for need in self._needs)
         self.all_pages = self._pages
-        self.differential_bytes = BlockManager(self._needs, self._pages, 0).differential_pages * self._page_bytes
+        self.differential_bytes = TaskPages(self._needs, self._pages).differential * self._page_bytes
 
     def learner(self, storage: StorageModel) -> Outlook:
         """A foreteller that learns from the trace alone, as an engine's prefetcher does without a transition matrix."""

@@ -24,13 +24,12 @@ from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.foresight import foresight, reuse_after
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.open_task import OpenTask
-from weightpager.engine.report import EngineReport, PrefetchReport, SwitchReport
+from weightpager.engine.report import EngineReport, PrefetchReport
 from weightpager.engine.residency_map import ResidencyMap
 from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import EngineClosedError, TaskNotActiveError
 from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.callable_predictor import Planner
-from weightpager.runtime.loading import LoadStats
 from weightpager.runtime.pager import Priority
 from weightpager.runtime.prefetcher import Foresight, Prefetcher, Switched
 from weightpager.runtime.request import Request
@@ -433,7 +432,9 @@ class Engine:
         )
         task.loading = loading
         task.gate.hold(None if loading is None else loading.arrivals)
-        self._note(name, stats, time.perf_counter() - start, waited=loading is None)
+        before = self._switches.entered(name, stats, time.perf_counter() - start, waited=loading is None)
+        if self._prefetcher is not None and before != name:
+            self._prefetcher.tell(Switched(task.number, time.monotonic(), stats))
         return module
 
     def _release(self, name: str) -> None:
@@ -447,14 +448,6 @@ class Engine:
         if self._current is not None:
             name, self._current = self._current, None
             self._release(name)
-
-    def _note(self, name: str, stats: LoadStats, seconds: float, *, waited: bool) -> None:
-        before = self.monitor.record(name)
-        if self._prefetcher is not None and before != name:
-            self._prefetcher.tell(Switched(self._tasks[name].number, time.monotonic(), stats))
-        pages = stats.bytes // self.bundle.page_bytes
-        report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
-        self._switches.add(report)
 
     def _foresight(self) -> Foresight:
         return foresight(self._open, self.monitor, self._planner, self._real_time)

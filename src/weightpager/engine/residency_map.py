@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.block_manager import ABSENT
+from weightpager.runtime.slots import ABSENT
 from weightpager.runtime.switch_plan import Pages
 
 

@@ -8,6 +8,7 @@ from collections import deque
 
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.report import SwitchReport
+from weightpager.runtime.loading import LoadStats
 from weightpager.runtime.task_monitor import TaskMonitor
 
 _SWITCHES_KEPT = 1000
@@ -32,12 +33,23 @@ class SwitchLog:
         self._reports: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
         self._warned = False
 
-    def add(self, report: SwitchReport) -> None:
-        """A switch has been made."""
+    def entered(self, name: str, stats: LoadStats, seconds: float, *, waited: bool) -> str | None:
+        """A task has been entered, which the monitor is told too; the one that was entered before.
+
+        Args:
+            name: of the task.
+            stats: what loading cost.
+            seconds: that entering it took.
+            waited: whether all pages were waited for.
+        """
+        before = self._monitor.record(name)
+        pages = stats.bytes // self._open.bundle.page_bytes
+        report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
         with self._lock:
             self._reports.append(report)
-            if report.pages and not self._warned and self._open.residency.blocks.reloads:
+            if pages and not self._warned and self._open.residency.blocks.reloads:
                 self._warn_of_thrashing(self.working_set())
+        return before
 
     def latest(self) -> tuple[SwitchReport, ...]:
         """The latest ones, oldest first."""

@@ -1,36 +1,20 @@
-"""Which pages are in which slots, and which of them may go: the page table and its policy. Does no I/O."""
+"""Which pages are in the arena, and which of them may go: who holds them, and plans of switches. Does no I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.runtime.eviction_order import EvictionOrder
+from weightpager.runtime.occupancy import Occupancy
+from weightpager.runtime.slots import ABSENT, Slots
 from weightpager.runtime.switch_plan import NO_PAGES, Pages, SwitchPlan
-
-ABSENT = -1
+from weightpager.runtime.task_pages import TaskPages
 
 GONE = -(1 << 62)
 """In place of the number of a task's holders."""
-
-
-@dataclass(frozen=True, eq=False)
-class Occupancy:
-    """A copy of what is where, for plans.
-
-    Attributes:
-        resident: bool [pages].
-        loading: bool [pages], those that a slot is reserved for.
-        locked: bool [pages], those that may not go.
-        free: slots that nothing is in or on its way to.
-    """
-
-    resident: npt.NDArray[np.bool_]
-    loading: npt.NDArray[np.bool_]
-    locked: npt.NDArray[np.bool_]
-    free: int
 
 
 class BlockManager:
@@ -45,6 +29,7 @@ class BlockManager:
         page_table: int32 [pages], page index → slot, `ABSENT` where absent. Updated in place, never replaced: kernels
             hold its address.
         reloads: pages loaded that had been resident before.
+        version: another one after each `hold`, `evict` and `restore`: what is to be loaded ahead must be planned anew.
     """
 
     def __init__(
@@ -59,52 +44,52 @@ class BlockManager:
             capacity: slots that the arena has; ``slots`` if None.
             residence: calls of `hold` after a page came during which `plan` evicts it only if nothing else can go.
         """
-        capacity = slots if capacity is None else capacity
-        self.page_table: npt.NDArray[np.int32] = np.full(pages, ABSENT, np.int32)
-        self._page_of_slot = np.full(capacity, ABSENT, np.int64)
-        self._free = list(range(slots - 1, -1, -1))
-        self._retired = list(range(capacity - 1, slots - 1, -1))
-        self._reserved = np.full(pages, ABSENT, np.int32)  # page -> slot, while it is being loaded
-        self._needs = list(needs)
-        self._needed_by: npt.NDArray[np.bool_] = np.zeros((pages, len(needs)), bool)
-        for task, need in enumerate(needs):
-            self._needed_by[need, task] = True
-        self._missing = np.array([len(need) for need in needs], np.int64)
+        self._needs = TaskPages(needs, pages)
+        self._slots = Slots(pages, slots, slots if capacity is None else capacity)
+        self._order = EvictionOrder(self._needs, pages, residence)
+        self._missing = np.array([len(need) for need in needs], np.int64)  # of each task's pages, how many
         self._holders: npt.NDArray[np.int64] = np.zeros(len(needs), np.int64)
-        self._last_use = np.zeros(len(needs), np.int64)
-        self._uses = 0
-        self._residence = residence
-        self._came = np.zeros(pages, np.int64)  # when a page did, by count of uses
         self._seen = np.zeros(pages, bool)
-        self._group()
+        self.page_table = self._slots.page_table
         self.reloads = 0
+        self.version = 0
 
     @property
     def slots(self) -> int:
         """Slots that may be used."""
-        return len(self._page_of_slot) - len(self._retired)
+        return self._slots.usable
 
     @property
-    def capacity(self) -> int:
-        """Slots in the arena."""
-        return len(self._page_of_slot)
+    def free(self) -> int:
+        """Slots that nothing is in or on its way to."""
+        return self._slots.free
 
     @property
-    def tasks(self) -> int:
-        """Numbers of tasks, also of those that were removed."""
-        return len(self._needs)
+    def loading(self) -> int:
+        """Pages that a slot is reserved for."""
+        return int((self._slots.reserved != ABSENT).sum())
 
     def resident(self) -> Pages:
         """Pages in the arena, ascending."""
         return np.flatnonzero(self.page_table != ABSENT)
 
+    @property
+    def tasks(self) -> int:
+        """Numbers of tasks, also of those that were removed."""
+        return self._needs.tasks
+
     def needs(self, task: int) -> Pages:
         """A task's pages, ascending."""
-        return self._needs[task]
+        return self._needs.of(task)
 
     def needed_together(self, tasks: Sequence[int]) -> int:
         """Pages that at least one of these tasks needs."""
-        return int(np.any(self._needed_by[:, tasks], axis=1).sum())
+        return int(self._needs.needed_by_any(tasks).sum())
+
+    @property
+    def differential_pages(self) -> float:
+        """What a task needs that another one lacks, in pages: the mean over all ordered pairs of tasks."""
+        return self._needs.differential
 
     def is_resident(self, task: int) -> bool:
         """Whether all of a task's pages are in the arena."""
@@ -112,7 +97,7 @@ class BlockManager:
 
     def missing(self, task: int) -> Pages:
         """The differential set: a task's pages that are not resident, in order."""
-        need = self._needs[task]
+        need = self._needs.of(task)
         missing: Pages = need[self.page_table[need] == ABSENT]
         return missing
 
@@ -121,8 +106,8 @@ class BlockManager:
         if self.is_gone(task):
             raise ValueError("expected a task that wasn't removed")
         self._holders[task] += 1
-        self._uses += 1
-        self._last_use[task] = self._uses
+        self._order.used(task)
+        self.version += 1
 
     def release(self, task: int) -> None:
         """Undo one `hold`."""
@@ -136,7 +121,7 @@ class BlockManager:
 
     def locked(self, but_one_hold_of: Sequence[int] = ()) -> Pages:
         """Pages of held tasks, ascending: these may not be evicted; as if each of some tasks were held once less."""
-        return np.flatnonzero(self._locked_by(self._holders_without(but_one_hold_of)))
+        return np.flatnonzero(self._is_locked(but_one_hold_of))
 
     def plan(
         self, task: int, leaving: int | None = None, reuse: npt.NDArray[np.floating] | None = None
@@ -150,127 +135,81 @@ class BlockManager:
                 equals what was used least recently; what has just come goes last.
         """
         missing = self.missing(task)
-        coming = self._reserved[missing] != ABSENT
+        coming = self._slots.reserved[missing] != ABSENT
         loading, absent = missing[coming], missing[~coming]
-        spare = self._evictable(reuse, but=task)
-        now = min(len(absent), len(self._free) + len(spare))
-        evict = spare[: max(0, now - len(self._free))]
+        spare = self._order.sort(self._spare(but=task), reuse)
+        now = min(len(absent), self.free + len(spare))
+        evict = spare[: max(0, now - self.free)]
         plan = SwitchPlan(evict, loading, absent[:now], absent[now:])
         return plan if len(plan.commit) <= len(self._freed_by_leaving(task, leaving)) else None
 
     def occupancy(self, current: int | None = None) -> Occupancy:
         """What is where; the pages of a task that ran last are locked like those of held ones."""
-        locked = self._locked_by(self._holders)
+        locked = self._is_locked()
         if current is not None:
-            locked |= self._needed_by[:, current]
-        return Occupancy(self.page_table != ABSENT, self._reserved != ABSENT, locked, len(self._free))
+            locked |= self._needs.needed_by(current)
+        return Occupancy(self.page_table != ABSENT, self._slots.reserved != ABSENT, locked, self.free)
 
     def worth(self, tasks: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """What each page is worth [pages]: the sum over the tasks that need it, given what each task is [tasks]."""
-        worth: npt.NDArray[np.float64] = (self._signatures @ tasks)[self._signature_of]
-        return worth
-
-    @property
-    def differential_pages(self) -> float:
-        """What a task needs that another one lacks, in pages: the mean over all ordered pairs of tasks."""
-        present = np.flatnonzero([len(need) for need in self._needs])
-        if len(present) < 2:
-            return 0.0
-        tasks = self._signatures[:, present]
-        shared = tasks.T @ (np.bincount(self._signature_of, minlength=len(tasks))[:, None] * tasks)
-        pairs = len(present) * (len(present) - 1)
-        return float((len(present) * np.trace(shared) - shared.sum()) / pairs)
+        return self._needs.sums(tasks)
 
     def evict(self, pages: Pages) -> None:
         """Give up resident pages that no held task needs; their slots are free at once."""
-        if self._locked_by(self._holders)[pages].any():
+        if self._is_locked()[pages].any():
             raise ValueError("expected pages that no held task needs")
-        slots = self.page_table[pages]
-        if (slots == ABSENT).any():
-            raise ValueError("expected resident pages")
-        self.page_table[pages] = ABSENT
-        self._page_of_slot[slots] = ABSENT
-        self._missing += self._needed_by[pages].sum(0)
-        self._free.extend(int(slot) for slot in slots[::-1])
+        self._slots.evict(pages)
+        self._missing += self._needs.count(pages)
+        self.version += 1
 
     def evictable(self) -> Pages:
         """Resident pages that no held task needs, least recently used first."""
-        return self._evictable()
+        return self._order.sort(self._spare(), None)
 
     def reserve(self, pages: Pages) -> dict[int, int]:
         """Take a free slot for each absent page; absent they stay until `publish`."""
-        absent = (self.page_table[pages] == ABSENT).all() and (self._reserved[pages] == ABSENT).all()
-        if not absent or len(pages) > len(self._free):
-            raise ValueError("expected absent pages and a free slot for each")
-        slots = [self._free.pop() for _ in pages]
-        self._reserved[pages] = slots
-        return dict(zip(pages.tolist(), slots, strict=True))
+        return self._slots.reserve(pages)
 
     def publish(self, pages: Iterable[int]) -> None:
         """The pages' bytes are in their reserved slots and checked: make them resident."""
-        came, slots = self._take_reserved(pages)
-        self._page_of_slot[slots] = came
-        self.page_table[came] = slots
-        self._came[came] = self._uses
-        self._missing -= self._needed_by[came].sum(0)
+        came = self._slots.publish(pages)
+        self._order.came(came)
+        self._missing -= self._needs.count(came)
         self.reloads += int(self._seen[came].sum())
         self._seen[came] = True
 
     def cancel(self, pages: Iterable[int]) -> None:
         """Give back the slots of loading pages that won't come."""
-        self._free.extend(self._take_reserved(pages)[1].tolist())
+        self._slots.cancel(pages)
 
     def retire(self, count: int) -> list[int]:
         """Use fewer slots; those that went, all of them free before."""
-        if count > len(self._free):
-            raise ValueError("expected as many free slots")
-        gone = sorted(self._free, reverse=True)[:count]
-        self._free = sorted(set(self._free) - set(gone), reverse=True)
-        self._retired.extend(gone)
-        return gone
+        return self._slots.retire(count)
 
     def restore(self, count: int) -> list[int]:
         """Use slots again that were retired; which these are."""
-        back = sorted(self._retired)[:count]
-        self._retired = sorted(set(self._retired) - set(back), reverse=True)
-        self._free[:0] = reversed(back)
-        return back
+        self.version += 1
+        return self._slots.restore(count)
 
     def add_task(self, need: Pages) -> int:
         """The number of a task that came later; it needs these pages, ascending."""
-        self._needs.append(need)
-        column = np.zeros((len(self.page_table), 1), bool)
-        column[need] = True
-        self._needed_by = np.hstack([self._needed_by, column])
+        number = self._needs.add(need)
         self._missing = np.append(self._missing, (self.page_table[need] == ABSENT).sum())
         self._holders = np.append(self._holders, 0)
-        self._last_use = np.append(self._last_use, 0)
-        self._group()
-        return len(self._needs) - 1
+        self._order.add_task()
+        return number
 
     def remove_task(self, task: int) -> None:
         """A task that nobody holds needs nothing any more, and can't be held again; its number stays unused."""
         if self.is_held(task):
             raise ValueError("expected a task that isn't held")
-        self._needs[task] = NO_PAGES
-        self._needed_by[:, task] = False
+        self._needs.remove(task)
         self._missing[task] = 0
         self._holders[task] = GONE
-        self._group()
 
     def is_gone(self, task: int) -> bool:
         """Whether a task has been removed."""
         return bool(self._holders[task] == GONE)
-
-    @property
-    def free(self) -> int:
-        """Slots that nothing is in or on its way to."""
-        return len(self._free)
-
-    @property
-    def loading(self) -> int:
-        """Pages that a slot is reserved for."""
-        return int((self._reserved != ABSENT).sum())
 
     def check_integrity(self) -> None:
         """Every slot is free, reserved, retired or names the page that names it; every count is right.
@@ -278,59 +217,28 @@ class BlockManager:
         Raises:
             AssertionError: a bug of ours.
         """
-        pages = self.resident()
-        slots = self.page_table[pages]
-        assert len(np.unique(slots)) == len(slots), "two pages in one slot"
-        assert (self._page_of_slot[slots] == pages).all(), "a slot names another page"
-        assert (np.flatnonzero(self._page_of_slot != ABSENT) == np.sort(slots)).all(), "a slot names an absent page"
-        coming = np.flatnonzero(self._reserved != ABSENT)
-        every = sorted([*self._free, *self._retired, *self._reserved[coming].tolist(), *slots.tolist()])
-        assert every == list(range(self.capacity)), "a slot was lost or used twice"
-        assert not len(np.intersect1d(coming, pages)), "a resident page is being loaded"
+        self._slots.check_integrity()
         assert ((self._holders >= 0) | (self._holders == GONE)).all(), "more releases than holds"
-        assert self._missing.tolist() == [len(self.missing(task)) for task in range(len(self._needs))], "a wrong count"
+        assert self._missing.tolist() == [len(self.missing(task)) for task in range(self.tasks)], "a wrong count"
 
-    def _take_reserved(self, pages: Iterable[int]) -> tuple[Pages, npt.NDArray[np.int32]]:
-        """Pages that were being loaded, and the slots that were reserved for them."""
-        loading = np.fromiter(pages, np.int64)
-        slots = self._reserved[loading]
-        if (slots == ABSENT).any():
-            raise ValueError("expected pages that a slot is reserved for")
-        self._reserved[loading] = ABSENT
-        return loading, slots
-
-    def _group(self) -> None:
-        """Many pages have the same tasks: `worth` is summed once for each set of tasks."""
-        packed = np.packbits(self._needed_by, axis=1)
-        rows = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1])))[:, 0]
-        _, first, self._signature_of = np.unique(rows, return_index=True, return_inverse=True)
-        self._signatures = self._needed_by[first].astype(np.float64)
-
-    def _holders_without(self, leaving: Sequence[int]) -> npt.NDArray[np.int64]:
-        holders: npt.NDArray[np.int64] = self._holders.copy()
-        for task in leaving:
+    def _is_locked(self, but_one_hold_of: Sequence[int] = ()) -> npt.NDArray[np.bool_]:
+        """Of each page [pages], as in `locked`."""
+        holders = self._holders.copy()
+        for task in but_one_hold_of:
             holders[task] -= 1
-        return holders
-
-    def _locked_by(self, holders: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        locked: npt.NDArray[np.bool_] = np.any(self._needed_by[:, holders > 0], axis=1)
-        return locked
+        return self._needs.needed_by_any(np.flatnonzero(holders > 0))
 
     def _freed_by_leaving(self, task: int, leaving: int | None) -> Pages:
         """Resident pages that can go only if the task that is being left is given up."""
         if leaving is None:
             return NO_PAGES
-        kept = self._locked_by(self._holders_without([leaving])) | self._needed_by[:, task]
-        freed: Pages = np.flatnonzero(self._needed_by[:, leaving] & (self.page_table != ABSENT) & ~kept)
+        kept = self._is_locked([leaving]) | self._needs.needed_by(task)
+        freed: Pages = np.flatnonzero(self._needs.needed_by(leaving) & (self.page_table != ABSENT) & ~kept)
         return freed
 
-    def _evictable(self, reuse: npt.NDArray[np.floating] | None = None, but: int | None = None) -> Pages:
-        keep = self._locked_by(self._holders)
+    def _spare(self, but: int | None = None) -> Pages:
+        """Resident pages that no held task needs, nor this one."""
+        keep = self._is_locked()
         if but is not None:
-            keep |= self._needed_by[:, but]
-        spare = np.flatnonzero((self.page_table != ABSENT) & ~keep)
-        last_use = (self._signatures * self._last_use).max(1, initial=0)[self._signature_of[spare]]
-        new = (self._residence > 0) & (self._uses <= self._came[spare] + self._residence)
-        order = np.lexsort((last_use, new) if reuse is None else (last_use, self.worth(reuse)[spare], new))
-        ordered: Pages = spare[order]
-        return ordered
+            keep |= self._needs.needed_by(but)
+        return np.flatnonzero((self.page_table != ABSENT) & ~keep)

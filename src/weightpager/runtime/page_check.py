@@ -8,8 +8,9 @@ import threading
 from blake3 import blake3
 
 from weightpager.bundle import PageIndex
-from weightpager.runtime.block_manager import ABSENT, BlockManager
+from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.page_arena import PageArena
+from weightpager.runtime.slots import ABSENT
 from weightpager.runtime.switch_plan import Pages
 from weightpager.store import PageStore
 

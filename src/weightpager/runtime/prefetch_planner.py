@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.block_manager import Occupancy
+from weightpager.runtime.occupancy import Occupancy
 from weightpager.runtime.switch_plan import NO_PAGES, Pages
 
 MARGIN = 0.05

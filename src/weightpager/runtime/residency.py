@@ -1,28 +1,30 @@
-"""Brings tasks' pages into the arena: asks the block manager for plans and has the pager carry them out."""
+"""The arena's contents: who holds which task, and whose turn it is to change what is there."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import PageIndex
-from weightpager.errors import BusyError, StoreTimeoutError, SwitchFailedError, WeightpagerError
+from weightpager.errors import BusyError
 from weightpager.runtime.ahead import Ahead
-from weightpager.runtime.arrivals import Arrivals
-from weightpager.runtime.block_manager import BlockManager, Occupancy
+from weightpager.runtime.block_manager import BlockManager
+from weightpager.runtime.loader import Loader
 from weightpager.runtime.loading import Loading, LoadStats
 from weightpager.runtime.memory_controller import MemoryController
+from weightpager.runtime.occupancy import Occupancy
 from weightpager.runtime.page_check import PageCheck
-from weightpager.runtime.pager import Load, Pager, Priority
+from weightpager.runtime.pager import Pager
 from weightpager.runtime.prefetch_ledger import PrefetchCounts
 from weightpager.runtime.prefetch_planner import PrefetchPlan
 from weightpager.runtime.request import Request
-from weightpager.runtime.switch_plan import NO_PAGES, Pages, SwitchPlan
+from weightpager.runtime.room import Room
+from weightpager.runtime.switch_plan import NO_PAGES, Pages
 from weightpager.store import PageStore
 
 
@@ -30,8 +32,8 @@ class Residency:
     """The arena's contents.
 
     Safe to use from several threads: one switch at a time, and a task that is resident is held at once, whatever switch
-    is going on. ``_lock`` guards the block manager and is never kept while storage works; ``_turn`` belongs to the one
-    whose switch it is.
+    is going on. ``_lock`` guards the block manager and what `Room` and `Loader` keep, and is never kept while storage
+    works; ``_turn`` belongs to the one whose switch it is.
 
     Attributes:
         index: of the pages that there are; may be replaced by one that has more.
@@ -62,19 +64,18 @@ class Residency:
             residence: entries of tasks during which a page that came goes only if nothing else can.
         """
         self.index = index
-        self._memory = memory
         self._pager = pager
         self._store = store
-        self._patience = patience
         self._lock = threading.Condition()
         self._turn = threading.Lock()
-        self._committing = False
-        self._waiting: dict[int, list[Arrivals]] = {}  # page -> who waits for it
-        numbers, capacity = page_numbers or len(index), memory.arena.capacity
-        self.blocks = BlockManager(needs, numbers, memory.slots, capacity, residence)
-        self._check = PageCheck(self.blocks, memory.arena, self._lock)
+        numbers = page_numbers or len(index)
+        self.blocks = BlockManager(needs, numbers, memory.slots, memory.arena.capacity, residence)
         self._ahead = Ahead(pager, numbers)
-        self._version = 0  # of what plans are made from
+        self._room = Room(self.blocks, memory, self._ahead, self._lock, patience)
+        self._loader = Loader(
+            self.blocks, self._room, self._ahead, pager, store, self._lock, patience, memory.page_bytes
+        )
+        self._check = PageCheck(self.blocks, memory.arena, self._lock)
 
     def bring_in(self, request: Request) -> tuple[LoadStats, Loading | None]:
         """Hold a task and load what it lacks; what that cost, and what is still on its way if it wasn't waited for.
@@ -91,7 +92,7 @@ class Residency:
             with self._lock:
                 self._hold(request)
             try:
-                return self._load_all(request)
+                return self._loader.bring_in(request, self.index.layers)
             except BaseException:
                 self.let_go(request.task)
                 raise
@@ -101,16 +102,13 @@ class Residency:
         with self._lock:
             self.blocks.release(task)
             if loading is not None and not self.blocks.is_held(task):
-                self._abandon(loading.load, loading.arrivals)
+                self._loader.abandon(loading)
             self._lock.notify_all()
 
     def evict_unlocked(self) -> int:
         """Empty the arena of all that nobody holds; how many pages went."""
         with self._my_turn(None), self._lock:
-            self._lock.wait_for(lambda: not self._ahead, self._patience)
-            pages = self.blocks.evictable()
-            self._evict(pages)
-            return len(pages)
+            return self._room.evict_unlocked()
 
     def resize(self, budget: int) -> None:
         """Use the slots of another budget, evicting what must go.
@@ -120,20 +118,7 @@ class Residency:
             StoreTimeoutError: reads that hang have slots that must go; nothing has changed.
         """
         with self._my_turn(None), self._lock:
-            fewer = self.blocks.slots - self._memory.slots_for(budget)
-            if fewer <= 0:
-                self._version += 1
-                self._memory.resize(budget, restored=self.blocks.restore(-fewer))
-                self._lock.notify_all()
-                return
-            while fewer > self.blocks.free + len(self.blocks.evictable()):
-                held = len(self.blocks.locked())
-                if fewer > self.blocks.slots - held:
-                    raise self._memory.too_small("the tasks in use", held, budget)
-                if not self._await_a_read():
-                    raise self._hangs()
-            self._evict(self.blocks.evictable()[: max(0, fewer - self.blocks.free)])
-            self._memory.resize(budget, retired=self.blocks.retire(fewer))
+            self._room.resize(budget)
 
     def snapshot(self, current: int, uses: npt.NDArray[np.floating]) -> tuple[Occupancy, npt.NDArray[np.float64], int]:
         """What plans of loading ahead are made from.
@@ -147,7 +132,7 @@ class Residency:
         """
         with self._lock:
             every = np.pad(uses, (0, self.blocks.tasks - len(uses)))
-            return self.blocks.occupancy(current), self.blocks.worth(every), self._version
+            return self.blocks.occupancy(current), self.blocks.worth(every), self.blocks.version
 
     def load_ahead(self, plan: PrefetchPlan, version: int) -> bool:
         """Start to load pages that nobody waits for, unless a switch is going on or the plan is stale.
@@ -160,10 +145,10 @@ class Residency:
             return False
         try:
             with self._lock:
-                if self._version != version or self._ahead:
+                if self.blocks.version != version or self._ahead:
                     return False
-                self._evict(plan.evict)
-                self._begin_ahead(np.sort(plan.load))
+                self._room.evict(plan.evict)
+                self._loader.load_ahead(np.sort(plan.load))
                 return True
         finally:
             self._turn.release()
@@ -178,16 +163,16 @@ class Residency:
         """
         with self._my_turn(request.deadline, take_back=False), self._lock:
             self._check_there(request)
-            plan = self._plan(request)
-            self._evict(plan.evict)
+            plan = self._room.plan(request)
+            self._room.evict(plan.evict)
             if len(plan.prepare):
-                self._begin_ahead(plan.prepare)
+                self._loader.load_ahead(plan.prepare)
             return len(plan.prepare)
 
     def stop_ahead(self) -> None:
         """Don't begin any more of the reads that nobody waits for."""
         with self._lock:
-            self.blocks.cancel(self._ahead.stop(but=self._waiting.keys()))
+            self._loader.stop_ahead()
             self._lock.notify_all()
 
     def await_ahead(self, timeout: float) -> BaseException | None:
@@ -241,20 +226,14 @@ class Residency:
     def _hold(self, request: Request) -> None:
         self._check_there(request)
         self.blocks.hold(request.task)
-        self._version += 1
 
     def _check_there(self, request: Request) -> None:
         if self.blocks.is_gone(request.task):
             raise BusyError(f"task {request.name!r} has just left the bundle, or was replaced; ask again")
 
-    def _evict(self, pages: Pages) -> None:
-        self._version += 1
-        self.blocks.evict(pages)
-        self._ahead.ledger.went(pages)
-
     def _hold_if_resident(self, request: Request) -> bool:
         with self._lock:
-            if self._committing or not self.blocks.is_resident(request.task):
+            if self._loader.committing or not self.blocks.is_resident(request.task):
                 return False
             self._hold(request)
             self._ahead.needed(self.blocks.needs(request.task), NO_PAGES, 0)
@@ -272,135 +251,3 @@ class Residency:
             yield
         finally:
             self._turn.release()
-
-    def _load_all(self, request: Request) -> tuple[LoadStats, Loading | None]:
-        """First what fits beside the task that is left; then, if that isn't all, the rest in its place."""
-        stats = LoadStats()
-        while True:
-            with self._lock:
-                plan = self._plan(request)
-                beside = len(plan.prepare) + len(plan.loading)
-                self._committing = len(plan.commit) > 0 and not (beside and request.wait)
-                loading = None if self._committing else self._start(plan, request)
-            if loading is None:
-                return self._commit(request, stats)
-            if not request.wait:
-                return loading.cost(until_now=False), loading
-            stats += self._finish(loading)
-            if not len(plan.commit):
-                return stats, None
-
-    def _plan(self, request: Request) -> SwitchPlan:
-        """A plan, as soon as there is room for one; the lock is held.
-
-        Slots of reads in flight are waited for if there is no room without them, or to keep the task that is left.
-
-        Raises:
-            BudgetError: tasks in use leave no room, until the deadline.
-            StoreTimeoutError: reads that hang do.
-        """
-        hangs = False
-        while True:
-            reuse = None if request.reuse is None else request.reuse()
-            plan = self.blocks.plan(request.task, request.leaving, reuse)
-            if plan is not None and (hangs or not (len(plan.commit) and self._ahead)):
-                return plan
-            if plan is None and (beside := self._beside(request)) > self.blocks.slots:
-                self._await_room(request, beside)
-            elif hangs:
-                raise self._hangs()
-            else:
-                hangs = not self._await_a_read()
-
-    def _beside(self, request: Request) -> int:
-        """Pages of a task and of those in use, as if the one that is left for it weren't."""
-        own = [request.task] if request.leaving is None else [request.task, request.leaving]
-        return len(np.union1d(self.blocks.needs(request.task), self.blocks.locked(but_one_hold_of=own)))
-
-    def _await_room(self, request: Request, beside: int) -> None:
-        """Until something changes, unless that can't help or the deadline has passed."""
-        left = 0.0 if request.deadline is None else request.deadline - time.monotonic()
-        if left <= 0 or len(self.blocks.needs(request.task)) > self.blocks.slots:
-            raise self._memory.too_small(f"task {request.name!r} beside the tasks in use", beside)
-        self._lock.wait(left)
-
-    def _commit(self, request: Request, stats: LoadStats) -> tuple[LoadStats, Loading | None]:
-        """Give up the task that is left; until its place is taken, nobody else can hold one."""
-        try:
-            try:
-                request.give_up()
-                with self._lock:
-                    plan = self._plan(Request(request.task, request.name, reuse=request.reuse))
-                    loading = self._start(plan, request)
-            finally:
-                with self._lock:
-                    self._committing = False
-            if not request.wait:
-                return stats + loading.cost(until_now=False), loading
-            return stats + self._finish(loading), None
-        except WeightpagerError as error:
-            raise SwitchFailedError(f"switching to {request.name!r} failed, no task is active now: {error}") from error
-
-    def _await_a_read(self) -> bool:
-        """Wait until a read in flight has ended, whoever wanted it; False if storage hangs. The lock is held."""
-        loading = self.blocks.loading
-        return self._lock.wait_for(lambda: self.blocks.loading < loading, self._patience)
-
-    def _hangs(self) -> StoreTimeoutError:
-        return StoreTimeoutError(
-            f"storage has not finished a read for {self._patience:g} s whose memory is needed; "
-            "check the device, or raise read_timeout if it is only slow"
-        )
-
-    def _start(self, plan: SwitchPlan, request: Request) -> Loading:
-        need, misses = self.blocks.needs(request.task), len(plan.prepare)
-        self._ahead.needed(need, plan.loading, misses)
-        self._evict(plan.evict)
-        slots = self.blocks.reserve(plan.prepare)
-        pages = [*plan.loading.tolist(), *slots]
-        arrivals = Arrivals(pages, self.index.layers, self._patience)
-        for page in pages:
-            self._waiting.setdefault(page, []).append(arrivals)
-        load = self._pager.load(self._store, slots, request.priority, self._ended)
-        return Loading(load, arrivals, self._memory.page_bytes)
-
-    def _begin_ahead(self, pages: Pages) -> None:
-        slots = self.blocks.reserve(pages)
-        self._ahead.begun(self._pager.load(self._store, slots, Priority.PREFETCH, self._ended))
-
-    def _finish(self, loading: Loading) -> LoadStats:
-        try:
-            loading.arrivals.wait()
-        except BaseException:
-            with self._lock:
-                self._abandon(loading.load, loading.arrivals)
-            raise
-        return loading.cost(until_now=True)
-
-    def _ended(self, load: Load, pages: Collection[int], error: BaseException | None) -> None:
-        """A read has ended: its pages are resident, or their slots free again."""
-        with self._lock:
-            if error is None:
-                self.blocks.publish(pages)
-            else:
-                self.blocks.cancel(pages)
-            self._ahead.ended(pages, error)
-            if self._ahead.error is not None:
-                self.blocks.cancel(self._ahead.stop(but=self._waiting.keys()))
-            waiting = {id(arrivals): arrivals for page in pages for arrivals in self._waiting.pop(page, ())}
-            for arrivals in waiting.values():
-                if error is None:
-                    arrivals.arrived(pages)
-                else:
-                    arrivals.failed(error)
-                    self._abandon(load, arrivals)
-            self._lock.notify_all()
-
-    def _abandon(self, load: Load, arrivals: Arrivals) -> None:
-        """These are no longer waited for: of the load, what hasn't been begun and nobody else wants isn't read."""
-        for page, waiting in list(self._waiting.items()):
-            if arrivals in waiting:
-                waiting.remove(arrivals)
-            if not waiting:
-                del self._waiting[page]
-        self.blocks.cancel(self._pager.cancel(load, but=self._waiting.keys()))
