@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from running import ADMIN, TOKEN, Running, serving
 
+from late_device import LateCopier
+from weightpager.bundle import Bundle
+from weightpager.config import EngineConfig
+from weightpager.engine import Engine
+from weightpager.runtime.staged_arena import Staging
 from weightpager.server.json_log import JsonFormatter
+from weightpager.server.service import Service
 from weightpager.server.settings import Settings
+from weightpager.server.status import status
 
 READ_ONLY = [
     "/",
@@ -62,6 +70,19 @@ def test_metrics_count_what_happens(assistant_bundle: Path) -> None:
         assert sample(running, "weightpager_resident_pages") == report.resident_pages
         assert sample(running, "weightpager_task_resident_ratio", task="weather") == 1
         assert sample(running, "weightpager_queue_texts") == 0
+
+
+def test_memory_is_told_for_every_purpose(assistant_bundle: Path) -> None:
+    copier = LateCopier()
+    with Engine(Bundle.open(assistant_bundle), EngineConfig(), staging=Staging(copier, buffers=2)) as engine:
+        service = Service(engine, Settings())
+        use = engine.report().memory
+        families = text_string_to_metric_families(service.metrics.text().decode())
+        rows = [row for family in families for row in family.samples]
+        told = {row.labels["purpose"]: row.value for row in rows if row.name == "weightpager_memory_bytes"}
+        assert told == status(service).memory == asdict(use)
+        assert use.staging
+    copier.finish()
 
 
 def test_loading_ahead_is_counted(assistant_bundle: Path) -> None:

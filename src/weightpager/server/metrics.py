@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -128,9 +129,8 @@ class _EngineState(Collector):
 def _memory(report: EngineReport) -> Iterator[Metric]:
     yield _gauge("weightpager_budget_bytes", "Memory that weights may take.", report.budget)
     used = GaugeMetricFamily("weightpager_memory_bytes", "Memory that weights take, by purpose.", labels=["purpose"])
-    use = report.memory
-    for purpose in ("arena", "resident", "private", "tables", "kv_reserve"):
-        used.add_metric([purpose], getattr(use, purpose))
+    for purpose, size in asdict(report.memory).items():
+        used.add_metric([purpose], size)
     yield used
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Literal
 
 from weightpager.engine.forecasts import ForecastReport
@@ -111,7 +112,7 @@ def status(service: Service) -> Status:
     engine = service.engine
     report, found, waiting = engine.report(), engine.residency(), service.queue.waiting()
     forecast = engine.forecast()
-    use, monitor, names = report.memory, engine.monitor, list(found.needs)
+    monitor, names = engine.monitor, list(found.needs)
     return Status(
         version=VERSION,
         state="ready" if service.ready else "stopping",
@@ -120,7 +121,7 @@ def status(service: Service) -> Status:
         kernel=report.kernel,
         direct_io=report.direct_io,
         budget=report.budget,
-        memory={name: getattr(use, name) for name in ("arena", "resident", "private", "tables", "kv_reserve")},
+        memory=asdict(report.memory),
         page_bytes=engine.bundle.page_bytes,
         slots=report.slots,
         resident_pages=report.resident_pages,
