@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from command import run
+from running import ADMIN, serving
 
 import tiny
 import weightpager as wp
+from weightpager.bundle.garbage import collect
+from weightpager.server.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DEPLOYING = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -80,6 +88,81 @@ def test_the_commands_of_sizing_run(
     for command in commands:
         done = run(capsys, monkeypatch, *shlex.split(command.replace("assistant.bundle", "page.bundle"))[1:])
         assert done.code == 0, f"{command}: {done.err}"
+
+
+def served() -> list[list[str]]:
+    """The arguments of ``weightpager`` in the unit and in the container of the page on deploying."""
+    unit, container = blocks("ini", DEPLOYING)[0], blocks("dockerfile", DEPLOYING)[0]
+    (started,) = re.findall(r"^ExecStart=\S+/weightpager (.+)$", unit.replace("\\\n", ""), re.MULTILINE)
+    entry, more = re.findall(r"^(?:ENTRYPOINT|CMD) (.+)$", container, re.MULTILINE)
+    return [shlex.split(started), [*json.loads(entry)[1:], *json.loads(more)]]
+
+
+@pytest.mark.parametrize("way", [0, 1], ids=["service", "container"])
+def test_a_deployed_server_has_the_options_that_it_is_given(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, way: int
+) -> None:
+    done = run(capsys, monkeypatch, *served()[way], "--help")
+    assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [0, 1], ids=["service", "container"])
+def test_a_deployed_server_starts_tells_its_health_and_stops(assistant_bundle: Path, tmp_path: Path, way: int) -> None:
+    (tmp_path / "admin.token").write_text(ADMIN)
+    places = {
+        "/srv/bundles/assistant.bundle": str(assistant_bundle),
+        "/bundles/assistant.bundle": str(assistant_bundle),
+        "/var/lib/weightpager": str(tmp_path),
+        "/state": str(tmp_path),
+        "${CREDENTIALS_DIRECTORY}": str(tmp_path),
+    }
+    arguments = [re.sub("|".join(map(re.escape, places)), lambda at: places[at[0]], word) for word in served()[way]]
+    command = [sys.executable, "-c", "from weightpager.cli import main; main()", *arguments, "--port", "0"]
+    nobody = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "XDG_RUNTIME_DIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=nobody) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().split()[0].rstrip("/")
+            (health,) = re.findall(r'^HEALTHCHECK CMD \["python", "-c", "(.+)"\]$', DEPLOYING, re.MULTILINE)
+            exec(health.replace("http://127.0.0.1:8000", address), {})
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=100) == 0
+        finally:
+            process.kill()
+    assert (tmp_path / "history").exists()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the page's commands need curl")
+def test_a_newer_bundle_is_taken_over_as_the_page_says(assistant_bundle: Path, tmp_path: Path) -> None:
+    for name in ("first.bundle", "larger.bundle"):
+        shutil.copytree(assistant_bundle, tmp_path / name)
+    collect(tmp_path / "larger.bundle", drop=["weather"])
+    (tmp_path / "assistant.bundle").symlink_to("first.bundle")
+    (tmp_path / "admin.token").write_text(ADMIN)
+    (script,) = [code for code in blocks("sh", DEPLOYING) if "/admin/reload" in code]
+    with serving(tmp_path / "assistant.bundle", Settings(admin_token=ADMIN)) as running:
+        script = script.replace("http://127.0.0.1:8000", running.url).replace("/etc/weightpager/", "")
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-ec", script], cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True, check=True
+        )
+        assert json.loads(done.stdout.splitlines()[-1])["removed"] == ["weather"]
+        shutil.rmtree(tmp_path / "first.bundle")
+        assert running.openai.embeddings.create(model="animal", input="sun").data
+
+
+def test_the_commands_against_damage_run(
+    assistant_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("assistant.bundle", "copy.bundle"):
+        shutil.copytree(assistant_bundle, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    file = Path("assistant.bundle/pages-0000.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    (script,) = [code for code in blocks("sh", DEPLOYING) if "--repair" in code]
+    codes = [run(capsys, monkeypatch, *shlex.split(line)[1:]).code for line in [*script.splitlines()] * 2]
+    assert codes == [1, 0, 0, 0]
 
 
 def test_troubleshooting_quotes_messages_that_exist() -> None:
