@@ -180,6 +180,7 @@ def test_what_does_not_fit_the_base_is_said(tmp_path: Path, assistant_bundle: Pa
     refused(ConfigError, "dtype: expected bfloat16", dtype="float32")
     refused(ConfigError, "page: expected 4096", page="8KiB")
     refused(ConfigError, "closed-form", recover="closed-form")
+    refused(ConfigError, "closed-form", recover={"method": "finetune", "start": "closed-form"})
     refused(ConfigError, "compare", compare=True)
     refused(ConfigError, r"tasks\.animal: the base .* has a task of that name", tasks=tiny.assistant(tmp_path)["tasks"])
     own = {name: {**task, "checkpoint": str(tmp_path / "bert")} for name, task in new_tasks(tmp_path)["tasks"].items()}

@@ -25,12 +25,13 @@ from weightpager.compiler.finetune import Lesson, divergence, finetune, masked_l
 from weightpager.compiler.journal import Journal, kept_beside
 from weightpager.compiler.masks import Masks, block_sums, drop
 from weightpager.compiler.private_blocks import choose, train_private
+from weightpager.compiler.recover import recover
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import from_dict
 from weightpager.compiler.task_sections import RecoverSpec
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.engine.export import export_task
-from weightpager.errors import CompileError
+from weightpager.errors import CompileError, ConfigError
 from weightpager.evaluate import Batch
 
 QUIET = Journal.none()
@@ -105,6 +106,46 @@ def test_finetune_lowers_the_loss_and_leaves_the_teacher(tmp_path: Path) -> None
     assert all(torch.equal(value, before[name]) for name, value in dense.parameters("animal").items())
     weight = sparse.paged[0].name
     assert sparse.linear("animal", weight).weight is sparse.linear("colour", weight).weight
+
+
+def recovered(
+    dense: Source, data: dict[str, TaskData], masks: Masks, journal: Journal, **changes: Any
+) -> tuple[Source, list[str]]:
+    """The recovered model, and the stages that it took."""
+    stages: dict[str, None] = {}
+    spec = RecoverSpec(steps=3, batch=8, patience=0, **changes)
+    source = replace(dense, task_file=dense.task_file.model_copy(update={"recover": spec}))
+    found = recover(source, data, masks, journal, lambda stage, _done, _total: stages.setdefault(stage))
+    return found.source, list(stages)
+
+
+def test_fine_tuning_can_set_out_from_the_closed_form(tmp_path: Path) -> None:
+    dense, data = load(tmp_path)
+    masks = masks_of(dense)
+    refitted, _ = recovered(dense, data, masks, QUIET, method="closed-form")
+    standing = {"method": "finetune", "learning_rate": 1e-9, "head_learning_rate": 1e-9}
+    trained, stages = recovered(dense, data, masks, QUIET, start="closed-form", **standing)
+    assert stages == ["refit", "fine-tune"]
+    for info in dense.paged:
+        ours, theirs, old = (s.linear("animal", info.name).weight for s in (trained, refitted, dense))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(ours, old, rtol=1e-3)
+
+
+def test_a_resumed_fine_tuning_is_not_refitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
+    dense, data = load(tmp_path)
+    masks, how = masks_of(dense), {"method": "finetune", "start": "closed-form", "learning_rate": 3e-3}
+    first, _ = recovered(dense, data, masks, Journal(tmp_path / "j", "one"), **how)
+    again, stages = recovered(dense, data, masks, Journal(tmp_path / "j", "one"), **how)
+    assert "refit" not in stages
+    for info in dense.paged:
+        assert torch.equal(*(s.linear("animal", info.name).weight for s in (first, again)))
+
+
+def test_only_fine_tuning_sets_out_from_somewhere(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"recover.start: expected method finetune, found none"):
+        from_dict(tiny.assistant(tmp_path, recover={"method": "none", "start": "closed-form"}))
 
 
 def test_blocks_that_no_task_keeps_do_not_move(tmp_path: Path) -> None:

@@ -85,10 +85,10 @@ class BaseBundle:
         if len(task_file.tasks) + len(self.bundle.tasks) > MAX_TASKS:
             most = MAX_TASKS - len(self.bundle.tasks)
             raise ConfigError(f"tasks: expected at most {most} beside those of the base, found {len(task_file.tasks)}")
-        if task_file.recover.method == "closed-form":
+        if "closed-form" in (task_file.recover.method, task_file.recover.start):
             raise ConfigError(
-                "recover.method: expected none or finetune, found closed-form: it would change shared values, and "
-                "those of a base stay"
+                "recover: expected neither method nor start to be closed-form, which changes shared values: those of a "
+                "base stay"
             )
         if own := [name for name, task in task_file.tasks.items() if task.checkpoint is not None]:
             raise ConfigError(

@@ -29,6 +29,9 @@ from weightpager.compiler.task_sections import RecoverSpec
 from weightpager.compiler.train import groups
 from weightpager.evaluate import IGNORED, Batch, Progress, aligned, loss
 
+STAGE = "finetune"
+"""Of the journal."""
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -102,7 +105,7 @@ def finetune(
     turns = in_turn(lesson.data, tasks, spec.batch, spec.seed)
     with lesson.placed(sparse):
         watch = lesson.watch(error, tasks, spec.steps, spec.patience)
-        Descent(groups(sparse, tasks, spec), spec.steps).run(turns, error, journal, "finetune", progress, watch)
+        Descent(groups(sparse, tasks, spec), spec.steps).run(turns, error, journal, STAGE, progress, watch)
 
 
 def masked_logits(sparse: Source, masks: Masks, task: str, batch: Batch) -> Tensor:

@@ -93,6 +93,25 @@ class Journal:
     def read(self, stage: str) -> tuple[int, dict[str, Tensor]] | None:
         """A stage's entry: steps made and tensors; None if there is none of this compile, or it is damaged."""
         self._started[stage] = time.monotonic()
+        entry = self._entry(stage)
+        if entry is None:
+            return None
+        step, seconds, tensors = entry
+        self._started[stage] -= seconds
+        self._earlier += seconds
+        return step, tensors
+
+    def has(self, stage: str) -> bool:
+        """Whether `read` finds an entry."""
+        return self._entry(stage) is not None
+
+    def remove(self) -> None:
+        """The compile is finished: nothing is left to resume."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _entry(self, stage: str) -> tuple[int, float, dict[str, Tensor]] | None:
+        """Steps, seconds and tensors."""
         if self._folder is None or not self._path(stage).is_file():
             return None
         try:
@@ -100,18 +119,10 @@ class Journal:
                 facts = file.metadata() or {}
                 if facts.get("identity") != self._identity:
                     return None
-                found = int(facts["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                seconds = float(facts["seconds"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return int(facts["step"]), float(facts["seconds"]), tensors
         except (SafetensorError, OSError, ValueError, KeyError):
             return None
-        self._started[stage] -= seconds
-        self._earlier += seconds
-        return found
-
-    def remove(self) -> None:
-        """The compile is finished: nothing is left to resume."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _path(self, stage: str) -> Path:
         assert self._folder is not None

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from weightpager.compiler.closed_form import refit
 from weightpager.compiler.data import TaskData
-from weightpager.compiler.finetune import Lesson, finetune
+from weightpager.compiler.finetune import STAGE, Lesson, finetune
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.low_rank import check_rank
 from weightpager.compiler.masks import Masks
@@ -31,13 +31,14 @@ def recover(
     spec = dense.task_file.recover
     if spec.method == "none":
         return TaskWeights(dense)
+    check_rank(dense, spec.low_rank)
     sparse = replace(dense, models=copy.deepcopy(dense.models))
-    if spec.method == "closed-form":
+    if "closed-form" in (spec.method, spec.start) and not journal.has(STAGE):
         calibration = dense.task_file.calibration
         batches = {name: of_task.calibration(calibration.items, calibration.batch) for name, of_task in data.items()}
         refit(dense, sparse, masks, batches, lambda done, total: progress("refit", done, total))
+    if spec.method == "closed-form":
         return TaskWeights(sparse)
-    check_rank(dense, spec.low_rank)
     lesson = Lesson(dense, data, spec.distillation)
     finetune(lesson, sparse, masks, spec, journal, lambda done, total: progress("fine-tune", done, total))
     if spec.private_blocks == 0 and spec.low_rank == 0:

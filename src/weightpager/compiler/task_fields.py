@@ -14,6 +14,7 @@ from weightpager.errors import ConfigError
 
 Saliency = Literal["gradient", "second-moment", "block-obs"]
 RecoverMethod = Literal["none", "closed-form", "finetune"]
+RecoverStart = Literal["dense", "closed-form"]
 
 _PAGE_LIMITS = (4096, 2**28)
 

@@ -94,6 +94,8 @@ class TaskFile(Frozen):
             if self.recover.method != "finetune" and getattr(self.recover, key):
                 found = f"{getattr(self.recover, key)} with method {self.recover.method}"
                 raise broken(f"recover.{key}: expected 0, or method finetune, which trains it; found {found}")
+        if self.recover.method != "finetune" and self.recover.start != "dense":
+            raise broken(f"recover.start: expected method finetune, found {self.recover.method}")
         return self
 
     def _check_own_weights(self) -> None:

@@ -20,6 +20,7 @@ from weightpager.compiler.task_fields import (
     ModelDirectory,
     Rate,
     RecoverMethod,
+    RecoverStart,
     Sparsity,
     broken,
 )
@@ -138,6 +139,7 @@ class RecoverSpec(Frozen):
 
     Attributes:
         method: ``closed-form`` refits values by least squares, ``finetune`` trains them.
+        start: where `finetune` sets out from: the dense values, or those that ``closed-form`` finds.
         steps: of joint training, shared by all tasks.
         learning_rate, head_learning_rate, batch, seed: as in ``training``.
         distillation: weight of the dense model's answers in the loss; labels have the rest.
@@ -148,6 +150,7 @@ class RecoverSpec(Frozen):
     """
 
     method: RecoverMethod = "none"
+    start: RecoverStart = "dense"
     steps: Count = 360
     learning_rate: Rate = 3e-4
     head_learning_rate: Rate = 2e-3
