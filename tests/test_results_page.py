@@ -10,6 +10,7 @@ import pytest
 from benchmarks import report, results_file
 from benchmarks.prefetch import Row as PrefetchRow
 from benchmarks.report_goals import GOALS, verdict
+from benchmarks.report_winners import headlines
 from benchmarks.results_file import CompileRow, Results, ScalingRow
 from contests import contest, found, row
 
@@ -135,3 +136,9 @@ def test_prefetch_rows_are_shown_and_judged_where_there_are_some(folder: Path) -
 def test_a_page_of_results_needs_results(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="expected a file of results"):
         report.main(tmp_path / "none.json", tmp_path / "page.md")
+
+
+def test_the_readme_shows_what_was_measured() -> None:
+    root = Path(report.__file__).parents[1]
+    measured = results_file.read(root / "docs" / "results.json").contests
+    assert headlines(measured) in (root / "README.md").read_text(encoding="utf-8")
