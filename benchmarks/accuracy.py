@@ -22,7 +22,7 @@ from weightpager.blocks import BlockShape
 from weightpager.bundle.layout import block_bytes
 from weightpager.cli import output
 from weightpager.compiler.quantise import INT4, INT8
-from weightpager.compiler.task_fields import RecoverMethod
+from weightpager.compiler.task_fields import RecoverMethod, RecoverStart
 from weightpager.compiler.task_file import TaskFile, from_dict
 from weightpager.compiler.task_sections import RecoverSpec
 from weightpager.config import cache_dir
@@ -60,6 +60,7 @@ class Effort:
     Attributes:
         train_items: texts to learn from, per task; characters in domain B.
         eval_items: at most so many to be measured on, in the same unit.
+        start: where sparse values set out from.
     """
 
     base_steps: int
@@ -73,11 +74,13 @@ class Effort:
     max_length: int
     train_items: int
     eval_items: int
+    start: RecoverStart
 
     def finetune(self, seed: int, private_blocks: float = 0.0) -> RecoverSpec:
         """How sparse values are trained; all steps are made."""
         return RecoverSpec(
             method="finetune",
+            start=self.start,
             steps=self.steps,
             private_steps=self.private_steps,
             private_blocks=private_blocks,
@@ -91,7 +94,7 @@ class Effort:
 
     def dense(self, seed: int) -> RecoverSpec:
         """How the dense model is trained on for as many steps, by its own learning rate."""
-        return self.finetune(seed).model_copy(update={"learning_rate": self.dense_learning_rate})
+        return self.finetune(seed).model_copy(update={"learning_rate": self.dense_learning_rate, "start": "dense"})
 
 
 EFFORTS = {
@@ -99,16 +102,18 @@ EFFORTS = {
     "A": Effort(
         base_steps=960, base_learning_rate=1e-4, steps=960, private_steps=80, batch=16, learning_rate=2e-4,
         dense_learning_rate=5e-5, distillation=0.5, max_length=64, train_items=8000, eval_items=2000,
+        start="dense",
     ),
     # A language model brings its head; 480 steps are about twenty minutes on two cores, a measurement half a minute.
     "B": Effort(
         base_steps=1, base_learning_rate=3e-4, steps=480, private_steps=60, batch=4, learning_rate=3e-4,
         dense_learning_rate=3e-4, distillation=0.0, max_length=256, train_items=1_000_000, eval_items=40_000,
+        start="closed-form",
     ),
 }  # fmt: skip
 QUICK = Effort(
     base_steps=480, base_learning_rate=2e-4, steps=160, private_steps=30, batch=16, learning_rate=2e-4,
-    dense_learning_rate=1e-4, distillation=0.5, max_length=64, train_items=4000, eval_items=500,
+    dense_learning_rate=1e-4, distillation=0.5, max_length=64, train_items=4000, eval_items=500, start="dense",
 )  # fmt: skip
 
 

@@ -107,8 +107,8 @@ class CompileRow(Strict):
 
     @property
     def align_pack_share(self) -> float:
-        """Seconds of alignment and packing, as a share of the calibration's."""
-        return (self.seconds["align"] + self.seconds["pack"]) / self.seconds["calibrate"]
+        """Seconds of alignment, its floors included, and packing, as a share of the calibration's."""
+        return sum(self.seconds.get(stage, 0.0) for stage in ("floors", "align", "pack")) / self.seconds["calibrate"]
 
 
 class Results(Strict):

@@ -61,8 +61,8 @@ class Setting:
     def joint(self) -> str:
         """Names the joint training, which settings that differ only afterwards share."""
         spec = self.recover
-        parts = self.density, self.alignment, spec.steps, spec.learning_rate, spec.distillation, spec.seed
-        return "-".join(map(str, parts))
+        parts = [self.density, self.alignment, spec.steps, spec.learning_rate, spec.distillation, spec.seed]
+        return "-".join(map(str, parts if spec.start == "dense" else [*parts, spec.start]))
 
 
 @dataclass(frozen=True)

@@ -67,3 +67,13 @@ def test_without_an_alignment_the_floors_are_the_best_blocks() -> None:
     for task in range(3):
         best = np.argsort(-values[100:400, task])[:6]
         assert found.keep[100 + best, task].all()
+
+
+def test_an_evenness_raises_floors_to_its_share_of_the_budget() -> None:
+    budgets = np.array([200, 45, 9])
+    raised = floors(SIZES, budgets, 0.5)
+    assert raised.tolist() == [[22, 5, 1], [66, 15, 3], [11, 2, 0]]
+    assert (raised >= floors(SIZES, budgets)).all()
+    found = align_above_floors(saliency(1e-3), SAME, budgets, RATE, 0.5, SIZES, 0.5)
+    assert (kept(found.keep) >= raised).all()
+    assert found.keep.sum(0).tolist() == budgets.tolist()

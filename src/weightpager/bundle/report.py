@@ -93,6 +93,8 @@ class CompileReport(Strict):
         tied: tensors that the model uses under several names: canonical name → the other ones.
         growth: of the last compile onto an existing bundle; None if there was none.
         peak_memory: most bytes that the process held, per stage; empty where the system didn't count.
+        evenness: share of an even budget that each paged weight keeps at least, where floors were raised above the
+            usual ones.
     """
 
     tasks: list[TaskScore]
@@ -109,6 +111,7 @@ class CompileReport(Strict):
     tied: dict[str, list[str]] = Field(default_factory=dict)
     growth: Growth | None = None
     peak_memory: dict[str, Bytes] = Field(default_factory=dict)
+    evenness: float = 0.0
 
     @model_validator(mode="after")
     def _complete(self) -> CompileReport:

@@ -96,6 +96,11 @@ def _print_report(title: str, report: CompileReport) -> None:
         f"alignment {'inf' if report.alignment is None else format(report.alignment, '.3g')}, "
         f"pages of {output.size(report.page_bytes)} {report.page_fill:.1%} full"
     )
+    if report.evenness > 0:
+        output.say(
+            f"every weight keeps at least {report.evenness:.0%} of an even share of the budget: on training data the "
+            "tasks lost less that way"
+        )
     if report.growth is not None:
         _print_growth(report)
 

@@ -81,6 +81,6 @@ def _align(prepared: Prepared) -> tuple[Masks, float, float]:
     sizes = [info.grid.count for info in paged]
     rate = transitions_of(task_file).switch_rate()
     versions = np.concatenate([TaskWeights(prepared.source).versions(info) for info in paged])
-    found = align_above_floors(saliency, versions, budgets, rate, task_file.alignment, sizes)
+    found = align_above_floors(saliency, versions, budgets, rate, task_file.alignment, sizes, prepared.evenness)
     keep = dict(zip([info.name for info in paged], np.split(found.keep, np.cumsum(sizes)[:-1]), strict=True))
     return Masks(tuple(task_file.tasks), keep), found.gap, float(saliency[found.keep].sum())

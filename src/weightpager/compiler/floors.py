@@ -19,20 +19,32 @@ model, doesn't foresee."""
 _ROUNDS = 8
 
 
-def floors(sizes: Sequence[int], budgets: Ints) -> Ints:
+def floors(sizes: Sequence[int], budgets: Ints, evenness: float = 0.0) -> Ints:
     """The fewest blocks that each task keeps of each paged weight, [weights, tasks].
 
     `SHARE` of the weight, at least one block; half of what the budget would leave a weight where that is less, so that
     a floor never decides most of a mask.
+
+    Args:
+        sizes: blocks of each weight.
+        budgets: blocks that each task keeps, [tasks].
+        evenness: what a floor is at least, as a share of what the budget would leave the weight; at most 0.5.
     """
     blocks = np.array(sizes)
     wanted = np.maximum(1, np.round(SHARE * blocks))[:, None]  # [weights, 1]
     even = blocks[:, None] * budgets / blocks.sum()  # [weights, tasks]
-    return np.asarray(np.where(wanted <= even / 2, wanted, np.floor(even / 2)), np.int64)
+    least = np.where(wanted <= even / 2, wanted, np.floor(even / 2))
+    return np.asarray(np.maximum(least, np.floor(evenness * even)), np.int64)
 
 
 def align_above_floors(
-    saliency: Floats, versions: Versions, budgets: Ints, switch_rate: Floats, strength: float, sizes: Sequence[int]
+    saliency: Floats,
+    versions: Versions,
+    budgets: Ints,
+    switch_rate: Floats,
+    strength: float,
+    sizes: Sequence[int],
+    evenness: float = 0.0,
 ) -> Alignment:
     """`align_versions`, such that each task keeps at least `floors` of each weight.
 
@@ -47,8 +59,9 @@ def align_above_floors(
         switch_rate: as for `align`.
         strength: as for `align`.
         sizes: blocks of each weight.
+        evenness: as for `floors`.
     """
-    least = floors(sizes, budgets)
+    least = floors(sizes, budgets, evenness)
     found = align_versions(saliency, versions, budgets, switch_rate, strength)
     bound, pinned = found.bound, np.zeros(saliency.shape, np.bool_)
     price = 4 * (float(saliency.max()) + (strength if np.isfinite(strength) else 0.0))

@@ -106,7 +106,7 @@ def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Ma
     task_file, paged = prepared.source.task_file, prepared.source.paged
     saliency, budgets = worth_and_budgets(prepared)
     fixed, sizes = np.concatenate([base.keep[info.name] for info in paged]), [info.grid.count for info in paged]
-    placed = place(saliency, fixed, budgets, transitions.switch_rate(), task_file.alignment, sizes)
+    placed = place(saliency, fixed, budgets, transitions.switch_rate(), task_file.alignment, sizes, prepared.evenness)
     keep = np.split(np.concatenate([placed, fixed], axis=1), np.cumsum(sizes)[:-1])
     names = (*task_file.tasks, *base.bundle.tasks)
     return Masks(names, dict(zip([info.name for info in paged], keep, strict=True)))
@@ -276,6 +276,7 @@ def _report(bundle: Bundle, base: BaseBundle, added: _Addition, scores: list[Tas
         controls=[],
         alignment=old.alignment if old else None,
         frontier=[],
+        evenness=old.evenness if old else 0.0,
         growth=Growth(
             tasks=names,
             reused_bytes=len(reused) * bundle.block_bytes,

@@ -184,6 +184,7 @@ def assemble(
         threads=torch.get_num_threads(),
         controls=list(controls),
         tied={name: list(others) for name, others in prepared.source.tied.items()},
+        evenness=prepared.evenness,
     )
     writer.add(REPORT, lambda file: file.write(report.dump()))
     writer.finish(bundle.manifest)

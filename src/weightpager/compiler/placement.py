@@ -29,6 +29,7 @@ def place(
     switch_rate: Floats,
     strength: float,
     sizes: Sequence[int],
+    evenness: float = 0.0,
 ) -> Bools:
     """Choose the blocks of new tasks.
 
@@ -40,11 +41,12 @@ def place(
         strength: the price of loading one block, in units of saliency; ``inf`` counts saliency only between blocks
             whose loading costs the same.
         sizes: blocks of each weight.
+        evenness: as for `floors`.
 
     Returns:
         [B, N] masks; exactly ``budgets[n]`` blocks for new task n, and at least `floors` of each weight.
     """
-    first, least = fixed.shape[1], floors(sizes, budgets)
+    first, least = fixed.shape[1], floors(sizes, budgets, evenness)
     keep = np.concatenate([fixed, np.zeros(saliency.shape, bool)], axis=1)
     for _ in range(_ROUNDS):
         before = keep.copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,7 @@ from weightpager.compiler.calibrate import Calibration, calibrate
 from weightpager.compiler.clock import Clock
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.device import training_device
+from weightpager.compiler.evenness import choose_evenness
 from weightpager.compiler.grow import train_dense
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.measure import EVAL_BATCH, Progress
@@ -107,7 +109,18 @@ def calibrated(found: Trained, progress: Progress, journal: Journal, *, may_move
             for name, calibration in _calibrations(source, data, progress):
                 saliency[name] = block_saliency(source, name, calibration)
     journal.write("calibrate", 0, _tensors(saliency, permutations))
-    return Prepared(source, data, found.dense, saliency, clock, permutations)
+    prepared = Prepared(source, data, found.dense, saliency, clock, permutations)
+    with clock.stage("floors", journal):
+        return replace(prepared, evenness=_evenness(prepared, progress, journal))
+
+
+def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float:
+    entry = journal.read("floors")
+    if entry is not None:
+        return entry[1]["evenness"].item()
+    found = choose_evenness(prepared, progress)
+    journal.write("floors", 0, {"evenness": torch.tensor(found, dtype=torch.float64)})
+    return found
 
 
 def _moves(source: Source) -> bool:

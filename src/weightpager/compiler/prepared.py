@@ -45,6 +45,7 @@ class Prepared:
         saliency: task → paged weight → saliency of its blocks, row-major.
         clock: what it has cost.
         permutations: what reordering did.
+        evenness: how high the floors of paged weights are; see `floors`.
     """
 
     source: Source
@@ -53,6 +54,7 @@ class Prepared:
     saliency: Mapping[str, Mapping[str, FloatArray]]
     clock: Clock
     permutations: Permutations = NOTHING_MOVED
+    evenness: float = 0.0
 
     def changed(self, **settings: Any) -> Prepared:
         """The same with other settings of the task file: those that only `build` looks at."""

@@ -136,7 +136,7 @@ def _accuracy(contest: Contest) -> dict[str, float | None]:
 def _compile(seconds: dict[str, float]) -> dict[str, float | None]:
     found: dict[str, float | None] = {f"compile.{_key(stage)}_seconds": value for stage, value in seconds.items()}
     if seconds.get("calibrate"):
-        packing = seconds.get("align", 0.0) + seconds.get("pack", 0.0)
+        packing = sum(seconds.get(stage, 0.0) for stage in ("floors", "align", "pack"))
         found["compile.align_pack_share_of_calibrate"] = packing / seconds["calibrate"]
     return found
 
