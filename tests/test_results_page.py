@@ -108,7 +108,7 @@ def test_alignment_is_held_against_calibration() -> None:
         tasks=6,
         calibration_items=128,
         calibration_tokens=256,
-        seconds={"calibrate": 10.0, "floors": 0.25, "align": 0.25, "pack": 0.25},
+        seconds={"calibrate": 10.0, "floors": 0.125, "align": 0.5, "pack": 0.125},
         stage_memory={"align": 3 << 20},
         peak_memory=None,
         duality_gap=0.001,

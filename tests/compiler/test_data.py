@@ -19,15 +19,16 @@ from hypothesis import strategies as st
 
 from weightpager.bundle import EvalData, TaskEntry
 from weightpager.compiler import data, task_file
-from weightpager.compiler.data import Example, TaskData, first_pieces
+from weightpager.compiler.data import TaskData
 from weightpager.compiler.task_sections import TaskSpec
+from weightpager.compiler.texts import Example, collate, first_pieces
 from weightpager.errors import CompileError
 from weightpager.evaluate import IGNORED
 
 TOKENIZER = tiny.tokenizer()
 PLAIN = tiny.tokenizer(special=False)
 PLAIN.pad_token = PLAIN.eos_token
-PADDED = partial(data.collate, pad=0)
+PADDED = partial(collate, pad=0)
 
 
 pytestmark = pytest.mark.usefixtures("no_network")
