@@ -19,6 +19,7 @@ from weightpager.bundle.garbage import collect
 from weightpager.compiler.repack import repack
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, UnknownTaskError
+from weightpager.runtime.request import Request
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
 OLD, NEW = ("animal", "weather"), ("number", "colour")
@@ -199,3 +200,22 @@ def test_other_threads_go_on_while_a_bundle_is_reloaded(path: Path) -> None:
                 thread.join(60)
         check(engine, expected)
     assert wrong == []
+
+
+def test_a_task_that_leaves_between_asking_and_entering_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = fresh(path)
+    with wp.Engine.from_pretrained(path) as engine:
+        bring_in = engine._residency.bring_in
+
+        def reloaded_first(request: Request) -> Any:
+            monkeypatch.undo()
+            collect(path, ["weather"])
+            assert engine.reload().removed == ("weather",)
+            return bring_in(request)
+
+        monkeypatch.setattr(engine._residency, "bring_in", reloaded_first)
+        with pytest.raises(BusyError, match="'weather' has just left the bundle"), engine.task("weather"):
+            pass
+        with pytest.raises(UnknownTaskError), engine.task("weather"):
+            pass
+        check(engine, {"animal": expected["animal"]})

@@ -201,8 +201,7 @@ class Engine:
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        self.bundle.task(name)
-        return self._open.module(name)
+        return self._open.entrance(name)[1]
 
     def deactivate(self) -> None:
         """Leave the current task, if any; its pages stay until their slots are wanted."""
@@ -415,8 +414,8 @@ class Engine:
     def _hold(
         self, name: str, leaving: str | None = None, *, wait: bool = True, timeout: float | None = None
     ) -> nn.Module:
-        module = self.module(name)
-        task = self._tasks[name]
+        self._check_open()
+        task, module = self._open.entrance(name)
         start = time.perf_counter()
         stats, loading = self._residency.bring_in(
             Request(

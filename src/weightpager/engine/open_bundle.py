@@ -96,13 +96,15 @@ class OpenBundle:
         )
         self._page_table = arena.table(self.residency.blocks.page_table)
 
-    def module(self, name: str) -> nn.Module:
-        """A task's own torch module.
+    def entrance(self, name: str) -> tuple[OpenTask, nn.Module]:
+        """A task and its torch module, of the same state of the bundle.
 
         Raises:
-            BundleFormatError: its parameters don't make it up.
+            UnknownTaskError: the bundle has no such task.
+            BundleFormatError: its parameters don't make up the module.
         """
         with self._lock:
+            self.bundle.task(name)
             task = self.tasks[name]
             if task.module is None:
                 values = {**self._resident, **task.private}
@@ -110,7 +112,7 @@ class OpenBundle:
                 task.module = task_module.build(
                     self.bundle, name, task.tables, self._config, values, arena, table, task.gate, task.low_rank
                 )
-            return task.module
+            return task, task.module
 
     def resize(self, budget: int) -> None:
         """Use another budget. Errors are those of `Residency.resize`."""
