@@ -160,6 +160,14 @@ def test_a_tokenizer_that_cannot_be_used_is_refused(copy: Path) -> None:
         tokenizer(Bundle.open(copy))
 
 
+def test_a_tokenizer_that_panics_is_refused(copy: Path) -> None:
+    content = json.loads((copy / "model/tokenizer.json").read_bytes())
+    content["post_processor"]["single"][2]["SpecialToken"]["id"] = "["
+    rewrite_file(copy, "model/tokenizer.json", json.dumps(content).encode())
+    with pytest.raises(BundleFormatError, match="tokenizer"):
+        tokenizer(Bundle.open(copy))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -179,6 +179,16 @@ def test_refuses_remote_code(tmp_path: Path) -> None:
         load(tmp_path, tiny.tasks(tmp_path, "text"))
 
 
+def test_refuses_a_tokenizer_that_panics(tmp_path: Path) -> None:
+    tiny.bert(tmp_path / "model")
+    single = [{"SpecialToken": {"id": "gone", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    known = {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}}
+    template = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": known}
+    edit_json(tmp_path / "model" / "tokenizer.json", post_processor=template)
+    with pytest.raises(CompileError, match="cannot be loaded"):
+        load(tmp_path, tiny.tasks(tmp_path, "text"))
+
+
 def test_refuses_remote_tokenizers(tmp_path: Path) -> None:
     tiny.bert(tmp_path / "model")
     edit_json(tmp_path / "model" / "tokenizer_config.json", auto_map={"AutoTokenizer": ["a.B", None]})

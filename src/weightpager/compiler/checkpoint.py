@@ -16,6 +16,7 @@ from weightpager.compiler.task_file import TaskFile
 from weightpager.engine.architecture import CLASSES
 from weightpager.engine.image_reader import ImageReader, load_image_processor
 from weightpager.errors import CompileError, WeightpagerError, first_line
+from weightpager.machine.panics import panics_as_errors
 
 _NOT_COMPUTING = {
     "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "num_labels",
@@ -60,6 +61,7 @@ def check_config(config: PretrainedConfig, task_file: TaskFile) -> None:
 def load_tokenizer(path: Path) -> Any:
     """The directory's tokenizer, padding and cutting on the right."""
     tokenizer = call(path, AutoTokenizer.from_pretrained, path, trust_remote_code=False, local_files_only=True)
+    call(path, tokenizer, "a")  # some of what is wrong with one shows only when it is used
     if not tokenizer.is_fast:
         raise CompileError(f"{path}: expected a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
     if tokenizer.pad_token_id is None:
@@ -182,7 +184,8 @@ def check_causal(model: PreTrainedModel, path: Path, name: str) -> None:
 def call(path: Path, function: Any, *arguments: Any, **options: Any) -> Any:
     """Whatever a library says about a broken model directory, as our error."""
     try:
-        return function(*arguments, **options)
+        with panics_as_errors():
+            return function(*arguments, **options)
     except WeightpagerError:
         raise
     except Exception as error:

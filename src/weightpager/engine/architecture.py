@@ -24,6 +24,7 @@ from weightpager.bundle.model_files import model_dir
 from weightpager.bundle.reader import MODEL
 from weightpager.engine.image_reader import ImageReader, load_image_processor
 from weightpager.errors import BundleFormatError, ConfigError
+from weightpager.machine.panics import panics_as_errors
 from weightpager.nn import EmptyOnMeta
 
 CLASSES: dict[TaskKind, Any] = {
@@ -85,8 +86,9 @@ def tokenizer(bundle: Bundle) -> Any:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one", "none: the tasks read images")
     folder = model_dir(bundle)
     try:
-        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        found.decode(found("a")["input_ids"])  # some of what is wrong with one shows only when it is used
+        with panics_as_errors():
+            found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            found.decode(found("a")["input_ids"])  # some of what is wrong with one shows only when it is used
         return found
     except Exception as error:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one that transformers can read", error) from error
