@@ -135,11 +135,18 @@ def test_a_report_that_nothing_can_be_advised_from_is_refused(
         read_report(Bundle.open(copy))
 
 
-def test_integers_in_place_of_a_parameter_are_refused(copy: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("tasks/animal/private.safetensors", "classifier.bias"),
+        (RESIDENT, "base_model.encoder.layer.0.attention.output.dense.bias"),  # of a paged weight
+    ],
+)
+def test_integers_in_place_of_a_parameter_are_refused(copy: Path, file: str, name: str) -> None:
     def whole(arrays: dict[str, np.ndarray]) -> None:
-        arrays["classifier.bias"] = arrays["classifier.bias"].view(np.int32)
+        arrays[name] = arrays[name].view(np.int32)
 
-    rewrite_arrays(copy, "tasks/animal/private.safetensors", whole)
+    rewrite_arrays(copy, file, whole)
     with wp.Engine.from_pretrained(copy) as engine, pytest.raises(BundleFormatError, match="float32 or bfloat16"):
         engine.activate("animal")
 

@@ -21,6 +21,8 @@ from weightpager.nn import FlatLinear, PagedLinear, PageGate, fuse_gated_mlps, k
 _DTYPES = (torch.float32, torch.bfloat16)
 """What kernels compute with."""
 
+_FLOATS = "float32 or bfloat16"
+
 
 def build(
     bundle: Bundle,
@@ -99,6 +101,8 @@ def _replace_linear(module: nn.Module, name: str, paged: PagedLinear) -> None:
     biases = [None if bias is None else tuple(bias.shape) for bias in (old.bias, paged.bias)]
     if biases[0] != biases[1]:
         raise BundleFormatError("parameters", f"{name}.bias", biases[0], biases[1])
+    if paged.bias is not None and paged.bias.dtype not in _DTYPES:
+        raise BundleFormatError("parameters", f"{name}.bias", _FLOATS, paged.bias.dtype)
     module.set_submodule(name, paged)
 
 
@@ -118,7 +122,7 @@ def assign(module: nn.Module, state: dict[str, Tensor], task: str) -> None:
         # load_state_dict would take integers for a parameter, and the first forward would stumble over them.
         floating = wanted[name].is_floating_point() or state[name].is_floating_point()
         if floating and state[name].dtype not in _DTYPES:
-            raise BundleFormatError(f"tasks/{task}", name, "float32 or bfloat16", state[name].dtype)
+            raise BundleFormatError(f"tasks/{task}", name, _FLOATS, state[name].dtype)
     module.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False, assign=True)
     tie = getattr(module, "tie_weights", None)
     if tie is not None:
