@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 from benchmarks.fuzz.campaign import Campaign
 from benchmarks.fuzz.original import Original
-from benchmarks.fuzz.sealing import entry, rewrite_arrays, rewrite_file, rewrite_manifest
+from benchmarks.fuzz.sealing import entry, rewrite_file, rewrite_manifest, rewrite_tensors
 
 import weightpager as wp
 from weightpager.bundle import Bundle
@@ -143,10 +143,10 @@ def test_a_report_that_nothing_can_be_advised_from_is_refused(
     ],
 )
 def test_integers_in_place_of_a_parameter_are_refused(copy: Path, file: str, name: str) -> None:
-    def whole(arrays: dict[str, np.ndarray]) -> None:
-        arrays[name] = arrays[name].view(np.int32)
+    def whole(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = tensors[name].to(torch.int32)
 
-    rewrite_arrays(copy, file, whole)
+    rewrite_tensors(copy, file, whole)
     with wp.Engine.from_pretrained(copy) as engine, pytest.raises(BundleFormatError, match="float32 or bfloat16"):
         engine.activate("animal")
 
