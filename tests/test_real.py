@@ -71,17 +71,16 @@ def test_a_real_encoder_equals_its_export(assistant: Path, tmp_path: Path) -> No
 def test_a_run_stays_inside_budget_and_process_overhead(assistant: Path) -> None:
     """A memory-limited control group of budget + overhead doesn't kill it; the overhead is measured, not assumed."""
     budget = json.loads(_inspect(assistant))["smallest_budget"]
-    command = [sys.executable, "-c", RUN, "run", str(assistant), "--task", "spam", "--json", SPAM, "--budget"]
-    free = run_limited([*command, "1GiB"], memory=None, storage_bytes_per_s=None, cpus=None, storage_path=assistant)
+    run = ["run", str(assistant), "--task", "spam", "--json", SPAM, "--budget", str(budget)]
+    command = [sys.executable, "-c", RUN, *run]
+    free = run_limited(command, memory=None, storage_bytes_per_s=None, cpus=None, storage_path=assistant)
     if free.peak_memory is None:
         pytest.skip(f"peak memory cannot be measured here: {free.memory.note}")
     assert free.exit_code == 0, free.stderr
     used = json.loads(free.stdout)["engine"]["memory"]
     overhead = free.peak_memory - sum(used.values())
     limit = budget + overhead
-    held = run_limited(
-        [*command, str(budget)], memory=limit, storage_bytes_per_s=None, cpus=None, storage_path=assistant
-    )
+    held = run_limited(command, memory=limit, storage_bytes_per_s=None, cpus=None, storage_path=assistant)
     if held.missing:
         pytest.skip(f"memory cannot be limited here: {held.missing}")
     assert held.exit_code == 0, held.stderr

@@ -25,7 +25,7 @@ from weightpager.evaluate import Batch, loss
 HIGH = 0.5
 """Share of an even budget that a weight keeps at least where saliency alone isn't trusted."""
 
-_ITEMS = 16
+_ITEMS = 8
 _MARGIN = 0.9
 """High floors must add so much less to the dense loss: what little saliency loses more, recovery wins back."""
 
