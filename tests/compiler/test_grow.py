@@ -21,6 +21,7 @@ from weightpager.bundle.garbage import collect
 from weightpager.bundle.reader import RESIDENT
 from weightpager.bundle.report import read_report
 from weightpager.bundle.verify import verify
+from weightpager.compiler import prepare as preparation
 from weightpager.compiler import reorder
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.floors import floors
@@ -76,6 +77,18 @@ def grown_bundle(private_bundle: Path) -> Path:
     out = private_bundle.with_name("grown.bundle")
     wp.compile(new_tasks(private_bundle.parent), out=out, base=private_bundle)
     return out
+
+
+@pytest.mark.parametrize(("of_base", "of_new"), [(0.5, 0.0), (0.0, 0.5), (0.5, 0.5)])
+def test_the_report_claims_floors_that_all_tasks_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_base: float, of_new: float
+) -> None:
+    monkeypatch.setattr(preparation, "choose_evenness", lambda *_: of_base)
+    base = wp.compile(tiny.assistant(tmp_path), out=tmp_path / "base.bundle")
+    monkeypatch.setattr(preparation, "choose_evenness", lambda *_: of_new)
+    grown = wp.compile(new_tasks(folder_of(tmp_path, "new")), out=tmp_path / "grown.bundle", base=base.path)
+    assert read_report(base).evenness == of_base
+    assert read_report(grown).evenness == min(of_base, of_new)
 
 
 @pytest.mark.parametrize("recover", ["none", "finetune"])

@@ -73,7 +73,7 @@ def grow(
     with clock.stage("measure sparse"):
         bundle = Bundle.open(writer.root)
         scores = _measure(bundle, prepared, progress)
-    report = _report(bundle, base, added, scores, clock)
+    report = _report(bundle, base, added, scores, clock, prepared.evenness)
     writer.add(REPORT, lambda file: file.write(report.dump()))
     writer.finish(manifest)
     return report
@@ -259,7 +259,9 @@ def _measure(bundle: Bundle, prepared: Prepared, progress: Progress) -> list[Tas
         ]
 
 
-def _report(bundle: Bundle, base: BaseBundle, added: _Addition, scores: list[TaskScore], clock: Clock) -> CompileReport:
+def _report(
+    bundle: Bundle, base: BaseBundle, added: _Addition, scores: list[TaskScore], clock: Clock, evenness: float
+) -> CompileReport:
     old = read_report(base.bundle) if has_report(base.bundle) else None
     names = [task.name for task in added.plan.tasks]
     reused = np.unique(np.concatenate([added.reused_locations(number) for number in range(len(names))]))
@@ -276,7 +278,7 @@ def _report(bundle: Bundle, base: BaseBundle, added: _Addition, scores: list[Tas
         controls=[],
         alignment=old.alignment if old else None,
         frontier=[],
-        evenness=old.evenness if old else 0.0,
+        evenness=min(old.evenness, evenness) if old else 0.0,
         growth=Growth(
             tasks=names,
             reused_bytes=len(reused) * bundle.block_bytes,
