@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from weightpager.bench.contest.figures import align_pack_share
 from weightpager.bench.contest.result import Contest
 from weightpager.bundle.manifest import Strict
 
@@ -107,8 +108,8 @@ class CompileRow(Strict):
 
     @property
     def align_pack_share(self) -> float:
-        """Seconds of alignment, its floors included, and packing, as a share of the calibration's."""
-        return sum(self.seconds.get(stage, 0.0) for stage in ("floors", "align", "pack")) / self.seconds["calibrate"]
+        """`align_pack_share` of its seconds."""
+        return align_pack_share(self.seconds)
 
 
 class Results(Strict):

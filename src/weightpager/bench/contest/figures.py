@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import fmean, median
 from typing import Literal
 
@@ -133,12 +134,16 @@ def _accuracy(contest: Contest) -> dict[str, float | None]:
     return found
 
 
-def _compile(seconds: dict[str, float]) -> dict[str, float | None]:
+def _compile(seconds: Mapping[str, float]) -> dict[str, float | None]:
     found: dict[str, float | None] = {f"compile.{_key(stage)}_seconds": value for stage, value in seconds.items()}
     if seconds.get("calibrate"):
-        packing = sum(seconds.get(stage, 0.0) for stage in ("floors", "align", "pack"))
-        found["compile.align_pack_share_of_calibrate"] = packing / seconds["calibrate"]
+        found["compile.align_pack_share_of_calibrate"] = align_pack_share(seconds)
     return found
+
+
+def align_pack_share(seconds: Mapping[str, float]) -> float:
+    """Seconds of alignment, its floors included, and packing, as a share of the calibration's."""
+    return sum(seconds.get(stage, 0.0) for stage in ("floors", "align", "pack")) / seconds["calibrate"]
 
 
 def _key(name: str) -> str:
