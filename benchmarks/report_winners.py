@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from benchmarks.report_tables import mean, ms, table
+from weightpager.bench.contest.figures import RIVALS
 from weightpager.bench.contest.result import Contest, Row
 from weightpager.config import format_size
 
@@ -29,6 +30,8 @@ HEADLINES: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "whole process, against the same": ("memory.process_below_shared_bf16", lambda value: f"{-value:+.0%}"),
 }
 """Column → the figure that it shows, and how it is written."""
+
+_COMPARED = tuple(RIVALS[word] for word in ("whole", "strict", "dense"))
 
 CRITERIA: Mapping[str, tuple[Value, Callable[[float], str]]] = {
     "a cold switch until ready": (lambda row: mean(row, "ready"), lambda value: ms(value)),
@@ -82,13 +85,21 @@ def _best(known: Sequence[tuple[float, Row]], form: Callable[[float], str]) -> s
 
 
 def headlines(contests: Mapping[str, Contest]) -> str:
-    """A line for each contest."""
+    """A line for each contest, with the pairs that every one of its speed-ups rests on."""
     lines = [
         [
             name,
             f"{contest.facts.mean_overlap:.2f}",
+            _pairs(contest),
             *(form(contest.figures[key]) if key in contest.figures else "–" for key, form in HEADLINES.values()),
         ]
         for name, contest in contests.items()
     ]
-    return table(["contest", "overlap", *HEADLINES], lines)
+    return table(["contest", "overlap", "pairs", *HEADLINES], lines)
+
+
+def _pairs(contest: Contest) -> str:
+    """The fewest ordered pairs of which a method in the headlines was measured, of how many there are."""
+    compared = [row for name in ("ours", *_COMPARED) if (row := contest.row(name)) is not None]
+    tasks = len(contest.facts.tasks)
+    return f"{min((len(row.medians('ready')) for row in compared), default=0)} of {tasks * (tasks - 1)}"

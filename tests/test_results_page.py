@@ -138,6 +138,14 @@ def test_a_page_of_results_needs_results(tmp_path: Path) -> None:
         report.main(tmp_path / "none.json", tmp_path / "page.md")
 
 
+def test_headlines_say_how_many_pairs_they_rest_on() -> None:
+    hasty = found(0.1)
+    hasty = hasty.model_copy(update={"samples": hasty.samples[:1]})
+    ours = row("ours", found(0.01))
+    assert "| 2 of 2 |" in headlines({"whole": contest(ours, row("sparse_whole", found(0.1)))})
+    assert "| 1 of 2 |" in headlines({"cut short": contest(ours, row("sparse_whole", hasty))})
+
+
 def test_the_readme_shows_what_was_measured() -> None:
     root = Path(report.__file__).parents[1]
     measured = results_file.read(root / "docs" / "results.json").contests
