@@ -90,12 +90,12 @@ def headlines(contests: Mapping[str, Contest]) -> str:
         [
             name,
             f"{contest.facts.mean_overlap:.2f}",
-            _pairs(contest),
             *(form(contest.figures[key]) if key in contest.figures else "–" for key, form in HEADLINES.values()),
+            _pairs(contest),
         ]
         for name, contest in contests.items()
     ]
-    return table(["contest", "overlap", "pairs", *HEADLINES], lines)
+    return table(["contest", "overlap", *HEADLINES, "pairs"], lines)
 
 
 def _pairs(contest: Contest) -> str:
