@@ -25,7 +25,7 @@ from weightpager.evaluate import Batch, loss
 HIGH = 0.5
 """Share of an even budget that a weight keeps at least where saliency alone isn't trusted."""
 
-_ITEMS = 8
+_ITEMS = 4
 _MARGIN = 0.9
 """High floors must add so much less to the dense loss: what little saliency loses more, recovery wins back."""
 
@@ -39,12 +39,20 @@ def choose_evenness(prepared: Prepared, progress: Progress) -> float:
     """
     batches = {name: of_task.calibration(_ITEMS, _ITEMS) for name, of_task in prepared.data.items()}
     alone = prepared.changed(alignment=0.0)
-    tries = [None, *(choose_blocks(replace(alone, evenness=evenness))[0] for evenness in (0.0, HIGH))]
-    losses = []
-    for number, masks in enumerate(tries):
-        losses.append(_loss(prepared, masks, batches))
-        progress("choose floors", number + 1, len(tries))
-    dense, low, high = losses
+
+    def tried(number: int, masks: Masks | None) -> float:
+        found = _loss(prepared, masks, batches)
+        progress("choose floors", number, 3)
+        return found
+
+    low, high = (
+        tried(number, choose_blocks(replace(alone, evenness=evenness))[0])
+        for number, evenness in enumerate((0.0, HIGH), 1)
+    )
+    if high >= low:
+        progress("choose floors", 3, 3)
+        return 0.0
+    dense = tried(3, None)
     return HIGH if max(0.0, high - dense) < _MARGIN * (low - dense) else 0.0
 
 
