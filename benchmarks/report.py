@@ -153,7 +153,7 @@ def _described(name: str, contest: Contest, out: Path) -> dict[str, Any]:
 
 def _about(contest: Contest) -> str:
     facts, limits = contest.facts, contest.limits
-    weights = f"random weights in the shape of a {facts.model}, for speed and memory only"
+    weights = f"a {facts.model} of random weights, for speed and memory only"
     memory = "as much as the machine has" if limits.memory is None else format_size(limits.memory)
     storage = "as the disk is" if limits.storage is None else f"{limits.storage / 1e6:.0f} MB/s"
     cpus = "all" if limits.cpus is None else str(limits.cpus)
