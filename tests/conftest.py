@@ -25,6 +25,14 @@ settings.load_profile("weightpager")
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_groups_of_reads() -> Iterator[None]:
+    """All pages of a tiny bundle would be one group of reads, and nothing could come between them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weightpager.store.read_plan.GROUP_BYTES", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def assistant_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four tasks on a tiny encoder."""

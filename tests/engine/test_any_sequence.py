@@ -100,12 +100,22 @@ def test_any_sequence(
         named: Mapping[str, float] = {}
         """What the planner says."""
 
-        @initialize(spare=st.integers(0, 12), residence=st.sampled_from([0, 3]), patience=st.sampled_from([30.0, 0.03]))
-        def open(self, spare: int, residence: int, patience: float) -> None:
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch = pytest.MonkeyPatch()
+
+        @initialize(
+            spare=st.integers(0, 12),
+            residence=st.sampled_from([0, 3]),
+            patience=st.sampled_from([30.0, 0.03]),
+            together=st.sampled_from([1, 3]),
+        )
+        def open(self, spare: int, residence: int, patience: float, together: int) -> None:
+            self.patch.setattr("weightpager.store.read_plan.GROUP_BYTES", together * bundle.page_bytes)
             self.store = FaultyStore(LocalStore(bundle))
             budget = fixed + (least + spare) * bundle.page_bytes
             # One thread: which reads come after one that fails must not be a matter of chance.
-            self.residence, self.patience = residence, patience
+            self.residence, self.patience, self.together = residence, patience, together
             config = EngineConfig(
                 budget,
                 io_threads=1,
@@ -121,6 +131,7 @@ def test_any_sequence(
             self.pinned: list[str] = []
 
         def teardown(self) -> None:
+            self.patch.undo()
             if hasattr(self, "engine"):
                 while self.nested:
                     self.leave()
@@ -253,7 +264,7 @@ def test_any_sequence(
                 self.leave()
             slots = max(self.engine.blocks.slots, least)
             self.engine.close()
-            self.open(slots - least, self.residence, self.patience)
+            self.open(slots - least, self.residence, self.patience, self.together)
 
         def in_use(self) -> set[str]:
             return {*([self.current] if self.current else []), *self.pinned, *(task for task, _ in self.nested)}

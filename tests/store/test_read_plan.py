@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.store import Run, coalesce, read_count
+from weightpager.store import Run, coalesce, group, most_pages, read_count, read_plan
 
 pages = st.sets(st.integers(0, 200)).map(sorted)
 
@@ -23,3 +24,22 @@ def test_runs_cover_each_page_once_in_order(wanted: list[int], span: int, page_b
     in_one_file = coalesce(wanted, lambda _: 1000, page_bytes)
     assert read_count(np.array(wanted, np.int64), page_bytes) == len(in_one_file)
     assert all(run.count == 1 or run.count * page_bytes <= 1 << 20 for run in runs)
+
+
+def test_short_reads_are_grouped_and_long_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_plan, "GROUP_BYTES", 4 * 4096)
+    runs = [Run(0, 1), Run(2, 3), Run(6, 1), Run(8, 9), Run(20, 4), Run(30, 1)]
+    assert group(runs, 4096) == [runs[:2], runs[2:4], runs[4:5], runs[5:]]
+
+
+@given(pages, st.sampled_from([4096, 1 << 19, 1 << 20, 1 << 21]), st.sampled_from([1, 1 << 14, 1 << 16]))
+def test_groups_keep_every_run_in_order(wanted: list[int], page_bytes: int, least: int) -> None:
+    runs = coalesce(wanted, lambda _: 1000, page_bytes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_plan, "GROUP_BYTES", least)
+        groups = group(runs, page_bytes)
+    assert [run for some in groups for run in some] == runs
+    sizes = [sum(run.count for run in some) for some in groups]
+    assert all(0 < size <= most_pages(page_bytes) for size in sizes)
+    for size, behind in zip(sizes, groups[1:], strict=False):
+        assert size * page_bytes >= least or size + behind[0].count > most_pages(page_bytes)

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from itertools import count
+from itertools import count, islice
 
 from weightpager.errors import EngineClosedError
 from weightpager.runtime.page_arena import PageArena, Stage
 from weightpager.runtime.read_fence import Event
-from weightpager.store import PageStore, Run, coalesce
+from weightpager.store import PageStore, Run, coalesce, group
 
 _JOIN_SECONDS = 5.0
 """How long closing waits for a read that hangs."""
@@ -33,7 +33,7 @@ class Load:
     Attributes:
         store: where the pages come from.
         slots: page index → slot to fill.
-        ended: told for each read its pages, and why they didn't come: None if they are in place and checked.
+        ended: told for each group its pages, and why they didn't come: None if they are in place and checked.
         reads: that bring them.
         after: kernels that may still read these slots have run once these have passed.
     """
@@ -46,21 +46,22 @@ class Load:
 
 
 @dataclass(order=True)
-class _Read:
+class _Group:
     priority: Priority
     number: int
     load: Load = field(compare=False)
-    run: Run = field(compare=False)
+    runs: Sequence[Run] = field(compare=False)
 
     @property
-    def pages(self) -> range:
-        return range(self.run.first, self.run.first + self.run.count)
+    def pages(self) -> list[int]:
+        return [page for run in self.runs for page in range(run.first, run.first + run.count)]
 
 
 class Pager:
     """Reads pages into slots on threads of its own, those of higher priority first, in the order of their submission.
 
-    A read begins when the arena has a stage for it; until then it can be cancelled, and overtaken.
+    A thread makes a group of short reads, or one long one, and then looks for other work. A group begins when the arena
+    has a stage for it; until then it can be cancelled, and overtaken.
 
     Args:
         arena: whose slots are filled.
@@ -70,7 +71,7 @@ class Pager:
     def __init__(self, arena: PageArena, threads: int) -> None:
         self._arena = arena
         self._changed = threading.Condition()
-        self._queue: list[_Read] = []
+        self._queue: list[_Group] = []
         self._numbers = count()
         self._closed = False
         # Daemons: a read that hangs in the kernel must not keep the interpreter from ending.
@@ -92,31 +93,32 @@ class Pager:
 
         Args:
             store: where they come from; it checks them.
-            slots: page index → slot to fill, pages ascending. A slot belongs to its read until that has ended.
+            slots: page index → slot to fill, pages ascending. A slot belongs to its group until that has ended.
             priority: who may overtake whom.
-            ended: called in a thread of the pager for every read, whether it went well or not.
+            ended: called in a thread of the pager for every group, whether it went well or not.
 
         Raises:
             EngineClosedError: the pager has been closed.
         """
         runs = coalesce(list(slots), store.span, self._arena.page_bytes)
+        groups = group(runs, self._arena.page_bytes)
         load = Load(store, slots, ended, len(runs), self._arena.reads())
         with self._changed:
             if self._closed:
                 raise EngineClosedError("the engine has been closed; open the bundle again")
-            for run in runs:
-                heapq.heappush(self._queue, _Read(priority, next(self._numbers), load, run))
-            self._changed.notify(len(runs))
+            for some in groups:
+                heapq.heappush(self._queue, _Group(priority, next(self._numbers), load, some))
+            self._changed.notify(len(groups))
         return load
 
     def cancel(self, load: Load, but: Collection[int] = ()) -> list[int]:
-        """Take back the reads that have not begun, except those of pages ``but``; their pages, which won't come."""
+        """Take back the groups that have not begun, except those with pages ``but``; their pages, which won't come."""
         with self._changed:
-            gone = [read for read in self._queue if read.load is load and not set(read.pages).intersection(but)]
-            for read in gone:
-                self._queue.remove(read)
+            gone = [some for some in self._queue if some.load is load and not set(some.pages).intersection(but)]
+            for some in gone:
+                self._queue.remove(some)
             heapq.heapify(self._queue)
-        return [page for read in gone for page in read.pages]
+        return [page for some in gone for page in some.pages]
 
     def close(self) -> bool:
         """Drop what is queued and end the threads; False if one hangs in a read and had to be left."""
@@ -124,9 +126,9 @@ class Pager:
             self._closed = True
             dropped, self._queue = self._queue, []
             self._changed.notify_all()
-        for read in dropped:
-            read.load.ended(
-                read.load, read.pages, EngineClosedError("the engine was closed while pages were being loaded")
+        for some in dropped:
+            some.load.ended(
+                some.load, some.pages, EngineClosedError("the engine was closed while pages were being loaded")
             )
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
@@ -134,12 +136,12 @@ class Pager:
 
     def _work(self) -> None:
         while (begun := self._next()) is not None:
-            read, stage = begun
-            read.load.ended(read.load, read.pages, _failure(read, stage))
-            del begun, read, stage  # else this thread keeps the last load's store and callbacks alive while it waits
+            some, stage = begun
+            some.load.ended(some.load, some.pages, _failure(some, stage))
+            del begun, some, stage  # else this thread keeps the last load's store and callbacks alive while it waits
 
-    def _next(self) -> tuple[_Read, Stage] | None:
-        """The next read and its stage; None once the pager is closed."""
+    def _next(self) -> tuple[_Group, Stage] | None:
+        """The next group and its stage; None once the pager is closed."""
         with self._changed:
             while not self._closed:
                 # Nobody needs to be woken when a stage is given back: whoever did that comes here next.
@@ -150,11 +152,13 @@ class Pager:
         return None
 
 
-def _failure(read: _Read, stage: Stage) -> BaseException | None:
-    slots = {page: read.load.slots[page] for page in read.pages}
+def _failure(some: _Group, stage: Stage) -> BaseException | None:
+    slots = {page: some.load.slots[page] for page in some.pages}
     try:
-        read.load.store.read(read.run.first, stage.views(list(slots.values())))
-        stage.place(slots, read.load.after)
+        views = iter(stage.views(list(slots.values())))
+        for run in some.runs:
+            some.load.store.read(run.first, list(islice(views, run.count)))
+        stage.place(slots, some.load.after)
     except BaseException as error:  # noqa: BLE001 - whoever waits for the pages raises it
         return error
     finally:

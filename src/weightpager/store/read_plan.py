@@ -11,6 +11,9 @@ import numpy.typing as npt
 MAX_READ_BYTES = 1 << 20
 """Reads longer than this gain nothing and start later what waits behind them."""
 
+GROUP_BYTES = 1 << 16
+"""Shorter reads are made several by one thread, until they have so many bytes."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -56,12 +59,29 @@ def coalesce(pages: Sequence[int], span: Callable[[int], int], page_bytes: int) 
         page_bytes: bytes of a page.
     """
     most = most_pages(page_bytes)
+    numbers = np.asarray(pages, np.int64)
+    starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
     runs: list[Run] = []
-    limit = 0
-    for page in pages:
-        if runs and page == runs[-1].first + runs[-1].count and runs[-1].count < limit:
-            runs[-1] = Run(runs[-1].first, runs[-1].count + 1)
-        else:
-            runs.append(Run(page, 1))
-            limit = min(most, span(page))
+    for page, left in zip(numbers[starts].tolist(), np.diff(starts, append=len(numbers)).tolist(), strict=True):
+        first, end = page, page + left
+        while first < end:
+            runs.append(Run(first, min(end - first, most, span(first))))
+            first += runs[-1].count
     return runs
+
+
+def group(runs: Sequence[Run], page_bytes: int) -> list[list[Run]]:
+    """Put short runs together, in their order, into what one thread reads before it looks for other work.
+
+    Around reads there is work that threads of one interpreter do one after the other.
+    """
+    least, most = -(-GROUP_BYTES // page_bytes), most_pages(page_bytes)
+    groups: list[list[Run]] = []
+    pages = least
+    for run in runs:
+        if pages >= least or pages + run.count > most:
+            groups.append([])
+            pages = 0
+        groups[-1].append(run)
+        pages += run.count
+    return groups

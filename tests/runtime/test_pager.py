@@ -1,0 +1,82 @@
+"""What threads read together arrives together, or not at all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator, Sequence
+
+import pytest
+
+from weightpager.errors import StoreError
+from weightpager.runtime.arena import Arena
+from weightpager.runtime.pager import Load, Pager, Priority
+from weightpager.store import read_plan
+
+PAGE = 4096
+
+
+class Pages:
+    """Page p holds the byte p; some are broken."""
+
+    def __init__(self, *broken: int) -> None:
+        self.broken = set(broken)
+        self.reads: list[range] = []
+
+    def read(self, first: int, into: Sequence[memoryview]) -> None:
+        pages = range(first, first + len(into))
+        self.reads.append(pages)
+        if self.broken.intersection(pages):
+            raise StoreError("a bad sector")
+        for page, view in zip(pages, into, strict=True):
+            view[:] = bytes([page]) * PAGE
+
+    def span(self, first: int) -> int:
+        return 100
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def arena() -> Arena:
+    return Arena(16, 16, PAGE)
+
+
+@pytest.fixture
+def pager(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pager]:
+    monkeypatch.setattr(read_plan, "GROUP_BYTES", 3 * PAGE)
+    made = Pager(arena, threads=1)
+    yield made
+    assert made.close()
+
+
+def loaded(pager: Pager, store: Pages, slots: dict[int, int]) -> list[tuple[list[int], BaseException | None]]:
+    """What the pager tells of a load: pages that came or failed together."""
+    told: list[tuple[list[int], BaseException | None]] = []
+    over = threading.Event()
+
+    def ended(load: Load, pages: Collection[int], error: BaseException | None) -> None:
+        told.append((list(pages), error))
+        if sum(len(pages) for pages, _ in told) == len(slots):
+            over.set()
+
+    pager.load(store, slots, Priority.ON_DEMAND, ended)
+    assert over.wait(20)
+    return told
+
+
+def test_each_page_of_a_group_comes_into_its_slot(pager: Pager, arena: Arena) -> None:
+    store = Pages()
+    slots = {1: 9, 2: 0, 5: 4, 7: 3, 8: 15, 9: 1, 12: 2}
+    assert loaded(pager, store, slots) == [([1, 2, 5], None), ([7, 8, 9], None), ([12], None)]
+    assert store.reads == [range(1, 3), range(5, 6), range(7, 10), range(12, 13)]
+    assert {page: arena.pages[slot].unique().tolist() for page, slot in slots.items()} == {
+        page: [page] for page in slots
+    }
+
+
+def test_a_read_that_fails_takes_its_group_along_and_no_other(pager: Pager) -> None:
+    told = loaded(pager, Pages(5), {1: 9, 2: 0, 5: 4, 7: 3, 8: 15})
+    assert [pages for pages, _ in told] == [[1, 2, 5], [7, 8]]
+    assert isinstance(told[0][1], StoreError)
+    assert told[1][1] is None
