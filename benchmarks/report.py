@@ -20,6 +20,7 @@ from benchmarks.points import find, gather
 from benchmarks.prefetch import Row as PrefetchRow
 from benchmarks.prefetch import read as read_prefetch
 from benchmarks.prefetch import speedups
+from benchmarks.report_reasons import reasons
 from benchmarks.results_file import Results
 from benchmarks.rows import read as read_accuracy
 from weightpager.bench.contest.result import Contest
@@ -71,6 +72,7 @@ def render(results: Results, json: Path, out: Path) -> str:
         simpler=simpler_does(gather(read_accuracy(json.with_name("accuracy.json")))),
         accuracy=tables.accuracy_beside(contests),
         goals=tables.goals(contests, results.compiling, speedups(ahead)),
+        reasons=reasons(contests),
         published=tables.published(contests),
         contests=[_described(name, contest, out) for name, contest in contests.items()],
         bookkeeping=tables.bookkeeping(contests),

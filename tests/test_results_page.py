@@ -10,6 +10,7 @@ import pytest
 from benchmarks import report, results_file
 from benchmarks.prefetch import Row as PrefetchRow
 from benchmarks.report_goals import GOALS, verdict
+from benchmarks.report_reasons import reasons
 from benchmarks.report_winners import headlines
 from benchmarks.results_file import CompileRow, Results, ScalingRow
 from contests import contest, found, row
@@ -93,6 +94,28 @@ def test_a_missed_figure_is_said_in_bold() -> None:
     slow = made_up(row("ours", found(0.1)), row("sparse_whole", found(0.12)))
     assert verdict(GOALS[0], slow)[0] == "no"
     assert "**no**" in report.tables.goals({"slow": slow}, None, {})
+
+
+def test_what_keeps_a_contest_from_its_figure_is_said() -> None:
+    whole = found(0.12)
+    whole = whole.model_copy(
+        update={"samples": [sample.model_copy(update={"bytes": 3 * 4096}) for sample in whole.samples]}
+    )
+    slow = made_up(row("ours", found(0.1)), row("sparse_whole", whole))
+    slow = slow.model_copy(update={"limits": slow.limits.model_copy(update={"storage": 81_920})})
+    assert reasons({"slow": slow}) == [
+        "Slow: a whole checkpoint is 3.0 × as many bytes as a switch reads, 12.0 KiB and 4.0 KiB; of a switch's 100 ms "
+        "those take 50 ms, and 50 ms are what any switch costs."
+    ]
+
+
+def test_a_contest_that_reached_all_needs_no_reasons() -> None:
+    assert reasons({"fast": made_up(row("ours", found(0.001)), row("sparse_whole", found(0.12)))}) == []
+
+
+def test_a_process_that_is_hardly_less_says_what_it_holds() -> None:
+    close = made_up(row("ours", found(0.001)), row("shared_bf16", found(0.000001), peak_memory=5100))
+    assert "of the process's 4.9 KiB weights are 150 B;" in " ".join(reasons({"close": close}))
 
 
 def test_figures_of_sparse_bundles_are_asked_of_them_alone() -> None:
