@@ -26,7 +26,7 @@ ROUND = ("animal", "weather", "number", "colour")
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Tasks that share less than the usual ones, their floors not left to a trial, which here would choose by chance."""
+    """Tasks that share less than the usual ones; no trial sets the floors, which here would choose by chance."""
     folder = tmp_path_factory.mktemp("sparse")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("weightpager.compiler.prepare.choose_evenness", lambda *_: HIGH)
