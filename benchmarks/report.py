@@ -141,7 +141,7 @@ def _described(name: str, contest: Contest, out: Path) -> dict[str, Any]:
     machine = contest.machine
     versions = ", ".join(f"{package} {version}" for package, version in machine.get("versions", {}).items())
     return {
-        "title": name[0].upper() + name[1:],
+        "title": tables.title(name),
         "about": _about(contest) + next((note for domain, note in NOTES.items() if name.startswith(domain)), ""),
         "command": contest.command,
         "machine": f"{machine.get('cpu')}, {machine.get('usable_cores')} cores; {versions}; commit "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from statistics import fmean
 
 from benchmarks.report_goals import GOALS, verdict
-from benchmarks.report_tables import ms
+from benchmarks.report_tables import ms, title
 from weightpager.bench.contest.figures import RIVALS
 from weightpager.bench.contest.result import Contest
 from weightpager.config import format_size
@@ -18,7 +18,7 @@ def reasons(contests: Mapping[str, Contest]) -> list[str]:
     for name, contest in contests.items():
         missed = [goal.key for goal in GOALS if verdict(goal, contest)[0] == "no"]
         found = dict.fromkeys(REASONS[key](contest) for key in missed if key in REASONS)
-        lines += [f"{name[0].upper()}{name[1:]}: {reason}" for reason in found if reason]
+        lines += [f"{title(name)}: {reason}" for reason in found if reason]
     return lines
 
 

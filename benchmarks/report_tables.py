@@ -19,6 +19,11 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
 
 
+def title(name: str) -> str:
+    """A contest's name where a line begins."""
+    return name[0].upper() + name[1:]
+
+
 def mean(row: Row, field: str) -> float | None:
     """Of a row's samples; None if it has none of the field."""
     values = row.values(field)  # type: ignore[arg-type]

@@ -45,8 +45,7 @@ def most_pages(page_bytes: int) -> int:
 
 def read_count(pages: npt.NDArray[np.int64], page_bytes: int) -> int:
     """How many runs `coalesce` makes of ascending pages that all lie in one file."""
-    starts = np.flatnonzero(np.diff(pages, prepend=-2) != 1)
-    lengths = np.diff(starts, append=len(pages))
+    _, lengths = _rows(pages)
     return int((-(-lengths // most_pages(page_bytes))).sum())
 
 
@@ -59,15 +58,20 @@ def coalesce(pages: Sequence[int], span: Callable[[int], int], page_bytes: int) 
         page_bytes: bytes of a page.
     """
     most = most_pages(page_bytes)
-    numbers = np.asarray(pages, np.int64)
-    starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
+    firsts, lengths = _rows(np.asarray(pages, np.int64))
     runs: list[Run] = []
-    for page, left in zip(numbers[starts].tolist(), np.diff(starts, append=len(numbers)).tolist(), strict=True):
-        first, end = page, page + left
+    for first, left in zip(firsts.tolist(), lengths.tolist(), strict=True):
+        end = first + left
         while first < end:
-            runs.append(Run(first, min(end - first, most, span(first))))
+            runs.append(Run(first, min(end - first, most, max(1, span(first)))))
             first += runs[-1].count
     return runs
+
+
+def _rows(pages: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where ascending pages that follow each other begin, and how many they are."""
+    starts = np.flatnonzero(np.diff(pages, prepend=-2) != 1)
+    return pages[starts], np.diff(starts, append=len(pages))
 
 
 def group(runs: Sequence[Run], page_bytes: int) -> list[list[Run]]:
