@@ -14,7 +14,7 @@ from command import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinConfig, SwinModel
 
 import tiny
 import weightpager as wp
@@ -36,6 +36,18 @@ def test_the_tasks_are_learnt(camera_bundle: Path) -> None:
     assert set(scores) == {"colour", "warm", "bright"}
     assert all(score.metric == "accuracy" and score.items == 24 for score in scores.values())
     assert scores["bright"].sparse == 1.0
+
+
+def test_a_model_whose_stages_differ_works_in_bfloat16_too(weightpager: Command, tmp_path: Path) -> None:
+    content = tiny.camera(tmp_path)
+    torch.manual_seed(0)
+    config = SwinConfig(image_size=16, patch_size=2, embed_dim=32, depths=[2, 2], num_heads=[2, 4], window_size=4)
+    SwinModel(config).save_pretrained(tmp_path / "vit")  # beside the image processor that is there
+    wp.compile(content, out=tmp_path / "swin.bundle")
+    for dtype in ("auto", "bfloat16"):
+        done = weightpager("eval", tmp_path / "swin.bundle", "--dtype", dtype, "--json")
+        assert done.code == 0, done.err
+        assert {row["name"]: row["sparse"] for row in json.loads(done.out)["tasks"]}["bright"] == 1.0
 
 
 def test_its_neurons_are_reordered(camera_bundle: Path) -> None:

@@ -69,6 +69,7 @@ class EngineConfig:
             staging on a GPU. None takes what the whole bundle needs.
         device: where the arena lives and tasks run: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Whether it is there is found
             out when an engine opens.
+        dtype: what tasks compute in: ``"bfloat16"``, or ``"auto"`` for what the bundle's parameters are in.
         io_threads: reads in flight while pages are loaded.
         kv_reserve: bytes of the budget that are left to KV caches.
         real_time: tasks that are loaded when the engine opens, before any other, and never leave memory.
@@ -83,6 +84,7 @@ class EngineConfig:
 
     budget: int | None = None
     device: str = "cpu"
+    dtype: str = "auto"
     io_threads: int = 4
     kv_reserve: int = 0
     real_time: tuple[str, ...] = ()
@@ -94,6 +96,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {self.device!r}")
+        if self.dtype not in ("auto", "bfloat16"):
+            raise ConfigError(f"dtype: expected 'auto' or 'bfloat16', got {self.dtype!r}")
         if self.budget is not None and self.budget <= 0:
             raise ConfigError(f"budget: expected more than zero bytes, got {self.budget}")
         if not 1 <= self.io_threads <= 64:

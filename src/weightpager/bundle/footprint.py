@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from safetensors import SafetensorError, safe_open
+
 from weightpager.bundle.adapter import adapter_bytes
+from weightpager.bundle.files import check_file
 from weightpager.bundle.reader import RESIDENT, Bundle, private_file
+from weightpager.errors import BundleFormatError
 
 _PAGE_BOOKKEEPING = 16
 """Bytes per page beside the index: slot, locks, time of last use."""
@@ -34,16 +39,40 @@ class Footprint:
         return self.resident + self.private + self.tables
 
 
-def footprint(bundle: Bundle) -> Footprint:
-    """What an engine over this bundle holds beside its arena."""
+def footprint(bundle: Bundle, dtype: str = "auto") -> Footprint:
+    """What an engine over this bundle holds beside its arena.
+
+    Args:
+        bundle: to be opened.
+        dtype: of the engine's configuration.
+
+    Raises:
+        BundleFormatError: a parameter file is damaged.
+    """
     tables = sum(table.nbytes for task in bundle.tasks for table in bundle.tables(task).values())
     index = bundle.pages.ids.nbytes + bundle.pages.layers.nbytes + bundle.pages.signatures.nbytes
     bookkeeping = len(bundle.pages) * (_PAGE_BOOKKEEPING + _SLOT_BOOKKEEPING)
     return Footprint(
-        resident=bundle.entry(RESIDENT).bytes,
-        private=sum(bundle.entry(private_file(task)).bytes + adapter_bytes(bundle, task) for task in bundle.tasks),
+        resident=_parameter_bytes(bundle, RESIDENT, dtype),
+        private=sum(
+            _parameter_bytes(bundle, private_file(task), dtype) + adapter_bytes(bundle, task) for task in bundle.tasks
+        ),
         tables=tables + index + bookkeeping,
     )
+
+
+def _parameter_bytes(bundle: Bundle, file: str, dtype: str) -> int:
+    count = bundle.entry(file).bytes
+    if dtype == "auto":
+        return count
+    path = check_file(bundle.path, file, bundle.entry(file))
+    try:
+        with safe_open(path, framework="np") as tensors:
+            slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118 - no mapping
+            halved: list[int] = [math.prod(of.get_shape()) for of in slices if of.get_dtype() == "F32"]
+    except SafetensorError as error:
+        raise BundleFormatError(file, "content", "a safetensors file", error) from error
+    return count - 2 * sum(halved)
 
 
 def smallest_budget(bundle: Bundle) -> int:

@@ -10,7 +10,7 @@ import typer
 
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
-from weightpager.cli.options import Budget, BundlePath, Json, Quiet, extra
+from weightpager.cli.options import Budget, BundlePath, Dtype, Json, Quiet, extra
 from weightpager.errors import ConfigError
 
 TaskName = Annotated[
@@ -36,6 +36,7 @@ def run(
         typer.Option("--image", "-i", metavar="FILE", help="Image, for tasks that read images; may be repeated."),
     ] = None,
     budget: Budget = None,
+    dtype: Dtype = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a generated continuation.")] = 32,
     json: Json = False,
 ) -> None:
@@ -49,7 +50,7 @@ def run(
     from weightpager.engine.architecture import image_reader
     from weightpager.engine.predict import predict
 
-    with Engine.from_pretrained(bundle, budget=budget) as engine:
+    with Engine.from_pretrained(bundle, budget=budget, dtype=dtype) as engine:
         entry = engine.bundle.task(task)
         inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
         reader = image_reader(engine.bundle) if entry.takes_images else engine.tokenizer()
@@ -78,6 +79,7 @@ def eval_(
         list[str] | None, typer.Option("--task", "-t", help="Only these tasks.", autocompletion=task_names)
     ] = None,
     budget: Budget = None,
+    dtype: Dtype = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -91,7 +93,7 @@ def eval_(
         from weightpager.compiler.measure import measure
     from weightpager.engine import Engine
 
-    with Engine.from_pretrained(bundle, budget=budget) as engine, output.progress(quiet or json) as stages:
+    with Engine.from_pretrained(bundle, budget=budget, dtype=dtype) as engine, output.progress(quiet or json) as stages:
         rows = measure(engine, task or list(engine.bundle.tasks), stages)
     if json:
         output.print_json({"tasks": rows})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,10 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle
 Budget = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Memory for weights, such as 64MiB. Default: all that the bundle holds."),
+]
+Dtype = Annotated[
+    Literal["auto", "bfloat16"],
+    typer.Option(help="What tasks compute in. auto: as the model was; bfloat16: faster where the CPU has it."),
 ]
 Storage = Annotated[
     str, typer.Option(metavar="SIZE/s", help="Bandwidth of the storage that predictions assume, such as 300MB/s.")

@@ -11,7 +11,7 @@ import typer
 
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
-from weightpager.cli.options import Budget, BundlePath, extra
+from weightpager.cli.options import Budget, BundlePath, Dtype, extra
 from weightpager.config import parse_size
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def serve(
         str | None, typer.Option(metavar="SIZE", help="Part of the budget for KV caches; batches are kept within it.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where tasks run: cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Dtype = "auto",
     real_time: Annotated[
         list[str] | None,
         typer.Option(metavar="TASK", help="Load this task first, and never let it go.", autocompletion=task_names),
@@ -111,6 +112,7 @@ def serve(
             bundle,
             budget=budget,
             device=device,
+            dtype=dtype,
             kv_reserve=kv_reserve or 0,
             real_time=tuple(real_time or ()),
             prefetch=prefetch,

@@ -58,11 +58,16 @@ def activation_bytes(source: Source, task: str, batch: int) -> int:
     """What the backward pass of one batch of a task's longest texts, or of its images, needs."""
     config, spec = source.config, source.task_file.tasks[task]
     length = _patches(config) if spec.takes_images else source.task_file.max_length_of(task)
-    hidden = int(getattr(config, "hidden_size", 0))
-    layers, heads = (int(getattr(config, key, 0)) for key in ("num_hidden_layers", "num_attention_heads"))
+    hidden, layers, heads = (_most(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     labels, per_token = len(source.classes(task)), spec.kind in ("token-classification", "language-modeling")
     logits = (labels or int(getattr(config, "vocab_size", 0))) * _LOGIT_BYTES * (length if per_token else 1)
     return batch * (length * layers * (_HIDDEN_BYTES * hidden + _SCORE_BYTES * heads * length) + logits)
+
+
+def _most(config: PretrainedConfig, key: str) -> int:
+    """A number of the configuration; the largest where stages differ, 0 where it doesn't tell."""
+    found = getattr(config, key, 0)
+    return max(found, default=0) if isinstance(found, (list, tuple)) else int(found)
 
 
 def _patches(config: PretrainedConfig) -> int:

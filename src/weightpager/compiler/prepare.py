@@ -26,7 +26,9 @@ from weightpager.compiler.reorder import apply, permuted_calibration, reorder
 from weightpager.compiler.saliency import block_saliency
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import TaskFile
+from weightpager.compiler.texts import Example
 from weightpager.compiler.train import train
+from weightpager.errors import CompileError
 from weightpager.evaluate import evaluate
 from weightpager.machine.memory import read_memory
 
@@ -137,10 +139,26 @@ def _check_memory(source: Source, *, moves: bool) -> None:
 
 def _load_data(source: Source) -> dict[str, TaskData]:
     task_file = source.task_file
-    return {
-        name: task_data.load(name, spec, source.reads, source.classes(name), task_file.max_length_of(name))
-        for name, spec in task_file.tasks.items()
-    }
+    data = {}
+    for name, spec in task_file.tasks.items():
+        length = task_file.max_length_of(name)
+        data[name] = task_data.load(name, spec, source.reads, source.classes(name), length)
+        if not spec.takes_images:
+            _check_words(source, name, data[name])
+    return data
+
+
+def _check_words(source: Source, name: str, data: TaskData) -> None:
+    """A tokenizer may have been given words that the model wasn't."""
+    examples = (*data.train, *data.eval, *(data.validation or ()))
+    largest = max(max(example.tokens) for example in examples if isinstance(example, Example) and example.tokens)
+    words = source.models[name].get_input_embeddings().weight.shape[0]
+    if largest >= words:
+        token = source.tokenizer.convert_ids_to_tokens(largest)
+        raise CompileError(
+            f"tasks.{name}: expected words that the model knows, with ids below {words}, found {token!r}, {largest}; "
+            "give the model as many as its tokenizer has (model.resize_token_embeddings), and save it again"
+        )
 
 
 def _dense_score(source: Source, data: TaskData, name: str, progress: Progress) -> Score:

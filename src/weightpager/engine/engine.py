@@ -95,6 +95,7 @@ class Engine:
         *,
         budget: str | int | None = None,
         device: str = "cpu",
+        dtype: str = "auto",
         io_threads: int = 4,
         kv_reserve: str | int = 0,
         real_time: Sequence[str] = (),
@@ -108,6 +109,8 @@ class Engine:
             bundle: directory that ``weightpager compile`` wrote.
             budget: memory for weights, such as ``"64MiB"``; None for all that the bundle holds.
             device: where the arena lives and tasks run: "cpu", "cuda" or "cuda:N"; inputs must be there too.
+            dtype: what tasks compute in: "auto" as the bundle's parameters are, "bfloat16" for less memory, and for
+                speed where the CPU multiplies bfloat16; pages keep their own.
             io_threads: reads in flight while pages are loaded.
             kv_reserve: part of the budget that is left to KV caches.
             real_time: tasks that are loaded now and never leave memory.
@@ -128,6 +131,7 @@ class Engine:
         config = EngineConfig(
             budget=None if budget is None else parse_size(budget),
             device=device,
+            dtype=dtype,
             io_threads=io_threads,
             kv_reserve=0 if kv_reserve == 0 else parse_size(kv_reserve),
             real_time=tuple(real_time),

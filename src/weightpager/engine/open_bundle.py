@@ -61,9 +61,10 @@ class OpenBundle:
         """
         self.bundle = bundle
         self._lock = threading.Lock()  # modules and tasks
+        self._dtype = config.dtype
         self.memory = MemoryController(
             config.budget,
-            needs_of(bundle),
+            needs_of(bundle, config.dtype),
             page_bytes=bundle.page_bytes,
             kv_reserve=config.kv_reserve,
             capacity=_page_numbers(bundle),
@@ -74,7 +75,7 @@ class OpenBundle:
         self.watch.check(self.memory.on_host)  # nothing of it is in memory yet
         # All that a module is built from is read now: the bundle may be replaced while the engine runs.
         self._config = architecture.read_config(bundle)
-        self._resident = read_parameters(bundle, RESIDENT, arena.pages.device)
+        self._resident = read_parameters(bundle, RESIDENT, arena.pages.device, config.dtype)
         store = LocalStore(bundle) if store is None else store
         self.direct = bool(getattr(store, "direct", False))
         self._numbers = PageNumbers(bundle, store, _page_numbers(bundle))
@@ -82,7 +83,8 @@ class OpenBundle:
         self._checked = VerifyingStore(self.reads, self._numbers.index)
         numbers = np.arange(len(bundle.pages))
         self.tasks = {
-            name: OpenTask.read(bundle, name, number, numbers, arena) for number, name in enumerate(bundle.tasks)
+            name: OpenTask.read(bundle, name, number, numbers, arena, config.dtype)
+            for number, name in enumerate(bundle.tasks)
         }
         self.residency = Residency(
             self._numbers.index,
@@ -131,7 +133,7 @@ class OpenBundle:
         change = BundleChange.between(self.bundle, bundle)
         before = self.memory.needs
         try:
-            self.resize(self.memory.refit(needs_of(bundle)))
+            self.resize(self.memory.refit(needs_of(bundle, self._dtype)))
             self._take_over(bundle, change)
         except BaseException:
             self.residency.resize(self.memory.refit(before))
@@ -142,7 +144,7 @@ class OpenBundle:
         """All that can fail comes first."""
         numbers = self._numbers.of(bundle)
         come = {
-            name: OpenTask.read(bundle, name, -1, numbers, self.memory.arena)
+            name: OpenTask.read(bundle, name, -1, numbers, self.memory.arena, self._dtype)
             for name in (*change.added, *change.changed)
         }
         gone = {name: self.tasks[name].number for name in (*change.removed, *change.changed)}
@@ -165,10 +167,10 @@ def _page_numbers(bundle: Bundle) -> int:
     return 2 * len(bundle.pages) + _SPARE_PAGES
 
 
-def needs_of(bundle: Bundle) -> Needs:
-    """What a bundle asks of a budget."""
+def needs_of(bundle: Bundle, dtype: str = "auto") -> Needs:
+    """What a bundle asks of a budget, for tasks that compute in a dtype of `EngineConfig`."""
     return Needs(
         pages=len(bundle.pages),
         least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),
-        fixed=footprint(bundle),
+        fixed=footprint(bundle, dtype),
     )

@@ -44,9 +44,11 @@ class OpenTask:
     loading: Loading | None = None
 
     @classmethod
-    def read(cls, bundle: Bundle, name: str, number: int, numbers: npt.NDArray[np.int64], arena: PageArena) -> OpenTask:
+    def read(
+        cls, bundle: Bundle, name: str, number: int, numbers: npt.NDArray[np.int64], arena: PageArena, dtype: str
+    ) -> OpenTask:
         """Read all that its module is built from, for a page table with these numbers of the bundle's pages."""
-        private = read_parameters(bundle, private_file(name), arena.pages.device)
+        private = read_parameters(bundle, private_file(name), arena.pages.device, dtype)
         gate = TaskGate(name, arena.note_read)
         return cls(number, tables_of(bundle, name, numbers), private, read_adapter(bundle, name), gate)
 

@@ -15,8 +15,14 @@ from weightpager.errors import BundleFormatError
 _HOST = torch.device("cpu")
 
 
-def read_parameters(bundle: Bundle, file: str, device: torch.device = _HOST) -> dict[str, Tensor]:
+def read_parameters(bundle: Bundle, file: str, device: torch.device = _HOST, dtype: str = "auto") -> dict[str, Tensor]:
     """All tensors of a parameter file, by canonical name, in memory of their own on a device.
+
+    Args:
+        bundle: whose file it is.
+        file: its name.
+        device: where they go.
+        dtype: of an `EngineConfig`.
 
     Raises:
         BundleFormatError: the file isn't what its manifest entry says.
@@ -25,9 +31,14 @@ def read_parameters(bundle: Bundle, file: str, device: torch.device = _HOST) -> 
     try:
         with safe_open(path, framework="pt") as tensors:
             # A copy: safe_open maps the file, and a mapping would come and go with the page cache
-            return {name: tensors.get_tensor(name).to(device, copy=True) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+            return {name: _placed(tensors.get_tensor(name), device, dtype) for name in tensors.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, TypeError, ValueError, RuntimeError) as error:  # torch's, of a shape or dtype it hasn't
         raise BundleFormatError(file, "content", "a safetensors file", error) from error
+
+
+def _placed(value: Tensor, device: torch.device, dtype: str) -> Tensor:
+    narrow = dtype == "bfloat16" and value.dtype == torch.float32
+    return value.to(device, torch.bfloat16 if narrow else value.dtype, copy=True)
 
 
 def activation_dtype(values: Iterable[Tensor]) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -62,7 +62,10 @@ def build(
     fuse_gated_mlps(module)
     _flatten_head(module)
     assign(module, state, task)
-    keep_tables_narrow(module, activation_dtype(state.values()))
+    dtype = activation_dtype(state.values())
+    keep_tables_narrow(module, dtype)
+    if bundle.task(task).takes_images:
+        module.register_forward_pre_hook(_pixels_in(dtype), with_kwargs=True)
     return module.to(arena.device)  # what its constructor computed was on the host
 
 
@@ -104,6 +107,16 @@ def _replace_linear(module: nn.Module, name: str, paged: PagedLinear) -> None:
     if paged.bias is not None and paged.bias.dtype not in _DTYPES:
         raise BundleFormatError("parameters", f"{name}.bias", _FLOATS, paged.bias.dtype)
     module.set_submodule(name, paged)
+
+
+def _pixels_in(dtype: torch.dtype) -> Callable[..., Any]:
+    """A hook that gives a module the pixels in its dtype: readers make float32, and not every architecture rounds."""
+
+    def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        pixels = named.get("pixel_values")
+        return arguments, named if pixels is None else named | {"pixel_values": pixels.to(dtype)}
+
+    return hook
 
 
 def _flatten_head(module: nn.Module) -> None:

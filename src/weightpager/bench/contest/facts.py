@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from weightpager.bench.contest.result import Facts
+from weightpager.bench.contest.rival import DTYPE
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.fill import page_fill
@@ -17,7 +18,7 @@ from weightpager.store import StorageModel, all_switches
 
 def facts(bundle: Bundle, *, random_weights: bool) -> Facts:
     """The facts of a bundle."""
-    manifest, always = bundle.manifest, footprint(bundle)
+    manifest, always = bundle.manifest, footprint(bundle, DTYPE)
     shared = overlap(bundle)
     kept = {task: len(bundle.kept_locations(task)) * bundle.block_bytes for task in bundle.tasks}
     blocks = bundle.dense_bytes // bundle.block_bytes
@@ -53,4 +54,4 @@ def largest_task(bundle: Bundle) -> int:
 
 def budget_for(bundle: Bundle, room: float) -> int:
     """Bytes for weights that have room for so many of the largest task."""
-    return footprint(bundle).total + math.ceil(room * largest_task(bundle)) * bundle.page_bytes
+    return footprint(bundle, DTYPE).total + math.ceil(room * largest_task(bundle)) * bundle.page_bytes

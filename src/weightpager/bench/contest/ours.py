@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from weightpager.bench.contest.pace import PacedStore
-from weightpager.bench.contest.rival import Setting
+from weightpager.bench.contest.rival import DTYPE, Setting
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.store import LocalStore
@@ -24,7 +24,7 @@ class Ours:
     def __init__(self, setting: Setting, *, wait: bool = True) -> None:
         bundle = setting.bundle
         store = None if setting.pace is None else PacedStore(LocalStore(bundle), setting.pace)
-        self._engine = Engine(bundle, EngineConfig(setting.budget, io_threads=setting.threads), store)
+        self._engine = Engine(bundle, EngineConfig(setting.budget, dtype=DTYPE, io_threads=setting.threads), store)
         self._wait = wait
         self._files = [bundle.path / name for name in bundle.manifest.page_file_names()]
 

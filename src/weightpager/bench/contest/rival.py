@@ -11,6 +11,9 @@ from torch import nn
 from weightpager.bench.contest.pace import Pace
 from weightpager.bundle import Bundle
 
+DTYPE = "bfloat16"
+"""What all methods compute in, since checkpoints are shipped in it."""
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -23,7 +23,7 @@ from weightpager.errors import ConfigError
 
 Progress = Callable[[str, int, int], None]
 
-_MOST_ON_DISK = 12 << 30
+_MOST_ON_DISK = 16 << 30
 """Bytes of checkpoints beside a bundle; more tasks than fit are compared without the dense ones."""
 
 

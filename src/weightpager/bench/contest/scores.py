@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from weightpager.bench.contest.rival import DTYPE
 from weightpager.bundle import Bundle
 from weightpager.bundle.report import CompileReport, TaskScore
 from weightpager.compiler.measure import measure
@@ -26,6 +27,6 @@ def scores(
     """
     stated = [entry.eval for entry in bundle.tasks.values()]
     if again and all(data is not None and Path(data.file).is_file() for data in stated):
-        with Engine.from_pretrained(bundle.path) as engine:
+        with Engine.from_pretrained(bundle.path, dtype=DTYPE) as engine:
             return measure(engine, bundle.tasks, progress), "this run"
     return (report.tasks, "the compile") if report is not None else ([], "")

@@ -15,7 +15,7 @@ from weightpager.bench.contest.checkpoint_file import open_checkpoint
 from weightpager.bench.contest.direct_file import DirectReader, new_buffer
 from weightpager.bench.contest.int8_linear import Int8Linear
 from weightpager.bench.contest.modules import assign_values
-from weightpager.bench.contest.rival import Setting
+from weightpager.bench.contest.rival import DTYPE, Setting
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.reader import private_file
@@ -48,7 +48,7 @@ class SharedBackbone:
             setattr(module, str(module.base_model_prefix), base)
         self._adapters = {task: f"task{number}" for number, task in enumerate(tasks)}
         self._peft = _with_adapters(base, bundle, list(self._adapters.values()))
-        self._bytes = file.bytes + footprint(bundle).private + self._adapter_bytes()
+        self._bytes = file.bytes + footprint(bundle, DTYPE).private + self._adapter_bytes()
         self._paged = bundle.dense_bytes // 2 if int8 else bundle.dense_bytes
 
     def switch(self, task: str) -> nn.Module:

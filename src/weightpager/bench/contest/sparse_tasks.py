@@ -12,7 +12,7 @@ from weightpager.bench.contest.assets import BLOCKS, read_tables, shipped, spars
 from weightpager.bench.contest.checkpoint_file import CheckpointFile, open_checkpoint
 from weightpager.bench.contest.direct_file import DirectReader, new_buffer
 from weightpager.bench.contest.modules import sparse_module
-from weightpager.bench.contest.rival import Setting
+from weightpager.bench.contest.rival import DTYPE, Setting
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.reader import RESIDENT, private_file
@@ -30,7 +30,7 @@ class SparseTasks:
 
     def __init__(self, setting: Setting, *, places: int | None = None) -> None:
         bundle = setting.bundle
-        self._fixed = footprint(bundle).total
+        self._fixed = footprint(bundle, DTYPE).total
         self._files = {task: open_checkpoint(sparse_path(setting.folder, task)) for task in setting.tasks}
         self._page_bytes = bundle.page_bytes
         self._most = max(_pages(file) for file in self._files.values())
@@ -100,7 +100,7 @@ class SharedMask:
         arena = torch.frombuffer(memory, dtype=torch.uint8)[: self._paged].view(-1, bundle.page_bytes)
         tables = dict.fromkeys(setting.tasks, torch.arange(len(arena), dtype=torch.int32))
         self._modules = modules_over(bundle, dict.fromkeys(setting.tasks, first), files, arena, tables)
-        fixed = footprint(bundle)
+        fixed = footprint(bundle, DTYPE)
         own = sum(table.nbytes for table in bundle.tables(first).values())
         self._fixed = fixed.resident + fixed.private + own
 
