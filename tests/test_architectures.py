@@ -33,6 +33,16 @@ _DEBERTA = {"relative_attention": True, "position_buckets": 8, "pos_att_type": [
 _MODERN = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 _OPT = {**_SIZES, "vocab_size": 16, "ffn_dim": 64, "max_position_embeddings": 64, "word_embed_proj_dim": 32}
 _SWIN = {"image_size": 16, "patch_size": 2, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+_SEGFORMER = {
+    "num_encoder_blocks": 2,
+    "depths": [1, 1],
+    "hidden_sizes": [16, 32],
+    "num_attention_heads": [1, 2],
+    "sr_ratios": [2, 1],
+    "patch_sizes": [3, 3],
+    "strides": [2, 2],
+    "mlp_ratios": [2, 2],
+}
 
 ENCODERS = {
     "DistilBert": _DISTIL,
@@ -49,7 +59,7 @@ DECODERS = {
     "OPT": _OPT,
     "Olmo2": _DECODER,
 }
-IMAGES = {"DeiT": _IMAGES, "Beit": _IMAGES, "Swin": _SWIN}
+IMAGES = {"DeiT": _IMAGES, "Beit": _IMAGES, "Dinov2": _IMAGES, "Swin": _SWIN, "Segformer": _SEGFORMER}
 
 
 def built(family: str, config: Mapping[str, Any], suffix: str, folder: Path) -> PretrainedConfig:

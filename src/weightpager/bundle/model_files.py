@@ -19,6 +19,8 @@ _MOST = {
 }
 """Beyond these a configuration asks transformers for memory or time that no honest model needs."""
 
+_MOST_STAGES = 64
+
 _ATTENTION = (None, "eager", "sdpa")
 """Other implementations are packages, or code from a hub."""
 
@@ -69,7 +71,8 @@ def _check_json(name: str, content: bytes) -> None:
             raise BundleFormatError(name, key, expected, repr(values[key])[:80])
     for key, most in _MOST.items():
         size = values.get(key, 1)
-        if not isinstance(size, int) or not 0 < size <= most:
+        sizes = size if isinstance(size, list) else [size]  # models in stages have one for each
+        if len(sizes) > _MOST_STAGES or not all(isinstance(one, int) and 0 < one <= most for one in sizes):
             raise BundleFormatError(name, key, f"1 to {most}", repr(size)[:80])
 
 
