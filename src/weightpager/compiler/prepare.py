@@ -151,7 +151,7 @@ def _load_data(source: Source) -> dict[str, TaskData]:
 def _check_words(source: Source, name: str, data: TaskData) -> None:
     """A tokenizer may have been given words that the model wasn't."""
     examples = (*data.train, *data.eval, *(data.validation or ()))
-    largest = max(max(example.tokens) for example in examples if isinstance(example, Example) and example.tokens)
+    largest = max((max(x.tokens) for x in examples if isinstance(x, Example) and x.tokens), default=0)
     words = source.models[name].get_input_embeddings().weight.shape[0]
     if largest >= words:
         token = source.tokenizer.convert_ids_to_tokens(largest)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -65,7 +66,7 @@ def build(
     dtype = activation_dtype(state.values())
     keep_tables_narrow(module, dtype)
     if bundle.task(task).takes_images:
-        module.register_forward_pre_hook(_pixels_in(dtype), with_kwargs=True)
+        module.register_forward_pre_hook(partial(_round_pixels, dtype), with_kwargs=True)
     return module.to(arena.device)  # what its constructor computed was on the host
 
 
@@ -109,14 +110,15 @@ def _replace_linear(module: nn.Module, name: str, paged: PagedLinear) -> None:
     module.set_submodule(name, paged)
 
 
-def _pixels_in(dtype: torch.dtype) -> Callable[..., Any]:
-    """A hook that gives a module the pixels in its dtype: readers make float32, and not every architecture rounds."""
+def _round_pixels(
+    dtype: torch.dtype, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A hook before a module of images: readers give float32, and not every architecture rounds it."""
 
-    def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        pixels = named.get("pixel_values")
-        return arguments, named if pixels is None else named | {"pixel_values": pixels.to(dtype)}
+    def rounded(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    return hook
+    return tuple(map(rounded, arguments)), {name: rounded(value) for name, value in named.items()}
 
 
 def _flatten_head(module: nn.Module) -> None:
