@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from weightpager.errors import (
     BudgetError,
     ConfigError,
     EngineClosedError,
+    InferenceOnlyError,
     PageCorruptError,
     StoreError,
     SwitchFailedError,
@@ -329,3 +334,48 @@ def test_threads_share_an_engine(assistant_bundle: Path) -> None:
         engine.blocks.check_integrity()
         assert engine.verify() == []
     assert wrong == []
+
+
+def test_a_module_is_neither_copied_nor_saved_nor_given_values(assistant_bundle: Path, tmp_path: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        module = engine.activate("animal")
+        before = logits(module)
+        for refused in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="'weightpager export' writes an ordinary one"):
+                refused(module)
+        with pytest.raises(InferenceOnlyError, match="'weightpager export' writes all of them"):
+            module.save_pretrained(tmp_path / "saved")  # type: ignore[operator]
+        with pytest.raises(InferenceOnlyError, match="takes no other values"):
+            module.load_state_dict({name: value * 0 for name, value in module.state_dict().items()})
+        assert not (tmp_path / "saved").exists()
+        assert torch.equal(logits(module), before)
+
+
+def test_real_time_tasks_are_a_list(assistant_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match=r"such as \['animal'\]"):
+        wp.Engine.from_pretrained(assistant_bundle, real_time="animal")
+
+
+def test_a_forked_child_leaves_the_engine_alone(assistant_bundle: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, sys, weightpager as wp
+from weightpager.errors import EngineClosedError
+with wp.Engine.from_pretrained({str(assistant_bundle)!r}, history={str(tmp_path / "history")!r}) as engine:
+    engine.activate("animal"); engine.activate("weather")
+    child = os.fork()
+    if child == 0:
+        for method in (engine.report, engine.verify, engine.evict, engine.deactivate, engine.resident_tasks):
+            try:
+                method()
+            except EngineClosedError:
+                continue
+            os._exit(1)
+        sys.exit(0)  # leaves the block, and runs what runs at the end of a process
+    assert os.waitpid(child, 0)[1] == 0
+    print(len(engine.resident_tasks()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) >= 2
+    with wp.Engine.from_pretrained(assistant_bundle, history=tmp_path / "history") as engine:
+        assert [visit.task for visit in engine.monitor.visits()] == ["animal", "weather"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -219,3 +220,24 @@ def test_a_task_that_leaves_between_asking_and_entering_is_refused(path: Path, m
         with pytest.raises(UnknownTaskError), engine.task("weather"):
             pass
         check(engine, {"animal": expected["animal"]})
+
+
+def test_reloading_for_nothing_keeps_no_file_open(path: Path) -> None:
+    with wp.Engine.from_pretrained(path) as engine:
+        engine.reload()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            engine.reload()
+        assert len(os.listdir("/proc/self/fd")) == before
+        check(engine, fresh(path))
+
+
+def test_a_task_in_use_is_to_blame_not_the_budget(path: Path) -> None:
+    with wp.Engine.from_pretrained(path) as engine:
+        grow(path)
+        engine.reload()
+        for task in ("animal", "weather", "number"):
+            engine.pin(task)
+        collect(path, ["number", "colour"])
+        with pytest.raises(BusyError, match="found in use: number"):
+            engine.reload()

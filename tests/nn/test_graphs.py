@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,3 +99,23 @@ def test_gradients_are_refused(assistant_bundle: Path) -> None:
             layer(x)
         with torch.no_grad():
             assert not layer(x).requires_grad
+
+
+def test_a_saved_graph_finds_no_layer_in_another_process(assistant_bundle: Path, tmp_path: Path) -> None:
+    text = {"input_ids": torch.tensor([[2, 4, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
+    with wp.Engine.from_pretrained(assistant_bundle) as engine, engine.task("animal") as module, torch.no_grad():
+        torch.export.save(torch.export.export(module, (), text, strict=False), tmp_path / "animal.pt2")
+    torch.save(text, tmp_path / "text.pt")
+    code = f"""
+import torch, weightpager as wp
+from weightpager.errors import EngineClosedError
+engine = wp.Engine.from_pretrained({str(assistant_bundle)!r})
+engine.activate("weather")
+program = torch.export.load({str(tmp_path / "animal.pt2")!r})
+try:
+    program.module()(**torch.load({str(tmp_path / "text.pt")!r}))
+except EngineClosedError:
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "refused", done.stderr[-2000:]

@@ -144,6 +144,9 @@ def test_an_unknown_task_is_a_model_that_is_not_found(assistant: Running) -> Non
         ({"model": "numbers", "prompt": []}, "prompt"),
         ({"model": "numbers", "prompt": ""}, "at least one token"),
         ({"model": "numbers", "max_tokens": 4000}, "at most 128 tokens"),
+        ({"model": "numbers", "prompt": [True]}, "prompt"),
+        ({"model": "numbers", "logit_bias": {"7": -100}}, "logit_bias"),
+        ({"model": "numbers", "extra_body": {"response_format": {"type": "json_object"}}}, "response_format"),
     ],
 )
 def test_what_cannot_be_served_is_refused(writer: Running, fields: dict[str, object], words: str) -> None:
@@ -154,3 +157,39 @@ def test_what_cannot_be_served_is_refused(writer: Running, fields: dict[str, obj
 def test_text_is_generated_by_tasks_that_do(assistant: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="'weather' is a text-classification task"):
         assistant.openai.chat.completions.create(model="weather", messages=MESSAGES)
+
+
+def test_null_is_as_good_as_nothing(writer: Running) -> None:
+    asked = {"model": "numbers", "prompt": "one two", "max_tokens": 4, "seed": 3}
+    plain = writer.openai.completions.create(**asked)  # type: ignore[call-overload]
+    nulls = {"temperature": None, "top_p": None, "stream": None, "logit_bias": {}, "response_format": None}
+    found = writer.openai.completions.create(**asked, extra_body=nulls)  # type: ignore[call-overload]
+    assert found.choices == plain.choices
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "param"),
+    [
+        ({"input": []}, "input: expected at least one text or token, found none", "input"),
+        ({"input": ["a"] * 129}, "input: expected at most 128 texts, found 129", "input"),
+        ({"input": 3}, "input: expected a text, texts, token ids, or lists of them, found int", "input"),
+        ({"input": ["a", [1]]}, None, "input.1"),
+        ({"input": [-1]}, None, "input.0"),
+    ],
+)
+def test_a_refusal_names_the_field_in_plain_words(
+    assistant: Running, fields: dict[str, object], message: str | None, param: str
+) -> None:
+    with assistant.http() as client:
+        error = client.post("/v1/embeddings", json={"model": "weather", **fields}).json()["error"]
+    assert error["param"] == param
+    assert message in (None, error["message"])
+    assert not any(sign in error["message"] for sign in "[<(")
+
+
+def test_what_is_no_json_is_said(assistant: Running) -> None:
+    with assistant.http() as client:
+        headers = {"Content-Type": "application/json"}
+        error = client.post("/v1/embeddings", content=b'{"model": ,', headers=headers).json()["error"]
+    assert error["message"].startswith("body: expected JSON")
+    assert error["param"] is None

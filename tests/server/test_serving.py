@@ -112,6 +112,15 @@ def test_keys_and_values_are_kept_within_their_reserve(writer_bundle: Path) -> N
             client.completions.create(model="numbers", prompt="one two", max_tokens=19)
 
 
+def test_keys_and_values_are_counted_in_what_is_computed(writer_bundle: Path) -> None:
+    token = 2 * 2 * 2 * 16 * 2  # in bfloat16
+    with (
+        serving(writer_bundle, kv_reserve=20 * token, dtype="bfloat16") as running,
+        pytest.raises(openai.BadRequestError, match="at most 20 tokens, as the server's --kv-reserve holds"),
+    ):
+        running.openai.completions.create(model="numbers", prompt="one two", max_tokens=19)
+
+
 class Slow:
     """Holds the worker up between two batches until told to go on."""
 
@@ -182,6 +191,21 @@ def test_a_client_that_goes_away_ends_what_is_generated_for_it(writer: Running) 
         next(answer.iter_lines())
     writer.until_idle()
     assert tokens() - before < asked
+
+
+def test_a_client_that_leaves_an_unread_answer_is_no_error(writer: Running, caplog: pytest.LogCaptureFixture) -> None:
+    def left() -> float:
+        labels = {"route": "/v1/completions", "task": "animals", "status": "499"}
+        return writer.service.metrics.registry.get_sample_value("weightpager_requests_total", labels) or 0.0
+
+    before = left()
+    body = {"model": "animals", "prompt": ["cat dog"] * 20, "max_tokens": 100, "temperature": 2}
+    with writer.post("/v1/completions", body):
+        while not writer.service.worker.running:
+            time.sleep(0.005)
+    while left() == before:
+        time.sleep(0.005)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_slow_reader_holds_nobody_up(writer: Running) -> None:

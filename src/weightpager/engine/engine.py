@@ -6,13 +6,14 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 
 from weightpager import kernels
@@ -27,7 +28,7 @@ from weightpager.engine.open_task import OpenTask
 from weightpager.engine.report import EngineReport, PrefetchReport
 from weightpager.engine.residency_map import ResidencyMap
 from weightpager.engine.switch_log import SwitchLog
-from weightpager.errors import EngineClosedError, TaskNotActiveError
+from weightpager.errors import ConfigError, EngineClosedError, TaskNotActiveError
 from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.callable_predictor import Planner
 from weightpager.runtime.pager import Priority
@@ -69,10 +70,10 @@ class Engine:
             bundle.task(name)
         self._open = OpenBundle(bundle, config, store, staging)
         self._residency, self._memory = self._open.residency, self._open.memory
-        weakref.finalize(self, self._residency.close)
-        self.monitor = TaskMonitor(log=None if config.history is None else VisitLog(config.history))
-        weakref.finalize(self, self.monitor.close)
         self._process = os.getpid()
+        weakref.finalize(self, _in_process, self._process, self._residency.close)
+        self.monitor = TaskMonitor(log=None if config.history is None else VisitLog(config.history))
+        weakref.finalize(self, _in_process, self._process, self.monitor.close)
         self._activating = threading.RLock()  # `activate` and `deactivate`, one after the other
         self._changing = threading.Lock()  # budget or bundle
         self._lock = threading.RLock()  # pins; never kept while storage works
@@ -86,7 +87,7 @@ class Engine:
         self._enter_real_time()
         if config.prefetch:
             self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._foresight())
-            weakref.finalize(self, self._prefetcher.close)
+            weakref.finalize(self, _in_process, self._process, self._prefetcher.close)
 
     @classmethod
     def from_pretrained(
@@ -128,6 +129,8 @@ class Engine:
             BudgetError: not even the smallest task fits, or not all real-time tasks; names the smallest budget that
                 would do.
         """
+        if isinstance(real_time, str):
+            raise ConfigError(f"real_time: expected names of tasks, such as [{real_time!r}], got a text")
         config = EngineConfig(
             budget=None if budget is None else parse_size(budget),
             device=device,
@@ -207,8 +210,17 @@ class Engine:
         self._check_open()
         return self._open.entrance(name)[1]
 
+    def dtype(self, name: str) -> torch.dtype:
+        """What a task computes in.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+        """
+        return self._open.dtype(name)
+
     def deactivate(self) -> None:
         """Leave the current task, if any; its pages stay until their slots are wanted."""
+        self._check_process()
         with self._activating:
             self._leave_current()
 
@@ -225,6 +237,7 @@ class Engine:
             UnknownTaskError: the bundle has no such task.
             TaskNotActiveError: the task isn't pinned.
         """
+        self._check_process()
         self.bundle.task(name)
         with self._lock:
             if not self._tasks[name].pins:
@@ -253,6 +266,7 @@ class Engine:
 
     def evict(self) -> int:
         """Drop all pages that no task in use needs; how many went."""
+        self._check_process()
         return self._residency.evict_unlocked()
 
     def set_budget(self, budget: str | int) -> None:
@@ -274,6 +288,7 @@ class Engine:
 
     def verify(self) -> list[int]:
         """Indices of resident pages whose bytes no longer match their BLAKE3; empty if all is well."""
+        self._check_process()
         return self._residency.damaged()
 
     def repair(self) -> list[int]:
@@ -328,6 +343,7 @@ class Engine:
 
     def report(self) -> EngineReport:
         """The engine's state."""
+        self._check_process()
         blocks, available = self._residency.blocks, self._open.watch.available()
         with self._lock:
             return EngineReport(
@@ -349,6 +365,7 @@ class Engine:
 
     def residency(self) -> ResidencyMap:
         """Which pages are in the arena now, by layer and task; loads nothing."""
+        self._check_process()
         blocks = self.blocks
         needs = {name: blocks.needs(task.number) for name, task in self._tasks.items()}
         return ResidencyMap.of(self._residency.index.layers, blocks.page_table, needs)
@@ -362,13 +379,17 @@ class Engine:
 
     def resident_tasks(self) -> frozenset[str]:
         """Tasks that could be entered now without loading anything."""
+        self._check_process()
         return frozenset(name for name, task in self._tasks.items() if self.blocks.is_resident(task.number))
 
     def close(self) -> None:
         """Drop queued loads, finish those in flight and close the bundle's files; modules must not be called any more.
 
-        Whoever waits for a load gets an `EngineClosedError`.
+        Whoever waits for a load gets an `EngineClosedError`. In a process that was forked nothing happens: threads and
+        files are its parent's.
         """
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if self._closed:
                 return
@@ -401,9 +422,12 @@ class Engine:
     def _tasks(self) -> dict[str, OpenTask]:
         return self._open.tasks
 
-    def _check_open(self) -> None:
+    def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise EngineClosedError("the engine belongs to the process that this one was forked from; open the bundle")
+
+    def _check_open(self) -> None:
+        self._check_process()
         if self._closed:
             raise EngineClosedError("the engine is closed; open the bundle again")
 
@@ -464,3 +488,9 @@ class Engine:
             return None
         score = self._prefetcher.score
         return PrefetchReport(self._prefetcher.pays, self._residency.prefetched, score.hit_rate, score.log_loss)
+
+
+def _in_process(process: int, close: Callable[[], None]) -> None:
+    """Not in a process that was forked, whose parent goes on with threads and files."""
+    if os.getpid() == process:
+        close()

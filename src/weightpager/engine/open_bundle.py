@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import torch
 from torch import nn
 
 from weightpager.bundle import Bundle
@@ -15,7 +16,7 @@ from weightpager.engine import architecture, task_module
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.open_task import OpenTask
 from weightpager.engine.page_numbers import PageNumbers, pages_of
-from weightpager.engine.parameters import read_parameters
+from weightpager.engine.parameters import activation_dtype, read_parameters
 from weightpager.runtime import device
 from weightpager.runtime.memory_controller import MemoryController, Needs
 from weightpager.runtime.memory_watch import MemoryWatch
@@ -116,6 +117,15 @@ class OpenBundle:
                 )
             return task, task.module
 
+    def dtype(self, name: str) -> torch.dtype:
+        """What a task computes in.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+        """
+        self.bundle.task(name)
+        return activation_dtype((self._resident | self.tasks[name].private).values())
+
     def resize(self, budget: int) -> None:
         """Use another budget. Errors are those of `Residency.resize`."""
         self.residency.resize(budget)
@@ -131,6 +141,7 @@ class OpenBundle:
         """
         bundle = Bundle.open(self.bundle.path)
         change = BundleChange.between(self.bundle, bundle)
+        self.residency.check_unused(self._leaving(change))  # before the budget could be blamed
         before = self.memory.needs
         try:
             self.resize(self.memory.refit(needs_of(bundle, self._dtype)))
@@ -140,6 +151,10 @@ class OpenBundle:
             raise
         return change
 
+    def _leaving(self, change: BundleChange) -> dict[str, int]:
+        """The numbers of the tasks that a change takes away, by name."""
+        return {name: self.tasks[name].number for name in (*change.removed, *change.changed)}
+
     def _take_over(self, bundle: Bundle, change: BundleChange) -> None:
         """All that can fail comes first."""
         numbers = self._numbers.of(bundle)
@@ -147,7 +162,7 @@ class OpenBundle:
             name: OpenTask.read(bundle, name, -1, numbers, self.memory.arena, self._dtype)
             for name in (*change.added, *change.changed)
         }
-        gone = {name: self.tasks[name].number for name in (*change.removed, *change.changed)}
+        gone = self._leaving(change)
         store = LocalStore(bundle)
         try:
             added = self.residency.replace_tasks(gone, [pages_of(bundle, name, numbers) for name in come])

@@ -48,8 +48,11 @@ class PageNumbers:
         return numbers
 
     def adopt(self, bundle: Bundle, store: PageStore) -> None:
-        """Pages that are new are read from this store from now on; it is closed with the other ones."""
+        """Pages that are new are read from this store from now on; it is closed with the other ones, or if none is."""
         new = np.flatnonzero(self.of(bundle) >= len(self.index))
+        if not len(new):
+            store.close()
+            return
         old, added = self.index, bundle.pages
         self.store.add(store, new)
         self.index = PageIndex(

@@ -14,7 +14,7 @@ from weightpager.bundle import TaskEntry
 from weightpager.bundle.reader import MODEL
 from weightpager.engine.image_reader import ImageReader
 from weightpager.engine.word_pieces import word_starts
-from weightpager.errors import BundleFormatError, ImageError
+from weightpager.errors import BundleFormatError, ConfigError, ImageError
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def predict(
         max_new_tokens: of a continuation.
 
     Raises:
+        ConfigError: a text has no tokens, or with its continuation more than the model can read.
         BundleFormatError: the tokenizer knows words that the model doesn't.
         ImageError: a path leads to no image that can be used; it is named.
     """
@@ -63,7 +64,9 @@ def predict(
 def _encode(module: nn.Module, tokenizer: Any, text: str, **options: Any) -> Any:
     encoded = tokenizer(text, return_tensors="pt", **options)
     words = module.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    if encoded["input_ids"].numel() and int(encoded["input_ids"].amax()) >= words:
+    if not encoded["input_ids"].numel():
+        raise ConfigError(f"expected a text with at least one token, found {text!r}")
+    if int(encoded["input_ids"].amax()) >= words:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {words}, as the model has", "larger ones")
     return encoded.to(module.device)
 
@@ -103,9 +106,16 @@ def _tag(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Predi
 def _continue(module: nn.Module, tokenizer: Any, _: TaskEntry, text: str, *, max_new_tokens: int) -> Prediction:
     # Not truncated: a continuation of anything but the prompt's end would be no continuation.
     encoded = _encode(module, tokenizer, text, add_special_tokens=False)
+    config: Any = module.config
+    room = getattr(config.get_text_config(), "max_position_embeddings", None)
+    found = encoded["input_ids"].shape[1]
+    if isinstance(room, int) and found + max_new_tokens > room:
+        raise ConfigError(
+            f"expected at most {room} tokens, as the model can read, found {found} and {max_new_tokens} to be generated"
+        )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generated = module.generate(  # type: ignore[operator]
         **encoded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad
     )
-    fresh = generated[0, encoded["input_ids"].shape[1] :]
+    fresh = generated[0, found:]
     return Prediction(text, tokenizer.decode(fresh, skip_special_tokens=True))

@@ -15,7 +15,7 @@ from weightpager.bundle import BlockTable, Bundle, WeightEntry
 from weightpager.bundle.adapter import LowRank
 from weightpager.engine.architecture import empty_module, full_name
 from weightpager.engine.parameters import activation_dtype
-from weightpager.errors import BundleFormatError
+from weightpager.errors import BundleFormatError, InferenceOnlyError
 from weightpager.kernels import PagedWeight
 from weightpager.nn import FlatLinear, PagedLinear, PageGate, fuse_gated_mlps, keep_tables_narrow, missing_values
 
@@ -65,6 +65,8 @@ def build(
     assign(module, state, task)
     dtype = activation_dtype(state.values())
     keep_tables_narrow(module, dtype)
+    module.register_load_state_dict_pre_hook(_refuse_values)  # type: ignore[no-untyped-call]
+    module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
     if bundle.task(task).takes_images:
         module.register_forward_pre_hook(partial(_round_pixels, dtype), with_kwargs=True)
     return module.to(arena.device)  # what its constructor computed was on the host
@@ -108,6 +110,20 @@ def _replace_linear(module: nn.Module, name: str, paged: PagedLinear) -> None:
     if paged.bias is not None and paged.bias.dtype not in _DTYPES:
         raise BundleFormatError("parameters", f"{name}.bias", _FLOATS, paged.bias.dtype)
     module.set_submodule(name, paged)
+
+
+def _refuse_values(*_: Any) -> None:
+    raise InferenceOnlyError(
+        "a task's module takes no other values: it shares parameters with all tasks of the bundle, and has its paged "
+        "weights from there; train the checkpoint and compile it again"
+    )
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> None:
+    raise InferenceOnlyError(
+        "a task's module has its paged weights in the engine's arena, and they would be missing from what is saved; "
+        "'weightpager export' writes all of them"
+    )
 
 
 def _round_pixels(

@@ -71,6 +71,17 @@ class PagedWeight:
         self._check_columns()
         self._check_locations()
 
+    def __reduce_ex__(self, _: Any) -> Any:
+        """Refuse copies and pickles.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "paged weights live in the arena of an engine: a task's module can be neither copied nor pickled; "
+            "'weightpager export' writes an ordinary one"
+        )
+
     @property
     def block_bytes(self) -> int:
         """Bytes in a block, without its scales."""

@@ -7,6 +7,7 @@ would either be wrong or be compiled again. An exported program therefore runs o
 from __future__ import annotations
 
 from itertools import count
+from secrets import randbits
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -24,7 +25,7 @@ class PagedLayer(Protocol):
 
 
 _layers: WeakValueDictionary[int, PagedLayer] = WeakValueDictionary()
-_numbers = count()
+_numbers = count(randbits(62))  # a graph that another process has saved must not meet a layer of this one
 
 
 def register(layer: PagedLayer) -> int:

@@ -60,7 +60,8 @@ def _service(request: Request, task: str) -> Service:
 
 def _work(service: Service, body: GenerationBody, ids: Ids, wanted: int | None, param: str) -> Generate:
     room = service.vocabulary.room(ids, wanted, service.settings.most_new_tokens, param)
-    sampling = Sampling() if body.temperature < _GREEDY else Sampling(body.temperature, body.top_p, body.seed)
+    temperature, top_p = (1.0 if value is None else value for value in (body.temperature, body.top_p))
+    sampling = Sampling() if temperature < _GREEDY else Sampling(temperature, top_p, body.seed)
     return Generate(ids, room, sampling, body.stops)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from weightpager.server.schema import Answer, Body, Name, Text, TextsOrIds, Usage
+from weightpager.server.schema import Answer, Body, Name, Text, TextsOrIds, Usage, encodable
 
-_Stop = Annotated[Text, Field(min_length=1, max_length=256)]
+_Stop = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(encodable)]
+_Nothing = Annotated[list[Any], Field(max_length=0)] | None
 
 
 class StreamOptions(Body):
@@ -17,19 +18,27 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+class PlainText(Body):
+    """The only form of an answer."""
+
+    type: Literal["text"]
+
+
 class GenerationBody(Body):
     """What both routes take. Fields that would change the answer, and that a bundle can't serve, are refused."""
 
     model: Name
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy.")] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, description="0 is greedy.")] | None = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
     n: Literal[1] | None = 1
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    response_format: PlainText | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -63,7 +72,9 @@ class ChatBody(GenerationBody):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: Literal[False] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    top_logprobs: Literal[0] | None = None
+    tools: _Nothing = None
+    functions: _Nothing = None
 
 
 class CompletionBody(GenerationBody):

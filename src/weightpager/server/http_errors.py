@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from weightpager.errors import (
@@ -25,6 +25,7 @@ from weightpager.errors import (
     UnknownTaskError,
     WeightpagerError,
 )
+from weightpager.server.exchange import ClientGoneError
 from weightpager.server.schema import ErrorAnswer, ErrorDetail
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ _KINDS: tuple[tuple[type[WeightpagerError], int, str, str | None], ...] = (
 )
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _RETRY = (429, 503)
+GONE = 499
+"""What nginx's log has where the client went away before the answer."""
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": words}
@@ -71,9 +74,8 @@ def register(app: FastAPI, retry_after: int) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][1:]) or None
-        message = f"{field or 'body'}: {first['msg']}"
+        field, problem = _first(error.errors())
+        message = f"{field or 'body'}: {problem}"
         if not field and "json" not in (kind := request.headers.get("content-type", "none")):
             message = f"body: expected one with 'Content-Type: application/json', found {kind}"
         return answer(400, ErrorDetail(message=message, type="invalid_request_error", param=field))
@@ -83,10 +85,25 @@ def register(app: FastAPI, retry_after: int) -> None:
         kind = _TYPES.get(error.status_code, "invalid_request_error")
         return answer(error.status_code, ErrorDetail(message=error.detail, type=kind), error.headers)
 
+    async def unheard(_: Request, __: Exception) -> Response:
+        return Response(status_code=GONE)
+
+    app.add_exception_handler(ClientGoneError, unheard)
     app.add_exception_handler(WeightpagerError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, ours)
+
+
+def _first(problems: Sequence[Any]) -> tuple[str | None, str]:
+    """The field that is to blame, and why. Of the forms that a field may have, the one that was followed furthest."""
+    field = problems[0]["loc"][:2]
+    found = max((problem for problem in problems if problem["loc"][:2] == field), key=lambda one: len(one["loc"]))
+    if found["type"] == "json_invalid":
+        return None, f"expected JSON, found none from character {found['loc'][-1]} on"
+    # What pydantic adds of its own, such as the name of a form, is no name of a field.
+    path = [str(part) for part in found["loc"][1:] if isinstance(part, int) or part.isidentifier()]
+    return ".".join(path) or None, str(found["msg"]).removeprefix("Value error, ")
 
 
 def describe(error: Exception) -> tuple[int, ErrorDetail]:

@@ -8,6 +8,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from weightpager.server.http_errors import GONE
 from weightpager.server.metrics import Metrics
 
 _log = logging.getLogger("weightpager.server.requests")
@@ -26,7 +27,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.monotonic(), 499  # nginx's number for a client that went away
+        start, status = time.monotonic(), GONE
         request = secrets.token_hex(8)
 
         async def noting(message: Message) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 MOST_TEXTS = 128
 """In one request."""
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
+    """The text.
+
+    Raises:
+        ValueError: it isn't Unicode.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -18,12 +23,25 @@ def _encodable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_encodable)]
+Text = Annotated[str, AfterValidator(encodable)]
 Name = Annotated[Text, Field(min_length=1, max_length=128, description="A task of the bundle.", examples=["spam"])]
-Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Ids = Annotated[list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]], Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
 ManyIds = Annotated[list[Ids], Field(min_length=1, max_length=MOST_TEXTS)]
-TextsOrIds = Text | Texts | Ids | ManyIds
+
+
+def _some(value: object) -> object:
+    """What pydantic would say of each of the four forms, in one sentence."""
+    if not isinstance(value, (str, list)):
+        raise ValueError(f"expected a text, texts, token ids, or lists of them, found {type(value).__name__}")
+    if not value and isinstance(value, list):
+        raise ValueError("expected at least one text or token, found none")
+    if isinstance(value, list) and len(value) > MOST_TEXTS and not isinstance(value[0], int):
+        raise ValueError(f"expected at most {MOST_TEXTS} texts, found {len(value)}")
+    return value
+
+
+TextsOrIds = Annotated[Text | Texts | Ids | ManyIds, BeforeValidator(_some)]
 
 
 class Body(BaseModel):

@@ -120,4 +120,5 @@ class Service:
 def _room(engine: Engine, config: Any) -> int | None:
     """Tokens that the budget's KV reserve holds; None without one, as caches then are no part of the budget."""
     reserve = engine.report().memory.kv_reserve
-    return reserve // bytes_per_token(config) if reserve else None
+    widest = max(engine.dtype(task).itemsize for task in engine.bundle.tasks)
+    return reserve // bytes_per_token(config, widest) if reserve else None
