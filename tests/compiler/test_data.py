@@ -391,3 +391,51 @@ def test_the_task_file_reaches_the_reader(tmp_path: Path) -> None:
     for name, task in parsed.tasks.items():
         known = data.classes(name, task) if task.labelled else ()
         assert len(data.load(name, task, PLAIN, known, parsed.max_length_of(name)).train) > 0
+
+
+@pytest.mark.parametrize("name", ["train[12].jsonl", "t*.jsonl", "a::b.jsonl", "data {x}.jsonl"])
+def test_a_file_is_the_one_of_that_name(tmp_path: Path, name: str) -> None:
+    for other in ("train1.jsonl", "t1.jsonl", "b.jsonl"):
+        tiny.jsonl(tmp_path / other, [{"text": "a", "label": "STALE"}, {"text": "a", "label": "OLD"}])
+    task = texts(tmp_path, []).model_copy(update={"train": tiny.jsonl(tmp_path / name, LABELLED)})
+    assert data.classes("spam", task) == tuple(sorted({row["label"] for row in LABELLED}))
+
+
+@pytest.mark.parametrize("labels", [["01", "02"], ["true", "false"], ["1.0", "2"], ["None", "NA"], ["00", "1e3"]])
+def test_columns_of_csv_are_text(tmp_path: Path, labels: list[str]) -> None:
+    task = texts(tmp_path, []).model_copy(update={"train": tmp_path / "train.csv"})
+    task.train.write_text("text,label\n" + "".join(f"{n},{labels[n % 2]}\n" for n in range(12)))
+    assert data.classes("spam", task) == tuple(sorted(labels))
+    tiny.jsonl(task.eval, [{"text": "a", "label": labels[0]}])
+    assert len(read(task).train) == 12
+
+
+def test_an_index_that_pandas_wrote_is_a_column_like_others(tmp_path: Path) -> None:
+    task = texts(tmp_path, []).model_copy(update={"train": tmp_path / "train.csv"})
+    task.train.write_text(",text,label\n0,good,x\n1,bad,y\n")
+    assert data.classes("spam", task) == ("x", "y")
+
+
+@pytest.mark.parametrize("row", ["a", "a,", 'a,""'])
+def test_refuses_a_row_of_csv_without_a_label(tmp_path: Path, row: str) -> None:
+    task = texts(tmp_path, []).model_copy(update={"train": tmp_path / "train.csv"})
+    task.train.write_text(f"text,label\ngood,x\nbad,y\n{row}\n")
+    with pytest.raises(CompileError, match="row 3: expected a value for 'label', found none"):
+        data.classes("spam", task)
+
+
+@pytest.mark.parametrize("ending", ["zip", "eval", "gz", "py"])
+def test_running_text_may_have_any_ending(tmp_path: Path, ending: str) -> None:
+    paths = tiny.prose(tmp_path / f"train.{ending}", 50), tiny.prose(tmp_path / f"eval.{ending}", 50)
+    plain = tiny.prose(tmp_path / "train.txt", 50), tiny.prose(tmp_path / "eval.txt", 50)
+    found, expected = (read(spec("language-modeling", *each), 8, tokenizer=PLAIN) for each in (paths, plain))
+    assert found.train == expected.train
+
+
+def test_refuses_words_that_tokenise_to_nothing(tmp_path: Path) -> None:
+    rows = [
+        {"tokens": ["the", "film", "ungood"], "tags": ["DET", "NOUN", "ADJ"]},
+        {"tokens": ["\u3000"], "tags": ["ADJ"]},
+    ]
+    with pytest.raises(CompileError, match="row 2: expected words, found nothing to tokenise in"):
+        read(words(tmp_path, rows))

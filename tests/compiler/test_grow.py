@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 from pathlib import Path
@@ -339,3 +340,17 @@ def test_links_are_never_written_through(private_bundle: Path, grown_bundle: Pat
     repack(path, path, force=True)
     assert {file: file.read_bytes() for file in grown_bundle.rglob("*") if file.is_file()} == before
     assert verify(private_bundle).problems == ()
+
+
+def test_a_trace_names_old_and_new_tasks(tmp_path: Path, assistant_bundle: Path) -> None:
+    tasks = new_tasks(tmp_path)
+    (new,) = tasks["tasks"]
+    visits = ["animal", new, "animal", new, "weather"]
+    rows = [{"task": task, "time": time} for time, task in enumerate(visits)]
+    (tmp_path / "day.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    grown = wp.compile(
+        tasks | {"transitions": str(tmp_path / "day.jsonl")}, out=tmp_path / "grown.bundle", base=assistant_bundle
+    )
+    names = list(grown.tasks)
+    matrix = grown.manifest.transitions
+    assert matrix[names.index("animal")][names.index(new)] == max(matrix[names.index("animal")])

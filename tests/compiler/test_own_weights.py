@@ -251,3 +251,21 @@ def test_another_checkpoint_is_another_compile(tmp_path: Path) -> None:
     before = file.identity()
     checkpoint(tmp_path / "animal", tmp_path / "bert", CLASSES["animal"], {MOVED: 0.1})
     assert file.identity() != before
+
+
+def test_settings_that_older_versions_wrote_are_no_difference(tmp_path: Path) -> None:
+    entries = content(tmp_path, animal={})
+    file = tmp_path / "animal" / "config.json"
+    older = {"position_embedding_type": "absolute", "pruned_heads": {}, "torchscript": False, "unsloth_version": "1"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | older))
+    load(entries)
+
+
+def test_refuses_a_checkpoint_whose_words_are_a_list(tmp_path: Path) -> None:
+    entries = content(tmp_path, animal={})
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *reversed(tiny.WORDS)]
+    for file in (tmp_path / "animal").glob("*token*"):
+        file.unlink()
+    (tmp_path / "animal" / "vocab.txt").write_text("\n".join(words) + "\n")
+    with pytest.raises(CompileError, match="expected the model's tokenizer, found one with another vocabulary"):
+        load(entries)

@@ -11,7 +11,15 @@ import tiny_models as tiny
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BertForSequenceClassification, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, T5Config
+from transformers import (
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+)
 from transformers.models.t5 import T5ForConditionalGeneration
 
 from weightpager.compiler import paged_weights, source, task_file
@@ -325,3 +333,44 @@ def test_a_subclass_of_linear_stays_resident(tmp_path: Path) -> None:
     model.bert.encoder.layer[0].output.dense = Odd(96, 64)
     reasons = paged_weights.why_resident(model, task_file.TaskFile.model_fields["block"].default)
     assert reasons["base_model.encoder.layer.0.output.dense.weight"] == "Odd, not a plain linear layer"
+
+
+@pytest.mark.parametrize("make", [tiny.bert, tiny.llama])
+def test_refuses_a_model_without_a_tokenizer(tmp_path: Path, make: Any) -> None:
+    for file in make(tmp_path / "model").glob("*token*"):
+        file.unlink()
+    with pytest.raises(CompileError, match=r"expected a tokenizer, found none of tokenizer\.json, .*save_pretrained"):
+        load(tmp_path, tiny.tasks(tmp_path, "text"))
+
+
+def test_refuses_padding_that_the_model_does_not_know(tmp_path: Path) -> None:
+    folder = tiny.llama(tmp_path / "model")
+    words = tiny.tokenizer(special=False)
+    words.add_special_tokens({"pad_token": "<pad>"})
+    words.save_pretrained(folder)
+    with pytest.raises(CompileError, match=r"with ids below 14, found '<pad>', 14; give the model as many"):
+        load(tmp_path, tiny.tasks(tmp_path, "text"))
+
+
+def test_settings_of_outputs_are_set_back(tmp_path: Path) -> None:
+    folder = tiny.bert(tmp_path / "model")
+    edit_json(folder / "config.json", chunk_size_feed_forward=4, output_attentions=True, return_dict=False)
+    found = load(tmp_path, tiny.tasks(tmp_path, "text"))
+    for config in (found.config, found.models["text"].config):
+        assert (config.chunk_size_feed_forward, config.output_attentions) == (0, False)
+        assert config.return_dict
+    assert found.models["text"](input_ids=torch.tensor([[2, 4, 3]])).logits.shape == (1, 2)
+
+
+def test_positions_behind_the_padding_are_fewer(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = RobertaConfig(**sizes, vocab_size=len(tiny.WORDS), max_position_embeddings=12, pad_token_id=0)
+    tiny.save(RobertaModel(config), tmp_path / "model")
+    entries = tiny.tasks(tmp_path, "text")
+    entries["text"]["max_length"] = 11
+    load(tmp_path, entries)
+    entries["text"]["max_length"] = 12
+    with pytest.raises(
+        CompileError, match=r"tasks\.text\.max_length: expected at most the model's 11 tokens, found 12"
+    ):
+        load(tmp_path, entries)

@@ -20,6 +20,7 @@ from weightpager.bundle.layout import decode
 from weightpager.bundle.permutations import Permutations
 from weightpager.bundle.reader import RESIDENT
 from weightpager.compiler import reorder
+from weightpager.compiler.checkpoint import PLAIN
 from weightpager.compiler.source import PagedWeightInfo, Source, parameters
 from weightpager.compiler.task_file import TaskFile
 from weightpager.engine import architecture
@@ -28,7 +29,7 @@ from weightpager.engine.parameters import read_parameters
 from weightpager.errors import CompileError, ConfigError
 from weightpager.store import BlockReader
 
-_ANY = {"architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "pad_token_id"}
+_ANY = {"architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "pad_token_id", *PLAIN}
 """Keys of a configuration that don't change what the base computes."""
 
 
@@ -143,7 +144,7 @@ class BaseBundle:
 
     def _check_config(self, source: Source, config: PretrainedConfig) -> None:
         ours, theirs = config.to_dict(), source.config.to_dict()
-        for key in sorted(ours.keys() | theirs.keys()):
+        for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (key != "model_type", key)):
             if not key.startswith("_") and key not in _ANY and ours.get(key) != theirs.get(key):
                 found = f"{ours.get(key)!r}, that of the base {self.bundle.path}, found {theirs.get(key)!r}"
                 raise CompileError(f"{source.path / 'config.json'}: {key}: expected {found}")

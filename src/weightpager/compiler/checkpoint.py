@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from weightpager.bundle.manifest import TaskKind
@@ -25,6 +26,9 @@ _NOT_COMPUTING = {
     "task_specific_params", "tokenizer_class", "summary_first_dropout", "keys_to_ignore_at_inference",
     "pretraining_tp", "chunk_size_feed_forward",
 }  # fmt: skip
+
+PLAIN = {"chunk_size_feed_forward": 0, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
+"""Settings of how a model answers, not of what."""
 
 
 def check_directory(path: Path) -> None:
@@ -58,8 +62,21 @@ def check_config(config: PretrainedConfig, task_file: TaskFile) -> None:
             raise CompileError(f"tasks.{name}.max_length: expected at most the {most} tokens of {path}, found {length}")
 
 
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether a directory has words: without, transformers makes a tokenizer that knows none, and says nothing."""
+    return any(file.is_file() for pattern in _VOCABULARIES for file in path.glob(pattern))
+
+
 def load_tokenizer(path: Path) -> Any:
     """The directory's tokenizer, padding and cutting on the right."""
+    if not has_tokenizer(path):
+        raise CompileError(
+            f"{path}: expected a tokenizer, found none of {', '.join(_VOCABULARIES)}; save it beside the model "
+            "(tokenizer.save_pretrained)"
+        )
     tokenizer = call(path, AutoTokenizer.from_pretrained, path, trust_remote_code=False, local_files_only=True)
     call(path, tokenizer, "a")  # some of what is wrong with one shows only when it is used
     if not tokenizer.is_fast:
@@ -70,6 +87,23 @@ def load_tokenizer(path: Path) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     return tokenizer
+
+
+def check_known(tokenizer: Any, number: int, words: int, where: str) -> None:
+    """Refuse a word that only the tokenizer knows: it was given to it, and not to the model.
+
+    Args:
+        tokenizer: of the model.
+        number: the word's id.
+        words: how many the model knows.
+        where: for the error.
+    """
+    if number >= words:
+        token = tokenizer.convert_ids_to_tokens(number)
+        raise CompileError(
+            f"{where}: expected words that the model knows, with ids below {words}, found {token!r}, {number}; "
+            "give the model as many as its tokenizer has (model.resize_token_embeddings), and save it again"
+        )
 
 
 def load_image_reader(path: Path, config: PretrainedConfig) -> ImageReader:
@@ -84,7 +118,7 @@ def from_pretrained(path: Path, kind: TaskKind, seed: int, **options: Any) -> tu
     arguments = {"trust_remote_code": False, "local_files_only": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = call(path, AutoConfig.from_pretrained, path, **arguments, **options)
+        config = plain(call(path, AutoConfig.from_pretrained, path, **arguments, **options))
         model, info = call(
             path, CLASSES[kind].from_pretrained, path, config=config, output_loading_info=True,
             ignore_mismatched_sizes=True, **arguments,
@@ -95,7 +129,15 @@ def from_pretrained(path: Path, kind: TaskKind, seed: int, **options: Any) -> tu
 def load_config(path: Path) -> PretrainedConfig:
     """The directory's configuration."""
     found = call(path, AutoConfig.from_pretrained, path, local_files_only=True, trust_remote_code=False)
-    return cast(PretrainedConfig, found)
+    return plain(cast(PretrainedConfig, found))
+
+
+def plain(config: PretrainedConfig) -> PretrainedConfig:
+    """The same, in place, with outputs as they are read here, and nothing computed in chunks: values stay the same."""
+    for key, value in PLAIN.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
+    return config
 
 
 def check_same_architecture(ours: PretrainedConfig, theirs: PretrainedConfig, where: str) -> None:
@@ -103,8 +145,10 @@ def check_same_architecture(ours: PretrainedConfig, theirs: PretrainedConfig, wh
     if ours.model_type != theirs.model_type:
         raise CompileError(f"{where}: expected a checkpoint of {ours.model_type}, found one of {theirs.model_type}")
     wanted, found = (_computing(config) for config in (ours, theirs))
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted.get(key) != found.get(key):
+    # What one of them doesn't state is as ever; what this transformers has no such setting for, it doesn't look at.
+    usual = _computing(plain(type(ours)()))
+    for key in sorted(usual):
+        if wanted.get(key, usual[key]) != found.get(key, usual[key]):
             raise CompileError(f"{where}: expected {key} {wanted.get(key)!r} as in the model, found {found.get(key)!r}")
 
 
@@ -119,7 +163,7 @@ def _computing(config: PretrainedConfig) -> dict[str, Any]:
 
 def check_same_words(ours: Any, directory: Path, where: str) -> None:
     """Refuse a checkpoint whose own tokenizer, if it has one, numbers words otherwise than the model's."""
-    if not (directory / "tokenizer.json").is_file():
+    if not has_tokenizer(directory):
         return
     if load_tokenizer(directory).get_vocab() != ours.get_vocab():
         raise CompileError(f"{where}: expected the model's tokenizer, found one with another vocabulary")
@@ -167,6 +211,15 @@ def check_finite(model: PreTrainedModel, task: str, path: Path) -> None:
     for name, tensor in parameters(model).items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CompileError(f"{path}: expected finite weights, found NaN or infinity in {name!r} (task {task})")
+
+
+def check_positions(model: PreTrainedModel, length: int, where: str) -> None:
+    """Refuse texts longer than a table of positions that, as RoBERTa's, begins behind its padding."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+            most = module.num_embeddings - module.padding_idx - 1
+            if length > most:
+                raise CompileError(f"{where}.max_length: expected at most the model's {most} tokens, found {length}")
 
 
 def check_causal(model: PreTrainedModel, path: Path, name: str) -> None:

@@ -25,7 +25,7 @@ from weightpager.compiler.clock import Clock
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.finetune import Lesson
 from weightpager.compiler.journal import Journal
-from weightpager.compiler.low_rank import check_rank, write_adapters
+from weightpager.compiler.low_rank import write_adapters
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.measure import EVAL_BATCH, Progress, score_task
 from weightpager.compiler.own_parameters import separate, train_own
@@ -118,7 +118,6 @@ def _recover(prepared: Prepared, masks: Masks, journal: Journal, progress: Progr
     spec, tasks = source.task_file.recover, trained_tasks(source)
     sparse = replace(source, models=copy.deepcopy(source.models))
     if spec.method == "finetune":
-        check_rank(source, spec.low_rank)
         lesson = Lesson(source, prepared.data, spec.distillation)
         each = spec.model_copy(update={"private_steps": max(1, spec.steps // len(source.models))})
         with lesson.placed(sparse):

@@ -34,7 +34,7 @@ from weightpager.compiler.write import BundlePlan, write_bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.store import StorageModel
-from weightpager.transitions import Transitions
+from weightpager.transitions import Transitions, read_trace
 
 TaskFileLike = str | Path | TaskFile | Mapping[str, Any]
 
@@ -66,12 +66,14 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     """
     task_file = _parse(tasks)
     if base is None:
+        _check_trace(task_file, ())
         journal = Journal(kept_beside(out), task_file.identity())
         with writing(out, force=force) as writer:
             build(writer, prepare(task_file, progress, journal), progress, journal)
     else:
         start = BaseBundle.open(base)
         task_file = start.settle(task_file)
+        _check_trace(task_file, tuple(start.bundle.tasks))
         journal = Journal(kept_beside(out), f"{task_file.identity()} {start.identity()}")
         with writing(out, force=force) as writer:
             grow(writer, start, prepare(task_file, progress, journal, start), journal, progress)
@@ -195,6 +197,12 @@ def _parse(tasks: TaskFileLike) -> TaskFile:
     if isinstance(tasks, TaskFile):
         return tasks
     return task_files.from_dict(tasks) if isinstance(tasks, Mapping) else task_files.load(tasks)
+
+
+def _check_trace(task_file: TaskFile, old: tuple[str, ...]) -> None:
+    """Read the trace, if there is one, before anything takes long."""
+    if task_file.transitions is not None:
+        read_trace(task_file.transitions, (*old, *task_file.tasks))
 
 
 def _pack(weights: TaskWeights, keep: Keep, transitions: Transitions) -> tuple[list[StoredBlocks], Packing]:

@@ -13,12 +13,14 @@ from weightpager.compiler import data as task_data
 from weightpager.compiler import source as dense_source
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.calibrate import Calibration, calibrate
+from weightpager.compiler.checkpoint import check_known
 from weightpager.compiler.clock import Clock
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.device import training_device
 from weightpager.compiler.evenness import choose_evenness
 from weightpager.compiler.grow import train_dense
 from weightpager.compiler.journal import Journal
+from weightpager.compiler.low_rank import check_rank
 from weightpager.compiler.measure import EVAL_BATCH, Progress
 from weightpager.compiler.memory_estimate import check_saliency, check_training
 from weightpager.compiler.prepared import Prepared, SaliencyOfTasks, Trained
@@ -28,7 +30,6 @@ from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.texts import Example
 from weightpager.compiler.train import train
-from weightpager.errors import CompileError
 from weightpager.evaluate import evaluate
 from weightpager.machine.memory import read_memory
 
@@ -65,6 +66,7 @@ def trained(task_file: TaskFile, progress: Progress, journal: Journal, base: Bas
     with clock.stage("load"):
         source = dense_source.load(task_file)
         source = source if base is None else base.adopt(source)
+        check_rank(source, task_file.recover.low_rank)
         data = _load_data(source)
         _check_memory(source, moves=base is None and _moves(source))
     with clock.stage("train", journal):
@@ -149,16 +151,11 @@ def _load_data(source: Source) -> dict[str, TaskData]:
 
 
 def _check_words(source: Source, name: str, data: TaskData) -> None:
-    """A tokenizer may have been given words that the model wasn't."""
+    """Refuse data with words that only the tokenizer knows."""
     examples = (*data.train, *data.eval, *(data.validation or ()))
     largest = max((max(x.tokens) for x in examples if isinstance(x, Example) and x.tokens), default=0)
     words = source.models[name].get_input_embeddings().weight.shape[0]
-    if largest >= words:
-        token = source.tokenizer.convert_ids_to_tokens(largest)
-        raise CompileError(
-            f"tasks.{name}: expected words that the model knows, with ids below {words}, found {token!r}, {largest}; "
-            "give the model as many as its tokenizer has (model.resize_token_embeddings), and save it again"
-        )
+    check_known(source.tokenizer, largest, words, f"tasks.{name}")
 
 
 def _dense_score(source: Source, data: TaskData, name: str, progress: Progress) -> Score:

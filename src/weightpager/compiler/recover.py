@@ -10,7 +10,6 @@ from weightpager.compiler.closed_form import refit
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.finetune import STAGE, Lesson, finetune
 from weightpager.compiler.journal import Journal
-from weightpager.compiler.low_rank import check_rank
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.private_blocks import choose, train_private
 from weightpager.compiler.source import Source
@@ -25,13 +24,11 @@ def recover(
     """Win back accuracy that dropping blocks cost, as the task file's ``recover`` says. The dense model stays.
 
     Raises:
-        CompileError: training diverged, the model's layers can't be refitted one by one, or are too small for
-            the low-rank parts asked for.
+        CompileError: training diverged, or the model's layers can't be refitted one by one.
     """
     spec = dense.task_file.recover
     if spec.method == "none":
         return TaskWeights(dense)
-    check_rank(dense, spec.low_rank)
     sparse = replace(dense, models=copy.deepcopy(dense.models))
     if "closed-form" in (spec.method, spec.start) and not journal.has(STAGE):
         calibration = dense.task_file.calibration

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas
 
 from weightpager.bundle.files import hash_file
 from weightpager.errors import CompileError, first_line
@@ -46,17 +47,27 @@ def read_rows(path: Path, where: str, *columns: str, whole_text: bool = False, m
 def _read(path: Path, where: str, kind: str, options: dict[str, Any], most: int | None) -> list[Row]:
     if path.stat().st_size == 0:
         return []
-    # Streaming leaves no converted copy of the file in a cache; the lock that remains goes to a folder of ours. And
+    # A link, since datasets takes a name for a pattern, a chain of archives, or its ending for a kind of archive. And
+    # streaming leaves no converted copy of the file in a cache; the lock that remains goes to a folder of ours. And
     # load_dataset would tell a server about each file that it reads, and wait for it where there is no network.
     with tempfile.TemporaryDirectory() as folder, _quiet():
         try:
+            link = Path(folder, f"data.{kind}")
+            link.symlink_to(path.absolute())
             reader = getattr(datasets.Dataset, f"from_{kind}")
-            stream = reader(str(path), cache_dir=folder, streaming=True, **options)
+            if kind == "csv":  # columns are text: what a type is guessed of, 01 or True, isn't what the file says
+                options = {**options, "features": _text_columns(path)}
+            stream = reader(str(link), cache_dir=folder, streaming=True, **options)
             return [_decoded(row, stream.features or {}) for row in islice(stream, most)]
         except StopIteration:
             return []
         except (ValueError, TypeError, NotImplementedError, OSError, datasets.exceptions.DatasetsError) as error:
             raise CompileError(f"{where}: cannot be read as {kind}: {first_line(error)}") from error
+
+
+def _text_columns(path: Path) -> datasets.Features:
+    names = pandas.read_csv(path, nrows=0, **FORMATS[".csv"][1]).columns
+    return datasets.Features({name: datasets.Value("string") for name in names})
 
 
 def _decoded(row: Row, features: Any) -> Row:
@@ -108,6 +119,8 @@ def labels_of(rows: list[Row], column: str, where: str, nested: bool) -> list[li
         if not isinstance(value, list) or not all(isinstance(label, (str, int)) for label in value):
             expected = "a list of labels" if nested else "text or a whole number"
             raise CompileError(f"{where}: row {number}: expected {column!r} to be {expected}, found {row[column]!r}")
+        if "" in value:
+            raise CompileError(f"{where}: row {number}: expected a value for {column!r}, found none")
         labels.append(value)
     return labels
 

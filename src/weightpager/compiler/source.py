@@ -20,6 +20,8 @@ from weightpager.compiler.checkpoint import (
     check_config,
     check_directory,
     check_finite,
+    check_known,
+    check_positions,
     check_same_architecture,
     check_same_pixels,
     check_same_words,
@@ -115,6 +117,8 @@ def load(task_file: TaskFile) -> Source:
         images = load_image_reader(path, config) if task_file.takes_images else None
         tokenizer = load_tokenizer(path) if images is None else None
         if tokenizer is not None:
+            words = getattr(config.get_text_config(), "vocab_size", tokenizer.pad_token_id + 1)
+            check_known(tokenizer, tokenizer.pad_token_id, words, str(path))
             config.pad_token_id = tokenizer.pad_token_id
         models: dict[str, PreTrainedModel] = {}
         checkpoints: dict[str, PreTrainedModel] = {}
@@ -161,6 +165,8 @@ def _load_model(
     if task.head is not None and head is not None:
         _warn_of_other_base(head, model, name)
     check_finite(model, name, path)
+    if not task.takes_images:
+        check_positions(model, task_file.max_length_of(name), f"tasks.{name}")
     if not task.labelled:
         check_causal(model, path, name)
     return model

@@ -28,7 +28,12 @@ def _path(value: object, info: ValidationInfo) -> Path:
     if not isinstance(value, (str, Path)) or not str(value):
         raise PydanticCustomError("expected", "a path")
     folder: Path = (info.context or {}).get("folder", Path())
-    return folder / Path(value).expanduser()
+    try:
+        path = folder / Path(value).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a name too long, a NUL
+        raise broken(f"expected a path: {error}") from None
+    return path
 
 
 def _file(value: object, info: ValidationInfo) -> Path:

@@ -158,6 +158,8 @@ def load(path: str | Path) -> TaskFile:
         content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: expected a YAML file, found one that is nested too deep") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: expected a YAML file: {_syntax(error)}") from error
     return from_dict(content, path.parent, str(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -75,12 +75,16 @@ class TextReader:
                 counts = f"{len(these)} tokens and {len(tags)} tags"
                 raise CompileError(f"{where}: row {number}: expected one tag per token, found {counts}")
         encoded = self._tokenised([" ".join(these) for these in words], where, return_offsets_mapping=True)
-        return [
+        examples = [
             Example(pieces, first_pieces(these, tags, spans))
             for pieces, these, tags, spans in zip(
                 encoded["input_ids"], words, ids, encoded["offset_mapping"], strict=True
             )
         ]
+        for number, (example, these) in enumerate(zip(examples, words, strict=True), 1):
+            if set(cast(Sequence[int], example.label)) <= {IGNORED}:
+                raise CompileError(f"{where}: row {number}: expected words, found nothing to tokenise in {these!r}")
+        return examples
 
     def _windows(self, path: Path, where: str, most: int | None) -> list[Example]:
         column = self.text if path.suffix in FORMATS else "text"
