@@ -147,7 +147,6 @@ def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> li
             text.encode()  # an argument that isn't UTF-8 arrives as lone surrogates
     except UnicodeError as error:
         raise ConfigError(f"run: expected UTF-8 text: {error}") from error
-    inputs = [text for text in inputs if text.strip()]
-    if not inputs:
+    if not any(text.strip() for text in inputs):  # blank ones among others are answered too: answers line up with lines
         raise ConfigError("run: expected a text as argument or on standard input")
     return inputs

@@ -53,8 +53,8 @@ def init(
         output.print_json({"files": [folder / name for name in starter]})
         return
     output.say(f"{folder}: {', '.join(starter)}")
-    if model is None:
-        output.next_step(f"put a model directory at {folder / 'model'}; {_TASKS} tells how")
+    if model is None or not model.is_dir():
+        output.next_step(f"put a model directory at {model or folder / 'model'}; {_TASKS} tells how")
     tasks, bundle = shlex.quote(str(folder / _TASKS)), shlex.quote(str(folder / "tasks.bundle"))
     output.next_step(f"replace the sample data by yours; then weightpager compile {tasks} --out {bundle}")
 

@@ -235,7 +235,10 @@ def _print_notes(facts: dict[str, Any]) -> None:
         output.say("note: this file system refuses direct I/O; reads go through the page cache.")
     for task in facts["tasks_that_do_not_fit"]:
         output.say(f"note: {task} does not fit into the budget.")
+    alone = set(facts["tasks_that_do_not_fit"])
     for a, b in facts["pairs_that_do_not_fit"]:
+        if alone & {a, b}:
+            continue
         output.say(f"note: {a} and {b} do not fit together; a switch gives up {a} before {b} is whole.")
     if facts["not_paged"]:
         names = list(facts["not_paged"])
