@@ -65,7 +65,7 @@ class Case:
 
     @property
     def magnitude(self) -> Tensor:
-        """What an error is held against: the norm of the result, or of sums without signs where few could all cancel."""
+        """What an error is held against: the result.s norm, or that of sums without signs where few might cancel."""
         if self.expected.numel() > FEW:
             return self.expected.norm()
         y = self.x.double().abs() @ self.multiplied.abs().T
