@@ -388,7 +388,7 @@ class Engine:
         Whoever waits for a load gets an `EngineClosedError`. In a process that was forked nothing happens: threads and
         files are its parent's.
         """
-        if os.getpid() != self._process:
+        if self._forked:
             return
         with self._lock:
             if self._closed:
@@ -422,8 +422,13 @@ class Engine:
     def _tasks(self) -> dict[str, OpenTask]:
         return self._open.tasks
 
+    @property
+    def _forked(self) -> bool:
+        """Whether this process isn't the one that opened the engine."""
+        return os.getpid() != self._process
+
     def _check_process(self) -> None:
-        if os.getpid() != self._process:
+        if self._forked:
             raise EngineClosedError("the engine belongs to the process that this one was forked from; open the bundle")
 
     def _check_open(self) -> None:

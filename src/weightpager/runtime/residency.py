@@ -216,7 +216,7 @@ class Residency:
             BusyError: a task that should leave is in use; nothing has changed.
         """
         with self._my_turn(None), self._lock:
-            self._check_unused(gone)
+            self.check_unused(gone)
             for task in gone.values():
                 self.blocks.remove_task(task)
             return [self.blocks.add_task(need) for need in needs]
@@ -231,10 +231,7 @@ class Residency:
             BusyError: one is in use.
         """
         with self._lock:
-            self._check_unused(tasks)
-
-    def _check_unused(self, tasks: dict[str, int]) -> None:
-        held = [name for name, task in tasks.items() if self.blocks.is_held(task)]
+            held = [name for name, task in tasks.items() if self.blocks.is_held(task)]
         if held:
             raise BusyError(f"expected tasks that nobody uses, found in use: {', '.join(held)}; leave them first")
 
