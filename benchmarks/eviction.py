@@ -80,7 +80,7 @@ def switch(blocks: BlockManager, task: int, leaving: int | None, reuse: np.ndarr
     before = len(blocks.missing(task))
     blocks.hold(task)
     while not blocks.is_resident(task):
-        plan = blocks.plan(task, leaving, reuse)
+        plan = blocks.plan(task, leaving, None if reuse is None else lambda: reuse)
         assert plan is not None
         if not len(plan.prepare) and leaving is not None:
             blocks.release(leaving)

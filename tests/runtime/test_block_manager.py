@@ -50,7 +50,7 @@ def test_what_will_be_used_least_goes_first_whenever_it_was_used() -> None:
     blocks = manager([0], [1], [2], [5, 6], slots=3)
     for task in (1, 0, 2):
         bring_in(blocks, task)
-    plan = blocks.plan(3, reuse=np.array([0.1, 0.9, 0.1, 0.0]))
+    plan = blocks.plan(3, reuse=lambda: np.array([0.1, 0.9, 0.1, 0.0]))
     assert plan is not None
     assert plan.evict.tolist() == [0, 2]
 
@@ -59,7 +59,7 @@ def test_a_page_is_worth_what_all_its_tasks_will_use() -> None:
     blocks = manager([0, 1], [1, 2], [5], slots=3)
     bring_in(blocks, 0)
     bring_in(blocks, 1)
-    plan = blocks.plan(2, reuse=np.array([0.3, 0.4, 0.0]))
+    plan = blocks.plan(2, reuse=lambda: np.array([0.3, 0.4, 0.0]))
     assert plan is not None
     assert plan.evict.tolist() == [0]
 
@@ -85,7 +85,7 @@ def test_what_has_just_come_goes_only_if_nothing_else_can(
     for number, task in enumerate((visit % len(needs) for visit in visits), 1):
         blocks.hold(task)
         used[task] = number
-        plan = blocks.plan(task, reuse=np.array(wanted[: len(needs)], np.float64))
+        plan = blocks.plan(task, reuse=lambda: np.array(wanted[: len(needs)], np.float64))
         assert plan is not None
         spare = resident(blocks) - set(needs[task])
         assert plan.evict.tolist() == sorted(sorted(spare), key=rank)[: len(plan.evict)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -124,24 +124,27 @@ class BlockManager:
         return np.flatnonzero(self._is_locked(but_one_hold_of))
 
     def plan(
-        self, task: int, leaving: int | None = None, reuse: npt.NDArray[np.floating] | None = None
+        self, task: int, leaving: int | None = None, reuse: Callable[[], npt.NDArray[np.floating]] | None = None
     ) -> SwitchPlan | None:
         """How to make all of a task's pages resident; None if that can't be done.
 
         Args:
             task: the next one.
             leaving: the task that is being left, held once for that, given up only if it must be.
-            reuse: [tasks], expected uses of each in the near future. What tasks will use least goes first, and among
-                equals what was used least recently; what has just come goes last.
+            reuse: gives the expected uses of each task in the near future [tasks]; asked only where pages must go. What
+                tasks will use least goes first, and among equals what was used least recently; what has just come goes
+                last.
         """
         missing = self.missing(task)
         coming = self._slots.reserved[missing] != ABSENT
         loading, absent = missing[coming], missing[~coming]
-        spare = self._order.sort(self._spare(but=task), reuse)
+        spare = self._spare(but=task)
         now = min(len(absent), self.free + len(spare))
-        evict = spare[: max(0, now - self.free)]
+        going = max(0, now - self.free)
+        evict = self._order.sort(spare, reuse and reuse())[:going] if going else NO_PAGES
         plan = SwitchPlan(evict, loading, absent[:now], absent[now:])
-        return plan if len(plan.commit) <= len(self._freed_by_leaving(task, leaving)) else None
+        fits = not len(plan.commit) or len(plan.commit) <= len(self._freed_by_leaving(task, leaving))
+        return plan if fits else None
 
     def occupancy(self, current: int | None = None) -> Occupancy:
         """What is where; the pages of a task that ran last are locked like those of held ones."""

@@ -148,7 +148,7 @@ class Rehearsal:
         return int(wanted.sum()), seconds
 
     def _bring_in(self, task: int, leaving: int | None, reuse: npt.NDArray[np.floating] | None) -> Pages:
-        plan = self.blocks.plan(task, leaving, reuse)
+        plan = self.blocks.plan(task, leaving, None if reuse is None else lambda: reuse)
         if plan is None:
             raise ValueError("expected a task that fits into the arena")
         self._evict(plan.evict)

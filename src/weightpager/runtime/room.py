@@ -50,8 +50,7 @@ class Room:
         """
         hangs = False
         while True:
-            reuse = None if request.reuse is None else request.reuse()
-            plan = self._blocks.plan(request.task, request.leaving, reuse)
+            plan = self._blocks.plan(request.task, request.leaving, request.reuse)
             if plan is not None and (hangs or not (len(plan.commit) and self._ahead)):
                 return plan
             if plan is None and (beside := self._beside(request)) > self._blocks.slots:

@@ -58,8 +58,13 @@ class TaskMonitor:
 
     def followed(self, tasks: Sequence[str]) -> npt.NDArray[np.int64]:
         """How often each of the tasks was followed by each other, [tasks, tasks]."""
+        numbers = {task: number for number, task in enumerate(tasks)}
+        found = np.zeros((len(tasks), len(tasks)), np.int64)
         with self._lock:
-            return np.array([[self._followed[a, b] for b in tasks] for a in tasks], np.int64)
+            for (before, after), times in self._followed.items():
+                if before in numbers and after in numbers:
+                    found[numbers[before], numbers[after]] = times
+        return found
 
     @property
     def current(self) -> str | None:
