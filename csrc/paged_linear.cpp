@@ -217,27 +217,29 @@ class Sweep {
         // Splitting tokens makes threads stream the same blocks, so only when there are too few rows.
         const int64_t groups = row_shares_ >= 2 * threads ? 1 : divide_up(2 * threads, row_shares_);
         tile_shares_ = threads == 1 ? 1 : std::min(panel.tiles(), groups);
+        if (work.gate == nullptr) return;
+        gate_size_ = work.problem.block_rows * kernel.widest;
+        gates_.reset(new float[static_cast<size_t>(row_shares_ * tile_shares_ * gate_size_)]);
     }
 
     int64_t run() {
         parallel_for(row_shares_ * tile_shares_, threads_, [&](int64_t i) {
-            const int64_t found = share(i / tile_shares_, i % tile_shares_);
+            const int64_t found = share(i);
             if (found != kAllResident) missing_.store(found, std::memory_order_relaxed);
         });
         return missing_.load(std::memory_order_relaxed);
     }
 
    private:
-    int64_t share(int64_t row_share, int64_t tile_share) const {
+    int64_t share(int64_t i) const {
+        const int64_t row_share = i / tile_shares_, tile_share = i % tile_shares_;
         const int64_t end_row = first_row(work_, row_share + 1, row_shares_);
         const int64_t first_tile = panel_.tiles() * tile_share / tile_shares_;
         const int64_t end_tile = panel_.tiles() * (tile_share + 1) / tile_shares_;
-        std::unique_ptr<float[]> gate;
-        if (work_.gate != nullptr)
-            gate.reset(new float[static_cast<size_t>(work_.problem.block_rows * kernel_.widest)]);
+        float* gate = gates_ == nullptr ? nullptr : gates_.get() + i * gate_size_;
         for (int64_t row = first_row(work_, row_share, row_shares_); row < end_row; ++row)
             for (int64_t tile = first_tile; tile < end_tile; ++tile) {
-                const int64_t found = sweep(panel_.tile(tile), row, gate.get());
+                const int64_t found = sweep(panel_.tile(tile), row, gate);
                 if (found != kAllResident) return found;
             }
         return kAllResident;
@@ -260,6 +262,8 @@ class Sweep {
     const Panel& panel_;
     int threads_;
     int64_t row_shares_, tile_shares_;
+    int64_t gate_size_ = 0;
+    std::unique_ptr<float[]> gates_;  // one for each share, taken before there are threads that mustn't throw
     std::atomic<int64_t> missing_{kAllResident};
 };
 

@@ -12,7 +12,7 @@
     │   └── StoreTimeoutError   storage hangs
     ├── SampleUnavailable       a sample model or data set cannot be fetched (weightpager.samples)
     ├── BudgetError             the memory budget cannot hold what was asked for
-    ├── BusyError               other switches took longer than the caller would wait
+    ├── BusyError               a switch took longer than the caller would wait, or a task is in use or has just left
     ├── SwitchFailedError       a switch failed after the old task was given up: no task is active
     ├── TaskNotActiveError      a task's module was called while its pages may be evicted
     ├── InferenceOnlyError      a gradient was asked of paged weights
@@ -90,7 +90,7 @@ class StoreTimeoutError(StoreError):
 
 
 class BusyError(WeightpagerError):
-    """Other switches took longer than the caller was ready to wait."""
+    """A switch took longer than the caller was ready to wait, or a task is in use, or has just left the bundle."""
 
 
 class BudgetError(WeightpagerError):

@@ -6,13 +6,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 import torch
 from encoder_tasks import TASKS, logits, room_for
+from engines import InThread, hanging, settle
 from faults import FaultyStore, HangingStore
 
 import weightpager as wp
@@ -34,47 +34,6 @@ from weightpager.runtime.arrivals import Arrivals
 from weightpager.runtime.request import Request
 from weightpager.runtime.task_monitor import Visit
 from weightpager.store import LocalStore
-
-
-@contextmanager
-def hanging(bundle: Bundle, **config: object) -> Iterator[tuple[wp.Engine, HangingStore]]:
-    store = HangingStore(LocalStore(bundle))
-    with wp.Engine(bundle, EngineConfig(**config), store) as engine:  # type: ignore[arg-type]
-        try:
-            yield engine, store
-        finally:
-            store.resume()
-
-
-class InThread(threading.Thread):
-    """Runs something elsewhere; `result` waits and gives what it returned or raised."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        super().__init__(daemon=True)
-        self.work, self.found, self.error = work, None, None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.found = self.work()
-        except Exception as error:  # noqa: BLE001 - whoever asks for the result raises it
-            self.error = error
-
-    def result(self) -> object:
-        self.join(60)
-        assert not self.is_alive()
-        if self.error is not None:
-            raise self.error
-        return self.found
-
-
-def settle(engine: wp.Engine) -> None:
-    """Wait until no page is on its way."""
-    end = time.monotonic() + 20
-    while engine.blocks.loading and time.monotonic() < end:
-        time.sleep(0.005)
-    engine.blocks.check_integrity()
-    assert engine.verify() == []
 
 
 def test_a_model_runs_while_its_pages_are_loaded(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:

@@ -7,20 +7,24 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import tiny
 import weightpager as wp
-from weightpager.bundle import Bundle
+from weightpager.bundle import Bundle, PageIndex
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.garbage import collect
 from weightpager.compiler.repack import repack
 from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.page_numbers import PageNumbers
 from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, UnknownTaskError
 from weightpager.runtime.request import Request
+from weightpager.store import JoinedStore
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
 OLD, NEW = ("animal", "weather"), ("number", "colour")
@@ -241,3 +245,16 @@ def test_a_task_in_use_is_to_blame_not_the_budget(path: Path) -> None:
         collect(path, ["number", "colour"])
         with pytest.raises(BusyError, match="found in use: number"):
             engine.reload()
+
+
+def test_pages_that_are_equal_keep_numbers_of_their_own() -> None:
+    """Such as those of two layers that hold nothing but zeros."""
+    ids = np.zeros((4, 32), np.uint8)
+    ids[3] = 7
+    layers, signatures = np.array([0, 0, 1, 1], np.int32), np.ones(4, np.uint64)
+    old = SimpleNamespace(path="old", pages=PageIndex(ids, layers, signatures))
+    one_more = PageIndex(ids[[3, 0, 0, 0, 0]], np.array([1, 0, 0, 0, 1], np.int32), np.ones(5, np.uint64))
+    new = SimpleNamespace(path="new", pages=one_more)
+    numbers = PageNumbers(old, JoinedStore(), 100)  # type: ignore[arg-type]
+    assert numbers.of(old).tolist() == [0, 1, 2, 3]  # type: ignore[arg-type]
+    assert numbers.of(new).tolist() == [3, 0, 1, 4, 2]  # type: ignore[arg-type]

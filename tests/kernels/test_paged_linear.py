@@ -181,6 +181,9 @@ def test_gated_operands_are_checked() -> None:
     gate, weight = (page(torch.ones(8, width), torch.ones(1, 1, dtype=torch.bool), 8, 8) for width in (8, 7))
     with pytest.raises(ValueError, match="gate: expected outputs, inputs"):
         paged_gated(torch.ones(1, 7), gate, weight, "silu")
+    wide = page(torch.ones(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 16)
+    with pytest.raises(ValueError, match="block shape"):
+        paged_gated(torch.ones(1, 8), gate, wide, "silu")
     with pytest.raises(ValueError, match="activation: expected one of silu, gelu_tanh, got 'relu'"):
         paged_gated(torch.ones(1, 8), gate, gate, "relu")
     with pytest.raises(ValueError, match=r"gate bias: expected \[8\], got \[7\]"):

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.foresight import foresight, reuse_after
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.open_task import OpenTask
-from weightpager.engine.report import EngineReport, PrefetchReport
+from weightpager.engine.report import EngineReport, PrefetchReport, SwitchReport
 from weightpager.engine.residency_map import ResidencyMap
 from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import ConfigError, EngineClosedError, TaskNotActiveError
@@ -155,14 +155,15 @@ class Engine:
             wait: whether to enter the block only when all pages are there. Otherwise the module runs while its pages
                 are loaded: each layer waits for its own, and a page that can't be loaded raises `SwitchFailedError`
                 from ``forward``.
-            timeout: seconds to wait for room that other threads' tasks take, and for their switches. None waits for
-                a switch as long as it takes, and never for room.
+            timeout: seconds to wait for room that other threads' tasks take, during which they may switch, and for
+                their switches. None waits for a switch as long as it takes, and never for room.
 
         Raises:
             UnknownTaskError: the bundle has no such task.
             BundleFormatError: its parameters don't make up the module.
             BudgetError: its pages don't fit beside those in use.
             BusyError: the timeout passed during another switch.
+            ConfigError: the timeout is no number of seconds.
             StoreError, PageCorruptError: a page could not be loaded; all other tasks are as they were.
             EngineClosedError: the engine has been closed.
         """
@@ -186,7 +187,7 @@ class Engine:
             SwitchFailedError: loading failed after the old task was given up; no task is current.
         """
         with self._activating:
-            if name == self._current and not self._tasks[name].has_failed:
+            if name == self._current and self._is_in_place(name, wait=wait):
                 module = self.module(name)
                 self.monitor.record(name)
                 return module
@@ -246,7 +247,7 @@ class Engine:
         self._release(name)
 
     def prefetch(self, name: str) -> int:
-        """Begin to load a task that comes soon, and don't wait for it; how many pages were queued for that.
+        """Begin to load a task that comes soon, once no switch is going on; how many pages were queued for that.
 
         They go where no task in use has any. Whatever somebody waits for is read first, and a switch that must load
         takes back what hasn't begun. Nothing keeps the pages once they are there: `pin` does.
@@ -259,8 +260,7 @@ class Engine:
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        self.bundle.task(name)
-        number = self._tasks[name].number
+        number = self._open.task(name).number
         reuse = partial(reuse_after, number, self._open, self.monitor)
         return self._residency.prefetch(Request(number, name, reuse=reuse))
 
@@ -344,24 +344,28 @@ class Engine:
     def report(self) -> EngineReport:
         """The engine's state."""
         self._check_process()
-        blocks, available = self._residency.blocks, self._open.watch.available()
-        with self._lock:
-            return EngineReport(
-                budget=self._memory.budget,
-                memory=self._memory.use,
-                available_memory=available,
-                slots=blocks.slots,
-                resident_pages=len(blocks.resident()),
-                locked_pages=len(blocks.locked()),
-                active=tuple(name for name, task in self._tasks.items() if task.gate.holders),
-                direct_io=self._open.direct,
-                kernel=kernels.isa(self._memory.arena.pages.device.type),
-                bytes_read=self._open.reads.bytes,
-                working_set_pages=self._switches.working_set(),
-                reloaded_pages=blocks.reloads,
-                switches=self._switches.latest(),
-                prefetch=self._prefetch_report(),
-            )
+        blocks = self._residency.blocks
+        return EngineReport(
+            budget=self._memory.budget,
+            memory=self._memory.use,
+            available_memory=self._open.watch.available(),
+            slots=blocks.slots,
+            resident_pages=len(blocks.resident()),
+            locked_pages=len(blocks.locked()),
+            active=tuple(name for name, task in self._tasks.items() if task.gate.holders),
+            direct_io=self._open.direct,
+            kernel=kernels.isa(self._memory.arena.pages.device.type),
+            bytes_read=self._open.reads.bytes,
+            working_set_pages=self._switches.working_set(),
+            reloaded_pages=blocks.reloads,
+            switches=self._switches.latest(),
+            prefetch=self._prefetch_report(),
+        )
+
+    @property
+    def last_switch(self) -> SwitchReport | None:
+        """The latest of the report's switches; None before the first."""
+        return self._switches.last
 
     def residency(self) -> ResidencyMap:
         """Which pages are in the arena now, by layer and task; loads nothing."""
@@ -419,7 +423,7 @@ class Engine:
         return self._residency.blocks
 
     @property
-    def _tasks(self) -> dict[str, OpenTask]:
+    def _tasks(self) -> Mapping[str, OpenTask]:
         return self._open.tasks
 
     @property
@@ -456,13 +460,12 @@ class Engine:
                 name,
                 leaving=None if leaving is None else self._tasks[leaving].number,
                 give_up=self._leave_current,
-                deadline=None if timeout is None else time.monotonic() + timeout,
+                deadline=_deadline(timeout),
                 wait=wait,
                 priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
                 reuse=partial(reuse_after, task.number, self._open, self.monitor),
             )
         )
-        task.loading = loading
         task.gate.hold(None if loading is None else loading.arrivals)
         before = self._switches.entered(name, stats, time.perf_counter() - start, waited=loading is None)
         if self._prefetcher is not None and before != name:
@@ -474,7 +477,12 @@ class Engine:
         try:
             task.gate.release()
         finally:
-            self._residency.let_go(task.number, task.loading)
+            self._residency.let_go(task.number)
+
+    def _is_in_place(self, name: str, *, wait: bool) -> bool:
+        """Whether a task that is held needn't be loaded, or waited for."""
+        gate = self._tasks[name].gate
+        return gate.is_ready or not (wait or gate.has_failed)
 
     def _leave_current(self) -> None:
         if self._current is not None:
@@ -499,3 +507,12 @@ def _in_process(process: int, close: Callable[[], None]) -> None:
     """Not in a process that was forked, whose parent goes on with threads and files."""
     if os.getpid() == process:
         close()
+
+
+def _deadline(timeout: float | None) -> float | None:
+    """By `time.monotonic`."""
+    if timeout is None:
+        return None
+    if not timeout >= 0:
+        raise ConfigError(f"timeout: expected seconds from 0, or None, got {timeout}")
+    return time.monotonic() + timeout

@@ -39,16 +39,17 @@ def foresight(opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None,
     seconds = StorageModel().seconds(0, round(size))
     dwell = monitor.dwell_seconds()
     outlook = Outlook(predictor, monitor.followed(names), [dwell.get(name, ()) for name in names], seconds)
-    outlook.current = None if monitor.current not in opened.tasks else opened.tasks[monitor.current].number
+    current = opened.tasks.get(monitor.current or "")
+    outlook.current = None if current is None else current.number
     return Foresight(outlook, _trial(opened, held), size)
 
 
 def reuse_after(number: int, opened: OpenBundle, monitor: TaskMonitor) -> npt.NDArray[np.float64]:
     """Expected uses of each task, by number, when one is entered: what eviction goes by; 0 for those that have left."""
-    names = list(opened.tasks)
-    numbers = [opened.tasks[name].number for name in names]
+    tasks = opened.tasks
+    numbers = [task.number for task in tasks.values()]
     found = np.zeros(opened.residency.blocks.tasks)
-    found[numbers] = expected_reuse(monitor.followed(names), numbers.index(number))
+    found[numbers] = expected_reuse(monitor.followed(list(tasks)), numbers.index(number))
     return found
 
 
@@ -74,7 +75,7 @@ def _names(opened: OpenBundle) -> list[str]:
 
 def _prior(opened: OpenBundle) -> npt.NDArray[np.float64] | None:
     """The bundle's transition matrix, by the numbers of tasks; None where tasks have left since."""
-    numbers = [opened.tasks[name].number for name in opened.bundle.tasks]
+    numbers = [task.number for task in opened.tasks.values()]
     if len(numbers) != opened.residency.blocks.tasks:
         return None
     prior = np.zeros((len(numbers), len(numbers)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,14 +31,20 @@ _SPARE_PAGES = 1024
 """There is room for so many more than twice the bundle's pages, in case that tasks are added."""
 
 
+@dataclass(frozen=True)
+class _State:
+    """A bundle and its tasks, which belong together."""
+
+    bundle: Bundle
+    tasks: Mapping[str, OpenTask]
+
+
 class OpenBundle:
     """All that is opened with a bundle. Modules are built when first asked for, and never change.
 
     Safe to use from several threads, save that one `reload` must follow another.
 
     Attributes:
-        bundle: as it was when it was opened or last reloaded.
-        tasks: by name. Replaced, not changed, by `reload`.
         memory: the budget and the arena.
         watch: warns when the budget is more than the machine has.
         residency: the arena's contents.
@@ -60,8 +68,6 @@ class OpenBundle:
             BudgetError: not even the smallest task fits into the budget.
             BundleError, StoreError: a file is damaged or can't be opened.
         """
-        self.bundle = bundle
-        self._lock = threading.Lock()  # modules and tasks
         self._dtype = config.dtype
         self.memory = MemoryController(
             config.budget,
@@ -77,27 +83,51 @@ class OpenBundle:
         # All that a module is built from is read now: the bundle may be replaced while the engine runs.
         self._config = architecture.read_config(bundle)
         self._resident = read_parameters(bundle, RESIDENT, arena.pages.device, config.dtype)
-        store = LocalStore(bundle) if store is None else store
-        self.direct = bool(getattr(store, "direct", False))
-        self._numbers = PageNumbers(bundle, store, _page_numbers(bundle))
-        self.reads = CountingStore(self._numbers.store)
-        self._checked = VerifyingStore(self.reads, self._numbers.index)
-        numbers = np.arange(len(bundle.pages))
-        self.tasks = {
-            name: OpenTask.read(bundle, name, number, numbers, arena, config.dtype)
-            for number, name in enumerate(bundle.tasks)
-        }
-        self.residency = Residency(
-            self._numbers.index,
-            [pages_of(bundle, name, numbers) for name in bundle.tasks],
-            self.memory,
-            Pager(arena, config.io_threads),
-            self._checked,
-            config.read_timeout,
-            _page_numbers(bundle),
-            config.minimum_residence,
-        )
-        self._page_table = arena.table(self.residency.blocks.page_table)
+        with ExitStack() as undone:
+            store = LocalStore(bundle) if store is None else store
+            undone.callback(store.close)
+            self.direct = bool(getattr(store, "direct", False))
+            self._numbers = PageNumbers(bundle, store, _page_numbers(bundle))
+            self.reads = CountingStore(self._numbers.store)
+            self._checked = VerifyingStore(self.reads, self._numbers.index)
+            numbers = np.arange(len(bundle.pages))
+            tasks = {
+                name: OpenTask.read(bundle, name, number, numbers, arena, config.dtype)
+                for number, name in enumerate(bundle.tasks)
+            }
+            self._state = _State(bundle, tasks)
+            pager = Pager(arena, config.io_threads)
+            undone.callback(pager.close)
+            self.residency = Residency(
+                self._numbers.index,
+                [pages_of(bundle, name, numbers) for name in bundle.tasks],
+                self.memory,
+                pager,
+                self._checked,
+                config.read_timeout,
+                _page_numbers(bundle),
+                config.minimum_residence,
+            )
+            self._page_table = arena.table(self.residency.blocks.page_table)
+            undone.pop_all()
+
+    @property
+    def bundle(self) -> Bundle:
+        """As it was when it was opened or last reloaded."""
+        return self._state.bundle
+
+    @property
+    def tasks(self) -> Mapping[str, OpenTask]:
+        """By name. Replaced, not changed, by `reload`: who asks twice may get two answers."""
+        return self._state.tasks
+
+    def task(self, name: str) -> OpenTask:
+        """One of the tasks.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+        """
+        return _task(self._state, name)
 
     def entrance(self, name: str) -> tuple[OpenTask, nn.Module]:
         """A task and its torch module, of the same state of the bundle.
@@ -106,16 +136,12 @@ class OpenBundle:
             UnknownTaskError: the bundle has no such task.
             BundleFormatError: its parameters don't make up the module.
         """
-        with self._lock:
-            self.bundle.task(name)
-            task = self.tasks[name]
-            if task.module is None:
-                values = {**self._resident, **task.private}
-                arena, table = self.memory.arena.pages, self._page_table
-                task.module = task_module.build(
-                    self.bundle, name, task.tables, self._config, values, arena, table, task.gate, task.low_rank
-                )
-            return task, task.module
+        state = self._state
+        task = _task(state, name)
+        if task.module is None:
+            with task.building:
+                task.module = task.module or self._build(state.bundle, name, task)
+        return task, task.module
 
     def dtype(self, name: str) -> torch.dtype:
         """What a task computes in.
@@ -123,8 +149,7 @@ class OpenBundle:
         Raises:
             UnknownTaskError: the bundle has no such task.
         """
-        self.bundle.task(name)
-        return activation_dtype((self._resident | self.tasks[name].private).values())
+        return activation_dtype((self._resident | self.task(name).private).values())
 
     def resize(self, budget: int) -> None:
         """Use another budget. Errors are those of `Residency.resize`."""
@@ -173,13 +198,25 @@ class OpenBundle:
         self._checked.index = self.residency.index = self._numbers.index
         for task, number in zip(come.values(), added, strict=True):
             task.number = number
-        with self._lock:
-            self.bundle = bundle
-            self.tasks = {name: task for name, task in self.tasks.items() if name not in gone} | come
+        stay = {name: task for name, task in self.tasks.items() if name not in gone}
+        self._state = _State(bundle, stay | come)
+
+    def _build(self, bundle: Bundle, name: str, task: OpenTask) -> nn.Module:
+        values = {**self._resident, **task.private}
+        arena, table = self.memory.arena.pages, self._page_table
+        return task_module.build(
+            bundle, name, task.tables, self._config, values, arena, table, task.gate, task.low_rank
+        )
+
+
+def _task(state: _State, name: str) -> OpenTask:
+    state.bundle.task(name)
+    return state.tasks[name]
 
 
 def _page_numbers(bundle: Bundle) -> int:
-    return 2 * len(bundle.pages) + _SPARE_PAGES
+    """As many as there is memory for, and as block tables can name the places of."""
+    return min(2 * len(bundle.pages) + _SPARE_PAGES, np.iinfo(np.int32).max // bundle.manifest.blocks_per_page)
 
 
 def needs_of(bundle: Bundle, dtype: str = "auto") -> Needs:

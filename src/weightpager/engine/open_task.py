@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,6 @@ from weightpager.bundle.adapter import LowRank, read_adapter
 from weightpager.bundle.reader import private_file
 from weightpager.engine.page_numbers import tables_of
 from weightpager.engine.parameters import read_parameters
-from weightpager.runtime.loading import Loading
 from weightpager.runtime.page_arena import PageArena
 from weightpager.runtime.task_gate import TaskGate
 
@@ -31,7 +31,7 @@ class OpenTask:
         gate: what its layers ask before they read pages.
         pins: how often it is pinned.
         module: built when first asked for.
-        loading: its last load, if nobody has waited for that.
+        building: guards that.
     """
 
     number: int
@@ -41,7 +41,7 @@ class OpenTask:
     gate: TaskGate
     pins: int = 0
     module: nn.Module | None = None
-    loading: Loading | None = None
+    building: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def read(
@@ -51,8 +51,3 @@ class OpenTask:
         private = read_parameters(bundle, private_file(name), arena.pages.device, dtype)
         gate = TaskGate(name, arena.note_read)
         return cls(number, tables_of(bundle, name, numbers), private, read_adapter(bundle, name), gate)
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether a page of its last load won't come."""
-        return self.loading is not None and self.loading.arrivals.error is not None

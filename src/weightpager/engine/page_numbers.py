@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ from weightpager.store import JoinedStore, PageStore
 class PageNumbers:
     """Every page that a bundle has had since the engine opened it, each under one number.
 
-    A page that is found again in a changed bundle, by its id, keeps its number and the place that it is read from.
+    A page that is found again in a changed bundle, by its id and layer, keeps its number and the place that it is read
+    from. Of pages that are equal, the first is taken for the first, and so on.
 
     Attributes:
         index: of all of them; signatures are those of the bundle that brought the page, and not used.
@@ -36,8 +38,8 @@ class PageNumbers:
         Raises:
             BundleError: there are more than the engine has room for.
         """
-        known = {page.tobytes(): number for number, page in enumerate(self.index.ids)}
-        numbers = np.array([known.get(page.tobytes(), -1) for page in bundle.pages.ids], np.int64)
+        known = {key: number for number, key in enumerate(_keys(self.index))}
+        numbers = np.array([known.get(key, -1) for key in _keys(bundle.pages)], np.int64)
         new = numbers < 0
         numbers[new] = len(self.index) + np.arange(new.sum())
         if len(self.index) + new.sum() > self.capacity:
@@ -48,7 +50,7 @@ class PageNumbers:
         return numbers
 
     def adopt(self, bundle: Bundle, store: PageStore) -> None:
-        """Pages that are new are read from this store from now on; it is closed with the other ones, or if none is."""
+        """Pages that are new are read from this store from now on; it is closed with the others, or now if none is."""
         new = np.flatnonzero(self.of(bundle) >= len(self.index))
         if not len(new):
             store.close()
@@ -60,6 +62,15 @@ class PageNumbers:
             np.concatenate([old.layers, added.layers[new]]),
             np.concatenate([old.signatures, added.signatures[new]]),
         )
+
+
+def _keys(index: PageIndex) -> Iterator[tuple[bytes, int, int]]:
+    """What tells each page from all others of its bundle: id, layer, and how many before it had the same."""
+    seen: Counter[tuple[bytes, int]] = Counter()
+    for page, layer in zip(index.ids, index.layers.tolist(), strict=True):
+        key = page.tobytes(), layer
+        yield *key, seen[key]
+        seen[key] += 1
 
 
 def pages_of(bundle: Bundle, task: str, numbers: npt.NDArray[np.int64]) -> Pages:

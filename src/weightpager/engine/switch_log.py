@@ -51,6 +51,12 @@ class SwitchLog:
                 self._warn_of_thrashing(self.working_set())
         return before
 
+    @property
+    def last(self) -> SwitchReport | None:
+        """The latest one; None before the first."""
+        with self._lock:
+            return self._reports[-1] if self._reports else None
+
     def latest(self) -> tuple[SwitchReport, ...]:
         """The latest ones, oldest first."""
         with self._lock:

@@ -86,9 +86,9 @@ def paged_gated(
         ConfigError: ``WEIGHTPAGER_ISA`` names an instruction set that can't run here.
     """
     _check_input(x, weight)
-    ours, theirs = ((of.out_features, of.in_features, of.block_rows, of.dtype) for of in (gate, weight))
+    ours, theirs = ((of.out_features, of.in_features, of.block_rows, of.block_cols, of.dtype) for of in (gate, weight))
     if ours != theirs:
-        raise ValueError(f"gate: expected outputs, inputs, block rows and dtype as the weight's {theirs}, got {ours}")
+        raise ValueError(f"gate: expected outputs, inputs, block shape and dtype as the weight's {theirs}, got {ours}")
     if activation not in reference.ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
     checked = _checked_bias("gate bias", biases[0], gate), _checked_bias("bias", biases[1], weight)

@@ -92,6 +92,6 @@ def _fused(module: nn.Module) -> PagedGatedMLP | None:
     gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
     if not isinstance(gate, PagedLinear) or not isinstance(up, PagedLinear) or not isinstance(down, PagedLinear):
         return None
-    if gate.low_rank is not None or up.low_rank is not None:
-        return None
+    if gate.low_rank is not None or up.low_rank is not None or gate.layer != up.layer:
+        return None  # the first two would be left out, and pages of one layer only waited for
     return PagedGatedMLP(gate, up, down, activation)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.errors import SwitchFailedError, WeightpagerError
+from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
 from weightpager.runtime.ahead import Ahead
 from weightpager.runtime.arrivals import Arrivals
 from weightpager.runtime.block_manager import BlockManager
@@ -96,9 +96,14 @@ class Loader:
         """Don't begin any more of the reads that nobody waits for. The lock is held."""
         self._blocks.cancel(self._ahead.stop(but=self._waiters.pages))
 
-    def abandon(self, loading: Loading) -> None:
-        """Nobody waits for this any more; what hasn't begun, and nobody else wants, isn't read. The lock is held."""
-        self._abandon(loading.load, loading.arrivals)
+    def abandon(self, loadings: Sequence[Loading]) -> None:
+        """Nobody waits for these any more; what hasn't begun, and nobody else wants, isn't read. The lock is held."""
+        for loading in loadings:
+            self._waiters.remove(loading.arrivals)
+        for loading in loadings:
+            self._blocks.cancel(self._pager.cancel(loading.load, but=self._waiters.pages))
+            if not loading.arrivals.complete:
+                loading.arrivals.failed(TaskNotActiveError("the task was left before its pages had come"))
 
     def _commit(
         self, request: Request, layers: npt.NDArray[np.int32], stats: LoadStats
@@ -113,6 +118,7 @@ class Loader:
             finally:
                 with self._lock:
                     self.committing = False
+                    self._lock.notify_all()
             if not request.wait:
                 return stats + loading.cost(until_now=False), loading
             return stats + self._finish(loading), None
@@ -134,7 +140,7 @@ class Loader:
             loading.arrivals.wait()
         except BaseException:
             with self._lock:
-                self.abandon(loading)
+                self.abandon([loading])
             raise
         return loading.cost(until_now=True)
 
@@ -153,10 +159,6 @@ class Loader:
                     arrivals.arrived(pages)
                 else:
                     arrivals.failed(error)
-                    self._abandon(load, arrivals)
+                    self._waiters.remove(arrivals)
+                    self._blocks.cancel(self._pager.cancel(load, but=self._waiters.pages))
             self._lock.notify_all()
-
-    def _abandon(self, load: Load, arrivals: Arrivals) -> None:
-        """These wait no more; of the load, which needn't be theirs, what nobody else wants isn't read."""
-        self._waiters.remove(arrivals)
-        self._blocks.cancel(self._pager.cancel(load, but=self._waiters.pages))

@@ -131,7 +131,8 @@ class Pager:
                 some.load, some.pages, EngineClosedError("the engine was closed while pages were being loaded")
             )
         for thread in self._threads:
-            thread.join(_JOIN_SECONDS)
+            if thread is not threading.current_thread():  # the garbage collector may close the engine, in any thread
+                thread.join(_JOIN_SECONDS)
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -35,3 +38,12 @@ class Request:
     wait: bool = True
     priority: Priority = Priority.ON_DEMAND
     reuse: Callable[[], npt.NDArray[np.floating]] | None = None
+
+
+@overload
+def seconds_until(deadline: float) -> float: ...
+@overload
+def seconds_until(deadline: float | None) -> float | None: ...
+def seconds_until(deadline: float | None) -> float | None:
+    """What is left until a deadline by `time.monotonic`, as a timeout that `threading` takes; None without one."""
+    return None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)

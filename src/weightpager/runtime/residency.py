@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import PageIndex
-from weightpager.errors import BusyError
+from weightpager.errors import BudgetError, BusyError, EngineClosedError
 from weightpager.runtime.ahead import Ahead
 from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.loader import Loader
@@ -22,7 +21,7 @@ from weightpager.runtime.page_check import PageCheck
 from weightpager.runtime.pager import Pager
 from weightpager.runtime.prefetch_ledger import PrefetchCounts
 from weightpager.runtime.prefetch_planner import PrefetchPlan
-from weightpager.runtime.request import Request
+from weightpager.runtime.request import Request, seconds_until
 from weightpager.runtime.room import Room
 from weightpager.runtime.switch_plan import NO_PAGES, Pages
 from weightpager.store import PageStore
@@ -68,6 +67,9 @@ class Residency:
         self._store = store
         self._lock = threading.Condition()
         self._turn = threading.Lock()
+        self._changes = 0  # that may have made room for a task that had none
+        self._closed = False
+        self._loadings: dict[int, Sequence[Loading]] = {}  # of each held task, what nobody has waited for
         numbers = page_numbers or len(index)
         self.blocks = BlockManager(needs, numbers, memory.slots, memory.arena.capacity, residence)
         self._ahead = Ahead(pager, numbers)
@@ -80,30 +82,30 @@ class Residency:
     def bring_in(self, request: Request) -> tuple[LoadStats, Loading | None]:
         """Hold a task and load what it lacks; what that cost, and what is still on its way if it wasn't waited for.
 
+        Where tasks in use leave no room it waits, until the deadline, and others may switch meanwhile.
+
         Raises:
             BudgetError: the pages can't fit beside those of tasks in use; nothing has changed.
             BusyError: the deadline passed while another switch was going on; nothing has changed.
             StoreError, PageCorruptError: a load failed while the task being left was whole, and it still is.
             SwitchFailedError: a load failed after ``give_up``.
+            EngineClosedError: it has been closed.
         """
         if self._hold_if_resident(request):
             return LoadStats(), None
-        with self._my_turn(request.deadline):
-            with self._lock:
-                self._hold(request)
+        while True:
+            changes = self._changes
             try:
-                return self._loader.bring_in(request, self.index.layers)
-            except BaseException:
-                self.let_go(request.task)
-                raise
+                return self._switch(request)
+            except BudgetError:
+                if not self._await_room(request, changes):
+                    raise
 
-    def let_go(self, task: int, loading: Loading | None = None) -> None:
+    def let_go(self, task: int) -> None:
         """Undo one hold; pages stay until their slots are wanted. What nobody waits for any more isn't read."""
         with self._lock:
-            self.blocks.release(task)
-            if loading is not None and not self.blocks.is_held(task):
-                self._loader.abandon(loading)
-            self._lock.notify_all()
+            self._release(task)
+            self._changed()
 
     def evict_unlocked(self) -> int:
         """Empty the arena of all that nobody holds; how many pages went."""
@@ -119,6 +121,7 @@ class Residency:
         """
         with self._my_turn(None), self._lock:
             self._room.resize(budget)
+            self._changed()
 
     def snapshot(self, current: int, uses: npt.NDArray[np.floating]) -> tuple[Occupancy, npt.NDArray[np.float64], int]:
         """What plans of loading ahead are made from.
@@ -200,7 +203,10 @@ class Residency:
         return self._check.repair(self.index, self._store)
 
     def close(self) -> None:
-        """End loading and close the store, unless a read hangs in it."""
+        """End loading and waiting, and close the store, unless a read hangs in it."""
+        with self._lock:
+            self._closed = True
+            self._changed()
         self.stop_ahead()
         if self._pager.close():
             self._store.close()
@@ -219,6 +225,7 @@ class Residency:
             self.check_unused(gone)
             for task in gone.values():
                 self.blocks.remove_task(task)
+            self._changed()
             return [self.blocks.add_task(need) for need in needs]
 
     def check_unused(self, tasks: dict[str, int]) -> None:
@@ -235,7 +242,43 @@ class Residency:
         if held:
             raise BusyError(f"expected tasks that nobody uses, found in use: {', '.join(held)}; leave them first")
 
+    def _switch(self, request: Request) -> tuple[LoadStats, Loading | None]:
+        with self._my_turn(request.deadline):
+            with self._lock:
+                self._hold(request)
+            try:
+                stats, loading = self._loader.bring_in(request, self.index.layers)
+            except BaseException:
+                with self._lock:
+                    self._release(request.task)  # no news for who waits for room: it was held in this turn only
+                raise
+            if loading is not None:
+                with self._lock:
+                    others = [of for of in self._loadings.get(request.task, ()) if not of.arrivals.complete]
+                    self._loadings[request.task] = [*others, loading]
+            return stats, loading
+
+    def _await_room(self, request: Request, changes: int) -> bool:
+        """Wait until there may be room for a task that had none before these changes; False if that can't be."""
+        with self._lock:
+            left = 0.0 if request.deadline is None else seconds_until(request.deadline)
+            if left <= 0 or len(self.blocks.needs(request.task)) > self.blocks.slots:
+                return False
+            return self._lock.wait_for(lambda: self._changes != changes, left)
+
+    def _changed(self) -> None:
+        """There may be room now. The lock is held."""
+        self._changes += 1
+        self._lock.notify_all()
+
+    def _release(self, task: int) -> None:
+        self.blocks.release(task)
+        if not self.blocks.is_held(task):
+            self._loader.abandon(self._loadings.pop(task, ()))
+
     def _hold(self, request: Request) -> None:
+        if self._closed:
+            raise EngineClosedError("the engine has been closed; open the bundle again")
         self._check_there(request)
         self.blocks.hold(request.task)
 
@@ -245,6 +288,7 @@ class Residency:
 
     def _hold_if_resident(self, request: Request) -> bool:
         with self._lock:
+            self._lock.wait_for(lambda: not self._loader.committing, seconds_until(request.deadline))
             if self._loader.committing or not self.blocks.is_resident(request.task):
                 return False
             self._hold(request)
@@ -254,8 +298,8 @@ class Residency:
     @contextmanager
     def _my_turn(self, deadline: float | None, *, take_back: bool = True) -> Iterator[None]:
         """For a switch, or what else mustn't meet one; unless told not to, it takes back what is to be loaded ahead."""
-        left = -1 if deadline is None else max(0.0, deadline - time.monotonic())
-        if not self._turn.acquire(timeout=left):
+        left = seconds_until(deadline)
+        if not self._turn.acquire(timeout=-1 if left is None else left):
             raise BusyError("another switch was still going on when the timeout passed; try again, or allow more time")
         try:
             if take_back:

@@ -1,9 +1,8 @@
-"""Room for pages in the arena: what goes for them, and what is waited for until there is some."""
+"""Room for pages in the arena: what goes for them, and which reads are waited for until there is some."""
 
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from weightpager.runtime.switch_plan import Pages, SwitchPlan
 
 
 class Room:
-    """Makes room, and waits until others do: tasks that are left, and reads that end.
+    """Makes room, and waits for that of reads that end.
 
     Whoever calls has the turn and holds the lock, which is given up while waiting.
     """
@@ -30,7 +29,7 @@ class Room:
             blocks: what is in it.
             memory: its budget.
             ahead: what nobody waits for.
-            lock: guards these; notified when a task is left and when a read ends.
+            lock: guards these; notified when a read ends.
             patience: seconds without any such read after which storage is given up.
         """
         self._blocks = blocks
@@ -40,12 +39,12 @@ class Room:
         self._patience = patience
 
     def plan(self, request: Request) -> SwitchPlan:
-        """A plan, as soon as there is room for one.
+        """A plan, as soon as reads in flight leave room for one.
 
-        Slots of reads in flight are waited for if there is no room without them, or to keep the task that is left.
+        Their slots are waited for if there is no room without them, or to keep the task that is left.
 
         Raises:
-            BudgetError: tasks in use leave no room, until the deadline.
+            BudgetError: tasks in use leave no room.
             StoreTimeoutError: reads that hang do.
         """
         hangs = False
@@ -54,11 +53,10 @@ class Room:
             if plan is not None and (hangs or not (len(plan.commit) and self._ahead)):
                 return plan
             if plan is None and (beside := self._beside(request)) > self._blocks.slots:
-                self._await_release(request, beside)
-            elif hangs:
+                raise self._memory.too_small(f"task {request.name!r} beside the tasks in use", beside)
+            if hangs:
                 raise self._hangs()
-            else:
-                hangs = not self._await_a_read()
+            hangs = not self._await_a_read()
 
     def evict(self, pages: Pages) -> None:
         """Give up resident pages that no held task needs."""
@@ -97,13 +95,6 @@ class Room:
         """Pages of a task and of those in use, as if the one that is left for it weren't."""
         own = [request.task] if request.leaving is None else [request.task, request.leaving]
         return len(np.union1d(self._blocks.needs(request.task), self._blocks.locked(but_one_hold_of=own)))
-
-    def _await_release(self, request: Request, beside: int) -> None:
-        """Until something changes, unless that can't help or the deadline has passed."""
-        left = 0.0 if request.deadline is None else request.deadline - time.monotonic()
-        if left <= 0 or len(self._blocks.needs(request.task)) > self._blocks.slots:
-            raise self._memory.too_small(f"task {request.name!r} beside the tasks in use", beside)
-        self._lock.wait(left)
 
     def _await_a_read(self) -> bool:
         """Wait until a read in flight has ended, whoever wanted it; False if storage hangs."""

@@ -35,11 +35,25 @@ class TaskGate:
         """How many hold the task active."""
         return self._holders
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether nothing is waited for by layers of a task that is held."""
+        return self._arrivals is None or self._arrivals.complete
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a page won't come that layers wait for."""
+        return self._arrivals is not None and self._arrivals.error is not None
+
     def hold(self, arrivals: Arrivals | None = None) -> None:
-        """The task is in place, or its last pages are on their way: let layers in as theirs arrive."""
+        """The task is in place, or its last pages are on their way: let layers in as theirs arrive.
+
+        A load that has failed doesn't count where somebody else has the task in place.
+        """
         with self._changed:
+            if arrivals is None or arrivals.error is None or not self._holders:
+                self._arrivals = arrivals
             self._holders += 1
-            self._arrivals = arrivals
 
     def release(self) -> None:
         """Undo one `hold`; the last one waits for the layers that are reading, also when Ctrl-C is pressed.
@@ -64,29 +78,40 @@ class TaskGate:
             TaskNotActiveError: nobody holds the task active.
             SwitchFailedError: a page of the task can't be loaded.
         """
-        if self._arrivals is not None:
-            self._wait_for(layer, self._arrivals)
-        with self._changed:
-            if self._holders == 0:
-                raise TaskNotActiveError(
-                    f"task {self._task!r} is not active, its pages may be gone; "
-                    f"run it inside 'with engine.task({self._task!r})' or after 'engine.activate({self._task!r})'"
-                )
-            self._readers += 1
+        arrived: Arrivals | None = None
+        while True:
+            with self._changed:
+                self._check_active()
+                arrivals = self._arrivals
+                if arrivals is None or arrivals is arrived:
+                    self._readers += 1
+                    return
+            self._wait_for(layer, arrivals)  # meanwhile the task may be left, and entered again
+            arrived = arrivals
 
     def leave(self, layer: int) -> None:  # noqa: ARG002 - the protocol's
         """A layer has finished reading, or has launched what reads."""
-        self._note_read()
-        with self._changed:
-            self._readers -= 1
-            if self._readers == 0:
-                self._changed.notify_all()
+        try:
+            self._note_read()
+        finally:
+            with self._changed:
+                self._readers -= 1
+                if self._readers == 0:
+                    self._changed.notify_all()
 
     def _wait_for(self, layer: int, arrivals: Arrivals) -> None:
         """Not as a reader: who leaves the task must not wait for pages that are given up."""
         try:
             arrivals.wait_for(layer)
         except WeightpagerError as error:
+            self._check_active()
             raise SwitchFailedError(
                 f"a page of task {self._task!r} could not be loaded while it ran; activate it again: {error}"
             ) from error
+
+    def _check_active(self) -> None:
+        if self._holders == 0:
+            raise TaskNotActiveError(
+                f"task {self._task!r} is not active, its pages may be gone; "
+                f"run it inside 'with engine.task({self._task!r})' or after 'engine.activate({self._task!r})'"
+            )

@@ -22,6 +22,9 @@ DELAY = 1.0
 SYNC_INTERVAL = 60.0
 """Seconds between two calls that wait for the disk: what a power cut loses. More often would wear out flash."""
 
+_JOIN_SECONDS = 5.0
+"""How long closing waits for a disk that hangs."""
+
 _PENDING = 10_000
 _MOST_READ = 16 << 20  # far more than a limit and a batch; what else may lie there isn't read into memory
 
@@ -93,24 +96,27 @@ class VisitLog:
                 self._fail(error)
 
     def close(self) -> None:
-        """Write everything, wait for the disk, let others use the file. Harmless when closed."""
+        """Write all, wait for the disk, let others use the file. Harmless when closed; a disk that hangs is left."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
-        self.flush(sync=True)
-        with self._writing:
-            if not self._closed:
-                self._file.close()
-            self._closed = True
+        if self._thread is threading.current_thread():  # the garbage collector may close the engine, in any thread
+            return
+        self._thread.join(_JOIN_SECONDS)
+        if self._thread.is_alive():
+            _log.warning("%s: the disk hangs; some of the history of tasks may be lost", self.path)
 
     def _serve(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing or self._pending)
                 if self._changed.wait_for(lambda: self._closing, self._delay):
-                    return
+                    break
             self.flush()
+        self.flush(sync=True)
+        with self._writing:
+            self._closed = True
+            self._file.close()
 
     def _take(self) -> bytes:
         """The lines of what is pending, which no longer is."""

@@ -89,8 +89,9 @@ class Worker:
         """Switch to a task; only in the worker's own thread, so inside `between`. Errors are those of the engine."""
         before = self._engine.monitor.current
         module = self._engine.activate(task)
-        if task != before:
-            self._timeline.add(self._engine.report().switches[-1])
+        switch = self._engine.last_switch
+        if task != before and switch is not None:
+            self._timeline.add(switch)
         return module
 
     def _run(self) -> None:

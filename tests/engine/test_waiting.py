@@ -1,0 +1,255 @@
+"""Who waits for whom: for room, for a switch, for a module to be built, for pages of a task that was left."""
+
+from __future__ import annotations
+
+import os
+import threading
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import torch
+from encoder_tasks import TASKS, logits, room_for
+from engines import InThread, hanging, settle
+
+import weightpager as wp
+from weightpager.bundle import Bundle
+from weightpager.bundle.reader import private_file
+from weightpager.config import EngineConfig
+from weightpager.engine import task_module
+from weightpager.errors import BudgetError, BundleError, ConfigError, EngineClosedError, TaskNotActiveError
+from weightpager.runtime.arrivals import Arrivals
+from weightpager.runtime.task_gate import TaskGate
+
+
+def by_pages(bundle: Bundle) -> list[str]:
+    """The tasks, that with the fewest pages first."""
+    return sorted(TASKS, key=lambda task: len(bundle.pages_of(task)))
+
+
+def waits(thread: InThread) -> None:
+    thread.join(0.1)
+    assert thread.is_alive()
+
+
+def test_a_budget_that_grows_makes_room_for_who_waits_for_it(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    small, *_, large = by_pages(bundle)
+    with wp.Engine.from_pretrained(bundle.path, budget=room_for(bundle, large)) as engine:
+
+        def other() -> torch.Tensor:
+            with engine.task(large, timeout=60) as module:
+                return logits(module)
+
+        with engine.task(small) as module:
+            waiting = InThread(other)
+            waits(waiting)
+            engine.set_budget(room_for(bundle, small, large))
+            assert torch.equal(waiting.result(), expected[large])
+            assert torch.equal(logits(module), expected[small])
+
+
+def test_others_switch_while_a_thread_waits_for_room(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    first, second, *_, large = by_pages(bundle)
+    budget = max(room_for(bundle, first, second), room_for(bundle, large))
+    assert budget < room_for(bundle, first, large)
+    with wp.Engine.from_pretrained(bundle.path, budget=budget) as engine:
+
+        def other() -> torch.Tensor:
+            with engine.task(large, timeout=60) as module:
+                return logits(module)
+
+        with engine.task(first):
+            waiting = InThread(other)
+            waits(waiting)
+            with engine.task(second, timeout=20) as module:
+                assert torch.equal(logits(module), expected[second])
+            waits(waiting)
+        assert torch.equal(waiting.result(), expected[large])
+        settle(engine)
+
+
+def test_closing_ends_waiting_for_room(bundle: Bundle) -> None:
+    small, *_, large = by_pages(bundle)
+    engine = wp.Engine.from_pretrained(bundle.path, budget=room_for(bundle, large))
+    with engine.task(small):
+        waiting = InThread(lambda: engine.activate(large, timeout=60))
+        waits(waiting)
+        engine.close()
+        with pytest.raises(EngineClosedError):
+            waiting.result()
+
+
+def test_a_real_time_task_asked_for_while_another_is_given_up_does_not_wait_for_the_load(
+    bundle: Bundle, expected: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    always, old, new = max(
+        permutations(TASKS, 3),
+        key=lambda tasks: room_for(bundle, *tasks) - max(room_for(bundle, *tasks[:2]), room_for(bundle, *tasks[::2])),
+    )
+    budget = max(room_for(bundle, always, old), room_for(bundle, always, new))
+    assert budget < room_for(bundle, always, old, new)
+    with hanging(bundle, budget=budget, io_threads=1, real_time=(always,)) as (engine, store):
+        engine.activate(old)
+        leaving, go_on = threading.Event(), threading.Event()
+        release = TaskGate.release
+
+        def slow(gate: TaskGate) -> None:
+            monkeypatch.undo()
+            leaving.set()
+            assert go_on.wait(20)
+            release(gate)
+
+        monkeypatch.setattr(TaskGate, "release", slow)
+        switching = InThread(lambda: engine.activate(new))
+        assert leaving.wait(20)
+        store.hang()
+
+        def ask() -> torch.Tensor:
+            with engine.task(always) as module:
+                return logits(module)
+
+        asking = InThread(ask)
+        waits(asking)
+        go_on.set()
+        assert torch.equal(asking.result(), expected[always])
+        waits(switching)
+        store.resume()
+        assert torch.equal(logits(switching.result()), expected[new])
+
+
+def test_a_task_that_is_built_keeps_nobody_from_entering_another(
+    bundle: Bundle, expected: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building, go_on = threading.Event(), threading.Event()
+    build = task_module.build
+
+    def slow(bundle: Bundle, name: str, *rest: object) -> torch.nn.Module:
+        if name == "weather":
+            building.set()
+            assert go_on.wait(20)
+        return build(bundle, name, *rest)  # type: ignore[arg-type]
+
+    with wp.Engine.from_pretrained(bundle.path) as engine:
+        engine.activate("animal")
+        monkeypatch.setattr(task_module, "build", slow)
+        modules = [InThread(lambda: engine.module("weather")) for _ in range(2)]
+        assert building.wait(20)
+        entering = InThread(lambda: logits(engine.activate("animal")))
+        assert torch.equal(entering.result(), expected["animal"])
+        go_on.set()
+        assert modules[0].result() is modules[1].result()
+
+
+def test_activating_again_waits_for_what_is_still_on_its_way(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    with hanging(bundle, io_threads=1) as (engine, store):
+        store.hang()
+        module = engine.activate("animal", wait=False)
+        assert engine.activate("animal", wait=False) is module
+        waiting = InThread(lambda: engine.activate("animal"))
+        waits(waiting)
+        store.resume()
+        assert waiting.result() is module
+        assert engine.blocks.is_resident(bundle.task_numbers["animal"])
+        assert torch.equal(logits(module), expected["animal"])
+        engine.deactivate()
+        assert engine.report().active == ()
+        settle(engine)
+
+
+def test_a_layer_of_a_task_that_was_left_does_not_wait_for_pages_that_never_come(bundle: Bundle) -> None:
+    with hanging(bundle, io_threads=1) as (engine, store):
+        store.hang()
+        module = engine.activate("animal", wait=False)
+        running = InThread(lambda: logits(module))
+        waits(running)
+        engine.deactivate()
+        with pytest.raises(TaskNotActiveError):
+            running.result()
+
+
+def test_no_load_of_a_task_that_was_left_goes_on(bundle: Bundle) -> None:
+    """Whoever began it, and however many."""
+    with hanging(bundle, io_threads=1) as (engine, store):
+        store.hang()
+        with engine.task("animal", wait=False), engine.task("animal", wait=False):
+            store.wait_for_a_read()
+        store.resume()
+        settle(engine)
+        assert len(store.begun) == 1
+
+
+def test_a_layer_looks_again_when_its_task_was_entered_anew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    gate = TaskGate("animal")
+    first, second = (Arrivals([0], np.zeros(1, np.int32), 60.0) for _ in range(2))
+    gate.hold(first)
+    entering = InThread(lambda: gate.enter(0))
+    waits(entering)
+    gate.release()
+    gate.hold(second)
+    first.arrived([0])
+    waits(entering)
+    second.arrived([0])
+    entering.result()
+    gate.leave(0)
+
+
+def test_a_failed_load_does_not_close_the_gate_for_who_has_the_task_in_place() -> None:
+    import numpy as np
+
+    gate = TaskGate("animal")
+    failed = Arrivals([0], np.zeros(1, np.int32), 60.0)
+    failed.failed(BudgetError("any", 0))
+    gate.hold()
+    gate.hold(failed)
+    gate.enter(0)
+    gate.leave(0)
+    assert not gate.has_failed
+
+
+def test_leaving_does_not_hang_when_the_device_fails() -> None:
+    def broken() -> None:
+        raise RuntimeError("a device that has failed")
+
+    gate = TaskGate("animal", broken)
+    gate.hold()
+    gate.enter(0)
+    with pytest.raises(RuntimeError):
+        gate.leave(0)
+    gate.release()
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan")])
+def test_a_timeout_that_is_none_is_refused(bundle: Bundle, timeout: float) -> None:
+    with wp.Engine.from_pretrained(bundle.path) as engine:
+        with pytest.raises(ConfigError, match="timeout: expected seconds from 0"):
+            engine.activate("animal", timeout=timeout)
+        engine.activate("animal", timeout=float("inf"))
+
+
+def test_an_engine_that_cannot_be_opened_keeps_no_file_open(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(bundle.path, tmp_path / "b.bundle")
+    damaged = Bundle.open(tmp_path / "b.bundle")
+    file = tmp_path / "b.bundle" / private_file("weather")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(BundleError):
+        wp.Engine(damaged, EngineConfig())
+    assert set(os.listdir("/proc/self/fd")) == before
+
+    def refuses(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("weightpager.engine.open_bundle.Residency", refuses)
+    threads = threading.active_count()
+    with pytest.raises(MemoryError):
+        wp.Engine(bundle, EngineConfig())
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert threading.active_count() == threads
