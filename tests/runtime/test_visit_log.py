@@ -198,6 +198,39 @@ def test_a_file_that_cannot_be_is_refused(tmp_path: Path) -> None:
             VisitLog(tmp_path / name)
 
 
+@pytest.mark.parametrize("content", [b'{"text": "mine", "label": "spam"}\n', b"\x7fELF\0\0", b"x" * (3 << 20)])
+def test_a_file_of_something_else_is_refused_and_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="expected a history of tasks.*found a file of something else"):
+        VisitLog(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 4096, b'{"run": 1, "num', b'{"req', b'{"run": 1, "number": 1}\t00000000\n']
+)
+def test_a_damaged_history_is_none_of_something_else(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "history"
+    path.write_bytes(content)
+    run = Run(path)
+    run.visit("ab")
+    run.monitor.close()
+    assert [row.task for row in VisitLog(path).restore().rows] == ["a", "b"]
+
+
+def test_a_file_that_grew_too_large_is_replaced_as_soon_as_that_is_possible(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    rows = [VisitRow(1, number, "a", float(number)) for number in range(300)]
+    path.write_bytes(b"".join(map(encode_visit, rows)))
+    log = VisitLog(path, limit=4096)
+    log.add("b", 1e9, switch=True)
+    log.close()
+    assert path.stat().st_size <= 4096
+    kept = parse_history(path.read_bytes().split(b"\n")).rows
+    assert [row.task for row in kept[-2:]] == ["a", "b"]
+
+
 def test_only_the_owner_can_read_a_history(tmp_path: Path) -> None:
     VisitLog(tmp_path / "history").close()
     assert {entry.stat().st_mode & 0o777 for entry in tmp_path.iterdir()} == {0o600}

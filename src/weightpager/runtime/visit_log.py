@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from pathlib import Path
 
+from weightpager.errors import ConfigError
 from weightpager.runtime.appended_file import AppendedFile
 from weightpager.runtime.visit_rows import History, VisitRow, encode_counts, encode_visit, parse_history
 
@@ -43,7 +44,7 @@ class VisitLog:
         delay: seconds that a visit may wait to be written.
 
     Raises:
-        ConfigError: the file cannot be opened, or another log has it open.
+        ConfigError: the file cannot be opened, isn't a history, or another log has it open.
     """
 
     def __init__(self, path: Path | str, limit: int = LIMIT, delay: float = DELAY) -> None:
@@ -51,6 +52,11 @@ class VisitLog:
         self._limit, self._delay = limit, delay
         self._file = AppendedFile(self.path)
         self._history = self._read()
+        if self._history.is_foreign:
+            self._file.close()
+            raise ConfigError(
+                f"{path}: expected a history of tasks, or no file yet, found a file of something else; name another one"
+            )
         self._run = 1 + max((row.run for row in self._history.rows), default=0)
         self._number = 0
         self._torn = True  # whatever stands at the end of the file, the next line starts on its own
@@ -133,7 +139,7 @@ class VisitLog:
         if not lines:
             return
         if self._file.size > 2 * self._limit:
-            raise OSError("it is full, and could not be replaced")
+            self._shorten()  # or nothing is appended
         whole, self._torn = (b"\n" + lines if self._torn else lines), True
         self._file.append(whole)
         self._torn = False
@@ -141,12 +147,15 @@ class VisitLog:
     def _settle(self, sync: bool) -> None:
         """Replace the file if it is full, else wait for the disk if it is time."""
         if self._file.size > self._limit:
-            self._file.replace(_newest(self._read(), self._limit // 2))
+            self._shorten()
         elif sync or time.monotonic() - self._synced > SYNC_INTERVAL:
             self._file.sync()
         else:
             return
         self._synced = time.monotonic()
+
+    def _shorten(self) -> None:
+        self._file.replace(_newest(self._read(), self._limit // 2))
 
     def _read(self) -> History:
         try:

@@ -20,6 +20,8 @@ from zlib import crc32
 
 from weightpager.runtime.visit import Visit
 
+_BEGINNINGS = b'{"run": ', b'{"requests": '
+
 
 @dataclass(frozen=True)
 class VisitRow:
@@ -44,12 +46,19 @@ class History:
         requests: of each task.
         switches: how many there were.
         lost: lines that were damaged.
+        foreign: those of them that don't begin as any of these would.
     """
 
     rows: list[VisitRow] = field(default_factory=list)
     requests: Counter[str] = field(default_factory=Counter)
     switches: int = 0
     lost: int = 0
+    foreign: int = 0
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the file was something else: what isn't ours must not be written to."""
+        return bool(self.foreign) and not self.rows and not self.requests
 
     def visits(self) -> list[Visit]:
         """The visits in seconds since 1970; where the clock was set back between two runs, the gap has no length."""
@@ -85,8 +94,9 @@ def parse_history(lines: Iterable[bytes]) -> History:
         elif (counts := _counts(row)) is not None:
             history.requests += counts[0]
             history.switches += counts[1]
-        elif line.strip():
+        elif rest := line.strip(b" \r\n\0"):  # after a power cut a file may end in zeros
             history.lost += 1
+            history.foreign += not any(rest.startswith(ours[: len(rest)]) for ours in _BEGINNINGS)
     return history
 
 
