@@ -34,6 +34,21 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
 }
 """With anything else a module would be built, and its first forward would fail."""
 
+GENERATION = "generation_config.json"
+
+GENERATION_KEYS = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+)
+"""What a bundle says of how its decoders go on. What else transformers knows asks for more memory, time or code."""
+
 
 def model_dir(bundle: Bundle) -> Path:
     """The directory, every file of it checked.
@@ -63,6 +78,8 @@ def _check_json(name: str, content: bytes) -> None:
         raise BundleFormatError(name, "content", "JSON", error) from error
     if not isinstance(values, dict):
         return
+    if name == f"{MODEL}/{GENERATION}" and (others := values.keys() - set(GENERATION_KEYS)):
+        raise BundleFormatError(name, "keys", f"only {', '.join(GENERATION_KEYS)}", ", ".join(sorted(others))[:80])
     if "auto_map" in values:
         raise BundleFormatError(name, "auto_map", "no code from elsewhere", "auto_map")
     for key, allowed in _ALLOWED.items():

@@ -9,9 +9,10 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from weightpager.bundle.manifest import TaskKind
+from weightpager.bundle.model_files import GENERATION, GENERATION_KEYS
 from weightpager.compiler.named_parameters import canonical, parameters
 from weightpager.compiler.task_file import TaskFile
 from weightpager.engine.architecture import CLASSES
@@ -26,6 +27,8 @@ _NOT_COMPUTING = {
     "task_specific_params", "tokenizer_class", "summary_first_dropout", "keys_to_ignore_at_inference",
     "pretraining_tp", "chunk_size_feed_forward",
 }  # fmt: skip
+
+_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p")
 
 PLAIN = {"chunk_size_feed_forward": 0, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
 """Settings of how a model answers, not of what."""
@@ -44,6 +47,15 @@ def check_directory(path: Path) -> None:
                 raise CompileError(f"{path / name}: expected a JSON object, found {type(content).__name__}")
             if "auto_map" in content:
                 raise CompileError(f"{path / name}: auto_map asks to run the directory's own code; that is refused")
+
+
+def load_generation(path: Path) -> dict[str, Any]:
+    """How the directory's decoder goes on unless told otherwise: what a bundle keeps of it; empty if it doesn't say."""
+    if not (path / GENERATION).is_file():
+        return {}
+    found = call(path, GenerationConfig.from_pretrained, path, local_files_only=True).to_dict()
+    unused = () if found.get("do_sample") else _SAMPLING  # transformers would refuse to write these
+    return {key: found[key] for key in GENERATION_KEYS if found.get(key) is not None and key not in unused}
 
 
 def check_config(config: PretrainedConfig, task_file: TaskFile) -> None:
@@ -71,7 +83,18 @@ def has_tokenizer(path: Path) -> bool:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The directory's tokenizer, padding and cutting on the right."""
+    """The directory's tokenizer, padding and cutting on the right as training wants it."""
+    tokenizer = read_tokenizer(path)
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    return tokenizer
+
+
+def read_tokenizer(path: Path) -> Any:
+    """The directory's tokenizer as it is, but that it can pad.
+
+    Raises:
+        CompileError: there is none that can be used.
+    """
     if not has_tokenizer(path):
         raise CompileError(
             f"{path}: expected a tokenizer, found none of {', '.join(_VOCABULARIES)}; save it beside the model "
@@ -85,7 +108,6 @@ def load_tokenizer(path: Path) -> Any:
         if tokenizer.eos_token is None:
             raise CompileError(f"{path}: expected a tokenizer with a padding or an end token, found neither")
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
     return tokenizer
 
 

@@ -28,6 +28,7 @@ from weightpager.compiler.checkpoint import (
     class_names,
     from_pretrained,
     load_config,
+    load_generation,
     load_image_reader,
     load_tokenizer,
 )
@@ -62,6 +63,7 @@ class Source:
         versions: paged weight → int8 [blocks, tasks]: tasks with the same number share a block's values. Weights that
             all tasks share are absent.
         images: what reads images; None where tasks read texts.
+        generation: how its decoders go on unless told otherwise: what a bundle keeps of it.
     """
 
     task_file: TaskFile
@@ -74,16 +76,12 @@ class Source:
     tied: Mapping[str, Sequence[str]] = field(default_factory=dict)
     versions: Mapping[str, Versions] = field(default_factory=dict)
     images: ImageReader | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def reads(self) -> Any:
         """What turns a task's data into the model's inputs: the tokenizer, or the image reader."""
         return self.tokenizer if self.images is None else self.images
-
-    @property
-    def preprocessor(self) -> Any:
-        """What transformers saves beside a model: the tokenizer, or the image processor."""
-        return self.tokenizer if self.images is None else self.images.processor
 
     def linear(self, task: str, name: str) -> nn.Linear:
         """The paged linear layer of a task's module, by canonical name."""
@@ -133,7 +131,9 @@ def load(task_file: TaskFile) -> Source:
     paged, resident = sort_weights(models, task_file.block, path)
     tied = {name: others for model in models.values() for name, others in tied_tensors(model).items()}
     versions = lay_over(models, checkpoints, paged, task_file.tolerance)
-    return Source(task_file, path, config, tokenizer, models, paged, resident, tied, versions, images)
+    decodes = any(not task.labelled for task in task_file.tasks.values())
+    generation = load_generation(path) if decodes else {}
+    return Source(task_file, path, config, tokenizer, models, paged, resident, tied, versions, images, generation)
 
 
 def _load_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -25,9 +26,11 @@ from weightpager.bundle import (
     permutations,
 )
 from weightpager.bundle.layout import PageDtype, block_bytes, encode, page_content
+from weightpager.bundle.model_files import GENERATION
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file
 from weightpager.bundle.writer import storage_errors
+from weightpager.compiler.checkpoint import read_tokenizer
 from weightpager.compiler.low_rank import write_adapters
 from weightpager.compiler.masks import Keep
 from weightpager.compiler.pack import Packing
@@ -198,7 +201,19 @@ def _write_model(writer: BundleWriter, source: Source) -> None:
     folder = writer.root / MODEL
     with storage_errors():
         source.config.save_pretrained(folder)
-        source.preprocessor.save_pretrained(folder)
+        _preprocessor(source).save_pretrained(folder)
+        if source.generation:
+            (folder / GENERATION).write_text(json.dumps(source.generation, indent=2), encoding="utf-8")
+
+
+def _preprocessor(source: Source) -> Any:
+    """What transformers saves beside a model: the image processor, or the tokenizer."""
+    if source.images is not None:
+        return source.images.processor
+    # Not the one that has been worked with: it would be written with how it pads here, and to which lengths it cuts.
+    tokenizer = read_tokenizer(source.path)
+    tokenizer.truncation_side = source.tokenizer.truncation_side  # where texts were cut in training
+    return tokenizer
 
 
 def _manifest(plan: BundlePlan) -> Manifest:

@@ -15,12 +15,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
 )
 from transformers.utils import logging as transformers_logging
 
 from weightpager.bundle import Bundle, TaskEntry, TaskKind
-from weightpager.bundle.model_files import model_dir
+from weightpager.bundle.model_files import GENERATION, model_dir
 from weightpager.bundle.reader import MODEL
 from weightpager.engine.image_reader import ImageReader, load_image_processor
 from weightpager.errors import BundleFormatError, ConfigError
@@ -50,6 +51,27 @@ def read_config(bundle: Bundle) -> PretrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise BundleFormatError(f"{MODEL}/config.json", "architecture", "one of transformers'", error) from error
+
+
+def read_generation(bundle: Bundle) -> GenerationConfig | None:
+    """How the bundle's decoders go on unless told otherwise; None if it doesn't say.
+
+    Raises:
+        BundleFormatError: it is damaged, or not allowed.
+    """
+    folder = model_dir(bundle)
+    if f"{MODEL}/{GENERATION}" not in bundle.manifest.files:
+        return None
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise BundleFormatError(f"{MODEL}/{GENERATION}", "content", "what transformers can read", error) from error
+
+
+def set_generation(module: nn.Module, generation: GenerationConfig | None) -> None:
+    """Have a module go on like this, if it goes on at all and there is something to say."""
+    if generation is not None and getattr(module, "generation_config", None) is not None:
+        module.generation_config = copy.deepcopy(generation)
 
 
 def empty_module(config: PretrainedConfig, task: TaskEntry) -> nn.Module:

@@ -14,7 +14,15 @@ from weightpager.bundle import Bundle
 from weightpager.bundle import permutations as permutations_file
 from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.reader import RESIDENT, private_file
-from weightpager.engine.architecture import empty_module, full_name, preprocessor, quiet_transformers, read_config
+from weightpager.engine.architecture import (
+    empty_module,
+    full_name,
+    preprocessor,
+    quiet_transformers,
+    read_config,
+    read_generation,
+    set_generation,
+)
 from weightpager.engine.parameters import activation_dtype, read_parameters
 from weightpager.engine.task_module import assign, paged_weight
 from weightpager.errors import BundleFormatError, ConfigError
@@ -50,13 +58,14 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
         values[f"{name}.weight"] = merged.to(dtype)
     state = {full_name(module, name): value for name, value in in_original_order(bundle, task, values).items()}
     assign(module, state, task)
+    set_generation(module, read_generation(bundle))
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         with quiet_transformers():
             module.save_pretrained(temporary)  # type: ignore[operator]
         preprocessor(bundle).save_pretrained(temporary)
         temporary.rename(target)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:  # the last of settings that contradict each other
         raise ConfigError(f"out: cannot write {target}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -82,6 +82,7 @@ class OpenBundle:
         self.watch.check(self.memory.on_host)  # nothing of it is in memory yet
         # All that a module is built from is read now: the bundle may be replaced while the engine runs.
         self._config = architecture.read_config(bundle)
+        self._generation = architecture.read_generation(bundle)
         self._resident = read_parameters(bundle, RESIDENT, arena.pages.device, config.dtype)
         with ExitStack() as undone:
             store = LocalStore(bundle) if store is None else store
@@ -204,9 +205,11 @@ class OpenBundle:
     def _build(self, bundle: Bundle, name: str, task: OpenTask) -> nn.Module:
         values = {**self._resident, **task.private}
         arena, table = self.memory.arena.pages, self._page_table
-        return task_module.build(
+        module = task_module.build(
             bundle, name, task.tables, self._config, values, arena, table, task.gate, task.low_rank
         )
+        architecture.set_generation(module, self._generation)
+        return module
 
 
 def _task(state: _State, name: str) -> OpenTask:
