@@ -68,6 +68,18 @@ def test_a_report_of_a_hopeless_model_can_be_read(assistant_bundle: Path, perple
     assert all(score.sparse == pytest.approx(perplexity, nan_ok=True) for score in found.tasks)
 
 
+@pytest.mark.parametrize("accuracy", [math.inf, math.nan])
+def test_scores_that_are_no_numbers_are_never_advised(assistant_bundle: Path, accuracy: float) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    whole = report(bundle, 0.85, {"int8": (arena(bundle), 0.8)})
+    broken = [task.model_copy(update={"dense": accuracy}) for task in whole.tasks]
+    assert advise(bundle, whole.model_copy(update={"tasks": broken})) is None
+    found = advise(bundle, report(bundle, math.nan, {"int8": (arena(bundle), 0.8)}))
+    assert found is not None
+    assert "use int8: it loses 10.0 points" in found.words
+    assert "nan" not in found.words
+
+
 def test_nothing_measured_is_no_advice(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
     assert advise(bundle, report(bundle, 0.85, {})) is None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from command import Command
 
 import tiny
 import weightpager as wp
+from weightpager.cli import output
 from weightpager.store import StorageModel, all_switches, switch_cost
 
 
@@ -168,6 +170,14 @@ def test_eval_measures_what_the_compiler_measured(weightpager: Command, assistan
     one = weightpager("eval", assistant_bundle, "--task", "animal")
     assert "animal" in one.out
     assert "weather" not in one.out
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    output.print_json({"loss": [math.nan, math.inf, 0.5]})
+    assert json.loads(capsys.readouterr().out, parse_constant=refuse) == {"loss": [None, None, 0.5]}
 
 
 def test_eval_says_when_the_held_out_data_has_changed(weightpager: Command, tmp_path: Path) -> None:

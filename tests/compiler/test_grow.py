@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
+from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.garbage import collect
-from weightpager.bundle.reader import RESIDENT
+from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.bundle.report import read_report
 from weightpager.bundle.verify import verify
 from weightpager.compiler import prepare as preparation
@@ -113,6 +114,19 @@ def test_old_tasks_stay_bit_for_bit(private_bundle: Path, grown_bundle: Path, tm
     assert 0 < growth.reused_bytes < kept <= growth.reused_bytes + growth.added_bytes
     assert report.over_read["pet"] == pytest.approx(1 - kept / (len(grown.pages_of("pet")) * grown.page_bytes))
     assert [score.name for score in report.tasks] == [*old, "pet"]
+
+
+def test_growth_counts_low_rank_parts_and_goes_with_its_tasks(private_bundle: Path, tmp_path: Path) -> None:
+    trained = {"method": "finetune", "steps": 2, "low_rank": 2}
+    grown = wp.compile(new_tasks(tmp_path, recover=trained), out=tmp_path / "grown.bundle", base=private_bundle)
+    growth = read_report(grown).growth
+    assert growth is not None
+    assert growth.private_bytes == grown.entry(private_file("pet")).bytes + adapter_bytes(grown, "pet")
+    assert adapter_bytes(grown, "pet") > 0
+    collect(grown.path, drop=[next(iter(grown.tasks))])
+    assert read_report(Bundle.open(grown.path)).growth == growth
+    collect(grown.path, drop=["pet"])
+    assert read_report(Bundle.open(grown.path)).growth is None
 
 
 def test_a_new_task_computes_with_the_bases_blocks(private_bundle: Path, grown_bundle: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -55,9 +56,9 @@ def advise(bundle: Bundle, report: CompileReport, budget: int | None = None) -> 
         budget: bytes for paged weights; None for those of the bundle's largest task.
     """
     dense = {task.name: task.dense for task in report.tasks}
-    if not report.controls or any(value is None for value in dense.values()):
+    known = {name: value for name, value in dense.items() if value is not None and math.isfinite(value)}
+    if not report.controls or len(known) < len(dense):
         return None
-    known = {name: value for name, value in dense.items() if value is not None}
     metrics = {task.name: task.metric for task in report.tasks}
     arena = max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
     loss = _loss({task.name: task.sparse for task in report.tasks}, known, metrics)
@@ -81,7 +82,8 @@ def _loss(scores: Mapping[str, float], dense: Mapping[str, float], metrics: Mapp
         100 * (scores[task] / dense[task] - 1 if metrics[task] == LOWER_IS_BETTER else dense[task] - scores[task])
         for task in dense
     ]
-    return sum(losses) / len(losses)
+    loss = sum(losses) / len(losses)
+    return math.inf if math.isnan(loss) else loss
 
 
 def _unit(metrics: Mapping[str, str]) -> str:

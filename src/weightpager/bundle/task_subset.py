@@ -104,7 +104,9 @@ class TaskSubset:
             for control in report.controls
             if set(self.names) <= set(control.scores)
         ]
+        growth = report.growth
         changes = {
+            "growth": growth if growth is not None and set(growth.tasks) <= set(self.names) else None,
             "tasks": [score for score in report.tasks if score.name in self.names],
             "mean_overlap": mean_overlap(overlap(written)),
             "page_bytes": written.page_bytes,

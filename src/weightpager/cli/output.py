@@ -27,8 +27,9 @@ errors = Console(stderr=True, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    typer.echo(json.dumps(value, indent=1, default=_plain))
+    """One JSON document on standard output; a number that isn't finite is null, as JSON has no other word for it."""
+    plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+    typer.echo(json.dumps(plain, indent=1, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 import weightpager
 from weightpager.bundle import BlockTable, Bundle, BundleWriter, Manifest, PageIndex, TaskEntry, page_index
+from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.files import check_file
 from weightpager.bundle.fill import over_read, page_fill
 from weightpager.bundle.overlap import mean_overlap, overlap
@@ -282,6 +283,6 @@ def _report(
             tasks=names,
             reused_bytes=len(reused) * bundle.block_bytes,
             added_bytes=len(added.plan.packing.layers) * bundle.page_bytes,
-            private_bytes=sum(bundle.entry(private_file(name)).bytes for name in names),
+            private_bytes=sum(bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name) for name in names),
         ),
     )
