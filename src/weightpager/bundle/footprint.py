@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from weightpager.bundle.adapter import adapter_bytes
@@ -12,11 +13,14 @@ from weightpager.bundle.files import check_file
 from weightpager.bundle.reader import RESIDENT, Bundle, private_file
 from weightpager.errors import BundleFormatError
 
-_PAGE_BOOKKEEPING = 16
-"""Bytes per page beside the index: slot, locks, time of last use."""
+_SPARE_PAGES = 1024
+"""An engine has numbers for so many more than twice the bundle's pages, in case that tasks are added."""
 
-_SLOT_BOOKKEEPING = 48
-"""Bytes per slot: its page, and its entry in the list of free slots."""
+_NUMBER_BYTES = 34
+"""Per number of a page, beside one for each task: its slot, or the one on its way, who needs it, when it came."""
+
+_PAGE_BYTES = 80
+"""Per page: its entry in the engine's own index, and a slot's in the list of free ones."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,12 @@ class Footprint:
         return self.resident + self.private + self.tables
 
 
+def page_numbers(bundle: Bundle) -> int:
+    """Numbers that an engine has for pages: as many as block tables can name the places of, at most."""
+    most = np.iinfo(np.int32).max // bundle.manifest.blocks_per_page
+    return int(min(2 * len(bundle.pages) + _SPARE_PAGES, most))
+
+
 def footprint(bundle: Bundle, dtype: str = "auto") -> Footprint:
     """What an engine over this bundle holds beside its arena.
 
@@ -51,7 +61,7 @@ def footprint(bundle: Bundle, dtype: str = "auto") -> Footprint:
     """
     tables = sum(table.nbytes for task in bundle.tasks for table in bundle.tables(task).values())
     index = bundle.pages.ids.nbytes + bundle.pages.layers.nbytes + bundle.pages.signatures.nbytes
-    bookkeeping = len(bundle.pages) * (_PAGE_BOOKKEEPING + _SLOT_BOOKKEEPING)
+    bookkeeping = page_numbers(bundle) * (_NUMBER_BYTES + len(bundle.tasks)) + len(bundle.pages) * _PAGE_BYTES
     return Footprint(
         resident=_parameter_bytes(bundle, RESIDENT, dtype),
         private=sum(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint
+from weightpager.bundle.footprint import footprint, page_numbers
 from weightpager.bundle.reader import RESIDENT
 from weightpager.config import EngineConfig
 from weightpager.engine import architecture, task_module
@@ -26,9 +26,6 @@ from weightpager.runtime.pager import Pager
 from weightpager.runtime.residency import Residency
 from weightpager.runtime.staged_arena import Staging
 from weightpager.store import CountingStore, LocalStore, PageStore, VerifyingStore
-
-_SPARE_PAGES = 1024
-"""There is room for so many more than twice the bundle's pages, in case that tasks are added."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class OpenBundle:
             needs_of(bundle, config.dtype),
             page_bytes=bundle.page_bytes,
             kv_reserve=config.kv_reserve,
-            capacity=_page_numbers(bundle),
+            capacity=page_numbers(bundle),
             staging=staging or device.staging(config.device, bundle.page_bytes, config.io_threads),
         )
         arena = self.memory.arena
@@ -88,7 +85,7 @@ class OpenBundle:
             store = LocalStore(bundle) if store is None else store
             undone.callback(store.close)
             self.direct = bool(getattr(store, "direct", False))
-            self._numbers = PageNumbers(bundle, store, _page_numbers(bundle))
+            self._numbers = PageNumbers(bundle, store, page_numbers(bundle))
             self.reads = CountingStore(self._numbers.store)
             self._checked = VerifyingStore(self.reads, self._numbers.index)
             numbers = np.arange(len(bundle.pages))
@@ -106,7 +103,7 @@ class OpenBundle:
                 pager,
                 self._checked,
                 config.read_timeout,
-                _page_numbers(bundle),
+                page_numbers(bundle),
                 config.minimum_residence,
             )
             self._page_table = arena.table(self.residency.blocks.page_table)
@@ -215,11 +212,6 @@ class OpenBundle:
 def _task(state: _State, name: str) -> OpenTask:
     state.bundle.task(name)
     return state.tasks[name]
-
-
-def _page_numbers(bundle: Bundle) -> int:
-    """As many as there is memory for, and as block tables can name the places of."""
-    return min(2 * len(bundle.pages) + _SPARE_PAGES, np.iinfo(np.int32).max // bundle.manifest.blocks_per_page)
 
 
 def needs_of(bundle: Bundle, dtype: str = "auto") -> Needs:
