@@ -5,6 +5,7 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,48 @@ def test_top_says_that_there_is_no_server(weightpager: Command) -> None:
     assert "found none: Connection refused; 'weightpager ps' lists" in found.err
     assert weightpager("top", "file:///etc/passwd", "--once").code == 2
     assert weightpager("top", "--once", "--token-file", "nowhere").code == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b'HTTP/1.0 200 OK\r\n\r\n{"status": "ok"}', "found another answer: version: Field required"),
+        (b"HTTP/1.0 200 OK\r\n\r\n[1]", "found another answer: Input should be an object"),
+        (b"HTTP/1.0 200 OK\r\n\r\n<html>", "found another answer: Invalid JSON"),
+        (b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 100_000, "found another answer: Invalid JSON"),
+        (b"HTTP/1.0 404 Not Found\r\n\r\n", "found status 404"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{}", "found no HTTP: 'IncompleteRead"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "found no HTTP: 'SSH-2.0-OpenSSH_9.6'"),
+        (b"\x1b[2J" * 100 + b"\r\n", "found no HTTP: '\\x1b[2J"),
+        (b"", "found no HTTP: 'Remote end closed connection"),
+    ],
+)
+def test_top_says_that_another_server_is_there(weightpager: Command, answer: bytes, words: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_answer, args=(server, answer))
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        found = weightpager("top", url, "--once")
+        thread.join()
+    assert (found.code, found.out) == (1, "")
+    assert f"expected a weightpager server at {url}, {words}" in found.err
+    assert len(found.err) < 250
+
+
+def _answer(server: socket.socket, answer: bytes) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(2**16)
+        connection.sendall(answer)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a b", "http://[::1", "http://", "http://a:b", "http://a:99999", "http://a\n", "http://ä", "a:8000"]
+)
+def test_top_wants_a_url(weightpager: Command, url: str) -> None:
+    found = weightpager("top", url, "--once")
+    assert found.code == 2
+    assert f"expected the URL of a server, such as http://127.0.0.1:8000, found {url!r}" in found.err
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json as json_file
+import re
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
+from pydantic import ValidationError
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -21,11 +25,14 @@ from rich.text import Text
 from weightpager.cli import output
 from weightpager.cli.options import Json
 from weightpager.errors import ConfigError, WeightpagerError
+from weightpager.server.status_schema import Status
 
 _SHADES = " ░▒▓█"
 _MOST_BYTES = 64 * 2**20
+_MOST_SHOWN = 80
 _LATEST = 8
 _FORETOLD = 4
+_PRINTABLE = re.compile(r"[!-~]+")
 
 
 def register(app: typer.Typer) -> None:
@@ -66,26 +73,55 @@ def read_status(url: str, token: str | None = None, timeout: float = 10.0) -> di
 
     Raises:
         ConfigError: the URL is none of HTTP.
-        WeightpagerError: no server answers there, or it asks for a token.
+        WeightpagerError: no weightpager server answers there, or it asks for a token.
     """
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"expected the URL of a server, such as http://127.0.0.1:8000, got {url!r}")
+    content = _fetch(url, token, timeout)
+    try:
+        Status.model_validate_json(content)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        found = ": ".join([*map(str, detail["loc"][:1]), detail["msg"]])
+        raise WeightpagerError(f"expected a weightpager server at {url}, found another answer: {found}") from error
+    state: dict[str, Any] = json_file.loads(content)
+    return state
+
+
+def _fetch(url: str, token: str | None, timeout: float) -> bytes:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    request = urllib.request.Request(f"{url.rstrip('/')}/status", headers=headers)  # noqa: S310 - checked above
+    request = urllib.request.Request(f"{_checked(url).rstrip('/')}/status", headers=headers)  # noqa: S310 - checked
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
-            found: dict[str, Any] = json_file.loads(answer.read(_MOST_BYTES))
-            return found
+            content: bytes = answer.read(_MOST_BYTES)
+            return content
     except urllib.error.HTTPError as error:
         error.close()
         hint = "; it asks for --token-file" if error.code == 401 else ""
-        raise WeightpagerError(f"{url}: expected a server's state, found status {error.code}{hint}") from error
+        raise WeightpagerError(f"expected a weightpager server at {url}, found status {error.code}{hint}") from error
+    except http.client.HTTPException as error:
+        found = repr(str(error).strip())[:_MOST_SHOWN]
+        raise WeightpagerError(f"expected a weightpager server at {url}, found no HTTP: {found}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise WeightpagerError(
-            f"{url}: expected a server, found none: {getattr(reason, 'strerror', None) or reason}; "
+            f"expected a weightpager server at {url}, found none: {getattr(reason, 'strerror', None) or reason}; "
             "'weightpager ps' lists those that run, 'weightpager serve' starts one"
         ) from error
+
+
+def _checked(url: str) -> str:
+    """The URL, if it is one that may be asked.
+
+    Raises:
+        ConfigError: it isn't.
+    """
+    try:
+        parts = urlsplit(url)
+        well = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and _PRINTABLE.fullmatch(url)
+    except ValueError:  # an address or a port that is none
+        well = False
+    if not well:
+        raise ConfigError(f"expected the URL of a server, such as http://127.0.0.1:8000, found {url!r}")
+    return url
 
 
 def view(found: dict[str, Any]) -> RenderableType:

@@ -5,106 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Literal
 
 from weightpager.engine.forecasts import ForecastReport
 from weightpager.engine.report import PrefetchReport
 from weightpager.engine.residency_map import ResidencyMap
-from weightpager.server.schema import Answer
 from weightpager.server.service import Service
+from weightpager.server.status_schema import ForecastStatus, PrefetchStatus, Status, SwitchStatus, TaskStatus
 from weightpager.server.version import VERSION
 
 _MOST_PAGES = 8192
 """Above that, pages aren't listed one by one."""
 
 _SWITCHES = 120
-
-
-class TaskStatus(Answer):
-    """One task; ``layers`` has for each layer how many of its pages are resident, and how many it needs."""
-
-    name: str
-    kind: str
-    resident: float
-    waiting: int
-    requests: int
-    layers: list[tuple[int, int]]
-
-
-class SwitchStatus(Answer):
-    """One switch; ``time`` in seconds since 1970."""
-
-    time: float
-    from_task: str | None
-    to_task: str
-    bytes: int
-    seconds: float
-
-
-class PrefetchStatus(Answer):
-    """What loading ahead does: pages that it brought, and their fate."""
-
-    active: bool
-    loaded: int
-    hits: int
-    late: int
-    misses: int
-    wasted: int
-
-
-class ForecastStatus(Answer):
-    """What comes next, as far as the past tells.
-
-    Attributes:
-        next: probability of each task to be the next one, in the order of ``tasks``; all 0 while none is current.
-        seconds: until then; None if unknown.
-        after: of each task, the probability of each other to follow it, whatever came before.
-        switches, foreseen, log_loss_bits: that were foretold, how many of them rightly, and by what they were missed.
-    """
-
-    next: list[float]
-    seconds: float | None
-    after: list[list[float]]
-    switches: int
-    foreseen: float
-    log_loss_bits: float
-
-
-class Status(Answer):
-    """All of it.
-
-    Attributes:
-        state: whether requests are taken.
-        memory: bytes by purpose.
-        pages: for each layer a digit per page, 1 where it is resident; None where there are too many.
-        prefetch: None if nothing is loaded ahead.
-        forecast: None before the first request.
-        followed: how often each task was followed by each other, in the order of ``tasks``.
-    """
-
-    version: str
-    state: Literal["ready", "stopping"]
-    time: float
-    uptime: float
-    kernel: str
-    direct_io: bool
-    budget: int
-    memory: dict[str, int]
-    page_bytes: int
-    slots: int
-    resident_pages: int
-    working_set_pages: int
-    bytes_read: int
-    current: str | None
-    running: int
-    queue_limit: int
-    tasks: list[TaskStatus]
-    pages: list[str] | None
-    prefetch: PrefetchStatus | None
-    forecast: ForecastStatus | None
-    switches_total: int
-    switches: list[SwitchStatus]
-    followed: list[list[int]]
 
 
 def status(service: Service) -> Status:

@@ -11,8 +11,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from weightpager.server import access
 from weightpager.server.http_errors import RESPONSES
 from weightpager.server.service import Service
-from weightpager.server.status import Status
 from weightpager.server.status import status as read_status
+from weightpager.server.status_schema import Status
 
 router = APIRouter(tags=["watching"])
 _GUARDED = [Depends(access.user)]
