@@ -11,8 +11,8 @@ import typer
 
 from weightpager.cli import output
 from weightpager.cli.options import Quiet, extra
+from weightpager.cli.output_file import check_writable, write_file
 from weightpager.config import cache_dir, parse_bandwidth, parse_size
-from weightpager.errors import ConfigError
 
 if TYPE_CHECKING:
     from weightpager.bench.contest.plan import Plan
@@ -57,8 +57,8 @@ def bench(
 
     Example: `weightpager bench assistant.bundle --memory 1GiB --storage 300MB/s --cpus 2 --json bench.json`
     """
-    if json is not None and not json.absolute().parent.is_dir():
-        raise ConfigError(f"json: expected a directory to write into, but {json.absolute().parent} does not exist")
+    if json is not None:
+        check_writable("json", json)
     from weightpager.bench.contest.result import Limits
 
     limits = Limits(
@@ -72,9 +72,9 @@ def bench(
 
         plan = _plan(bundle, unaligned, limits, tuple(method or ()), repeats, seed, quick=quick)
         found = run_contest(shortened(plan) if quick else plan, stages)
-    if json is not None:
-        json.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
     _print(found)
+    if json is not None:
+        write_file("json", json, found.model_dump_json(indent=1) + "\n")
 
 
 def _plan(

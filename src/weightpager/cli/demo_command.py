@@ -9,8 +9,8 @@ import typer
 
 from weightpager.cli import output
 from weightpager.cli.options import Json, Quiet, extra
+from weightpager.cli.output_file import check_writable, write_file
 from weightpager.config import cache_dir
-from weightpager.errors import ConfigError
 
 if TYPE_CHECKING:
     from weightpager.demo.result import DemoResult
@@ -33,19 +33,19 @@ def demo(
 
     Example: `weightpager demo --out demo.html`
     """
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"out: expected a directory to write into, but {out.absolute().parent} does not exist")
+    check_writable("out", out)
     with extra("demo"):
         from weightpager.demo import run_demo
         from weightpager.demo.page import render
     with output.progress(quiet or json) as stages:
         result = run_demo(cache_dir(), stages)
-    out.write_text(render(result), encoding="utf-8")
     if json:
         output.print_json(result.document())
-        return
-    _print(result)
-    output.say(f"\nThe page with the plots: {out.absolute()}")
+    else:
+        _print(result)
+    write_file("out", out, render(result))
+    if not json:
+        output.say(f"\nThe page with the plots: {out.absolute()}")
 
 
 def _print(result: DemoResult) -> None:
