@@ -191,6 +191,21 @@ def test_eval_says_when_the_held_out_data_has_changed(weightpager: Command, tmp_
     gone = weightpager("eval", tmp_path / "a.bundle", "--task", "animal")
     assert gone.code == 1
     assert "is not on this machine" in gone.err
+    later = weightpager("eval", tmp_path / "a.bundle", "--task", "weather", "--task", "animal")
+    assert (later.code, "is not on this machine" in later.err) == (1, True)
+    assert "measure weather" not in later.err
+    held_out.write_text("{}\n")
+    odd = weightpager("eval", tmp_path / "a.bundle", "--task", "weather", "--task", "animal")
+    assert (odd.code, "measure weather" in odd.err) == (1, False)
+
+
+def test_eval_refuses_a_task_that_is_not_there_before_it_measures_the_others(
+    weightpager: Command, assistant_bundle: Path
+) -> None:
+    found = weightpager("eval", assistant_bundle, "--task", "animal", "--task", "wether")
+    assert (found.code, "Did you mean 'weather'" in found.err) == (2, True)
+    assert "measure animal" not in found.err
+    assert "measure animal" in weightpager("eval", assistant_bundle, "--task", "animal").err
 
 
 @pytest.mark.parametrize(("verb", "package"), [("compile", "datasets"), ("eval", "yaml"), ("demo", "jinja2")])

@@ -21,17 +21,18 @@ EVAL_BATCH = 32
 
 
 def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[TaskScore]:
-    """Measure tasks on the held-out data that the bundle names.
+    """Measure tasks on the held-out data that the bundle names; all of it is read before any task is measured.
 
     Raises:
-        CompileError: a task names no data, or the file isn't there.
+        CompileError: a task names no data, or its file isn't there or can't be read.
         UnknownTaskError: the bundle has no such task.
     """
     reads = image_reader(engine.bundle) if takes_images(engine.bundle) else engine.tokenizer()
+    entries = [engine.bundle.task(name) for name in tasks]
+    held_out = [_held_out(entry, reads) for entry in entries]
     scores = []
-    for name in tasks:
-        batches, unchanged = _held_out(engine.bundle.task(name), reads)
-        score = score_task(engine, name, batches, progress)
+    for entry, (batches, unchanged) in zip(entries, held_out, strict=True):
+        score = score_task(engine, entry.name, batches, progress)
         scores.append(score if unchanged else score.model_copy(update={"dense": None}))
     return scores
 
