@@ -52,6 +52,11 @@ def test_a_person_reads_what_is_wrong(weightpager: Command, folder: Path) -> Non
     assert "next: weightpager verify" in found.err
 
 
+def test_the_next_step_can_be_pasted(weightpager: Command, tmp_path: Path) -> None:
+    (tmp_path / "sp ace.bundle").mkdir()
+    assert f"next: weightpager verify '{tmp_path / 'sp ace.bundle'}'\n" in weightpager("ls", tmp_path).err
+
+
 def test_a_bundle_is_a_listing_of_itself(weightpager: Command, assistant_bundle: Path) -> None:
     [row] = json.loads(weightpager("ls", assistant_bundle, "--json").out)
     assert row["bundle"] == str(assistant_bundle)

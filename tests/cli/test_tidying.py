@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import yaml
@@ -41,3 +43,10 @@ def test_a_bundle_grows_and_is_tidied_up(weightpager: Command, assistant_bundle:
     assert json.loads(weightpager("gc", larger, "--json").out)["pages"] == 0
     assert weightpager("gc", larger, "--drop", "pet").code == 2
     assert verify(larger).problems == verify(tidy).problems == ()
+
+
+def test_the_next_step_after_gc_can_be_pasted(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(assistant_bundle, tmp_path / "sp ace" / "it's.bundle"))
+    found = weightpager("gc", bundle, "--drop", "animal")
+    command = next(line for line in found.err.splitlines() if line.startswith("next: ")).partition(", which")[0]
+    assert shlex.split(command)[1:4] == ["weightpager", "repack", str(bundle)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -73,8 +74,10 @@ def compile_(
         stage, size = max(report.peak_memory.items(), key=lambda item: item[1])
         output.say(f"memory: at most {format_size(size)} ({stage})")
     if not quiet:
+        named = shlex.quote(str(out))
         output.next_step(
-            f"weightpager inspect {out} --budget SIZE, which says what fits; then weightpager serve {out} --budget SIZE"
+            f"weightpager inspect {named} --budget SIZE, which says what fits; "
+            f"then weightpager serve {named} --budget SIZE"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +45,7 @@ def ls(
     for facts in damaged:
         output.errors.print(f"{facts['bundle']}: {facts['problem']}", style="red", markup=False, highlight=False)
     if damaged:
-        output.next_step(f"weightpager verify {damaged[0]['bundle']}")
+        output.next_step(f"weightpager verify {shlex.quote(damaged[0]['bundle'])}")
 
 
 def _bundles(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +85,7 @@ def gc(
         output.say(f"{task} removed")
     output.say(f"{done.pages} pages removed ({output.size(done.bytes)}), {done.pages_left} left")
     if done.tasks:
+        named = shlex.quote(str(bundle))
         output.next_step(
-            f"weightpager repack {bundle} --out NAME.bundle, which makes the pages that are left full again"
+            f"weightpager repack {named} --out NAME.bundle, which makes the pages that are left full again"
         )
