@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,49 @@ def test_nothing_is_overwritten(weightpager: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     no_folder = weightpager("init", tmp_path / "file")
     assert (no_folder.code, "expected a folder" in no_folder.err) == (2, True)
+
+
+def test_what_is_in_the_way_is_named(weightpager: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "tasks.yaml").symlink_to("nowhere")
+    for folder, words in {
+        "file": f"found a file at {tmp_path / 'file'}; name another DIR",
+        "file/new": "Not a directory; nothing was written",
+        "link": f"found a link that leads to none at {tmp_path / 'link'}",
+        "": f"expected none of these files in {tmp_path}, found tasks.yaml;",
+        "a" * 300: "File name too long; nothing was written",
+    }.items():
+        found = weightpager("init", tmp_path / folder)
+        assert (found.code, found.out) == (2, "")
+        assert words in found.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "tasks.yaml"]
+
+
+def test_what_a_full_disk_takes_is_removed_again(weightpager: Command, tmp_path: Path) -> None:
+    code = f"import sys; sys.argv = ['weightpager', 'init', {str(tmp_path / 'new' / 'here')!r}]\n"
+    code += "from weightpager.cli import main; main()"
+    limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", sys.executable, "-Bc", code]
+    found = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert f"init: cannot write into {tmp_path / 'new' / 'here'}: File too large; nothing was written" in found.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert weightpager("init", tmp_path / "new" / "here").code == 0
+
+
+@pytest.mark.parametrize("name", ["m🤖del", "mod\x7fel", "mod\u2028 el\x85", "mod\n\"'el\\"])
+def test_a_model_of_any_name_is_found(weightpager: Command, tmp_path: Path, name: str) -> None:
+    model = tmp_path / name
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    assert weightpager("init", tmp_path / "new", "--model", model).code == 0
+    assert load(tmp_path / "new" / "tasks.yaml").model == model
+
+
+def test_a_model_whose_name_is_no_text_is_refused(weightpager: Command, tmp_path: Path) -> None:
+    found = weightpager("init", tmp_path / "new", "--model", tmp_path / "\udcff")
+    assert (found.code, "expected a path of Unicode text" in found.err) == (2, True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_schema_is_the_one_that_the_starter_names(weightpager: Command, tmp_path: Path) -> None:

@@ -155,6 +155,8 @@ def test_says_what_is_wrong(write: Writer, changes: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
+        ('    validation: "\\ud83d"', "tasks.spam.validation: expected a path of Unicode text"),
+        ('    text: "\\udcff"', r"tasks.spam.text: expected Unicode text without lone surrogates, found '\udcff'"),
         ("    sparcity: 0.5", "tasks.spam.sparcity: unknown key; did you mean 'sparsity'?"),
         ("    validation: gone.jsonl", "tasks.spam.validation: expected a file, found none at"),
         ("    validation: 3", "tasks.spam.validation: expected a path, found 3"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json as json_file
+import os
 import shlex
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -39,16 +42,8 @@ def init(
     Example: `weightpager init assistant/ --model all-MiniLM-L6-v2/`
     """
     starter = _starter(model)
-    there = [name for name in starter if (folder / name).exists()]
-    if there:
-        raise ConfigError(f"init: expected none of these files in {folder}, found {', '.join(there)}; name another DIR")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in starter.items():
-            with (folder / name).open("x", encoding="utf-8") as file:
-                file.write(text)
-    except OSError as error:
-        raise ConfigError(f"init: expected a folder to write into, found none at {folder}: {error.strerror}") from error
+    _check_free(folder, starter)
+    _write(folder, starter)
     if json:
         output.print_json({"files": [folder / name for name in starter]})
         return
@@ -72,8 +67,58 @@ def _starter(model: Path | None) -> dict[str, str]:
     """Name to text of the files to write."""
     texts = {name: _read(name) for name in _FILES}
     if model is not None:
-        texts[_TASKS] = texts[_TASKS].replace(_MODEL, f"model: {json_file.dumps(str(model.absolute()))}\n")
+        texts[_TASKS] = texts[_TASKS].replace(_MODEL, f"model: {_quoted(str(model.absolute()))}\n")
     return texts
+
+
+def _quoted(text: str) -> str:
+    """The text as YAML, which has no pairs of surrogates as JSON has, and folds more kinds of line breaks.
+
+    Raises:
+        ConfigError: it isn't Unicode.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"model: expected a path of Unicode text, found {text!r}; rename it") from error
+    quoted = json_file.dumps(text, ensure_ascii=False)
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in quoted)
+
+
+def _check_free(folder: Path, names: Iterable[str]) -> None:
+    """See that nothing is in the way.
+
+    Raises:
+        ConfigError: something is.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        found = "a link that leads to none" if folder.is_symlink() else "a file"
+        raise ConfigError(f"init: expected a folder to write into, found {found} at {folder}; name another DIR")
+    there = [name for name in names if os.path.lexists(folder / name)]
+    if there:
+        raise ConfigError(f"init: expected none of these files in {folder}, found {', '.join(there)}; name another DIR")
+
+
+def _write(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write all files, or none.
+
+    Raises:
+        ConfigError: the storage refused one.
+    """
+    try:
+        with ExitStack() as undo:
+            for path in (*reversed(folder.parents), folder):
+                if not os.path.lexists(path):
+                    path.mkdir()
+                    undo.callback(path.rmdir)
+            for name, text in texts.items():
+                with (folder / name).open("x", encoding="utf-8") as file:
+                    undo.callback((folder / name).unlink)
+                    file.write(text)
+            undo.pop_all()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"init: cannot write into {folder}: {reason}; nothing was written") from error
 
 
 def _read(name: str) -> str:

@@ -33,6 +33,10 @@ def _path(value: object, info: ValidationInfo) -> Path:
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # no such user, a name too long, a NUL
         raise broken(f"expected a path: {error}") from None
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise broken(f"expected a path of Unicode text without lone surrogates, found {str(path)!r}") from None
     return path
 
 

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 _EXPECTED = {
     "string_type": "text",
+    "string_unicode": "Unicode text without lone surrogates",
     "string_too_short": "text that is not empty",
     "string_pattern_mismatch": "a name of lower-case letters, digits, '_', '.' and '-', 64 at most",
     "int_type": "a whole number",
