@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from weightpager.bundle.files import read_checked
-from weightpager.bundle.reader import MODEL, Bundle
+from weightpager.bundle.manifest import Manifest
+from weightpager.bundle.reader import MODEL, Bundle, entry_of
 from weightpager.errors import BundleFormatError
 
 _MOST = {
@@ -56,19 +58,41 @@ def model_dir(bundle: Bundle) -> Path:
     Raises:
         BundleFormatError: a file is damaged, not listed, asks for code from elsewhere, or for absurd sizes.
     """
-    root = bundle.path / MODEL
-    bundle.entry(f"{MODEL}/config.json")  # without one, transformers would look for the directory's name elsewhere
-    listed = {name for name in bundle.manifest.files if name.startswith(f"{MODEL}/")}
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(bundle.path).as_posix()
+    for name in extra_files(bundle.path, bundle.manifest):
+        raise unlisted(name)
+    for name in model_files(bundle.manifest):
+        check_model_file(bundle.path, bundle.manifest, name)
+    return bundle.path / MODEL
+
+
+def model_files(manifest: Manifest) -> list[str]:
+    """Names of the files that are there, or should be: without a configuration, transformers would look elsewhere."""
+    return sorted({name for name in manifest.files if name.startswith(f"{MODEL}/")} | {f"{MODEL}/config.json"})
+
+
+def extra_files(root: Path, manifest: Manifest) -> Iterator[str]:
+    """Names of what is there and not listed."""
+    for path in sorted((root / MODEL).rglob("*")):
+        name = path.relative_to(root).as_posix()
         # Not only ordinary files: transformers would open a FIFO, or find files behind a link to a directory.
-        if name not in listed and (path.is_symlink() or not path.is_dir()):
-            raise BundleFormatError(name, "file", "only files that the manifest lists", "an extra file")
-    for name in sorted(listed):
-        content = read_checked(bundle.path, name, bundle.entry(name))
-        if name.endswith(".json"):
-            _check_json(name, content)
-    return root
+        if name not in manifest.files and (path.is_symlink() or not path.is_dir()):
+            yield name
+
+
+def unlisted(name: str) -> BundleFormatError:
+    """The error about an extra file."""
+    return BundleFormatError(name, "file", "only files that the manifest lists", "an extra file; remove it")
+
+
+def check_model_file(root: Path, manifest: Manifest, name: str) -> None:
+    """Compare a file with its entry, and see that it asks for nothing that it may not.
+
+    Raises:
+        BundleFormatError: as `model_dir`.
+    """
+    content = read_checked(root, name, entry_of(manifest, name))
+    if name.endswith(".json"):
+        _check_json(name, content)
 
 
 def _check_json(name: str, content: bytes) -> None:

@@ -144,7 +144,7 @@ class Bundle:
         Raises:
             BundleFormatError: the manifest has none.
         """
-        return _entry(self.manifest, name)
+        return entry_of(self.manifest, name)
 
     def read(self, name: str) -> bytes:
         """A file's bytes, checked against its entry."""
@@ -194,7 +194,12 @@ def _no_bundle(root: Path, found: str) -> BundleError:
     return BundleError(f"{root}: expected a bundle directory, found {found}; {hint}")
 
 
-def _entry(manifest: Manifest, name: str) -> FileEntry:
+def entry_of(manifest: Manifest, name: str) -> FileEntry:
+    """The manifest's entry of a file.
+
+    Raises:
+        BundleFormatError: it has none.
+    """
     try:
         return manifest.files[name]
     except KeyError:
@@ -208,7 +213,7 @@ def read_page_index(root: Path, manifest: Manifest) -> PageIndex:
         BundleFormatError: it is missing, damaged, or not what the manifest says.
     """
     name = page_index_file.FILE
-    arrays = parse_arrays(name, read_checked(root, name, _entry(manifest, name)))
+    arrays = parse_arrays(name, read_checked(root, name, entry_of(manifest, name)))
     return PageIndex.parse(arrays, manifest.page_files, manifest.layers)
 
 

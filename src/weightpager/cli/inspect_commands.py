@@ -81,8 +81,7 @@ def _verify(bundle: Path, *, json: bool, quiet: bool) -> None:
         output.print_json(result)
     else:
         verdict = f"{len(result.problems)} problems" if result.problems else "all well"
-        advice = "mend them with --repair --from OTHER, where OTHER is another copy"
-        _print_problems(result.problems, advice if bundle.is_dir() else "")
+        _print_problems(result.problems, result.advice)
         output.say(f"{bundle}: {result.files} files, {result.pages} pages: {verdict}")
     if result.problems:
         raise typer.Exit(1)
@@ -91,18 +90,19 @@ def _verify(bundle: Path, *, json: bool, quiet: bool) -> None:
 def _repair(bundle: Path, source: Path, *, json: bool, quiet: bool) -> None:
     with output.progress(quiet or json) as stages:
         done = repair_bundle(bundle, source, lambda done, total: stages("mending", done, total))
+        advice: Sequence[str] = ["try another copy with --from, or copy the whole bundle again"]
         if not done.problems:
-            left = verify_bundle(bundle, lambda done, total: stages("pages", done, total)).problems
-            done = replace(done, problems=left)
+            left = verify_bundle(bundle, lambda done, total: stages("pages", done, total))
+            done, advice = replace(done, problems=left.problems), left.advice
     if json:
         output.print_json(done)
     else:
-        _print_repair(bundle, done)
+        _print_repair(bundle, done, advice)
     if done.problems:
         raise typer.Exit(1)
 
 
-def _print_repair(bundle: Path, done: Repair) -> None:
+def _print_repair(bundle: Path, done: Repair, advice: Sequence[str]) -> None:
     for name in done.mended_files:
         output.say(f"{name}: mended")
     for name in done.mended_frames:
@@ -110,17 +110,17 @@ def _print_repair(bundle: Path, done: Repair) -> None:
     if done.mended_pages:
         numbers = ", ".join(map(str, done.mended_pages[:_MOST_NAMED]))
         output.say(f"pages mended: {numbers}{', …' if len(done.mended_pages) > _MOST_NAMED else ''}")
-    _print_problems(done.problems, "try another copy with --from, or copy the whole bundle again")
+    _print_problems(done.problems, advice)
     mended = f"{len(done.mended_files)} of {done.files} files and {len(done.mended_pages)} of {done.pages} pages"
     verdict = f"{len(done.problems)} problems left" if done.problems else "all well"
     output.say(f"{bundle}: {mended} mended: {verdict}")
 
 
-def _print_problems(problems: Sequence[str], advice: str) -> None:
+def _print_problems(problems: Sequence[str], advice: Sequence[str]) -> None:
     for problem in problems:
         output.errors.print(problem, style="red", markup=False, highlight=False)
-    if problems and advice:
-        output.errors.print(advice, style="dim", markup=False, highlight=False)
+    for line in advice if problems else ():
+        output.errors.print(line, style="dim", markup=False, highlight=False)
 
 
 def _facts(bundle: Bundle, budget: int | None, bandwidth: float) -> dict[str, Any]:
