@@ -296,3 +296,14 @@ def test_an_open_engine_goes_on_while_its_bundle_is_mended(copy: Path, assistant
         assert repair(copy, assistant_bundle).mended_pages == (page,)
         engine.activate(task)
         assert engine.verify() == []
+
+
+def test_what_is_mended_is_as_private_as_the_bundle(copy: Path, assistant_bundle: Path) -> None:
+    for path in (copy, *copy.rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    shutil.rmtree(copy / "tasks")
+    (copy / "pages-0000.safetensors").unlink()
+    (copy / "resident.safetensors").write_bytes(b"")
+    assert repair(copy, assistant_bundle).problems == ()
+    found = {path: path.stat().st_mode & 0o777 for path in (copy, *copy.rglob("*"))}
+    assert found == {path: 0o700 if path.is_dir() else 0o600 for path in found}

@@ -1,4 +1,6 @@
 import os
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,66 @@ def test_an_existing_bundle_is_replaced_only_by_force(tmp_path: Path) -> None:
     write(target, b"two", force=True)
     assert content(target) == b"two"
     assert os.listdir(tmp_path) == ["a.bundle"]
+
+
+def modes(target: Path) -> dict[str, int]:
+    """By name inside the bundle."""
+    found = (target, *target.rglob("*"))
+    return {path.relative_to(target).as_posix(): stat.S_IMODE(path.stat().st_mode) for path in found}
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize(("mask", "folder", "file"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)])
+def test_a_new_bundle_honours_the_umask(
+    tmp_path: Path, umask: Callable[[int], int], mask: int, folder: int, file: int
+) -> None:
+    umask(mask)
+    write(tmp_path / "a.bundle", b"one")
+    wanted = {".": folder, "tasks": folder, "tasks/a": folder, "tasks/a/tables": file, "manifest.json": file}
+    assert modes(tmp_path / "a.bundle") == wanted
+
+
+@pytest.mark.parametrize(("folder", "file"), [(0o700, 0o600), (0o2750, 0o640), (0o777, 0o444)])
+def test_a_bundle_that_is_replaced_hands_on_who_may_read_it(
+    tmp_path: Path, umask: Callable[[int], int], folder: int, file: int
+) -> None:
+    umask(0o022)
+    target = tmp_path / "a.bundle"
+    write(target, b"one")
+    for path in (*target.rglob("*"), target):
+        path.chmod(folder if path.is_dir() else file)
+    before = modes(target)
+    write(target, b"two", force=True)
+    assert (content(target), modes(target)) == (b"two", before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_bundle_that_root_replaces_stays_its_owners(tmp_path: Path) -> None:
+    target = tmp_path / "a.bundle"
+    write(target, b"one")
+    for path in (target, *target.rglob("*")):
+        os.chown(path, 1234, 5678)
+    write(target, b"two", force=True)
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in (target, *target.rglob("*"))} == {(1234, 5678)}
+
+
+def test_a_file_that_another_bundle_shares_keeps_its_mode(tmp_path: Path, umask: Callable[[int], int]) -> None:
+    umask(0o022)
+    write(tmp_path / "a.bundle", b"one")
+    write(tmp_path / "b.bundle", b"two")
+    shared = tmp_path / "b.bundle" / "tasks/a/tables"
+    (tmp_path / "a.bundle" / "manifest.json").chmod(0o600)
+    with writing(tmp_path / "a.bundle", force=True) as writer:
+        writer.add("manifest.json", lambda file: file.write(b"three"))
+        writer.link("tables", shared)
+    assert modes(tmp_path / "a.bundle")["manifest.json"] == 0o600
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o644
 
 
 def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:

@@ -50,3 +50,12 @@ def test_the_next_step_after_gc_can_be_pasted(weightpager: Command, assistant_bu
     found = weightpager("gc", bundle, "--drop", "animal")
     command = next(line for line in found.err.splitlines() if line.startswith("next: ")).partition(", which")[0]
     assert shlex.split(command)[1:4] == ["weightpager", "repack", str(bundle)]
+
+
+def test_a_private_bundle_stays_private(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(assistant_bundle, tmp_path / "a.bundle"))
+    for path in (bundle, *bundle.rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    assert weightpager("gc", bundle, "--drop", "animal").code == 0
+    found = {path: path.stat().st_mode & 0o777 for path in (bundle, *bundle.rglob("*"))}
+    assert found == {path: 0o700 if path.is_dir() else 0o600 for path in found}

@@ -20,7 +20,8 @@ from weightpager.bundle.damaged_page_file import DamagedPageFile
 from weightpager.bundle.donor import Donor
 from weightpager.bundle.files import check_file
 from weightpager.bundle.manifest import FileEntry, Manifest
-from weightpager.bundle.reader import read_manifest, read_page_index
+from weightpager.bundle.permissions import imitate
+from weightpager.bundle.reader import MANIFEST, read_manifest, read_page_index
 from weightpager.bundle.writer import sync
 from weightpager.errors import BundleError, BundleFormatError, ConfigError
 
@@ -175,8 +176,11 @@ class _Mending:
 
     def _mend_page_file(self, name: str, ids: npt.NDArray[np.uint8], first: int) -> None:
         file = DamagedPageFile(_inside(self._root, name), ids, self._manifest.page_bytes)
+        missing = not file.path.exists()
         if file.mend_frame():
             self._frames.append(name)
+        if missing:
+            imitate(file.path, (self._root / MANIFEST).stat())
         damaged = [place for place in range(len(ids)) if self._is_damaged(file, place, first)]
         problems = file.mend(damaged, self._donor) if damaged else {}
         self._pages += [first + place for place in damaged if place not in problems]
@@ -205,11 +209,12 @@ def _inside(root: Path, name: str) -> Path:
 def _replace(root: Path, name: str, write: Callable[[IO[bytes]], object]) -> None:
     """Put a file in the place of one that is damaged or missing, whole or not at all."""
     path = _inside(root, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(root, path.parent)
     temporary = path.with_name(f".{path.name}.mending")
     temporary.unlink(missing_ok=True)  # a killed process has left it
     try:
         with temporary.open("xb") as file:
+            imitate(temporary, (root / MANIFEST).stat())
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -218,3 +223,10 @@ def _replace(root: Path, name: str, write: Callable[[IO[bytes]], object]) -> Non
         temporary.unlink(missing_ok=True)
     for folder in Path(name).parents:
         sync(root / folder)  # it may be new
+
+
+def _make_folder(root: Path, folder: Path) -> None:
+    if not folder.is_dir():
+        _make_folder(root, folder.parent)
+        folder.mkdir()
+        imitate(folder, root.stat())

@@ -18,6 +18,7 @@ from blake3 import blake3
 
 from weightpager.bundle.files import hash_file
 from weightpager.bundle.manifest import Manifest
+from weightpager.bundle.permissions import imitate_tree, open_up
 from weightpager.bundle.reader import MANIFEST, MANIFEST_HASH
 from weightpager.errors import CompileError, ConfigError
 
@@ -88,7 +89,8 @@ def writing(target: str | Path, *, force: bool = False) -> Iterator[BundleWriter
     """Write a bundle that appears at ``target`` whole, or not at all.
 
     Whatever stops the body, an error, a full disk or Ctrl-C, leaves the target as it was and no temporary directory.
-    What a killed process has left is removed by the next one that writes the same target.
+    What a killed process has left is removed by the next one that writes the same target. A bundle that is replaced
+    hands on its mode and that of its manifest, and owner and group where permitted; else the umask decides.
 
     Args:
         target: directory to create; a symbolic link to a bundle stays, and what it points to is replaced.
@@ -107,15 +109,22 @@ def writing(target: str | Path, *, force: bool = False) -> Iterator[BundleWriter
     try:
         yield BundleWriter(temporary)
         with storage_errors():
+            _permit(temporary, path)
             for name in _walk(temporary):
                 sync(temporary / name)
             sync(temporary)
-            temporary.chmod(0o755)
             _exchange(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+def _permit(new: Path, target: Path) -> None:
+    if os.path.lexists(target):
+        imitate_tree(new, target.stat(), (target / MANIFEST).stat())
+    else:
+        open_up(new)
 
 
 def _prefix(path: Path) -> str:
