@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,13 +14,18 @@ import numpy as np
 import pytest
 import torch
 from faults import FaultyStore
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
+from weightpager.bundle.reader import RESIDENT
 from weightpager.config import EngineConfig
+from weightpager.engine import parameters
 from weightpager.engine.export import export_task
+from weightpager.engine.parameters import read_parameters
 from weightpager.errors import (
     BudgetError,
     ConfigError,
@@ -268,6 +274,25 @@ def test_an_open_engine_goes_on_when_its_bundle_is_replaced(tmp_path: Path) -> N
         for task, logits_before in expected.items():
             assert torch.equal(logits(engine.activate(task)), logits_before)
         assert engine.verify() == []
+
+
+def test_parameters_that_were_checked_are_those_that_are_used(
+    assistant_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.bundle"
+    shutil.copytree(assistant_bundle, path)
+    bundle = Bundle.open(path)
+    expected = read_parameters(bundle, RESIDENT)
+
+    def late(file: Path, **options: str) -> object:
+        other = tmp_path / "other"
+        save_file({name: torch.zeros_like(value) for name, value in expected.items()}, other)
+        other.replace(path / RESIDENT)
+        return safe_open(file, **options)
+
+    monkeypatch.setattr(parameters, "safe_open", late)
+    found = read_parameters(bundle, RESIDENT)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_unpin_undoes_nothing_but_pins(assistant_bundle: Path) -> None:

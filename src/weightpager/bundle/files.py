@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,18 +39,29 @@ def check_file(root: Path, name: str, entry: FileEntry) -> Path:
     Raises:
         BundleFormatError: the file is missing, has another size, or another hash.
     """
-    path = root / name
-    try:
-        with open_regular(path) as file:
+    with checked_file(root, name, entry):
+        return root / name
+
+
+@contextmanager
+def checked_file(root: Path, name: str, entry: FileEntry) -> Iterator[Path]:
+    """A path to a file that is compared with its manifest entry first, and stays open: no other can take its place.
+
+    Raises:
+        BundleFormatError: as `check_file`.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_regular(root / name))
             size = os.fstat(file.fileno()).st_size
             if size != entry.bytes:
                 raise BundleFormatError(name, "size", f"{entry.bytes} bytes", f"{size} bytes")
             found = _hash(file)
-    except OSError as error:
-        raise BundleFormatError(name, "file", "a readable file", error.strerror or error) from error
-    if found.blake3 != entry.blake3:
-        raise BundleFormatError(name, "BLAKE3", entry.blake3, found.blake3)
-    return path
+        except OSError as error:
+            raise BundleFormatError(name, "file", "a readable file", error.strerror or error) from error
+        if found.blake3 != entry.blake3:
+            raise BundleFormatError(name, "BLAKE3", entry.blake3, found.blake3)
+        yield Path(f"/proc/self/fd/{file.fileno()}")
 
 
 def read_checked(root: Path, name: str, entry: FileEntry) -> bytes:

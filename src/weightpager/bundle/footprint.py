@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from weightpager.bundle.adapter import adapter_bytes
-from weightpager.bundle.files import check_file
+from weightpager.bundle.files import checked_file
 from weightpager.bundle.reader import RESIDENT, Bundle, private_file
 from weightpager.errors import BundleFormatError
 
@@ -75,9 +75,11 @@ def _parameter_bytes(bundle: Bundle, file: str, dtype: str) -> int:
     count = bundle.entry(file).bytes
     if dtype == "auto":
         return count
-    path = check_file(bundle.path, file, bundle.entry(file))
     try:
-        with safe_open(path, framework="np") as tensors:
+        with (
+            checked_file(bundle.path, file, bundle.entry(file)) as path,
+            safe_open(path, framework="np") as tensors,
+        ):
             slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118 - no mapping
             halved: list[int] = [math.prod(of.get_shape()) for of in slices if of.get_dtype() == "F32"]
     except SafetensorError as error:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.files import check_file
+from weightpager.bundle.files import checked_file
 from weightpager.errors import BundleFormatError
 
 _HOST = torch.device("cpu")
@@ -27,9 +27,11 @@ def read_parameters(bundle: Bundle, file: str, device: torch.device = _HOST, dty
     Raises:
         BundleFormatError: the file isn't what its manifest entry says.
     """
-    path = check_file(bundle.path, file, bundle.entry(file))
     try:
-        with safe_open(path, framework="pt") as tensors:
+        with (
+            checked_file(bundle.path, file, bundle.entry(file)) as path,
+            safe_open(path, framework="pt") as tensors,
+        ):
             # A copy: safe_open maps the file, and a mapping would come and go with the page cache
             return {name: _placed(tensors.get_tensor(name), device, dtype) for name in tensors.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, TypeError, ValueError, RuntimeError) as error:  # torch's, of a shape or dtype it hasn't

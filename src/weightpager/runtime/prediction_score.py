@@ -9,11 +9,9 @@ from weightpager.runtime.transition_predictor import Forecast
 LEAST_CHANCE = 2.0**-20
 """A task that was said to be rarer costs no more than this one: 20 bits."""
 
-_MEMORY = 100.0
-
 
 class PredictionScore:
-    """Log loss and hits of forecasts: over all of them, and a running mean that fades.
+    """Log loss and hits of forecasts.
 
     Attributes:
         forecasts: how many were scored.
@@ -25,9 +23,6 @@ class PredictionScore:
         self.forecasts = 0
         self.hits = 0
         self.bits = 0.0
-        self._recent_bits = 0.0
-        self._recent_hits = 0.0
-        self._weight = 0.0
 
     def add(self, forecast: Forecast, came: int) -> None:
         """A forecast was made, and then this task came. Where nothing was said, all others count as equally likely."""
@@ -37,10 +32,6 @@ class PredictionScore:
         self.forecasts += 1
         self.hits += hit
         self.bits += bits
-        keep = 1.0 - 1.0 / _MEMORY
-        self._weight = self._weight * keep + 1.0
-        self._recent_bits = self._recent_bits * keep + bits
-        self._recent_hits = self._recent_hits * keep + hit
 
     @property
     def log_loss(self) -> float:
@@ -51,13 +42,3 @@ class PredictionScore:
     def hit_rate(self) -> float:
         """Share of the forecasts whose likeliest task came; 0 before the first."""
         return self.hits / max(1, self.forecasts)
-
-    @property
-    def recent_log_loss(self) -> float:
-        """``log_loss`` of about the latest hundred."""
-        return self._recent_bits / max(1.0, self._weight)
-
-    @property
-    def recent_hit_rate(self) -> float:
-        """``hit_rate`` of about the latest hundred."""
-        return self._recent_hits / max(1.0, self._weight)
