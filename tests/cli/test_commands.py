@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -239,8 +241,39 @@ def test_export(weightpager: Command, assistant_bundle: Path, tmp_path: Path) ->
     again = weightpager("export", assistant_bundle, "--task", "animal", "--out", tmp_path / "hf")
     assert again.code == 2
     assert "exists; choose another name" in again.err
+    assert os.listdir(tmp_path) == ["hf"]
     homeless = weightpager("export", assistant_bundle, "--task", "animal", "--out", tmp_path / "no" / "hf")
     assert (homeless.code, f"{tmp_path / 'no'} does not exist" in homeless.err) == (2, True)
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(
+    weightpager: Command, assistant_bundle: Path, tmp_path: Path
+) -> None:
+    dead, alive = tmp_path / ".hf.tmp-1234", tmp_path / ".hf.tmp-x7"
+    for folder in (dead, alive):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+    held = os.open(alive, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert weightpager("export", assistant_bundle, "--task", "animal", "--out", tmp_path / "hf").code == 0
+    finally:
+        os.close(held)
+    assert sorted(os.listdir(tmp_path)) == [alive.name, "hf"]
+    assert (tmp_path / "hf").stat().st_mode == alive.stat().st_mode
+
+
+def test_an_export_that_the_storage_refuses_leaves_nothing(
+    weightpager: Command, assistant_bundle: Path, tmp_path: Path
+) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        found = weightpager("export", assistant_bundle, "--task", "animal", "--out", tmp_path / "hf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (found.code, f"out: cannot write {tmp_path / 'hf'}: " in found.err) == (2, True)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

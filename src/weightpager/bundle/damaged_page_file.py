@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from weightpager.bundle import page_file
 from weightpager.bundle.donor import Donor
-from weightpager.bundle.writer import sync
+from weightpager.bundle.new_directory import sync
 from weightpager.errors import BundleError
 
 

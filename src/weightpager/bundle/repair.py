@@ -20,9 +20,9 @@ from weightpager.bundle.damaged_page_file import DamagedPageFile
 from weightpager.bundle.donor import Donor
 from weightpager.bundle.files import check_file
 from weightpager.bundle.manifest import FileEntry, Manifest
+from weightpager.bundle.new_directory import sync
 from weightpager.bundle.permissions import imitate
 from weightpager.bundle.reader import MANIFEST, read_manifest, read_page_index
-from weightpager.bundle.writer import sync
 from weightpager.errors import BundleError, BundleFormatError, ConfigError
 
 

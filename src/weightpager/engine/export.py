@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from weightpager.bundle import Bundle
 from weightpager.bundle import permutations as permutations_file
 from weightpager.bundle.adapter import read_adapter
+from weightpager.bundle.new_directory import new_directory
 from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.engine.architecture import (
     empty_module,
@@ -59,17 +62,20 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     state = {full_name(module, name): value for name, value in in_original_order(bundle, task, values).items()}
     assign(module, state, task)
     set_generation(module, read_generation(bundle))
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    try:
+    with new_directory(target, partial(_refusals, target), replace=False) as temporary, _refusals(target):
         with quiet_transformers():
             module.save_pretrained(temporary)  # type: ignore[operator]
         preprocessor(bundle).save_pretrained(temporary)
-        temporary.rename(target)
+    return target
+
+
+@contextmanager
+def _refusals(target: Path) -> Iterator[None]:
+    """Turn what the storage refuses into a `ConfigError`."""
+    try:
+        yield
     except (OSError, SafetensorError, ValueError) as error:  # the last of settings that contradict each other
         raise ConfigError(f"out: cannot write {target}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def in_original_order(bundle: Bundle, task: str, values: dict[str, Tensor]) -> dict[str, Tensor]:

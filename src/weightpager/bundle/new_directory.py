@@ -1,0 +1,110 @@
+"""A directory that appears whole or not at all: written beside its place, synced, and put there in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from weightpager.bundle.permissions import open_up
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def new_directory(path: Path, errors: Callable[[], AbstractContextManager[None]], *, replace: bool) -> Iterator[Path]:
+    """A directory to write into, which takes its place at ``path`` when the body ends well.
+
+    Whatever stops the body, an error, a full disk or Ctrl-C, leaves ``path`` as it was and no temporary directory. What
+    a killed process has left is removed by the next one that writes to the same path.
+
+    Args:
+        path: where it shall be; its parent exists.
+        errors: turns an `OSError` of the storage into one of ours.
+        replace: take the place of what is there, whose mode the body then hands on. Else only an empty directory that
+            has come meanwhile is replaced.
+    """
+    _remove_leftovers(path)
+    with errors():
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+    lock = _lock(temporary)
+    try:
+        yield temporary
+        with errors():
+            if not os.path.lexists(path):
+                open_up(temporary)
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    sync(Path(folder, name))
+                sync(Path(folder))
+            if replace and os.path.lexists(path):
+                _exchange(temporary, path)
+            else:
+                temporary.rename(path)
+            sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.tmp-"
+
+
+def _lock(directory: Path) -> int | None:
+    """Hold a lock on a temporary directory, which tells others that its writer lives; None if another holds it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_leftovers(path: Path) -> None:
+    for entry in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
+        lock = _lock(entry) if entry.is_dir() else None
+        if lock is not None:
+            shutil.rmtree(entry, ignore_errors=True)
+            os.close(lock)
+
+
+def sync(path: Path) -> None:
+    """See that a file's content, or a directory's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, target: Path) -> None:
+    """Put ``new`` in the target's place, which ends where ``new`` was."""
+    if not _rename_exchange(new, target):
+        # The file system can't exchange: between these two steps the target is missing, but never half-written.
+        old = target.with_name(f"{new.name}-old")
+        target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old)
+
+
+def _rename_exchange(new: Path, target: Path) -> bool:
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(target))
