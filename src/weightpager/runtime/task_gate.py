@@ -105,9 +105,10 @@ class TaskGate:
             arrivals.wait_for(layer)
         except WeightpagerError as error:
             self._check_active()
-            raise SwitchFailedError(
-                f"a page of task {self._task!r} could not be loaded while it ran; activate it again: {error}"
-            ) from error
+            if self._arrivals is arrivals:  # else the task was entered anew
+                raise SwitchFailedError(
+                    f"a page of task {self._task!r} could not be loaded while it ran; activate it again: {error}"
+                ) from error
 
     def _check_active(self) -> None:
         if self._holders == 0:
