@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.server.continuation import Continuation
+from weightpager.server.continuation import Continuation, Decode
 
 END = 256
 
@@ -13,11 +14,21 @@ def decode(ids: object) -> str:
     return bytes(number for number in ids if number != END).decode("utf-8", "replace")  # type: ignore[attr-defined]
 
 
+def decode_by_bytes(ids: object) -> str:
+    """The same, but every byte that waits for others is a sign of its own."""
+    content = bytes(number for number in ids if number != END)  # type: ignore[attr-defined]
+    whole = content.decode("utf-8", "ignore")
+    return whole + "\N{REPLACEMENT CHARACTER}" * (len(content) - len(whole.encode()))
+
+
 texts = st.text(st.sampled_from("abé∑ \n"), max_size=30)
 
 
-@given(texts, st.lists(st.text(st.sampled_from("abé"), min_size=1, max_size=3), max_size=3), st.booleans())
-def test_what_is_shown_is_what_comes_out(text: str, stop: list[str], ends: bool) -> None:
+@pytest.mark.parametrize("decode", [decode, decode_by_bytes])
+@given(
+    text=texts, stop=st.lists(st.text(st.sampled_from("abé"), min_size=1, max_size=3), max_size=3), ends=st.booleans()
+)
+def test_what_is_shown_is_what_comes_out(decode: Decode, text: str, stop: list[str], ends: bool) -> None:
     ends = ends or not text
     tokens = [*text.encode(), *([END] if ends else [])]
     growing = Continuation(decode, len(tokens), stop, {END})

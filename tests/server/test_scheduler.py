@@ -164,10 +164,12 @@ def test_a_switch_that_loads_may_wait_for_more_requests() -> None:
 
 @given(traces, policies, st.integers(1, 30))
 def test_a_batch_is_kept_within_its_room(trace: list[Waiting], policy: Policy, room: int) -> None:
-    sized = [replace(request, tokens=1 + number % 12) for number, request in enumerate(trace)]
+    sized = [replace(request, prompt=1 + number % 12, fresh=number % 7) for number, request in enumerate(trace)]
     for order in ("grouped", "arrival"):
         found = next_batch(sized, Turn(), 100.0, replace(policy, room=room, order=order)).places  # type: ignore[arg-type]
-        assert len(found) == 1 or len(found) * max(sized[place].tokens for place in found) <= room
+        batch = [sized[place] for place in found]
+        each = max(request.prompt for request in batch) + max(request.fresh for request in batch)
+        assert len(found) == 1 or len(found) * each <= room
 
 
 def test_nothing_waits() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from weightpager.bundle import TaskEntry
 from weightpager.bundle.reader import MODEL
+from weightpager.engine.continued_text import decoder_after
 from weightpager.engine.image_reader import ImageReader
 from weightpager.engine.word_pieces import word_starts
 from weightpager.errors import BundleFormatError, ConfigError, ImageError
@@ -117,5 +118,5 @@ def _continue(module: nn.Module, tokenizer: Any, _: TaskEntry, text: str, *, max
     generated = module.generate(  # type: ignore[operator]
         **encoded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad
     )
-    fresh = generated[0, found:]
-    return Prediction(text, tokenizer.decode(fresh, skip_special_tokens=True))
+    fresh = generated[0, found:].tolist()
+    return Prediction(text, decoder_after(tokenizer, encoded["input_ids"][0].tolist())(fresh))

@@ -61,7 +61,7 @@ class Continuation:
 
     def _safe(self) -> str:
         held = max((len(stop) - 1 for stop in self._stop), default=0)
-        text = self._text.removesuffix(_INCOMPLETE)
+        text = self._text.rstrip(_INCOMPLETE)  # some decoders give one for each byte that waits
         return text[: max(0, len(text) - held)]
 
     def _show(self, text: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from weightpager.engine.continued_text import decoder_after
 from weightpager.errors import RequestTimeoutError, ServerClosedError
 from weightpager.server.continuation import Continuation
 from weightpager.server.job import Delta, Done, Failed, Job
@@ -49,24 +50,25 @@ def end_tokens(module: nn.Module, tokenizer: Any) -> frozenset[int]:
 
 
 def _continuation(module: nn.Module, tokenizer: Any, work: Generate) -> Continuation:
-    def decode(ids: Sequence[int]) -> str:
-        text: str = tokenizer.decode(ids, skip_special_tokens=True)
-        return text
-
+    decode = decoder_after(tokenizer, work.ids)
     return Continuation(decode, work.max_new_tokens, work.stop, end_tokens(module, tokenizer))
 
 
 @contextmanager
 def _drawing(sampling: Sampling, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Options of `generate`; a seed is this batch's alone."""
+    """Options of `generate`; a seed is this batch's alone.
+
+    A penalty for repeating, which a model may name, isn't taken: it would count the padding of shorter prompts too.
+    """
+    plain = {"repetition_penalty": 1.0, "min_p": None}
     if sampling.temperature == 0:
-        yield {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        yield plain | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices, enabled=sampling.seed is not None):
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
-        yield {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        yield plain | {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
 
 
 class _Row:

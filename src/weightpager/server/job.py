@@ -69,8 +69,9 @@ class Job:
     @property
     def waiting(self) -> Waiting:
         """As the scheduler sees it."""
-        tokens = self.work.tokens if isinstance(self.work, Generate) else 0
-        return Waiting(self.task, self.arrived, self.work.kind, tokens)
+        work = self.work
+        prompt, fresh = (len(work.ids), work.max_new_tokens) if isinstance(work, Generate) else (0, 0)
+        return Waiting(self.task, self.arrived, work.kind, prompt, fresh)
 
     @property
     def cancelled(self) -> bool:

@@ -31,7 +31,8 @@ class Policy:
         turn: requests after which an overdue task may interrupt the current one.
         turn_seconds: or after which time.
         batch: requests that run together; 1 makes answers independent of who else asks, bit for bit.
-        room: tokens that those may take together, each as many as the longest; None for any number.
+        room: tokens that those may take together: for each the longest prompt of all and as many more as any may have.
+            None for any number.
         order: ``grouped`` by task, or by ``arrival``, which is what grouping is measured against.
     """
 
@@ -63,13 +64,14 @@ class Policy:
 class Waiting:
     """One request in the queue; only those of the same task and ``kind`` can run together.
 
-    ``tokens`` is what it takes of a batch's room.
+    A batch has room for ``prompt`` tokens and at most ``fresh`` more.
     """
 
     task: str
     arrived: float
     kind: Hashable = None
-    tokens: int = 0
+    prompt: int = 0
+    fresh: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,11 @@ def _fitting(waiting: Sequence[Waiting], places: Sequence[int], room: int | None
     """As many of the first ones as there is room for, at least one."""
     if room is None:
         return tuple(places)
-    longest, fits = 0, 0
+    prompt, fresh, fits = 0, 0, 0
     for place in places:
-        longest = max(longest, waiting[place].tokens)
-        if fits and (fits + 1) * longest > room:
+        # Shorter prompts are padded, and what is finished stays in the cache until all are.
+        prompt, fresh = max(prompt, waiting[place].prompt), max(fresh, waiting[place].fresh)
+        if fits and (fits + 1) * (prompt + fresh) > room:
             break
         fits += 1
     return tuple(places[:fits])

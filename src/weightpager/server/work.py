@@ -30,11 +30,6 @@ class Generate:
     stop: tuple[str, ...] = ()
 
     @property
-    def tokens(self) -> int:
-        """That a cache has to hold for it at most."""
-        return len(self.ids) + self.max_new_tokens
-
-    @property
     def kind(self) -> Hashable:
         """What can run together."""
         return ("generate", self.sampling, id(self) if self.sampling.seed is not None else None)

@@ -1,0 +1,37 @@
+"""The text of tokens that follow others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_CONTEXT = 8
+"""Tokens of a prompt that are decoded together with what follows: more than make up one character."""
+
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+def decoder_after(tokenizer: Any, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
+    """Decodes what follows a prompt, special tokens left out.
+
+    A token's text may depend on what stands before it: many decoders drop the blank that a text's first word begins
+    with, so that nobody could tell a new word from the rest of the prompt's last one.
+
+    Args:
+        tokenizer: of the model.
+        prompt: token ids.
+    """
+
+    def decode(ids: Sequence[int]) -> str:
+        text: str = tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    context = list(prompt[-_CONTEXT:])
+    before = decode(context)
+    if not before or before.endswith(_INCOMPLETE):
+        return decode
+
+    def decode_after(ids: Sequence[int]) -> str:
+        return decode([*context, *ids]).removeprefix(before)
+
+    return decode_after
