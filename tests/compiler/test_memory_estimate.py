@@ -15,6 +15,7 @@ from weightpager.compiler.memory_estimate import (
     activation_bytes,
     check_saliency,
     check_training,
+    recover_bytes,
     saliency_bytes,
     training_bytes,
 )
@@ -86,3 +87,19 @@ def test_the_estimate_grows_with_what_it_depends_on(tmp_path: Path) -> None:
     assert activation_bytes(source, "animal", 1) == 16 * 3 * (34 * 64 + 5 * 4 * 16) + 2 * 12
     weights = {id(t): t.numel() for task in source.models for t in source.models[task].parameters()}
     assert training_bytes(source, 8, copies=0) > 12 * sum(weights.values())
+
+
+def test_recovery_counts_the_copies_that_it_makes(tmp_path: Path) -> None:
+    def needed(**recover: Any) -> int:
+        return recover_bytes(load(tmp_path, recover={"method": "finetune", "batch": 1, **recover}))
+
+    source = load(tmp_path)
+    paged = sum(4 * info.grid.out_features * info.grid.in_features for info in source.paged)
+    whole = sum(
+        4 * size for size in {id(t): t.numel() for m in source.models.values() for t in m.parameters()}.values()
+    )
+    activations = max(activation_bytes(source, task, 1) for task in source.models)
+    assert needed(patience=0) == 4 * whole + paged + activations
+    assert needed() - needed(patience=0) == whole
+    assert needed(private_blocks=0.1) == max(needed(), whole + 7 * paged + activations)
+    assert needed(low_rank=2) == needed(private_blocks=0.1)

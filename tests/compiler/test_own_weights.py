@@ -20,6 +20,7 @@ from transformers import BertForSequenceClassification, BertModel
 import tiny
 import weightpager as wp
 from weightpager.bundle.footprint import footprint
+from weightpager.bundle.report import read_report
 from weightpager.compiler import source as sources
 from weightpager.compiler import task_file
 from weightpager.compiler.block_choice import choose_blocks
@@ -269,3 +270,13 @@ def test_refuses_a_checkpoint_whose_words_are_a_list(tmp_path: Path) -> None:
     (tmp_path / "animal" / "vocab.txt").write_text("\n".join(words) + "\n")
     with pytest.raises(CompileError, match="expected the model's tokenizer, found one with another vocabulary"):
         load(entries)
+
+
+def test_a_wished_switch_counts_what_tasks_have_in_other_versions(tmp_path: Path) -> None:
+    bundle = wp.compile(content(tmp_path, animal={}, weather={MOVED: 0.5}) | {"max_switch": "1MiB"}, tmp_path / "a")
+    report = read_report(bundle)
+    (used,) = [point for point in report.frontier if point.alignment == report.alignment]
+    kept = {task: set(np.asarray(bundle.kept_locations(task)).tolist()) for task in bundle.tasks}
+    lacking = [len(kept[b] - kept[a]) for a in kept for b in kept if a != b]
+    assert used.switch_bytes == pytest.approx(np.mean(lacking) * bundle.block_bytes)
+    assert used.switch_bytes > 0

@@ -41,6 +41,10 @@ _ASSIGNED_BYTES = 12
 """Per unit and place of a dimension whose units are assigned: three matrices in float32."""
 
 
+_GRADIENT_AND_MOMENTS = 3
+"""Of what is trained, in as many bytes as itself."""
+
+
 def training_bytes(source: Source, batch: int, copies: int) -> int:
     """A rough upper estimate of what gradient steps take: gradients, two Adam moments, activations of one batch.
 
@@ -49,9 +53,34 @@ def training_bytes(source: Source, batch: int, copies: int) -> int:
         batch: texts or images in a batch.
         copies: of the model beside it.
     """
+    return _model_bytes(source) * (_GRADIENT_AND_MOMENTS + copies) + _most_activations(source, batch)
+
+
+def recover_bytes(source: Source) -> int:
+    """The same of ``finetune``: the sparse model, its best values so far, and paged weights with the masks on them.
+
+    Private blocks are trained in copies of a task's weights: what moves, what doesn't, and both together.
+    """
+    spec, paged = source.task_file.recover, _paged_bytes(source)
+    best = 1 if spec.patience else 0
+    needed = training_bytes(source, spec.batch, copies=1 + best) + paged
+    if spec.private_blocks or spec.low_rank:
+        copies = 3 + _GRADIENT_AND_MOMENTS + best
+        needed = max(needed, _model_bytes(source) + copies * paged + _most_activations(source, spec.batch))
+    return needed
+
+
+def _model_bytes(source: Source) -> int:
     tensors = {id(t): t for task in source.models for t in parameters(source.models[task]).values()}
-    weights = sum(4 * tensor.numel() for tensor in tensors.values())
-    return weights * (3 + copies) + max(activation_bytes(source, task, batch) for task in source.models)
+    return sum(4 * tensor.numel() for tensor in tensors.values())
+
+
+def _paged_bytes(source: Source) -> int:
+    return sum(4 * info.grid.out_features * info.grid.in_features for info in source.paged)
+
+
+def _most_activations(source: Source, batch: int) -> int:
+    return max(activation_bytes(source, task, batch) for task in source.models)
 
 
 def activation_bytes(source: Source, task: str, batch: int) -> int:
@@ -110,8 +139,7 @@ def check_training(source: Source, available: int | None) -> None:
         needed = training_bytes(source, file.training.batch, copies=0)
         _check_batch(file, "training", file.training.batch, needed, available)
     if file.recover.method == "finetune":
-        needed = training_bytes(source, file.recover.batch, copies=1)
-        _check_batch(file, "recover", file.recover.batch, needed, available)
+        _check_batch(file, "recover", file.recover.batch, recover_bytes(source), available)
 
 
 def check_saliency(source: Source, available: int | None, *, moves: bool) -> None:

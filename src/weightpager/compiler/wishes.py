@@ -16,7 +16,8 @@ from weightpager.compiler.data import TaskData
 from weightpager.compiler.frontier import Point, Wish, expected_switch_blocks, search
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.measure import EVAL_BATCH
-from weightpager.compiler.nested import Floats
+from weightpager.compiler.nested import Bools, Floats
+from weightpager.compiler.own_weights import Versions
 from weightpager.compiler.source import Source
 from weightpager.evaluate import evaluate
 
@@ -85,10 +86,17 @@ def _switch_bytes(source: Source, masks: Masks, switch_rate: Floats) -> float:
     """Bytes of blocks that an average switch loads, private ones included as if none of them were missing anyway."""
     task_file = source.task_file
     keep = np.concatenate([masks.keep[info.name] for info in source.paged])
-    blocks = expected_switch_blocks(keep, switch_rate)
+    blocks = sum(_expected(masks.keep[info.name], source.versions.get(info.name), switch_rate) for info in source.paged)
     if task_file.recover.method == "finetune" and len(masks.tasks) > 1:
         blocks += task_file.recover.private_blocks * float(switch_rate.sum(0) @ keep.sum(0))
     return blocks * block_bytes(task_file.block, task_file.dtype)
+
+
+def _expected(keep: Bools, versions: Versions | None, switch_rate: Floats) -> float:
+    """Blocks of one weight that an average switch loads: those of another version are as absent as others."""
+    if versions is None:
+        return expected_switch_blocks(keep, switch_rate)
+    return sum(expected_switch_blocks(keep & (versions == version), switch_rate) for version in np.unique(versions))
 
 
 def _scores(source: Source, data: Mapping[str, TaskData], masks: Masks) -> dict[str, float]:
