@@ -117,6 +117,21 @@ def test_a_trace_is_read_in_order(tmp_path: Path) -> None:
     assert read_trace(write(tmp_path / "empty.jsonl")) == []
 
 
+def test_no_switch_leads_over_a_gap(tmp_path: Path) -> None:
+    """Such as a restart, which a history marks."""
+    path = tmp_path / "trace.jsonl"
+    rows = [("spam", False), ("topic", False), ("pos", True), ("spam", False)]
+    path.write_text("".join(json.dumps({"task": task, "resumed": resumed}) + "\n" for task, resumed in rows))
+    visits = read_trace(path, TASKS)
+    assert visits == ["spam", "topic", None, "pos", "spam"]
+    counted = Transitions.from_trace(TASKS, visits, smoothing=0).matrix
+    assert counted[TASKS.index("topic"), TASKS.index("pos")] == pytest.approx(1 / (len(TASKS) - 1))
+    assert counted[TASKS.index("pos"), TASKS.index("spam")] == 1.0
+    path.write_text('{"task": "spam", "resumed": 1}\n')
+    with pytest.raises(ConfigError, match="expected true or false for resumed"):
+        read_trace(path, TASKS)
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,12 +51,12 @@ class Transitions:
         return cls(tuple(tasks), _normalised(_others(len(tasks))))
 
     @classmethod
-    def from_trace(cls, tasks: Sequence[str], visits: Sequence[str], smoothing: float = 1.0) -> Transitions:
+    def from_trace(cls, tasks: Sequence[str], visits: Sequence[str | None], smoothing: float = 1.0) -> Transitions:
         """Count which task followed which.
 
         Args:
             tasks: the rows and columns.
-            visits: names in the order of time; repeats of a name are one visit.
+            visits: names in the order of time; repeats of a name are one visit. None is a gap: no switch leads over it.
             smoothing: added to the count of every switch, so that what a short trace lacks is rare, not impossible.
                 With 0 a task that was never left is followed by all others alike.
 
@@ -66,11 +67,11 @@ class Transitions:
             raise ConfigError(f"smoothing: expected a finite number from 0 up, got {smoothing}")
         _check_names(tuple(tasks))
         row = {task: number for number, task in enumerate(tasks)}
-        if unknown := next((task for task in visits if task not in row), None):
+        if unknown := next((task for task in visits if task is not None and task not in row), None):
             raise ConfigError(f"trace: expected one of {', '.join(tasks)}, got {unknown!r}")
         counts = smoothing * _others(len(tasks))
         for task, following in pairwise(visits):
-            if task != following:
+            if task is not None and following is not None and task != following:
                 counts[row[task], row[following]] += 1
         return cls(tuple(tasks), _normalised(counts))
 
@@ -103,16 +104,19 @@ class Transitions:
         return self.stationary()[:, None] * self.matrix
 
 
-def read_trace(path: Path | str, tasks: Sequence[str] | None = None) -> list[str]:
-    """The task names of a trace file in the order of time; arguments and errors as of `read_times`."""
-    return [name for name, _ in read_times(path, tasks)]
+def read_trace(path: Path | str, tasks: Sequence[str] | None = None) -> list[str | None]:
+    """The task names of a trace file in the order of time, None for a gap; arguments and errors as of `read_times`."""
+    found: list[str | None] = []
+    for visit in _read(path, tasks):
+        found += [None, visit.task] if visit.resumed else [visit.task]
+    return found
 
 
 def read_times(path: Path | str, tasks: Sequence[str] | None = None) -> list[tuple[str, float | None]]:
     """The task names of a trace file in the order of time, with the time of each; None where the file doesn't say.
 
     Each line is a JSON object: ``{"task": "spam", "time": 12.5}``. The time is in seconds since any start, may be
-    absent, and never decreases.
+    absent, and never decreases. ``"resumed": true`` says that the visit follows a gap, such as a restart.
 
     Args:
         path: the file.
@@ -121,18 +125,28 @@ def read_times(path: Path | str, tasks: Sequence[str] | None = None) -> list[tup
     Raises:
         ConfigError: the file cannot be read, or a line is not of this form; names the file and the line.
     """
+    return [(visit.task, visit.time) for visit in _read(path, tasks)]
+
+
+class _Visit(NamedTuple):
+    task: str
+    time: float | None
+    resumed: bool
+
+
+def _read(path: Path | str, tasks: Sequence[str] | None) -> list[_Visit]:
     path = Path(path)
-    visits: list[tuple[str, float | None]] = []
+    visits: list[_Visit] = []
     latest = -math.inf
     for number, line in enumerate(_lines(path), 1):
         try:
-            name, moment = _parse_visit(line, tasks)
-            if moment is not None and moment < latest:
-                raise ValueError(f"expected a time from {latest} up, got {moment}")
+            visit = _parse_visit(line, tasks)
+            if visit.time is not None and visit.time < latest:
+                raise ValueError(f"expected a time from {latest} up, got {visit.time}")
         except ValueError as error:
             raise ConfigError(f"{path}:{number}: {error}") from error
-        visits.append((name, moment))
-        latest = latest if moment is None else moment
+        visits.append(visit)
+        latest = latest if visit.time is None else visit.time
     return visits
 
 
@@ -143,16 +157,18 @@ def _lines(path: Path) -> list[bytes]:
         raise ConfigError(f"{path}: expected a readable trace file, got {error.strerror or error}") from error
 
 
-def _parse_visit(line: bytes, tasks: Sequence[str] | None) -> tuple[str, float | None]:
+def _parse_visit(line: bytes, tasks: Sequence[str] | None) -> _Visit:
     row = _parse_object(line)
-    if unknown := sorted(row.keys() - {"task", "time"}):
+    if unknown := sorted(row.keys() - set(_Visit._fields)):
         raise ValueError(f"expected the keys task and time, got {', '.join(map(repr, unknown))}")
-    name, moment = row.get("task"), row.get("time")
+    name, moment, resumed = row.get("task"), row.get("time"), row.get("resumed", False)
+    if not isinstance(resumed, bool):
+        raise ValueError(f"expected true or false for resumed, got {str(resumed)[:80]}")
     if not isinstance(name, str):
         raise ValueError(f"expected a task's name, got {name!r}")
     if tasks is not None and name not in tasks:
         raise ValueError(f"expected one of {', '.join(tasks)}, got {name!r}")
-    return name, None if moment is None else _seconds(moment)
+    return _Visit(name, None if moment is None else _seconds(moment), resumed)
 
 
 def _parse_object(line: bytes) -> dict[str, object]:
