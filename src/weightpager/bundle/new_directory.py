@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from weightpager.bundle.permissions import open_up
@@ -32,11 +32,7 @@ def new_directory(path: Path, errors: Callable[[], AbstractContextManager[None]]
         replace: take the place of what is there, whose mode the body then hands on. Else only an empty directory that
             has come meanwhile is replaced.
     """
-    _remove_leftovers(path)
-    with errors():
-        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
-    lock = _lock(temporary)
-    try:
+    with scratch(path.parent, f".{path.name}.tmp-", errors) as temporary:
         yield temporary
         with errors():
             if not os.path.lexists(path):
@@ -50,14 +46,29 @@ def new_directory(path: Path, errors: Callable[[], AbstractContextManager[None]]
             else:
                 temporary.rename(path)
             sync(path.parent)
+
+
+@contextmanager
+def scratch(
+    parent: Path, prefix: str, errors: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[Path]:
+    """A directory that is gone afterwards; what killed processes have left under the same prefix is removed first.
+
+    Args:
+        parent: where it shall be.
+        prefix: of its name.
+        errors: as for `new_directory`.
+    """
+    _remove_leftovers(parent, prefix)
+    with errors():
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    lock = _lock(temporary)
+    try:
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if lock is not None:
             os.close(lock)
-
-
-def _prefix(path: Path) -> str:
-    return f".{path.name}.tmp-"
 
 
 def _lock(directory: Path) -> int | None:
@@ -71,8 +82,8 @@ def _lock(directory: Path) -> int | None:
     return descriptor
 
 
-def _remove_leftovers(path: Path) -> None:
-    for entry in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    for entry in parent.glob(f"{glob.escape(prefix)}*"):
         lock = _lock(entry) if entry.is_dir() else None
         if lock is not None:
             shutil.rmtree(entry, ignore_errors=True)

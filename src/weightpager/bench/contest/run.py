@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from weightpager.bench.contest.processes import measured
 from weightpager.bench.contest.result import Contest, Row
 from weightpager.bench.contest.scores import scores
 from weightpager.bench.machine import describe
+from weightpager.bundle.new_directory import scratch
 from weightpager.bundle.report import has_report, read_report
 from weightpager.config import format_size
 from weightpager.errors import ConfigError
@@ -65,8 +65,8 @@ def run_contest(plan: Plan, progress: Progress) -> Contest:
 def _all_rows(plan: Plan, asked: Sequence[Method], progress: Progress) -> list[Row]:
     beside = plan.bundle.path.absolute().parent
     try:
-        with tempfile.TemporaryDirectory(prefix=".weightpager-bench-", dir=beside) as name:
-            return list(_rows(plan, asked, Path(name), progress))
+        with scratch(beside, ".weightpager-bench-") as folder:
+            return list(_rows(plan, asked, folder, progress))
     except OSError as error:
         raise ConfigError(
             f"bundle: expected to write checkpoints into {beside}, beside it: {error.strerror}"

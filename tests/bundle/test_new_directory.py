@@ -1,0 +1,30 @@
+"""Directories beside others: what is left of killed processes, and what isn't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from weightpager.bundle.new_directory import scratch
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_use_is_not(tmp_path: Path) -> None:
+    left = tmp_path / ".work-killed"
+    left.mkdir()
+    (left / "large").write_bytes(b"1")
+    (tmp_path / ".worked").mkdir()
+    with scratch(tmp_path, ".work-") as one:
+        assert not left.exists()
+        with scratch(tmp_path, ".work-") as other:
+            assert one.is_dir()
+            assert one != other
+        assert not other.exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == [".worked"]
+
+
+def test_nothing_is_left_of_work_that_failed(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), scratch(tmp_path, ".work-") as folder:
+        (folder / "half").write_text("done")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
