@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+import tiny
+import weightpager as wp
 from weightpager.bench.contest import assets
 from weightpager.bench.contest.facts import budget_for
 from weightpager.bench.contest.found import Job
@@ -98,6 +100,23 @@ def test_adapters_differ_and_share_one_backbone(bundle: Bundle, folder: Path) ->
         with made("shared_int8", bundle, folder) as narrow:
             assert narrow.paged_bytes() < wide.paged_bytes()
             assert torch.isfinite(narrow.switch(b)(**prompt(bundle, b, 1)).logits).all()
+
+
+@pytest.mark.parametrize("pages", ["int8", "float32"])
+def test_what_rivals_hold_is_counted_in_their_own_precision(pages: str, tmp_path: Path) -> None:
+    bundle = wp.compile(tiny.writer(tmp_path, dtype=pages), out=tmp_path / "writer.bundle")
+    tasks = list(bundle.tasks)
+    assets.write_dense(bundle, tasks, tmp_path, said, distinct=False)
+    assets.write_int8(bundle, tmp_path, said)
+    shapes = [(weight.out_features, weight.in_features) for weight in bundle.manifest.weights]
+    wide, narrow = sum(2 * rows * cols for rows, cols in shapes), sum(rows * cols + 2 * rows for rows, cols in shapes)
+    wanted = {"dense_direct": wide, "dense_copied": wide, "dense_mapped": wide}
+    if not method("shared_bf16").skipped:
+        wanted |= {"shared_bf16": wide, "shared_int8": narrow}
+    for name, size in wanted.items():
+        with made(name, bundle, tmp_path) as rival:
+            rival.switch(tasks[0])
+            assert rival.paged_bytes() == size, name
 
 
 def test_an_lru_keeps_what_has_room(bundle: Bundle, folder: Path) -> None:

@@ -50,6 +50,12 @@ def dense_bytes(bundle: Bundle) -> int:
     return bundle.dense_bytes + bundle.entry(RESIDENT).bytes
 
 
+def paged_bytes(file: CheckpointFile, bundle: Bundle) -> int:
+    """What paged weights take in a checkpoint: dense ones with their scales, or kept blocks."""
+    paged = {BLOCKS, *(f"{name}{end}" for name in _names(bundle) for end in (".weight", SCALE))}
+    return sum(place.end - place.start for name, place in file.places.items() if name in paged)
+
+
 def write_sparse(bundle: Bundle, tasks: Sequence[str], folder: Path, progress: Progress) -> None:
     """Write these tasks' sparse checkpoints.
 

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from weightpager.bench.contest.assets import BLOCKS, dense_path, shipped, sparse_path, split
-from weightpager.bench.contest.checkpoint_file import CheckpointFile, open_checkpoint
+from weightpager.bench.contest.assets import BLOCKS, dense_path, paged_bytes, shipped, sparse_path, split
+from weightpager.bench.contest.checkpoint_file import open_checkpoint
 from weightpager.bench.contest.direct_file import DirectReader, new_buffer
 from weightpager.bench.contest.modules import assign_values, dense_module, sparse_module
 from weightpager.bench.contest.rival import Setting
@@ -41,8 +41,8 @@ class WholeCheckpoints:
         self._files = {task: open_checkpoint(_PATHS[kind](setting.folder, task)) for task in setting.tasks}
         self._memory = memoryview(new_buffer(max(file.bytes for file in self._files.values())))
         self._reader = DirectReader(setting.threads, setting.pace) if direct else None
-        self._current: CheckpointFile = next(iter(self._files.values()))
-        self._kept = bundle.dense_bytes if kind == "dense" else None
+        self._current = next(iter(self._files))
+        self._paged = {task: paged_bytes(file, bundle) for task, file in self._files.items()}
         self._views: dict[str, dict[str, Tensor]] = {}
         self._modules: dict[str, nn.Module] = {}
         for task, file in self._files.items():
@@ -67,12 +67,11 @@ class WholeCheckpoints:
 
     def weight_bytes(self) -> int:
         """See `Rival.weight_bytes`."""
-        return self._current.bytes
+        return self._files[self._current].bytes
 
     def paged_bytes(self) -> int:
         """See `Rival.paged_bytes`."""
-        blocks = self._current.places.get(BLOCKS)
-        return blocks.end - blocks.start if blocks is not None else self._kept or 0
+        return self._paged[self._current]
 
     def close(self) -> None:
         """See `Rival.close`."""
@@ -80,7 +79,7 @@ class WholeCheckpoints:
             self._reader.close()
 
     def _load(self, task: str) -> None:
-        self._current = file = self._files[task]
+        self._current, file = task, self._files[task]
         if self._reader is not None:
             self._reader.read(file.path, self._memory)
             return
@@ -95,7 +94,7 @@ class MappedCheckpoints:
     def __init__(self, setting: Setting) -> None:
         bundle = setting.bundle
         self._paths = {task: dense_path(setting.folder, task) for task in setting.tasks}
-        self._paged = bundle.dense_bytes
+        self._paged = {task: paged_bytes(open_checkpoint(path), bundle) for task, path in self._paths.items()}
         self._private = {task: shipped(bundle, private_file(task)) for task in setting.tasks}
         self._modules = {}
         for task, path in self._paths.items():
@@ -128,7 +127,7 @@ class MappedCheckpoints:
 
     def paged_bytes(self) -> int:
         """See `Rival.paged_bytes`."""
-        return 0 if self._loaded is None else self._paged
+        return 0 if self._loaded is None else self._paged[self._loaded]
 
     def close(self) -> None:
         """See `Rival.close`."""

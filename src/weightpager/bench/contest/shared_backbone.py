@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
-from weightpager.bench.contest.assets import SCALE, dense_path, int8_path, shipped
+from weightpager.bench.contest.assets import SCALE, dense_path, int8_path, paged_bytes, shipped
 from weightpager.bench.contest.checkpoint_file import open_checkpoint
 from weightpager.bench.contest.direct_file import DirectReader, new_buffer
 from weightpager.bench.contest.int8_linear import Int8Linear
@@ -49,7 +49,7 @@ class SharedBackbone:
         self._adapters = {task: f"task{number}" for number, task in enumerate(tasks)}
         self._peft = _with_adapters(base, bundle, list(self._adapters.values()))
         self._bytes = file.bytes + footprint(bundle, DTYPE).private + self._adapter_bytes()
-        self._paged = bundle.dense_bytes // 2 if int8 else bundle.dense_bytes
+        self._paged = paged_bytes(file, bundle)
 
     def switch(self, task: str) -> nn.Module:
         """See `Rival.switch`."""
