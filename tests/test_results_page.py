@@ -48,7 +48,8 @@ def folder(tmp_path: Path) -> Path:
     rows = (
         ours,
         whole,
-        row("shared_mask", found(0.000001), unlimited=["storage: unlimited: no blkio or io controller"]),
+        row("shared_mask", found(0.000001)),
+        row("shared_int8", found(0.0000001), unlimited=["storage: unlimited: no blkio or io controller"]),
         row("llama_cpp", None, reason="no wheel"),
     )
     results = Results(contests={"text assistant, six tasks": made_up(*rows)}, scaling=[SCALING, SCALING])
@@ -67,6 +68,12 @@ def test_the_first_table_names_what_beats_us(folder: Path) -> None:
     assert f"| a cold switch until ready | **the shared_mask**, 0.001 ms | {best_of_loading} | 10 ms |" in first
     assert "| text assistant, six tasks | 0.70 | 10 ms | 12.0 × |" in first
     assert "| 0.9000 | 0.8800 | 0.8000 |" in first
+
+
+def test_a_row_whose_limit_did_not_hold_is_marked_and_wins_nothing(folder: Path) -> None:
+    first, rest = page(folder).split("## What was asked")
+    assert "shared_int8" not in first
+    assert "| the shared_int8* |" in rest
 
 
 def test_what_was_asked_is_answered(folder: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import contests
 import pytest
 from command import Command
 
@@ -33,11 +34,24 @@ def test_what_cannot_be_measured_says_why(assistant_bundle: Path) -> None:
     assert not list(bundle.path.parent.glob(".weightpager-bench-*"))
 
 
+def test_the_command_marks_rows_whose_limit_did_not_hold(
+    assistant_bundle: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = contests.row("ours", contests.found(0.01))
+    limit = "storage: unlimited: no io controller"
+    whole = contests.row("sparse_whole", contests.found(0.12), unlimited=[limit])
+    monkeypatch.setattr("weightpager.bench.contest.run.run_contest", lambda *_: contests.contest(ours, whole))
+    done = weightpager("bench", assistant_bundle, "--storage", "300MB/s")
+    assert "the sparse_whole*" in done.out
+    assert "the ours*" not in done.out
+    assert f"* no result under the limit: {limit}" in done.out
+
+
 @pytest.mark.slow
 def test_the_command_writes_what_it_found(assistant_bundle: Path, tmp_path: Path, weightpager: Command) -> None:
     out = tmp_path / "bench.json"
     done = weightpager(
-        "bench", assistant_bundle, "--quick", "--cpus", "1", "--memory", "2GiB", "--json", out,
+        "bench", assistant_bundle, "--quick", "--cpus", "1", "--json", out,
         "-m", "ours", "-m", "sparse_whole",
     )  # fmt: skip
     assert done.code == 0, done.err

@@ -32,6 +32,15 @@ def test_memory_is_compared_by_part() -> None:
     assert flat["memory.paged_below_checkpoints"] == 0.8
 
 
+def test_a_row_whose_limit_did_not_hold_is_in_no_figure() -> None:
+    limit = ["memory: unlimited: no memory controller"]
+    ours, shared = row("ours", found(0.01)), row("shared_bf16", found(0.0), unlimited=limit)
+    flat = figures(contest(ours, row("sparse_whole", found(0.12), unlimited=limit), shared))
+    assert "switch.ready_mean_ms" in flat
+    assert not [key for key in flat if "whole" in key or "shared_bf16" in key]
+    assert "switch.ready_mean_ms" not in figures(contest(row("ours", found(0.01), unlimited=limit)))
+
+
 def test_bookkeeping_accuracy_and_compile_have_figures() -> None:
     flat = figures(contest(row("ours", found(0.01, forward=0.002)), row("dense_direct", found(1, forward=0.004))))
     assert flat["bookkeeping.table_share"] == 0.1

@@ -124,7 +124,7 @@ def _print(found: Contest) -> None:
         if row.status != "measured":
             output.say(f"{row.status}: {row.label}: {row.reason}")
     for line in sorted({line for row in found.rows for line in row.unlimited}):
-        output.say(f"note: {line}")
+        output.say(f"note: * no result under the limit: {line}")
     for line in sorted({row.found.cold_note for row in found.rows if row.found and row.found.cold_note}):
         output.say(f"note: not proved cold: {line}")
     if found.load > _BUSY:
@@ -157,7 +157,7 @@ def _cells(row: Row) -> list[str]:
     ready, first, read = (row.values(field) for field in ("ready", "first_output", "bytes"))
     memory = row.found.memory
     return [
-        row.label,
+        row.label + ("*" if row.unlimited else ""),
         f"{row.room:g} task" + ("" if row.room == 1 else "s"),
         output.milliseconds(median(ready)) if ready else "-",
         output.milliseconds(median(first)) if first else "-",

@@ -92,6 +92,11 @@ class Row(Strict):
     seconds: float = 0.0
     found: Found | None = None
 
+    @property
+    def is_result(self) -> bool:
+        """Whether it was measured under all limits that were asked for."""
+        return self.status == "measured" and not self.unlimited
+
     def medians(self, field: Literal["ready", "first_output"]) -> dict[Pair, float]:
         """By pair, the median seconds over its repeats; pairs without a value are left out."""
         values: dict[Pair, list[float]] = {}
@@ -151,8 +156,8 @@ class Contest(Strict):
     figures: dict[str, float]
 
     def row(self, method: str, room: float = 1.0) -> Row | None:
-        """The measured row of a method; None if there is none."""
+        """A method's row that is a result; None if there is none."""
         for row in self.rows:
-            if row.method == method and row.room == room and row.status == "measured":
+            if row.method == method and row.room == room and row.is_result:
                 return row
         return None
