@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import weightpager as wp
 from weightpager.bench.contest import assets
 from weightpager.bench.contest.facts import budget_for
 from weightpager.bench.contest.found import Job
+from weightpager.bench.contest.measuring import measure
 from weightpager.bench.contest.methods import METHODS, method
 from weightpager.bench.contest.pace import Pace
 from weightpager.bench.contest.prompt import prompt
@@ -53,6 +56,23 @@ def made(name: str, bundle: Bundle, folder: Path, room: float = 1.0) -> Iterator
         yield rival
     finally:
         rival.close()
+
+
+def job_of(name: str, bundle: Bundle, folder: Path, **changes: int) -> Job:
+    plain = Job(
+        method=name,
+        bundle=str(bundle.path),
+        folder=str(folder),
+        budget=budget_for(bundle, 1.0),
+        threads=2,
+        pace=1e12,
+        seconds=0.0,
+        repeats=1,
+        visits=3,
+        tasks=2,
+        seed=0,
+    )
+    return plain.model_copy(update=changes)
 
 
 def answers(bundle: Bundle) -> dict[str, torch.Tensor]:
@@ -134,19 +154,7 @@ def test_an_lru_keeps_what_has_room(bundle: Bundle, folder: Path) -> None:
 def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path) -> None:
     if method(name).skipped:
         pytest.skip(method(name).skipped)
-    job = Job(
-        method=name,
-        bundle=str(bundle.path),
-        folder=str(folder),
-        budget=budget_for(bundle, 1.0),
-        threads=2,
-        pace=1e12,
-        seconds=0.0,
-        repeats=1,
-        visits=3,
-        tasks=2,
-        seed=0,
-    )
+    job = job_of(name, bundle, folder)
     with pinned(1):  # tiny models gain nothing from threads
         found = do(job)
     assert len(found.samples) == 2
@@ -155,6 +163,54 @@ def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path) -> 
     assert found.memory.resident >= found.memory.anonymous > 0
     if name == "shared_mask":
         assert sum(sample.bytes for sample in found.samples) == 0
+
+
+class Recorded(torch.nn.Module):
+    """A rival that only notes which task was the current one when a cold walk began."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file = file
+        self.current = self.left = ""
+
+    def switch(self, task: str) -> torch.nn.Module:
+        self.current = task
+        return self
+
+    def forward(self, **_inputs: Any) -> None:
+        """No answer."""
+
+    def forget(self) -> None:
+        self.left = self.current
+
+    def files(self, _task: str) -> list[Path]:
+        return [self.file]
+
+    def weight_bytes(self) -> int:
+        return 0
+
+    paged_bytes = weight_bytes
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_every_visit_of_a_trace_leads_to_another_task(bundle: Bundle, tmp_path: Path) -> None:
+    rival, tasks = Recorded(tmp_path / "weights"), list(bundle.tasks)
+    rival.file.write_bytes(b"weights")
+    found = measure(rival, method("ours"), bundle, tasks, job_of("ours", bundle, tmp_path, repeats=0))
+    walk = [rival.left, *(visit.task for visit in found.visits)]
+    assert len(found.visits) == 3
+    assert all(a != b for a, b in pairwise(walk))
+
+
+def test_a_trace_that_was_not_proved_cold_says_so(bundle: Bundle, tmp_path: Path, memory_file_system: Path) -> None:
+    with tempfile.NamedTemporaryFile(dir=memory_file_system) as file:
+        rival, tasks = Recorded(Path(file.name)), list(bundle.tasks)
+        found = measure(rival, method("ours"), bundle, tasks, job_of("ours", bundle, tmp_path, repeats=0))
+        assert "keeps its files in memory" in found.cold_note
+        none = measure(rival, method("ours"), bundle, tasks, job_of("ours", bundle, tmp_path, repeats=0, visits=0))
+        assert none.cold_note == ""
 
 
 def test_a_pace_lets_all_bytes_through() -> None:

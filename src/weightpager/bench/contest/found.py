@@ -92,7 +92,7 @@ class Found(Strict):
 
     Attributes:
         samples: of pairs.
-        cold_note: why the first sample that wasn't proved cold wasn't; empty if all were.
+        cold_note: why the first sample that wasn't proved cold wasn't, or else the trace; empty if all were.
         visits: of the trace.
         memory: at the end.
         forwards: seconds of warm forwards.

@@ -38,12 +38,12 @@ def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], 
     forwards = warm()
     samples, note = _pairs(rival, tasks, inputs, job, lazy=method.lazy)
     forwards += warm()
-    visits = _trace(rival, bundle, tasks, inputs, job, statistics.median(forwards))
+    visits, doubt = _trace(rival, bundle, tasks, inputs, job, statistics.median(forwards))
     forwards += warm()  # a virtual machine's cores are faster at one time than at another
     memory = ProcessMemory(weights=rival.weight_bytes(), paged=rival.paged_bytes(), **memory_sizes())
     return Found(
         samples=samples,
-        cold_note=note,
+        cold_note=note or doubt,
         visits=visits,
         memory=memory,
         forwards=forwards,
@@ -89,13 +89,22 @@ def _switch(rival: Rival, a: str, b: str, inputs: Mapping[str, Any], *, lazy: bo
     )
 
 
-def _trace(rival: Rival, bundle: Bundle, tasks: Sequence[str], inputs: Inputs, job: Job, forward: float) -> list[Visit]:
-    """A walk by the bundle's transitions that starts cold; what is in memory, page cache included, is left there."""
+def _trace(
+    rival: Rival, bundle: Bundle, tasks: Sequence[str], inputs: Inputs, job: Job, forward: float
+) -> tuple[list[Visit], str]:
+    """A walk by the bundle's transitions that starts cold; what is in memory, page cache included, is left there.
+
+    Also says why it didn't start cold, if so. Where the walk begins is no visit: all methods leave the same task.
+    """
+    if not job.visits:
+        return [], ""
     transitions = Transitions(tuple(bundle.tasks), bundle.manifest.transitions).only(tasks)  # type: ignore[arg-type]
+    first, *walk = random_walk(transitions, 1 + job.visits, job.seed)
     visits: list[Visit] = []
+    _run(rival.switch(first), inputs[first])
     rival.forget()
-    with cold_read({file for task in tasks for file in rival.files(task)}):
-        for task in random_walk(transitions, job.visits, job.seed) if job.visits else []:
+    with cold_read({file for task in tasks for file in rival.files(task)}) as proof:
+        for task in walk:
             read = bytes_from_storage()
             start = time.perf_counter()
             _run(rival.switch(task), inputs[task])
@@ -109,7 +118,7 @@ def _trace(rival: Rival, bundle: Bundle, tasks: Sequence[str], inputs: Inputs, j
                     process_bytes=resident_bytes(),
                 )
             )
-    return visits
+    return visits, proof.reason
 
 
 def _forwards(rival: Rival, task: str, inputs: Mapping[str, Any]) -> list[float]:
