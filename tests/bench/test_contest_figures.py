@@ -6,6 +6,7 @@ import pytest
 from contests import contest, found, row
 
 from weightpager.bench.contest.figures import figures, speedup, spread
+from weightpager.bundle.report import TaskScore
 
 
 def test_speeds_are_compared_over_all_pairs() -> None:
@@ -49,6 +50,28 @@ def test_bookkeeping_accuracy_and_compile_have_figures() -> None:
     assert flat["accuracy.shared_mask_mean"] == 0.85
     assert flat["compile.align_pack_share_of_calibrate"] == 0.06
     assert flat["compile.measure_sparse_seconds"] == 3.0
+
+
+def score(name: str, metric: str, dense: float | None, sparse: float) -> TaskScore:
+    return TaskScore(name=name, metric=metric, dense=dense, sparse=sparse, density=0.25, items=10)
+
+
+def means(*scores: TaskScore) -> dict[str, float]:
+    flat = figures(contest(row("ours", None), scores=list(scores)))
+    return {key: value for key, value in flat.items() if key.startswith("accuracy.")}
+
+
+def test_accuracies_and_perplexities_have_no_common_mean() -> None:
+    a, b = score("a", "accuracy", 0.9, 0.8), score("b", "perplexity", 12.0, 14.0)
+    assert means(a, b) == {}
+    assert means(b)["accuracy.mean"] == 14.0
+    assert means(a, score("b", "token accuracy", 0.7, 0.6))["accuracy.mean"] == 0.7
+
+
+def test_all_means_are_over_the_tasks_that_have_a_dense_score() -> None:
+    found = means(score("a", "accuracy", 0.9, 0.7), score("b", "accuracy", None, 0.1))
+    assert found == {"accuracy.mean": 0.7, "accuracy.dense_mean": 0.9, "accuracy.shared_mask_mean": 0.8}
+    assert "accuracy.shared_mask_mean" not in means(score("new", "accuracy", 0.9, 0.7))
 
 
 def test_what_was_not_measured_has_no_key() -> None:

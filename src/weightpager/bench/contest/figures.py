@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from weightpager.bench.contest.result import Contest, Row
+from weightpager.bundle.report import LOWER_IS_BETTER
 
 Field = Literal["ready", "first_output"]
 
@@ -122,15 +123,17 @@ def _bookkeeping(contest: Contest) -> dict[str, float | None]:
 
 
 def _accuracy(contest: Contest) -> dict[str, float | None]:
+    """Means over the tasks that have a dense score; none where some are perplexities and others aren't."""
     known = [score for score in contest.scores if score.dense is not None]
-    if not known:
+    if len({score.metric == LOWER_IS_BETTER for score in known}) != 1:
         return {}
     found: dict[str, float | None] = {
         "accuracy.mean": fmean(score.sparse for score in known),
         "accuracy.dense_mean": fmean(score.dense for score in known if score.dense is not None),
     }
     for control in contest.controls:
-        found[f"accuracy.{_key(control.name)}_mean"] = fmean(control.scores.values())
+        if all(score.name in control.scores for score in known):
+            found[f"accuracy.{_key(control.name)}_mean"] = fmean(control.scores[score.name] for score in known)
     return found
 
 
