@@ -26,6 +26,7 @@ from weightpager.bench.contest.worker import do
 from weightpager.bench.limits import pinned
 from weightpager.bundle import Bundle
 from weightpager.engine import Engine
+from weightpager.nn import PagedLinear
 
 RUNNABLE = [entry for entry in METHODS if not entry.missing]
 SAME_ANSWERS = ["ours", "ours_while_loading", "sparse_strict", "sparse_whole", "sparse_copied", "sparse_lru"]
@@ -137,6 +138,21 @@ def test_what_rivals_hold_is_counted_in_their_own_precision(pages: str, tmp_path
         with made(name, bundle, tmp_path) as rival:
             rival.switch(tasks[0])
             assert rival.paged_bytes() == size, name
+
+
+def tables_of(rival: Rival, tasks: list[str]) -> list[set[int]]:
+    """Where the block tables of each task's module lie."""
+    layers = [[part for part in rival.switch(task).modules() if isinstance(part, PagedLinear)] for task in tasks]
+    return [{layer.paged_weight.locations.data_ptr() for layer in of_task} for of_task in layers]
+
+
+def test_one_mask_for_all_tasks_has_one_copy_of_its_tables(bundle: Bundle, folder: Path) -> None:
+    tasks = list(bundle.tasks)
+    with made("shared_mask", bundle, folder) as shared, made("sparse_strict", bundle, folder) as own:
+        first, *others = tables_of(shared, tasks)
+        assert first
+        assert all(other == first for other in others)
+        assert not set.intersection(*tables_of(own, tasks))
 
 
 def test_an_lru_keeps_what_has_room(bundle: Bundle, folder: Path) -> None:

@@ -134,7 +134,7 @@ def modules_over(
     arena: Tensor,
     page_tables: dict[str, Tensor],
 ) -> dict[str, nn.Module]:
-    """All tasks' modules over one arena; parameters that tasks share are in memory once.
+    """All tasks' modules over one arena; parameters and tables that tasks share are in memory once.
 
     Args:
         bundle: of the tasks.
@@ -144,11 +144,11 @@ def modules_over(
         page_tables: by task.
     """
     resident = shipped(bundle, RESIDENT)
+    tables = {owner: read_tables(files[owner], bundle) for owner in dict.fromkeys(masks.values())}
     modules = {}
     for task, owner in masks.items():
-        tables = read_tables(files[owner], bundle)
         values = resident | shipped(bundle, private_file(task))
-        modules[task] = sparse_module(bundle, task, tables, values, arena, page_tables[task])
+        modules[task] = sparse_module(bundle, task, tables[owner], values, arena, page_tables[task])
     return modules
 
 
