@@ -143,6 +143,22 @@ def test_a_resumed_fine_tuning_is_not_refitted_again(tmp_path: Path, monkeypatch
         assert torch.equal(*(s.linear("animal", info.name).weight for s in (first, again)))
 
 
+def test_a_fine_tuning_whose_entry_lacks_something_is_refitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
+    dense, data = load(tmp_path)
+    masks, how = masks_of(dense), {"method": "finetune", "start": "closed-form", "learning_rate": 3e-3}
+    journal = Journal(tmp_path / "j", "one")
+    first, _ = recovered(dense, data, masks, journal, **how)
+    step, tensors = journal.read("finetune") or (0, {})
+    journal.write("finetune", step, dict(list(tensors.items())[1:]))
+    again, stages = recovered(dense, data, masks, journal, **how)
+    assert stages == ["refit", "fine-tune"]
+    for info in dense.paged:
+        assert torch.equal(*(s.linear("animal", info.name).weight for s in (first, again)))
+
+
 def test_only_fine_tuning_sets_out_from_somewhere(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"recover.start: expected method finetune, found none"):
         from_dict(tiny.assistant(tmp_path, recover={"method": "none", "start": "closed-form"}))
@@ -273,6 +289,16 @@ def test_the_journal_of_another_compile_is_ignored(tmp_path: Path) -> None:
     assert ours.read("train") is None
 
 
+def test_the_journal_of_another_version_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path, "one")
+    journal.write("train", 3, {"a": torch.ones(2)})
+    monkeypatch.setattr(wp, "__version__", "0.0.1")
+    assert not journal.has("train")
+    assert journal.read("train") is None
+    journal.write("train", 1, {"a": torch.ones(2)})
+    assert journal.has("train")
+
+
 def test_a_journal_says_what_earlier_runs_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("weightpager.compiler.journal.time.monotonic", lambda: now)
@@ -342,6 +368,23 @@ def test_a_training_killed_after_its_best_still_goes_back_to_it(
     again = Watched(patience=2)
     assert again.run(journal) == whole
     assert again.steps[0] == 36
+
+
+@pytest.mark.parametrize("lacking", ["value", "value#exp_avg", "seen"])
+def test_a_training_whose_entry_lacks_something_starts_again(
+    lacking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.journal.SHARE", float("inf"))
+    whole = Watched(patience=2).run(QUIET)
+    journal = Journal(tmp_path, "x")
+    with pytest.raises(KeyboardInterrupt):
+        Watched(patience=2).run(journal, stop_at=35)
+    step, tensors = journal.read("one") or (0, {})
+    journal.write("one", step, {name: tensor for name, tensor in tensors.items() if name != lacking})
+    again = Watched(patience=2)
+    assert again.run(journal) == whole
+    assert again.steps[0] == 1
 
 
 def test_validation_stops_a_real_training(tmp_path: Path) -> None:

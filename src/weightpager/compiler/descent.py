@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class Descent:
         Raises:
             CompileError: an error is not finite; the storage refused the journal.
         """
-        entry = journal.read(stage)
+        entry = journal.read(stage, partial(self.fits, watched=watch is not None))
         if entry is not None:
             self._resume(*entry, watch)
         elif watch is not None:
@@ -127,6 +128,14 @@ class Descent:
             for name, parameter in self._named():
                 state |= {f"{name}#{key}": value for key, value in self._optimizer.state[parameter].items()}
         return state
+
+    def fits(self, state: Mapping[str, Tensor], *, watched: bool) -> bool:
+        """Whether `run` can go on from a journal's entry; ``watched`` says whether early stopping goes on, too."""
+        names = [name for name, _ in self._named()]
+        # A parameter that no task uses has no moments.
+        moments = (sum(f"{name}#{key}" in state for key in _MOMENTS) for name in names)
+        whole = all(name in state for name in names) and all(count in (0, len(_MOMENTS)) for count in moments)
+        return whole and (not watched or EarlyStopping.fits(state, names))
 
     def restore(self, state: Mapping[str, Tensor], done: int) -> None:
         """Go on where another descent over parameters of the same names stood after ``done`` steps."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -72,6 +72,12 @@ class EarlyStopping:
         """What `restore` needs."""
         seen = torch.tensor([self._least, self._waited], dtype=torch.float64)
         return {_SEEN: seen, **{_BEST + name: value for name, value in self._best.items()}}
+
+    @staticmethod
+    def fits(state: Mapping[str, Tensor], names: Collection[str]) -> bool:
+        """Whether `restore` finds in a state what it needs to watch a training of the tensors of these names."""
+        best = {name.removeprefix(_BEST) for name in state if name.startswith(_BEST)}
+        return _SEEN in state and best in (set(), set(names))
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on where another one stood."""

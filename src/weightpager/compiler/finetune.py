@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -65,10 +66,14 @@ class Lesson:
         self, error: Callable[[str, Batch], Tensor], tasks: Sequence[str], steps: int, patience: int
     ) -> EarlyStopping | None:
         """Early stopping by these tasks' validation data; None if one has none, or the patience is 0."""
-        if patience == 0 or any(not self.data[task].validation for task in tasks):
+        if not self.watches(tasks, patience):
             return None
         batches = {task: self._validation(task) for task in tasks}
         return EarlyStopping(error, batches, steps, patience)
+
+    def watches(self, tasks: Sequence[str], patience: int) -> bool:
+        """Whether `watch` is early stopping."""
+        return patience > 0 and all(self.data[task].validation for task in tasks)
 
     def _validation(self, task: str) -> list[Batch]:
         data = self.data[task]
@@ -106,6 +111,13 @@ def finetune(
     with lesson.placed(sparse):
         watch = lesson.watch(error, tasks, spec.steps, spec.patience)
         Descent(groups(sparse, tasks, spec), spec.steps).run(turns, error, journal, STAGE, progress, watch)
+
+
+def resumes(lesson: Lesson, sparse: Source, spec: RecoverSpec, journal: Journal) -> bool:
+    """Whether `finetune` goes on from the journal, whatever values it is given."""
+    tasks = list(sparse.models)
+    descent = Descent(groups(sparse, tasks, spec), spec.steps)
+    return journal.has(STAGE, partial(descent.fits, watched=lesson.watches(tasks, spec.patience)))
 
 
 def masked_logits(sparse: Source, masks: Masks, task: str, batch: Batch) -> Tensor:

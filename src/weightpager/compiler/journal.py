@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+import weightpager
 from weightpager.bundle.writer import storage_errors
 from weightpager.errors import CompileError
 
@@ -20,6 +21,14 @@ SECONDS = 60.0
 
 SHARE = 0.03
 """Of the time that may go into entries: a large model's are rarer."""
+
+Fits = Callable[[Mapping[str, Tensor]], bool]
+"""Whether an entry's tensors are all that its stage needs."""
+
+
+def anything(_tensors: Mapping[str, Tensor]) -> bool:
+    """What fits a stage that says nothing else."""
+    return True
 
 
 def kept_beside(out: str | Path) -> Path:
@@ -32,8 +41,8 @@ class Journal:
     """Named stages of one compile: the steps that each has made, and the tensors that it needs to go on.
 
     An entry is written to a temporary file and renamed, so it is whole or absent. Entries of another compile, told by
-    ``identity``, are ignored and overwritten. An entry says how long its stage has taken, in all runs together: a
-    stage starts when it is read, or when the journal is made.
+    ``identity``, or of another version, which may train otherwise, are ignored and overwritten. An entry says how long
+    its stage has taken, in all runs together: a stage starts when it is read, or when the journal is made.
     """
 
     def __init__(self, folder: Path | None, identity: str) -> None:
@@ -76,7 +85,7 @@ class Journal:
             return
         start = time.monotonic()
         seconds = start - self._started.get(stage, self._made)
-        facts = {"identity": self._identity, "step": str(step), "seconds": f"{seconds:.3f}"}
+        facts = self._owner() | {"step": str(step), "seconds": f"{seconds:.3f}"}
         temporary = self._path(stage).with_suffix(".tmp")
         try:
             with storage_errors():
@@ -90,10 +99,10 @@ class Journal:
         self._last = time.monotonic()
         self._wait = max(SECONDS, (self._last - start) / SHARE)
 
-    def read(self, stage: str) -> tuple[int, dict[str, Tensor]] | None:
-        """A stage's entry: steps made and tensors; None if there is none of this compile, or it is damaged."""
+    def read(self, stage: str, fits: Fits = anything) -> tuple[int, dict[str, Tensor]] | None:
+        """A stage's entry: steps made and tensors; None if there is none of this compile that is whole and fits."""
         self._started[stage] = time.monotonic()
-        entry = self._entry(stage)
+        entry = self._entry(stage, fits)
         if entry is None:
             return None
         step, seconds, tensors = entry
@@ -101,26 +110,30 @@ class Journal:
         self._earlier += seconds
         return step, tensors
 
-    def has(self, stage: str) -> bool:
+    def has(self, stage: str, fits: Fits = anything) -> bool:
         """Whether `read` finds an entry."""
-        return self._entry(stage) is not None
+        return self._entry(stage, fits) is not None
 
     def remove(self) -> None:
         """The compile is finished: nothing is left to resume."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _entry(self, stage: str) -> tuple[int, float, dict[str, Tensor]] | None:
+    def _owner(self) -> dict[str, str]:
+        """Whose entries these are."""
+        return {"identity": self._identity, "version": weightpager.__version__}
+
+    def _entry(self, stage: str, fits: Fits) -> tuple[int, float, dict[str, Tensor]] | None:
         """Steps, seconds and tensors."""
         if self._folder is None or not self._path(stage).is_file():
             return None
         try:
             with safe_open(self._path(stage), framework="pt") as file:
                 facts = file.metadata() or {}
-                if facts.get("identity") != self._identity:
+                if not self._owner().items() <= facts.items():
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return int(facts["step"]), float(facts["seconds"]), tensors
+                return (int(facts["step"]), float(facts["seconds"]), tensors) if fits(tensors) else None
         except (SafetensorError, OSError, ValueError, KeyError):
             return None
 

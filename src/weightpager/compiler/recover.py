@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from weightpager.compiler.closed_form import refit
 from weightpager.compiler.data import TaskData
-from weightpager.compiler.finetune import STAGE, Lesson, finetune
+from weightpager.compiler.finetune import Lesson, finetune, resumes
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.private_blocks import choose, train_private
@@ -30,13 +30,13 @@ def recover(
     if spec.method == "none":
         return TaskWeights(dense)
     sparse = replace(dense, models=copy.deepcopy(dense.models))
-    if "closed-form" in (spec.method, spec.start) and not journal.has(STAGE):
+    lesson = Lesson(dense, data, spec.distillation)
+    if "closed-form" in (spec.method, spec.start) and not resumes(lesson, sparse, spec, journal):
         calibration = dense.task_file.calibration
         batches = {name: of_task.calibration(calibration.items, calibration.batch) for name, of_task in data.items()}
         refit(dense, sparse, masks, batches, lambda done, total: progress("refit", done, total))
     if spec.method == "closed-form":
         return TaskWeights(sparse)
-    lesson = Lesson(dense, data, spec.distillation)
     finetune(lesson, sparse, masks, spec, journal, lambda done, total: progress("fine-tune", done, total))
     if spec.private_blocks == 0 and spec.low_rank == 0:
         return TaskWeights(sparse)
