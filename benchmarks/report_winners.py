@@ -58,7 +58,7 @@ def winners(contests: Mapping[str, Contest]) -> str:
     """Who is best at what, and how we compare: the table that names what beats us."""
     lines = []
     for name, contest in contests.items():
-        rows = [row for row in contest.rows if row.is_result and row.room == 1.0]
+        rows = [row for row in contest.comparable if row.room == 1.0]
         for what, (value, form) in CRITERIA.items():
             known = [(found, row) for row in rows if (found := value(row)) is not None]
             own = [pair for pair in known if pair[1].method in OURS]

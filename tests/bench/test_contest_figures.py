@@ -33,13 +33,18 @@ def test_memory_is_compared_by_part() -> None:
     assert flat["memory.paged_below_checkpoints"] == 0.8
 
 
-def test_a_row_whose_limit_did_not_hold_is_in_no_figure() -> None:
-    limit = ["memory: unlimited: no memory controller"]
+def test_a_row_that_a_limit_of_ours_missed_is_in_no_figure() -> None:
+    limit = ["storage: unlimited: no io controller"]
     ours, shared = row("ours", found(0.01)), row("shared_bf16", found(0.0), unlimited=limit)
     flat = figures(contest(ours, row("sparse_whole", found(0.12), unlimited=limit), shared))
     assert "switch.ready_mean_ms" in flat
     assert not [key for key in flat if "whole" in key or "shared_bf16" in key]
-    assert "switch.ready_mean_ms" not in figures(contest(row("ours", found(0.01), unlimited=limit)))
+
+
+def test_rows_that_the_same_limit_missed_are_compared() -> None:
+    limit = ["memory: unlimited: no memory controller"]
+    flat = figures(contest(*(row(name, found(0.1), unlimited=limit) for name in ("ours", "sparse_whole"))))
+    assert flat["switch.speedup_whole_mean"] == 1.0
 
 
 def test_bookkeeping_accuracy_and_compile_have_figures() -> None:

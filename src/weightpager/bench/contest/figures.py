@@ -1,4 +1,4 @@
-"""From rows that are results to the figures that were asked for: pure. What can't be computed has no key."""
+"""From rows that can be compared to the figures that were asked for: pure. What can't be computed has no key."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Row(Strict):
         budget: bytes for weights.
         status: ``failed`` is a result too: what doesn't fit into the memory limit is killed.
         reason: why it was skipped or failed.
-        unlimited: a line for each limit that was asked for and didn't hold; such a row is no result under that limit.
+        unlimited: a line for each limit that was asked for and didn't hold; the row is no result under that limit.
         peak_memory: most bytes that the process's control group held, page cache included; None if not measured.
         seconds: that the process took.
         found: None unless measured.
@@ -91,11 +91,6 @@ class Row(Strict):
     peak_memory: int | None = None
     seconds: float = 0.0
     found: Found | None = None
-
-    @property
-    def is_result(self) -> bool:
-        """Whether it was measured under all limits that were asked for."""
-        return self.status == "measured" and not self.unlimited
 
     def medians(self, field: Literal["ready", "first_output"]) -> dict[Pair, float]:
         """By pair, the median seconds over its repeats; pairs without a value are left out."""
@@ -156,8 +151,12 @@ class Contest(Strict):
     figures: dict[str, float]
 
     def row(self, method: str, room: float = 1.0) -> Row | None:
-        """A method's row that is a result; None if there is none."""
-        for row in self.rows:
-            if row.method == method and row.room == room and row.is_result:
-                return row
-        return None
+        """A method's row that can be compared with ours; None if there is none."""
+        return next((row for row in self.comparable if row.method == method and row.room == room), None)
+
+    @property
+    def comparable(self) -> list[Row]:
+        """Rows that were measured under the same limits as ours: one that a limit missed ran on another machine."""
+        measured = [row for row in self.rows if row.status == "measured"]
+        ours = next((row for row in measured if row.method == "ours"), None)
+        return [row for row in measured if ours is None or set(row.unlimited) == set(ours.unlimited)]
