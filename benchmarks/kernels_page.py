@@ -33,6 +33,11 @@ python -m benchmarks.generate --json docs/kernels.json
 """
 
 
+_WHOLE = """\
+Decoding is timed behind the first token. A dense prefill ends with a copy of the head's weight, which transformers and
+torch make; *body* is without the head."""
+
+
 def main(
     json: Annotated[Path, typer.Option(help="Rows that the kernel benchmarks wrote.")],
     out: Annotated[Path, typer.Option(help="The page to write.")],
@@ -64,7 +69,7 @@ def page(rows: Sequence[Row], json_name: str) -> str:
         parts.append(f"## Calls\n\n{_calls(calls)}\n")
     whole = [row for row in rows if row.kernel in ("prefill", "body", "decode")]
     if whole:
-        parts.append(f"## A whole model, through transformers\n\n{_models(whole)}\n")
+        parts.append(f"## A whole model, through transformers\n\n{_WHOLE}\n\n{_models(whole)}\n")
     return "\n".join(parts)
 
 

@@ -51,7 +51,7 @@ def test_the_command_marks_rows_whose_limit_did_not_hold(
 def test_the_command_writes_what_it_found(assistant_bundle: Path, tmp_path: Path, weightpager: Command) -> None:
     out = tmp_path / "bench.json"
     done = weightpager(
-        "bench", assistant_bundle, "--quick", "--cpus", "1", "--json", out,
+        "bench", assistant_bundle, "--quick", "--cpus", "1", "--memory", "2GiB", "--json", out,
         "-m", "ours", "-m", "sparse_whole",
     )  # fmt: skip
     assert done.code == 0, done.err

@@ -47,7 +47,8 @@ def int8_path(folder: Path) -> Path:
 
 def dense_bytes(bundle: Bundle) -> int:
     """About what one task's dense checkpoint takes on disk."""
-    return bundle.dense_bytes + bundle.entry(RESIDENT).bytes
+    paged = sum(weight.out_features * weight.in_features for weight in bundle.manifest.weights)
+    return paged * torch.bfloat16.itemsize + bundle.entry(RESIDENT).bytes
 
 
 def paged_bytes(file: CheckpointFile, bundle: Bundle) -> int:
