@@ -193,13 +193,21 @@ def simpler_does(points: Sequence[Point]) -> list[str]:
                 point for point in own if point.method in _NEEDS_NO_PAGING and point.fraction <= fraction * _ABOUT
             ]
             rival = _best(rivals, domain) if rivals else None
-            if rival and _best([best, rival], domain) is rival:
+            if rival is None:
+                continue
+            wins = _best([best, rival], domain) is rival
+            if wins or _reaches(rival, best, domain):
                 lines.append(
                     f"Domain {domain.letter}, a = {fraction:g}: {label(rival)} at {rival.fraction:g} has "
                     f"{domain.metric} {domain.form.format(rival.value())}, {label(best)} "
-                    f"{domain.form.format(best.value())}."
+                    f"{domain.form.format(best.value())}{'' if wins else ', which is less than seeds differ'}."
                 )
     return lines
+
+
+def _reaches(rival: Point, best: Point, domain: Domain) -> bool:
+    """Whether a rival's best seed is as good as our worst."""
+    return min(rival.values) <= max(best.values) if domain.lower else max(rival.values) >= min(best.values)
 
 
 def _best(points: Sequence[Point], domain: Domain) -> Point:

@@ -133,6 +133,10 @@ def test_where_something_simpler_wins_the_page_says_so() -> None:
     known = [*measured("ours", 0.5, (0.88, 0.78)), *measured("shared_mask", 0.5, (0.89, 0.79))]
     assert "a = 0.5: one shared mask at 0.5 has accuracy 0.8400, weightpager 0.8300." in page(known)
     assert "Where something simpler" not in page(measured("ours", 0.5, (0.88, 0.78)))
+    apart = [*measured("ours", 0.5, (0.90, 0.80)), *measured("ours", 0.5, (0.88, 0.78), seed=1)]
+    close = [*apart, *measured("shared_mask", 0.5, (0.88, 0.79)), *measured("shared_mask", 0.5, (0.88, 0.77), seed=1)]
+    assert "has accuracy 0.8300, weightpager 0.8400, which is less than seeds differ." in page(close)
+    assert "Where something simpler" not in page([*apart, *measured("shared_mask", 0.5, (0.87, 0.78))])
     int4_below = [*measured("ours", 0.5, (0.88, 0.78)), *measured("int4", 0.265, (0.95, 0.95), recover="none")]
     assert "dense in int4 at 0.265" in page(int4_below)
     just_above = [*measured("ours", 0.25, (0.88, 0.78)), *measured("int4", 0.281, (0.95, 0.95), recover="none")]
