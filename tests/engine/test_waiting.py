@@ -11,12 +11,14 @@ import pytest
 import torch
 from encoder_tasks import TASKS, logits, room_for
 from engines import InThread, hanging, settle
+from transformers.utils import logging as transformers_logging
 
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.reader import private_file
 from weightpager.config import EngineConfig
 from weightpager.engine import task_module
+from weightpager.engine.architecture import empty_module, read_config
 from weightpager.errors import BudgetError, BundleError, ConfigError, EngineClosedError, TaskNotActiveError
 from weightpager.runtime.arrivals import Arrivals
 from weightpager.runtime.task_gate import TaskGate
@@ -140,6 +142,21 @@ def test_a_task_that_is_built_keeps_nobody_from_entering_another(
         assert modules[0].result() is modules[1].result()
 
 
+def test_modules_that_are_built_at_once_leave_the_process_as_it_was(bundle: Bundle) -> None:
+    """transformers changes torch's default dtype while it builds one."""
+    config, before = read_config(bundle), (torch.get_default_dtype(), transformers_logging.get_verbosity())
+    config.dtype = torch.bfloat16
+
+    def build() -> None:
+        for task in TASKS * 3:
+            module = empty_module(config, bundle.task(task))
+            assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
+
+    for building in [InThread(build) for _ in range(3)]:
+        building.result()
+    assert (torch.get_default_dtype(), transformers_logging.get_verbosity()) == before
+
+
 def test_activating_again_waits_for_what_is_still_on_its_way(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
     with hanging(bundle, io_threads=1) as (engine, store):
         store.hang()
@@ -242,7 +259,7 @@ def test_an_engine_that_cannot_be_opened_keeps_no_file_open(
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(BundleError):
         wp.Engine(damaged, EngineConfig())
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before
 
     def refuses(*_: object) -> None:
         raise MemoryError
@@ -251,5 +268,5 @@ def test_an_engine_that_cannot_be_opened_keeps_no_file_open(
     threads = threading.active_count()
     with pytest.raises(MemoryError):
         wp.Engine(bundle, EngineConfig())
-    assert set(os.listdir("/proc/self/fd")) == before
-    assert threading.active_count() == threads
+    assert set(os.listdir("/proc/self/fd")) <= before
+    assert threading.active_count() <= threads

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from weightpager.bundle.permissions import open_up
@@ -66,14 +66,17 @@ def scratch(
     try:
         yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         if lock is not None:
             os.close(lock)
 
 
 def _lock(directory: Path) -> int | None:
-    """Hold a lock on a temporary directory, which tells others that its writer lives; None if another holds it."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    """Hold a lock on a temporary directory, which tells others that its writer lives; None if it isn't ours to take."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # another user's, or gone by now
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -82,11 +85,19 @@ def _lock(directory: Path) -> int | None:
     return descriptor
 
 
+def _remove(directory: Path) -> None:
+    """Remove a directory, as far as that is permitted; also one that nobody may write into, as a replaced bundle's."""
+    for folder, _, _ in os.walk(directory):
+        with suppress(OSError):
+            Path(folder).chmod(0o700)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def _remove_leftovers(parent: Path, prefix: str) -> None:
     for entry in parent.glob(f"{glob.escape(prefix)}*"):
         lock = _lock(entry) if entry.is_dir() else None
         if lock is not None:
-            shutil.rmtree(entry, ignore_errors=True)
+            _remove(entry)
             os.close(lock)
 
 
@@ -106,7 +117,7 @@ def _exchange(new: Path, target: Path) -> None:
         old = target.with_name(f"{new.name}-old")
         target.rename(old)
         new.rename(target)
-        shutil.rmtree(old)
+        _remove(old)
 
 
 def _rename_exchange(new: Path, target: Path) -> bool:

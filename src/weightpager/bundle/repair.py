@@ -179,10 +179,10 @@ class _Mending:
         missing = not file.path.exists()
         if file.mend_frame():
             self._frames.append(name)
-        if missing:
-            imitate(file.path, (self._root / MANIFEST).stat())
         damaged = [place for place in range(len(ids)) if self._is_damaged(file, place, first)]
         problems = file.mend(damaged, self._donor) if damaged else {}
+        if missing:  # not before: who may only read a bundle's files couldn't fill it
+            imitate(file.path, (self._root / MANIFEST).stat())
         self._pages += [first + place for place in damaged if place not in problems]
         for place, problem in problems.items():
             self._problems.append(f"{name}: page {first + place} (place {place}): damaged; not mended: {problem}")

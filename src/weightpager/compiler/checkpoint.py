@@ -83,13 +83,6 @@ def has_tokenizer(path: Path) -> bool:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The directory's tokenizer, padding and cutting on the right as training wants it."""
-    tokenizer = read_tokenizer(path)
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
-    return tokenizer
-
-
-def read_tokenizer(path: Path) -> Any:
     """The directory's tokenizer as it is, but that it can pad.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class Source:
         versions: paged weight → int8 [blocks, tasks]: tasks with the same number share a block's values. Weights that
             all tasks share are absent.
         images: what reads images; None where tasks read texts.
+        own_tokenizer: as the directory has it, for the bundle; None where tasks read images.
         generation: how its decoders go on unless told otherwise: what a bundle keeps of it.
     """
 
@@ -76,6 +78,7 @@ class Source:
     tied: Mapping[str, Sequence[str]] = field(default_factory=dict)
     versions: Mapping[str, Versions] = field(default_factory=dict)
     images: ImageReader | None = None
+    own_tokenizer: Any = None
     generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -113,8 +116,10 @@ def load(task_file: TaskFile) -> Source:
         config = load_config(path)
         check_config(config, task_file)
         images = load_image_reader(path, config) if task_file.takes_images else None
-        tokenizer = load_tokenizer(path) if images is None else None
+        own_tokenizer = load_tokenizer(path) if images is None else None
+        tokenizer = copy.deepcopy(own_tokenizer)
         if tokenizer is not None:
+            tokenizer.padding_side = tokenizer.truncation_side = "right"
             words = getattr(config.get_text_config(), "vocab_size", tokenizer.pad_token_id + 1)
             check_known(tokenizer, tokenizer.pad_token_id, words, str(path))
             config.pad_token_id = tokenizer.pad_token_id
@@ -133,7 +138,9 @@ def load(task_file: TaskFile) -> Source:
     versions = lay_over(models, checkpoints, paged, task_file.tolerance)
     decodes = any(not task.labelled for task in task_file.tasks.values())
     generation = load_generation(path) if decodes else {}
-    return Source(task_file, path, config, tokenizer, models, paged, resident, tied, versions, images, generation)
+    return Source(
+        task_file, path, config, tokenizer, models, paged, resident, tied, versions, images, own_tokenizer, generation
+    )
 
 
 def _load_model(

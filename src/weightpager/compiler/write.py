@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,6 @@ from weightpager.bundle.model_files import GENERATION
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file
 from weightpager.bundle.writer import storage_errors
-from weightpager.compiler.checkpoint import read_tokenizer
 from weightpager.compiler.low_rank import write_adapters
 from weightpager.compiler.masks import Keep
 from weightpager.compiler.pack import Packing
@@ -211,7 +211,7 @@ def _preprocessor(source: Source) -> Any:
     if source.images is not None:
         return source.images.processor
     # Not the one that has been worked with: it would be written with how it pads here, and to which lengths it cuts.
-    tokenizer = read_tokenizer(source.path)
+    tokenizer = copy.deepcopy(source.own_tokenizer)
     tokenizer.truncation_side = source.tokenizer.truncation_side  # where texts were cut in training
     return tokenizer
 

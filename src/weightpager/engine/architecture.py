@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,9 @@ CLASSES: dict[TaskKind, Any] = {
     "image-classification": AutoModelForImageClassification,
 }
 """Task kind → the transformers class that runs it."""
+
+_transformers = threading.RLock()
+"""Its verbosity is the process's, and so is torch's default dtype, which it changes while it builds a module."""
 
 BASE = "base_model."
 """Canonical prefix of everything that tasks share; `PreTrainedModel.base_model` of any architecture."""
@@ -150,13 +154,14 @@ def preprocessor(bundle: Bundle) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars of transformers' own, and no reports of what is checked here anyway."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    """No progress bars of transformers' own, and no reports of what is checked here anyway; one thread at a time."""
+    with _transformers:
+        level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(level)
+            if bars:
+                transformers_logging.enable_progress_bar()

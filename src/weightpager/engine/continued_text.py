@@ -32,6 +32,8 @@ def decoder_after(tokenizer: Any, prompt: Sequence[int]) -> Callable[[Sequence[i
         return decode
 
     def decode_after(ids: Sequence[int]) -> str:
-        return decode([*context, *ids]).removeprefix(before)
+        text = decode([*context, *ids])
+        # As long as a character is incomplete, some decoders take back those that its bytes follow.
+        return text[len(before) :] if text.startswith(before) else decode(ids)
 
     return decode_after

@@ -116,7 +116,11 @@ def _continue(module: nn.Module, tokenizer: Any, _: TaskEntry, text: str, *, max
         )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generated = module.generate(  # type: ignore[operator]
-        **encoded, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad
+        **encoded,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        repetition_penalty=1.0,  # as the server, whose answers are the same
+        pad_token_id=pad,
     )
     fresh = generated[0, found:].tolist()
     return Prediction(text, decoder_after(tokenizer, encoded["input_ids"][0].tolist())(fresh))
