@@ -356,34 +356,31 @@ def test_training_ends_early_and_goes_back_to_its_best() -> None:
     assert len(training.steps) < 70
 
 
-def test_a_training_killed_after_its_best_still_goes_back_to_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
+    """Of a watched training that was killed after 35 steps, each of which it had noted."""
     monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
     monkeypatch.setattr("weightpager.compiler.journal.SHARE", float("inf"))
-    whole = Watched(patience=2).run(QUIET)
     journal = Journal(tmp_path, "x")
     with pytest.raises(KeyboardInterrupt):
         Watched(patience=2).run(journal, stop_at=35)
+    return journal
+
+
+def test_a_training_killed_after_its_best_still_goes_back_to_it(killed: Journal) -> None:
+    whole = Watched(patience=2).run(QUIET)
     again = Watched(patience=2)
-    assert again.run(journal) == whole
+    assert again.run(killed) == whole
     assert again.steps[0] == 36
 
 
 @pytest.mark.parametrize("lacking", ["value", "value#exp_avg", "seen"])
-def test_a_training_whose_entry_lacks_something_starts_again(
-    lacking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
-    monkeypatch.setattr("weightpager.compiler.journal.SHARE", float("inf"))
+def test_a_training_whose_entry_lacks_something_starts_again(lacking: str, killed: Journal) -> None:
     whole = Watched(patience=2).run(QUIET)
-    journal = Journal(tmp_path, "x")
-    with pytest.raises(KeyboardInterrupt):
-        Watched(patience=2).run(journal, stop_at=35)
-    step, tensors = journal.read("one") or (0, {})
-    journal.write("one", step, {name: tensor for name, tensor in tensors.items() if name != lacking})
+    step, tensors = killed.read("one") or (0, {})
+    killed.write("one", step, {name: tensor for name, tensor in tensors.items() if name != lacking})
     again = Watched(patience=2)
-    assert again.run(journal) == whole
+    assert again.run(killed) == whole
     assert again.steps[0] == 1
 
 

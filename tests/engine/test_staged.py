@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
 from encoder_tasks import TASKS, logits, room_for
+from engines import settle
 from faults import FaultyStore, HangingStore
 
 import weightpager as wp
@@ -47,15 +47,6 @@ def staged(
 def staged_room(bundle: Bundle, copier: LateCopier, *tasks: str, buffers: int = 2) -> int:
     """The budget that just holds these tasks together, and the staging buffers."""
     return room_for(bundle, *tasks) + Staging(copier, buffers).bytes(bundle.page_bytes)
-
-
-def settle(engine: wp.Engine) -> None:
-    """Wait until no page is on its way."""
-    end = time.monotonic() + 20
-    while engine.blocks.loading and time.monotonic() < end:
-        time.sleep(0.005)
-    engine.blocks.check_integrity()
-    assert engine.verify() == []
 
 
 @pytest.mark.parametrize("buffers", [1, 4])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from encoder_tasks import TASKS, logits, room_for
@@ -196,8 +198,6 @@ def test_no_load_of_a_task_that_was_left_goes_on(bundle: Bundle) -> None:
 
 
 def test_a_layer_looks_again_when_its_task_was_entered_anew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    import numpy as np
-
     gate = TaskGate("animal")
     first, second = (Arrivals([0], np.zeros(1, np.int32), 60.0) for _ in range(2))
     gate.hold(first)
@@ -213,8 +213,6 @@ def test_a_layer_looks_again_when_its_task_was_entered_anew_meanwhile(monkeypatc
 
 
 def test_a_failed_load_does_not_close_the_gate_for_who_has_the_task_in_place() -> None:
-    import numpy as np
-
     gate = TaskGate("animal")
     failed = Arrivals([0], np.zeros(1, np.int32), 60.0)
     failed.failed(BudgetError("any", 0))
@@ -248,8 +246,6 @@ def test_a_timeout_that_is_none_is_refused(bundle: Bundle, timeout: float) -> No
 def test_an_engine_that_cannot_be_opened_keeps_no_file_open(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(bundle.path, tmp_path / "b.bundle")
     damaged = Bundle.open(tmp_path / "b.bundle")
     file = tmp_path / "b.bundle" / private_file("weather")

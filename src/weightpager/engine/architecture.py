@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from weightpager.bundle import Bundle, TaskEntry, TaskKind
-from weightpager.bundle.model_files import GENERATION, model_dir
+from weightpager.bundle.model_files import GENERATION, check_model_file, model_dir
 from weightpager.bundle.reader import MODEL
 from weightpager.engine.image_reader import ImageReader, load_image_processor
 from weightpager.errors import BundleFormatError, ConfigError
@@ -63,13 +63,14 @@ def read_generation(bundle: Bundle) -> GenerationConfig | None:
     Raises:
         BundleFormatError: it is damaged, or not allowed.
     """
-    folder = model_dir(bundle)
-    if f"{MODEL}/{GENERATION}" not in bundle.manifest.files:
+    name = f"{MODEL}/{GENERATION}"
+    if name not in bundle.manifest.files:
         return None
+    check_model_file(bundle.path, bundle.manifest, name)
     try:
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+        return GenerationConfig.from_pretrained(bundle.path / MODEL, local_files_only=True)
     except Exception as error:
-        raise BundleFormatError(f"{MODEL}/{GENERATION}", "content", "what transformers can read", error) from error
+        raise BundleFormatError(name, "content", "what transformers can read", error) from error
 
 
 def set_generation(module: nn.Module, generation: GenerationConfig | None) -> None:

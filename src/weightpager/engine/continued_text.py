@@ -8,7 +8,8 @@ from typing import Any
 _CONTEXT = 8
 """Tokens of a prompt that are decoded together with what follows: more than make up one character."""
 
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What decoders give for bytes that don't make up a character yet."""
 
 
 def decoder_after(tokenizer: Any, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
@@ -28,7 +29,7 @@ def decoder_after(tokenizer: Any, prompt: Sequence[int]) -> Callable[[Sequence[i
 
     context = list(prompt[-_CONTEXT:])
     before = decode(context)
-    if not before or before.endswith(_INCOMPLETE):
+    if not before or before.endswith(INCOMPLETE):
         return decode
 
     def decode_after(ids: Sequence[int]) -> str:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -40,10 +39,6 @@ class Request:
     reuse: Callable[[], npt.NDArray[np.floating]] | None = None
 
 
-@overload
-def seconds_until(deadline: float) -> float: ...
-@overload
-def seconds_until(deadline: float | None) -> float | None: ...
 def seconds_until(deadline: float | None) -> float | None:
     """What is left until a deadline by `time.monotonic`, as a timeout that `threading` takes; None without one."""
     return None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)

@@ -261,8 +261,8 @@ class Residency:
     def _await_room(self, request: Request, changes: int) -> bool:
         """Wait until there may be room for a task that had none before these changes; False if that can't be."""
         with self._lock:
-            left = 0.0 if request.deadline is None else seconds_until(request.deadline)
-            if left <= 0 or len(self.blocks.needs(request.task)) > self.blocks.slots:
+            left = seconds_until(request.deadline)
+            if not left or len(self.blocks.needs(request.task)) > self.blocks.slots:
                 return False
             return self._lock.wait_for(lambda: self._changes != changes, left)
 

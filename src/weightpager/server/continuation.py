@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
+from weightpager.engine.continued_text import INCOMPLETE
 from weightpager.server.work import Generated
 
 Decode = Callable[[Sequence[int]], str]
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Continuation:
@@ -61,7 +61,7 @@ class Continuation:
 
     def _safe(self) -> str:
         held = max((len(stop) - 1 for stop in self._stop), default=0)
-        text = self._text.rstrip(_INCOMPLETE)  # some decoders give one for each byte that waits
+        text = self._text.rstrip(INCOMPLETE)  # some decoders give one for each byte that waits
         return text[: max(0, len(text) - held)]
 
     def _show(self, text: str) -> str:
