@@ -55,10 +55,10 @@ def _facts(presence: Presence, token: str | None) -> dict[str, Any]:
     try:
         state = read_status(presence.url, token, timeout=_SECONDS)
         return facts | {
-            "budget": state["budget"],
-            "memory": sum(state["memory"].values()),
-            "current": state["current"],
-            "waiting": sum(task["waiting"] for task in state["tasks"]),
+            "budget": state.budget,
+            "memory": sum(state.memory.values()),
+            "current": state.current,
+            "waiting": sum(task.waiting for task in state.tasks),
         }
     except WeightpagerError as error:
         return facts | {"problem": str(error)}

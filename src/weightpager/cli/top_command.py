@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import json as json_file
 import re
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
@@ -68,7 +67,7 @@ def top(
                 live.update(view(read_status(url, token)), refresh=True)
 
 
-def read_status(url: str, token: str | None = None, timeout: float = 10.0) -> dict[str, Any]:
+def read_status(url: str, token: str | None = None, timeout: float = 10.0) -> Status:
     """A server's state, if it answers within ``timeout`` seconds.
 
     Raises:
@@ -77,13 +76,11 @@ def read_status(url: str, token: str | None = None, timeout: float = 10.0) -> di
     """
     content = _fetch(url, token, timeout)
     try:
-        Status.model_validate_json(content)
+        return Status.model_validate_json(content)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         found = ": ".join([*map(str, detail["loc"][:1]), detail["msg"]])
         raise WeightpagerError(f"expected a weightpager server at {url}, found another answer: {found}") from error
-    state: dict[str, Any] = json_file.loads(content)
-    return state
 
 
 def _fetch(url: str, token: str | None, timeout: float) -> bytes:
@@ -124,38 +121,38 @@ def _checked(url: str) -> str:
     return url
 
 
-def view(found: dict[str, Any]) -> RenderableType:
+def view(found: Status) -> RenderableType:
     """The state as people read it."""
     return Group(_head(found), _budget(found), _tasks(found), _switches(found), _ahead(found), _next(found))
 
 
-def _head(found: dict[str, Any]) -> RenderableType:
-    running = f"{found['running']} running, " if found["running"] else ""
-    waiting = sum(task["waiting"] for task in found["tasks"])
+def _head(found: Status) -> RenderableType:
+    running = f"{found.running} running, " if found.running else ""
+    waiting = sum(task.waiting for task in found.tasks)
     return Text(
-        f"weightpager {found['version']}  {found['state']}  up {found['uptime']:.0f} s  kernel {found['kernel']}  "
-        f"{running}{waiting} of {found['queue_limit']} waiting",
+        f"weightpager {found.version}  {found.state}  up {found.uptime:.0f} s  kernel {found.kernel}  "
+        f"{running}{waiting} of {found.queue_limit} waiting",
         style="bold",
     )
 
 
-def _budget(found: dict[str, Any]) -> RenderableType:
-    used = sum(found["memory"].values())
-    parts = ", ".join(f"{name} {output.size(count)}" for name, count in found["memory"].items() if count)
-    words = f"{output.size(used)} of {output.size(found['budget'])}: {parts}"
-    pages = f"{found['resident_pages']} of {found['slots']} slots, working set {found['working_set_pages']} pages"
-    bar = Padding(ProgressBar(total=max(1, found["budget"]), completed=used, width=60), 0)  # padded, it ends its line
+def _budget(found: Status) -> RenderableType:
+    used = sum(found.memory.values())
+    parts = ", ".join(f"{name} {output.size(count)}" for name, count in found.memory.items() if count)
+    words = f"{output.size(used)} of {output.size(found.budget)}: {parts}"
+    pages = f"{found.resident_pages} of {found.slots} slots, working set {found.working_set_pages} pages"
+    bar = Padding(ProgressBar(total=max(1, found.budget), completed=used, width=60), 0)  # padded, it ends its line
     return Group(bar, Text(words), Text(pages), Text())
 
 
-def _tasks(found: dict[str, Any]) -> RenderableType:
+def _tasks(found: Status) -> RenderableType:
     table = Table(title="tasks", title_justify="left")
     for number, column in enumerate(("task", "in memory", "layers", "waiting", "requests")):
         table.add_column(column, justify="left" if number in (0, 2) else "right")
-    for task in found["tasks"]:
-        name = f"[bold green]{escape(task['name'])}[/]" if task["name"] == found["current"] else escape(task["name"])
-        layers = "".join(_shade(here, need) for here, need in task["layers"])
-        table.add_row(name, f"{task['resident']:.0%}", layers, str(task["waiting"]), str(task["requests"]))
+    for task in found.tasks:
+        name = f"[bold green]{escape(task.name)}[/]" if task.name == found.current else escape(task.name)
+        layers = "".join(_shade(here, need) for here, need in task.layers)
+        table.add_row(name, f"{task.resident:.0%}", layers, str(task.waiting), str(task.requests))
     return table
 
 
@@ -163,38 +160,38 @@ def _shade(here: int, need: int) -> str:
     return _SHADES[-(-here * (len(_SHADES) - 1) // need)] if need else "·"
 
 
-def _ahead(found: dict[str, Any]) -> RenderableType:
-    ahead = found["prefetch"]
+def _ahead(found: Status) -> RenderableType:
+    ahead = found.prefetch
     if ahead is None:
         return Text("nothing is loaded ahead", style="dim")
     return Text(
-        f"loading ahead {'pays' if ahead['active'] else 'rests'}: {ahead['loaded']} pages, {ahead['hits']} in time, "
-        f"{ahead['late']} late, {ahead['misses']} missed, {ahead['wasted']} wasted"
+        f"loading ahead {'pays' if ahead.active else 'rests'}: {ahead.loaded} pages, {ahead.hits} in time, "
+        f"{ahead.late} late, {ahead.misses} missed, {ahead.wasted} wasted"
     )
 
 
-def _next(found: dict[str, Any]) -> RenderableType:
-    forecast = found["forecast"]
+def _next(found: Status) -> RenderableType:
+    forecast = found.forecast
     if forecast is None:
         return Text("nothing to foretell from yet", style="dim")
-    likeliest = sorted(zip(forecast["next"], found["tasks"], strict=True), key=lambda pair: -pair[0])[:_FORETOLD]
-    named = ", ".join(f"{task['name']} {chance:.0%}" for chance, task in likeliest if chance)
+    likeliest = sorted(zip(forecast.next, found.tasks, strict=True), key=lambda pair: -pair[0])[:_FORETOLD]
+    named = ", ".join(f"{task.name} {chance:.0%}" for chance, task in likeliest if chance)
     return Text(
-        f"next: {named or 'unknown'}; {forecast['foreseen']:.0%} of {forecast['switches']} switches foreseen, "
-        f"log loss {forecast['log_loss_bits']:.2f} bits"
+        f"next: {named or 'unknown'}; {forecast.foreseen:.0%} of {forecast.switches} switches foreseen, "
+        f"log loss {forecast.log_loss_bits:.2f} bits"
     )
 
 
-def _switches(found: dict[str, Any]) -> RenderableType:
-    table = Table(title=f"latest of {found['switches_total']} switches", title_justify="left")
+def _switches(found: Status) -> RenderableType:
+    table = Table(title=f"latest of {found.switches_total} switches", title_justify="left")
     for number, column in enumerate(("ago", "from", "to", "loaded", "took")):
         table.add_column(column, justify="left" if number in (1, 2) else "right")
-    for switch in reversed(found["switches"][-_LATEST:]):
+    for switch in reversed(found.switches[-_LATEST:]):
         table.add_row(
-            f"{max(0.0, found['time'] - switch['time']):.0f} s",
-            escape(switch["from_task"] or ""),
-            escape(switch["to_task"]),
-            output.size(switch["bytes"]),
-            output.milliseconds(switch["seconds"]),
+            f"{max(0.0, found.time - switch.time):.0f} s",
+            escape(switch.from_task or ""),
+            escape(switch.to_task),
+            output.size(switch.bytes),
+            output.milliseconds(switch.seconds),
         )
     return table
