@@ -41,12 +41,13 @@ import tiny
 import weightpager as wp
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle import Bundle
+from weightpager.bundle.permutations import Permutations
 from weightpager.compiler import block_choice, source, task_file
 from weightpager.compiler.gathering import Elements, gather
 from weightpager.compiler.permutable import Dimension, Part, dimensions
 from weightpager.compiler.prepare import _calibrations, prepare
 from weightpager.compiler.prepared import Prepared
-from weightpager.compiler.reorder import apply, composed
+from weightpager.compiler.reorder import apply, composed, for_new_tasks
 from weightpager.compiler.saliency import block_saliency
 from weightpager.compiler.source import parameters
 from weightpager.engine.export import export_task
@@ -107,6 +108,14 @@ def test_any_order_gives_the_same_answers_and_can_be_taken_back(name: str, seed:
     apply(moved, permutations.inverse())
     for key, tensor in parameters(moved["task"]).items():
         assert torch.equal(tensor, parameters(original)[key]), key
+
+
+@pytest.mark.parametrize(("old", "new"), [("bert tokens", "bert"), ("bert", "bert tokens"), ("llama", "llama classes")])
+def test_a_new_task_reads_a_permuted_base_as_before(old: str, new: str) -> None:
+    base = composed(shuffled(dimensions({"old": model(old)}), seed=2))
+    added = {"new": copy.deepcopy(model(new))}
+    apply(added, Permutations({**base.orders, **for_new_tasks(base, added).orders}))
+    torch.testing.assert_close(answers(added["new"]), answers(model(new)), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -129,7 +129,7 @@ class BaseBundle:
         return replace(source, config=config, tokenizer=tokenizer)
 
     def added(self, source: Source) -> Permutations:
-        """How new tasks' heads have to be permuted to fit the bundle's order."""
+        """How what new tasks add has to be permuted to fit the bundle's order."""
         return reorder.for_new_tasks(self.bundle.permutations(), source.models)
 
     def holds(self, name: str, tensor: Tensor, dtype: torch.dtype) -> bool:

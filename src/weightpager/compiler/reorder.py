@@ -17,7 +17,6 @@ from weightpager.compiler.gathering import Elements, Floats, gather
 from weightpager.compiler.permutable import RESIDUAL, Dimension, Indices, dimensions
 from weightpager.compiler.saliency import element_saliency
 from weightpager.compiler.source import Source, parameters
-from weightpager.engine.architecture import BASE
 from weightpager.evaluate import Batch, evaluating
 
 _log = logging.getLogger(__name__)
@@ -99,13 +98,16 @@ def apply(models: Mapping[str, PreTrainedModel], permutations: Permutations) -> 
 
 
 def for_new_tasks(permutations: Permutations, models: Mapping[str, PreTrainedModel]) -> Permutations:
-    """The orders that a permuted base asks of other tasks' heads: those that read its residual stream."""
+    """The orders that a permuted base asks of what other tasks add to it and that reads its residual stream.
+
+    That is their heads, and a pooler if no task of the base has one.
+    """
     parts = [part for found in dimensions(models) if found.name == RESIDUAL for part in found.parts]
     at = [(part.tensor, part.axis) for part in parts]
     known = next((permutations.orders[key] for key in at if key in permutations.orders), None)
     if known is None:
         return NOTHING_MOVED
-    return Permutations({key: known for key in at if not key[0].startswith(BASE)})
+    return Permutations({key: known for key in at if key not in permutations.orders})
 
 
 def permuted(tensor: Tensor, orders: Mapping[int, Indices]) -> Tensor:
