@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import functional_call
+from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 import tiny
 from weightpager.compiler import data as task_data
@@ -107,6 +108,31 @@ def test_a_layer_takes_what_it_takes_in_the_whole_model(trial: tuple[Source, dic
             hook.remove()
             wanted = seen[0].float()[batch.inputs["attention_mask"].bool()]
             assert torch.allclose(found, wanted, atol=1e-2)
+
+
+def sliding(family: str) -> PreTrainedModel:
+    """A decoder whose layers see a window and the whole text by turns."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "vocab_size": 32, "head_dim": 8}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "sliding_window": 4}
+    torch.manual_seed(0)
+    if family == "gemma2":
+        return Gemma2ForCausalLM(Gemma2Config(**sizes, initializer_range=0.5)).eval()
+    layers = ["sliding_attention", "full_attention"] * 2
+    return Gemma3ForCausalLM(Gemma3TextConfig(**sizes, layer_types=layers, initializer_range=0.5)).eval()
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_every_layer_is_given_its_own_mask_and_positions(family: str) -> None:
+    model, ids = sliding(family), torch.arange(1, 25).view(2, 12)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    stream = LayerStream(model, [Batch(inputs, ids)])
+    with torch.inference_mode(), autocast(torch.device("cpu")):
+        wanted = model(**inputs, output_hidden_states=True).hidden_states
+    for layer in range(4):
+        (found,) = stream.inputs(layer, {}, f"base_model.layers.{layer}.self_attn.q_proj")
+        normed = model.base_model.get_submodule(f"layers.{layer}.input_layernorm")(wanted[layer])
+        torch.testing.assert_close(found, normed.detach().float().flatten(0, 1), rtol=0.0, atol=1e-2)
+        stream.advance(layer, {})
 
 
 def test_refit_brings_the_sparse_model_closer(trial: tuple[Source, dict[str, list[Batch]]]) -> None:

@@ -22,13 +22,19 @@ _ELSE = "use 'recover: {method: finetune}' or none"
 
 
 @dataclass
-class _Call:
-    """How a layer is called for one batch: what goes from layer to layer, and what stays."""
+class _Calls:
+    """How the layers are called for one batch: what goes from layer to layer, and what each is given beside it.
+
+    Attributes:
+        hidden: what the next layer takes.
+        others: other arguments and options of each layer that is called, by its number. Masks and positions of layers
+            with a sliding window differ from those of others.
+        tokens: bool [B, L], False at padding; None for images.
+    """
 
     hidden: Tensor
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-    tokens: Tensor | None  # bool [B, L], False at padding; None for images
+    others: dict[int, tuple[tuple[Any, ...], dict[str, Any]]]
+    tokens: Tensor | None
 
 
 class _ReachedError(Exception):
@@ -47,9 +53,9 @@ class LayerStream:
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
         self._base = model.base_model
         self._layers = repeated_layers(self._base)
-        first = self._base.get_submodule(self._layers[0])
+        layers = [self._base.get_submodule(name) for name in self._layers]
         with torch.inference_mode(), autocast(model.device):
-            self._calls = [_first_call(model, first, batch) for batch in batches]
+            self._calls = [_calls(model, layers, batch) for batch in batches]
 
     def in_features(self, name: str) -> int:
         """Of a linear layer, by canonical name."""
@@ -69,8 +75,8 @@ class LayerStream:
         Raises:
             CompileError: the linear layer wasn't called.
         """
-        for call in self._calls:
-            yield _without_padding(self._watch(layer, weights, call, [name])[name].float(), call.tokens)
+        for calls in self._calls:
+            yield _without_padding(self._watch(layer, weights, calls, [name])[name].float(), calls.tokens)
 
     def fed_alike(self, layer: int, names: Sequence[str]) -> list[list[str]]:
         """Linear layers of a layer grouped by the very tensor that they take, in the order of execution."""
@@ -82,10 +88,12 @@ class LayerStream:
 
     def advance(self, layer: int, weights: Mapping[str, Tensor]) -> None:
         """Move past a layer: its outputs replace its inputs."""
-        for call in self._calls:
-            call.hidden = self._run(layer, weights, call)
+        for calls in self._calls:
+            calls.hidden = self._run(layer, weights, calls)
 
-    def _watch(self, layer: int, weights: Mapping[str, Tensor], call: _Call, names: Sequence[str]) -> dict[str, Tensor]:
+    def _watch(
+        self, layer: int, weights: Mapping[str, Tensor], calls: _Calls, names: Sequence[str]
+    ) -> dict[str, Tensor]:
         """What linear layers take; the run ends with the last of them."""
         seen: dict[str, Tensor] = {}
 
@@ -100,19 +108,22 @@ class LayerStream:
         with ExitStack() as hooks, suppress(_ReachedError):
             for name in names:
                 hooks.callback(self._linear(name).register_forward_pre_hook(watch(name)).remove)
-            self._run(layer, weights, call)
+            self._run(layer, weights, calls)
         if len(seen) < len(names):
             raise CompileError(f"closed-form recovery: {sorted(set(names) - set(seen))} saw no input; {_ELSE}")
         return seen
 
-    def _run(self, layer: int, weights: Mapping[str, Tensor], call: _Call) -> Tensor:
+    def _run(self, layer: int, weights: Mapping[str, Tensor], calls: _Calls) -> Tensor:
         prefix = self._layers[layer]
+        if layer not in calls.others:
+            raise CompileError(f"closed-form recovery: the model doesn't call {prefix}; {_ELSE}")
+        arguments, options = calls.others[layer]
         replaced = {f"{name.removeprefix(BASE + prefix + '.')}.weight": value for name, value in weights.items()}
-        with torch.inference_mode(), autocast(call.hidden.device):
-            arguments = (call.hidden, *call.arguments)
-            found = functional_call(self._base.get_submodule(prefix), replaced, arguments, call.options)
+        with torch.inference_mode(), autocast(calls.hidden.device):
+            whole = (calls.hidden, *arguments)
+            found = functional_call(self._base.get_submodule(prefix), replaced, whole, options)
         hidden = found[0] if isinstance(found, tuple) else found
-        if not isinstance(hidden, Tensor) or hidden.shape != call.hidden.shape:
+        if not isinstance(hidden, Tensor) or hidden.shape != calls.hidden.shape:
             raise CompileError(f"closed-form recovery: expected layers that return hidden states; {_ELSE}")
         return hidden
 
@@ -120,30 +131,36 @@ class LayerStream:
         return cast(nn.Linear, self._base.get_submodule(name.removeprefix(BASE)))
 
 
-def _first_call(model: PreTrainedModel, first: nn.Module, batch: Batch) -> _Call:
-    caught: list[_Call] = []
+def _calls(model: PreTrainedModel, layers: Sequence[nn.Module], batch: Batch) -> _Calls:
+    hidden: list[Tensor] = []
+    others: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
-    def catch(_module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        # A cache would grow with every run, and each would attend to what the ones before it have left there.
-        arguments = tuple(None if isinstance(value, Cache) else value for value in arguments)
-        options = {key: None if isinstance(value, Cache) else value for key, value in options.items()}
-        if "use_cache" in options:
-            options["use_cache"] = False
-        hidden = options.pop("hidden_states", None)
-        if hidden is None:
-            hidden, *rest = arguments
-            arguments = tuple(rest)
-        caught.append(_Call(hidden, arguments, options, batch.tokens))
-        raise _ReachedError
+    def catch(number: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+            # A cache would grow with every run, and each would attend to what the ones before it have left there.
+            arguments = tuple(None if isinstance(value, Cache) else value for value in arguments)
+            options = {key: None if isinstance(value, Cache) else value for key, value in options.items()}
+            if "use_cache" in options:
+                options["use_cache"] = False
+            taken = options.pop("hidden_states", None)
+            if taken is None:
+                taken, *rest = arguments
+                arguments = tuple(rest)
+            if number == 0 and not hidden:
+                hidden.append(taken)
+            others.setdefault(number, (arguments, options))
+            if len(others) == len(layers):
+                raise _ReachedError
 
-    hook = first.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
+        return hook
+
+    with ExitStack() as hooks, suppress(_ReachedError):
+        for number, layer in enumerate(layers):
+            hooks.callback(layer.register_forward_pre_hook(catch(number), with_kwargs=True).remove)
         model(**batch.inputs)
-    except _ReachedError:
-        return caught[0]
-    finally:
-        hook.remove()
-    raise CompileError(f"closed-form recovery: the model doesn't call its first layer; {_ELSE}")
+    if not hidden:
+        raise CompileError(f"closed-form recovery: the model doesn't call its first layer; {_ELSE}")
+    return _Calls(hidden[0], others, batch.tokens)
 
 
 def _without_padding(x: Tensor, tokens: Tensor | None) -> Tensor:
