@@ -33,6 +33,16 @@ def test_max_switch(tmp_path: Path) -> None:
     assert used.switch_bytes == pytest.approx(np.mean(lacking) * bundle.block_bytes)
 
 
+def test_max_switch_holds_with_private_blocks(tmp_path: Path) -> None:
+    recover = {"method": "finetune", "steps": 4, "batch": 8, "private_blocks": 0.1, "private_steps": 2}
+    bundle, report = compiled(tmp_path, max_switch="20KiB", recover=recover)
+    (used,) = [point for point in report.frontier if point.alignment == report.alignment]
+    kept = {task: set(np.asarray(bundle.kept_locations(task)).tolist()) for task in bundle.tasks}
+    # A task's own copy of a block is no use to the next task, nor are the others' to a task that has its own.
+    lacking = [len(kept[b] - kept[a]) for a in kept for b in kept if a != b]
+    assert np.mean(lacking) * bundle.block_bytes <= used.switch_bytes <= 20 << 10
+
+
 @pytest.mark.parametrize("recover", ["none", "finetune"])
 def test_accuracy_loss(tmp_path: Path, recover: str) -> None:
     spec = {"method": recover, "steps": 4, "batch": 8}

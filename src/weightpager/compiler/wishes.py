@@ -83,12 +83,12 @@ def fulfil(
 
 
 def _switch_bytes(source: Source, masks: Masks, switch_rate: Floats) -> float:
-    """Bytes of blocks that an average switch loads, private ones included as if none of them were missing anyway."""
+    """Bytes of blocks that an average switch loads, at most: where the private ones lie isn't known yet."""
     task_file = source.task_file
     keep = np.concatenate([masks.keep[info.name] for info in source.paged])
     blocks = sum(_expected(masks.keep[info.name], source.versions.get(info.name), switch_rate) for info in source.paged)
     if task_file.recover.method == "finetune" and len(masks.tasks) > 1:
-        blocks += task_file.recover.private_blocks * float(switch_rate.sum(0) @ keep.sum(0))
+        blocks += _expected_private(keep, task_file.recover.private_blocks, switch_rate)
     return blocks * block_bytes(task_file.block, task_file.dtype)
 
 
@@ -97,6 +97,13 @@ def _expected(keep: Bools, versions: Versions | None, switch_rate: Floats) -> fl
     if versions is None:
         return expected_switch_blocks(keep, switch_rate)
     return sum(expected_switch_blocks(keep & (versions == version), switch_rate) for version in np.unique(versions))
+
+
+def _expected_private(keep: Bools, share: float, switch_rate: Floats) -> float:
+    """Most blocks that an average switch loads though both tasks keep them: one of the two has values of its own."""
+    mask = keep.astype(np.float64)
+    both, own = mask.T @ mask, share * mask.sum(0)
+    return float(np.sum(switch_rate * np.minimum(both, np.add.outer(own, own))))
 
 
 def _scores(source: Source, data: Mapping[str, TaskData], masks: Masks) -> dict[str, float]:
