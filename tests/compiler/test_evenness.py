@@ -99,3 +99,16 @@ def test_a_journal_keeps_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     first = prepare(task_file, journal=journal)
     monkeypatch.setattr(trial, "_loss", lambda *_: pytest.fail("tried again"))
     assert prepare(task_file, journal=Journal(tmp_path / "journal", "one")).evenness == first.evenness
+
+
+@pytest.mark.parametrize(
+    ("stage", "tensors"), [("floors", {}), ("calibrate", {}), ("calibrate", {"saliency/a/b": [1.0]})]
+)
+def test_a_journal_that_lacks_something_is_ignored(tmp_path: Path, stage: str, tensors: dict[str, list[float]]) -> None:
+    task_file = from_dict(tiny.writer(tmp_path, sparsity=0.5))
+    journal = Journal(tmp_path / "journal", "one")
+    first = prepare(task_file, journal=journal)
+    journal.write(stage, 0, {name: torch.tensor(values) for name, values in tensors.items()})
+    again = prepare(task_file, journal=Journal(tmp_path / "journal", "one"))
+    assert again.evenness == first.evenness
+    assert again.saliency.keys() == first.saliency.keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -101,7 +102,7 @@ def calibrated(found: Trained, progress: Progress, journal: Journal, *, may_move
     source, data = found.source, found.data
     clock = found.clock.copy()
     with clock.stage("calibrate", journal):
-        entry = journal.read("calibrate")
+        entry = journal.read("calibrate", partial(_has_all, source=source))
     if entry is not None:
         saliency, permutations = _restored(entry[1])
         apply(source.models, permutations)
@@ -119,7 +120,7 @@ def calibrated(found: Trained, progress: Progress, journal: Journal, *, may_move
 
 
 def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float:
-    entry = journal.read("floors")
+    entry = journal.read("floors", lambda tensors: "evenness" in tensors)
     if entry is not None:
         return entry[1]["evenness"].item()
     found = choose_evenness(prepared, progress)
@@ -204,6 +205,11 @@ def _tensors(saliency: SaliencyOfTasks, permutations: Permutations) -> dict[str,
         for weight, values in of_task.items()
     }
     return values | {_ORDER + name: torch.from_numpy(order) for name, order in permutations.arrays().items()}
+
+
+def _has_all(tensors: Mapping[str, torch.Tensor], *, source: Source) -> bool:
+    """Whether a journal's entry has the saliency of every weight to every task."""
+    return all(f"{_SALIENCY}{task}/{info.name}" in tensors for task in source.models for info in source.paged)
 
 
 def _restored(tensors: Mapping[str, torch.Tensor]) -> tuple[SaliencyOfTasks, Permutations]:
