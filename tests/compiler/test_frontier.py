@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.compiler.frontier import Point, Wish, expected_switch_blocks, search
+from weightpager.config import parse_size
 from weightpager.errors import CompileError
 
 
@@ -55,6 +57,18 @@ def test_only_one_shared_mask_will_do() -> None:
 def test_what_cannot_be_had_is_refused_with_the_least_that_can() -> None:
     with pytest.raises(CompileError, match="max_switch: expected at least 100 B, the least .* got 50 B"):
         search(Wish("switch_bytes", 50), smooth)
+
+
+@given(st.floats(1, 2**40))
+def test_the_least_that_a_refusal_names_is_enough(least: float) -> None:
+    def constant(strength: float) -> Point:
+        return Point(strength, least, 0.0)
+
+    with pytest.raises(CompileError) as refused:
+        search(Wish("switch_bytes", least / 2), constant)
+    (named,) = re.findall("expected at least (.*?), the least", str(refused.value))
+    assert search(Wish("switch_bytes", parse_size(named)), constant)
+    assert parse_size(named) <= max(1.01 * least, least + 1)
 
 
 @given(st.integers(0, 99))

@@ -102,6 +102,6 @@ def _refusal(wish: Wish, least: Point) -> str:
     if wish.what == "loss":
         return f"accuracy_loss: expected at least {least.loss:.2f}, which no alignment at all costs, got {wish.most:g}"
     return (
-        f"max_switch: expected at least {format_size(math.ceil(least.switch_bytes))}, the least that an average switch "
+        f"max_switch: expected at least {math.ceil(least.switch_bytes)} B, the least that an average switch "
         f"between these tasks loads, got {format_size(wish.most)}; tasks of the same sparsity can share all blocks"
     )
