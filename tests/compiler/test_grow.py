@@ -150,6 +150,37 @@ def test_a_new_task_computes_with_the_bases_blocks(private_bundle: Path, grown_b
                 assert any((v.reshape(info.grid.count, -1)[block] == blocks[block]).all() for v in versions)
 
 
+def test_who_holds_what_new_tasks_would_take(private_bundle: Path) -> None:
+    base = BaseBundle.open(private_bundle)
+    others = 0
+    for info in base.bundle.manifest.weights:
+        grid = base.bundle.manifest.grid(info)
+        for number, task in enumerate(base.bundle.tasks):
+            table = base.bundle.tables(task)[info.name]
+            where = np.full(grid.count, -1)
+            where[table.blocks(grid)] = table.locations
+            same = (where == base.locations[info.name]) & (where >= 0)
+            assert (base.shared[info.name][:, number] == same).all()
+            others += int((base.keep[info.name][:, number] & ~same).sum())
+    assert others > 0
+
+
+def test_blocks_that_the_base_has_in_another_version_count_as_absent(
+    private_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def placed(saliency: np.ndarray, fixed: np.ndarray, *others: Any) -> np.ndarray:
+        seen.append(fixed)
+        return place(saliency, fixed, *others)
+
+    monkeypatch.setattr("weightpager.compiler.grow.place", placed)
+    wp.compile(new_tasks(tmp_path), out=tmp_path / "grown.bundle", base=private_bundle)
+    base = BaseBundle.open(private_bundle)
+    (fixed,) = seen
+    assert (fixed == np.concatenate(list(base.shared.values()))).all()
+
+
 def test_a_new_task_learns(tmp_path: Path) -> None:
     steps = {"steps": 200, "batch": 16, "head_learning_rate": 1e-2}
     base = wp.compile(tiny.assistant(tmp_path, training=steps, sparsity=0.1), out=tmp_path / "base.bundle")

@@ -41,6 +41,7 @@ class BaseBundle:
         keep: paged weight → [blocks, tasks], who keeps what.
         locations: paged weight → int64 [blocks], where a block lies; −1 where no task keeps it. Of several versions it
             is the one that most tasks use.
+        shared: paged weight → [blocks, tasks], who uses that version of it.
         resident: parameters that its tasks share.
     """
 
@@ -48,8 +49,12 @@ class BaseBundle:
         self.bundle = bundle
         self.keep: dict[str, npt.NDArray[np.bool_]] = {}
         self.locations: dict[str, npt.NDArray[np.int64]] = {}
+        self.shared: dict[str, npt.NDArray[np.bool_]] = {}
         for weight in bundle.manifest.weights:
-            self.keep[weight.name], self.locations[weight.name] = _whereabouts(bundle, weight)
+            where = _whereabouts(bundle, weight)  # [blocks, tasks]
+            most_used = _most_used(where)
+            self.keep[weight.name], self.locations[weight.name] = where >= 0, most_used
+            self.shared[weight.name] = (where >= 0) & (where == most_used[:, None])
         self.resident: Mapping[str, Tensor] = read_parameters(bundle, RESIDENT)
 
     @classmethod
@@ -188,18 +193,21 @@ class BaseBundle:
         return info.grid.join(cut)
 
 
-def _whereabouts(bundle: Bundle, weight: WeightEntry) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Keep masks ``[blocks, tasks]``, and the location of each block's most used version, ``[blocks]``."""
+def _whereabouts(bundle: Bundle, weight: WeightEntry) -> npt.NDArray[np.int64]:
+    """Where each task finds each block, ``[blocks, tasks]``; −1 where it keeps none."""
     grid = bundle.manifest.grid(weight)
-    keep = np.zeros((grid.count, len(bundle.tasks)), bool)
-    pairs = []
+    where = np.full((grid.count, len(bundle.tasks)), -1, np.int64)
     for number, task in enumerate(bundle.tasks):
         table = bundle.tables(task)[weight.name]
-        kept = table.blocks(grid)
-        keep[kept, number] = True
-        pairs.append(np.stack([kept, table.locations.astype(np.int64)], 1))
-    versions, users = np.unique(np.concatenate(pairs), axis=0, return_counts=True)  # [versions, 2], [versions]
-    locations = np.full(grid.count, -1, np.int64)
+        where[table.blocks(grid), number] = table.locations
+    return where
+
+
+def _most_used(where: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The location of each block's most used version, of equals the first, ``[blocks]``; −1 where there is none."""
+    blocks, tasks = np.nonzero(where >= 0)
+    versions, users = np.unique(np.stack([blocks, where[blocks, tasks]], 1), axis=0, return_counts=True)
+    locations = np.full(len(where), -1, np.int64)
     rising = np.lexsort((-versions[:, 1], users))
     locations[versions[rising, 0]] = versions[rising, 1]  # the last one written is the most used, then the first
-    return keep, locations
+    return locations

@@ -107,7 +107,8 @@ def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Ma
     task_file, paged = prepared.source.task_file, prepared.source.paged
     saliency, budgets = worth_and_budgets(prepared)
     fixed, sizes = np.concatenate([base.keep[info.name] for info in paged]), [info.grid.count for info in paged]
-    placed = place(saliency, fixed, budgets, transitions.switch_rate(), task_file.alignment, sizes, prepared.evenness)
+    rate, there = transitions.switch_rate(), np.concatenate([base.shared[info.name] for info in paged])
+    placed = place(saliency, there, budgets, rate, task_file.alignment, sizes, prepared.evenness)
     keep = np.split(np.concatenate([placed, fixed], axis=1), np.cumsum(sizes)[:-1])
     names = (*task_file.tasks, *base.bundle.tasks)
     return Masks(names, dict(zip([info.name for info in paged], keep, strict=True)))

@@ -35,7 +35,7 @@ def place(
 
     Args:
         saliency: [B, N], not negative, comparable between tasks; the weights' blocks one after the other.
-        fixed: [B, F], masks that stay.
+        fixed: [B, F], masks that stay: True where a task has the very values that a new one would take.
         budgets: [N], blocks that each new task keeps.
         switch_rate: [F + N, F + N], how often a switch leads from one task to another; the fixed ones come first.
         strength: the price of loading one block, in units of saliency; ``inf`` counts saliency only between blocks
