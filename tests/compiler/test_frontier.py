@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weightpager.compiler.align_versions import align_versions
 from weightpager.compiler.frontier import Point, Wish, expected_switch_blocks, search
 from weightpager.config import parse_size
 from weightpager.errors import CompileError
@@ -52,6 +53,25 @@ def test_no_alignment_where_none_is_needed() -> None:
 def test_only_one_shared_mask_will_do() -> None:
     found, _ = search(Wish("switch_bytes", 100), smooth)
     assert found.strength == math.inf
+
+
+@pytest.mark.parametrize("most", [150.0, 500.0])
+def test_one_mask_may_load_more_than_strong_alignment(most: float) -> None:
+    drawn = np.random.default_rng(0)
+    saliency = drawn.lognormal(size=(40, 2))
+    saliency[:20] *= 3
+    versions = np.full((40, 2), -1, np.int8)
+    versions[:20] = [0, 1]  # the most salient blocks are each task's own
+    rate = np.array([[0.0, 0.5], [0.5, 0.0]])
+
+    def point(strength: float) -> Point:
+        keep = align_versions(saliency, versions, np.array([15, 15]), rate, strength).keep
+        of_versions = (keep & (versions == version) for version in np.unique(versions))
+        return Point(strength, 100 * sum(expected_switch_blocks(mask, rate) for mask in of_versions), 0.0)
+
+    assert point(math.inf).switch_bytes > most
+    found, _ = search(Wish("switch_bytes", most), point)
+    assert found.switch_bytes <= most
 
 
 def test_what_cannot_be_had_is_refused_with_the_least_that_can() -> None:

@@ -18,6 +18,8 @@ FIRST = 0.5
 _DOUBLINGS, _HALVINGS = 12, 7
 """Strengths from 1e-4 to 2e3, then to a hundredth: beyond, alignment does nothing more or nothing less."""
 
+_STRONGEST = FIRST * 2**_DOUBLINGS
+
 
 @dataclass(frozen=True)
 class Point:
@@ -66,12 +68,14 @@ def search(wish: Wish, evaluate: Callable[[float], Point]) -> tuple[Point, list[
         tried.append(evaluate(strength))
         return wish.met_by(tried[-1])
 
-    # The end at which the wish is easiest, the end that would be best, and the way from the first strength to it.
-    easy, best, away = (INFINITY, 0.0, 0.5) if wish.what == "switch_bytes" else (0.0, INFINITY, 2.0)
+    # The ends at which the wish is easiest, the end that would be best, and the way from the first strength to it.
+    # Where tasks have values of their own, one mask for all may load more than strong alignment does.
+    ends, best, away = ((INFINITY, _STRONGEST), 0.0, 0.5) if wish.what == "switch_bytes" else ((0.0,), INFINITY, 2.0)
     if meets(best):
         return tried[-1], tried
-    if not meets(easy):
-        raise CompileError(_refusal(wish, tried[-1]))
+    easy = next((end for end in ends if meets(end)), None)
+    if easy is None:
+        raise CompileError(_refusal(wish, min(tried, key=lambda point: float(getattr(point, wish.what)))))
     good, bad = _bracket(meets, away)
     if good is not None and bad is not None:
         for _ in range(_HALVINGS):
