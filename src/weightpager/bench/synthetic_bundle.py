@@ -180,7 +180,8 @@ def _source(recipe: Recipe, names: list[str], scratch: Path) -> Source:
     task_file = from_dict({"model": str(scratch), "block": str(recipe.block), "tasks": tasks})
     models_of = dict.fromkeys(names, model)
     paged, resident = sort_weights(models_of, recipe.block, scratch)
-    return Source(task_file, scratch, recipe.config, _tokenizer(), models_of, paged, resident)
+    tokenizer = _tokenizer()
+    return Source(task_file, scratch, recipe.config, tokenizer, models_of, paged, resident, own_tokenizer=tokenizer)
 
 
 def _masks(recipe: Recipe, source: Source) -> Keep:
