@@ -187,6 +187,16 @@ def test_an_unknown_task_is_refused_with_a_hint(assistant_bundle: Path) -> None:
             engine.activate("nothing like it")
 
 
+def test_an_engine_finds_its_bundle_when_the_process_has_gone_elsewhere(
+    assistant_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(assistant_bundle.parent)
+    with wp.Engine.from_pretrained(assistant_bundle.name) as engine:
+        monkeypatch.chdir(tmp_path)
+        assert engine.tokenizer()("red cat")["input_ids"] == [2, 4, 7, 3]
+        assert not engine.reload().changed
+
+
 def test_a_closed_engine_refuses(assistant_bundle: Path) -> None:
     engine = wp.Engine.from_pretrained(assistant_bundle)
     engine.close()

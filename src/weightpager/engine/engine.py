@@ -142,7 +142,8 @@ class Engine:
             prefetch=prefetch,
             history=None if history is None else Path(history),
         )
-        return cls(Bundle.open(bundle), config)
+        # The tokenizer, and what the bundle becomes, are read later, when the process may have gone elsewhere.
+        return cls(Bundle.open(Path(bundle).absolute()), config)
 
     @contextmanager
     def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Iterator[nn.Module]:
