@@ -197,6 +197,21 @@ def test_no_load_of_a_task_that_was_left_goes_on(bundle: Bundle) -> None:
         assert len(store.begun) == 1
 
 
+def test_pages_of_two_tasks_are_not_read_when_both_were_left(bundle: Bundle) -> None:
+    """Also those that the second waited for, and the first had begun to load."""
+    with hanging(bundle, io_threads=1) as (engine, store):
+        store.hang()
+        first, second = engine.task("animal", wait=False), engine.task("weather", wait=False)
+        first.__enter__()
+        store.wait_for_a_read()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+        store.resume()
+        settle(engine)
+        assert len(store.begun) == 1
+
+
 def test_a_layer_looks_again_when_its_task_was_entered_anew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = TaskGate("animal")
     first, second = (Arrivals([0], np.zeros(1, np.int32), 60.0) for _ in range(2))

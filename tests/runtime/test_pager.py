@@ -9,7 +9,7 @@ import pytest
 
 from weightpager.errors import StoreError
 from weightpager.runtime.arena import Arena
-from weightpager.runtime.pager import Load, Pager, Priority
+from weightpager.runtime.pager import Pager, Priority
 from weightpager.store import read_plan
 
 PAGE = 4096
@@ -55,7 +55,7 @@ def loaded(pager: Pager, store: Pages, slots: dict[int, int]) -> list[tuple[list
     told: list[tuple[list[int], BaseException | None]] = []
     over = threading.Event()
 
-    def ended(load: Load, pages: Collection[int], error: BaseException | None) -> None:
+    def ended(pages: Collection[int], error: BaseException | None) -> None:
         told.append((list(pages), error))
         if sum(len(pages) for pages, _ in told) == len(slots):
             over.set()

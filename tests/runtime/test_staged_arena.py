@@ -15,7 +15,7 @@ from weightpager.errors import BudgetError, StoreError
 from weightpager.runtime.arena import Arena
 from weightpager.runtime.copier import HostCopier
 from weightpager.runtime.memory_controller import MemoryController, Needs
-from weightpager.runtime.pager import Load, Pager, Priority
+from weightpager.runtime.pager import Pager, Priority
 from weightpager.runtime.read_fence import ReadFence
 from weightpager.runtime.staged_arena import StagedArena, Staging
 
@@ -187,7 +187,7 @@ class Ends:
         self.of: dict[int, BaseException | None] = {}
         self.changed = threading.Condition()
 
-    def __call__(self, load: Load, pages: Collection[int], error: BaseException | None) -> None:
+    def __call__(self, pages: Collection[int], error: BaseException | None) -> None:
         with self.changed:
             self.of.update(dict.fromkeys(pages, error))
             self.changed.notify_all()
@@ -200,10 +200,10 @@ class Ends:
 def test_reads_wait_for_a_stage_where_they_can_be_cancelled_and_overtaken(copier: LateCopier) -> None:
     arena, table = arena_of(copier, slots=8, buffers=2)
     store, ends, pager = GatedStore(), Ends(), Pager(arena, threads=4)
-    load = pager.load(store, {page: page for page in range(5)}, Priority.PREFETCH, ends)
+    pager.load(store, {page: page for page in range(5)}, Priority.PREFETCH, ends)
     store.wait_for(0, 1)
     pager.load(store, {7: 7}, Priority.ON_DEMAND, ends)
-    assert sorted(pager.cancel(load, but=[2])) == [3, 4]
+    assert sorted(pager.cancel(but=[2, 7])) == [3, 4]
     assert sorted(store.begun) == [0, 1]
     store.let_through(0, 7, 2)  # page 1 hangs, and keeps its buffer
     ends.wait_for(0, 7, 2)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from weightpager.runtime.pager import Load, Pager
 from weightpager.runtime.prefetch_ledger import PrefetchLedger
 from weightpager.runtime.switch_plan import Pages
 
@@ -24,27 +23,28 @@ class Ahead:
         error: why the last load ahead failed, which the log says too; None if it didn't.
     """
 
-    def __init__(self, pager: Pager, pages: int) -> None:
+    def __init__(self, pages: int) -> None:
         """Nothing is on its way.
 
         Args:
-            pager: that loads.
             pages: numbers that pages can have.
         """
-        self._pager = pager
         self._pages: set[int] = set()
-        self._loads: list[Load] = []
         self.ledger = PrefetchLedger(pages)
         self.error: BaseException | None = None
 
     def __bool__(self) -> bool:
         return bool(self._pages)
 
-    def begun(self, load: Load) -> None:
+    @property
+    def pages(self) -> Collection[int]:
+        """These."""
+        return self._pages
+
+    def begun(self, pages: Iterable[int]) -> None:
         """These pages are on their way."""
         self.error = None
-        self._loads.append(load)
-        self._pages.update(load.slots)
+        self._pages.update(pages)
 
     def needed(self, pages: Pages, loading: Pages, misses: int) -> None:
         """A task needs its pages, of which some are loading and some will be loaded for it."""
@@ -62,12 +62,7 @@ class Ahead:
             if self.error is None:
                 _log.warning("a page could not be loaded ahead: %s", error)
             self.error = error
-        if not self._pages:
-            self._loads.clear()
 
-    def stop(self, but: Collection[int]) -> list[int]:
-        """Reads that haven't begun are not made, except those of pages ``but``; pages that won't come."""
-        gone = [page for load in self._loads for page in self._pager.cancel(load, but)]
-        self._loads.clear()
-        self._pages.difference_update(gone)
-        return gone
+    def cancelled(self, pages: Iterable[int]) -> None:
+        """Reads that would have brought these pages are not made."""
+        self._pages.difference_update(pages)

@@ -13,7 +13,7 @@ from weightpager.runtime.ahead import Ahead
 from weightpager.runtime.arrivals import Arrivals
 from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.loading import Loading, LoadStats
-from weightpager.runtime.pager import Load, Pager, Priority
+from weightpager.runtime.pager import Pager, Priority
 from weightpager.runtime.request import Request
 from weightpager.runtime.room import Room
 from weightpager.runtime.switch_plan import Pages, SwitchPlan
@@ -90,20 +90,21 @@ class Loader:
     def load_ahead(self, pages: Pages) -> None:
         """Load absent pages, ascending, that nobody waits for. The lock is held."""
         slots = self._blocks.reserve(pages)
-        self._ahead.begun(self._pager.load(self._store, slots, Priority.PREFETCH, self._ended))
+        self._pager.load(self._store, slots, Priority.PREFETCH, self._ended)
+        self._ahead.begun(slots)
 
     def stop_ahead(self) -> None:
         """Don't begin any more of the reads that nobody waits for. The lock is held."""
-        self._blocks.cancel(self._ahead.stop(but=self._waiters.pages))
+        self._cancel(but=self._waiters.pages)
 
     def abandon(self, loadings: Sequence[Loading]) -> None:
         """Nobody waits for these any more; what hasn't begun, and nobody else wants, isn't read. The lock is held."""
         for loading in loadings:
             self._waiters.remove(loading.arrivals)
-        for loading in loadings:
-            self._blocks.cancel(self._pager.cancel(loading.load, but=self._waiters.pages))
             if not loading.arrivals.complete:
                 loading.arrivals.failed(TaskNotActiveError("the task was left before its pages had come"))
+        if loadings:
+            self._cancel_unwanted()
 
     def _commit(
         self, request: Request, layers: npt.NDArray[np.int32], stats: LoadStats
@@ -144,7 +145,17 @@ class Loader:
             raise
         return loading.cost(until_now=True)
 
-    def _ended(self, load: Load, pages: Collection[int], error: BaseException | None) -> None:
+    def _cancel_unwanted(self) -> None:
+        """Whoever's load brings them: a page may be waited for by others than those it was first loaded for."""
+        self._cancel(but={*self._waiters.pages, *self._ahead.pages})
+
+    def _cancel(self, but: Collection[int]) -> None:
+        """Don't begin reads of other pages than these."""
+        gone = self._pager.cancel(but)
+        self._ahead.cancelled(gone)
+        self._blocks.cancel(gone)
+
+    def _ended(self, pages: Collection[int], error: BaseException | None) -> None:
         """A read has ended: its pages are resident, or their slots free again."""
         with self._lock:
             if error is None:
@@ -160,5 +171,6 @@ class Loader:
                 else:
                     arrivals.failed(error)
                     self._waiters.remove(arrivals)
-                    self._blocks.cancel(self._pager.cancel(load, but=self._waiters.pages))
+            if error is not None:
+                self._cancel_unwanted()
             self._lock.notify_all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import count, islice
@@ -28,7 +28,7 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Load:
-    """Pages on their way into slots. Reads still queued can be cancelled.
+    """Pages on their way into slots.
 
     Attributes:
         store: where the pages come from.
@@ -40,7 +40,7 @@ class Load:
 
     store: PageStore
     slots: Mapping[int, int]
-    ended: Callable[[Load, Collection[int], BaseException | None], None]
+    ended: Callable[[Collection[int], BaseException | None], None]
     reads: int
     after: Sequence[Event]
 
@@ -87,7 +87,7 @@ class Pager:
         store: PageStore,
         slots: Mapping[int, int],
         priority: Priority,
-        ended: Callable[[Load, Collection[int], BaseException | None], None],
+        ended: Callable[[Collection[int], BaseException | None], None],
     ) -> Load:
         """Start to load pages.
 
@@ -111,12 +111,11 @@ class Pager:
             self._changed.notify(len(groups))
         return load
 
-    def cancel(self, load: Load, but: Collection[int] = ()) -> list[int]:
-        """Take back the groups that have not begun, except those with pages ``but``; their pages, which won't come."""
+    def cancel(self, but: Container[int] = ()) -> list[int]:
+        """Take back all groups that have not begun, except those with pages ``but``; their pages, which won't come."""
         with self._changed:
-            gone = [some for some in self._queue if some.load is load and not set(some.pages).intersection(but)]
-            for some in gone:
-                self._queue.remove(some)
+            gone = [some for some in self._queue if not any(page in but for page in some.pages)]
+            self._queue = [some for some in self._queue if any(page in but for page in some.pages)]
             heapq.heapify(self._queue)
         return [page for some in gone for page in some.pages]
 
@@ -127,9 +126,7 @@ class Pager:
             dropped, self._queue = self._queue, []
             self._changed.notify_all()
         for some in dropped:
-            some.load.ended(
-                some.load, some.pages, EngineClosedError("the engine was closed while pages were being loaded")
-            )
+            some.load.ended(some.pages, EngineClosedError("the engine was closed while pages were being loaded"))
         for thread in self._threads:
             if thread is not threading.current_thread():  # the garbage collector may close the engine, in any thread
                 thread.join(_JOIN_SECONDS)
@@ -138,7 +135,7 @@ class Pager:
     def _work(self) -> None:
         while (begun := self._next()) is not None:
             some, stage = begun
-            some.load.ended(some.load, some.pages, _failure(some, stage))
+            some.load.ended(some.pages, _failure(some, stage))
             del begun, some, stage  # else this thread keeps the last load's store and callbacks alive while it waits
 
     def _next(self) -> tuple[_Group, Stage] | None:

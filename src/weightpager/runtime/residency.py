@@ -72,7 +72,7 @@ class Residency:
         self._loadings: dict[int, Sequence[Loading]] = {}  # of each held task, what nobody has waited for
         numbers = page_numbers or len(index)
         self.blocks = BlockManager(needs, numbers, memory.slots, memory.arena.capacity, residence)
-        self._ahead = Ahead(pager, numbers)
+        self._ahead = Ahead(numbers)
         self._room = Room(self.blocks, memory, self._ahead, self._lock, patience)
         self._loader = Loader(
             self.blocks, self._room, self._ahead, pager, store, self._lock, patience, memory.page_bytes
