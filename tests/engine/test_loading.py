@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -167,6 +167,27 @@ def test_ctrl_c_during_a_load_leaves_a_sound_engine(bundle: Bundle, monkeypatch:
         assert engine.report().active == ("animal",)
         store.resume()
         engine.activate("weather")
+        settle(engine)
+
+
+@pytest.mark.parametrize("ask", [wp.Engine.activate, wp.Engine.prefetch])
+def test_ctrl_c_while_reads_are_planned_leaves_no_slot_taken(
+    bundle: Bundle,
+    expected: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[[wp.Engine, str], object],
+) -> None:
+    """It may take long: a task may need many pages."""
+
+    def pressed(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with wp.Engine.from_pretrained(bundle.path) as engine:
+        monkeypatch.setattr("weightpager.runtime.pager.coalesce", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            ask(engine, "animal")
+        assert torch.equal(logits(engine.activate("animal")), expected["animal"])
         settle(engine)
 
 

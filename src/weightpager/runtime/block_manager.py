@@ -67,7 +67,11 @@ class BlockManager:
     @property
     def loading(self) -> int:
         """Pages that a slot is reserved for."""
-        return int((self._slots.reserved != ABSENT).sum())
+        return len(self.reserved())
+
+    def reserved(self) -> Pages:
+        """Those pages, ascending."""
+        return np.flatnonzero(self._slots.reserved != ABSENT)
 
     def resident(self) -> Pages:
         """Pages in the arena, ascending."""
@@ -161,8 +165,8 @@ class BlockManager:
         """Give up resident pages that no held task needs; their slots are free at once."""
         if self._is_locked()[pages].any():
             raise ValueError("expected pages that no held task needs")
+        self._missing += self._needs.count(pages)  # first: should Ctrl-C come between, no task is thought complete
         self._slots.evict(pages)
-        self._missing += self._needs.count(pages)
         self.version += 1
 
     def evictable(self) -> Pages:

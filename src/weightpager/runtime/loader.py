@@ -97,6 +97,13 @@ class Loader:
         """Don't begin any more of the reads that nobody waits for. The lock is held."""
         self._cancel(but=self._waiters.pages)
 
+    def cancel_lost(self) -> None:
+        """Free slots of reads that nobody makes: Ctrl-C came between. The lock is held, and the pager isn't closed."""
+        lost = set(self._blocks.reserved().tolist()) - self._pager.pages
+        if lost:
+            self._ahead.cancelled(lost)
+            self._blocks.cancel(lost)
+
     def abandon(self, loadings: Sequence[Loading]) -> None:
         """Nobody waits for these any more; what hasn't begun, and nobody else wants, isn't read. The lock is held."""
         for loading in loadings:
@@ -132,8 +139,8 @@ class Loader:
         slots = self._blocks.reserve(plan.prepare)
         pages = [*plan.loading.tolist(), *slots]
         arrivals = Arrivals(pages, layers, self._patience)
-        self._waiters.add(arrivals, pages)
         load = self._pager.load(self._store, slots, request.priority, self._ended)
+        self._waiters.add(arrivals, pages)
         return Loading(load, arrivals, self._page_bytes)
 
     def _finish(self, loading: Loading) -> LoadStats:

@@ -72,6 +72,7 @@ class Pager:
         self._arena = arena
         self._changed = threading.Condition()
         self._queue: list[_Group] = []
+        self._running: list[_Group] = []
         self._numbers = count()
         self._closed = False
         # Daemons: a read that hangs in the kernel must not keep the interpreter from ending.
@@ -106,10 +107,20 @@ class Pager:
         with self._changed:
             if self._closed:
                 raise EngineClosedError("the engine has been closed; open the bundle again")
-            for some in groups:
-                heapq.heappush(self._queue, _Group(priority, next(self._numbers), load, some))
-            self._changed.notify(len(groups))
+            try:
+                for some in groups:
+                    heapq.heappush(self._queue, _Group(priority, next(self._numbers), load, some))
+                self._changed.notify(len(groups))
+            except BaseException:  # Ctrl-C, say: what is queued by now would stay there until something else is loaded
+                self._changed.notify_all()
+                raise
         return load
+
+    @property
+    def pages(self) -> set[int]:
+        """Those of all groups that have not ended."""
+        with self._changed:
+            return {page for some in (*self._queue, *self._running) for page in some.pages}
 
     def cancel(self, but: Container[int] = ()) -> list[int]:
         """Take back all groups that have not begun, except those with pages ``but``; their pages, which won't come."""
@@ -136,6 +147,7 @@ class Pager:
         while (begun := self._next()) is not None:
             some, stage = begun
             some.load.ended(some.pages, _failure(some, stage))
+            self._running.remove(some)
             del begun, some, stage  # else this thread keeps the last load's store and callbacks alive while it waits
 
     def _next(self) -> tuple[_Group, Stage] | None:
@@ -145,7 +157,8 @@ class Pager:
                 # Nobody needs to be woken when a stage is given back: whoever did that comes here next.
                 stage = self._arena.stage() if self._queue else None
                 if stage is not None:
-                    return heapq.heappop(self._queue), stage
+                    self._running.append(heapq.heappop(self._queue))
+                    return self._running[-1], stage
                 self._changed.wait()
         return None
 

@@ -304,6 +304,9 @@ class Residency:
         try:
             if take_back:
                 self.stop_ahead()
+            with self._lock:
+                if not self._closed:
+                    self._loader.cancel_lost()
             yield
         finally:
             self._turn.release()

@@ -56,9 +56,11 @@ class Slots:
         absent = (self.page_table[pages] == ABSENT).all() and (self.reserved[pages] == ABSENT).all()
         if not absent or len(pages) > len(self._free):
             raise ValueError("expected absent pages and a free slot for each")
-        slots = [self._free.pop() for _ in pages]
+        rest = len(self._free) - len(pages)
+        slots = np.array(self._free[rest:][::-1], np.int32)
+        del self._free[rest:]  # first: should Ctrl-C come between, no slot is given away twice
         self.reserved[pages] = slots
-        return dict(zip(pages.tolist(), slots, strict=True))
+        return dict(zip(pages.tolist(), slots.tolist(), strict=True))
 
     def publish(self, pages: Iterable[int]) -> Pages:
         """Pages are in their reserved slots; which these are."""
@@ -76,9 +78,10 @@ class Slots:
         slots = self.page_table[pages]
         if (slots == ABSENT).any():
             raise ValueError("expected resident pages")
+        freed = slots[::-1].tolist()  # the rest takes no time that depends on the pages: Ctrl-C hardly comes between
         self.page_table[pages] = ABSENT
         self._page_of_slot[slots] = ABSENT
-        self._free.extend(int(slot) for slot in slots[::-1])
+        self._free.extend(freed)
 
     def retire(self, count: int) -> list[int]:
         """Use fewer slots; those that went, all of them free before."""
