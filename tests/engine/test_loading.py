@@ -18,6 +18,7 @@ from faults import FaultyStore, HangingStore
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
+from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import (
     BudgetError,
     BusyError,
@@ -189,6 +190,20 @@ def test_ctrl_c_while_reads_are_planned_leaves_no_slot_taken(
             ask(engine, "animal")
         assert torch.equal(logits(engine.activate("animal")), expected["animal"])
         settle(engine)
+
+
+def test_ctrl_c_after_a_load_leaves_no_task_in_use(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with wp.Engine.from_pretrained(bundle.path) as engine:
+        engine.activate("animal")
+        monkeypatch.setattr(SwitchLog, "entered", pressed)
+        with pytest.raises(KeyboardInterrupt), engine.task("weather"):
+            raise AssertionError("the block was entered")
+        assert engine.report().active == ("animal",)
+        assert engine.blocks.locked().tolist() == bundle.pages_of("animal").tolist()
 
 
 def test_a_thread_waits_for_room_that_another_takes(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:

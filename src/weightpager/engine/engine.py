@@ -468,9 +468,13 @@ class Engine:
             )
         )
         task.gate.hold(None if loading is None else loading.arrivals)
-        before = self._switches.entered(name, stats, time.perf_counter() - start, waited=loading is None)
-        if self._prefetcher is not None and before != name:
-            self._prefetcher.tell(Switched(task.number, time.monotonic(), stats))
+        try:
+            before = self._switches.entered(name, stats, time.perf_counter() - start, waited=loading is None)
+            if self._prefetcher is not None and before != name:
+                self._prefetcher.tell(Switched(task.number, time.monotonic(), stats))
+        except BaseException:  # Ctrl-C, say: who hasn't got the module can't leave the task
+            self._release(name)
+            raise
         return module
 
     def _release(self, name: str) -> None:

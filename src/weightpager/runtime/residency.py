@@ -248,14 +248,14 @@ class Residency:
                 self._hold(request)
             try:
                 stats, loading = self._loader.bring_in(request, self.index.layers)
+                if loading is not None:
+                    with self._lock:
+                        others = [of for of in self._loadings.get(request.task, ()) if not of.arrivals.complete]
+                        self._loadings[request.task] = [*others, loading]
             except BaseException:
                 with self._lock:
                     self._release(request.task)  # no news for who waits for room: it was held in this turn only
                 raise
-            if loading is not None:
-                with self._lock:
-                    others = [of for of in self._loadings.get(request.task, ()) if not of.arrivals.complete]
-                    self._loadings[request.task] = [*others, loading]
             return stats, loading
 
     def _await_room(self, request: Request, changes: int) -> bool:
