@@ -192,7 +192,7 @@ class OpenBundle:
         except BaseException:
             store.close()
             raise
-        self._numbers.adopt(bundle, store)
+        self._numbers.adopt(bundle, store, numbers)
         self._checked.index = self.residency.index = self._numbers.index
         for task, number in zip(come.values(), added, strict=True):
             task.number = number

@@ -30,7 +30,7 @@ class PageNumbers:
         self.capacity = capacity
         self.store = JoinedStore()
         self.index = PageIndex(bundle.pages.ids[:0], bundle.pages.layers[:0], bundle.pages.signatures[:0])
-        self.adopt(bundle, store)
+        self.adopt(bundle, store, self.of(bundle))
 
     def of(self, bundle: Bundle) -> npt.NDArray[np.int64]:
         """The numbers of a bundle's pages, int64 [its pages]; those it will have, for pages that are new.
@@ -49,9 +49,15 @@ class PageNumbers:
             )
         return numbers
 
-    def adopt(self, bundle: Bundle, store: PageStore) -> None:
-        """Pages that are new are read from this store from now on; it is closed with the others, or now if none is."""
-        new = np.flatnonzero(self.of(bundle) >= len(self.index))
+    def adopt(self, bundle: Bundle, store: PageStore, numbers: npt.NDArray[np.int64]) -> None:
+        """Pages that are new are read from this store from now on; it is closed with the others, or now if none is.
+
+        Args:
+            bundle: whose pages they are.
+            store: of the bundle.
+            numbers: what `of` has said of it.
+        """
+        new = np.flatnonzero(numbers >= len(self.index))
         if not len(new):
             store.close()
             return
