@@ -5,6 +5,7 @@
 #include <link.h>
 
 #include <cstring>
+#include <string>
 #endif
 
 namespace weightpager {
@@ -15,25 +16,27 @@ using GompParallel = void (*)(Region region, void* data, unsigned threads, unsig
 
 #if defined(__linux__)
 
-void* open_if_torch(const char* path) {
+bool is_torch(const char* path) {
     const char* slash = std::strrchr(path, '/');
     const char* file = slash == nullptr ? path : slash + 1;
-    if (std::strncmp(file, "libtorch_cpu.so", 15) != 0) return nullptr;
-    return dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
+    return std::strncmp(file, "libtorch_cpu.so", 15) == 0;
 }
 
-int visit_library(dl_phdr_info* library, size_t, void* found) {
-    *static_cast<void**>(found) = library->dlpi_name == nullptr ? nullptr : open_if_torch(library->dlpi_name);
-    return *static_cast<void**>(found) != nullptr;
+int visit_library(dl_phdr_info* library, size_t, void* torch) {
+    if (library->dlpi_name == nullptr || !is_torch(library->dlpi_name)) return 0;
+    *static_cast<std::string*>(torch) = library->dlpi_name;
+    return 1;
 }
 
 // A process may hold several OpenMP runtimes (scikit-learn brings its own): look the symbol up through torch's
 // library, which searches that library's own dependencies.
 GompParallel find_gomp() {
-    void* torch = nullptr;
+    std::string torch;
     dl_iterate_phdr(visit_library, &torch);
-    if (torch == nullptr) return nullptr;
-    return reinterpret_cast<GompParallel>(dlsym(torch, "GOMP_parallel"));
+    if (torch.empty()) return nullptr;
+    // Not during the walk, which holds a lock that a thread that is loading a library waits for, as we would for its.
+    void* library = dlopen(torch.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+    return library == nullptr ? nullptr : reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel"));
 }
 
 #else

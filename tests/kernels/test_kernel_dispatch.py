@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,3 +85,30 @@ def test_threads_are_those_of_torchs_own_openmp_runtime() -> None:
         "print(kernels.threading(), before == runtimes())"
     )
     assert ran.stdout == "gomp True\n"
+
+
+LOADS_ANOTHER = """
+#include <dlfcn.h>
+#include <unistd.h>
+__attribute__((constructor)) static void loaded(void) { usleep(500000); dlopen(OTHER, RTLD_NOW); }
+"""
+
+
+@pytest.mark.skipif(kernels.isa() == "reference", reason="the native kernels are not built")
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs a C compiler")
+def test_torchs_runtime_is_found_while_another_thread_loads_libraries(tmp_path: Path) -> None:
+    other, slow = tmp_path / "other.so", tmp_path / "slow.so"
+    for target, source in ((other, ""), (slow, LOADS_ANOTHER)):
+        build = ["cc", "-shared", "-fPIC", f'-DOTHER="{other}"', "-xc", "-", "-o", str(target)]
+        subprocess.run(build, input=source, text=True, check=True)
+    code = (
+        "import ctypes, threading, time\n"
+        "from weightpager import kernels\n"
+        f"load = lambda: ctypes.CDLL(None).dlopen({str(slow).encode()!r}, 2)\n"
+        "loading = threading.Thread(target=load)\n"
+        "loading.start()\n"
+        "time.sleep(0.2)\n"
+        "kernels.threading()\n"
+        "loading.join()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
