@@ -260,6 +260,14 @@ def test_results_are_rounded_to_bfloat16_as_torch_does() -> None:
     torch.testing.assert_close(paged_linear(values[:, None], weight), expected, rtol=0, atol=0, equal_nan=True)
 
 
+def test_the_result_is_where_the_weight_is_whatever_the_default_device() -> None:
+    weight = page(torch.ones(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 8)
+    x = torch.ones(1, 8)
+    with torch.device("meta"):
+        y = paged_linear(x, weight)
+    assert y.tolist() == [[8.0] * 8]
+
+
 def test_no_gradient_flows() -> None:
     weight = page(torch.ones(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 8)
     assert not paged_linear(torch.ones(1, 8, requires_grad=True), weight).requires_grad

@@ -82,7 +82,7 @@ def paged_gated(
 def _operands(x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:
     """The activations without gaps, and where the result goes."""
     rows = x if x.is_contiguous() else x.contiguous()
-    return rows, torch.empty((*x.shape[:-1], out_features), dtype=x.dtype)
+    return rows, torch.empty((*x.shape[:-1], out_features), dtype=x.dtype, device=x.device)
 
 
 def _complete(y: Tensor, missing: int) -> Tensor:
