@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import weightpager as wp
 from weightpager.errors import EngineClosedError, InferenceOnlyError, TaskNotActiveError
@@ -66,6 +68,34 @@ def test_a_graph_computes_what_the_layer_does(
             assert torch.equal(graph(more), layer(more))
     with pytest.raises(TaskNotActiveError):
         graph(x)
+
+
+def traced(layer: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    return torch.jit.trace(layer, (x,))
+
+
+def recorded(layer: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    return make_fx(layer)(x)
+
+
+@pytest.mark.parametrize("made", [traced, recorded])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_other_records_of_operations_have_the_layer_too(
+    assistant_bundle: Path, made: Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]
+) -> None:
+    task = next(iter(wp.Bundle.open(assistant_bundle).tasks))
+    with wp.Engine.from_pretrained(assistant_bundle) as engine, engine.task(task) as model, torch.no_grad():
+        layer = Layer(first_paged(model))
+        graph = made(layer, torch.randn(4, layer.paged.in_features))
+        x = torch.randn(7, layer.paged.in_features)
+        assert torch.equal(graph(x), layer(x))
+
+
+def test_a_layer_without_values_has_a_shape(assistant_bundle: Path) -> None:
+    task = next(iter(wp.Bundle.open(assistant_bundle).tasks))
+    with wp.Engine.from_pretrained(assistant_bundle) as engine, engine.task(task) as model, FakeTensorMode() as mode:
+        layer = first_paged(model)
+        assert layer(mode.from_tensor(torch.empty(3, layer.in_features))).shape == (3, layer.out_features)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from weightpager.kernels import paged_gated
@@ -53,7 +52,7 @@ class PagedGatedMLP(nn.Module):
             InferenceOnlyError, TaskNotActiveError: as `PagedLinear`.
         """
         refuse_gradients(x)
-        if torch.compiler.is_compiling():
+        if graph_op.is_wanted():
             hidden: Tensor = graph_op.paged_linear(x, self._number, self.up_proj.out_features)
         else:
             hidden = self.compute(x)

@@ -1,4 +1,4 @@
-"""What `torch.compile` and `torch.export` see of a paged layer: one opaque operation that knows its layer by number.
+"""What graphs have of a paged layer, whoever makes them: one opaque operation that knows its layer by number.
 
 The arena, the page table and the gate stay out of graphs: a switch of tasks changes them, and a graph that held them
 would either be wrong or be compiled again. An exported program therefore runs only in the process that exported it.
@@ -33,6 +33,14 @@ def register(layer: PagedLayer) -> int:
     number = next(_numbers)
     _layers[number] = layer
     return number
+
+
+def is_wanted() -> bool:
+    """Whether operations are being recorded, or computed without values: what a layer does past torch would be lost.
+
+    At any other time the dispatcher would only cost time.
+    """
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
 @torch.library.custom_op("weightpager::paged_linear", mutates_args=())

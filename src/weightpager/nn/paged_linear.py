@@ -86,8 +86,7 @@ class PagedLinear(nn.Module):
             TaskNotActiveError: the task isn't active, so its pages may be absent.
         """
         refuse_gradients(x)
-        # Outside of graphs the dispatcher would only cost time.
-        if torch.compiler.is_compiling():
+        if graph_op.is_wanted():
             y: Tensor = graph_op.paged_linear(x, self._number, self.out_features)
         else:
             y = self.compute(x)
