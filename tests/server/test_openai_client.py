@@ -187,6 +187,22 @@ def test_a_refusal_names_the_field_in_plain_words(
     assert not any(sign in error["message"] for sign in "[<(")
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "input: expected at least one text, found none"),
+        (["a"] * 129, "input: expected at most 128 texts, found 129"),
+        (None, "input: expected a text or texts, found NoneType"),
+    ],
+)
+def test_a_refused_classification_says_what_is_wrong_with_the_list(
+    assistant: Running, given: list[str] | None, message: str
+) -> None:
+    with assistant.http() as client:
+        answer = client.post("/v1/classifications", json={"model": "weather", "input": given})
+    assert answer.json()["error"]["message"] == message
+
+
 def test_what_is_no_json_is_said(assistant: Running) -> None:
     with assistant.http() as client:
         headers = {"Content-Type": "application/json"}

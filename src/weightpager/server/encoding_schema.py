@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from weightpager.server.schema import Answer, Body, Name, Text, Texts, TextsOrIds, Usage
+from weightpager.server.schema import Answer, Body, Name, OneOrMoreTexts, TextsOrIds, Usage
 
 
 class EmbeddingBody(Body):
@@ -39,7 +39,7 @@ class ClassificationBody(Body):
     """Texts for a task that classifies texts or tags words; data URLs of images for a task that classifies these."""
 
     model: Name
-    input: Text | Texts
+    input: OneOrMoreTexts
     top: Annotated[int, Field(ge=1, description="Only so many of the likeliest classes in `scores`.")] | None = None
 
 

@@ -30,18 +30,25 @@ Texts = Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
 ManyIds = Annotated[list[Ids], Field(min_length=1, max_length=MOST_TEXTS)]
 
 
-def _some(value: object) -> object:
-    """What pydantic would say of each of the four forms, in one sentence."""
-    if not isinstance(value, (str, list)):
-        raise ValueError(f"expected a text, texts, token ids, or lists of them, found {type(value).__name__}")
-    if not value and isinstance(value, list):
-        raise ValueError("expected at least one text or token, found none")
-    if isinstance(value, list) and len(value) > MOST_TEXTS and not isinstance(value[0], int):
-        raise ValueError(f"expected at most {MOST_TEXTS} texts, found {len(value)}")
-    return value
+def _some(forms: str, one: str) -> BeforeValidator:
+    """What pydantic would say of each form of a field, in one sentence."""
+
+    def check(value: object) -> object:
+        if not isinstance(value, (str, list)):
+            raise ValueError(f"expected {forms}, found {type(value).__name__}")
+        if not value and isinstance(value, list):
+            raise ValueError(f"expected at least one {one}, found none")
+        if isinstance(value, list) and len(value) > MOST_TEXTS and not isinstance(value[0], int):
+            raise ValueError(f"expected at most {MOST_TEXTS} texts, found {len(value)}")
+        return value
+
+    return BeforeValidator(check)
 
 
-TextsOrIds = Annotated[Text | Texts | Ids | ManyIds, BeforeValidator(_some)]
+OneOrMoreTexts = Annotated[Text | Texts, _some("a text or texts", "text")]
+TextsOrIds = Annotated[
+    Text | Texts | Ids | ManyIds, _some("a text, texts, token ids, or lists of them", "text or token")
+]
 
 
 class Body(BaseModel):
