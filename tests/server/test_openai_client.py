@@ -209,3 +209,11 @@ def test_what_is_no_json_is_said(assistant: Running) -> None:
         error = client.post("/v1/embeddings", content=b'{"model": ,', headers=headers).json()["error"]
     assert error["message"].startswith("body: expected JSON")
     assert error["param"] is None
+
+
+def test_what_is_not_utf_8_is_said(assistant: Running) -> None:
+    with assistant.http() as client:
+        headers = {"Content-Type": "application/json"}
+        body = '{"model": "weather", "input": "café"}'.encode("latin-1")
+        error = client.post("/v1/classifications", content=body, headers=headers).json()["error"]
+    assert error["message"] == "body: expected JSON in UTF-8, found the byte 0xe9 at 34"

@@ -80,10 +80,10 @@ def register(app: FastAPI, retry_after: int) -> None:
             message = f"body: expected one with 'Content-Type: application/json', found {kind}"
         return answer(400, ErrorDetail(message=message, type="invalid_request_error", param=field))
 
-    async def http(_: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         kind = _TYPES.get(error.status_code, "invalid_request_error")
-        return answer(error.status_code, ErrorDetail(message=error.detail, type=kind), error.headers)
+        return answer(error.status_code, ErrorDetail(message=_said(request, error), type=kind), error.headers)
 
     async def unheard(_: Request, __: Exception) -> Response:
         return Response(status_code=GONE)
@@ -104,6 +104,14 @@ def _first(problems: Sequence[Any]) -> tuple[str | None, str]:
     # What pydantic adds of its own, such as the name of a form, is no name of a field.
     path = [str(part) for part in found["loc"][1:] if isinstance(part, int) or part.isidentifier()]
     return ".".join(path) or None, str(found["msg"]).removeprefix("Value error, ")
+
+
+def _said(request: Request, error: HTTPException) -> str:
+    """What an error of the framework's says, in our words where its own tell nothing."""
+    cause = error.__cause__
+    if isinstance(cause, UnicodeDecodeError):
+        return f"body: expected JSON in UTF-8, found the byte {cause.object[cause.start]:#04x} at {cause.start}"
+    return error.detail
 
 
 def describe(error: Exception) -> tuple[int, ErrorDetail]:
