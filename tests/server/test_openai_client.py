@@ -217,3 +217,15 @@ def test_what_is_not_utf_8_is_said(assistant: Running) -> None:
         body = '{"model": "weather", "input": "café"}'.encode("latin-1")
         error = client.post("/v1/classifications", content=body, headers=headers).json()["error"]
     assert error["message"] == "body: expected JSON in UTF-8, found the byte 0xe9 at 34"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("POST", "/embeddings", 404), ("POST", "/v1/classification", 404), ("GET", "/v1/classifications", 405)],
+)
+def test_a_route_that_is_none_is_named(assistant: Running, method: str, path: str, status: int) -> None:
+    with assistant.http() as client:
+        answer = client.request(method, path)
+    assert answer.status_code == status
+    message = answer.json()["error"]["message"]
+    assert f"found {method} {path}; the base URL of OpenAI's clients ends in /v1" in message

@@ -111,6 +111,11 @@ def _said(request: Request, error: HTTPException) -> str:
     cause = error.__cause__
     if isinstance(cause, UnicodeDecodeError):
         return f"body: expected JSON in UTF-8, found the byte {cause.object[cause.start]:#04x} at {cause.start}"
+    if error.detail in ("Not Found", "Method Not Allowed"):  # the framework's own: ours name what was not found
+        return (
+            f"expected one of the routes that /docs lists, found {request.method} {request.url.path}; "
+            "the base URL of OpenAI's clients ends in /v1"
+        )
     return error.detail
 
 
