@@ -35,6 +35,15 @@ def test_an_existing_bundle_is_replaced_only_by_force(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.bundle"]
 
 
+def test_a_bundle_that_has_come_meanwhile_is_replaced_only_by_force(tmp_path: Path) -> None:
+    target = tmp_path / "a.bundle"
+    with pytest.raises(ConfigError, match="--force"), writing(target) as slow:
+        slow.add("manifest.json", lambda file: file.write(b"two"))
+        write(target, b"one")
+    assert content(target) == b"one"
+    assert os.listdir(tmp_path) == ["a.bundle"]
+
+
 def modes(target: Path) -> dict[str, int]:
     """By name inside the bundle."""
     found = (target, *target.rglob("*"))
@@ -130,7 +139,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     dead = tmp_path / ".a.bundle.tmp-x7"
     dead.mkdir()
     (dead / "pages").write_bytes(b"half")
-    with writing(tmp_path / "a.bundle") as slow:
+    with writing(tmp_path / "a.bundle", force=True) as slow:
         write(tmp_path / "a.bundle", b"one")
         assert slow.root.is_dir()
         assert not dead.exists()

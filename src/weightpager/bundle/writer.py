@@ -89,13 +89,14 @@ def writing(target: str | Path, *, force: bool = False) -> Iterator[BundleWriter
         force: replace an existing bundle. Anything else that exists is never replaced.
 
     Raises:
-        ConfigError: the target exists and may not be replaced, or its parent doesn't exist.
+        ConfigError: the target exists, or has come meanwhile, and may not be replaced; or its parent doesn't exist.
         CompileError: the storage refused a write.
     """
     path = Path(os.path.realpath(target))
     _check_target(path, force)
-    with new_directory(path, storage_errors, replace=True) as temporary:
+    with new_directory(path, storage_errors, replace=force) as temporary:
         yield BundleWriter(temporary)
+        _check_target(path, force)  # hours may have gone by, and another command may have written there
         if os.path.lexists(path):
             with storage_errors():
                 imitate_tree(temporary, path.stat(), (path / MANIFEST).stat())
