@@ -158,6 +158,14 @@ def test_run_says_that_it_waits_for_texts_on_a_terminal(
     assert "Ctrl-D" not in weightpager("run", assistant_bundle, "-t", "weather").err
 
 
+def test_run_takes_a_dash_for_standard_input(
+    weightpager: Command, assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("red cat rain\nblue dog sun\n"))
+    found = weightpager("run", assistant_bundle, "-t", "weather", "-", "--json")
+    assert [row["text"] for row in json.loads(found.out)["predictions"]] == ["red cat rain", "blue dog sun"]
+
+
 def test_run_continues_a_text(weightpager: Command, writer_bundle: Path) -> None:
     found = weightpager("run", writer_bundle, "-t", "numbers", "one two", "--max-new-tokens", "4", "--json")
     assert isinstance(json.loads(found.out)["predictions"][0]["label"], str)

@@ -29,7 +29,8 @@ def run(
     bundle: BundlePath,
     task: TaskName,
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]…", help="Texts; one a line from standard input if absent.")
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]…", help="Texts; one a line from standard input if absent or '-'."),
     ] = None,
     image: Annotated[
         list[Path] | None,
@@ -136,9 +137,11 @@ def _images(task: str, images: list[Path] | None, texts: list[str] | None) -> li
 
 
 def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> list[str]:
-    """The texts to run on: arguments, else the lines of standard input."""
+    """The texts to run on: arguments, else or for a lone ``-`` the lines of standard input."""
     if images:
         raise ConfigError(f"run: expected texts, since {task} reads texts, found '--image'")
+    if texts == ["-"]:
+        texts = None
     if not texts and sys.stdin.isatty():
         output.errors.print("texts, one a line; Ctrl-D ends them", style="dim")
     try:
