@@ -166,6 +166,14 @@ def test_run_takes_a_dash_for_standard_input(
     assert [row["text"] for row in json.loads(found.out)["predictions"]] == ["red cat rain", "blue dog sun"]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text(
+    weightpager: Command, assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffred cat rain\n\nblue dog sun\n"))
+    found = weightpager("run", assistant_bundle, "-t", "weather", "--json")
+    assert [row["text"] for row in json.loads(found.out)["predictions"]] == ["red cat rain", "", "blue dog sun"]
+
+
 def test_run_continues_a_text(weightpager: Command, writer_bundle: Path) -> None:
     found = weightpager("run", writer_bundle, "-t", "numbers", "one two", "--max-new-tokens", "4", "--json")
     assert isinstance(json.loads(found.out)["predictions"][0]["label"], str)

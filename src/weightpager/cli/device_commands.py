@@ -145,7 +145,8 @@ def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> li
     if not texts and sys.stdin.isatty():
         output.errors.print("texts, one a line; Ctrl-D ends them", style="dim")
     try:
-        inputs = texts or [line.rstrip("\n") for line in sys.stdin]
+        # Editors of other systems put a byte order mark before a file; it is no part of the first text.
+        inputs = texts or sys.stdin.read().removeprefix("\ufeff").removesuffix("\n").split("\n")
         for text in inputs:
             text.encode()  # an argument that isn't UTF-8 arrives as lone surrogates
     except UnicodeError as error:
