@@ -1,8 +1,10 @@
-"""Files that ``bench`` and ``demo`` write when all is measured."""
+"""Files that ``bench`` and ``demo`` write when all is measured, and output that a shell sends to a file."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,13 @@ def test_what_was_measured_is_shown_though_the_storage_refuses_the_file(
     assert found.code == 2
     assert "skipped: " in found.out
     assert "json: cannot write /dev/full: No space left on device" in found.err
+
+
+def test_output_that_a_full_disk_refuses_is_said_in_a_line() -> None:
+    code = "from weightpager.cli import main; main()"
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(
+            [sys.executable, "-c", code, "schema"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert found.returncode == 1
+    assert found.stderr == "error: cannot write the output: No space left on device\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -28,6 +29,9 @@ from weightpager.cli import (
 from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a storage says that takes no more."""
 
 app = typer.Typer(
     name="weightpager",
@@ -90,6 +94,18 @@ def run() -> None:
         # Typer turns Ctrl-C inside a command into this code itself; this is for the moments before and after.
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output has gone; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output has gone.
+        _forget_output()
         sys.exit(FAILURE)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _forget_output()
+        refused = f"error: cannot write {error.filename or 'the output'}: {error.strerror}"
+        output.errors.print(refused, style="red", markup=False, highlight=False)
+        sys.exit(FAILURE)
+
+
+def _forget_output() -> None:
+    """Python would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
