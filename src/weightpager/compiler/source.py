@@ -151,7 +151,7 @@ def _load_model(
     options: dict[str, Any] = {} if task.takes_images else {"pad_token_id": pad}
     head = _load_head(name, task, task.head, path) if task.head is not None else checkpoint
     if task.labelled:
-        names = class_names(head.config) if head is not None else data.classes(name, task)
+        names = class_names(head.config) if head is not None else _classes(name, task, path)
         options |= {
             "id2label": dict(enumerate(names)),
             "label2id": {label: number for number, label in enumerate(names)},
@@ -177,6 +177,12 @@ def _load_model(
     if not task.labelled:
         check_causal(model, path, name)
     return model
+
+
+def _classes(name: str, task: TaskSpec, path: Path) -> tuple[str, ...]:
+    """A task's classes; in the order of the model's own head if that has the same, since training sets out from it."""
+    found, own = data.classes(name, task), class_names(load_config(path))
+    return own if sorted(own) == sorted(found) else found
 
 
 def _load_head(name: str, task: TaskSpec, directory: Path, path: Path) -> PreTrainedModel:
