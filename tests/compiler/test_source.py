@@ -273,6 +273,12 @@ def test_refuses_a_language_model_that_sees_the_future(tmp_path: Path) -> None:
         load(tmp_path, tiny.tasks(tmp_path, "lm"))
 
 
+def test_an_encoder_for_language_modeling_is_told_what_is_needed(tmp_path: Path) -> None:
+    tiny.bert(tmp_path / "model")
+    with pytest.raises(CompileError, match="language-modeling needs a decoder that was saved with its head"):
+        load(tmp_path, tiny.tasks(tmp_path, "lm"))
+
+
 def test_refuses_a_language_model_without_a_head(tmp_path: Path) -> None:
     folder = tiny.llama(tmp_path / "model", tie_word_embeddings=False)
     tensors = load_file(folder / "model.safetensors")

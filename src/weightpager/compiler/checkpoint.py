@@ -209,7 +209,9 @@ def check_classes(config: PretrainedConfig, where: str) -> None:
         raise CompileError(f"{where}: expected two or more different classes, found {', '.join(names)}")
 
 
-def check_complete(model: PreTrainedModel, info: dict[str, Any], where: str, may_lack: Callable[[str], bool]) -> None:
+def check_complete(
+    model: PreTrainedModel, info: dict[str, Any], where: str, may_lack: Callable[[str], bool], hint: str = ""
+) -> None:
     """Refuse weights that transformers filled with random numbers, except those that will be trained or copied."""
     prefix = model.base_model_prefix + "."
     absent = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
@@ -218,7 +220,7 @@ def check_complete(model: PreTrainedModel, info: dict[str, Any], where: str, may
     absent = [name if name in known else prefix + name for name in absent]
     for name in sorted(canonical(name, prefix) for name in absent):
         if not may_lack(name):
-            raise CompileError(f"{where}: expected the weight {name!r}, the checkpoint has none of that shape")
+            raise CompileError(f"{where}: expected the weight {name!r}, the checkpoint has none of that shape{hint}")
 
 
 def check_finite(model: PreTrainedModel, task: str, path: Path) -> None:

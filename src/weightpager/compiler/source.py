@@ -166,7 +166,8 @@ def _load_model(
         # transformers counts the pooler to the base, but a checkpoint without a classifier often has none.
         return task.labelled and (not weight.startswith(BASE) or (head is None and "pooler" in weight))
 
-    check_complete(model, info, f"tasks.{name}: {path}", may_lack)
+    hint = "" if task.labelled else "; language-modeling needs a decoder that was saved with its head"
+    check_complete(model, info, f"tasks.{name}: {path}", may_lack, hint)
     if head is not None:
         _copy_head(head, model, f"tasks.{name}.{'head' if checkpoint is None else 'checkpoint'}")
     if task.head is not None and head is not None:
