@@ -69,8 +69,29 @@ def advice(found: Advice) -> None:
 
 
 def matrix(title: str, names: Sequence[str], cells: Sequence[Sequence[object]]) -> None:
-    """Print a square matrix, rows being where a switch comes from."""
-    table(title, ["from \\ to", *names], [[name, *row] for name, row in zip(names, cells, strict=True)])
+    """Print a square matrix, rows being where a switch comes from; in parts, where it is wider than the output."""
+    corner = "from \\ to"
+    widths = [_width([name, *(row[number] for row in cells)]) for number, name in enumerate(names)]
+    room = console.width - _width([corner, *names]) - 1
+    for number, part in enumerate(_parts(widths, room)):
+        rows = [[name, *row[part]] for name, row in zip(names, cells, strict=True)]
+        table("" if number else title, [corner, *names[part]], rows)
+
+
+def _width(cells: Sequence[object]) -> int:
+    """Of a column, with the blanks around its cells and a line."""
+    return max(len(str(cell)) for cell in cells) + 3
+
+
+def _parts(widths: Sequence[int], room: int) -> list[slice]:
+    """Columns that fit into the room side by side, one at least."""
+    starts, used = [0], 0
+    for number, width in enumerate(widths):
+        if used and used + width > room:
+            starts.append(number)
+            used = 0
+        used += width
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(widths)], strict=True)]
 
 
 def say(text: str) -> None:
