@@ -97,6 +97,14 @@ def test_a_head_that_is_given_stays(tmp_path: Path) -> None:
     assert not torch.equal(after[name], before[name])
 
 
+def test_a_head_beside_tasks_that_are_trained_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny.bert(tmp_path / "model", BertForSequenceClassification, id2label={0: "bad", 1: "good"})
+    entries = content(tmp_path, "text", "tokens", steps=1)
+    entries["tasks"]["text"]["head"] = "model"
+    train.train(*load(entries, tmp_path))
+    assert "tasks.text stays as it is while training for tokens moves the weights under it" in caplog.text
+
+
 def test_a_decoder_with_tied_embeddings_stays_tied(tmp_path: Path) -> None:
     tiny.llama(tmp_path / "model")
     found, held = load(content(tmp_path, "text", "lm", steps=2), tmp_path)

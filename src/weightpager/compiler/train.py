@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from weightpager.compiler.source import Source, parameters
 from weightpager.compiler.task_sections import RecoverSpec, TrainingSpec
 from weightpager.engine.architecture import BASE
 from weightpager.evaluate import Batch, Progress, loss
+
+_log = logging.getLogger(__name__)
 
 
 def trained_tasks(source: Source) -> tuple[str, ...]:
@@ -37,6 +40,9 @@ def train(
     tasks, settings = trained_tasks(source), source.task_file.training
     if not tasks:
         return ()
+    for name in (name for name in source.task_file.tasks if name not in tasks):
+        moved = f"training for {', '.join(tasks)} moves the weights under it"
+        _log.warning("tasks.%s stays as it is while %s: expect it to do worse", name, moved)
 
     def error(task: str, batch: Batch) -> Tensor:
         with autocast(source.models[task].device):
