@@ -20,7 +20,7 @@ from benchmarks.rows import Row
 from benchmarks.study import Outcome, Setting, Study
 from weightpager.blocks import BlockShape
 from weightpager.bundle.layout import block_bytes
-from weightpager.cli import output
+from weightpager.cli.progress import progress
 from weightpager.compiler.quantise import INT4, INT8
 from weightpager.compiler.task_fields import RecoverMethod, RecoverStart
 from weightpager.compiler.task_file import TaskFile, from_dict
@@ -168,8 +168,8 @@ def main(
             ]
             folder = cache_dir() / "benchmarks" / f"accuracy-{domain}-{number}-{'quick' if quick else 'full'}"
             kept = None if bundles is None else bundles / f"{domain}-{number}"
-            with output.progress() as progress:
-                study = Study(task_file(domain, effort, number), folder, progress, kept)
+            with progress() as told:
+                study = Study(task_file(domain, effort, number), folder, told, kept)
                 _run(study, domain, number, chosen, effort, json, command)
 
 

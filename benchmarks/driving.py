@@ -18,7 +18,7 @@ import typer
 
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.report import read_report
-from weightpager.cli import output
+from weightpager.cli.progress import progress
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
@@ -58,8 +58,8 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="To see whether it runs: accuracies mean nothing.")] = False,
 ) -> None:
     """Make the bundles."""
-    with output.progress() as progress:
-        aligned, unaligned = bundles(cache_dir(), progress, quick=quick)
+    with progress() as told:
+        aligned, unaligned = bundles(cache_dir(), told, quick=quick)
     for score in read_report(aligned).tasks:
         typer.echo(f"{score.name}: {score.metric}, dense {score.dense:.4f}, sparse {score.sparse:.4f}")
     pair = f"{NAME}={aligned.path}={unaligned.path}"

@@ -12,6 +12,7 @@ import typer
 from benchmarks.accuracy import ALIGNMENT, EFFORTS, task_file
 from benchmarks.study import Setting, Study
 from weightpager.cli import output
+from weightpager.cli.progress import progress
 from weightpager.config import cache_dir
 
 RATES = (1e-4, 2e-4, 4e-4)
@@ -24,9 +25,9 @@ def main(
 ) -> None:
     """Train with each rate, and print the mean metric of the six tasks' validation data."""
     rows = []
-    with output.progress() as progress:
+    with progress() as told:
         file = task_file("A", EFFORTS["A"], seed=0)
-        study = Study(file, cache_dir() / "benchmarks" / "learning-rate", progress).on_validation()
+        study = Study(file, cache_dir() / "benchmarks" / "learning-rate", told).on_validation()
         for value in rate or RATES:
             spec = EFFORTS["A"].finetune(0).model_copy(update={"steps": steps, "learning_rate": value})
             found = [study.scores(study.trained_on(spec))]

@@ -12,6 +12,7 @@ import typer
 from weightpager.cli import output
 from weightpager.cli.options import Quiet, extra
 from weightpager.cli.output_file import check_writable, write_file
+from weightpager.cli.progress import progress
 from weightpager.config import cache_dir, parse_bandwidth, parse_size
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def bench(
         storage=None if storage is None else int(parse_bandwidth(storage)),
         cpus=cpus,
     )
-    with extra("bench"), output.progress(quiet) as stages:
+    with extra("bench"), progress(quiet) as stages:
         from weightpager.bench.contest.plan import quick as shortened
         from weightpager.bench.contest.run import run_contest
 

@@ -11,6 +11,7 @@ import typer
 from weightpager.bundle.report import CompileReport
 from weightpager.cli import output
 from weightpager.cli.options import Force, Json, Quiet, extra
+from weightpager.cli.progress import progress
 from weightpager.config import format_size
 
 
@@ -51,7 +52,7 @@ def compile_(
         from weightpager.compiler.task_file import load, with_wish
 
     try:
-        with output.progress(quiet or json) as stages:
+        with progress(quiet or json) as stages:
             task_file = with_wish(load(tasks), max_switch, accuracy_loss)
             bundle = compile_bundle(task_file, out, base=base, force=force, progress=stages)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ import typer
 from weightpager.cli import output
 from weightpager.cli.options import Json, Quiet, extra
 from weightpager.cli.output_file import check_writable, write_file
+from weightpager.cli.progress import progress
 from weightpager.config import cache_dir
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def demo(
     with extra("demo"):
         from weightpager.demo import run_demo
         from weightpager.demo.page import render
-    with output.progress(quiet or json) as stages:
+    with progress(quiet or json) as stages:
         result = run_demo(cache_dir(), stages)
     if json:
         output.print_json(result.document())

@@ -11,6 +11,7 @@ import typer
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
 from weightpager.cli.options import Budget, BundlePath, Dtype, Json, Quiet, extra
+from weightpager.cli.progress import progress
 from weightpager.errors import ConfigError
 
 TaskName = Annotated[
@@ -94,7 +95,7 @@ def eval_(
         from weightpager.compiler.measure import measure
     from weightpager.engine import Engine
 
-    with Engine.from_pretrained(bundle, budget=budget, dtype=dtype) as engine, output.progress(quiet or json) as stages:
+    with Engine.from_pretrained(bundle, budget=budget, dtype=dtype) as engine, progress(quiet or json) as stages:
         rows = measure(engine, task or list(engine.bundle.tasks), stages)
     if json:
         output.print_json({"tasks": rows})

@@ -9,6 +9,7 @@ import typer
 
 from weightpager.cli import output
 from weightpager.cli.options import Json, Quiet
+from weightpager.cli.progress import progress
 
 if TYPE_CHECKING:
     from weightpager.bench.doctor import Diagnosis
@@ -42,7 +43,7 @@ def doctor(
     from weightpager.bench.doctor import examine
     from weightpager.bench.verdict import judge
 
-    with output.progress(quiet or json) as stages:
+    with progress(quiet or json) as stages:
         found = examine(path, stages)
     verdict = judge(found)
     if json:

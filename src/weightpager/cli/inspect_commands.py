@@ -21,6 +21,7 @@ from weightpager.bundle.report import has_report, read_report
 from weightpager.bundle.verify import verify as verify_bundle
 from weightpager.cli import output
 from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage
+from weightpager.cli.progress import progress
 from weightpager.config import parse_bandwidth, parse_size
 from weightpager.errors import ConfigError
 from weightpager.store import LocalStore, StorageModel, all_switches
@@ -75,7 +76,7 @@ def verify(
 
 
 def _verify(bundle: Path, *, json: bool, quiet: bool) -> None:
-    with output.progress(quiet or json) as stages:
+    with progress(quiet or json) as stages:
         result = verify_bundle(bundle, lambda done, total: stages("pages", done, total))
     if json:
         output.print_json(result)
@@ -88,7 +89,7 @@ def _verify(bundle: Path, *, json: bool, quiet: bool) -> None:
 
 
 def _repair(bundle: Path, source: Path, *, json: bool, quiet: bool) -> None:
-    with output.progress(quiet or json) as stages:
+    with progress(quiet or json) as stages:
         done = repair_bundle(bundle, source, lambda done, total: stages("mending", done, total))
         advice: Sequence[str] = ["try another copy with --from, or copy the whole bundle again"]
         if not done.problems:

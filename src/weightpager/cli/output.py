@@ -1,11 +1,10 @@
-"""How commands speak: tables for people, JSON for programs, progress on standard error."""
+"""How commands speak: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -13,7 +12,6 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from weightpager.bundle.advice import Advice
@@ -123,43 +121,3 @@ def bandwidth(bytes_per_second: float) -> str:
     """Bytes per second as data sheets give them, in powers of ten."""
     unit, scale = ("GB/s", 1e9) if bytes_per_second >= 1e9 else ("MB/s", 1e6)
     return f"{bytes_per_second / scale:.1f} {unit}"
-
-
-class Stages:
-    """Progress of named stages: a bar each where a person looks on, a line each in a log."""
-
-    def __init__(self, bars: Progress | None) -> None:
-        self._bars = bars
-        self._known: dict[str, Any] = {}
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of a stage are over."""
-        if self._bars is not None:
-            if stage not in self._known:
-                self._known[stage] = self._bars.add_task(stage, total=total)
-            self._bars.update(self._known[stage], completed=done, total=total)
-        elif self._known.get(stage) is None:
-            self._known[stage] = True
-            errors.print(f"{stage} …", highlight=False)
-
-
-@contextmanager
-def progress(quiet: bool = False) -> Iterator[Stages]:
-    """Show the progress of what runs inside."""
-    if quiet or not sys.stderr.isatty():
-        yield Stages(None) if not quiet else _Silent(None)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=errors) as bars:
-        yield Stages(bars)
-
-
-class _Silent(Stages):
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Say nothing."""

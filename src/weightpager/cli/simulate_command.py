@@ -9,6 +9,7 @@ import typer
 
 from weightpager.cli import output
 from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage
+from weightpager.cli.progress import progress
 from weightpager.config import parse_bandwidth, parse_size
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def simulate(
     visits = _visits(opened, trace, switches, dwell)
     size = None if budget is None else parse_size(budget)
     smallest = None
-    with output.progress(quiet or json) as stages:
+    with progress(quiet or json) as stages:
         sizing = Sizing(opened, visits, StorageModel(parse_bandwidth(storage)))
         found = sizing.waiting(size, lambda done, total: stages("replay", done, total))
         if max_wait is not None:

@@ -1,0 +1,65 @@
+"""What long work says of itself."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from weightpager.cli import output
+from weightpager.cli.progress import Lines, progress
+
+
+class Log:
+    """Lines of progress, under a clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._file = io.StringIO()
+        self.tell = Lines(Console(file=self._file, width=80), lambda: self.now)
+
+    @property
+    def lines(self) -> list[str]:
+        return self._file.getvalue().splitlines()
+
+
+def test_a_log_has_a_line_when_a_stage_begins() -> None:
+    log = Log()
+    for done in range(4):
+        log.tell("calibrate", done, 3)
+    log.tell("fine-tune [spam]", 1, 960)
+    assert log.lines == ["calibrate …", "fine-tune [spam] …"]
+
+
+def test_a_log_says_once_a_minute_how_far_a_stage_is_and_how_long_it_will_take() -> None:
+    log = Log()
+    for done in range(100, 901):  # resumed behind its hundredth step
+        log.tell("fine-tune", done, 900)
+        log.now += 1.0
+    assert log.lines[:3] == ["fine-tune …", "fine-tune: 160 of 900, 12 min left", "fine-tune: 220 of 900, 11 min left"]
+    assert log.lines[-1] == "fine-tune: 880 of 900, less than a minute left"
+
+
+def test_long_times_are_told_in_hours() -> None:
+    log = Log()
+    for done in range(3):
+        log.tell("refit", done, 62)
+        log.now += 100.0
+    assert log.lines[-1] == "refit: 2 of 62, 1 h 40 min left"
+
+
+def test_a_stage_that_begins_once_more_is_told_of_once_more() -> None:
+    log = Log()
+    for done in (0, 1, 2, 0):
+        log.tell("measure", done, 2)
+        log.now += 40.0
+    assert log.lines == ["measure …"] * 2
+
+
+def test_quiet_work_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(output, "errors", Console(file=said))
+    with progress(quiet=True) as told:
+        told("calibrate", 0, 1)
+    assert said.getvalue() == ""
