@@ -88,7 +88,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path, siz
 
 def test_ctrl_c_says_where_to_go_on(tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> object:
-        (tmp_path / ".a.bundle.resume").mkdir()
+        (tmp_path / ".a.bundle.resume" / "train.safetensors").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("weightpager.compiler.pipeline.prepare", interrupted)

@@ -15,6 +15,7 @@ import tiny
 import weightpager as wp
 from weightpager.bundle.overlap import overlap
 from weightpager.bundle.report import read_report
+from weightpager.bundle.verify import verify
 from weightpager.compiler import data as task_data
 from weightpager.compiler import source as sources
 from weightpager.compiler.clock import Clock
@@ -31,7 +32,7 @@ from weightpager.compiler.task_file import from_dict
 from weightpager.compiler.task_sections import RecoverSpec
 from weightpager.compiler.task_weights import TaskWeights
 from weightpager.engine.export import export_task
-from weightpager.errors import CompileError, ConfigError
+from weightpager.errors import CompileError, ConfigError, WeightpagerError
 from weightpager.evaluate import Batch
 
 QUIET = Journal.none()
@@ -277,6 +278,29 @@ def test_a_journal_lies_beside_the_bundle(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path / "a.bundle")
     for out in (".", "../a.bundle", "../current", tmp_path / "a.bundle"):
         assert kept_beside(out) == tmp_path / ".a.bundle.resume"
+
+
+def test_of_two_compiles_into_one_bundle_the_second_is_refused(tmp_path: Path) -> None:
+    content, out = tiny.assistant(tmp_path), tmp_path / "a.bundle"
+    again: list[str] = []
+
+    def progress(stage: str, _done: int, _total: int) -> None:
+        if not again:
+            with pytest.raises(CompileError, match="another compile that holds .*a.bundle.resume"):
+                wp.compile(content, out=out)
+            again.append(stage)
+
+    bundle = wp.compile(content, out=out, progress=progress)
+    assert again
+    assert verify(bundle.path).problems == ()
+    assert not kept_beside(out).exists()
+
+
+def test_a_failed_compile_leaves_no_empty_journal(tmp_path: Path) -> None:
+    content = tiny.assistant(tmp_path) | {"model": str(tmp_path / "nowhere")}
+    with pytest.raises(WeightpagerError):
+        wp.compile(content, out=tmp_path / "a.bundle")
+    assert not kept_beside(tmp_path / "a.bundle").exists()
 
 
 def test_the_journal_of_another_compile_is_ignored(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -65,6 +67,29 @@ class Journal:
         found = Journal(None if self._folder is None else self._folder / name, self._identity)
         self._parts.append(found)
         return found
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Until the end of this, no other compile may hold the same folder.
+
+        Raises:
+            CompileError: another one does, or the storage refused it.
+        """
+        if self._folder is None:
+            yield
+            return
+        with storage_errors():
+            self._folder.mkdir(exist_ok=True)
+            descriptor = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _lock(descriptor, self._folder)
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    self._folder.rmdir()  # it stays if there is anything to go on from
+        finally:
+            os.close(descriptor)
 
     @property
     def earlier(self) -> float:
@@ -140,3 +165,15 @@ class Journal:
     def _path(self, stage: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{stage}.safetensors"
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CompileError(
+            f"expected that nobody else compiles this bundle, found another compile that holds {folder}; "
+            "wait until it has ended, or choose another name"
+        ) from error
+    except OSError:  # a file system without locks
+        return

@@ -61,21 +61,22 @@ def compile(  # noqa: A001 - wp.compile is what users expect
 
     Raises:
         ConfigError: the task file or ``out`` is wrong.
-        CompileError: the model or the data can't be compiled, or the storage is full.
+        CompileError: the model or the data can't be compiled, the storage is full, or another compile into the same
+            bundle is going on.
         BundleError, StoreError: the base can't be used.
     """
     task_file = _parse(tasks)
     if base is None:
         _check_trace(task_file, ())
         journal = Journal(kept_beside(out), task_file.identity())
-        with writing(out, force=force) as writer:
+        with writing(out, force=force) as writer, journal.held():
             build(writer, prepare(task_file, progress, journal), progress, journal)
     else:
         start = BaseBundle.open(base)
         task_file = start.settle(task_file)
         _check_trace(task_file, tuple(start.bundle.tasks))
         journal = Journal(kept_beside(out), f"{task_file.identity()} {start.identity()}")
-        with writing(out, force=force) as writer:
+        with writing(out, force=force) as writer, journal.held():
             grow(writer, start, prepare(task_file, progress, journal, start), journal, progress)
     journal.remove()
     return Bundle.open(out)
