@@ -40,6 +40,9 @@ CLASSES: dict[TaskKind, Any] = {
 _transformers = threading.RLock()
 """Its verbosity is the process's, and so is torch's default dtype, which it changes while it builds a module."""
 
+_MOST_TOKENS = 2**20
+"""Some tokenizers say that they read any length; a number of this size means that."""
+
 BASE = "base_model."
 """Canonical prefix of everything that tasks share; `PreTrainedModel.base_model` of any architecture."""
 
@@ -119,6 +122,12 @@ def tokenizer(bundle: Bundle) -> Any:
         return found
     except Exception as error:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one that transformers can read", error) from error
+
+
+def context_length(config: PretrainedConfig, tokenizer: Any) -> int:
+    """Tokens that a model can read, prompt and continuation together, as far as it and its tokenizer say."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or _MOST_TOKENS
+    return int(min(positions, tokenizer.model_max_length, _MOST_TOKENS))
 
 
 def takes_images(bundle: Bundle) -> bool:

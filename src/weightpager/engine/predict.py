@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from weightpager.bundle import TaskEntry
 from weightpager.bundle.reader import MODEL
+from weightpager.engine.architecture import context_length
 from weightpager.engine.continued_text import decoder_after
 from weightpager.engine.image_reader import ImageReader
 from weightpager.engine.word_pieces import word_starts
@@ -108,9 +109,9 @@ def _continue(module: nn.Module, tokenizer: Any, _: TaskEntry, text: str, *, max
     # Not truncated: a continuation of anything but the prompt's end would be no continuation.
     encoded = _encode(module, tokenizer, text, add_special_tokens=False)
     config: Any = module.config
-    room = getattr(config.get_text_config(), "max_position_embeddings", None)
+    room = context_length(config, tokenizer)
     found = encoded["input_ids"].shape[1]
-    if isinstance(room, int) and found + max_new_tokens > room:
+    if found + max_new_tokens > room:
         raise ConfigError(
             f"expected at most {room} tokens, as the model can read, found {found} and {max_new_tokens} to be generated"
         )

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightpager.bundle.reader import MODEL
+from weightpager.engine.architecture import context_length
 from weightpager.engine.word_pieces import word_starts
 from weightpager.errors import BundleFormatError, RequestError
 from weightpager.server.work import Classify, Ids, Tag
-
-_MOST = 2**20
-"""Some tokenizers say that they read any length; a number of this size means that."""
 
 
 class Vocabulary:
@@ -32,10 +30,8 @@ class Vocabulary:
             room: tokens that one text's cache may hold; None for any number.
         """
         self._room = room
-        own = config.get_text_config()
-        positions = getattr(own, "max_position_embeddings", None) or _MOST
-        self.context = int(min(positions, tokenizer.model_max_length, _MOST))
-        self.size = int(own.vocab_size)
+        self.context = context_length(config, tokenizer)
+        self.size = int(config.get_text_config().vocab_size)
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
 
