@@ -172,6 +172,13 @@ def _load_model(
         _copy_head(head, model, f"tasks.{name}.{'head' if checkpoint is None else 'checkpoint'}")
     if task.head is not None and head is not None:
         _warn_of_other_base(head, model, name)
+    if task.trained and not info["missing_keys"] and set(names) == set(class_names(load_config(path))):
+        _log.warning(
+            "tasks.%s: the model brings a head for these classes, and both are trained on; "
+            "'head: %s' keeps them as they are",
+            name,
+            path,
+        )
     check_finite(model, name, path)
     if not task.takes_images:
         check_positions(model, task_file.max_length_of(name), f"tasks.{name}")
