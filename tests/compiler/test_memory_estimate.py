@@ -83,10 +83,32 @@ def test_a_compile_says_so_before_it_trains(tmp_path: Path) -> None:
 def test_the_estimate_grows_with_what_it_depends_on(tmp_path: Path) -> None:
     source = load(tmp_path)
     assert activation_bytes(source, "animal", 8) == 8 * activation_bytes(source, "animal", 1)
-    # 3 layers, 16 tokens, hidden size 64, 4 heads, 2 classes
-    assert activation_bytes(source, "animal", 1) == 16 * 3 * (34 * 64 + 5 * 4 * 16) + 2 * 12
     weights = {id(t): t.numel() for task in source.models for t in source.models[task].parameters()}
     assert training_bytes(source, 8, copies=0) > 12 * sum(weights.values())
+
+
+@pytest.mark.parametrize(("low", "hidden", "neuron"), [(False, 54, 16), (True, 43, 8)])
+def test_activations_depend_on_precision_and_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, low: bool, hidden: int, neuron: int
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.memory_estimate.multiplies_in_bfloat16", lambda _: low)
+    source = load(tmp_path)
+    config = source.models["animal"].config
+    # 3 layers, 16 tokens, hidden size 64, 100 neurons, 4 heads, 2 classes
+    kept = hidden * 64 + neuron * 100
+    assert config._attn_implementation == "sdpa"
+    assert activation_bytes(source, "animal", 1) == 16 * 3 * kept + 2 * 12
+    config._attn_implementation = "eager"
+    assert activation_bytes(source, "animal", 1) == 16 * 3 * (kept + 5 * 4 * 16) + 2 * 12
+
+
+def test_windows_of_a_language_model_are_measured_few_at_a_time(tmp_path: Path) -> None:
+    source = sources.load(task_file.from_dict(tiny.writer(tmp_path, calibration={"max_length": 64, "batch": 1000})))
+    lengths = {name: source.task_file.max_length_of(name) for name in source.models}
+    at_once = max(activation_bytes(source, name, 2048 // length) for name, length in lengths.items())
+    check_saliency(source, saliency_bytes(source, moves=False) + at_once, moves=False)
+    with pytest.raises(CompileError, match=r"calibration\.batch"):
+        check_saliency(source, saliency_bytes(source, moves=False) + at_once - 1, moves=False)
 
 
 def test_recovery_counts_the_copies_that_it_makes(tmp_path: Path) -> None:

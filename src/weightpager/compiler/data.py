@@ -98,10 +98,14 @@ def batched(examples: Sequence[Item], size: int, kind: TaskKind, collate: Collat
 
     Windows of a language model come in batches of at most 2048 tokens, or one by one.
     """
-    if kind == "language-modeling":
-        size = min(size, max(1, _LANGUAGE_MODEL_TOKENS // examples[0].length))
+    size = at_once(size, examples[0].length, kind)
     ordered = sorted(examples, key=lambda example: example.length)
     return Batches([ordered[start : start + size] for start in range(0, len(ordered), size)], collate)
+
+
+def at_once(size: int, length: int, kind: TaskKind) -> int:
+    """Examples of this many tokens that `batched` puts into a batch of ``size`` at most."""
+    return min(size, max(1, _LANGUAGE_MODEL_TOKENS // length)) if kind == "language-modeling" else size
 
 
 def classes(name: str, task: TaskSpec) -> tuple[str, ...]:

@@ -30,9 +30,13 @@ def placed(models: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
 
 
 def autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Matrix products in bfloat16 where that is faster: on GPUs that have it, and on CPUs where a trial says so."""
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _bfloat16_pays()
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
+    """Matrix products in bfloat16 where that is faster."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=multiplies_in_bfloat16(device))
+
+
+def multiplies_in_bfloat16(device: torch.device) -> bool:
+    """Whether that is faster: on GPUs that have it, and on CPUs where a trial says so."""
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else _bfloat16_pays()
 
 
 @cache
