@@ -278,6 +278,18 @@ def test_refuses_broken_files(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("broken", [b'{"text": "a", "label"', b"hello", b"[1, 2]", b'"hello"', b'{"text": "\xe9"}'])
+@pytest.mark.parametrize("before", [1, 11_000])
+def test_rows_that_are_no_json_are_counted_from_1_and_from_the_first_one(
+    tmp_path: Path, broken: bytes, before: int
+) -> None:
+    task = texts(tmp_path, [])
+    row = b'{"text": "%s", "label": "x"}\n' % (b"word " * 200)  # the reader takes 10 MB at a time
+    task.train.write_bytes(row * before + b"\n" + broken + b"\n" + row)
+    with pytest.raises(CompileError, match=rf"cannot be read as json: row {before + 1}: expected a JSON object, found"):
+        data.classes("spam", task)
+
+
 def test_refuses_text_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_bytes(b"\xff\xfe\x00")
     task = spec("language-modeling", tmp_path / "train.txt", tiny.prose(tmp_path / "eval.txt"))

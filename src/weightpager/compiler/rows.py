@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,29 @@ def _read(path: Path, where: str, kind: str, options: dict[str, Any], most: int 
         except StopIteration:
             return []
         except (ValueError, TypeError, NotImplementedError, OSError, datasets.exceptions.DatasetsError) as error:
-            raise CompileError(f"{where}: cannot be read as {kind}: {first_line(error)}") from error
+            raise CompileError(f"{where}: cannot be read as {kind}: {_fault(path, kind, error)}") from error
+
+
+def _fault(path: Path, kind: str, error: Exception) -> str:
+    """What is wrong with a file; of a JSON file with one object a line, in which row."""
+    if kind != "json":
+        return first_line(error)
+    with suppress(OSError), path.open("rb") as file:
+        rows = filter(None, map(bytes.strip, file))
+        for number, row in enumerate(rows, 1):
+            if number == 1 and row.startswith(b"["):
+                break
+            if not _is_object(row):
+                return f"row {number}: expected a JSON object, found {row[:80]!r}"
+    # Rows are counted there from 0, and from the part of the file on that was being read.
+    return re.sub(r" in row \d+$", "", first_line(error))
+
+
+def _is_object(row: bytes) -> bool:
+    try:
+        return isinstance(json.loads(row), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _text_columns(path: Path) -> datasets.Features:
