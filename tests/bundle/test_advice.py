@@ -35,7 +35,7 @@ def test_a_shared_mask_that_does_as_well_is_advised(assistant_bundle: Path) -> N
     bundle = Bundle.open(assistant_bundle)
     found = advise(bundle, report(bundle, 0.85, {"shared mask": (arena(bundle), 0.86)}))
     assert found is not None
-    assert "use shared mask: it loses 4.0 points and loads nothing" in found.words
+    assert "use one shared mask: it loses 4.0 points and loads nothing" in found.words
     assert "'alignment: inf' compiles that. Paging pays with less memory" in found.words
     assert {choice.name for choice in found.choices} == {"this bundle", "shared mask"}
 
@@ -45,7 +45,7 @@ def test_paging_is_advised_where_nothing_simpler_is_as_good(assistant_bundle: Pa
     controls = {"shared mask": (arena(bundle), 0.80), "int8": (10 * arena(bundle), 0.9)}
     found = advise(bundle, report(bundle, 0.85, controls))
     assert found is not None
-    assert "use this bundle: it loses 5.0 points against dense; shared mask, the next best, 10.0." in found.words
+    assert "use this bundle: it loses 5.0 points against dense; one shared mask, the next best, 10.0." in found.words
     assert "int8 would be better: 0.0." in found.words
     assert [choice.name for choice in found.choices][-1] == "int8"
 
@@ -58,6 +58,21 @@ def test_a_budget_that_is_too_small_or_large_enough_for_more(assistant_bundle: P
     assert "Nothing that was measured fits" in small.words
     assert large is not None
     assert "use int8" in large.words
+
+
+def test_what_is_better_than_dense_does_not_lose_less_than_nothing(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    control = advise(bundle, report(bundle, 0.902, {"int8": (arena(bundle), 0.91)}))
+    assert control is not None
+    assert "use int8: it beats dense by 1.0 points and loads nothing" in control.words
+    assert "this bundle beats dense by 0.2." in control.words
+    ours = advise(bundle, report(bundle, 0.91, {"int8": (arena(bundle), 0.905), "int4": (10 * arena(bundle), 0.92)}))
+    assert ours is not None
+    assert "it beats dense by 1.0 points; int8, the next best, beats dense by 0.5." in ours.words
+    assert "int4 would be better: beats dense by 2.0." in ours.words
+    equal = advise(bundle, report(bundle, 0.90001, {"int8": (arena(bundle), 0.8)}))
+    assert equal is not None
+    assert "it loses 0.0 points against dense" in equal.words
 
 
 @pytest.mark.parametrize("perplexity", [math.inf, math.nan])

@@ -98,18 +98,36 @@ def _words(ours: Choice, others: Sequence[Choice], budget: int, unit: str) -> st
     if ours.resident_bytes > budget:
         if best is None:
             return f"Nothing that was measured fits {room}: compile with more sparsity."
-        found = f"This bundle does not fit {room} of paged weights; {best.name} does and loses {best.loss:.1f} {unit}."
+        found = f"This bundle does not fit {room} of paged weights; {_called(best)} does and {_loses(best, unit)}."
         return found + _HOW.get(best.name, "")
     if best is not None and best.loss <= ours.loss:
         return (
-            f"With {room} for paged weights use {best.name}: it loses {best.loss:.1f} {unit} and loads nothing at a "
-            f"switch; this bundle loses {ours.loss:.1f}.{_HOW.get(best.name, '')} "
+            f"With {room} for paged weights use {_called(best)}: it {_loses(best, unit)} and loads nothing at a "
+            f"switch; this bundle {_loses(ours)}.{_HOW.get(best.name, '')} "
             "Paging pays with less memory: compile with more sparsity."
         )
-    gain = "nothing simpler that was measured fits" if best is None else f"{best.name}, the next best, {best.loss:.1f}"
-    words = f"With {room} for paged weights use this bundle: it loses {ours.loss:.1f} {unit} against dense; {gain}."
+    gain = "nothing simpler that was measured fits"
+    if best is not None:
+        gain = f"{_called(best)}, the next best, {_lost(best)}"
+    words = f"With {room} for paged weights use this bundle: it {_loses(ours, unit, ' against dense')}; {gain}."
     larger = [choice for choice in others if choice.resident_bytes > budget and choice.loss < ours.loss]
     if larger:
         least = min(larger, key=lambda choice: choice.resident_bytes)
-        words += f" With {format_size(least.resident_bytes)} {least.name} would be better: {least.loss:.1f}."
+        words += f" With {format_size(least.resident_bytes)} {_called(least)} would be better: {_lost(least)}."
     return words
+
+
+def _called(choice: Choice) -> str:
+    return "one shared mask" if choice.name == "shared mask" else choice.name
+
+
+def _loses(choice: Choice, unit: str = "", against: str = "") -> str:
+    """That a choice loses so much; or what instead, as some do better than dense."""
+    loss = round(choice.loss, 1)
+    if loss < 0:
+        return f"beats dense by {-loss:.1f} {unit}".rstrip()
+    return f"loses {abs(loss):.1f} {unit}".rstrip() + against
+
+
+def _lost(choice: Choice) -> str:
+    return _loses(choice).removeprefix("loses ")
