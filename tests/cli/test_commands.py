@@ -79,6 +79,9 @@ def test_plan(weightpager: Command, assistant_bundle: Path) -> None:
     slow = weightpager("plan", assistant_bundle, "--to", "weather", "--storage", "1MB/s", "--json")
     assert json.loads(slow.out)["predicted_ms"] > start["predicted_ms"]
     assert "pages to load" in weightpager("plan", assistant_bundle, "--to", "weather").out
+    for bandwidth in ("300MB", "300MB/s"):
+        shown = weightpager("plan", assistant_bundle, "--to", "weather", "--storage", bandwidth).out
+        assert "predicted at 300MB/s " in shown
     assert weightpager("plan", assistant_bundle).code == 2
 
 

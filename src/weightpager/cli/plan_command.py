@@ -83,7 +83,7 @@ def _print(cost: SwitchCost, facts: dict[str, Any], storage: str) -> None:
             ["pages to load", facts["pages"]],
             ["bytes to load", f"{output.size(facts['bytes'])} ({facts['bytes']})"],
             ["reads", facts["reads"]],
-            [f"predicted at {storage}", output.milliseconds(cost.seconds)],
+            [f"predicted at {storage.strip().removesuffix('/s')}/s", output.milliseconds(cost.seconds)],
             ["at most, whatever else is in memory", output.milliseconds(cost.most_seconds)],
             ["peak memory for weights", output.size(facts["peak_bytes"])],
             ["both tasks fit", facts["both_fit"]],
