@@ -178,3 +178,8 @@ def test_the_real_mail() -> None:
     assert trace.mean_dwell == pytest.approx(1.0)
     first, markov = (score(make(16), trace) for make in (FirstOrderPredictor, MarkovPredictor))
     assert markov.log_loss < first.log_loss < math.log2(15)
+
+
+def test_a_trace_file_tells_of_gaps(tmp_path: Path) -> None:
+    write_trace(tmp_path / "trace.jsonl", [Visit("a", 0.0), Visit("b", 1.0, resumed=True), Visit("a", 2.0)])
+    assert read_trace(tmp_path / "trace.jsonl") == ["a", None, "b", "a"]

@@ -85,10 +85,7 @@ class TaskMonitor:
 
     def trace(self) -> list[dict[str, object]]:
         """Rows of a trace file (JSON lines), which ``transitions:`` of a task file reads."""
-        return [
-            {"task": visit.task, "time": visit.start} | ({"resumed": True} if visit.resumed else {})
-            for visit in self.visits()
-        ]
+        return [visit.row() for visit in self.visits()]
 
     def close(self) -> None:
         """Put everything into the log's file, if there is one."""

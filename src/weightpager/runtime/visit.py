@@ -19,3 +19,7 @@ class Visit:
     task: str
     start: float
     resumed: bool = False
+
+    def row(self) -> dict[str, object]:
+        """As a row of a trace file, which ``weightpager.transitions`` reads."""
+        return {"task": self.task, "time": self.start} | ({"resumed": True} if self.resumed else {})

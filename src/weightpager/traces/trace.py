@@ -71,8 +71,7 @@ def check_size(switches: int, dwell: float) -> None:
 
 def write_trace(path: Path | str, visits: Iterable[Visit]) -> None:
     """A trace file, which ``read_trace`` and ``transitions:`` of a task file read (``weightpager.transitions``)."""
-    lines = (json.dumps({"task": visit.task, "time": visit.start}) + "\n" for visit in visits)
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    Path(path).write_text("".join(json.dumps(visit.row()) + "\n" for visit in visits), encoding="utf-8")
 
 
 def read_visits(path: Path | str, tasks: Sequence[str]) -> tuple[Visit, ...]:
