@@ -22,6 +22,7 @@ from weightpager.runtime.transition_predictor import TransitionPredictor
 from weightpager.runtime.visit import Visit
 from weightpager.traces import TRACES, Trace, write_trace
 from weightpager.traces.mail import read_mail
+from weightpager.traces.trace import in_place_of
 from weightpager.traces.unpredictable import FLIP, TASKS, successors
 from weightpager.transitions import Transitions, read_trace
 
@@ -178,6 +179,22 @@ def test_the_real_mail() -> None:
     assert trace.mean_dwell == pytest.approx(1.0)
     first, markov = (score(make(16), trace) for make in (FirstOrderPredictor, MarkovPredictor))
     assert markov.log_loss < first.log_loss < math.log2(15)
+
+
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("tasks", [2, 3, 6, 40])
+def test_tasks_that_stand_for_others_leave_as_many_switches_as_long_apart(name: str, tasks: int) -> None:
+    visits = in_place_of(TRACES[name], [f"own_{number}" for number in range(tasks)], 500, 2.0)
+    assert len(visits) == 501
+    assert all(before.task != after.task for before, after in pairwise(visits))
+    assert visits[-1].start / 500 == pytest.approx(2.0, rel=0.2)
+
+
+def test_a_log_that_is_too_short_for_other_tasks_is_taken_as_it_is() -> None:
+    log = tuple(Visit(task, float(number)) for number, task in enumerate("abcacb" * 10))
+    visits = in_place_of(lambda switches, _: Trace("log", ("a", "b", "c"), log[: switches + 1], None), "xy", 50, 1.0)
+    assert len(visits) == 40
+    assert visits[-1].start / 39 == pytest.approx(1.0)
 
 
 def test_a_trace_file_tells_of_gaps(tmp_path: Path) -> None:

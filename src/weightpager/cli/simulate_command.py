@@ -96,13 +96,13 @@ def _print(title: str, found: Sequence[Waiting]) -> None:
 def _visits(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Visit, ...]:
     from weightpager.errors import ConfigError
     from weightpager.traces import TRACES
-    from weightpager.traces.trace import read_visits, renamed
+    from weightpager.traces.trace import in_place_of, read_visits
 
     if trace not in TRACES:
         if not Path(trace).exists():
             raise ConfigError(f"trace: expected a file, or one of {', '.join(TRACES)}; found no file at {trace}")
         return read_visits(trace, tuple(bundle.tasks))
-    made, names = TRACES[trace](switches, dwell), list(bundle.tasks)
+    names = list(bundle.tasks)
     if len(names) < 2:
         raise ConfigError(f"{bundle.path}: expected at least two tasks to switch between, found {len(names)}")
-    return renamed(made.visits, {task: names[number % len(names)] for number, task in enumerate(made.tasks)})
+    return in_place_of(TRACES[trace], names, switches, dwell)

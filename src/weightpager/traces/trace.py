@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -94,6 +94,31 @@ def read_visits(path: Path | str, tasks: Sequence[str]) -> tuple[Visit, ...]:
     if len(visits) < 2:
         raise ConfigError(f"{path}: expected at least one switch, found {len(visits)} visits")
     return tuple(visits)
+
+
+def in_place_of(
+    made: Callable[[int, float], Trace], names: Sequence[str], switches: int, dwell: float
+) -> tuple[Visit, ...]:
+    """A trace whose tasks stand for these in their order; where it has more of them, several stand for one.
+
+    Args:
+        made: makes the trace, from a number of switches and a mean dwell time.
+        names: two at least.
+        switches: so many are left where neighbours stand for the same task; a real log may have fewer.
+        dwell: mean seconds between these.
+    """
+    length = switches
+    while True:
+        trace = made(length, dwell)
+        place = {task: names[number % len(names)] for number, task in enumerate(trace.tasks)}
+        visits = renamed(trace.visits, place)
+        if len(visits) > switches or len(trace.visits) <= length:
+            break
+        length *= 2
+    visits = visits[: switches + 1]
+    merged = sum(visit.start < visits[-1].start for visit in trace.visits)
+    scale = (len(visits) - 1) / max(1, merged)
+    return tuple(replace(visit, start=visit.start * scale) for visit in visits)
 
 
 def renamed(visits: Iterable[Visit], names: Mapping[str, str]) -> tuple[Visit, ...]:
