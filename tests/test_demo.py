@@ -10,8 +10,11 @@ from command import Command
 
 from weightpager.bench.machine import describe
 from weightpager.config import cache_dir
+from weightpager.demo import run
 from weightpager.demo.page import render
 from weightpager.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
+from weightpager.samples import SampleUnavailable
+from weightpager.samples.sample import Missing, Sample
 
 
 def made_up() -> DemoResult:
@@ -77,6 +80,25 @@ def test_the_json_says_from_and_to() -> None:
     assert document["switches"][0]["to"] == "topic"
     assert {"bytes", "ms", "gbps", "whole_sparse_ms", "dense_ms"} <= document["switches"][0].keys()
     assert {"name", "metric", "dense", "sparse"} <= document["tasks"][0].keys()
+
+
+def test_the_table_says_how_many_tasks_there_were_and_whether_they_were_cold(
+    monkeypatch: pytest.MonkeyPatch, weightpager: Command, tmp_path: Path
+) -> None:
+    for cold, title in ((True, "2 tasks at 30% sparsity; switches to each task, cold,"), (False, "each task, mean")):
+        result = made_up().model_copy(update={"cold": cold, "cold_note": "" if cold else "tmpfs"})
+        monkeypatch.setattr("weightpager.demo.run_demo", lambda *_, result=result: result)
+        found = weightpager("demo", "--out", tmp_path / "page.html")
+        assert found.code == 0, found.err
+        assert title in " ".join(found.out.split())
+
+
+def test_a_single_task_is_refused_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    alone = Sample("spam", "text-classification", ("a", "b"), tmp_path, tmp_path, tmp_path)
+    monkeypatch.setattr(run, "minilm", lambda _cache: tmp_path)
+    monkeypatch.setattr(run, "prepare", lambda *_, **__: ([alone], [Missing("topic", "pip failed")]))
+    with pytest.raises(SampleUnavailable, match=r"two tasks to switch between, got spam alone:\n  topic: pip failed"):
+        run.run_demo(tmp_path, lambda *_: None)
 
 
 @pytest.mark.slow

@@ -57,7 +57,8 @@ def _print(result: DemoResult) -> None:
     speed = [_speedup(result, field) for field in ("whole_sparse_ms", "dense_ms")]
     rows.append(["mean", "", *(f"{result.mean(field):.3f}" for field in _METRICS), "", "", *speed])
     output.table(
-        f"Six tasks at {result.sparsity:.0%} sparsity; switches to each task, cold, mean over where from",
+        f"{len(result.tasks)} tasks at {result.sparsity:.0%} sparsity; switches to each task"
+        f"{', cold' if result.cold else ''}, mean over where from",
         [
             "task",
             "metric",

@@ -20,7 +20,7 @@ from weightpager.demo.compiled import ALIGNMENT, RECOVER_STEPS, SPARSITY, TRAINI
 from weightpager.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
 from weightpager.engine import Engine
 from weightpager.errors import WeightpagerError
-from weightpager.samples import minilm, prepare
+from weightpager.samples import SampleUnavailable, minilm, prepare
 from weightpager.store import StorageModel, all_switches
 
 EVAL_ITEMS = 500
@@ -36,12 +36,15 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
     """Run the demo; a second run finds data and bundles in the cache and only measures again.
 
     Raises:
-        SampleUnavailable: the model, or all of the tasks, can't be fetched.
+        SampleUnavailable: the model, or all of the tasks but one, can't be fetched.
     """
     start = time.perf_counter()
     progress("fetch model and data", 0, 1)
     model = minilm(cache)
     samples, missing = prepare(cache, eval_items=EVAL_ITEMS, report=lambda _line: None)
+    if len(samples) < 2:
+        reasons = "\n".join(f"  {lack.name}: {lack.reason}" for lack in missing)
+        raise SampleUnavailable(f"expected two tasks to switch between, got {samples[0].name} alone:\n{reasons}")
     progress("fetch model and data", 1, 1)
     ours = compiled(model, samples, cache, progress)
     budget = smallest_budget(ours.bundle)
