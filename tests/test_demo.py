@@ -10,7 +10,7 @@ from command import Command
 
 from weightpager.bench.machine import describe
 from weightpager.config import cache_dir
-from weightpager.demo import run
+from weightpager.demo import compiled, run
 from weightpager.demo.page import render
 from weightpager.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
 from weightpager.samples import SampleUnavailable
@@ -99,6 +99,15 @@ def test_a_single_task_is_refused_before_anything_is_compiled(monkeypatch: pytes
     monkeypatch.setattr(run, "prepare", lambda *_, **__: ([alone], [Missing("topic", "pip failed")]))
     with pytest.raises(SampleUnavailable, match=r"two tasks to switch between, got spam alone:\n  topic: pip failed"):
         run.run_demo(tmp_path, lambda *_: None)
+
+
+def test_a_cache_without_the_dense_checkpoint_is_no_cache(assistant_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "aligned.bundle").symlink_to(assistant_bundle)
+    (tmp_path / "unaligned.json").write_text("0.5", encoding="utf-8")
+    with pytest.raises(FileNotFoundError):
+        compiled._open(tmp_path)
+    (tmp_path / "dense.safetensors").touch()
+    assert compiled._open(tmp_path).unaligned_overlap == 0.5
 
 
 @pytest.mark.slow

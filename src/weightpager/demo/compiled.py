@@ -99,11 +99,14 @@ def _identity(content: dict[str, Any], samples: Sequence[Sample]) -> str:
 def _open(folder: Path) -> Compiled:
     """What `_compile` left; its last file says that all are there."""
     unaligned = float(json.loads((folder / "unaligned.json").read_text(encoding="utf-8")))
-    return Compiled(Bundle.open(folder / "aligned.bundle"), folder / "dense.safetensors", unaligned)
+    dense = folder / "dense.safetensors"
+    dense.stat()
+    return Compiled(Bundle.open(folder / "aligned.bundle"), dense, unaligned)
 
 
 def _compile(content: dict[str, Any], folder: Path, progress: Progress) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "unaligned.json").unlink(missing_ok=True)
     prepared = prepare(from_dict(content), progress)
     with writing(folder / "aligned.bundle", force=True) as writer:
         build(writer, prepared, progress)
