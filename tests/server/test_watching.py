@@ -72,6 +72,29 @@ def test_metrics_count_what_happens(assistant_bundle: Path) -> None:
         assert sample(running, "weightpager_queue_texts") == 0
 
 
+def test_an_unforeseen_failure_is_counted_and_named_like_any_answer(
+    assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a private matter")
+
+    monkeypatch.setattr("weightpager.server.worker.encode", broken)
+    with caplog.at_level(logging.INFO), serving(assistant_bundle) as running, running.http() as client:
+        answer = client.post("/v1/classifications", json={"model": "weather", "input": "sun"})
+        assert answer.status_code == 500
+        assert answer.json()["error"] == {
+            "message": "the server failed; its log says why",
+            "type": "server_error",
+            "param": None,
+            "code": None,
+        }
+        assert sample(running, "weightpager_requests_total", status="500", task="weather") == 1
+        assert sample(running, "weightpager_requests_total", status="499") == 0
+    lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+    told = [line["status"] for line in lines if line.get("request") == answer.headers["x-request-id"]]
+    assert told == [500]
+
+
 def test_memory_is_told_for_every_purpose(assistant_bundle: Path) -> None:
     copier = LateCopier()
     with Engine(Bundle.open(assistant_bundle), EngineConfig(), staging=Staging(copier, buffers=2)) as engine:

@@ -65,7 +65,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def register(app: FastAPI, retry_after: int) -> None:
-    """Answer every error in OpenAI's form."""
+    """Answer every error in OpenAI's form; what nobody foresaw is `RequestLog`'s to answer."""
     retry = {"Retry-After": str(retry_after)}
 
     async def ours(_: Request, error: Exception) -> JSONResponse:
@@ -92,7 +92,6 @@ def register(app: FastAPI, retry_after: int) -> None:
     app.add_exception_handler(WeightpagerError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, ours)
 
 
 def _first(problems: Sequence[Any]) -> tuple[str | None, str]:

@@ -8,7 +8,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from weightpager.server.http_errors import GONE
+from weightpager.server.http_errors import GONE, answer, describe
 from weightpager.server.metrics import Metrics
 
 _log = logging.getLogger("weightpager.server.requests")
@@ -27,7 +27,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.monotonic(), GONE
+        start, status = time.monotonic(), 0
         request = secrets.token_hex(8)
 
         async def noting(message: Message) -> None:
@@ -43,8 +43,12 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, noting)
+        except Exception as error:
+            if not status:  # the framework would answer too, but outside of this
+                await answer(*describe(error))(scope, receive, noting)
+            raise
         finally:
-            self._note(scope, request, status, time.monotonic() - start)
+            self._note(scope, request, status or GONE, time.monotonic() - start)
 
     def _note(self, scope: Scope, request: str, status: int, seconds: float) -> None:
         # The route's pattern, not the path: paths are whatever clients make of them.
