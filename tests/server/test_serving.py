@@ -153,6 +153,14 @@ def test_a_full_queue_says_when_to_come_back(held: tuple[Running, Slow]) -> None
         assert len(waiting.result()) == 3
 
 
+def test_a_request_of_more_texts_than_may_wait_is_not_told_to_come_back(held: tuple[Running, Slow]) -> None:
+    running, _ = held
+    with running.http() as client:
+        refused = client.post("/v1/classifications", json={"model": "weather", "input": ["sun"] * 4})
+    assert refused.status_code == 400
+    assert "at most 3 texts, as the server's --queue, found 4" in refused.json()["error"]["message"]
+
+
 def test_a_client_that_goes_away_leaves_the_queue(held: tuple[Running, Slow]) -> None:
     running, slow = held
     with running.post("/v1/classifications", {"model": "weather", "input": ["sun", "rain"]}):

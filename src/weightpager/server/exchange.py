@@ -79,7 +79,7 @@ async def exchange(service: Service, request: Request, task: str, works: Sequenc
     """Submit a request's texts; those that haven't ended when the block does are cancelled.
 
     Raises:
-        UnknownTaskError, QueueFullError, ServerClosedError: as `Service.submit`.
+        UnknownTaskError, RequestError, QueueFullError, ServerClosedError: as `Service.submit`.
     """
     found = Exchange(time.monotonic() + service.settings.timeout)
     jobs = service.submit(task, works, found.listen)

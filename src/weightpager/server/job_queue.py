@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
-from weightpager.errors import QueueFullError, ServerClosedError
+from weightpager.errors import QueueFullError, RequestError, ServerClosedError
 from weightpager.server.job import Job
 from weightpager.server.scheduler import Plan
 
@@ -30,11 +30,14 @@ class JobQueue:
         """All of a request's jobs, or none.
 
         Raises:
+            RequestError: there never is room for so many.
             QueueFullError: there isn't room for all.
             ServerClosedError: nothing is taken any more.
         """
         with self._changed:
             self._check_open()
+            if len(jobs) > self.limit:
+                raise RequestError(f"expected at most {self.limit} texts, as the server's --queue, found {len(jobs)}")
             if len(self._jobs) + len(jobs) > self.limit:
                 self._jobs = [job for job in self._jobs if not job.cancelled]
             if len(self._jobs) + len(jobs) > self.limit:

@@ -97,6 +97,7 @@ class Service:
 
         Raises:
             UnknownTaskError: there is no such task.
+            RequestError: they are more than may ever wait.
             QueueFullError: too many are waiting.
             ServerClosedError: the server is shutting down.
         """
