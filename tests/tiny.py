@@ -15,6 +15,8 @@ from transformers import (
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedTokenizerFast,
     ViTConfig,
     ViTModel,
@@ -68,6 +70,27 @@ def llama(folder: Path, seed: int = 0) -> Path:
         eos_token_id=3,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def opt(folder: Path, seed: int = 0) -> Path:
+    """A decoder that looks its positions up in a table, which has an end."""
+    torch.manual_seed(seed)
+    config = OPTConfig(
+        vocab_size=16,
+        hidden_size=64,
+        word_embed_proj_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=96,
+        max_position_embeddings=32,
+        init_std=0.2,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    OPTForCausalLM(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

@@ -172,6 +172,16 @@ def test_a_batch_is_kept_within_its_room(trace: list[Waiting], policy: Policy, r
         assert len(found) == 1 or len(found) * each <= room
 
 
+@given(traces, policies, st.integers(18, 30))
+def test_a_batch_is_kept_within_what_the_model_can_read(trace: list[Waiting], policy: Policy, context: int) -> None:
+    sized = [replace(request, prompt=1 + 3 * number % 17, fresh=number % 13) for number, request in enumerate(trace)]
+    for order in ("grouped", "arrival"):
+        found = next_batch(sized, Turn(), 100.0, replace(policy, context=context, order=order)).places  # type: ignore[arg-type]
+        batch = [sized[place] for place in found]
+        longest = max(request.prompt for request in batch) + max(request.fresh for request in batch)
+        assert len(found) == 1 or longest <= context
+
+
 def test_nothing_waits() -> None:
     assert next_batch([], Turn(), 0.0, Policy()) == Plan()
 

@@ -33,6 +33,8 @@ class Policy:
         batch: requests that run together; 1 makes answers independent of who else asks, bit for bit.
         room: tokens that those may take together: for each the longest prompt of all and as many more as any may have.
             None for any number.
+        context: tokens that the model can read; the longest prompt of all and as many more as any may have are no
+            more, since what is finished is fed padding until all are. None for any number.
         order: ``grouped`` by task, or by ``arrival``, which is what grouping is measured against.
     """
 
@@ -42,6 +44,7 @@ class Policy:
     turn_seconds: float = 2.0
     batch: int = 8
     room: int | None = None
+    context: int | None = None
     order: Literal["grouped", "arrival"] = "grouped"
 
     def __post_init__(self) -> None:
@@ -127,7 +130,7 @@ def next_batch(
     own = [place for place, request in enumerate(waiting) if request.task == task]
     first = waiting[own[0]]
     alike = [place for place in own if waiting[place].kind == first.kind]
-    batch = _fitting(waiting, alike[: policy.batch], policy.room)
+    batch = _fitting(waiting, alike[: policy.batch], policy)
     full = len(batch) == policy.batch or len(batch) < len(alike)
     due = first.arrived + min(policy.linger, policy.patience)
     if task != turn.task and task not in resident and not full and now < due:
@@ -159,18 +162,17 @@ def _head(waiting: Sequence[Waiting], policy: Policy) -> Plan:
         if (request.task, request.kind) != (first.task, first.kind):
             break
         places.append(place)
-    return Plan(_fitting(waiting, places, policy.room))
+    return Plan(_fitting(waiting, places, policy))
 
 
-def _fitting(waiting: Sequence[Waiting], places: Sequence[int], room: int | None) -> tuple[int, ...]:
+def _fitting(waiting: Sequence[Waiting], places: Sequence[int], policy: Policy) -> tuple[int, ...]:
     """As many of the first ones as there is room for, at least one."""
-    if room is None:
-        return tuple(places)
+    room, context = (math.inf if most is None else most for most in (policy.room, policy.context))
     prompt, fresh, fits = 0, 0, 0
     for place in places:
         # Shorter prompts are padded, and what is finished stays in the cache until all are.
         prompt, fresh = max(prompt, waiting[place].prompt), max(fresh, waiting[place].fresh)
-        if fits and (fits + 1) * (prompt + fresh) > room:
+        if fits and (prompt + fresh > context or (fits + 1) * (prompt + fresh) > room):
             break
         fits += 1
     return tuple(places[:fits])

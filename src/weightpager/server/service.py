@@ -50,7 +50,9 @@ class Service:
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
         self.timeline = Timeline(self.metrics.switched)
-        self.worker = Worker(engine, self.queue, replace(settings.policy, room=room), self.metrics, self.timeline)
+        context = None if self._vocabulary is None else self._vocabulary.context
+        policy = replace(settings.policy, room=room, context=context)
+        self.worker = Worker(engine, self.queue, policy, self.metrics, self.timeline)
         self.started = time.time()
 
     def start(self) -> None:
