@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -14,6 +16,7 @@ from running import ADMIN, TOKEN, Running, serving
 import tiny
 import weightpager as wp
 from weightpager.bundle.footprint import smallest_budget
+from weightpager.bundle.garbage import collect
 from weightpager.errors import ConfigError
 from weightpager.server.app import create_app
 from weightpager.server.service import Service
@@ -126,6 +129,36 @@ def test_reload_takes_over_new_tasks(assistant_bundle: Path, tmp_path: Path) -> 
         wp.compile(tmp_path / "more.yaml", base=bundle, out=bundle, force=True)
         assert client.post("/admin/reload").json() == {"added": ["mood"], "removed": [], "changed": []}
         assert running.openai.embeddings.create(model="mood", input="sun").data
+
+
+def test_who_waits_while_a_task_gets_other_classes_is_not_answered_by_the_old_ones(
+    assistant_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(assistant_bundle, tmp_path / "a.bundle"))
+    other = tiny.assistant(tmp_path)
+    other["tasks"] = {
+        "weather": tiny.classification(tmp_path, "weather", {"snow": ["snow"], "dry": ["sun"], "wet": ["rain"]})
+    }
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    body = {"model": "weather", "input": "snow"}
+    with serving(bundle, Settings(admin_token=ADMIN)) as running, running.http(ADMIN) as client:
+        collect(bundle, ["weather"])
+        wp.compile(tmp_path / "other.yaml", base=bundle, out=bundle, force=True)
+        go = threading.Event()
+        running.service.worker.between(go.wait)
+        with ThreadPoolExecutor(2) as pool:
+            waiting = pool.submit(client.post, "/v1/classifications", json=body)
+            while not running.service.queue.waiting():
+                time.sleep(0.005)
+            change = running.service.worker.between(running.service.engine.reload)
+            go.set()
+            assert change.result().changed == ("weather",)
+            refused = waiting.result()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "busy")
+        assert "compiled anew" in refused.json()["error"]["message"]
+        assert refused.headers["retry-after"]
+        labels = {score["label"] for score in client.post("/v1/classifications", json=body).json()["data"][0]["scores"]}
+        assert labels == {"snow", "dry", "wet"}
 
 
 def test_the_trace_is_one_that_the_compiler_reads(assistant_bundle: Path, tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ async def model(name: str, request: Request) -> Model:
 async def embeddings(body: EmbeddingBody, request: Request) -> EmbeddingList:
     """The mean over a text's tokens of the last hidden state below the task's head; any task on texts has one."""
     service: Service = request.app.state.service
-    service.task(body.model)
+    task = service.task(body.model)
     works = await asyncio.to_thread(_embeds, service.vocabulary, body.input)
-    async with exchange(service, request, body.model, works) as events:
+    async with exchange(service, request, task, works) as events:
         outcomes = await events.outcomes(len(works))
     data = [
         Embedding(index=index, embedding=_vector(outcome, body.encoding_format))
@@ -70,7 +70,7 @@ async def classifications(body: ClassificationBody, request: Request) -> Classif
     service: Service = request.app.state.service
     task = service.task(body.model)
     works = await asyncio.to_thread(_classifications, service, task, body)
-    async with exchange(service, request, task.name, works) as events:
+    async with exchange(service, request, task, works) as events:
         outcomes = await events.outcomes(len(works))
     data = [_classification(index, outcome, task, body.top) for index, outcome in enumerate(outcomes)]
     usage = Usage.of(sum(len(work.ids) for work in works))

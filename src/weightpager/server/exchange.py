@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import Request
 
+from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestTimeoutError
 from weightpager.server.job import Done, Event, Failed, Job
 from weightpager.server.service import Service
@@ -75,15 +76,17 @@ class Exchange:
 
 
 @asynccontextmanager
-async def exchange(service: Service, request: Request, task: str, works: Sequence[Work]) -> AsyncIterator[Exchange]:
+async def exchange(
+    service: Service, request: Request, task: TaskEntry, works: Sequence[Work]
+) -> AsyncIterator[Exchange]:
     """Submit a request's texts; those that haven't ended when the block does are cancelled.
 
     Raises:
-        UnknownTaskError, RequestError, QueueFullError, ServerClosedError: as `Service.submit`.
+        RequestError, QueueFullError, ServerClosedError: as `Service.submit`.
     """
     found = Exchange(time.monotonic() + service.settings.timeout)
     jobs = service.submit(task, works, found.listen)
-    request.state.task = task  # for the log, now that it is known to be a name of ours
+    request.state.task = task.name  # for the log, now that it is known to be a name of ours
     watching = asyncio.create_task(found.until_gone(request, jobs))
     try:
         yield found

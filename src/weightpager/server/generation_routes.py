@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 
+from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
 from weightpager.server import access
 from weightpager.server.encoding_routes import texts_or_ids
@@ -31,31 +32,33 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 @router.post("/chat/completions", response_model=ChatCompletion)
 async def chat(body: ChatBody, request: Request) -> Response:
     """Go on with a conversation."""
-    service = _service(request, body.model)
+    service: Service = request.app.state.service
+    task = _writer(service, body.model)
     messages = [{"role": message.role, "content": message.text} for message in body.messages]
     ids = await asyncio.to_thread(service.vocabulary.chat, messages)
     wanted = body.max_completion_tokens or body.max_tokens
-    return await _respond(service, request, body, [_work(service, body, ids, wanted, "messages")], ChatFormat(body))
+    works = [_work(service, body, ids, wanted, "messages")]
+    return await _respond(service, request, body, task, works, ChatFormat(body))
 
 
 @router.post("/completions", response_model=Completion)
 async def completions(body: CompletionBody, request: Request) -> Response:
     """Continue one or more texts."""
-    service = _service(request, body.model)
+    service: Service = request.app.state.service
+    task = _writer(service, body.model)
     vocabulary = service.vocabulary
     prompts = await asyncio.to_thread(
         texts_or_ids, body.prompt, vocabulary.prompt, lambda ids: vocabulary.checked(ids, "prompt")
     )
     works = [_work(service, body, ids, body.max_tokens, "prompt") for ids in prompts]
-    return await _respond(service, request, body, works, CompletionFormat(body))
+    return await _respond(service, request, body, task, works, CompletionFormat(body))
 
 
-def _service(request: Request, task: str) -> Service:
-    service: Service = request.app.state.service
-    kind = service.task(task).kind
-    if kind != "language-modeling":
-        raise RequestError(f"expected a task that generates text, {task!r} is a {kind} task", "model")
-    return service
+def _writer(service: Service, name: str) -> TaskEntry:
+    task = service.task(name)
+    if task.kind != "language-modeling":
+        raise RequestError(f"expected a task that generates text, {name!r} is a {task.kind} task", "model")
+    return task
 
 
 def _work(service: Service, body: GenerationBody, ids: Ids, wanted: int | None, param: str) -> Generate:
@@ -69,19 +72,20 @@ async def _respond(
     service: Service,
     request: Request,
     body: GenerationBody,
+    task: TaskEntry,
     works: Sequence[Generate],
     form: ChatFormat | CompletionFormat,
 ) -> Response:
     prompt = sum(len(work.ids) for work in works)
     if not body.stream:
-        async with exchange(service, request, body.model, works) as events:
+        async with exchange(service, request, task, works) as events:
             found = [outcome for outcome in await events.outcomes(len(works)) if isinstance(outcome, Generated)]
         usage = Usage.of(prompt, sum(outcome.tokens for outcome in found))
         return Response(form.whole(found, usage).model_dump_json(), media_type="application/json")
     # The first event decides what the status is: errors before it are answered like any other.
     stack = AsyncExitStack()
     try:
-        events = await stack.enter_async_context(exchange(service, request, body.model, works))
+        events = await stack.enter_async_context(exchange(service, request, task, works))
         first = await events.next()
     except BaseException:
         await stack.aclose()

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from weightpager.bundle import TaskEntry
 from weightpager.server.scheduler import Waiting
 from weightpager.server.work import Generate, Outcome, Work
 
@@ -49,7 +50,7 @@ class Job:
     """One text of a request.
 
     Attributes:
-        task: that it is for.
+        entry: of the task that it is for, as the request was read by it.
         work: to be done.
         index: of the text in its request.
         arrived, deadline: by `time.monotonic`.
@@ -57,7 +58,7 @@ class Job:
         began: when its batch began, None before.
     """
 
-    task: str
+    entry: TaskEntry
     work: Work
     index: int
     arrived: float
@@ -65,6 +66,11 @@ class Job:
     listener: Listener
     began: float | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def task(self) -> str:
+        """That it is for."""
+        return self.entry.name
 
     @property
     def waiting(self) -> Waiting:

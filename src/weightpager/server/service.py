@@ -94,16 +94,14 @@ class Service:
         """
         return self.engine.bundle.task(name)
 
-    def submit(self, task: str, works: Sequence[Work], listener: Listener) -> list[Job]:
+    def submit(self, task: TaskEntry, works: Sequence[Work], listener: Listener) -> list[Job]:
         """Queue a request's texts; the listener hears of each by its place in ``works``.
 
         Raises:
-            UnknownTaskError: there is no such task.
             RequestError: they are more than may ever wait.
             QueueFullError: too many are waiting.
             ServerClosedError: the server is shutting down.
         """
-        self.task(task)
         now = time.monotonic()
         deadline = now + self.settings.timeout
         jobs = [Job(task, work, index, now, deadline, listener) for index, work in enumerate(works)]

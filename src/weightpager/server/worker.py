@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
 from weightpager.engine.architecture import takes_images
-from weightpager.errors import RequestTimeoutError, ServerClosedError, WeightpagerError
+from weightpager.errors import BusyError, RequestTimeoutError, ServerClosedError, WeightpagerError
 from weightpager.server.encoding import encode
 from weightpager.server.generation import generate
 from weightpager.server.job import Done, Failed, Job
@@ -112,7 +113,7 @@ class Worker:
     def _serve(self, jobs: list[Job]) -> None:
         start = time.monotonic()
         task = jobs[0].task
-        jobs = [job for job in jobs if not _expired(job, start)]
+        jobs = [job for job in jobs if not _expired(job, start) and not self._outdated(job)]
         self._running = jobs
         try:
             if jobs:
@@ -130,6 +131,14 @@ class Worker:
             self._running = []
             self._turn = self._turn.after(task, len(jobs), start, time.monotonic())
 
+    def _outdated(self, job: Job) -> bool:
+        """Tell the listener of a job whose task reads other texts, or has other classes, since a reload."""
+        now = self._engine.bundle.tasks.get(job.task)
+        if now is None or _read_by(now) == _read_by(job.entry):
+            return False
+        job.listener(Failed(job.index, BusyError(f"task {job.task!r} was compiled anew meanwhile; ask again")))
+        return True
+
     def _run_batch(self, module: nn.Module, jobs: Sequence[Job]) -> None:
         start = time.monotonic()
         with torch.inference_mode():
@@ -144,6 +153,11 @@ class Worker:
         for job, outcome in zip(jobs, encode(module, self._tokenizer, works), strict=True):
             job.listener(Done(job.index, outcome))
         return 0
+
+
+def _read_by(task: TaskEntry) -> tuple[object, ...]:
+    """What a request was read by, and its answer will be written by."""
+    return (task.kind, task.classes, task.max_length)
 
 
 def _expired(job: Job, now: float) -> bool:
