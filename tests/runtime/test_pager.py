@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 
 import pytest
@@ -80,3 +81,21 @@ def test_a_read_that_fails_takes_its_group_along_and_no_other(pager: Pager) -> N
     assert [pages for pages, _ in told] == [[1, 2, 5], [7, 8]]
     assert isinstance(told[0][1], StoreError)
     assert told[1][1] is None
+
+
+def test_groups_that_run_are_changed_under_the_lock_only(pager: Pager) -> None:
+    """Removing one compares groups, which lets other threads come between: one that removed at once could die."""
+    told, go = threading.Event(), threading.Event()
+
+    def ended(_pages: Collection[int], _error: BaseException | None) -> None:
+        told.set()
+        go.wait(20)
+
+    pager.load(Pages(), {1: 9, 2: 0}, Priority.ON_DEMAND, ended)
+    assert told.wait(20)
+    with pager._changed:
+        go.set()
+        time.sleep(0.05)  # enough for the thread to come to where it wants the lock
+        assert pager.pages == {1, 2}
+    assert loaded(pager, Pages(), {5: 4}) == [([5], None)]
+    assert not pager.pages & {1, 2}

@@ -147,7 +147,8 @@ class Pager:
         while (begun := self._next()) is not None:
             some, stage = begun
             some.load.ended(some.pages, _failure(some, stage))
-            self._running.remove(some)
+            with self._changed:  # it compares groups, and another thread may come between
+                self._running.remove(some)
             del begun, some, stage  # else this thread keeps the last load's store and callbacks alive while it waits
 
     def _next(self) -> tuple[_Group, Stage] | None:
