@@ -290,6 +290,14 @@ def test_rows_that_are_no_json_are_counted_from_1_and_from_the_first_one(
         data.classes("spam", task)
 
 
+def test_objects_that_span_lines_are_not_blamed_by_line(tmp_path: Path) -> None:
+    task = texts(tmp_path, []).model_copy(update={"train": tmp_path / "train.json"})
+    task.train.write_text('{\n "text": "a", "label": "x"\n}\n{\n "text": "b", "label"\n}\n', encoding="utf-8")
+    with pytest.raises(CompileError, match="cannot be read as json: ") as refused:
+        data.classes("spam", task)
+    assert "expected a JSON object" not in str(refused.value)
+
+
 def test_refuses_text_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_bytes(b"\xff\xfe\x00")
     task = spec("language-modeling", tmp_path / "train.txt", tiny.prose(tmp_path / "eval.txt"))

@@ -102,6 +102,15 @@ def test_activations_depend_on_precision_and_attention(
     assert activation_bytes(source, "animal", 1) == 16 * 3 * (kept + 5 * 4 * 16) + 2 * 12
 
 
+def test_a_model_that_does_not_state_its_neurons_has_four_to_a_hidden_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.memory_estimate.multiplies_in_bfloat16", lambda _: False)
+    source = load(tmp_path)
+    vars(source.models["animal"].config)["intermediate_size"] = None  # as GPT-Neo's does
+    assert activation_bytes(source, "animal", 1) == 16 * 3 * (54 * 64 + 16 * 4 * 64) + 2 * 12
+
+
 def test_windows_of_a_language_model_are_measured_few_at_a_time(tmp_path: Path) -> None:
     source = sources.load(task_file.from_dict(tiny.writer(tmp_path, calibration={"max_length": 64, "batch": 1000})))
     lengths = {name: source.task_file.max_length_of(name) for name in source.models}

@@ -103,6 +103,13 @@ def test_a_head_beside_tasks_that_are_trained_is_warned_about(tmp_path: Path, ca
     entries["tasks"]["text"]["head"] = "model"
     train.train(*load(entries, tmp_path))
     assert "tasks.text stays as it is while training for tokens moves the weights under it" in caplog.text
+    assert "brings a head" not in caplog.text
+
+
+def test_training_on_the_models_own_head_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tiny.bert(tmp_path / "model", BertForSequenceClassification, id2label={0: "good", 1: "bad"})
+    train.train(*load(content(tmp_path, "text", steps=1), tmp_path))
+    assert f"both are trained on; 'head: {folder}' keeps them" in caplog.text
 
 
 def test_a_decoder_with_tied_embeddings_stays_tied(tmp_path: Path) -> None:

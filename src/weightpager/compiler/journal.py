@@ -70,12 +70,12 @@ class Journal:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Until the end of this, no other compile may hold the same folder.
+        """Until the end of this, no other compile may hold the same folder; if it ends well, nothing is left to resume.
 
         Raises:
             CompileError: another one does, or the storage refused it.
         """
-        if self._folder is None:
+        if self._folder is None or not self._folder.parent.is_dir():  # who writes the bundle will say so
             yield
             return
         with storage_errors():
@@ -85,6 +85,7 @@ class Journal:
             _lock(descriptor, self._folder)
             try:
                 yield
+                self.remove()
             finally:
                 with suppress(OSError):
                     self._folder.rmdir()  # it stays if there is anything to go on from

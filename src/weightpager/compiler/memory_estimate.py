@@ -106,7 +106,7 @@ def activation_bytes(source: Source, task: str, batch: int) -> int:
 
 def _most(config: PretrainedConfig, key: str) -> int:
     """A number of the configuration; the largest where stages differ, 0 where it doesn't tell."""
-    found = getattr(config, key, 0)
+    found = getattr(config, key, None) or 0  # GPT-Neo has None
     return max(found, default=0) if isinstance(found, (list, tuple)) else int(found)
 
 

@@ -69,16 +69,15 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     if base is None:
         _check_trace(task_file, ())
         journal = Journal(kept_beside(out), task_file.identity())
-        with writing(out, force=force) as writer, journal.held():
+        with journal.held(), writing(out, force=force) as writer:
             build(writer, prepare(task_file, progress, journal), progress, journal)
     else:
         start = BaseBundle.open(base)
         task_file = start.settle(task_file)
         _check_trace(task_file, tuple(start.bundle.tasks))
         journal = Journal(kept_beside(out), f"{task_file.identity()} {start.identity()}")
-        with writing(out, force=force) as writer, journal.held():
+        with journal.held(), writing(out, force=force) as writer:
             grow(writer, start, prepare(task_file, progress, journal, start), journal, progress)
-    journal.remove()
     return Bundle.open(out)
 
 

@@ -74,10 +74,10 @@ def _fault(path: Path, kind: str, error: Exception) -> str:
     with suppress(OSError), path.open("rb") as file:
         rows = filter(None, map(bytes.strip, file))
         for number, row in enumerate(rows, 1):
-            if number == 1 and row.startswith(b"["):
-                break
             if not _is_object(row):
-                return f"row {number}: expected a JSON object, found {row[:80]!r}"
+                if number == 1:  # the file may well have objects that span lines, or one array of them
+                    break
+                return f"row {number}: expected a JSON object, found {row[:80].decode('utf-8', 'backslashreplace')}"
     # Rows are counted there from 0, and from the part of the file on that was being read.
     return re.sub(r" in row \d+$", "", first_line(error))
 

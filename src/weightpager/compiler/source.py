@@ -100,6 +100,12 @@ class Source:
             return ()
         return class_names(self.models[task].config)
 
+    def brings_head(self, task: str) -> bool:
+        """Whether the model's directory has a head of the task's kind for its very classes."""
+        config = load_config(self.path)
+        of_kind = type(self.models[task]).__name__ in (config.architectures or ())
+        return of_kind and set(self.classes(task)) == set(class_names(config))
+
 
 def load(task_file: TaskFile) -> Source:
     """Load the model directory of a task file once per task, over shared parameters.
@@ -172,13 +178,6 @@ def _load_model(
         _copy_head(head, model, f"tasks.{name}.{'head' if checkpoint is None else 'checkpoint'}")
     if task.head is not None and head is not None:
         _warn_of_other_base(head, model, name)
-    if task.trained and not info["missing_keys"] and set(names) == set(class_names(load_config(path))):
-        _log.warning(
-            "tasks.%s: the model brings a head for these classes, and both are trained on; "
-            "'head: %s' keeps them as they are",
-            name,
-            path,
-        )
     check_finite(model, name, path)
     if not task.takes_images:
         check_positions(model, task_file.max_length_of(name), f"tasks.{name}")

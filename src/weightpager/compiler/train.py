@@ -43,6 +43,9 @@ def train(
     for name in (name for name in source.task_file.tasks if name not in tasks):
         moved = f"training for {', '.join(tasks)} moves the weights under it"
         _log.warning("tasks.%s stays as it is while %s: expect it to do worse", name, moved)
+    for name in filter(source.brings_head, tasks):
+        both = "the model brings a head for these classes, and both are trained on"
+        _log.warning("tasks.%s: %s; 'head: %s' keeps them as they are", name, both, source.path)
 
     def error(task: str, batch: Batch) -> Tensor:
         with autocast(source.models[task].device):
