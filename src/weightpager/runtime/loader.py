@@ -99,10 +99,7 @@ class Loader:
 
     def cancel_lost(self) -> None:
         """Free slots of reads that nobody makes: Ctrl-C came between. The lock is held, and the pager isn't closed."""
-        lost = set(self._blocks.reserved().tolist()) - self._pager.pages
-        if lost:
-            self._ahead.cancelled(lost)
-            self._blocks.cancel(lost)
+        self._forget(set(self._blocks.reserved().tolist()) - self._pager.pages)
 
     def abandon(self, loadings: Sequence[Loading]) -> None:
         """Nobody waits for these any more; what hasn't begun, and nobody else wants, isn't read. The lock is held."""
@@ -158,9 +155,12 @@ class Loader:
 
     def _cancel(self, but: Collection[int]) -> None:
         """Don't begin reads of other pages than these."""
-        gone = self._pager.cancel(but)
-        self._ahead.cancelled(gone)
-        self._blocks.cancel(gone)
+        self._forget(self._pager.cancel(but))
+
+    def _forget(self, pages: Collection[int]) -> None:
+        """Pages that won't come: their slots are free again."""
+        self._ahead.cancelled(pages)
+        self._blocks.cancel(pages)
 
     def _ended(self, pages: Collection[int], error: BaseException | None) -> None:
         """A read has ended: its pages are resident, or their slots free again."""
