@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from transformers import BertConfig
 
 import tiny
 from weightpager.errors import BundleFormatError, RequestError
@@ -9,7 +8,7 @@ from weightpager.server.vocabulary import Vocabulary
 
 
 def vocabulary(words: int = 16, room: int | None = None) -> Vocabulary:
-    return Vocabulary(tiny.tokenizer(), BertConfig(vocab_size=words, max_position_embeddings=8), room)
+    return Vocabulary(tiny.tokenizer(), words, 8, room)
 
 
 def test_texts_are_cut_for_classes_and_tags_only() -> None:
@@ -46,12 +45,11 @@ def test_a_word_that_the_model_lacks_fails_alone() -> None:
 def test_a_conversation_goes_through_the_template() -> None:
     messages = [{"role": "system", "content": "red"}, {"role": "user", "content": "cat"}]
     tokenizer = tiny.tokenizer()
-    config = BertConfig(vocab_size=16, max_position_embeddings=8)
-    assert Vocabulary(tokenizer, config).chat(messages) == (4, 7)
+    assert Vocabulary(tokenizer, 16, 8).chat(messages) == (4, 7)
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role == 'user' and 'sun' or 'rain' }} {{ m.content }} {% endfor %}"
     )
-    assert Vocabulary(tokenizer, config).chat(messages) == (11, 4, 10, 7)
+    assert Vocabulary(tokenizer, 16, 8).chat(messages) == (11, 4, 10, 7)
     tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
     with pytest.raises(RequestError, match="no system, please"):
-        Vocabulary(tokenizer, config).chat(messages)
+        Vocabulary(tokenizer, 16, 8).chat(messages)

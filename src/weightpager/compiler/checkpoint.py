@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from weightpager.bundle.manifest import TaskKind
 from weightpager.bundle.model_files import GENERATION, GENERATION_KEYS
 from weightpager.compiler.named_parameters import canonical, parameters
 from weightpager.compiler.task_file import TaskFile
-from weightpager.engine.architecture import CLASSES
+from weightpager.engine.architecture import CLASSES, position_table
 from weightpager.engine.image_reader import ImageReader, load_image_processor
 from weightpager.errors import CompileError, WeightpagerError, first_line
 from weightpager.machine.panics import panics_as_errors
@@ -232,11 +231,9 @@ def check_finite(model: PreTrainedModel, task: str, path: Path) -> None:
 
 def check_positions(model: PreTrainedModel, length: int, where: str) -> None:
     """Refuse texts longer than a table of positions that, as RoBERTa's, begins behind its padding."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
-            most = module.num_embeddings - module.padding_idx - 1
-            if length > most:
-                raise CompileError(f"{where}.max_length: expected at most the model's {most} tokens, found {length}")
+    most = position_table(model)
+    if most is not None and length > most:
+        raise CompileError(f"{where}.max_length: expected at most the model's {most} tokens, found {length}")
 
 
 def check_causal(model: PreTrainedModel, path: Path, name: str) -> None:

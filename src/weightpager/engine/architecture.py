@@ -124,10 +124,23 @@ def tokenizer(bundle: Bundle) -> Any:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one that transformers can read", error) from error
 
 
-def context_length(config: PretrainedConfig, tokenizer: Any) -> int:
+def context_length(module: nn.Module, tokenizer: Any) -> int:
     """Tokens that a model can read, prompt and continuation together, as far as it and its tokenizer say."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or _MOST_TOKENS
-    return int(min(positions, tokenizer.model_max_length, _MOST_TOKENS))
+    config: Any = module.config
+    said = getattr(config.get_text_config(), "max_position_embeddings", None) or _MOST_TOKENS
+    found = position_table(module)
+    return int(min(said, _MOST_TOKENS if found is None else found, tokenizer.model_max_length, _MOST_TOKENS))
+
+
+def position_table(module: nn.Module) -> int | None:
+    """Tokens that a table of positions has room for if, as RoBERTa's, it begins behind its padding; None without one.
+
+    The configuration counts the rows before the first position, too.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding) and "position" in name and part.padding_idx is not None:
+            return part.num_embeddings - part.padding_idx - 1
+    return None
 
 
 def takes_images(bundle: Bundle) -> bool:

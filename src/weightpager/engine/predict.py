@@ -108,8 +108,7 @@ def _tag(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Predi
 def _continue(module: nn.Module, tokenizer: Any, _: TaskEntry, text: str, *, max_new_tokens: int) -> Prediction:
     # Not truncated: a continuation of anything but the prompt's end would be no continuation.
     encoded = _encode(module, tokenizer, text, add_special_tokens=False)
-    config: Any = module.config
-    room = context_length(config, tokenizer)
+    room = context_length(module, tokenizer)
     found = encoded["input_ids"].shape[1]
     if found + max_new_tokens > room:
         raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
-from weightpager.engine.architecture import image_reader, read_config, takes_images
+from weightpager.engine.architecture import context_length, empty_module, image_reader, read_config, takes_images
 from weightpager.errors import RequestError
 from weightpager.server.image_inputs import ImageInputs
 from weightpager.server.job import Job, Listener
@@ -46,7 +46,7 @@ class Service:
         images = takes_images(engine.bundle)
         room = None if images else _room(engine, config)
         self._images = ImageInputs(image_reader(engine.bundle)) if images else None
-        self._vocabulary = None if images else Vocabulary(engine.tokenizer(), config, room)
+        self._vocabulary = None if images else _vocabulary(engine, config, room)
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
         self.timeline = Timeline(self.metrics.switched)
@@ -116,6 +116,12 @@ class Service:
         """Refuse what waits, let the running batch end, and close the engine."""
         self.worker.stop(timeout=self.settings.timeout)
         self.engine.close()
+
+
+def _vocabulary(engine: Engine, config: Any, room: int | None) -> Vocabulary:
+    tokenizer, task = engine.tokenizer(), next(iter(engine.bundle.tasks.values()))
+    context = context_length(empty_module(config, task), tokenizer)
+    return Vocabulary(tokenizer, int(config.get_text_config().vocab_size), context, room)
 
 
 def _room(engine: Engine, config: Any) -> int | None:

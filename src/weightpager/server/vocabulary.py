@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightpager.bundle.reader import MODEL
-from weightpager.engine.architecture import context_length
 from weightpager.engine.word_pieces import word_starts
 from weightpager.errors import BundleFormatError, RequestError
 from weightpager.server.work import Classify, Ids, Tag
@@ -21,17 +20,18 @@ class Vocabulary:
         size: token ids are below it.
     """
 
-    def __init__(self, tokenizer: Any, config: Any, room: int | None = None) -> None:
+    def __init__(self, tokenizer: Any, size: int, context: int, room: int | None = None) -> None:
         """Any text is read.
 
         Args:
             tokenizer: that nobody else uses.
-            config: of the model.
+            size: token ids are below it.
+            context: tokens that the model can read.
             room: tokens that one text's cache may hold; None for any number.
         """
         self._room = room
-        self.context = context_length(config, tokenizer)
-        self.size = int(config.get_text_config().vocab_size)
+        self.context = context
+        self.size = size
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
 
