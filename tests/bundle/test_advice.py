@@ -46,7 +46,7 @@ def test_paging_is_advised_where_nothing_simpler_is_as_good(assistant_bundle: Pa
     found = advise(bundle, report(bundle, 0.85, controls))
     assert found is not None
     assert "use this bundle: it loses 5.0 points against dense; one shared mask, the next best, 10.0." in found.words
-    assert "int8 would be better: 0.0." in found.words
+    assert "int8 would be better: it loses 0.0." in found.words
     assert [choice.name for choice in found.choices][-1] == "int8"
 
 
@@ -69,7 +69,7 @@ def test_what_is_better_than_dense_does_not_lose_less_than_nothing(assistant_bun
     ours = advise(bundle, report(bundle, 0.91, {"int8": (arena(bundle), 0.905), "int4": (10 * arena(bundle), 0.92)}))
     assert ours is not None
     assert "it beats dense by 1.0 points; int8, the next best, beats dense by 0.5." in ours.words
-    assert "int4 would be better: beats dense by 2.0." in ours.words
+    assert "int4 would be better: it beats dense by 2.0." in ours.words
     equal = advise(bundle, report(bundle, 0.90001, {"int8": (arena(bundle), 0.8)}))
     assert equal is not None
     assert "it loses 0.0 points against dense" in equal.words

@@ -74,6 +74,18 @@ def test_one_mask_may_load_more_than_strong_alignment(most: float) -> None:
     assert found.switch_bytes <= most
 
 
+def test_no_strength_is_measured_twice() -> None:
+    tried: list[float] = []
+
+    def only_the_strongest(strength: float) -> Point:
+        tried.append(strength)
+        return Point(strength, 0.0 if strength == 0.5 * 2**12 else 9.0, 0.0)
+
+    found, points = search(Wish("switch_bytes", 1), only_the_strongest)
+    assert [point.strength for point in points] == tried
+    assert tried.count(found.strength) == 1
+
+
 def test_what_cannot_be_had_is_refused_with_the_least_that_can() -> None:
     with pytest.raises(CompileError, match="max_switch: expected at least 100 B, the least .* got 50 B"):
         search(Wish("switch_bytes", 50), smooth)

@@ -113,7 +113,7 @@ def _words(ours: Choice, others: Sequence[Choice], budget: int, unit: str) -> st
     larger = [choice for choice in others if choice.resident_bytes > budget and choice.loss < ours.loss]
     if larger:
         least = min(larger, key=lambda choice: choice.resident_bytes)
-        words += f" With {format_size(least.resident_bytes)} {_called(least)} would be better: {_lost(least)}."
+        words += f" With {format_size(least.resident_bytes)} {_called(least)} would be better: it {_loses(least)}."
     return words
 
 

@@ -57,32 +57,33 @@ def search(wish: Wish, evaluate: Callable[[float], Point]) -> tuple[Point, list[
 
     Args:
         wish: what is asked for.
-        evaluate: measures one strength; called about twenty times at most.
+        evaluate: measures one strength; called about twenty times at most, once for each.
 
     Raises:
         CompileError: the wish can't be met; names the least that can be had.
     """
-    tried: list[Point] = []
+    tried: dict[float, Point] = {}
 
     def meets(strength: float) -> bool:
-        tried.append(evaluate(strength))
-        return wish.met_by(tried[-1])
+        if strength not in tried:
+            tried[strength] = evaluate(strength)
+        return wish.met_by(tried[strength])
 
     # The ends at which the wish is easiest, the end that would be best, and the way from the first strength to it.
     # Where tasks have values of their own, one mask for all may load more than strong alignment does.
     ends, best, away = ((INFINITY, _STRONGEST), 0.0, 0.5) if wish.what == "switch_bytes" else ((0.0,), INFINITY, 2.0)
     if meets(best):
-        return tried[-1], tried
+        return tried[best], [*tried.values()]
     easy = next((end for end in ends if meets(end)), None)
     if easy is None:
-        raise CompileError(_refusal(wish, min(tried, key=lambda point: float(getattr(point, wish.what)))))
+        raise CompileError(_refusal(wish, min(tried.values(), key=lambda point: float(getattr(point, wish.what)))))
     good, bad = _bracket(meets, away)
     if good is not None and bad is not None:
         for _ in range(_HALVINGS):
             middle = math.sqrt(good * bad)
             good, bad = (middle, bad) if meets(middle) else (good, middle)
     wanted = easy if good is None else good
-    return next(point for point in tried if point.strength == wanted), tried
+    return tried[wanted], [*tried.values()]
 
 
 def _bracket(meets: Callable[[float], bool], away: float) -> tuple[float | None, float | None]:
