@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+
+# Before anything imports transformers: a test must never look for a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Before anything imports triton: without a GPU its kernels are interpreted.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from command import Command, run
 from hypothesis import HealthCheck, settings
 
 import tiny
-
-# Before anything imports transformers: a test must never look for a hub.
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 
 # Time is measured in benchmarks; a busy machine must not fail a property.
 settings.register_profile("weightpager", deadline=None, suppress_health_check=[HealthCheck.too_slow])

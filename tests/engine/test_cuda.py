@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import weightpager as wp
+from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.errors import ConfigError
@@ -45,6 +46,15 @@ def test_a_device_that_is_not_there_is_refused(assistant_bundle: Path, device: s
 def test_a_device_number_that_is_not_there_is_refused(assistant_bundle: Path) -> None:
     with pytest.raises(ConfigError, match="found devices cuda:0 to"):
         wp.Engine.from_pretrained(assistant_bundle, device="cuda:99")
+
+
+@needs_gpu
+def test_the_gpus_own_kernels_answer_as_the_cpu_does(assistant_bundle: Path, expected: dict[str, torch.Tensor]) -> None:
+    assert kernels.isa("cuda") == "triton"
+    assert kernels.calls()["triton"] > 0
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        for task in TASKS:
+            torch.testing.assert_close(expected[task].cpu(), logits(engine.activate(task), "cpu"), rtol=1e-2, atol=1e-2)
 
 
 @needs_gpu

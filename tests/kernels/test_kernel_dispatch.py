@@ -55,12 +55,35 @@ def test_a_device_without_kernels_is_served_by_the_reference_with_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WEIGHTPAGER_ISA", kernels.available()[0])
-    dispatch._without_kernels.cache_clear()
+    dispatch._elsewhere.cache_clear()
     with caplog.at_level("WARNING", "weightpager"):
-        assert kernels.isa("cuda") == kernels.isa("cuda") == "reference"
+        assert kernels.isa("xpu") == kernels.isa("xpu") == "reference"
     assert [record.message for record in caplog.records] == [
-        "there are no kernels for cuda yet; the reference kernel serves, and is slow"
+        "no kernels for xpu (there are none); the reference kernel serves, and is slow"
     ]
+
+
+@pytest.mark.parametrize("why", [ImportError("No module named 'triton'"), RuntimeError("no C compiler\nfound")])
+def test_a_gpu_whose_kernels_do_not_work_is_served_by_the_reference(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: Exception
+) -> None:
+    def broken() -> None:
+        raise why
+
+    monkeypatch.setattr(dispatch, "_gpu", broken)
+    dispatch._elsewhere.cache_clear()
+    with caplog.at_level("WARNING", "weightpager"):
+        assert kernels.isa("cuda") == "reference"
+    dispatch._elsewhere.cache_clear()
+    assert str(why).splitlines()[0] in caplog.text
+    assert "the reference kernel serves, and is slow" in caplog.text
+
+
+def test_the_reference_can_be_asked_for_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_elsewhere", lambda device: "triton")
+    assert kernels.isa("cuda") == "triton"
+    monkeypatch.setenv("WEIGHTPAGER_ISA", "reference")
+    assert kernels.isa("cuda") == "reference"
 
 
 def test_without_the_native_module_the_reference_serves_with_one_warning() -> None:

@@ -6,12 +6,14 @@ import logging
 import os
 from collections import Counter
 from functools import cache
+from importlib import import_module
 from threading import Lock
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, first_line
 from weightpager.kernels import reference
 from weightpager.kernels.paged_weight import PagedWeight
 
@@ -27,6 +29,7 @@ else:
 _log = logging.getLogger(__name__)
 _DTYPES = (torch.float32, torch.bfloat16)
 _REFERENCE = "reference"
+_TRITON = "triton"
 
 _calls: Counter[str] = Counter()
 _calls_lock = Lock()
@@ -55,6 +58,8 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> 
     chosen = isa(weight.arena.device.type)
     if chosen == _REFERENCE:
         y = reference.paged_linear(x, weight, bias)
+    elif chosen == _TRITON:
+        y = _gpu().paged_linear(x, weight, bias)
     else:
         y = cpu.paged_linear(x, weight, bias, _NATIVE.index(chosen))
     _count(chosen)
@@ -95,6 +100,8 @@ def paged_gated(
     chosen = isa(weight.arena.device.type)
     if chosen == _REFERENCE:
         y = reference.paged_gated(x, gate, weight, activation, checked)
+    elif chosen == _TRITON:
+        y = _gpu().paged_gated(x, gate, weight, activation, checked)
     else:
         y = cpu.paged_gated(x, gate, weight, activation, checked, _NATIVE.index(chosen))
     _count(chosen)
@@ -102,14 +109,17 @@ def paged_gated(
 
 
 def isa(device: str = "cpu") -> str:
-    """What `paged_linear` runs on, for weights on a type of device: one of `available`.
+    """What `paged_linear` runs on, for weights on a type of device: one of `available`, or "triton" on a GPU.
 
-    Only the CPU has kernels, and a choice.
+    ``WEIGHTPAGER_ISA=reference`` is obeyed on every device; what else it may name is the CPU's.
 
     Raises:
         ConfigError: ``WEIGHTPAGER_ISA`` names one that can't run here.
     """
-    return _choose(os.environ.get("WEIGHTPAGER_ISA", "")) if device == "cpu" else _without_kernels(device)
+    wanted = os.environ.get("WEIGHTPAGER_ISA", "")
+    if device == "cpu":
+        return _choose(wanted)
+    return _REFERENCE if wanted == _REFERENCE else _elsewhere(device)
 
 
 def available() -> tuple[str, ...]:
@@ -152,9 +162,22 @@ def _choose(wanted: str) -> str:
 
 
 @cache
-def _without_kernels(device: str) -> str:
-    _log.warning("there are no kernels for %s yet; the reference kernel serves, and is slow", device)
+def _elsewhere(device: str) -> str:
+    why = "there are none"
+    if device == "cuda":
+        try:
+            _gpu().check(device)
+        except Exception as error:  # noqa: BLE001 - Triton, torch, a driver or a compiler that is missing
+            why = first_line(error)
+        else:
+            return _TRITON
+    _log.warning("no kernels for %s (%s); the reference kernel serves, and is slow", device, why)
     return _REFERENCE
+
+
+def _gpu() -> ModuleType:
+    """The GPU's kernels; imported when they are needed, since Triton takes a second to be."""
+    return import_module("weightpager.kernels.gpu")
 
 
 def _count(kernel: str) -> None:

@@ -1,0 +1,188 @@
+"""The paged linear layer on a GPU: the checked call of Triton's kernels.
+
+Nothing here waits for the device, and addresses don't change, so that a CUDA graph can hold a call. Therefore a page
+that isn't in the arena can't raise an error: whatever depends on it is NaN.
+
+Importing this module fails with ImportError where Triton isn't installed; torch's builds for CUDA bring it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from weightpager.kernels import reference
+from weightpager.kernels import triton as kernels
+from weightpager.kernels.paged_weight import PagedWeight
+
+_WORDS = {torch.float32: torch.float32, torch.bfloat16: torch.int32, torch.int8: torch.int16}
+"""What an output's neighbouring features are read as, by the weight's dtype."""
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+_MATRIX = 16
+"""Least tokens, outputs and words of a step that matrix units multiply."""
+
+
+def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
+    """``x @ W.T + bias``, accumulated in float32.
+
+    ``x`` and ``bias`` have been checked by `weightpager.kernels.paged_linear`. An output that needs a page which isn't
+    in the arena is NaN.
+
+    Args:
+        x: [..., in_features].
+        weight: the weight.
+        bias: [out_features].
+
+    Raises:
+        ValueError: pages whose size is no multiple of four bytes.
+    """
+    rows, y = _operands(x, weight)
+    if y.numel():
+        tile = _tile(rows, weight)
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+            kernels.linear[tile.grid](
+                rows,
+                y,
+                *_tables(weight),
+                _pointer(bias, rows),
+                *_sizes(rows, weight),
+                HAS_BIAS=bias is not None,
+                **tile.constants,
+            )
+    return y
+
+
+def paged_gated(
+    x: Tensor,
+    gate: PagedWeight,
+    weight: PagedWeight,
+    activation: str,
+    biases: tuple[Tensor | None, Tensor | None],
+) -> Tensor:
+    """``activation(x @ gate.T + biases[0]) * (x @ W.T + biases[1])``, as `paged_linear`."""
+    rows, y = _operands(x, weight)
+    if y.numel():
+        tile = _tile(rows, weight)
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+            kernels.gated[tile.grid](
+                rows,
+                y,
+                *_tables(gate),
+                _pointer(biases[0], rows),
+                *_tables(weight),
+                _pointer(biases[1], rows),
+                *_sizes(rows, weight),
+                HAS_GATE_BIAS=biases[0] is not None,
+                HAS_BIAS=biases[1] is not None,
+                ACTIVATION=activation,
+                **tile.constants,
+            )
+    return y
+
+
+def check(device: str) -> None:
+    """Compute a few outputs on a device, one token and many, and compare them with the reference.
+
+    Triton compiles for the very GPU that is there, so whether that works, and is right, shows only there.
+
+    Raises:
+        RuntimeError: they differ, or what Triton, torch or the compiler say.
+    """
+    drawn = torch.Generator("cpu").manual_seed(0)
+    for dtype in _WORDS:
+        weight = _sample(dtype, device, drawn)
+        for tokens in (1, _MATRIX):
+            x = torch.randn(tokens, weight.in_features, generator=drawn, device="cpu").bfloat16().to(device)
+            found, expected = paged_linear(x, weight, None).float(), reference.paged_linear(x, weight).float()
+            if not bool((found - expected).norm() <= 1e-2 * expected.norm()):  # NaN is no match
+                raise RuntimeError(f"{dtype} weights and {tokens} tokens: other results than the reference has")
+
+
+def _sample(dtype: torch.dtype, device: str, drawn: torch.Generator) -> PagedWeight:
+    """Two rows of blocks, of which one is full, at the edges narrower than blocks; in pages in any order."""
+    rows, cols, per_page = 16, 32, 2
+    values = torch.randn(4, per_page * rows * cols, generator=drawn, device="cpu")
+    blocks = (values * 40).clamp(-127, 127).to(dtype).view(torch.uint8)
+    scales = torch.rand(4, per_page * rows, generator=drawn, device="cpu").bfloat16().view(torch.uint8)
+
+    def table(*entries: int) -> Tensor:
+        return torch.tensor(entries, dtype=torch.int32, device=device)
+
+    return PagedWeight(
+        arena=torch.cat([blocks, scales] if dtype == torch.int8 else [blocks], 1).to(device),
+        page_table=table(3, 0, 1),
+        crow_indices=table(0, 3, 4),
+        col_indices=table(0, 1, 2, 1),
+        locations=table(4, 1, 0, 2),
+        out_features=2 * rows - 3,
+        in_features=3 * cols - 3,
+        block_rows=rows,
+        block_cols=cols,
+        dtype=dtype,
+    )
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What one program computes, and how many there are."""
+
+    grid: tuple[int, int]
+    constants: dict[str, Any]
+
+
+def _tile(rows: Tensor, weight: PagedWeight) -> _Tile:
+    tokens = rows.numel() // weight.in_features
+    steps = weight.block_cols // weight.features_per_step
+    outputs = min(weight.block_rows, 32)
+    matrix = tokens >= _MATRIX and min(outputs, steps) >= _MATRIX
+    # bfloat16 is exact for int8 weights, too, before they are scaled. Triton's interpreter can't multiply it.
+    bfloat16 = rows.dtype == torch.bfloat16 and weight.dtype != torch.float32 and not _INTERPRETED
+    words = 64
+    if matrix and weight.dtype == torch.int8:
+        words = min(words, steps)  # of one block, so that its scales can wait until its sums are there
+    at_once = min(64 if matrix else 8, triton.next_power_of_2(tokens))
+    constants = {
+        "PAGE": weight.arena.shape[1],
+        "PER_PAGE": weight.blocks_per_page,
+        "BLOCK_ROWS": weight.block_rows,
+        "BLOCK_COLS": weight.block_cols,
+        "DTYPE": str(weight.dtype).removeprefix("torch."),
+        "TOKENS": at_once,
+        "OUTPUTS": outputs,
+        "WORDS": words,
+        "MATRIX": matrix,
+        "BFLOAT16": bfloat16,
+        "num_stages": 1,  # Triton 3.2, that of torch 2.6, can't compile loads by looked-up addresses in stages
+    }
+    return _Tile((weight.grid[0] * (weight.block_rows // outputs), triton.cdiv(tokens, at_once)), constants)
+
+
+def _operands(x: Tensor, weight: PagedWeight) -> tuple[Tensor, Tensor]:
+    """The activations without gaps, and where the result goes."""
+    rows = x if x.is_contiguous() else x.contiguous()
+    return rows, torch.empty((*x.shape[:-1], weight.out_features), dtype=x.dtype, device=x.device)
+
+
+def _tables(weight: PagedWeight) -> tuple[Any, ...]:
+    """The weight as a kernel takes it."""
+    size = int(weight.arena.shape[1])
+    if size % 4:
+        raise ValueError(f"arena: expected pages of a multiple of 4 bytes on a GPU, got {size}")
+    words, scales = weight.arena.view(_WORDS[weight.dtype]), weight.arena.view(torch.bfloat16)
+    tables = weight.page_table, weight.crow_indices, weight.col_indices, weight.locations
+    return words, scales, *tables, weight.arena.shape[0]
+
+
+def _sizes(rows: Tensor, weight: PagedWeight) -> tuple[int, int, int]:
+    return rows.numel() // weight.in_features, weight.out_features, weight.in_features
+
+
+def _pointer(bias: Tensor | None, instead: Tensor) -> Tensor:
+    return instead if bias is None else bias

@@ -1,0 +1,155 @@
+"""The GPU's kernels: on a GPU where there is one, else in Triton's interpreter; and compiled for others."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paging import page
+from torch import Tensor
+
+from weightpager import kernels
+from weightpager.kernels import PagedWeight, dispatch, reference
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from weightpager.kernels import gpu
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.bfloat16]
+
+# The interpreter computes exp(-x) of any x, whose infinity a sigmoid is meant to have.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
+
+
+def on_device(weight: PagedWeight) -> PagedWeight:
+    values = {field.name: getattr(weight, field.name) for field in fields(weight) if field.init}
+    return PagedWeight(**{name: of.to(DEVICE) if isinstance(of, Tensor) else of for name, of in values.items()})
+
+
+def drawn_weight(
+    block: tuple[int, int], outputs: int, inputs: int, dtype: torch.dtype, share: float, seed: int
+) -> PagedWeight:
+    random = torch.Generator().manual_seed(seed)
+    values = torch.randn(outputs, inputs, generator=random)
+    dense = (values * 40).clamp(-127, 127).to(dtype) if dtype == torch.int8 else values.to(dtype)
+    mask = torch.rand(-(-outputs // block[0]), -(-inputs // block[1]), generator=random) < share
+    return on_device(page(dense, mask, *block, seed=seed, trailer=64))
+
+
+@st.composite
+def weights(draw: st.DrawFn, copies: int = 1) -> list[PagedWeight]:
+    """Weights of one shape and different blocks."""
+    block = draw(st.sampled_from([8, 16, 64])), draw(st.sampled_from([8, 32, 64, 128]))
+    outputs, inputs = draw(st.integers(1, 2 * block[0] + 9)), draw(st.integers(1, 3 * block[1] + 9))
+    dtype = draw(st.sampled_from([*DTYPES, torch.int8]))
+    seeds = [draw(st.integers(0, 2**16)) for _ in range(copies)]
+    share = st.sampled_from([0.0, 0.3, 0.7, 1.0])
+    return [drawn_weight(block, outputs, inputs, dtype, draw(share), seed) for seed in seeds]
+
+
+@st.composite
+def activations(draw: st.DrawFn, weight: PagedWeight) -> tuple[Tensor, Tensor | None]:
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    tokens = draw(st.sampled_from([[], [0], [1], [3], [2, 4], [17], [70]]))
+    x = torch.randn(*tokens, weight.in_features, generator=random).to(DEVICE, draw(st.sampled_from(DTYPES)))
+    dtype = draw(st.sampled_from([None, *DTYPES]))
+    bias = None if dtype is None else torch.randn(weight.out_features, generator=random).to(DEVICE, dtype)
+    return (x.flip(0).transpose(0, -1).contiguous().transpose(0, -1) if x.dim() > 1 else x), bias
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Within what rounding to the result's dtype leaves; the interpreter rounds bfloat16 towards zero."""
+    share = 1e-5 if found.dtype == torch.float32 else 1e-2
+    same = found.dtype == expected.dtype and found.shape == expected.shape
+    return same and bool((found.float() - expected.float()).norm() <= share * expected.float().norm())
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_layer_is_what_the_reference_says(data: st.DataObject) -> None:
+    (weight,) = data.draw(weights())
+    x, bias = data.draw(activations(weight))
+    assert close(gpu.paged_linear(x, weight, bias), reference.paged_linear(x, weight, bias))
+
+
+@settings(max_examples=30)
+@given(st.data(), st.sampled_from(sorted(reference.ACTIVATIONS)))
+def test_a_gated_layer_is_what_the_reference_says(data: st.DataObject, activation: str) -> None:
+    gate, weight = data.draw(weights(copies=2))
+    x, bias = data.draw(activations(weight))
+    found = gpu.paged_gated(x, gate, weight, activation, (None, bias))
+    assert close(found, reference.paged_gated(x, gate, weight, activation, (None, bias)))
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int8])
+@pytest.mark.parametrize("slot", [-1, -(2**31), 10_000, 2**31 - 1])
+def test_what_needs_a_page_that_is_absent_is_not_a_number(slot: int, dtype: torch.dtype, tokens: int) -> None:
+    weight = drawn_weight((16, 32), 64, 96, dtype, 0.5, seed=1)
+    absent = weight.locations[weight.kept // 2] // weight.blocks_per_page
+    rows = torch.arange(4, device=DEVICE).repeat_interleave(weight.crow_indices.diff().long())
+    hit = torch.zeros(4, dtype=torch.bool, device=DEVICE)
+    hit[rows[weight.locations // weight.blocks_per_page == absent]] = True
+    assert 0 < int(hit.sum()) < 4
+    x = torch.randn(tokens, 96).to(DEVICE)
+    before = gpu.paged_linear(x, weight, None)
+    weight.page_table[absent] = slot
+    after = gpu.paged_linear(x, weight, None)
+    spoilt = hit.repeat_interleave(16)
+    assert bool(after[:, spoilt].isnan().all())
+    assert torch.equal(after[:, ~spoilt], before[:, ~spoilt])
+
+
+def test_the_page_table_is_read_at_every_call() -> None:
+    weight = drawn_weight((16, 32), 40, 70, torch.bfloat16, 1.0, seed=2)
+    x = torch.randn(2, 70).to(DEVICE)
+    before = gpu.paged_linear(x, weight, None)
+    weight.arena.copy_(weight.arena.roll(1, 0))
+    weight.page_table.copy_((weight.page_table + 1) % len(weight.arena))
+    assert torch.equal(gpu.paged_linear(x, weight, None), before)
+
+
+def test_pages_that_words_do_not_fit_into_are_refused() -> None:
+    weight = on_device(page(torch.ones(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 8, trailer=5))
+    with pytest.raises(ValueError, match="expected pages of a multiple of 4 bytes on a GPU, got 773"):
+        gpu.paged_linear(torch.ones(1, 8, device=DEVICE), weight, None)
+
+
+def test_the_check_passes_here_and_notices_other_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.check(DEVICE)
+    monkeypatch.setattr(reference, "paged_linear", lambda x, weight: torch.full((1,), torch.nan))
+    with pytest.raises(RuntimeError, match="float32 weights and 1 tokens: other results than the reference has"):
+        gpu.check(DEVICE)
+
+
+def test_calls_go_through_the_same_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "isa", lambda device: "triton")
+    weight = drawn_weight((16, 32), 40, 70, torch.bfloat16, 0.5, seed=3)
+    x, before = torch.randn(2, 3, 70).to(DEVICE), kernels.calls().get("triton", 0)
+    assert close(kernels.paged_linear(x, weight), reference.paged_linear(x, weight))
+    found = kernels.paged_gated(x, weight, weight, "silu")
+    assert close(found, reference.paged_gated(x, weight, weight, "silu", (None, None)))
+    assert kernels.calls()["triton"] == before + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [87, 90])
+def test_kernels_compile_for_gpus_that_are_not_here(capability: int) -> None:
+    script = Path(__file__).with_name("compile_for_gpu.py")
+    alone = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ran = subprocess.run([sys.executable, script, str(capability)], capture_output=True, text=True, env=alone)
+    assert ran.returncode == 0, ran.stderr
+    made = json.loads(ran.stdout)
+    assert len(made) == 14
+    assert all(("mma" in kernel["uses"]) == (kernel["bfloat16"] and kernel["matrix"]) for kernel in made)
+    assert max(kernel["shared"] for kernel in made) <= 48 << 10  # bytes that any GPU gives a program
+    assert max(kernel["stack"] for kernel in made) == 0  # no register is spilt
