@@ -57,6 +57,7 @@ def test_json_tells_the_same(weightpager: Command, tmp_path: Path) -> None:
     assert told["kernels"]["available"] == list(kernels.available())
     assert told["kernels"]["chosen"] == kernels.isa()
     assert told["kernels"]["asked"] is None
+    assert told["kernels"]["gpu"] == (kernels.isa("cuda") if torch.cuda.is_available() else None)
     assert told["storage"]["directory"] == str(tmp_path)
     assert [test["kernel"] for test in told["self_tests"]] == list(kernels.available())
     assert all(test["failures"] == [] for test in told["self_tests"])

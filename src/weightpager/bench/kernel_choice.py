@@ -25,6 +25,7 @@ class KernelChoice:
         threading: ``"gomp"``, ``"serial"`` or, for the reference, ``"torch"``.
         threads: of torch, which the kernels spread their work over.
         missing: why the native kernels are not there; empty if they are.
+        gpu: the one that serves on a GPU; None where torch sees none.
     """
 
     available: tuple[str, ...]
@@ -34,6 +35,7 @@ class KernelChoice:
     threading: str
     threads: int
     missing: str
+    gpu: str | None = None
 
 
 def kernel_choice() -> KernelChoice:
@@ -51,6 +53,7 @@ def kernel_choice() -> KernelChoice:
         threading=kernels.threading(),
         threads=torch.get_num_threads(),
         missing=_why_not_native(),
+        gpu=kernels.isa("cuda") if torch.cuda.is_available() else None,
     )
 
 

@@ -129,6 +129,7 @@ def _kernel_rows(kernels: KernelChoice) -> list[tuple[str, str]]:
         ("serves float32", kernels.exact),
         ("threading", kernels.threading),
         ("native module", f"missing: {kernels.missing}" if kernels.missing else "there"),
+        ("on a GPU", kernels.gpu or "torch sees none"),
     ]
 
 
