@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from paging import page
+from torch._subclasses import FakeTensorMode
 
 from weightpager import kernels
 from weightpager.errors import ConfigError
@@ -135,3 +136,17 @@ def test_torchs_runtime_is_found_while_another_thread_loads_libraries(tmp_path: 
         "loading.join()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.skipif(kernels.available() == ("reference",), reason="the native kernels haven't been built")
+def test_tensors_without_values_are_refused() -> None:
+    weight = page(torch.ones(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 8)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = mode.from_tensor(torch.ones(1, 8))
+    for x, bias in ((fake, None), (torch.ones(1, 8), mode.from_tensor(torch.ones(8)))):
+        with pytest.raises(ValueError, match="outside of FakeTensorMode"):
+            kernels.paged_linear(x, weight, bias)
+        with pytest.raises(ValueError, match="outside of FakeTensorMode"):
+            kernels.paged_gated(x, weight, weight, "silu", (None, bias))
+    with mode, pytest.raises(ValueError, match="outside of FakeTensorMode"):
+        kernels.paged_linear(torch.ones(1, 8), weight)

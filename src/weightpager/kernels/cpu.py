@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 import weightpager.kernels._native as _native
 from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
@@ -82,7 +83,23 @@ def paged_gated(
 def _operands(x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:
     """The activations without gaps, and where the result goes."""
     rows = x if x.is_contiguous() else x.contiguous()
-    return rows, torch.empty((*x.shape[:-1], out_features), dtype=x.dtype, device=x.device)
+    y = torch.empty((*x.shape[:-1], out_features), dtype=x.dtype, device=x.device)
+    for tensor in (rows, y):
+        _check_memory(tensor)
+    return rows, y
+
+
+def _check_memory(tensor: Tensor) -> None:
+    """Not one that only says what shape a result would have, at address 0: also what is made in such a mode is one."""
+    if type(tensor) in (Tensor, Parameter):
+        return
+    from torch._subclasses import FakeTensor  # takes long, and nearly never is there any
+
+    if isinstance(tensor, FakeTensor):
+        raise ValueError(
+            "expected tensors with values, got a FakeTensor: call kernels outside of FakeTensorMode, or the task's "
+            "layers inside of it"
+        )
 
 
 def _complete(y: Tensor, missing: int) -> Tensor:
@@ -94,7 +111,10 @@ def _complete(y: Tensor, missing: int) -> Tensor:
 
 def _bias(bias: Tensor | None) -> tuple[int, bool]:
     """Address, 0 for none, and whether it is bfloat16. `dispatch` has made sure that it has no gaps."""
-    return (0, False) if bias is None else (bias.data_ptr(), bias.dtype == torch.bfloat16)
+    if bias is None:
+        return 0, False
+    _check_memory(bias)
+    return bias.data_ptr(), bias.dtype == torch.bfloat16
 
 
 def read_memory(tensor: Tensor) -> None:

@@ -49,7 +49,7 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> 
         [..., out_features], in the dtype of x.
 
     Raises:
-        ValueError: x or bias is not as described.
+        ValueError: x or bias is not as described, or has no values (`FakeTensorMode`).
         PageNotResidentError: a block's page is not in the arena.
         ConfigError: ``WEIGHTPAGER_ISA`` names an instruction set that can't run here.
     """
