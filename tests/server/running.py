@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,10 @@ def openai_client(url: str, token: str = "none") -> openai.OpenAI:
 @contextmanager
 def serving(bundle: Path, settings: Settings | None = None, **options: Any) -> Iterator[Running]:
     """Serve a bundle until the block ends."""
-    service = Service(Engine.from_pretrained(bundle, **options), settings or Settings(policy=Policy()))
+    settings = replace(settings or Settings(policy=Policy()), grace=5)
+    service = Service(Engine.from_pretrained(bundle, **options), settings)
     with listen(HOST, 0) as listening:
-        serving = server(service, host=HOST, port=0, grace=5)
+        serving = server(service, host=HOST, port=0)
         thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
         thread.start()
         while not serving.started and thread.is_alive():

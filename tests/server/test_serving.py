@@ -18,6 +18,7 @@ import tiny
 import weightpager as wp
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.engine.predict import predict
+from weightpager.errors import ConfigError
 from weightpager.server.scheduler import Policy
 from weightpager.server.settings import Settings
 
@@ -284,3 +285,9 @@ def test_a_damaged_page_fails_its_requests_and_no_others(assistant_bundle: Path,
         assert found.status_code == 500
         assert "page" not in found.json()["error"]["message"]
         assert classify(running, "animal", "cat")
+
+
+@pytest.mark.parametrize("grace", [float("nan"), float("inf"), -1.0])
+def test_a_time_for_ending_that_is_none_is_refused(grace: float) -> None:
+    with pytest.raises(ConfigError, match="grace: expected a number of seconds"):
+        Settings(grace=grace)

@@ -99,6 +99,7 @@ def serve(
         policy=Policy(patience=patience, linger=linger, batch=1 if deterministic else batch, order=order),
         queue=queue,
         timeout=timeout,
+        grace=grace,
         most_new_tokens=max_new_tokens,
         body_bytes=parse_size(max_body),
         token=None if token_file is None else read_token(token_file),
@@ -119,17 +120,17 @@ def serve(
             history=history,
         ) as engine,
     ):
-        _run(Service(engine, settings), host, listening, grace)
+        _run(Service(engine, settings), host, listening)
 
 
-def _run(service: Service, host: str, listening: socket, grace: float) -> None:
+def _run(service: Service, host: str, listening: socket) -> None:
     """Until the process is told to end."""
     from weightpager.server.presence import Presence, announced
     from weightpager.server.run import server, told_to_end
 
     port, bundle = listening.getsockname()[1], service.engine.bundle
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    serving = server(service, host=host, port=port, grace=grace)
+    serving = server(service, host=host, port=port)
     output.say(f"{url}/ serves {', '.join(bundle.tasks)}")
     output.next_step(f"weightpager top {url}")
     presence = Presence(url=url, pid=os.getpid(), bundle=str(bundle.path.absolute()), started=time.time())

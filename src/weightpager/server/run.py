@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import signal
 import socket
 from collections.abc import Iterator
@@ -28,14 +29,13 @@ _WAYS_OUT = {
 _log = logging.getLogger(__name__)
 
 
-def server(service: Service, *, host: str, port: int, grace: float) -> uvicorn.Server:
+def server(service: Service, *, host: str, port: int) -> uvicorn.Server:
     """A server, ready to be run.
 
     Args:
         service: closed when the server ends.
         host: address to listen at.
         port: 0 for any free one.
-        grace: seconds that requests have to finish once the server is told to end.
     """
     if service.settings.token is None and not is_loopback(host):
         _log.warning("anybody who reaches %s may use this server: there is no --token-file", host)
@@ -48,7 +48,7 @@ def server(service: Service, *, host: str, port: int, grace: float) -> uvicorn.S
         ws="none",
         limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=_IDLE_SECONDS,
-        timeout_graceful_shutdown=round(grace),
+        timeout_graceful_shutdown=math.ceil(service.settings.grace),
         server_header=False,
         access_log=False,
         log_config=None,

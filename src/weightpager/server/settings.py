@@ -20,6 +20,7 @@ class Settings:
         policy: which task runs next, and how much of it at once.
         queue: texts that may wait; more are refused.
         timeout: seconds after which a request is given up, waiting or running.
+        grace: seconds that requests have to finish once the server is told to end.
         most_new_tokens: that one request may ask for.
         body_bytes: of the largest request body.
         token: that requests must bring; None lets everybody in. Never printed.
@@ -30,6 +31,7 @@ class Settings:
     policy: Policy = field(default_factory=Policy)
     queue: int = 256
     timeout: float = 120.0
+    grace: float = 20.0
     most_new_tokens: int = 1024
     body_bytes: int = 2**20
     token: str | None = field(default=None, repr=False)
@@ -42,6 +44,8 @@ class Settings:
                 raise ConfigError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         if not (math.isfinite(self.timeout) and self.timeout > 0):
             raise ConfigError(f"timeout: expected a number of seconds above zero, got {self.timeout}")
+        if not (math.isfinite(self.grace) and self.grace >= 0):
+            raise ConfigError(f"grace: expected a number of seconds from 0, got {self.grace}")
         if self.token is not None and self.token == self.admin_token:
             raise ConfigError("tokens: expected two that differ, got the same for users and the admin")
         if self.remote_admin and self.admin_token is None:
