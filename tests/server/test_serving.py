@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 import time
@@ -18,7 +19,9 @@ import tiny
 import weightpager as wp
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.engine.predict import predict
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, RequestTimeoutError
+from weightpager.server.exchange import Exchange
+from weightpager.server.job import Delta
 from weightpager.server.scheduler import Policy
 from weightpager.server.settings import Settings
 
@@ -291,3 +294,18 @@ def test_a_damaged_page_fails_its_requests_and_no_others(assistant_bundle: Path,
 def test_a_time_for_ending_that_is_none_is_refused(grace: float) -> None:
     with pytest.raises(ConfigError, match="grace: expected a number of seconds"):
         Settings(grace=grace)
+
+
+def test_a_slow_reader_gets_what_has_been_computed() -> None:
+    async def read_late() -> object:
+        late = Exchange(time.monotonic() - 60)
+        late.listen(Delta(0, "sun"))
+        await asyncio.sleep(0)
+        await late.next()
+        with pytest.raises(RequestTimeoutError):
+            await late.next()
+        late.listen(Delta(0, "rain"))
+        await asyncio.sleep(0)
+        return await late.next()
+
+    assert asyncio.run(read_late()) == Delta(0, "rain")

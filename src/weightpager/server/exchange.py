@@ -56,7 +56,8 @@ class Exchange:
         """
         left = self._deadline + _GRACE - time.monotonic()
         try:
-            event = await asyncio.wait_for(self._events.get(), max(0.0, left))
+            # What is there already is no matter of time: a slow reader gets it however late it asks.
+            event = self._events.get_nowait() if self._events.qsize() else await self._come(left)
         except asyncio.TimeoutError:
             raise RequestTimeoutError("the request took longer than the server gives it") from None
         if event is None:
@@ -64,6 +65,9 @@ class Exchange:
         if isinstance(event, Failed):
             raise event.error
         return event
+
+    async def _come(self, seconds: float) -> Event | None:
+        return await asyncio.wait_for(self._events.get(), max(0.0, seconds))
 
     async def outcomes(self, count: int) -> list[Outcome]:
         """Of all jobs, in their order. Errors are those of `next`."""
