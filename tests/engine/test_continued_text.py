@@ -53,3 +53,14 @@ def test_a_prompt_and_its_continuation_make_up_the_whole_text(
         shown += growing.add(token)
         assert tokenizer.decode(whole).startswith(tokenizer.decode(prompt) + shown)
     assert shown == decode(rest)
+
+
+def test_blanks_before_punctuation_stay_as_they_were_said() -> None:
+    words = {word: number for number, word in enumerate(["I", "'", "m", "here", "."])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="."))
+    tidying = PreTrainedTokenizerFast(tokenizer_object=plain, clean_up_tokenization_spaces=True)
+    assert tidying.decode([0, 1, 2, 3]) == "I'm here"
+    growing, shown = Continuation(decoder_after(tidying, [3]), 5, [], {}), ""
+    for token in (0, 1, 2, 3, 4):
+        shown += growing.add(token)
+    assert shown == growing.outcome().text == " I ' m here ."

@@ -24,7 +24,8 @@ def decoder_after(tokenizer: Any, prompt: Sequence[int]) -> Callable[[Sequence[i
     """
 
     def decode(ids: Sequence[int]) -> str:
-        text: str = tokenizer.decode(ids, skip_special_tokens=True)
+        # Tidying blanks before punctuation would change what has been said already, and isn't what was generated.
+        text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
     context = list(prompt[-_CONTEXT:])
