@@ -6,13 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import RobertaConfig, RobertaModel
+from tokenizers import processors
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaModel,
+)
 
 import tiny
 import weightpager as wp
+from weightpager.bundle import TaskEntry
 from weightpager.engine.architecture import context_length
 from weightpager.engine.predict import predict
 from weightpager.errors import ConfigError
+from weightpager.server.encoding import encode
+from weightpager.server.work import Classify
 
 
 @pytest.mark.parametrize("said", [None, 12])
@@ -36,3 +47,23 @@ def test_positions_behind_the_padding_are_not_read() -> None:
     module(torch.full((1, most), 4))
     with pytest.raises((IndexError, RuntimeError)):
         module(torch.full((1, most + 1), 4))
+
+
+def test_token_types_are_not_taken_from_a_tokenizer() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:1 $A:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    sizes = {"vocab_size": 16, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    assert tokenizer("red")["token_type_ids"] == [1, 1, 1]
+    torch.manual_seed(0)
+    bert = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=32, initializer_range=0.5)).eval()
+    entry = {"sparsity": 0.5, "dense": None, "eval": None, "max_length": 8}
+    task = TaskEntry(name="a", kind="text-classification", classes=["b", "c"], **entry)  # type: ignore[arg-type]
+    served = encode(bert, tokenizer, [Classify((2, 4, 3))])[0]
+    found = predict(bert, tokenizer, task, ["red"])[0]
+    assert found.score == pytest.approx(max(served.probabilities), abs=1e-6)  # type: ignore[union-attr]
+    llama = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=32, eos_token_id=3, pad_token_id=0)).eval()
+    writing = TaskEntry(name="a", kind="language-modeling", classes=[], **entry)  # type: ignore[arg-type]
+    assert predict(llama, tokenizer, writing, ["red"], max_new_tokens=2)

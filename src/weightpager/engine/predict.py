@@ -64,7 +64,9 @@ def predict(
 
 
 def _encode(module: nn.Module, tokenizer: Any, text: str, **options: Any) -> Any:
-    encoded = tokenizer(text, return_tensors="pt", **options)
+    # Ids and their mask, as tasks are trained, measured and served: many models take no token types, which tokenizers
+    # give unless they are told so.
+    encoded = tokenizer(text, return_tensors="pt", return_token_type_ids=False, **options)
     words = module.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if not encoded["input_ids"].numel():
         raise ConfigError(f"expected a text with at least one token, found {text!r}")
