@@ -21,6 +21,7 @@ from weightpager.errors import ConfigError
 from weightpager.server.app import create_app
 from weightpager.server.service import Service
 from weightpager.server.settings import Settings, read_token
+from weightpager.server.status import status
 from weightpager.transitions import read_trace
 
 ROUTES = [("POST", route) for route in ("load", "prefetch", "pin", "unpin", "budget", "reload", "verify")] + [
@@ -129,6 +130,24 @@ def test_reload_takes_over_new_tasks(assistant_bundle: Path, tmp_path: Path) -> 
         wp.compile(tmp_path / "more.yaml", base=bundle, out=bundle, force=True)
         assert client.post("/admin/reload").json() == {"added": ["mood"], "removed": [], "changed": []}
         assert running.openai.embeddings.create(model="mood", input="sun").data
+
+
+def test_the_state_is_told_while_a_task_leaves(
+    assistant_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(assistant_bundle, tmp_path / "a.bundle"))
+    with wp.Engine.from_pretrained(bundle) as engine:
+        service, forecast = Service(engine, Settings()), engine.forecast
+
+        def forecast_later() -> object:
+            collect(bundle, ["weather"])
+            engine.reload()
+            return forecast()
+
+        monkeypatch.setattr(engine, "forecast", forecast_later)
+        found = status(service)
+    assert [task.name for task in found.tasks] == list(engine.bundle.tasks)
+    assert "weather" not in engine.bundle.tasks
 
 
 def test_who_waits_while_a_task_gets_other_classes_is_not_answered_by_the_old_ones(

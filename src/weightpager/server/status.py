@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from weightpager.bundle import TaskEntry
 from weightpager.engine.forecasts import ForecastReport
 from weightpager.engine.report import PrefetchReport
 from weightpager.engine.residency_map import ResidencyMap
@@ -24,7 +25,9 @@ def status(service: Service) -> Status:
     engine = service.engine
     report, found, waiting = engine.report(), engine.residency(), service.queue.waiting()
     forecast = engine.forecast()
-    monitor, names = engine.monitor, list(found.needs)
+    known = engine.bundle.tasks
+    # A reload may have come between: what isn't in both has left, or will be there the next time.
+    monitor, names = engine.monitor, [name for name in found.needs if name in known]
     return Status(
         version=VERSION,
         state="ready" if service.ready else "stopping",
@@ -42,7 +45,7 @@ def status(service: Service) -> Status:
         current=monitor.current,
         running=service.worker.running,
         queue_limit=service.queue.limit,
-        tasks=[_task(service, found, name, waiting.get(name, 0)) for name in names],
+        tasks=[_task(service, found, known[name], waiting.get(name, 0)) for name in names],
         pages=_pages(found),
         prefetch=None if report.prefetch is None else _prefetch(report.prefetch),
         forecast=None if forecast is None else _forecast(forecast, names),
@@ -80,10 +83,11 @@ def _in_order(chances: Mapping[str, float], names: Sequence[str]) -> list[float]
     return [round(chances.get(name, 0.0), 4) for name in names]
 
 
-def _task(service: Service, found: ResidencyMap, name: str, waiting: int) -> TaskStatus:
+def _task(service: Service, found: ResidencyMap, task: TaskEntry, waiting: int) -> TaskStatus:
+    name = task.name
     return TaskStatus(
         name=name,
-        kind=service.task(name).kind,
+        kind=task.kind,
         resident=found.share(name),
         waiting=waiting,
         requests=service.engine.monitor.requests.get(name, 0),
