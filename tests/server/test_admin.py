@@ -150,6 +150,15 @@ def test_the_state_is_told_while_a_task_leaves(
     assert "weather" not in engine.bundle.tasks
 
 
+def test_an_unknown_task_is_blamed_on_its_field(assistant: Running) -> None:
+    with assistant.http(ADMIN) as client:
+        for route in ("load", "prefetch", "pin", "unpin"):
+            found = client.post(f"/admin/{route}", json={"task": "wether"})
+            assert (found.status_code, found.json()["error"]["param"]) == (404, "task")
+        found = client.post("/v1/embeddings", json={"model": "wether", "input": "sun"})
+        assert (found.status_code, found.json()["error"]["param"]) == (404, "model")
+
+
 def test_who_waits_while_a_task_gets_other_classes_is_not_answered_by_the_old_ones(
     assistant_bundle: Path, tmp_path: Path
 ) -> None:

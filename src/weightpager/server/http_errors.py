@@ -68,8 +68,8 @@ def register(app: FastAPI, retry_after: int) -> None:
     """Answer every error in OpenAI's form; what nobody foresaw is `RequestLog`'s to answer."""
     retry = {"Retry-After": str(retry_after)}
 
-    async def ours(_: Request, error: Exception) -> JSONResponse:
-        status, detail = describe(error)
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        status, detail = describe(error, "task" if request.url.path.startswith("/admin/") else "model")
         return answer(status, detail, retry if status in _RETRY else None)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
@@ -118,12 +118,17 @@ def _said(request: Request, error: HTTPException) -> str:
     return error.detail
 
 
-def describe(error: Exception) -> tuple[int, ErrorDetail]:
-    """An error's status and body. What isn't the client's to know goes to the log only."""
+def describe(error: Exception, field: str = "model") -> tuple[int, ErrorDetail]:
+    """An error's status and body. What isn't the client's to know goes to the log only.
+
+    Args:
+        error: whatever was raised.
+        field: of the request, in which a task is named.
+    """
     for kind, status, name, code in _KINDS:
         if isinstance(error, kind):
             own = error if isinstance(error, RequestError) else None
-            param = own.param if own else "model" if kind is UnknownTaskError else None
+            param = own.param if own else field if kind is UnknownTaskError else None
             detail = ErrorDetail(message=str(error), type=name, param=param, code=(own.code if own else None) or code)
             return status, detail
     _log.error("a request failed: %s", error)
