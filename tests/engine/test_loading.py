@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ from weightpager.errors import (
 from weightpager.runtime.arrivals import Arrivals
 from weightpager.runtime.request import Request
 from weightpager.runtime.task_monitor import Visit
+from weightpager.runtime.waiters import Waiters
 from weightpager.store import LocalStore
 
 
@@ -51,6 +52,48 @@ def test_a_model_runs_while_its_pages_are_loaded(bundle: Bundle, expected: dict[
         assert not report.waited
         assert report.bytes == len(bundle.pages_of("animal")) * bundle.page_bytes
         assert store.begun == sorted(store.begun)
+
+
+class SlowStore(HangingStore):
+    """Takes its time for some pages."""
+
+    slow: Collection[int] = ()
+
+    def read(self, first: int, into: Sequence[memoryview]) -> None:
+        if first in self.slow:
+            time.sleep(0.7)
+        super().read(first, into)
+
+
+def test_who_waits_behind_a_long_load_does_not_think_that_storage_hangs(bundle: Bundle) -> None:
+    store = SlowStore(LocalStore(bundle))
+    with wp.Engine(bundle, EngineConfig(io_threads=1, read_timeout=1.0), store) as engine:
+        store.slow = set(bundle.pages_of("animal").tolist()) - set(bundle.pages_of("weather").tolist())
+        with engine.task("animal", wait=False), engine.task("weather"):
+            assert store.slow <= set(store.begun)
+        settle(engine)
+
+
+def test_pages_that_are_read_first_show_that_storage_works() -> None:
+    arrivals, waiters = Arrivals([7], np.zeros(9, np.int32), 0.4, before=[0, 1, 2, 3, 7]), Waiters()
+    waiters.add(arrivals, [7])
+    waiting = InThread(arrivals.wait)
+    for page in range(4):
+        time.sleep(0.2)
+        waiters.passed([page])
+    assert waiters.take([7]) == [arrivals]
+    arrivals.arrived([7])
+    waiting.result()
+
+
+def test_pages_that_were_wanted_later_do_not_hide_that_storage_hangs() -> None:
+    arrivals = Arrivals([7], np.zeros(9, np.int32), 0.1, before=[0, 7])
+    waiting, end = InThread(arrivals.wait), time.monotonic() + 5
+    while waiting.is_alive() and time.monotonic() < end:
+        arrivals.passed([0, 8])
+        time.sleep(0.01)
+    with pytest.raises(StoreTimeoutError, match="nothing for 0.1 s, neither of the 1 pages outstanding"):
+        waiting.result()
 
 
 def test_a_layer_waits_for_its_own_pages_only() -> None:

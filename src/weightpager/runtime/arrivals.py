@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,15 @@ class Arrivals:
         pages: that are on their way.
         layers: int32 [pages of the bundle], the model layer of each.
         patience: seconds without any arrival after which storage is given up.
+        before: pages that were on their way already: as long as these come, the others only wait for their turn.
     """
 
-    def __init__(self, pages: Iterable[int], layers: npt.NDArray[np.int32], patience: float) -> None:
+    def __init__(
+        self, pages: Iterable[int], layers: npt.NDArray[np.int32], patience: float, before: Iterable[int] = ()
+    ) -> None:
         self._changed = threading.Condition()
         self._left = set(pages)
+        self._before = set(before) - self._left
         self._layers = layers
         self._of_layer = Counter(int(layers[page]) for page in self._left)
         self._patience = patience
@@ -51,6 +55,15 @@ class Arrivals:
             self._steps += 1
             self._changed.notify_all()
 
+    def passed(self, pages: Collection[int]) -> None:
+        """Pages have come for whoever wanted them: of those that were on their way before, each counts once."""
+        with self._changed:
+            came = self._before.intersection(pages)
+            if came:
+                self._before -= came
+                self._steps += 1
+                self._changed.notify_all()
+
     def failed(self, error: BaseException) -> None:
         """Some will not come; the first reason stays."""
         with self._changed:
@@ -61,7 +74,7 @@ class Arrivals:
         """Wait for all.
 
         Raises:
-            StoreTimeoutError: nothing has arrived for as long as patience lasts.
+            StoreTimeoutError: nothing has arrived for as long as patience lasts, nor what was on its way before.
             StoreError, PageCorruptError: what kept a page from coming.
         """
         with self._changed:
@@ -86,7 +99,7 @@ class Arrivals:
         steps = self._steps
         if not self._changed.wait(self._patience) and steps == self._steps:
             self._error = StoreTimeoutError(
-                f"storage has delivered nothing for {self._patience:g} s, with {len(self._left)} pages outstanding; "
-                "check the device, or raise read_timeout if it is only slow"
+                f"storage has delivered nothing for {self._patience:g} s, neither of the {len(self._left)} pages "
+                "outstanding nor of what goes before them; check the device, or raise read_timeout if it is only slow"
             )
             raise self._error

@@ -133,9 +133,10 @@ class Loader:
     def _start(self, plan: SwitchPlan, request: Request, layers: npt.NDArray[np.int32]) -> Loading:
         self._ahead.needed(self._blocks.needs(request.task), plan.loading, len(plan.prepare))
         self._room.evict(plan.evict)
+        before = self._blocks.reserved().tolist()
         slots = self._blocks.reserve(plan.prepare)
         pages = [*plan.loading.tolist(), *slots]
-        arrivals = Arrivals(pages, layers, self._patience)
+        arrivals = Arrivals(pages, layers, self._patience, before)
         load = self._pager.load(self._store, slots, request.priority, self._ended)
         self._waiters.add(arrivals, pages)
         return Loading(load, arrivals, self._page_bytes)
@@ -178,6 +179,8 @@ class Loader:
                 else:
                     arrivals.failed(error)
                     self._waiters.remove(arrivals)
-            if error is not None:
+            if error is None:
+                self._waiters.passed(pages)
+            else:
                 self._cancel_unwanted()
             self._lock.notify_all()

@@ -12,6 +12,7 @@ class Waiters:
 
     def __init__(self) -> None:
         self._of_page: dict[int, list[Arrivals]] = {}
+        self._all: list[Arrivals] = []
 
     @property
     def pages(self) -> Collection[int]:
@@ -20,6 +21,8 @@ class Waiters:
 
     def add(self, arrivals: Arrivals, pages: Iterable[int]) -> None:
         """One more waits for these pages."""
+        if not arrivals.complete:
+            self._all.append(arrivals)
         for page in pages:
             self._of_page.setdefault(page, []).append(arrivals)
 
@@ -27,8 +30,15 @@ class Waiters:
         """Those who waited for any of these pages, each once; for these pages they wait no more."""
         return list(dict.fromkeys(arrivals for page in pages for arrivals in self._of_page.pop(page, ())))
 
+    def passed(self, pages: Collection[int]) -> None:
+        """These pages have come: who waits for others may only have waited for their turn."""
+        self._all = [arrivals for arrivals in self._all if not arrivals.complete]
+        for arrivals in self._all:
+            arrivals.passed(pages)
+
     def remove(self, arrivals: Arrivals) -> None:
         """One waits no more."""
+        self._all = [other for other in self._all if other is not arrivals]
         for page, waiting in list(self._of_page.items()):
             if arrivals in waiting:
                 waiting.remove(arrivals)
