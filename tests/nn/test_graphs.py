@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import weightpager as wp
@@ -129,6 +130,20 @@ def test_gradients_are_refused(assistant_bundle: Path) -> None:
             layer(x)
         with torch.no_grad():
             assert not layer(x).requires_grad
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_derivatives_in_forward_mode_are_refused(assistant_bundle: Path) -> None:
+    task = next(iter(wp.Bundle.open(assistant_bundle).tasks))
+    with wp.Engine.from_pretrained(assistant_bundle) as engine, engine.task(task) as model:
+        layer = first_paged(model)
+        x = torch.ones(1, layer.in_features)
+        with pytest.raises(InferenceOnlyError, match=r"forward-mode"):
+            torch.func.jvp(layer, (x,), (x,))
+        with torch.no_grad(), forward_ad.dual_level(), pytest.raises(InferenceOnlyError, match=r"forward-mode"):
+            layer(forward_ad.make_dual(x, x))
+        with forward_ad.dual_level():
+            assert layer(x).shape == (1, layer.out_features)
 
 
 def test_a_saved_graph_finds_no_layer_in_another_process(assistant_bundle: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.functional import linear
 
 from weightpager.errors import InferenceOnlyError
@@ -31,12 +32,20 @@ def refuse_gradients(x: Tensor) -> None:
     """Say at once that paged weights don't train.
 
     Raises:
-        InferenceOnlyError: x belongs to a graph of gradients.
+        InferenceOnlyError: x belongs to a graph of gradients, or carries a derivative forward.
     """
     if x.requires_grad and torch.is_grad_enabled():
         raise InferenceOnlyError(
             "paged weights are for inference, and the input of a paged layer requires a gradient: run the task inside "
             "'with torch.inference_mode():', or train the checkpoint and compile it again"
+        )
+    if torch.compiler.is_compiling():
+        return  # what follows can't be compiled
+    if forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call] # else it would be lost silently
+        raise InferenceOnlyError(
+            "paged weights are for inference, and the input of a paged layer carries a forward-mode derivative "
+            "(torch.func.jvp, jacfwd or torch.autograd.forward_ad): export the task with 'weightpager export' and "
+            "differentiate that model"
         )
 
 
@@ -82,7 +91,7 @@ class PagedLinear(nn.Module):
         """``[..., in_features]`` to ``[..., out_features]``, in x's dtype.
 
         Raises:
-            InferenceOnlyError: a gradient would have to flow through.
+            InferenceOnlyError: a gradient, or a derivative forward, would have to flow through.
             TaskNotActiveError: the task isn't active, so its pages may be absent.
         """
         refuse_gradients(x)
