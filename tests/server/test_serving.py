@@ -13,6 +13,7 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 from running import Running, serving
 
 import tiny
@@ -23,6 +24,7 @@ from weightpager.errors import ConfigError, RequestTimeoutError
 from weightpager.server.exchange import Exchange
 from weightpager.server.job import Delta
 from weightpager.server.scheduler import Policy
+from weightpager.server.service import Service
 from weightpager.server.settings import Settings
 
 TEXTS = [" ".join(tiny.WORDS[start : start + length]) for start in range(8) for length in (1, 3, 4)]
@@ -309,3 +311,14 @@ def test_a_slow_reader_gets_what_has_been_computed() -> None:
         return await late.next()
 
     assert asyncio.run(read_late()) == Delta(0, "rain")
+
+
+def test_the_room_for_caches_follows_the_tasks(writer_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with wp.Engine.from_pretrained(writer_bundle, kv_reserve="64KiB") as engine:
+        service = Service(engine, Settings())
+        room = service.vocabulary.most_cached
+        assert room is not None
+        assert service.worker.policy.room == room
+        monkeypatch.setattr(engine, "dtype", lambda _: torch.float64)  # tasks came that compute in wider numbers
+        service.reload()
+        assert service.vocabulary.most_cached == service.worker.policy.room == room // 2

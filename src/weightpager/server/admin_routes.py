@@ -66,7 +66,7 @@ async def budget(body: BudgetBody, request: Request) -> BudgetAnswer:
 async def reload(request: Request) -> Reloaded:
     """Take over what has become of the bundle since: tasks that were added, removed, or compiled anew."""
     service: Service = request.app.state.service
-    change = await _between(service, service.engine.reload)
+    change = await _between(service, service.reload)
     return Reloaded(added=list(change.added), removed=list(change.removed), changed=list(change.changed))
 
 

@@ -10,12 +10,14 @@ from typing import Any
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
 from weightpager.engine.architecture import context_length, empty_module, image_reader, read_config, takes_images
+from weightpager.engine.bundle_change import BundleChange
 from weightpager.errors import RequestError
 from weightpager.server.image_inputs import ImageInputs
 from weightpager.server.job import Job, Listener
 from weightpager.server.job_queue import JobQueue
 from weightpager.server.kv_cache import bytes_per_token
 from weightpager.server.metrics import Metrics
+from weightpager.server.scheduler import Policy
 from weightpager.server.settings import Settings
 from weightpager.server.timeline import Timeline
 from weightpager.server.vocabulary import Vocabulary
@@ -42,17 +44,14 @@ class Service:
         """
         self.engine = engine
         self.settings = settings
-        config = read_config(engine.bundle)
+        self._config = read_config(engine.bundle)
         images = takes_images(engine.bundle)
-        room = None if images else _room(engine, config)
         self._images = ImageInputs(image_reader(engine.bundle)) if images else None
-        self._vocabulary = None if images else _vocabulary(engine, config, room)
+        self._vocabulary = None if images else _vocabulary(engine, self._config)
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
         self.timeline = Timeline(self.metrics.switched)
-        context = None if self._vocabulary is None else self._vocabulary.context
-        policy = replace(settings.policy, room=room, context=context)
-        self.worker = Worker(engine, self.queue, policy, self.metrics, self.timeline)
+        self.worker = Worker(engine, self.queue, self._policy(), self.metrics, self.timeline)
         self.started = time.time()
 
     def start(self) -> None:
@@ -108,6 +107,14 @@ class Service:
         self.queue.put(jobs)
         return jobs
 
+    def reload(self) -> BundleChange:
+        """Take over what has become of the bundle; only in the worker's own thread. Errors are those of the engine."""
+        change = self.engine.reload()
+        if self._vocabulary is not None:
+            self._vocabulary.most_cached = _room(self.engine, self._config)  # tasks may compute in wider numbers now
+        self.worker.policy = self._policy()
+        return change
+
     def retry_after(self) -> int:
         """Seconds after which a client that was turned away may try again."""
         return max(1, round(self.settings.policy.patience))
@@ -117,11 +124,16 @@ class Service:
         self.worker.stop(timeout=self.settings.timeout)
         self.engine.close()
 
+    def _policy(self) -> Policy:
+        """With what the model and the KV reserve have room for."""
+        read, policy = self._vocabulary, self.settings.policy
+        return policy if read is None else replace(policy, room=read.most_cached, context=read.context)
 
-def _vocabulary(engine: Engine, config: Any, room: int | None) -> Vocabulary:
+
+def _vocabulary(engine: Engine, config: Any) -> Vocabulary:
     tokenizer, task = engine.tokenizer(), next(iter(engine.bundle.tasks.values()))
     context = context_length(empty_module(config, task), tokenizer)
-    return Vocabulary(tokenizer, int(config.get_text_config().vocab_size), context, room)
+    return Vocabulary(tokenizer, int(config.get_text_config().vocab_size), context, _room(engine, config))
 
 
 def _room(engine: Engine, config: Any) -> int | None:

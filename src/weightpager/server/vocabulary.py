@@ -27,9 +27,9 @@ class Vocabulary:
             tokenizer: that nobody else uses.
             size: token ids are below it.
             context: tokens that the model can read.
-            room: tokens that one text's cache may hold; None for any number.
+            room: tokens that one text's cache may hold; None for any number. May be set anew.
         """
-        self._room = room
+        self.most_cached = room
         self.context = context
         self.size = size
         self._tokenizer = tokenizer
@@ -117,7 +117,7 @@ class Vocabulary:
         """
         if not ids:
             raise _empty(param)
-        limit = self.context if self._room is None else min(self.context, self._room)
+        limit = self.context if self.most_cached is None else min(self.context, self.most_cached)
         left = limit - len(ids)
         if left < (wanted or 1):
             raise self._too_long(param, len(ids), wanted or 1, limit)

@@ -30,13 +30,17 @@ _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Runs jobs of a queue on an engine, batch by batch, in a thread of its own."""
+    """Runs jobs of a queue on an engine, batch by batch, in a thread of its own.
+
+    Attributes:
+        policy: what is run next, and together; replaced in the worker's own thread.
+    """
 
     def __init__(self, engine: Engine, queue: JobQueue, policy: Policy, metrics: Metrics, timeline: Timeline) -> None:
         """Nothing runs until `start`."""
         self._engine = engine
         self._queue = queue
-        self._policy = policy
+        self.policy = policy
         self._metrics = metrics
         self._timeline = timeline
         self._tokenizer: Any = None if takes_images(engine.bundle) else engine.tokenizer()  # this thread's own
@@ -105,8 +109,8 @@ class Worker:
     def _choose(self, jobs: Sequence[Job]) -> Plan:
         now = time.monotonic()
         waiting = [job.waiting for job in jobs]
-        plan = next_batch(waiting, self._turn, now, self._policy, self._engine.resident_tasks())
-        if plan.places and jobs[plan.places[0]].task == self._turn.task and self._turn.is_over(now, self._policy):
+        plan = next_batch(waiting, self._turn, now, self.policy, self._engine.resident_tasks())
+        if plan.places and jobs[plan.places[0]].task == self._turn.task and self._turn.is_over(now, self.policy):
             self._turn = self._turn.renewed(now)
         return plan
 
