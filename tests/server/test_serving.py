@@ -26,6 +26,7 @@ from weightpager.server.job import Delta
 from weightpager.server.scheduler import Policy
 from weightpager.server.service import Service
 from weightpager.server.settings import Settings
+from weightpager.server.work import Embed
 
 TEXTS = [" ".join(tiny.WORDS[start : start + length]) for start in range(8) for length in (1, 3, 4)]
 TASKS = ["animal", "weather", "number", "colour"]
@@ -322,3 +323,13 @@ def test_the_room_for_caches_follows_the_tasks(writer_bundle: Path, monkeypatch:
         monkeypatch.setattr(engine, "dtype", lambda _: torch.float64)  # tasks came that compute in wider numbers
         service.reload()
         assert service.vocabulary.most_cached == service.worker.policy.room == room // 2
+
+
+def test_long_texts_run_apart_where_they_change_how_others_are_read(assistant_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        service, task = Service(engine, Settings()), engine.bundle.task("weather")
+        works = [Embed((4,) * tokens) for tokens in (3, 4, 5, 6)]
+        assert len({job.waiting.kind for job in service.submit(task, works, print)}) == 1
+        service.vocabulary.together = 4
+        kinds = [job.waiting.kind for job in service.submit(task, works, print)]
+        assert kinds[0] == kinds[1] != kinds[2] == kinds[3]

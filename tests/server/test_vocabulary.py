@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from transformers import Phi3Config, Phi3ForSequenceClassification
 
 import tiny
+from weightpager.engine.architecture import even_length
 from weightpager.errors import BundleFormatError, RequestError
+from weightpager.server.encoding import encode
 from weightpager.server.vocabulary import Vocabulary
+from weightpager.server.work import Embed
 
 
 def vocabulary(words: int = 16, room: int | None = None) -> Vocabulary:
@@ -53,3 +58,34 @@ def test_a_conversation_goes_through_the_template() -> None:
     tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
     with pytest.raises(RequestError, match="no system, please"):
         Vocabulary(tokenizer, 16, 8).chat(messages)
+
+
+def phi(context: int = 32, until: int = 8) -> Phi3Config:
+    """Embeds positions in another way as soon as one text of a batch is longer."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [8.0] * 8}
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 32}
+    return Phi3Config(
+        **sizes,
+        vocab_size=16,
+        pad_token_id=0,
+        max_position_embeddings=context,
+        original_max_position_embeddings=until,
+        initializer_range=0.5,
+        rope_scaling={"type": "longrope", **rope},
+    )
+
+
+def test_texts_that_run_together_are_read_as_if_alone() -> None:
+    torch.manual_seed(0)
+    config = phi()
+    found = Vocabulary(tiny.tokenizer(), 16, 32, together=even_length(config))
+    assert (found.context, found.together) == (32, 8)
+    model = Phi3ForSequenceClassification(config).eval()
+    short, most, more = Embed((4, 7, 9)), Embed((5,) * 8), Embed((5,) * 9)
+    with torch.inference_mode():
+        alone, with_most, with_more = (
+            torch.tensor(encode(model, tiny.tokenizer(), works)[0].vector)  # type: ignore[union-attr]
+            for works in ([short], [short, most], [short, more])
+        )
+    torch.testing.assert_close(with_most, alone, rtol=1e-4, atol=1e-5)
+    assert (with_more - alone).abs().max() > 1e-2

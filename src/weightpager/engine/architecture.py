@@ -143,6 +143,20 @@ def position_table(module: nn.Module) -> int | None:
     return None
 
 
+def even_length(config: PretrainedConfig) -> int | None:
+    """Tokens up to which a model embeds positions alike; None if it always does.
+
+    Beyond, all texts of a batch have their positions embedded as the longest of them needs it (``longrope``).
+    """
+    own = config.get_text_config()
+    rope = getattr(own, "rope_parameters", None) or getattr(own, "rope_scaling", None) or {}
+    if "longrope" not in (rope.get("rope_type"), rope.get("type")):
+        return None
+    # Where both say it, transformers goes by the configuration's own.
+    length = getattr(own, "original_max_position_embeddings", None) or rope.get("original_max_position_embeddings")
+    return None if length is None else int(length)
+
+
 def takes_images(bundle: Bundle) -> bool:
     """Whether the bundle's tasks read images; else they read texts."""
     return any(task.takes_images for task in bundle.tasks.values())

@@ -55,6 +55,7 @@ class Job:
         index: of the text in its request.
         arrived, deadline: by `time.monotonic`.
         listener: who asked.
+        long: whether shorter texts of its batch would be read in another way for it.
         began: when its batch began, None before.
     """
 
@@ -64,6 +65,7 @@ class Job:
     arrived: float
     deadline: float
     listener: Listener
+    long: bool = False
     began: float | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -77,7 +79,7 @@ class Job:
         """As the scheduler sees it."""
         work = self.work
         prompt, fresh = (len(work.ids), work.max_new_tokens) if isinstance(work, Generate) else (0, 0)
-        return Waiting(self.task, self.arrived, work.kind, prompt, fresh)
+        return Waiting(self.task, self.arrived, (work.kind, self.long), prompt, fresh)
 
     @property
     def cancelled(self) -> bool:

@@ -33,8 +33,9 @@ class Policy:
         batch: requests that run together; 1 makes answers independent of who else asks, bit for bit.
         room: tokens that those may take together: for each the longest prompt of all and as many more as any may have.
             None for any number.
-        context: tokens that the model can read; the longest prompt of all and as many more as any may have are no
-            more, since what is finished is fed padding until all are. None for any number.
+        context: tokens that the model can read, or up to which a longer text doesn't change how others are read; the
+            longest prompt of all and as many more as any may have are no more, since what is finished is fed padding
+            until all are. None for any number.
         order: ``grouped`` by task, or by ``arrival``, which is what grouping is measured against.
     """
 

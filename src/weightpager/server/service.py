@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +10,14 @@ from typing import Any
 
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
-from weightpager.engine.architecture import context_length, empty_module, image_reader, read_config, takes_images
+from weightpager.engine.architecture import (
+    context_length,
+    empty_module,
+    even_length,
+    image_reader,
+    read_config,
+    takes_images,
+)
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.errors import RequestError
 from weightpager.server.image_inputs import ImageInputs
@@ -103,7 +111,11 @@ class Service:
         """
         now = time.monotonic()
         deadline = now + self.settings.timeout
-        jobs = [Job(task, work, index, now, deadline, listener) for index, work in enumerate(works)]
+        alike = math.inf if self._vocabulary is None else self._vocabulary.together
+        jobs = [
+            Job(task, work, index, now, deadline, listener, long=len(work.ids) > alike)
+            for index, work in enumerate(works)
+        ]
         self.queue.put(jobs)
         return jobs
 
@@ -127,13 +139,15 @@ class Service:
     def _policy(self) -> Policy:
         """With what the model and the KV reserve have room for."""
         read, policy = self._vocabulary, self.settings.policy
-        return policy if read is None else replace(policy, room=read.most_cached, context=read.context)
+        return policy if read is None else replace(policy, room=read.most_cached, context=read.together)
 
 
 def _vocabulary(engine: Engine, config: Any) -> Vocabulary:
     tokenizer, task = engine.tokenizer(), next(iter(engine.bundle.tasks.values()))
     context = context_length(empty_module(config, task), tokenizer)
-    return Vocabulary(tokenizer, int(config.get_text_config().vocab_size), context, _room(engine, config))
+    return Vocabulary(
+        tokenizer, int(config.get_text_config().vocab_size), context, _room(engine, config), even_length(config)
+    )
 
 
 def _room(engine: Engine, config: Any) -> int | None:

@@ -17,10 +17,14 @@ class Vocabulary:
 
     Attributes:
         context: tokens that the model can read, prompt and continuation together.
+        together: tokens that texts which run together may take: what the model can read, or less where a longer text
+            changes how it reads the others.
         size: token ids are below it.
     """
 
-    def __init__(self, tokenizer: Any, size: int, context: int, room: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, size: int, context: int, room: int | None = None, together: int | None = None
+    ) -> None:
         """Any text is read.
 
         Args:
@@ -28,9 +32,11 @@ class Vocabulary:
             size: token ids are below it.
             context: tokens that the model can read.
             room: tokens that one text's cache may hold; None for any number. May be set anew.
+            together: tokens up to which a text doesn't change how others are read; None for any number.
         """
         self.most_cached = room
         self.context = context
+        self.together = min(context, together or context)
         self.size = size
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
