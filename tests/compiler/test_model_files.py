@@ -63,6 +63,15 @@ def test_it_stays_so_when_the_bundle_grows_and_shrinks(path: Path, content: dict
         assert [engine.module(task).generation_config.eos_token_id for task in engine.bundle.tasks] == [STOPS, STOPS]
 
 
+def test_it_stops_there_too_where_a_bundle_had_no_decoding_task_before(content: dict[str, Any], tmp_path: Path) -> None:
+    animal = tiny.classification(tmp_path, "animal", {"cat": ["cat"], "dog": ["dog"]})
+    settings = {"training": {"steps": 2, "batch": 4}}
+    base = wp.compile({**content, **settings, "tasks": {"animal": animal}}, out=tmp_path / "base.bundle")
+    grown = wp.compile(content, out=tmp_path / "grown.bundle", base=base.path)
+    with wp.Engine.from_pretrained(grown.path) as engine:
+        assert engine.module("numbers").generation_config.eos_token_id == STOPS
+
+
 def test_settings_that_nothing_reads_are_left_out(tmp_path: Path) -> None:
     content = tiny.writer(tmp_path)
     settings = {"eos_token_id": 5, "temperature": 0.6, "do_sample": False}

@@ -142,8 +142,8 @@ def load(task_file: TaskFile) -> Source:
     paged, resident = sort_weights(models, task_file.block, path)
     tied = {name: others for model in models.values() for name, others in tied_tensors(model).items()}
     versions = lay_over(models, checkpoints, paged, task_file.tolerance)
-    decodes = any(not task.labelled for task in task_file.tasks.values())
-    generation = load_generation(path) if decodes else {}
+    # Also without a language model among the tasks: one may be added later.
+    generation = load_generation(path)
     return Source(
         task_file, path, config, tokenizer, models, paged, resident, tied, versions, images, own_tokenizer, generation
     )
