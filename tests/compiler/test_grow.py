@@ -219,6 +219,14 @@ def test_a_language_model_grows(tmp_path: Path, writer_bundle: Path) -> None:
     assert not (tmp_path / "grown.bundle/tasks/colours/private.safetensors").read_bytes().count(b"data_offsets")
 
 
+def test_what_is_listed_of_the_base_stays_listed(tmp_path: Path, writer_bundle: Path) -> None:
+    content = tiny.writer(tmp_path, training={"steps": 2, "batch": 4})
+    content["tasks"] = {"pet": tiny.classification(tmp_path, "pet", {"cat": ["cat"], "dog": ["dog"]})}
+    base, grown = Bundle.open(writer_bundle), wp.compile(content, out=tmp_path / "grown.bundle", base=writer_bundle)
+    assert read_report(grown).tied == read_report(base).tied == {"base_model.embed_tokens.weight": ["lm_head.weight"]}
+    assert grown.manifest.resident_reasons == {**base.manifest.resident_reasons, "score.weight": "head"}
+
+
 def test_a_bundle_of_one_task_grows(tmp_path: Path) -> None:
     content = tiny.assistant(tmp_path)
     content["tasks"] = {"animal": content["tasks"]["animal"]}

@@ -16,6 +16,7 @@ import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
+from weightpager.bundle.report import read_report
 from weightpager.engine.export import export_task
 from weightpager.errors import BundleFormatError
 
@@ -70,6 +71,8 @@ def test_it_stops_there_too_where_a_bundle_had_no_decoding_task_before(content: 
     grown = wp.compile(content, out=tmp_path / "grown.bundle", base=base.path)
     with wp.Engine.from_pretrained(grown.path) as engine:
         assert engine.module("numbers").generation_config.eos_token_id == STOPS
+    # What its head is tied to is listed, as in a bundle that had it from the beginning.
+    assert read_report(grown).tied == {"base_model.embed_tokens.weight": ["lm_head.weight"]}
 
 
 def test_settings_that_nothing_reads_are_left_out(tmp_path: Path) -> None:

@@ -237,6 +237,7 @@ class _Addition:
             "tasks": [*whole.tasks, *self.plan.tasks],
             "transitions": self.plan.transitions.matrix.tolist(),
             "page_files": [*whole.page_files, *page_file_counts(self.plan.packing)],
+            "resident_reasons": {**self.source.resident, **whole.resident_reasons},
         }
         return whole.model_copy(update=changes)
 
@@ -279,6 +280,7 @@ def _report(
         controls=[],
         alignment=old.alignment if old else None,
         frontier=[],
+        tied={**(old.tied if old else {}), **{name: list(others) for name, others in added.source.tied.items()}},
         evenness=min(old.evenness, evenness) if old else 0.0,
         growth=Growth(
             tasks=names,
