@@ -101,7 +101,7 @@ def test_tables_are_bfloat16_and_all_else_is_float32(assistant_bundle: Path, tmp
 @pytest.mark.parametrize(("pages", "rounded"), [("bfloat16", True), ("int8", True), ("float32", False)])
 def test_tables_are_rounded_where_pages_are(tmp_path: Path, pages: PageDtype, rounded: bool) -> None:
     found = source.load(task_file.from_dict(tiny.assistant(tmp_path)))
-    form = ParameterFormat.of(found, pages)
+    form = ParameterFormat.of(found.config, found.models, pages)
     assert form.dtype == torch.float32
     assert form.tables == (TABLES if rounded else set())
 

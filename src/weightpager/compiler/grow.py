@@ -214,7 +214,7 @@ class _Addition:
             arrays |= table.arrays(info.name)
         writer.add(tables_file(task.name), lambda file: file.write(save(arrays)))
         skipped = {f"{info.name}.weight" for info in self.source.paged}
-        form = ParameterFormat.of(self.source, self.plan.dtype)
+        form = ParameterFormat.of(self.source.config, self.source.models, self.plan.dtype)
         private = {
             name: tensor
             for name, tensor in parameters(self.source.models[task.name]).items()

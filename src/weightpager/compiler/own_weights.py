@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from weightpager.compiler.named_parameters import parameters, replace_tensors
 from weightpager.compiler.paged_weights import PagedWeightInfo
+from weightpager.compiler.parameter_format import ParameterFormat
 from weightpager.engine.architecture import BASE
 
 Versions = npt.NDArray[np.int8]
@@ -36,6 +37,7 @@ def lay_over(
     checkpoints: Mapping[str, PreTrainedModel],
     paged: Sequence[PagedWeightInfo],
     tolerance: float,
+    form: ParameterFormat,
 ) -> dict[str, Versions]:
     """Give the modules of tasks with a checkpoint its values, but where they agree with others those others'.
 
@@ -47,12 +49,13 @@ def lay_over(
         checkpoints: of the tasks that have one.
         paged: the paged weights.
         tolerance: of the relative difference.
+        form: in which a bundle holds what is not paged.
 
     Returns:
         The versions of each paged weight of which a task has blocks of its own.
     """
     for task, checkpoint in checkpoints.items():
-        _take_resident(models[task], checkpoint, task, {f"{info.name}.weight" for info in paged}, tolerance)
+        _take_resident(models[task], checkpoint, task, {f"{info.name}.weight" for info in paged}, tolerance, form)
     versions: dict[str, Versions] = {}
     for info in paged:
         found = _take_paged(models, checkpoints, info, tolerance)
@@ -111,7 +114,12 @@ def _take_paged(
 
 
 def _take_resident(
-    model: PreTrainedModel, checkpoint: PreTrainedModel, task: str, paged: set[str], tolerance: float
+    model: PreTrainedModel,
+    checkpoint: PreTrainedModel,
+    task: str,
+    paged: set[str],
+    tolerance: float,
+    form: ParameterFormat,
 ) -> None:
     theirs = parameters(checkpoint)
     for name, ours in parameters(model).items():
@@ -121,7 +129,7 @@ def _take_resident(
             if (theirs[name] - ours).detach().norm() <= tolerance * ours.detach().norm():
                 continue
             text = "tasks.%s.checkpoint: %r differs from the model's: %d bytes of memory for this task alone"
-            _log.warning(text, task, name, theirs[name].numel() * 4)
+            _log.warning(text, task, name, theirs[name].numel() * form.dtype_of(name, theirs[name]).itemsize)
         _replace(model, name, theirs[name].detach())
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
 from weightpager.bundle.layout import PageDtype
 from weightpager.compiler.paged_weights import embedding_tables
-from weightpager.compiler.source import Source
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class ParameterFormat:
     tables: frozenset[str]
 
     @classmethod
-    def of(cls, source: Source, pages: PageDtype) -> ParameterFormat:
+    def of(cls, config: PretrainedConfig, models: Mapping[str, PreTrainedModel], pages: PageDtype) -> ParameterFormat:
         """bfloat16 for a checkpoint that has it; else float32, but for embedding tables beside rounded pages."""
-        stated = getattr(source.config, "dtype", None) or getattr(source.config, "torch_dtype", None)
+        stated = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
         dtype = torch.bfloat16 if stated == torch.bfloat16 else torch.float32
-        return cls(dtype, frozenset() if pages == "float32" else embedding_tables(source.models))
+        return cls(dtype, frozenset() if pages == "float32" else embedding_tables(models))
 
     def dtype_of(self, name: str, tensor: Tensor) -> torch.dtype:
         """Of a parameter by canonical name; whole numbers stay what they are."""

@@ -36,6 +36,7 @@ from weightpager.compiler.checkpoint import (
 from weightpager.compiler.named_parameters import parameters, replace_tensors
 from weightpager.compiler.own_weights import Versions, lay_over
 from weightpager.compiler.paged_weights import PagedWeightInfo, repeated_layers, sort_weights, tied_tensors
+from weightpager.compiler.parameter_format import ParameterFormat
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.task_sections import TaskSpec
 from weightpager.engine.architecture import BASE, quiet_transformers
@@ -141,7 +142,8 @@ def load(task_file: TaskFile) -> Source:
             _share(models[name], shared, path, with_head=not task.labelled and task.checkpoint is None)
     paged, resident = sort_weights(models, task_file.block, path)
     tied = {name: others for model in models.values() for name, others in tied_tensors(model).items()}
-    versions = lay_over(models, checkpoints, paged, task_file.tolerance)
+    form = ParameterFormat.of(config, models, task_file.dtype)
+    versions = lay_over(models, checkpoints, paged, task_file.tolerance, form)
     # Also without a language model among the tasks: one may be added later.
     generation = load_generation(path)
     return Source(

@@ -77,7 +77,8 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     _write_tables(writer, plan, source.paged)
     if plan.permutations.orders:
         writer.add(permutations.FILE, lambda file: file.write(save_arrays(plan.permutations.arrays())))
-    _write_parameters(writer, source, ParameterFormat.of(source, plan.dtype), [task.name for task in plan.tasks])
+    form = ParameterFormat.of(source.config, source.models, plan.dtype)
+    _write_parameters(writer, source, form, [task.name for task in plan.tasks])
     write_adapters(writer, plan.weights, plan.tasks)
     _write_model(writer, source)
     writer.finish(_manifest(plan))
