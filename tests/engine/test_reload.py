@@ -145,6 +145,15 @@ def test_a_bundle_that_was_packed_again_is_taken_over(path: Path, tmp_path: Path
         check(engine, expected)
 
 
+def test_pages_of_another_size_are_refused_and_it_says_how_to_keep_them(path: Path) -> None:
+    with wp.Engine.from_pretrained(path) as engine:
+        repack(path, path, page=8192, force=True)
+        with pytest.raises(BundleError, match=r"of 4KiB, .* found 8KiB; 'weightpager repack --page 4KiB'"):
+            engine.reload()
+        repack(path, path, page=4096, force=True)
+        assert set(engine.reload().changed) <= set(OLD)
+
+
 def test_another_model_is_refused_and_nothing_changes(path: Path, content: dict[str, Any], tmp_path: Path) -> None:
     expected = fresh(path)
     with wp.Engine.from_pretrained(path) as engine:

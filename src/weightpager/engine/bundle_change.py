@@ -32,13 +32,20 @@ class BundleChange:
         """Compare two states of a bundle.
 
         Raises:
-            BundleError: they aren't of the same model, so that an engine can't go from one to the other.
+            BundleError: they aren't of the same model, or have pages of another size, so that an engine can't go from
+                one to the other.
         """
-        for what in ("block", "layout", "dtype", "page_bytes", "layers", "weights"):
+        for what in ("block", "layout", "dtype", "layers", "weights"):
             if getattr(old.manifest, what) != getattr(new.manifest, what):
                 raise _other_model(new, what)
         if _shared_files(old) != _shared_files(new):
             raise _other_model(new, "model or resident parameters")
+        if old.page_bytes != new.page_bytes:
+            kept, found = (f"{bundle.page_bytes // 1024}KiB" for bundle in (old, new))
+            raise BundleError(
+                f"{new.path}: expected pages of {kept}, as the engine has them, found {found}; "
+                f"'weightpager repack --page {kept}' keeps them, or close the engine and open the bundle again"
+            )
         both = [name for name in new.tasks if name in old.tasks]
         return cls(
             tuple(name for name in new.tasks if name not in old.tasks),
