@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import BertConfig, BertLMHeadModel
 
 import tiny
 import weightpager as wp
@@ -225,6 +226,22 @@ def test_what_is_listed_of_the_base_stays_listed(tmp_path: Path, writer_bundle: 
     base, grown = Bundle.open(writer_bundle), wp.compile(content, out=tmp_path / "grown.bundle", base=writer_bundle)
     assert read_report(grown).tied == read_report(base).tied == {"base_model.embed_tokens.weight": ["lm_head.weight"]}
     assert grown.manifest.resident_reasons == {**base.manifest.resident_reasons, "score.weight": "head"}
+
+
+def test_a_head_that_is_not_known_is_not_put_on_a_reordered_base(tmp_path: Path) -> None:
+    content = tiny.assistant(tmp_path)
+    del content["tasks"]["colour"]
+    config = BertConfig.from_pretrained(content["model"], is_decoder=True)
+    BertLMHeadModel(config).save_pretrained(content["model"])
+    more = content | {"tasks": {"story": tiny.text(tmp_path, "story", tiny.WORDS)}}
+    reordered = wp.compile(content, out=tmp_path / "reordered.bundle")
+    with pytest.raises(CompileError, match=r"tasks\.story: expected .* found BertLMHeadModel; .* 'reorder: false'"):
+        wp.compile(more, out=tmp_path / "no.bundle", base=reordered.path)
+    base = wp.compile(content | {"reorder": False}, out=tmp_path / "base.bundle")
+    grown = wp.compile(more | {"sparsity": 0.0}, out=tmp_path / "grown.bundle", base=base.path)
+    story = grown.task("story").dense
+    assert story is not None
+    assert read_report(grown).tasks[-1].sparse == pytest.approx(story.value, rel=0.02)
 
 
 def test_a_bundle_of_one_task_grows(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from weightpager.compiler.gathering import Elements, Floats, gather
 from weightpager.compiler.permutable import RESIDUAL, Dimension, Indices, dimensions
 from weightpager.compiler.saliency import element_saliency
 from weightpager.compiler.source import Source, parameters
+from weightpager.errors import CompileError
 from weightpager.evaluate import Batch, evaluating
 
 _log = logging.getLogger(__name__)
@@ -101,7 +102,16 @@ def for_new_tasks(permutations: Permutations, models: Mapping[str, PreTrainedMod
     """The orders that a permuted base asks of what other tasks add to it and that reads its residual stream.
 
     That is their heads, and a pooler if no task of the base has one.
+
+    Raises:
+        CompileError: how a head reads the base isn't known.
     """
+    unknown = [task for task, model in models.items() if not dimensions({task: model})]
+    if permutations.orders and unknown:
+        raise CompileError(
+            f"tasks.{unknown[0]}: expected a kind of model that can be reordered as the base is, found "
+            f"{type(models[unknown[0]]).__name__}; compile the base again with 'reorder: false'"
+        )
     parts = [part for found in dimensions(models) if found.name == RESIDUAL for part in found.parts]
     at = [(part.tensor, part.axis) for part in parts]
     known = next((permutations.orders[key] for key in at if key in permutations.orders), None)
