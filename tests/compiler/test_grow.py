@@ -24,12 +24,16 @@ from weightpager.bundle.garbage import collect
 from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.bundle.report import read_report
 from weightpager.bundle.verify import verify
+from weightpager.compiler import grow as growth
 from weightpager.compiler import prepare as preparation
 from weightpager.compiler import reorder
 from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.finetune import Lesson
 from weightpager.compiler.floors import floors
 from weightpager.compiler.placement import place
+from weightpager.compiler.private_blocks import train_private
 from weightpager.compiler.repack import repack
+from weightpager.compiler.source import Source
 from weightpager.engine.export import dense_weights
 from weightpager.errors import CompileError, ConfigError, UnknownTaskError
 
@@ -190,6 +194,24 @@ def test_a_new_task_learns(tmp_path: Path) -> None:
     score = next(score for score in read_report(grown).tasks if score.name == "pet")
     assert score.sparse > 0.4  # of three classes
     assert score.dense is not None
+
+
+def test_fine_tuning_trains_all_that_is_a_new_tasks_own(
+    tmp_path: Path, assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: dict[str, bool] = {}
+
+    def watched(lesson: Lesson, sparse: Source, *others: Any) -> Any:
+        before = {name: tensor.clone() for name, tensor in sparse.parameters("pet").items()}
+        found = train_private(lesson, sparse, *others)
+        moved.update({name: not torch.equal(tensor, before[name]) for name, tensor in sparse.parameters("pet").items()})
+        return found
+
+    monkeypatch.setattr(growth, "train_private", watched)
+    wp.compile(new_tasks(tmp_path, recover=TRAINED), out=tmp_path / "grown.bundle", base=assistant_bundle)
+    own = ("classifier.weight", "base_model.pooler.dense.weight", "base_model.embeddings.LayerNorm.bias")
+    assert all(moved[name] for name in own)
+    assert not moved["base_model.embeddings.word_embeddings.weight"]
 
 
 def test_a_bundle_grows_in_place_and_again(tmp_path: Path, assistant_bundle: Path) -> None:

@@ -164,12 +164,19 @@ def _own_vectors(model: PreTrainedModel) -> None:
 
 
 def _own_parameters(sparse: Source, task: str) -> dict[str, nn.Parameter]:
-    """The base's vectors and the head; a language model's head is every task's."""
-    labelled = sparse.task_file.tasks[task].labelled
+    """The base's vectors, the head, and a pooler that was trained for it alone; a language model's head is shared."""
+    spec = sparse.task_file.tasks[task]
+    others = {id(t) for other, model in sparse.models.items() if other != task for t in parameters(model).values()}
+
+    def is_own(name: str, tensor: Tensor) -> bool:
+        if not name.startswith(BASE):
+            return spec.labelled
+        return tensor.ndim == 1 or ("pooler" in name and spec.trained and id(tensor) not in others)
+
     return {
         name: tensor
         for name, tensor in parameters(sparse.models[task]).items()
-        if isinstance(tensor, nn.Parameter) and (tensor.ndim == 1 if name.startswith(BASE) else labelled)
+        if isinstance(tensor, nn.Parameter) and is_own(name, tensor)
     }
 
 
