@@ -120,6 +120,20 @@ def test_windows_of_a_language_model_are_measured_few_at_a_time(tmp_path: Path) 
         check_saliency(source, saliency_bytes(source, moves=False) + at_once - 1, moves=False)
 
 
+def test_tasks_that_are_added_need_no_room_for_training_the_model(tmp_path: Path) -> None:
+    for recover in ("none", "finetune"):
+        source = load(tmp_path, recover={"method": recover, "batch": 1}, training={"batch": 1})
+        paged = sum(4 * info.grid.out_features * info.grid.in_features for info in source.paged)
+        whole = training_bytes(source, 1, copies=1) - training_bytes(source, 1, copies=0)
+        activations = max(activation_bytes(source, task, 1) for task in source.models)
+        copies = len(source.models) if recover == "none" else 7
+        check_training(source, whole + copies * paged + activations, adds=True)
+        with pytest.raises(CompileError, match="batch: expected what fits"):
+            check_training(source, whole + copies * paged + activations - 1, adds=True)
+        with pytest.raises(CompileError, match=r"training\.batch: expected what fits"):
+            check_training(source, 3 * whole - 1)
+
+
 def test_recovery_counts_the_copies_that_it_makes(tmp_path: Path) -> None:
     def needed(**recover: Any) -> int:
         return recover_bytes(load(tmp_path, recover={"method": "finetune", "batch": 1, **recover}))

@@ -65,17 +65,32 @@ def training_bytes(source: Source, batch: int, copies: int) -> int:
 
 
 def recover_bytes(source: Source) -> int:
-    """The same of ``finetune``: the sparse model, its best values so far, and paged weights with the masks on them.
+    """The same of ``finetune``: the sparse model, its best values so far, and paged weights with the masks on them."""
+    spec = source.task_file.recover
+    best = 1 if spec.patience else 0
+    needed = training_bytes(source, spec.batch, copies=1 + best) + _paged_bytes(source)
+    return max(needed, private_bytes(source)) if spec.private_blocks or spec.low_rank else needed
+
+
+def private_bytes(source: Source) -> int:
+    """The same of what one task trains alone, which is all that ``finetune`` does for tasks that are added to a bundle.
 
     Private blocks are trained in copies of a task's weights: what moves, what doesn't, and both together.
     """
-    spec, paged = source.task_file.recover, _paged_bytes(source)
-    best = 1 if spec.patience else 0
-    needed = training_bytes(source, spec.batch, copies=1 + best) + paged
-    if spec.private_blocks or spec.low_rank:
-        copies = 3 + _GRADIENT_AND_MOMENTS + best
-        needed = max(needed, _model_bytes(source) + copies * paged + _most_activations(source, spec.batch))
-    return needed
+    spec = source.task_file.recover
+    copies = 3 + _GRADIENT_AND_MOMENTS + (1 if spec.patience else 0)
+    return _model_bytes(source) + copies * _paged_bytes(source) + _most_activations(source, spec.batch)
+
+
+def own_bytes(source: Source) -> int:
+    """The same of training heads and vectors, all that tasks which are added to a bundle train on frozen weights.
+
+    Unless they are fine-tuned, that is done again in a copy of the model, with each task's masks on its paged weights.
+    """
+    file = source.task_file
+    trained = sum(task.trained for task in file.tasks.values())
+    masked = 0 if file.recover.method == "finetune" else _model_bytes(source) + trained * _paged_bytes(source)
+    return masked + _most_activations(source, file.training.batch)
 
 
 def _model_bytes(source: Source) -> int:
@@ -135,22 +150,24 @@ def saliency_bytes(source: Source, *, moves: bool) -> int:
     return held * sums + max(sums + work, assigned if moves else 0)
 
 
-def check_training(source: Source, available: int | None) -> None:
+def check_training(source: Source, available: int | None, *, adds: bool = False) -> None:
     """Refuse a compile whose training can't fit.
 
     Args:
         source: the dense model.
         available: bytes; None checks nothing.
+        adds: whether tasks are added to a bundle, whose values stay.
 
     Raises:
         CompileError: a stage needs more.
     """
     file = source.task_file
     if any(task.trained for task in file.tasks.values()):
-        needed = training_bytes(source, file.training.batch, copies=0)
+        needed = own_bytes(source) if adds else training_bytes(source, file.training.batch, copies=0)
         _check_batch(file, "training", file.training.batch, needed, available)
     if file.recover.method == "finetune":
-        _check_batch(file, "recover", file.recover.batch, recover_bytes(source), available)
+        needed = private_bytes(source) if adds else recover_bytes(source)
+        _check_batch(file, "recover", file.recover.batch, needed, available)
 
 
 def check_saliency(source: Source, available: int | None, *, moves: bool) -> None:

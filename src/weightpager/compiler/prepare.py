@@ -69,7 +69,7 @@ def trained(task_file: TaskFile, progress: Progress, journal: Journal, base: Bas
         source = source if base is None else base.adopt(source)
         check_rank(source, task_file.recover.low_rank)
         data = _load_data(source)
-        _check_memory(source, moves=base is None and _moves(source))
+        _check_memory(source, adds=base is not None)
     with clock.stage("train", journal):
 
         def told(done: int, total: int) -> None:
@@ -133,11 +133,11 @@ def _moves(source: Source) -> bool:
     return source.task_file.reorder and not source.versions
 
 
-def _check_memory(source: Source, *, moves: bool) -> None:
+def _check_memory(source: Source, *, adds: bool) -> None:
     available = read_memory().usable_bytes
     if training_device().type == "cpu":
-        check_training(source, available)
-    check_saliency(source, available, moves=moves)
+        check_training(source, available, adds=adds)
+    check_saliency(source, available, moves=not adds and _moves(source))
 
 
 def _load_data(source: Source) -> dict[str, TaskData]:
