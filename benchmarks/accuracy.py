@@ -107,7 +107,7 @@ EFFORTS = {
     # A language model brings its head; 480 steps are about twenty minutes on two cores, a measurement half a minute.
     "B": Effort(
         base_steps=1, base_learning_rate=3e-4, steps=480, private_steps=60, batch=4, learning_rate=3e-4,
-        dense_learning_rate=3e-4, distillation=0.0, max_length=256, train_items=1_000_000, eval_items=40_000,
+        dense_learning_rate=1e-4, distillation=0.0, max_length=256, train_items=1_000_000, eval_items=40_000,
         start="closed-form",
     ),
 }  # fmt: skip
