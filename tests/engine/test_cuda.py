@@ -72,7 +72,7 @@ def test_outputs_are_bit_equal_after_random_switches(assistant_bundle: Path, exp
         for task, output in found:
             assert torch.equal(output, expected[task])
         assert engine.verify() == []
-        assert engine.report().kernel == "reference"
+        assert engine.report().kernel == "triton"
 
 
 @needs_gpu
