@@ -131,6 +131,12 @@ def test_the_check_passes_here_and_notices_other_results(monkeypatch: pytest.Mon
         gpu.check(DEVICE)
 
 
+@pytest.mark.skipif(not gpu._INTERPRETED, reason="kernels are compiled")
+def test_the_interpreter_serves_no_gpu() -> None:
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set"):
+        gpu.check("cuda")
+
+
 def test_calls_go_through_the_same_door(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "isa", lambda device: "triton")
     weight = drawn_weight((16, 32), 40, 70, torch.bfloat16, 0.5, seed=3)

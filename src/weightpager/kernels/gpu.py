@@ -8,7 +8,6 @@ Importing this module fails with ImportError where Triton isn't installed; torch
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,8 @@ from weightpager.kernels.paged_weight import PagedWeight
 _WORDS = {torch.float32: torch.float32, torch.bfloat16: torch.int32, torch.int8: torch.int16}
 """What an output's neighbouring features are read as, by the weight's dtype."""
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_INTERPRETED = not isinstance(kernels.linear, triton.JITFunction)
+"""Whether ``TRITON_INTERPRET`` was set when kernels were imported."""
 
 _MATRIX = 16
 """Least tokens, outputs and words of a step that matrix units multiply."""
@@ -95,6 +95,9 @@ def check(device: str) -> None:
     Raises:
         RuntimeError: they differ, or what Triton, torch or the compiler say.
     """
+    if _INTERPRETED and torch.device(device).type != "cpu":
+        # It works on a copy of the whole arena, and writes that back over pages that have come meanwhile.
+        raise RuntimeError("TRITON_INTERPRET is set, and Triton's interpreter can't share an arena with loads")
     drawn = torch.Generator("cpu").manual_seed(0)
     for dtype in _WORDS:
         weight = _sample(dtype, device, drawn)
