@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,19 @@ def test_a_gpu_whose_kernels_do_not_work_is_served_by_the_reference(
     dispatch._elsewhere.cache_clear()
     assert str(why).splitlines()[0] in caplog.text
     assert "the reference kernel serves, and is slow" in caplog.text
+
+
+def test_each_gpu_has_its_own_trial(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def check(device: torch.device) -> None:
+        if device.index == 0:
+            raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(dispatch, "_gpu", lambda: SimpleNamespace(check=check))
+    dispatch._elsewhere.cache_clear()
+    with caplog.at_level("WARNING", "weightpager"):
+        assert [kernels.isa(name) for name in ("cuda:0", "cuda:1")] == ["reference", "triton"]
+    dispatch._elsewhere.cache_clear()
+    assert "no kernels for cuda:0 (CUDA out of memory)" in caplog.text
 
 
 def test_the_reference_can_be_asked_for_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -355,7 +355,7 @@ class Engine:
             locked_pages=len(blocks.locked()),
             active=tuple(name for name, task in self._tasks.items() if task.gate.holders),
             direct_io=self._open.direct,
-            kernel=kernels.isa(self._memory.arena.pages.device.type),
+            kernel=kernels.isa(self._memory.arena.pages.device),
             bytes_read=self._open.reads.bytes,
             working_set_pages=self._switches.working_set(),
             reloaded_pages=blocks.reloads,

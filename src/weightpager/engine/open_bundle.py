@@ -76,7 +76,7 @@ class OpenBundle:
             staging=staging or device.staging(config.device, bundle.page_bytes, config.io_threads),
         )
         arena = self.memory.arena
-        kernels.isa(arena.pages.device.type)  # what doesn't work on this machine shows now, not at the first request
+        kernels.isa(arena.pages.device)  # what doesn't work on this machine shows now, not at the first request
         self.watch = MemoryWatch(self.memory)
         self.watch.check(self.memory.on_host)  # nothing of it is in memory yet
         # All that a module is built from is read now: the bundle may be replaced while the engine runs.

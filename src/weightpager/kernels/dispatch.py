@@ -55,7 +55,7 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> 
     """
     _check_input(x, weight)
     bias = _checked_bias("bias", bias, weight)
-    chosen = isa(weight.arena.device.type)
+    chosen = isa(weight.arena.device)
     if chosen == _REFERENCE:
         y = reference.paged_linear(x, weight, bias)
     elif chosen == _TRITON:
@@ -97,7 +97,7 @@ def paged_gated(
     if activation not in reference.ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
     checked = _checked_bias("gate bias", biases[0], gate), _checked_bias("bias", biases[1], weight)
-    chosen = isa(weight.arena.device.type)
+    chosen = isa(weight.arena.device)
     if chosen == _REFERENCE:
         y = reference.paged_gated(x, gate, weight, activation, checked)
     elif chosen == _TRITON:
@@ -108,8 +108,8 @@ def paged_gated(
     return y
 
 
-def isa(device: str = "cpu") -> str:
-    """What `paged_linear` runs on, for weights on a type of device: one of `available`, or "triton" on a GPU.
+def isa(device: str | torch.device = "cpu") -> str:
+    """What `paged_linear` runs on, for weights on a device: one of `available`, or "triton" on a GPU.
 
     ``WEIGHTPAGER_ISA=reference`` is obeyed on every device; what else it may name is the CPU's.
 
@@ -117,7 +117,8 @@ def isa(device: str = "cpu") -> str:
         ConfigError: ``WEIGHTPAGER_ISA`` names one that can't run here.
     """
     wanted = os.environ.get("WEIGHTPAGER_ISA", "")
-    if device == "cpu":
+    device = torch.device(device)
+    if device.type == "cpu":
         return _choose(wanted)
     return _REFERENCE if wanted == _REFERENCE else _elsewhere(device)
 
@@ -162,9 +163,9 @@ def _choose(wanted: str) -> str:
 
 
 @cache
-def _elsewhere(device: str) -> str:
+def _elsewhere(device: torch.device) -> str:
     why = "there are none"
-    if device == "cuda":
+    if device.type == "cuda":
         try:
             _gpu().check(device)
         except Exception as error:  # noqa: BLE001 - Triton, torch, a driver or a compiler that is missing

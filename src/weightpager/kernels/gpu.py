@@ -87,7 +87,7 @@ def paged_gated(
     return y
 
 
-def check(device: str) -> None:
+def check(device: str | torch.device) -> None:
     """Compute a few outputs on a device, one token and many, and compare them with the reference.
 
     Triton compiles for the very GPU that is there, so whether that works, and is right, shows only there.
@@ -108,7 +108,7 @@ def check(device: str) -> None:
                 raise RuntimeError(f"{dtype} weights and {tokens} tokens: other results than the reference has")
 
 
-def _sample(dtype: torch.dtype, device: str, drawn: torch.Generator) -> PagedWeight:
+def _sample(dtype: torch.dtype, device: str | torch.device, drawn: torch.Generator) -> PagedWeight:
     """Two rows of blocks, of which one is full, at the edges narrower than blocks; in pages in any order."""
     rows, cols, per_page = 16, 32, 2
     values = torch.randn(4, per_page * rows * cols, generator=drawn, device="cpu")
