@@ -12,7 +12,7 @@ import weightpager as wp
 from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, TaskNotActiveError
 from weightpager.runtime.cuda_copier import CudaCopier
 
 TASKS = ("animal", "weather", "number", "colour")
@@ -121,3 +121,24 @@ def test_copies_wait_for_kernels_that_have_been_noted() -> None:
     assert not copied.query()
     copied.synchronize()
     assert computed.query()
+
+
+@needs_gpu
+def test_a_graph_that_would_pass_the_gate_by_is_refused(
+    assistant_bundle: Path, expected: dict[str, torch.Tensor]
+) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle, device="cuda") as engine:
+        module = engine.activate("animal")
+        logits(module)
+        with pytest.raises(TaskNotActiveError, match="CUDA graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            logits(module)
+        assert torch.equal(logits(engine.activate("weather")), expected["weather"])
+
+
+def test_reads_of_a_graph_are_not_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    copier = CudaCopier(torch.device("cuda", 0))
+    with pytest.raises(TaskNotActiveError, match="a CUDA graph can't hold paged layers"):
+        copier.note_read()
+    assert copier.reads() == ()

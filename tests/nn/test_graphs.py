@@ -99,6 +99,11 @@ def test_a_layer_without_values_has_a_shape(assistant_bundle: Path) -> None:
         assert layer(mode.from_tensor(torch.empty(3, layer.in_features))).shape == (3, layer.out_features)
 
 
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch can't be told so")
+def test_compiled_models_leave_paged_layers_out_of_cuda_graphs() -> None:
+    assert torch.Tag.cudagraph_unsafe in torch.ops.weightpager.paged_linear.default.tags
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_a_whole_model_compiles(assistant_bundle: Path) -> None:
     torch._dynamo.reset()

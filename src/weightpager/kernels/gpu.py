@@ -1,7 +1,7 @@
 """The paged linear layer on a GPU: the checked call of Triton's kernels.
 
-Nothing here waits for the device, and addresses don't change, so that a CUDA graph can hold a call. Therefore a page
-that isn't in the arena can't raise an error: whatever depends on it is NaN.
+Nothing here waits for the device. Therefore a page that isn't in the arena can't raise an error: whatever depends on it
+is NaN.
 
 Importing this module fails with ImportError where Triton isn't installed; torch's builds for CUDA bring it.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import count
 from secrets import randbits
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -23,6 +23,10 @@ class PagedLayer(Protocol):
     def compute(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``, in x's dtype."""
 
+
+# A CUDA graph would launch the kernels again without asking whether pages are there: `torch.compile` is told to leave
+# the operation out of those that it makes (``mode="reduce-overhead"``), if this torch can be told so.
+_TAGS: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
 _layers: WeakValueDictionary[int, PagedLayer] = WeakValueDictionary()
 _numbers = count(randbits(62))  # a graph that another process has saved must not meet a layer of this one
@@ -43,7 +47,7 @@ def is_wanted() -> bool:
     return torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
-@torch.library.custom_op("weightpager::paged_linear", mutates_args=())
+@torch.library.custom_op("weightpager::paged_linear", mutates_args=(), **_TAGS)
 def paged_linear(x: Tensor, layer: int, out_features: int) -> Tensor:  # noqa: ARG001 - for the fake below
     """The layer's output ``[..., out_features]``."""
     found = _layers.get(layer)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from weightpager.errors import TaskNotActiveError
 from weightpager.runtime.read_fence import Event, ReadFence, Stream
 
 
@@ -50,7 +51,17 @@ class CudaCopier:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
     def note_read(self) -> None:
-        """See `Copier.note_read`."""
+        """See `Copier.note_read`.
+
+        Raises:
+            TaskNotActiveError: the kernels are launched into a CUDA graph.
+        """
+        if torch.cuda.is_current_stream_capturing():
+            # Nothing would know of the reads of a replay; and an event that a graph holds can't be waited for.
+            raise TaskNotActiveError(
+                "a CUDA graph can't hold paged layers: it would run them without asking whether the task's pages are "
+                "there. Run the task outside of graphs; for torch.compile that is any mode without CUDA graphs"
+            )
         self._fence.note()
 
     def reads(self) -> Sequence[Event]:
