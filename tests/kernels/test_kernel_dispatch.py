@@ -81,6 +81,23 @@ def test_a_gpu_whose_kernels_do_not_work_is_served_by_the_reference(
     assert "the reference kernel serves, and is slow" in caplog.text
 
 
+def test_the_log_says_why_a_kernel_could_not_be_compiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def check(device: torch.device) -> None:
+        try:
+            raise ValueError("Cannot bitcast data-type of size 16 to data-type of size 32")
+        except ValueError as error:
+            raise RuntimeError("at 12:15:\n    even = found\n           ^") from error  # as Triton has it
+
+    monkeypatch.setattr(dispatch, "_gpu", lambda: SimpleNamespace(check=check))
+    dispatch._elsewhere.cache_clear()
+    with caplog.at_level("WARNING", "weightpager"):
+        assert kernels.isa("cuda") == "reference"
+    dispatch._elsewhere.cache_clear()
+    assert "Cannot bitcast" in caplog.text
+
+
 def test_each_gpu_has_its_own_trial(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def check(device: torch.device) -> None:
         if device.index == 0:

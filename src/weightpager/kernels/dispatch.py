@@ -164,15 +164,17 @@ def _choose(wanted: str) -> str:
 
 @cache
 def _elsewhere(device: torch.device) -> str:
-    why = "there are none"
+    why, trouble = "there are none", None
     if device.type == "cuda":
         try:
             _gpu().check(device)
         except Exception as error:  # noqa: BLE001 - Triton, torch, a driver or a compiler that is missing
-            why = first_line(error)
+            why, trouble = first_line(error), error
         else:
             return _TRITON
-    _log.warning("no kernels for %s (%s); the reference kernel serves, and is slow", device, why)
+    # Triton says in the first line only where its compiler stopped, and why in what led to the error.
+    more = trouble if len(str(trouble).splitlines()) > 1 else None
+    _log.warning("no kernels for %s (%s); the reference kernel serves, and is slow", device, why, exc_info=more)
     return _REFERENCE
 
 
