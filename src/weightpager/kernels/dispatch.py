@@ -50,7 +50,7 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> 
 
     Raises:
         ValueError: x or bias is not as described, or has no values (`FakeTensorMode`).
-        PageNotResidentError: a block's page is not in the arena.
+        PageNotResidentError: a block's page is not in the arena. Triton's kernels give NaN for what needs it instead.
         ConfigError: ``WEIGHTPAGER_ISA`` names an instruction set that can't run here.
     """
     _check_input(x, weight)
@@ -87,7 +87,7 @@ def paged_gated(
 
     Raises:
         ValueError: x, a bias or the activation is not as described, or the weights differ in shape.
-        PageNotResidentError: a block's page is not in the arena.
+        PageNotResidentError: a block's page is not in the arena. Triton's kernels give NaN for what needs it instead.
         ConfigError: ``WEIGHTPAGER_ISA`` names an instruction set that can't run here.
     """
     _check_input(x, weight)
