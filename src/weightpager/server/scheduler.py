@@ -33,9 +33,10 @@ class Policy:
         batch: requests that run together; 1 makes answers independent of who else asks, bit for bit.
         room: tokens that those may take together: for each the longest prompt of all and as many more as any may have.
             None for any number.
-        context: tokens that the model can read, or up to which a longer text doesn't change how others are read; the
-            longest prompt of all and as many more as any may have are no more, since what is finished is fed padding
-            until all are. None for any number.
+        context: tokens that the model can read; the longest prompt of all and as many more as any may have are no
+            more, since what is finished is fed padding until all are. None for any number.
+        together: the same where a prompt isn't longer than this: more tokens would change how it is read. None for
+            as many as ``context``.
         order: ``grouped`` by task, or by ``arrival``, which is what grouping is measured against.
     """
 
@@ -46,6 +47,7 @@ class Policy:
     batch: int = 8
     room: int | None = None
     context: int | None = None
+    together: int | None = None
     order: Literal["grouped", "arrival"] = "grouped"
 
     def __post_init__(self) -> None:
@@ -168,7 +170,11 @@ def _head(waiting: Sequence[Waiting], policy: Policy) -> Plan:
 
 def _fitting(waiting: Sequence[Waiting], places: Sequence[int], policy: Policy) -> tuple[int, ...]:
     """As many of the first ones as there is room for, at least one."""
-    room, context = (math.inf if most is None else most for most in (policy.room, policy.context))
+    room, context, together = (
+        math.inf if most is None else most for most in (policy.room, policy.context, policy.together)
+    )
+    if waiting[places[0]].prompt <= together:  # as all others are, which are of one kind
+        context = min(context, together)
     prompt, fresh, fits = 0, 0, 0
     for place in places:
         # Shorter prompts are padded, and what is finished stays in the cache until all are.

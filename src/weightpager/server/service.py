@@ -139,7 +139,9 @@ class Service:
     def _policy(self) -> Policy:
         """With what the model and the KV reserve have room for."""
         read, policy = self._vocabulary, self.settings.policy
-        return policy if read is None else replace(policy, room=read.most_cached, context=read.together)
+        if read is None:
+            return policy
+        return replace(policy, room=read.most_cached, context=read.context, together=read.together)
 
 
 def _vocabulary(engine: Engine, config: Any) -> Vocabulary:
