@@ -14,8 +14,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+_CHANGING = ["tokens", "slots", "gate_slots"]
+"""What Triton would otherwise compile anew for, where it is 1 or a multiple of 16 for the first time."""
 
-@triton.jit
+
+@triton.jit(do_not_specialize=_CHANGING)
 def linear(
     x, y,
     words, scales, page_table, crow_indices, col_indices, locations, slots, bias,
@@ -33,7 +36,7 @@ def linear(
     _store(y, sums, tokens, out_features, BLOCK_ROWS, TOKENS, OUTPUTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_CHANGING)
 def gated(
     x, y,
     gate_words, gate_scales, gate_page_table, gate_crow_indices, gate_col_indices, gate_locations, gate_slots,
