@@ -45,6 +45,7 @@ def duration(command: list[str]) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # ten compiles, on whatever the machine has left
 def test_ctrl_c_at_any_moment_leaves_the_old_bundle_and_what_was_trained(tmp_path: Path) -> None:
     command = compile_command(tmp_path, "--force")
     kept = tmp_path / ".a.bundle.resume"
