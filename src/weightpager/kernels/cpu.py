@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 import weightpager.kernels._native as _native
+from weightpager.kernels.operands import check_memory, operands
 from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
 
 
@@ -42,7 +42,7 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None, isa: int) 
     Raises:
         PageNotResidentError: a block's page is not in the arena.
     """
-    rows, y = _operands(x, weight.out_features)
+    rows, y = operands(x, weight.out_features)
     missing = _native_weight(weight).linear(
         isa,
         rows.data_ptr(),
@@ -64,7 +64,7 @@ def paged_gated(
     isa: int,
 ) -> Tensor:
     """``activation(x @ gate.T + biases[0]) * (x @ W.T + biases[1])``, as `paged_linear`."""
-    rows, y = _operands(x, weight.out_features)
+    rows, y = operands(x, weight.out_features)
     missing = _native_weight(weight).gated(
         isa,
         _native_weight(gate),
@@ -80,28 +80,6 @@ def paged_gated(
     return _complete(y, missing)
 
 
-def _operands(x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:
-    """The activations without gaps, and where the result goes."""
-    rows = x if x.is_contiguous() else x.contiguous()
-    y = torch.empty((*x.shape[:-1], out_features), dtype=x.dtype, device=x.device)
-    for tensor in (rows, y):
-        _check_memory(tensor)
-    return rows, y
-
-
-def _check_memory(tensor: Tensor) -> None:
-    """Not one that only says what shape a result would have, at address 0: also what is made in such a mode is one."""
-    if type(tensor) in (Tensor, Parameter):
-        return
-    from torch._subclasses import FakeTensor  # takes long, and nearly never is there any
-
-    if isinstance(tensor, FakeTensor):
-        raise ValueError(
-            "expected tensors with values, got a FakeTensor: call kernels outside of FakeTensorMode, or the task's "
-            "layers inside of it"
-        )
-
-
 def _complete(y: Tensor, missing: int) -> Tensor:
     """The result, unless the native module met a page that isn't there."""
     if missing >= 0:
@@ -113,7 +91,7 @@ def _bias(bias: Tensor | None) -> tuple[int, bool]:
     """Address, 0 for none, and whether it is bfloat16. `dispatch` has made sure that it has no gaps."""
     if bias is None:
         return 0, False
-    _check_memory(bias)
+    check_memory(bias)
     return bias.data_ptr(), bias.dtype == torch.bfloat16
 
 

@@ -8,6 +8,7 @@ Importing this module fails with ImportError where Triton isn't installed; torch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from weightpager.kernels import reference
 from weightpager.kernels import triton as kernels
+from weightpager.kernels.operands import operands
 from weightpager.kernels.paged_weight import PagedWeight
 
 _WORDS = {torch.float32: torch.float32, torch.bfloat16: torch.int32, torch.int8: torch.int16}
@@ -43,20 +45,7 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
     Raises:
         ValueError: pages whose size is no multiple of four bytes.
     """
-    rows, y = _operands(x, weight)
-    if y.numel():
-        tile = _tile(rows, weight)
-        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-            kernels.linear[tile.grid](
-                rows,
-                y,
-                *_tables(weight),
-                _pointer(bias, rows),
-                *_sizes(rows, weight),
-                HAS_BIAS=bias is not None,
-                **tile.constants,
-            )
-    return y
+    return _launch(kernels.linear, x, [(weight, bias)], HAS_BIAS=bias is not None)
 
 
 def paged_gated(
@@ -67,24 +56,14 @@ def paged_gated(
     biases: tuple[Tensor | None, Tensor | None],
 ) -> Tensor:
     """``activation(x @ gate.T + biases[0]) * (x @ W.T + biases[1])``, as `paged_linear`."""
-    rows, y = _operands(x, weight)
-    if y.numel():
-        tile = _tile(rows, weight)
-        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-            kernels.gated[tile.grid](
-                rows,
-                y,
-                *_tables(gate),
-                _pointer(biases[0], rows),
-                *_tables(weight),
-                _pointer(biases[1], rows),
-                *_sizes(rows, weight),
-                HAS_GATE_BIAS=biases[0] is not None,
-                HAS_BIAS=biases[1] is not None,
-                ACTIVATION=activation,
-                **tile.constants,
-            )
-    return y
+    return _launch(
+        kernels.gated,
+        x,
+        [(gate, biases[0]), (weight, biases[1])],
+        HAS_GATE_BIAS=biases[0] is not None,
+        HAS_BIAS=biases[1] is not None,
+        ACTIVATION=activation,
+    )
 
 
 def check(device: str | torch.device) -> None:
@@ -132,6 +111,19 @@ def _sample(dtype: torch.dtype, device: str | torch.device, drawn: torch.Generat
     )
 
 
+def _launch(kernel: Any, x: Tensor, factors: Sequence[tuple[PagedWeight, Tensor | None]], **constants: Any) -> Tensor:
+    """Run a kernel on weights of one shape, each with its bias."""
+    weight = factors[0][0]
+    rows, y = operands(x, weight.out_features)
+    if y.numel():
+        tile = _tile(rows, weight)
+        tables = [part for of, bias in factors for part in (*_tables(of), rows if bias is None else bias)]
+        sizes = rows.numel() // weight.in_features, weight.out_features, weight.in_features
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+            kernel[tile.grid](rows, y, *tables, *sizes, **constants, **tile.constants)
+    return y
+
+
 @dataclass(frozen=True)
 class _Tile:
     """What one program computes, and how many there are."""
@@ -167,12 +159,6 @@ def _tile(rows: Tensor, weight: PagedWeight) -> _Tile:
     return _Tile((weight.grid[0] * (weight.block_rows // outputs), triton.cdiv(tokens, at_once)), constants)
 
 
-def _operands(x: Tensor, weight: PagedWeight) -> tuple[Tensor, Tensor]:
-    """The activations without gaps, and where the result goes."""
-    rows = x if x.is_contiguous() else x.contiguous()
-    return rows, torch.empty((*x.shape[:-1], weight.out_features), dtype=x.dtype, device=x.device)
-
-
 def _tables(weight: PagedWeight) -> tuple[Any, ...]:
     """The weight as a kernel takes it."""
     size = int(weight.arena.shape[1])
@@ -181,11 +167,3 @@ def _tables(weight: PagedWeight) -> tuple[Any, ...]:
     words, scales = weight.arena.view(_WORDS[weight.dtype]), weight.arena.view(torch.bfloat16)
     tables = weight.page_table, weight.crow_indices, weight.col_indices, weight.locations
     return words, scales, *tables, weight.arena.shape[0]
-
-
-def _sizes(rows: Tensor, weight: PagedWeight) -> tuple[int, int, int]:
-    return rows.numel() // weight.in_features, weight.out_features, weight.in_features
-
-
-def _pointer(bias: Tensor | None, instead: Tensor) -> Tensor:
-    return instead if bias is None else bias
