@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from torch.func import functional_call
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 import tiny
+from weightpager.compiler import closed_form
 from weightpager.compiler import data as task_data
 from weightpager.compiler import source as sources
 from weightpager.compiler.closed_form import _TOLERANCE, RIDGE, refit, solve
 from weightpager.compiler.device import autocast
+from weightpager.compiler.journal import Journal
 from weightpager.compiler.layer_stream import LayerStream
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.source import Source
@@ -141,7 +144,7 @@ def test_refit_brings_the_sparse_model_closer(trial: tuple[Source, dict[str, lis
     sparse = copied(dense)
     with torch.inference_mode():
         before = errors(dense, sparse, masks, batches)
-        refit(dense, sparse, masks, batches, lambda _done, _total: None)
+        refit(dense, sparse, masks, batches, Journal.none(), lambda _done, _total: None)
         after = errors(dense, sparse, masks, batches)
     assert after < 0.8 * before
 
@@ -149,8 +152,35 @@ def test_refit_brings_the_sparse_model_closer(trial: tuple[Source, dict[str, lis
 def test_refit_leaves_a_dense_model_as_it_is(trial: tuple[Source, dict[str, list[Batch]]]) -> None:
     dense, batches = trial
     sparse = copied(dense)
-    refit(dense, sparse, masks_of(dense, 1.1, seed=0), batches, lambda _done, _total: None)
+    refit(dense, sparse, masks_of(dense, 1.1, seed=0), batches, Journal.none(), lambda _done, _total: None)
     for info in dense.paged:
         for task in batches:
             ours, theirs = sparse.linear(task, info.name).weight, dense.linear(task, info.name).weight
             assert torch.allclose(ours, theirs, atol=1e-3)
+
+
+@pytest.mark.parametrize("layers_done", [1, 2])
+def test_a_killed_refit_goes_on_with_the_next_layer(
+    layers_done: int,
+    trial: tuple[Source, dict[str, list[Batch]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.journal.SHARE", 1.0)
+    dense, batches = trial
+    masks, whole, solved = masks_of(dense, 0.6, seed=0), copied(dense), Mock(wraps=solve)
+    refit(dense, whole, masks, batches, Journal.none(), lambda _done, _total: None)
+
+    def killed(done: int, _total: int) -> None:
+        if done == layers_done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        refit(dense, copied(dense), masks, batches, Journal(tmp_path / "j", "one"), killed)
+    monkeypatch.setattr(closed_form, "solve", solved)
+    resumed = copied(dense)
+    refit(dense, resumed, masks, batches, Journal(tmp_path / "j", "one"), lambda _done, _total: None)
+    assert solved.call_count == sum(info.layer >= layers_done for info in dense.paged)
+    for info in dense.paged:
+        assert torch.equal(*(s.linear(next(iter(batches)), info.name).weight for s in (resumed, whole)))

@@ -18,10 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weightpager.compiler.journal import Journal
 from weightpager.compiler.layer_stream import LayerStream
 from weightpager.compiler.masks import Masks
 from weightpager.compiler.source import PagedWeightInfo, Source
 from weightpager.evaluate import Batch, Progress
+
+STAGE = "refit"
+"""Of the journal."""
 
 RIDGE = 0.01
 """r, as a share of the mean diagonal of Σ_t A_t: holds values of which the inputs tell nothing."""
@@ -42,20 +46,27 @@ class _Streams:
 
 
 def refit(
-    dense: Source, sparse: Source, masks: Masks, batches: Mapping[str, Sequence[Batch]], progress: Progress
+    dense: Source,
+    sparse: Source,
+    masks: Masks,
+    batches: Mapping[str, Sequence[Batch]],
+    journal: Journal,
+    progress: Progress,
 ) -> None:
-    """Refit the paged weights of ``sparse`` in place; all its modules share them.
+    """Refit the paged weights of ``sparse`` in place, from where the journal stands; all its modules share them.
 
     Args:
         dense: what the sparse model should do.
         sparse: a copy of it.
         masks: of every task.
         batches: calibration data, by task; as much of it as is needed.
+        journal: told now and then, and at the end, which layers have been refitted.
         progress: told (layers done, layers in all).
 
     Raises:
-        CompileError: the model's layers don't feed each other one by one.
+        CompileError: the model's layers don't feed each other one by one; the storage refused the journal.
     """
+    refitted = _resume(sparse, journal)
     tokens = TOKENS * max(info.grid.in_features for info in dense.paged)
     streams = {
         task: _Streams(*(LayerStream(of.models[task], _enough(some, tokens)) for of in (dense, sparse)))
@@ -63,14 +74,35 @@ def refit(
     }
     layers = max(info.layer for info in dense.paged) + 1
     for layer in range(layers):
-        here = [info for info in dense.paged if info.layer == layer]
-        names = [info.name for info in here]
-        for group in next(iter(streams.values())).dense.fed_alike(layer, names):
-            _refit_group(dense, sparse, masks, streams, [info for info in here if info.name in group])
+        if layer >= refitted:
+            _refit_layer(dense, sparse, masks, streams, layer)
         for task, both in streams.items():
             both.dense.advance(layer, {})
             both.sparse.advance(layer, _weights(sparse, masks, task, layer))
+        if layer >= refitted and (journal.due() or layer + 1 == layers):
+            journal.write(STAGE, layer + 1, _values(sparse))
         progress(layer + 1, layers)
+
+
+def _resume(sparse: Source, journal: Journal) -> int:
+    """Set ``sparse`` to what an earlier run has reached: how many layers that had refitted."""
+    ours = _values(sparse)
+
+    def fits(kept: Mapping[str, Tensor]) -> bool:
+        return {name: value.shape for name, value in kept.items()} == {name: of.shape for name, of in ours.items()}
+
+    entry = journal.read(STAGE, fits)
+    if entry is None:
+        return 0
+    for name, value in ours.items():
+        value.copy_(entry[1][name])
+    return entry[0]
+
+
+def _values(sparse: Source) -> dict[str, Tensor]:
+    """The paged weights that all tasks share, by canonical name, without gradients."""
+    first = next(iter(sparse.models))
+    return {info.name: sparse.linear(first, info.name).weight.detach() for info in sparse.paged}
 
 
 def _enough(batches: Sequence[Batch], tokens: int) -> list[Batch]:
@@ -82,6 +114,12 @@ def _enough(batches: Sequence[Batch], tokens: int) -> list[Batch]:
         taken.append(batch)
         tokens -= batch.items if batch.tokens is None else int(batch.tokens.sum())
     return taken
+
+
+def _refit_layer(dense: Source, sparse: Source, masks: Masks, streams: Mapping[str, _Streams], layer: int) -> None:
+    here = [info for info in dense.paged if info.layer == layer]
+    for group in next(iter(streams.values())).dense.fed_alike(layer, [info.name for info in here]):
+        _refit_group(dense, sparse, masks, streams, [info for info in here if info.name in group])
 
 
 def _refit_group(

@@ -34,7 +34,7 @@ def recover(
     if "closed-form" in (spec.method, spec.start) and not resumes(lesson, sparse, spec, journal):
         calibration = dense.task_file.calibration
         batches = {name: of_task.calibration(calibration.items, calibration.batch) for name, of_task in data.items()}
-        refit(dense, sparse, masks, batches, lambda done, total: progress("refit", done, total))
+        refit(dense, sparse, masks, batches, journal, lambda done, total: progress("refit", done, total))
     if spec.method == "closed-form":
         return TaskWeights(sparse)
     finetune(lesson, sparse, masks, spec, journal, lambda done, total: progress("fine-tune", done, total))
