@@ -126,9 +126,19 @@ def test_pages_that_words_do_not_fit_into_are_refused() -> None:
 
 def test_the_check_passes_here_and_notices_other_results(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu.check(DEVICE)
-    monkeypatch.setattr(reference, "paged_linear", lambda x, weight: torch.full((1,), torch.nan))
-    with pytest.raises(RuntimeError, match="float32 weights and 1 tokens: other results than the reference has"):
+    with monkeypatch.context() as other:
+        other.setattr(reference, "paged_linear", lambda x, weight: torch.full((1,), torch.nan))
+        with pytest.raises(RuntimeError, match="float32 weights and 1 tokens: other results than the reference has"):
+            gpu.check(DEVICE)
+    monkeypatch.setattr(reference, "paged_gated", lambda *_arguments: torch.full((1,), torch.nan))
+    with pytest.raises(RuntimeError, match="bfloat16 weights and 1 tokens gated by silu: other results"):
         gpu.check(DEVICE)
+
+
+def test_more_tokens_than_a_grid_is_high() -> None:
+    weight = drawn_weight((8, 8), 8, 8, torch.float32, 1.0, seed=5)
+    tile = gpu._tile(torch.empty(8 * 65_536, 8), weight)
+    assert tile.grid == (65_536,)
 
 
 @pytest.mark.skipif(not gpu._INTERPRETED, reason="kernels are compiled")

@@ -67,7 +67,7 @@ def paged_gated(
 
 
 def check(device: str | torch.device) -> None:
-    """Compute a few outputs on a device, one token and many, and compare them with the reference.
+    """Compute a few outputs on a device, of one token and of many, and compare them with the reference.
 
     Triton compiles for the very GPU that is there, so whether that works, and is right, shows only there.
 
@@ -77,14 +77,23 @@ def check(device: str | torch.device) -> None:
     if _INTERPRETED and torch.device(device).type != "cpu":
         # It works on a copy of the whole arena, and writes that back over pages that have come meanwhile.
         raise RuntimeError("TRITON_INTERPRET is set, and Triton's interpreter can't share an arena with loads")
-    drawn = torch.Generator("cpu").manual_seed(0)
+    drawn, biases = torch.Generator("cpu").manual_seed(0), (None, None)
     for dtype in _WORDS:
         weight = _sample(dtype, device, drawn)
         for tokens in (1, _MATRIX):
             x = torch.randn(tokens, weight.in_features, generator=drawn, device="cpu").bfloat16().to(device)
-            found, expected = paged_linear(x, weight, None).float(), reference.paged_linear(x, weight).float()
-            if not bool((found - expected).norm() <= 1e-2 * expected.norm()):  # NaN is no match
-                raise RuntimeError(f"{dtype} weights and {tokens} tokens: other results than the reference has")
+            what = f"{dtype} weights and {tokens} tokens"
+            _compare(what, paged_linear(x, weight, None), reference.paged_linear(x, weight))
+            if dtype != torch.bfloat16:  # compiling takes time, and gated kernels of other weights differ in little
+                continue
+            for name in reference.ACTIVATIONS:
+                found, expected = (of(x, weight, weight, name, biases) for of in (paged_gated, reference.paged_gated))
+                _compare(f"{what} gated by {name}", found, expected)
+
+
+def _compare(what: str, found: Tensor, expected: Tensor) -> None:
+    if not bool((found - expected).float().norm() <= 1e-2 * expected.float().norm()):  # NaN is no match
+        raise RuntimeError(f"{what}: other results than the reference has")
 
 
 def _sample(dtype: torch.dtype, device: str | torch.device, drawn: torch.Generator) -> PagedWeight:
@@ -128,7 +137,7 @@ def _launch(kernel: Any, x: Tensor, factors: Sequence[tuple[PagedWeight, Tensor 
 class _Tile:
     """What one program computes, and how many there are."""
 
-    grid: tuple[int, int]
+    grid: tuple[int]
     constants: dict[str, Any]
 
 
@@ -156,7 +165,8 @@ def _tile(rows: Tensor, weight: PagedWeight) -> _Tile:
         "BFLOAT16": bfloat16,
         "num_stages": 1,  # Triton 3.2, that of torch 2.6, can't compile loads by looked-up addresses in stages
     }
-    return _Tile((weight.grid[0] * (weight.block_rows // outputs), triton.cdiv(tokens, at_once)), constants)
+    programs = weight.grid[0] * (weight.block_rows // outputs) * triton.cdiv(tokens, at_once)
+    return _Tile((programs,), constants)
 
 
 def _tables(weight: PagedWeight) -> tuple[Any, ...]:

@@ -78,8 +78,7 @@ def _product(
     page_words: tl.constexpr = PAGE // (2 if DTYPE == "int8" else 4)
     one_block: tl.constexpr = DTYPE == "int8" and MATRIX  # at a time
 
-    row, output = _outputs(BLOCK_ROWS, OUTPUTS)
-    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    row, output, token = _place(out_features, BLOCK_ROWS, OUTPUTS, TOKENS)
     first = tl.load(crow_indices + row)
     length = (tl.load(crow_indices + row + 1) - first) * steps
     sums = tl.zeros((TOKENS, OUTPUTS), tl.float32)
@@ -112,10 +111,16 @@ def _product(
 
 
 @triton.jit
-def _outputs(BLOCK_ROWS: tl.constexpr, OUTPUTS: tl.constexpr):
-    """This program's row of blocks, and its outputs in it, [OUTPUTS]."""
+def _place(out_features, BLOCK_ROWS: tl.constexpr, OUTPUTS: tl.constexpr, TOKENS: tl.constexpr):
+    """This program's row of blocks, its outputs in that, [OUTPUTS], and its tokens, [TOKENS].
+
+    All programs are in the grid's first dimension, as the others end at 65,535.
+    """
     parts: tl.constexpr = BLOCK_ROWS // OUTPUTS
-    return tl.program_id(0) // parts, (tl.program_id(0) % parts) * OUTPUTS + tl.arange(0, OUTPUTS)
+    across = tl.cdiv(out_features, BLOCK_ROWS) * parts
+    part = tl.program_id(0) % across
+    output = (part % parts) * OUTPUTS + tl.arange(0, OUTPUTS)
+    return part // parts, output, (tl.program_id(0) // across) * TOKENS + tl.arange(0, TOKENS)
 
 
 @triton.jit
@@ -160,8 +165,7 @@ def _add(sums, x, token, feature, weights, tokens, in_features, MATRIX: tl.const
 def _store(
     y, sums, tokens, out_features, BLOCK_ROWS: tl.constexpr, TOKENS: tl.constexpr, OUTPUTS: tl.constexpr
 ):  # fmt: skip
-    row, output = _outputs(BLOCK_ROWS, OUTPUTS)
-    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    row, output, token = _place(out_features, BLOCK_ROWS, OUTPUTS, TOKENS)
     number = row * BLOCK_ROWS + output
     at = token.to(tl.int64)[:, None] * out_features + number[None, :]
     tl.store(y + at, sums.to(y.dtype.element_ty), mask=(token < tokens)[:, None] & (number < out_features)[None, :])
