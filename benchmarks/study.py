@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, writing
+from weightpager.bundle.footprint import footprint
 from weightpager.bundle.layout import PageDtype, block_bytes
 from weightpager.compiler.block_choice import choose_blocks
 from weightpager.compiler.clock import Clock
@@ -74,6 +76,7 @@ class Outcome:
         fraction: bytes of the largest task's kept blocks, as a share of the dense paged weights in bfloat16.
         overlap: mean over ordered pairs of tasks.
         switch_bytes: task → mean bytes to load when it is switched to.
+        table_bytes: of what says where all tasks' blocks are, in memory whichever task is active.
         seconds: from the dense model to the bundle.
     """
 
@@ -81,6 +84,7 @@ class Outcome:
     fraction: float
     overlap: float
     switch_bytes: Mapping[str, int]
+    table_bytes: int
     seconds: float
 
 
@@ -107,6 +111,17 @@ class Study:
         study._base = replace(self._base, data=data)
         study._prepared = None
         study._split = "validation"
+        return study
+
+    def cut_into(self, block: BlockShape) -> Study:
+        """The same dense model, its paged weights cut into blocks of another shape; its journals lie apart."""
+        study = copy.copy(self)
+        source = self._base.source
+        task_file = source.task_file.model_copy(update={"block": block})
+        paged = tuple(replace(info, grid=replace(info.grid, block=block)) for info in source.paged)
+        study._base = replace(self._base, source=replace(source, task_file=task_file, paged=paged))
+        study._folder, study._identity = self._folder / str(block), f"{self._identity} {block}"
+        study._prepared = None
         return study
 
     def prepared(self, fraction: float) -> Prepared:
@@ -158,7 +173,7 @@ class Study:
             info.grid.out_features * info.grid.in_features * quantisation.fraction(info.grid.in_features)
             for info in source.paged
         )
-        return Outcome(self.scores(source), size / total, 1.0, dict.fromkeys(source.models, 0), seconds)
+        return Outcome(self.scores(source), size / total, 1.0, dict.fromkeys(source.models, 0), 0, seconds)
 
     def sparse(self, setting: Setting) -> Outcome:
         """A bundle compiled by this setting, measured through the engine."""
@@ -184,6 +199,7 @@ class Study:
             max(task.density for task in report.tasks) * scale,
             report.mean_overlap,
             switch_bytes(bundle),
+            footprint(bundle).tables,
             sum(seconds for stage, seconds in clock.seconds.items() if stage != "measure sparse"),
         )
 
