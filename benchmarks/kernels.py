@@ -24,6 +24,7 @@ from torch.nn.functional import linear
 
 from benchmarks.synthetic import BlockTables, Variant, filled_arena
 from weightpager import kernels
+from weightpager.blocks import BlockShape
 from weightpager.kernels.cpu import read_memory
 
 ROTATED = 1 << 30
@@ -51,7 +52,7 @@ SHAPES = (
     Shape("Qwen2.5-0.5B", 4864, 896),
     Shape("Llama-3.2-1B", 8192, 2048),
 )
-BLOCKS = ((16, 32), (64, 64))
+BLOCKS = ("16x32", "64x64")
 SPARSITIES = (0.0, 0.5, 0.75)
 TOKENS = (1, 8, 32, 128, 512)
 
@@ -86,15 +87,16 @@ def main(
     json: Annotated[Path, typer.Option(help="File to write the rows to.")],
     model: Annotated[list[str] | None, typer.Option(help="Only the shapes of these models.")] = None,
     tokens: Annotated[list[int] | None, typer.Option(help="Only these numbers of tokens.")] = None,
+    block: Annotated[list[str] | None, typer.Option(help="Blocks of these shapes, instead of 16x32 and 64x64.")] = None,
     repeats: Annotated[int, typer.Option(help="Times that everything is measured.")] = 5,
 ) -> None:
     """Measure the kernels."""
-    rows = []
+    rows, blocks = [], [BlockShape.parse(text) for text in block or BLOCKS]
     arena = filled_arena(ROTATED)
     for shape in SHAPES:
         if not model or shape.model in model:
             for count in tokens or TOKENS:
-                for row in measured(shape, count, arena, repeats):
+                for row in measured(shape, count, blocks, arena, repeats):
                     rows.append(row)
                     typer.echo(line(row))
     replace_rows(json, rows)
@@ -109,7 +111,7 @@ def replace_rows(file: Path, rows: Sequence[Row]) -> None:
     file.write_text(json_file.dumps([*kept, *map(asdict, rows)], indent=1) + "\n", encoding="utf-8")
 
 
-def measured(shape: Shape, tokens: int, arena: Tensor, repeats: int) -> Iterator[Row]:
+def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Tensor, repeats: int) -> Iterator[Row]:
     """All variants at one shape and number of tokens."""
     base = torch.float32 if kernels.isa() in ("avx2", "generic") else torch.bfloat16
     x = torch.randn(tokens, shape.in_features).to(base)
@@ -118,10 +120,10 @@ def measured(shape: Shape, tokens: int, arena: Tensor, repeats: int) -> Iterator
     if base == torch.bfloat16:
         calls["prepacked"] = prepacked_layer(shape, tokens)
     sizes: dict[Variant, int] = {}
-    for block in BLOCKS:
+    for block in blocks:
         for dtype in (torch.bfloat16, torch.int8):
             for sparsity in SPARSITIES:
-                variant = Variant(block, dtype, sparsity)
+                variant = Variant((block.rows, block.cols), dtype, sparsity)
                 calls[variant], size = paged_layer(shape, variant, arena)
                 calls[size] = plain_read(arena, size)
                 sizes[variant] = size
