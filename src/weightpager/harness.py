@@ -1,0 +1,63 @@
+"""lm-evaluation-harness on a bundle: its own command, which knows a model named ``weightpager`` here.
+
+    python -m weightpager.harness --model weightpager --model_args pretrained=writer.bundle,task=code --tasks wikitext
+
+A task's module is one of transformers', so the harness's own class for those does the work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from weightpager.engine import Engine
+from weightpager.errors import ConfigError
+
+try:
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+except ModuleNotFoundError as error:
+    what = "expected the package 'lm_eval', found none; install 'weightpager[harness]'"
+    raise ModuleNotFoundError(what, name=error.name) from error
+
+
+@register_model("weightpager")
+class TaskLM(HFLM):  # type: ignore[misc]
+    """A task of a bundle, computed by an engine of its own, which is open as long as this lives."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        task: str,
+        budget: str | int | None = None,
+        device: str = "cpu",
+        dtype: str = "auto",
+        **options: Any,
+    ) -> None:
+        """Open the bundle and load the task.
+
+        Args:
+            pretrained: the bundle's directory.
+            task: of the kind language-modeling.
+            budget: as of `Engine.from_pretrained`.
+            device: as well; "cpu" where torch finds no other, as the harness asks for "cuda:0" unless told otherwise.
+            dtype: as well.
+            options: those of `HFLM`, such as ``batch_size`` and ``max_length``.
+
+        Raises:
+            ConfigError: the task is of another kind.
+            WeightpagerError: as of `Engine.from_pretrained` and `Engine.activate`.
+        """
+        device = device if torch.cuda.is_available() else "cpu"
+        self._engine = Engine.from_pretrained(pretrained, budget=budget, device=device, dtype=dtype)
+        module = self._engine.activate(str(task))
+        kind = self._engine.bundle.tasks[str(task)].kind
+        if kind != "language-modeling":
+            raise ConfigError(f"task {task}: expected language-modeling, found {kind}; 'weightpager eval' measures it")
+        super().__init__(pretrained=module, tokenizer=self._engine.tokenizer(), **options)
+
+
+if __name__ == "__main__":
+    cli_evaluate()
