@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
@@ -49,7 +50,7 @@ class _Generator(GenerateJsonSchema):
 
 def _describe(found: dict[str, Any], section: type[BaseModel]) -> None:
     """Give the section and its keys the words of its docstring."""
-    text = section.__doc__ or ""
+    text = inspect.getdoc(section) or ""  # from Python 3.13 on __doc__ is indented less
     found["description"] = _plain(text.split("\n", 1)[0])
     for key, words in _attributes(text).items():
         found["properties"][key]["description"] = words
@@ -58,7 +59,7 @@ def _describe(found: dict[str, Any], section: type[BaseModel]) -> None:
 def _attributes(docstring: str) -> dict[str, str]:
     """Key to words, of a docstring's attributes; ``a, b: words`` are the words of both."""
     section = docstring.partition("Attributes:\n")[2]
-    entries = re.findall(r"^ {8}(\w[\w, ]*): (.*(?:\n {12}.*)*)", section, re.MULTILINE)
+    entries = re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
     return {key: _plain(words) for keys, words in entries for key in keys.split(", ")}
 
 
