@@ -137,6 +137,11 @@ class ServerClosedError(WeightpagerError):
     """The server is shutting down."""
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """A text of any length as a message shows it."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, in a line of ours: its first line, or its class where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -170,3 +170,5 @@ def test_what_lies_in_a_cache_as_a_link_is_taken_over_itself(tmp_path: Path) -> 
 def test_a_missing_parent_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         write(tmp_path / "nowhere" / "a.bundle", b"one")
+    with pytest.raises(ConfigError, match="does not exist"):
+        write(tmp_path / ("a" * 300) / "a.bundle", b"one")  # as little to be seen as what nobody may look at

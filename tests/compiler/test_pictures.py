@@ -47,6 +47,18 @@ def test_a_folder_for_each_class_and_rows_agree(tmp_path: Path, reader: ImageRea
     assert {(item.path.name, item.label) for item in found.train} == {(i.path.name, i.label) for i in same.train}
 
 
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_rows_that_hold_images_instead_of_naming_them_are_refused_in_few_words(
+    tmp_path: Path, reader: ImageReader, split: str
+) -> None:
+    held = [{"image": "iVBORw0KGgo" * 1000, "label": label} for label in ("red", "blue")]
+    task = spec(tmp_path).model_copy(update={split: rows(tmp_path / "held.jsonl", *held)})
+    for look in (lambda: load(task, reader), lambda: pictures.fingerprint(getattr(task, split), "w", "image", "label")):
+        with pytest.raises(CompileError, match="expected an image, found no file at .*iVBORw0KGgo") as refused:
+            look()
+        assert len(str(refused.value)) < 1500
+
+
 def test_a_batch_has_pixels_and_labels(tmp_path: Path, reader: ImageReader) -> None:
     found = load(spec(tmp_path), reader)
     batches = found.batches(found.eval, 3)

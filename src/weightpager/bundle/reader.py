@@ -21,6 +21,7 @@ from weightpager.bundle.page_index import PageIndex
 from weightpager.bundle.permutations import Permutations
 from weightpager.bundle.regular_file import open_regular
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
+from weightpager.machine.paths import has_directory
 
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.blake3"
@@ -66,7 +67,7 @@ class Bundle:
             BundleError: there is none, or anything in it is not what the format says.
         """
         root = Path(path)
-        if not os.path.isdir(root):  # noqa: PTH112 - unlike Path.is_dir, it takes a missing permission for no
+        if not has_directory(root):
             raise _no_bundle(root, "a file" if os.path.lexists(root) else "nothing there")
         if not any(os.path.lexists(root / name) for name in (MANIFEST, MANIFEST_HASH)):
             raise _no_bundle(root, f"a directory without {MANIFEST}")

@@ -24,6 +24,7 @@ from weightpager.bundle.new_directory import sync
 from weightpager.bundle.permissions import imitate
 from weightpager.bundle.reader import MANIFEST, read_manifest, read_page_index
 from weightpager.errors import BundleError, BundleFormatError, ConfigError
+from weightpager.machine.paths import has_directory
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _lock(descriptor: int, root: Path) -> None:
 
 
 def _check_donor(root: Path, donor: Path) -> None:
-    if not os.path.isdir(donor):  # noqa: PTH112 - unlike Path.is_dir, it takes a missing permission for no
+    if not has_directory(donor):
         raise BundleError(f"{donor}: expected a bundle directory to mend from, found none; name another copy of {root}")
     if donor.samefile(root):
         raise ConfigError(f"{donor}: expected another bundle to mend from, found {root} itself; name another copy")

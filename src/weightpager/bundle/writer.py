@@ -17,6 +17,7 @@ from weightpager.bundle.new_directory import new_directory
 from weightpager.bundle.permissions import imitate_tree
 from weightpager.bundle.reader import MANIFEST, MANIFEST_HASH
 from weightpager.errors import CompileError, ConfigError
+from weightpager.machine.paths import has_directory, has_file
 
 
 class BundleWriter:
@@ -103,11 +104,11 @@ def writing(target: str | Path, *, force: bool = False) -> Iterator[BundleWriter
 
 
 def _check_target(path: Path, force: bool) -> None:
-    if not path.parent.is_dir():
+    if not has_directory(path.parent):
         raise ConfigError(f"out: expected a directory to write into, but {path.parent} does not exist")
     if not os.path.lexists(path):
         return
-    if not (path / MANIFEST).is_file():
+    if not has_file(path / MANIFEST):
         raise ConfigError(f"out: {path} exists and is not a bundle; choose another name")
     if not force:
         raise ConfigError(f"out: {path} exists; replace it with --force, or choose another name")

@@ -16,6 +16,7 @@ import typer
 from weightpager.cli import output
 from weightpager.cli.options import Json
 from weightpager.errors import ConfigError
+from weightpager.machine.paths import has_directory
 
 _TASKS, _SCHEMA, _MODEL = "tasks.yaml", "tasks.schema.json", "model: model\n"
 _SAMPLES = [f"{task}.{split}.jsonl" for task in ("spam", "places") for split in ("train", "test")]
@@ -48,7 +49,7 @@ def init(
         output.print_json({"files": [folder / name for name in starter]})
         return
     output.say(f"{folder}: {', '.join(starter)}")
-    if model is None or not model.is_dir():
+    if model is None or not has_directory(model):
         output.next_step(f"put a model directory at {model or folder / 'model'}; {_TASKS} tells how")
     tasks, bundle = shlex.quote(str(folder / _TASKS)), shlex.quote(str(folder / "tasks.bundle"))
     output.next_step(f"replace the sample data by yours; then weightpager compile {tasks} --out {bundle}")
@@ -91,7 +92,7 @@ def _check_free(folder: Path, names: Iterable[str]) -> None:
     Raises:
         ConfigError: something is.
     """
-    if os.path.lexists(folder) and not folder.is_dir():
+    if os.path.lexists(folder) and not has_directory(folder):
         found = "a link that leads to none" if folder.is_symlink() else "a file"
         raise ConfigError(f"init: expected a folder to write into, found {found} at {folder}; name another DIR")
     there = [name for name in names if os.path.lexists(folder / name)]

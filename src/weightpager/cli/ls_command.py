@@ -14,6 +14,7 @@ from weightpager.bundle.reader import MANIFEST_HASH
 from weightpager.cli import output
 from weightpager.cli.options import Json
 from weightpager.errors import BundleError, ConfigError
+from weightpager.machine.paths import has_directory
 
 
 def register(app: typer.Typer) -> None:
@@ -60,9 +61,7 @@ def _bundles(folder: Path) -> list[Path]:
 
 
 def _is_bundle(path: Path) -> bool:
-    return os.path.isdir(path) and (  # noqa: PTH112 - unlike Path.is_dir, it takes a missing permission for no
-        path.name.endswith(".bundle") or os.path.lexists(path / MANIFEST_HASH)
-    )
+    return has_directory(path) and (path.name.endswith(".bundle") or os.path.lexists(path / MANIFEST_HASH))
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from weightpager.errors import ConfigError
+from weightpager.machine.paths import has_directory
 
 
 def check_writable(option: str, path: Path) -> None:
@@ -15,7 +16,7 @@ def check_writable(option: str, path: Path) -> None:
         ConfigError: it can't be; the text starts with ``option``.
     """
     target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
+    if not has_directory(target.parent):
         raise ConfigError(f"{option}: expected a directory to write into, but {target.parent} does not exist")
     try:
         target.lstat()
@@ -25,7 +26,7 @@ def check_writable(option: str, path: Path) -> None:
         raise _refused(option, path, error) from error
     else:
         place = target
-    if target.is_dir():
+    if has_directory(target):
         raise ConfigError(f"{option}: expected a file to write, found the directory {path}; name a file in it")
     if not os.access(place, os.W_OK):
         raise ConfigError(f"{option}: expected a file to write, but {place} may not be written to; choose another")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -99,7 +99,7 @@ def _visits(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Vi
     from weightpager.traces.trace import in_place_of, read_visits
 
     if trace not in TRACES:
-        if not Path(trace).exists():
+        if not os.path.lexists(trace):
             raise ConfigError(f"trace: expected a file, or one of {', '.join(TRACES)}; found no file at {trace}")
         return read_visits(trace, tuple(bundle.tasks))
     names = list(bundle.tasks)

@@ -17,6 +17,7 @@ from torch import Tensor
 import weightpager
 from weightpager.bundle.writer import storage_errors
 from weightpager.errors import CompileError
+from weightpager.machine.paths import has_directory
 
 SECONDS = 60.0
 """Between two entries of a running stage: an entry of a small model takes a second."""
@@ -75,7 +76,7 @@ class Journal:
         Raises:
             CompileError: another one does, or the storage refused it.
         """
-        if self._folder is None or not self._folder.parent.is_dir():  # who writes the bundle will say so
+        if self._folder is None or not has_directory(self._folder.parent):  # who writes the bundle will say so
             yield
             return
         with storage_errors():

@@ -13,6 +13,7 @@ from weightpager.engine import Engine
 from weightpager.engine.architecture import image_reader, takes_images
 from weightpager.errors import CompileError
 from weightpager.evaluate import Batch, evaluate
+from weightpager.machine.paths import has_directory, has_file
 
 Progress = Callable[[str, int, int], None]
 
@@ -65,9 +66,10 @@ def _held_out(entry: TaskEntry, reads: object) -> tuple[Sequence[Batch], bool]:
     """A task's evaluation batches, and whether its file is the one that the dense model was measured on."""
     stated = entry.eval
     path = Path(stated.file if stated is not None else "")
-    if stated is not None and not (path.is_file() or (entry.takes_images and path.is_dir())):
+    if stated is not None and not (has_file(path) or (entry.takes_images and has_directory(path))):
         raise CompileError(
-            f"{entry.name}: the held-out data {path} is not on this machine; put the file there and try again"
+            f"{entry.name}: the held-out data {path} is not on this machine, or you may not look there; "
+            "put it there and try again"
         )
     batches = data.load_eval(entry, path, reads, EVAL_BATCH)
     if stated is None:

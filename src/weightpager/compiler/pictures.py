@@ -11,9 +11,10 @@ import torch
 from blake3 import blake3
 
 from weightpager.compiler.rows import hashed, label_ids, labels_of, read_rows, texts_of
-from weightpager.engine.image_reader import ImageReader
-from weightpager.errors import CompileError, ImageError
+from weightpager.engine.image_reader import MOST_OF_A_PATH, ImageReader
+from weightpager.errors import CompileError, ImageError, shortened
 from weightpager.evaluate import Batch
+from weightpager.machine.paths import has_directory, has_file
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 """Of the files in a class's folder."""
@@ -41,7 +42,7 @@ def listed(path: Path, where: str, image: str, label: str, most: int | None = No
     Raises:
         CompileError: the folder has another form, or as `read_rows`.
     """
-    if path.is_dir():
+    if has_directory(path):
         return _of_folder(path, where)[:most]
     rows = read_rows(path, where, image, label, most=most)
     names = texts_of(rows, image, where)
@@ -102,8 +103,8 @@ def fingerprint(path: Path, where: str, image: str, label: str) -> str:
 
 
 def _hash(file: Path, where: str) -> str:
-    if not file.is_file():
-        raise CompileError(f"{where}: expected an image, found no file at {file}")
+    if not has_file(file):
+        raise CompileError(f"{where}: expected an image, found no file at {shortened(str(file), MOST_OF_A_PATH)}")
     return hashed(file, where)
 
 
@@ -111,7 +112,8 @@ def _pixels(picture: Picture, reader: ImageReader, where: str) -> Any:
     try:
         return reader.read(picture.path)
     except ImageError as error:
-        name = "" if str(picture.path) in str(error) else f" ({picture.path})"
+        path = shortened(str(picture.path), MOST_OF_A_PATH)
+        name = "" if path in str(error) else f" ({path})"
         raise CompileError(f"{where}{name}: {error}") from error
 
 

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from weightpager.blocks import BlockShape
 from weightpager.config import parse_size
 from weightpager.errors import ConfigError
+from weightpager.machine.paths import has_directory, has_file
 
 Saliency = Literal["gradient", "second-moment", "block-obs"]
 RecoverMethod = Literal["none", "closed-form", "finetune"]
@@ -42,7 +43,7 @@ def _path(value: object, info: ValidationInfo) -> Path:
 
 def _file(value: object, info: ValidationInfo) -> Path:
     path = _path(value, info)
-    if not path.is_file():
+    if not has_file(path):
         raise broken(f"expected a file, found none at {path}")
     return path
 
@@ -50,17 +51,17 @@ def _file(value: object, info: ValidationInfo) -> Path:
 def _data(value: object, info: ValidationInfo) -> Path:
     """Images may lie in a folder."""
     path = _path(value, info)
-    return path if path.is_dir() and info.data.get("kind") == "image-classification" else _file(value, info)
+    return path if has_directory(path) and info.data.get("kind") == "image-classification" else _file(value, info)
 
 
 def _model_directory(value: object, info: ValidationInfo) -> Path:
     path = _path(value, info)
-    if not path.is_dir():
+    if not has_directory(path):
         raise broken(
             f"expected a model directory, found none at {path}; a hub id must be downloaded first, "
             "for example with 'hf download ID --local-dir DIRECTORY'"
         )
-    if not (path / "config.json").is_file():
+    if not has_file(path / "config.json"):
         raise broken(f"expected a model directory, found no config.json in {path}")
     return path
 

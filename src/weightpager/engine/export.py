@@ -30,6 +30,7 @@ from weightpager.engine.parameters import activation_dtype, read_parameters
 from weightpager.engine.task_module import assign, paged_weight
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.kernels import reference
+from weightpager.machine.paths import has_directory
 from weightpager.store import LocalStore, VerifyingStore
 
 
@@ -48,7 +49,7 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     bundle.task(task)
     if os.path.lexists(target):
         raise ConfigError(f"out: {target} exists; choose another name")
-    if not target.parent.is_dir():
+    if not has_directory(target.parent):
         raise ConfigError(f"out: expected a directory to write into, but {target.parent} does not exist")
     module = empty_module(read_config(bundle), bundle.task(task))
     values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}

@@ -12,7 +12,8 @@ import transformers
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from weightpager.errors import ConfigError, ImageError, first_line
+from weightpager.errors import ConfigError, ImageError, first_line, shortened
+from weightpager.machine.paths import has_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -22,6 +23,9 @@ FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
 
 MOST_PIXELS = 2**26
 """Of an image: a small file may ask for more memory than there is."""
+
+MOST_OF_A_PATH = 400
+"""That a message shows: data may hold images where it should name them."""
 
 _MOST_RATIO = 32
 """Of an image's sides: a processor may scale the shorter one, and a strip would become a wall."""
@@ -73,8 +77,8 @@ def read_image(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> PilImage
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    if isinstance(source, Path) and not source.is_file():  # a FIFO would be waited for
-        raise ImageError(f"expected an image, found no file at {source}")
+    if isinstance(source, Path) and not has_file(source):  # a FIFO would be waited for
+        raise ImageError(f"expected an image, found no file at {shortened(str(source), MOST_OF_A_PATH)}")
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             _check_size(image.width, image.height, most_pixels)
