@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pytest
 import tiny_models as tiny
 import torch
@@ -201,6 +202,17 @@ def test_an_unnamed_head_takes_numbers(tmp_path: Path) -> None:
 
 
 LABELLED = [{"text": "a", "label": "x"}, {"text": "a", "label": "y"}]
+
+
+def test_what_is_wrong_is_said_in_few_words(tmp_path: Path) -> None:
+    scores = [{"text": "good", "label": f"{number / 1000}"} for number in range(1000)]
+    with pytest.raises(CompileError, match=r"labels 0.0, 0.001, .*, … \(1000 in all\), found 'good'") as unknown:
+        read(texts(tmp_path, scores))
+    table = pandas.DataFrame([{"text": {"bytes": bytes(100_000)}, "label": label} for label in ("good", "bad")])
+    table.to_parquet(tmp_path / "held.parquet")
+    with pytest.raises(CompileError, match="row 1: expected 'text' to be text, found {'bytes': b'") as held:
+        read(texts(tmp_path, []).model_copy(update={"train": tmp_path / "held.parquet"}))
+    assert max(len(str(error.value)) for error in (unknown, held)) < 800
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import datasets
 import pandas
 
 from weightpager.bundle.files import hash_file
-from weightpager.errors import CompileError, first_line
+from weightpager.compiler.task_file_errors import shown
+from weightpager.errors import CompileError, first_line, shortened
 
 Row = dict[str, Any]
 
@@ -28,6 +29,9 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _WHOLE_TEXT: tuple[str, dict[str, Any]] = ("text", {"sample_by": "document"})
 
+_MOST_LABELS = 20
+"""That a message names: numbers that are taken for labels may be thousands."""
+
 
 def read_rows(path: Path, where: str, *columns: str, whole_text: bool = False, most: int | None = None) -> list[Row]:
     """The rows of a file, each with the columns; the first ``most`` only, and no more than these are looked at."""
@@ -39,7 +43,9 @@ def read_rows(path: Path, where: str, *columns: str, whole_text: bool = False, m
         raise CompileError(f"{where}: expected at least one row, found an empty file")
     for column in columns:
         if not any(column in row for row in rows):
-            raise CompileError(f"{where}: expected a column {column!r}, found {', '.join(sorted(rows[0]))}")
+            raise CompileError(
+                f"{where}: expected a column {column!r}, found {shortened(', '.join(sorted(rows[0])), 400)}"
+            )
         for number, row in enumerate(rows, 1):
             if row.get(column) is None:
                 raise CompileError(f"{where}: row {number}: expected a value for {column!r}, found none")
@@ -124,14 +130,14 @@ def texts_of(rows: list[Row], column: str, where: str) -> list[str]:
     """The texts of a column."""
     for number, row in enumerate(rows, 1):
         if not isinstance(row[column], str):
-            raise CompileError(f"{where}: row {number}: expected {column!r} to be text, found {row[column]!r}")
+            raise CompileError(f"{where}: row {number}: expected {column!r} to be text, found {shown(row[column])}")
     return [row[column] for row in rows]
 
 
 def words_of(value: Any, where: str, number: int) -> list[str]:
     """The words of row ``number``."""
     if not isinstance(value, list) or not value or not all(isinstance(word, str) and word for word in value):
-        raise CompileError(f"{where}: row {number}: expected a list of words, found {value!r}")
+        raise CompileError(f"{where}: row {number}: expected a list of words, found {shown(value)}")
     return value
 
 
@@ -142,7 +148,9 @@ def labels_of(rows: list[Row], column: str, where: str, nested: bool) -> list[li
         value = row[column] if nested else [row[column]]
         if not isinstance(value, list) or not all(isinstance(label, (str, int)) for label in value):
             expected = "a list of labels" if nested else "text or a whole number"
-            raise CompileError(f"{where}: row {number}: expected {column!r} to be {expected}, found {row[column]!r}")
+            raise CompileError(
+                f"{where}: row {number}: expected {column!r} to be {expected}, found {shown(row[column])}"
+            )
         if "" in value:
             raise CompileError(f"{where}: row {number}: expected a value for {column!r}, found none")
         labels.append(value)
@@ -158,13 +166,19 @@ def label_ids(labels: list[list[str | int]], known: Sequence[str], where: str) -
         for label in row:
             if str(label) not in ids:
                 raise CompileError(
-                    f"{where}: row {number}: expected one of the labels {', '.join(known)}, found {str(label)!r}"
+                    f"{where}: row {number}: expected one of the labels {_listed(known)}, found {shown(str(label))}"
                 )
     return [[ids[str(label)] for label in row] for row in labels]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
+def _listed(known: Sequence[str]) -> str:
+    """The first labels, and how many there are if that isn't all."""
+    more = f", … ({len(known)} in all)" if len(known) > _MOST_LABELS else ""
+    return shortened(", ".join(known[:_MOST_LABELS]), 400) + more
+
+
     """No progress bars, no log lines about what is raised as an error anyway."""
     level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)

@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from weightpager.errors import shortened
+
 _EXPECTED = {
     "string_type": "text",
     "string_unicode": "Unicode text without lone surrogates",
@@ -66,5 +68,4 @@ def shown(found: object) -> str:
     """What was found, in at most 80 characters."""
     if found is None:
         return "nothing"
-    text = repr(found)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shortened(repr(found))
