@@ -204,6 +204,14 @@ def test_an_unnamed_head_takes_numbers(tmp_path: Path) -> None:
 LABELLED = [{"text": "a", "label": "x"}, {"text": "a", "label": "y"}]
 
 
+def test_what_is_wrong_with_commas_that_nobody_quoted(tmp_path: Path) -> None:
+    (tmp_path / "names.csv").write_text("text,label\nSmith, John,person\nParis, France,place\n", encoding="utf-8")
+    with pytest.raises(
+        CompileError, match="cannot be read as csv: row 1: expected a value for each column, found more"
+    ):
+        read(texts(tmp_path, []).model_copy(update={"train": tmp_path / "names.csv"}))
+
+
 def test_what_is_wrong_is_said_in_few_words(tmp_path: Path) -> None:
     scores = [{"text": "good", "label": f"{number / 1000}"} for number in range(1000)]
     with pytest.raises(CompileError, match=r"labels 0.0, 0.001, .*, … \(1000 in all\), found 'good'") as unknown:

@@ -96,8 +96,10 @@ def _is_object(row: bytes) -> bool:
 
 
 def _text_columns(path: Path) -> datasets.Features:
-    names = pandas.read_csv(path, nrows=0, **FORMATS[".csv"][1]).columns
-    return datasets.Features({name: datasets.Value("string") for name in names})
+    first = pandas.read_csv(path, nrows=1, dtype=str, **FORMATS[".csv"][1])
+    if len(first) and not isinstance(first.index, pandas.RangeIndex):  # pandas takes what is too much for names of rows
+        raise ValueError("row 1: expected a value for each column, found more; put quotes around texts with commas")
+    return datasets.Features({name: datasets.Value("string") for name in first.columns})
 
 
 def _decoded(row: Row, features: Any) -> Row:
@@ -171,14 +173,14 @@ def label_ids(labels: list[list[str | int]], known: Sequence[str], where: str) -
     return [[ids[str(label)] for label in row] for row in labels]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
 def _listed(known: Sequence[str]) -> str:
     """The first labels, and how many there are if that isn't all."""
     more = f", … ({len(known)} in all)" if len(known) > _MOST_LABELS else ""
     return shortened(", ".join(known[:_MOST_LABELS]), 400) + more
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
     """No progress bars, no log lines about what is raised as an error anyway."""
     level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
