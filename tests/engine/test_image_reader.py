@@ -85,6 +85,8 @@ def test_a_camera_says_which_way_is_up() -> None:
         (png(10_000, 10_000), "expected at most 67108864 pixels"),
         (png(100_000, 100_000), "expected at most 67108864 pixels"),
         (png(1, 1000), "expected sides of at most 1 : 32, found 1 × 1000"),
+        (content(Image.new("I;16", (8, 8), 700)), "expected 8 bits a channel, found mode I"),
+        (b"P5 8 8 65535\n" + bytes(128), "expected 8 bits a channel, found mode I"),
     ],
 )
 def test_what_is_wrong_is_said(reader: ImageReader, damaged: bytes, expected: str) -> None:

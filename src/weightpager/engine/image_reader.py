@@ -33,6 +33,9 @@ _MOST_RATIO = 32
 _MOST_SIDE = 2**11
 """That a processor may scale to."""
 
+_DEEP = ("I", "F")
+"""What modes of more than 8 bits begin with: Pillow doesn't scale these, it cuts off."""
+
 _SIZES = ("size", "crop_size", "pad_size")
 
 
@@ -82,6 +85,11 @@ def read_image(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> PilImage
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             _check_size(image.width, image.height, most_pixels)
+            if image.mode.startswith(_DEEP):
+                raise ImageError(
+                    f"expected 8 bits a channel, found mode {image.mode}, of which all above 255 would turn white; "
+                    "scale its values to 0 to 255 and save it again"
+                )
             return ImageOps.exif_transpose(image).convert("RGB")
     except ImageError:
         raise
