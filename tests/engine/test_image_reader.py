@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import ViTConfig
+from transformers import Dinov2Config, ViTConfig
 
 import tiny
 from weightpager.engine.image_reader import FORMATS, ImageReader, load_image_processor, read_image
@@ -122,6 +122,16 @@ def test_fewer_pixels_may_be_allowed(reader: ImageReader) -> None:
     assert reader.read(image, most_pixels=100).shape == (3, 16, 16)
     with pytest.raises(ImageError, match="expected at most 99 pixels, found 10 × 10"):
         reader.read(image, most_pixels=99)
+
+
+def test_a_model_that_takes_any_size_is_given_what_its_processor_makes(reader: ImageReader, tmp_path: Path) -> None:
+    larger = ImageReader(reader.processor, Dinov2Config(image_size=56, patch_size=8))  # as its directories have it
+    assert larger.shape == (3, 16, 16)
+    assert larger.read(tiny.picture(tmp_path / "a.png", "white", size=(32, 24))).shape == (3, 16, 16)
+    with pytest.raises(ImageError, match="expected pixels .*1, 16, 16"):
+        ImageReader(reader.processor, Dinov2Config(image_size=56, patch_size=8, num_channels=1)).read(
+            tmp_path / "a.png"
+        )
 
 
 def test_the_model_must_take_what_the_processor_makes(reader: ImageReader) -> None:

@@ -109,7 +109,7 @@ def _most_activations(source: Source, batch: int) -> int:
 def activation_bytes(source: Source, task: str, batch: int) -> int:
     """What the backward pass of one batch of a task's longest texts, or of its images, needs."""
     config, spec = source.models[task].config, source.task_file.tasks[task]
-    length = _patches(config) if spec.takes_images else source.task_file.max_length_of(task)
+    length = _patches(source, config) if spec.takes_images else source.task_file.max_length_of(task)
     hidden, layers, heads = (_most(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     labels, per_token = len(source.classes(task)), spec.kind in ("token-classification", "language-modeling")
     logits = (labels or int(getattr(config, "vocab_size", 0))) * _LOGIT_BYTES * (length if per_token else 1)
@@ -125,10 +125,13 @@ def _most(config: PretrainedConfig, key: str) -> int:
     return max(found, default=0) if isinstance(found, (list, tuple)) else int(found)
 
 
-def _patches(config: PretrainedConfig) -> int:
+def _patches(source: Source, config: PretrainedConfig) -> int:
     """Of an image, and one more for its class; 1 where the configuration doesn't tell, as nothing better is known."""
-    size, patch = (getattr(config, key, None) for key in ("image_size", "patch_size"))
-    return (size // patch) ** 2 + 1 if isinstance(size, int) and isinstance(patch, int) and patch > 0 else 1
+    shape, patch = source.images.shape if source.images else None, getattr(config, "patch_size", None)
+    if shape is None or not isinstance(patch, int) or patch <= 0:
+        return 1
+    _, height, width = shape
+    return (height // patch) * (width // patch) + 1
 
 
 def saliency_bytes(source: Source, *, moves: bool) -> int:

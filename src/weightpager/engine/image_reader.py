@@ -36,6 +36,10 @@ _MOST_SIDE = 2**11
 _DEEP = ("I", "F")
 """What modes of more than 8 bits begin with: Pillow doesn't scale these, it cuts off."""
 
+_ANY_SIZE = frozenset({"dinov2", "dinov2_with_registers", "segformer", "swin", "swinv2"})
+"""Models that take images of any size: their configuration's is that of their training, 518 where DINOv2's processor
+cuts to 224."""
+
 _SIZES = ("size", "crop_size", "pad_size")
 
 
@@ -44,12 +48,19 @@ class ImageReader:
 
     Attributes:
         processor: whose own settings say how images are scaled and normalised.
-        shape: channels, height and width that the model takes; None if its configuration doesn't say.
+        shape: channels, height and width that the model takes; of one that takes any size, what the processor makes of
+            a square image. None if its configuration doesn't say.
     """
 
     def __init__(self, processor: Any, config: PretrainedConfig) -> None:
         self.processor = processor
         self.shape = expected_shape(config)
+        if self.shape is not None and config.model_type in _ANY_SIZE:
+            from PIL import Image
+
+            channels, height, width = self.shape
+            blank = processor(images=Image.new("RGB", (width, height)), return_tensors="pt")["pixel_values"]
+            self.shape = channels, blank.shape[-2], blank.shape[-1]
 
     def read(self, source: Path | bytes, most_pixels: int = MOST_PIXELS) -> Tensor:
         """The pixels of a file, or of a file's content, float32 [channels, height, width].
