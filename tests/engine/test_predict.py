@@ -19,7 +19,7 @@ from transformers import (
 import tiny
 import weightpager as wp
 from weightpager.bundle import TaskEntry
-from weightpager.engine.architecture import context_length
+from weightpager.engine.architecture import context_length, empty_module
 from weightpager.engine.predict import predict
 from weightpager.errors import ConfigError
 from weightpager.server.encoding import encode
@@ -47,6 +47,14 @@ def test_positions_behind_the_padding_are_not_read() -> None:
     module(torch.full((1, most), 4))
     with pytest.raises((IndexError, RuntimeError)):
         module(torch.full((1, most + 1), 4))
+
+
+def test_a_text_has_one_class_whatever_the_models_directory_was_trained_for() -> None:
+    sizes = {"vocab_size": 16, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(**sizes, intermediate_size=32, problem_type="multi_label_classification")
+    entry = {"sparsity": 0.5, "dense": None, "eval": None, "max_length": 8}
+    task = TaskEntry(name="a", kind="text-classification", classes=["b", "c"], **entry)  # type: ignore[arg-type]
+    assert empty_module(config, task).config.problem_type is None  # else transformers' pipeline answers with sigmoids
 
 
 def test_token_types_are_not_taken_from_a_tokenizer() -> None:

@@ -92,6 +92,7 @@ def empty_module(config: PretrainedConfig, task: TaskEntry) -> nn.Module:
     if task.classes:
         own.id2label = dict(enumerate(task.classes))
         own.label2id = {name: number for number, name in enumerate(task.classes)}
+        own.problem_type = None  # the model's directory may be of one with many labels for a text, or a number
     try:
         with EmptyOnMeta(), quiet_transformers():
             module: nn.Module = CLASSES[task.kind].from_config(own, trust_remote_code=False)
