@@ -381,6 +381,18 @@ def test_settings_of_outputs_are_set_back(tmp_path: Path) -> None:
     assert found.models["text"](input_ids=torch.tensor([[2, 4, 3]])).logits.shape == (1, 2)
 
 
+def test_positions_stay_where_the_tokenizer_pads_with_another_word(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = RobertaConfig(**sizes, vocab_size=len(tiny.WORDS), max_position_embeddings=16, pad_token_id=1)
+    model = RobertaModel(config).eval()
+    tiny.save(model, tmp_path / "model")  # whose tokenizer pads with 0
+    found = load(tmp_path, tiny.tasks(tmp_path, "text"))
+    ids = torch.tensor([[2, 9, 10, 3]])
+    with torch.inference_mode():
+        ours = found.models["text"].base_model(ids, torch.ones_like(ids)).last_hidden_state
+        torch.testing.assert_close(ours, model(ids, torch.ones_like(ids)).last_hidden_state)
+
+
 def test_positions_behind_the_padding_are_fewer(tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = RobertaConfig(**sizes, vocab_size=len(tiny.WORDS), max_position_embeddings=12, pad_token_id=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from weightpager.bundle.manifest import TaskKind
 from weightpager.bundle.model_files import GENERATION, GENERATION_KEYS
@@ -18,6 +18,7 @@ from weightpager.engine.architecture import CLASSES, position_table
 from weightpager.engine.image_reader import ImageReader, load_image_processor
 from weightpager.errors import CompileError, WeightpagerError, first_line
 from weightpager.machine.panics import panics_as_errors
+from weightpager.nn import EmptyOnMeta
 
 _NOT_COMPUTING = {
     "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "num_labels",
@@ -118,6 +119,26 @@ def check_known(tokenizer: Any, number: int, words: int, where: str) -> None:
             f"{where}: expected words that the model knows, with ids below {words}, found {token!r}, {number}; "
             "give the model as many as its tokenizer has (model.resize_token_embeddings), and save it again"
         )
+
+
+def padding_of(config: PretrainedConfig, tokenizer: Any, words: int, path: Path) -> int:
+    """The padding that a model is built with: its tokenizer's, but its own where its positions begin behind that.
+
+    A classifier over a decoder looks for the last token before the padding; but RoBERTa's tokens would all have
+    other positions than it was trained with.
+
+    Args:
+        config: of the model.
+        tokenizer: of the model, which can pad.
+        words: how many the model knows.
+        path: for errors.
+    """
+    own: int | None = getattr(config, "pad_token_id", None)
+    if own is not None and own != tokenizer.pad_token_id and 0 <= own < words:
+        with EmptyOnMeta():
+            if position_table(call(path, AutoModel.from_config, config, trust_remote_code=False)) is not None:
+                return own
+    return int(tokenizer.pad_token_id)
 
 
 def load_image_reader(path: Path, config: PretrainedConfig) -> ImageReader:

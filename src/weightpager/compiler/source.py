@@ -32,6 +32,7 @@ from weightpager.compiler.checkpoint import (
     load_generation,
     load_image_reader,
     load_tokenizer,
+    padding_of,
 )
 from weightpager.compiler.named_parameters import parameters, replace_tensors
 from weightpager.compiler.own_weights import Versions, lay_over
@@ -129,7 +130,7 @@ def load(task_file: TaskFile) -> Source:
             tokenizer.padding_side = tokenizer.truncation_side = "right"
             words = getattr(config.get_text_config(), "vocab_size", tokenizer.pad_token_id + 1)
             check_known(tokenizer, tokenizer.pad_token_id, words, str(path))
-            config.pad_token_id = tokenizer.pad_token_id
+            config.pad_token_id = padding_of(config, tokenizer, words, path)
         models: dict[str, PreTrainedModel] = {}
         checkpoints: dict[str, PreTrainedModel] = {}
         shared: dict[str, Tensor] = {}
