@@ -176,6 +176,10 @@ def test_says_what_is_wrong_in_a_task(write: Writer, task: str, expected: str) -
     [
         ("  Code: {kind: language-modeling, train: code.txt, eval: code-test.txt}", "tasks.Code: expected a name of"),
         (
+            "  _code: {kind: language-modeling, train: code.txt, eval: code-test.txt}",
+            "tasks._code: expected a name of lower-case letters and digits, then '_', '.' and '-' too",
+        ),
+        (
             "  code: {kind: language-modelling, train: code.txt, eval: code-test.txt}",
             "did you mean 'language-modeling'?",
         ),

@@ -14,7 +14,7 @@ _EXPECTED = {
     "string_type": "text",
     "string_unicode": "Unicode text without lone surrogates",
     "string_too_short": "text that is not empty",
-    "string_pattern_mismatch": "a name of lower-case letters, digits, '_', '.' and '-', 64 at most",
+    "string_pattern_mismatch": "a name of lower-case letters and digits, then '_', '.' and '-' too, 64 at most",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
