@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from command import Command
 
 from weightpager.bench.machine import describe
+from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
 from weightpager.demo import compiled, run
 from weightpager.demo.page import render
@@ -108,6 +113,23 @@ def test_a_cache_without_the_dense_checkpoint_is_no_cache(assistant_bundle: Path
         compiled._open(tmp_path)
     (tmp_path / "dense.safetensors").touch()
     assert compiled._open(tmp_path).unaligned_overlap == 0.5
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, weightpager: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WEIGHTPAGER_CACHE", str(tmp_path / "file" / "cache"))
+    found = weightpager("bench", "--quick")
+    assert found.code == 2
+    assert "cannot write random weights" in found.err
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "cache")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(SampleUnavailable, match="cannot be written: Permission denied; name another cache"):
+        run._baselines(cast(Bundle, SimpleNamespace(path=tmp_path / "a.bundle")), tmp_path / "file")
 
 
 @pytest.mark.slow

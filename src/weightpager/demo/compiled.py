@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from blake3 import blake3
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import weightpager
@@ -27,7 +29,7 @@ from weightpager.compiler.source import parameters
 from weightpager.compiler.structure_aligner import overlap
 from weightpager.compiler.task_file import from_dict
 from weightpager.errors import BundleError
-from weightpager.samples import Sample
+from weightpager.samples import Sample, SampleUnavailable
 
 ALIGNMENT = 0.5
 SPARSITY = 0.75
@@ -52,14 +54,28 @@ def compiled(model: Path, samples: Sequence[Sample], cache: Path, progress: Prog
 
     Raises:
         CompileError: it can't be compiled.
+        SampleUnavailable: it can't be written.
     """
     content = _task_file(model, samples)
     folder = cache / "demo" / _identity(content, samples)
     try:
         return _open(folder)
     except (BundleError, OSError, ValueError):
-        _compile(content, folder, progress)
-        return _open(folder)
+        with writing_to(folder):
+            _compile(content, folder, progress)
+            return _open(folder)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn what the storage of the cache refuses into a `SampleUnavailable`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SampleUnavailable(
+            f"{folder} cannot be written: {reason}; name another cache by WEIGHTPAGER_CACHE"
+        ) from error
 
 
 def _task_file(model: Path, samples: Sequence[Sample]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import overlap
 from weightpager.bundle.report import CompileReport, read_report
 from weightpager.config import EngineConfig
-from weightpager.demo.compiled import ALIGNMENT, RECOVER_STEPS, SPARSITY, TRAINING_STEPS, Compiled, compiled
+from weightpager.demo.compiled import ALIGNMENT, RECOVER_STEPS, SPARSITY, TRAINING_STEPS, Compiled, compiled, writing_to
 from weightpager.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
 from weightpager.engine import Engine
 from weightpager.errors import WeightpagerError
@@ -36,7 +36,7 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
     """Run the demo; a second run finds data and bundles in the cache and only measures again.
 
     Raises:
-        SampleUnavailable: the model, or all of the tasks but one, can't be fetched.
+        SampleUnavailable: the model, or all of the tasks but one, can't be fetched, or the cache can't be written to.
     """
     start = time.perf_counter()
     progress("fetch model and data", 0, 1)
@@ -125,7 +125,7 @@ def _measure(ours: Compiled, budget: int, progress: Progress) -> tuple[list[Demo
 def _baselines(bundle: Bundle, dense: Path) -> tuple[dict[str, tuple[int, float]], float, list[str]]:
     """Bytes and seconds of each task's own sparse weights, seconds of the dense checkpoint, and doubts."""
     whole, doubts = {}, []
-    with tempfile.TemporaryDirectory(dir=bundle.path.parent) as folder:
+    with writing_to(bundle.path.parent), tempfile.TemporaryDirectory(dir=bundle.path.parent) as folder:
         for task in bundle.tasks:
             with sparse_checkpoint(bundle, task, Path(folder)) as path:
                 seconds, found = time_whole_read(path, REPEATS, IO_THREADS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from weightpager.bench.synthetic_bundle import bundle_of, quarter_kept
 from weightpager.bundle import Bundle
-from weightpager.errors import BundleError
+from weightpager.errors import BundleError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ def usual_subject(cache: Path, report: Callable[[str], None], *, quick: bool) ->
     """The demo's bundle if the cache has it, else random weights in the shape of a model of half a billion parameters.
 
     Raises:
-        OSError, CompileError: the random one can't be written.
+        ConfigError, CompileError: the random one can't be written.
     """
     for path in sorted((cache / "demo").glob("*/aligned.bundle"), key=lambda path: -path.stat().st_mtime):
         try:
@@ -32,5 +32,11 @@ def usual_subject(cache: Path, report: Callable[[str], None], *, quick: bool) ->
         except BundleError as error:
             report(f"{path} is passed over: {error}")
     folder = cache / "benchmarks" / "contest"
-    unaligned = None if quick else bundle_of(quarter_kept(aligned=False), folder, report)
-    return Subject(bundle_of(quarter_kept(), folder, report), unaligned, random_weights=True)
+    try:
+        unaligned = None if quick else bundle_of(quarter_kept(aligned=False), folder, report)
+        return Subject(bundle_of(quarter_kept(), folder, report), unaligned, random_weights=True)
+    except OSError as error:
+        raise ConfigError(
+            f"bench: cannot write random weights into {folder}: {error.strerror or error}; name a BUNDLE, or another "
+            "cache by WEIGHTPAGER_CACHE"
+        ) from error
