@@ -66,3 +66,17 @@ def test_output_that_a_full_disk_refuses_is_said_in_a_line() -> None:
         )
     assert found.returncode == 1
     assert found.stderr == "error: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "ascii"])
+def test_what_the_output_cannot_show_is_escaped(tmp_path: Path, coding: str) -> None:
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff.bundle")  # noqa: PTH102 - from a stick of another system
+    found = subprocess.run(
+        [sys.executable, "-c", "from weightpager.cli import main; main()", "ls", tmp_path],
+        env={**os.environ, "PYTHONIOENCODING": coding, "COLUMNS": "300"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert found.returncode == 0, found.stderr
+    assert "\\udcff.bundle" in found.stdout

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+from io import TextIOWrapper
 
 import typer
 
@@ -76,6 +77,8 @@ for command in (
 
 def main() -> None:
     """The process ``weightpager``: run a command, then end without being disturbed."""
+    if isinstance(sys.stdout, TextIOWrapper):  # as standard error does: a name that it can't show ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         run()
     finally:
