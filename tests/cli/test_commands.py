@@ -311,6 +311,7 @@ def test_an_export_that_the_storage_refuses_leaves_nothing(
         (["plan", "BUNDLE", "--from", "animal", "--worst"], 2, "--worst alone"),
         (["run", "BUNDLE", "--task", "weather", "\udcff"], 2, "UTF-8"),
         (["demo", "--out", "no/such/folder.html"], 2, "does not exist"),
+        (["bench", "BUNDLE", "--seed", "-1"], 2, "--seed"),
         (["plan", "BUNDLE", "--from", "x", "--to", "weather"], 2, "unknown task 'x'"),
     ],
 )
