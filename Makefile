@@ -1,5 +1,5 @@
 # `make demo` and `make test` set up all they need: python3 with pip and venv is enough, and a C++ compiler for speed.
-# `make native-test` needs g++ with its sanitizers; cmake is fetched where there is none.
+# `make native-test` needs g++ with its sanitizers, `make release-test` any g++; cmake is fetched where there is none.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ JOBS ?= $(shell nproc)
 
 CMAKE := $(or $(shell command -v cmake),$(BIN)/cmake)
 
-.PHONY: demo test test-slow native-test aarch64-test check lint types imports format clean
+.PHONY: demo test test-slow native-test release-test aarch64-test check lint types imports format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/weightpager demo --out weightpager-demo.html
@@ -28,6 +28,12 @@ native-test: | $(CMAKE)
 		-DWEIGHTPAGER_OPTIMISATION=-O1 -DCMAKE_CXX_FLAGS="$(SANITIZERS)"
 	$(CMAKE) --build build/native-test --parallel $(JOBS)
 	build/native-test/native_tests --cases 1000
+
+# As they are installed. Tile instructions are carried out in software on a processor that has none.
+release-test: | $(CMAKE)
+	$(CMAKE) -S . -B build/release-test -DWEIGHTPAGER_NATIVE_TESTS=ON
+	$(CMAKE) --build build/release-test --parallel $(JOBS)
+	build/release-test/native_tests --cases 1000
 
 aarch64-test: | $(CMAKE)
 	CMAKE=$(CMAKE) JOBS=$(JOBS) tests/native/aarch64.sh

@@ -71,10 +71,18 @@ inline void emulate_dot(int sum, int a, int b) {
 
 constexpr TileConfiguration kTileConfiguration;
 
+// GCC isn't told that loading a tile reads memory: on its own it leaves out, or puts off, what is written for the tile.
+inline __attribute__((always_inline)) void settle(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
+
 #define WEIGHTPAGER_TILE_CONFIGURE() _tile_loadconfig(&kTileConfiguration)
 #define WEIGHTPAGER_TILE_RELEASE() _tile_release()
 #define WEIGHTPAGER_TILE_ZERO(number) _tile_zero(number)
-#define WEIGHTPAGER_TILE_LOAD(number, from, stride) _tile_loadd(number, from, stride)
+#define WEIGHTPAGER_TILE_LOAD(number, from, stride) \
+    do {                                            \
+        settle(from);                               \
+        _tile_loadd(number, from, stride);          \
+        settle(from);                               \
+    } while (false)
 #define WEIGHTPAGER_TILE_STORE(number, to, stride) _tile_stored(number, to, stride)
 #define WEIGHTPAGER_TILE_DOT(sum, a, b) _tile_dpbf16ps(sum, a, b)
 

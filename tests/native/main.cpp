@@ -10,6 +10,14 @@
 #include "paged_linear.hpp"
 #include "test_case.hpp"
 
+#if defined(WEIGHTPAGER_TRAPPED_TILES)
+#include "tile_traps.hpp"
+
+namespace weightpager {
+extern const Kernel amx_bf16;
+}
+#endif
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -50,9 +58,21 @@ Options parse(int count, char** arguments) {
     return options;
 }
 
+// Of this machine; with those whose instructions are carried out in software where it lacks them.
+std::vector<const weightpager::Kernel*> all() {
+    std::vector<const weightpager::Kernel*> kernels = weightpager::kernels();
+#if defined(WEIGHTPAGER_TRAPPED_TILES)
+    if (kernels[0]->name == std::string("avx512_bf16")) {
+        trap_tiles();
+        kernels.insert(kernels.begin(), &weightpager::amx_bf16);
+    }
+#endif
+    return kernels;
+}
+
 std::vector<const weightpager::Kernel*> chosen(const std::string& name) {
     std::vector<const weightpager::Kernel*> kernels;
-    for (const auto* kernel : weightpager::kernels())
+    for (const auto* kernel : all())
         if (name.empty() || name == kernel->name) kernels.push_back(kernel);
     return kernels;
 }
