@@ -189,6 +189,7 @@ def test_a_block_in_a_page_of_another_layer_is_refused(copy: Path) -> None:
     ("name", "change"),
     [
         ("signatures", lambda arrays: arrays["signatures"].__ixor__(np.uint64(1))),
+        ("signatures", lambda arrays: arrays["signatures"].__ior__(np.uint64(1 << 63))),
         ("layers", lambda arrays: arrays["layers"].__ixor__(np.int32(-1))),
         ("ids", lambda arrays: arrays.update(ids=arrays["ids"][:-1])),
         ("tensors", lambda arrays: arrays.pop("ids")),

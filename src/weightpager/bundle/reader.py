@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from weightpager.blocks import MAX_TASKS
 from weightpager.bundle import page_file
 from weightpager.bundle import page_index as page_index_file
 from weightpager.bundle import permutations as permutations_file
@@ -160,6 +161,11 @@ class Bundle:
         for task in self.tasks:
             self._tables[task] = self._read_tables(task)
             self._check_signature(task)
+        bits = np.arange(len(self.tasks), MAX_TASKS, dtype=np.uint64)
+        if (self.pages.signatures & np.bitwise_or.reduce(np.uint64(1) << bits)).any():
+            # A task that is added to the bundle would seem to use these pages.
+            expected = f"bits of {len(self.tasks)} tasks only"
+            raise BundleFormatError(page_index_file.FILE, "signatures", expected, "others")
 
     def _read_tables(self, task: str) -> dict[str, BlockTable]:
         file = tables_file(task)
