@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from weightpager.bundle.new_directory import scratch
+from weightpager.bundle import new_directory as module
+from weightpager.bundle.new_directory import new_directory, scratch
 
 
 def test_what_killed_processes_left_is_removed_and_what_others_use_is_not(tmp_path: Path) -> None:
@@ -28,3 +31,19 @@ def test_nothing_is_left_of_work_that_failed(tmp_path: Path) -> None:
         (folder / "half").write_text("done")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_nothing_can_be_exchanged_a_failure_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_rename_exchange", lambda *_: False)  # as on a file system that can't
+    target = tmp_path / "a"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(FileNotFoundError), new_directory(target, nullcontext, replace=True) as new:
+        shutil.rmtree(new)
+    assert [entry.name for entry in target.iterdir()] == ["old"]
+    with new_directory(target, nullcontext, replace=True) as new:
+        (new / "new").touch()
+    assert [entry.name for entry in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]

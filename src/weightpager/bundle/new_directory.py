@@ -116,7 +116,11 @@ def _exchange(new: Path, target: Path) -> None:
         # The file system can't exchange: between these two steps the target is missing, but never half-written.
         old = target.with_name(f"{new.name}-old")
         target.rename(old)
-        new.rename(target)
+        try:
+            new.rename(target)
+        except BaseException:  # Ctrl-C included
+            old.rename(target)
+            raise
         _remove(old)
 
 
