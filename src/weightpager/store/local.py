@@ -7,8 +7,9 @@ import errno
 import os
 from collections.abc import Sequence
 
-from weightpager.bundle import Bundle, page_file
-from weightpager.errors import StoreError
+from weightpager.bundle import Bundle, page_file, page_index
+from weightpager.bundle.reader import read_manifest
+from weightpager.errors import BundleError, StoreError
 
 _IOV_MAX = 1024
 """Linux takes at most so many buffers in one preadv."""
@@ -24,6 +25,12 @@ class LocalStore:
     """
 
     def __init__(self, bundle: Bundle, *, direct: bool = True) -> None:
+        """Open the page files.
+
+        Raises:
+            BundleError: a file isn't what the manifest says, or another bundle has taken this one's place.
+            StoreError: a file can't be opened.
+        """
         self._page_bytes = bundle.page_bytes
         self._starts: list[int] = []
         self._files: list[tuple[int, int]] = []  # (descriptor, offset of the file's page 0)
@@ -36,6 +43,7 @@ class LocalStore:
                 self._files.append((descriptor, offset))
                 self._starts.append(self._end)
                 self._end += pages
+            _check_same(bundle)
         except BaseException:
             self.close()
             raise
@@ -66,6 +74,18 @@ class LocalStore:
         """See `PageStore.close`."""
         while self._files:
             os.close(self._files.pop()[0])
+
+
+def _check_same(bundle: Bundle) -> None:
+    """See that what lies at the bundle's path still is the bundle.
+
+    Page files of another one may have the same sizes, and no page in them would ever be the right one.
+    """
+    index = page_index.FILE
+    if read_manifest(bundle.path).files.get(index) != bundle.entry(index):
+        raise BundleError(
+            f"{bundle.path}: expected the bundle that was opened, found another in its place; open it again"
+        )
 
 
 def _rest(views: list[memoryview], count: int) -> list[memoryview]:
