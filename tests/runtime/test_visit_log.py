@@ -188,6 +188,25 @@ def test_two_logs_cannot_share_a_file(tmp_path: Path) -> None:
     VisitLog(tmp_path / "history").close()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking with threads: the child only waits
+def test_a_process_that_was_forked_meanwhile_keeps_nobody_from_the_file(tmp_path: Path) -> None:
+    """Such as a worker of a pool, which outlives the engine."""
+    log = VisitLog(tmp_path / "history")
+    end, begin = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(begin)
+        os.read(end, 1)
+        os._exit(0)
+    try:
+        log.close()
+        VisitLog(tmp_path / "history").close()
+    finally:
+        os.close(begin)
+        os.close(end)
+        os.waitpid(child, 0)
+
+
 def test_a_file_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a file that can be written"):
         VisitLog(tmp_path / "absent" / "history")

@@ -88,6 +88,7 @@ class AppendedFile:
     def close(self) -> None:
         """Let others use it. To be called once."""
         os.close(self._file)
+        fcntl.flock(self._lock, fcntl.LOCK_UN)  # a process that was forked meanwhile has the descriptor too
         os.close(self._lock)
 
 
