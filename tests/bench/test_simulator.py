@@ -12,7 +12,7 @@ import pytest
 import tiny
 import weightpager as wp
 from weightpager.bench.simulator import Device, Recency, Simulator
-from weightpager.bench.sizing import Sizing
+from weightpager.bench.sizing import AHEAD, Sizing
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.compiler.evenness import HIGH
@@ -70,6 +70,18 @@ def test_loading_ahead_saves_a_regular_round_its_waits(bundle: Bundle) -> None:
     assert ahead.mean_ms < reuse.mean_ms <= recency.mean_ms
     assert ahead.hit_rate > 0.3
     assert recency.hit_rate == reuse.hit_rate == 0
+
+
+def test_what_the_bundle_knows_of_switches_is_known_from_the_first_on(assistant_bundle: Path) -> None:
+    """As to an engine that opens it."""
+    plain = Bundle.open(assistant_bundle)
+    steps = [[float(ROUND.index(b) == (ROUND.index(a) + 1) % 4) for b in plain.tasks] for a in plain.tasks]
+    told = Bundle(plain.path, plain.manifest.model_copy(update={"transitions": steps}), plain.pages)
+    foreteller = Sizing(told, visits(*ROUND), STORAGE)._foreteller(AHEAD)
+    foreteller.observe(plain.task_numbers["animal"], 0.0)
+    uses = foreteller.uses(0.5)
+    assert uses is not None
+    assert uses.argmax() == plain.task_numbers["weather"]
 
 
 def test_pages_that_were_on_their_way_when_a_switch_came_are_loaded_too(bundle: Bundle) -> None:

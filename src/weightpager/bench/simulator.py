@@ -102,10 +102,15 @@ class Simulator:
         self.all_pages = self._pages
         self.differential_bytes = TaskPages(self._needs, self._pages).differential * self._page_bytes
 
-    def learner(self, storage: StorageModel) -> Outlook:
-        """A foreteller that learns from the trace alone, as an engine's prefetcher does without a transition matrix."""
+    def learner(self, storage: StorageModel, prior: npt.ArrayLike | None = None) -> Outlook:
+        """A foreteller that learns from the trace, as an engine's prefetcher does.
+
+        Args:
+            storage: what reads cost.
+            prior: the transition matrix to begin with; None begins without one.
+        """
         tasks = len(self._needs)
-        return Outlook.blank(MarkovPredictor(tasks), tasks, storage.seconds(0, round(self.differential_bytes)))
+        return Outlook.blank(MarkovPredictor(tasks, prior), tasks, storage.seconds(0, round(self.differential_bytes)))
 
     def run(
         self,

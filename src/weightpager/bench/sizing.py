@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightpager.bench.simulator import Device, Recency, Simulation, Simulator
+from weightpager.bench.simulator import Device, Foreteller, Recency, Simulation, Simulator
 from weightpager.bundle import Bundle
 from weightpager.config import format_size
 from weightpager.engine.open_bundle import needs_of
@@ -117,8 +117,13 @@ class Sizing:
         return float(self._run(Device(slots, self._storage), AHEAD).switches.mean()) <= mean_seconds
 
     def _run(self, device: Device, policy: str) -> Simulation:
-        foreteller = Recency() if policy == RECENCY else self._simulator.learner(self._storage)
-        return self._simulator.run(self._visits, device, foreteller, ahead=policy == AHEAD)
+        return self._simulator.run(self._visits, device, self._foreteller(policy), ahead=policy == AHEAD)
+
+    def _foreteller(self, policy: str) -> Foreteller:
+        """That knows of switches what the bundle does, as an engine which opens it."""
+        if policy == RECENCY:
+            return Recency()
+        return self._simulator.learner(self._storage, self._bundle.manifest.transitions)
 
     def _budget(self, slots: int) -> int:
         return needs_of(self._bundle).fixed.total + slots * self._bundle.page_bytes
