@@ -84,6 +84,14 @@ def test_what_the_bundle_knows_of_switches_is_known_from_the_first_on(assistant_
     assert uses.argmax() == plain.task_numbers["weather"]
 
 
+def test_pages_are_loaded_ahead_from_the_first_visit_on(assistant_bundle: Path) -> None:
+    """As an engine does it: what fills the empty arena couldn't have been foreseen."""
+    simulator = Simulator(Bundle.open(assistant_bundle))
+    device = Device(simulator.all_pages, STORAGE)
+    found = simulator.run(visits("animal", "weather"), device, simulator.learner(STORAGE))
+    assert found.waits[1].seconds == 0
+
+
 def test_pages_that_were_on_their_way_when_a_switch_came_are_loaded_too(bundle: Bundle) -> None:
     """With room for all, every page but the first task's is loaded once, whenever that is."""
     once = len(bundle.pages) - len(bundle.pages_of("animal"))

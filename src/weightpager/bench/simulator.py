@@ -140,7 +140,7 @@ class Simulator:
             task, dwell = self._numbers[visit.task], max(0.0, following.start - visit.start)
             reuse = foreteller.uses_after(task)
             waits.append(arena.switch(task, reuse))
-            if trial is not None:
+            if trial is not None and len(waits) > 1:  # nobody could have foreseen the first
                 trial.switched(task, clock.elapsed, clock.uses_at, reuse, device.storage)
             clock.switched(task, waits[-1].seconds)
             if watch is not None:
