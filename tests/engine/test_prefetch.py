@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,14 +23,16 @@ import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig, format_size
+from weightpager.engine.foresight import foresight
 from weightpager.engine.report import PrefetchReport
 from weightpager.errors import BudgetError, ConfigError, EngineClosedError, StoreTimeoutError, UnknownTaskError
+from weightpager.runtime.prefetcher import Foresight
 from weightpager.runtime.task_monitor import Visit
 from weightpager.store import LocalStore
 
 
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.005)
@@ -198,6 +201,24 @@ def test_a_budget_is_known_to_loading_ahead_before_the_next_one_comes(bundle: Bu
         first.join(60)
         second.join(60)
         assert engine.blocks.slots == slots
+
+
+def test_a_switch_while_a_budget_is_made_known_is_not_forgotten(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What loading ahead goes by is learnt from the whole history, which takes a while where that is long."""
+    with wp.Engine(bundle, EngineConfig(prefetch=True)) as engine:
+        engine.activate("animal")
+
+        def slow(*arguments: Any) -> Foresight:
+            found = foresight(*arguments)
+            engine.activate("number")
+            return found
+
+        monkeypatch.setattr("weightpager.engine.engine.foresight", slow)
+        engine.set_budget(room_for(bundle, *TASKS))
+        outlook = engine._prefetcher._newer.outlook  # type: ignore[union-attr]
+        until(lambda: outlook.current == bundle.task_numbers["number"], 5)
 
 
 def test_what_it_goes_by_is_not_lost_behind_many_switches(bundle: Bundle) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 import numpy as np
@@ -29,7 +30,7 @@ def foresight(opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None,
         planner: that knows the next task; None to learn it.
         held: tasks that never leave memory.
     """
-    names = _names(opened)
+    names, now = _names(opened), time.monotonic()
     learning = MarkovPredictor(len(names), _prior(opened))
     predictor: TransitionPredictor = learning if planner is None else CallablePredictor(planner, names, learning)
     replay(predictor, monitor.visits(), names)
@@ -41,7 +42,7 @@ def foresight(opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None,
     outlook = Outlook(predictor, monitor.followed(names), [dwell.get(name, ()) for name in names], seconds)
     current = opened.tasks.get(monitor.current or "")
     outlook.current = None if current is None else current.number
-    return Foresight(outlook, _trial(opened, held), size)
+    return Foresight(outlook, _trial(opened, held), size, now)
 
 
 def reuse_after(number: int, opened: OpenBundle, monitor: TaskMonitor) -> npt.NDArray[np.float64]:

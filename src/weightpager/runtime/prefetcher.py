@@ -49,11 +49,13 @@ class Foresight:
         outlook: how much each task will be used.
         trial: whether loading ahead pays.
         differential_bytes: to load for an average switch.
+        time: by `time.monotonic`; it knows of all switches until then.
     """
 
     outlook: Outlook
     trial: PrefetchTrial
     differential_bytes: float
+    time: float
 
 
 class Prefetcher:
@@ -101,10 +103,11 @@ class Prefetcher:
             self._changed.notify()
 
     def renew(self, foresight: Foresight) -> None:
-        """There is something else to go by, which knows of the switches so far; takes no time."""
+        """There is something else to go by; takes no time."""
         with self._changed:
             self._newer = foresight
-            self._news.clear()
+            while self._news and self._news[0].time <= foresight.time:
+                self._news.popleft()
             self._changed.notify()
 
     def close(self) -> None:
