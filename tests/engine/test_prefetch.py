@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from encoder_tasks import TASKS, logits, room_for
+from engines import InThread
 from faults import FaultyStore, HangingStore
 
 import weightpager as wp
@@ -418,6 +419,25 @@ def test_a_named_task_takes_what_nobody_uses_and_nothing_else(
         assert resident(engine, "animal")
         assert not resident(engine, "number")
         assert torch.equal(logits(module), expected["animal"])
+
+
+def test_a_named_task_takes_the_place_of_one_that_was_named_before_and_not_begun(bundle: Bundle) -> None:
+    """Else whoever must switch would wait until all of that has been read, to go at once."""
+    store = HangingStore(LocalStore(bundle))
+    with wp.Engine(bundle, EngineConfig(room_for(bundle, "animal", "number"), io_threads=1), store) as engine:
+        engine.activate("animal")
+        store.begun.clear()
+        store.hang()
+        engine.prefetch("number")
+        store.wait_for_a_read()
+        first = set(store.begun)
+        naming = InThread(lambda: engine.prefetch("weather"))
+        naming.join(0.2)
+        store.resume()
+        assert naming.result()
+        until(lambda: resident(engine, "weather"))
+        assert set(store.begun) <= first | set(bundle.pages_of("weather").tolist())
+        engine.blocks.check_integrity()
 
 
 def test_a_named_task_that_has_no_room_changes_nothing(bundle: Bundle) -> None:

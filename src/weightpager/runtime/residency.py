@@ -159,6 +159,8 @@ class Residency:
     def prefetch(self, request: Request) -> int:
         """Start to load what a task lacks, though nobody waits for it; how many pages. The task isn't held.
 
+        Where what is to be loaded ahead for others leaves no room, it is taken back as far as it hasn't begun.
+
         Raises:
             BudgetError: the pages can't fit beside those of tasks in use; nothing has changed.
             BusyError: the deadline passed while a switch was going on; nothing has changed.
@@ -166,6 +168,8 @@ class Residency:
         """
         with self._my_turn(request.deadline, take_back=False), self._lock:
             self._check_there(request)
+            if self.blocks.plan(request.task) is None and self._room.fits(request):
+                self.stop_ahead()  # else whoever wants to switch would wait until all of it has come, to go at once
             plan = self._room.plan(request)
             self._room.evict(plan.evict)
             if len(plan.prepare):

@@ -52,11 +52,15 @@ class Room:
             plan = self._blocks.plan(request.task, request.leaving, request.reuse)
             if plan is not None and (hangs or not (len(plan.commit) and self._ahead)):
                 return plan
-            if plan is None and (beside := self._beside(request)) > self._blocks.slots:
-                raise self._memory.too_small(f"task {request.name!r} beside the tasks in use", beside)
+            if plan is None and not self.fits(request):
+                raise self._memory.too_small(f"task {request.name!r} beside the tasks in use", self._beside(request))
             if hangs:
                 raise self._hangs()
             hangs = not self._await_a_read()
+
+    def fits(self, request: Request) -> bool:
+        """Whether tasks in use leave room, if not at once then when reads in flight have ended."""
+        return self._beside(request) <= self._blocks.slots
 
     def evict(self, pages: Pages) -> None:
         """Give up resident pages that no held task needs."""
