@@ -222,6 +222,22 @@ def test_a_switch_while_a_budget_is_made_known_is_not_forgotten(
         until(lambda: outlook.current == bundle.task_numbers["number"], 5)
 
 
+def test_a_planner_is_told_of_a_current_task_that_is_asked_for_again(bundle: Bundle) -> None:
+    told: list[list[str]] = []
+
+    def planner(visits: Sequence[Visit]) -> Mapping[str, float]:
+        told.append([visit.task for visit in visits])
+        return {}
+
+    with wp.Engine(bundle, EngineConfig(prefetch=planner)) as engine:
+        engine.activate("animal")
+        with engine.task("number"):
+            pass
+        engine.activate("animal")
+        until(lambda: told[-1:] == [["animal", "number", "animal"]], 5)
+        assert [visit.task for visit in engine.monitor.visits()] == told[-1]
+
+
 def test_what_it_goes_by_is_not_lost_behind_many_switches(bundle: Bundle) -> None:
     asked, answer = threading.Event(), threading.Event()
 

@@ -31,6 +31,7 @@ from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import ConfigError, EngineClosedError, TaskNotActiveError
 from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.callable_predictor import Planner
+from weightpager.runtime.loading import LoadStats
 from weightpager.runtime.pager import Priority
 from weightpager.runtime.prefetcher import Foresight, Prefetcher, Switched
 from weightpager.runtime.request import Request
@@ -38,6 +39,9 @@ from weightpager.runtime.staged_arena import Staging
 from weightpager.runtime.task_monitor import TaskMonitor
 from weightpager.runtime.visit_log import VisitLog
 from weightpager.store import PageStore
+
+_NOTHING = LoadStats()
+"""Was loaded."""
 
 
 class Engine:
@@ -190,7 +194,7 @@ class Engine:
         with self._activating:
             if name == self._current and self._is_in_place(name, wait=wait):
                 module = self.module(name)
-                self.monitor.record(name)
+                self._tell(self._tasks[name].number, self.monitor.record(name) != name)
                 return module
             leaving = None if name == self._current else self._current
             module = self._hold(name, leaving, wait=wait, timeout=timeout)
@@ -470,12 +474,15 @@ class Engine:
         task.gate.hold(None if loading is None else loading.arrivals)
         try:
             before = self._switches.entered(name, stats, time.perf_counter() - start, waited=loading is None)
-            if self._prefetcher is not None and before != name:
-                self._prefetcher.tell(Switched(task.number, time.monotonic(), stats))
+            self._tell(task.number, before != name, stats)
         except BaseException:  # Ctrl-C, say: who hasn't got the module can't leave the task
             self._release(name)
             raise
         return module
+
+    def _tell(self, task: int, switched: bool, stats: LoadStats = _NOTHING) -> None:
+        if switched and self._prefetcher is not None:
+            self._prefetcher.tell(Switched(task, time.monotonic(), stats))
 
     def _release(self, name: str) -> None:
         task = self._tasks[name]
