@@ -238,6 +238,21 @@ def test_a_planner_is_told_of_a_current_task_that_is_asked_for_again(bundle: Bun
         assert [visit.task for visit in engine.monitor.visits()] == told[-1]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_is_kept_in_memory_was_not_asked_for(bundle: Bundle, ahead: bool) -> None:
+    with wp.Engine(bundle, EngineConfig(real_time=("number", "colour"), prefetch=ahead)) as engine:
+        assert engine.monitor.current is None
+        assert engine.forecast() is None
+        engine.activate("animal")
+        engine.pin("weather")
+        assert engine.last_switch is not None
+        assert engine.last_switch.to_task == "weather"
+        assert [visit.task for visit in engine.monitor.visits()] == ["animal"]
+        assert engine.monitor.requests == {"animal": 1}
+        with engine.task("weather"):
+            assert [visit.task for visit in engine.monitor.visits()] == ["animal", "weather"]
+
+
 def test_what_it_goes_by_is_not_lost_behind_many_switches(bundle: Bundle) -> None:
     asked, answer = threading.Event(), threading.Event()
 

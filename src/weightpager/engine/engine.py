@@ -231,8 +231,8 @@ class Engine:
             self._leave_current()
 
     def pin(self, name: str) -> None:
-        """Load a task and keep its pages until `unpin`. Errors are those of `task`."""
-        self._hold(name)
+        """Load a task and keep its pages until `unpin`; that is no visit. Errors are those of `task`."""
+        self._hold(name, asked=False)
         with self._lock:
             self._tasks[name].pins += 1
 
@@ -448,13 +448,19 @@ class Engine:
     def _enter_real_time(self) -> None:
         try:
             for name in sorted(self._real_time):
-                self._hold(name)  # and never release
+                self._hold(name, asked=False)  # and never release
         except BaseException:
             self.close()
             raise
 
     def _hold(
-        self, name: str, leaving: str | None = None, *, wait: bool = True, timeout: float | None = None
+        self,
+        name: str,
+        leaving: str | None = None,
+        *,
+        wait: bool = True,
+        timeout: float | None = None,
+        asked: bool = True,
     ) -> nn.Module:
         self._check_open()
         task, module = self._open.entrance(name)
@@ -473,8 +479,9 @@ class Engine:
         )
         task.gate.hold(None if loading is None else loading.arrivals)
         try:
-            before = self._switches.entered(name, stats, time.perf_counter() - start, waited=loading is None)
-            self._tell(task.number, before != name, stats)
+            seconds, waited = time.perf_counter() - start, loading is None
+            before = self._switches.entered(name, stats, seconds, waited=waited, asked=asked)
+            self._tell(task.number, asked and before != name, stats)
         except BaseException:  # Ctrl-C, say: who hasn't got the module can't leave the task
             self._release(name)
             raise

@@ -33,16 +33,17 @@ class SwitchLog:
         self._reports: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
         self._warned = False
 
-    def entered(self, name: str, stats: LoadStats, seconds: float, *, waited: bool) -> str | None:
-        """A task has been entered, which the monitor is told too; the one that was entered before.
+    def entered(self, name: str, stats: LoadStats, seconds: float, *, waited: bool, asked: bool) -> str | None:
+        """A task has been entered, which the monitor is told too; the one that was asked for before.
 
         Args:
             name: of the task.
             stats: what loading cost.
             seconds: that entering it took.
             waited: whether all pages were waited for.
+            asked: whether it was asked for; what is only kept in memory is no visit.
         """
-        before = self._monitor.record(name)
+        before = self._monitor.record(name) if asked else self._monitor.current
         pages = stats.bytes // self._open.bundle.page_bytes
         report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
         with self._lock:
