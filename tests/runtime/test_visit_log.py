@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.errors import ConfigError
+from weightpager.runtime.appended_file import AppendedFile
 from weightpager.runtime.task_monitor import TaskMonitor
 from weightpager.runtime.visit_log import VisitLog
 from weightpager.runtime.visit_rows import History, VisitRow, encode_visit, parse_history
@@ -186,6 +187,29 @@ def test_two_logs_cannot_share_a_file(tmp_path: Path) -> None:
     log.close()
     log.flush()
     VisitLog(tmp_path / "history").close()
+
+
+def test_the_disk_has_the_last_visit_in_time_though_none_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightpager.runtime.visit_log.SYNC_INTERVAL", 0.3)
+    times: list[float] = []
+    sync = AppendedFile.sync
+
+    def noted(file: AppendedFile) -> None:
+        sync(file)
+        times.append(time.monotonic())
+
+    monkeypatch.setattr(AppendedFile, "sync", noted)
+    log = VisitLog(tmp_path / "history", delay=0.01)
+    log.add("a", 1.0, switch=False)
+    end = time.monotonic() + 20
+    while not times:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.5)
+    assert len(times) == 1  # nothing has come since
+    log.close()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking with threads: the child only waits

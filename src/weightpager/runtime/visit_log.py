@@ -61,7 +61,7 @@ class VisitLog:
         self._number = 0
         self._torn = True  # whatever stands at the end of the file, the next line starts on its own
         self._failed = self._closing = self._closed = False
-        self._synced = time.monotonic()
+        self._synced, self._unsynced = time.monotonic(), False
         self._pending: deque[VisitRow] = deque(maxlen=_PENDING)
         self._requests: Counter[str] = Counter()
         self._switches = 0
@@ -115,8 +115,8 @@ class VisitLog:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._pending)
-                if self._changed.wait_for(lambda: self._closing, self._delay):
+                found = self._changed.wait_for(lambda: self._closing or self._pending, self._until_sync())
+                if found and self._changed.wait_for(lambda: self._closing, self._delay):
                     break
             self.flush()
         self.flush(sync=True)
@@ -142,17 +142,22 @@ class VisitLog:
             self._shorten()  # or nothing is appended
         whole, self._torn = (b"\n" + lines if self._torn else lines), True
         self._file.append(whole)
-        self._torn = False
+        self._torn, self._unsynced = False, True
 
     def _settle(self, sync: bool) -> None:
         """Replace the file if it is full, else wait for the disk if it is time."""
-        if self._file.size > self._limit:
-            self._shorten()
-        elif sync or time.monotonic() - self._synced > SYNC_INTERVAL:
-            self._file.sync()
-        else:
+        full = self._file.size > self._limit
+        if not (full or sync or self._until_sync() == 0):
             return
-        self._synced = time.monotonic()
+        self._synced, self._unsynced = time.monotonic(), False  # also if that fails: it isn't tried again at once
+        if full:
+            self._shorten()
+        else:
+            self._file.sync()
+
+    def _until_sync(self) -> float | None:
+        """Seconds until the disk is waited for; None if it has everything."""
+        return max(0.0, self._synced + SYNC_INTERVAL - time.monotonic()) if self._unsynced else None
 
     def _shorten(self) -> None:
         self._file.replace(_newest(self._read(), self._limit // 2))
