@@ -115,7 +115,7 @@ class VisitLog:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                found = self._changed.wait_for(lambda: self._closing or self._pending, self._until_sync())
+                found = self._changed.wait_for(lambda: bool(self._closing or self._pending), self._until_sync())
                 if found and self._changed.wait_for(lambda: self._closing, self._delay):
                     break
             self.flush()
