@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from benchmarks.fuzz.campaign import Campaign
 from benchmarks.fuzz.original import Original
 from benchmarks.fuzz.sealing import entry, rewrite_file, rewrite_manifest, rewrite_tensors
@@ -194,6 +196,20 @@ def test_a_report_without_tasks_is_refused(copy: Path) -> None:
     rewrite_file(copy, REPORT, json.dumps(report | {"tasks": []}).encode())
     with pytest.raises(BundleFormatError, match="at least one task"):
         read_report(Bundle.open(copy))
+
+
+def test_a_configuration_that_a_later_transformers_wrote_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "model/config.json").read_bytes())
+    major = int(transformers.__version__.split(".")[0])
+    for version in (f"{major}.999.0", "4.0.0", "", "x", "9", "9" * 5000, 7, None):
+        rewrite_file(copy, "model/config.json", json.dumps(config | {"transformers_version": version}).encode())
+        read_config(Bundle.open(copy))
+    rewrite_file(copy, "model/config.json", json.dumps(config | {"transformers_version": f"{major + 1}.0.1"}).encode())
+    expected = (
+        f"transformers_version: expected one that {transformers.__version__} reads, found {major + 1}.0.1; update"
+    )
+    with pytest.raises(BundleFormatError, match=re.escape(expected)):
+        read_config(Bundle.open(copy))
 
 
 def test_a_configuration_with_nan_is_refused(copy: Path) -> None:

@@ -200,6 +200,13 @@ def test_refuses_remote_code(tmp_path: Path) -> None:
         load(tmp_path, tiny.tasks(tmp_path, "text"))
 
 
+def test_refuses_what_a_later_transformers_wrote(tmp_path: Path) -> None:
+    tiny.bert(tmp_path / "model")
+    edit_json(tmp_path / "model" / "config.json", transformers_version="1000.0.0")
+    with pytest.raises(CompileError, match=r"reads, found one that 1000.0.0 wrote; update transformers"):
+        load(tmp_path, tiny.tasks(tmp_path, "text"))
+
+
 def test_refuses_a_tokenizer_that_panics(tmp_path: Path) -> None:
     tiny.bert(tmp_path / "model")
     single = [{"SpecialToken": {"id": "gone", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from weightpager.bundle.manifest import TaskKind
 from weightpager.bundle.model_files import GENERATION, GENERATION_KEYS
 from weightpager.compiler.named_parameters import canonical, parameters
 from weightpager.compiler.task_file import TaskFile
-from weightpager.engine.architecture import CLASSES, position_table
+from weightpager.engine.architecture import CLASSES, later_writer, position_table
 from weightpager.engine.image_reader import ImageReader, load_image_processor
 from weightpager.errors import CompileError, WeightpagerError, first_line
 from weightpager.machine.panics import panics_as_errors
@@ -153,7 +154,7 @@ def from_pretrained(path: Path, kind: TaskKind, seed: int, **options: Any) -> tu
     arguments = {"trust_remote_code": False, "local_files_only": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = plain(call(path, AutoConfig.from_pretrained, path, **arguments, **options))
+        config = load_config(path, **options)
         model, info = call(
             path, CLASSES[kind].from_pretrained, path, config=config, output_loading_info=True,
             ignore_mismatched_sizes=True, **arguments,
@@ -161,9 +162,14 @@ def from_pretrained(path: Path, kind: TaskKind, seed: int, **options: Any) -> tu
     return model.float().eval(), info
 
 
-def load_config(path: Path) -> PretrainedConfig:
-    """The directory's configuration."""
-    found = call(path, AutoConfig.from_pretrained, path, local_files_only=True, trust_remote_code=False)
+def load_config(path: Path, **options: Any) -> PretrainedConfig:
+    """The directory's configuration, some of it changed."""
+    found = call(path, AutoConfig.from_pretrained, path, local_files_only=True, trust_remote_code=False, **options)
+    if (writer := later_writer(found)) is not None:
+        raise CompileError(
+            f"{path}: expected a model that transformers {transformers.__version__} reads, found one that {writer} "
+            "wrote; update transformers"
+        )
     return plain(cast(PretrainedConfig, found))
 
 

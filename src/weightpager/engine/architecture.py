@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -51,13 +53,28 @@ def read_config(bundle: Bundle) -> PretrainedConfig:
     """The bundle's checked configuration, without any task's labels.
 
     Raises:
-        BundleFormatError: it is damaged, not allowed, or nothing that transformers knows.
+        BundleFormatError: it is damaged, not allowed, nothing that transformers knows, or of a later transformers.
     """
-    folder = model_dir(bundle)
+    folder, name = model_dir(bundle), f"{MODEL}/config.json"
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise BundleFormatError(f"{MODEL}/config.json", "architecture", "one of transformers'", error) from error
+        raise BundleFormatError(name, "architecture", "one of transformers'", error) from error
+    if (writer := later_writer(config)) is not None:
+        found = f"{writer}; update transformers here, or compile with the version that is here"
+        raise BundleFormatError(name, "transformers_version", f"one that {transformers.__version__} reads", found)
+    return config
+
+
+def later_writer(config: PretrainedConfig) -> str | None:
+    """The transformers that wrote a configuration, if that is of a later major version than the one here.
+
+    It may name settings in another way, and a name that isn't known is passed over without a word: version 4 would
+    compute what version 5 wrote with the usual base of rotary positions, whatever the model's.
+    """
+    writer = str(getattr(config, "transformers_version", None))
+    major, ours = (re.match(r"\d{1,4}(?=\.)", version) for version in (writer, transformers.__version__))
+    return writer if major is not None and ours is not None and int(major[0]) > int(ours[0]) else None
 
 
 def read_generation(bundle: Bundle) -> GenerationConfig | None:
