@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from weightpager.bundle import writing
+from weightpager.bundle.writer import storage_errors
 from weightpager.errors import CompileError, ConfigError
 
 
@@ -172,3 +173,9 @@ def test_a_missing_parent_is_named(tmp_path: Path) -> None:
         write(tmp_path / "nowhere" / "a.bundle", b"one")
     with pytest.raises(ConfigError, match="does not exist"):
         write(tmp_path / ("a" * 300) / "a.bundle", b"one")  # as little to be seen as what nobody may look at
+
+
+def test_what_could_not_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(CompileError, match=r"cannot write .*file/a: Not a directory"), storage_errors():
+        (tmp_path / "file" / "a").write_bytes(b"")

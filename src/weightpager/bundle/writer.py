@@ -75,7 +75,7 @@ def storage_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CompileError(f"cannot write the bundle: {error.strerror or error}") from error
+        raise CompileError(f"cannot write {error.filename or 'the bundle'}: {error.strerror or error}") from error
 
 
 @contextmanager
