@@ -40,8 +40,8 @@ SEEDS = {0.25: (0, 1, 2), 0.15: (0, 1, 2)}
 ALIGNMENT = 0.5
 """λ, chosen on validation data."""
 
-LOOSE_ALIGNMENT = {("A", 0.7): 2.0}
-"""λ where an encoder keeps most blocks, chosen on validation data; a language model loses much by it (decision 11)."""
+LOOSE_ALIGNMENT = {0.7: 2.0}
+"""λ where most blocks are kept, chosen on validation data."""
 
 PRIVATE = {0.15: 0.1, 0.1: 0.1}
 """Share of a task's blocks that `ours_private` makes private; 0.05 elsewhere."""
@@ -119,7 +119,7 @@ QUICK = Effort(
 
 def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: bool) -> Iterator[Setting]:
     """The sparse methods at one fraction of resident bytes."""
-    chosen = LOOSE_ALIGNMENT.get((domain, fraction), ALIGNMENT)
+    chosen = LOOSE_ALIGNMENT.get(fraction, ALIGNMENT)
     if fraction >= TRAINING_FREE:
         yield Setting("ours", fraction, fraction, chosen, RecoverSpec(method="closed-form"))
         for method, alignment in (("ours", chosen), ("unaligned", 0.0), ("shared_mask", float("inf"))):
