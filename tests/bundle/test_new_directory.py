@@ -47,3 +47,26 @@ def test_where_nothing_can_be_exchanged_a_failure_leaves_what_was_there(
         (new / "new").touch()
     assert [entry.name for entry in target.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(("step", "left"), [(1, "old"), (2, "new")])
+def test_where_nothing_can_be_exchanged_ctrl_c_right_after_a_step_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, left: str
+) -> None:
+    """As `Path.rename` itself does more once the system has renamed."""
+    monkeypatch.setattr(module, "_rename_exchange", lambda *_: False)
+    steps, rename = iter([*range(step - 1), None]), Path.rename
+    target = tmp_path / "a"
+    target.mkdir()
+    (target / "old").touch()
+
+    def interrupted(path: Path, to: Path) -> Path:
+        found = rename(path, to)
+        if next(steps, 0) is None:
+            raise KeyboardInterrupt
+        return found
+
+    with pytest.raises(KeyboardInterrupt), new_directory(target, nullcontext, replace=True) as new:
+        (new / "new").touch()
+        monkeypatch.setattr(Path, "rename", interrupted)
+    assert [entry.name for entry in target.iterdir()] == [left]

@@ -115,11 +115,12 @@ def _exchange(new: Path, target: Path) -> None:
     if not _rename_exchange(new, target):
         # The file system can't exchange: between these two steps the target is missing, but never half-written.
         old = target.with_name(f"{new.name}-old")
-        target.rename(old)
         try:
+            target.rename(old)
             new.rename(target)
-        except BaseException:  # Ctrl-C included
-            old.rename(target)
+        except BaseException:  # Ctrl-C included, which may come when a step has been made
+            if not os.path.lexists(target):
+                old.rename(target)
             raise
         _remove(old)
 
