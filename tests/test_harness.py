@@ -38,9 +38,9 @@ def log_likelihood(bundle: Path, task: str, text: str) -> float:
 
 @pytest.mark.parametrize("task", ["animals", "numbers"])
 def test_the_harness_measures_what_the_task_says(writer_bundle: Path, task: str) -> None:
+    asked = model(writer_bundle, task=task, budget="64MiB")
     from lm_eval.api.instance import Instance
 
-    asked = model(writer_bundle, task=task, budget="64MiB")
     (found,) = asked.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (TEXT,), 0)])
     assert found == pytest.approx(log_likelihood(writer_bundle, task, TEXT), rel=1e-4)
 

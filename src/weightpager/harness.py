@@ -19,7 +19,7 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
 except ModuleNotFoundError as error:
-    what = "expected the package 'lm_eval', found none; install 'weightpager[harness]'"
+    what = f"expected the package {error.name!r}, found none; install 'weightpager[harness]'"
     raise ModuleNotFoundError(what, name=error.name) from error
 
 
