@@ -212,6 +212,28 @@ def test_the_disk_has_the_last_visit_in_time_though_none_follows(
     log.close()
 
 
+def test_a_file_that_has_gone_away_is_not_asked_about_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one of a network file system whose server has gone."""
+    monkeypatch.setattr("weightpager.runtime.visit_log.SYNC_INTERVAL", 0.2)
+    asked: list[bool] = []
+    log = VisitLog(tmp_path / "history", delay=0.01)
+    log.add("a", 1.0, switch=False)
+    end = time.monotonic() + 20
+    while not log._unsynced and time.monotonic() < end:
+        time.sleep(0.001)
+
+    def gone(_file: AppendedFile) -> int:
+        asked.append(True)
+        raise OSError("Transport endpoint is not connected")
+
+    monkeypatch.setattr(AppendedFile, "size", property(gone))
+    time.sleep(0.6)
+    assert len(asked) <= 2
+    log.close()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking with threads: the child only waits
 def test_a_process_that_was_forked_meanwhile_keeps_nobody_from_the_file(tmp_path: Path) -> None:
     """Such as a worker of a pool, which outlives the engine."""

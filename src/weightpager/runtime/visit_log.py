@@ -146,13 +146,13 @@ class VisitLog:
 
     def _settle(self, sync: bool) -> None:
         """Replace the file if it is full, else wait for the disk if it is time."""
-        full = self._file.size > self._limit
-        if not (full or sync or self._until_sync() == 0):
-            return
-        self._synced, self._unsynced = time.monotonic(), False  # also if that fails: it isn't tried again at once
-        if full:
+        due = sync or self._until_sync() == 0
+        if due:  # also if what follows fails: it isn't tried again at once
+            self._synced, self._unsynced = time.monotonic(), False
+        if self._file.size > self._limit:
             self._shorten()
-        else:
+            self._synced, self._unsynced = time.monotonic(), False
+        elif due:
             self._file.sync()
 
     def _until_sync(self) -> float | None:
