@@ -529,6 +529,14 @@ def test_a_working_set_that_does_not_fit_is_measured_and_said_once(
     ]
 
 
+def test_what_is_kept_in_memory_belongs_to_the_working_set(bundle: Bundle) -> None:
+    with wp.Engine.from_pretrained(bundle.path, real_time=["number"]) as engine:
+        engine.pin("colour")
+        engine.activate("animal")
+        needed = np.concatenate([bundle.pages_of(task) for task in ("number", "colour", "animal")])
+        assert engine.report().working_set_pages == len(np.unique(needed))
+
+
 @pytest.mark.parametrize("ahead", [False, True], ids=["", "ahead"])
 def test_many_threads_share_an_engine(bundle: Bundle, expected: dict[str, torch.Tensor], ahead: bool) -> None:
     """Also outside of CI, for longer: `WEIGHTPAGER_STRESS_SECONDS=300 pytest tests/engine/test_loading.py -k many`."""

@@ -60,8 +60,8 @@ class EngineReport:
         direct_io: whether reads bypass the page cache.
         kernel: instruction set of the kernels.
         bytes_read: all that was read from storage.
-        working_set_pages: that the tasks of the latest visits need together; more than ``slots`` means that switches
-            load again what others have just evicted.
+        working_set_pages: that the tasks of the latest visits and those in use need together; more than ``slots`` means
+            that switches load again what others have just evicted.
         reloaded_pages: loaded though they had been in the arena before.
         switches: the latest ones, oldest first.
         prefetch: None if nothing is loaded ahead.

@@ -64,9 +64,9 @@ class SwitchLog:
             return tuple(self._reports)
 
     def working_set(self) -> int:
-        """Pages that the tasks of the latest visits need together."""
+        """Pages that the tasks of the latest visits need together with those in use, pinned and real-time ones too."""
         names = {visit.task for visit in self._monitor.visits()[-_WORKING_SET_VISITS:]}
-        numbers = [task.number for name, task in self._open.tasks.items() if name in names]
+        numbers = [task.number for name, task in self._open.tasks.items() if name in names or task.gate.holders]
         return self._open.residency.blocks.needed_together(numbers)
 
     def _warn_of_thrashing(self, needed: int) -> None:
