@@ -204,22 +204,26 @@ def test_a_budget_is_known_to_loading_ahead_before_the_next_one_comes(bundle: Bu
         assert engine.blocks.slots == slots
 
 
+@pytest.mark.parametrize("learnt", [False, True])
 def test_a_switch_while_a_budget_is_made_known_is_not_forgotten(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, learnt: bool
 ) -> None:
     """What loading ahead goes by is learnt from the whole history, which takes a while where that is long."""
     with wp.Engine(bundle, EngineConfig(prefetch=True)) as engine:
         engine.activate("animal")
+        number = bundle.task_numbers["number"]
+        made: list[Foresight] = []
 
         def slow(*arguments: Any) -> Foresight:
-            found = foresight(*arguments)
+            made.append(foresight(*arguments))
             engine.activate("number")
-            return found
+            if learnt:
+                until(lambda: engine._prefetcher._foresight.outlook.current == number)  # type: ignore[union-attr]
+            return made[0]
 
         monkeypatch.setattr("weightpager.engine.engine.foresight", slow)
         engine.set_budget(room_for(bundle, *TASKS))
-        outlook = engine._prefetcher._newer.outlook  # type: ignore[union-attr]
-        until(lambda: outlook.current == bundle.task_numbers["number"], 5)
+        until(lambda: made[0].outlook.current == number, 20)
 
 
 def test_a_planner_is_told_of_a_current_task_that_is_asked_for_again(bundle: Bundle) -> None:

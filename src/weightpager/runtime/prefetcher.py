@@ -78,6 +78,7 @@ class Prefetcher:
         self._foresight = foresight
         self._changed = threading.Condition()
         self._news: deque[Switched] = deque(maxlen=_MOST_EVENTS)
+        self._latest = self._news.copy()  # since the foresight was made, learnt or not
         self._newer: Foresight | None = None
         self._closed = False
         self._since = time.monotonic()
@@ -100,14 +101,16 @@ class Prefetcher:
         """A switch has come; takes no time."""
         with self._changed:
             self._news.append(news)
+            self._latest.append(news)
             self._changed.notify()
 
     def renew(self, foresight: Foresight) -> None:
-        """There is something else to go by; takes no time."""
+        """There is something else to go by, which learns what has come since it was made; takes no time."""
         with self._changed:
             self._newer = foresight
-            while self._news and self._news[0].time <= foresight.time:
-                self._news.popleft()
+            while self._latest and self._latest[0].time <= foresight.time:
+                self._latest.popleft()
+            self._news = self._latest.copy()  # the thread may have learnt some of it, but into what goes now
             self._changed.notify()
 
     def close(self) -> None:
