@@ -255,13 +255,14 @@ class Engine:
         """Begin to load a task that comes soon, once no switch is going on; how many pages were queued for that.
 
         They go where no task in use has any. Whatever somebody waits for is read first, and a switch that must load
-        takes back what hasn't begun. Nothing keeps the pages once they are there: `pin` does.
+        takes back what hasn't begun; so does a task that is named later where both have no room. Nothing keeps the
+        pages once they are there: `pin` does.
 
         Raises:
             UnknownTaskError: the bundle has no such task.
             BudgetError: its pages don't fit beside those in use; nothing has changed.
             BusyError: the task has just left the bundle.
-            StoreTimeoutError: reads that hang have memory that is needed; nothing has changed.
+            StoreTimeoutError: reads that hang have memory that is needed; what was named before may be taken back.
             EngineClosedError: the engine has been closed.
         """
         self._check_open()

@@ -164,7 +164,7 @@ class Residency:
         Raises:
             BudgetError: the pages can't fit beside those of tasks in use; nothing has changed.
             BusyError: the deadline passed while a switch was going on; nothing has changed.
-            StoreTimeoutError: reads that hang have slots that are needed; nothing has changed.
+            StoreTimeoutError: reads that hang have slots that are needed; others may have lost what was to come.
         """
         with self._my_turn(request.deadline, take_back=False), self._lock:
             self._check_there(request)
