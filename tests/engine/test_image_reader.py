@@ -128,6 +128,7 @@ def test_a_model_that_takes_any_size_is_given_what_its_processor_makes(reader: I
     larger = ImageReader(reader.processor, Dinov2Config(image_size=56, patch_size=8))  # as its directories have it
     assert larger.shape == (3, 16, 16)
     assert larger.read(tiny.picture(tmp_path / "a.png", "white", size=(32, 24))).shape == (3, 16, 16)
+    assert ImageReader(reader.processor, Dinov2Config(image_size=2**24, patch_size=8)).shape == (3, 16, 16)
     with pytest.raises(ImageError, match="expected pixels .*1, 16, 16"):
         ImageReader(reader.processor, Dinov2Config(image_size=56, patch_size=8, num_channels=1)).read(
             tmp_path / "a.png"

@@ -59,7 +59,8 @@ class ImageReader:
             from PIL import Image
 
             channels, height, width = self.shape
-            blank = processor(images=Image.new("RGB", (width, height)), return_tensors="pt")["pixel_values"]
+            square = Image.new("RGB", (min(width, _MOST_SIDE), min(height, _MOST_SIDE)))  # it may say anything
+            blank = processor(images=square, return_tensors="pt")["pixel_values"]
             self.shape = channels, blank.shape[-2], blank.shape[-1]
 
     def read(self, source: Path | bytes, most_pixels: int = MOST_PIXELS) -> Tensor:
