@@ -144,7 +144,7 @@ def test_a_resumed_fine_tuning_is_not_refitted_again(tmp_path: Path, monkeypatch
         assert torch.equal(*(s.linear("animal", info.name).weight for s in (first, again)))
 
 
-def test_a_fine_tuning_whose_entry_lacks_something_is_refitted_again(
+def test_a_fine_tuning_whose_entry_lacks_something_starts_again_from_the_refitted_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
@@ -155,7 +155,7 @@ def test_a_fine_tuning_whose_entry_lacks_something_is_refitted_again(
     step, tensors = journal.read("finetune") or (0, {})
     journal.write("finetune", step, dict(list(tensors.items())[1:]))
     again, stages = recovered(dense, data, masks, journal, **how)
-    assert stages == ["refit", "fine-tune"]
+    assert stages == ["fine-tune"]
     for info in dense.paged:
         assert torch.equal(*(s.linear("animal", info.name).weight for s in (first, again)))
 

@@ -66,13 +66,14 @@ def refit(
     Raises:
         CompileError: the model's layers don't feed each other one by one; the storage refused the journal.
     """
-    refitted = _resume(sparse, journal)
+    refitted, layers = _resume(sparse, journal), max(info.layer for info in dense.paged) + 1
+    if refitted == layers:
+        return
     tokens = TOKENS * max(info.grid.in_features for info in dense.paged)
     streams = {
         task: _Streams(*(LayerStream(of.models[task], _enough(some, tokens)) for of in (dense, sparse)))
         for task, some in batches.items()
     }
-    layers = max(info.layer for info in dense.paged) + 1
     for layer in range(layers):
         if layer >= refitted:
             _refit_layer(dense, sparse, masks, streams, layer)
