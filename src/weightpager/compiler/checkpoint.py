@@ -15,8 +15,9 @@ from weightpager.bundle.manifest import TaskKind
 from weightpager.bundle.model_files import GENERATION, GENERATION_KEYS
 from weightpager.compiler.named_parameters import canonical, parameters
 from weightpager.compiler.task_file import TaskFile
-from weightpager.engine.architecture import CLASSES, later_writer, position_table
+from weightpager.engine.architecture import CLASSES, position_table
 from weightpager.engine.image_reader import ImageReader, load_image_processor
+from weightpager.engine.transformers_version import later_writer
 from weightpager.errors import CompileError, WeightpagerError, first_line
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn import EmptyOnMeta

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from weightpager.bundle import Bundle, TaskEntry, TaskKind
 from weightpager.bundle.model_files import GENERATION, check_model_file, model_dir
 from weightpager.bundle.reader import MODEL
 from weightpager.engine.image_reader import ImageReader, load_image_processor
+from weightpager.engine.transformers_version import later_writer
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn import EmptyOnMeta
@@ -64,17 +64,6 @@ def read_config(bundle: Bundle) -> PretrainedConfig:
         found = f"{writer}; update transformers here, or compile with the version that is here"
         raise BundleFormatError(name, "transformers_version", f"one that {transformers.__version__} reads", found)
     return config
-
-
-def later_writer(config: PretrainedConfig) -> str | None:
-    """The transformers that wrote a configuration, if that is of a later major version than the one here.
-
-    It may name settings in another way, and a name that isn't known is passed over without a word: version 4 would
-    compute what version 5 wrote with the usual base of rotary positions, whatever the model's.
-    """
-    writer = str(getattr(config, "transformers_version", None))
-    major, ours = (re.match(r"\d{1,4}(?=\.)", version) for version in (writer, transformers.__version__))
-    return writer if major is not None and ours is not None and int(major[0]) > int(ours[0]) else None
 
 
 def read_generation(bundle: Bundle) -> GenerationConfig | None:

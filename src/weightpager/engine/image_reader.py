@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from weightpager.engine.transformers_version import MAJOR
 from weightpager.errors import ConfigError, ImageError, first_line, shortened
 from weightpager.machine.paths import has_file
 
@@ -126,7 +126,7 @@ def load_image_processor(folder: Path) -> Any:
         raise ConfigError("expected the package 'PIL', found none; install 'weightpager[images]' for tasks on images")
     from transformers import AutoImageProcessor  # takes more with it than a device needs that reads texts
 
-    backend = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    backend = {"backend": "pil"} if MAJOR >= 5 else {"use_fast": False}
     processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **backend)
     settings = processor.to_dict()
     sides = [side for key in _SIZES for side in _numbers(settings.get(key))]
