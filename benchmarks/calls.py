@@ -16,7 +16,7 @@ import typer
 from torch.nn.functional import linear
 
 from benchmarks.kernels import Row, replace_rows
-from benchmarks.synthetic import PAGE_BYTES, BlockTables, Variant, filled_arena
+from benchmarks.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.nn import PagedLinear
 from weightpager.runtime.task_gate import TaskGate
@@ -63,7 +63,7 @@ def alternating() -> Row:
 
 def paged_layer(out_features: int, in_features: int, sparsity: float) -> PagedLinear:
     """A layer of random numbers in an arena of its own, behind the gate of an active task."""
-    tables = BlockTables.draw(out_features, in_features, Variant((16, 32), torch.bfloat16, sparsity))
+    tables = BlockTables.draw(out_features, in_features, Variant(BLOCK, torch.bfloat16, sparsity))
     arena = filled_arena(tables.pages * PAGE_BYTES)
     gate = TaskGate("benchmark")
     gate.hold()

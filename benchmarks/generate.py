@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from benchmarks.kernels import Row, replace_rows
-from benchmarks.synthetic import PAGE_BYTES, BlockTables, Variant, filled_arena
+from benchmarks.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.bench.synthetic_bundle import half_billion_config
 from weightpager.nn import FlatLinear, PagedLinear, fuse_gated_mlps
@@ -33,10 +33,10 @@ PREFILL = 512
 DECODED = 24
 
 VARIANTS = (
-    Variant((16, 32), torch.bfloat16, 0.5),
-    Variant((16, 32), torch.bfloat16, 0.75),
-    Variant((16, 32), torch.int8, 0.5),
-    Variant((16, 32), torch.int8, 0.75),
+    Variant(BLOCK, torch.bfloat16, 0.5),
+    Variant(BLOCK, torch.bfloat16, 0.75),
+    Variant(BLOCK, torch.int8, 0.5),
+    Variant(BLOCK, torch.int8, 0.75),
 )
 
 
@@ -69,7 +69,7 @@ def row(kernel: str, tokens: int, variant: Variant, seconds: dict[Variant | None
         kernel=kernel,
         isa=kernels.isa(),
         shape="Qwen2.5-0.5B",
-        block="x".join(map(str, variant.block)),
+        block=str(variant.block),
         dtype=str(variant.dtype).removeprefix("torch."),
         sparsity=variant.sparsity,
         tokens=tokens,

@@ -19,7 +19,7 @@ import torch
 import typer
 
 from benchmarks.kernels import ROTATED, SHAPES, Call, Key, Shape, timed
-from benchmarks.synthetic import PAGE_BYTES, BlockTables, Variant, filled_arena
+from benchmarks.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.runtime.arena import Arena
 
@@ -51,7 +51,7 @@ def main(
     ratios = []
     for shape in SHAPES:
         for dtype in (torch.bfloat16, torch.int8):
-            tables = BlockTables.draw(shape.out_features, shape.in_features, Variant((16, 32), dtype, 0.5))
+            tables = BlockTables.draw(shape.out_features, shape.in_features, Variant(BLOCK, dtype, 0.5))
             row = measured(shape, tables, arenas, repeats)
             ratios.append(row.speedup)
             typer.echo(json.dumps(asdict(row)))

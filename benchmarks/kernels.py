@@ -123,7 +123,7 @@ def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Ten
     for block in blocks:
         for dtype in (torch.bfloat16, torch.int8):
             for sparsity in SPARSITIES:
-                variant = Variant((block.rows, block.cols), dtype, sparsity)
+                variant = Variant(block, dtype, sparsity)
                 calls[variant], size = paged_layer(shape, variant, arena)
                 calls[size] = plain_read(arena, size)
                 sizes[variant] = size
@@ -136,7 +136,7 @@ def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Ten
             kernel="paged_linear",
             isa=kernels.isa(),
             shape=str(shape),
-            block="x".join(map(str, variant.block)),
+            block=str(variant.block),
             dtype=str(variant.dtype).removeprefix("torch."),
             sparsity=variant.sparsity,
             tokens=tokens,

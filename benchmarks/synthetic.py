@@ -13,6 +13,9 @@ from weightpager.kernels import PagedWeight
 
 PAGE_BYTES = 1 << 16
 
+BLOCK = BlockShape(16, 32)
+"""Of a weight, where no other shape is asked for."""
+
 SIGNATURES = 4
 """Sets of tasks that a weight's blocks belong to: a row's blocks lie in as many pages at least."""
 
@@ -21,14 +24,14 @@ SIGNATURES = 4
 class Variant:
     """How a weight is cut and what is kept of it."""
 
-    block: tuple[int, int]
+    block: BlockShape
     dtype: torch.dtype
     sparsity: float
 
     @property
     def block_bytes(self) -> int:
         """Of a block with its scales."""
-        return block_bytes(BlockShape(*self.block), str(self.dtype).removeprefix("torch."))
+        return block_bytes(self.block, str(self.dtype).removeprefix("torch."))
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class BlockTables:
     @classmethod
     def draw(cls, out_features: int, in_features: int, variant: Variant, seed: int = 0) -> BlockTables:
         """Random blocks in random signatures; in a page, a signature's blocks lie in the order of the weight."""
-        rows, columns = -(-out_features // variant.block[0]), -(-in_features // variant.block[1])
+        rows, columns = -(-out_features // variant.block.rows), -(-in_features // variant.block.cols)
         random = torch.Generator().manual_seed(seed)
         kept = round((1 - variant.sparsity) * rows * columns)
         places = torch.randperm(rows * columns, generator=random)[:kept].sort().values
@@ -82,8 +85,8 @@ class BlockTables:
             locations=self.locations,
             out_features=self.out_features,
             in_features=self.in_features,
-            block_rows=self.variant.block[0],
-            block_cols=self.variant.block[1],
+            block_rows=self.variant.block.rows,
+            block_cols=self.variant.block.cols,
             dtype=self.variant.dtype,
         )
 
