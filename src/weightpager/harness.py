@@ -32,7 +32,7 @@ class TaskLM(HFLM):  # type: ignore[misc]
         pretrained: str,
         task: str,
         budget: str | int | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         dtype: str = "auto",
         **options: Any,
     ) -> None:
@@ -42,7 +42,8 @@ class TaskLM(HFLM):  # type: ignore[misc]
             pretrained: the bundle's directory.
             task: of the kind language-modeling.
             budget: as of `Engine.from_pretrained`.
-            device: as well; "cpu" where torch finds no other, as the harness asks for "cuda:0" unless told otherwise.
+            device: as well, None for "cpu"; "cpu" too where torch finds no other, as the harness's command asks for
+                "cuda:0" unless told otherwise.
             dtype: as well.
             options: those of `HFLM`, such as ``batch_size`` and ``max_length``.
 
@@ -50,13 +51,13 @@ class TaskLM(HFLM):  # type: ignore[misc]
             ConfigError: the task is of another kind.
             WeightpagerError: as of `Engine.from_pretrained` and `Engine.activate`.
         """
-        device = device if torch.cuda.is_available() else "cpu"
+        device = device if device is not None and torch.cuda.is_available() else "cpu"
         self._engine = Engine.from_pretrained(pretrained, budget=budget, device=device, dtype=dtype)
-        module = self._engine.activate(str(task))
-        kind = self._engine.bundle.tasks[str(task)].kind
+        name = str(task)  # the harness takes one that looks like a number for a number
+        kind = self._engine.bundle.task(name).kind
         if kind != "language-modeling":
-            raise ConfigError(f"task {task}: expected language-modeling, found {kind}; 'weightpager eval' measures it")
-        super().__init__(pretrained=module, tokenizer=self._engine.tokenizer(), **options)
+            raise ConfigError(f"task {name}: expected language-modeling, found {kind}; 'weightpager eval' measures it")
+        super().__init__(pretrained=self._engine.activate(name), tokenizer=self._engine.tokenizer(), **options)
 
 
 if __name__ == "__main__":
