@@ -10,6 +10,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.report import CompileReport, TaskScore
 from weightpager.compiler.measure import measure
 from weightpager.engine import Engine
+from weightpager.machine.paths import has_file
 
 Progress = Callable[[str, int, int], None]
 
@@ -26,7 +27,7 @@ def scores(
         progress: of that.
     """
     stated = [entry.eval for entry in bundle.tasks.values()]
-    if again and all(data is not None and Path(data.file).is_file() for data in stated):
+    if again and all(data is not None and has_file(Path(data.file)) for data in stated):
         with Engine.from_pretrained(bundle.path, dtype=DTYPE) as engine:
             return measure(engine, bundle.tasks, progress), "this run"
     return (report.tasks, "the compile") if report is not None else ([], "")
