@@ -32,6 +32,9 @@ _WHOLE_TEXT: tuple[str, dict[str, Any]] = ("text", {"sample_by": "document"})
 _MOST_LABELS = 20
 """That a message names: numbers that are taken for labels may be thousands."""
 
+_MOST_OF_A_LIST = 400
+"""Characters of names that a message shows."""
+
 
 def read_rows(path: Path, where: str, *columns: str, whole_text: bool = False, most: int | None = None) -> list[Row]:
     """The rows of a file, each with the columns; the first ``most`` only, and no more than these are looked at."""
@@ -44,7 +47,7 @@ def read_rows(path: Path, where: str, *columns: str, whole_text: bool = False, m
     for column in columns:
         if not any(column in row for row in rows):
             raise CompileError(
-                f"{where}: expected a column {column!r}, found {shortened(', '.join(sorted(rows[0])), 400)}"
+                f"{where}: expected a column {column!r}, found {shortened(', '.join(sorted(rows[0])), _MOST_OF_A_LIST)}"
             )
         for number, row in enumerate(rows, 1):
             if row.get(column) is None:
@@ -176,7 +179,7 @@ def label_ids(labels: list[list[str | int]], known: Sequence[str], where: str) -
 def _listed(known: Sequence[str]) -> str:
     """The first labels, and how many there are if that isn't all."""
     more = f", … ({len(known)} in all)" if len(known) > _MOST_LABELS else ""
-    return shortened(", ".join(known[:_MOST_LABELS]), 400) + more
+    return shortened(", ".join(known[:_MOST_LABELS]), _MOST_OF_A_LIST) + more
 
 
 @contextmanager
