@@ -479,3 +479,20 @@ def test_refuses_words_that_tokenise_to_nothing(tmp_path: Path) -> None:
     ]
     with pytest.raises(CompileError, match="row 2: expected words, found nothing to tokenise in"):
         read(words(tmp_path, rows))
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=200), st.integers(1, 4000), st.integers(0, 5))
+def test_calibration_stops_at_enough_tokens(lengths: list[int], tokens: int, seed: int) -> None:
+    texts = tuple(Example([1] * length, 0) for length in lengths)
+    found = TaskData("text-classification", ("a", "b"), texts, texts, None, PADDED)
+    drawn = [int(batch.tokens.sum()) for batch in found.calibration(150, 1, seed, tokens) if batch.tokens is not None]
+    total = sum(int(batch.tokens.sum()) for batch in found.calibration(150, 1, seed) if batch.tokens is not None)
+    assert sum(drawn) >= min(tokens, total)
+    assert sum(drawn) - max(drawn) < tokens
+
+
+def test_calibration_of_few_tokens_reads_long_texts_too() -> None:
+    texts = tuple(Example([1] * length, 0) for length in [4] * 500 + [60] * 500)
+    found = TaskData("text-classification", ("a", "b"), texts, texts, None, PADDED)
+    lengths = [int(batch.tokens.sum()) for batch in found.calibration(1000, 1, tokens=6400) if batch.tokens is not None]
+    assert 0.3 < sum(length == 60 for length in lengths) / len(lengths) < 0.7

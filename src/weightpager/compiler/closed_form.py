@@ -30,7 +30,7 @@ STAGE = "refit"
 RIDGE = 0.01
 """r, as a share of the mean diagonal of Σ_t A_t: holds values of which the inputs tell nothing."""
 
-TOKENS = 16
+_TOKENS = 16
 """Tokens of a task for each input of the widest layer: more of them hardly move a mean over pairs of inputs."""
 
 _ITERATIONS = 50
@@ -43,6 +43,11 @@ class _Streams:
 
     dense: LayerStream
     sparse: LayerStream
+
+
+def tokens_wanted(dense: Source) -> int:
+    """How many tokens of each task `refit` needs; of images, how many images."""
+    return _TOKENS * max(info.grid.in_features for info in dense.paged)
 
 
 def refit(
@@ -59,7 +64,7 @@ def refit(
         dense: what the sparse model should do.
         sparse: a copy of it.
         masks: of every task.
-        batches: calibration data, by task; as much of it as is needed.
+        batches: calibration data, by task; `tokens_wanted` says how much is worth its time.
         journal: told now and then, and at the end, which layers have been refitted.
         progress: told (layers done, layers in all).
 
@@ -69,9 +74,8 @@ def refit(
     refitted, layers = _resume(sparse, journal), max(info.layer for info in dense.paged) + 1
     if refitted == layers:
         return
-    tokens = TOKENS * max(info.grid.in_features for info in dense.paged)
     streams = {
-        task: _Streams(*(LayerStream(of.models[task], _enough(some, tokens)) for of in (dense, sparse)))
+        task: _Streams(*(LayerStream(of.models[task], some) for of in (dense, sparse)))
         for task, some in batches.items()
     }
     for layer in range(layers):
@@ -104,17 +108,6 @@ def _values(sparse: Source) -> dict[str, Tensor]:
     """The paged weights that all tasks share, by canonical name, without gradients."""
     first = next(iter(sparse.models))
     return {info.name: sparse.linear(first, info.name).weight.detach() for info in sparse.paged}
-
-
-def _enough(batches: Sequence[Batch], tokens: int) -> list[Batch]:
-    """The first batches, until they have so many tokens; all if they have fewer."""
-    taken: list[Batch] = []
-    for batch in batches:
-        if tokens <= 0:
-            break
-        taken.append(batch)
-        tokens -= batch.items if batch.tokens is None else int(batch.tokens.sum())
-    return taken
 
 
 def _refit_layer(dense: Source, sparse: Source, masks: Masks, streams: Mapping[str, _Streams], layer: int) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
 
@@ -47,9 +49,16 @@ class TaskData:
     validation: tuple[Item, ...] | None
     collate: Collate
 
-    def calibration(self, items: int, size: int, seed: int = 0) -> Sequence[Batch]:
-        """Batches of ``items`` training examples (all, if there are fewer) drawn by ``seed``."""
+    def calibration(self, items: int, size: int, seed: int = 0, tokens: int | None = None) -> Sequence[Batch]:
+        """Batches of ``items`` training examples (all, if there are fewer) drawn by ``seed``.
+
+        With ``tokens``, no more examples than hold so many tokens, an image counting as one. They are taken in the
+        order in which they were drawn: batches are sorted by length, and the first ones would be the shortest texts.
+        """
         drawn = random.Random(seed).sample(self.train, min(items, len(self.train)))  # noqa: S311
+        if tokens is not None:
+            reached = list(accumulate(example.length for example in drawn))
+            drawn = drawn[: bisect_left(reached, tokens) + 1]
         return self.batches(drawn, size)
 
     def batches(self, examples: Sequence[Item], size: int) -> Sequence[Batch]:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from weightpager.compiler.closed_form import refit
+from weightpager.compiler.closed_form import refit, tokens_wanted
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.finetune import Lesson, finetune, resumes
 from weightpager.compiler.journal import Journal
@@ -32,8 +32,11 @@ def recover(
     sparse = replace(dense, models=copy.deepcopy(dense.models))
     lesson = Lesson(dense, data, spec.distillation)
     if "closed-form" in (spec.method, spec.start) and not resumes(lesson, sparse, spec, journal):
-        calibration = dense.task_file.calibration
-        batches = {name: of_task.calibration(calibration.items, calibration.batch) for name, of_task in data.items()}
+        calibration, tokens = dense.task_file.calibration, tokens_wanted(dense)
+        batches = {
+            name: of_task.calibration(calibration.items, calibration.batch, tokens=tokens)
+            for name, of_task in data.items()
+        }
         refit(dense, sparse, masks, batches, journal, lambda done, total: progress("refit", done, total))
     if spec.method == "closed-form":
         return TaskWeights(sparse)
