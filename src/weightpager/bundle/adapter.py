@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
 
-from weightpager.bundle.files import parse_arrays
 from weightpager.bundle.manifest import Strict, TaskKind, WeightEntry
 from weightpager.bundle.reader import Bundle
+from weightpager.bundle.tensor_file import Header, Stated, read_arrays
 from weightpager.errors import BundleFormatError
 
 BASE = "base_model."
@@ -118,24 +118,47 @@ def read_adapter(bundle: Bundle, task: str) -> dict[str, LowRank]:
         return {}
     config_file, file = adapter_files(task)
     config = _read_config(bundle, task, config_file)
-    arrays = parse_arrays(file, bundle.read(file))
-    weights = {weight.name: weight for weight in bundle.manifest.weights}
+    weights = _targets(bundle, config, config_file)
+    wanted = _header(config, weights)
+    arrays = read_arrays(bundle.path, file, bundle.entry(file), lambda header: _check_header(header, wanted, file))
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise BundleFormatError(file, name, "finite values", "others")
     scale = np.float32(config.lora_alpha / config.r)
-    parts, wanted = {}, set()
+    return {
+        weight.name: LowRank(arrays[f"{_PEFT}{module}{_A}"], arrays[f"{_PEFT}{module}{_B}"] * scale)
+        for module, weight in weights.items()
+    }
+
+
+def _targets(bundle: Bundle, config: AdapterConfig, file: str) -> dict[str, WeightEntry]:
+    """The paged weights that a configuration names, by module."""
+    known = {weight.name: weight for weight in bundle.manifest.weights}
+    found: dict[str, WeightEntry] = {}
     for module in config.target_modules:
         # "bert.encoder.…" is canonically "base_model.encoder.…", whatever the architecture calls its base.
         prefix, _, rest = module.partition(".")
-        weight = weights.get(BASE + rest)
-        if not prefix or weight is None or weight.name in parts:
-            raise BundleFormatError(config_file, "target_modules", "paged weights, each once", module)
-        down = _tensor(file, arrays, f"{_PEFT}{module}{_A}", (config.r, weight.in_features))
-        up = _tensor(file, arrays, f"{_PEFT}{module}{_B}", (weight.out_features, config.r))
-        _check_rank(config_file, config.r, weight)
-        wanted |= {f"{_PEFT}{module}{_A}", f"{_PEFT}{module}{_B}"}
-        parts[weight.name] = LowRank(down, up * scale)
-    for name in sorted(set(arrays) - wanted):
-        raise BundleFormatError(file, name, "tensors of the target modules only", "another tensor")
-    return parts
+        weight = known.pop(BASE + rest, None)
+        if not prefix or weight is None:
+            raise BundleFormatError(file, "target_modules", "paged weights, each once", module[:400])
+        _check_rank(file, config.r, weight)
+        found[module] = weight
+    return found
+
+
+def _header(config: AdapterConfig, weights: Mapping[str, WeightEntry]) -> Header:
+    """What the tensors' file states."""
+    down = {f"{_PEFT}{name}{_A}": Stated("float32", (config.r, of.in_features)) for name, of in weights.items()}
+    up = {f"{_PEFT}{name}{_B}": Stated("float32", (of.out_features, config.r)) for name, of in weights.items()}
+    return down | up
+
+
+def _check_header(header: Header, wanted: Header, file: str) -> None:
+    for name, stated in wanted.items():
+        if header.get(name) != stated:
+            raise BundleFormatError(file, name, stated, header.get(name, "no such tensor"))
+    for name in sorted(header.keys() - wanted.keys()):
+        raise BundleFormatError(file, name[:400], "tensors of the target modules only", "another tensor")
 
 
 def _read_config(bundle: Bundle, task: str, file: str) -> AdapterConfig:
@@ -149,17 +172,6 @@ def _read_config(bundle: Bundle, task: str, file: str) -> AdapterConfig:
     if config.task_type != wanted:
         raise BundleFormatError(file, "task_type", wanted or "null", config.task_type or "null")
     return config
-
-
-def _tensor(file: str, arrays: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int, int]) -> Float32:
-    found = arrays.get(name)
-    if found is None:
-        raise BundleFormatError(file, name, f"float32 {shape}", "no such tensor")
-    if found.dtype != np.float32 or found.shape != shape:
-        raise BundleFormatError(file, name, f"float32 {shape}", f"{found.dtype} {found.shape}")
-    if not np.isfinite(found).all():
-        raise BundleFormatError(file, name, "finite values", "others")
-    return np.array(found)  # a copy: a view would keep the whole file in memory, read-only
 
 
 def _check_rank(file: str, rank: int, weight: WeightEntry) -> None:

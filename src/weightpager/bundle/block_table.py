@@ -8,9 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.blocks import BlockGrid, KeepMask
+from weightpager.bundle.tensor_file import Header, Stated
 from weightpager.errors import BundleFormatError
 
 Int32 = npt.NDArray[np.int32]
+
+FIELDS = ("crow_indices", "col_indices", "locations")
+"""A table's arrays."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,7 @@ class BlockTable:
 
     def arrays(self, name: str) -> dict[str, Int32]:
         """What a task's table file holds of the paged weight ``name``."""
-        fields = {"crow_indices": self.crow_indices, "col_indices": self.col_indices, "locations": self.locations}
-        return {f"{name}.{field}": array for field, array in fields.items()}
+        return {f"{name}.{field}": getattr(self, field) for field in FIELDS}
 
     def rows(self) -> npt.NDArray[np.int64]:
         """Block row of each kept block, [kept]."""
@@ -63,6 +66,30 @@ class BlockTable:
         keep = np.zeros((grid.rows, grid.cols), bool)
         keep[self.rows(), self.col_indices] = True
         return keep
+
+    @staticmethod
+    def check_header(stated: Header, grid: BlockGrid, file: str, name: str) -> None:
+        """Refuse arrays that no table of this grid may have, before they are read.
+
+        Args:
+            stated: what is said of each of `FIELDS`.
+            grid: the weight's blocks.
+            file: named in the error.
+            name: of the weight, named in the error.
+
+        Raises:
+            BundleFormatError: a dtype or a length is wrong.
+        """
+        for field in FIELDS:
+            if stated[field].dtype != "int32" or len(stated[field].shape) != 1:
+                raise BundleFormatError(file, f"{name}.{field}", "int32 [n]", stated[field])
+        rows, kept, locations = (stated[field].shape[0] for field in FIELDS)
+        if rows != grid.rows + 1:
+            raise BundleFormatError(file, f"{name}.crow_indices", f"{grid.rows + 1} entries", rows)
+        if kept > grid.count:
+            raise BundleFormatError(file, f"{name}.col_indices", f"at most {grid.count} entries", kept)
+        if kept != locations:
+            raise BundleFormatError(file, f"{name}.locations", f"{kept} entries", locations)
 
     def validate(self, grid: BlockGrid, locations: int, file: str, name: str) -> None:
         """Refuse anything that a kernel could stumble over.
@@ -80,15 +107,10 @@ class BlockTable:
         def wrong(field: str, expected: str, found: object) -> BundleFormatError:
             return BundleFormatError(file, f"{name}.{field}", expected, found)
 
-        for field in ("crow_indices", "col_indices", "locations"):
-            array = getattr(self, field)
-            if array.dtype != np.int32 or array.ndim != 1:
-                raise wrong(field, "int32 [n]", f"{array.dtype} {array.shape}")
         crow, cols, where = self.crow_indices, self.col_indices, self.locations
-        if len(crow) != grid.rows + 1:
-            raise wrong("crow_indices", f"{grid.rows + 1} entries", len(crow))
-        if len(cols) != len(where):
-            raise wrong("locations", f"{len(cols)} entries", len(where))
+        arrays = ((field, getattr(self, field)) for field in FIELDS)
+        stated = {field: Stated(str(array.dtype), array.shape) for field, array in arrays}
+        self.check_header(stated, grid, file, name)
         if crow[0] != 0 or crow[-1] != len(cols) or (crow[1:] < crow[:-1]).any():
             raise wrong("crow_indices", f"rising from 0 to {len(cols)}", f"{crow[0]} … {crow[-1]}")
         if len(cols) == 0:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from blake3 import blake3
 
 from weightpager.bundle import page_file
 from weightpager.bundle.donor import Donor
@@ -44,13 +43,12 @@ class DamagedPageFile:
 
     def is_damaged(self, place: int) -> bool:
         """Whether a page's bytes don't match its id, or can't be read."""
+        digest: bytes = self.ids[place].tobytes()
         try:
             with self.path.open("rb", buffering=0) as file:
-                content = os.pread(file.fileno(), self.page_bytes, self._offset(place))
+                return page_file.PageHashes(file.fileno(), self.page_bytes).at(self._offset(place)) != digest
         except OSError:
             return True
-        digest: bytes = self.ids[place].tobytes()
-        return blake3(content).digest() != digest
 
     def mend(self, places: Sequence[int], donor: Donor) -> dict[int, str]:
         """Write these pages from the donor, and no others; what stood in the way of those that are still damaged.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -10,6 +9,7 @@ from typing import IO
 from blake3 import blake3
 
 from weightpager.bundle import page_file
+from weightpager.bundle.files import open_entry
 from weightpager.bundle.manifest import FileEntry
 from weightpager.bundle.reader import read_manifest, read_page_index
 from weightpager.bundle.regular_file import open_regular
@@ -75,15 +75,9 @@ class Donor:
             raise BundleFormatError(name, "BLAKE3", entry.blake3, digest.hexdigest())
 
     def _pieces(self, name: str, entry: FileEntry) -> Iterator[bytes]:
-        try:
-            with open_regular(self.root / name) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != entry.bytes:
-                    raise BundleFormatError(name, "size", f"{entry.bytes} bytes", f"{size} bytes")
-                while piece := file.read(_PIECE):
-                    yield piece
-        except OSError as error:
-            raise BundleFormatError(name, "file", "a readable file", error.strerror or error) from error
+        with open_entry(self.root, name, entry) as file:
+            while piece := file.read(_PIECE):
+                yield piece
 
     def _read(self, name: str, offset: int, size: int) -> bytes:
         """A page's bytes; fewer where they can't be read."""

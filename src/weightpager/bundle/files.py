@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import numpy.typing as npt
 from blake3 import blake3
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from weightpager.bundle.manifest import FileEntry
-from weightpager.bundle.regular_file import open_regular
+from weightpager.bundle.regular_file import is_hollow, open_regular
 from weightpager.errors import BundleFormatError
 
 
@@ -33,63 +30,57 @@ def _hash(file: BinaryIO) -> FileEntry:
     return FileEntry(bytes=size, blake3=digest.hexdigest())
 
 
+@contextmanager
+def open_entry(root: Path, name: str, entry: FileEntry) -> Iterator[BinaryIO]:
+    """A file of the size that its manifest entry says, open, and no hole for the most part.
+
+    Raises:
+        BundleFormatError: it is missing, can't be read, has another size, or less is stored than it seems to hold.
+    """
+    try:
+        with open_regular(root / name) as file:
+            # Before reading: the entry of a hostile manifest may ask for more memory than there is.
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.bytes:
+                raise BundleFormatError(name, "size", f"{entry.bytes} bytes", f"{size} bytes")
+            if is_hollow(file, size):
+                raise BundleFormatError(name, "size", f"{size} stored bytes", "a hole in most of them")
+            yield file
+    except OSError as error:
+        raise BundleFormatError(name, "file", "a readable file", error.strerror or error) from error
+
+
+def check_hash(file: BinaryIO, name: str, entry: FileEntry) -> None:
+    """Compare an open file with its manifest entry, in pieces.
+
+    Raises:
+        BundleFormatError: its hash is another one.
+    """
+    found = _hash(file).blake3
+    if found != entry.blake3:
+        raise BundleFormatError(name, "BLAKE3", entry.blake3, found)
+
+
 def check_file(root: Path, name: str, entry: FileEntry) -> Path:
     """Compare a file with its manifest entry; its path.
 
     Raises:
-        BundleFormatError: the file is missing, has another size, or another hash.
+        BundleFormatError: as `open_entry` and `check_hash`.
     """
-    with checked_file(root, name, entry):
-        return root / name
+    with open_entry(root, name, entry) as file:
+        check_hash(file, name, entry)
+    return root / name
 
 
-@contextmanager
-def checked_file(root: Path, name: str, entry: FileEntry) -> Iterator[Path]:
-    """A path to a file that is compared with its manifest entry first, and stays open: no other can take its place.
+def read_checked(root: Path, name: str, entry: FileEntry) -> bytes:
+    """A file's bytes, of which size and hash are those of its entry: what is checked is what is used.
 
     Raises:
         BundleFormatError: as `check_file`.
     """
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(open_regular(root / name))
-            size = os.fstat(file.fileno()).st_size
-            if size != entry.bytes:
-                raise BundleFormatError(name, "size", f"{entry.bytes} bytes", f"{size} bytes")
-            found = _hash(file)
-        except OSError as error:
-            raise BundleFormatError(name, "file", "a readable file", error.strerror or error) from error
-        if found.blake3 != entry.blake3:
-            raise BundleFormatError(name, "BLAKE3", entry.blake3, found.blake3)
-        yield Path(f"/proc/self/fd/{file.fileno()}")
-
-
-def read_checked(root: Path, name: str, entry: FileEntry) -> bytes:
-    """A file's bytes, of which size and hash are those of its entry: what is checked is what is used."""
-    path = root / name
-    try:
-        with open_regular(path) as file:
-            # Before reading: the entry of a hostile manifest may ask for more memory than there is.
-            size = os.fstat(file.fileno()).st_size
-            content = file.read(entry.bytes) if size == entry.bytes else b""
-    except OSError as error:
-        raise BundleFormatError(name, "file", "a readable file", error.strerror or error) from error
-    if size != entry.bytes or len(content) != size:
-        raise BundleFormatError(name, "size", f"{entry.bytes} bytes", f"{size} bytes")
+    with open_entry(root, name, entry) as file:
+        content = file.read(entry.bytes)
     found = blake3(content).hexdigest()
     if found != entry.blake3:
         raise BundleFormatError(name, "BLAKE3", entry.blake3, found)
     return content
-
-
-def parse_arrays(name: str, content: bytes) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        BundleFormatError: it is not one.
-    """
-    try:
-        arrays: dict[str, npt.NDArray[Any]] = load(content)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise BundleFormatError(name, "content", "a safetensors file of numpy dtypes", error) from error
-    return arrays

@@ -6,12 +6,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from weightpager.bundle.adapter import adapter_bytes
-from weightpager.bundle.files import checked_file
 from weightpager.bundle.reader import RESIDENT, Bundle, private_file
-from weightpager.errors import BundleFormatError
+from weightpager.bundle.tensor_file import read_header
 
 _SPARE_PAGES = 1024
 """An engine has numbers for so many more than twice the bundle's pages, in case that tasks are added."""
@@ -75,16 +73,8 @@ def _parameter_bytes(bundle: Bundle, file: str, dtype: str) -> int:
     count = bundle.entry(file).bytes
     if dtype == "auto":
         return count
-    try:
-        with (
-            checked_file(bundle.path, file, bundle.entry(file)) as path,
-            safe_open(path, framework="np") as tensors,
-        ):
-            slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118 - no mapping
-            halved: list[int] = [math.prod(of.get_shape()) for of in slices if of.get_dtype() == "F32"]
-    except SafetensorError as error:
-        raise BundleFormatError(file, "content", "a safetensors file", error) from error
-    return count - 2 * sum(halved)
+    header = read_header(bundle.path, file, bundle.entry(file))
+    return count - 2 * sum(math.prod(stated.shape) for stated in header.values() if stated.dtype == "float32")
 
 
 def smallest_budget(bundle: Bundle) -> int:

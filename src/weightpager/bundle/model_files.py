@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from weightpager.bundle.files import read_checked
+from weightpager.bundle.files import check_file, read_checked
 from weightpager.bundle.manifest import Manifest
 from weightpager.bundle.reader import MODEL, Bundle, entry_of
 from weightpager.errors import BundleFormatError
@@ -90,9 +90,11 @@ def check_model_file(root: Path, manifest: Manifest, name: str) -> None:
     Raises:
         BundleFormatError: as `model_dir`.
     """
-    content = read_checked(root, name, entry_of(manifest, name))
+    entry = entry_of(manifest, name)
     if name.endswith(".json"):
-        _check_json(name, content)
+        _check_json(name, read_checked(root, name, entry))
+    else:
+        check_file(root, name, entry)
 
 
 def _check_json(name: str, content: bytes) -> None:

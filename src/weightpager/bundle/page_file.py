@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
-from weightpager.bundle.regular_file import open_regular
+from blake3 import blake3
+
+from weightpager.bundle.regular_file import is_hole, open_regular
 from weightpager.errors import BundleFormatError
 
 ALIGNMENT = 4096
 """Direct I/O wants offsets, lengths and addresses on this boundary."""
+
+_PIECE = 2**20
+"""Bytes that are read at once."""
 
 
 def file_name(number: int) -> str:
@@ -64,6 +70,39 @@ def write_at(descriptor: int, content: bytes, offset: int) -> None:
     while rest:
         written = os.pwrite(descriptor, rest, offset)
         rest, offset = rest[written:], offset + written
+
+
+class PageHashes:
+    """BLAKE3 of an open page file's pages, read in pieces: a page may be of 256 MiB.
+
+    Where nothing is stored a page is zero, and its hash is computed once: a page file of holes may be of any size.
+    """
+
+    def __init__(self, descriptor: int, page_bytes: int) -> None:
+        self._descriptor = descriptor
+        self._page_bytes = page_bytes
+
+    def at(self, offset: int) -> bytes:
+        """The hash of the page at this offset.
+
+        Raises:
+            OSError: the storage refused it.
+        """
+        if is_hole(self._descriptor, offset, offset + self._page_bytes):
+            return self._of_zeros
+        return self._digest(lambda start, size: os.pread(self._descriptor, size, offset + start))
+
+    @cached_property
+    def _of_zeros(self) -> bytes:
+        zeros = bytes(min(_PIECE, self._page_bytes))
+        return self._digest(lambda _, size: zeros[:size])
+
+    def _digest(self, read: Callable[[int, int], bytes]) -> bytes:
+        digest, done = blake3(), 0
+        while done < self._page_bytes and (piece := read(done, min(_PIECE, self._page_bytes - done))):
+            digest.update(piece)
+            done += len(piece)
+        return digest.digest()
 
 
 def check(path: Path, pages: int, page_bytes: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.bundle.tensor_file import Header, Stated
 from weightpager.errors import BundleFormatError
 
 FILE = "page-index.safetensors"
@@ -38,9 +39,27 @@ class PageIndex:
         """What the file holds."""
         return {"ids": self.ids, "layers": self.layers, "signatures": self.signatures}
 
+    @staticmethod
+    def check_header(header: Header, pages: int) -> None:
+        """Refuse a file that holds anything else than the entries of so many pages.
+
+        Raises:
+            BundleFormatError: a tensor is missing, not what the manifest says, or one too many.
+        """
+        wanted = {
+            "ids": Stated("uint8", (pages, 32)),
+            "layers": Stated("int32", (pages,)),
+            "signatures": Stated("uint64", (pages,)),
+        }
+        if header.keys() != wanted.keys():
+            raise BundleFormatError(FILE, "tensors", sorted(wanted), str(sorted(header))[:400])
+        for name, expected in wanted.items():
+            if header[name] != expected:
+                raise BundleFormatError(FILE, name, expected, header[name])
+
     @classmethod
     def parse(cls, arrays: dict[str, npt.NDArray[np.generic]], page_files: Sequence[int], layers: int) -> PageIndex:
-        """Validate what a file held.
+        """Validate what a file with the right header held.
 
         Args:
             arrays: its tensors.
@@ -48,20 +67,8 @@ class PageIndex:
             layers: number of model layers.
 
         Raises:
-            BundleFormatError: a tensor is missing or not what the manifest says.
+            BundleFormatError: a value is not what the manifest says.
         """
-        pages = sum(page_files)
-        wanted = {
-            "ids": (np.dtype(np.uint8), (pages, 32)),
-            "layers": (np.dtype(np.int32), (pages,)),
-            "signatures": (np.dtype(np.uint64), (pages,)),
-        }
-        if set(arrays) != set(wanted):
-            raise BundleFormatError(FILE, "tensors", sorted(wanted), sorted(arrays))
-        for name, (dtype, shape) in wanted.items():
-            found = arrays[name]
-            if found.dtype != dtype or found.shape != shape:
-                raise BundleFormatError(FILE, name, f"{dtype} {shape}", f"{found.dtype} {found.shape}")
         for of_page in np.split(arrays["layers"].astype(np.int64), np.cumsum(page_files)[:-1]):
             if len(of_page) and not (of_page[0] >= 0 and of_page[-1] < layers and (np.diff(of_page) >= 0).all()):
                 expected = f"rising from 0 to at most {layers - 1} in each page file"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.bundle.tensor_file import Header
 from weightpager.errors import BundleFormatError
 
 FILE = "permutations.safetensors"
@@ -51,7 +52,7 @@ class Permutations:
 
     @classmethod
     def parse(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> Permutations:
-        """Check a file's tensors.
+        """Check the tensors of a file with the right header.
 
         Raises:
             BundleFormatError: a name or an order isn't one.
@@ -61,12 +62,21 @@ class Permutations:
             tensor, _, axis = name.rpartition(":")
             if not tensor or axis not in ("0", "1", "2", "3"):
                 raise BundleFormatError(FILE, name, "TENSOR:AXIS, axes from 0 to 3", "another name")
-            if array.dtype != np.int32 or array.ndim != 1:
-                raise BundleFormatError(FILE, name, "int32 [size]", f"{array.dtype} {list(array.shape)}")
             if not np.array_equal(np.sort(array), np.arange(len(array))):
                 raise BundleFormatError(FILE, name, f"each of 0 to {len(array) - 1} once", "other indices")
             orders[tensor, int(axis)] = array.astype(np.int64)
         return cls(orders)
+
+
+def check_header(header: Header) -> None:
+    """Refuse a file that holds anything else than lists of indices.
+
+    Raises:
+        BundleFormatError: a dtype or a shape is another one.
+    """
+    for name, stated in header.items():
+        if stated.dtype != "int32" or len(stated.shape) != 1:
+            raise BundleFormatError(FILE, name[:400], "int32 [size]", stated)
 
 
 NOTHING_MOVED = Permutations({})

@@ -11,16 +11,17 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from weightpager.blocks import MAX_TASKS
-from weightpager.bundle import page_file
+from weightpager.bundle import file_sizes, page_file
 from weightpager.bundle import page_index as page_index_file
 from weightpager.bundle import permutations as permutations_file
-from weightpager.bundle.block_table import BlockTable
-from weightpager.bundle.files import parse_arrays, read_checked
+from weightpager.bundle.block_table import FIELDS, BlockTable
+from weightpager.bundle.files import read_checked
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.manifest import FileEntry, Manifest, TaskEntry
 from weightpager.bundle.page_index import PageIndex
 from weightpager.bundle.permutations import Permutations
-from weightpager.bundle.regular_file import open_regular
+from weightpager.bundle.regular_file import is_hollow, open_regular
+from weightpager.bundle.tensor_file import Header, read_arrays
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
 from weightpager.machine.paths import has_directory
 
@@ -30,10 +31,8 @@ RESIDENT = "resident.safetensors"
 REPORT = "report.json"
 MODEL = "model"
 
-_MANIFEST_LIMIT = 256 * 2**20
+_MANIFEST_LIMIT = 64 * 2**20
 """No honest manifest is larger; a hostile one must not be read into memory whole."""
-
-_FIELDS = ("crow_indices", "col_indices", "locations")
 
 
 def tables_file(task: str) -> str:
@@ -132,7 +131,8 @@ class Bundle:
         file = permutations_file.FILE
         if file not in self.manifest.files:
             return permutations_file.NOTHING_MOVED
-        found = Permutations.parse(parse_arrays(file, self.read(file)))
+        arrays = read_arrays(self.path, file, self.entry(file), permutations_file.check_header)
+        found = Permutations.parse(arrays)
         sizes = {f"{weight.name}.weight": (weight.out_features, weight.in_features) for weight in self.manifest.weights}
         for (tensor, axis), order in found.orders.items():
             shape = sizes.get(tensor)
@@ -169,17 +169,13 @@ class Bundle:
 
     def _read_tables(self, task: str) -> dict[str, BlockTable]:
         file = tables_file(task)
-        arrays = parse_arrays(file, self.read(file))
-        weights = self.manifest.weights
-        wanted = {f"{weight.name}.{field}" for weight in weights for field in _FIELDS}
-        if set(arrays) != wanted:
-            odd = sorted(set(arrays) ^ wanted)[0]
-            raise BundleFormatError(file, odd, "one table for every paged weight", "missing or unknown tensor")
+        arrays = read_arrays(
+            self.path, file, self.entry(file), lambda header: check_tables_header(header, self.manifest, file)
+        )
         tables = {}
         locations = len(self.pages) * self.manifest.blocks_per_page
-        for weight in weights:
-            # Copies: views would keep the whole file in memory, read-only, which torch refuses to share.
-            table = BlockTable(*(np.array(arrays[f"{weight.name}.{field}"]) for field in _FIELDS))
+        for weight in self.manifest.weights:
+            table = BlockTable(*(arrays.pop(f"{weight.name}.{field}") for field in FIELDS))
             table.validate(self.manifest.grid(weight), locations, file, weight.name)
             layers = self.pages.layers[table.locations // self.manifest.blocks_per_page]
             if (layers != weight.layer).any():
@@ -213,14 +209,19 @@ def entry_of(manifest: Manifest, name: str) -> FileEntry:
         raise BundleFormatError(MANIFEST, "files", f"an entry for {name}", "none") from None
 
 
+def opened_files(manifest: Manifest) -> set[str]:
+    """Names of the files that `Bundle.open` reads and compares with their hashes."""
+    return {page_index_file.FILE, permutations_file.FILE, *(tables_file(task.name) for task in manifest.tasks)}
+
+
 def read_page_index(root: Path, manifest: Manifest) -> PageIndex:
     """A bundle's page index, checked against its entry.
 
     Raises:
         BundleFormatError: it is missing, damaged, or not what the manifest says.
     """
-    name = page_index_file.FILE
-    arrays = parse_arrays(name, read_checked(root, name, entry_of(manifest, name)))
+    name, pages = page_index_file.FILE, manifest.pages
+    arrays = read_arrays(root, name, entry_of(manifest, name), lambda header: PageIndex.check_header(header, pages))
     return PageIndex.parse(arrays, manifest.page_files, manifest.layers)
 
 
@@ -232,9 +233,10 @@ def read_manifest(root: Path) -> Manifest:
     """
     try:
         with open_regular(root / MANIFEST) as file:
-            if os.fstat(file.fileno()).st_size > _MANIFEST_LIMIT:
-                raise BundleFormatError(MANIFEST, "size", f"at most {_MANIFEST_LIMIT} bytes", "more")
-            text = file.read(_MANIFEST_LIMIT)
+            size = os.fstat(file.fileno()).st_size
+            if size > _MANIFEST_LIMIT or is_hollow(file, size):
+                raise BundleFormatError(MANIFEST, "size", f"at most {_MANIFEST_LIMIT} stored bytes", f"{size} bytes")
+            text = file.read(size)
         with open_regular(root / MANIFEST_HASH) as file:
             wanted = file.read(66)  # one byte more than it should have
     except OSError as error:
@@ -243,4 +245,35 @@ def read_manifest(root: Path) -> Manifest:
     found = blake3(text).hexdigest().encode() + b"\n"
     if found != wanted:
         raise BundleFormatError(MANIFEST, "BLAKE3", wanted.decode("ascii", "replace").strip(), found.decode().strip())
-    return Manifest.parse(text)
+    manifest = Manifest.parse(text)
+    _check_sizes(manifest)
+    return manifest
+
+
+def check_tables_header(header: Header, manifest: Manifest, file: str) -> None:
+    """Refuse a file that holds anything else than one table for each paged weight.
+
+    Raises:
+        BundleFormatError: a tensor is missing, of another dtype or shape, or one too many.
+    """
+    wanted = {f"{weight.name}.{field}" for weight in manifest.weights for field in FIELDS}
+    if header.keys() != wanted:
+        odd = min(header.keys() ^ wanted)[:400]
+        raise BundleFormatError(file, odd, "one table for every paged weight", "missing or unknown tensor")
+    for weight in manifest.weights:
+        stated = {field: header[f"{weight.name}.{field}"] for field in FIELDS}
+        BlockTable.check_header(stated, manifest.grid(weight), file, weight.name)
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """Refuse files larger than what the manifest's counts justify: all that is stated is read, and hashed."""
+    tables = file_sizes.of_tables(manifest)
+    most = {
+        page_index_file.FILE: file_sizes.of_page_index(manifest),
+        permutations_file.FILE: file_sizes.of_permutations(manifest),
+        **{tables_file(task.name): tables for task in manifest.tasks},
+    }
+    for name, entry in manifest.files.items():
+        limit = most.get(name) or file_sizes.of_other_file(manifest, name)
+        if entry.bytes > limit:
+            raise BundleFormatError(MANIFEST, f"files.{name}.bytes", f"at most {limit}", entry.bytes)

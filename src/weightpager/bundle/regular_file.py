@@ -5,8 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
+
+_NO_MATTER = 2**20
+"""Bytes up to which it doesn't matter what is stored."""
+
+_LEAST_STORED = 4
+"""Of so many bytes one is stored: honest files are zero here and there, and a copy may have holes there."""
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -26,3 +34,41 @@ def open_regular(path: Path) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def is_hollow(file: BinaryIO, size: int) -> bool:
+    """Whether nearly all of a file is holes: it costs nobody anything to store, and much to read.
+
+    A file system that doesn't tell has none, and neither has a file of up to a mebibyte. The file is at its begin then.
+    """
+    if size <= _NO_MATTER:
+        return False
+    stored = 0
+    with closing(_stored(file.fileno(), 0, size)) as parts:
+        for start, end in parts:
+            stored += end - start
+            if stored * _LEAST_STORED >= size:
+                return False
+    return True
+
+
+def is_hole(descriptor: int, start: int, end: int) -> bool:
+    """Whether nothing is stored in this part of a file, so that it is zero. Moves the file's position."""
+    with closing(_stored(descriptor, start, end)) as parts:
+        return next(parts, None) is None
+
+
+def _stored(descriptor: int, start: int, end: int) -> Generator[tuple[int, int], None, None]:
+    """Where something is stored; the file's position is its begin at the end."""
+    try:
+        while start < end:
+            start = os.lseek(descriptor, start, os.SEEK_DATA)
+            hole = os.lseek(descriptor, start, os.SEEK_HOLE)
+            if start < end:
+                yield start, min(end, hole)
+            start = hole
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # which says that there are holes to the end
+            yield start, end
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)

@@ -6,19 +6,29 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from blake3 import blake3
 
 from weightpager.bundle import page_file
 from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.files import check_file
 from weightpager.bundle.manifest import Manifest
 from weightpager.bundle.model_files import check_model_file, extra_files, model_files, unlisted
-from weightpager.bundle.reader import MANIFEST, MANIFEST_HASH, Bundle, read_manifest, read_page_index
+from weightpager.bundle.parameter_file import checked_parameters, parameter_files
+from weightpager.bundle.reader import (
+    MANIFEST,
+    MANIFEST_HASH,
+    MODEL,
+    REPORT,
+    Bundle,
+    entry_of,
+    opened_files,
+    read_manifest,
+    read_page_index,
+)
 from weightpager.bundle.regular_file import open_regular
+from weightpager.bundle.report import has_report, read_report
 from weightpager.errors import BundleError, BundleFormatError
 
 _MEND = "mend what is damaged with --repair --from OTHER, where OTHER is another copy"
@@ -26,7 +36,7 @@ _COPY = "copy the whole bundle again: only its manifest says what belongs into i
 _ANEW = "compile the bundle again: its hashes fit what is wrong in it, so any copy is as wrong"
 
 _DAMAGE = ("file", "size", "BLAKE3")
-"""Fields of errors about a manifest that isn't the one that was written."""
+"""Fields of errors about a file that isn't the one that was written."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +56,54 @@ class Verification:
     advice: tuple[str, ...] = ()
 
 
+class _Findings:
+    """What checks say, each thing once.
+
+    Attributes:
+        damaged: another copy has it whole.
+        wrong: hashes fit, so any copy is as wrong.
+    """
+
+    def __init__(self) -> None:
+        self.damaged: dict[str, None] = {}
+        self.wrong: dict[str, None] = {}
+
+    def run(self, check: Callable[..., object], *arguments: object) -> None:
+        """Note what a check refuses."""
+        try:
+            check(*arguments)
+        except BundleError as error:
+            self.add(error)
+
+    def add(self, error: BundleError) -> None:
+        """Note a refusal."""
+        damage = isinstance(error, BundleFormatError) and error.field in _DAMAGE
+        (self.damaged if damage else self.wrong)[str(error)] = None
+
+
 def verify(path: str | Path, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Verification:
     """Check a whole bundle; finds every damaged file and page if only the manifest can be read.
+
+    What an engine refuses of a bundle's files, this refuses too. Whether transformers knows the model, it can't say.
 
     Args:
         path: bundle directory.
         progress: told (pages done, pages in all).
     """
-    root = Path(path)
+    root, findings = Path(path), _Findings()
     try:
         bundle = Bundle.open(root)
     except BundleError as error:
         return _verify_closed(root, error, progress)
-    wrong = [*_adapter_problems(bundle), *_model_problems(root, bundle.manifest)]
-    return _verify_parts(root, bundle.manifest, bundle.pages.ids, wrong, progress)
+    manifest = bundle.manifest
+    done = {*opened_files(manifest), REPORT}
+    for name in (name for name in _files(manifest) if name not in done):
+        findings.run(_check_file, root, manifest, name)
+    for task in bundle.tasks:
+        findings.run(read_adapter, bundle, task)
+    if has_report(bundle):
+        findings.run(read_report, bundle)
+    return _verify_pages(root, manifest, bundle.pages.ids, findings, progress)
 
 
 def _verify_closed(root: Path, refusal: BundleError, progress: Callable[[int, int], None]) -> Verification:
@@ -72,23 +116,28 @@ def _verify_closed(root: Path, refusal: BundleError, progress: Callable[[int, in
         ids = read_page_index(root, manifest).ids
     except BundleError:
         ids = np.empty((0, 32), np.uint8)  # the refusal says why
-    return _verify_parts(root, manifest, ids, [str(refusal), *_model_problems(root, manifest)], progress)
+    findings = _Findings()
+    for name in _files(manifest):
+        findings.run(_check_file, root, manifest, name)
+    findings.add(refusal)
+    return _verify_pages(root, manifest, ids, findings, progress)
 
 
-def _verify_parts(
+def _verify_pages(
     root: Path,
     manifest: Manifest,
     ids: npt.NDArray[np.uint8],
-    wrong: list[str],
+    found: _Findings,
     progress: Callable[[int, int], None],
 ) -> Verification:
-    """Check files and pages one by one; ``wrong`` is what the parsers say, of damaged files too."""
-    files, pages = _file_problems(root, manifest), _page_problems(root, manifest, ids, progress)
-    damaged = {*files, *pages}
-    wrong = [problem for problem in dict.fromkeys(wrong) if problem not in damaged]
+    """Check pages one by one, and add what was found in other files."""
+    pages = dict.fromkeys(_page_problems(root, manifest, ids, progress))
+    damaged, wrong = (
+        [problem for problem in problems if problem not in pages] for problems in (found.damaged, found.wrong)
+    )
     extra = [str(unlisted(name)) for name in extra_files(root, manifest)]
-    advice = [line for line, apt in ((_MEND, damaged), (_ANEW, wrong)) if apt]
-    return Verification(len(manifest.files), len(ids), (*files, *wrong, *extra, *pages), tuple(advice))
+    advice = [line for line, apt in ((_MEND, damaged or pages), (_ANEW, wrong)) if apt]
+    return Verification(len(manifest.files), len(ids), (*damaged, *wrong, *extra, *pages), tuple(advice))
 
 
 def _advice_without_manifest(root: Path, error: BundleError) -> tuple[str, ...]:
@@ -97,34 +146,24 @@ def _advice_without_manifest(root: Path, error: BundleError) -> tuple[str, ...]:
     return (_COPY if isinstance(error, BundleFormatError) and error.field in _DAMAGE else _ANEW,)
 
 
-def _file_problems(root: Path, manifest: Manifest) -> list[str]:
-    problems = []
-    for name, entry in manifest.files.items():
-        try:
-            check_file(root, name, entry)
-        except BundleError as error:
-            problems.append(str(error))
-    return problems
+def _files(manifest: Manifest) -> dict[str, None]:
+    """Names of the files that are there, or should be, but for page files."""
+    return dict.fromkeys([*manifest.files, *model_files(manifest), *parameter_files(manifest)])
 
 
-def _adapter_problems(bundle: Bundle) -> list[str]:
-    problems = []
-    for task in bundle.tasks:
-        try:
-            read_adapter(bundle, task)
-        except BundleError as error:
-            problems.append(str(error))
-    return problems
+def _check_file(root: Path, manifest: Manifest, name: str) -> None:
+    """Compare a file with its entry, and see that it holds what a reader expects.
 
-
-def _model_problems(root: Path, manifest: Manifest) -> list[str]:
-    problems = []
-    for name in model_files(manifest):
-        try:
-            check_model_file(root, manifest, name)
-        except BundleError as error:
-            problems.append(str(error))
-    return problems
+    Raises:
+        BundleFormatError: as the readers of such files.
+    """
+    if name.startswith(f"{MODEL}/"):
+        check_model_file(root, manifest, name)
+    elif name in parameter_files(manifest):
+        with checked_parameters(root, manifest, name):
+            pass
+    else:
+        check_file(root, name, entry_of(manifest, name))
 
 
 def _page_problems(
@@ -154,15 +193,15 @@ def _damaged_pages(path: Path, ids: npt.NDArray[np.uint8], size: int) -> Iterato
     except OSError:
         return  # which the check of the file has told
     with file:
+        hashes = page_file.PageHashes(file.fileno(), size)
         whole = max(0, os.fstat(file.fileno()).st_size - start) // size
         for place, digest in enumerate(ids[:whole]):
-            yield place, _page_problem(file, start + place * size, size, digest.tobytes())
+            yield place, _page_problem(hashes, start + place * size, digest.tobytes())
 
 
-def _page_problem(file: BinaryIO, offset: int, size: int, digest: bytes) -> str:
+def _page_problem(hashes: page_file.PageHashes, offset: int, digest: bytes) -> str:
     try:
-        file.seek(offset)
-        content = file.read(size)
+        found = hashes.at(offset)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return "" if blake3(content).digest() == digest else "its bytes do not match its BLAKE3 hash"
+    return "" if found == digest else "its bytes do not match its BLAKE3 hash"

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.files import checked_file
-from weightpager.errors import BundleFormatError
+from weightpager.bundle.parameter_file import checked_parameters
 
 _HOST = torch.device("cpu")
 
@@ -27,15 +25,9 @@ def read_parameters(bundle: Bundle, file: str, device: torch.device = _HOST, dty
     Raises:
         BundleFormatError: the file isn't what its manifest entry says.
     """
-    try:
-        with (
-            checked_file(bundle.path, file, bundle.entry(file)) as path,
-            safe_open(path, framework="pt") as tensors,
-        ):
-            # A copy: safe_open maps the file, and a mapping would come and go with the page cache
-            return {name: _placed(tensors.get_tensor(name), device, dtype) for name in tensors.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, TypeError, ValueError, RuntimeError) as error:  # torch's, of a shape or dtype it hasn't
-        raise BundleFormatError(file, "content", "a safetensors file", error) from error
+    with checked_parameters(bundle.path, bundle.manifest, file, framework="pt") as tensors:
+        # A copy: safe_open maps the file, and a mapping would come and go with the page cache
+        return {name: _placed(tensors.get_tensor(name), device, dtype) for name in tensors.keys()}  # noqa: SIM118 - no mapping
 
 
 def _placed(value: Tensor, device: torch.device, dtype: str) -> Tensor:

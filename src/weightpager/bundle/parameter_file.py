@@ -1,0 +1,48 @@
+"""Files of resident and private parameters, as the engine and `verify` both read them."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from weightpager.bundle.manifest import Manifest
+from weightpager.bundle.reader import RESIDENT, entry_of, private_file
+from weightpager.bundle.tensor_file import Header, checked_tensors
+from weightpager.errors import BundleFormatError
+
+_DTYPES = ("bfloat16", "float32", "bool", "int8", "int16", "int32", "int64", "uint8")
+"""What kernels compute with, and what buffers of transformers' modules may be."""
+
+_MOST_AXES = 8
+_MOST_VALUES = 2**48
+"""Where an axis is empty, the others may state anything."""
+
+
+def parameter_files(manifest: Manifest) -> list[str]:
+    """Names of the files that every bundle has: what tasks share, and what each has of its own."""
+    return [RESIDENT, *(private_file(task.name) for task in manifest.tasks)]
+
+
+def checked_parameters(root: Path, manifest: Manifest, name: str, framework: str = "np") -> AbstractContextManager[Any]:
+    """A file of parameters, checked and open.
+
+    Args:
+        root: bundle directory.
+        manifest: the bundle's.
+        name: of the file.
+        framework: whose tensors ``get_tensor`` gives.
+
+    Raises:
+        BundleFormatError: it is missing, damaged or no safetensors file, or a tensor is none that a module can have.
+    """
+    return checked_tensors(root, name, entry_of(manifest, name), lambda header: _check(header, name), framework)
+
+
+def _check(header: Header, name: str) -> None:
+    for key, stated in header.items():
+        if stated.dtype not in _DTYPES:
+            raise BundleFormatError(name, key[:400], f"one of {', '.join(_DTYPES)}", stated.dtype)
+        if len(stated.shape) > _MOST_AXES or math.prod(max(1, axis) for axis in stated.shape) > _MOST_VALUES:
+            raise BundleFormatError(name, key[:400], f"at most {_MOST_AXES} axes and {_MOST_VALUES} values", stated)
