@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -397,6 +397,9 @@ class Engine:
 
         Whoever waits for a load gets an `EngineClosedError`. In a process that was forked nothing happens: threads and
         files are its parent's.
+
+        Raises:
+            StoreError: the store couldn't be closed; all else is.
         """
         if self._forked:
             return
@@ -404,11 +407,12 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
-        if self._prefetcher is not None:
-            self._prefetcher.close()
-        self._residency.close()
-        self.monitor.close()
-        self.deactivate()
+        with ExitStack() as closing:  # all of it, also where the store can't be closed; from the last to the first
+            closing.callback(self.deactivate)
+            closing.callback(self.monitor.close)
+            closing.callback(self._residency.close)
+            if self._prefetcher is not None:
+                closing.callback(self._prefetcher.close)
 
     def __enter__(self) -> Engine:
         return self

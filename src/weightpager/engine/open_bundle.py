@@ -26,7 +26,7 @@ from weightpager.runtime.memory_watch import MemoryWatch
 from weightpager.runtime.pager import Pager
 from weightpager.runtime.residency import Residency
 from weightpager.runtime.staged_arena import Staging
-from weightpager.store import CountingStore, LocalStore, PageStore, VerifyingStore
+from weightpager.store import ContractStore, CountingStore, LocalStore, PageStore, VerifyingStore
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class OpenBundle:
         self._resident = read_parameters(bundle, RESIDENT, arena.pages.device, config.dtype)
         with ExitStack() as undone:
             store = LocalStore(bundle) if store is None else store
-            undone.callback(store.close)
+            undone.callback(ContractStore(store).close)
             self.direct = bool(getattr(store, "direct", False))
             self._numbers = PageNumbers(bundle, store, page_numbers(bundle))
             self.reads = CountingStore(self._numbers.store)
@@ -103,7 +103,7 @@ class OpenBundle:
                 [pages_of(bundle, name, numbers) for name in bundle.tasks],
                 self.memory,
                 pager,
-                self._checked,
+                ContractStore(self._checked),
                 config.read_timeout,
                 page_numbers(bundle),
                 config.minimum_residence,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import count, islice
 
-from weightpager.errors import EngineClosedError
+from weightpager.errors import EngineClosedError, StoreError, first_line
 from weightpager.runtime.page_arena import PageArena, Stage
 from weightpager.runtime.read_fence import Event
 from weightpager.store import PageStore, Run, coalesce, group
@@ -171,8 +171,12 @@ def _failure(some: _Group, stage: Stage) -> BaseException | None:
         for run in some.runs:
             some.load.store.read(run.first, list(islice(views, run.count)))
         stage.place(slots, some.load.after)
-    except BaseException as error:  # noqa: BLE001 - whoever waits for the pages raises it
+    except Exception as error:  # noqa: BLE001 - whoever waits for the pages raises it
         return error
+    except BaseException as error:  # noqa: BLE001 - raised there, `SystemExit` would end a process that goes on well
+        failure = StoreError(f"cannot read pages: {type(error).__name__}: {first_line(error)}")
+        failure.__cause__ = error
+        return failure
     finally:
         stage.give_back()
     return None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
 from weightpager.runtime.arrivals import Arrivals
+from weightpager.runtime.uninterrupted import uninterrupted
 
 
 class TaskGate:
@@ -56,20 +57,22 @@ class TaskGate:
             self._holders += 1
 
     def release(self) -> None:
-        """Undo one `hold`; the last one waits for the layers that are reading, also when Ctrl-C is pressed.
+        """Undo one `hold`; the last one waits for the layers that are reading, whatever signal handlers raise.
 
-        Whether this returns or raises, no layer is inside any more.
+        Whether this returns or raises, the hold is undone and no layer is inside any more.
         """
-        interruption = None
-        with self._changed:
-            self._holders -= 1
-            while self._holders == 0 and self._readers:
-                try:
+        undone = False
+
+        def leave() -> None:
+            nonlocal undone
+            with self._changed:
+                if not undone:
+                    self._holders -= 1
+                    undone = True
+                while self._holders == 0 and self._readers:
                     self._changed.wait()
-                except KeyboardInterrupt as pressed:
-                    interruption = pressed
-        if interruption is not None:
-            raise interruption
+
+        uninterrupted(leave)
 
     def enter(self, layer: int) -> None:
         """A layer starts to read, as soon as its pages are there.

@@ -6,10 +6,11 @@ from weightpager.store.joined import JoinedStore
 from weightpager.store.local import LocalStore
 from weightpager.store.read_plan import Run, StorageModel, coalesce, group, most_pages, read_count
 from weightpager.store.switch_cost import SwitchCost, all_switches, span_of, switch_cost
-from weightpager.store.wrappers import CountingStore, VerifyingStore
+from weightpager.store.wrappers import ContractStore, CountingStore, VerifyingStore
 
 __all__ = [
     "BlockReader",
+    "ContractStore",
     "CountingStore",
     "JoinedStore",
     "LocalStore",

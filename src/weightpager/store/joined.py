@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,9 +56,10 @@ class JoinedStore:
         return min(int(part.lasts[place]) - place, part.store.span(int(part.pages[place])))
 
     def close(self) -> None:
-        """See `PageStore.close`."""
-        for part in self._parts:
-            part.store.close()
+        """See `PageStore.close`; all are closed, also where one raises."""
+        with ExitStack() as closing:
+            for part in self._parts:
+                closing.callback(part.store.close)
 
     def _part(self, page: int) -> _Part:
         # `add` sets them in the other order, so that there is a part for every entry that is seen here. Parts without

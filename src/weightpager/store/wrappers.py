@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from blake3 import blake3
 
 from weightpager.bundle import PageIndex
-from weightpager.errors import PageCorruptError
+from weightpager.errors import PageCorruptError, StoreError, WeightpagerError, first_line
 from weightpager.store.base import PageStore
 
 
@@ -68,3 +70,46 @@ class CountingStore:
     def close(self) -> None:
         """See `PageStore.close`."""
         self._inner.close()
+
+
+class ContractStore:
+    """Whatever a store raises, an `OSError` say, comes as the error that `PageStore` documents; the cause is kept."""
+
+    def __init__(self, inner: PageStore) -> None:
+        self._inner = inner
+        self._closed = False
+
+    def read(self, first: int, into: Sequence[memoryview]) -> None:
+        """See `PageStore.read`."""
+        with _documented(f"read page {first}"):
+            self._inner.read(first, into)
+
+    def span(self, first: int) -> int:
+        """See `PageStore.span`.
+
+        Raises:
+            StoreError: the store can't say.
+        """
+        with _documented(f"say how far page {first} reaches"):
+            return operator.index(self._inner.span(first))
+
+    def close(self) -> None:
+        """See `PageStore.close`; the store is asked once.
+
+        Raises:
+            StoreError: the store failed.
+        """
+        if not self._closed:
+            self._closed = True
+            with _documented("close the store"):
+                self._inner.close()
+
+
+@contextmanager
+def _documented(what: str) -> Iterator[None]:
+    try:
+        yield
+    except WeightpagerError:
+        raise
+    except Exception as error:
+        raise StoreError(f"cannot {what}: {type(error).__name__}: {first_line(error)}") from error

@@ -1,0 +1,64 @@
+"""Nobody reads a task's pages any more once its last holder has left, whatever happened meanwhile."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from weightpager.runtime.task_gate import TaskGate
+
+
+class Interruption(BaseException):
+    """What some library's signal handler raises."""
+
+
+@contextmanager
+def interrupted_by(error: type[BaseException], every: float) -> Iterator[None]:
+    def handler(*_: object) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, every, every)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError, SystemExit, RuntimeError, Interruption])
+@pytest.mark.parametrize("every", [0.002, 0.02])
+def test_a_signal_handler_that_raises_leaves_no_layer_inside(error: type[BaseException], every: float) -> None:
+    for _ in range(5):
+        gate, left = TaskGate("animal"), threading.Event()
+        gate.hold()
+        gate.enter(0)
+
+        def read(gate: TaskGate = gate, left: threading.Event = left) -> None:
+            threading.Event().wait(0.05)
+            left.set()
+            gate.leave(0)
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        with pytest.raises(error), interrupted_by(error, every):
+            gate.release()
+        assert left.is_set()
+        assert gate.holders == 0
+        reading.join()
+
+
+def test_who_leaves_and_is_not_the_last_waits_for_nobody() -> None:
+    gate = TaskGate("animal")
+    gate.hold()
+    gate.hold()
+    gate.enter(0)
+    gate.release()
+    assert gate.holders == 1
+    gate.leave(0)
+    gate.release()
+    assert gate.holders == 0
