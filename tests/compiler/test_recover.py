@@ -21,7 +21,7 @@ from weightpager.compiler import source as sources
 from weightpager.compiler.clock import Clock
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.descent import Descent, ParameterGroup
-from weightpager.compiler.early_stopping import EarlyStopping
+from weightpager.compiler.early_stopping import CHECKS, EarlyStopping, check_steps
 from weightpager.compiler.finetune import Lesson, divergence, finetune, masked_logits
 from weightpager.compiler.journal import Journal, kept_beside
 from weightpager.compiler.masks import Masks, block_sums, drop
@@ -378,6 +378,36 @@ def test_training_ends_early_and_goes_back_to_its_best() -> None:
     assert training.watch.loss() == pytest.approx((found - 0.5) ** 2)
     assert training.steps[-1] == 100  # told as finished
     assert len(training.steps) < 70
+
+
+@pytest.mark.parametrize("steps", [1, 7, 10, 11, 19, 20, 60, 365, 1000])
+def test_a_training_is_checked_at_most_ten_times_and_always_at_its_end(steps: int) -> None:
+    after = sorted(check_steps(steps) - {0})
+    assert after[-1] == steps
+    assert len(after) == min(steps, CHECKS)
+    gaps = [b - a for a, b in zip([0, *after], after, strict=False)]
+    assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("steps", [15, 365])
+def test_the_last_steps_of_a_training_count(steps: int) -> None:
+    """A number that gets better with every step: what the last one leads to is what a watched training ends with."""
+    batch, looked = Batch({}, torch.zeros(1)), []
+
+    def trained(watched: bool) -> float:
+        value = torch.nn.Parameter(torch.zeros(1))
+
+        def error(_task: str, _batch: Batch) -> torch.Tensor:
+            looked.append(watched and not torch.is_grad_enabled())
+            return (value - 10).square().sum()
+
+        watch = EarlyStopping(error, {"only": [batch]}, steps, patience=CHECKS) if watched else None
+        descent = Descent([ParameterGroup({"value": value}, 0.01)], steps)
+        descent.run(iter([("only", batch)] * steps), error, QUIET, "one", nothing, watch)
+        return value.item()
+
+    assert trained(watched=True) == trained(watched=False)
+    assert sum(looked) == 1 + CHECKS
 
 
 @pytest.fixture

@@ -10,12 +10,18 @@ from torch import Tensor
 from weightpager.evaluate import Batch
 
 CHECKS = 10
-"""Evenly spaced over a training."""
+"""Of a training, and one before its first step; fewer where it has fewer steps."""
 
 ITEMS = 128
 """Validation examples per task and check: of the loss, not of a metric, so that few suffice."""
 
 _BEST, _SEEN = "best/", "seen"
+
+
+def check_steps(steps: int) -> frozenset[int]:
+    """After which steps a training is looked at: before the first, then at equal distances, and after the last."""
+    return frozenset({0, *(-(-steps * number // CHECKS) for number in range(1, CHECKS + 1))})
+
 
 Validation = Mapping[str, Sequence[Batch]]
 """Task → batches that it is checked on."""
@@ -35,7 +41,7 @@ class EarlyStopping:
         """
         self._error = error
         self._data = data
-        self._every = max(1, steps // CHECKS)
+        self._checks = check_steps(steps)
         self._patience = patience
         self._least = float("inf")
         self._waited = 0
@@ -43,7 +49,7 @@ class EarlyStopping:
 
     def ends(self, step: int, values: Mapping[str, Tensor]) -> bool:
         """Look at a training after ``step`` steps; True if it should end."""
-        if step % self._every:
+        if step not in self._checks:
             return False
         found = self.loss()
         if found < self._least:
