@@ -156,13 +156,14 @@ def test_what_lies_behind_the_items_is_not_looked_at(tmp_path: Path) -> None:
 def test_formats_agree(tmp_path: Path) -> None:
     rows = [{"text": "good, film", "label": "NA"}, {"text": 'a "bad"\nfilm', "label": "null"}]
     task = texts(tmp_path, rows)
-    with (tmp_path / "train.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["text", "label"])
-        writer.writeheader()
-        writer.writerows(rows)
+    for suffix, separator in (("csv", ","), ("tsv", "\t")):
+        with (tmp_path / f"train.{suffix}").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["text", "label"], delimiter=separator)
+            writer.writeheader()
+            writer.writerows(rows)
     datasets.disable_progress_bars()
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
-    for suffix in ("jsonl", "csv", "parquet"):
+    for suffix in ("jsonl", "csv", "tsv", "parquet"):
         other = task.model_copy(update={"train": tmp_path / f"train.{suffix}"})
         assert data.classes("spam", other) == ("NA", "null")
         tiny.jsonl(task.eval, rows[:1])
@@ -210,6 +211,21 @@ def test_what_is_wrong_with_commas_that_nobody_quoted(tmp_path: Path) -> None:
         CompileError, match="cannot be read as csv: row 1: expected a value for each column, found more"
     ):
         read(texts(tmp_path, []).model_copy(update={"train": tmp_path / "names.csv"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "words"),
+    [
+        ("a.csv", ";", "separated by commas, found ';' in the first line; a .csv has commas, a .tsv has tabs"),
+        ("a.csv", "\t", "separated by commas, found tabs"),
+        ("a.tsv", ",", "separated by tabs, found commas"),
+    ],
+)
+def test_another_separator_is_named(tmp_path: Path, name: str, separator: str, words: str) -> None:
+    path = tmp_path / name
+    path.write_text("\n".join(map(separator.join, (("text", "label"), ("well, so", "x"), ("no", "y")))))
+    with pytest.raises(CompileError, match=re.escape(words)):
+        read(texts(tmp_path, []).model_copy(update={"train": path}))
 
 
 def test_what_is_wrong_is_said_in_few_words(tmp_path: Path) -> None:
@@ -285,7 +301,7 @@ def test_says_how_short_a_text_is(tmp_path: Path) -> None:
         ("train.csv", b'text,label\n"a,x\n', "cannot be read as csv"),
         ("train.csv", b"text,label\n", "expected at least one row, found an empty file"),
         ("train.parquet", b"nonsense", "cannot be read as parquet"),
-        ("train.txt", b"text", r"expected a file of \.jsonl, \.json, \.csv, \.parquet, found '\.txt'"),
+        ("train.txt", b"text", r"expected a file of \.jsonl, \.json, \.csv, \.tsv, \.parquet, found '\.txt'"),
     ],
 )
 def test_refuses_broken_files(
@@ -496,3 +512,48 @@ def test_calibration_of_few_tokens_reads_long_texts_too() -> None:
     found = TaskData("text-classification", ("a", "b"), texts, texts, None, PADDED)
     lengths = [int(batch.tokens.sum()) for batch in found.calibration(1000, 1, tokens=6400) if batch.tokens is not None]
     assert 0.3 < sum(length == 60 for length in lengths) / len(lengths) < 0.7
+
+
+def warnings_of(task: TaskSpec, caplog: pytest.LogCaptureFixture) -> list[str]:
+    read(task)
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_labels_that_look_the_same_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"text": f"film {n}", "label": label} for n, label in enumerate(["y", "y ", "Y", "n"] * 3)]
+    task = texts(tmp_path, rows)
+    tiny.jsonl(task.eval, [{"text": "good", "label": "n"}])
+    found = warnings_of(task, caplog)
+    assert len(found) == 2
+    for words in ("tasks.spam.train (", "'Y' and 'y' differ by blanks or case only", "'Y' and 'y ' differ"):
+        assert any(words in line for line in found)
+
+
+def test_few_training_rows_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"text": word, "label": label} for word, label in zip("abc", "xyx", strict=True)]
+    task = texts(tmp_path, rows)
+    tiny.jsonl(task.eval, [{"text": "the film", "label": "x"}])
+    (found,) = warnings_of(task, caplog)
+    assert "tasks.spam.train (" in found
+    assert "3 examples teach a task little" in found
+
+
+@pytest.mark.parametrize("split", ["eval", "validation"])
+def test_held_out_rows_that_are_training_rows_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, split: str
+) -> None:
+    numbers = ["one", "two", "good", "bad", "film", "the"]
+    rows = [{"text": f"{a} {b}", "label": "x" if a == "one" else "y"} for a in numbers for b in numbers]
+    task = texts(tmp_path, rows)
+    tiny.jsonl(task.eval, [{"text": f"{a} film film", "label": "x"} for a in numbers])
+    path = tiny.jsonl(tmp_path / "other.jsonl", rows[:4])
+    (found,) = warnings_of(task.model_copy(update={split: path}), caplog)
+    assert f"tasks.spam.{split} ({path}): 4 of 4 examples are training examples too" in found
+
+
+def test_a_repeated_message_among_many_is_no_mistake(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    numbers = ["one", "two", "good", "bad", "film", "the"]
+    rows = [{"text": f"{a} {b}", "label": a} for a in numbers for b in numbers]
+    task = texts(tmp_path, rows)
+    tiny.jsonl(task.eval, [*rows[:1], *({"text": f"{a} {b} film", "label": a} for a in numbers for b in numbers)])
+    assert warnings_of(task, caplog) == []

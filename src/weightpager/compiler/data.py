@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any, overload
 
 from weightpager.bundle.manifest import TaskEntry, TaskKind
-from weightpager.compiler import pictures, texts
+from weightpager.compiler import doubts, pictures, texts
 from weightpager.compiler.pictures import Picture
 from weightpager.compiler.rows import hashed, labels_of, read_rows
 from weightpager.compiler.task_sections import TaskSpec
 from weightpager.compiler.texts import Example, TextReader
 from weightpager.errors import CompileError
 from weightpager.evaluate import Batch
+
+_log = logging.getLogger(__name__)
 
 # Logits of a large vocabulary, not activations, decide how much memory a batch of a language model takes.
 _LANGUAGE_MODEL_TOKENS = 2048
@@ -146,7 +149,7 @@ def fingerprint(path: Path, where: str, kind: TaskKind, columns: tuple[str, str]
 
 
 def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length: int) -> TaskData:
-    """Read every split of a task, and tokenise texts.
+    """Read every split of a task, and tokenise texts; what looks like a mistake in them is warned of.
 
     Args:
         name: of the task.
@@ -165,7 +168,19 @@ def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length
 
     validation = split("validation", task.validation, task.items) if task.validation else None
     held_out = split("eval", task.eval, task.items)
-    return TaskData(task.kind, tuple(known), split("train", task.train), held_out, validation, collated)
+    data = TaskData(task.kind, tuple(known), split("train", task.train), held_out, validation, collated)
+    _warn(name, task, data)
+    return data
+
+
+def _warn(name: str, task: TaskSpec, data: TaskData) -> None:
+    found = [("train", task.train, doubts.of_labels(data.classes)), ("train", task.train, doubts.of_few(data.train))]
+    found.append(("eval", task.eval, doubts.of_held_out(data.train, data.eval)))
+    if task.validation is not None and data.validation is not None:
+        found.append(("validation", task.validation, doubts.of_held_out(data.train, data.validation)))
+    for split, path, lines in found:
+        for line in lines:
+            _log.warning("%s: %s", _where(name, split, path), line)
 
 
 def load_eval(entry: TaskEntry, path: Path, reads: Any, size: int) -> Sequence[Batch]:

@@ -24,9 +24,13 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".json": ("json", {}),
     # Without this the words "None", "NA" and "null" would be read as missing.
-    ".csv": ("csv", {"keep_default_na": False}),
+    ".csv": ("csv", {"keep_default_na": False, "sep": ","}),
+    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
     ".parquet": ("parquet", {}),
 }
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "';'", "|": "'|'"}
+"""What files of columns have between them, and how a message names it."""
+
 _WHOLE_TEXT: tuple[str, dict[str, Any]] = ("text", {"sample_by": "document"})
 
 _MOST_LABELS = 20
@@ -67,7 +71,7 @@ def _read(path: Path, where: str, kind: str, options: dict[str, Any], most: int 
             link.symlink_to(path.absolute())
             reader = getattr(datasets.Dataset, f"from_{kind}")
             if kind == "csv":  # columns are text: what a type is guessed of, 01 or True, isn't what the file says
-                options = {**options, "features": _text_columns(path)}
+                options = {**options, "features": _text_columns(path, options)}
             stream = reader(str(link), cache_dir=folder, streaming=True, **options)
             return [_decoded(row, stream.features or {}) for row in islice(stream, most)]
         except StopIteration:
@@ -98,11 +102,17 @@ def _is_object(row: bytes) -> bool:
         return False
 
 
-def _text_columns(path: Path) -> datasets.Features:
-    first = pandas.read_csv(path, nrows=1, dtype=str, **FORMATS[".csv"][1])
+def _text_columns(path: Path, options: dict[str, Any]) -> datasets.Features:
+    first = pandas.read_csv(path, nrows=1, dtype=str, **options)
+    own, names = options["sep"], list(first.columns)
+    other = next((mark for mark in _SEPARATORS if len(names) == 1 and mark in names[0]), None)
+    if other is not None:  # quoted, it would be a column that nobody has
+        expected = f"expected columns separated by {_SEPARATORS[own]}, found {_SEPARATORS[other]} in the first line"
+        raise ValueError(f"{expected}; a .csv has commas, a .tsv has tabs")
     if len(first) and not isinstance(first.index, pandas.RangeIndex):  # pandas takes what is too much for names of rows
-        raise ValueError("row 1: expected a value for each column, found more; put quotes around texts with commas")
-    return datasets.Features({name: datasets.Value("string") for name in first.columns})
+        texts = f"texts with {_SEPARATORS[own]}"
+        raise ValueError(f"row 1: expected a value for each column, found more; put quotes around {texts}")
+    return datasets.Features({name: datasets.Value("string") for name in names})
 
 
 def _decoded(row: Row, features: Any) -> Row:
