@@ -17,6 +17,7 @@
     ├── TaskNotActiveError      a task's module was called while its pages may be evicted
     ├── InferenceOnlyError      a gradient was asked of paged weights
     ├── RequestError            a request to the server asks for something that it can't give
+    │   └── ConflictError       what is on the disk, or in use, forbids what the admin asked for
     ├── QueueFullError          the server has more requests waiting than it takes
     ├── RequestTimeoutError     a request took longer than the server gives it
     ├── ServerClosedError       the server is shutting down
@@ -123,6 +124,10 @@ class RequestError(WeightpagerError):
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.param, self.code = param, code
+
+
+class ConflictError(RequestError):
+    """What is on the disk, or in use, forbids what a server's admin asked for; the request as such is right."""
 
 
 class QueueFullError(WeightpagerError):

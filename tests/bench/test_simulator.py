@@ -140,6 +140,23 @@ def test_the_command_takes_a_trace_by_name(assistant_bundle: Path, weightpager: 
     assert json.loads(found.out)["visits"] == 51
 
 
+def test_the_command_explains_waits_of_nothing(assistant_bundle: Path, weightpager: Callable[..., Any]) -> None:
+    all_fit = weightpager("simulate", assistant_bundle, "--trace", "robot", "--switches", "50", "--quiet").out
+    pages = len(Bundle.open(assistant_bundle).pages)
+    assert f"room for {pages} of {pages} pages" in all_fit
+    for words in (
+        "all pages fit",
+        "without a wait: switches that found all",
+        "there in time: of the pages that had to",
+    ):
+        assert words in all_fit
+    least = budget_for(Bundle.open(assistant_bundle), Simulator(Bundle.open(assistant_bundle)).largest_task)
+    found = weightpager("simulate", assistant_bundle, "--trace", "robot", "--budget", str(least), "-q")
+    assert (found.code, "all pages fit" in found.out) == (0, False)
+    facts = json.loads(weightpager("simulate", assistant_bundle, "--trace", "robot", "--json").out)
+    assert all(0.9 < row["without_wait"] <= 1 for row in facts["waiting"])
+
+
 def test_a_named_trace_has_no_switch_where_there_is_one_task(tmp_path: Path, weightpager: Callable[..., Any]) -> None:
     content = tiny.assistant(tmp_path)
     wp.compile(content | {"tasks": {"animal": content["tasks"]["animal"]}}, out=tmp_path / "one.bundle")

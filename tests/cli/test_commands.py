@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -33,7 +34,8 @@ def test_compile_writes_a_bundle_and_says_what_came_out(weightpager: Command, ta
     found = weightpager("compile", tasks_yaml, "--out", out)
     assert found.code == 0
     assert "weather" in found.out
-    assert "duality gap" in found.out
+    for words in ("duality gap: how far", "alignment: λ, what a block", "overlap: share of"):
+        assert words in found.out
     assert list(wp.Bundle.open(out).tasks) == ["animal", "weather", "number", "colour"]
     again = weightpager("compile", tasks_yaml, "--out", out)
     assert again.code == 2
@@ -51,6 +53,8 @@ def test_inspect(weightpager: Command, assistant_bundle: Path) -> None:
     assert found.code == 0
     for word in ("animal", "overlap", "bytes to load", "resident parameters", "smallest budget"):
         assert word in found.out
+    for words in ("over-read: share of a task's pages", "private: a task's own parameters"):
+        assert words in found.out
     facts = json.loads(weightpager("inspect", assistant_bundle, "--json").out)
     bundle = wp.Bundle.open(assistant_bundle)
     assert facts["stored_paged_bytes"] == len(bundle.pages) * bundle.page_bytes
@@ -66,6 +70,11 @@ def test_inspect_lists_what_does_not_fit_a_budget(weightpager: Command, tmp_path
     assert facts["pairs_that_do_not_fit"]
     small = json.loads(weightpager("inspect", bundle, "--budget", "1KiB", "--json").out)
     assert small["tasks_that_do_not_fit"] == ["animal", "weather", "number", "colour"]
+    shown = weightpager("inspect", bundle, "--budget", smallest).out
+    (note,) = [line for line in shown.splitlines() if "don't fit together" in line]
+    apart = facts["pairs_that_do_not_fit"]
+    assert note.startswith(f"note: at {len(apart)} of 12 switches")
+    assert f"({apart[0][0]} → {apart[0][1]}" in note
 
 
 def test_plan(weightpager: Command, assistant_bundle: Path) -> None:
@@ -78,7 +87,9 @@ def test_plan(weightpager: Command, assistant_bundle: Path) -> None:
     assert worst["at_most_ms"] >= plan["at_most_ms"] >= plan["predicted_ms"]
     slow = weightpager("plan", assistant_bundle, "--to", "weather", "--storage", "1MB/s", "--json")
     assert json.loads(slow.out)["predicted_ms"] > start["predicted_ms"]
-    assert "pages to load" in weightpager("plan", assistant_bundle, "--to", "weather").out
+    shown = weightpager("plan", assistant_bundle, "--to", "weather").out
+    assert "pages to load" in shown
+    assert re.search(r"both tasks fit +│ +yes", shown)
     for bandwidth in ("300MB", "300MB/s"):
         shown = weightpager("plan", assistant_bundle, "--to", "weather", "--storage", bandwidth).out
         assert "predicted at 300MB/s " in shown
@@ -96,7 +107,7 @@ def test_the_worst_switch_bounds_every_other(weightpager: Command, assistant_bun
     assert worst["from_empty"]["from"] is None
     shown = weightpager("plan", assistant_bundle, "--worst").out
     assert f"{worst['from']} → {worst['to']}" in shown
-    assert f"(empty) → {worst['from_empty']['to']}" in shown
+    assert f"(nothing in memory) → {worst['from_empty']['to']}" in shown
 
 
 def test_a_switch_that_does_not_fit_is_planned_in_the_two_phases_that_it_has(

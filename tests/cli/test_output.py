@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from weightpager.cli import output
+from weightpager.cli.legend import MEANINGS
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])
@@ -27,3 +29,20 @@ def test_a_matrix_of_any_size_shows_every_name_and_number(
     found = set(re.findall(r"\d+\.\d+ KiB", text))
     assert found == {f"{a}.{b} KiB" for a in range(tasks) for b in range(tasks)}
     assert set(re.findall(r"task-\d+", text)) == set(names)
+
+
+def test_columns_without_names_have_no_row_for_them(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table("sizes", ["", ""], [["both fit", True], ["direct", False], ["pages", 1]])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert [line.strip("│ ").split()[-1] for line in lines[2:5]] == ["yes", "no", "1"]
+    output.table("tasks", ["", "pages"], [["animal", 1]])
+    assert "pages" in capsys.readouterr().out
+
+
+def test_words_are_explained_as_the_glossary_has_them(capsys: pytest.CaptureFixture[str]) -> None:
+    glossary = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text(encoding="utf-8")
+    for word in ("alignment", "arena", "duality gap", "overlap", "over-read", "private", "slot", "working set"):
+        assert re.search(rf"^\| [^|]*{word}", glossary, re.MULTILINE), word
+        output.explain(word)
+        assert capsys.readouterr().out.startswith(f"{word}: {MEANINGS[word]}")

@@ -35,6 +35,7 @@ def test_a_bundle_grows_and_is_tidied_up(weightpager: Command, assistant_bundle:
     assert weightpager("repack", larger, "--out", tidy).code == 2
     smaller = weightpager("repack", larger, "--out", tidy, "--force", "--without", "pet", "--page", "8KiB")
     assert "page fill" in smaller.out
+    assert "over-read: share of a task's pages" in smaller.out
     assert wp.Bundle.open(tidy).page_bytes == 8192
 
     dropped = weightpager("gc", larger, "--drop", "pet", "--drop", "weather")
@@ -50,6 +51,38 @@ def test_the_next_step_after_gc_can_be_pasted(weightpager: Command, assistant_bu
     found = weightpager("gc", bundle, "--drop", "animal")
     command = next(line for line in found.err.splitlines() if line.startswith("next: ")).partition(", which")[0]
     assert shlex.split(command)[1:4] == ["weightpager", "repack", str(bundle)]
+
+
+def test_repack_keeps_the_page_size_unless_asked(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
+    large, same, best = (tmp_path / f"{name}.bundle" for name in ("large", "same", "best"))
+    assert weightpager("repack", assistant_bundle, "--out", large, "--page", "16KiB").code == 0
+    assert weightpager("repack", large, "--out", same).code == 0
+    assert wp.Bundle.open(same).page_bytes == wp.Bundle.open(large).page_bytes == 16384
+    assert weightpager("repack", large, "--out", best, "--page", "auto").code == 0
+    assert wp.Bundle.open(best).page_bytes < 16384
+
+
+def test_repack_names_the_tasks_that_read_more(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:
+    small, large = tmp_path / "small.bundle", tmp_path / "large.bundle"
+    assert "reads more than before" not in weightpager("repack", assistant_bundle, "--out", small).out
+    found = weightpager("repack", small, "--out", large, "--page", "64KiB")
+    uses = json.loads(weightpager("repack", small, "--out", large, "--page", "64KiB", "--force", "--json").out)
+    before, after = (uses[when]["task_bytes"]["animal"] for when in ("before", "after"))
+    assert after > before
+    assert "to bring these tasks in reads more than before: " in found.out
+    assert f"animal {after / 1024:.1f} KiB after {before / 1024:.1f} KiB" in found.out
+
+
+def test_quiet_tidying_says_what_came_out_and_no_more(
+    weightpager: Command, assistant_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(assistant_bundle, tmp_path / "a.bundle"))
+    loud = weightpager("repack", bundle, "--out", tmp_path / "b.bundle")
+    assert "write pages …" in loud.err
+    quiet = weightpager("repack", bundle, "--out", tmp_path / "c.bundle", "-q")
+    assert (quiet.code, quiet.err, "page fill" in quiet.out) == (0, "", True)
+    dropped = weightpager("gc", bundle, "--drop", "animal", "-q")
+    assert (dropped.code, dropped.err, "animal removed" in dropped.out) == (0, "", True)
 
 
 def test_a_private_bundle_stays_private(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:

@@ -192,3 +192,11 @@ def test_a_new_task_with_a_tied_head_brings_a_wide_table(tmp_path: Path) -> None
     assert torch.equal(outputs(base.path)["animal"], after["animal"])
     with torch.inference_mode():
         torch.testing.assert_close(after["words"], model(**INPUTS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_without_a_type_brings_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warns(_: object) -> None:
+        pytest.fail("`torch_dtype` is deprecated! Use `dtype` instead!")
+
+    monkeypatch.setattr(DebertaV2Config, "torch_dtype", property(warns))
+    assert ParameterFormat.of(DebertaV2Config(dtype=None), {}, "float32").dtype == torch.float32

@@ -16,7 +16,7 @@ from weightpager.blocks import BlockGrid
 from weightpager.bundle import Bundle
 from weightpager.bundle.layout import decode, encode
 from weightpager.bundle.verify import verify
-from weightpager.compiler.repack import repack
+from weightpager.compiler.repack import PageSize, repack
 from weightpager.engine.export import dense_weights, export_task
 
 INPUTS = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
@@ -72,12 +72,12 @@ def test_a_task_computes_with_them(bundle: Bundle, tmp_path: Path) -> None:
     torch.testing.assert_close(logits[next(iter(bundle.tasks))], expected, rtol=1e-3, atol=3e-4)
 
 
-@pytest.mark.parametrize("page", [4096, 65536, None])
-def test_repacking_changes_no_output(bundle: Bundle, tmp_path: Path, page: int | None) -> None:
+@pytest.mark.parametrize("page", [4096, 65536, "auto", None])
+def test_repacking_changes_no_output(bundle: Bundle, tmp_path: Path, page: PageSize) -> None:
     before = outputs(bundle)
     repack(bundle.path, tmp_path / "again.bundle", page=page)
     again = Bundle.open(tmp_path / "again.bundle")
-    assert page in (None, again.page_bytes)
+    assert page == "auto" or again.page_bytes == (page or bundle.page_bytes)
     after = outputs(again)
     assert all(torch.equal(before[task], after[task]) for task in before)
 

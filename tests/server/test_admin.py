@@ -17,6 +17,7 @@ import tiny
 import weightpager as wp
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.bundle.garbage import collect
+from weightpager.compiler.repack import repack
 from weightpager.errors import ConfigError
 from weightpager.server.app import create_app
 from weightpager.server.service import Service
@@ -130,6 +131,26 @@ def test_reload_takes_over_new_tasks(assistant_bundle: Path, tmp_path: Path) -> 
         wp.compile(tmp_path / "more.yaml", base=bundle, out=bundle, force=True)
         assert client.post("/admin/reload").json() == {"added": ["mood"], "removed": [], "changed": []}
         assert running.openai.embeddings.create(model="mood", input="sun").data
+
+
+def test_reload_says_why_it_is_refused_and_the_server_goes_on(assistant_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(assistant_bundle, tmp_path / "a.bundle"))
+    link = tmp_path / "link.bundle"
+    link.symlink_to(bundle)
+    with serving(link, Settings(admin_token=ADMIN)) as running, running.http(ADMIN) as client:
+        link.unlink()
+        link.symlink_to(tmp_path / "nothing.bundle")
+        refused = client.post("/admin/reload")
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (409, "bundle")
+        for words in ("goes on with the bundle that it has", str(link), "expected a bundle directory"):
+            assert words in error["message"]
+        assert running.openai.embeddings.create(model="weather", input="sun").data
+        repack(bundle, bundle, page=8192, force=True)
+        link.unlink()
+        link.symlink_to(bundle)
+        refused = client.post("/admin/reload")
+        assert (refused.status_code, "repack --page 4KiB" in refused.json()["error"]["message"]) == (409, True)
 
 
 def test_the_state_is_told_while_a_task_leaves(

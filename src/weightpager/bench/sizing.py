@@ -37,6 +37,7 @@ class Waiting:
     Attributes:
         policy: what decides which pages come and go.
         mean_ms, median_ms, p95_ms, p99_ms: of the waits of all switches.
+        without_wait: share of the switches that found all their pages in memory.
         bytes_per_switch: loaded, waited for or not.
         hit_rate: share of the pages to be loaded that were there already because they had been loaded ahead.
         wasted_bytes: loaded ahead and gone again before they were used.
@@ -47,6 +48,7 @@ class Waiting:
     median_ms: float
     p95_ms: float
     p99_ms: float
+    without_wait: float
     bytes_per_switch: float
     hit_rate: float
     wasted_bytes: int
@@ -139,6 +141,7 @@ def _waiting(policy: str, found: Simulation) -> Waiting:
         median_ms=_milliseconds(median),
         p95_ms=_milliseconds(p95),
         p99_ms=_milliseconds(p99),
+        without_wait=float(np.mean(found.switches == 0)),
         bytes_per_switch=loaded * found.page_bytes / len(found.switches),
         hit_rate=counts.hit_rate,
         wasted_bytes=counts.wasted * found.page_bytes,

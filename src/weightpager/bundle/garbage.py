@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,14 @@ from weightpager.bundle.reader import Bundle, tables_file
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.bundle.writer import BundleWriter, storage_errors, writing
 from weightpager.errors import PageCorruptError
+
+
+Report = Callable[[int, int], None]
+"""Told how many of how many pages are done with."""
+
+
+def _silent(done: int, total: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Collected:
     pages_left: int
 
 
-def collect(path: str | Path, drop: Iterable[str] = ()) -> Collected:
+def collect(path: str | Path, drop: Iterable[str] = (), report: Report = _silent) -> Collected:
     """Drop tasks, and every page that no other task needs. The bundle is exchanged in one step, or stays as it was.
 
     Outputs of the other tasks don't change, nor do their pages' ids. A page stays whole as long as one of its blocks
@@ -45,6 +53,7 @@ def collect(path: str | Path, drop: Iterable[str] = ()) -> Collected:
     Args:
         path: bundle directory.
         drop: tasks that leave.
+        report: told of progress.
 
     Raises:
         BundleError: the bundle is damaged, or has no such task.
@@ -58,16 +67,20 @@ def collect(path: str | Path, drop: Iterable[str] = ()) -> Collected:
     gone = tuple(name for name in bundle.tasks if name not in subset.names)
     if gone or not used.all():
         with writing(path, force=True) as writer:
-            _write(writer, subset, signatures, used)
+            _write(writer, subset, signatures, used, report)
     pages = int((~used).sum())
     return Collected(gone, pages, pages * bundle.page_bytes, int(used.sum()))
 
 
 def _write(
-    writer: BundleWriter, subset: TaskSubset, signatures: npt.NDArray[np.uint64], used: npt.NDArray[np.bool_]
+    writer: BundleWriter,
+    subset: TaskSubset,
+    signatures: npt.NDArray[np.uint64],
+    used: npt.NDArray[np.bool_],
+    report: Report,
 ) -> None:
     bundle = subset.bundle
-    counts = _write_pages(writer, bundle, used)
+    counts = _write_pages(writer, bundle, used, report)
     index = PageIndex(bundle.pages.ids[used], bundle.pages.layers[used], signatures[used])
     writer.add(page_index.FILE, lambda file: file.write(save(dict(index.arrays()))))
     moved = np.cumsum(used) - 1  # old page index → new one
@@ -78,7 +91,7 @@ def _write(
     subset.finish(writer, subset.manifest(page_bytes=bundle.page_bytes, page_files=counts))
 
 
-def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool_]) -> list[int]:
+def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool_], report: Report) -> list[int]:
     """Write the page files without unused pages, and none that would be empty; the pages in each."""
     counts: list[int] = []
     first = 0
@@ -93,6 +106,7 @@ def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool
         if len(staying):
             counts.append(len(staying))
         first += pages
+        report(first, len(used))
     return counts
 
 

@@ -100,6 +100,7 @@ def _print_report(title: str, report: CompileReport) -> None:
         f"alignment {'inf' if report.alignment is None else format(report.alignment, '.3g')}, "
         f"pages of {output.size(report.page_bytes)} {report.page_fill:.1%} full"
     )
+    output.explain("overlap", "duality gap", "alignment")
     if report.evenness > 0:
         output.say(
             f"every weight keeps at least {report.evenness:.0%} of an even share of the budget: on training data the "
@@ -118,3 +119,4 @@ def _print_growth(report: CompileReport) -> None:
         f"{output.size(growth.added_bytes)} of pages added, {output.size(growth.private_bytes)} of own parameters; "
         f"over-read {wasted}; 'weightpager repack' lowers it"
     )
+    output.explain("over-read")

@@ -27,6 +27,7 @@ from weightpager.errors import ConfigError
 from weightpager.store import LocalStore, StorageModel, all_switches
 
 _MOST_NAMED = 20
+_MOST_PAIRS = 4
 
 
 def register(app: typer.Typer) -> None:
@@ -204,6 +205,7 @@ def _print_facts(bundle: Bundle, facts: dict[str, Any]) -> None:
         ["task", "kind", "density", "kept", "pages", "over-read", "private"],
         rows,
     )
+    output.explain("over-read", "private")
     names = facts["task_names"]
     output.matrix(
         f"overlap (mean {facts['mean_overlap']:.3f}): share of the next task's bytes that the last one keeps too",
@@ -216,6 +218,17 @@ def _print_facts(bundle: Bundle, facts: dict[str, Any]) -> None:
     if facts["advice"] is not None:
         output.advice(facts["advice"])
     _print_notes(facts)
+
+
+def _pairs_apart(facts: dict[str, Any]) -> str:
+    """A note on switches whose tasks fit, but not together; empty if there are none."""
+    alone = set(facts["tasks_that_do_not_fit"])
+    apart = [f"{a} → {b}" for a, b in facts["pairs_that_do_not_fit"] if not alone & {a, b}]
+    if not apart:
+        return ""
+    named = ", ".join(apart[:_MOST_PAIRS]) + (", …; --json lists all" if len(apart) > _MOST_PAIRS else "")
+    why = "the two don't fit together, and the old task is given up before the new one is whole"
+    return f"note: at {len(apart)} of {len(facts['switches'])} switches {why} ({named})."
 
 
 def _size_rows(facts: dict[str, Any]) -> list[list[object]]:
@@ -236,11 +249,8 @@ def _print_notes(facts: dict[str, Any]) -> None:
         output.say("note: this file system refuses direct I/O; reads go through the page cache.")
     for task in facts["tasks_that_do_not_fit"]:
         output.say(f"note: {task} does not fit into the budget.")
-    alone = set(facts["tasks_that_do_not_fit"])
-    for a, b in facts["pairs_that_do_not_fit"]:
-        if alone & {a, b}:
-            continue
-        output.say(f"note: {a} and {b} do not fit together; a switch gives up {a} before {b} is whole.")
+    if apart := _pairs_apart(facts):
+        output.say(apart)
     if facts["not_paged"]:
         names = list(facts["not_paged"])
         output.say(f"not paged: {len(names)} tensors ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})")

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from weightpager.bundle.advice import Advice
+from weightpager.cli.legend import legend
 from weightpager.config import format_size
 
 _WIDE = None if sys.stdout.isatty() else 160
@@ -39,13 +40,17 @@ def _plain(value: Any) -> Any:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; all columns but the first are numbers."""
-    view = Table(title=escape(title), title_justify="left", title_style="bold")
+    """Print a table; all columns but the first are numbers. Columns without names have no row for them."""
+    view = Table(title=escape(title), title_justify="left", title_style="bold", show_header=any(columns))
     for number, column in enumerate(columns):
         view.add_column(escape(column), justify="left" if number == 0 else "right")
     for row in rows:
-        view.add_row(*(escape(str(cell)) for cell in row))
+        view.add_row(*(escape(_cell(cell)) for cell in row))
     console.print(view)
+
+
+def _cell(value: object) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
 def facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -95,6 +100,11 @@ def _parts(widths: Sequence[int], room: int) -> list[slice]:
 def say(text: str) -> None:
     """A line on standard output, as it is: names in it are not markup."""
     console.print(text, markup=False, highlight=False)
+
+
+def explain(*words: str) -> None:
+    """A line that explains words that were printed before."""
+    console.print(legend(*words), style="dim", markup=False, highlight=False)
 
 
 def next_step(command: str) -> None:

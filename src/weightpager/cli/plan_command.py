@@ -26,11 +26,11 @@ def plan(
     bundle: BundlePath,
     from_task: Annotated[
         str | None,
-        typer.Option("--from", help="Task that is left; none for an empty arena.", autocompletion=task_names),
+        typer.Option("--from", help="Task that is left; none: nothing is in memory yet.", autocompletion=task_names),
     ] = None,
     to_task: Annotated[str | None, typer.Option("--to", help="Task that is wanted.", autocompletion=task_names)] = None,
     worst: Annotated[
-        bool, typer.Option("--worst", help="Show the slowest switch: from any task, and from an empty arena.")
+        bool, typer.Option("--worst", help="Show the slowest switch: from any task, and with nothing in memory.")
     ] = False,
     budget: Budget = None,
     storage: Storage = "1GB/s",
@@ -39,7 +39,7 @@ def plan(
     """Show what a switch would load, how long it would take and the memory it needs; loads nothing.
 
     With `--worst`, the slowest switch from a task to another with none but the old task's pages in memory, as few as a
-    budget can have kept, and the slowest start from an empty arena; of the tasks that fit into the budget.
+    budget can have kept, and the slowest start with nothing in memory; of the tasks that fit into the budget.
     No switch takes longer than "at most", whatever else is in memory: pages that are there may cut a read in two.
 
     Example: `weightpager plan assistant.bundle --from spam --to topic --storage 300MB/s`
@@ -77,7 +77,7 @@ def _slowest(bundle: Bundle, tasks: Sequence[str], model: StorageModel, slots: i
 
 def _print(cost: SwitchCost, facts: dict[str, Any], storage: str) -> None:
     output.table(
-        f"{cost.from_task or '(empty)'} → {cost.to_task}",
+        f"{cost.from_task or '(nothing in memory)'} → {cost.to_task}",
         ["", ""],
         [
             ["pages to load", facts["pages"]],

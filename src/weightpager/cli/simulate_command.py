@@ -71,7 +71,10 @@ def simulate(
             {"visits": len(visits), "slots": sizing.slots(size), "waiting": found, "smallest_budget": smallest}
         )
         return
-    _print(f"{len(visits) - 1} switches of {trace}, room for {sizing.slots(size)} pages", found)
+    slots, pages = sizing.slots(size), len(opened.pages)
+    _print(f"{len(visits) - 1} switches of {trace}, room for {slots} of {pages} pages", found)
+    if slots >= pages:
+        output.say("note: all pages fit, so each is loaded once, and nearly no switch waits; try a smaller --budget.")
     if smallest is not None:
         output.say(f"smallest budget that waits {max_wait:g} ms or less: {output.size(smallest)} ({smallest} bytes)")
 
@@ -79,11 +82,12 @@ def simulate(
 def _print(title: str, found: Sequence[Waiting]) -> None:
     output.table(
         title,
-        ["", "mean wait", "median", "95 %", "99 %", "loaded per switch", "there in time", "loaded in vain"],
+        ["", "mean wait", "median", "95 %", "99 %", "without a wait", "loaded per switch", "there in time", "in vain"],
         [
             [
                 row.policy,
-                *(f"{value:.1f} ms" for value in (row.mean_ms, row.median_ms, row.p95_ms, row.p99_ms)),
+                *map(_wait, (row.mean_ms, row.median_ms, row.p95_ms, row.p99_ms)),
+                f"{row.without_wait:.0%}",
                 output.size(row.bytes_per_switch),
                 f"{row.hit_rate:.0%}",
                 output.size(row.wasted_bytes),
@@ -91,6 +95,11 @@ def _print(title: str, found: Sequence[Waiting]) -> None:
             for row in found
         ],
     )
+    output.explain("without a wait", "there in time", "in vain")
+
+
+def _wait(milliseconds: float) -> str:
+    return f"{milliseconds:.1f} ms" if milliseconds >= 0.05 or not milliseconds else "< 0.05 ms"
 
 
 def _visits(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Visit, ...]:

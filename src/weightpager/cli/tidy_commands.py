@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weightpager.bundle.garbage import collect
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
-from weightpager.cli.options import BundlePath, Force, Json, extra
+from weightpager.cli.options import BundlePath, Force, Json, Quiet, extra
+from weightpager.cli.progress import progress
 from weightpager.config import parse_size
+
+if TYPE_CHECKING:
+    from weightpager.compiler.repack import Repacked
 
 
 def register(app: typer.Typer) -> None:
@@ -30,27 +34,45 @@ def repack(
             "--without", metavar="TASK", help="Leave a task out; may be given again.", autocompletion=task_names
         ),
     ] = None,
-    page: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of a page, such as 32KiB, or auto.")] = "auto",
+    page: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE|auto", help="Bytes of a page, such as 32KiB; auto takes the best. Default: as they are."
+        ),
+    ] = None,
     force: Force = False,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Pack all blocks of a bundle again, so that pages are full and tasks read less that they don't use.
 
-    Outputs don't change by a bit. Needs `weightpager[compile]`.
+    Outputs don't change by a bit. A task that reads more than before is named. Needs `weightpager[compile]`.
 
     Example: `weightpager repack assistant.bundle --out tidy.bundle`
     """
     with extra("compile"):
         from weightpager.compiler.repack import repack as repack_bundle
 
-    size = None if page == "auto" else parse_size(page)
-    done = repack_bundle(bundle, out, without=without or (), page=size, force=force)
+    size = page if page is None or page == "auto" else parse_size(page)
+    with progress(quiet or json) as stages:
+        done = repack_bundle(
+            bundle,
+            out,
+            without=without or (),
+            page=size,
+            force=force,
+            report=lambda done, total: stages("write pages", done, total),
+        )
     if json:
         output.print_json(done)
-        return
+    else:
+        _print_repacked(str(out), done)
+
+
+def _print_repacked(title: str, done: Repacked) -> None:
     tasks = done.after.over_read
     output.table(
-        str(out),
+        title,
         ["", "before", "after"],
         [
             [
@@ -61,6 +83,13 @@ def repack(
             *([f"over-read of {task}", f"{done.before.over_read[task]:.1%}", f"{tasks[task]:.1%}"] for task in tasks),
         ],
     )
+    output.explain("over-read")
+    if done.worse:
+        before, after = done.before.task_bytes, done.after.task_bytes
+        more = ", ".join(f"{task} {output.size(after[task])} after {output.size(before[task])}" for task in done.worse)
+        output.say(
+            f"note: to bring these tasks in reads more than before: {more}; smaller pages (--page) make that less."
+        )
 
 
 def gc(
@@ -72,19 +101,21 @@ def gc(
         ),
     ] = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Remove pages that no task needs from a bundle, in one step; the other pages stay as they are.
 
     Example: `weightpager gc assistant.bundle --drop spam`
     """
-    done = collect(bundle, drop or ())
+    with progress(quiet or json) as stages:
+        done = collect(bundle, drop or (), lambda done, total: stages("write pages", done, total))
     if json:
         output.print_json(done)
         return
     for task in done.tasks:
         output.say(f"{task} removed")
     output.say(f"{done.pages} pages removed ({output.size(done.bytes)}), {done.pages_left} left")
-    if done.tasks:
+    if done.tasks and not quiet:
         named = shlex.quote(str(bundle))
         output.next_step(
             f"weightpager repack {named} --out NAME.bundle, which makes the pages that are left full again"

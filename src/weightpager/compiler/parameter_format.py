@@ -29,8 +29,7 @@ class ParameterFormat:
     @classmethod
     def of(cls, config: PretrainedConfig, models: Mapping[str, PreTrainedModel], pages: PageDtype) -> ParameterFormat:
         """bfloat16 for a checkpoint that has it; else float32, but for embedding tables beside rounded pages."""
-        stated = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
-        dtype = torch.bfloat16 if stated == torch.bfloat16 else torch.float32
+        dtype = torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32  # None where none is stated
         return cls(dtype, frozenset() if pages == "float32" else embedding_tables(models))
 
     def dtype_of(self, name: str, tensor: Tensor) -> torch.dtype:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,16 @@ from weightpager.errors import ConfigError
 from weightpager.store import BlockReader, StorageModel
 from weightpager.transitions import Transitions
 
+PageSize = int | Literal["auto"] | None
+"""Bytes of a page; ``auto`` takes the best size, None that of the bundle."""
+
+Report = Callable[[int, int], None]
+"""Told how many of how many pages are written."""
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
 
 @dataclass(frozen=True)
 class PageUse:
@@ -32,17 +43,21 @@ class PageUse:
         bytes: of all pages.
         fill: share of them that some task uses.
         over_read: per task, share of its pages' bytes that it doesn't use.
+        task_bytes: per task, bytes of its pages.
     """
 
     page_bytes: int
     bytes: int
     fill: float
     over_read: dict[str, float]
+    task_bytes: dict[str, int]
 
     @classmethod
     def of(cls, bundle: Bundle) -> PageUse:
         """Look at a bundle."""
-        return cls(bundle.page_bytes, len(bundle.pages) * bundle.page_bytes, page_fill(bundle), over_read(bundle))
+        size = bundle.page_bytes
+        of_tasks = {task: len(bundle.pages_of(task)) * size for task in bundle.tasks}
+        return cls(size, len(bundle.pages) * size, page_fill(bundle), over_read(bundle), of_tasks)
 
 
 @dataclass(frozen=True)
@@ -52,9 +67,21 @@ class Repacked:
     before: PageUse
     after: PageUse
 
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """Tasks whose pages are more bytes than before."""
+        before, after = self.before.task_bytes, self.after.task_bytes
+        return tuple(task for task in after if after[task] > before[task])
+
 
 def repack(
-    path: str | Path, out: str | Path, *, without: Iterable[str] = (), page: int | None = None, force: bool = False
+    path: str | Path,
+    out: str | Path,
+    *,
+    without: Iterable[str] = (),
+    page: PageSize = None,
+    force: bool = False,
+    report: Report = _silent,
 ) -> Repacked:
     """Write a bundle again with all blocks packed anew. Outputs of its tasks don't change by a bit.
 
@@ -62,8 +89,9 @@ def repack(
         path: bundle directory.
         out: bundle directory to create, which may be ``path`` itself with ``force``.
         without: tasks that are left out, with all that only they need.
-        page: bytes of a page; None takes the best size.
+        page: bytes of a page.
         force: replace an existing bundle.
+        report: told of progress.
 
     Raises:
         BundleError, StoreError: the bundle can't be used, or has no such task.
@@ -75,13 +103,13 @@ def repack(
     subset = TaskSubset.without(bundle, without)
     _check_page(page, bundle)
     with writing(out, force=force) as writer:
-        _Repacking.of(subset, page).write(writer)
+        _Repacking.of(subset, bundle.page_bytes if page is None else page).write(writer, report)
     return Repacked(PageUse.of(bundle), PageUse.of(Bundle.open(out)))
 
 
-def _check_page(page: int | None, bundle: Bundle) -> None:
+def _check_page(page: PageSize, bundle: Bundle) -> None:
     least = max(page_file.ALIGNMENT, bundle.block_bytes)
-    if page is not None and not (least <= page <= 2**28 and page & (page - 1) == 0):
+    if isinstance(page, int) and not (least <= page <= 2**28 and page & (page - 1) == 0):
         raise ConfigError(f"page: expected a power of two from {least} bytes to 256MiB, found {page}")
 
 
@@ -135,23 +163,23 @@ class _Repacking:
     packing: Packing
 
     @classmethod
-    def of(cls, subset: TaskSubset, page: int | None) -> _Repacking:
+    def of(cls, subset: TaskSubset, page: int | Literal["auto"]) -> _Repacking:
         """Decide where each block goes."""
         bundle = subset.bundle
         versions = tuple(_Versions.of(subset, number) for number in range(len(bundle.manifest.weights)))
         stored = [weight.stored for weight in versions]
-        if page is not None:
+        if page != "auto":
             return cls(subset, versions, pack(stored, page, bundle.block_bytes))
         transitions = Transitions(tuple(bundle.tasks), np.array(bundle.manifest.transitions)).only(subset.names)
         best = pack_best(stored, bundle.block_bytes, transitions.switch_rate(), StorageModel())
         return cls(subset, versions, best)
 
-    def write(self, writer: BundleWriter) -> None:
+    def write(self, writer: BundleWriter, report: Report) -> None:
         """Write all files of the new bundle."""
         files = page_file_counts(self.packing)
         reader = BlockReader(self.subset.bundle)
         try:
-            ids = write_page_files(writer, self.packing, self._pages(reader))
+            ids = write_page_files(writer, self.packing, self._pages(reader, report))
         finally:
             reader.close()
         index = PageIndex(ids, self.packing.layers, self.packing.signatures)
@@ -162,7 +190,7 @@ class _Repacking:
         self.subset.carry_over(writer)
         self.subset.finish(writer, self.subset.manifest(page_bytes=self.packing.page_bytes, page_files=files))
 
-    def _pages(self, reader: BlockReader) -> Iterator[bytes]:
+    def _pages(self, reader: BlockReader, report: Report) -> Iterator[bytes]:
         """The bytes of every page in order; one model layer's blocks in memory at a time."""
         packing, places = self.packing, self.packing.blocks_per_page
         for layer in np.unique(packing.layers):
@@ -174,6 +202,7 @@ class _Repacking:
             manifest = self.subset.bundle.manifest
             for page in flat.reshape(len(here), places, -1):
                 yield page_content(page, manifest.block_shape, manifest.dtype, packing.page_bytes)
+            report(int(here[-1]) + 1, len(packing.layers))
 
     def _locations(self, span: slice) -> npt.NDArray[np.int64]:
         """Where the blocks that will lie in these places lie now; −1 for an empty place."""

@@ -14,7 +14,7 @@ from typing import TypeVar
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from weightpager.errors import BudgetError, BusyError, RequestError
+from weightpager.errors import BudgetError, BundleError, BusyError, ConflictError, RequestError
 from weightpager.server import access
 from weightpager.server.admin_schema import BudgetAnswer, BudgetBody, Loaded, Queued, Reloaded, TaskBody, Verified
 from weightpager.server.http_errors import RESPONSES
@@ -66,7 +66,10 @@ async def budget(body: BudgetBody, request: Request) -> BudgetAnswer:
 async def reload(request: Request) -> Reloaded:
     """Take over what has become of the bundle since: tasks that were added, removed, or compiled anew."""
     service: Service = request.app.state.service
-    change = await _between(service, service.reload)
+    try:
+        change = await _between(service, service.reload)
+    except BundleError as error:  # the admin may know, and mend, what lies there; the server goes on with what it has
+        raise ConflictError(f"the server goes on with the bundle that it has: {error}", code="bundle") from error
     return Reloaded(added=list(change.added), removed=list(change.removed), changed=list(change.changed))
 
 

@@ -15,6 +15,7 @@ from weightpager.errors import (
     BudgetError,
     BusyError,
     ConfigError,
+    ConflictError,
     QueueFullError,
     RequestError,
     RequestTimeoutError,
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _KINDS: tuple[tuple[type[WeightpagerError], int, str, str | None], ...] = (
     (UnknownTaskError, 404, "invalid_request_error", "model_not_found"),
+    (ConflictError, 409, "invalid_request_error", "conflict"),
     (RequestError, 400, "invalid_request_error", None),
     (ConfigError, 400, "invalid_request_error", None),
     (TaskNotActiveError, 409, "invalid_request_error", None),
@@ -54,6 +56,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         400: "The request is wrong.",
         401: "The token is missing or wrong.",
         404: "The bundle has no such task.",
+        409: "What there is forbids it.",
         413: "The body is too large.",
         422: "The request is wrong.",
         429: "Too many requests wait; `Retry-After` says when to ask again.",
