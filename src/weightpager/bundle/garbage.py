@@ -18,7 +18,6 @@ from weightpager.bundle.task_subset import TaskSubset
 from weightpager.bundle.writer import BundleWriter, storage_errors, writing
 from weightpager.errors import PageCorruptError
 
-
 Report = Callable[[int, int], None]
 """Told how many of how many pages are done with."""
 
