@@ -8,48 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from weightpager.bundle.files import check_file, read_checked
+from weightpager.bundle.foreign_code import foreign_code
 from weightpager.bundle.manifest import Manifest
+from weightpager.bundle.model_settings import GENERATION, check_settings, generation_settings, is_settings, parse
 from weightpager.bundle.reader import MODEL, Bundle, entry_of
+from weightpager.bundle.settings_walk import settings_of
 from weightpager.errors import BundleFormatError
 
-_MOST = {
-    "max_position_embeddings": 2**24,
-    "num_attention_heads": 2**12,
-    "num_hidden_layers": 2**9,
-    "num_labels": 2**16,
-    "vocab_size": 2**24,
-}
-"""Beyond these a configuration asks transformers for memory or time that no honest model needs."""
-
-_MOST_STAGES = 64
-
-_ATTENTION = (None, "eager", "sdpa")
-"""Other implementations are packages, or code from a hub."""
-
 _ALLOWED: dict[str, tuple[object, ...]] = {
-    "attn_implementation": _ATTENTION,
-    "_attn_implementation": _ATTENTION,
     "chunk_size_feed_forward": (0,),
+    "is_encoder_decoder": (None, False),
     "output_attentions": (None, False, True),
     "output_hidden_states": (None, False, True),
     "return_dict": (None, True),
 }
 """With anything else a module would be built, and its first forward would fail."""
 
-GENERATION = "generation_config.json"
-
-GENERATION_KEYS = (
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-)
-"""What a bundle says of how its decoders go on. What else transformers knows asks for more memory, time or code."""
+_MOST_BYTES = 2**24
+"""Of a file with settings: with the names of as many classes as there may be."""
 
 
 def model_dir(bundle: Bundle) -> Path:
@@ -91,6 +67,8 @@ def check_model_file(root: Path, manifest: Manifest, name: str) -> None:
         BundleFormatError: as `model_dir`.
     """
     entry = entry_of(manifest, name)
+    if is_settings(name) and entry.bytes > _MOST_BYTES:
+        raise BundleFormatError(name, "size", f"at most {_MOST_BYTES} bytes", f"{entry.bytes} bytes")
     if name.endswith(".json"):
         _check_json(name, read_checked(root, name, entry))
     else:
@@ -98,29 +76,20 @@ def check_model_file(root: Path, manifest: Manifest, name: str) -> None:
 
 
 def _check_json(name: str, content: bytes) -> None:
-    try:
-        values: Any = json.loads(content, parse_constant=_constant)
-    except (ValueError, RecursionError) as error:
-        raise BundleFormatError(name, "content", "JSON", error) from error
-    if not isinstance(values, dict):
-        return
-    if name == f"{MODEL}/{GENERATION}" and (others := values.keys() - set(GENERATION_KEYS)):
-        raise BundleFormatError(name, "keys", f"only {', '.join(GENERATION_KEYS)}", ", ".join(sorted(others))[:80])
-    if "auto_map" in values:
-        raise BundleFormatError(name, "auto_map", "no code from elsewhere", "auto_map")
-    for key, allowed in _ALLOWED.items():
-        if key in values and values[key] not in allowed:
+    values = parse(name, content)
+    if is_settings(name):
+        _check_answers(name, values)
+    if name == f"{MODEL}/{GENERATION}":
+        generation_settings(name, values)
+    if is_settings(name) and (found := foreign_code(name, values)) is not None:
+        setting, what = found
+        raise BundleFormatError(name, setting.path, f"nothing that {what}", repr(setting.value)[:80])
+    check_settings(name, values)
+
+
+def _check_answers(name: str, values: dict[str, Any]) -> None:
+    for setting in settings_of(name, values):
+        allowed = _ALLOWED.get(setting.key)
+        if allowed is not None and setting.value not in allowed:
             expected = " or ".join(json.dumps(value) for value in allowed)
-            raise BundleFormatError(name, key, expected, repr(values[key])[:80])
-    for key, most in _MOST.items():
-        size = values.get(key, 1)
-        sizes = size if isinstance(size, list) else [size]  # models in stages have one for each
-        if len(sizes) > _MOST_STAGES or not all(isinstance(one, int) and 0 < one <= most for one in sizes):
-            raise BundleFormatError(name, key, f"1 to {most}", repr(size)[:80])
-
-
-def _constant(name: str) -> float:
-    """Infinity is a limit in some configurations; NaN gets past every check of a range."""
-    if name == "NaN":
-        raise ValueError("expected numbers, found NaN")
-    return float(name)
+            raise BundleFormatError(name, setting.path, expected, repr(setting.value)[:80])

@@ -12,15 +12,29 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from weightpager.bundle.manifest import TaskKind
-from weightpager.bundle.model_files import GENERATION, GENERATION_KEYS
+from weightpager.bundle.foreign_code import foreign_code
+from weightpager.bundle.generation_settings import GENERATION_KEYS, GenerationSettings
+from weightpager.bundle.model_settings import (
+    CONFIG,
+    GENERATION,
+    IMAGES,
+    PROCESSOR,
+    TOKENIZER,
+    TOKENIZER_FILE,
+    check_settings,
+    generation_settings,
+    is_settings,
+    parse,
+)
 from weightpager.compiler.named_parameters import canonical, parameters
 from weightpager.compiler.task_file import TaskFile
 from weightpager.engine.architecture import CLASSES, position_table
 from weightpager.engine.image_reader import ImageReader, load_image_processor
+from weightpager.engine.model_types import check_config_class, check_tokenizer_class
 from weightpager.engine.transformers_version import later_writer
-from weightpager.errors import CompileError, WeightpagerError, first_line
+from weightpager.errors import BundleFormatError, CompileError, WeightpagerError, first_line
 from weightpager.machine.panics import panics_as_errors
-from weightpager.nn import EmptyOnMeta
+from weightpager.nn import empty_on_meta
 
 _NOT_COMPUTING = {
     "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "num_labels",
@@ -36,28 +50,68 @@ PLAIN = {"chunk_size_feed_forward": 0, "output_attentions": False, "output_hidde
 """Settings of how a model answers, not of what."""
 
 
+_FILES = (CONFIG, TOKENIZER, TOKENIZER_FILE, IMAGES, PROCESSOR)
+"""What transformers reads beside weights and words."""
+
+_ADAPTER = "adapter_config.json"
+
+
 def check_directory(path: Path) -> None:
-    """Refuse a directory without a configuration, or with code of its own."""
+    """Refuse a directory without a configuration, with code of its own, or with settings that no honest one has.
+
+    Raises:
+        CompileError: it is such a one.
+    """
     if not path.is_dir():
         raise CompileError(f"{path}: expected a model directory; a hub id must be downloaded first")
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG).is_file():
         raise CompileError(f"{path}: expected a model directory, found no config.json in it")
-    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+    if (path / _ADAPTER).is_file():  # transformers would take the model that this names
+        raise CompileError(
+            f"{path}: expected a whole model, found {_ADAPTER}; merge the adapter into its model "
+            "(peft's merge_and_unload), and save that"
+        )
+    for name in _FILES:
         if (path / name).is_file():
-            content = call(path, lambda file=path / name: json.loads(file.read_text(encoding="utf-8")))
-            if not isinstance(content, dict):
-                raise CompileError(f"{path / name}: expected a JSON object, found {type(content).__name__}")
-            if "auto_map" in content:
-                raise CompileError(f"{path / name}: auto_map asks to run the directory's own code; that is refused")
+            _check_file(path, name)
+
+
+def _check_file(path: Path, name: str) -> None:
+    values = _checked(path, parse, name, call(path, (path / name).read_bytes))
+    if is_settings(name) and (found := _checked(path, foreign_code, name, values)) is not None:
+        setting, what = found
+        raise CompileError(f"{path / name}: {setting.path} {what}; that is refused: remove it if it isn't needed")
+    _checked(path, check_settings, name, values)
+    if name == CONFIG:
+        _checked(path, check_config_class, name, values)
+    if name in (CONFIG, TOKENIZER):
+        _checked(path, check_tokenizer_class, name, values)
+
+
+def _checked(path: Path, check: Callable[..., Any], *arguments: Any) -> Any:
+    """What a check of the bundle's format says, as an error about a directory."""
+    try:
+        return check(*arguments)
+    except BundleFormatError as error:
+        raise CompileError(f"{path}: cannot be loaded: {error}") from None
 
 
 def load_generation(path: Path) -> dict[str, Any]:
-    """How the directory's decoder goes on unless told otherwise: what a bundle keeps of it; empty if it doesn't say."""
+    """How the directory's decoder goes on unless told otherwise: what a bundle keeps of it; empty if it doesn't say.
+
+    Raises:
+        CompileError: it isn't what transformers can read, or out of bounds.
+    """
     if not (path / GENERATION).is_file():
         return {}
+    _checked(path, parse, GENERATION, call(path, (path / GENERATION).read_bytes))
     found = call(path, GenerationConfig.from_pretrained, path, local_files_only=True).to_dict()
     unused = () if found.get("do_sample") else _SAMPLING  # transformers would refuse to write these
-    return {key: found[key] for key in GENERATION_KEYS if found.get(key) is not None and key not in unused}
+    kept = {key: found[key] for key in GENERATION_KEYS if found.get(key) is not None and key not in unused}
+    # Some say so that they have no such word.
+    kept = {key: value for key, value in kept.items() if not (key.endswith("_token_id") and value == -1)}
+    settings: GenerationSettings = _checked(path, generation_settings, GENERATION, kept)
+    return settings.stated()
 
 
 def check_config(config: PretrainedConfig, task_file: TaskFile) -> None:
@@ -95,7 +149,8 @@ def load_tokenizer(path: Path) -> Any:
             f"{path}: expected a tokenizer, found none of {', '.join(_VOCABULARIES)}; save it beside the model "
             "(tokenizer.save_pretrained)"
         )
-    tokenizer = call(path, AutoTokenizer.from_pretrained, path, trust_remote_code=False, local_files_only=True)
+    options = {"config": load_config(path), "trust_remote_code": False, "local_files_only": True}
+    tokenizer = call(path, AutoTokenizer.from_pretrained, path, **options)
     call(path, tokenizer, "a")  # some of what is wrong with one shows only when it is used
     if not tokenizer.is_fast:
         raise CompileError(f"{path}: expected a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
@@ -137,7 +192,7 @@ def padding_of(config: PretrainedConfig, tokenizer: Any, words: int, path: Path)
     """
     own: int | None = getattr(config, "pad_token_id", None)
     if own is not None and own != tokenizer.pad_token_id and 0 <= own < words:
-        with EmptyOnMeta():
+        with empty_on_meta():
             if position_table(call(path, AutoModel.from_config, config, trust_remote_code=False)) is not None:
                 return own
     return int(tokenizer.pad_token_id)
@@ -147,7 +202,7 @@ def load_image_reader(path: Path, config: PretrainedConfig) -> ImageReader:
     """The directory's image processor, with what the model expects of it."""
     if not (path / "preprocessor_config.json").is_file():
         raise CompileError(f"{path}: expected an image processor, found no preprocessor_config.json in it")
-    return cast(ImageReader, call(path, lambda: ImageReader(load_image_processor(path), config)))
+    return cast(ImageReader, call(path, lambda: ImageReader(load_image_processor(path, load_config(path)), config)))
 
 
 def from_pretrained(path: Path, kind: TaskKind, seed: int, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -156,6 +211,8 @@ def from_pretrained(path: Path, kind: TaskKind, seed: int, **options: Any) -> tu
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = load_config(path, **options)
+        with empty_on_meta():  # which stops where the configuration asks for too much
+            call(path, CLASSES[kind].from_config, config, trust_remote_code=False)
         model, info = call(
             path, CLASSES[kind].from_pretrained, path, config=config, output_loading_info=True,
             ignore_mismatched_sizes=True, **arguments,
@@ -242,9 +299,6 @@ def check_complete(
     """Refuse weights that transformers filled with random numbers, except those that will be trained or copied."""
     prefix = model.base_model_prefix + "."
     absent = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
-    # Before version 5, transformers names a headless checkpoint's weights without the prefix.
-    known = model.state_dict()
-    absent = [name if name in known else prefix + name for name in absent]
     for name in sorted(canonical(name, prefix) for name in absent):
         if not may_lack(name):
             raise CompileError(f"{where}: expected the weight {name!r}, the checkpoint has none of that shape{hint}")

@@ -27,7 +27,7 @@ from weightpager.bundle import (
     permutations,
 )
 from weightpager.bundle.layout import PageDtype, block_bytes, encode, page_content
-from weightpager.bundle.model_files import GENERATION
+from weightpager.bundle.model_settings import GENERATION
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file
 from weightpager.bundle.writer import storage_errors

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -23,13 +25,15 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from weightpager.bundle import Bundle, TaskEntry, TaskKind
-from weightpager.bundle.model_files import GENERATION, check_model_file, model_dir
+from weightpager.bundle.model_files import check_model_file, model_dir
+from weightpager.bundle.model_settings import GENERATION, generation_settings
 from weightpager.bundle.reader import MODEL
 from weightpager.engine.image_reader import ImageReader, load_image_processor
+from weightpager.engine.model_types import check_config_class, check_tokenizer_class
 from weightpager.engine.transformers_version import later_writer
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.machine.panics import panics_as_errors
-from weightpager.nn import EmptyOnMeta
+from weightpager.nn import calls_for, empty_on_meta
 
 CLASSES: dict[TaskKind, Any] = {
     "text-classification": AutoModelForSequenceClassification,
@@ -56,6 +60,7 @@ def read_config(bundle: Bundle) -> PretrainedConfig:
         BundleFormatError: it is damaged, not allowed, nothing that transformers knows, or of a later transformers.
     """
     folder, name = model_dir(bundle), f"{MODEL}/config.json"
+    check_config_class(name, _values(folder / "config.json"))
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
@@ -66,18 +71,30 @@ def read_config(bundle: Bundle) -> PretrainedConfig:
     return config
 
 
-def read_generation(bundle: Bundle) -> GenerationConfig | None:
+def _values(path: Path) -> Any:
+    return json.loads(path.read_bytes()) if path.is_file() else {}
+
+
+def read_generation(bundle: Bundle, config: PretrainedConfig) -> GenerationConfig | None:
     """How the bundle's decoders go on unless told otherwise; None if it doesn't say.
 
+    Args:
+        bundle: with it.
+        config: of its model.
+
     Raises:
-        BundleFormatError: it is damaged, or not allowed.
+        BundleFormatError: it is damaged, not allowed, or pads with what is no word of the model.
     """
     name = f"{MODEL}/{GENERATION}"
     if name not in bundle.manifest.files:
         return None
     check_model_file(bundle.path, bundle.manifest, name)
+    settings = generation_settings(name, _values(bundle.path / name))
+    words = getattr(config.get_text_config(), "vocab_size", None)
+    if settings.pad_token_id is not None and words is not None and settings.pad_token_id >= words:
+        raise BundleFormatError(name, "pad_token_id", f"one of the model's {words} words", settings.pad_token_id)
     try:
-        return GenerationConfig.from_pretrained(bundle.path / MODEL, local_files_only=True)
+        return GenerationConfig(**settings.stated())
     except Exception as error:
         raise BundleFormatError(name, "content", "what transformers can read", error) from error
 
@@ -88,11 +105,16 @@ def set_generation(module: nn.Module, generation: GenerationConfig | None) -> No
         module.generation_config = copy.deepcopy(generation)
 
 
-def empty_module(config: PretrainedConfig, task: TaskEntry) -> nn.Module:
+def empty_module(config: PretrainedConfig, task: TaskEntry, tensors: int = 2**12) -> nn.Module:
     """The task's transformers module in eval mode, its weights without memory.
 
+    Args:
+        config: of the model.
+        task: whose module it is.
+        tensors: as many parameters as there are values for, or more.
+
     Raises:
-        BundleFormatError: transformers can't build it.
+        BundleFormatError: transformers can't build it, or it has far more parts, or computes more, than any such model.
     """
     own = copy.deepcopy(config)
     if task.classes:
@@ -100,7 +122,7 @@ def empty_module(config: PretrainedConfig, task: TaskEntry) -> nn.Module:
         own.label2id = {name: number for number, name in enumerate(task.classes)}
         own.problem_type = None  # the model's directory may be of one with many labels for a text, or a number
     try:
-        with EmptyOnMeta(), quiet_transformers():
+        with empty_on_meta(calls_for(tensors)), quiet_transformers():
             module: nn.Module = CLASSES[task.kind].from_config(own, trust_remote_code=False)
     except Exception as error:
         raise BundleFormatError(f"{MODEL}/config.json", "architecture", f"one for {task.kind}", error) from error
@@ -121,10 +143,14 @@ def tokenizer(bundle: Bundle) -> Any:
     """
     if takes_images(bundle):
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one", "none: the tasks read images")
-    folder = model_dir(bundle)
+    folder, config = model_dir(bundle), read_config(bundle)
+    check_tokenizer_class(f"{MODEL}/tokenizer_config.json", _values(folder / "tokenizer_config.json"))
+    check_tokenizer_class(f"{MODEL}/config.json", _values(folder / "config.json"))
     try:
         with panics_as_errors():
-            found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            found = AutoTokenizer.from_pretrained(
+                folder, config=config, local_files_only=True, trust_remote_code=False
+            )
             found.decode(found("a")["input_ids"])  # some of what is wrong with one shows only when it is used
         return found
     except Exception as error:
@@ -180,7 +206,8 @@ def image_reader(bundle: Bundle) -> ImageReader:
         raise BundleFormatError(f"{MODEL}/", "image processor", "one", "none: the tasks read texts")
     folder = model_dir(bundle)
     try:
-        return ImageReader(load_image_processor(folder), read_config(bundle))
+        config = read_config(bundle)
+        return ImageReader(load_image_processor(folder, config), config)
     except (BundleFormatError, ConfigError):
         raise
     except Exception as error:

@@ -51,8 +51,9 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
         raise ConfigError(f"out: {target} exists; choose another name")
     if not has_directory(target.parent):
         raise ConfigError(f"out: expected a directory to write into, but {target.parent} does not exist")
-    module = empty_module(read_config(bundle), bundle.task(task))
+    config = read_config(bundle)
     values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}
+    module = empty_module(config, bundle.task(task), len(values) + len(bundle.manifest.weights))
     dtype = activation_dtype(values.values())
     values = {name: value.to(dtype) if value.dtype == torch.bfloat16 else value for name, value in values.items()}
     low_rank = read_adapter(bundle, task)
@@ -62,7 +63,7 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
         values[f"{name}.weight"] = merged.to(dtype)
     state = {full_name(module, name): value for name, value in in_original_order(bundle, task, values).items()}
     assign(module, state, task)
-    set_generation(module, read_generation(bundle))
+    set_generation(module, read_generation(bundle, config))
     with new_directory(target, partial(_refusals, target), replace=False) as temporary, _refusals(target):
         with quiet_transformers():
             module.save_pretrained(temporary)  # type: ignore[operator]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from weightpager.engine.transformers_version import MAJOR
+from weightpager.bundle.image_settings import MOST_SIDE
 from weightpager.errors import ConfigError, ImageError, first_line, shortened
 from weightpager.machine.paths import has_file
 
@@ -30,15 +30,15 @@ MOST_OF_A_PATH = 400
 _MOST_RATIO = 32
 """Of an image's sides: a processor may scale the shorter one, and a strip would become a wall."""
 
-_MOST_SIDE = 2**11
-"""That a processor may scale to."""
-
 _DEEP = ("I", "F")
 """What modes of more than 8 bits begin with: Pillow doesn't scale these, it cuts off."""
 
 _ANY_SIZE = frozenset({"dinov2", "dinov2_with_registers", "segformer", "swin", "swinv2"})
 """Models that take images of any size: their configuration's is that of their training, 518 where DINOv2's processor
 cuts to 224."""
+
+_TRIAL = (24, 32)
+"""Height and width of a blank image."""
 
 _SIZES = ("size", "crop_size", "pad_size")
 
@@ -53,14 +53,18 @@ class ImageReader:
     """
 
     def __init__(self, processor: Any, config: PretrainedConfig) -> None:
+        """Try the processor: some of what is wrong with one shows only when it is used.
+
+        Raises:
+            Exception: whatever it raises about its settings.
+            ValueError: it gives no finite pixels.
+        """
         self.processor = processor
         self.shape = expected_shape(config)
-        if self.shape is not None and config.model_type in _ANY_SIZE:
-            from PIL import Image
-
-            channels, height, width = self.shape
-            square = Image.new("RGB", (min(width, _MOST_SIDE), min(height, _MOST_SIDE)))  # it may say anything
-            blank = processor(images=square, return_tensors="pt")["pixel_values"]
+        any_size = self.shape is not None and config.model_type in _ANY_SIZE
+        channels, height, width = self.shape if self.shape is not None and any_size else (3, *_TRIAL)
+        blank = _blank(processor, min(height, MOST_SIDE), min(width, MOST_SIDE))  # it may say anything
+        if any_size:
             self.shape = channels, blank.shape[-2], blank.shape[-1]
 
     def read(self, source: Path | bytes, most_pixels: int = MOST_PIXELS) -> Tensor:
@@ -82,6 +86,15 @@ class ImageReader:
             wanted = "one image" if self.shape is None else f"pixels {list(self.shape)}, as the model takes"
             raise ImageError(f"expected {wanted}, the model's image processor gave {list(shape)}")
         return pixels[0].to(torch.float32)
+
+
+def _blank(processor: Any, height: int, width: int) -> Tensor:
+    from PIL import Image
+
+    pixels = processor(images=Image.new("RGB", (width, height)), return_tensors="pt")["pixel_values"]
+    if not isinstance(pixels, Tensor) or not pixels.isfinite().all():
+        raise ValueError("expected finite pixels of a blank image, found others")
+    return pixels
 
 
 def read_image(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> PilImage:
@@ -113,25 +126,33 @@ def read_image(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> PilImage
         raise ImageError(f"expected a whole image, found a damaged one: {first_line(error)}") from error
 
 
-def load_image_processor(folder: Path) -> Any:
+def load_image_processor(folder: Path, config: PretrainedConfig | None = None) -> Any:
     """A directory's image processor, which scales with Pillow wherever it runs: answers don't depend on the machine.
 
     Whatever transformers raises about the directory's files goes through.
 
+    Args:
+        folder: the directory.
+        config: of its model; read if None.
+
     Raises:
         ConfigError: Pillow isn't installed.
-        ValueError: it scales to absurd sizes.
+        ValueError: it scales to absurd sizes, or is no image processor.
     """
     if find_spec("PIL") is None:
         raise ConfigError("expected the package 'PIL', found none; install 'weightpager[images]' for tasks on images")
     from transformers import AutoImageProcessor  # takes more with it than a device needs that reads texts
+    from transformers.image_processing_utils import BaseImageProcessor
 
-    backend = {"backend": "pil"} if MAJOR >= 5 else {"use_fast": False}
-    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **backend)
+    processor = AutoImageProcessor.from_pretrained(
+        folder, config=config, local_files_only=True, trust_remote_code=False, backend="pil"
+    )
+    if not isinstance(processor, BaseImageProcessor):
+        raise ValueError(f"expected an image processor, found {type(processor).__name__}")
     settings = processor.to_dict()
     sides = [side for key in _SIZES for side in _numbers(settings.get(key))]
-    if any(not 0 < side <= _MOST_SIDE for side in sides):
-        raise ValueError(f"expected sizes of 1 to {_MOST_SIDE}, found {max(sides)}")
+    if any(not 0 < side <= MOST_SIDE for side in sides):
+        raise ValueError(f"expected sizes of 1 to {MOST_SIDE}, found {max(sides)}")
     return processor
 
 

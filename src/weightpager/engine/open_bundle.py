@@ -81,7 +81,7 @@ class OpenBundle:
         self.watch.check(self.memory.on_host)  # nothing of it is in memory yet
         # All that a module is built from is read now: the bundle may be replaced while the engine runs.
         self._config = architecture.read_config(bundle)
-        self._generation = architecture.read_generation(bundle)
+        self._generation = architecture.read_generation(bundle, self._config)
         self._resident = read_parameters(bundle, RESIDENT, arena.pages.device, config.dtype)
         with ExitStack() as undone:
             store = LocalStore(bundle) if store is None else store

@@ -52,7 +52,7 @@ def build(
     Raises:
         BundleFormatError: the bundle's parameters don't make up the module.
     """
-    module = empty_module(config, bundle.task(task))
+    module = empty_module(config, bundle.task(task), len(values) + len(bundle.manifest.weights))
     state = {full_name(module, name): value for name, value in values.items()}
     for entry in bundle.manifest.weights:
         name = full_name(module, entry.name)

@@ -4,15 +4,16 @@ from weightpager.nn.flat_linear import FlatLinear
 from weightpager.nn.gated_mlp import PagedGatedMLP, fuse_gated_mlps
 from weightpager.nn.narrow_embedding import NarrowEmbedding, is_plain_embedding, keep_tables_narrow
 from weightpager.nn.paged_linear import PagedLinear, PageGate
-from weightpager.nn.skeleton import EmptyOnMeta, missing_values
+from weightpager.nn.skeleton import calls_for, empty_on_meta, missing_values
 
 __all__ = [
-    "EmptyOnMeta",
     "FlatLinear",
     "NarrowEmbedding",
     "PageGate",
     "PagedGatedMLP",
     "PagedLinear",
+    "calls_for",
+    "empty_on_meta",
     "fuse_gated_mlps",
     "is_plain_embedding",
     "keep_tables_narrow",

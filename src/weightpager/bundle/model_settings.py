@@ -1,0 +1,116 @@
+"""What transformers will read of a model, as JSON: checked before it does, in bundles and in models' directories."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from weightpager.bundle.config_bounds import check_bounds
+from weightpager.bundle.generation_settings import GENERATION_KEYS, GenerationSettings
+from weightpager.bundle.image_settings import ImageSettings
+from weightpager.bundle.rope_settings import KEYS as ROPE
+from weightpager.bundle.rope_settings import RopeSettings, rope_of
+from weightpager.bundle.settings_walk import settings_of
+from weightpager.bundle.tokenizer_settings import TokenizerFile, TokenizerSettings, check_tokenizer_file
+from weightpager.errors import BundleFormatError
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+IMAGES = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
+TOKENIZER = "tokenizer_config.json"
+TOKENIZER_FILE = "tokenizer.json"
+
+_Checked = TypeVar("_Checked", bound=BaseModel)
+
+_DTYPES = (None, "auto", "float16", "bfloat16", "float32", "float64")
+
+
+def parse(name: str, content: bytes) -> Any:
+    """A document's value.
+
+    Raises:
+        BundleFormatError: it is no JSON, or has NaN in it; or is one of settings and no object.
+    """
+    try:
+        values = json.loads(content, parse_constant=_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleFormatError(name, "content", "JSON", error) from error
+    if is_settings(name) and not isinstance(values, dict):
+        raise BundleFormatError(name, "content", "a JSON object", type(values).__name__)
+    return values
+
+
+def is_settings(name: str) -> bool:
+    """Whether a file holds settings; others hold words."""
+    return name.endswith(CONFIG)
+
+
+def check_settings(name: str, values: Any) -> None:
+    """Refuse a document with values that transformers, or what is here, would stumble over.
+
+    Args:
+        name: of the file; what is checked follows from its last part.
+        values: as `parse` gives them.
+
+    Raises:
+        BundleFormatError: it has some.
+    """
+    file = name.rpartition("/")[2]
+    if file == CONFIG:
+        _check_config(name, values)
+    elif file == IMAGES:
+        validated(name, ImageSettings, values)
+    elif file == PROCESSOR and isinstance(values.get("image_processor"), dict):
+        validated(name, ImageSettings, values["image_processor"])
+    elif file == TOKENIZER:
+        validated(name, TokenizerSettings, values)
+    elif file == TOKENIZER_FILE:
+        check_tokenizer_file(name, validated(name, TokenizerFile, values))
+
+
+def generation_settings(name: str, values: dict[str, Any]) -> GenerationSettings:
+    """How decoders go on, by the values of `GENERATION_KEYS` alone.
+
+    Raises:
+        BundleFormatError: there are others, or one is out of bounds.
+    """
+    if others := values.keys() - set(GENERATION_KEYS):
+        raise BundleFormatError(name, "keys", f"only {', '.join(GENERATION_KEYS)}", ", ".join(sorted(others))[:80])
+    return validated(name, GenerationSettings, values)
+
+
+def validated(name: str, model: type[_Checked], values: Any, at: str = "") -> _Checked:
+    """A document, or the part of it at a path, as a model has it.
+
+    Raises:
+        BundleFormatError: it isn't.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join([at, *(str(part) for part in first["loc"])]).strip(".") or "document"
+        raise BundleFormatError(name, field, first["msg"], repr(first.get("input"))[:80]) from None
+
+
+def _check_config(name: str, values: dict[str, Any]) -> None:
+    check_bounds(name, values)
+    for setting in settings_of(name, values):
+        if setting.key in ("dtype", "torch_dtype") and setting.value not in _DTYPES:
+            wanted = " or ".join(json.dumps(dtype) for dtype in _DTYPES)
+            raise BundleFormatError(name, setting.path, wanted, repr(setting.value)[:80])
+        if setting.key in ROPE and setting.value is not None:
+            if not isinstance(setting.value, dict):
+                raise BundleFormatError(name, setting.path, "an object", repr(setting.value)[:80])
+            for layers, values in rope_of(setting.value).items():
+                validated(name, RopeSettings, values, f"{setting.path}.{layers}".strip("."))
+
+
+def _constant(name: str) -> float:
+    """Infinity is a limit in some configurations; NaN gets past every check of a range."""
+    if name == "NaN":
+        raise ValueError("expected numbers, found NaN")
+    return float(name)

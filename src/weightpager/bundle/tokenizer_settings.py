@@ -1,0 +1,107 @@
+"""``tokenizer_config.json`` and ``tokenizer.json``: how texts become a model's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from weightpager.errors import BundleFormatError
+
+Side = Literal["left", "right"]
+Length = Annotated[int, Field(ge=0, le=2**24)]
+
+
+class TokenizerSettings(BaseModel):
+    """What is known of every tokenizer in ``tokenizer_config.json``; each has more, which is kept, and tried."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    tokenizer_class: Annotated[str, Field(pattern=r"^\w{1,100}$")] | None = None
+    model_max_length: Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=1)] | None = None
+    max_length: Length | None = None
+    stride: Length | None = None
+    pad_to_multiple_of: Length | None = None
+    padding_side: Side | None = None
+    truncation_side: Side | None = None
+
+
+class _Fixed(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    strategy: Literal["BatchLongest"] | dict[Literal["Fixed"], Length]
+    pad_to_multiple_of: Length | None = None
+
+
+class TokenizerFile(BaseModel):
+    """What of ``tokenizer.json`` says how long texts become; the tokenizers library checks the rest."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    padding: _Fixed | None = None
+    normalizer: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
+    post_processor: dict[str, Any] | None = None
+
+
+_MOST_GROWTH = 2**12
+"""Of a text in its normalizer, or of tokens in their decoder: one after the other they multiply."""
+
+_GROWTH = {"Precompiled": 32, "NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "ByteLevel": 2, "Nmt": 1}
+"""Characters that may come of one."""
+
+_MOST_STEPS = 256
+
+_MOST_AROUND = 2**10
+"""Tokens around a text."""
+
+_MOST_PATTERN = 2**12
+
+
+def check_tokenizer_file(name: str, file: TokenizerFile) -> None:
+    """Refuse what makes a long text of a short one.
+
+    Raises:
+        BundleFormatError: it does.
+    """
+    for field in ("normalizer", "decoder"):
+        growth = 1
+        for number, step in enumerate(_steps(name, field, getattr(file, field))):
+            growth *= _growth(name, field, step)
+            if growth > _MOST_GROWTH or number >= _MOST_STEPS:
+                raise BundleFormatError(name, field, f"texts that grow at most {_MOST_GROWTH} times", "more")
+    around = sum(1 + len(step.get("ids", ())) for step in _objects(name, "post_processor", file.post_processor))
+    if around > _MOST_AROUND:
+        raise BundleFormatError(name, "post_processor", f"at most {_MOST_AROUND} tokens around a text", around)
+
+
+def _growth(name: str, field: str, step: dict[str, Any]) -> int:
+    """How many characters may come of one; the library refuses what has other types."""
+    kind = step.get("type")
+    if kind == "Replace":
+        pattern, content = step.get("pattern"), str(step.get("content"))
+        least = len(str(pattern.get("String", ""))) if isinstance(pattern, dict) else 0
+        if isinstance(pattern, dict) and len(str(pattern.get("Regex", ""))) > _MOST_PATTERN:
+            raise BundleFormatError(name, field, f"patterns of at most {_MOST_PATTERN} characters", "a longer one")
+        return -(-len(content) // max(1, least)) or 1
+    if kind == "Prepend":
+        return 1 + len(str(step.get("prepend")))
+    return _GROWTH.get(str(kind), 2 if kind == "Metaspace" else 1)
+
+
+def _steps(name: str, field: str, value: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    return (found for found in _objects(name, field, value) if "type" in found)
+
+
+def _objects(name: str, field: str, value: Any) -> Iterator[dict[str, Any]]:
+    """The objects that a value is or has."""
+    waiting = [(value, 0)]
+    while waiting:
+        found, depth = waiting.pop()
+        if depth > _MOST_STEPS:
+            raise BundleFormatError(name, field, f"at most {_MOST_STEPS} levels", "more")
+        if isinstance(found, dict):
+            yield found
+        inner = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+        waiting += [(item, depth + 1) for item in inner]
