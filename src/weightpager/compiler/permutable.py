@@ -238,7 +238,7 @@ _LLAMA: Family = {
     **_linear("score", "", "residual"),
 }
 
-_VIT_OUTSIDE: Family = {
+_VIT: Family = {
     f"{BASE}embeddings.cls_token": ("", "", "residual"),
     f"{BASE}embeddings.position_embeddings": ("", "", "residual"),
     f"{BASE}embeddings.patch_embeddings.projection.weight": ("residual", "", "", ""),
@@ -246,10 +246,6 @@ _VIT_OUTSIDE: Family = {
     **_norm(f"{BASE}layernorm"),
     **_linear(f"{BASE}pooler.dense", "", "residual"),
     **_linear("classifier", "", "residual"),
-}
-
-_VIT: Family = {
-    **_VIT_OUTSIDE,
     **_layers(
         f"{BASE}layers.#.",
         ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
@@ -258,20 +254,5 @@ _VIT: Family = {
     ),
 }
 
-_VIT_4: Family = {  # as transformers 4 calls it
-    **_VIT_OUTSIDE,
-    **_layers(
-        f"{BASE}encoder.layer.#.",
-        (
-            "attention.attention.query",
-            "attention.attention.key",
-            "attention.attention.value",
-            "attention.output.dense",
-        ),
-        (["intermediate.dense"], "output.dense"),
-        ["layernorm_before", "layernorm_after"],
-    ),
-}
-
-FAMILIES: tuple[Family, ...] = (_BERT, _LLAMA, _VIT, _VIT_4)
+FAMILIES: tuple[Family, ...] = (_BERT, _LLAMA, _VIT)
 """BERT and RoBERTa; Llama, Mistral, Qwen 2 and 3; ViT."""
