@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from weightpager.bundle import TaskEntry
 from weightpager.bundle.reader import MODEL
 from weightpager.engine.architecture import context_length
+from weightpager.engine.attention_cache import without_cache
 from weightpager.engine.continued_text import decoder_after
+from weightpager.engine.growing_texts import GrowingTexts
 from weightpager.engine.image_reader import ImageReader
 from weightpager.engine.word_pieces import word_starts
 from weightpager.errors import BundleFormatError, ConfigError, ImageError
@@ -77,7 +79,7 @@ def _encode(module: nn.Module, tokenizer: Any, text: str, **options: Any) -> Any
 
 def _classify(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Prediction:
     encoded = _encode(module, tokenizer, text, truncation=True, max_length=task.max_length)
-    return _likeliest(module(**encoded).logits[0], task, text)
+    return _likeliest(module(**encoded, **without_cache(module)).logits[0], task, text)
 
 
 def _look(module: nn.Module, reader: ImageReader, task: TaskEntry, path: str) -> Prediction:
@@ -100,7 +102,7 @@ def _tag(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Predi
     options = {"truncation": True, "max_length": task.max_length, "return_offsets_mapping": True}
     encoded = _encode(module, tokenizer, " ".join(words), **options)
     spans = encoded.pop("offset_mapping")[0].tolist()
-    choice = module(**encoded).logits[0].argmax(-1).tolist()  # [tokens]
+    choice = module(**encoded, **without_cache(module)).logits[0].argmax(-1).tolist()  # [tokens]
     starts = enumerate(word_starts(words, spans))
     first = {word: task.classes[choice[piece]] for piece, word in starts if word is not None}
     tags = tuple((words[number], tag) for number, tag in first.items())
@@ -117,12 +119,10 @@ def _continue(module: nn.Module, tokenizer: Any, _: TaskEntry, text: str, *, max
             f"expected at most {room} tokens, as the model can read, found {found} and {max_new_tokens} to be generated"
         )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    generated = module.generate(  # type: ignore[operator]
-        **encoded,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        repetition_penalty=1.0,  # as the server, whose answers are the same
-        pad_token_id=pad,
-    )
-    fresh = generated[0, found:].tolist()
+    texts = GrowingTexts(module, encoded["input_ids"], encoded["attention_mask"])
+    while texts.unread:
+        texts.read_piece()
+    # As the server, whose answers are the same.
+    texts.grow(max_new_tokens, do_sample=False, repetition_penalty=1.0, pad_token_id=pad)
+    fresh = texts.ids[0, found:].tolist()
     return Prediction(text, decoder_after(tokenizer, encoded["input_ids"][0].tolist())(fresh))

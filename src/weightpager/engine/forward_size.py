@@ -1,0 +1,64 @@
+"""How large one forward may be: short enough that others soon get a turn, and bounded in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+PIECE = 256
+"""Tokens of a text that are read at once; others may have a turn before the next ones."""
+
+FORWARD_TOKENS = 2048
+"""Tokens of all texts that are read at once, padding included."""
+
+ACTIVATION_BYTES = 128 * 2**20
+"""That a forward may take for activations, as estimated, unless one text can't do with less."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a forward takes beside weights and caches, estimated from above where scores of attention are kept whole.
+
+    Attributes:
+        per_token: bytes of a token that is read.
+        per_pair: bytes for each token that it attends to.
+    """
+
+    per_token: int
+    per_pair: int
+
+    @classmethod
+    def of(cls, config: Any, itemsize: int) -> Activations:
+        """Of a model.
+
+        Args:
+            config: the model's.
+            itemsize: bytes of a number that it computes with.
+        """
+        own = config.get_text_config()
+        width = int(getattr(own, "hidden_size", None) or 1024)
+        inner = int(getattr(own, "intermediate_size", None) or 4 * width)
+        heads = int(getattr(own, "num_attention_heads", None) or 16)
+        # The residual, its norm, queries, keys, values and what attention gives; gate, up and their product.
+        return cls(itemsize * (8 * width + 3 * inner), itemsize * heads)
+
+    def bytes(self, texts: int, tokens: int, length: int) -> int:
+        """Of a forward that reads so many tokens of each text, the last ones of ``length``."""
+        return texts * tokens * (self.per_token + length * self.per_pair)
+
+    def fit(self, texts: int, tokens: int, length: int) -> bool:
+        """Whether such a forward keeps within its bounds."""
+        return texts * tokens <= FORWARD_TOKENS and self.bytes(texts, tokens, length) <= ACTIVATION_BYTES
+
+    def piece(self, texts: int, read: int, length: int) -> int:
+        """How many tokens of each text come next: it follows from these numbers alone, as do an answer's bits.
+
+        Args:
+            texts: in the batch.
+            read: tokens of each so far.
+            length: of each, padding included; more than ``read``.
+        """
+        tokens = PIECE
+        while tokens > 1 and not self.fit(texts, tokens, read + tokens):
+            tokens //= 2
+        return min(tokens, length - read)

@@ -1,0 +1,104 @@
+"""Texts that a model goes on with, in as many steps as their reader likes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightpager.engine.attention_cache import CACHE, new_cache, reads_in_pieces
+from weightpager.engine.forward_size import Activations
+
+
+class GrowingTexts:
+    """A batch of texts, and what the model keeps of what it has read of them.
+
+    Steps may lie far apart, and other texts may be read between. Long prompts are read in pieces, so that memory grows
+    with a piece times a text's length, not with its square. What comes out is what one call of transformers' `generate`
+    gives, but for rounding where a prompt takes several pieces.
+
+    Attributes:
+        ids: int64 [texts, tokens], shorter ones padded on the left.
+        stoppable: whether `grow` may be stopped and called again.
+    """
+
+    def __init__(self, module: nn.Module, ids: Tensor, mask: Tensor) -> None:
+        """Nothing has been read.
+
+        Args:
+            module: of a decoder.
+            ids: the prompts, as the attribute.
+            mask: int64 [texts, tokens], 0 for padding.
+        """
+        own: Any = module
+        self.ids = ids
+        self._mask = mask
+        self._module = own
+        self._prompt = ids.shape[1]
+        self._cache: Any = new_cache(own.config)
+        self.stoppable = self._cache is not None
+        self._in_pieces = reads_in_pieces(own.config)
+        self._activations = Activations.of(own.config, own.dtype.itemsize)
+        self._read = 0
+
+    @property
+    def unread(self) -> int:
+        """Tokens of each prompt that `read_piece` should read before they grow; the last piece is read as they do."""
+        left = self._prompt - self._read
+        return max(0, left - self._piece()) if self._in_pieces and left > 0 else 0
+
+    def read_piece(self) -> None:
+        """Read one more piece; some of it is `unread`."""
+        assert self.unread
+        stop = self._read + self._piece()
+        # By transformers' own way to read a prompt, which knows what each model needs; the token is thrown away.
+        plain = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "pad_token_id": 0}
+        self._generate(self.ids[:, :stop], self._mask[:, :stop], max_new_tokens=1, **plain)
+        self._read = stop
+
+    def grow(self, max_new_tokens: int, **options: Any) -> None:
+        """Read what is left, and go on by so many tokens at most, as transformers' `generate` does with these options.
+
+        Where they are stopped by a criterion, they can grow on, if they are `stoppable`.
+        """
+        grown = self.ids.shape[1] - self._prompt
+        found = self._generate(
+            self.ids, self._mask, max_new_tokens=max_new_tokens, **_further(self._module, grown), **options
+        )
+        fresh = found.sequences.shape[1] - self.ids.shape[1]
+        self.ids = found.sequences
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), fresh)], 1)
+        self._read = self.ids.shape[1] - 1
+
+    def keep(self, texts: Sequence[int]) -> None:
+        """Let go of all but these; only if `stoppable`."""
+        assert self._cache is not None
+        places = torch.tensor(texts, device=self.ids.device)
+        self.ids, self._mask = self.ids[places], self._mask[places]
+        self._cache.batch_select_indices(places)
+
+    def _piece(self) -> int:
+        return self._activations.piece(len(self.ids), self._read, self._prompt)
+
+    def _generate(self, ids: Tensor, mask: Tensor, **options: Any) -> Any:
+        kept = {} if self._cache is None else {CACHE: self._cache, "use_cache": True, "cache_implementation": None}
+        one = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": True}
+        found = self._module.generate(input_ids=ids, attention_mask=mask, **one, **kept, **options)
+        if self._cache is not None:
+            self._cache = getattr(found, CACHE)  # another one where the way to embed positions has changed
+        return found
+
+
+def _further(module: Any, grown: int) -> dict[str, Any]:
+    """What a model's own way to go on counts from the prompt's end, for a text that has grown meanwhile."""
+    if not grown:
+        return {}
+    own = module.generation_config
+    fewest, decay = own.min_new_tokens, own.exponential_decay_length_penalty
+    return {
+        "begin_suppress_tokens": None,
+        "min_new_tokens": None if fewest is None else max(0, fewest - grown),
+        "exponential_decay_length_penalty": None if decay is None else (decay[0] - grown, decay[1]),
+    }
