@@ -54,7 +54,7 @@ class Stop(StoppingCriteria):  # type: ignore[misc]
     def __init__(self, most: int) -> None:
         self.left = most
 
-    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:  # noqa: ARG002
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
         self.left -= 1
         return torch.full((len(input_ids),), self.left <= 0)
 

@@ -16,8 +16,8 @@ import httpx
 import openai
 
 from weightpager.engine import Engine
+from weightpager.server.policy import Policy
 from weightpager.server.run import listen, server
-from weightpager.server.scheduler import Policy
 from weightpager.server.service import Service
 from weightpager.server.settings import Settings
 

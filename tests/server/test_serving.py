@@ -23,7 +23,7 @@ from weightpager.engine.predict import predict
 from weightpager.errors import ConfigError, RequestTimeoutError
 from weightpager.server.exchange import Exchange
 from weightpager.server.job import Delta
-from weightpager.server.scheduler import Policy
+from weightpager.server.policy import Policy
 from weightpager.server.service import Service
 from weightpager.server.settings import Settings
 from weightpager.server.work import Embed

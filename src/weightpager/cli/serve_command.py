@@ -89,8 +89,8 @@ def serve(
     """
     with extra("serve"):
         from weightpager.server.json_log import logging_to_stderr
+        from weightpager.server.policy import Policy
         from weightpager.server.run import listen
-        from weightpager.server.scheduler import Policy
         from weightpager.server.service import Service
         from weightpager.server.settings import Settings, read_token
     from weightpager.engine import Engine

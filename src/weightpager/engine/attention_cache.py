@@ -19,7 +19,7 @@ CACHE = "cache" if "cache" in _NAMES else "past_key_values"
 
 
 def new_cache(config: Any) -> DynamicCache | None:
-    """An empty one; None for a model that keeps anything but keys and values, which can't be stopped and gone on with."""
+    """An empty one; None for a model that keeps anything but keys and values: it can't be stopped and gone on with."""
     try:
         cache = DynamicCache(config=config.get_text_config(decoder=True))
     except Exception:  # noqa: BLE001 - whatever transformers says of layers that it has no cache for

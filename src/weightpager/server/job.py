@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from weightpager.bundle import TaskEntry
-from weightpager.server.scheduler import Waiting
+from weightpager.errors import RequestTimeoutError, ServerClosedError
+from weightpager.server.batching import Waiting
 from weightpager.server.work import Generate, Outcome, Work
 
 
@@ -56,6 +57,7 @@ class Job:
         arrived, deadline: by `time.monotonic`.
         listener: who asked.
         long: whether shorter texts of its batch would be read in another way for it.
+        cached: whether keys and values are kept for it, and it is done in steps; else it is read at once.
         began: when its batch began, None before.
     """
 
@@ -66,6 +68,7 @@ class Job:
     deadline: float
     listener: Listener
     long: bool = False
+    cached: bool = False
     began: float | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -78,8 +81,9 @@ class Job:
     def waiting(self) -> Waiting:
         """As the scheduler sees it."""
         work = self.work
-        prompt, fresh = (len(work.ids), work.max_new_tokens) if isinstance(work, Generate) else (0, 0)
-        return Waiting(self.task, self.arrived, (work.kind, self.long), prompt, fresh)
+        fresh = work.max_new_tokens if isinstance(work, Generate) else 0
+        kind = (work.kind, self.long, self.cached)
+        return Waiting(self.task, self.arrived, kind, work.tokens, fresh, self.cached)
 
     @property
     def cancelled(self) -> bool:
@@ -87,5 +91,27 @@ class Job:
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """Nobody wants it any more: it won't begin, or ends after the next token. May be called from any thread."""
+        """Nobody wants it any more: it won't begin, or ends after the forward that is being computed.
+
+        May be called from any thread.
+        """
         self._cancelled.set()
+
+    def given_up(self, now: float) -> bool:
+        """Whether it needs no more work, as nobody waits for it or its time is over; the listener has been told."""
+        if self.cancelled:  # or nobody listens
+            self.fail(ServerClosedError("the server is shutting down; ask again when it is back"))
+        elif now > self.deadline:
+            late = "the request waited longer" if self.began is None else "the request took longer"
+            self.fail(RequestTimeoutError(f"{late} than the server gives it"))
+        else:
+            return False
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """Tell the listener that it has no outcome."""
+        self.listener(Failed(self.index, error))
+
+    def done(self, outcome: Outcome) -> None:
+        """Tell the listener what has come of it."""
+        self.listener(Done(self.index, outcome))

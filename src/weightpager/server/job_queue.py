@@ -7,12 +7,21 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from weightpager.errors import QueueFullError, RequestError, ServerClosedError
 from weightpager.server.job import Job
 from weightpager.server.scheduler import Plan
 
 Command = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Jobs that begin together, or the number of the batch under way that goes on."""
+
+    jobs: list[Job]
+    run: int | None
 
 
 class JobQueue:
@@ -56,19 +65,19 @@ class JobQueue:
             self._commands.append(command)
             self._changed.notify()
 
-    def take(self, choose: Callable[[Sequence[Job]], Plan]) -> Command | list[Job] | None:
-        """Wait for something to do: a command, or the jobs that are chosen; None once the queue is closed.
+    def take(self, choose: Callable[[Sequence[Job]], Plan]) -> Command | Taken | None:
+        """Wait for something to do: a command, jobs that begin, or a batch that goes on.
 
-        Jobs that were cancelled are dropped. ``choose`` gets one job at least, and its times are `time.monotonic`'s.
+        None once the queue is closed and ``choose`` finds nothing. Jobs that were cancelled are dropped. Times of ``choose`` are those of `time.monotonic`.
         """
         with self._changed:
             while True:
                 if self._commands:
                     return self._commands.popleft()
                 self._jobs = [job for job in self._jobs if not job.cancelled]
-                plan = choose(self._jobs) if self._jobs else Plan()
-                if plan.places:
-                    return self._remove(plan.places)
+                plan = choose(self._jobs)
+                if plan.places or plan.run is not None:
+                    return Taken(self._remove(plan.places), plan.run)
                 if self._closed:
                     return None
                 self._changed.wait(None if plan.again == math.inf else max(0.0, plan.again - time.monotonic()))

@@ -54,7 +54,7 @@ class Metrics:
         self._durations = Histogram(
             "weightpager_switch_seconds", "From wanting a task to all pages in place.", buckets=_SWITCHES, registry=own
         )
-        self._slowest_batch = _Most("weightpager_slowest_batch_seconds", "The slowest batch so far.", own)
+        self._slowest_batch = _Most("weightpager_slowest_batch_seconds", "The slowest step so far.", own)
         self._slowest_switch = _Most("weightpager_slowest_switch_seconds", "The slowest switch so far.", own)
         self._longest_gap = _Most(
             "weightpager_longest_gap_seconds", "Longest time that a task with waiting texts went unserved.", own
@@ -67,14 +67,15 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def began(self, task: str, waits: Sequence[float], gap: float) -> None:
-        """A batch begins; how long its texts have waited, and how long its task has while others were served."""
+        """A step begins; how long the texts that begin have waited, and for how long others were served than its task."""
         self._longest_gap.raise_to(gap)
         for wait in waits:
             self._waits.labels(task).observe(wait)
 
     def ran(self, task: str, texts: int, tokens: int, seconds: float) -> None:
-        """A batch is over."""
-        self._batches.labels(task).observe(texts)
+        """A step is over, in which so many texts began."""
+        if texts:
+            self._batches.labels(task).observe(texts)
         self._compute.labels(task).inc(seconds)
         self._tokens.labels(task).inc(tokens)
         self._slowest_batch.raise_to(seconds)

@@ -1,83 +1,25 @@
-"""Which task runs next, and which of its requests together: pure, tested without threads or an engine.
+"""Which task runs next, and which of its work: pure, tested without threads or an engine.
 
-Requests of the current task go first, since they need no switch; then those of tasks that are in memory anyway; then
-whoever has waited longest. Once the oldest request of a task has waited for ``patience``, the task is *overdue*: as
-soon as the current turn is over, the overdue task that was served longest ago gets the next one. So each task's oldest
-request is begun after at most
+Work of the current task goes first, since it needs no switch; then that of tasks that are in memory anyway or have
+begun; then whoever has waited longest. Once the oldest request of a task has waited for ``patience``, the task is
+*overdue*: as soon as the current turn is over, the overdue task that was served longest ago gets the next one. Within
+a task, whoever has been ready for longest goes first: a request since it came, a batch under way since its latest step.
+So a request that had no other of its task before it is begun after at most
 
-    patience + (tasks − 1) × (turn_seconds + a batch) + a batch + tasks × a switch
+    patience + (tasks − 1) × (turn_seconds + a step) + a step + tasks × a switch
 
 whatever the others ask for: before its turn there is the rest of the current one, and at most one of every other task.
+`Policy.longest_wait` says what others before it add to that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-from weightpager.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What requests are grouped by.
-
-    Attributes:
-        patience: seconds after which a waiting task is overdue.
-        linger: seconds that a switch which must load waits for more requests of its task, at most as long as
-            ``patience``; a full batch doesn't wait.
-        turn: requests after which an overdue task may interrupt the current one.
-        turn_seconds: or after which time.
-        batch: requests that run together; 1 makes answers independent of who else asks, bit for bit.
-        room: tokens that those may take together: for each the longest prompt of all and as many more as any may have.
-            None for any number.
-        context: tokens that the model can read; the longest prompt of all and as many more as any may have are no
-            more, since what is finished is fed padding until all are. None for any number.
-        together: the same where a prompt isn't longer than this: more tokens would change how it is read. None for
-            as many as ``context``.
-        order: ``grouped`` by task, or by ``arrival``, which is what grouping is measured against.
-    """
-
-    patience: float = 2.0
-    linger: float = 0.0
-    turn: int = 32
-    turn_seconds: float = 2.0
-    batch: int = 8
-    room: int | None = None
-    context: int | None = None
-    together: int | None = None
-    order: Literal["grouped", "arrival"] = "grouped"
-
-    def __post_init__(self) -> None:
-        for name in ("patience", "linger", "turn_seconds"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ConfigError(f"{name}: expected a number of seconds, got {getattr(self, name)}")
-        for name in ("turn", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected 1 or more, got {getattr(self, name)}")
-        if self.order not in ("grouped", "arrival"):
-            raise ConfigError(f"order: expected 'grouped' or 'arrival', got {self.order!r}")
-
-    def longest_wait(self, tasks: int, batch_seconds: float, switch_seconds: float) -> float:
-        """Seconds after which the oldest request of each of so many tasks has begun, however many others there are."""
-        turns = (tasks - 1) * (self.turn_seconds + batch_seconds)
-        return self.patience + batch_seconds + turns + tasks * switch_seconds
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """One request in the queue; only those of the same task and ``kind`` can run together.
-
-    A batch has room for ``prompt`` tokens and at most ``fresh`` more.
-    """
-
-    task: str
-    arrived: float
-    kind: Hashable = None
-    prompt: int = 0
-    fresh: int = 0
+from weightpager.server.batching import Started, Waiting, beginnable, together
+from weightpager.server.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -107,16 +49,28 @@ class Turn:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do now: run the requests at these places of the queue, or, if there are none, look again at a time."""
+    """What to do now.
+
+    Attributes:
+        places: of the requests in the queue that begin together.
+        run: the number of the batch under way that has its next step instead.
+        again: when to look again, where there is neither.
+    """
 
     places: tuple[int, ...] = ()
+    run: int | None = None
     again: float = math.inf
 
 
 def next_batch(
-    waiting: Sequence[Waiting], turn: Turn, now: float, policy: Policy, resident: Collection[str] = ()
+    waiting: Sequence[Waiting],
+    turn: Turn,
+    now: float,
+    policy: Policy,
+    resident: Collection[str] = (),
+    started: Sequence[Started] = (),
 ) -> Plan:
-    """Which requests to run now.
+    """Which requests begin now, or which batch goes on.
 
     Args:
         waiting: in the order of arrival.
@@ -124,16 +78,21 @@ def next_batch(
         now: on the clock of arrivals.
         policy: what requests are grouped by.
         resident: tasks that need no loading.
+        started: batches under way.
     """
-    if not waiting:
+    places = beginnable(waiting, started, now, policy)
+    if not places and not started:
         return Plan()
     if policy.order == "arrival":
-        return _head(waiting, policy)
-    task = next_task(waiting, turn, now, policy, resident)
-    own = [place for place, request in enumerate(waiting) if request.task == task]
+        return _by_arrival(waiting, places, policy, started)
+    task = next_task([waiting[place] for place in places], turn, now, policy, resident, started)
+    own = [place for place in places if waiting[place].task == task]
+    run = _longest_ready(started, task)
+    if run is not None and not (own and waiting[own[0]].arrived < started[run].ready):
+        return Plan(run=run)
     first = waiting[own[0]]
     alike = [place for place in own if waiting[place].kind == first.kind]
-    batch = _fitting(waiting, alike[: policy.batch], policy)
+    batch = together(waiting, alike, started, policy)
     full = len(batch) == policy.batch or len(batch) < len(alike)
     due = first.arrived + min(policy.linger, policy.patience)
     if task != turn.task and task not in resident and not full and now < due:
@@ -142,44 +101,47 @@ def next_batch(
 
 
 def next_task(
-    waiting: Sequence[Waiting], turn: Turn, now: float, policy: Policy, resident: Collection[str] = ()
+    waiting: Sequence[Waiting],
+    turn: Turn,
+    now: float,
+    policy: Policy,
+    resident: Collection[str] = (),
+    started: Sequence[Started] = (),
 ) -> str:
-    """The task whose turn it is; at least one request waits."""
+    """The task whose turn it is; at least one request waits that may begin, or one batch is under way."""
     oldest: dict[str, float] = {}
-    for request in waiting:
-        oldest.setdefault(request.task, request.arrived)
+    ready: list[Waiting | Started] = [*waiting, *started]
+    for one in ready:
+        oldest[one.task] = min(one.arrived, oldest.get(one.task, math.inf))
     overdue = [task for task, arrived in oldest.items() if now - arrived >= policy.patience]
     if turn.task in oldest and not (overdue and turn.is_over(now, policy)):
         return turn.task
     if overdue:
         return min(overdue, key=lambda task: (turn.served_at.get(task, -math.inf), oldest[task]))
-    here = [task for task in oldest if task in resident]
+    here = [task for task in oldest if task in resident or any(run.task == task for run in started)]
     return min(here or oldest, key=lambda task: oldest[task])
 
 
-def _head(waiting: Sequence[Waiting], policy: Policy) -> Plan:
-    """The oldest request, and those right behind it that can run with it."""
-    first = waiting[0]
-    places = [0]
-    for place, request in enumerate(waiting[1 : policy.batch], 1):
-        if (request.task, request.kind) != (first.task, first.kind):
-            break
-        places.append(place)
-    return Plan(_fitting(waiting, places, policy))
+def _longest_ready(started: Sequence[Started], task: str | None = None) -> int | None:
+    """The number of the batch that has been ready for longest, of a task or of all."""
+    own = [number for number, run in enumerate(started) if task in (None, run.task)]
+    return min(own, key=lambda number: started[number].ready, default=None)
 
 
-def _fitting(waiting: Sequence[Waiting], places: Sequence[int], policy: Policy) -> tuple[int, ...]:
-    """As many of the first ones as there is room for, at least one."""
-    room, context, together = (
-        math.inf if most is None else most for most in (policy.room, policy.context, policy.together)
-    )
-    if waiting[places[0]].prompt <= together:  # as all others are, which are of one kind
-        context = min(context, together)
-    prompt, fresh, fits = 0, 0, 0
-    for place in places:
-        # Shorter prompts are padded, and what is finished stays in the cache until all are.
-        prompt, fresh = max(prompt, waiting[place].prompt), max(fresh, waiting[place].fresh)
-        if fits and (prompt + fresh > context or (fits + 1) * (prompt + fresh) > room):
+def _by_arrival(waiting: Sequence[Waiting], places: Sequence[int], policy: Policy, started: Sequence[Started]) -> Plan:
+    """Whoever has been ready for longest; of requests, those right behind it that can run with it."""
+    run = _longest_ready(started)
+    if run is not None and not (places and waiting[places[0]].arrived < started[run].ready):
+        return Plan(run=run)
+    first = waiting[places[0]]
+    alike = [places[0]]
+    for place in places[1 : policy.batch]:
+        if (waiting[place].task, waiting[place].kind) != (first.task, first.kind):
             break
-        fits += 1
-    return tuple(places[:fits])
+        alike.append(place)
+    return Plan(_unbroken(alike, together(waiting, alike, started, policy)))
+
+
+def _unbroken(places: Sequence[int], batch: Sequence[int]) -> tuple[int, ...]:
+    """The part of a batch before which nobody was left out."""
+    return tuple(place for place, chosen in zip(places, batch, strict=False) if place == chosen)

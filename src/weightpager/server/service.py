@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,19 +19,28 @@ from weightpager.engine.architecture import (
     read_config,
     takes_images,
 )
+from weightpager.engine.attention_cache import reads_in_pieces
 from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.forward_size import Activations
 from weightpager.errors import RequestError
 from weightpager.server.image_inputs import ImageInputs
 from weightpager.server.job import Job, Listener
 from weightpager.server.job_queue import JobQueue
 from weightpager.server.kv_cache import bytes_per_token
 from weightpager.server.metrics import Metrics
-from weightpager.server.scheduler import Policy
+from weightpager.server.policy import Policy
 from weightpager.server.settings import Settings
+from weightpager.server.text_limit import TextLimit, default_limit
 from weightpager.server.timeline import Timeline
 from weightpager.server.vocabulary import Vocabulary
-from weightpager.server.work import Work
+from weightpager.server.work import Embed, Generate, Work
 from weightpager.server.worker import Worker
+
+_STUCK = 10.0
+"""Seconds that no step should take: requests are better sent elsewhere."""
+
+_LAST = 3.0
+"""Seconds that the worker has to end once it is told to, and as many to be cut off."""
 
 
 class Service:
@@ -59,6 +69,7 @@ class Service:
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
         self.timeline = Timeline(self.metrics.switched)
+        self._limit = self._text_limit()
         self.worker = Worker(engine, self.queue, self._policy(), self.metrics, self.timeline)
         self.started = time.time()
 
@@ -68,8 +79,13 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken."""
-        return self.worker.alive and not self.queue.closed
+        """Whether requests are taken, and the worker hasn't been busy with one thing for too long."""
+        return self.worker.alive and not self.queue.closed and not self.stuck
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the worker has been busy with one thing, such as a load, for longer than a request should wait."""
+        return self.worker.busy > min(_STUCK, self.settings.timeout)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -105,15 +121,16 @@ class Service:
         """Queue a request's texts; the listener hears of each by its place in ``works``.
 
         Raises:
-            RequestError: they are more than may ever wait.
+            RequestError: they are more than may ever wait, or one is too long.
             QueueFullError: too many are waiting.
             ServerClosedError: the server is shutting down.
         """
+        self._check_lengths(works)
         now = time.monotonic()
         deadline = now + self.settings.timeout
         alike = math.inf if self._vocabulary is None else self._vocabulary.together
         jobs = [
-            Job(task, work, index, now, deadline, listener, long=len(work.ids) > alike)
+            Job(task, work, index, now, deadline, listener, long=len(work.ids) > alike, cached=self._cached(work))
             for index, work in enumerate(works)
         ]
         self.queue.put(jobs)
@@ -122,6 +139,7 @@ class Service:
     def reload(self) -> BundleChange:
         """Take over what has become of the bundle; only in the worker's own thread. Errors are those of the engine."""
         change = self.engine.reload()
+        self._limit = self._text_limit()
         if self._vocabulary is not None:
             self._vocabulary.most_cached = _room(self.engine, self._config)  # tasks may compute in wider numbers now
         self.worker.policy = self._policy()
@@ -132,16 +150,47 @@ class Service:
         return max(1, round(self.settings.policy.patience))
 
     def close(self) -> None:
-        """Refuse what waits, let the running batch end, and close the engine."""
-        self.worker.stop(timeout=self.settings.timeout)
-        self.engine.close()
+        """Refuse what waits, have what is under way end, and close the engine.
+
+        What can't be stopped within some seconds is left behind in its thread; then the worker is still alive.
+        """
+        self.worker.stop(timeout=_LAST)
+        # The engine waits for the layer that is being computed, and the next one finds it closed: not in this thread.
+        closing = threading.Thread(target=self.engine.close, name="weightpager-close", daemon=True)
+        closing.start()
+        closing.join(_LAST)
+        self.worker.stop(timeout=_LAST)
+
+    def _check_lengths(self, works: Sequence[Work]) -> None:
+        longest, most = max(len(work.ids) for work in works), self._limit.tokens
+        if longest > most:
+            raise RequestError(
+                f"expected at most {most} tokens a text, as the server's --max-text-tokens, found {longest}",
+                code="context_length_exceeded",
+            )
+
+    def _cached(self, work: Work) -> bool:
+        return isinstance(work, Generate) or (isinstance(work, Embed) and self._limit.cached(len(work.ids)))
+
+    def _text_limit(self) -> TextLimit:
+        tasks = self.engine.bundle.tasks
+        widest = max(self.engine.dtype(task).itemsize for task in tasks)
+        writes = all(task.kind == "language-modeling" for task in tasks.values())
+        in_pieces = writes and reads_in_pieces(self._config)
+        context = None if self._vocabulary is None else self._vocabulary.context
+        own = self.settings.most_text_tokens
+        usual = default_limit(context, (task.max_length for task in tasks.values()), in_pieces=in_pieces)
+        tokens = usual if own is None else own
+        return TextLimit(tokens, in_pieces, Activations.of(self._config, widest))
 
     def _policy(self) -> Policy:
         """With what the model and the KV reserve have room for."""
-        read, policy = self._vocabulary, self.settings.policy
+        read, limit = self._vocabulary, self._limit
+        policy = replace(self.settings.policy, activations=limit.activations)
         if read is None:
             return policy
-        return replace(policy, room=read.most_cached, context=read.context, together=read.together)
+        room = limit.room(policy.batch, self.settings.most_new_tokens) if read.most_cached is None else read.most_cached
+        return replace(policy, room=room, context=read.context, together=read.together)
 
 
 def _vocabulary(engine: Engine, config: Any) -> Vocabulary:

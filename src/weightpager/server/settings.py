@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from weightpager.errors import ConfigError
-from weightpager.server.scheduler import Policy
+from weightpager.server.policy import Policy
 
 _MAKE_ONE = "'openssl rand -hex 32 > FILE' makes one"
 
@@ -22,6 +22,7 @@ class Settings:
         timeout: seconds after which a request is given up, waiting or running.
         grace: seconds that requests have to finish once the server is told to end.
         most_new_tokens: that one request may ask for.
+        most_text_tokens: of one text, however many the model can read; None for what `default_limit` says.
         body_bytes: of the largest request body.
         token: that requests must bring; None lets everybody in. Never printed.
         admin_token: that the admin's requests must bring; without one there are no admin routes. Never printed.
@@ -33,6 +34,7 @@ class Settings:
     timeout: float = 120.0
     grace: float = 20.0
     most_new_tokens: int = 1024
+    most_text_tokens: int | None = None
     body_bytes: int = 2**20
     token: str | None = field(default=None, repr=False)
     admin_token: str | None = field(default=None, repr=False)
@@ -42,6 +44,8 @@ class Settings:
         for name in ("queue", "most_new_tokens", "body_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if self.most_text_tokens is not None and self.most_text_tokens < 1:
+            raise ConfigError(f"most_text_tokens: expected 1 or more, got {self.most_text_tokens}")
         if not (math.isfinite(self.timeout) and self.timeout > 0):
             raise ConfigError(f"timeout: expected a number of seconds above zero, got {self.timeout}")
         if not (math.isfinite(self.grace) and self.grace >= 0):

@@ -30,7 +30,7 @@ def status(service: Service) -> Status:
     monitor, names = engine.monitor, [name for name in found.needs if name in known]
     return Status(
         version=VERSION,
-        state="ready" if service.ready else "stopping",
+        state="ready" if service.ready else "stuck" if service.stuck else "stopping",
         time=time.time(),
         uptime=time.time() - service.started,
         kernel=report.kernel,

@@ -61,7 +61,7 @@ class Status(Answer):
     """All of it.
 
     Attributes:
-        state: whether requests are taken.
+        state: whether requests are taken; ``stuck`` while the worker takes too long over one thing.
         memory: bytes by purpose.
         pages: for each layer a digit per page, 1 where it is resident; None where there are too many.
         prefetch: None if nothing is loaded ahead.
@@ -70,7 +70,7 @@ class Status(Answer):
     """
 
     version: str
-    state: Literal["ready", "stopping"]
+    state: Literal["ready", "stuck", "stopping"]
     time: float
     uptime: float
     kernel: str

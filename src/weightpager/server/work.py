@@ -10,6 +10,9 @@ from torch import Tensor
 
 Ids = tuple[int, ...]
 
+_PATCH = 16
+"""Pixels of the side of an image's patch, as most models cut it."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -21,10 +24,21 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Generate:
-    """Continue a prompt by so many tokens at most, or until a text of ``stop`` appears, which is cut off."""
+class _Text:
+    """Token ids to be read."""
 
     ids: Ids
+
+    @property
+    def tokens(self) -> int:
+        """How many there are to read."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Generate(_Text):
+    """Continue a prompt by so many tokens at most, or until a text of ``stop`` appears, which is cut off."""
+
     max_new_tokens: int
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
@@ -36,10 +50,8 @@ class Generate:
 
 
 @dataclass(frozen=True)
-class Classify:
+class Classify(_Text):
     """Find a text's class."""
-
-    ids: Ids
 
     @property
     def kind(self) -> Hashable:
@@ -48,10 +60,9 @@ class Classify:
 
 
 @dataclass(frozen=True)
-class Tag:
+class Tag(_Text):
     """Find a tag for every word. ``starts`` has for every token the word that it begins, None for any other."""
 
-    ids: Ids
     words: tuple[str, ...]
     starts: tuple[int | None, ...]
 
@@ -62,10 +73,8 @@ class Tag:
 
 
 @dataclass(frozen=True)
-class Embed:
+class Embed(_Text):
     """Find a text's vector."""
-
-    ids: Ids
 
     @property
     def kind(self) -> Hashable:
@@ -81,8 +90,13 @@ class Look:
 
     @property
     def ids(self) -> Ids:
-        """An image has no tokens."""
+        """An image has none."""
         return ()
+
+    @property
+    def tokens(self) -> int:
+        """As many as patches of the usual size: what it takes to compute on it."""
+        return max(1, self.pixels.shape[1] * self.pixels.shape[2] // _PATCH**2)
 
     @property
     def kind(self) -> Hashable:

@@ -9,28 +9,26 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
 from weightpager.engine.architecture import takes_images
-from weightpager.errors import BusyError, RequestTimeoutError, ServerClosedError, WeightpagerError
-from weightpager.server.encoding import encode
-from weightpager.server.generation import generate
-from weightpager.server.job import Done, Failed, Job
-from weightpager.server.job_queue import JobQueue
+from weightpager.errors import BusyError, ServerClosedError, WeightpagerError
+from weightpager.server.batch import Batch
+from weightpager.server.job import Job
+from weightpager.server.job_queue import JobQueue, Taken
 from weightpager.server.metrics import Metrics
-from weightpager.server.scheduler import Plan, Policy, Turn, next_batch
+from weightpager.server.policy import Policy
+from weightpager.server.scheduler import Plan, Turn, next_batch
 from weightpager.server.timeline import Timeline
-from weightpager.server.work import Generate
 
 _Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Runs jobs of a queue on an engine, batch by batch, in a thread of its own.
+    """Runs jobs of a queue on an engine, step by step, in a thread of its own.
 
     Attributes:
         policy: what is run next, and together; replaced in the worker's own thread.
@@ -45,7 +43,11 @@ class Worker:
         self._timeline = timeline
         self._tokenizer: Any = None if takes_images(engine.bundle) else engine.tokenizer()  # this thread's own
         self._turn = Turn()
-        self._running: list[Job] = []
+        self._batches: list[Batch] = []  # under way
+        self._running: Sequence[Job] = ()  # all of their jobs, for other threads to read
+        self._active: str | None = None
+        self._since: float | None = None
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="weightpager-worker", daemon=True)
 
     @property
@@ -55,23 +57,30 @@ class Worker:
 
     @property
     def running(self) -> int:
-        """Jobs in the batch that is being run."""
+        """Jobs of the batches under way."""
         return len(self._running)
+
+    @property
+    def busy(self) -> float:
+        """Seconds since it last looked at the queue; 0 while there is nothing to do."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
 
     def start(self) -> None:
         """Take jobs from now on."""
         self._thread.start()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Refuse what waits, have the running batch end soon, and return when it has, or after the timeout."""
+        """Refuse what waits, have what is under way end soon, and return when it has, or after the timeout."""
+        self._stopping = True
         for job in self._queue.close():
-            job.listener(Failed(job.index, ServerClosedError("the server is shutting down; ask again when it is back")))
-        for job in list(self._running):
+            job.fail(ServerClosedError("the server is shutting down; ask again when it is back"))
+        for job in self._running:
             job.cancel()
         self._thread.join(timeout)
 
     def between(self, act: Callable[[], _Result]) -> Future[_Result]:
-        """Have something done between two batches, while no task is in use.
+        """Have something done between two steps, while no task is in use.
 
         Raises:
             ServerClosedError: the worker takes nothing any more.
@@ -82,6 +91,7 @@ class Worker:
             if not future.set_running_or_notify_cancel():
                 return
             try:
+                self._active = None
                 self._engine.deactivate()
                 future.set_result(act())
             except Exception as error:  # noqa: BLE001 - it belongs to who asked
@@ -92,8 +102,9 @@ class Worker:
 
     def enter(self, task: str) -> nn.Module:
         """Switch to a task; only in the worker's own thread, so inside `between`. Errors are those of the engine."""
-        before = self._engine.monitor.current
+        before, self._active = self._engine.monitor.current, None
         module = self._engine.activate(task)
+        self._active = task
         switch = self._engine.last_switch
         if task != before and switch is not None:
             self._timeline.add(switch)
@@ -101,77 +112,78 @@ class Worker:
 
     def _run(self) -> None:
         while (taken := self._queue.take(self._choose)) is not None:
-            if callable(taken):
-                taken()
-            else:
+            self._since = time.monotonic()
+            if isinstance(taken, Taken):
                 self._serve(taken)
+            else:
+                taken()
+            self._since = None
 
     def _choose(self, jobs: Sequence[Job]) -> Plan:
         now = time.monotonic()
+        started = [batch.started for batch in self._batches]
         waiting = [job.waiting for job in jobs]
-        plan = next_batch(waiting, self._turn, now, self.policy, self._engine.resident_tasks())
-        if plan.places and jobs[plan.places[0]].task == self._turn.task and self._turn.is_over(now, self.policy):
+        plan = next_batch(waiting, self._turn, now, self.policy, self._engine.resident_tasks(), started)
+        task = jobs[plan.places[0]].task if plan.places else None if plan.run is None else started[plan.run].task
+        if task is not None and task == self._turn.task and self._turn.is_over(now, self.policy):
             self._turn = self._turn.renewed(now)
         return plan
 
-    def _serve(self, jobs: list[Job]) -> None:
+    def _serve(self, taken: Taken) -> None:
+        """Have a batch's next step, or the first one of jobs that begin."""
         start = time.monotonic()
-        task = jobs[0].task
-        jobs = [job for job in jobs if not _expired(job, start) and not self._outdated(job)]
-        self._running = jobs
+        batch, begun = (self._batches[taken.run], 0) if taken.run is not None else self._begin(taken.jobs, start)
+        if batch is None:
+            return
+        if self._stopping:
+            for job in batch.jobs:
+                job.cancel()
+        self._step(batch, begun, start)
+        end = time.monotonic()
+        self._turn = self._turn.after(batch.started.task, begun, start, end)
+        batch.paused(end)
+        if not batch.jobs:
+            self._batches.remove(batch)
+        self._tell_running()
+
+    def _begin(self, jobs: Sequence[Job], now: float) -> tuple[Batch | None, int]:
+        """A batch of those that somebody still waits for, and how many these are."""
+        jobs = [job for job in jobs if not job.given_up(now) and not self._outdated(job)]
+        if not jobs:
+            return None, 0
+        batch = Batch(jobs, now)
+        self._batches.append(batch)
+        self._tell_running()
+        return batch, len(jobs)
+
+    def _step(self, batch: Batch, begun: int, start: float) -> None:
+        task = batch.started.task
+        ready = batch.started.arrived if begun else batch.started.ready
+        waits = [start - job.arrived for job in batch.jobs] if begun else []
+        self._metrics.began(task, waits, start - max(ready, self._turn.served_at.get(task, 0.0)))
         try:
-            if jobs:
-                for job in jobs:
-                    job.began = start
-                gap = start - max(jobs[0].arrived, self._turn.served_at.get(task, 0.0))
-                self._metrics.began(task, [start - job.arrived for job in jobs], gap)
-                self._run_batch(self.enter(task), jobs)
+            module = self._engine.module(task) if task == self._active and not begun else self.enter(task)
+            computed = time.monotonic()
+            tokens = batch.step(module, self._tokenizer, computed + self.policy.step)
+            self._metrics.ran(task, begun, tokens, time.monotonic() - computed)
         except WeightpagerError as error:
-            _fail(jobs, error)
+            batch.fail(error)
         except Exception as error:  # noqa: BLE001 - who asked is told, and the next batch may go well
             _log.exception("a batch of task %r failed", task)
-            _fail(jobs, error)
-        finally:
-            self._running = []
-            self._turn = self._turn.after(task, len(jobs), start, time.monotonic())
+            batch.fail(error)
+
+    def _tell_running(self) -> None:
+        self._running = [job for batch in self._batches for job in batch.jobs]
 
     def _outdated(self, job: Job) -> bool:
         """Tell the listener of a job whose task reads other texts, or has other classes, since a reload."""
         now = self._engine.bundle.tasks.get(job.task)
         if now is None or _read_by(now) == _read_by(job.entry):
             return False
-        job.listener(Failed(job.index, BusyError(f"task {job.task!r} was compiled anew meanwhile; ask again")))
+        job.fail(BusyError(f"task {job.task!r} was compiled anew meanwhile; ask again"))
         return True
-
-    def _run_batch(self, module: nn.Module, jobs: Sequence[Job]) -> None:
-        start = time.monotonic()
-        with torch.inference_mode():
-            tokens = self._outcomes(module, jobs)
-        self._metrics.ran(jobs[0].task, len(jobs), tokens, time.monotonic() - start)
-
-    def _outcomes(self, module: nn.Module, jobs: Sequence[Job]) -> int:
-        """Tell every listener; how many tokens were generated."""
-        works = [job.work for job in jobs]
-        if isinstance(works[0], Generate):
-            return generate(module, self._tokenizer, jobs)
-        for job, outcome in zip(jobs, encode(module, self._tokenizer, works), strict=True):
-            job.listener(Done(job.index, outcome))
-        return 0
 
 
 def _read_by(task: TaskEntry) -> tuple[object, ...]:
     """What a request was read by, and its answer will be written by."""
     return (task.kind, task.classes, task.max_length)
-
-
-def _expired(job: Job, now: float) -> bool:
-    """Tell the listener of a job whose time is over before it began."""
-    if now <= job.deadline:
-        return job.cancelled
-    job.listener(Failed(job.index, RequestTimeoutError("the request waited longer than the server gives it")))
-    return True
-
-
-def _fail(jobs: Sequence[Job], error: Exception) -> None:
-    for job in jobs:
-        job.listener(Failed(job.index, error))
