@@ -2,6 +2,7 @@
 
     python -m benchmarks.serving --minutes 5 --json serving.json
     python -m benchmarks.serving --only trace --minutes 5 --p99 4 --json serving.json
+    python -m benchmarks.serving --attack prompts --minutes 1 --json attack.json
 
 Random weights in a small decoder's shape unless a bundle is named; every answer is compared with the engine's own. The
 trace is played first come, first served, and then grouped, with lingers from none to half of the bound on the 99th
@@ -26,7 +27,8 @@ import httpx
 import torch
 import typer
 
-from benchmarks import provenance
+from benchmarks import provenance, serving_attack
+from benchmarks.serving_attack import AttackRow
 from benchmarks.serving_clients import Answers, Ask, Ids, Tally, crowd, replay, watch
 from benchmarks.serving_rows import Row, line, table
 from weightpager.bench.synthetic_bundle import bundle_of, small
@@ -54,10 +56,20 @@ def main(
     ] = 4.0,
     patience: Annotated[float, typer.Option(help="Of the server.")] = 2.0,
     only: Annotated[Literal["crowd", "trace"] | None, typer.Option(help="Just one of the two.")] = None,
+    attack: Annotated[
+        Literal["prompts", "images"] | None, typer.Option(help="Clients that mean no good, beside 32 honest ones.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Of the server that is attacked, in seconds.")] = 15.0,
+    source: Annotated[Path | None, typer.Option(help="Checkout whose server is attacked; this one if absent.")] = None,
     seed: int = 0,
 ) -> None:
     """Measure serving."""
     torch.set_num_threads(2)
+    if attack is not None:
+        attacked = serving_attack.attack(attack, 60 * minutes, timeout, source, seed)
+        typer.echo(serving_attack.line(attacked))
+        _write(json, [attacked])
+        return
     opened = bundle_of(small(), cache_dir() / "benchmarks" / "serving", typer.echo) if bundle is None else None
     served = Bundle.open(bundle) if bundle is not None else opened
     assert served is not None
@@ -74,7 +86,11 @@ def main(
             rows.append(_trace(served, asks, answers, order, max(patience, linger), linger, p99))
             typer.echo(line(rows[-1]))
         typer.echo("\n" + table(rows))
-    json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    _write(json, rows)
+
+
+def _write(path: Path, rows: Sequence[Row | AttackRow]) -> None:
+    path.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
 
 
 def trace(tasks: Sequence[str], texts: Sequence[Ids], rate: float, seconds: float, seed: int) -> list[Ask]:

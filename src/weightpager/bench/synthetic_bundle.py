@@ -81,6 +81,12 @@ def small(tasks: int = 6) -> Recipe:
     return Recipe("small", config, BlockShape(16, 32), tasks, density=0.4, common=0.4)
 
 
+def long_context(tasks: int = 6) -> Recipe:
+    """A decoder of four narrow layers that reads 131,072 tokens: what a long prompt costs, and little else."""
+    config = _config(hidden_size=128, intermediate_size=384, layers=4, heads=4, words=2000, positions=2**17)
+    return Recipe("long context", config, BlockShape(16, 32), tasks, density=0.4, common=0.4)
+
+
 def assistant_of_many() -> Recipe:
     """Qwen2.5-0.5B, three quarters of the blocks dropped, with 18 tasks that overlap by 0.61."""
     return replace(quarter_kept(tasks=18), groups=36, page_bytes=1 << 17)
@@ -112,7 +118,14 @@ def many_pages() -> Recipe:
 
 
 def _config(
-    *, hidden_size: int, intermediate_size: int, layers: int, heads: int, words: int, key_value_heads: int = 2
+    *,
+    hidden_size: int,
+    intermediate_size: int,
+    layers: int,
+    heads: int,
+    words: int,
+    key_value_heads: int = 2,
+    positions: int = 2**15,
 ) -> Qwen2Config:
     return Qwen2Config(
         hidden_size=hidden_size,
@@ -121,6 +134,7 @@ def _config(
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
         vocab_size=words,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
         dtype=torch.bfloat16,
     )

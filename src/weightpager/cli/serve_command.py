@@ -60,6 +60,14 @@ def serve(
         float, typer.Option(min=0, metavar="SECONDS", help="Time that requests have to finish at shutdown.")
     ] = 20.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens that one text may be continued by.")] = 1024,
+    max_text_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most tokens of one text, prompts included; 8192, or 2048 where a model reads a text at once, or what "
+            "it can read at all.",
+        ),
+    ] = None,
     max_body: Annotated[str, typer.Option(metavar="SIZE", help="Largest body of a request.")] = "1MiB",
     kv_reserve: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Part of the budget for KV caches; batches are kept within it.")
@@ -101,6 +109,7 @@ def serve(
         timeout=timeout,
         grace=grace,
         most_new_tokens=max_new_tokens,
+        most_text_tokens=max_text_tokens,
         body_bytes=parse_size(max_body),
         token=None if token_file is None else read_token(token_file),
         admin_token=None if admin_token_file is None else read_token(admin_token_file),
@@ -126,7 +135,7 @@ def serve(
 def _run(service: Service, host: str, listening: socket) -> None:
     """Until the process is told to end."""
     from weightpager.server.presence import Presence, announced
-    from weightpager.server.run import server, told_to_end
+    from weightpager.server.run import cut_off, server, told_to_end
 
     port, bundle = listening.getsockname()[1], service.engine.bundle
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -134,5 +143,5 @@ def _run(service: Service, host: str, listening: socket) -> None:
     output.say(f"{url}/ serves {', '.join(bundle.tasks)}")
     output.next_step(f"weightpager top {url}")
     presence = Presence(url=url, pid=os.getpid(), bundle=str(bundle.path.absolute()), started=time.time())
-    with told_to_end(), announced(presence):
+    with told_to_end(), cut_off(service), announced(presence):
         serving.run(sockets=[listening])

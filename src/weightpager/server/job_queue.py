@@ -68,7 +68,8 @@ class JobQueue:
     def take(self, choose: Callable[[Sequence[Job]], Plan]) -> Command | Taken | None:
         """Wait for something to do: a command, jobs that begin, or a batch that goes on.
 
-        None once the queue is closed and ``choose`` finds nothing. Jobs that were cancelled are dropped. Times of ``choose`` are those of `time.monotonic`.
+        None once the queue is closed and ``choose`` finds nothing. Jobs that were cancelled are dropped. Times of
+        ``choose`` are those of `time.monotonic`.
         """
         with self._changed:
             while True:

@@ -67,7 +67,7 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def began(self, task: str, waits: Sequence[float], gap: float) -> None:
-        """A step begins; how long the texts that begin have waited, and for how long others were served than its task."""
+        """A step begins; how long texts that begin have waited, and for how long others than its task were served."""
         self._longest_gap.raise_to(gap)
         for wait in waits:
             self._waits.labels(task).observe(wait)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 
 import uvicorn
@@ -89,6 +91,24 @@ def told_to_end() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def cut_off(service: Service) -> Iterator[None]:
+    """End the process at the end of the block if the worker is still computing, as a process can't end around that.
+
+    Exit code 1, after what was written has been flushed. `Service.close` has given the worker its last seconds.
+    """
+    try:
+        yield
+    finally:
+        if service.worker.alive:
+            _log.error("the worker is still computing after its last seconds, and is cut off")
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):  # nobody reads it any more
+                    stream.flush()
+            os._exit(1)
 
 
 def is_loopback(host: str) -> bool:
