@@ -1,10 +1,10 @@
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from weightpager.config import EngineConfig, format_size, parse_bandwidth, parse_size
+from weightpager.config import EngineConfig, format_enough, format_room, format_size, parse_bandwidth, parse_size
 from weightpager.errors import ConfigError
 
 
@@ -36,6 +36,32 @@ def test_bandwidths() -> None:
 
 def test_sizes_are_shown_as_people_read_them() -> None:
     assert [format_size(count) for count in (5, 2048, 3 << 20, 5 << 30)] == ["5 B", "2.0 KiB", "3.0 MiB", "5.0 GiB"]
+
+
+@given(st.integers(1, 2**60))
+@example(30_828_200)  # for which a budget of 29.4 MiB was once printed and then refused
+@example(2**20 - 1)
+def test_a_size_that_is_printed_as_enough_is_enough(count: int) -> None:
+    assert count <= parse_size(format_enough(count)) <= count + max(1, count // 10)
+
+
+@given(st.integers(1, 2**60))
+@example(2**20 - 1)
+def test_a_size_that_is_printed_as_room_is_there(count: int) -> None:
+    assert count - count // 10 <= parse_size(format_room(count)) <= count
+
+
+@given(st.integers(0, 10239), st.sampled_from(["B", "KiB", "MiB", "GiB"]))
+def test_a_size_is_shown_as_it_was_stated(tenths: int, unit: str) -> None:
+    stated = f"{tenths // 10} B" if unit == "B" else f"{tenths // 10}.{tenths % 10} {unit}"
+    assume(tenths >= 10)
+    assert format_enough(parse_size(stated)) == format_room(parse_size(stated)) == stated
+
+
+def test_sizes_are_read_to_the_byte() -> None:
+    assert parse_size("0.0011KB") == 1
+    assert parse_size("1.001KB") == 1001
+    assert parse_size("999999999999999999") == 10**18 - 1
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from weightpager.errors import ConfigError
@@ -24,7 +26,7 @@ def parse_size(size: str | int) -> int:
     match = _SIZE.fullmatch(str(size).strip())
     if match is None or match[2].upper() not in _UNITS:
         raise ConfigError(f"size: expected a number with a unit, such as 512MiB or 1.5GB, got {size!r}")
-    count = int(float(match[1]) * _UNITS[match[2].upper()])
+    count = int(Fraction(match[1]) * _UNITS[match[2].upper()])
     if count <= 0:
         raise ConfigError(f"size: expected more than zero bytes, got {size!r}")
     return count
@@ -43,12 +45,32 @@ def parse_bandwidth(text: str) -> float:
 
 
 def format_size(count: float) -> str:
-    """A size as people read it: ``format_size(67108864) == "64.0 MiB"``."""
+    """A size as people read it: ``format_size(67108864) == "64.0 MiB"``; to the nearest, so no limit to go by."""
     for unit in ("B", "KiB", "MiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def format_enough(count: float) -> str:
+    """A size that is needed, rounded up: whoever states it has ``count`` bytes or more."""
+    return _in_tenths(math.ceil(count), lambda whole, unit: -(-10 * whole // unit))
+
+
+def format_room(count: float) -> str:
+    """A size that there is room for, rounded down: whoever states it has ``count`` bytes or less."""
+    # `parse_size` rounds down to bytes: the next tenth must give a byte more. So a size is shown as it was stated.
+    return _in_tenths(math.floor(count), lambda whole, unit: -(-10 * (whole + 1) // unit) - 1)
+
+
+def _in_tenths(whole: int, tenths: Callable[[int, int], int]) -> str:
+    """Bytes in a unit of which there are 1 to 1024; ``tenths`` of it, of bytes and the bytes of a unit."""
+    if whole < 1024:
+        return f"{whole} B"
+    found = {unit: tenths(whole, _UNITS[unit.upper()]) for unit in ("KiB", "MiB", "GiB")}
+    unit = next((unit for unit, count in found.items() if count < 10240), "GiB")
+    return f"{found[unit] // 10}.{found[unit] % 10} {unit}"
 
 
 def cache_dir() -> Path:

@@ -62,6 +62,25 @@ def test_inspect(weightpager: Command, assistant_bundle: Path) -> None:
     assert facts["switches"][0].keys() >= {"from_task", "to_task", "bytes", "reads"}
 
 
+def stated_in(text: str, pattern: str) -> str:
+    found = re.search(pattern + r"\D*(\d[\d.]* [KMG]?i?B)", text)
+    assert found is not None, text
+    return found[1]
+
+
+def test_a_budget_that_is_printed_as_enough_is_enough(weightpager: Command, assistant_bundle: Path) -> None:
+    shown = weightpager("inspect", assistant_bundle).out
+    for fact in ("smallest budget for every task", "budget that holds everything"):
+        stated = stated_in(shown, fact)
+        facts = json.loads(weightpager("inspect", assistant_bundle, "--budget", stated, "--json").out)
+        assert facts["tasks_that_do_not_fit"] == []
+    for verb, *rest in (["run", "--task", "weather", "red cat rain"], ["plan", "--to", "animal"], ["plan", "--worst"]):
+        refused = weightpager(verb, assistant_bundle, *rest, "--budget", "1KiB")
+        assert refused.code == 1
+        stated = stated_in(refused.err, r"smallest budget that would do is \d+ bytes \(")
+        assert weightpager(verb, assistant_bundle, *rest, "--budget", stated).code == 0
+
+
 def test_inspect_lists_what_does_not_fit_a_budget(weightpager: Command, tmp_path: Path) -> None:
     bundle = wp.compile(tiny.assistant(tmp_path, alignment=0.0, sparsity=0.85), out=tmp_path / "a.bundle").path
     smallest = json.loads(weightpager("inspect", bundle, "--json").out)["smallest_budget"]

@@ -119,3 +119,15 @@ def test_expected_blocks_of_a_switch() -> None:
     keep = np.array([[1, 0], [1, 1], [0, 1], [0, 1]], np.bool_)
     rate = np.array([[0.0, 0.75], [0.25, 0.0]])
     assert expected_switch_blocks(keep, rate) == 0.75 * 2 + 0.25 * 1
+
+
+@given(st.floats(1e-6, 90))
+def test_the_least_loss_that_a_refusal_names_is_enough(least: float) -> None:
+    def constant(strength: float) -> Point:
+        return Point(strength, 1.0, least)
+
+    with pytest.raises(CompileError) as refused:
+        search(Wish("loss", least / 2), constant)
+    stated = re.search(r"expected at least ([0-9.]+),", str(refused.value))
+    assert stated is not None
+    search(Wish("loss", float(stated[1])), constant)

@@ -23,7 +23,7 @@ from faults import FaultyStore, HangingStore
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
-from weightpager.config import EngineConfig, format_size
+from weightpager.config import EngineConfig, format_enough
 from weightpager.engine.foresight import foresight
 from weightpager.engine.report import PrefetchReport
 from weightpager.errors import BudgetError, ConfigError, EngineClosedError, StoreTimeoutError, UnknownTaskError
@@ -479,7 +479,7 @@ def test_a_named_task_that_has_no_room_changes_nothing(bundle: Bundle) -> None:
     with wp.Engine(bundle, EngineConfig(room_for(bundle, "number"))) as engine:
         engine.activate("number")
         before = engine.blocks.page_table.copy()
-        smallest = format_size(room_for(bundle, "animal", "number"))
+        smallest = format_enough(room_for(bundle, "animal", "number"))
         with pytest.raises(BudgetError, match=f"'animal' beside the tasks in use.*{re.escape(smallest)}"):
             engine.prefetch("animal")
         assert (engine.blocks.page_table == before).all()

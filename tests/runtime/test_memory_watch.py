@@ -88,7 +88,7 @@ def test_where_nothing_would_do_no_budget_is_advised(tmp_path: Path, caplog: pyt
     memory, found = watch(tmp_path, 40 * MIB)
     found.check(memory.use.total)
     (said,) = caplog.messages
-    assert "free some memory: not even the smallest budget that would do, 7.2 MiB, can be had" in said
+    assert "free some memory: not even the smallest budget that would do, 7.3 MiB, can be had" in said
 
 
 def test_a_machine_that_tells_nothing_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

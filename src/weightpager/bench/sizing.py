@@ -9,7 +9,7 @@ import numpy as np
 
 from weightpager.bench.simulator import Device, Foreteller, Recency, Simulation, Simulator
 from weightpager.bundle import Bundle
-from weightpager.config import format_size
+from weightpager.config import format_enough
 from weightpager.engine.open_bundle import needs_of
 from weightpager.errors import BudgetError
 from weightpager.runtime.memory_controller import MemoryController
@@ -101,8 +101,9 @@ class Sizing:
         """
         least, most = self._simulator.largest_task, self._simulator.all_pages
         if not self._is_short(most, mean_seconds):
+            whole = format_enough(self._budget(most))
             raise BudgetError(
-                f"even a budget for all of the bundle, {format_size(self._budget(most))}, waits longer on this trace: "
+                f"even a budget for all of the bundle, {whole}, waits longer on this trace: "
                 "state a longer wait, or faster storage",
                 self._budget(most),
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from weightpager.bench.machine import Bandwidth, direct_read_bandwidth
-from weightpager.config import EngineConfig, format_size
+from weightpager.config import EngineConfig, format_enough, format_room
 from weightpager.errors import ConfigError, StoreError
 from weightpager.machine.mounts import mount_of
 
@@ -88,8 +88,8 @@ def examine_storage(directory: Path, step: Step = lambda: None) -> Storage:
         free = shutil.disk_usage(directory).free
         size = probe_bytes(free)
         if size == 0:
-            needed = format_size(_FREE_SHARE * _PIECE)
-            return replace(found, problem=f"too little space: expected {needed} free, got {format_size(free)}")
+            needed = format_enough(_FREE_SHARE * _PIECE)
+            return replace(found, problem=f"too little space: expected {needed} free, got {format_room(free)}")
         with tempfile.NamedTemporaryFile(prefix=".weightpager-doctor-", dir=directory) as file:
             written = _fill(file, size)
             step()

@@ -11,7 +11,7 @@ import numpy as np
 
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report import LOWER_IS_BETTER, CompileReport
-from weightpager.config import format_size
+from weightpager.config import format_enough, format_room
 
 _HOW = {
     "shared mask": " 'alignment: inf' compiles that.",
@@ -92,14 +92,15 @@ def _unit(metrics: Mapping[str, str]) -> str:
 
 
 def _words(ours: Choice, others: Sequence[Choice], budget: int, unit: str) -> str:
-    room = format_size(budget)
     fitting = [choice for choice in others if choice.resident_bytes <= budget]
     best = min(fitting, key=lambda choice: choice.loss, default=None)
     if ours.resident_bytes > budget:
+        room = format_room(budget)
         if best is None:
             return f"Nothing that was measured fits {room}: compile with more sparsity."
         found = f"This bundle does not fit {room} of paged weights; {_called(best)} does and {_loses(best, unit)}."
         return found + _HOW.get(best.name, "")
+    room = format_enough(budget)
     if best is not None and best.loss <= ours.loss:
         return (
             f"With {room} for paged weights use {_called(best)}: it {_loses(best, unit)} and loads nothing at a "
@@ -113,7 +114,7 @@ def _words(ours: Choice, others: Sequence[Choice], budget: int, unit: str) -> st
     larger = [choice for choice in others if choice.resident_bytes > budget and choice.loss < ours.loss]
     if larger:
         least = min(larger, key=lambda choice: choice.resident_bytes)
-        words += f" With {format_size(least.resident_bytes)} {_called(least)} would be better: it {_loses(least)}."
+        words += f" With {format_enough(least.resident_bytes)} {_called(least)} would be better: it {_loses(least)}."
     return words
 
 

@@ -12,7 +12,6 @@ from weightpager.bundle.report import CompileReport
 from weightpager.cli import output
 from weightpager.cli.options import Force, Json, Quiet, extra
 from weightpager.cli.progress import progress
-from weightpager.config import format_size
 
 
 def register(app: typer.Typer) -> None:
@@ -73,7 +72,7 @@ def compile_(
     output.say("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
     if report.peak_memory:
         stage, size = max(report.peak_memory.items(), key=lambda item: item[1])
-        output.say(f"memory: at most {format_size(size)} ({stage})")
+        output.say(f"memory: at most {output.enough(size)} ({stage})")
     if not quiet:
         named = shlex.quote(str(out))
         output.next_step(

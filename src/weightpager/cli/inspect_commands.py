@@ -239,8 +239,8 @@ def _size_rows(facts: dict[str, Any]) -> list[list[object]]:
         ["resident parameters", output.size(facts["resident_bytes"])],
         ["private parameters, all tasks", output.size(facts["private_bytes"])],
         ["block tables, page index and page table", output.size(facts["tables_bytes"])],
-        ["smallest budget for every task", output.size(facts["smallest_budget"])],
-        ["budget that holds everything", output.size(facts["largest_budget"])],
+        ["smallest budget for every task", output.enough(facts["smallest_budget"])],
+        ["budget that holds everything", output.enough(facts["largest_budget"])],
     ]
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from weightpager.bundle.advice import Advice
 from weightpager.cli.legend import legend
-from weightpager.config import format_size
+from weightpager.config import format_enough, format_size
 
 _WIDE = None if sys.stdout.isatty() else 160
 """A table that goes to a file or a pipe isn't cut at 80 columns."""
@@ -64,7 +64,7 @@ def facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
 def advice(found: Advice) -> None:
     """Print the ways to serve the tasks by memory, and what to use in words."""
     rows = [
-        [choice.name, size(choice.resident_bytes), size(choice.switch_bytes), f"{choice.loss:.1f}"]
+        [choice.name, enough(choice.resident_bytes), size(choice.switch_bytes), f"{choice.loss:.1f}"]
         for choice in found.choices
     ]
     table("what else could do the job", ["", "paged weights in memory", "per switch", "loss against dense"], rows)
@@ -125,6 +125,11 @@ def milliseconds(seconds: float) -> str:
 def size(count: float) -> str:
     """A size as people read it."""
     return format_size(count)
+
+
+def enough(count: float) -> str:
+    """A size that is needed, as people may state it."""
+    return format_enough(count)
 
 
 def bandwidth(bytes_per_second: float) -> str:

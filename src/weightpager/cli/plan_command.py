@@ -12,7 +12,7 @@ from weightpager.bundle.footprint import footprint
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
 from weightpager.cli.options import Budget, BundlePath, Json, Storage
-from weightpager.config import parse_bandwidth, parse_size
+from weightpager.config import format_room, parse_bandwidth, parse_size
 from weightpager.errors import BudgetError, ConfigError
 from weightpager.store import StorageModel, SwitchCost, switch_cost
 
@@ -85,7 +85,7 @@ def _print(cost: SwitchCost, facts: dict[str, Any], storage: str) -> None:
             ["reads", facts["reads"]],
             [f"predicted at {storage.strip().removesuffix('/s')}/s", output.milliseconds(cost.seconds)],
             ["at most, whatever else is in memory", output.milliseconds(cost.most_seconds)],
-            ["peak memory for weights", output.size(facts["peak_bytes"])],
+            ["peak memory for weights", output.enough(facts["peak_bytes"])],
             ["both tasks fit", facts["both_fit"]],
         ],
     )
@@ -96,8 +96,9 @@ def _check_fits(bundle: Bundle, fitting: Sequence[str], to_task: str | None, bud
     name = to_task or min(bundle.tasks, key=lambda task: len(bundle.pages_of(task)))
     least = footprint(bundle).total + len(bundle.pages_of(name)) * bundle.page_bytes
     if budget is not None and name not in fitting:
-        cannot = f"{name!r} does not fit into {output.size(budget)}"
-        raise BudgetError(f"{cannot}; the smallest budget that would do is {least} bytes ({output.size(least)})", least)
+        cannot = f"{name!r} does not fit into {format_room(budget)}"
+        smallest = f"the smallest budget that would do is {least} bytes ({output.enough(least)})"
+        raise BudgetError(f"{cannot}; {smallest}", least)
 
 
 def _facts(bundle: Bundle, cost: SwitchCost, budget: int | None) -> dict[str, Any]:

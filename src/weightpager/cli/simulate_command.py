@@ -76,7 +76,7 @@ def simulate(
     if slots >= pages:
         output.say("note: all pages fit, so each is loaded once, and nearly no switch waits; try a smaller --budget.")
     if smallest is not None:
-        output.say(f"smallest budget that waits {max_wait:g} ms or less: {output.size(smallest)} ({smallest} bytes)")
+        output.say(f"smallest budget that waits {max_wait:g} ms or less: {output.enough(smallest)} ({smallest} bytes)")
 
 
 def _print(title: str, found: Sequence[Waiting]) -> None:

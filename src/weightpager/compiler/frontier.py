@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from weightpager.compiler.nested import Bools, Floats
-from weightpager.config import format_size
+from weightpager.config import format_room
 from weightpager.errors import CompileError
 
 INFINITY = float("inf")
@@ -105,8 +105,9 @@ def expected_switch_blocks(keep: Bools, switch_rate: Floats) -> float:
 
 def _refusal(wish: Wish, least: Point) -> str:
     if wish.what == "loss":
-        return f"accuracy_loss: expected at least {least.loss:.2f}, which no alignment at all costs, got {wish.most:g}"
+        enough = f"{least.loss + 0.005:.2f}"  # rounded up: stating it must do
+        return f"accuracy_loss: expected at least {enough}, which no alignment at all costs, got {wish.most:g}"
     return (
         f"max_switch: expected at least {math.ceil(least.switch_bytes)} B, the least that an average switch "
-        f"between these tasks loads, got {format_size(wish.most)}; tasks of the same sparsity can share all blocks"
+        f"between these tasks loads, got {format_room(wish.most)}; tasks of the same sparsity can share all blocks"
     )

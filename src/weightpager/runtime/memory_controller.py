@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from weightpager.bundle.footprint import Footprint
-from weightpager.config import format_size
+from weightpager.config import format_enough, format_room
 from weightpager.errors import BudgetError
 from weightpager.runtime.arena import Arena
 from weightpager.runtime.page_arena import PageArena
@@ -155,18 +155,18 @@ class MemoryController:
     def too_small(self, what: str, pages: int, budget: int | None = None) -> BudgetError:
         """The error for something that needs ``pages`` pages in the arena at once."""
         stated = self.budget if budget is None else budget
-        cannot = f"a budget of {format_size(stated)} ({stated} bytes) is too small. "
+        cannot = f"a budget of {format_room(stated)} ({stated} bytes) is too small. "
         return BudgetError(f"{cannot}{self._need(what, pages)}", self.smallest_budget(pages))
 
     def _need(self, what: str, pages: int) -> str:
         smallest = self.smallest_budget(pages)
         extra = {"KV caches": self._kv_reserve, "staging": self._staging_bytes}
-        parts = [f"{format_size(size)} for {purpose}" for purpose, size in extra.items() if size]
+        parts = [f"{format_enough(size)} for {purpose}" for purpose, size in extra.items() if size]
         more = f" (with {', '.join(parts)})" if parts else ""
         return (
-            f"To hold {what} takes {format_size(self._fixed)} for resident and private parameters and tables{more}, "
-            f"and {format_size(pages * self.page_bytes)} for {pages} pages. "
-            f"The smallest budget that would do is {smallest} bytes ({format_size(smallest)})."
+            f"To hold {what} takes {format_enough(self._fixed)} for resident and private parameters and tables{more}, "
+            f"and {format_enough(pages * self.page_bytes)} for {pages} pages. "
+            f"The smallest budget that would do is {smallest} bytes ({format_enough(smallest)})."
         )
 
     def _reserve(self, capacity: int) -> PageArena:
@@ -175,6 +175,6 @@ class MemoryController:
                 return Arena(capacity, self.slots, self.page_bytes)
             return StagedArena(capacity, self.slots, self.page_bytes, self._staging)
         except (OSError, torch.OutOfMemoryError) as error:
-            size, least = format_size(self.slots * self.page_bytes), self.needs.least_pages
+            size, least = format_enough(self.slots * self.page_bytes), self.needs.least_pages
             refused = f"this machine refuses an arena of {size}: state a smaller budget. "
             raise BudgetError(refused + self._need("the smallest task", least), self.smallest_budget(least)) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from weightpager.config import format_size
+from weightpager.config import format_enough, format_room, format_size
 from weightpager.machine.memory import Memory, read_memory
 from weightpager.runtime.memory_controller import MemoryController
 
@@ -38,7 +38,7 @@ class MemoryWatch:
         self._compare(
             "machine", outstanding, found.available_bytes, "this machine has {} available", "free some memory"
         )
-        limit = "" if found.limit_bytes is None else f" (the tightest is {format_size(found.limit_bytes)})"
+        limit = "" if found.limit_bytes is None else f" (the tightest is {format_room(found.limit_bytes)})"
         leave = f"the limits of this process's control group and those around it{limit} leave {{}}"
         self._compare("group", outstanding, found.left_bytes, leave, "raise the limit")
 
@@ -51,13 +51,13 @@ class MemoryWatch:
         self._said.add(cause)
         budget, most = self._memory.budget, self._memory.budget - (outstanding - left)
         least = self._memory.smallest_budget(self._memory.needs.least_pages)
-        advice = f"state a budget of at most {format_size(most)} ({most} bytes), or {way_out}"
+        advice = f"state a budget of at most {format_room(most)} ({most} bytes), or {way_out}"
         if most < least:
-            advice = f"{way_out}: not even the smallest budget that would do, {format_size(least)}, can be had"
+            advice = f"{way_out}: not even the smallest budget that would do, {format_enough(least)}, can be had"
         _log.warning(
             "the budget of %s has still to take %s, and %s: the kernel may end this process before it is used up; %s",
             format_size(budget),
-            format_size(outstanding),
-            finding.format(format_size(left)),
+            format_enough(outstanding),
+            finding.format(format_room(left)),
             advice,
         )

@@ -11,7 +11,7 @@ from weightpager.bench.contest.methods import Method
 from weightpager.bench.contest.plan import Plan
 from weightpager.bench.contest.result import Row
 from weightpager.bundle import Bundle
-from weightpager.config import EngineConfig, format_size
+from weightpager.config import EngineConfig, format_room
 
 
 def measured(plan: Plan, row: Row, method: Method, bundle: Bundle, folder: Path) -> Row:
@@ -64,7 +64,7 @@ def measured(plan: Plan, row: Row, method: Method, bundle: Bundle, folder: Path)
 
 def _failure(run: LimitedRun, plan: Plan) -> str:
     if run.oom_kills and plan.limits.memory is not None:
-        return f"killed for want of memory: it needs more than {format_size(plan.limits.memory)}"
+        return f"killed for want of memory: it needs more than {format_room(plan.limits.memory)}"
     if run.timed_out:
         return f"killed after {run.seconds:.0f} s"
     lines = [line for line in run.stderr.splitlines() if line.strip()]

@@ -18,7 +18,7 @@ from weightpager.bench.contest.scores import scores
 from weightpager.bench.machine import describe
 from weightpager.bundle.new_directory import scratch
 from weightpager.bundle.report import has_report, read_report
-from weightpager.config import format_size
+from weightpager.config import format_enough
 from weightpager.errors import ConfigError
 
 Progress = Callable[[str, int, int], None]
@@ -111,7 +111,7 @@ def _write_assets(plan: Plan, asked: Sequence[Method], folder: Path, progress: P
     absent: dict[str, str] = {}
     size = assets.dense_bytes(plan.bundle) * (1 if plan.quick else len(plan.tasks))
     if "dense" in needed and (size > _MOST_ON_DISK or not assets.enough_room(folder, size)):
-        absent["dense"] = f"dense checkpoints of all tasks would take {format_size(size)} of disk"
+        absent["dense"] = f"dense checkpoints of all tasks would take {format_enough(size)} of disk"
     if "sparse" in needed:
         assets.write_sparse(plan.bundle, plan.tasks, folder, progress)
     if "int8" in needed:
