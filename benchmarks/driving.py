@@ -82,9 +82,9 @@ def bundles(cache: Path, progress: Any, *, quick: bool = False) -> tuple[Bundle,
         journal = Journal(folder / "journal", task_file.identity())
         prepared = prepare(task_file, progress, journal)
         for path, alignment in paths.items():
-            own = prepared.changed(alignment=alignment)
+            own = prepared.changed(alignment=alignment, compare="dense" if alignment else "none")
             with writing(path, force=True) as writer:
-                build(writer, own, progress, journal.part(path.stem), with_controls=alignment > 0)
+                build(writer, own, progress, journal.part(path.stem))
         journal.remove()
     aligned, unaligned = map(Bundle.open, paths)
     return aligned, unaligned

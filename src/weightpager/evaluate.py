@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -58,12 +60,34 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Outcomes:
+    """What each text, window or image came to, so that two models can be compared item by item.
+
+    Attributes:
+        sums: float64 ``[N]``: right answers; of a language model, nats.
+        counts: int64 ``[N]``: labels that count.
+    """
+
+    sums: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+
+    @classmethod
+    def none(cls) -> Outcomes:
+        """Of no item."""
+        return cls(np.zeros(0), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
 class Score:
-    """A metric's mean over ``items``: texts, images (accuracy), labelled words (token accuracy) or predicted tokens."""
+    """A metric's mean over ``items``: texts, images (accuracy), labelled words (token accuracy) or predicted tokens.
+
+    ``outcomes`` are those of each text, window or image, in the order of the batches.
+    """
 
     metric: Metric
     value: float
     items: int
+    outcomes: Outcomes = field(default_factory=Outcomes.none, compare=False, repr=False)
 
     @property
     def higher_is_better(self) -> bool:
@@ -96,33 +120,35 @@ def evaluate(
     Raises:
         ValueError: no batch has a label that counts.
     """
-    total, items = 0.0, 0
+    sums: list[float] = []
+    counts: list[int] = []
     with evaluating(model), torch.inference_mode():
         for done, batch in enumerate(batches, 1):
             logits = model(**batch.inputs).logits
-            part, count = _measure(logits, batch.labels, kind)
-            total, items = total + part, items + count
+            found = _measure(logits, batch.labels, kind)
+            sums += found[0]
+            counts += found[1]
             if progress is not None:
                 progress(done, len(batches))
+    items = sum(counts)
     if items == 0:
         raise ValueError("expected at least one label to evaluate, got none")
-    mean = total / items
+    mean = sum(sums) / items
     # torch's exp: where math.exp overflows, a hopeless model has infinite perplexity.
     value = torch.tensor(mean, dtype=torch.float64).exp().item() if kind == "language-modeling" else mean
-    return Score(METRICS[kind], value, items)
+    return Score(METRICS[kind], value, items, Outcomes(np.array(sums, np.float64), np.array(counts, np.int64)))
 
 
-def _measure(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[float, int]:
-    """Sum and count of what the metric averages: hits, or nats."""
+def _measure(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[list[float], list[int]]:
+    """Of each item, sum and count of what the metric averages: hits, or nats."""
     if kind == "language-modeling":
         # One window at a time: a float32 copy of all logits of a large vocabulary is the peak of an evaluation.
         parts = [aligned(logits[row : row + 1], labels[row : row + 1], kind) for row in range(len(labels))]
         nats = [cross_entropy(x.float(), y, ignore_index=IGNORED, reduction="sum").item() for x, y in parts]
-        return sum(nats), sum(int((y != IGNORED).sum()) for _, y in parts)
-    logits, labels = aligned(logits, labels, kind)
-    counted = labels != IGNORED
-    hits = (logits.argmax(-1) == labels) & counted
-    return float(hits.sum()), int(counted.sum())
+        return nats, [int((y != IGNORED).sum()) for _, y in parts]
+    counted = (labels != IGNORED).reshape(len(labels), -1)
+    hits = (logits.argmax(-1) == labels).reshape(len(labels), -1) & counted
+    return hits.sum(1).double().tolist(), counted.sum(1).tolist()
 
 
 @contextmanager

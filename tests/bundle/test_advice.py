@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.advice import advise
+from weightpager.bundle.advice import advise, few_items
 from weightpager.bundle.report import CompileReport, ControlScore, TaskScore, read_report
 
 
@@ -107,3 +108,130 @@ def test_a_compile_measures_its_controls(assistant_bundle: Path) -> None:
     assert controls["int4"].resident_bytes < controls["int8"].resident_bytes < bundle.dense_bytes
     assert controls["shared mask"].resident_bytes == pytest.approx(0.4 * bundle.dense_bytes, rel=0.05)
     assert all(control.scores.keys() == bundle.tasks.keys() for control in controls.values())
+
+
+def measured(
+    bundle: Bundle,
+    sparse: float,
+    controls: dict[str, tuple[int, float]],
+    reach: float = 1.0,
+    items: int = 400,
+    **changes: Any,
+) -> CompileReport:
+    """As `report`, with intervals that reach so many points to both sides."""
+
+    def around(points: float) -> tuple[float, float]:
+        return (points - reach, points + reach)
+
+    plain = report(bundle, sparse, controls)
+    dense = dict(controls).get("dense", (0, 0.9))[1]
+    # The mean over the tasks is surer by the root of their number.
+    reach *= len(bundle.tasks) ** 0.5
+    tasks = [
+        task.model_copy(update={"items": items, "texts": items, "loss_interval": around(100 * (0.9 - sparse))})
+        for task in plain.tasks
+    ]
+    found = [
+        control.model_copy(
+            update={
+                "loss_intervals": {task: around(100 * (dense - score)) for task, score in control.scores.items()},
+                "gap_intervals": {task: around(100 * (sparse - score)) for task, score in control.scores.items()},
+            }
+        )
+        for control in plain.controls
+    ]
+    return plain.model_copy(update={"tasks": tasks, "controls": found, **changes})
+
+
+def test_no_verdict_is_given_within_what_chance_makes(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    for int8 in (0.905, 0.895):  # half a point better, or worse, where a point and less is chance
+        found = advise(bundle, measured(bundle, 0.90, {"int8": (arena(bundle), int8)}))
+        assert found is not None
+        assert "can't be told apart by 1,600 held-out items" in found.words
+        assert "About 6,400 items would tell" in found.words
+        for verdict in ("use int8", "use this bundle", "beats dense", "better"):
+            assert verdict not in found.words
+        assert "this bundle does as well as dense, as far as the data tells (loses -1.0 to 1.0 points)" in found.words
+    sure = advise(bundle, measured(bundle, 0.90, {"int8": (arena(bundle), 0.905)}, reach=0.4))
+    assert sure is not None
+    assert "use int8: it beats dense by 0.5 points (0.1 to 0.9) and loads nothing" in sure.words
+
+
+def test_with_as_good_as_no_difference_no_number_of_items_is_named(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    found = advise(bundle, measured(bundle, 0.9, {"int8": (arena(bundle), 0.90001)}))
+    assert found is not None
+    assert "can't be told apart" in found.words
+    assert "would tell" not in found.words
+
+
+def test_the_bundle_is_held_against_a_dense_model_that_was_trained_as_long(assistant_bundle: Path) -> None:
+    """Five points above the dense model that recovery set out from, three below the one of as many steps."""
+    bundle = Bundle.open(assistant_bundle)
+    controls = {"dense": (3 * arena(bundle), 0.98), "int8": (2 * arena(bundle), 0.97)}
+    found = advise(bundle, measured(bundle, 0.95, controls, recover="finetune"))
+    assert found is not None
+    assert "use this bundle: it loses 3.0 points against dense (2.0 to 4.0)" in found.words
+    assert "beats" not in found.words
+    losses = {choice.name: choice.loss for choice in found.choices}
+    assert losses == pytest.approx({"this bundle": 3.0, "dense": 0.0, "int8": 1.0})
+    room = advise(bundle, measured(bundle, 0.95, controls), 3 * arena(bundle))
+    assert room is not None
+    assert "use the dense model: it loses nothing and loads nothing at a switch" in room.words
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.5])
+def test_more_sparsity_is_not_advised_where_sparsity_has_lost(assistant_bundle: Path, budget: float) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    room = int(budget * arena(bundle))
+    for facts, wanted in (
+        (measured(bundle, 0.85, {"int8": (arena(bundle), 0.9)}), False),
+        (report(bundle, 0.85, {"int8": (arena(bundle), 0.9)}), False),
+        (measured(bundle, 0.895, {"int8": (arena(bundle), 0.95)}), True),
+    ):
+        found = advise(bundle, facts, room)
+        assert found is not None
+        assert ("compile with more sparsity" in found.words) is wanted
+
+
+def test_where_closed_form_loses_what_loses_less_is_named(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+
+    def words(sparse: float, recover: str) -> str:
+        facts = measured(bundle, sparse, {"int8": (3 * arena(bundle), 0.9)}, recover=recover)
+        return getattr(advise(bundle, facts), "words", "")
+
+    ways = "'recover: finetune', or less sparsity, or 'dtype: int8', in which as many bytes hold twice the blocks."
+    assert f"closed form loses more than chance explains: take {ways}" in words(0.864, "closed-form")
+    assert "fine-tuning loses more than chance explains: take less sparsity" in words(0.864, "finetune")
+    assert "more than chance" not in words(0.895, "closed-form")
+
+
+def test_few_held_out_items_are_named(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    found = advise(bundle, measured(bundle, 0.85, {"int8": (arena(bundle), 0.9)}, items=15))
+    assert found is not None
+    assert "Few held-out items (animal 15, weather 15, number 15, colour 15)" in found.words
+    assert few_items(measured(bundle, 0.85, {})) == ""
+
+
+def test_a_report_of_an_earlier_version_is_doubted(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    found = advise(bundle, report(bundle, 0.85, {"int8": (arena(bundle), 0.9)}))
+    assert found is not None
+    assert "chance was not measured" in found.words
+
+
+def test_a_hopeless_bundle_is_told_from_what_works(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    found = advise(bundle, measured(bundle, math.inf, {"int8": (arena(bundle), 0.9)}, reach=math.inf))
+    assert found is not None
+    assert "nan" not in found.words
+
+
+def test_an_interval_whose_ends_are_turned_is_refused(assistant_bundle: Path) -> None:
+    whole = read_report(Bundle.open(assistant_bundle))
+    turned = whole.tasks[0].model_copy(update={"sparse_interval": (0.9, 0.1)})
+    with pytest.raises(ValueError, match="the lower end first"):
+        CompileReport.model_validate_json(whole.model_copy(update={"tasks": [turned, *whole.tasks[1:]]}).dump())

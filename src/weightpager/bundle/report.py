@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from weightpager.bundle.interval import Interval
 from weightpager.bundle.manifest import Strict
 from weightpager.bundle.reader import REPORT, Bundle
 from weightpager.errors import BundleFormatError
@@ -16,11 +18,24 @@ LOWER_IS_BETTER = "perplexity"
 """The metric that is better where it is lower; it is never below 1."""
 
 
+DENSE = "dense"
+"""The control that is the dense model, trained as long as the bundle."""
+
+
+FEW = 50
+"""Held-out texts, windows or images of a task: with fewer, only a gap of a dozen points or more is no chance."""
+
+Compared = Literal["none", "few", "dense", "all"]
+"""What a bundle was compared with: nothing, nothing since held-out items were few, the dense model, a mask too."""
+
+
 class TaskScore(Strict):
     """A task's metric on ``items`` held-out items, of the dense model and through the engine.
 
     ``density`` is the share of the paged weights' blocks that the task keeps. ``dense`` is None where the held-out
-    data is no longer what it was when the bundle was compiled.
+    data is no longer what it was when the bundle was compiled. What follows is None in reports of earlier versions:
+    ``texts`` is how many texts, windows or images the items lie in; ``loss_interval`` is of what the task loses against
+    dense, item by item, in points, or in percent of perplexity.
     """
 
     name: str
@@ -29,20 +44,41 @@ class TaskScore(Strict):
     sparse: float
     density: float
     items: int
+    texts: int | None = None
+    dense_interval: Interval | None = None
+    sparse_interval: Interval | None = None
+    loss_interval: Interval | None = None
 
 
 class ControlScore(Strict):
-    """Something simpler that could do the same job: one shared mask, or the dense model quantised.
+    """Something simpler that could do the same job: one shared mask, or the dense model as it is or quantised.
+
+    Where recovery trains, all of them have been trained as long.
 
     Attributes:
-        name: ``shared mask``, ``int8`` or ``int4``.
+        name: ``shared mask``, ``dense``, ``int8`` or ``int4``. ``dense`` is there where recovery trains.
         resident_bytes: of paged weights, in memory at any time.
         scores: task → metric, on the same held-out items.
+        intervals: of the scores. These and the next two lack tasks of which nothing is known, as in earlier versions.
+        loss_intervals: of what it loses against dense, in points or in percent of perplexity.
+        gap_intervals: of what it loses more than the bundle does, in the same unit.
     """
 
     name: str
     resident_bytes: Bytes
     scores: dict[str, float]
+    intervals: dict[str, Interval] = Field(default_factory=dict)
+    loss_intervals: dict[str, Interval] = Field(default_factory=dict)
+    gap_intervals: dict[str, Interval] = Field(default_factory=dict)
+
+    def only(self, tasks: Collection[str]) -> ControlScore:
+        """The same of these tasks, each of which it has."""
+        parts = ("scores", "intervals", "loss_intervals", "gap_intervals")
+        return self.model_copy(
+            update={
+                part: {task: value for task, value in getattr(self, part).items() if task in tasks} for part in parts
+            }
+        )
 
 
 class Growth(Strict):
@@ -95,6 +131,8 @@ class CompileReport(Strict):
         peak_memory: most bytes that the process held, per stage; empty where the system didn't count.
         evenness: share of an even budget that each paged weight keeps at least, where floors were raised above the
             usual ones.
+        compare: what it was compared with; None after tasks were added, and in earlier versions.
+        recover: the method by which accuracy was won back; the same.
     """
 
     tasks: list[TaskScore]
@@ -112,6 +150,8 @@ class CompileReport(Strict):
     growth: Growth | None = None
     peak_memory: dict[str, Bytes] = Field(default_factory=dict)
     evenness: float = 0.0
+    compare: Compared | None = None
+    recover: str | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> CompileReport:

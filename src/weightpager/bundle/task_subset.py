@@ -99,11 +99,7 @@ class TaskSubset:
             return
         written = Bundle.open(writer.root)
         report = read_report(self.bundle)
-        controls = [
-            control.model_copy(update={"scores": {name: control.scores[name] for name in self.names}})
-            for control in report.controls
-            if set(self.names) <= set(control.scores)
-        ]
+        controls = [control.only(self.names) for control in report.controls if set(self.names) <= set(control.scores)]
         growth = report.growth
         changes = {
             "growth": growth if growth is not None and set(growth.tasks) <= set(self.names) else None,

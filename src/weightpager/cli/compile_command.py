@@ -35,6 +35,13 @@ def compile_(
     accuracy_loss: Annotated[
         float | None, typer.Option(metavar="POINTS", help="Align as far as it costs at most this, such as 0.5.")
     ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Measure beside it: none, the dense model quantised (dense), or one shared mask too (all).",
+        ),
+    ] = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -47,12 +54,15 @@ def compile_(
         from weightpager.bundle.advice import advise
         from weightpager.bundle.report import read_report
         from weightpager.compiler import compile as compile_bundle
+        from weightpager.compiler.controls import cost
         from weightpager.compiler.journal import kept_beside
-        from weightpager.compiler.task_file import load, with_wish
+        from weightpager.compiler.task_file import load, with_comparison, with_wish
 
     try:
+        task_file = with_comparison(with_wish(load(tasks), max_switch, accuracy_loss), compare)
+        if not (quiet or json) and base is None and (taken := cost(task_file)):
+            output.hint(taken)
         with progress(quiet or json) as stages:
-            task_file = with_wish(load(tasks), max_switch, accuracy_loss)
             bundle = compile_bundle(task_file, out, base=base, force=force, progress=stages)
     except KeyboardInterrupt:
         if kept_beside(out).is_dir():
@@ -66,9 +76,7 @@ def compile_(
         output.print_json(report)
         return
     _print_report(str(out), report)
-    shown = advise(bundle, report)
-    if shown is not None:
-        output.advice(shown)
+    output.advice(advise(bundle, report), report)
     output.say("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
     if report.peak_memory:
         stage, size = max(report.peak_memory.items(), key=lambda item: item[1])
@@ -82,18 +90,7 @@ def compile_(
 
 
 def _print_report(title: str, report: CompileReport) -> None:
-    rows = [
-        [
-            task.name,
-            task.metric,
-            output.fraction(task.dense),
-            output.fraction(task.sparse),
-            f"{task.density:.2f}",
-            task.items,
-        ]
-        for task in report.tasks
-    ]
-    output.table(title, ["task", "metric", "dense", "sparse", "density", "held-out items"], rows)
+    output.scores(title, report)
     output.say(
         f"mean overlap {report.mean_overlap:.3f}, duality gap {report.duality_gap:.4%}, "
         f"alignment {'inf' if report.alignment is None else format(report.alignment, '.3g')}, "

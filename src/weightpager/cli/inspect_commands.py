@@ -11,13 +11,13 @@ import typer
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.adapter import adapter_bytes
-from weightpager.bundle.advice import Advice, advise
+from weightpager.bundle.advice import advise
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import mean_overlap, overlap
 from weightpager.bundle.reader import private_file
 from weightpager.bundle.repair import Repair
 from weightpager.bundle.repair import repair as repair_bundle
-from weightpager.bundle.report import has_report, read_report
+from weightpager.bundle.report import CompileReport, has_report, read_report
 from weightpager.bundle.verify import verify as verify_bundle
 from weightpager.cli import output
 from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage
@@ -42,11 +42,12 @@ def inspect(bundle: BundlePath, budget: Budget = None, storage: Storage = "1GB/s
     Example: `weightpager inspect assistant.bundle --budget 64MiB`
     """
     opened = Bundle.open(bundle)
-    facts = _facts(opened, None if budget is None else parse_size(budget), parse_bandwidth(storage))
+    report = read_report(opened) if has_report(opened) else None
+    facts = _facts(opened, report, None if budget is None else parse_size(budget), parse_bandwidth(storage))
     if json:
         output.print_json(facts)
         return
-    _print_facts(opened, facts)
+    _print_facts(opened, report, facts)
 
 
 def verify(
@@ -125,7 +126,7 @@ def _print_problems(problems: Sequence[str], advice: Sequence[str]) -> None:
         output.errors.print(line, style="dim", markup=False, highlight=False)
 
 
-def _facts(bundle: Bundle, budget: int | None, bandwidth: float) -> dict[str, Any]:
+def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, bandwidth: float) -> dict[str, Any]:
     names = list(bundle.tasks)
     switches = all_switches(bundle, StorageModel(bandwidth))
     fixed = footprint(bundle)
@@ -134,6 +135,7 @@ def _facts(bundle: Bundle, budget: int | None, bandwidth: float) -> dict[str, An
     matrix = overlap(bundle)
     store = LocalStore(bundle)
     store.close()
+    room = None if budget is None else max(0, budget - fixed.total)
     slots = None if budget is None else (budget - fixed.total) // bundle.page_bytes
     return {
         "bundle": str(bundle.path),
@@ -161,13 +163,10 @@ def _facts(bundle: Bundle, budget: int | None, bandwidth: float) -> dict[str, An
         ],
         "tasks_that_do_not_fit": [t for t in names if slots is not None and len(bundle.pages_of(t)) > slots],
         "not_paged": bundle.manifest.resident_reasons,
-        "tied": read_report(bundle).tied if has_report(bundle) else {},
-        "advice": _advice(bundle, None if budget is None else max(0, budget - fixed.total)),
+        "tied": {} if report is None else report.tied,
+        "scores": [] if report is None else report.tasks,
+        "advice": None if report is None else advise(bundle, report, room),
     }
-
-
-def _advice(bundle: Bundle, paged_budget: int | None) -> Advice | None:
-    return advise(bundle, read_report(bundle), paged_budget) if has_report(bundle) else None
 
 
 def _task_facts(bundle: Bundle, name: str) -> dict[str, Any]:
@@ -187,7 +186,7 @@ def _task_facts(bundle: Bundle, name: str) -> dict[str, Any]:
     }
 
 
-def _print_facts(bundle: Bundle, facts: dict[str, Any]) -> None:
+def _print_facts(bundle: Bundle, report: CompileReport | None, facts: dict[str, Any]) -> None:
     rows = [
         [
             task["name"],
@@ -215,8 +214,9 @@ def _print_facts(bundle: Bundle, facts: dict[str, Any]) -> None:
     load = {(switch.from_task, switch.to_task): output.size(switch.bytes) for switch in facts["switches"]}
     output.matrix("bytes to load", names, [[load.get((a, b), "·") for b in names] for a in names])
     output.table("sizes", ["", ""], _size_rows(facts))
-    if facts["advice"] is not None:
-        output.advice(facts["advice"])
+    if report is not None:
+        output.scores("metrics on held-out data", report)
+        output.advice(facts["advice"], report)
     _print_notes(facts)
 
 

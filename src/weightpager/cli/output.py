@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from weightpager.bundle.advice import Advice
+from weightpager.bundle.advice import Advice, few_items
+from weightpager.bundle.choice import Choice
+from weightpager.bundle.report import DENSE, CompileReport
 from weightpager.cli.legend import legend
 from weightpager.config import format_enough, format_size
 
@@ -61,14 +63,42 @@ def facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
     console.print(view)
 
 
-def advice(found: Advice) -> None:
-    """Print the ways to serve the tasks by memory, and what to use in words."""
+_NOT_COMPARED = {
+    "none": "not compared with anything simpler: controls skipped (compare: none)",
+    "few": "not compared with anything simpler: controls skipped, which so few held-out items could tell nothing of "
+    "(--compare dense trains them all the same)",
+}
+
+
+def scores(title: str, report: CompileReport) -> None:
+    """Print the tasks' metrics, with the intervals that hold the true value in 95 of 100 cases."""
+    equal = next((control for control in report.controls if control.name == DENSE), None)
+    longer = [] if equal is None else ["dense, trained as long"]
+    rows = []
+    for task in report.tasks:
+        trained = [] if equal is None else [measured(equal.scores[task.name], equal.intervals.get(task.name))]
+        dense, sparse = measured(task.dense, task.dense_interval), measured(task.sparse, task.sparse_interval)
+        rows.append([task.name, task.metric, dense, *trained, sparse, f"{task.density:.2f}", task.items])
+    table(title, ["task", "metric", "dense", *longer, "sparse", "density", "held-out items"], rows)
+
+
+def advice(found: Advice | None, report: CompileReport) -> None:
+    """Print the ways to serve the tasks by memory, and what to use in words; or that it was not to be compared."""
+    if found is None:
+        for line in (_NOT_COMPARED.get(report.compare or ""), few_items(report)):
+            if line:
+                say(line)
+        return
     rows = [
-        [choice.name, enough(choice.resident_bytes), size(choice.switch_bytes), f"{choice.loss:.1f}"]
+        [choice.name, enough(choice.resident_bytes), size(choice.switch_bytes), _interval(f"{choice.loss:.1f}", choice)]
         for choice in found.choices
     ]
     table("what else could do the job", ["", "paged weights in memory", "per switch", "loss against dense"], rows)
     say(found.words)
+
+
+def _interval(loss: str, choice: Choice) -> str:
+    return loss if choice.interval is None else f"{loss} ({choice.interval[0]:.1f} to {choice.interval[1]:.1f})"
 
 
 def matrix(title: str, names: Sequence[str], cells: Sequence[Sequence[object]]) -> None:
@@ -107,6 +137,11 @@ def explain(*words: str) -> None:
     console.print(legend(*words), style="dim", markup=False, highlight=False)
 
 
+def hint(text: str) -> None:
+    """What is good to know beforehand; on standard error."""
+    errors.print(text, style="dim", markup=False, highlight=False)
+
+
 def next_step(command: str) -> None:
     """What people usually do next; on standard error, so that it is no part of what a command prints."""
     errors.print(f"next: {command}", style="dim", markup=False, highlight=False)
@@ -115,6 +150,13 @@ def next_step(command: str) -> None:
 def fraction(value: float | None) -> str:
     """A metric as people read it."""
     return "-" if value is None else f"{value:.4f}"
+
+
+def measured(value: float | None, interval: tuple[float, float] | None) -> str:
+    """A metric with what chance leaves open."""
+    if value is None or interval is None:
+        return fraction(value)
+    return f"{fraction(value)} ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def milliseconds(seconds: float) -> str:

@@ -104,8 +104,8 @@ class BaseBundle:
         for key in ("max_switch", "accuracy_loss"):
             if getattr(task_file, key) is not None:
                 raise ConfigError(f"{key}: expected none with a base, whose masks stay; state alignment")
-        if task_file.compare:
-            raise ConfigError("compare: expected false with a base: one mask for all tasks would change the old ones")
+        if task_file.compare == "all":
+            raise ConfigError("compare: expected none with a base: one mask for all tasks would change the old ones")
         return task_file.model_copy(update=ours)
 
     def adopt(self, source: Source) -> Source:

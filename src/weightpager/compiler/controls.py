@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,33 +11,113 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from weightpager.bundle.report import ControlScore
+from weightpager.bundle.report import DENSE, FEW, Compared
+from weightpager.compiler.block_choice import choose_blocks
+from weightpager.compiler.comparison import Control
 from weightpager.compiler.data import TaskData
+from weightpager.compiler.journal import Journal
 from weightpager.compiler.low_rank import dense_part
-from weightpager.compiler.masks import Masks, module_name
+from weightpager.compiler.masks import module_name
 from weightpager.compiler.measure import EVAL_BATCH, Progress
+from weightpager.compiler.prepared import Prepared
 from weightpager.compiler.quantise import INT4, INT8, Quantisation
+from weightpager.compiler.recover import recover
 from weightpager.compiler.source import PagedWeightInfo, Source
 from weightpager.compiler.stored_blocks import StoredBlocks
+from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.task_weights import TaskWeights
-from weightpager.evaluate import evaluate
+from weightpager.compiler.trained_on import steps_of, trained_on
+from weightpager.evaluate import Score, evaluate
 
 Values = Callable[[str, PagedWeightInfo], Tensor]
 """(task, paged weight) → the values ``[out_features, in_features]`` that a control would hold."""
 
 
-def quantised_controls(dense: Source, data: Mapping[str, TaskData], progress: Progress) -> list[ControlScore]:
-    """The dense model with its paged weights in int8 and in int4: one copy that serves all tasks."""
-    return [
-        _control(name, dense, data, _quantised(dense, quantisation), _quantised_bytes(dense, quantisation), progress)
-        for name, quantisation in (("int8", INT8), ("int4", INT4))
-    ]
+def compared(prepared: Prepared) -> Compared:
+    """What is compared: as the task file says; if it doesn't, nothing is trained for what too few items could tell."""
+    task_file, data = prepared.source.task_file, prepared.data
+    few = all(len(of_task.eval) < FEW for of_task in data.values())
+    if few and steps_of(task_file) and "compare" not in task_file.model_fields_set:
+        return "few"
+    return task_file.compare
 
 
-def shared_mask_control(
-    weights: TaskWeights, masks: Masks, data: Mapping[str, TaskData], progress: Progress
-) -> ControlScore:
+def measure_controls(prepared: Prepared, journal: Journal, progress: Progress) -> list[Control]:
+    """What is `compared`; where recovery trains, all of it is trained as long.
+
+    Raises:
+        CompileError: training diverged.
+    """
+    task_file, what = prepared.source.task_file, compared(prepared)
+    if what in ("none", "few"):
+        return []
+    controls = _dense_controls(prepared, journal, progress)
+    if (
+        (what == "all" or task_file.recover.method != "finetune")
+        and len(task_file.tasks) > 1
+        and np.isfinite(task_file.alignment)
+    ):
+        controls.append(_shared_mask(prepared, journal.part("shared-mask"), progress))
+    return controls
+
+
+def cost(task_file: TaskFile) -> str | None:
+    """What the controls will take, in words; None if nothing is trained for them."""
+    steps = steps_of(task_file)
+    if steps == 0 or task_file.compare == "none":
+        return None
+    masked = " and one shared mask" if task_file.compare == "all" and len(task_file.tasks) > 1 else ""
+    each = " each" if masked else ""
+    return (
+        f"{steps} steps of recovery, and as many{each} for the dense model{masked} to compare it with; "
+        "'--compare none' leaves these out"
+    )
+
+
+def _dense_controls(prepared: Prepared, journal: Journal, progress: Progress) -> list[Control]:
+    """The dense model, if it is trained on, and with its paged weights in int8 and int4: one copy for all tasks."""
+    dense, controls = prepared.source, []
+    if steps := steps_of(dense.task_file):
+        dense, scores = _trained_on(prepared, steps, journal, progress)
+        controls.append(Control(DENSE, _bytes(dense, None), scores))
+    for name, quantisation in (("int8", INT8), ("int4", INT4)):
+        scores = _scores(name, dense, prepared.data, _quantised(dense, quantisation), progress)
+        controls.append(Control(name, _bytes(dense, quantisation), scores))
+    return controls
+
+
+def _trained_on(
+    prepared: Prepared, steps: int, journal: Journal, progress: Progress
+) -> tuple[Source, Mapping[str, Score]]:
+    """The dense model trained as long as the sparse one, or as it was if that does better: a user would keep that."""
+    dense, data = prepared.source, prepared.data
+
+    def told(done: int, total: int) -> None:
+        progress("control dense: train on", done, total)
+
+    longer = trained_on(dense, data, dense.task_file.recover, steps, journal, told)
+    scores = {}
+    for task, of_task in data.items():
+        batches, measured = of_task.batches(of_task.eval, EVAL_BATCH), _told(DENSE, task, progress)
+        scores[task] = evaluate(longer.models[task], batches, of_task.kind, measured)
+    gain = sum(_gain(scores[task], prepared.dense[task]) for task in data)
+    return (longer, scores) if gain >= 0 else (dense, prepared.dense)
+
+
+def _gain(now: Score, before: Score) -> float:
+    if now.higher_is_better:
+        return now.value - before.value
+    return math.log(before.value / now.value) if now.value < math.inf else -math.inf
+
+
+def _shared_mask(prepared: Prepared, journal: Journal, progress: Progress) -> Control:
     """One mask for all tasks, compiled and recovered as ours was."""
+
+    def told(stage: str, done: int, total: int) -> None:
+        progress(f"shared mask: {stage}", done, total)
+
+    masks, _ = choose_blocks(prepared.changed(alignment=float("inf")))
+    weights = recover(prepared.source, prepared.data, masks, journal, told)
 
     def values(task: str, info: PagedWeightInfo) -> Tensor:
         kept = masks.masked(task, info, weights.weight(task, info))
@@ -46,12 +127,12 @@ def shared_mask_control(
         len(StoredBlocks.of(info.layer, masks.keep[info.name], weights.versions(info)).blocks) * info.grid.block.size
         for info in weights.source.paged
     )
-    return _control("shared mask", weights.source, data, values, 2 * kept, progress)
+    return Control("shared mask", 2 * kept, _scores("shared mask", weights.source, prepared.data, values, progress))
 
 
-def _control(
-    name: str, source: Source, data: Mapping[str, TaskData], values: Values, size: int, progress: Progress
-) -> ControlScore:
+def _scores(
+    name: str, source: Source, data: Mapping[str, TaskData], values: Values, progress: Progress
+) -> dict[str, Score]:
     scores = {}
     for task, of_task in data.items():
         model = source.models[task]
@@ -65,22 +146,27 @@ def _control(
         def run(model: Any = model, weights: dict[str, Tensor] = weights, **inputs: Tensor) -> Any:
             return functional_call(model, weights, kwargs=inputs)
 
-        def told(done: int, total: int, task: str = task) -> None:
-            progress(f"control {name}: {task}", done, total)
+        batches = of_task.batches(of_task.eval, EVAL_BATCH)
+        scores[task] = evaluate(run, batches, of_task.kind, _told(name, task, progress))
+    return scores
 
-        scores[task] = evaluate(run, of_task.batches(of_task.eval, EVAL_BATCH), of_task.kind, told).value
-    return ControlScore(name=name, resident_bytes=size, scores=scores)
+
+def _told(name: str, task: str, progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress(f"control {name}: {task}", done, total)
 
 
 def _quantised(dense: Source, quantisation: Quantisation) -> Values:
     return lambda task, info: quantisation.apply(dense.linear(task, info.name).weight.detach())
 
 
-def _quantised_bytes(dense: Source, quantisation: Quantisation) -> int:
+def _bytes(dense: Source, quantisation: Quantisation | None) -> int:
+    """Of the paged weights; in bfloat16 if they aren't quantised."""
     weights = TaskWeights(dense)
-    return round(
-        sum(2 * _distinct(weights, info) * quantisation.fraction(info.grid.in_features) for info in dense.paged)
-    )
+
+    def fraction(info: PagedWeightInfo) -> float:
+        return 1.0 if quantisation is None else quantisation.fraction(info.grid.in_features)
+
+    return round(sum(2 * _distinct(weights, info) * fraction(info) for info in dense.paged))
 
 
 def _distinct(weights: TaskWeights, info: PagedWeightInfo) -> float:

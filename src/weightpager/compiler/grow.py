@@ -23,12 +23,13 @@ from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.block_choice import worth_and_budgets
 from weightpager.compiler.clock import Clock
+from weightpager.compiler.comparison import task_score
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.finetune import Lesson
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.low_rank import write_adapters
 from weightpager.compiler.masks import Masks
-from weightpager.compiler.measure import EVAL_BATCH, Progress, score_task
+from weightpager.compiler.measure import Progress, measure_all
 from weightpager.compiler.own_parameters import separate, train_own
 from weightpager.compiler.pack import pack
 from weightpager.compiler.parameter_format import ParameterFormat
@@ -255,10 +256,8 @@ def _private(weights: TaskWeights, info: PagedWeightInfo) -> npt.NDArray[np.bool
 def _measure(bundle: Bundle, prepared: Prepared, progress: Progress) -> list[TaskScore]:
     """The new tasks' scores; those of the old ones are what they were."""
     with Engine(bundle, EngineConfig()) as engine:
-        return [
-            score_task(engine, name, data.batches(data.eval, EVAL_BATCH), progress)
-            for name, data in prepared.data.items()
-        ]
+        found = measure_all(engine, prepared.data, progress)
+    return [task_score(bundle, name, score, prepared.dense[name]) for name, score in found.items()]
 
 
 def _report(

@@ -9,10 +9,12 @@ from weightpager import kernels
 from weightpager.bundle import TaskEntry
 from weightpager.bundle.report import TaskScore
 from weightpager.compiler import data
+from weightpager.compiler.comparison import task_score
+from weightpager.compiler.data import TaskData
 from weightpager.engine import Engine
 from weightpager.engine.architecture import image_reader, takes_images
 from weightpager.errors import CompileError
-from weightpager.evaluate import Batch, evaluate
+from weightpager.evaluate import Batch, Score, evaluate
 from weightpager.machine.paths import has_directory, has_file
 
 Progress = Callable[[str, int, int], None]
@@ -33,33 +35,25 @@ def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[Ta
     held_out = [_held_out(entry, reads) for entry in entries]
     scores = []
     for entry, (batches, unchanged) in zip(entries, held_out, strict=True):
-        score = score_task(engine, entry.name, batches, progress)
+        score = task_score(engine.bundle, entry.name, score_task(engine, entry.name, batches, progress))
         scores.append(score if unchanged else score.model_copy(update={"dense": None}))
     return scores
 
 
-def measure_all(engine: Engine, batches: Mapping[str, Sequence[Batch]], progress: Progress) -> list[TaskScore]:
-    """Measure every task of a bundle on given batches."""
-    return [score_task(engine, name, batches[name], progress) for name in engine.bundle.tasks]
+def measure_all(engine: Engine, data: Mapping[str, TaskData], progress: Progress) -> dict[str, Score]:
+    """Measure tasks of a bundle on given held-out data."""
+    return {name: score_task(engine, name, of.batches(of.eval, EVAL_BATCH), progress) for name, of in data.items()}
 
 
-def score_task(engine: Engine, name: str, batches: Sequence[Batch], progress: Progress) -> TaskScore:
+def score_task(engine: Engine, name: str, batches: Sequence[Batch], progress: Progress) -> Score:
     """One task's score through the engine."""
-    bundle = engine.bundle
-    entry = bundle.task(name)
+    entry = engine.bundle.task(name)
     calls = kernels.calls()
     with engine.task(name) as module:
         score = evaluate(module, batches, entry.kind, lambda done, total: progress(f"measure {name}", done, total))
     if kernels.calls() == calls:
         raise CompileError(f"{name}: expected the paged kernel to run, but it did not")
-    return TaskScore(
-        name=name,
-        metric=score.metric,
-        dense=None if entry.dense is None else entry.dense.value,
-        sparse=score.value,
-        density=len(bundle.kept_locations(name)) * bundle.block_bytes / bundle.dense_bytes,
-        items=score.items,
-    )
+    return score
 
 
 def _held_out(entry: TaskEntry, reads: object) -> tuple[Sequence[Batch], bool]:

@@ -13,16 +13,17 @@ from weightpager.bundle import Bundle, BundleWriter, writing
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.overlap import mean_overlap, overlap
 from weightpager.bundle.reader import REPORT
-from weightpager.bundle.report import CompileReport, ControlScore, FrontierPoint
+from weightpager.bundle.report import CompileReport, FrontierPoint
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.block_choice import choose_alignment, choose_blocks, transitions_of
 from weightpager.compiler.clock import Clock
-from weightpager.compiler.controls import quantised_controls, shared_mask_control
+from weightpager.compiler.comparison import Control, control_scores, task_score
+from weightpager.compiler.controls import compared, measure_controls
 from weightpager.compiler.grow import grow
 from weightpager.compiler.journal import Journal, kept_beside
 from weightpager.compiler.masks import Keep, Masks
-from weightpager.compiler.measure import EVAL_BATCH, Progress, measure_all
+from weightpager.compiler.measure import Progress, measure_all
 from weightpager.compiler.pack import Packing, over_read, pack, pack_best
 from weightpager.compiler.prepare import prepare, silent
 from weightpager.compiler.prepared import Prepared
@@ -86,8 +87,6 @@ def build(
     prepared: Prepared,
     progress: Progress = silent,
     journal: Journal | None = None,
-    *,
-    with_controls: bool = True,
 ) -> CompileReport:
     """Align, recover, pack, write, measure what was written, and measure what else could do the job.
 
@@ -96,7 +95,6 @@ def build(
         prepared: the dense model and its saliency.
         progress: told (stage, steps done, steps in all).
         journal: where recovery notes how far it is.
-        with_controls: whether to measure the controls.
     """
     journal = journal or Journal.none()
     clock = prepared.clock.copy()
@@ -106,24 +104,8 @@ def build(
     with clock.stage("recover", journal):
         weights = recover(prepared.source, prepared.data, masks, journal, progress)
     with clock.stage("controls", journal):
-        controls = measure_controls(prepared, journal, progress) if with_controls else []
+        controls = measure_controls(prepared, journal, progress)
     return assemble(writer, prepared, masks, weights, gap, clock, progress, controls, frontier)
-
-
-def measure_controls(prepared: Prepared, journal: Journal, progress: Progress) -> list[ControlScore]:
-    """int8 and int4; and one shared mask, unless it would have to be trained and the task file doesn't ask for it."""
-    task_file = prepared.source.task_file
-    controls = quantised_controls(prepared.source, prepared.data, progress)
-    trained = task_file.recover.method == "finetune"
-    if len(task_file.tasks) > 1 and np.isfinite(task_file.alignment) and (task_file.compare or not trained):
-
-        def told(stage: str, done: int, total: int) -> None:
-            progress(f"shared mask: {stage}", done, total)
-
-        masks, _ = choose_blocks(prepared.changed(alignment=float("inf")))
-        weights = recover(prepared.source, prepared.data, masks, journal.part("shared-mask"), told)
-        controls.append(shared_mask_control(weights, masks, prepared.data, progress))
-    return controls
 
 
 def assemble(
@@ -134,7 +116,7 @@ def assemble(
     gap: float,
     clock: Clock,
     progress: Progress,
-    controls: Sequence[ControlScore] = (),
+    controls: Sequence[Control] = (),
     frontier: Sequence[FrontierPoint] = (),
 ) -> CompileReport:
     """Pack, write, and measure what was written.
@@ -169,11 +151,10 @@ def assemble(
         write_bundle(writer, plan)
     with clock.stage("measure sparse"):
         bundle = Bundle.open(writer.root)
-        batches = {name: data.batches(data.eval, EVAL_BATCH) for name, data in prepared.data.items()}
         with Engine(bundle, EngineConfig()) as engine:
-            scores = measure_all(engine, batches, progress)
+            scores = measure_all(engine, prepared.data, progress)
     report = CompileReport(
-        tasks=scores,
+        tasks=[task_score(bundle, name, score, prepared.dense[name]) for name, score in scores.items()],
         mean_overlap=mean_overlap(overlap(bundle)),
         duality_gap=gap,
         alignment=strength,
@@ -184,9 +165,11 @@ def assemble(
         seconds=clock.seconds,
         peak_memory=clock.peak_memory,
         threads=torch.get_num_threads(),
-        controls=list(controls),
+        controls=control_scores(controls, scores, prepared.dense),
         tied={name: list(others) for name, others in prepared.source.tied.items()},
         evenness=prepared.evenness,
+        compare=compared(prepared),
+        recover=task_file.recover.method,
     )
     writer.add(REPORT, lambda file: file.write(report.dump()))
     writer.finish(bundle.manifest)

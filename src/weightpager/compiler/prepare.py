@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 
-from weightpager.bundle import Score
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler import data as task_data
 from weightpager.compiler import source as dense_source
@@ -31,7 +30,7 @@ from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.texts import Example
 from weightpager.compiler.train import train
-from weightpager.evaluate import evaluate
+from weightpager.evaluate import Score, evaluate
 from weightpager.machine.memory import read_memory
 
 _PROBE = 4
@@ -161,10 +160,9 @@ def _check_words(source: Source, name: str, data: TaskData) -> None:
 
 def _dense_score(source: Source, data: TaskData, name: str, progress: Progress) -> Score:
     batches = data.batches(data.eval, EVAL_BATCH)
-    found = evaluate(
+    return evaluate(
         source.models[name], batches, data.kind, lambda done, total: progress(f"measure dense {name}", done, total)
     )
-    return Score(metric=found.metric, value=found.value, items=found.items)
 
 
 def _calibrations(

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weightpager.bundle import EvalData, Score, TaskEntry
+from weightpager.bundle import EvalData, TaskEntry
+from weightpager.bundle import Score as DenseScore
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.clock import Clock
 from weightpager.compiler.data import TaskData, fingerprint
 from weightpager.compiler.saliency import FloatArray
 from weightpager.compiler.source import Source
+from weightpager.evaluate import Score
 
 SaliencyOfTasks = dict[str, dict[str, FloatArray]]
 """Task → paged weight → saliency of its blocks, row-major."""
@@ -71,7 +73,7 @@ class Prepared:
                 classes=list(self.source.classes(name)),
                 max_length=None if spec.takes_images else task_file.max_length_of(name),
                 sparsity=task_file.sparsity_of(name),
-                dense=self.dense[name],
+                dense=_entry(self.dense[name]),
                 eval=EvalData(
                     file=str(spec.eval.absolute()),
                     blake3=fingerprint(spec.eval, f"tasks.{name}.eval", spec.kind, spec.columns),
@@ -82,3 +84,7 @@ class Prepared:
             )
             for name, spec in task_file.tasks.items()
         )
+
+
+def _entry(score: Score) -> DenseScore:
+    return DenseScore(metric=score.metric, value=score.value, items=score.items)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -16,6 +16,7 @@ from weightpager.machine.paths import has_directory, has_file
 Saliency = Literal["gradient", "second-moment", "block-obs"]
 RecoverMethod = Literal["none", "closed-form", "finetune"]
 RecoverStart = Literal["dense", "closed-form"]
+Comparison = Literal["none", "dense", "all"]
 
 _PAGE_LIMITS = (4096, 2**28)
 
@@ -92,6 +93,10 @@ def _strength(value: object) -> object:
     return float("inf") if value == "inf" else value
 
 
+def _comparison(value: object) -> object:
+    return ("all" if value else "none") if isinstance(value, bool) else value
+
+
 def _size(value: object) -> int | None:
     if value is None:
         return None
@@ -126,3 +131,9 @@ class Frozen(BaseModel):
     """Unknown keys refused; no silent conversion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Compare = Annotated[
+    Comparison, BeforeValidator(_comparison), WithJsonSchema({"enum": [*get_args(Comparison), True, False]})
+]
+"""True is all, False is none."""

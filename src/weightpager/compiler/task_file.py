@@ -19,6 +19,7 @@ from weightpager.compiler.data import fingerprint
 from weightpager.compiler.rows import hashed
 from weightpager.compiler.task_fields import (
     Block,
+    Compare,
     ExistingFile,
     Frozen,
     ModelDirectory,
@@ -55,7 +56,8 @@ class TaskFile(Frozen):
         transitions: a trace of past switches; without one every task is as likely as any other to come next.
         calibration, training: how models are calibrated and trained.
         tasks: by name.
-        compare: also train one shared mask where recovery trains, to compare with; that takes as long again.
+        compare: what else to measure; where recovery trains, the dense model is trained as long, and for ``all`` one
+            shared mask too, each of which takes as long again.
         page: bytes; ``auto``, or None, lets the packer choose.
     """
 
@@ -73,7 +75,7 @@ class TaskFile(Frozen):
     transitions: ExistingFile | None = None
     calibration: CalibrationSpec = CalibrationSpec()
     training: TrainingSpec = TrainingSpec()
-    compare: bool = False
+    compare: Compare = "dense"
     recover: Recover = RecoverSpec()
     tasks: Annotated[dict[TaskName, TaskSpec], Field(min_length=1, max_length=MAX_TASKS)]
 
@@ -125,12 +127,12 @@ class TaskFile(Frozen):
         return self.sparsity if own is None else own
 
     def identity(self) -> str:
-        """A hash of all settings, of the tasks' files and of the model's: the same ones train the same weights.
+        """A hash of all settings that matter, of the tasks' files and of the model's: equal ones train equal weights.
 
         Raises:
             CompileError: a file can't be read.
         """
-        facts = [self.model_dump_json()]
+        facts = [self.model_dump_json(exclude={"compare"})]
         for name, task in self.tasks.items():
             for key, path in {"train": task.train, "validation": task.validation}.items():
                 if path is not None:
@@ -178,6 +180,18 @@ def with_wish(task_file: TaskFile, max_switch: str | None, accuracy_loss: float 
     # Of the other settings only those that the file states, so that a default isn't taken for a wish.
     kept = {key: getattr(task_file, key) for key in task_file.model_fields_set - {"alignment", *given}}
     return from_dict(kept | stated, name="command line")
+
+
+def with_comparison(task_file: TaskFile, compare: str | None) -> TaskFile:
+    """The same with what a command line asks to compare with.
+
+    Raises:
+        ConfigError: there is no such comparison.
+    """
+    if compare is None:
+        return task_file
+    kept = {key: getattr(task_file, key) for key in task_file.model_fields_set}
+    return from_dict(kept | {"compare": compare}, name="command line")
 
 
 def from_dict(content: Mapping[str, Any], folder: str | Path = ".", name: str = "task file") -> TaskFile:

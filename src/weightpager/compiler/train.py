@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -47,16 +47,23 @@ def train(
         both = "the model brings a head for these classes, and both are trained on"
         _log.warning("tasks.%s: %s; 'head: %s' keeps them as they are", name, both, source.path)
 
+    turns = in_turn(data, tasks, settings.batch, settings.seed)
+    with placed((source.models[task] for task in tasks), training_device()):
+        descent = Descent(groups(source, tasks, settings), settings.steps)
+        told = progress or (lambda _done, _total: None)
+        descent.run(turns, dense_error(source, data), journal or Journal.none(), "train", told)
+    return tasks
+
+
+def dense_error(source: Source, data: Mapping[str, TaskData]) -> Callable[[str, Batch], Tensor]:
+    """The loss of a dense model's task on a batch."""
+
     def error(task: str, batch: Batch) -> Tensor:
         with autocast(source.models[task].device):
             logits = source.models[task](**batch.inputs).logits
         return loss(logits, batch.labels, data[task].kind)
 
-    turns = in_turn(data, tasks, settings.batch, settings.seed)
-    with placed((source.models[task] for task in tasks), training_device()):
-        descent = Descent(groups(source, tasks, settings), settings.steps)
-        descent.run(turns, error, journal or Journal.none(), "train", progress or (lambda _done, _total: None))
-    return tasks
+    return error
 
 
 def groups(source: Source, tasks: Iterable[str], rates: TrainingSpec | RecoverSpec) -> list[ParameterGroup]:

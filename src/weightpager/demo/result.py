@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from weightpager.bundle.interval import Interval
 from weightpager.bundle.manifest import Strict
 
 
 class DemoTask(Strict):
-    """A task's metric: the dense model, ours, one mask shared by all tasks, and the dense model quantised."""
+    """A task's metric: the dense model, ours, one mask shared by all tasks, and the dense model quantised.
+
+    All have been trained as long. The interval of ours holds its true value in 95 of 100 cases.
+    """
 
     name: str
     metric: str
@@ -18,6 +22,7 @@ class DemoTask(Strict):
     shared_mask: float
     int8: float
     int4: float
+    sparse_interval: Interval | None = None
 
 
 class DemoSwitch(Strict):

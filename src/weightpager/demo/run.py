@@ -14,7 +14,7 @@ from weightpager.bench.switching import doubt, sparse_checkpoint, time_switches,
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import overlap
-from weightpager.bundle.report import CompileReport, read_report
+from weightpager.bundle.report import DENSE, CompileReport, read_report
 from weightpager.config import EngineConfig
 from weightpager.demo.compiled import ALIGNMENT, RECOVER_STEPS, SPARSITY, TRAINING_STEPS, Compiled, compiled, writing_to
 from weightpager.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
@@ -83,8 +83,9 @@ def _tasks(report: CompileReport) -> list[DemoTask]:
             name=task.name,
             metric=task.metric,
             items=task.items,
-            dense=task.dense or 0.0,
+            dense=controls[DENSE][task.name],
             sparse=task.sparse,
+            sparse_interval=task.sparse_interval,
             shared_mask=controls["shared mask"][task.name],
             int8=controls["int8"][task.name],
             int4=controls["int4"][task.name],
@@ -144,7 +145,7 @@ def _memory(bundle: Bundle, report: CompileReport) -> list[Resident]:
     stored = len(bundle.pages) * bundle.page_bytes
     fixed = footprint(bundle)
     parameters = fixed.resident + fixed.private
-    ours, dense = _mean(task.sparse for task in report.tasks), _mean(task.dense or 0.0 for task in report.tasks)
+    ours = _mean(task.sparse for task in report.tasks)
     rows = [
         ("weightpager, arena of one task", fixed.total, most, mean_switch, ours),
         ("weightpager, everything resident", fixed.total, stored, 0, ours),
@@ -152,9 +153,8 @@ def _memory(bundle: Bundle, report: CompileReport) -> list[Resident]:
         ("one sparse checkpoint per task, one resident", parameters, checkpoints // count, checkpoints // count, ours),
         *(
             (_CONTROLS[control.name], parameters, control.resident_bytes, 0, _mean(control.scores.values()))
-            for control in report.controls
+            for control in sorted(report.controls, key=lambda control: control.resident_bytes)
         ),
-        ("dense model", parameters, bundle.dense_bytes, 0, dense),
     ]
     return [
         Resident(name=name, bytes=always + paged, paged_bytes=paged, mean_bytes_per_switch=load, mean_metric=metric)
@@ -162,7 +162,12 @@ def _memory(bundle: Bundle, report: CompileReport) -> list[Resident]:
     ]
 
 
-_CONTROLS = {"shared mask": "one shared mask", "int8": "dense model in int8", "int4": "dense model in int4"}
+_CONTROLS = {
+    "shared mask": "one shared mask",
+    "int4": "dense model in int4",
+    "int8": "dense model in int8",
+    DENSE: "dense model",
+}
 
 
 def _mean(values: Iterable[float]) -> float:

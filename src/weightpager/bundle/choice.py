@@ -1,0 +1,116 @@
+"""A way to serve all tasks of a bundle, and how sure it is what it loses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from weightpager.bundle.interval import Interval, holds_zero, mean_interval, turned
+from weightpager.bundle.report import DENSE, LOWER_IS_BETTER, CompileReport, ControlScore
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to serve all tasks.
+
+    Attributes:
+        name: what it is.
+        resident_bytes: of paged weights in memory, one task's.
+        switch_bytes: loaded by an average switch.
+        loss: mean over the tasks of what it loses against dense: points for a share of right answers, percent for
+            perplexity. Negative where it is better than dense.
+        interval: of the loss; None where chance wasn't measured.
+        gap: interval of what it loses more than the bundle; None for the bundle, where chance wasn't measured, and
+            where one of the two is hopeless.
+    """
+
+    name: str
+    resident_bytes: int
+    switch_bytes: int
+    loss: float
+    interval: Interval | None = None
+    gap: Interval | None = None
+
+    @property
+    def told(self) -> bool:
+        """Whether it is another loss than the bundle's, and not chance; True where chance wasn't measured."""
+        return self.gap is None or not holds_zero(self.gap)
+
+    @property
+    def lost(self) -> bool:
+        """Whether it does worse than dense, and not by chance."""
+        return round(self.loss, 1) > 0 and (self.interval is None or self.interval[0] > 0)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What the bundle and its controls lose, against the dense model that was trained as long as they were.
+
+    Attributes:
+        report: of the bundle.
+        dense: task → metric.
+    """
+
+    report: CompileReport
+    dense: Mapping[str, float]
+
+    @classmethod
+    def of(cls, report: CompileReport) -> Losses | None:
+        """None if a dense score isn't known."""
+        trained_on = {control.name: control.scores for control in report.controls}.get(DENSE, {})
+        dense = {task.name: trained_on.get(task.name, task.dense) for task in report.tasks}
+        known = {name: value for name, value in dense.items() if value is not None and math.isfinite(value)}
+        return cls(report, known) if len(known) == len(dense) else None
+
+    def bundle(self, resident_bytes: int, switch_bytes: int) -> Choice:
+        """The bundle itself."""
+        return Choice("this bundle", resident_bytes, switch_bytes, self._mean(self._ours), self._interval())
+
+    def control(self, control: ControlScore) -> Choice:
+        """One of its controls."""
+        scores = {task: control.scores[task] for task in self.dense}
+        losses, ours = self._losses(scores), self._losses(self._ours)
+        gaps = {task: losses[task] - ours[task] for task in losses}
+        hopeless = math.isfinite(self._mean(scores)) != math.isfinite(self._mean(self._ours))
+        return Choice(
+            control.name,
+            control.resident_bytes,
+            0,
+            self._mean(scores),
+            (0.0, 0.0) if control.name == DENSE else _mean_interval(losses, control.loss_intervals),
+            None if hopeless else _mean_interval(gaps, control.gap_intervals),
+        )
+
+    def _interval(self) -> Interval | None:
+        """Of what the bundle loses."""
+        losses = self._losses(self._ours)
+        for control in self.report.controls:
+            if control.name == DENSE:
+                gap = _mean_interval({task: -loss for task, loss in losses.items()}, control.gap_intervals)
+                return None if gap is None else turned(gap)
+        found = {task.name: task.loss_interval for task in self.report.tasks if task.loss_interval is not None}
+        return _mean_interval(losses, found)
+
+    @property
+    def _ours(self) -> dict[str, float]:
+        return {task.name: task.sparse for task in self.report.tasks}
+
+    def _losses(self, scores: Mapping[str, float]) -> dict[str, float]:
+        metrics = {task.name: task.metric for task in self.report.tasks}
+        return {
+            task: 100 * (scores[task] / start - 1 if metrics[task] == LOWER_IS_BETTER else start - scores[task])
+            for task, start in self.dense.items()
+        }
+
+    def _mean(self, scores: Mapping[str, float]) -> float:
+        losses = self._losses(scores)
+        loss = sum(losses.values()) / len(losses)
+        return math.inf if math.isnan(loss) else loss
+
+
+def _mean_interval(losses: Mapping[str, float], intervals: Mapping[str, Interval]) -> Interval | None:
+    """Of the mean; None unless there is one for each task."""
+    if not losses.keys() <= intervals.keys():
+        return None
+    return mean_interval(list(losses.values()), [intervals[task] for task in losses])

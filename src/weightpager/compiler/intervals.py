@@ -1,0 +1,95 @@
+"""How far chance reaches in what was measured: of one model's metric, and of two models' on the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest, bootstrap
+
+from weightpager.bundle.interval import CONFIDENCE, UNKNOWN
+from weightpager.evaluate import Outcomes, Score
+
+Floats = npt.NDArray[np.float64]
+
+RESAMPLES = 2000
+
+FEWEST = 6
+"""Five texts or windows can all point the same way by chance: in more than one of twenty cases."""
+
+_HOPELESS = 300.0
+"""Nats per token above which perplexities are equally bad; twice that can still be divided."""
+
+_AT_ONCE = 1 << 20
+"""Drawn items of one sample in memory."""
+
+
+def of_score(score: Score) -> tuple[float, float]:
+    """Wilson's where each item has one answer; else by bootstrap over texts or windows, whose words hang together."""
+    found = score.outcomes
+    if score.metric == "perplexity":
+        return _bootstrap(_perplexity, found.sums, _counts(found))
+    if score.metric == "accuracy":
+        right = binomtest(round(score.value * score.items), score.items)
+        low, high = right.proportion_ci(CONFIDENCE, method="wilson")
+        return float(low), float(high)
+    return _bootstrap(_ratio, np.append(found.sums, [1.0, 0.0]), np.append(_counts(found), [1.0, 1.0]))
+
+
+def of_gap(ours: Score, other: Score, dense: Score) -> tuple[float, float]:
+    """What another model loses more than ours, by a paired bootstrap over the items that all were measured on.
+
+    In points; in percent of the dense perplexity. Right and wrong answers get two made-up items more, on each of which
+    one of the two alone is right: as many differences all in one direction as a sign test asks for then tell two models
+    apart, and models that always agree aren't equal for sure (Agresti and Min 2005).
+    """
+    same = len({len(score.outcomes.counts) for score in (ours, other, dense)}) == 1
+    if not same or len(ours.outcomes.counts) == 0:
+        return UNKNOWN
+    counts = _counts(ours.outcomes)
+    if not ours.higher_is_better:
+        return _bootstrap(_risen, *(score.outcomes.sums for score in (ours, other, dense)), counts)
+    more = np.append(ours.outcomes.sums - other.outcomes.sums, [1.0, -1.0])
+    return _bootstrap(partial(_ratio, scale=100.0), more, np.append(counts, [1.0, 1.0]))
+
+
+def _bootstrap(statistic: Callable[..., Any], *samples: Floats) -> tuple[float, float]:
+    """Over the items that count; the last sample says how much each does."""
+    counting = samples[-1] > 0
+    drawn = tuple(sample[counting] for sample in samples)
+    items = len(drawn[-1])
+    if items < FEWEST or not all(np.isfinite(sample).all() for sample in drawn):
+        return UNKNOWN
+    low, high = bootstrap(
+        drawn,
+        statistic,
+        paired=True,
+        vectorized=True,
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        batch=max(1, _AT_ONCE // items),
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return float(low), float(high)
+
+
+def _ratio(sums: Floats, counts: Floats, axis: int, scale: float = 1.0) -> Floats:
+    return np.asarray(scale * sums.sum(axis) / counts.sum(axis))
+
+
+def _perplexity(nats: Floats, counts: Floats, axis: int) -> Floats:
+    return np.exp(np.minimum(_ratio(nats, counts, axis), _HOPELESS))
+
+
+def _risen(ours: Floats, other: Floats, dense: Floats, counts: Floats, axis: int) -> Floats:
+    """Percent of the dense perplexity that another one's is above ours."""
+    first, second, start = (_perplexity(nats, counts, axis) for nats in (ours, other, dense))
+    return np.asarray(100 * (second - first) / start)
+
+
+def _counts(found: Outcomes) -> Floats:
+    return found.counts.astype(np.float64)
