@@ -15,7 +15,7 @@ from weightpager.evaluate import Outcomes, Score
 
 Floats = npt.NDArray[np.float64]
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 
 FEWEST = 6
 """Five texts or windows can all point the same way by chance: in more than one of twenty cases."""
