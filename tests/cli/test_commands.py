@@ -53,7 +53,7 @@ def test_inspect(weightpager: Command, assistant_bundle: Path) -> None:
     assert found.code == 0
     for word in ("animal", "overlap", "bytes to load", "resident parameters", "smallest budget"):
         assert word in found.out
-    for words in ("over-read: share of a task's pages", "private: a task's own parameters"):
+    for words in ("over-read: share of a task's pages", "private: a task's own, such as its head"):
         assert words in found.out
     facts = json.loads(weightpager("inspect", assistant_bundle, "--json").out)
     bundle = wp.Bundle.open(assistant_bundle)

@@ -146,6 +146,19 @@ def test_the_state_shows_pages_by_layer_and_task(assistant_bundle: Path) -> None
         assert (found["current"], found["state"]) == ("animal", "ready")
 
 
+def test_the_state_tells_of_requests_and_of_the_process(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle) as running, running.http() as client:
+        for _ in range(3):
+            running.openai.embeddings.create(model="weather", input="sun")
+        assert client.post("/v1/embeddings", json={"model": "wether", "input": "sun"}).status_code == 404
+        while (traffic := client.get("/status").json()["traffic"])["requests"] < 4:
+            pass  # an answer is counted after its last byte has gone
+        assert (traffic["requests"], traffic["errors"]) == (4, {"404": 1})  # those who look on aren't counted
+        assert 0 < traffic["median_seconds"] <= traffic["p95_seconds"]
+        assert 0 < traffic["seconds"] <= 60
+        assert client.get("/status").json()["process_bytes"] > running.service.engine.report().memory.total
+
+
 def test_the_state_tells_what_comes_next(assistant_bundle: Path) -> None:
     with serving(assistant_bundle) as running, running.http() as client:
         assert client.get("/status").json()["forecast"] is None

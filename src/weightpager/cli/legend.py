@@ -4,16 +4,14 @@ from __future__ import annotations
 
 MEANINGS = {
     "alignment": "λ, what a block loaded per switch costs when blocks are chosen; the more, the more tasks share",
-    "arena": "the memory that pages are loaded into",
+    "arena": "memory for pages",
     "duality gap": "how far the choice of blocks may be from the best one",
     "overlap": "share of a task's bytes that the task before it keeps too",
     "over-read": "share of a task's pages that it doesn't use",
-    "private": "a task's own parameters, such as its head",
-    "slot": "room for one page",
+    "private": "a task's own, such as its head",
     "in vain": "loaded ahead, and gone again before any use",
     "there in time": "of the pages that had to be loaded, the share that loading ahead had brought before the switch",
     "without a wait": "switches that found all their pages in memory, loaded ahead or still there from before",
-    "working set": "pages that the latest tasks need together",
 }
 """Shorter than the glossary, which has each of them or the words that they are made of."""
 

@@ -13,24 +13,16 @@ from urllib.parse import urlsplit
 
 import typer
 from pydantic import ValidationError
-from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
-from rich.padding import Padding
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 from weightpager.cli import output
 from weightpager.cli.options import Json
+from weightpager.cli.top_view import view
 from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.server.status_schema import Status
 
-_SHADES = " ░▒▓█"
 _MOST_BYTES = 64 * 2**20
 _MOST_SHOWN = 80
-_LATEST = 8
-_FORETOLD = 4
 _PRINTABLE = re.compile(r"[!-~]+")
 
 
@@ -59,12 +51,13 @@ def top(
     if json:
         output.print_json(found)
     elif once:
-        output.console.print(view(found))
+        output.console.print(view(found, output.console.width))
     else:
-        with Live(view(found), console=output.console, screen=True, auto_refresh=False) as live:
+        with Live(console=output.console, screen=True, auto_refresh=False) as live:
             while True:
+                live.update(view(found, *output.console.size), refresh=True)
                 time.sleep(interval)
-                live.update(view(read_status(url, token)), refresh=True)
+                found = read_status(url, token)
 
 
 def read_status(url: str, token: str | None = None, timeout: float = 10.0) -> Status:
@@ -119,79 +112,3 @@ def _checked(url: str) -> str:
     if not well:
         raise ConfigError(f"expected the URL of a server, such as http://127.0.0.1:8000, found {url!r}")
     return url
-
-
-def view(found: Status) -> RenderableType:
-    """The state as people read it."""
-    return Group(_head(found), _budget(found), _tasks(found), _switches(found), _ahead(found), _next(found))
-
-
-def _head(found: Status) -> RenderableType:
-    running = f"{found.running} running, " if found.running else ""
-    waiting = sum(task.waiting for task in found.tasks)
-    return Text(
-        f"weightpager {found.version}  {found.state}  up {found.uptime:.0f} s  kernel {found.kernel}  "
-        f"{running}{waiting} of {found.queue_limit} waiting",
-        style="bold",
-    )
-
-
-def _budget(found: Status) -> RenderableType:
-    used = sum(found.memory.values())
-    parts = ", ".join(f"{name} {output.size(count)}" for name, count in found.memory.items() if count)
-    words = f"{output.size(used)} of {output.size(found.budget)}: {parts}"
-    pages = f"{found.resident_pages} of {found.slots} slots, working set {found.working_set_pages} pages"
-    bar = Padding(ProgressBar(total=max(1, found.budget), completed=used, width=60), 0)  # padded, it ends its line
-    return Group(bar, Text(words), Text(pages), Text())
-
-
-def _tasks(found: Status) -> RenderableType:
-    table = Table(title="tasks", title_justify="left")
-    for number, column in enumerate(("task", "in memory", "layers", "waiting", "requests")):
-        table.add_column(column, justify="left" if number in (0, 2) else "right")
-    for task in found.tasks:
-        name = f"[bold green]{escape(task.name)}[/]" if task.name == found.current else escape(task.name)
-        layers = "".join(_shade(here, need) for here, need in task.layers)
-        table.add_row(name, f"{task.resident:.0%}", layers, str(task.waiting), str(task.requests))
-    return table
-
-
-def _shade(here: int, need: int) -> str:
-    return _SHADES[-(-here * (len(_SHADES) - 1) // need)] if need else "·"
-
-
-def _ahead(found: Status) -> RenderableType:
-    ahead = found.prefetch
-    if ahead is None:
-        return Text("nothing is loaded ahead", style="dim")
-    return Text(
-        f"loading ahead {'pays' if ahead.active else 'rests'}: {ahead.loaded} pages, {ahead.hits} in time, "
-        f"{ahead.late} late, {ahead.misses} missed, {ahead.wasted} wasted"
-    )
-
-
-def _next(found: Status) -> RenderableType:
-    forecast = found.forecast
-    if forecast is None:
-        return Text("nothing to foretell from yet", style="dim")
-    likeliest = sorted(zip(forecast.next, found.tasks, strict=True), key=lambda pair: -pair[0])[:_FORETOLD]
-    named = ", ".join(f"{task.name} {chance:.0%}" for chance, task in likeliest if chance)
-    return Text(
-        f"next: {named or 'unknown'}; {forecast.foreseen:.0%} of {forecast.switches} switches foreseen, "
-        f"log loss {forecast.log_loss_bits:.2f} bits"
-    )
-
-
-def _switches(found: Status) -> RenderableType:
-    table = Table(title=f"latest of {found.switches_total} switches", title_justify="left")
-    for number, column in enumerate(("ago", "from", "to", "loaded", "took")):
-        table.add_column(column, justify="left" if number in (1, 2) else "right")
-    for switch in reversed(found.switches[-_LATEST:]):
-        table.add_row(
-            f"{max(0.0, found.time - switch.time):.0f} s",
-            escape(switch.from_task or ""),
-            escape(switch.to_task),
-            output.size(switch.bytes),
-            output.milliseconds(switch.seconds),
-        )
-    return table

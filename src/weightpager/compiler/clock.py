@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from weightpager.compiler.journal import Journal
-from weightpager.machine.peak_memory import forget_peak, peak_memory
+from weightpager.machine.process_memory import forget_peak, peak_memory
 
 
 @dataclass

@@ -14,6 +14,7 @@ from weightpager.engine.report import EngineReport, PrefetchReport
 from weightpager.engine.residency_map import ResidencyMap
 from weightpager.server.job_queue import JobQueue
 from weightpager.server.timeline import Switch
+from weightpager.server.traffic import Traffic
 from weightpager.server.version import VERSION
 
 _WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -21,12 +22,22 @@ _SWITCHES = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
+_WORK = "/v1/"
+"""What begins the routes that clients ask for work."""
+
+
 class Metrics:
-    """One server's metrics, in a registry of their own. Safe to use from several threads."""
+    """One server's metrics, in a registry of their own. Safe to use from several threads.
+
+    Attributes:
+        registry: of Prometheus' client.
+        traffic: requests for work that the counters have just counted.
+    """
 
     def __init__(self, engine: Engine, queue: JobQueue) -> None:
         """Everything is zero."""
         self.registry = CollectorRegistry()
+        self.traffic = Traffic()
         own = self.registry
         Info("weightpager_build", "Version of weightpager.", registry=own).info({"version": VERSION})
         self._requests = Counter(
@@ -65,6 +76,8 @@ class Metrics:
         """A request is over. ``route`` and ``task`` are names of ours, never text of a client's."""
         self._requests.labels(route, task, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+        if route.startswith(_WORK):
+            self.traffic.add(status, seconds)
 
     def began(self, task: str, waits: Sequence[float], gap: float) -> None:
         """A step begins; how long texts that begin have waited, and for how long others than its task were served."""

@@ -10,8 +10,17 @@ from weightpager.bundle import TaskEntry
 from weightpager.engine.forecasts import ForecastReport
 from weightpager.engine.report import PrefetchReport
 from weightpager.engine.residency_map import ResidencyMap
+from weightpager.machine.process_memory import resident_memory
 from weightpager.server.service import Service
-from weightpager.server.status_schema import ForecastStatus, PrefetchStatus, Status, SwitchStatus, TaskStatus
+from weightpager.server.status_schema import (
+    ForecastStatus,
+    PrefetchStatus,
+    Status,
+    SwitchStatus,
+    TaskStatus,
+    TrafficStatus,
+)
+from weightpager.server.traffic import Recent
 from weightpager.server.version import VERSION
 
 _MOST_PAGES = 8192
@@ -37,6 +46,8 @@ def status(service: Service) -> Status:
         direct_io=report.direct_io,
         budget=report.budget,
         memory=asdict(report.memory),
+        process_bytes=resident_memory(),
+        traffic=_traffic(service.metrics.traffic.recent()),
         page_bytes=engine.bundle.page_bytes,
         slots=report.slots,
         resident_pages=report.resident_pages,
@@ -52,6 +63,16 @@ def status(service: Service) -> Status:
         switches_total=monitor.switches,
         switches=[SwitchStatus(**vars(switch)) for switch in service.timeline.latest(_SWITCHES)],
         followed=monitor.followed(names).tolist(),
+    )
+
+
+def _traffic(recent: Recent) -> TrafficStatus:
+    return TrafficStatus(
+        seconds=recent.seconds,
+        requests=recent.requests,
+        median_seconds=recent.median,
+        p95_seconds=recent.p95,
+        errors=recent.errors,
     )
 
 

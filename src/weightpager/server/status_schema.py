@@ -28,6 +28,23 @@ class SwitchStatus(Answer):
     seconds: float
 
 
+class TrafficStatus(Answer):
+    """Requests for work in the last minute.
+
+    Attributes:
+        seconds: looked back, less than a minute where the server is younger or very busy.
+        requests: answered then.
+        median_seconds, p95_seconds: from a request to the end of its answer, of those that succeeded; None of none.
+        errors: by HTTP status, how many did not; 499 for clients that went away.
+    """
+
+    seconds: float
+    requests: int
+    median_seconds: float | None
+    p95_seconds: float | None
+    errors: dict[int, int]
+
+
 class PrefetchStatus(Answer):
     """What loading ahead does: pages that it brought, and their fate."""
 
@@ -63,6 +80,8 @@ class Status(Answer):
     Attributes:
         state: whether requests are taken; ``stuck`` while the worker takes too long over one thing.
         memory: bytes by purpose.
+        process_bytes: of memory that the whole process holds, what the budget covers included; None where unknown.
+        traffic: None of a server of an older version.
         pages: for each layer a digit per page, 1 where it is resident; None where there are too many.
         prefetch: None if nothing is loaded ahead.
         forecast: None before the first request.
@@ -77,6 +96,8 @@ class Status(Answer):
     direct_io: bool
     budget: int
     memory: dict[str, int]
+    process_bytes: int | None = None
+    traffic: TrafficStatus | None = None
     page_bytes: int
     slots: int
     resident_pages: int

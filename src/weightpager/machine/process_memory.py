@@ -1,4 +1,4 @@
-"""The most memory that this process has held since it last asked, as Linux counts it."""
+"""The memory that this process holds, and the most that it has held since it last asked, as Linux counts it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,15 @@ def forget_peak(process: Path = _SELF) -> bool:
 
 def peak_memory(process: Path = _SELF) -> int | None:
     """Most resident bytes since `forget_peak`, shared libraries included; None where the system doesn't say."""
+    return _size(process, "VmHWM")
+
+
+def resident_memory(process: Path = _SELF) -> int | None:
+    """Resident bytes now, shared libraries included; None where the system doesn't say."""
+    return _size(process, "VmRSS")
+
+
+def _size(process: Path, field: str) -> int | None:
     try:
         lines = (process / "status").read_text(errors="replace").splitlines()
     except OSError:
@@ -25,6 +34,6 @@ def peak_memory(process: Path = _SELF) -> int | None:
     for line in lines:
         name, _, value = line.partition(":")
         size = value.strip().removesuffix(" kB")
-        if name == "VmHWM" and size.isdigit():
+        if name == field and size.isdigit():
             return int(size) << 10
     return None

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from weightpager.machine.peak_memory import forget_peak, peak_memory
+from weightpager.machine.process_memory import forget_peak, peak_memory, resident_memory
 
 SIZE = 64 << 20
 
@@ -28,11 +28,13 @@ def test_what_does_not_count_says_none(tmp_path: Path, status: str | None) -> No
     if status is not None:
         (tmp_path / "status").write_text(status)
     assert peak_memory(tmp_path) is None
+    assert resident_memory(tmp_path) is None
 
 
-def test_a_peak_is_read_in_bytes(tmp_path: Path) -> None:
-    (tmp_path / "status").write_text("Name: x\nVmHWM:\t    1234 kB\n")
+def test_memory_is_read_in_bytes(tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("Name: x\nVmHWM:\t    1234 kB\nVmRSS:\t    1000 kB\n")
     assert peak_memory(tmp_path) == 1234 << 10
+    assert resident_memory(tmp_path) == 1000 << 10
 
 
 def test_where_nothing_can_be_forgotten(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Requests of the last minute: how many, how fast they were answered, and which were not served."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+SECONDS = 60.0
+"""Looked back; requests of an earlier time tell nothing of now."""
+
+_MOST = 20_000
+"""Requests that are kept; with more of them, the time looked back is shorter."""
+
+
+@dataclass(frozen=True)
+class Recent:
+    """What was answered lately.
+
+    Attributes:
+        seconds: looked back.
+        requests: answered then.
+        median, p95: seconds from a request to the end of its answer, of those that succeeded; None where none did.
+        errors: by status, how many did not.
+    """
+
+    seconds: float
+    requests: int
+    median: float | None
+    p95: float | None
+    errors: dict[int, int]
+
+
+class Traffic:
+    """Remembers requests for a minute. Safe to use from several threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing has been answered; ``clock`` in seconds."""
+        self._clock = clock
+        self._started = clock()
+        self._lock = threading.Lock()
+        self._answered: deque[tuple[float, int, float]] = deque(maxlen=_MOST)
+
+    def add(self, status: int, seconds: float) -> None:
+        """A request has been answered, after ``seconds``."""
+        with self._lock:
+            self._answered.append((self._clock(), status, seconds))
+
+    def recent(self) -> Recent:
+        """The last minute, or what there was of it."""
+        with self._lock:
+            now, answered = self._clock(), list(self._answered)
+        since = max(self._started, now - SECONDS)
+        if len(answered) == _MOST:
+            since = max(since, answered[0][0])
+        rows = [(status, seconds) for at, status, seconds in answered if at >= since]
+        fast = sorted(seconds for status, seconds in rows if status < 400)
+        errors = Counter(status for status, _ in rows if status >= 400)
+        return Recent(now - since, len(rows), _rank(fast, 0.5), _rank(fast, 0.95), dict(sorted(errors.items())))
+
+
+def _rank(ordered: list[float], share: float) -> float | None:
+    """The smallest value that this share of the others doesn't exceed; None of none."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
