@@ -82,7 +82,9 @@ def test_requests_their_times_and_errors() -> None:
 
 def test_a_working_set_that_does_not_fit_is_red() -> None:
     red = "\x1b[1;31m"
-    assert f"{red}arena 90 of 100 slots; latest tasks need 101 pages, more than fit" in shown(state(working_set_pages=101))
+    assert f"{red}arena 90 of 100 slots; latest tasks need 101 pages, more than fit" in shown(
+        state(working_set_pages=101)
+    )
     assert "latest tasks need 100 pages\n" in "\n".join(plain(state(working_set_pages=100)))
 
 

@@ -82,7 +82,9 @@ class Verdict:
         larger = [c for c in self.others if c.resident_bytes > self.budget and c.loss < self.ours.loss and c.told]
         if larger:
             least = min(larger, key=lambda choice: choice.resident_bytes)
-            words += f" With {format_enough(least.resident_bytes)} {_called(least)} would be better: it {_loses(least)}."
+            words += (
+                f" With {format_enough(least.resident_bytes)} {_called(least)} would be better: it {_loses(least)}."
+            )
         return words
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -11,9 +10,9 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from weightpager.bundle.manifest import TaskKind
 from weightpager.bundle.foreign_code import foreign_code
 from weightpager.bundle.generation_settings import GENERATION_KEYS, GenerationSettings
+from weightpager.bundle.manifest import TaskKind
 from weightpager.bundle.model_settings import (
     CONFIG,
     GENERATION,

@@ -148,9 +148,7 @@ def tokenizer(bundle: Bundle) -> Any:
     check_tokenizer_class(f"{MODEL}/config.json", _values(folder / "config.json"))
     try:
         with panics_as_errors():
-            found = AutoTokenizer.from_pretrained(
-                folder, config=config, local_files_only=True, trust_remote_code=False
-            )
+            found = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True, trust_remote_code=False)
             found.decode(found("a")["input_ids"])  # some of what is wrong with one shows only when it is used
         return found
     except Exception as error:
