@@ -23,7 +23,7 @@ PER_CHILD = 500
 
 MUTANT = "mutant.bundle"
 
-_SILENCE = 60.0
+_SILENCE = 300.0
 """Seconds after which a child that says nothing is killed."""
 
 
@@ -124,10 +124,12 @@ class Campaign:
         mutant = make(self.originals, self.seed, number, path)
         plan = _plan(mutant)
         try:
-            with guard.timed(), guard.unprivileged(mutant.locked):
+            with guard.timed(), guard.unprivileged(mutant.locked), guard.watched() as reached:
                 trial = attempt(path, plan)
         except Stopped as stopped:
             trial = Trial(failures={"time": str(stopped)})
+        if reached:
+            trial.failures["reach"] = ", ".join(sorted(reached))
         rise = peak.rise()
         if rise > guard.PEAK_BYTES:
             trial.failures["memory"] = f"{rise >> 20} MiB"
@@ -151,7 +153,7 @@ class Campaign:
 
 def _plan(mutant: Mutant) -> Plan:
     """Runs a task often where nothing before that looks at what was changed."""
-    share = 0.5 if mutant.words.startswith("model/") else 0.12
+    share = 0.6 if mutant.words.startswith("model/") else 0.12
     draw = mutant.draw
     return Plan(mutant.damaged or draw.random() < 0.2, draw.random() < share, draw.randrange(64))
 

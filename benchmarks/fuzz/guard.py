@@ -6,6 +6,8 @@ import os
 import re
 import resource
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from benchmarks.fuzz.trial import Stopped
 
 CPU_SECONDS = 2.0
 WALL_SECONDS = 8.0
-"""For what waits, such as for the other end of a FIFO; other programs on the machine may take most of it."""
+"""For what waits, such as for the other end of a FIFO."""
 
 ADDRESS_SPACE = 1 << 30
 """Bytes that a child may map beside what it began with."""
@@ -35,13 +37,18 @@ def limit_address_space() -> None:
 @contextmanager
 def timed() -> Iterator[None]:
     """Raise `Stopped` in what takes longer."""
+    start = _idle()
 
-    def stop(number: int, _: object) -> None:
-        what = f"{CPU_SECONDS:g} s of work" if number == signal.SIGPROF else f"{WALL_SECONDS:g} s of waiting"
-        raise Stopped(f"more than {what}")
+    def stop_work(*_: object) -> None:
+        raise Stopped(f"more than {CPU_SECONDS:g} s of work")
 
-    for number in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(number, stop)
+    def stop_waiting(*_: object) -> None:
+        if (rest := WALL_SECONDS - (_idle() - start)) <= 0:
+            raise Stopped(f"more than {WALL_SECONDS:g} s of waiting")
+        signal.setitimer(signal.ITIMER_REAL, max(0.1, rest))
+
+    signal.signal(signal.SIGPROF, stop_work)
+    signal.signal(signal.SIGALRM, stop_waiting)
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
     try:
@@ -49,6 +56,39 @@ def timed() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _idle() -> float:
+    """Seconds in which this thread neither ran nor waited for a processor, which other programs may have."""
+    running, queued, _ = Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()
+    return time.monotonic() - (int(running) + int(queued)) / 1e9
+
+
+_REACH = (
+    "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "subprocess.Popen", "os.system", "os.exec",
+    "os.posix_spawn", "os.spawn", "pickle.find_class", "webbrowser.open", "ctypes.dlopen",
+)  # fmt: skip
+"""Audit events of what no bundle may bring about."""
+
+_watching: list[set[str]] = []
+
+
+def _audit(event: str, arguments: tuple[object, ...]) -> None:
+    if _watching and event in _REACH:
+        _watching[-1].add(f"{event} {str(arguments)[:100]}")
+
+
+@contextmanager
+def watched() -> Iterator[set[str]]:
+    """What reaches out of this process meanwhile: to other machines, programs, or pickles."""
+    if not _watching:
+        sys.addaudithook(_audit)
+    found: set[str] = set()
+    _watching.append(found)
+    try:
+        yield found
+    finally:
+        _watching.remove(found)
 
 
 class Peak:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from benchmarks.fuzz import byte_change, file_change, json_change, tensor_change
+from benchmarks.fuzz import byte_change, config_change, file_change, json_change, sparse_change, tensor_change
 from benchmarks.fuzz.original import Original
 from benchmarks.fuzz.sealing import replace as replace_file
 from benchmarks.fuzz.sealing import rewrite_file, rewrite_pages, seal_manifest
@@ -111,6 +111,20 @@ def _directory(_: Original, target: Path, random: Random) -> tuple[str, bool, bo
     return words, sealed, words.startswith("missing")
 
 
+def _sparse(_: Original, target: Path, random: Random) -> tuple[str, bool, bool]:
+    words, fits = sparse_change.change(target, random)
+    return words, True, not fits
+
+
+def _configuration(original: Original, target: Path, random: Random) -> tuple[str, bool, bool]:
+    """A file of ``model/``, by somebody who knows what is made of it."""
+    names = [name for name in config_change.CHANGES if name in original.files]
+    name = random.choice([*names, config_change.CONFIG, *names])
+    after, words = config_change.change(name, (target / name).read_bytes(), random)
+    _seal(target, name, after)
+    return f"{name}: {words}", True, False
+
+
 _CHANGES: dict[str, tuple[_Change, int]] = {
     "bytes": (_bytes, 12),
     "sealed bytes": (_sealed_bytes, 15),
@@ -119,6 +133,8 @@ _CHANGES: dict[str, tuple[_Change, int]] = {
     "tensors": (_tensors, 25),
     "pages": (_pages, 3),
     "directory": (_directory, 15),
+    "sparse": (_sparse, 12),
+    "configuration": (_configuration, 35),
 }
 """Kind → the change, and how often it is made."""
 

@@ -29,7 +29,7 @@ class Original:
         path: of the bundle; its files are linked into mutants, and never written.
         files: paths of all files in it, sorted.
         pages: page file → number of its pages.
-        outputs: task → the bytes of what its module answers to `trial.INPUTS`.
+        outputs: task → the bytes of what its module answers to the trial's inputs.
     """
 
     name: str
@@ -62,6 +62,10 @@ def _writer(folder: Path) -> Path:
     return _compiled(tiny.writer(folder), folder)
 
 
+def _camera(folder: Path) -> Path:
+    return _compiled(tiny.camera(folder), folder)
+
+
 def _int8(folder: Path) -> Path:
     return _compiled(_pair(folder, dtype="int8", recover=_LOW_RANK), folder)
 
@@ -89,6 +93,7 @@ def _compiled(content: dict[str, Any], folder: Path, name: str = WHOLE, base: Pa
 RECIPES: dict[str, Callable[[Path], Path]] = {
     "assistant": _assistant,
     "writer": _writer,
+    "camera": _camera,
     "int8": _int8,
     "grown": _grown,
 }

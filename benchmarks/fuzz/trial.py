@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import weightpager as wp
-from weightpager.bundle import Bundle
+from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.adapter import read_adapter
 from weightpager.bundle.advice import advise
 from weightpager.bundle.footprint import footprint, smallest_budget
@@ -24,12 +24,18 @@ from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.bundle.report import has_report, read_report
 from weightpager.bundle.verify import verify
 from weightpager.config import EngineConfig
+from weightpager.engine.architecture import image_reader
 from weightpager.engine.parameters import read_parameters
 from weightpager.engine.predict import predict
 from weightpager.errors import WeightpagerError
 from weightpager.store import LocalStore, StorageModel, VerifyingStore, all_switches
 
-INPUTS = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+_TEXT = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+_PIXELS = {"pixel_values": torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)}
+_PICTURE = b"P6 16 16 255\n" + bytes(range(256)) * 3
+
+_VERIFIED = ("model", "resident", "report", "adapter", "private", "pages")
+"""Steps that read what `verify` checks."""
 
 
 class Stopped(BaseException):
@@ -92,23 +98,26 @@ def attempt(path: Path, plan: Plan) -> Trial:
     trial = Trial()
     opened: list[Bundle] = []
     trial.run("open", lambda: opened.append(Bundle.open(path)))
-    if not opened:
-        return trial
-    bundle = opened[0]
     if plan.verify:
         with trial.step("verify"):
             trial.problems = len(verify(path).problems)
-    _read(trial, bundle)
-    _load(trial, bundle)
-    if plan.engine:
-        _run(trial, bundle, list(bundle.tasks)[plan.task % len(bundle.tasks)])
+    if opened:
+        bundle = opened[0]
+        _read(trial, bundle)
+        _load(trial, bundle)
+        if plan.engine:
+            _run(trial, bundle, list(bundle.tasks)[plan.task % len(bundle.tasks)])
+    if plan.verify and not trial.problems and "verify" not in trial.failures:
+        for step in ("open", *_VERIFIED):
+            if step in trial.refusals:
+                trial.failures[step] = f"verify found nothing, but: {trial.refusals[step]}"[:400]
     return trial
 
 
 def outputs(path: Path) -> dict[str, bytes]:
     """Task → the bytes of its answer, of a sound bundle."""
     with wp.Engine.from_pretrained(path) as engine:
-        return {task: _answer(engine.activate(task)) for task in engine.bundle.tasks}
+        return {task: _answer(engine.activate(task), engine.bundle.task(task)) for task in engine.bundle.tasks}
 
 
 def _read(trial: Trial, bundle: Bundle) -> None:
@@ -139,19 +148,30 @@ def _load(trial: Trial, bundle: Bundle) -> None:
 
 
 def _run(trial: Trial, bundle: Bundle, task: str) -> None:
-    """One task: its module, its answer, and what it says to a text."""
+    """One task: its module, its answer, and what it says to a text or an image."""
+    entry = bundle.task(task)
     with trial.step("engine"), wp.Engine(bundle, EngineConfig()) as engine:
         module = engine.activate(task)
         with trial.step("forward"):
-            trial.outputs[task] = _answer(module)
+            trial.outputs[task] = _answer(module, entry)
+        if entry.takes_images:
+            trial.run("image", lambda: _look(module, bundle))
+            return
         with trial.step("tokenizer"):
-            tokenizer = engine.tokenizer()
-            predict(module, tokenizer, bundle.task(task), ["red cat"], max_new_tokens=1)
+            predict(module, engine.tokenizer(), entry, ["red cat"], max_new_tokens=1)
+        if entry.kind == "language-modeling":
+            trial.run("generate", lambda: module.generate(**_TEXT, max_new_tokens=2))  # type: ignore[operator]
 
 
-def _answer(module: nn.Module) -> bytes:
+def _look(module: nn.Module, bundle: Bundle) -> None:
+    pixels = image_reader(bundle).read(_PICTURE)
     with torch.inference_mode():
-        logits: Any = module(**INPUTS).logits
+        module(pixel_values=pixels[None])
+
+
+def _answer(module: nn.Module, task: TaskEntry) -> bytes:
+    with torch.inference_mode():
+        logits: Any = module(**(_PIXELS if task.takes_images else _TEXT)).logits
     return bytes(logits.float().numpy().tobytes())
 
 
