@@ -43,8 +43,8 @@ class Batch:
         for job in jobs:
             job.began = now
         waiting = [job.waiting for job in jobs]
-        tokens = held(waiting) if waiting[0].cached else 0
-        self.started = Started(jobs[0].task, jobs[0].arrived, now, tokens, waiting[0].heavy)
+        heavy = any(one.heavy for one in waiting)
+        self.started = Started(jobs[0].task, jobs[0].arrived, now, held(waiting), heavy)
         self._waiting = list(jobs)
         self._module: nn.Module | None = None
         self._steps: Steps | None = None

@@ -99,19 +99,22 @@ def together(
 
 def held(batch: Sequence[Waiting]) -> int:
     """Tokens that a batch's caches may come to hold: what is shorter is padded, and stays until all have ended."""
+    if not batch[0].cached:
+        return 0
     return len(batch) * (max(one.prompt for one in batch) + max(one.fresh for one in batch))
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Of a batch's prompts: the longest, the most that any is continued by, and the sum."""
+    """Of a batch's prompts: the longest, the most that any is continued by, and the shortest."""
 
     prompt: int
     fresh: int
-    total: int
+    shortest: int
 
     def with_one(self, request: Waiting) -> _Sizes:
-        return _Sizes(max(self.prompt, request.prompt), max(self.fresh, request.fresh), self.total + request.prompt)
+        fresh, shortest = max(self.fresh, request.fresh), min(self.shortest, request.prompt)
+        return _Sizes(max(self.prompt, request.prompt), fresh, shortest)
 
     def fit(self, texts: int, first: Waiting, free: float, policy: Policy) -> bool:
         """Whether so many texts, of one kind, make a batch."""
@@ -121,7 +124,7 @@ class _Sizes:
         if self.prompt + self.fresh > context:
             return False
         padded = texts * self.prompt
-        if padded > max(2 * self.total, PIECE):  # most of it would be padding
+        if padded > PIECE and self.prompt > 2 * self.shortest:  # somebody would be mostly padding
             return False
         if first.cached:
             return padded <= _MOST_READ and texts * (self.prompt + self.fresh) <= free
