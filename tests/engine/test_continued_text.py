@@ -2,28 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
+
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from weightpager.engine.continued_text import decoder_after
+from weightpager.engine.continued_text import INCOMPLETE, decoder_after
 from weightpager.server.continuation import Continuation
 
-WORDS = ["▁the", "▁cap", "ital", "▁of", "▁is", "▁Paris", "s", ","]
+WORDS = ["▁the", "▁cap", "ital", "▁of", "▁is", "▁Paris", "s", ",", "▁"]
 BYTES = [f"<0x{number:02X}>" for number in range(256)]
+
+
+def bytes_of(text: str) -> list[str]:
+    return [BYTES[byte] for byte in text.encode()]
+
+
+def tokenizer_of(pieces: Sequence[Sequence[str]], decoder: decoders.Decoder) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are those of some pieces."""
+    tokens = dict.fromkeys(["<s>", *chain(*pieces)])
+    plain = Tokenizer(models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="<s>"))
+    plain.decoder = decoder
+    return PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>")
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     """One that decodes as those of Llama 2 do."""
-    vocabulary = {word: number for number, word in enumerate(["<s>", *WORDS, *BYTES])}
-    plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
-    plain.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>")
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    return tokenizer_of([WORDS, BYTES], decoders.Sequence(steps))
+
+
+@pytest.fixture(scope="module")
+def others() -> dict[str, tuple[PreTrainedTokenizerFast, list[list[str]]]]:
+    """Tokenizers of other kinds, each with pieces of text as its tokens."""
+    words = [[word] for word in WORDS]
+    pieces = [[word] for word in ("the", "##s", "is", ",", "'", "a", "##ing")]
+    suffixed = [[word] for word in ("the</w>", "ca", "p</w>", "is</w>", ",</w>")]
+    unicode = bytes_to_unicode()
+    level = [*(["Ġthe"], ["is"], ["Ġ"], [","]), *([unicode[byte] for byte in one.encode()] for one in "é∑🤖")]
+    gemma = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    return {
+        "metaspace": (tokenizer_of(words, decoders.Metaspace()), words),
+        "byte-level": (tokenizer_of(level, decoders.ByteLevel()), level),
+        "word pieces": (tokenizer_of(pieces, decoders.WordPiece()), pieces),
+        "suffixes": (tokenizer_of(suffixed, decoders.BPEDecoder()), suffixed),
+        "gemma": (
+            tokenizer_of([*words, BYTES], decoders.Sequence(gemma)),
+            [*words, *(bytes_of(one) for one in "é∑🤖 ")],
+        ),
+    }
 
 
 def ids(tokenizer: PreTrainedTokenizerFast, *words: str) -> list[int]:
@@ -37,22 +70,62 @@ def test_a_new_word_begins_with_its_blank(tokenizer: PreTrainedTokenizerFast) ->
     assert decoder_after(tokenizer, ids(tokenizer, "<s>"))(ids(tokenizer, "▁is")) == "is"
 
 
-@given(data=st.data(), text=st.text(st.sampled_from("aé∑🤖 "), max_size=6))
-def test_a_prompt_and_its_continuation_make_up_the_whole_text(
-    tokenizer: PreTrainedTokenizerFast, data: st.DataObject, text: str
-) -> None:
-    words = data.draw(st.lists(st.sampled_from(WORDS), min_size=1, max_size=12))
-    whole = ids(tokenizer, *words, *(f"<0x{byte:02X}>" for byte in text.encode()))
-    place = data.draw(st.integers(1, len(whole)))
+def check(tokenizer: PreTrainedTokenizerFast, whole: list[int], place: int) -> None:
+    """A prompt that ends with a whole character, and what follows, give the whole text, in one go and bit by bit."""
     prompt, rest = whole[:place], whole[place:]
-    assume(not tokenizer.decode(prompt).endswith("\N{REPLACEMENT CHARACTER}"))
+    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    said, text = tokenizer.decode(prompt, **plain), tokenizer.decode(whole, **plain)
+    assume(not said.endswith(INCOMPLETE))
     decode = decoder_after(tokenizer, prompt)
-    assert tokenizer.decode(prompt) + decode(rest) == tokenizer.decode(whole)
+    assert said + decode(rest) == text
     growing, shown = Continuation(decode, len(rest), [], {}), ""
     for token in rest:
         shown += growing.add(token)
-        assert tokenizer.decode(whole).startswith(tokenizer.decode(prompt) + shown)
+        assert text.startswith(said + shown)
     assert shown == decode(rest)
+
+
+@given(
+    words=st.lists(st.sampled_from([*WORDS, "<s>"]), max_size=12),
+    text=st.text(st.sampled_from("aé∑🤖 "), max_size=12),
+    more=st.lists(st.sampled_from([*WORDS, "<s>"]), max_size=3),
+    place=st.integers(0, 40),
+)
+@example(words=["▁the"], text="ééé∑ ", more=[], place=10)  # the context began in the middle of a character
+@example(words=["▁"], text="", more=["▁is"], place=1)  # a prompt of a blank has no text yet
+@example(words=["s", *["<s>"] * 8], text="", more=["▁is"], place=9)  # nor has a context of special tokens
+def test_a_prompt_and_its_continuation_make_up_the_whole_text(
+    tokenizer: PreTrainedTokenizerFast, words: list[str], text: str, more: list[str], place: int
+) -> None:
+    check(tokenizer, ids(tokenizer, *words, *bytes_of(text), *more), place)
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "byte-level", "word pieces", "suffixes", "gemma"])
+@given(data=st.data())
+def test_tokenizers_of_other_kinds_make_up_the_whole_text_too(
+    others: dict[str, tuple[PreTrainedTokenizerFast, list[list[str]]]], kind: str, data: st.DataObject
+) -> None:
+    tokenizer, pieces = others[kind]
+    drawn = data.draw(st.lists(st.sampled_from([*pieces, ["<s>"]]), max_size=24))
+    whole = ids(tokenizer, *(token for piece in drawn for token in piece))
+    check(tokenizer, whole, data.draw(st.integers(0, len(whole))))
+
+
+@given(
+    prompt=st.lists(st.sampled_from([["▁the"], ["s"], bytes_of("é"), bytes_of("🤖")]), max_size=12),
+    after=st.lists(st.sampled_from(["▁is", "s", "<s>"]), max_size=3),
+    character=st.sampled_from("é∑🤖"),
+    place=st.integers(1, 3),
+)
+def test_a_character_that_a_prompt_only_begins_follows_whole(
+    tokenizer: PreTrainedTokenizerFast, prompt: list[list[str]], after: list[str], character: str, place: int
+) -> None:
+    before, spelt = ids(tokenizer, *chain(*prompt)), ids(tokenizer, *bytes_of(character))
+    rest = [*spelt[place:], *ids(tokenizer, *after)]
+    assume(place < len(spelt))
+    decode = decoder_after(tokenizer, [*before, *spelt[:place]])
+    whole = tokenizer.decode([*before, *spelt, *ids(tokenizer, *after)], skip_special_tokens=True)
+    assert tokenizer.decode(before) + decode(rest) == whole
 
 
 def test_blanks_before_punctuation_stay_as_they_were_said() -> None:
