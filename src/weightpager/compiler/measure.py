@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from weightpager import kernels
-from weightpager.bundle import TaskEntry
-from weightpager.bundle.report import TaskScore
+from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle.report import TaskScore, has_report, read_report
 from weightpager.compiler import data
 from weightpager.compiler.comparison import task_score
 from weightpager.compiler.data import TaskData
@@ -36,8 +36,18 @@ def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[Ta
     scores = []
     for entry, (batches, unchanged) in zip(entries, held_out, strict=True):
         score = task_score(engine.bundle, entry.name, score_task(engine, entry.name, batches, progress))
-        scores.append(score if unchanged else score.model_copy(update={"dense": None}))
+        scores.append(_beside_dense(engine.bundle, score) if unchanged else score.model_copy(update={"dense": None}))
     return scores
+
+
+def _beside_dense(bundle: Bundle, score: TaskScore) -> TaskScore:
+    """With the intervals that the compile found, where the dense model could be asked: as far as they still hold."""
+    before = {task.name: task for task in read_report(bundle).tasks} if has_report(bundle) else {}
+    known = before.get(score.name)
+    if known is None:
+        return score
+    lost = known.loss_interval if known.sparse == score.sparse else None
+    return score.model_copy(update={"dense_interval": known.dense_interval, "loss_interval": lost})
 
 
 def measure_all(engine: Engine, data: Mapping[str, TaskData], progress: Progress) -> dict[str, Score]:
