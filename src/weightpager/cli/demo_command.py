@@ -88,6 +88,7 @@ def _print(result: DemoResult) -> None:
             for row in result.memory
         ],
     )
+    output.explain("overlap", "arena")
     if not result.cold:
         output.say(f"note: not proved cold: {result.cold_note}")
     for task, reason in result.missing.items():

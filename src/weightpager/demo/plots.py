@@ -28,6 +28,9 @@ _STYLE = {
     "xtick.color": "#666",
     "ytick.color": "#666",
 }
+_WIDE = (4.6, 3.9)
+"""Inches of a plot whose letters can be read on a phone as they are on a desk."""
+
 _OURS, _QUANTISED, _SAME, _DENSE = "#0f766e", "#a78bfa", "#d97706", "#64748b"
 
 
@@ -45,12 +48,12 @@ def accuracy(result: DemoResult) -> str:
         for number, (field, label, colour) in enumerate(series):
             heights = [getattr(task, field) for task in result.tasks]
             axes.bar(at + (number - 1.5) * 0.2, heights, 0.19, label=label, color=colour)
-        axes.set_xticks(at, [task.name for task in result.tasks])
+        axes.set_xticks(at, [task.name for task in result.tasks], rotation=30, ha="right")
         axes.set_ylim(0, 1)
         axes.set_ylabel("accuracy on held-out data")
-        axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+        axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
-    return svg(draw, (9, 3.6))
+    return svg(draw, _WIDE)
 
 
 def switch_times(result: DemoResult) -> str:
@@ -71,12 +74,12 @@ def switch_times(result: DemoResult) -> str:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticks(range(len(names)), names)
-        axes.set_xlabel("next task; one point for each task it can come from")
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axes.set_xlabel("next task; one point for each it can come from")
         axes.set_ylabel("ms, cold")
-        axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.16))
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
-    return svg(draw, (9, 3.6))
+    return svg(draw, _WIDE)
 
 
 def overlap_map(result: DemoResult) -> str:
@@ -98,14 +101,16 @@ def memory(result: DemoResult) -> str:
         rows = list(reversed(result.memory))
         at = np.arange(len(rows))
         colours = [_OURS if row.name.startswith("weightpager") else _DENSE for row in rows]
-        axes.barh(at, [row.paged_bytes / 2**20 for row in rows], color=colours, height=0.6)
+        axes.barh(at, [row.paged_bytes / 2**20 for row in rows], color=colours, height=0.36)
         for y, row in zip(at, rows, strict=True):
             axes.text(row.paged_bytes / 2**20, float(y), f"  {row.mean_metric:.3f}", va="center")
-        axes.margins(x=0.1)  # room for the longest bar's number
-        axes.set_yticks(at, [row.name for row in rows])
-        axes.set_xlabel("MiB of paged weights in memory; beside each bar, the tasks' mean accuracy")
+            axes.text(0, float(y) + 0.24, row.name, va="bottom")  # beside the bars, names would take half the width
+        axes.margins(x=0.15)  # room for the longest bar's number
+        axes.set_yticks([])
+        axes.set_xlabel("MiB of paged weights in memory;\nbeside each bar, the tasks' mean accuracy")
 
-    return svg(draw, (9, 3.6))
+    width, height = _WIDE
+    return svg(draw, (width, height + 0.25 * max(0, len(result.memory) - 6)))
 
 
 def heat_map(names: Sequence[str], cells: Sequence[Sequence[float]], form: str) -> str:
