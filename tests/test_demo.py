@@ -76,7 +76,11 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows() -> None:
     assert "15.0 ×" in page
     assert "<b>ours</b>" not in page
     assert "npm is missing" in page
-    for explained in ("duality gap of the alignment: how far", "λ: what a block loaded per switch costs", "An arena is"):
+    for explained in (
+        "duality gap of the alignment: how far",
+        "λ: what a block loaded per switch costs",
+        "An arena is",
+    ):
         assert explained in page
     widths = [float(width) for width in re.findall(r'<svg[^>]* width="([\d.]+)pt"', page)]
     assert len(widths) == 5

@@ -216,3 +216,13 @@ def test_the_index_of_decisions_has_their_titles() -> None:
         assert int(number) == int(record.name[:4])
         line = f"{number}. [{title}]({record.name})"
         assert line in index.splitlines(), f"docs/decisions/README.md: expected the line {line}"
+
+
+def test_lines_that_install_torch_name_the_index_for_the_cpu() -> None:
+    """As everybody can copy them: with a variable only where the same block sets it."""
+    index = "--index-url https://download.pytorch.org/whl/cpu"
+    assert f"pip install torch {index}" in README
+    for block in (text for page in pages() for text in page.read_text(encoding="utf-8").split("```")[1::2]):
+        for line in block.splitlines():
+            if re.search(r"pip install .*\btorch\b", line):
+                assert index in line or "ARG TORCH_INDEX=https://" in block, line
