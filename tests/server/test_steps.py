@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from weightpager.engine.forward_size import PIECE, Activations
@@ -95,6 +95,15 @@ policies = st.builds(
 )
 
 
+@example(
+    [
+        ask((0.0, "b", 1, 1, False)),
+        ask((0.4, "a", 1, 1, False)),
+        ask((0.6, "b", 1, 1, False)),
+        ask((0.6, "a", 1, 1, False)),
+    ],
+    Policy(patience=0, turn=1, turn_seconds=0),
+)  # its task's step has just begun, with a switch, which the next turns of the others and its own do once more
 @given(asked, policies)
 def test_nobody_waits_beyond_the_bound_whatever_the_others_ask_for(asks: list[Ask], policy: Policy) -> None:
     simulate(asks, policy)

@@ -68,4 +68,5 @@ class Policy:
         others = (tasks - 1) * (self.turn_seconds + step_seconds) + tasks * switch_seconds
         spent = ahead * step_seconds / self.turn_seconds if self.turn_seconds else ahead
         turns = 1 + math.floor(min(ahead, max(spent, ahead / self.turn)))
-        return self.patience + (1 + ahead) * step_seconds + turns * others
+        # One step is under way, which may have switched, when the request comes; then there are rounds of the tasks.
+        return self.patience + switch_seconds + (1 + ahead) * step_seconds + turns * others

@@ -6,9 +6,9 @@ begun; then whoever has waited longest. Once the oldest request of a task has wa
 a task, whoever has been ready for longest goes first: a request since it came, a batch under way since its latest step.
 So a request that had no other of its task before it is begun after at most
 
-    patience + (tasks − 1) × (turn_seconds + a step) + a step + tasks × a switch
+    patience + (tasks − 1) × (turn_seconds + a step) + a step + (tasks + 1) × a switch
 
-whatever the others ask for: before its turn there is the rest of the current one, and at most one of every other task.
+whatever the others ask for: before its turn there is the rest of a step, and at most one turn of every other task.
 `Policy.longest_wait` says what others before it add to that.
 """
 
