@@ -12,6 +12,7 @@
     │   └── StoreTimeoutError   storage hangs
     ├── SampleUnavailable       a sample model or data set cannot be fetched (weightpager.samples)
     ├── BudgetError             the memory budget cannot hold what was asked for
+    │   └── TaskTooLargeError   it never holds the task, whatever else leaves
     ├── BusyError               a switch took longer than the caller would wait, or a task is in use or has just left
     ├── SwitchFailedError       a switch failed after the old task was given up: no task is active
     ├── TaskNotActiveError      a task's module was called while its pages may be evicted
@@ -100,6 +101,10 @@ class BudgetError(WeightpagerError):
     def __init__(self, message: str, smallest: int) -> None:
         super().__init__(message)
         self.smallest = smallest
+
+
+class TaskTooLargeError(BudgetError):
+    """The memory budget never holds the task, whatever else leaves; ``smallest`` bytes would."""
 
 
 class SwitchFailedError(WeightpagerError):

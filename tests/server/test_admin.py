@@ -111,6 +111,64 @@ def test_the_budget_changes_while_the_server_runs(assistant_bundle: Path) -> Non
         assert client.post("/admin/budget", json={"budget": "lots"}).status_code == 400
 
 
+def test_tasks_that_the_budget_never_holds_are_named(assistant_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bundle = wp.Bundle.open(assistant_bundle)
+    budget = smallest_budget(bundle) - bundle.page_bytes
+    most = max(len(bundle.pages_of(name)) for name in bundle.tasks)
+    large = {name for name in bundle.tasks if len(bundle.pages_of(name)) == most}
+    assert large < set(bundle.tasks)
+    with (
+        serving(assistant_bundle, Settings(admin_token=ADMIN), budget=budget) as running,
+        running.http(ADMIN) as client,
+    ):
+
+        def missing() -> set[str]:
+            listed = {model["id"] for model in client.get("/v1/models").json()["data"] if not model["available"]}
+            assert listed == {task["name"] for task in client.get("/status").json()["tasks"] if not task["available"]}
+            return listed
+
+        def warned() -> set[str]:
+            found = {name for name in bundle.tasks if f"task {name!r} can't run" in caplog.text}
+            caplog.clear()
+            return found
+
+        assert missing() == warned() == large
+        for name in bundle.tasks:
+            found = client.post("/v1/embeddings", json={"model": name, "input": "sun"})
+            assert found.status_code == (507 if name in large else 200)
+            if name in large:
+                assert found.json()["error"]["code"] == "budget_too_small"
+                assert f"The smallest budget that would do is {budget + bundle.page_bytes} bytes" in found.text
+                assert "retry-after" not in found.headers
+                assert found.headers["x-should-retry"] == "false"
+        enough = client.post("/admin/budget", json={"budget": str(budget + bundle.page_bytes)})
+        assert enough.status_code == 200
+        assert missing() == warned() == set()
+        for name in large:
+            assert running.openai.embeddings.create(model=name, input="sun").data
+        client.post("/admin/budget", json={"budget": str(budget)}).raise_for_status()
+        assert missing() == warned() == large
+
+
+def test_a_task_that_loses_its_room_while_it_waits_is_told_so(assistant_bundle: Path) -> None:
+    bundle = wp.Bundle.open(assistant_bundle)
+    name = max(bundle.tasks, key=lambda name: len(bundle.pages_of(name)))
+    body = {"model": name, "input": "sun"}
+    with serving(assistant_bundle, Settings(admin_token=ADMIN)) as running, ThreadPoolExecutor(2) as pool:
+        go = threading.Event()
+        running.service.worker.between(go.wait)
+        with running.http(ADMIN) as client:
+            waiting = pool.submit(client.post, "/v1/embeddings", json=body)
+            while not running.service.queue.waiting():
+                time.sleep(0.005)
+            less = running.service.worker.between(
+                lambda: running.service.set_budget(str(smallest_budget(bundle) - bundle.page_bytes))
+            )
+            go.set()
+            less.result()
+            assert waiting.result().status_code == 507
+
+
 def test_verify_finds_a_damaged_page(assistant: Running) -> None:
     engine = assistant.service.engine
     with assistant.http(ADMIN) as client:

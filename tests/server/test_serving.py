@@ -329,6 +329,7 @@ def test_long_texts_run_apart_where_they_change_how_others_are_read(assistant_bu
     with wp.Engine.from_pretrained(assistant_bundle) as engine:
         service, task = Service(engine, Settings()), engine.bundle.task("weather")
         works = [Embed((4,) * tokens) for tokens in (3, 4, 5, 6)]
+        service.admit(task, 2 * len(works))
         assert len({job.waiting.kind for job in service.submit(task, works, print)}) == 1
         service.vocabulary.together = 4
         kinds = [job.waiting.kind for job in service.submit(task, works, print)]

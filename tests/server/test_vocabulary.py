@@ -47,17 +47,13 @@ def test_a_word_that_the_model_lacks_fails_alone() -> None:
         found.checked([8], "prompt")
 
 
-def test_a_conversation_goes_through_the_template() -> None:
-    messages = [{"role": "system", "content": "red"}, {"role": "user", "content": "cat"}]
-    tokenizer = tiny.tokenizer()
-    assert Vocabulary(tokenizer, 16, 8).chat(messages) == (4, 7)
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role == 'user' and 'sun' or 'rain' }} {{ m.content }} {% endfor %}"
-    )
-    assert Vocabulary(tokenizer, 16, 8).chat(messages) == (11, 4, 10, 7)
-    tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
-    with pytest.raises(RequestError, match="no system, please"):
-        Vocabulary(tokenizer, 16, 8).chat(messages)
+def test_who_reads_a_long_text_has_a_copy() -> None:
+    found = vocabulary(room=5)
+    other = found.copy()
+    assert other._tokenizer is not found._tokenizer
+    text = "red cat sun one red cat"
+    assert other.classify(text, 6) == found.classify(text, 6)
+    assert other.room((4, 7), None, 100, "prompt") == found.room((4, 7), None, 100, "prompt")
 
 
 def phi(context: int = 32, until: int = 8) -> Phi3Config:

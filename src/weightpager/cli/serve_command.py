@@ -140,7 +140,7 @@ def _run(service: Service, host: str, listening: socket) -> None:
     port, bundle = listening.getsockname()[1], service.engine.bundle
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     serving = server(service, host=host, port=port)
-    output.say(f"{url}/ serves {', '.join(bundle.tasks)}")
+    output.say(f"{url}/ serves {', '.join(filter(service.fits, bundle.tasks))}")
     output.next_step(f"weightpager top {url}")
     presence = Presence(url=url, pid=os.getpid(), bundle=str(bundle.path.absolute()), started=time.time())
     with told_to_end(), cut_off(service), announced(presence):

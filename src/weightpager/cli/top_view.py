@@ -111,7 +111,8 @@ def _tasks(found: Status, count: int, width: int) -> RenderableType:
         name = task.name if len(task.name) <= most else f"{task.name[: most - 1]}…"
         style = "bold green" if task.name == found.current else ""
         layers = "".join(_shade(here, need) for here, need in _fitting(task.layers, width - _BESIDE_LAYERS))
-        view.add_row(Text(name, style), f"{task.resident:.0%}", str(task.waiting), str(task.requests), layers)
+        share = Text(f"{task.resident:.0%}") if task.available else Text("too large", "red")
+        view.add_row(Text(name, style), share, str(task.waiting), str(task.requests), layers)
     if len(shown) < len(found.tasks):
         view.add_row(Text(f"… and {len(found.tasks) - len(shown)} more", "dim"))
     return view

@@ -28,7 +28,7 @@ from weightpager.engine.open_task import OpenTask
 from weightpager.engine.report import EngineReport, PrefetchReport, SwitchReport
 from weightpager.engine.residency_map import ResidencyMap
 from weightpager.engine.switch_log import SwitchLog
-from weightpager.errors import ConfigError, EngineClosedError, TaskNotActiveError
+from weightpager.errors import BudgetError, ConfigError, EngineClosedError, TaskNotActiveError, TaskTooLargeError
 from weightpager.runtime.block_manager import BlockManager
 from weightpager.runtime.callable_predictor import Planner
 from weightpager.runtime.loading import LoadStats
@@ -166,7 +166,7 @@ class Engine:
         Raises:
             UnknownTaskError: the bundle has no such task.
             BundleFormatError: its parameters don't make up the module.
-            BudgetError: its pages don't fit beside those in use.
+            BudgetError: its pages don't fit beside those in use; a TaskTooLargeError if they never will.
             BusyError: the timeout passed during another switch.
             ConfigError: the timeout is no number of seconds.
             StoreError, PageCorruptError: a page could not be loaded; all other tasks are as they were.
@@ -223,6 +223,21 @@ class Engine:
             UnknownTaskError: the bundle has no such task.
         """
         return self._open.dtype(name)
+
+    def check_fits(self, name: str) -> None:
+        """Whether the budget ever holds a task, beside real-time ones; loads nothing.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            TaskTooLargeError: it never does; says the smallest budget that would do.
+        """
+        self._check_process()
+        tasks = self._open.task(name), *(self._tasks[other] for other in self._real_time)
+        pages = self.blocks.needed_together([task.number for task in tasks])
+        if pages > self.blocks.slots:
+            beside = " beside the real-time tasks" if self._real_time else ""
+            found = self._memory.too_small(f"task {name!r}{beside}", pages)
+            raise TaskTooLargeError(f"task {name!r} can't run: {found}", found.smallest)
 
     def deactivate(self) -> None:
         """Leave the current task, if any; its pages stay until their slots are wanted."""
@@ -470,18 +485,21 @@ class Engine:
         self._check_open()
         task, module = self._open.entrance(name)
         start = time.perf_counter()
-        stats, loading = self._residency.bring_in(
-            Request(
-                task.number,
-                name,
-                leaving=None if leaving is None else self._tasks[leaving].number,
-                give_up=self._leave_current,
-                deadline=_deadline(timeout),
-                wait=wait,
-                priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
-                reuse=partial(reuse_after, task.number, self._open, self.monitor),
-            )
+        request = Request(
+            task.number,
+            name,
+            leaving=None if leaving is None else self._tasks[leaving].number,
+            give_up=self._leave_current,
+            deadline=_deadline(timeout),
+            wait=wait,
+            priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
+            reuse=partial(reuse_after, task.number, self._open, self.monitor),
         )
+        try:
+            stats, loading = self._residency.bring_in(request)
+        except BudgetError:
+            self.check_fits(name)  # says so if it is no matter of who leaves
+            raise
         task.gate.hold(None if loading is None else loading.arrivals)
         try:
             seconds, waited = time.perf_counter() - start, loading is None

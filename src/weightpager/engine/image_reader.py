@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -103,7 +105,26 @@ def read_image(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> PilImage
     Raises:
         ImageError: as `ImageReader.read`.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
+
+    with _opened(source, most_pixels) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def pixel_count(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> int:
+    """How many pixels an image says that it has; none of them is read.
+
+    Raises:
+        ImageError: as `ImageReader.read`, as far as what comes before the pixels tells.
+    """
+    with _opened(source, most_pixels) as image:
+        return image.width * image.height
+
+
+@contextmanager
+def _opened(source: Path | bytes, most_pixels: int) -> Iterator[PilImage]:
+    """An image whose pixels may be read; whatever Pillow raises meanwhile is an `ImageError`."""
+    from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, Path) and not has_file(source):  # a FIFO would be waited for
         raise ImageError(f"expected an image, found no file at {shortened(str(source), MOST_OF_A_PATH)}")
@@ -115,7 +136,7 @@ def read_image(source: Path | bytes, most_pixels: int = MOST_PIXELS) -> PilImage
                     f"expected 8 bits a channel, found mode {image.mode}, of which all above 255 would turn white; "
                     "scale its values to 0 to 255 and save it again"
                 )
-            return ImageOps.exif_transpose(image).convert("RGB")
+            yield image
     except ImageError:
         raise
     except UnidentifiedImageError:

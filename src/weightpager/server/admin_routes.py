@@ -58,7 +58,7 @@ async def prefetch(body: TaskBody, request: Request) -> Queued:
 async def budget(body: BudgetBody, request: Request) -> BudgetAnswer:
     """Use more or less memory from now on."""
     service: Service = request.app.state.service
-    await _between(service, lambda: service.engine.set_budget(body.budget))
+    await _between(service, lambda: service.set_budget(body.budget))
     return BudgetAnswer(budget_bytes=service.engine.report().budget)
 
 

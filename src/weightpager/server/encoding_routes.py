@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
@@ -32,7 +32,6 @@ from weightpager.server.vocabulary import Vocabulary
 from weightpager.server.work import Classified, Embed, Embedded, Outcome, Tagged, Work
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(access.user)], responses=RESPONSES)
-_Item = TypeVar("_Item")
 
 
 @router.get("/models")
@@ -54,8 +53,10 @@ async def embeddings(body: EmbeddingBody, request: Request) -> EmbeddingList:
     """The mean over a text's tokens of the last hidden state below the task's head; any task on texts has one."""
     service: Service = request.app.state.service
     task = service.task(body.model)
-    works = await asyncio.to_thread(_embeds, service.vocabulary, body.input)
-    async with exchange(service, request, task, works) as events:
+    texts, given = service.texts, separate(body.input)
+    async with exchange(service, request, task, len(given)) as events:
+        works = await events.during(texts.read(given, _embed))
+        events.submit(service, task, works)
         outcomes = await events.outcomes(len(works))
     data = [
         Embedding(index=index, embedding=_vector(outcome, body.encoding_format))
@@ -69,24 +70,23 @@ async def classifications(body: ClassificationBody, request: Request) -> Classif
     """Classes of texts or images, or tags of words: weightpager's own, as OpenAI has no such route."""
     service: Service = request.app.state.service
     task = service.task(body.model)
-    works = await asyncio.to_thread(_classifications, service, task, body)
-    async with exchange(service, request, task, works) as events:
+    given = [body.input] if isinstance(body.input, str) else body.input
+    reading = _reading(service, task, given)
+    async with exchange(service, request, task, len(given)) as events:
+        works = await events.during(reading())
+        events.submit(service, task, works)
         outcomes = await events.outcomes(len(works))
     data = [_classification(index, outcome, task, body.top) for index, outcome in enumerate(outcomes)]
     usage = Usage.of(sum(len(work.ids) for work in works))
     return ClassificationList(id=new_id("cls"), created=now(), model=task.name, data=data, usage=usage)
 
 
-def texts_or_ids(
-    given: TextsOrIds, of_text: Callable[[str], _Item], of_ids: Callable[[Sequence[int]], _Item]
-) -> list[_Item]:
-    """One or several texts, or what a client has split into tokens itself, each turned into something."""
+def separate(given: TextsOrIds) -> list[str | list[int]]:
+    """One or several texts, or what a client has split into tokens itself."""
     if isinstance(given, str):
-        return [of_text(given)]
+        return [given]
     numbers = [item for item in given if isinstance(item, int)]
-    if numbers:
-        return [of_ids(numbers)]
-    return [of_text(item) if isinstance(item, str) else of_ids(item) for item in given if not isinstance(item, int)]
+    return [numbers] if numbers else [item for item in given if not isinstance(item, int)]
 
 
 def _model(task: TaskEntry, service: Service) -> Model:
@@ -96,25 +96,27 @@ def _model(task: TaskEntry, service: Service) -> Model:
         kind=task.kind,
         classes=task.classes,
         max_length=task.max_length,
+        available=service.fits(task.name),
     )
 
 
-def _embeds(vocabulary: Vocabulary, given: TextsOrIds) -> list[Embed]:
-    found = texts_or_ids(given, vocabulary.embed, lambda ids: vocabulary.checked(ids, "input"))
-    if any(not ids or len(ids) > vocabulary.context for ids in found):
+def _embed(vocabulary: Vocabulary, given: str | list[int]) -> Embed:
+    ids = vocabulary.embed(given) if isinstance(given, str) else vocabulary.checked(given, "input")
+    if not ids or len(ids) > vocabulary.context:
         raise RequestError(f"expected 1 to {vocabulary.context} tokens a text", "input", "context_length_exceeded")
-    return [Embed(ids) for ids in found]
+    return Embed(ids)
 
 
-def _classifications(service: Service, task: TaskEntry, body: ClassificationBody) -> Sequence[Work]:
-    """Work for each text or image; a text without a word is nothing to tag."""
-    texts = [body.input] if isinstance(body.input, str) else body.input
+def _reading(
+    service: Service, task: TaskEntry, given: Sequence[str]
+) -> Callable[[], Coroutine[Any, Any, Sequence[Work]]]:
+    """How texts or images become work; a text without a word is nothing to tag."""
     if task.kind == "image-classification":
-        return [service.images.look(text) for text in texts]
+        return partial(service.pictures.read, given)
     if task.kind == "text-classification":
-        return [service.vocabulary.classify(text, task.max_length) for text in texts]
+        return partial(service.texts.read, given, lambda words, text: words.classify(text, task.max_length))
     if task.kind == "token-classification":
-        return [service.vocabulary.tag(text, task.max_length) for text in texts]
+        return partial(service.texts.read, given, lambda words, text: words.tag(text, task.max_length))
     raise RequestError(f"expected a task that classifies, {task.name!r} is a {task.kind} task", "model")
 
 

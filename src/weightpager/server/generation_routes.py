@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
@@ -12,7 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
 from weightpager.server import access
-from weightpager.server.encoding_routes import texts_or_ids
+from weightpager.server.encoding_routes import separate
 from weightpager.server.exchange import ClientGoneError, Exchange, exchange
 from weightpager.server.generation_format import ChatFormat, CompletionFormat, generated
 from weightpager.server.generation_schema import ChatBody, ChatCompletion, Completion, CompletionBody, GenerationBody
@@ -20,6 +20,7 @@ from weightpager.server.http_errors import RESPONSES, describe
 from weightpager.server.job import Delta, Event
 from weightpager.server.schema import ErrorAnswer, Usage
 from weightpager.server.service import Service
+from weightpager.server.vocabulary import Vocabulary
 from weightpager.server.work import Generate, Generated, Ids, Sampling
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(access.user)], responses=RESPONSES)
@@ -35,10 +36,12 @@ async def chat(body: ChatBody, request: Request) -> Response:
     service: Service = request.app.state.service
     task = _writer(service, body.model)
     messages = [{"role": message.role, "content": message.text} for message in body.messages]
-    ids = await asyncio.to_thread(service.vocabulary.chat, messages)
     wanted = body.max_completion_tokens or body.max_tokens
-    works = [_work(service, body, ids, wanted, "messages")]
-    return await _respond(service, request, body, task, works, ChatFormat(body))
+
+    async def read() -> list[Generate]:
+        return [_work(service, body, await service.texts.chat(messages, task.name), wanted, "messages")]
+
+    return await _respond(service, request, body, task, 1, read, ChatFormat(body))
 
 
 @router.post("/completions", response_model=Completion)
@@ -46,12 +49,13 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     """Continue one or more texts."""
     service: Service = request.app.state.service
     task = _writer(service, body.model)
-    vocabulary = service.vocabulary
-    prompts = await asyncio.to_thread(
-        texts_or_ids, body.prompt, vocabulary.prompt, lambda ids: vocabulary.checked(ids, "prompt")
-    )
-    works = [_work(service, body, ids, body.max_tokens, "prompt") for ids in prompts]
-    return await _respond(service, request, body, task, works, CompletionFormat(body))
+    given = separate(body.prompt)
+
+    async def read() -> list[Generate]:
+        prompts = await service.texts.read(given, _prompt)
+        return [_work(service, body, ids, body.max_tokens, "prompt") for ids in prompts]
+
+    return await _respond(service, request, body, task, len(given), read, CompletionFormat(body))
 
 
 def _writer(service: Service, name: str) -> TaskEntry:
@@ -59,6 +63,10 @@ def _writer(service: Service, name: str) -> TaskEntry:
     if task.kind != "language-modeling":
         raise RequestError(f"expected a task that generates text, {name!r} is a {task.kind} task", "model")
     return task
+
+
+def _prompt(vocabulary: Vocabulary, given: str | list[int]) -> Ids:
+    return vocabulary.prompt(given) if isinstance(given, str) else vocabulary.checked(given, "prompt")
 
 
 def _work(service: Service, body: GenerationBody, ids: Ids, wanted: int | None, param: str) -> Generate:
@@ -73,25 +81,23 @@ async def _respond(
     request: Request,
     body: GenerationBody,
     task: TaskEntry,
-    works: Sequence[Generate],
+    texts: int,
+    read: Callable[[], Coroutine[Any, Any, list[Generate]]],
     form: ChatFormat | CompletionFormat,
 ) -> Response:
-    prompt = sum(len(work.ids) for work in works)
-    if not body.stream:
-        async with exchange(service, request, task, works) as events:
-            found = [outcome for outcome in await events.outcomes(len(works)) if isinstance(outcome, Generated)]
-        usage = Usage.of(prompt, sum(outcome.tokens for outcome in found))
-        return Response(form.whole(found, usage).model_dump_json(), media_type="application/json")
-    # The first event decides what the status is: errors before it are answered like any other.
-    stack = AsyncExitStack()
-    try:
-        events = await stack.enter_async_context(exchange(service, request, task, works))
-        first = await events.next()
-    except BaseException:
-        await stack.aclose()
-        raise
-    stream = _stream(stack, events, first, prompt, len(works), form)
-    return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
+    async with AsyncExitStack() as stack:
+        events = await stack.enter_async_context(exchange(service, request, task, texts))
+        works = await events.during(read())
+        events.submit(service, task, works)
+        prompt = sum(len(work.ids) for work in works)
+        if body.stream:
+            # The first event decides what the status is: errors before it are answered like any other.
+            first = await events.next()
+            stream = _stream(stack.pop_all(), events, first, prompt, texts, form)
+            return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
+        found = [outcome for outcome in await events.outcomes(texts) if isinstance(outcome, Generated)]
+    usage = Usage.of(prompt, sum(outcome.tokens for outcome in found))
+    return Response(form.whole(found, usage).model_dump_json(), media_type="application/json")
 
 
 async def _stream(

@@ -23,6 +23,7 @@ from weightpager.errors import (
     StoreError,
     SwitchFailedError,
     TaskNotActiveError,
+    TaskTooLargeError,
     UnknownTaskError,
     WeightpagerError,
 )
@@ -40,13 +41,13 @@ _KINDS: tuple[tuple[type[WeightpagerError], int, str, str | None], ...] = (
     (QueueFullError, 429, "rate_limit_error", "queue_full"),
     (RequestTimeoutError, 504, "timeout_error", "timeout"),
     (ServerClosedError, 503, "server_error", "shutting_down"),
+    (TaskTooLargeError, 507, "server_error", "budget_too_small"),
     (BudgetError, 503, "server_error", "budget"),
     (BusyError, 503, "server_error", "busy"),
     (SwitchFailedError, 503, "server_error", "switch_failed"),
     (StoreError, 503, "server_error", "storage"),
 )
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-_RETRY = (429, 503)
 GONE = 499
 """What nginx's log has where the client went away before the answer."""
 
@@ -62,6 +63,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         429: "Too many requests wait; `Retry-After` says when to ask again.",
         503: "Not now; `Retry-After` says when to ask again.",
         504: "The request took too long.",
+        507: "The server's budget never holds the task.",
     }.items()
 }
 """What the OpenAPI description says of errors."""
@@ -70,10 +72,11 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 def register(app: FastAPI, retry_after: int) -> None:
     """Answer every error in OpenAI's form; what nobody foresaw is `RequestLog`'s to answer."""
     retry = {"Retry-After": str(retry_after)}
+    headers = {429: retry, 503: retry, 507: {"x-should-retry": "false"}}  # OpenAI's clients retry other errors from 500
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
         status, detail = describe(error, "task" if request.url.path.startswith("/admin/") else "model")
-        return answer(status, detail, retry if status in _RETRY else None)
+        return answer(status, detail, headers.get(status))
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

@@ -32,11 +32,12 @@ class JobQueue:
         self.limit = limit
         self._changed = threading.Condition()
         self._jobs: list[Job] = []
+        self._reserved = 0
         self._commands: deque[Command] = deque()
         self._closed = False
 
-    def put(self, jobs: Sequence[Job]) -> None:
-        """All of a request's jobs, or none.
+    def reserve(self, count: int) -> None:
+        """Places for a request's texts, all or none, before anything is done for them.
 
         Raises:
             RequestError: there never is room for so many.
@@ -45,12 +46,28 @@ class JobQueue:
         """
         with self._changed:
             self._check_open()
-            if len(jobs) > self.limit:
-                raise RequestError(f"expected at most {self.limit} texts, as the server's --queue, found {len(jobs)}")
-            if len(self._jobs) + len(jobs) > self.limit:
+            if count > self.limit:
+                raise RequestError(f"expected at most {self.limit} texts, as the server's --queue, found {count}")
+            if self._taken + count > self.limit:
                 self._jobs = [job for job in self._jobs if not job.cancelled]
-            if len(self._jobs) + len(jobs) > self.limit:
-                raise QueueFullError(f"{len(self._jobs)} of {self.limit} texts are waiting; ask again later")
+            if self._taken + count > self.limit:
+                raise QueueFullError(f"{self._taken} of {self.limit} texts are waiting; ask again later")
+            self._reserved += count
+
+    def give_up(self, count: int) -> None:
+        """So many reserved places aren't needed."""
+        with self._changed:
+            self._reserved -= count
+
+    def put(self, jobs: Sequence[Job]) -> None:
+        """Jobs, in as many reserved places.
+
+        Raises:
+            ServerClosedError: nothing is taken any more; the places are still reserved.
+        """
+        with self._changed:
+            self._check_open()
+            self._reserved -= len(jobs)
             self._jobs.extend(jobs)
             self._changed.notify()
 
@@ -100,6 +117,10 @@ class JobQueue:
     def closed(self) -> bool:
         """Whether nothing is taken any more."""
         return self._closed
+
+    @property
+    def _taken(self) -> int:
+        return len(self._jobs) + self._reserved
 
     def _remove(self, places: Sequence[int]) -> list[Job]:
         taken = [self._jobs[place] for place in places]

@@ -92,7 +92,14 @@ class ErrorAnswer(Answer):
 
 
 class Model(Answer):
-    """One task. ``kind``, ``classes`` and ``max_length``, null for images, are weightpager's own."""
+    """One task. What follows ``owned_by`` is weightpager's own.
+
+    Attributes:
+        kind: what it does.
+        classes: that it tells apart.
+        max_length: tokens that it was compiled with; null for images.
+        available: whether the server's budget ever holds it.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -101,6 +108,7 @@ class Model(Answer):
     kind: str
     classes: list[str]
     max_length: int | None
+    available: bool
 
 
 class ModelList(Answer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -22,8 +23,8 @@ from weightpager.engine.architecture import (
 from weightpager.engine.attention_cache import reads_in_pieces
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.forward_size import Activations
-from weightpager.errors import RequestError
-from weightpager.server.image_inputs import ImageInputs
+from weightpager.errors import RequestError, TaskTooLargeError
+from weightpager.server.inputs import PictureInputs, TextInputs
 from weightpager.server.job import Job, Listener
 from weightpager.server.job_queue import JobQueue
 from weightpager.server.kv_cache import bytes_per_token
@@ -35,6 +36,8 @@ from weightpager.server.timeline import Timeline
 from weightpager.server.vocabulary import Vocabulary
 from weightpager.server.work import Embed, Generate, Work
 from weightpager.server.worker import Worker
+
+_log = logging.getLogger(__name__)
 
 _STUCK = 10.0
 """Seconds that no step should take: requests are better sent elsewhere."""
@@ -63,9 +66,11 @@ class Service:
         self.engine = engine
         self.settings = settings
         self._config = read_config(engine.bundle)
-        images = takes_images(engine.bundle)
-        self._images = ImageInputs(image_reader(engine.bundle)) if images else None
-        self._vocabulary = None if images else _vocabulary(engine, self._config)
+        self._inputs: TextInputs | PictureInputs
+        if takes_images(engine.bundle):
+            self._inputs = PictureInputs(image_reader(engine.bundle), settings)
+        else:
+            self._inputs = _texts(engine, self._config, settings)
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
         self.timeline = Timeline(self.metrics.switched)
@@ -75,7 +80,28 @@ class Service:
 
     def start(self) -> None:
         """Take requests from now on."""
+        self.warn_of_missing()
         self.worker.start()
+
+    def fits(self, task: str) -> bool:
+        """Whether the budget, as it is now, ever holds a task.
+
+        Raises:
+            UnknownTaskError: there is none of that name.
+        """
+        try:
+            self.engine.check_fits(task)
+        except TaskTooLargeError:
+            return False
+        return True
+
+    def warn_of_missing(self) -> None:
+        """Say in the log which tasks can't run, and the budget that holds each."""
+        for task in self.engine.bundle.tasks:
+            try:
+                self.engine.check_fits(task)
+            except TaskTooLargeError as error:
+                _log.warning("%s", error)
 
     @property
     def ready(self) -> bool:
@@ -88,26 +114,31 @@ class Service:
         return self.worker.busy > min(_STUCK, self.settings.timeout)
 
     @property
-    def vocabulary(self) -> Vocabulary:
+    def texts(self) -> TextInputs:
         """Texts to token ids.
 
         Raises:
             RequestError: the bundle's tasks read images.
         """
-        if self._vocabulary is None:
+        if not isinstance(self._inputs, TextInputs):
             raise RequestError("expected a task that reads texts, those of this bundle read images", "model")
-        return self._vocabulary
+        return self._inputs
 
     @property
-    def images(self) -> ImageInputs:
+    def vocabulary(self) -> Vocabulary:
+        """The tokens that its tasks read. Errors are those of `texts`."""
+        return self.texts.vocabulary
+
+    @property
+    def pictures(self) -> PictureInputs:
         """Data URLs to pixels.
 
         Raises:
             RequestError: the bundle's tasks read texts.
         """
-        if self._images is None:
+        if not isinstance(self._inputs, PictureInputs):
             raise RequestError("expected a task that reads images, those of this bundle read texts", "model")
-        return self._images
+        return self._inputs
 
     def task(self, name: str) -> TaskEntry:
         """A task of the bundle.
@@ -117,17 +148,37 @@ class Service:
         """
         return self.engine.bundle.task(name)
 
-    def submit(self, task: TaskEntry, works: Sequence[Work], listener: Listener) -> list[Job]:
-        """Queue a request's texts; the listener hears of each by its place in ``works``.
+    def admit(self, task: TaskEntry, texts: int) -> None:
+        """Reserve places in the queue for a request's texts, before anything is done for them.
 
         Raises:
-            RequestError: they are more than may ever wait, or one is too long.
+            TaskTooLargeError: the budget never holds the task.
+            RequestError: they are more than may ever wait.
             QueueFullError: too many are waiting.
+            ServerClosedError: the server is shutting down.
+        """
+        self.engine.check_fits(task.name)
+        self._inputs.reading.check_room(texts)
+        self.queue.reserve(texts)
+
+    def submit(
+        self, task: TaskEntry, works: Sequence[Work], listener: Listener, deadline: float | None = None
+    ) -> list[Job]:
+        """Queue a request's texts, in places that were reserved.
+
+        Args:
+            task: that they are for.
+            works: one for each text.
+            listener: hears of each by its place in ``works``.
+            deadline: by `time.monotonic`; the whole time of a request from now on if None.
+
+        Raises:
+            RequestError: one is too long.
             ServerClosedError: the server is shutting down.
         """
         self._check_lengths(works)
         now = time.monotonic()
-        deadline = now + self.settings.timeout
+        deadline = now + self.settings.timeout if deadline is None else deadline
         alike = math.inf if self._vocabulary is None else self._vocabulary.together
         jobs = [
             Job(task, work, index, now, deadline, listener, long=len(work.ids) > alike, cached=self._cached(work))
@@ -136,6 +187,11 @@ class Service:
         self.queue.put(jobs)
         return jobs
 
+    def set_budget(self, budget: str) -> None:
+        """Use more or less memory; only in the worker's own thread. Errors are those of the engine."""
+        self.engine.set_budget(budget)
+        self.warn_of_missing()
+
     def reload(self) -> BundleChange:
         """Take over what has become of the bundle; only in the worker's own thread. Errors are those of the engine."""
         change = self.engine.reload()
@@ -143,6 +199,7 @@ class Service:
         if self._vocabulary is not None:
             self._vocabulary.most_cached = _room(self.engine, self._config)  # tasks may compute in wider numbers now
         self.worker.policy = self._policy()
+        self.warn_of_missing()
         return change
 
     def retry_after(self) -> int:
@@ -154,12 +211,17 @@ class Service:
 
         What can't be stopped within some seconds is left behind in its thread; then the worker is still alive.
         """
+        self._inputs.close()
         self.worker.stop(timeout=_LAST)
         # The engine waits for the layer that is being computed, and the next one finds it closed: not in this thread.
         closing = threading.Thread(target=self.engine.close, name="weightpager-close", daemon=True)
         closing.start()
         closing.join(_LAST)
         self.worker.stop(timeout=_LAST)
+
+    @property
+    def _vocabulary(self) -> Vocabulary | None:
+        return self._inputs.vocabulary if isinstance(self._inputs, TextInputs) else None
 
     def _check_lengths(self, works: Sequence[Work]) -> None:
         longest, most = max(len(work.ids) for work in works), self._limit.tokens
@@ -193,12 +255,12 @@ class Service:
         return replace(policy, room=room, context=read.context, together=read.together)
 
 
-def _vocabulary(engine: Engine, config: Any) -> Vocabulary:
+def _texts(engine: Engine, config: Any, settings: Settings) -> TextInputs:
     tokenizer, task = engine.tokenizer(), next(iter(engine.bundle.tasks.values()))
     context = context_length(empty_module(config, task), tokenizer)
-    return Vocabulary(
-        tokenizer, int(config.get_text_config().vocab_size), context, _room(engine, config), even_length(config)
-    )
+    size, together = int(config.get_text_config().vocab_size), even_length(config)
+    vocabulary = Vocabulary(tokenizer, size, context, _room(engine, config), together)
+    return TextInputs(vocabulary, tokenizer, settings)
 
 
 def _room(engine: Engine, config: Any) -> int | None:

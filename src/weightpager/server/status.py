@@ -109,6 +109,7 @@ def _task(service: Service, found: ResidencyMap, task: TaskEntry, waiting: int) 
     return TaskStatus(
         name=name,
         kind=task.kind,
+        available=service.fits(name),
         resident=found.share(name),
         waiting=waiting,
         requests=service.engine.monitor.requests.get(name, 0),

@@ -8,10 +8,16 @@ from weightpager.server.schema import Answer
 
 
 class TaskStatus(Answer):
-    """One task; ``layers`` has for each layer how many of its pages are resident, and how many it needs."""
+    """One task.
+
+    Attributes:
+        available: whether the budget ever holds it.
+        layers: for each layer how many of its pages are resident, and how many it needs.
+    """
 
     name: str
     kind: str
+    available: bool = True
     resident: float
     waiting: int
     requests: int

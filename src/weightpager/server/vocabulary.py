@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from weightpager.bundle.reader import MODEL
@@ -40,6 +41,12 @@ class Vocabulary:
         self.size = size
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
+
+    def copy(self) -> Vocabulary:
+        """One with a tokenizer of its own, so that who reads a long text with it is waited for by nobody."""
+        with self._lock:
+            tokenizer = copy.deepcopy(self._tokenizer)
+        return Vocabulary(tokenizer, self.size, self.context, self.most_cached, self.together)
 
     def classify(self, text: str, max_length: int | None) -> Classify:
         """A text of a classification task, cut where the task was compiled to cut.
@@ -81,23 +88,6 @@ class Vocabulary:
     def prompt(self, text: str) -> Ids:
         """A text that is to be continued, as it is."""
         return self._ids(text, add_special_tokens=False)
-
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> Ids:
-        """A conversation in the model's own template; without one, the messages' texts, a line each.
-
-        Raises:
-            RequestError: the template doesn't take such a conversation.
-        """
-        if not getattr(self._tokenizer, "chat_template", None):
-            return self.prompt("\n".join(message["content"] for message in messages))
-        try:
-            with self._lock:
-                text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # whatever the template of a bundle raises
-            raise RequestError(
-                f"expected messages that the model's chat template takes: {error}", "messages"
-            ) from error
-        return self.prompt(text)
 
     def checked(self, ids: Sequence[int], param: str) -> Ids:
         """Token ids that a client sends itself.

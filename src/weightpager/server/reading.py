@@ -1,0 +1,97 @@
+"""Texts and images on their way from a request to the queue: read in threads of their own, a piece at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from weightpager.errors import QueueFullError
+
+_FEW = 8
+"""Texts or images of a request that aren't many."""
+
+_Tool = TypeVar("_Tool")
+_Found = TypeVar("_Found")
+
+
+class Lane(Generic[_Tool]):
+    """One thread, and the tool that it reads with, made when it is first needed."""
+
+    def __init__(self, name: str, make: Callable[[], _Tool]) -> None:
+        """``make`` is called in the thread."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"weightpager-{name}")
+        self._make = make
+        self._tool: _Tool | None = None
+
+    async def read(self, pieces: Sequence[Callable[[_Tool], _Found]]) -> list[_Found]:
+        """What each piece gives. Others have their turn between two of them; nothing more is begun once cancelled."""
+        loop = asyncio.get_running_loop()
+        return [await loop.run_in_executor(self._thread, self._run, piece) for piece in pieces]
+
+    def close(self) -> None:
+        """Begin nothing any more; what is being read goes on to its end."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, piece: Callable[[_Tool], _Found]) -> _Found:
+        if self._tool is None:
+            self._tool = self._make()
+        return piece(self._tool)
+
+
+class Reading(Generic[_Tool]):
+    """Two lanes: a request with much to read never stands before others. Used by the event loop only.
+
+    Requests with much or many to read together hold no more than a part of the queue's places meanwhile, so that there
+    are always some for others.
+    """
+
+    def __init__(self, tool: _Tool, copied: Callable[[], _Tool], most: int) -> None:
+        """Nothing is read yet.
+
+        Args:
+            tool: of the first thread.
+            copied: gives the tool of the second thread, which isn't made before it is needed.
+            most: texts or images that requests with much or many of them have read at a time; one such request may
+                have more.
+        """
+        self._usual = Lane("reading", lambda: tool)
+        self._large = Lane("reading-large", copied)
+        self._most = most
+        self._held = 0
+
+    async def read(self, pieces: Sequence[Callable[[_Tool], _Found]], *, large: bool = False) -> list[_Found]:
+        """What each piece of a request gives, in their order.
+
+        Raises:
+            QueueFullError: too much is being read.
+            Exception: whatever a piece raises; those after it aren't read.
+        """
+        lane = self._large if large else self._usual
+        if not large and len(pieces) <= _FEW:
+            return await lane.read(pieces)
+        self._check_room(len(pieces))
+        self._held += len(pieces)
+        try:
+            return await lane.read(pieces)
+        finally:
+            self._held -= len(pieces)
+
+    def check_room(self, count: int) -> None:
+        """Whether a request of so many texts or images can be read now, as far as their number tells.
+
+        Raises:
+            QueueFullError: it can't.
+        """
+        if count > _FEW:
+            self._check_room(count)
+
+    def close(self) -> None:
+        """Read nothing any more."""
+        self._usual.close()
+        self._large.close()
+
+    def _check_room(self, count: int) -> None:
+        if self._held and self._held + count > self._most:
+            raise QueueFullError(f"large requests of {self._held} texts or images are being read; ask again later")
