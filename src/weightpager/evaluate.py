@@ -89,6 +89,21 @@ class Score:
     items: int
     outcomes: Outcomes = field(default_factory=Outcomes.none, compare=False, repr=False)
 
+    @classmethod
+    def of(cls, kind: TaskKind, outcomes: Outcomes) -> Score:
+        """What a task of this kind has reached with these outcomes.
+
+        Raises:
+            ValueError: no label counts.
+        """
+        items = int(outcomes.counts.sum())
+        if items == 0:
+            raise ValueError("expected at least one label to evaluate, got none")
+        mean = sum(outcomes.sums.tolist()) / items
+        # torch's exp: where math.exp overflows, a hopeless model has infinite perplexity.
+        value = torch.tensor(mean, dtype=torch.float64).exp().item() if kind == "language-modeling" else mean
+        return cls(METRICS[kind], value, items, outcomes)
+
     @property
     def higher_is_better(self) -> bool:
         """False for perplexity."""
@@ -130,13 +145,7 @@ def evaluate(
             counts += found[1]
             if progress is not None:
                 progress(done, len(batches))
-    items = sum(counts)
-    if items == 0:
-        raise ValueError("expected at least one label to evaluate, got none")
-    mean = sum(sums) / items
-    # torch's exp: where math.exp overflows, a hopeless model has infinite perplexity.
-    value = torch.tensor(mean, dtype=torch.float64).exp().item() if kind == "language-modeling" else mean
-    return Score(METRICS[kind], value, items, Outcomes(np.array(sums, np.float64), np.array(counts, np.int64)))
+    return Score.of(kind, Outcomes(np.array(sums, np.float64), np.array(counts, np.int64)))
 
 
 def _measure(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[list[float], list[int]]:

@@ -21,6 +21,9 @@ LOWER_IS_BETTER = "perplexity"
 DENSE = "dense"
 """The control that is the dense model, trained as long as the bundle."""
 
+MASK = "shared mask"
+"""The one that gives all tasks the same blocks."""
+
 
 FEW = 50
 """Held-out texts, windows or images of a task: with fewer, only a gap of a dozen points or more is no chance."""

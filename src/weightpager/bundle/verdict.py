@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 from weightpager.bundle.choice import Choice
 from weightpager.bundle.interval import holds_zero, items_to_tell, turned
-from weightpager.bundle.report import DENSE
+from weightpager.bundle.report import DENSE, MASK
 from weightpager.config import format_enough, format_room
 
 _HOW = {
     DENSE: " 'sparsity: 0' with as many more steps of 'training' makes that.",
-    "shared mask": " 'alignment: inf' compiles that.",
+    MASK: " 'alignment: inf' compiles that.",
     "int8": " 'sparsity: 0' with 'dtype: int8' compiles that.",
     "int4": " Other libraries make that.",
 }
 """How to have a control instead of the bundle."""
 
-_NAMES = {DENSE: "the dense model", "shared mask": "one shared mask"}
+_NAMES = {DENSE: "the dense model", MASK: "one shared mask"}
 
 
 @dataclass(frozen=True)

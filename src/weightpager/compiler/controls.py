@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from weightpager.bundle.report import DENSE, FEW, Compared
+from weightpager.bundle.report import DENSE, FEW, MASK, Compared
 from weightpager.compiler.block_choice import choose_blocks
 from weightpager.compiler.comparison import Control
 from weightpager.compiler.data import TaskData
@@ -32,31 +32,36 @@ from weightpager.evaluate import Score, evaluate
 Values = Callable[[str, PagedWeightInfo], Tensor]
 """(task, paged weight) → the values ``[out_features, in_features]`` that a control would hold."""
 
+_QUANTISED = {"int8": INT8, "int4": INT4}
 
-def compared(prepared: Prepared) -> Compared:
+
+def compared(task_file: TaskFile, data: Mapping[str, TaskData]) -> Compared:
     """What is compared: as the task file says; if it doesn't, nothing is trained for what too few items could tell."""
-    task_file, data = prepared.source.task_file, prepared.data
     few = all(len(of_task.eval) < FEW for of_task in data.values())
     if few and steps_of(task_file) and "compare" not in task_file.model_fields_set:
         return "few"
     return task_file.compare
 
 
+def control_names(task_file: TaskFile, data: Mapping[str, TaskData]) -> list[str]:
+    """Of the controls that `measure_controls` measures, in its order."""
+    what = compared(task_file, data)
+    if what in ("none", "few"):
+        return []
+    trains = steps_of(task_file) > 0
+    several = len(task_file.tasks) > 1 and bool(np.isfinite(task_file.alignment))
+    return [DENSE] * trains + [*_QUANTISED] + [MASK] * (several and (what == "all" or not trains))
+
+
 def measure_controls(prepared: Prepared, journal: Journal, progress: Progress) -> list[Control]:
-    """What is `compared`; where recovery trains, all of it is trained as long.
+    """All controls that are `compared`; where recovery trains, each of them is trained as long.
 
     Raises:
         CompileError: training diverged.
     """
-    task_file, what = prepared.source.task_file, compared(prepared)
-    if what in ("none", "few"):
-        return []
-    controls = _dense_controls(prepared, journal, progress)
-    if (
-        (what == "all" or task_file.recover.method != "finetune")
-        and len(task_file.tasks) > 1
-        and np.isfinite(task_file.alignment)
-    ):
+    names = control_names(prepared.source.task_file, prepared.data)
+    controls = _dense_controls(prepared, journal, progress) if names else []
+    if MASK in names:
         controls.append(_shared_mask(prepared, journal.part("shared-mask"), progress))
     return controls
 
@@ -80,7 +85,7 @@ def _dense_controls(prepared: Prepared, journal: Journal, progress: Progress) ->
     if steps := steps_of(dense.task_file):
         dense, scores = _trained_on(prepared, steps, journal, progress)
         controls.append(Control(DENSE, _bytes(dense, None), scores))
-    for name, quantisation in (("int8", INT8), ("int4", INT4)):
+    for name, quantisation in _QUANTISED.items():
         scores = _scores(name, dense, prepared.data, _quantised(dense, quantisation), progress)
         controls.append(Control(name, _bytes(dense, quantisation), scores))
     return controls
@@ -127,7 +132,7 @@ def _shared_mask(prepared: Prepared, journal: Journal, progress: Progress) -> Co
         len(StoredBlocks.of(info.layer, masks.keep[info.name], weights.versions(info)).blocks) * info.grid.block.size
         for info in weights.source.paged
     )
-    return Control("shared mask", 2 * kept, _scores("shared mask", weights.source, prepared.data, values, progress))
+    return Control(MASK, 2 * kept, _scores(MASK, weights.source, prepared.data, values, progress))
 
 
 def _scores(

@@ -65,10 +65,13 @@ def training_bytes(source: Source, batch: int, copies: int) -> int:
 
 
 def recover_bytes(source: Source) -> int:
-    """The same of ``finetune``: the sparse model, its best values so far, and paged weights with the masks on them."""
+    """The same of ``finetune``: the sparse model, its best values so far, and paged weights with the masks on them.
+
+    Where it is compared, the sparse model waits while what it is compared with is trained as long.
+    """
     spec = source.task_file.recover
-    best = 1 if spec.patience else 0
-    needed = training_bytes(source, spec.batch, copies=1 + best) + _paged_bytes(source)
+    best, waiting = 1 if spec.patience else 0, 0 if source.task_file.compare == "none" else 1
+    needed = training_bytes(source, spec.batch, copies=1 + best + waiting) + _paged_bytes(source)
     return max(needed, private_bytes(source)) if spec.private_blocks or spec.low_rank else needed
 
 

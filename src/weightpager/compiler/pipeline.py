@@ -168,7 +168,7 @@ def assemble(
         controls=control_scores(controls, scores, prepared.dense),
         tied={name: list(others) for name, others in prepared.source.tied.items()},
         evenness=prepared.evenness,
-        compare=compared(prepared),
+        compare=compared(task_file, prepared.data),
         recover=task_file.recover.method,
     )
     writer.add(REPORT, lambda file: file.write(report.dump()))

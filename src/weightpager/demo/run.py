@@ -14,7 +14,7 @@ from weightpager.bench.switching import doubt, sparse_checkpoint, time_switches,
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import overlap
-from weightpager.bundle.report import DENSE, CompileReport, read_report
+from weightpager.bundle.report import DENSE, MASK, CompileReport, read_report
 from weightpager.config import EngineConfig
 from weightpager.demo.compiled import ALIGNMENT, RECOVER_STEPS, SPARSITY, TRAINING_STEPS, Compiled, compiled, writing_to
 from weightpager.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
@@ -86,7 +86,7 @@ def _tasks(report: CompileReport) -> list[DemoTask]:
             dense=controls[DENSE][task.name],
             sparse=task.sparse,
             sparse_interval=task.sparse_interval,
-            shared_mask=controls["shared mask"][task.name],
+            shared_mask=controls[MASK][task.name],
             int8=controls["int8"][task.name],
             int4=controls["int4"][task.name],
         )
@@ -163,7 +163,7 @@ def _memory(bundle: Bundle, report: CompileReport) -> list[Resident]:
 
 
 _CONTROLS = {
-    "shared mask": "one shared mask",
+    MASK: "one shared mask",
     "int4": "dense model in int4",
     "int8": "dense model in int8",
     DENSE: "dense model",
