@@ -16,7 +16,7 @@ from weightpager.cli.progress import progress
 from weightpager.config import parse_size
 
 if TYPE_CHECKING:
-    from weightpager.compiler.repack import Repacked
+    from weightpager.compiler.repack import PageSize, Repacked
 
 
 def register(app: typer.Typer) -> None:
@@ -53,7 +53,7 @@ def repack(
     with extra("compile"):
         from weightpager.compiler.repack import repack as repack_bundle
 
-    size = page if page is None or page == "auto" else parse_size(page)
+    size: PageSize = None if page is None else "auto" if page == "auto" else parse_size(page)
     with progress(quiet or json) as stages:
         done = repack_bundle(
             bundle,

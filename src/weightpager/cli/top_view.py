@@ -143,7 +143,7 @@ def _switches(found: Status, count: int) -> Iterator[RenderableType]:
     yield _line(f"latest of {found.switches_total} switches", "italic")
     view = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     for justify in ("right", "left", "right", "left"):
-        view.add_column(justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+        view.add_column(justify=justify, no_wrap=True, overflow="ellipsis")
     for switch in list(reversed(found.switches))[:count]:
         view.add_row(*_cells(found, switch))
     if count:
