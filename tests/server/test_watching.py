@@ -150,6 +150,7 @@ def test_the_state_tells_of_requests_and_of_the_process(assistant_bundle: Path) 
     with serving(assistant_bundle) as running, running.http() as client:
         for _ in range(3):
             running.openai.embeddings.create(model="weather", input="sun")
+        assert client.get("/v1/models").status_code == 200
         assert client.post("/v1/embeddings", json={"model": "wether", "input": "sun"}).status_code == 404
         while (traffic := client.get("/status").json()["traffic"])["requests"] < 4:
             pass  # an answer is counted after its last byte has gone

@@ -22,8 +22,8 @@ _SWITCHES = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
-_WORK = "/v1/"
-"""What begins the routes that clients ask for work."""
+_WORK, _LIST = "/v1/", "/v1/models"
+"""How routes begin that clients ask for work, and those among them that only tell which tasks there are."""
 
 
 class Metrics:
@@ -76,7 +76,7 @@ class Metrics:
         """A request is over. ``route`` and ``task`` are names of ours, never text of a client's."""
         self._requests.labels(route, task, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
-        if route.startswith(_WORK):
+        if route.startswith(_WORK) and not route.startswith(_LIST):
             self.traffic.add(status, seconds)
 
     def began(self, task: str, waits: Sequence[float], gap: float) -> None:
