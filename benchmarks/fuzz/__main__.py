@@ -1,6 +1,9 @@
 """Mutants of tiny bundles: opened, checked, read, run.
 
 python -m benchmarks.fuzz --mutants 100000 --seed 1 --json fuzz.json
+
+A mutant is drawn from the seed and its number alone: what was stopped goes on with --first, and parts of a range may
+run beside each other.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +50,7 @@ def main(
         root.chmod(0o755)  # mutants with a locked file are tried as nobody
         campaign = Campaign(_prepare(root, originals), seed, root)
         start = shown = time.perf_counter()
-        with closing(campaign.run(numbers)) as results:
+        with closing(campaign.run(numbers)) as results, suppress(KeyboardInterrupt):
             for result in results:
                 tally.add(result)
                 if result.outcome == "failure":
@@ -61,6 +64,11 @@ def main(
         if keep is not None:
             shutil.move(root / MUTANT, keep)
     _finish(tally, seed, time.perf_counter() - start, json)
+    if tally.mutants < len(numbers):
+        left = len(numbers) - tally.mutants
+        print(f"go on with --seed {seed} --first {numbers[tally.mutants]} --mutants {left}")
+    if tally.failures:
+        raise typer.Exit(1)
 
 
 def _prepare(root: Path, kept: Path | None) -> list[Original]:
@@ -103,8 +111,6 @@ def _finish(tally: Tally, seed: int, seconds: float, json: Path | None) -> None:
     )
     if json is not None:
         json.write_text(json_module.dumps(tally.json(seed, seconds), indent=1) + "\n", encoding="utf-8")
-    if tally.failures:
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from benchmarks.fuzz.trial import Stopped
@@ -78,11 +79,16 @@ def _audit(event: str, arguments: tuple[object, ...]) -> None:
         _watching[-1].add(f"{event} {str(arguments)[:100]}")
 
 
+@cache
+def _listen() -> None:
+    """Once: a hook stays as long as its process."""
+    sys.addaudithook(_audit)
+
+
 @contextmanager
 def watched() -> Iterator[set[str]]:
     """What reaches out of this process meanwhile: to other machines, programs, or pickles."""
-    if not _watching:
-        sys.addaudithook(_audit)
+    _listen()
     found: set[str] = set()
     _watching.append(found)
     try:

@@ -6,23 +6,28 @@ import json
 import os
 import re
 import shutil
+import socket
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from benchmarks.fuzz import config_change, guard
 from benchmarks.fuzz.campaign import Campaign
 from benchmarks.fuzz.original import Original
 from benchmarks.fuzz.sealing import entry, rewrite_file, rewrite_manifest, rewrite_tensors
+from benchmarks.fuzz.trial import Plan, attempt
 
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.reader import REPORT, RESIDENT
 from weightpager.bundle.report import read_report
-from weightpager.bundle.verify import verify
+from weightpager.bundle.verify import Verification, verify
 from weightpager.engine.architecture import read_config, tokenizer
 from weightpager.engine.parameters import read_parameters
 from weightpager.errors import BundleError, BundleFormatError
@@ -36,8 +41,11 @@ def copy(assistant_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mutants_work_or_are_refused(assistant_bundle: Path, writer_bundle: Path, tmp_path: Path) -> None:
-    campaign = Campaign([Original.of(assistant_bundle), Original.of(writer_bundle)], 7, tmp_path)
+def test_mutants_work_or_are_refused(
+    assistant_bundle: Path, writer_bundle: Path, camera_bundle: Path, tmp_path: Path
+) -> None:
+    originals = [Original.of(path) for path in (assistant_bundle, writer_bundle, camera_bundle)]
+    campaign = Campaign(originals, 7, tmp_path)
     outcomes = Counter()
     for number in range(MUTANTS):
         result = campaign.try_one(number)
@@ -51,6 +59,30 @@ def test_a_mutant_is_drawn_again_from_its_number(assistant_bundle: Path, tmp_pat
     campaign = Campaign([Original.of(assistant_bundle)], 7, tmp_path)
     for number in range(5):
         assert campaign.try_one(number) == campaign.try_one(number)
+
+
+def test_the_fuzzer_notices_what_verify_misses(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite_file(copy, RESIDENT, b"{}")
+    assert attempt(copy, Plan(verify=True, engine=False, task=0)).failures == {}
+    monkeypatch.setattr("benchmarks.fuzz.trial.verify", lambda _: Verification(1, 1, ()))
+    assert "resident" in attempt(copy, Plan(verify=True, engine=False, task=0)).failures
+
+
+def test_the_fuzzer_notices_what_reaches_out() -> None:
+    with guard.watched() as reached:
+        subprocess.run(["true"], check=True)
+        with pytest.raises(ConnectionRefusedError), socket.socket() as client:
+            client.connect(("127.0.0.1", 1))
+    assert {event.split()[0] for event in reached} >= {"subprocess.Popen", "socket.connect"}
+    subprocess.run(["true"], check=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["model/config.json", "model/generation_config.json", "model/preprocessor_config.json"]
+)
+def test_the_fuzzer_knows_configurations(name: str) -> None:
+    changed = {config_change.change(name, b'{"hidden_size": 64}', Random(seed))[0] for seed in range(50)}
+    assert len(changed) > 25
 
 
 def as_fifo(path: Path) -> None:

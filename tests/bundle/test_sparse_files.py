@@ -18,6 +18,7 @@ from safetensors.numpy import save
 from weightpager.bundle import Bundle, page_file
 from weightpager.bundle.page_index import FILE as PAGE_INDEX
 from weightpager.bundle.reader import read_manifest
+from weightpager.bundle.regular_file import is_hole, is_hollow
 from weightpager.bundle.repair import repair
 from weightpager.bundle.verify import verify
 from weightpager.engine.parameters import read_parameters
@@ -71,6 +72,25 @@ def copied(bundle: Path, target: Path) -> Path:
 @pytest.fixture
 def copy(assistant_bundle: Path, tmp_path: Path) -> Path:
     return copied(assistant_bundle, tmp_path / "copy.bundle")
+
+
+@pytest.mark.parametrize(
+    ("stored", "size", "hollow"),
+    [(0, 2**20, False), (0, 2**21, True), (2**19, 2**21, False), (2**19 - 4096, 2**21, True), (2**21, 2**21, False)],
+)
+def test_a_file_is_hollow_if_less_than_a_quarter_is_stored(
+    tmp_path: Path, stored: int, size: int, hollow: bool
+) -> None:
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.seek(size - stored)
+        file.write(b"x" * stored)
+        file.truncate(size)
+    with path.open("rb") as file:
+        assert is_hollow(file, size) == hollow
+        assert file.tell() == 0
+        assert file.read()[:1] == (b"x" if stored == size else b"\0")
+        assert is_hole(file.fileno(), 0, size) == (stored == 0)
 
 
 def test_a_file_of_a_tebibyte_is_refused_unread(assistant_bundle: Path, tmp_path: Path) -> None:
