@@ -30,6 +30,7 @@ from weightpager.bundle.report import read_report
 from weightpager.bundle.verify import Verification, verify
 from weightpager.engine.architecture import read_config, tokenizer
 from weightpager.engine.parameters import read_parameters
+from weightpager.engine.predict import predict
 from weightpager.errors import BundleError, BundleFormatError
 
 MUTANTS = 300
@@ -199,6 +200,19 @@ def test_a_tokenizer_that_cannot_be_used_is_refused(copy: Path) -> None:
     rewrite_file(copy, "model/tokenizer_config.json", changed)
     with pytest.raises(BundleFormatError, match="tokenizer"):
         tokenizer(Bundle.open(copy))
+
+
+def test_a_tokenizer_that_gives_no_mask_works(writer_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(writer_bundle, tmp_path / "writer.bundle"))
+    config = json.loads((copy / "model/tokenizer_config.json").read_bytes())
+    changed = json.dumps(config | {"model_input_names": ["input_ids"]}).encode()
+    rewrite_file(copy, "model/tokenizer_config.json", changed)
+    answers = []
+    for path in (writer_bundle, copy):
+        with wp.Engine.from_pretrained(path) as engine:
+            task = next(iter(engine.bundle.tasks.values()))
+            answers.append(predict(engine.activate(task.name), engine.tokenizer(), task, ["red cat"]))
+    assert answers[0] == answers[1]
 
 
 def test_a_tokenizer_that_panics_is_refused(copy: Path) -> None:

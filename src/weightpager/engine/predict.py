@@ -119,7 +119,8 @@ def _continue(module: nn.Module, tokenizer: Any, _: TaskEntry, text: str, *, max
             f"expected at most {room} tokens, as the model can read, found {found} and {max_new_tokens} to be generated"
         )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    texts = GrowingTexts(module, encoded["input_ids"], encoded["attention_mask"])
+    ids = encoded["input_ids"]
+    texts = GrowingTexts(module, ids, torch.ones_like(ids))  # tokenizers needn't give a mask
     while texts.unread:
         texts.read_piece()
     # As the server, whose answers are the same.
