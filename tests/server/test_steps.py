@@ -47,9 +47,9 @@ def simulate(asks: list[Ask], policy: Policy) -> tuple[list[Started], float]:
         task = queue[plan.places[0]].waiting.task if plan.places else started[plan.run or 0].task
         if turn.task == task and turn.is_over(now, policy):
             turn = turn.renewed(now)
-        start = now
         if task != current:
             current, now = task, now + SWITCH
+        start = now
         if plan.places:
             batch = [queue[place] for place in plan.places]
             queue = [ask for ask in queue if ask not in batch]
@@ -95,6 +95,7 @@ policies = st.builds(
 )
 
 
+# When a step of its own task, which has switched, is under way; and when a turn's time is short.
 @example(
     [
         ask((0.0, "b", 1, 1, False)),
@@ -103,7 +104,11 @@ policies = st.builds(
         ask((0.6, "a", 1, 1, False)),
     ],
     Policy(patience=0, turn=1, turn_seconds=0),
-)  # its task's step has just begun, with a switch, which the next turns of the others and its own do once more
+)
+@example(
+    [ask((0.0, task, 1, 1, False)) for task in "aaaabbb"],
+    Policy(patience=0, turn=3, turn_seconds=0.75, batch=1, runs=1),
+)
 @given(asked, policies)
 def test_nobody_waits_beyond_the_bound_whatever_the_others_ask_for(asks: list[Ask], policy: Policy) -> None:
     simulate(asks, policy)

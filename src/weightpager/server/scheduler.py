@@ -32,7 +32,7 @@ class Turn:
     served_at: Mapping[str, float] = field(default_factory=dict)
 
     def after(self, task: str, served: int, start: float, end: float) -> Turn:
-        """A batch of so many requests of a task was run."""
+        """A step of a task was run, from a time to another, in which so many requests began."""
         times = {**self.served_at, task: end}
         if task == self.task:
             return Turn(task, self.since, self.served + served, times)

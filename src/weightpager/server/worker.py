@@ -138,9 +138,9 @@ class Worker:
         if self._stopping:
             for job in batch.jobs:
                 job.cancel()
-        self._step(batch, begun, start)
+        computed = self._step(batch, begun, start)
         end = time.monotonic()
-        self._turn = self._turn.after(batch.started.task, begun, start, end)
+        self._turn = self._turn.after(batch.started.task, begun, computed, end)
         batch.paused(end)
         if not batch.jobs:
             self._batches.remove(batch)
@@ -156,11 +156,13 @@ class Worker:
         self._tell_running()
         return batch, len(jobs)
 
-    def _step(self, batch: Batch, begun: int, start: float) -> None:
+    def _step(self, batch: Batch, begun: int, start: float) -> float:
+        """When it began to compute: a turn begins after its switch."""
         task = batch.started.task
         ready = batch.started.arrived if begun else batch.started.ready
         waits = [start - job.arrived for job in batch.jobs] if begun else []
         self._metrics.began(task, waits, start - max(ready, self._turn.served_at.get(task, 0.0)))
+        computed = start
         try:
             module = self._engine.module(task) if task == self._active and not begun else self.enter(task)
             computed = time.monotonic()
@@ -171,6 +173,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - who asked is told, and the next batch may go well
             _log.exception("a batch of task %r failed", task)
             batch.fail(error)
+        return computed
 
     def _tell_running(self) -> None:
         self._running = [job for batch in self._batches for job in batch.jobs]
