@@ -21,8 +21,13 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
+    FalconConfig,
+    FalconForCausalLM,
     GPT2Config,
+    GPT2ForSequenceClassification,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -51,11 +56,21 @@ from weightpager.compiler.reorder import apply, composed, for_new_tasks
 from weightpager.compiler.saliency import block_saliency
 from weightpager.compiler.source import parameters
 from weightpager.engine.export import export_task
+from weightpager.nn import set_upright
 
 _SIZES: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 _TEXT: dict[str, Any] = _SIZES | {"vocab_size": 32, "initializer_range": 0.5, "pad_token_id": 0}
 _GROUPED = _TEXT | {"num_key_value_heads": 2}
+_WORDS: dict[str, Any] = {"vocab_size": 32, "initializer_range": 0.5, "pad_token_id": 0}
+_FALCON = _WORDS | {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "bias": True}
+_GPT2 = _WORDS | {"n_embd": 48, "n_layer": 2, "n_head": 4}
 _IMAGE = _SIZES | {"image_size": 16, "patch_size": 8, "initializer_range": 0.5}
+
+
+def upright(model: PreTrainedModel) -> PreTrainedModel:
+    set_upright(model)
+    return model
+
 
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert": lambda: BertForSequenceClassification(BertConfig(**_TEXT)),
@@ -65,6 +80,10 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama classes": lambda: LlamaForSequenceClassification(LlamaConfig(**_GROUPED)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_GROUPED)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_GROUPED, head_dim=16)),
+    "gpt2": lambda: upright(GPT2LMHeadModel(GPT2Config(**_GPT2))),
+    "gpt2 classes": lambda: upright(GPT2ForSequenceClassification(GPT2Config(**_GPT2))),
+    "falcon": lambda: FalconForCausalLM(FalconConfig(**_FALCON)),
+    "falcon 40b": lambda: FalconForCausalLM(FalconConfig(**_FALCON, new_decoder_architecture=True, num_kv_heads=2)),
     "vit": lambda: ViTForImageClassification(ViTConfig(**_IMAGE)),
 }
 
@@ -110,7 +129,10 @@ def test_any_order_gives_the_same_answers_and_can_be_taken_back(name: str, seed:
         assert torch.equal(tensor, parameters(original)[key]), key
 
 
-@pytest.mark.parametrize(("old", "new"), [("bert tokens", "bert"), ("bert", "bert tokens"), ("llama", "llama classes")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("bert tokens", "bert"), ("bert", "bert tokens"), ("llama", "llama classes"), ("gpt2", "gpt2 classes")],
+)
 def test_a_new_task_reads_a_permuted_base_as_before(old: str, new: str) -> None:
     base = composed(shuffled(dimensions({"old": model(old)}), seed=2))
     added = {"new": copy.deepcopy(model(new))}
@@ -138,8 +160,7 @@ def test_a_head_group_and_its_channels_move_in_all_four_projections() -> None:
 
 
 def test_an_unknown_architecture_has_no_dimensions() -> None:
-    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=16, vocab_size=32)
-    assert dimensions({"task": GPT2LMHeadModel(config)}) == ()
+    assert dimensions({"task": GPTNeoXForCausalLM(GPTNeoXConfig(**_SIZES, vocab_size=32))}) == ()
 
 
 def test_one_unknown_tensor_is_enough_to_leave_a_model_alone() -> None:

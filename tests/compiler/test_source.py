@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from torch import nn
 from transformers import (
     BertForSequenceClassification,
     BertLMHeadModel,
-    GPT2Config,
-    GPT2LMHeadModel,
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
     RobertaConfig,
     RobertaModel,
     T5Config,
@@ -23,6 +29,7 @@ from transformers import (
 from transformers.models.t5 import T5ForConditionalGeneration
 
 from weightpager.compiler import paged_weights, source, task_file
+from weightpager.compiler.model_kind import check_base
 from weightpager.compiler.source import Source
 from weightpager.errors import CompileError
 
@@ -271,10 +278,42 @@ def test_a_missing_pooler_is_trained(tmp_path: Path) -> None:
 
 
 def test_refuses_a_model_without_linear_layers(tmp_path: Path) -> None:
-    config = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=len(tiny.WORDS), n_positions=64)
-    tiny.save(GPT2LMHeadModel(config), tmp_path / "model", special=False)
-    with pytest.raises(CompileError, match=r"expected a linear layer to page, found none.*Conv1D, not a plain linear"):
-        load(tmp_path, tiny.tasks(tmp_path, "lm"))
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", num_labels=2)
+    models = {"photo": ResNetForImageClassification(config)}
+    with pytest.raises(CompileError, match=r"expected a linear layer to page, found none.*Conv2d, not a plain linear"):
+        paged_weights.sort_weights(models, task_file.TaskFile.model_fields["block"].default, tmp_path)
+
+
+def test_experts_that_are_one_tensor_stay_resident_and_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=4, vocab_size=len(tiny.WORDS))
+    tiny.save(MixtralForCausalLM(config), tmp_path / "model", special=False)
+    found = load(tmp_path, tiny.tasks(tmp_path, "lm"))
+    name = "base_model.layers.0.mlp.experts.gate_up_proj"
+    assert found.resident[name] == "experts in one tensor (MixtralExperts), which can't be paged yet"
+    (said,) = (message for message in caplog.messages if "paged is" in message)
+    assert re.search(r"paged is 1\d\.\d% of the parameters, less than half: .*: 8\d\.\d% experts in one tensor", said)
+
+
+def two_encoders() -> CLIPConfig:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": len(tiny.WORDS), "bos_token_id": 2, "eos_token_id": 3}
+    return CLIPConfig(text_config=text, vision_config=sizes | {"image_size": 16, "patch_size": 8})
+
+
+@pytest.mark.parametrize("kind", ["text", "lm"])
+def test_refuses_two_encoders_side_by_side(kind: str, tmp_path: Path) -> None:
+    tiny.save(CLIPModel(two_encoders()), tmp_path / "model")
+    wanted = "a head for (text-classification|language-modeling), found clip, for which transformers has none; "
+    with pytest.raises(CompileError, match=wanted + r"it has one for image-classification\. It is a text and a vision"):
+        load(tmp_path, tiny.tasks(tmp_path, kind))
+
+
+def test_refuses_a_head_without_a_base_of_its_own() -> None:
+    with pytest.raises(CompileError, match=r"over one base model.* found CLIPForImageClassification, .*side by side"):
+        check_base(CLIPForImageClassification(two_encoders()), Path("clip"))
 
 
 def test_refuses_a_language_model_that_sees_the_future(tmp_path: Path) -> None:
@@ -350,9 +389,10 @@ def test_a_weight_used_twice_stays_resident(tmp_path: Path) -> None:
     assert name.format(1) not in source.parameters(model)
 
 
-def test_a_subclass_of_linear_stays_resident(tmp_path: Path) -> None:
+def test_a_subclass_of_linear_that_computes_something_else_stays_resident(tmp_path: Path) -> None:
     class Odd(nn.Linear):
-        pass
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return -super().forward(x)
 
     tiny.bert(tmp_path / "model")
     model = load(tmp_path, tiny.tasks(tmp_path, "text")).models["text"]

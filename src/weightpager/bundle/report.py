@@ -136,6 +136,8 @@ class CompileReport(Strict):
             usual ones.
         compare: what it was compared with; None after tasks were added, and in earlier versions.
         recover: the method by which accuracy was won back; the same.
+        paged_share: of a task's parameters, those in paged weights; None in older bundles.
+        not_paged: parameters that stay in memory, by why they aren't paged.
     """
 
     tasks: list[TaskScore]
@@ -155,6 +157,8 @@ class CompileReport(Strict):
     evenness: float = 0.0
     compare: Compared | None = None
     recover: str | None = None
+    paged_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    not_paged: dict[str, Bytes] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> CompileReport:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from weightpager.bundle.paged_share import paged_share
 from weightpager.bundle.report import CompileReport
 from weightpager.cli import output
 from weightpager.cli.options import Force, Json, Quiet, extra
@@ -76,6 +77,7 @@ def compile_(
         output.print_json(report)
         return
     _print_report(str(out), report)
+    output.say(f"paged: {paged_share(bundle).words}")
     output.advice(advise(bundle, report), report)
     output.say("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
     if report.peak_memory:

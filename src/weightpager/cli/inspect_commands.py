@@ -14,6 +14,7 @@ from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.advice import advise
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.overlap import mean_overlap, overlap
+from weightpager.bundle.paged_share import paged_share
 from weightpager.bundle.reader import private_file
 from weightpager.bundle.repair import Repair
 from weightpager.bundle.repair import repair as repair_bundle
@@ -136,6 +137,7 @@ def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, ban
     store = LocalStore(bundle)
     store.close()
     room = None if budget is None else max(0, budget - fixed.total)
+    share = paged_share(bundle)
     slots = None if budget is None else (budget - fixed.total) // bundle.page_bytes
     return {
         "bundle": str(bundle.path),
@@ -162,6 +164,8 @@ def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, ban
             [switch.from_task, switch.to_task] for switch in switches if slots is not None and switch.peak_pages > slots
         ],
         "tasks_that_do_not_fit": [t for t in names if slots is not None and len(bundle.pages_of(t)) > slots],
+        "paged_share": share.share,
+        "parameters": share,
         "not_paged": bundle.manifest.resident_reasons,
         "tied": {} if report is None else report.tied,
         "scores": [] if report is None else report.tasks,
@@ -251,6 +255,7 @@ def _print_notes(facts: dict[str, Any]) -> None:
         output.say(f"note: {task} does not fit into the budget.")
     if apart := _pairs_apart(facts):
         output.say(apart)
+    output.say(f"paged: {facts['parameters'].words}")
     if facts["not_paged"]:
         names = list(facts["not_paged"])
         output.say(f"not paged: {len(names)} tensors ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})")

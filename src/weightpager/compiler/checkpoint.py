@@ -25,6 +25,7 @@ from weightpager.bundle.model_settings import (
     is_settings,
     parse,
 )
+from weightpager.compiler.model_kind import check_kind
 from weightpager.compiler.named_parameters import canonical, parameters
 from weightpager.compiler.task_file import TaskFile
 from weightpager.engine.architecture import CLASSES, position_table
@@ -33,7 +34,7 @@ from weightpager.engine.model_types import check_config_class, check_tokenizer_c
 from weightpager.engine.transformers_version import later_writer
 from weightpager.errors import BundleFormatError, CompileError, WeightpagerError, first_line
 from weightpager.machine.panics import panics_as_errors
-from weightpager.nn import empty_on_meta
+from weightpager.nn import empty_on_meta, set_upright
 
 _NOT_COMPUTING = {
     "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "num_labels",
@@ -205,17 +206,22 @@ def load_image_reader(path: Path, config: PretrainedConfig) -> ImageReader:
 
 
 def from_pretrained(path: Path, kind: TaskKind, seed: int, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A module in float32 and evaluation mode, new weights by ``seed``; and how its loading went."""
+    """A module in float32 and evaluation mode, new weights by ``seed``; and how its loading went.
+
+    Linear layers hold their weights as [out, in], also those that are saved otherwise.
+    """
     arguments = {"trust_remote_code": False, "local_files_only": True}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = load_config(path, **options)
+        check_kind(config, kind, path)
         with empty_on_meta():  # which stops where the configuration asks for too much
             call(path, CLASSES[kind].from_config, config, trust_remote_code=False)
         model, info = call(
             path, CLASSES[kind].from_pretrained, path, config=config, output_loading_info=True,
             ignore_mismatched_sizes=True, **arguments,
         )  # fmt: skip
+    set_upright(model)
     return model.float().eval(), info
 
 

@@ -17,6 +17,7 @@ from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.files import check_file
 from weightpager.bundle.fill import over_read, page_fill
 from weightpager.bundle.overlap import mean_overlap, overlap
+from weightpager.bundle.paged_share import paged_share
 from weightpager.bundle.reader import REPORT, private_file, tables_file
 from weightpager.bundle.report import CompileReport, Growth, TaskScore, has_report, read_report
 from weightpager.bundle.task_subset import TaskSubset
@@ -266,6 +267,7 @@ def _report(
     old = read_report(base.bundle) if has_report(base.bundle) else None
     names = [task.name for task in added.plan.tasks]
     reused = np.unique(np.concatenate([added.reused_locations(number) for number in range(len(names))]))
+    share = paged_share(bundle)
     return CompileReport(
         tasks=[*(old.tasks if old else []), *scores],
         mean_overlap=mean_overlap(overlap(bundle)),
@@ -281,6 +283,8 @@ def _report(
         frontier=[],
         tied={**(old.tied if old else {}), **{name: list(others) for name, others in added.source.tied.items()}},
         evenness=min(old.evenness, evenness) if old else 0.0,
+        paged_share=share.share,
+        not_paged=dict(share.others),
         growth=Growth(
             tasks=names,
             reused_bytes=len(reused) * bundle.block_bytes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from weightpager.blocks import BlockGrid, BlockShape
+from weightpager.bundle.paged_share import PagedShare
 from weightpager.compiler.named_parameters import canonical, parameters
 from weightpager.engine.architecture import BASE
 from weightpager.errors import CompileError
-from weightpager.nn import is_plain_embedding
+from weightpager.nn import is_linear, is_plain_embedding
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,31 @@ def sort_weights(
     return tuple(paged.values()), resident
 
 
+def share_of(
+    models: Mapping[str, PreTrainedModel], paged: Sequence[PagedWeightInfo], reasons: Mapping[str, str]
+) -> PagedShare:
+    """How much of the tasks' modules is paged.
+
+    Args:
+        models: by task.
+        paged: weights of all of them.
+        reasons: why other matrices aren't.
+    """
+    weights = {f"{info.name}.weight" for info in paged}
+    others = [
+        {name: tensor.numel() for name, tensor in parameters(model).items() if name not in weights}
+        for model in models.values()
+    ]
+    sizes = (info.grid.out_features * info.grid.in_features for info in paged)
+    return PagedShare.of(sizes, max(others, key=lambda own: sum(own.values())), reasons)
+
+
 def _pageable(model: PreTrainedModel, block: BlockShape) -> Iterator[PagedWeightInfo]:
     """Linear layers inside repeated layers, as far as their kind and place say."""
     layers = {f"{name}.": number for number, name in enumerate(repeated_layers(model.base_model))}
     for name, module in model.base_model.named_modules():
         layer = next((number for prefix, number in layers.items() if name.startswith(prefix)), None)
-        # A subclass may compute something else, or have its weight read past its forward.
-        if layer is not None and type(module) is nn.Linear:
+        if layer is not None and is_linear(module):
             yield PagedWeightInfo(BASE + name, layer, BlockGrid(module.out_features, module.in_features, block))
 
 
@@ -103,7 +122,7 @@ def why_resident(model: PreTrainedModel, block: BlockShape) -> dict[str, str]:
     grids = {info.name + ".weight": info.grid for info in _pageable(model, block)}
     reasons: dict[str, str] = {}
     for name, tensor in parameters(model).items():
-        reason = _reason(name, owners.get(name), grids.get(name), tied.get(name, []))
+        reason = _reason(name, tensor, owners.get(name), grids.get(name), tied.get(name, []))
         if tensor.ndim >= 2 and reason:
             reasons[name] = reason
     return reasons
@@ -118,14 +137,18 @@ def _slots(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
                 yield canonical(f"{name}.{key}", prefix), tensor
 
 
-def _reason(name: str, owner: nn.Module | None, grid: BlockGrid | None, others: list[str]) -> str | None:
+def _reason(
+    name: str, tensor: Tensor, owner: nn.Module | None, grid: BlockGrid | None, others: list[str]
+) -> str | None:
     if isinstance(owner, nn.Embedding):
         return "embedding" + (f", tied to {', '.join(others)}" if others else "")
     if others:
         return f"tied to {', '.join(others)}"
     if not name.startswith(BASE):
         return "head"
-    if type(owner) is not nn.Linear:
+    if "experts" in name and tensor.ndim == 3:
+        return f"experts in one tensor ({type(owner).__name__}), which can't be paged yet"
+    if not is_linear(owner):
         return f"{type(owner).__name__}, not a plain linear layer" if owner is not None else "buffer"
     if grid is None:
         return "pooler" if "pooler" in name else "not in a repeated layer"

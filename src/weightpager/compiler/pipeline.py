@@ -12,6 +12,7 @@ import torch
 from weightpager.bundle import Bundle, BundleWriter, writing
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.overlap import mean_overlap, overlap
+from weightpager.bundle.paged_share import paged_share
 from weightpager.bundle.reader import REPORT
 from weightpager.bundle.report import CompileReport, FrontierPoint
 from weightpager.compiler import task_file as task_files
@@ -153,6 +154,7 @@ def assemble(
         bundle = Bundle.open(writer.root)
         with Engine(bundle, EngineConfig()) as engine:
             scores = measure_all(engine, prepared.data, progress)
+    share = paged_share(bundle)
     report = CompileReport(
         tasks=[task_score(bundle, name, score, prepared.dense[name]) for name, score in scores.items()],
         mean_overlap=mean_overlap(overlap(bundle)),
@@ -170,6 +172,8 @@ def assemble(
         evenness=prepared.evenness,
         compare=compared(task_file, prepared.data),
         recover=task_file.recover.method,
+        paged_share=share.share,
+        not_paged=dict(share.others),
     )
     writer.add(REPORT, lambda file: file.write(report.dump()))
     writer.finish(bundle.manifest)

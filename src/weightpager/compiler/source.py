@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from weightpager.bundle.paged_share import PagedShare
 from weightpager.compiler import data
 from weightpager.compiler.checkpoint import (
     check_causal,
@@ -34,9 +35,10 @@ from weightpager.compiler.checkpoint import (
     load_tokenizer,
     padding_of,
 )
+from weightpager.compiler.model_kind import check_base
 from weightpager.compiler.named_parameters import parameters, replace_tensors
 from weightpager.compiler.own_weights import Versions, lay_over
-from weightpager.compiler.paged_weights import PagedWeightInfo, repeated_layers, sort_weights, tied_tensors
+from weightpager.compiler.paged_weights import PagedWeightInfo, repeated_layers, share_of, sort_weights, tied_tensors
 from weightpager.compiler.parameter_format import ParameterFormat
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.task_sections import TaskSpec
@@ -142,6 +144,7 @@ def load(task_file: TaskFile) -> Source:
             )
             _share(models[name], shared, path, with_head=not task.labelled and task.checkpoint is None)
     paged, resident = sort_weights(models, task_file.block, path)
+    _warn_of_small_share(share_of(models, paged, resident), path)
     tied = {name: others for model in models.values() for name, others in tied_tensors(model).items()}
     form = ParameterFormat.of(config, models, task_file.dtype)
     versions = lay_over(models, checkpoints, paged, task_file.tolerance, form)
@@ -150,6 +153,11 @@ def load(task_file: TaskFile) -> Source:
     return Source(
         task_file, path, config, tokenizer, models, paged, resident, tied, versions, images, own_tokenizer, generation
     )
+
+
+def _warn_of_small_share(found: PagedShare, path: Path) -> None:
+    if found.is_small:
+        _log.warning("%s: paged is %s", path, found.words)
 
 
 def _load_model(
@@ -166,8 +174,7 @@ def _load_model(
             "label2id": {label: number for number, label in enumerate(names)},
         }
     model, info = from_pretrained(path, task.kind, task_file.training.seed, **options)
-    if model.base_model is model:
-        raise CompileError(f"{path}: expected a model with a head over a base model, found {type(model).__name__}")
+    check_base(model, path)
 
     def may_lack(weight: str) -> bool:
         if checkpoint is not None:

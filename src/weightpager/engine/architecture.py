@@ -33,7 +33,7 @@ from weightpager.engine.model_types import check_config_class, check_tokenizer_c
 from weightpager.engine.transformers_version import later_writer
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.machine.panics import panics_as_errors
-from weightpager.nn import calls_for, empty_on_meta
+from weightpager.nn import calls_for, empty_on_meta, set_upright
 
 CLASSES: dict[TaskKind, Any] = {
     "text-classification": AutoModelForSequenceClassification,
@@ -106,7 +106,7 @@ def set_generation(module: nn.Module, generation: GenerationConfig | None) -> No
 
 
 def empty_module(config: PretrainedConfig, task: TaskEntry, tensors: int = 2**12) -> nn.Module:
-    """The task's transformers module in eval mode, its weights without memory.
+    """The task's transformers module in eval mode, its weights without memory; linear layers hold them as [out, in].
 
     Args:
         config: of the model.
@@ -126,6 +126,7 @@ def empty_module(config: PretrainedConfig, task: TaskEntry, tensors: int = 2**12
             module: nn.Module = CLASSES[task.kind].from_config(own, trust_remote_code=False)
     except Exception as error:
         raise BundleFormatError(f"{MODEL}/config.json", "architecture", f"one for {task.kind}", error) from error
+    set_upright(module)
     return module.eval().requires_grad_(False)
 
 

@@ -31,6 +31,7 @@ from weightpager.engine.task_module import assign, paged_weight
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.kernels import reference
 from weightpager.machine.paths import has_directory
+from weightpager.nn import set_as_published
 from weightpager.store import LocalStore, VerifyingStore
 
 
@@ -64,6 +65,7 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     state = {full_name(module, name): value for name, value in in_original_order(bundle, task, values).items()}
     assign(module, state, task)
     set_generation(module, read_generation(bundle, config))
+    set_as_published(module)
     with new_directory(target, partial(_refusals, target), replace=False) as temporary, _refusals(target):
         with quiet_transformers():
             module.save_pretrained(temporary)  # type: ignore[operator]

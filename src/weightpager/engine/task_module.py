@@ -17,7 +17,15 @@ from weightpager.engine.architecture import empty_module, full_name
 from weightpager.engine.parameters import activation_dtype
 from weightpager.errors import BundleFormatError, InferenceOnlyError
 from weightpager.kernels import PagedWeight
-from weightpager.nn import FlatLinear, PagedLinear, PageGate, fuse_gated_mlps, keep_tables_narrow, missing_values
+from weightpager.nn import (
+    FlatLinear,
+    PagedLinear,
+    PageGate,
+    fuse_gated_mlps,
+    is_linear,
+    keep_tables_narrow,
+    missing_values,
+)
 
 _DTYPES = (torch.float32, torch.bfloat16)
 """What kernels compute with."""
@@ -101,7 +109,7 @@ def _replace_linear(module: nn.Module, name: str, paged: PagedLinear) -> None:
         old = module.get_submodule(name)
     except AttributeError:
         old = None
-    if not isinstance(old, nn.Linear) or old.weight.shape != (paged.out_features, paged.in_features):
+    if not is_linear(old) or old.weight.shape != (paged.out_features, paged.in_features):
         wanted = f"a linear layer of {paged.out_features}x{paged.in_features} in the architecture"
         raise BundleFormatError("manifest.json", f"weights.{name}", wanted, old)
     biases = [None if bias is None else tuple(bias.shape) for bias in (old.bias, paged.bias)]

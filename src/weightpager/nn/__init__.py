@@ -2,6 +2,7 @@
 
 from weightpager.nn.flat_linear import FlatLinear
 from weightpager.nn.gated_mlp import PagedGatedMLP, fuse_gated_mlps
+from weightpager.nn.linear_layer import is_linear, set_as_published, set_upright
 from weightpager.nn.narrow_embedding import NarrowEmbedding, is_plain_embedding, keep_tables_narrow
 from weightpager.nn.paged_linear import PagedLinear, PageGate
 from weightpager.nn.skeleton import calls_for, empty_on_meta, missing_values
@@ -15,7 +16,10 @@ __all__ = [
     "calls_for",
     "empty_on_meta",
     "fuse_gated_mlps",
+    "is_linear",
     "is_plain_embedding",
     "keep_tables_narrow",
     "missing_values",
+    "set_as_published",
+    "set_upright",
 ]

@@ -1,0 +1,79 @@
+"""How much of a model is paged: what sparsity, pages and switches are about; and what the rest is."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from weightpager.bundle.reader import RESIDENT, Bundle, private_file
+from weightpager.bundle.tensor_file import read_header
+
+_SMALL = "norms, biases and other vectors"
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class PagedShare:
+    """A task's parameters, counted; of the task that has the most.
+
+    Attributes:
+        paged: in paged weights, dropped blocks included.
+        others: that stay in memory, by why they aren't paged; those with the most first.
+    """
+
+    paged: int
+    others: Mapping[str, int]
+
+    @classmethod
+    def of(cls, paged: Iterable[int], others: Mapping[str, int], reasons: Mapping[str, str]) -> PagedShare:
+        """Count them.
+
+        Args:
+            paged: the elements of each paged weight.
+            others: the elements of every other parameter, by name.
+            reasons: why matrices aren't paged, by name.
+        """
+        found: Counter[str] = Counter()
+        for name, count in others.items():
+            found[reasons.get(name, _SMALL)] += count
+        return cls(sum(paged), dict(found.most_common()))
+
+    @property
+    def share(self) -> float:
+        """Of all parameters, from 0 to 1."""
+        return self.paged / max(1, self.paged + sum(self.others.values()))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether most of a model stays in memory whatever is paged."""
+        return self.share < 0.5
+
+    @property
+    def words(self) -> str:
+        """The share; and where it is small, what stays in memory, by the largest parts."""
+        said = f"{self.share:.1%} of the parameters"
+        if not self.is_small:
+            return said
+        every = max(1, self.paged + sum(self.others.values()))
+        named = [f"{count / every:.1%} {why}" for why, count in list(self.others.items())[:_MOST_NAMED]]
+        rest = "only these become sparse, and the rest stays in memory for all tasks"
+        return f"{said}, less than half: {rest}: {'; '.join(named)}"
+
+
+def paged_share(bundle: Bundle) -> PagedShare:
+    """What a bundle pages of its model.
+
+    Raises:
+        BundleFormatError: a parameter file is damaged.
+    """
+    resident = _counts(bundle, RESIDENT)
+    private = max((_counts(bundle, private_file(task)) for task in bundle.tasks), key=lambda own: sum(own.values()))
+    paged = (weight.out_features * weight.in_features for weight in bundle.manifest.weights)
+    return PagedShare.of(paged, resident | private, bundle.manifest.resident_reasons)
+
+
+def _counts(bundle: Bundle, file: str) -> dict[str, int]:
+    header = read_header(bundle.path, file, bundle.entry(file))
+    return {name: math.prod(stated.shape) for name, stated in header.items()}
