@@ -11,6 +11,8 @@ import torch
 
 # Before anything imports transformers: a test must never look for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A test must not find what another one has trained.
+os.environ["WEIGHTPAGER_CACHE_LIMIT"] = "0"
 # Before anything imports triton: without a GPU its kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

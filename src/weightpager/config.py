@@ -14,6 +14,7 @@ from pathlib import Path
 from weightpager.errors import ConfigError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_CACHE_LIMIT = 8 << 30
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)")
 
 
@@ -73,13 +74,36 @@ def _in_tenths(whole: int, tenths: Callable[[int, int], int]) -> str:
     return f"{found[unit] // 10}.{found[unit] % 10} {unit}"
 
 
+def format_duration(seconds: float) -> str:
+    """Long times as people read them: ``format_duration(6000) == "1 h 40 min"``."""
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min" if minutes else "less than a minute"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
 def cache_dir() -> Path:
-    """Where downloads and demo results are kept: ``WEIGHTPAGER_CACHE``, else the XDG cache directory."""
+    """Where downloads, demo results and what compiles share lie: ``WEIGHTPAGER_CACHE``, else XDG's cache folder."""
     own = os.environ.get("WEIGHTPAGER_CACHE")
     if own:
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "weightpager"
+
+
+def cache_limit() -> int:
+    """Bytes that compiles may keep in `cache_dir`: ``WEIGHTPAGER_CACHE_LIMIT``, where 0 is none; else 8 GiB.
+
+    Raises:
+        ConfigError: the variable is no size.
+    """
+    own = (os.environ.get("WEIGHTPAGER_CACHE_LIMIT") or "").strip()
+    if own == "0":
+        return 0
+    try:
+        return parse_size(own) if own else _CACHE_LIMIT
+    except ConfigError as error:
+        raise ConfigError(f"WEIGHTPAGER_CACHE_LIMIT: {error}, or 0 to keep nothing") from None
 
 
 @dataclass(frozen=True)

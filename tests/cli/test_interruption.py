@@ -66,9 +66,15 @@ def test_ctrl_c_at_any_moment_leaves_the_old_bundle_and_what_was_trained(tmp_pat
     assert bundles(tmp_path) == ["a.bundle"]
 
 
+UNTOLD = (
+    "import weightpager.compiler.storage_estimate as estimate; estimate.free_bytes = lambda _: None; "  # as with quotas
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["4k", "40k", "120k"])
-def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path, size: str) -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path, size: str, told: bool) -> None:
     command = compile_command(tmp_path)
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -76,9 +82,12 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path, siz
         pytest.skip("a file system of a few kilobytes cannot be mounted here")
     try:
         command[command.index("--out") + 1] = str(disk / "a.bundle")
+        if not told:
+            command[2] = UNTOLD + command[2]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 1
-        assert "No space left" in done.stderr
+        assert ("of free storage" if told else "No space left") in done.stderr
+        assert ("train the dense model" in done.stderr) is not told
         assert "Traceback" not in done.stderr
         # What has been trained is kept for the next try, whole entries only.
         assert os.listdir(disk) in ([], [".a.bundle.resume"])
@@ -87,12 +96,62 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path, siz
         subprocess.run(["umount", disk], check=True)
 
 
-def test_ctrl_c_says_where_to_go_on(tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
+    """Ctrl-C as soon as a stage has made so many steps."""
+    from weightpager.compiler.time_left import WholeProgress
+
+    tell = WholeProgress.__call__
+
+    def told(self: WholeProgress, name: str, done: int, total: int) -> None:
+        tell(self, name, done, total)
+        if (name, done) == (stage, step):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(WholeProgress, "__call__", told)
+
+
+def test_ctrl_c_says_what_is_kept_and_where_to_go_on(
+    tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = compile_command(tmp_path)[3:]
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, "train the dense model", 3)  # far sooner than the first entry would be due
+        done = weightpager(*command)
+    assert done.code == 130
+    assert f"kept in {tmp_path / '.a.bundle.resume'}: the dense model's training up to step 3." in done.err
+    assert "The same command goes on from there; what is not named is done again" in done.err
+    assert weightpager(*command).code == 0
+
+
+def test_ctrl_c_before_there_is_anything_to_keep_says_so(
+    tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object, **__: object) -> object:
-        (tmp_path / ".a.bundle.resume" / "train.safetensors").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("weightpager.compiler.pipeline.prepare", interrupted)
     done = weightpager(*compile_command(tmp_path)[3:])
     assert done.code == 130
-    assert f"is kept in {tmp_path / '.a.bundle.resume'}: the same command goes on" in done.err
+    assert "interrupted; nothing was trained that could be kept: begin again" in done.err
+    assert bundles(tmp_path) == []
+
+
+def test_what_another_compile_left_is_not_claimed(
+    tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = compile_command(tmp_path)[3:]
+    tasks = tmp_path / "tasks.yaml"
+    tasks.write_text(tasks.read_text() + "recover: {method: finetune, steps: 12, batch: 8}\n")
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, "fine-tune", 5)
+        assert "fine-tuning up to step 5" in weightpager(*command).err
+    tasks.write_text(tasks.read_text().replace("sparsity: 0.6", "sparsity: 0.5"))
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, "calibrate", 1)
+        done = weightpager(*command)
+    assert "the dense model's training up to step 60" in done.err  # which doesn't depend on sparsity
+    assert "fine-tuning" not in done.err
+    done = weightpager(*command)
+    assert done.code == 0
+    other = tmp_path / ".a.bundle.resume" / "finetune.safetensors"
+    assert f"{other}: of a compile with other settings, data or version; begins again" in done.err

@@ -6,9 +6,11 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress as RichProgress
+from rich.progress import TextColumn
 
 from weightpager.cli import output
-from weightpager.cli.progress import Lines, progress
+from weightpager.cli.progress import Bars, Lines, progress
 
 
 class Log:
@@ -17,7 +19,7 @@ class Log:
     def __init__(self) -> None:
         self.now = 0.0
         self._file = io.StringIO()
-        self.tell = Lines(Console(file=self._file, width=80), lambda: self.now)
+        self.tell = Lines(Console(file=self._file, width=100), lambda: self.now, whole="whole compile")
 
     @property
     def lines(self) -> list[str]:
@@ -55,6 +57,31 @@ def test_a_stage_that_begins_once_more_is_told_of_once_more() -> None:
         log.tell("measure", done, 2)
         log.now += 40.0
     assert log.lines == ["measure …"] * 2
+
+
+def test_how_much_longer_the_whole_takes_is_said_at_once_and_with_its_stages() -> None:
+    log = Log()
+    for done in range(1, 101):
+        log.now += 1.0
+        log.tell("fine-tune", done, 600)
+        log.tell("whole compile", done, 1200)
+    assert log.lines == [
+        "fine-tune …",
+        "whole compile: 20 min left",
+        "fine-tune: 61 of 600, 9 min left; whole compile: 19 min left",
+    ]
+
+
+def test_a_person_sees_the_whole_first_and_how_much_longer_it_takes() -> None:
+    said = io.StringIO()
+    columns = (TextColumn("{task.description}|{task.fields[steps]}|{task.fields[left]}"),)
+    with RichProgress(*columns, console=Console(file=said, width=100)) as view:
+        bars = Bars(view, "whole compile")
+        bars("fine-tune", 60, 600)
+        bars("whole compile", 60, 1200)
+    lines = said.getvalue().splitlines()
+    assert lines[-2].strip() == "whole compile||19 min left"
+    assert lines[-1].strip() == "fine-tune|60/600|"
 
 
 def test_quiet_work_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from weightpager.cli import (
     bench_command,
+    cache_command,
     compile_command,
     demo_command,
     device_commands,
@@ -59,6 +60,7 @@ def _root(
 for command in (
     init_command,
     compile_command,
+    cache_command,
     tidy_commands,
     ls_command,
     inspect_commands,

@@ -11,6 +11,7 @@ import typer
 from weightpager.bundle.paged_share import paged_share
 from weightpager.bundle.report import CompileReport
 from weightpager.cli import output
+from weightpager.cli.notes import notes
 from weightpager.cli.options import Force, Json, Quiet, extra
 from weightpager.cli.progress import progress
 
@@ -43,11 +44,19 @@ def compile_(
             help="Measure beside it: none, the dense model quantised (dense), or one shared mask too (all).",
         ),
     ] = None,
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache", help="Train and calibrate anew, and keep nothing for other compiles; see `weightpager cache`."
+        ),
+    ] = False,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Compile a model and its tasks into a bundle. Needs `weightpager[compile]`.
+
+    Ctrl-C keeps what has been trained: the same command goes on from there.
 
     Example: `weightpager compile tasks.yaml --out assistant.bundle`
     """
@@ -56,21 +65,18 @@ def compile_(
         from weightpager.bundle.report import read_report
         from weightpager.compiler import compile as compile_bundle
         from weightpager.compiler.controls import cost
-        from weightpager.compiler.journal import kept_beside
         from weightpager.compiler.task_file import load, with_comparison, with_wish
+        from weightpager.compiler.time_left import WHOLE
 
     try:
         task_file = with_comparison(with_wish(load(tasks), max_switch, accuracy_loss), compare)
         if not (quiet or json) and base is None and (taken := cost(task_file)):
             output.hint(taken)
-        with progress(quiet or json) as stages:
-            bundle = compile_bundle(task_file, out, base=base, force=force, progress=stages)
-    except KeyboardInterrupt:
-        if kept_beside(out).is_dir():
-            kept = (
-                f"interrupted; what has been trained is kept in {kept_beside(out)}: the same command goes on from there"
-            )
-            output.errors.print(kept, markup=False, highlight=False, soft_wrap=True)
+        with progress(quiet or json, WHOLE) as stages, notes(quiet or json):
+            bundle = compile_bundle(task_file, out, base=base, force=force, cache=not no_cache, progress=stages)
+    except KeyboardInterrupt as error:
+        kept = str(error) or "interrupted; nothing has been done yet: begin again"
+        output.errors.print(kept, markup=False, highlight=False, soft_wrap=True)
         raise
     report = read_report(bundle)
     if json:

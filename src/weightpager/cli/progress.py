@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 from weightpager.cli import output
+from weightpager.config import format_duration
 
 Progress = Callable[[str, int, int], None]
 """Told (stage, steps done, steps in all)."""
@@ -20,38 +21,65 @@ Progress = Callable[[str, int, int], None]
 SECONDS = 60.0
 """Between two lines of one stage."""
 
+FIRST = 5
+"""Seconds into a whole work before it is said how long it takes: sooner, the first steps are no measure."""
+
 
 @contextmanager
-def progress(quiet: bool = False) -> Iterator[Progress]:
-    """Show the progress of what runs inside, on standard error."""
+def progress(quiet: bool = False, whole: str | None = None) -> Iterator[Progress]:
+    """Show the progress of what runs inside, on standard error.
+
+    Args:
+        quiet: show none.
+        whole: the stage that all others are part of, whose steps are seconds; None if there is none.
+    """
     if quiet:
         yield lambda _stage, _done, _total: None
     elif sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[steps]}", style="progress.download"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", style="progress.remaining"),
         )
         with RichProgress(*columns, console=output.errors) as bars:
-            yield Bars(bars)
+            yield Bars(bars, whole)
     else:
-        yield Lines(output.errors)
+        yield Lines(output.errors, whole=whole)
 
 
 class Bars:
-    """A bar for each stage."""
+    """A bar for each stage, that of the whole first."""
 
-    def __init__(self, bars: RichProgress) -> None:
+    def __init__(self, bars: RichProgress, whole: str | None = None) -> None:
         self._bars = bars
+        self._whole = whole
+        self._paces: dict[str, _Stage] = {}
         self._of_stage: dict[str, TaskID] = {}
+        if whole is not None:
+            self._begin(whole, 1)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """``done`` of ``total`` steps of a stage are over."""
         if stage not in self._of_stage:
-            self._of_stage[stage] = self._bars.add_task(stage, total=total)
-        self._bars.update(self._of_stage[stage], completed=done, total=total)
+            self._begin(stage, total)
+        left = total - done if stage == self._whole else self._left(stage, done, total)
+        self._bars.update(
+            self._of_stage[stage],
+            completed=done,
+            total=total,
+            steps="" if stage == self._whole else f"{done}/{total}",
+            left="" if left is None or done >= total else f"{format_duration(left)} left",
+        )
+
+    def _begin(self, stage: str, total: int) -> None:
+        self._of_stage[stage] = self._bars.add_task(stage, total=total, steps="", left="")
+
+    def _left(self, stage: str, done: int, total: int) -> float | None:
+        now = time.monotonic()
+        known = self._paces.setdefault(stage, _Stage(now, done, done, now))
+        return known.left(now, done, total)
 
 
 @dataclass
@@ -63,34 +91,44 @@ class _Stage:
     done: int
     said: float
 
+    def left(self, now: float, done: int, total: int) -> float | None:
+        """Seconds that it will take by its pace so far; None if it has none yet."""
+        return (now - self.since) / (done - self.first) * (total - done) if done > self.first else None
+
 
 class Lines:
-    """A line when a stage begins, and once a minute how far it is and how much longer it will take."""
+    """A line when a stage begins, and once a minute how far it is and how much longer it, and the whole, will take."""
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic, whole: str | None = None) -> None:
         self._console = console
         self._clock = clock
+        self._whole = whole
+        self._all_left: int | None = None
         self._stages: dict[str, _Stage] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """``done`` of ``total`` steps of a stage are over."""
+        if stage == self._whole:
+            self._hear_of_whole(done, total)
+            return
         now, known = self._clock(), self._stages.get(stage)
         if known is None or done < known.done:  # the first time, or once more
             self._stages[stage] = _Stage(now, done, done, now)
             self._say(f"{stage} …")
             return
         known.done = done
-        if now - known.said >= SECONDS and known.first < done < total:
+        left = known.left(now, done, total)
+        if now - known.said >= SECONDS and left is not None and done < total:
             known.said = now
-            left = (now - known.since) / (done - known.first) * (total - done)
-            self._say(f"{stage}: {done} of {total}, {_duration(left)} left")
+            behind = "" if self._all_left is None else f"; {self._whole}: {format_duration(self._all_left)} left"
+            self._say(f"{stage}: {done} of {total}, {format_duration(left)} left{behind}")
+
+    def _hear_of_whole(self, done: int, total: int) -> None:
+        """Said at once the first time that it means something; after that with the stages."""
+        if self._all_left is None and done >= FIRST:
+            self._say(f"{self._whole}: {format_duration(total - done)} left")
+        if done >= FIRST:
+            self._all_left = total - done
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min" if minutes else "less than a minute"
-    return f"{minutes // 60} h {minutes % 60:02} min"

@@ -71,15 +71,17 @@ class TaskData:
     def shuffled(self, size: int, seed: int = 0) -> Iterator[Batch]:
         """Training batches without end: each example once, in an order drawn by ``seed``, then again in another.
 
-        Within a few batches, those of similar length go together: padding costs as much as text does.
+        Within a few batches, those of similar length go together: padding costs as much as text does. They are
+        one round of the data at most: of several, sorted, a batch would be copies of one example.
         """
-        drawn = random.Random(seed)  # noqa: S311
+        drawn, size = random.Random(seed), min(size, len(self.train))  # noqa: S311
+        together = min(size * _GROUPED, len(self.train))
         order: list[Item] = []
         while True:
-            while len(order) < size * _GROUPED:
+            while len(order) < together:
                 order += drawn.sample(self.train, len(self.train))
-            group = sorted(order[: size * _GROUPED], key=lambda example: example.length)
-            order = order[size * _GROUPED :]
+            group = sorted(order[:together], key=lambda example: example.length)
+            order = order[together:]
             batches = [group[start : start + size] for start in range(0, len(group), size)]
             for batch in drawn.sample(batches, len(batches)):
                 yield self.collate(batch)

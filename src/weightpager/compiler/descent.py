@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,6 +48,7 @@ class Descent:
 
     def __init__(self, groups: Sequence[ParameterGroup], steps: int) -> None:
         self.done = 0
+        self._whole = True
         self._steps = steps
         self._groups = [group for group in groups if group.parameters]
         self._optimizer = torch.optim.AdamW(
@@ -72,6 +74,8 @@ class Descent:
             progress: told (steps done, steps in all).
             watch: may end it earlier, and chooses among the values on the way.
 
+        Ctrl-C between two steps is noted, too.
+
         Raises:
             CompileError: an error is not finite; the storage refused the journal.
         """
@@ -80,6 +84,24 @@ class Descent:
             self._resume(*entry, watch)
         elif watch is not None:
             watch.ends(0, dict(self._named()))
+        try:
+            self._make_steps(turns, error, journal, stage, progress, watch)
+        except KeyboardInterrupt:
+            if self._whole and 0 < self.done < self._steps:
+                with suppress(CompileError):
+                    self._note(journal, stage, watch)
+            raise
+        self._optimizer.zero_grad()
+
+    def _make_steps(
+        self,
+        turns: Iterator[tuple[str, Batch]],
+        error: Callable[[str, Batch], Tensor],
+        journal: Journal,
+        stage: str,
+        progress: Progress,
+        watch: EarlyStopping | None,
+    ) -> None:
         for step in range(self._steps):
             if self.done == self._steps:
                 break
@@ -91,10 +113,15 @@ class Descent:
                 self.done = self._steps
             if watch is not None and self.done == self._steps:
                 watch.go_back(dict(self._named()))
+            self._whole = True
             if journal.due() or self.done == self._steps:
-                journal.write(stage, self.done, self.state() | (watch.state() if watch is not None else {}))
+                self._note(journal, stage, watch)
             progress(self.done, self._steps)
-        self._optimizer.zero_grad()
+
+    def _note(self, journal: Journal, stage: str, watch: EarlyStopping | None) -> None:
+        """Of early stopping only what tells that it was there, once the best values are the parameters'."""
+        watched = {} if watch is None else watch.state(with_best=self.done < self._steps)
+        journal.write(stage, self.done, self.state() | watched)
 
     def _resume(self, done: int, state: Mapping[str, Tensor], watch: EarlyStopping | None) -> None:
         self.restore(state, done)
@@ -116,6 +143,7 @@ class Descent:
         self._optimizer.zero_grad()
         torch.autograd.backward(error)
         share = rate_share(self.done, self._steps)
+        self._whole = False  # from here to the end of the step, what Ctrl-C leaves is half of one
         for ours, theirs in zip(self._groups, self._optimizer.param_groups, strict=True):
             theirs["lr"] = share * ours.rate
         self._optimizer.step()

@@ -74,10 +74,10 @@ class EarlyStopping:
             for name, best in self._best.items():
                 values[name].copy_(best)
 
-    def state(self) -> dict[str, Tensor]:
-        """What `restore` needs."""
+    def state(self, *, with_best: bool = True) -> dict[str, Tensor]:
+        """What `restore` needs; the best values only if there is still a choice to make."""
         seen = torch.tensor([self._least, self._waited], dtype=torch.float64)
-        return {_SEEN: seen, **{_BEST + name: value for name, value in self._best.items()}}
+        return {_SEEN: seen, **{_BEST + name: value for name, value in self._best.items() if with_best}}
 
     @staticmethod
     def fits(state: Mapping[str, Tensor], names: Collection[str]) -> bool:

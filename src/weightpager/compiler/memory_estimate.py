@@ -137,6 +137,11 @@ def _patches(source: Source, config: PretrainedConfig) -> int:
     return (height // patch) * (width // patch) + 1
 
 
+def sums_bytes(source: Source) -> int:
+    """What a task's calibration holds."""
+    return sum(_SUMS_BYTES[source.task_file.saliency](info.grid) for info in source.paged)
+
+
 def saliency_bytes(source: Source, *, moves: bool) -> int:
     """What saliency takes at its most, beside the model and a batch's activations.
 
@@ -148,7 +153,7 @@ def saliency_bytes(source: Source, *, moves: bool) -> int:
         moves: whether it will be reordered.
     """
     kind, grids = source.task_file.saliency, [info.grid for info in source.paged]
-    sums = sum(_SUMS_BYTES[kind](grid) for grid in grids)
+    sums = sums_bytes(source)
     inverse = _INVERSE_BYTES if kind == "block-obs" else 0
     work = max((_ELEMENT_BYTES * grid.out_features + inverse * grid.in_features) * grid.in_features for grid in grids)
     assigned = max((_ASSIGNED_BYTES * d.groups * d.units**2 for d in dimensions(source.models)), default=0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from weightpager.bundle.report import CompileReport, FrontierPoint
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.block_choice import choose_alignment, choose_blocks, transitions_of
+from weightpager.compiler.cache import Cache
 from weightpager.compiler.clock import Clock
 from weightpager.compiler.comparison import Control, control_scores, task_score
 from weightpager.compiler.controls import compared, measure_controls
@@ -32,6 +34,7 @@ from weightpager.compiler.recover import recover
 from weightpager.compiler.stored_blocks import StoredBlocks
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.task_weights import TaskWeights
+from weightpager.compiler.time_left import WholeProgress
 from weightpager.compiler.write import BundlePlan, write_bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
@@ -47,40 +50,64 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     *,
     base: str | Path | None = None,
     force: bool = False,
+    cache: bool = True,
     progress: Progress = silent,
 ) -> Bundle:
     """Compile a model and its tasks into a bundle.
 
     The bundle appears at ``out`` whole or not at all, whatever stops the compile. What has been trained is kept beside
-    it until then: the same compile, started again, goes on from there.
+    it until then: the same compile, started again, goes on from there. The trained dense model and what was measured
+    on it lie in the user's cache, for compiles that differ in sparsity, alignment, dtype or recovery only.
 
     Args:
         tasks: a task file's path, its parsed form, or its content as a mapping.
         out: bundle directory to create.
         base: bundle that the tasks are added to, whose own tasks stay bit for bit; None starts a new one.
         force: replace an existing bundle.
-        progress: told (stage, steps done, steps in all).
+        cache: whether to use the cache.
+        progress: told (stage, steps done, steps in all); and of `WHOLE` the seconds so far and in all, as estimated.
 
     Raises:
-        ConfigError: the task file or ``out`` is wrong.
+        ConfigError: the task file, ``out`` or a variable of the environment is wrong.
         CompileError: the model or the data can't be compiled, the storage is full, or another compile into the same
             bundle is going on.
         BundleError, StoreError: the base can't be used.
+        CompileInterrupted: Ctrl-C; its text says what is kept.
     """
-    task_file = _parse(tasks)
+    task_file, shared = _parse(tasks), Cache.of_user() if cache else Cache.none()
+    whole = WholeProgress(progress)
     if base is None:
         _check_trace(task_file, ())
         journal = Journal(kept_beside(out), task_file.identity())
-        with journal.held(), writing(out, force=force) as writer:
-            build(writer, prepare(task_file, progress, journal), progress, journal)
+        with _telling(journal, out), journal.held(), writing(out, force=force) as writer:
+            build(writer, prepare(task_file, whole, journal, cache=shared), whole, journal)
     else:
         start = BaseBundle.open(base)
         task_file = start.settle(task_file)
         _check_trace(task_file, tuple(start.bundle.tasks))
         journal = Journal(kept_beside(out), f"{task_file.identity()} {start.identity()}")
-        with journal.held(), writing(out, force=force) as writer:
-            grow(writer, start, prepare(task_file, progress, journal, start), journal, progress)
+        with _telling(journal, out), journal.held(), writing(out, force=force) as writer:
+            grow(writer, start, prepare(task_file, whole, journal, start, shared), journal, whole)
     return Bundle.open(out)
+
+
+class CompileInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a compile; its text says what is kept and what isn't."""
+
+
+@contextmanager
+def _telling(journal: Journal, out: str | Path) -> Iterator[None]:
+    """Turn Ctrl-C into a `CompileInterrupted`."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        kept = journal.standing()
+        if not kept:
+            raise CompileInterrupted("interrupted; nothing was trained that could be kept: begin again") from error
+        raise CompileInterrupted(
+            f"interrupted; kept in {kept_beside(out)}: {', '.join(kept)}. The same command goes on from there; what is "
+            "not named is done again"
+        ) from error
 
 
 def build(

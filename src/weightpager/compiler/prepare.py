@@ -12,6 +12,7 @@ from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler import data as task_data
 from weightpager.compiler import source as dense_source
 from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.cache import Cache
 from weightpager.compiler.calibrate import Calibration, calibrate
 from weightpager.compiler.checkpoint import check_known
 from weightpager.compiler.clock import Clock
@@ -26,10 +27,15 @@ from weightpager.compiler.memory_estimate import check_saliency, check_training
 from weightpager.compiler.prepared import Prepared, SaliencyOfTasks, Trained
 from weightpager.compiler.reorder import apply, permuted_calibration, reorder
 from weightpager.compiler.saliency import block_saliency
+from weightpager.compiler.shared import Shared
 from weightpager.compiler.source import Source
+from weightpager.compiler.steps import with_steps
+from weightpager.compiler.storage_estimate import check_storage
 from weightpager.compiler.task_file import TaskFile
 from weightpager.compiler.texts import Example
+from weightpager.compiler.time_left import expect
 from weightpager.compiler.train import train
+from weightpager.compiler.work_plan import work_plan
 from weightpager.evaluate import Score, evaluate
 from weightpager.machine.memory import read_memory
 
@@ -46,44 +52,59 @@ def prepare(
     progress: Progress = silent,
     journal: Journal | None = None,
     base: BaseBundle | None = None,
+    cache: Cache | None = None,
 ) -> Prepared:
     """All stages before the first block is chosen; on the values of a base bundle if there is one.
 
     Raises:
         CompileError: the model or the data can't be used, or training diverged.
     """
-    journal = journal or Journal.none()
-    return calibrated(trained(task_file, progress, journal, base), progress, journal, may_move=base is None)
+    journal, shared = journal or Journal.none(), Shared.of(task_file, base, cache or Cache.none())
+    found = trained(task_file, progress, journal, base, shared)
+    return calibrated(found, progress, journal, shared, may_move=base is None)
 
 
-def trained(task_file: TaskFile, progress: Progress, journal: Journal, base: BaseBundle | None = None) -> Trained:
+def trained(
+    task_file: TaskFile,
+    progress: Progress,
+    journal: Journal,
+    base: BaseBundle | None = None,
+    shared: Shared | None = None,
+) -> Trained:
     """Load, train where heads are missing, measure the dense model.
 
     Raises:
         CompileError: as `prepare`.
     """
-    clock = Clock()
+    clock, shared = Clock(), shared or Shared.of(task_file, base, Cache.none())
+    kept = shared.journal(journal)
     with clock.stage("load"):
         source = dense_source.load(task_file)
         source = source if base is None else base.adopt(source)
         check_rank(source, task_file.recover.low_rank)
         data = _load_data(source)
+        source = replace(source, task_file=with_steps(source.task_file, data))
         _check_memory(source, adds=base is not None)
-    with clock.stage("train", journal):
+        check_storage(source, journal.folder, shared.cache, base)
+        expect(progress, work_plan(source, data, adds=base is not None))
+    with clock.stage("train", kept):
 
         def told(done: int, total: int) -> None:
             progress("train the dense model", done, total)
 
         if base is None:
-            train(source, data, told, journal)
+            train(source, data, told, kept)
         else:
-            train_dense(source, data, journal, told)
+            train_dense(source, data, kept, told)
+        shared.training_ended(kept, "train" if base is None else "own-dense")
     with clock.stage("measure dense"):
-        dense = {name: _dense_score(source, data[name], name, progress) for name in data}
+        dense = shared.scores(source, lambda: {name: _dense_score(source, data[name], name, progress) for name in data})
     return Trained(source, data, dense, clock)
 
 
-def calibrated(found: Trained, progress: Progress, journal: Journal, *, may_move: bool = True) -> Prepared:
+def calibrated(
+    found: Trained, progress: Progress, journal: Journal, shared: Shared | None = None, *, may_move: bool = True
+) -> Prepared:
     """Measure saliency, and reorder the modules in place if the task file says so.
 
     The journal keeps both: values that were trained in one order are worth nothing in another, and a second calibration
@@ -93,24 +114,25 @@ def calibrated(found: Trained, progress: Progress, journal: Journal, *, may_move
         found: the dense model.
         progress: told (stage, steps done, steps in all).
         journal: where both are kept.
+        shared: where calibrations may lie; None has none.
         may_move: False where the order is given.
 
     Raises:
         CompileError: a loss or an input isn't finite.
     """
-    source, data = found.source, found.data
-    clock = found.clock.copy()
+    source, data, clock = found.source, found.data, found.clock.copy()
+    calibrations = partial(_calibrations, source, data, progress, shared)
     with clock.stage("calibrate", journal):
         entry = journal.read("calibrate", partial(_has_all, source=source))
     if entry is not None:
         saliency, permutations = _restored(entry[1])
         apply(source.models, permutations)
     elif may_move and _moves(source):
-        saliency, permutations = _reorder(source, data, clock, progress)
+        saliency, permutations = _reorder(source, data, clock, calibrations())
     else:
         permutations, saliency = NOTHING_MOVED, {}
         with clock.stage("calibrate"):
-            for name, calibration in _calibrations(source, data, progress):
+            for name, calibration in calibrations():
                 saliency[name] = block_saliency(source, name, calibration)
     journal.write("calibrate", 0, _tensors(saliency, permutations))
     prepared = Prepared(source, data, found.dense, saliency, clock, permutations)
@@ -166,21 +188,24 @@ def _dense_score(source: Source, data: TaskData, name: str, progress: Progress) 
 
 
 def _calibrations(
-    source: Source, data: Mapping[str, TaskData], progress: Progress
+    source: Source, data: Mapping[str, TaskData], progress: Progress, shared: Shared | None
 ) -> Iterator[tuple[str, Calibration]]:
     """One task's at a time: each takes as much memory as the paged weights."""
     spec = source.task_file.calibration
     for number, (name, of_task) in enumerate(data.items()):
-        yield name, calibrate(source, name, of_task.calibration(spec.items, spec.batch))
+        measure = partial(calibrate, source, name, of_task.calibration(spec.items, spec.batch))
+        yield name, measure() if shared is None else shared.calibration(source, name, measure)
         progress("calibrate", number + 1, len(data))
+    if shared is not None:
+        shared.calibrated()
 
 
 def _reorder(
-    source: Source, data: Mapping[str, TaskData], clock: Clock, progress: Progress
+    source: Source, data: Mapping[str, TaskData], clock: Clock, found: Iterator[tuple[str, Calibration]]
 ) -> tuple[SaliencyOfTasks, Permutations]:
     """Reorder the source; the saliency of the blocks that it then has."""
     with clock.stage("calibrate"):
-        calibrations = dict(_calibrations(source, data, progress))
+        calibrations = dict(found)
     with clock.stage("reorder"):
         probes = {name: of_task.calibration(_PROBE, _PROBE)[0] for name, of_task in data.items()}
         densities = {name: 1.0 - source.task_file.sparsity_of(name) for name in data}

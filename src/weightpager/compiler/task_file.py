@@ -133,20 +133,30 @@ class TaskFile(Frozen):
             CompileError: a file can't be read.
         """
         facts = [self.model_dump_json(exclude={"compare"})]
+        facts += [str(sorted(spec.stated_steps)) for spec in (self.training, self.recover)]
         for name, task in self.tasks.items():
             for key, path in {"train": task.train, "validation": task.validation}.items():
                 if path is not None:
                     facts.append(fingerprint(path, f"tasks.{name}.{key}", task.kind, task.columns))
-        files = [] if self.transitions is None else [self.transitions]
         own = [path for task in self.tasks.values() for path in (task.head, task.checkpoint) if path is not None]
-        for folder in (self.model, *own):
-            files += sorted(path for suffix in _MODEL_FILES for path in folder.glob(f"*{suffix}"))
-        facts += [f"{path.name} {hashed(path, str(path))}" for path in files]
+        facts += [fact for folder in (self.model, *own) for fact in weight_facts(folder)]
+        if self.transitions is not None:
+            facts.append(hashed(self.transitions, str(self.transitions)))
         return blake3("\n".join(facts).encode()).hexdigest()
 
     def max_length_of(self, task: str) -> int:
         """Tokens at which the task's texts are cut, or the length of its windows; nothing that matters for images."""
         return self.tasks[task].max_length or self.calibration.max_length
+
+
+def weight_facts(folder: Path) -> list[str]:
+    """Names and hashes of what a model is loaded from.
+
+    Raises:
+        CompileError: a file can't be read.
+    """
+    files = sorted(path for suffix in _MODEL_FILES for path in folder.glob(f"*{suffix}"))
+    return [f"{path.name} {hashed(path, str(path))}" for path in files]
 
 
 def load(path: str | Path) -> TaskFile:

@@ -25,6 +25,8 @@ from weightpager.compiler.task_fields import (
     broken,
 )
 
+_STEPS = frozenset({"steps", "private_steps"})
+
 
 class TaskSpec(Frozen):
     """One task.
@@ -121,9 +123,9 @@ class TrainingSpec(Frozen):
     """How the dense model is trained, and the heads of tasks that have none.
 
     Attributes:
-        steps: in all, one task after the other.
+        steps: in all, one task after the other; unless they are stated, no more than `with_steps` says.
         learning_rate, head_learning_rate: of the shared model, of the heads.
-        batch: examples in a step.
+        batch: examples in a step, or all of a task that has fewer.
         seed: the same one, machine and number of threads give the same model.
     """
 
@@ -133,6 +135,11 @@ class TrainingSpec(Frozen):
     batch: Count = 32
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
+    @property
+    def stated_steps(self) -> frozenset[str]:
+        """Which numbers of steps the task file states."""
+        return _STEPS & self.model_fields_set
+
 
 class RecoverSpec(Frozen):
     """How the accuracy that dropped blocks cost is won back.
@@ -140,7 +147,7 @@ class RecoverSpec(Frozen):
     Attributes:
         method: ``closed-form`` refits values by least squares, ``finetune`` trains them.
         start: where `finetune` sets out from: the dense values, or those that ``closed-form`` finds.
-        steps: of joint training, shared by all tasks.
+        steps: of joint training, shared by all tasks; as in ``training``.
         learning_rate, head_learning_rate, batch, seed: as in ``training``.
         distillation: weight of the dense model's answers in the loss; labels have the rest.
         private_blocks: share of a task's kept blocks that get values of their own, loaded at every switch to it.
@@ -161,6 +168,11 @@ class RecoverSpec(Frozen):
     private_steps: Count = 60
     low_rank: Annotated[int, Field(ge=0, le=MOST_RANK)] = 0
     patience: Annotated[int, Field(ge=0, lt=100)] = 4
+
+    @property
+    def stated_steps(self) -> frozenset[str]:
+        """Which numbers of steps the task file states."""
+        return _STEPS & self.model_fields_set
 
 
 def _method_alone(value: object) -> object:

@@ -1,0 +1,55 @@
+"""``weightpager cache``: what compiles have kept for each other."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from weightpager.cli import output
+from weightpager.cli.options import Json, extra
+from weightpager.config import format_duration
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(cache)
+
+
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
+    json: Json = False,
+) -> None:
+    """List what compiles have kept for each other: trained dense models, their scores, calibrations.
+
+    A compile that differs in sparsity, alignment, dtype or recovery only takes them from there. They lie in the user's
+    cache directory, at most 8 GiB of them unless the environment states another limit; what was used longest ago goes
+    first.
+
+    Example: `weightpager cache --clear`
+    """
+    with extra("compile"):
+        from weightpager.compiler.cache import Cache
+
+    found = Cache.of_user()
+    if clear:
+        freed = found.clear()
+        if json:
+            output.print_json({"folder": found.folder, "freed_bytes": freed})
+        else:
+            output.say(f"{found.folder}: {output.size(freed)} freed")
+        return
+    entries = found.entries()
+    if json:
+        output.print_json({"folder": found.folder, "limit_bytes": found.limit, "entries": entries})
+        return
+    if found.folder is None:
+        output.say("WEIGHTPAGER_CACHE_LIMIT is 0: compiles keep nothing for each other")
+        return
+    used = sum(kept.bytes for kept in entries)
+    ages = [(kept, format_duration(max(0.0, time.time() - kept.used))) for kept in entries]
+    rows = [[kept.path.name, output.size(kept.bytes), f"{age} ago"] for kept, age in ages]
+    if rows:
+        output.table(str(found.folder), ["", "size", "used"], rows)
+    output.say(f"{found.folder}: {output.size(used)} of {output.size(found.limit)}")

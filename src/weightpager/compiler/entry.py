@@ -1,0 +1,80 @@
+"""Tensors that a compile keeps on disk: one file, whole and of a known owner, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, uint8
+
+from weightpager.errors import CompileError
+
+Owner = Mapping[str, str]
+"""What an entry's maker states of itself; who asks for it has to state the same."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a file holds.
+
+    Attributes:
+        step: that its stage had reached.
+        seconds: that its stage had taken.
+        tensors: by name.
+    """
+
+    step: int
+    seconds: float
+    tensors: dict[str, Tensor]
+
+
+def write_entry(path: Path, owner: Owner, entry: Entry) -> None:
+    """Write an entry with a hash of its tensors; not in one step, which is for the caller to see to.
+
+    Raises:
+        OSError, CompileError: the storage refused it.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in entry.tensors.items()}
+    facts = {"step": str(entry.step), "seconds": f"{entry.seconds:.3f}", "blake3": _digest(tensors)}
+    try:
+        save_file(tensors, path, metadata=dict(owner) | facts)
+    except SafetensorError as error:  # its way to say that the disk is full
+        raise CompileError(f"cannot write {path.parent}: {error}") from error
+
+
+def read_entry(path: Path, owner: Owner) -> Entry | None:
+    """The entry in a file; None if it is damaged, or another owner's."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            if not owner.items() <= facts.items():
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _digest(tensors) != facts["blake3"]:
+            return None
+        return Entry(int(facts["step"]), float(facts["seconds"]), tensors)
+    except (SafetensorError, OSError, ValueError, KeyError):
+        return None
+
+
+def step_of(path: Path, owner: Owner) -> tuple[int, bool] | None:
+    """The step that an entry has reached, and whether it is this owner's, by its header; None if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            return int(facts["step"]), owner.items() <= facts.items()
+    except (SafetensorError, OSError, ValueError, KeyError):
+        return None
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    found = blake3()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(uint8).numpy().data)
+    return found.hexdigest()

@@ -1,0 +1,96 @@
+"""What one compile takes from the cache and gives to it: a sweep pays once for what its compiles have in common."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from weightpager.bundle import Score
+from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.cache import Cache
+from weightpager.compiler.calibrate import Calibration
+from weightpager.compiler.identities import Identities
+from weightpager.compiler.journal import Journal
+from weightpager.compiler.source import Source
+from weightpager.compiler.task_file import TaskFile
+from weightpager.config import format_duration
+from weightpager.evaluate import METRICS
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Shared:
+    """The cache, and under which names a compile's stages lie there.
+
+    Attributes:
+        cache: where finished stages are kept.
+        identities: of this compile's.
+        seconds: that calibrations from the cache took when they were made.
+    """
+
+    cache: Cache
+    identities: Identities
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, task_file: TaskFile, base: BaseBundle | None, cache: Cache) -> Shared:
+        """Name the stages of a compile.
+
+        Raises:
+            CompileError: a file can't be read.
+        """
+        return cls(cache, Identities.of(task_file, "" if base is None else base.identity()))
+
+    def journal(self, journal: Journal) -> Journal:
+        """The part of a compile's journal in which the dense model's training stands."""
+        return journal.part("dense", self.identities.dense, self.cache)
+
+    def training_ended(self, kept: Journal, stage: str) -> None:
+        """Keep what a stage of `journal` has trained, if anything; say what that spares, or has spared."""
+        saved = kept.keep(stage)
+        if saved is not None:
+            _log.info("the dense model: taken from the cache, %s saved", format_duration(saved))
+        elif kept.settled(stage):
+            _log.info(
+                "the dense model is kept in %s: another sparsity or dtype won't train it again", self.cache.folder
+            )
+
+    def scores(self, source: Source, measure: Callable[[], dict[str, Score]]) -> dict[str, Score]:
+        """The dense model's scores on held-out data, by task: from the cache, or measured."""
+        tasks, start = source.task_file.tasks, time.monotonic()
+        entry = self.cache.read("scores", self._owner(self.identities.scores))
+        if entry is not None and entry.tensors.keys() == tasks.keys():
+            found = {name: entry.tensors[name].tolist() for name in tasks}
+            return {
+                name: Score(metric=METRICS[task.kind], value=found[name][0], items=int(found[name][1]))
+                for name, task in tasks.items()
+            }
+        measured = measure()
+        values = {name: torch.tensor([s.value, s.items], dtype=torch.float64) for name, s in measured.items()}
+        self.cache.write("scores", self._owner(self.identities.scores), time.monotonic() - start, values)
+        return measured
+
+    def calibration(self, source: Source, task: str, measure: Callable[[], Calibration]) -> Calibration:
+        """A task's calibration on the dense model before anything has moved: from the cache, or measured."""
+        stage, owner, start = f"sums-{task}", self._owner(self.identities.calibration), time.monotonic()
+        entry = self.cache.read(stage, owner)
+        if entry is not None and entry.tensors.keys() == {info.name for info in source.paged}:
+            self.seconds[task] = entry.seconds
+            return Calibration(source.task_file.saliency, entry.tensors)
+        measured = measure()
+        self.cache.write(stage, owner, time.monotonic() - start, measured.values)
+        return measured
+
+    def calibrated(self) -> None:
+        """Say what calibrations from the cache have spared."""
+        if self.seconds:
+            saved = format_duration(sum(self.seconds.values()))
+            _log.info("calibration of %s: taken from the cache, %s saved", ", ".join(self.seconds), saved)
+
+    def _owner(self, identity: str) -> Mapping[str, str]:
+        return {"identity": identity}
