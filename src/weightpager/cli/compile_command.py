@@ -64,14 +64,11 @@ def compile_(
         from weightpager.bundle.advice import advise
         from weightpager.bundle.report import read_report
         from weightpager.compiler import compile as compile_bundle
-        from weightpager.compiler.controls import cost
         from weightpager.compiler.task_file import load, with_comparison, with_wish
         from weightpager.compiler.time_left import WHOLE
 
     try:
         task_file = with_comparison(with_wish(load(tasks), max_switch, accuracy_loss), compare)
-        if not (quiet or json) and base is None and (taken := cost(task_file)):
-            output.hint(taken)
         with progress(quiet or json, WHOLE) as stages, notes(quiet or json):
             bundle = compile_bundle(task_file, out, base=base, force=force, cache=not no_cache, progress=stages)
     except KeyboardInterrupt as error:

@@ -66,12 +66,12 @@ def measure_controls(prepared: Prepared, journal: Journal, progress: Progress) -
     return controls
 
 
-def cost(task_file: TaskFile) -> str | None:
-    """What the controls will take, in words; None if nothing is trained for them."""
-    steps = steps_of(task_file)
-    if steps == 0 or task_file.compare == "none":
+def cost(task_file: TaskFile, what: Compared | None = None) -> str | None:
+    """What the controls will take, in words; None if nothing is trained for them. ``what`` is `compared`, if known."""
+    steps, what = steps_of(task_file), what or task_file.compare
+    if steps == 0 or what in ("none", "few"):
         return None
-    masked = " and one shared mask" if task_file.compare == "all" and len(task_file.tasks) > 1 else ""
+    masked = " and one shared mask" if what == "all" and len(task_file.tasks) > 1 else ""
     each = " each" if masked else ""
     return (
         f"{steps} steps of recovery, and as many{each} for the dense model{masked} to compare it with; "

@@ -34,6 +34,7 @@ _WORDS = {
     "own-sparse": "the training of own parameters",
     "refit": "the refit",
     "finetune": "fine-tuning",
+    "dense": "the dense model's further training",
 }
 """What people are told of stages that take long; the others go with them."""
 

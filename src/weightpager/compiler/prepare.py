@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from weightpager.compiler.cache import Cache
 from weightpager.compiler.calibrate import Calibration, calibrate
 from weightpager.compiler.checkpoint import check_known
 from weightpager.compiler.clock import Clock
+from weightpager.compiler.controls import compared, cost
 from weightpager.compiler.data import TaskData
 from weightpager.compiler.device import training_device
 from weightpager.compiler.evenness import choose_evenness
@@ -38,6 +40,8 @@ from weightpager.compiler.train import train
 from weightpager.compiler.work_plan import work_plan
 from weightpager.evaluate import Score, evaluate
 from weightpager.machine.memory import read_memory
+
+_log = logging.getLogger(__name__)
 
 _PROBE = 4
 """Texts or windows per task that the reordered model has to answer as before."""
@@ -87,6 +91,8 @@ def trained(
         _check_memory(source, adds=base is not None)
         check_storage(source, journal.folder, shared.cache, base)
         expect(progress, work_plan(source, data, adds=base is not None))
+        if base is None and (taken := cost(source.task_file, compared(source.task_file, data))):
+            _log.info(taken)
     with clock.stage("train", kept):
 
         def told(done: int, total: int) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from weightpager.bundle import Score
+from weightpager.bundle.manifest import TaskKind
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.cache import Cache
 from weightpager.compiler.calibrate import Calibration
@@ -18,7 +19,7 @@ from weightpager.compiler.journal import Journal
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import TaskFile
 from weightpager.config import format_duration
-from weightpager.evaluate import METRICS
+from weightpager.evaluate import METRICS, Outcomes, Score
 
 _log = logging.getLogger(__name__)
 
@@ -62,16 +63,19 @@ class Shared:
 
     def scores(self, source: Source, measure: Callable[[], dict[str, Score]]) -> dict[str, Score]:
         """The dense model's scores on held-out data, by task: from the cache, or measured."""
-        tasks, start = source.task_file.tasks, time.monotonic()
+        kinds, start = {name: task.kind for name, task in source.task_file.tasks.items()}, time.monotonic()
         entry = self.cache.read("scores", self._owner(self.identities.scores))
-        if entry is not None and entry.tensors.keys() == tasks.keys():
-            found = {name: entry.tensors[name].tolist() for name in tasks}
+        if entry is not None and entry.tensors.keys() == {f"{task}/{part}" for task in kinds for part in _PARTS}:
             return {
-                name: Score(metric=METRICS[task.kind], value=found[name][0], items=int(found[name][1]))
-                for name, task in tasks.items()
+                task: _score(kind, *(entry.tensors[f"{task}/{part}"] for part in _PARTS))
+                for task, kind in kinds.items()
             }
         measured = measure()
-        values = {name: torch.tensor([s.value, s.items], dtype=torch.float64) for name, s in measured.items()}
+        values = {
+            f"{task}/{part}": value
+            for task, score in measured.items()
+            for part, value in zip(_PARTS, _tensors(score), strict=True)
+        }
         self.cache.write("scores", self._owner(self.identities.scores), time.monotonic() - start, values)
         return measured
 
@@ -94,3 +98,17 @@ class Shared:
 
     def _owner(self, identity: str) -> Mapping[str, str]:
         return {"identity": identity}
+
+
+_PARTS = ("score", "sums", "counts")
+
+
+def _tensors(score: Score) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_score` reads them."""
+    value = torch.tensor([score.value, score.items], dtype=torch.float64)
+    return value, torch.from_numpy(score.outcomes.sums), torch.from_numpy(score.outcomes.counts)
+
+
+def _score(kind: TaskKind, value: Tensor, sums: Tensor, counts: Tensor) -> Score:
+    mean, items = value.tolist()
+    return Score(METRICS[kind], mean, int(items), Outcomes(sums.numpy(), counts.numpy()))

@@ -13,7 +13,8 @@ from weightpager.compiler.memory_estimate import sums_bytes
 from weightpager.compiler.named_parameters import parameters
 from weightpager.compiler.parameter_format import ParameterFormat
 from weightpager.compiler.source import Source
-from weightpager.config import format_size
+from weightpager.compiler.trained_on import steps_of
+from weightpager.config import format_enough, format_room, format_size
 from weightpager.errors import CompileError
 from weightpager.machine.storage import file_system, free_bytes
 
@@ -100,8 +101,8 @@ def check_storage(source: Source, journal: Path | None, cache: Cache, base: Base
     there = sum(path.stat().st_size for path in journal.rglob("*") if path.is_file())  # of an earlier run
     if free is not None and needed > free + there:
         raise CompileError(
-            f"out: expected about {format_size(needed - there)} of free storage at {journal.parent}, found "
-            f"{format_size(free)}: up to {format_size(bundle)} for the bundle, the rest for what the compile "
+            f"out: expected about {format_enough(needed - there)} of free storage at {journal.parent}, found "
+            f"{format_room(free)}: up to {format_size(bundle)} for the bundle, the rest for what the compile "
             "keeps to go on from until that is whole; free some, or choose another --out"
         )
     if cache.folder is None:
@@ -110,7 +111,7 @@ def check_storage(source: Source, journal: Path | None, cache: Cache, base: Base
     beside = needed if file_system(cache.folder) == file_system(journal) else 0
     if left is not None and cache_bytes(source) + beside > left:
         cache.stop(
-            f"expected about {format_size(cache_bytes(source) + beside)} of free storage, found {format_size(left)}"
+            f"expected about {format_enough(cache_bytes(source) + beside)} of free storage, found {format_room(left)}"
         )
 
 
@@ -123,7 +124,7 @@ def _stages(source: Source, adds: bool) -> Iterator[_Stage]:
         yield _Stage((1 + _MOMENTS) * values, values)
     blocks = sum(info.grid.count for info in source.paged)
     yield _Stage(0, 8 * blocks * len(source.models) + _order_bytes(source) + _PER_FILE)
-    for _ in range(2 if file.compare else 1):
+    for _ in range(2 if file.compare == "all" and not adds else 1):
         if "closed-form" in (spec.method, spec.start):
             yield _Stage(paged, paged)
         if spec.method == "finetune" and not adds:
@@ -132,6 +133,9 @@ def _stages(source: Source, adds: bool) -> Iterator[_Stage]:
             own = paged + 4 * spec.low_rank * sum(map(sum, _sides(source))) + _vector_bytes(source)
             for _task in source.models:
                 yield _Stage((1 + _MOMENTS + best) * own, own)
+
+    if file.compare != "none" and steps_of(file) and not adds:  # the control
+        yield _Stage((1 + _MOMENTS + best) * values, values)
 
 
 def _sides(source: Source) -> list[tuple[int, int]]:

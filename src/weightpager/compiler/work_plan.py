@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from weightpager.compiler.controls import compared
 from weightpager.compiler.data import Item, TaskData
 from weightpager.compiler.source import Source
+from weightpager.compiler.trained_on import steps_of
 
 _LEARNT = 3.0
 """A training step's work on a token, of which a third is the forward pass: the unit here."""
@@ -38,12 +40,24 @@ def _stages(source: Source, data: Mapping[str, TaskData], adds: bool) -> Iterato
     if adds:
         yield from ((f"measure {name}", tokens) for name, tokens in held_out.items())
         return
-    for control in ("int8", "int4"):
-        yield from ((f"control {control}: {name}", tokens) for name, tokens in held_out.items())
-    if len(data) > 1 and np.isfinite(file.alignment) and (file.compare or file.recover.method != "finetune"):
-        yield from _recovery(source, data, adds, "shared mask: ")
-        yield from ((f"control shared mask: {name}", tokens) for name, tokens in held_out.items())
+    yield from _controls(source, data, held_out)
     yield from ((f"measure {name}", tokens) for name, tokens in held_out.items())
+
+
+def _controls(
+    source: Source, data: Mapping[str, TaskData], held_out: Mapping[str, float]
+) -> Iterator[tuple[str, float]]:
+    file = source.task_file
+    what, steps = compared(file, data), steps_of(file)
+    if what in ("none", "few"):
+        return
+    if steps:
+        yield "control dense: train on", steps * _batch(list(data.values()), file.recover.batch) * _LEARNT
+    for control in ("dense", "int8", "int4") if steps else ("int8", "int4"):
+        yield from ((f"control {control}: {name}", tokens) for name, tokens in held_out.items())
+    if len(data) > 1 and np.isfinite(file.alignment) and (what == "all" or file.recover.method != "finetune"):
+        yield from _recovery(source, data, False, "shared mask: ")
+        yield from ((f"control shared mask: {name}", tokens) for name, tokens in held_out.items())
 
 
 def _recovery(source: Source, data: Mapping[str, TaskData], adds: bool, prefix: str) -> Iterator[tuple[str, float]]:
