@@ -72,10 +72,10 @@ class TaskData:
         """Training batches without end: each example once, in an order drawn by ``seed``, then again in another.
 
         Within a few batches, those of similar length go together: padding costs as much as text does. They are
-        one round of the data at most: of several, sorted, a batch would be copies of one example.
+        no more than the data: of several rounds, sorted, a batch would be copies of one example.
         """
         drawn, size = random.Random(seed), min(size, len(self.train))  # noqa: S311
-        together = min(size * _GROUPED, len(self.train))
+        together = size * min(_GROUPED, len(self.train) // size)
         order: list[Item] = []
         while True:
             while len(order) < together:
