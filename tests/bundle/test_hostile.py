@@ -304,3 +304,86 @@ def test_a_configuration_that_does_not_fit_the_weights_is_refused(copy: Path, ch
     rewrite_file(copy, "model/config.json", json.dumps(config | change).encode())
     with pytest.raises(BundleFormatError), wp.Engine.from_pretrained(copy) as engine:
         engine.activate("animal")
+
+
+def change_json(bundle: Path, name: str, change: dict[str, Any]) -> None:
+    """Seal a bundle with other settings."""
+    path = bundle / name
+    values = json.loads(path.read_bytes()) if path.is_file() else {}
+    rewrite_file(bundle, name, json.dumps(values | change).encode())
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"keypoint_detector_config": {"trust_remote_code": True, "_name_or_path": "evil/repo"}}, "keypoint_detector"),
+        ({"_attn_implementation_internal": "evil/kernel"}, "_attn_implementation_internal"),
+        ({"experts_implementation": "evil/kernel"}, "experts_implementation"),
+        ({"model_type": "superglue"}, "model_type"),
+        ({"to_dict": 7}, "to_dict"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder"),
+        ({"n_layers": 10**9}, "n_layers"),
+        ({"text_config": {"num_hidden_layers": 10**9}}, "text_config.num_hidden_layers"),
+        ({"original_max_position_embeddings": {"a": 1}}, "original_max_position_embeddings"),
+        ({"tokenizer_class": "AutoModel"}, "tokenizer_class"),
+    ],
+)
+def test_a_hostile_configuration_is_refused_at_open(copy: Path, change: dict[str, Any], field: str) -> None:
+    import weightpager as wp
+
+    change_json(copy, "model/config.json", change)
+    with pytest.raises(BundleFormatError, match=field), wp.Engine.from_pretrained(copy) as engine:
+        engine.tokenizer()
+    if field not in ("model_type", "to_dict", "tokenizer_class"):  # which need transformers
+        assert field in verify(copy).problems[0]
+
+
+def test_more_layers_than_weights_are_not_built(copy: Path) -> None:
+    import weightpager as wp
+
+    change_json(copy, "model/config.json", {"num_hidden_layers": 512})
+    with wp.Engine.from_pretrained(copy) as engine, pytest.raises(BundleFormatError, match="far more parts than"):
+        engine.activate("animal")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"eos_token_id": {}}, "eos_token_id"),
+        ({"temperature": "hot", "do_sample": True}, "temperature"),
+        ({"top_k": -3, "do_sample": True}, "top_k"),
+        ({"pad_token_id": 16}, "pad_token_id: expected one of the model's 16 words"),
+    ],
+)
+def test_a_hostile_generation_configuration_is_refused_at_open(
+    writer_bundle: Path, tmp_path: Path, change: dict[str, Any], field: str
+) -> None:
+    import weightpager as wp
+
+    copy = Path(shutil.copytree(writer_bundle, tmp_path / "copy.bundle"))
+    change_json(copy, "model/generation_config.json", change)
+    with pytest.raises(BundleFormatError, match=field):
+        wp.Engine.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"size": "x"}, "size"),
+        ({"image_mean": [0.5, 0.5]}, "image processor"),
+        ({"image_std": {}}, "image_std"),
+        ({"preprocess": 3}, "image processor"),
+        ({"return_tensors": 5, "_preprocess": [1]}, "image processor"),
+        ({"image_processor_type": "BertModel"}, "image_processor_type"),
+        ({"resample": "bilinear"}, "resample"),
+    ],
+)
+def test_a_hostile_image_processor_is_refused_before_it_reads_an_image(
+    camera_bundle: Path, tmp_path: Path, change: dict[str, Any], field: str
+) -> None:
+    from weightpager.engine.architecture import image_reader
+
+    copy = Path(shutil.copytree(camera_bundle, tmp_path / "copy.bundle"))
+    change_json(copy, "model/preprocessor_config.json", change)
+    with pytest.raises(BundleFormatError, match=field):
+        image_reader(Bundle.open(copy))

@@ -64,11 +64,14 @@ _MOST_ITEMS = 2**10
 _NESTED = 2**9
 """Most of an integer in a list of lists, which says how often its neighbours are repeated."""
 
-_NUMERIC = re.compile(
-    r"^(num|n|max)_\w+$|^num_labels$|"
-    r"\w*(_size|_dim|_length|_len|_embeddings|_positions|_heads|_token_ids?|_theta|_factor|_window|_eps|_range|_base)$"
+_INTEGER = re.compile(
+    r"^num_\w*(layers|heads|labels|experts|groups|channels|blocks)$|"
+    r"\w*(_size|_dim|_length|_len|_embeddings|_positions|_heads|_token_ids?|_window)$"
 )
-"""Settings that are numbers, or lists of them, wherever they stand."""
+"""Settings that are integers, or lists of them, wherever they stand."""
+
+_NUMBER = re.compile(r"^(num|n|max)_\w+$|\w*(_theta|_factor|_eps|_range|_base)$")
+"""Settings that are numbers, or lists of them."""
 
 _FLOATS = ("Infinity", "-Infinity")
 """What transformers writes for floats that JSON has no number for, in ``{"__float__": ...}``."""
@@ -93,8 +96,9 @@ def check_bounds(name: str, values: dict[str, Any]) -> None:
         wanted = f"an integer of {kind.least} to {kind.most}"
         if not _fits(setting.value, kind) or (setting.key == "__float__" and setting.value not in _FLOATS):
             raise BundleFormatError(name, setting.path, wanted, repr(setting.value)[:80])
-        if _NUMERIC.match(setting.key) and not _is_numeric(setting.value):
-            raise BundleFormatError(name, setting.path, "a number", repr(setting.value)[:80])
+        for names, wanted, types in ((_INTEGER, "an integer", (int,)), (_NUMBER, "a number", (int, float))):
+            if names.match(setting.key) and not _is_of(types, setting.value):
+                raise BundleFormatError(name, setting.path, wanted, repr(setting.value)[:80])
         if _items(setting.value) > _MOST_ITEMS:
             raise BundleFormatError(name, setting.path, f"at most {_MOST_ITEMS} values", "more")
         if "sinusoid" in setting.key and setting.value:
@@ -117,10 +121,11 @@ def _items(value: Any) -> int:
     return sum(1 + _items(item) for item in value) if isinstance(value, list) else 0
 
 
-def _is_numeric(value: Any) -> bool:
+def _is_of(types: tuple[type, ...], value: Any) -> bool:
     if isinstance(value, list):
-        return all(map(_is_numeric, value))
-    return value is None or isinstance(value, (bool, int, float)) or (isinstance(value, dict) and "__float__" in value)
+        return all(_is_of(types, item) for item in value)
+    tagged = float in types and isinstance(value, dict) and "__float__" in value
+    return value is None or isinstance(value, types) or tagged
 
 
 def _check_sinusoidal(name: str, values: dict[str, Any]) -> None:

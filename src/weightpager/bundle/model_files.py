@@ -24,10 +24,6 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
 }
 """With anything else a module would be built, and its first forward would fail."""
 
-_MOST_BYTES = 2**24
-"""Of a file with settings: with the names of as many classes as there may be."""
-
-
 def model_dir(bundle: Bundle) -> Path:
     """The directory, every file of it checked.
 
@@ -67,8 +63,6 @@ def check_model_file(root: Path, manifest: Manifest, name: str) -> None:
         BundleFormatError: as `model_dir`.
     """
     entry = entry_of(manifest, name)
-    if is_settings(name) and entry.bytes > _MOST_BYTES:
-        raise BundleFormatError(name, "size", f"at most {_MOST_BYTES} bytes", f"{entry.bytes} bytes")
     if name.endswith(".json"):
         _check_json(name, read_checked(root, name, entry))
     else:
@@ -77,13 +71,13 @@ def check_model_file(root: Path, manifest: Manifest, name: str) -> None:
 
 def _check_json(name: str, content: bytes) -> None:
     values = parse(name, content)
-    if is_settings(name):
-        _check_answers(name, values)
     if name == f"{MODEL}/{GENERATION}":
         generation_settings(name, values)
-    if is_settings(name) and (found := foreign_code(name, values)) is not None:
-        setting, what = found
-        raise BundleFormatError(name, setting.path, f"nothing that {what}", repr(setting.value)[:80])
+    elif is_settings(name):
+        if (found := foreign_code(name, values)) is not None:
+            setting, what = found
+            raise BundleFormatError(name, setting.path, f"nothing that {what}", repr(setting.value)[:80])
+        _check_answers(name, values)
     check_settings(name, values)
 
 

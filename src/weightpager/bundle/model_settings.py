@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from weightpager.bundle.common_settings import CommonSettings
 from weightpager.bundle.config_bounds import check_bounds
 from weightpager.bundle.generation_settings import GENERATION_KEYS, GenerationSettings
 from weightpager.bundle.image_settings import ImageSettings
@@ -98,6 +99,7 @@ def validated(name: str, model: type[_Checked], values: Any, at: str = "") -> _C
 
 def _check_config(name: str, values: dict[str, Any]) -> None:
     check_bounds(name, values)
+    validated(name, CommonSettings, values)
     for setting in settings_of(name, values):
         if setting.key in ("dtype", "torch_dtype") and setting.value not in _DTYPES:
             wanted = " or ".join(json.dumps(dtype) for dtype in _DTYPES)
@@ -105,8 +107,10 @@ def _check_config(name: str, values: dict[str, Any]) -> None:
         if setting.key in ROPE and setting.value is not None:
             if not isinstance(setting.value, dict):
                 raise BundleFormatError(name, setting.path, "an object", repr(setting.value)[:80])
-            for layers, values in rope_of(setting.value).items():
-                validated(name, RopeSettings, values, f"{setting.path}.{layers}".strip("."))
+            for layers, rope in rope_of(setting.value).items():
+                validated(name, RopeSettings, rope, f"{setting.path}.{layers}".strip("."))
+        elif setting.key.endswith("_config") and isinstance(setting.value, dict):
+            validated(name, CommonSettings, setting.value, setting.path)
 
 
 def _constant(name: str) -> float:

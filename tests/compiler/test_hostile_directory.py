@@ -1,0 +1,90 @@
+"""A hostile model directory: nothing of it is run, built without bound, or ends in anything but our error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models as tiny
+from transformers import GemmaConfig
+
+from weightpager.compiler import source, task_file
+from weightpager.compiler.checkpoint import check_directory, load_generation
+from weightpager.errors import CompileError
+
+pytestmark = pytest.mark.usefixtures("no_network")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.bert(tmp_path_factory.mktemp("models") / "model")
+
+
+@pytest.fixture
+def folder(model: Path, tmp_path: Path) -> Path:
+    """The same files, to be changed."""
+    (tmp_path / "model").mkdir()
+    for file in model.iterdir():
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    return tmp_path / "model"
+
+
+def edit(path: Path, change: dict[str, Any]) -> None:
+    values = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(values | change))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "found"),
+    [
+        ("config.json", {"_attn_implementation_internal": "evil/kernel"}, "asks for a package's kernel"),
+        ("config.json", {"attn_implementation": "evil/kernel"}, "asks for a package's kernel, or code from a hub"),
+        ("config.json", {"x": {"trust_remote_code": True}}, r"x.trust_remote_code asks to run the directory's own code"),
+        ("config.json", {"x": {"_name_or_path": "evil/repo"}}, "asks for another model"),
+        ("config.json", {"model_type": "superglue"}, "save the part that reads texts or images"),
+        ("config.json", {"num_hidden_groups": 10**9}, "num_hidden_groups"),
+        ("config.json", {"get_text_config": 1}, "get_text_config"),
+        ("config.json", {"quantization_config": {"quant_method": "evil"}}, "quantised"),
+        ("tokenizer_config.json", {"tokenizer_file": "/etc/passwd"}, "asks to read a file of another name"),
+        ("tokenizer_config.json", {"tokenizer_class": "AutoModel"}, "tokenizer_class"),
+        ("tokenizer_config.json", {"model_max_length": []}, "model_max_length"),
+        ("processor_config.json", {"auto_map": {"AutoProcessor": "evil.Evil"}}, "auto_map asks to run"),
+        ("preprocessor_config.json", {"image_processor_type": "AutoModel"}, "image_processor_type"),
+        ("adapter_config.json", {"base_model_name_or_path": "evil/repo"}, "merge the adapter"),
+    ],
+)
+def test_what_asks_for_more_is_refused(folder: Path, file: str, change: dict[str, Any], found: str) -> None:
+    check_directory(folder)
+    edit(folder / file, change)
+    with pytest.raises(CompileError, match=found):
+        check_directory(folder)
+
+
+def test_too_many_layers_are_not_built(folder: Path, tmp_path: Path) -> None:
+    edit(folder / "config.json", {"num_hidden_layers": 512, "hidden_size": 2**17, "num_attention_heads": 2**12})
+    edit(folder / "config.json", {"intermediate_size": 2**18, "vocab_size": 2**24})
+    content = {"model": "model", "calibration": {"max_length": 8}, "tasks": tiny.tasks(tmp_path, "text")}
+    with pytest.raises(CompileError, match="cannot be loaded"):
+        source.load(task_file.from_dict(content, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change", [{"eos_token_id": "x"}, {"temperature": -1.0, "do_sample": True}, {"top_p": 7.0, "do_sample": True}]
+)
+def test_how_to_go_on_is_refused_where_a_bundle_would_be(folder: Path, change: dict[str, Any]) -> None:
+    edit(folder / "generation_config.json", {"bos_token_id": 2} | change)
+    with pytest.raises(CompileError, match="cannot be loaded: "):
+        load_generation(folder)
+
+
+def test_minus_one_means_that_there_is_no_such_word(folder: Path) -> None:
+    edit(folder / "generation_config.json", {"bos_token_id": 2, "eos_token_id": [3, 4], "pad_token_id": -1})
+    assert load_generation(folder) == {"bos_token_id": 2, "eos_token_id": [3, 4]}
+
+
+def test_a_model_of_parts_is_refused_with_a_way_out(folder: Path) -> None:
+    edit(folder / "config.json", {"model_type": "gemma3", "text_config": GemmaConfig().to_dict()})
+    with pytest.raises(CompileError, match="save the part that reads texts or images as a model of its own"):
+        check_directory(folder)

@@ -1,0 +1,61 @@
+"""A module that takes more calls or memory than its weights justify is given up before it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from weightpager.nn import calls_for, empty_on_meta
+
+SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("Bert", {"num_hidden_layers": 512}),
+        ("DistilBert", {"n_layers": 512}),
+        ("Albert", {"num_hidden_groups": 512}),
+        ("Albert", {"inner_group_num": 512}),
+        ("MobileBert", {"num_feedforward_networks": 512}),
+        ("Canine", {"num_hash_functions": 512, "hidden_size": 512}),
+        ("Swin", {"depths": [512, 512], "num_attention_heads": [2, 2]}),
+    ],
+)
+def test_too_many_parts_are_given_up(family: str, change: dict[str, Any]) -> None:
+    config = getattr(transformers, f"{family}Config")(**SIZES | change)
+    with pytest.raises(ValueError, match="far more parts than it has weights"), empty_on_meta(calls_for(40)):
+        getattr(transformers, f"{family}Model")(config)
+
+
+def test_a_table_of_a_large_images_positions_is_not_filled() -> None:
+    config = transformers.BeitConfig(image_size=4096, patch_size=4, use_absolute_position_embeddings=True)
+    with pytest.raises(ValueError, match=r"asks for \d{10,} bytes"), empty_on_meta():
+        transformers.BeitModel(config)
+
+
+def test_a_wide_head_is_not_computed() -> None:
+    config = transformers.LlamaConfig(**SIZES, num_hidden_layers=2, head_dim=2**30)
+    with pytest.raises(ValueError, match=r"asks for \d{10,} bytes"), empty_on_meta():
+        transformers.LlamaModel(config)
+
+
+def test_what_is_computed_piece_by_piece_is_added_up() -> None:
+    with pytest.raises(ValueError, match="bytes beside its weights"), empty_on_meta():
+        for _ in range(100):
+            torch.zeros(2**26 - 1)
+
+
+def test_views_and_weights_cost_nothing() -> None:
+    with empty_on_meta():
+        layer = nn.Linear(2**20, 2**20)
+        seen = torch.zeros(1).expand(2**40).view(2**20, 2**20)
+        frequencies = 1.0 / (10_000 ** (torch.arange(0, 64, 2) / 64))
+    assert layer.weight.is_meta
+    assert seen.shape == layer.weight.shape
+    assert not frequencies.is_meta
+    assert frequencies[1] < frequencies[0]
