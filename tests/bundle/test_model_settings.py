@@ -172,7 +172,13 @@ def test_code_kernels_models_and_files_from_elsewhere_are_found_at_any_depth(cha
 
 
 def test_settings_that_say_nothing_pass() -> None:
-    nothing = {"auto_map": {}, "attn_implementation": "sdpa", "backbone": None, "vocab_file": None, "use_kernels": False}
+    nothing = {
+        "auto_map": {},
+        "attn_implementation": "sdpa",
+        "backbone": None,
+        "vocab_file": None,
+        "use_kernels": False,
+    }
     assert foreign_code("config.json", BERT | nothing | {"special_tokens_map_file": "/root/.cache/x.json"}) is None
 
 
@@ -290,7 +296,9 @@ def test_a_tokenizer_may_not_make_long_texts_of_short_ones(values: dict[str, Any
     assert next(iter(values)) in str(refusal("model/tokenizer.json", values))
 
 
-@pytest.mark.parametrize("content", [b"[]", b"7", b'"x"', b'{"x": NaN}', b"[" * 100_000, b"\xff", b'{"x": 1' + b"0" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"[]", b"7", b'"x"', b'{"x": NaN}', b"[" * 100_000, b"\xff", b'{"x": 1' + b"0" * 5000]
+)
 def test_what_is_no_object_is_refused(content: bytes) -> None:
     with pytest.raises(BundleFormatError, match="content"):
         parse("model/config.json", content)

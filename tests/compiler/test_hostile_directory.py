@@ -11,7 +11,7 @@ import tiny_models as tiny
 from transformers import GemmaConfig
 
 from weightpager.compiler import source, task_file
-from weightpager.compiler.checkpoint import check_directory, load_generation
+from weightpager.compiler.model_directory import check_directory, load_generation
 from weightpager.errors import CompileError
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -41,7 +41,11 @@ def edit(path: Path, change: dict[str, Any]) -> None:
     [
         ("config.json", {"_attn_implementation_internal": "evil/kernel"}, "asks for a package's kernel"),
         ("config.json", {"attn_implementation": "evil/kernel"}, "asks for a package's kernel, or code from a hub"),
-        ("config.json", {"x": {"trust_remote_code": True}}, r"x.trust_remote_code asks to run the directory's own code"),
+        (
+            "config.json",
+            {"x": {"trust_remote_code": True}},
+            r"x.trust_remote_code asks to run the directory's own code",
+        ),
         ("config.json", {"x": {"_name_or_path": "evil/repo"}}, "asks for another model"),
         ("config.json", {"model_type": "superglue"}, "save the part that reads texts or images"),
         ("config.json", {"num_hidden_groups": 10**9}, "num_hidden_groups"),

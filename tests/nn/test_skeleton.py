@@ -22,7 +22,6 @@ SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
         ("Albert", {"num_hidden_groups": 512}),
         ("Albert", {"inner_group_num": 512}),
         ("MobileBert", {"num_feedforward_networks": 512}),
-        ("Canine", {"num_hash_functions": 512, "hidden_size": 512}),
         ("Swin", {"depths": [512, 512], "num_attention_heads": [2, 2]}),
     ],
 )

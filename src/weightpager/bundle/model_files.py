@@ -24,6 +24,7 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
 }
 """With anything else a module would be built, and its first forward would fail."""
 
+
 def model_dir(bundle: Bundle) -> Path:
     """The directory, every file of it checked.
 

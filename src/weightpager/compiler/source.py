@@ -20,7 +20,6 @@ from weightpager.compiler.checkpoint import (
     check_classes,
     check_complete,
     check_config,
-    check_directory,
     check_finite,
     check_known,
     check_positions,
@@ -30,11 +29,11 @@ from weightpager.compiler.checkpoint import (
     class_names,
     from_pretrained,
     load_config,
-    load_generation,
     load_image_reader,
     load_tokenizer,
     padding_of,
 )
+from weightpager.compiler.model_directory import check_directory, load_generation
 from weightpager.compiler.model_kind import check_base
 from weightpager.compiler.named_parameters import parameters, replace_tensors
 from weightpager.compiler.own_weights import Versions, lay_over

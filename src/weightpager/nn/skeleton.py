@@ -76,9 +76,9 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _HostMemory(TorchDispatchMode):
+class _HostMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._left = _MOST_BYTES
 
     def __torch_dispatch__(
