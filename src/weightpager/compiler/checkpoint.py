@@ -131,11 +131,11 @@ def from_pretrained(path: Path, kind: TaskKind, seed: int, **options: Any) -> tu
     """
     arguments = {"trust_remote_code": False, "local_files_only": True}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         config = load_config(path, **options)
         check_kind(config, kind, path)
         with empty_on_meta():  # which stops where the configuration asks for too much
             call(path, CLASSES[kind].from_config, config, trust_remote_code=False)
+        torch.manual_seed(seed)
         model, info = call(
             path, CLASSES[kind].from_pretrained, path, config=config, output_loading_info=True,
             ignore_mismatched_sizes=True, **arguments,
