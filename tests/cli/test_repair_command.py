@@ -146,7 +146,7 @@ def test_advice_is_what_helps(weightpager: Command, assistant_bundle: Path, tmp_
     (copy / "resident.safetensors").unlink()
     assert "--repair --from OTHER" in advised()
     config = json.loads((copy / "model/config.json").read_bytes())
-    rewrite_file(copy, "model/config.json", json.dumps(config | {"auto_map": {}}).encode())
+    rewrite_file(copy, "model/config.json", json.dumps(config | {"auto_map": {"AutoConfig": "evil.Evil"}}).encode())
     assert "--repair --from OTHER" in advised()
     assert "compile the bundle again" in advised()
     assert "--repair" not in advised("--repair", "--from", assistant_bundle)

@@ -44,7 +44,8 @@ def open_entry(root: Path, name: str, entry: FileEntry) -> Iterator[BinaryIO]:
             if size != entry.bytes:
                 raise BundleFormatError(name, "size", f"{entry.bytes} bytes", f"{size} bytes")
             if is_hollow(file, size):
-                raise BundleFormatError(name, "size", f"{size} stored bytes", "holes for the most part; copy it again, without holes")
+                found = "holes for the most part; copy it again, without holes"
+                raise BundleFormatError(name, "size", f"{size} stored bytes", found)
             yield file
     except OSError as error:
         raise BundleFormatError(name, "file", "a readable file", error.strerror or error) from error
