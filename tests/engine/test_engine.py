@@ -35,6 +35,7 @@ from weightpager.errors import (
     StoreError,
     SwitchFailedError,
     TaskNotActiveError,
+    TaskTooLargeError,
     UnknownTaskError,
 )
 from weightpager.runtime.memory_controller import MemoryController, Needs
@@ -75,6 +76,28 @@ def test_a_task_equals_its_exported_dense_model(assistant_bundle: Path, task: st
     torch.testing.assert_close(fresh(assistant_bundle, task), logits(exported), rtol=1e-4, atol=1e-4)
     names = [exported.config.id2label[number] for number in range(exported.config.num_labels)]
     assert names == Bundle.open(assistant_bundle).task(task).classes
+
+
+def test_a_task_that_never_fits_is_no_matter_of_who_leaves(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    first, second = sorted(bundle.tasks, key=lambda name: len(bundle.pages_of(name)))[-2:]
+    both = tight(assistant_bundle, first, second)
+    with wp.Engine.from_pretrained(assistant_bundle, budget=both - 1, real_time=[first]) as engine:
+        with pytest.raises(TaskTooLargeError, match="beside the real-time tasks") as error:
+            engine.check_fits(second)
+        assert error.value.smallest == both
+        with pytest.raises(TaskTooLargeError), engine.task(second):
+            pass
+        with pytest.raises(UnknownTaskError):
+            engine.check_fits("wether")
+        engine.set_budget(both)
+        engine.check_fits(second)
+        logits(engine.activate(second))
+    with wp.Engine.from_pretrained(assistant_bundle, budget=both - 1) as engine, engine.task(first):
+        engine.check_fits(second)
+        with pytest.raises(BudgetError) as busy, engine.task(second):
+            pass
+        assert not isinstance(busy.value, TaskTooLargeError)
 
 
 @pytest.mark.parametrize("task", ["animals", "numbers"])

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from multiprocessing.connection import Connection
-from typing import Any, ClassVar
+from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError
@@ -106,7 +106,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 class _Generation(Extension):
     """``{% generation %}`` marks what an assistant said; here it means nothing."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - as jinja declares it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         """What is inside."""
