@@ -21,8 +21,8 @@ def check_kind(config: PretrainedConfig, kind: TaskKind, path: Path) -> None:
     if kind not in able:
         instead = f"it has one for {' and '.join(able)}" if able else "nor for any other kind of task"
         raise CompileError(
-            f"{path}: expected a model that can have a head for {kind}, found {config.model_type}, for which "
-            f"transformers has none; {instead}{_two_encoders(config)}"
+            f"{path}: expected a model that can have a head for {kind}, found {config.model_type}, "
+            f"for which transformers has none; {instead}{_two_encoders(config)}"
         )
 
 

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.calibrate import Calibration
 from weightpager.compiler.gathering import Elements, Floats, gather
-from weightpager.compiler.permutable import RESIDUAL, Dimension, Indices, dimensions
+from weightpager.compiler.permutable import Dimension, Indices, dimensions
 from weightpager.compiler.saliency import element_saliency
 from weightpager.compiler.source import Source, parameters
+from weightpager.compiler.tensor_axes import RESIDUAL
 from weightpager.errors import CompileError
 from weightpager.evaluate import Batch, evaluating
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
@@ -61,5 +61,5 @@ def set_as_published(model: nn.Module) -> None:
             model.set_submodule(name, module.published())
 
 
-def _turned(weight: nn.Parameter) -> nn.Parameter:
+def _turned(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight.detach().T.contiguous(), requires_grad=weight.requires_grad)
