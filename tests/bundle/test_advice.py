@@ -150,9 +150,10 @@ def test_no_verdict_is_given_within_what_chance_makes(assistant_bundle: Path) ->
         assert found is not None
         assert "can't be told apart by 1,600 held-out items" in found.words
         assert "About 6,400 items would tell" in found.words
-        for verdict in ("use int8", "use this bundle", "beats dense", "better"):
+        for verdict in ("use int8", "use this bundle", "beats dense", "would be better"):
             assert verdict not in found.words
-        assert "this bundle does as well as dense, as far as the data tells (loses -1.0 to 1.0 points)" in found.words
+            alike = "this bundle does as well as dense, as far as the data tells (1.0 points better to 1.0 worse)"
+        assert alike in found.words
     sure = advise(bundle, measured(bundle, 0.90, {"int8": (arena(bundle), 0.905)}, reach=0.4))
     assert sure is not None
     assert "use int8: it beats dense by 0.5 points (0.1 to 0.9) and loads nothing" in sure.words

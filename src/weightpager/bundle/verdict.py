@@ -107,8 +107,8 @@ def _loses(choice: Choice, unit: str = "", against: str = "") -> str:
         return "loses nothing"
     if choice.interval is not None:
         if holds_zero(choice.interval):
-            lost = f"{_ends(choice.interval)} {unit}".rstrip()
-            return f"does as well as dense, as far as the data tells (loses {lost})"
+            better, worse = f"{-choice.interval[0]:.1f} {unit}".rstrip(), f"{choice.interval[1]:.1f}"
+            return f"does as well as dense, as far as the data tells ({better} better to {worse} worse)"
         reach = f" ({_ends(turned(choice.interval) if loss < 0 else choice.interval)})"
     if loss < 0:
         return f"beats dense by {-loss:.1f} {unit}".rstrip() + reach

@@ -103,8 +103,18 @@ def eval_(
     output.table(
         str(bundle),
         ["task", "metric", "dense", "sparse", "items"],
-        [[row.name, row.metric, output.fraction(row.dense), output.fraction(row.sparse), row.items] for row in rows],
+        [
+            [
+                row.name,
+                row.metric,
+                output.measured(row.dense, row.dense_interval),
+                output.measured(row.sparse, row.sparse_interval),
+                row.items,
+            ]
+            for row in rows
+        ],
     )
+    output.explain("brackets")
     if any(row.dense is None for row in rows):
         output.say("note: '-' where the held-out data is no longer what the dense model was measured on.")
 

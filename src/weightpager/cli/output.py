@@ -80,6 +80,8 @@ def scores(title: str, report: CompileReport) -> None:
         dense, sparse = measured(task.dense, task.dense_interval), measured(task.sparse, task.sparse_interval)
         rows.append([task.name, task.metric, dense, *trained, sparse, f"{task.density:.2f}", task.items])
     table(title, ["task", "metric", "dense", *longer, "sparse", "density", "held-out items"], rows)
+    if any(task.sparse_interval is not None for task in report.tasks):
+        explain("brackets")
 
 
 def advice(found: Advice | None, report: CompileReport) -> None:
