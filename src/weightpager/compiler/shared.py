@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from weightpager.bundle.manifest import TaskKind
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.cache import Cache
 from weightpager.compiler.calibrate import Calibration
@@ -19,9 +17,12 @@ from weightpager.compiler.journal import Journal
 from weightpager.compiler.source import Source
 from weightpager.compiler.task_file import TaskFile
 from weightpager.config import format_duration
-from weightpager.evaluate import METRICS, Outcomes, Score
+from weightpager.evaluate import Outcomes, Score
 
 _log = logging.getLogger(__name__)
+
+_PARTS = ("sums", "counts")
+"""Of `Outcomes`."""
 
 
 @dataclass
@@ -66,15 +67,13 @@ class Shared:
         kinds, start = {name: task.kind for name, task in source.task_file.tasks.items()}, time.monotonic()
         entry = self.cache.read("scores", self._owner(self.identities.scores))
         if entry is not None and entry.tensors.keys() == {f"{task}/{part}" for task in kinds for part in _PARTS}:
-            return {
-                task: _score(kind, *(entry.tensors[f"{task}/{part}"] for part in _PARTS))
-                for task, kind in kinds.items()
-            }
+            found = {task: [entry.tensors[f"{task}/{part}"].numpy() for part in _PARTS] for task in kinds}
+            return {task: Score.of(kind, Outcomes(*found[task])) for task, kind in kinds.items()}
         measured = measure()
         values = {
-            f"{task}/{part}": value
+            f"{task}/{part}": torch.from_numpy(getattr(score.outcomes, part))
             for task, score in measured.items()
-            for part, value in zip(_PARTS, _tensors(score), strict=True)
+            for part in _PARTS
         }
         self.cache.write("scores", self._owner(self.identities.scores), time.monotonic() - start, values)
         return measured
@@ -98,17 +97,3 @@ class Shared:
 
     def _owner(self, identity: str) -> Mapping[str, str]:
         return {"identity": identity}
-
-
-_PARTS = ("score", "sums", "counts")
-
-
-def _tensors(score: Score) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_score` reads them."""
-    value = torch.tensor([score.value, score.items], dtype=torch.float64)
-    return value, torch.from_numpy(score.outcomes.sums), torch.from_numpy(score.outcomes.counts)
-
-
-def _score(kind: TaskKind, value: Tensor, sums: Tensor, counts: Tensor) -> Score:
-    mean, items = value.tolist()
-    return Score(METRICS[kind], mean, int(items), Outcomes(sums.numpy(), counts.numpy()))

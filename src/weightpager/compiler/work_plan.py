@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
-from weightpager.compiler.controls import compared
+from weightpager.bundle.report import DENSE, MASK
+from weightpager.compiler.controls import control_names
 from weightpager.compiler.data import Item, TaskData
 from weightpager.compiler.source import Source
 from weightpager.compiler.trained_on import steps_of
@@ -48,16 +47,12 @@ def _controls(
     source: Source, data: Mapping[str, TaskData], held_out: Mapping[str, float]
 ) -> Iterator[tuple[str, float]]:
     file = source.task_file
-    what, steps = compared(file, data), steps_of(file)
-    if what in ("none", "few"):
-        return
-    if steps:
-        yield "control dense: train on", steps * _batch(list(data.values()), file.recover.batch) * _LEARNT
-    for control in ("dense", "int8", "int4") if steps else ("int8", "int4"):
+    for control in control_names(file, data):
+        if control == DENSE and (steps := steps_of(file)):
+            yield "control dense: train on", steps * _batch(list(data.values()), file.recover.batch) * _LEARNT
+        if control == MASK:
+            yield from _recovery(source, data, False, f"{MASK}: ")
         yield from ((f"control {control}: {name}", tokens) for name, tokens in held_out.items())
-    if len(data) > 1 and np.isfinite(file.alignment) and (what == "all" or file.recover.method != "finetune"):
-        yield from _recovery(source, data, False, "shared mask: ")
-        yield from ((f"control shared mask: {name}", tokens) for name, tokens in held_out.items())
 
 
 def _recovery(source: Source, data: Mapping[str, TaskData], adds: bool, prefix: str) -> Iterator[tuple[str, float]]:
