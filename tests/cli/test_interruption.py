@@ -130,10 +130,15 @@ def test_ctrl_c_before_there_is_anything_to_keep_says_so(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("weightpager.compiler.pipeline.prepare", interrupted)
-    done = weightpager(*compile_command(tmp_path)[3:])
+    command = compile_command(tmp_path)[3:]
+    done = weightpager(*command)
     assert done.code == 130
     assert "interrupted; nothing was trained that could be kept: begin again" in done.err
     assert bundles(tmp_path) == []
+    kept = tmp_path / ".a.bundle.resume"
+    (kept / "dense").mkdir(parents=True)
+    (kept / "dense" / "train.safetensors").touch()
+    assert f"interrupted; what earlier runs have kept stays in {kept}" in weightpager(*command).err
 
 
 def test_what_another_compile_left_is_not_claimed(

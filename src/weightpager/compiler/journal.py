@@ -195,7 +195,8 @@ class Journal:
             if at is not None and at[1] and at[0]:
                 found.append(f"{_in_words(path.stem)} up to step {at[0]}")
         for part in self._parts.values():
-            found += [f"{words}{part._of}" for words in part.standing()]
+            theirs = [f"{words}{part._of}" for words in part.standing()]
+            found = found + theirs if part._of else theirs + found  # the dense model's training comes first
         return found
 
     def remove(self) -> None:

@@ -101,7 +101,9 @@ def _telling(journal: Journal, out: str | Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        kept = journal.standing()
+        kept, earlier = journal.standing(), any(kept_beside(out).rglob("*.safetensors"))
+        if not kept and earlier:
+            raise CompileInterrupted(f"interrupted; what earlier runs have kept stays in {kept_beside(out)}") from error
         if not kept:
             raise CompileInterrupted("interrupted; nothing was trained that could be kept: begin again") from error
         raise CompileInterrupted(
