@@ -104,7 +104,7 @@ def _huge(random: Random) -> Any:
 
 def _value(random: Random) -> Any:
     kind = random.random()
-    if kind < 0.05:
+    if kind < 0.02:
         return _huge(random)
     return random.choice(_NUMBERS if kind < 0.35 else _WORDS) if kind < 0.65 else _others(random)
 
