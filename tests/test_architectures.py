@@ -52,6 +52,9 @@ ENCODERS = {
     "ModernBert": {**_ENCODER, **_MODERN},
 }
 DECODERS = {
+    "GPT2": {"vocab_size": 16, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "Falcon": {**_SIZES, "vocab_size": 16},
+    "Mixtral": {**_DECODER, "num_local_experts": 2},
     "Gemma2": {**_DECODER, **_HEADS},
     "Qwen3": {**_DECODER, **_HEADS},
     "Phi3": _DECODER,
@@ -68,7 +71,8 @@ def built(family: str, config: Mapping[str, Any], suffix: str, folder: Path) -> 
         pytest.skip(f"transformers {transformers.__version__} has no {family}")
     torch.manual_seed(0)
     made: PretrainedConfig = getattr(transformers, f"{family}Config")(**config)
-    getattr(transformers, f"{family}{suffix}")(made).save_pretrained(folder)
+    name = {"GPT2ForCausalLM": "GPT2LMHeadModel"}.get(f"{family}{suffix}", f"{family}{suffix}")
+    getattr(transformers, name)(made).save_pretrained(folder)
     return made
 
 
