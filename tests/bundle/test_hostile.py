@@ -370,6 +370,8 @@ def test_a_hostile_generation_configuration_is_refused_at_open(
     ("change", "field"),
     [
         ({"size": "x"}, "size"),
+        ({"size": {"height": 10**6, "width": 16}}, "expected sizes of 1 to 2048"),
+        ({"size": 4096}, "expected sizes of 1 to 2048"),
         ({"image_mean": [0.5, 0.5]}, "image processor"),
         ({"image_std": {}}, "image_std"),
         ({"preprocess": 3}, "image processor"),

@@ -28,7 +28,8 @@ class _Refusal:
 
 
 _REFUSALS = (
-    _Refusal(re.compile(r"auto_map|trust_remote_code|custom_\w+"), "asks to run the directory's own code"),
+    _Refusal(re.compile(r"auto_map"), "asks to run the directory's own code", ()),
+    _Refusal(re.compile(r"trust_remote_code|custom_\w+"), "asks to run the directory's own code"),
     # The internal names pass every check of transformers before 5.3.
     _Refusal(
         re.compile(r"_?attn_implementation(_internal)?"),

@@ -6,10 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MOST_SIDE = 2**11
-"""That an image may be scaled to."""
-
-Side = Annotated[int, Field(ge=1, le=MOST_SIDE)]
+Side = Annotated[int, Field(ge=1)]  # whoever loads the processor bounds those that it has, unstated ones too
 Sides = dict[Literal["height", "width", "shortest_edge", "longest_edge", "max_height", "max_width"], Side | None]
 Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
 Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]

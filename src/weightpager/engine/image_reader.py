@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from weightpager.bundle.image_settings import MOST_SIDE
 from weightpager.errors import ConfigError, ImageError, first_line, shortened
 from weightpager.machine.paths import has_file
 
@@ -39,10 +38,13 @@ _ANY_SIZE = frozenset({"dinov2", "dinov2_with_registers", "segformer", "swin", "
 """Models that take images of any size: their configuration's is that of their training, 518 where DINOv2's processor
 cuts to 224."""
 
+_MOST_SIDE = 2**11
+"""That a processor may scale to."""
+
 _TRIAL = (24, 32)
 """Height and width of a blank image."""
 
-_SIZES = ("size", "crop_size", "pad_size")
+_SIZES = ("size", "crop_size", "pad_size", "size_divisor")
 
 
 class ImageReader:
@@ -65,7 +67,7 @@ class ImageReader:
         self.shape = expected_shape(config)
         any_size = self.shape is not None and config.model_type in _ANY_SIZE
         channels, height, width = self.shape if self.shape is not None and any_size else (3, *_TRIAL)
-        blank = _blank(processor, min(height, MOST_SIDE), min(width, MOST_SIDE))  # it may say anything
+        blank = _blank(processor, min(height, _MOST_SIDE), min(width, _MOST_SIDE))  # it may say anything
         if any_size:
             self.shape = channels, blank.shape[-2], blank.shape[-1]
 
@@ -172,8 +174,8 @@ def load_image_processor(folder: Path, config: PretrainedConfig | None = None) -
         raise ValueError(f"expected an image processor, found {type(processor).__name__}")
     settings = processor.to_dict()
     sides = [side for key in _SIZES for side in _numbers(settings.get(key))]
-    if any(not 0 < side <= MOST_SIDE for side in sides):
-        raise ValueError(f"expected sizes of 1 to {MOST_SIDE}, found {max(sides)}")
+    if any(not 0 < side <= _MOST_SIDE for side in sides):
+        raise ValueError(f"expected sizes of 1 to {_MOST_SIDE}, found {max(sides)}")
     return processor
 
 
