@@ -174,7 +174,6 @@ def test_code_kernels_models_and_files_from_elsewhere_are_found_at_any_depth(cha
 
 def test_settings_that_say_nothing_pass() -> None:
     nothing = {
-        "auto_map": {},
         "attn_implementation": "sdpa",
         "backbone": None,
         "vocab_file": None,
