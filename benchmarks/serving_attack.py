@@ -30,9 +30,11 @@ from weightpager.bench.synthetic_bundle import bundle_of, long_context
 from weightpager.bundle import Bundle
 from weightpager.compiler.pipeline import compile as compile_bundle
 from weightpager.config import cache_dir, format_size
+from weightpager.server.policy import Policy
 
 HONEST = 32
 LONG = (8_000, 131_002)
+IMAGES = 128
 _ANSWERED = 200
 
 Kind = Literal["prompts", "images"]
@@ -65,7 +67,7 @@ class AttackRow:
     attackers: dict[int, int]
     unready: int
     slowest_step: float
-    bound: float | None
+    bound: float
     exit_code: int | None
     exit_seconds: float
 
@@ -92,7 +94,7 @@ def attack(kind: Kind, seconds: float, timeout: float, source: Path | None, seed
 
 
 def _row(
-    kind: str,
+    kind: Kind,
     seconds: float,
     tally: Tally,
     idle: int,
@@ -115,7 +117,7 @@ def _row(
         attackers=tally.attackers,
         unready=tally.unready,
         slowest_step=step,
-        bound=_bound(tasks, step, metrics.get("weightpager_slowest_switch_seconds", 0.0)),
+        bound=_bound(kind, tasks, step, metrics.get("weightpager_slowest_switch_seconds", 0.0)),
         exit_code=code,
         exit_seconds=ended,
     )
@@ -123,22 +125,21 @@ def _row(
 
 def line(row: AttackRow) -> str:
     """A row as people read it."""
-    bound = "" if row.bound is None else f" (bound {row.bound:.2f} s)"
     return (
         f"{row.what}: {row.answered} honest answers, others {row.other}; p50 {row.p50:.2f} s, p99 {row.p99:.2f} s, "
-        f"longest {row.longest:.2f} s{bound}; {format_size(max(0, row.rss_above_idle))} above idle; slowest step "
-        f"{row.slowest_step:.2f} s; attackers got {row.attackers}; not ready {row.unready} times; SIGTERM: exit code "
-        f"{row.exit_code} after {row.exit_seconds:.1f} s"
+        f"longest {row.longest:.2f} s (may begin after {row.bound:.2f} s); "
+        f"{format_size(max(0, row.rss_above_idle))} above idle; slowest step {row.slowest_step:.2f} s; attackers got "
+        f"{row.attackers}; not ready {row.unready} times; SIGTERM: exit code {row.exit_code} after "
+        f"{row.exit_seconds:.1f} s"
     )
 
 
-def _bound(tasks: int, step: float, switch: float) -> float | None:
-    """None where the server is of a time before it had one."""
-    from weightpager.server.policy import Policy
-
-    # Each honest client waits for one answer at a time, so that all others may be before it in its own task, as many
-    # batches of the others, who are no more than three.
-    return Policy().longest_wait(tasks, step, switch, ahead=HONEST + 3)
+def _bound(kind: Kind, tasks: int, step: float, switch: float) -> float:
+    """On an honest request's wait, if all others are before it in its own task: each has one step, eight to a batch."""
+    policy = Policy()
+    others = HONEST - 1 + (IMAGES if kind == "images" else 0)
+    ahead = -(-others // policy.batch) + (len(LONG) if kind == "prompts" else 0)
+    return policy.longest_wait(tasks, step, switch, ahead)
 
 
 async def _all(url: str, honest: Sequence[Sequence[Body]], others: Sequence[Body], seconds: float, pid: int) -> Tally:
@@ -193,7 +194,7 @@ def _prompts(seed: int) -> tuple[Bundle, list[list[Body]], list[Body]]:
 
     honest = []
     for _ in range(HONEST):
-        bodies = [body(drawn.choice(tasks), drawn.randint(1, 48)) for _ in range(5000)]
+        bodies = [body(drawn.choice(tasks), drawn.randint(1, 32)) for _ in range(5000)]
         honest.append([{"path": "/v1/completions", "body": one} for one in bodies])
     return bundle, honest, [{"path": "/v1/completions", "body": body(tasks[0], tokens)} for tokens in LONG]
 
@@ -208,7 +209,7 @@ def _images(seed: int) -> tuple[Bundle, list[list[Body]], list[Body]]:
 
     honest = [[body(drawn.choice(tasks), [drawn.choice(small)]) for _ in range(5000)] for _ in range(HONEST)]
     large = _url(Image.new("L", (3840, 2184), 128), palette=True)
-    return bundle, honest, [body(tasks[0], [large] * 128)]
+    return bundle, honest, [body(tasks[0], [large] * IMAGES)]
 
 
 def _url(image: Image.Image, *, palette: bool = False) -> str:

@@ -75,7 +75,9 @@ def prompts(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("lengths", [(5,), (100,), (70, 61, 3)])
-def test_texts_in_steps_are_those_of_one_call(name: str, lengths: tuple[int, ...]) -> None:
+def test_texts_in_steps_are_those_of_one_call(
+    name: str, lengths: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
     module, (ids, mask) = model(name), prompts(*lengths)
     with torch.inference_mode():
         wanted = module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=20, **PLAIN)
@@ -87,6 +89,7 @@ def test_texts_in_steps_are_those_of_one_call(name: str, lengths: tuple[int, ...
             texts.grow(20 - done, stopping_criteria=StoppingCriteriaList([Stop(5)]), **PLAIN)
     assert pieces == -(-max(lengths) // 16) - 1
     assert torch.equal(texts.ids, wanted)
+    assert "padding" not in caplog.text
 
 
 def test_a_text_goes_on_alone_where_others_have_ended() -> None:

@@ -22,6 +22,7 @@ from weightpager.engine import forward_size
 from weightpager.engine.attention_cache import CACHE
 from weightpager.engine.predict import predict
 from weightpager.errors import RequestTimeoutError, ServerClosedError
+from weightpager.server import batching
 from weightpager.server.batch import Batch
 from weightpager.server.job import Done, Event, Failed, Job
 from weightpager.server.policy import Policy
@@ -41,6 +42,7 @@ def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that tiny texts are long: 14 pieces make up the long one."""
     monkeypatch.setattr(forward_size, "PIECE", 8)
     monkeypatch.setattr(forward_size, "FORWARD_TOKENS", 32)
+    monkeypatch.setattr(batching, "PIECE", 8)
 
 
 @pytest.fixture
@@ -236,6 +238,7 @@ def test_a_reserve_for_caches_holds_long_vectors_too(writer_bundle: Path) -> Non
     token = 2 * 2 * 2 * 16 * 4  # two layers, two heads of 16
     with wp.Engine.from_pretrained(writer_bundle, kv_reserve=120 * token) as engine:
         service, task = Service(engine, Settings()), engine.bundle.task("animals")
+        service.admit(task, 2)
         jobs = service.submit(task, [Embed(IDS), Embed(IDS[:20])], print)
         assert [job.cached for job in jobs] == [True, False]
         assert Batch(jobs[:1], 0.0).started.tokens == len(IDS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from weightpager.engine.architecture import quiet_transformers
 from weightpager.engine.attention_cache import CACHE, new_cache, reads_in_pieces
 from weightpager.engine.forward_size import Activations
 
@@ -55,7 +57,9 @@ class GrowingTexts:
         stop = self._read + self._piece()
         # By transformers' own way to read a prompt, which knows what each model needs; the token is thrown away.
         plain = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "pad_token_id": 0}
-        self._generate(self.ids[:, :stop], self._mask[:, :stop], max_new_tokens=1, **plain)
+        ids, mask = self.ids[:, :stop], self._mask[:, :stop]
+        with nullcontext() if mask[:, -1].all() else quiet_transformers():  # says padding is to the right
+            self._generate(ids, mask, max_new_tokens=1, **plain)
         self._read = stop
 
     def grow(self, max_new_tokens: int, **options: Any) -> None:
