@@ -1,0 +1,99 @@
+"""A long prompt read in pieces of several sizes: seconds of one core, the longest step, and memory.
+
+python -m benchmarks.pieces --tokens 8000
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import typer
+
+from weightpager.bench.synthetic_bundle import bundle_of, long_context
+from weightpager.config import cache_dir, format_size
+from weightpager.engine import Engine, forward_size
+from weightpager.engine.growing_texts import GrowingTexts
+
+SIZES = (64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of one size of pieces; at once if None."""
+
+    piece: int | None
+    seconds: float
+    step: float
+    more_bytes: int
+
+
+def main(
+    tokens: Annotated[int, typer.Option(help="Of the prompt.")] = 8000,
+    grown: Annotated[int, typer.Option(help="Tokens that it is continued by, one step each.")] = 32,
+) -> None:
+    """Measure pieces, each size in a process of its own."""
+    bundle = bundle_of(long_context(), cache_dir() / "benchmarks" / "serving", typer.echo)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for piece in (*SIZES, None):
+            row = pool.apply(measure, (str(bundle.path), piece, tokens))
+            typer.echo(
+                f"{row.piece or 'at once'}: {row.seconds:.2f} s, longest step {row.step:.2f} s, "
+                f"{format_size(row.more_bytes)} more memory"
+            )
+        for steps in (1, grown):
+            seconds = pool.apply(grow, (str(bundle.path), grown, steps))
+            typer.echo(f"{grown} tokens in {steps} steps: {seconds:.3f} s")
+
+
+def measure(path: str, piece: int | None, tokens: int) -> Row:
+    """Read a prompt."""
+    torch.set_num_threads(1)
+    forward_size.PIECE = tokens if piece is None else piece
+    if piece is None:
+        forward_size.FORWARD_TOKENS, forward_size.ACTIVATION_BYTES = tokens, 2**60
+    with Engine.from_pretrained(path) as engine, engine.task("task-00") as module, torch.inference_mode():
+        ids = torch.randint(3, 2000, (1, tokens))
+        _read(GrowingTexts(module, ids[:, :300], torch.ones_like(ids[:, :300])))
+        before, start = _most_bytes(), time.process_time()
+        longest = _read(GrowingTexts(module, ids, torch.ones_like(ids)))
+        return Row(piece, time.process_time() - start, longest, _most_bytes() - before)
+
+
+def grow(path: str, tokens: int, steps: int) -> float:
+    """Seconds of a core to continue a short prompt in so many calls of `generate`."""
+    torch.set_num_threads(1)
+    with Engine.from_pretrained(path) as engine, engine.task("task-00") as module, torch.inference_mode():
+        best = float("inf")
+        for _ in range(5):
+            ids = torch.randint(3, 2000, (1, 16))
+            texts, start = GrowingTexts(module, ids, torch.ones_like(ids)), time.process_time()
+            for _ in range(steps):
+                texts.grow(tokens // steps, do_sample=False, pad_token_id=0)
+            best = min(best, time.process_time() - start)
+        return best
+
+
+def _read(texts: GrowingTexts) -> float:
+    longest = 0.0
+    while True:
+        start = time.process_time()
+        if unread := texts.unread:
+            texts.read_piece()
+        else:
+            texts.grow(1, do_sample=False, pad_token_id=0)
+        longest = max(longest, time.process_time() - start)
+        if not unread:
+            return longest
+
+
+def _most_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    typer.run(main)
