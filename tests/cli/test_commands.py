@@ -82,7 +82,7 @@ def test_a_budget_that_is_printed_as_enough_is_enough(weightpager: Command, assi
 
 
 def test_inspect_lists_what_does_not_fit_a_budget(weightpager: Command, tmp_path: Path) -> None:
-    bundle = wp.compile(tiny.assistant(tmp_path, alignment=0.0, sparsity=0.85), out=tmp_path / "a.bundle").path
+    bundle = wp.compile(tiny.assistant(tmp_path, alignment=0.0, sparsity=0.7), out=tmp_path / "a.bundle").path
     smallest = json.loads(weightpager("inspect", bundle, "--json").out)["smallest_budget"]
     facts = json.loads(weightpager("inspect", bundle, "--budget", smallest, "--json").out)
     assert facts["tasks_that_do_not_fit"] == []
@@ -132,7 +132,7 @@ def test_the_worst_switch_bounds_every_other(weightpager: Command, assistant_bun
 def test_a_switch_that_does_not_fit_is_planned_in_the_two_phases_that_it_has(
     weightpager: Command, tmp_path: Path
 ) -> None:
-    bundle = wp.compile(tiny.assistant(tmp_path, alignment=0.0, sparsity=0.85), out=tmp_path / "a.bundle")
+    bundle = wp.compile(tiny.assistant(tmp_path, alignment=0.0, sparsity=0.7), out=tmp_path / "a.bundle")
     budget = json.loads(weightpager("inspect", bundle.path, "--json").out)["smallest_budget"]
     facts = json.loads(weightpager("inspect", bundle.path, "--budget", budget, "--json").out)
     assert facts["pairs_that_do_not_fit"]
