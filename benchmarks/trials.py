@@ -211,7 +211,8 @@ class Workplace:
 
     def compiling(self, name: str) -> list[str]:
         """Arguments that compile a task file to the bundle of that name."""
-        return ["compile", str(self.folder / f"{name}.yaml"), "--out", str(self.folder / f"{name}.bundle")]
+        out = str(self.folder / f"{name}.bundle")
+        return ["compile", str(self.folder / f"{name}.yaml"), "--out", out, "--no-cache"]
 
     def trials(self) -> list[Trial]:
         """All commands; ``one.bundle`` must have been compiled."""

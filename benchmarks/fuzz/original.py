@@ -87,7 +87,7 @@ def _pair(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def _compiled(content: dict[str, Any], folder: Path, name: str = WHOLE, base: Path | None = None) -> Path:
-    return wp.compile(content, out=folder / name, base=base).path
+    return wp.compile(content, out=folder / name, base=base, cache=False).path
 
 
 RECIPES: dict[str, Callable[[Path], Path]] = {

@@ -410,6 +410,17 @@ def test_the_last_steps_of_a_training_count(steps: int) -> None:
     assert sum(looked) == 1 + CHECKS
 
 
+def test_a_finished_training_keeps_its_best_values_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
+    journal, whole = Journal(tmp_path, "x"), Watched(patience=2)
+    found = whole.run(journal)
+    step, tensors = journal.read("one") or (0, {})
+    assert (step, sorted(tensors)) == (100, ["seen", "value"])
+    assert tensors["value"].item() == found
+    again = Watched(patience=2)
+    assert (again.run(journal), again.steps) == (found, [])
+
+
 @pytest.fixture
 def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
     """Of a watched training that was killed after 35 steps, each of which it had noted."""
