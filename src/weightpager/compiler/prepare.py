@@ -194,7 +194,7 @@ def _dense_score(source: Source, data: TaskData, name: str, progress: Progress) 
 
 
 def _calibrations(
-    source: Source, data: Mapping[str, TaskData], progress: Progress, shared: Shared | None
+    source: Source, data: Mapping[str, TaskData], progress: Progress, shared: Shared | None = None
 ) -> Iterator[tuple[str, Calibration]]:
     """One task's at a time: each takes as much memory as the paged weights."""
     spec = source.task_file.calibration

@@ -123,7 +123,7 @@ class TrainingSpec(Frozen):
     """How the dense model is trained, and the heads of tasks that have none.
 
     Attributes:
-        steps: in all, one task after the other; unless they are stated, no more than `with_steps` says.
+        steps: in all, one task after the other; unless they are stated, as many as the data is enough for, 360 at most.
         learning_rate, head_learning_rate: of the shared model, of the heads.
         batch: examples in a step, or all of a task that has fewer.
         seed: the same one, machine and number of threads give the same model.
