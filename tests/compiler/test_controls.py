@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import tiny
 import weightpager as wp
 from weightpager.bundle.advice import advise
 from weightpager.bundle.report import ControlScore, read_report
+from weightpager.compiler import controls
 from weightpager.compiler.controls import cost, measure_controls
 from weightpager.compiler.journal import Journal
 from weightpager.compiler.prepare import prepare, silent
@@ -22,7 +24,7 @@ from weightpager.compiler.quantise import INT8
 from weightpager.compiler.task_file import from_dict
 from weightpager.compiler.trained_on import trained_on
 from weightpager.errors import ConfigError
-from weightpager.evaluate import evaluate
+from weightpager.evaluate import Score, evaluate
 
 RECOVER = {"method": "finetune", "steps": 6, "batch": 8, "learning_rate": 3e-3}
 
@@ -35,9 +37,11 @@ def prepared_of(folder: Path, **changes: Any) -> Prepared:
     return prepare(from_dict(content(folder, **changes)))
 
 
-def test_the_dense_model_is_trained_as_long_before_it_is_quantised(tmp_path: Path) -> None:
-    gentle = {**RECOVER, "learning_rate": 1e-4, "head_learning_rate": 1e-3}  # which does the dense model good
-    prepared, told = prepared_of(tmp_path, recover=gentle), []
+def test_the_dense_model_is_trained_as_long_before_it_is_quantised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controls, "gain", lambda _now, _before: 0.0)
+    prepared, told = prepared_of(tmp_path), []
     before = {name: tensor.clone() for name, tensor in prepared.source.parameters("animal").items()}
     found = {
         control.name: control for control in measure_controls(prepared, Journal.none(), lambda *step: told.append(step))
@@ -58,12 +62,33 @@ def test_the_dense_model_is_trained_as_long_before_it_is_quantised(tmp_path: Pat
         break  # the tasks share their weights, which are quantised now
 
 
-def test_a_dense_model_that_training_harms_is_compared_as_it_was(tmp_path: Path) -> None:
-    harm = {**RECOVER, "learning_rate": 0.5, "head_learning_rate": 0.5}
-    training = {"steps": 40, "batch": 8, "learning_rate": 3e-3, "head_learning_rate": 1e-2}
-    prepared = prepared_of(tmp_path, recover=harm, training=training)
-    dense = measure_controls(prepared, Journal.none(), silent)[0]
+def test_a_dense_model_that_training_harms_is_compared_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepared_of(tmp_path)
+    monkeypatch.setattr(controls, "gain", lambda _now, _before: -0.001)
+    dense, int8, _ = measure_controls(prepared, Journal.none(), silent)
     assert dense.scores == prepared.dense
+    task, data = next(iter(prepared.data.items()))
+    with torch.no_grad():
+        for info in prepared.source.paged:
+            weight = prepared.source.linear(task, info.name).weight
+            weight.copy_(INT8.apply(weight).bfloat16())
+    batches = data.batches(data.eval, 32)
+    assert int8.scores[task] == evaluate(prepared.source.models[task], batches, data.kind)
+
+
+def test_a_gain_is_a_higher_share_or_a_lower_perplexity() -> None:
+    def share(value: float) -> Score:
+        return Score("accuracy", value, 10)
+
+    def perplexity(value: float) -> Score:
+        return Score("perplexity", value, 10)
+
+    assert controls.gain(share(0.9), share(0.8)) == pytest.approx(0.1)
+    assert controls.gain(perplexity(20.0), perplexity(10.0)) < 0 < controls.gain(perplexity(5.0), perplexity(10.0))
+    assert controls.gain(perplexity(math.inf), perplexity(10.0)) == -math.inf
+    assert controls.gain(perplexity(math.nan), perplexity(10.0)) == -math.inf
 
 
 def test_steps_of_private_blocks_are_the_dense_models_too(tmp_path: Path) -> None:

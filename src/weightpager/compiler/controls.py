@@ -105,11 +105,12 @@ def _trained_on(
     for task, of_task in data.items():
         batches, measured = of_task.batches(of_task.eval, EVAL_BATCH), _told(DENSE, task, progress)
         scores[task] = evaluate(longer.models[task], batches, of_task.kind, measured)
-    gain = sum(_gain(scores[task], prepared.dense[task]) for task in data)
-    return (longer, scores) if gain >= 0 else (dense, prepared.dense)
+    gained = sum(gain(scores[task], prepared.dense[task]) for task in data)
+    return (longer, scores) if gained >= 0 else (dense, prepared.dense)
 
 
-def _gain(now: Score, before: Score) -> float:
+def gain(now: Score, before: Score) -> float:
+    """What a task has gained: in its share of right answers, or in the logarithm of its perplexity."""
     if now.higher_is_better:
         return now.value - before.value
     return math.log(before.value / now.value) if now.value < math.inf else -math.inf
