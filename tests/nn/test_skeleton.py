@@ -58,3 +58,10 @@ def test_views_and_weights_cost_nothing() -> None:
     assert seen.shape == layer.weight.shape
     assert not frequencies.is_meta
     assert frequencies[1] < frequencies[0]
+
+
+def test_wherever_it_is_given_up_gradients_are_noted_as_before() -> None:
+    for most in range(60):
+        with pytest.raises(ValueError, match="far more parts"), empty_on_meta(most):
+            nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Embedding(3, 2)) for _ in range(60)))
+        assert torch.is_grad_enabled(), most

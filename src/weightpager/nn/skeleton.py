@@ -14,6 +14,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 _EMPTY = {torch.empty, torch.empty_like, torch.empty_strided}
 
+_NEW = _EMPTY | {
+    torch.zeros,
+    torch.ones,
+    torch.full,
+    torch.arange,
+    torch.linspace,
+    torch.tensor,
+    torch.rand,
+    torch.randn,
+}
+"""Where a module may be given up. Elsewhere torch may be setting something back, such as whether it notes gradients."""
+
 MOST_CALLS = 2**18
 """Calls of torch while a module is built, where nothing says how many tensors it has."""
 
@@ -68,7 +80,7 @@ class _EmptyOnMeta(TorchFunctionMode):
     ) -> Any:
         """Redirect the constructors of uninitialised tensors; leave all else."""
         self._left -= 1
-        if self._left < 0:
+        if self._left < 0 and func in _NEW:
             raise ValueError("its configuration asks for far more parts than it has weights")
         kwargs = dict(kwargs or {})
         if func in _EMPTY and kwargs.get("device") is None:
