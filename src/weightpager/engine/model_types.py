@@ -70,8 +70,8 @@ def check_config_class(name: str, values: dict[str, Any]) -> None:
     if found is None:
         if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
             wanted = (
-                "a model that is made of no other whole model, which its configuration would choose; save the part "
-                "that reads texts or images as a model of its own, and compile that"
+                "a model that is made of no other whole model, which its configuration would choose; "
+                "save the part that reads texts or images as a model of its own, and compile that"
             )
         else:
             wanted = f"a type that transformers {transformers.__version__} knows"
