@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
@@ -293,6 +296,23 @@ def doubled(times: int) -> dict[str, Any]:
 def test_a_tokenizer_may_not_make_long_texts_of_short_ones(values: dict[str, Any]) -> None:
     check_settings("model/tokenizer.json", {"normalizer": doubled(3), "decoder": None, "model": {"vocab": {}}})
     assert next(iter(values)) in str(refusal("model/tokenizer.json", values))
+
+
+KEYS = st.sampled_from(
+    ["type", "ids", "pattern", "String", "Regex", "content", "prepend", "single", "special_tokens", "normalizers", "x"]
+)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["Replace", "Prepend", "Sequence", "a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.sampled_from(["normalizer", "decoder", "post_processor", "padding"]), ANYTHING)
+@example("post_processor", {"special_tokens": {"[SEP]": {"ids": False}}})  # found by the fuzzer
+def test_a_tokenizer_file_is_refused_or_taken_whatever_it_holds(field: str, value: Any) -> None:
+    with suppress(BundleFormatError):
+        check_settings("model/tokenizer.json", {field: value})
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,10 @@ from safetensors.torch import save_file
 
 import tiny
 import weightpager as wp
-from weightpager.bundle import Bundle
+from weightpager.bundle import Bundle, tensor_file
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.reader import RESIDENT
 from weightpager.config import EngineConfig
-from weightpager.engine import parameters
 from weightpager.engine.export import export_task
 from weightpager.engine.parameters import read_parameters
 from weightpager.errors import (
@@ -323,7 +322,7 @@ def test_parameters_that_were_checked_are_those_that_are_used(
         other.replace(path / RESIDENT)
         return safe_open(file, **options)
 
-    monkeypatch.setattr(parameters, "safe_open", late)
+    monkeypatch.setattr(tensor_file, "safe_open", late)
     found = read_parameters(bundle, RESIDENT)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 

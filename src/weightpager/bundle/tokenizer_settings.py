@@ -71,9 +71,14 @@ def check_tokenizer_file(name: str, file: TokenizerFile) -> None:
             growth *= _growth(name, field, step)
             if growth > _MOST_GROWTH or number >= _MOST_STEPS:
                 raise BundleFormatError(name, field, f"texts that grow at most {_MOST_GROWTH} times", "more")
-    around = sum(1 + len(step.get("ids", ())) for step in _objects(name, "post_processor", file.post_processor))
+    around = sum(1 + _items(step.get("ids")) for step in _objects(name, "post_processor", file.post_processor))
     if around > _MOST_AROUND:
         raise BundleFormatError(name, "post_processor", f"at most {_MOST_AROUND} tokens around a text", around)
+
+
+def _items(value: Any) -> int:
+    """How many a list has; the library refuses what is none."""
+    return len(value) if isinstance(value, list) else 0
 
 
 def _growth(name: str, field: str, step: dict[str, Any]) -> int:
