@@ -194,7 +194,7 @@ def assistant(folder: Path, **changes: Any) -> dict[str, Any]:
         "sparsity": 0.6,
         "alignment": 0.0,
         "calibration": {"items": 16, "max_length": 16, "batch": 8},
-        "training": {"steps": 12, "batch": 8, "seed": 25},
+        "training": {"steps": 16, "batch": 8, "seed": 32},
         "tasks": {
             "animal": classification(folder, "animal", {"cat": ["cat"], "dog": ["dog"]}),
             "weather": classification(folder, "weather", {"sun": ["sun"], "rain": ["rain"], "snow": ["snow"]}),
