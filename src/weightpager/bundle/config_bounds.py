@@ -66,9 +66,9 @@ _NESTED = 2**9
 
 _INTEGER = re.compile(
     r"^num_\w*(layers|heads|labels|experts|groups|channels|blocks)$|"
-    r"\w*(_size|_dim|_length|_len|_embeddings|_positions|_heads|_token_ids?|_window)$"
+    r"(?!pruned_heads$)\w*(_size|_dim|_length|_len|_embeddings|_positions|_heads|_token_ids?|_window)$"
 )
-"""Settings that are integers, or lists of them, wherever they stand."""
+"""Settings that are integers, or lists of them, wherever they stand; transformers 4 wrote an object of pruned heads."""
 
 _NUMBER = re.compile(r"^(num|n|max)_\w+$|\w*(_theta|_factor|_eps|_range|_base)$")
 """Settings that are numbers, or lists of them."""
