@@ -294,6 +294,7 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(copy: Path) -> None:
         {"chunk_size_feed_forward": 3},
         {"output_hidden_states": "x"},
         {"return_dict": False},
+        {"return_dict": None},
         {"attn_implementation": "somebody/kernel"},
     ],
 )

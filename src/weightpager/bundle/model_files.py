@@ -20,7 +20,7 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "is_encoder_decoder": (None, False),
     "output_attentions": (None, False, True),
     "output_hidden_states": (None, False, True),
-    "return_dict": (None, True),
+    "return_dict": (True,),
 }
 """With anything else a module would be built, and its first forward would fail."""
 
