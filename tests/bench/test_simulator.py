@@ -30,7 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("sparse")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("weightpager.compiler.prepare.choose_evenness", lambda *_: HIGH)
-        wp.compile(tiny.assistant(folder, sparsity=0.8), out=folder / "sparse.bundle")
+        wp.compile(tiny.assistant(folder, sparsity=0.85), out=folder / "sparse.bundle")
     return Bundle.open(folder / "sparse.bundle")
 
 

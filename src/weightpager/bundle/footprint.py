@@ -10,6 +10,8 @@ import numpy as np
 from weightpager.bundle.adapter import adapter_bytes
 from weightpager.bundle.reader import RESIDENT, Bundle, private_file
 from weightpager.bundle.tensor_file import read_header
+from weightpager.config import format_enough, format_room
+from weightpager.errors import BudgetError
 
 _SPARE_PAGES = 1024
 """An engine has numbers for so many more than twice the bundle's pages, in case that tasks are added."""
@@ -69,15 +71,29 @@ def footprint(bundle: Bundle, dtype: str = "auto") -> Footprint:
     )
 
 
+def smallest_budget(bundle: Bundle, task: str | None = None, dtype: str = "auto") -> int:
+    """Bytes that hold what is always in memory and the pages of a task, or without one of the largest."""
+    most = max(len(bundle.pages_of(name)) for name in ([task] if task else bundle.tasks))
+    return footprint(bundle, dtype).total + most * bundle.page_bytes
+
+
+def check_fits(bundle: Bundle, task: str, budget: int, dtype: str = "auto") -> None:
+    """Refuse a budget, in bytes, that never holds a task.
+
+    Raises:
+        BudgetError: it doesn't; says the smallest budget that would do.
+    """
+    least = smallest_budget(bundle, task, dtype)
+    if budget < least:
+        cannot = f"{task!r} does not fit into {format_room(budget)}"
+        raise BudgetError(
+            f"{cannot}; the smallest budget that would do is {least} bytes ({format_enough(least)})", least
+        )
+
+
 def _parameter_bytes(bundle: Bundle, file: str, dtype: str) -> int:
     count = bundle.entry(file).bytes
     if dtype == "auto":
         return count
     header = read_header(bundle.path, file, bundle.entry(file))
     return count - 2 * sum(math.prod(stated.shape) for stated in header.values() if stated.dtype == "float32")
-
-
-def smallest_budget(bundle: Bundle) -> int:
-    """Bytes that hold what is always in memory and the pages of the largest task."""
-    most = max(len(bundle.pages_of(task)) for task in bundle.tasks)
-    return footprint(bundle).total + most * bundle.page_bytes

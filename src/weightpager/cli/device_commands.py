@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import check_fits
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
 from weightpager.cli.options import Budget, BundlePath, Dtype, Json, Quiet, extra
 from weightpager.cli.progress import progress
-from weightpager.errors import ConfigError
+from weightpager.config import parse_size
+from weightpager.errors import BudgetError, ConfigError
+
+if TYPE_CHECKING:
+    from weightpager.engine import Engine
 
 TaskName = Annotated[
     str, typer.Option("--task", "-t", help="Name of a task.", show_default=False, autocompletion=task_names)
@@ -48,11 +54,10 @@ def run(
 
     Images: `weightpager run drive.bundle --task traffic-light --image frame.png`; needs `weightpager[images]`.
     """
-    from weightpager.engine import Engine
     from weightpager.engine.architecture import image_reader
     from weightpager.engine.predict import predict
 
-    with Engine.from_pretrained(bundle, budget=budget, dtype=dtype) as engine:
+    with _opened(bundle, task, budget, dtype) as engine:
         entry = engine.bundle.task(task)
         inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
         reader = image_reader(engine.bundle) if entry.takes_images else engine.tokenizer()
@@ -73,6 +78,18 @@ def run(
         style="dim",
         highlight=False,
     )
+
+
+def _opened(bundle: Path, task: str, budget: str | None, dtype: str) -> Engine:
+    """An engine. A budget that holds no task at all is refused by what the wanted one takes."""
+    from weightpager.engine import Engine
+
+    try:
+        return Engine.from_pretrained(bundle, budget=budget, dtype=dtype)
+    except BudgetError:
+        if budget is not None:
+            check_fits(Bundle.open(bundle), task, parse_size(budget), dtype)
+        raise
 
 
 def eval_(

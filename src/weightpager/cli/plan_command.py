@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint
+from weightpager.bundle.footprint import check_fits, footprint
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
 from weightpager.cli.options import Budget, BundlePath, Json, Storage
-from weightpager.config import format_room, parse_bandwidth, parse_size
-from weightpager.errors import BudgetError, ConfigError
+from weightpager.config import parse_bandwidth, parse_size
+from weightpager.errors import ConfigError
 from weightpager.store import StorageModel, SwitchCost, switch_cost
 
 
@@ -51,7 +51,8 @@ def plan(
     size = None if budget is None else parse_size(budget)
     slots = None if size is None else max(0, (size - footprint(opened).total) // opened.page_bytes)
     fitting = [name for name in opened.tasks if slots is None or len(opened.pages_of(name)) <= slots]
-    _check_fits(opened, fitting, to_task, size)
+    if size is not None and (to_task or not fitting):
+        check_fits(opened, to_task or min(opened.tasks, key=lambda name: len(opened.pages_of(name))), size)
     costs = (
         _slowest(opened, fitting, model, slots)
         if to_task is None
@@ -89,16 +90,6 @@ def _print(cost: SwitchCost, facts: dict[str, Any], storage: str) -> None:
             ["both tasks fit", facts["both_fit"]],
         ],
     )
-
-
-def _check_fits(bundle: Bundle, fitting: Sequence[str], to_task: str | None, budget: int | None) -> None:
-    """The wanted task must fit, or without one any."""
-    name = to_task or min(bundle.tasks, key=lambda task: len(bundle.pages_of(task)))
-    least = footprint(bundle).total + len(bundle.pages_of(name)) * bundle.page_bytes
-    if budget is not None and name not in fitting:
-        cannot = f"{name!r} does not fit into {format_room(budget)}"
-        smallest = f"the smallest budget that would do is {least} bytes ({output.enough(least)})"
-        raise BudgetError(f"{cannot}; {smallest}", least)
 
 
 def _facts(bundle: Bundle, cost: SwitchCost, budget: int | None) -> dict[str, Any]:
