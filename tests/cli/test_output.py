@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from pathlib import Path
 
@@ -46,3 +47,8 @@ def test_words_are_explained_as_the_glossary_has_them(capsys: pytest.CaptureFixt
         assert re.search(rf"^\| [^|]*{word}", glossary, re.MULTILINE), word
         output.explain(word)
         assert capsys.readouterr().out.startswith(f"{word}: {MEANINGS[word]}")
+
+
+def test_an_interval_of_which_nothing_is_known_is_no_number() -> None:
+    assert output.measured(1.0, (-math.inf, math.inf)) == "1.0000 (too few texts to tell)"
+    assert output.measured(0.5, (0.25, 0.75)) == "0.5000 (0.250 to 0.750)"

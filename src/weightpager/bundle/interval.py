@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 CONFIDENCE = 0.95
 
@@ -17,8 +17,8 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]
-"""The lower and the upper end; infinite where nothing is known."""
+Interval = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_ordered)]
+"""The lower and the upper end; infinite where nothing is known. A list of them is one, as JSON has it."""
 
 UNKNOWN = (-math.inf, math.inf)
 

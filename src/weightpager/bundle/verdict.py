@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightpager.bundle.choice import Choice
-from weightpager.bundle.interval import holds_zero, items_to_tell, turned
+from weightpager.bundle.interval import UNKNOWN, holds_zero, items_to_tell, turned
 from weightpager.bundle.report import DENSE, MASK
 from weightpager.config import format_enough, format_room
 
@@ -106,6 +106,8 @@ def _loses(choice: Choice, unit: str = "", against: str = "") -> str:
     if choice.name == DENSE:
         return "loses nothing"
     if choice.interval is not None:
+        if choice.interval == UNKNOWN:
+            return "can't be told from dense by so few texts"
         if holds_zero(choice.interval):
             better, worse = f"{-choice.interval[0]:.1f} {unit}".rstrip(), f"{choice.interval[1]:.1f}"
             return f"does as well as dense, as far as the data tells ({better} better to {worse} worse)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
@@ -100,7 +101,14 @@ def advice(found: Advice | None, report: CompileReport) -> None:
 
 
 def _interval(loss: str, choice: Choice) -> str:
-    return loss if choice.interval is None else f"{loss} ({choice.interval[0]:.1f} to {choice.interval[1]:.1f})"
+    return loss if choice.interval is None else f"{loss} ({_ends(choice.interval, 1)})"
+
+
+def _ends(interval: tuple[float, float], digits: int) -> str:
+    """The ends of an interval; infinite ones come of one text, of which nothing follows for others."""
+    if not all(map(math.isfinite, interval)):
+        return "too few texts to tell"
+    return f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
 
 
 def matrix(title: str, names: Sequence[str], cells: Sequence[Sequence[object]]) -> None:
@@ -158,7 +166,7 @@ def measured(value: float | None, interval: tuple[float, float] | None) -> str:
     """A metric with what chance leaves open."""
     if value is None or interval is None:
         return fraction(value)
-    return f"{fraction(value)} ({interval[0]:.3f} to {interval[1]:.3f})"
+    return f"{fraction(value)} ({_ends(interval, 3)})"
 
 
 def milliseconds(seconds: float) -> str:
