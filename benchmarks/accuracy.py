@@ -21,10 +21,10 @@ from benchmarks.study import Outcome, Setting, Study
 from weightpager.blocks import BlockShape
 from weightpager.bundle.layout import block_bytes
 from weightpager.cli.progress import progress
-from weightpager.compiler.quantise import INT4, INT8
-from weightpager.compiler.task_fields import RecoverMethod, RecoverStart
-from weightpager.compiler.task_file import TaskFile, from_dict
-from weightpager.compiler.task_sections import RecoverSpec
+from weightpager.compiler.recovery.quantise import INT4, INT8
+from weightpager.compiler.task_file.fields import RecoverMethod, RecoverStart
+from weightpager.compiler.task_file.file import TaskFile, from_dict
+from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.config import cache_dir
 from weightpager.samples import language_modeling, minilm, smollm2
 from weightpager.samples import prepare as text_tasks

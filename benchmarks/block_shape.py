@@ -18,8 +18,8 @@ from benchmarks.study import Setting, Study
 from weightpager.blocks import BlockShape
 from weightpager.cli import output
 from weightpager.cli.progress import progress
-from weightpager.compiler.task_fields import RecoverMethod
-from weightpager.compiler.task_sections import RecoverSpec
+from weightpager.compiler.task_file.fields import RecoverMethod
+from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.config import cache_dir
 
 METHODS = {"ours": ALIGNMENT, "shared_mask": float("inf")}

@@ -19,10 +19,10 @@ import typer
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.report import read_report
 from weightpager.cli.progress import progress
-from weightpager.compiler.journal import Journal
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
-from weightpager.compiler.task_file import from_dict
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import cache_dir
 from weightpager.samples import driving, road_model
 from weightpager.samples.building import key_of

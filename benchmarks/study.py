@@ -17,21 +17,21 @@ from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.layout import PageDtype, block_bytes
-from weightpager.compiler.block_choice import choose_blocks
-from weightpager.compiler.clock import Clock
-from weightpager.compiler.data import Item
-from weightpager.compiler.finetune import Lesson, finetune
-from weightpager.compiler.journal import Journal
-from weightpager.compiler.masks import Masks
-from weightpager.compiler.measure import EVAL_BATCH
+from weightpager.compiler.data.splits import Item
+from weightpager.compiler.estimates.stage_times import Clock
+from weightpager.compiler.measuring.measure import EVAL_BATCH
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.pipeline import assemble
 from weightpager.compiler.prepare import calibrated, trained
-from weightpager.compiler.prepared import Prepared
-from weightpager.compiler.quantise import Quantisation
-from weightpager.compiler.recover import recover
-from weightpager.compiler.source import Source
-from weightpager.compiler.task_file import TaskFile
-from weightpager.compiler.task_sections import RecoverSpec
+from weightpager.compiler.recovery.finetune import Lesson, finetune
+from weightpager.compiler.recovery.quantise import Quantisation
+from weightpager.compiler.recovery.recover import recover
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.selection.block_choice import choose_blocks
+from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.evaluate import Score, evaluate
 from weightpager.store import StorageModel
 from weightpager.store.switch_cost import all_switches

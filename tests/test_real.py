@@ -143,7 +143,7 @@ def test_thirty_per_cent_goes_without_training_and_tasks_overlap(tmp_path: Path)
     from weightpager import samples
     from weightpager.compiler.pipeline import build
     from weightpager.compiler.prepare import prepare, silent
-    from weightpager.compiler.task_file import from_dict
+    from weightpager.compiler.task_file.file import from_dict
 
     found, missing = samples.prepare(cache_dir(), eval_items=500, report=lambda line: None)
     if missing:

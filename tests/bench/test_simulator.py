@@ -15,7 +15,7 @@ from weightpager.bench.simulator import Device, Recency, Simulator
 from weightpager.bench.sizing import AHEAD, Sizing
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.compiler.evenness import HIGH
+from weightpager.compiler.selection.floor_trial import HIGH
 from weightpager.errors import BudgetError
 from weightpager.runtime.visit import Visit
 from weightpager.store import StorageModel

@@ -10,7 +10,7 @@ from command import Command
 
 import tiny
 import weightpager as wp
-from weightpager.compiler.task_file import load
+from weightpager.compiler.task_file.file import load
 
 
 def test_a_starter_is_a_task_file_that_compiles(weightpager: Command, tmp_path: Path) -> None:

@@ -66,9 +66,7 @@ def test_ctrl_c_at_any_moment_leaves_the_old_bundle_and_what_was_trained(tmp_pat
     assert bundles(tmp_path) == ["a.bundle"]
 
 
-UNTOLD = (
-    "import weightpager.compiler.storage_estimate as estimate; estimate.free_bytes = lambda _: None; "  # as with quotas
-)
+UNTOLD = "import weightpager.compiler.estimates.storage as e; e.free_bytes = lambda _: None; "  # as with quotas
 
 
 @pytest.mark.slow
@@ -98,7 +96,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path, siz
 
 def interrupted_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
     """Ctrl-C as soon as a stage has made so many steps."""
-    from weightpager.compiler.time_left import WholeProgress
+    from weightpager.compiler.estimates.time_left import WholeProgress
 
     tell = WholeProgress.__call__
 

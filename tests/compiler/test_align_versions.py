@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from weightpager.compiler.align_versions import align_versions
-from weightpager.compiler.structure_aligner import Alignment, align
+from weightpager.compiler.alignment.structure_aligner import Alignment, align
+from weightpager.compiler.alignment.versions import align_versions
 from weightpager.transitions import Transitions
 
 Floats = npt.NDArray[np.float64]

@@ -14,8 +14,8 @@ import torch
 import tiny
 import weightpager as wp
 from weightpager.bundle.report import read_report
-from weightpager.compiler.cache import Cache
-from weightpager.compiler.journal import Journal
+from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.journal import Journal
 from weightpager.config import cache_limit
 from weightpager.errors import CompileError, ConfigError
 

@@ -16,11 +16,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from weightpager.blocks import BlockGrid, BlockShape
-from weightpager.compiler import calibrate as calibration
-from weightpager.compiler import data, saliency, source, task_file
-from weightpager.compiler.calibrate import Calibration, calibrate
-from weightpager.compiler.saliency import block_saliency, normalised
-from weightpager.compiler.source import Source
+from weightpager.compiler import data, task_file
+from weightpager.compiler.model import dense_model
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.selection import calibrate as calibration
+from weightpager.compiler.selection import saliency
+from weightpager.compiler.selection.calibrate import Calibration, calibrate
+from weightpager.compiler.selection.saliency import block_saliency, normalised
 from weightpager.errors import CompileError
 from weightpager.evaluate import Batch
 
@@ -32,7 +34,7 @@ def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(folder: Path, *kinds: str, **more: Any) -> Source:
     content = {"model": "model", "calibration": {"max_length": 16}, "tasks": tiny.tasks(folder, *kinds), **more}
-    return source.load(task_file.from_dict(content, folder))
+    return dense_model.load(task_file.from_dict(content, folder))
 
 
 def batches(found: Source, task: str, items: int = 12, size: int = 4) -> list[Batch]:

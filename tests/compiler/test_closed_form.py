@@ -16,16 +16,16 @@ from torch.func import functional_call
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 import tiny
-from weightpager.compiler import closed_form
 from weightpager.compiler import data as task_data
-from weightpager.compiler import source as sources
-from weightpager.compiler.closed_form import _TOLERANCE, RIDGE, refit, solve
-from weightpager.compiler.device import autocast
-from weightpager.compiler.journal import Journal
-from weightpager.compiler.layer_stream import LayerStream
-from weightpager.compiler.masks import Masks
-from weightpager.compiler.source import Source
-from weightpager.compiler.task_file import from_dict
+from weightpager.compiler.model import dense_model as sources
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.device import autocast
+from weightpager.compiler.model.masks import Masks
+from weightpager.compiler.recovery import closed_form
+from weightpager.compiler.recovery.closed_form import _TOLERANCE, RIDGE, refit, solve
+from weightpager.compiler.recovery.layer_stream import LayerStream
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.task_file.file import from_dict
 from weightpager.evaluate import Batch
 
 
@@ -166,8 +166,8 @@ def test_a_killed_refit_goes_on_with_the_next_layer(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
-    monkeypatch.setattr("weightpager.compiler.journal.SHARE", 1.0)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", 1.0)
     dense, batches = trial
     masks, whole, solved = masks_of(dense, 0.6, seed=0), copied(dense), Mock(wraps=solve)
     refit(dense, whole, masks, batches, Journal.none(), lambda _done, _total: None)

@@ -15,14 +15,14 @@ import tiny
 import weightpager as wp
 from weightpager.bundle.advice import advise
 from weightpager.bundle.report import ControlScore, read_report
-from weightpager.compiler import controls
-from weightpager.compiler.controls import cost, measure_controls
-from weightpager.compiler.journal import Journal
+from weightpager.compiler.measuring import controls
+from weightpager.compiler.measuring.controls import cost, measure_controls
+from weightpager.compiler.measuring.trained_on import trained_on
 from weightpager.compiler.prepare import prepare, silent
-from weightpager.compiler.prepared import Prepared
-from weightpager.compiler.quantise import INT8
-from weightpager.compiler.task_file import from_dict
-from weightpager.compiler.trained_on import trained_on
+from weightpager.compiler.recovery.quantise import INT8
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import ConfigError
 from weightpager.evaluate import Score, evaluate
 
@@ -130,8 +130,8 @@ def test_one_shared_mask_is_trained_by_the_same_spec(tmp_path: Path) -> None:
 def test_a_compile_killed_while_controls_train_goes_on_there_even_without_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
-    monkeypatch.setattr("weightpager.compiler.journal.SHARE", float("inf"))
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", float("inf"))
     task_file, out = content(tmp_path), tmp_path / "a.bundle"
 
     def stages_of(compare: str, at: int | None = None) -> dict[str, list[int]]:

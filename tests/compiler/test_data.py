@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from weightpager.bundle import EvalData, TaskEntry
 from weightpager.compiler import data, task_file
-from weightpager.compiler.data import TaskData
-from weightpager.compiler.task_sections import TaskSpec
-from weightpager.compiler.texts import Example, collate, first_pieces
+from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data.texts import Example, collate, first_pieces
+from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
 from weightpager.evaluate import IGNORED
 

@@ -26,8 +26,9 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.layout import PageDtype
 from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.bundle.verify import verify
-from weightpager.compiler import source, task_file
-from weightpager.compiler.parameter_format import ParameterFormat
+from weightpager.compiler import task_file
+from weightpager.compiler.model import dense_model
+from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.engine.export import export_task
 from weightpager.nn import NarrowEmbedding
 
@@ -100,7 +101,7 @@ def test_tables_are_bfloat16_and_all_else_is_float32(assistant_bundle: Path, tmp
 
 @pytest.mark.parametrize(("pages", "rounded"), [("bfloat16", True), ("int8", True), ("float32", False)])
 def test_tables_are_rounded_where_pages_are(tmp_path: Path, pages: PageDtype, rounded: bool) -> None:
-    found = source.load(task_file.from_dict(tiny.assistant(tmp_path)))
+    found = dense_model.load(task_file.from_dict(tiny.assistant(tmp_path)))
     form = ParameterFormat.of(found.config, found.models, pages)
     assert form.dtype == torch.float32
     assert form.tables == (TABLES if rounded else set())

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 import tiny
-from weightpager.compiler import evenness as trial
-from weightpager.compiler.block_choice import choose_blocks
-from weightpager.compiler.device import autocast
-from weightpager.compiler.evenness import HIGH, choose_evenness
-from weightpager.compiler.floors import floors
-from weightpager.compiler.journal import Journal
-from weightpager.compiler.masks import Masks
+from weightpager.compiler.alignment.floors import floors
+from weightpager.compiler.model.device import autocast
+from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.prepare import prepare
-from weightpager.compiler.prepared import Prepared
-from weightpager.compiler.task_file import from_dict
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.selection import floor_trial as trial
+from weightpager.compiler.selection.block_choice import choose_blocks
+from weightpager.compiler.selection.floor_trial import HIGH, choose_evenness
+from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.task_file.file import from_dict
 from weightpager.evaluate import loss
 
 

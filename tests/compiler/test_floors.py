@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from weightpager.compiler.floors import align_above_floors, floors
-from weightpager.compiler.structure_aligner import align
+from weightpager.compiler.alignment.floors import align_above_floors, floors
+from weightpager.compiler.alignment.structure_aligner import align
 from weightpager.transitions import Transitions
 
 SIZES = [100, 300, 50]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.compiler.align_versions import align_versions
-from weightpager.compiler.frontier import Point, Wish, expected_switch_blocks, search
+from weightpager.compiler.alignment.versions import align_versions
+from weightpager.compiler.selection.frontier import Point, Wish, expected_switch_blocks, search
 from weightpager.config import parse_size
 from weightpager.errors import CompileError
 

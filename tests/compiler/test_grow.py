@@ -26,14 +26,14 @@ from weightpager.bundle.report import read_report
 from weightpager.bundle.verify import verify
 from weightpager.compiler import grow as growth
 from weightpager.compiler import prepare as preparation
-from weightpager.compiler import reorder
+from weightpager.compiler.alignment.floors import floors
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.finetune import Lesson
-from weightpager.compiler.floors import floors
-from weightpager.compiler.placement import place
-from weightpager.compiler.private_blocks import train_private
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.recovery.finetune import Lesson
+from weightpager.compiler.recovery.private_blocks import train_private
+from weightpager.compiler.reorder import permute
 from weightpager.compiler.repack import repack
-from weightpager.compiler.source import Source
+from weightpager.compiler.selection.placement import place
 from weightpager.engine.export import dense_weights
 from weightpager.errors import CompileError, ConfigError, UnknownTaskError
 
@@ -139,7 +139,7 @@ def test_a_new_task_computes_with_the_bases_blocks(private_bundle: Path, grown_b
     base, ours = BaseBundle.open(private_bundle), dense_weights(grown, "pet")
     theirs = {task: dense_weights(grown, task) for task in base.bundle.tasks}
     dense = wp.compiler.source.load(wp.compiler.task_file.from_dict(new_tasks(tmp_path, block="8x16")))
-    reorder.apply(dense.models, grown.permutations())
+    permute.apply(dense.models, grown.permutations())
     for info in dense.paged:
         table = grown.tables("pet")[info.name]
         kept = np.flatnonzero(table.keep_mask(info.grid))

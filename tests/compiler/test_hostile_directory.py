@@ -10,8 +10,9 @@ import pytest
 import tiny_models as tiny
 from transformers import GemmaConfig
 
-from weightpager.compiler import source, task_file
-from weightpager.compiler.model_directory import check_directory, load_generation
+from weightpager.compiler import task_file
+from weightpager.compiler.model import dense_model
+from weightpager.compiler.model.directory import check_directory, load_generation
 from weightpager.errors import CompileError
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -71,7 +72,7 @@ def test_too_many_layers_are_not_built(folder: Path, tmp_path: Path) -> None:
     edit(folder / "config.json", {"intermediate_size": 2**18, "vocab_size": 2**24})
     content = {"model": "model", "calibration": {"max_length": 8}, "tasks": tiny.tasks(tmp_path, "text")}
     with pytest.raises(CompileError, match="cannot be loaded"):
-        source.load(task_file.from_dict(content, tmp_path))
+        dense_model.load(task_file.from_dict(content, tmp_path))
 
 
 @pytest.mark.parametrize(

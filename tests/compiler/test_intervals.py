@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from weightpager.bundle.interval import UNKNOWN, holds_zero
-from weightpager.compiler import intervals
+from weightpager.compiler.measuring import intervals
 from weightpager.evaluate import METRICS, Outcomes, Score
 
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import tiny
-from weightpager.compiler import source as sources
 from weightpager.compiler import task_file
-from weightpager.compiler.memory_estimate import (
+from weightpager.compiler.estimates.memory import (
     activation_bytes,
     check_saliency,
     check_training,
@@ -19,8 +18,9 @@ from weightpager.compiler.memory_estimate import (
     saliency_bytes,
     training_bytes,
 )
+from weightpager.compiler.model import dense_model as sources
+from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.prepare import prepare
-from weightpager.compiler.source import Source
 from weightpager.errors import CompileError
 
 
@@ -91,7 +91,7 @@ def test_the_estimate_grows_with_what_it_depends_on(tmp_path: Path) -> None:
 def test_activations_depend_on_precision_and_attention(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, low: bool, hidden: int, neuron: int
 ) -> None:
-    monkeypatch.setattr("weightpager.compiler.memory_estimate.multiplies_in_bfloat16", lambda _: low)
+    monkeypatch.setattr("weightpager.compiler.estimates.memory.multiplies_in_bfloat16", lambda _: low)
     source = load(tmp_path)
     config = source.models["animal"].config
     # 3 layers, 16 tokens, hidden size 64, 100 neurons, 4 heads, 2 classes
@@ -105,7 +105,7 @@ def test_activations_depend_on_precision_and_attention(
 def test_a_model_that_does_not_state_its_neurons_has_four_to_a_hidden_unit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightpager.compiler.memory_estimate.multiplies_in_bfloat16", lambda _: False)
+    monkeypatch.setattr("weightpager.compiler.estimates.memory.multiplies_in_bfloat16", lambda _: False)
     source = load(tmp_path)
     vars(source.models["animal"].config)["intermediate_size"] = None  # as GPT-Neo's does
     assert activation_bytes(source, "animal", 1) == 16 * 3 * (54 * 64 + 16 * 4 * 64) + 2 * 12

@@ -21,14 +21,14 @@ import tiny
 import weightpager as wp
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report import read_report
-from weightpager.compiler import source as sources
 from weightpager.compiler import task_file
-from weightpager.compiler.block_choice import choose_blocks
-from weightpager.compiler.masks import Masks, module_name
-from weightpager.compiler.own_weights import SHARED, group
+from weightpager.compiler.model import dense_model as sources
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.masks import Masks, module_name
+from weightpager.compiler.model.own_weights import SHARED, group
+from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.prepare import prepare
-from weightpager.compiler.source import Source
-from weightpager.compiler.task_weights import TaskWeights
+from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.engine.architecture import BASE, quiet_transformers
 from weightpager.errors import CompileError, ConfigError
 

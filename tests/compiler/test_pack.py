@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.compiler.pack import (
+from weightpager.compiler.packing.pack import (
     OVER_READ_LIMIT,
     SECONDS_PER_PAGE,
     differential,
@@ -13,7 +13,7 @@ from weightpager.compiler.pack import (
     pack,
     pack_best,
 )
-from weightpager.compiler.stored_blocks import StoredBlocks
+from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.store import StorageModel
 
 TASKS = 3

@@ -13,8 +13,10 @@ import torch
 from transformers import ViTConfig
 
 import tiny
-from weightpager.compiler import data, pictures, source, task_file
-from weightpager.compiler.task_sections import TaskSpec
+from weightpager.compiler import data, task_file
+from weightpager.compiler.data import images
+from weightpager.compiler.model import dense_model
+from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.engine.image_reader import ImageReader, load_image_processor
 from weightpager.errors import CompileError, ConfigError
 
@@ -53,7 +55,7 @@ def test_rows_that_hold_images_instead_of_naming_them_are_refused_in_few_words(
 ) -> None:
     held = [{"image": "iVBORw0KGgo" * 1000, "label": label} for label in ("red", "blue")]
     task = spec(tmp_path).model_copy(update={split: rows(tmp_path / "held.jsonl", *held)})
-    for look in (lambda: load(task, reader), lambda: pictures.fingerprint(getattr(task, split), "w", "image", "label")):
+    for look in (lambda: load(task, reader), lambda: images.fingerprint(getattr(task, split), "w", "image", "label")):
         with pytest.raises(CompileError, match="expected an image, found no file at .*iVBORw0KGgo") as refused:
             look()
         assert len(str(refused.value)) < 1500
@@ -82,7 +84,7 @@ def test_the_first_items_of_a_folder_are_of_several_classes(tmp_path: Path, read
 def test_images_behind_the_items_are_not_read(tmp_path: Path, reader: ImageReader, named_by: str) -> None:
     task = spec(tmp_path)
     held_out = task.train if named_by == "folder" else task.eval
-    order = [path for path, _ in pictures.listed(held_out, "here", *task.columns)]
+    order = [path for path, _ in images.listed(held_out, "here", *task.columns)]
     task = task.model_copy(update={"train": shutil.copytree(task.train, tmp_path / "train"), "eval": held_out})
     order[6].write_text("not an image")
     kept = load(task.model_copy(update={"items": 6}), reader).eval
@@ -162,7 +164,7 @@ def test_a_fingerprint_is_of_images_and_labels(tmp_path: Path) -> None:
 
     first = both()
     shutil.copytree(tmp_path / "warm", tmp_path / "copy")
-    assert pictures.fingerprint(tmp_path / "copy", "here", "image", "label") == first[0]
+    assert images.fingerprint(tmp_path / "copy", "here", "image", "label") == first[0]
     tiny.picture(tmp_path / "warm" / "red" / "0.png", "red", "another")
     tiny.picture(tmp_path / "held-out" / "warm-0.png", "red", "another")
     second = both()
@@ -209,14 +211,14 @@ def test_a_model_of_images_has_an_image_processor(tmp_path: Path) -> None:
     ):
         settings.write_text(found)
         with pytest.raises(CompileError, match=expected):
-            source.load(task_file.from_dict(content))
+            dense_model.load(task_file.from_dict(content))
     settings.unlink()
     with pytest.raises(CompileError, match=r"expected an image processor, found no preprocessor_config\.json"):
-        source.load(task_file.from_dict(content))
+        dense_model.load(task_file.from_dict(content))
 
 
 def test_a_model_of_texts_takes_no_images(tmp_path: Path) -> None:
     content = tiny.camera(tmp_path)
     shutil.copy(tmp_path / "vit" / "preprocessor_config.json", tiny.bert(tmp_path / "bert"))
     with pytest.raises(CompileError, match="a head for image-classification, found bert, .* none; it has one"):
-        source.load(task_file.from_dict({**content, "model": str(tmp_path / "bert")}))
+        dense_model.load(task_file.from_dict({**content, "model": str(tmp_path / "bert")}))

@@ -17,20 +17,20 @@ from weightpager.bundle.overlap import overlap
 from weightpager.bundle.report import read_report
 from weightpager.bundle.verify import verify
 from weightpager.compiler import data as task_data
-from weightpager.compiler import source as sources
-from weightpager.compiler.clock import Clock
-from weightpager.compiler.data import TaskData
-from weightpager.compiler.descent import Descent, ParameterGroup
-from weightpager.compiler.early_stopping import CHECKS, EarlyStopping, check_steps
-from weightpager.compiler.finetune import Lesson, divergence, finetune, masked_logits
-from weightpager.compiler.journal import Journal, kept_beside
-from weightpager.compiler.masks import Masks, block_sums, drop
-from weightpager.compiler.private_blocks import choose, train_private
-from weightpager.compiler.recover import recover
-from weightpager.compiler.source import Source
-from weightpager.compiler.task_file import from_dict
-from weightpager.compiler.task_sections import RecoverSpec
-from weightpager.compiler.task_weights import TaskWeights
+from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.estimates.stage_times import Clock
+from weightpager.compiler.model import dense_model as sources
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.masks import Masks, block_sums, drop
+from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.recovery.early_stopping import CHECKS, EarlyStopping, check_steps
+from weightpager.compiler.recovery.finetune import Lesson, divergence, finetune, masked_logits
+from weightpager.compiler.recovery.private_blocks import choose, train_private
+from weightpager.compiler.recovery.recover import recover
+from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup
+from weightpager.compiler.resume.journal import Journal, kept_beside
+from weightpager.compiler.task_file.file import from_dict
+from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.engine.export import export_task
 from weightpager.errors import CompileError, ConfigError, WeightpagerError
 from weightpager.evaluate import Batch
@@ -134,7 +134,7 @@ def test_fine_tuning_can_set_out_from_the_closed_form(tmp_path: Path) -> None:
 
 
 def test_a_resumed_fine_tuning_is_not_refitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
     dense, data = load(tmp_path)
     masks, how = masks_of(dense), {"method": "finetune", "start": "closed-form", "learning_rate": 3e-3}
     first, _ = recovered(dense, data, masks, Journal(tmp_path / "j", "one"), **how)
@@ -147,7 +147,7 @@ def test_a_resumed_fine_tuning_is_not_refitted_again(tmp_path: Path, monkeypatch
 def test_a_fine_tuning_whose_entry_lacks_something_starts_again_from_the_refitted_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
     dense, data = load(tmp_path)
     masks, how = masks_of(dense), {"method": "finetune", "start": "closed-form", "learning_rate": 3e-3}
     journal = Journal(tmp_path / "j", "one")
@@ -245,8 +245,8 @@ def model_of(export: Path, kind: str) -> Any:
 
 
 def test_a_killed_compile_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
-    monkeypatch.setattr("weightpager.compiler.journal.SHARE", float("inf"))
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", float("inf"))
     recover = {"method": "finetune", "steps": 12, "batch": 8, "private_blocks": 0.2, "private_steps": 3}
     content = tiny.assistant(tmp_path, recover=recover)
     whole = wp.compile(content, out=tmp_path / "whole.bundle")
@@ -325,7 +325,7 @@ def test_the_journal_of_another_version_is_ignored(tmp_path: Path, monkeypatch: 
 
 def test_a_journal_says_what_earlier_runs_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("weightpager.compiler.journal.time.monotonic", lambda: now)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.time.monotonic", lambda: now)
     for run, seconds in enumerate((30.0, 10.0)):
         journal = Journal(tmp_path, "x")
         part = journal.part("shared")
@@ -411,7 +411,7 @@ def test_the_last_steps_of_a_training_count(steps: int) -> None:
 
 
 def test_a_finished_training_keeps_its_best_values_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
     journal, whole = Journal(tmp_path, "x"), Watched(patience=2)
     found = whole.run(journal)
     step, tensors = journal.read("one") or (0, {})
@@ -424,8 +424,8 @@ def test_a_finished_training_keeps_its_best_values_once(tmp_path: Path, monkeypa
 @pytest.fixture
 def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
     """Of a watched training that was killed after 35 steps, each of which it had noted."""
-    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
-    monkeypatch.setattr("weightpager.compiler.journal.SHARE", float("inf"))
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", float("inf"))
     journal = Journal(tmp_path, "x")
     with pytest.raises(KeyboardInterrupt):
         Watched(patience=2).run(journal, stop_at=35)
@@ -463,8 +463,8 @@ def test_validation_stops_a_real_training(tmp_path: Path) -> None:
 
 
 def test_entries_of_a_large_model_are_rarer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)
-    monkeypatch.setattr("weightpager.compiler.journal.SHARE", 1e-9)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", 1e-9)
     journal = Journal(tmp_path, "one")
     assert journal.due()
     journal.write("finetune", 1, {"weight": torch.zeros(1)})

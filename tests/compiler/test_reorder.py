@@ -47,14 +47,16 @@ import weightpager as wp
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.permutations import Permutations
-from weightpager.compiler import block_choice, source, task_file
-from weightpager.compiler.gathering import Elements, gather
-from weightpager.compiler.permutable import Dimension, Part, dimensions
+from weightpager.compiler import task_file
+from weightpager.compiler.model import dense_model
+from weightpager.compiler.model.dense_model import parameters
 from weightpager.compiler.prepare import _calibrations, prepare
-from weightpager.compiler.prepared import Prepared
-from weightpager.compiler.reorder import apply, composed, for_new_tasks
-from weightpager.compiler.saliency import block_saliency
-from weightpager.compiler.source import parameters
+from weightpager.compiler.reorder.dimensions import Dimension, Part, dimensions
+from weightpager.compiler.reorder.gathering import Elements, gather
+from weightpager.compiler.reorder.permute import apply, composed, for_new_tasks
+from weightpager.compiler.selection import block_choice
+from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.selection.saliency import block_saliency
 from weightpager.engine.export import export_task
 from weightpager.nn import set_upright
 
@@ -317,12 +319,12 @@ def test_a_model_whose_answers_would_change_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrong = (Dimension("wrong", 1, 96, (Part("base_model.layers.0.mlp.up_proj.weight", 0),)),)
-    monkeypatch.setattr("weightpager.compiler.reorder.dimensions", lambda _models: wrong)
+    monkeypatch.setattr("weightpager.compiler.reorder.permute.dimensions", lambda _models: wrong)
     content = tiny.writer(tmp_path, reorder=True)
     with caplog.at_level(logging.WARNING):
         found = prepared(content)
     assert "not reordered" in caplog.text
     assert not found.permutations.orders
-    fresh = source.load(task_file.from_dict(content))
+    fresh = dense_model.load(task_file.from_dict(content))
     for name, tensor in fresh.parameters("animals").items():
         assert torch.equal(found.source.parameters("animals")[name], tensor), name

@@ -28,9 +28,10 @@ from transformers import (
 )
 from transformers.models.t5 import T5ForConditionalGeneration
 
-from weightpager.compiler import paged_weights, source, task_file
-from weightpager.compiler.model_kind import check_base
-from weightpager.compiler.source import Source
+from weightpager.compiler import task_file
+from weightpager.compiler.model import dense_model, paged_weights
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.kind import check_base
 from weightpager.errors import CompileError
 
 PER_LAYER = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
@@ -41,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("no_network")
 
 def load(folder: Path, tasks: dict[str, Any], **more: Any) -> Source:
     content = {"model": "model", "calibration": {"max_length": 8}, "tasks": tasks, **more}
-    return source.load(task_file.from_dict(content, folder))
+    return dense_model.load(task_file.from_dict(content, folder))
 
 
 def edit_json(path: Path, **values: Any) -> None:
@@ -359,16 +360,16 @@ def test_refuses_broken_directories(tmp_path: Path) -> None:
     parsed = task_file.from_dict({"model": "model", "tasks": tiny.tasks(tmp_path, "text")}, tmp_path)
     (folder / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
     with pytest.raises(CompileError, match="cannot be loaded"):
-        source.load(parsed)
+        dense_model.load(parsed)
     (folder / "model.safetensors").unlink()
     with pytest.raises(CompileError, match="cannot be loaded"):
-        source.load(parsed)
+        dense_model.load(parsed)
     (folder / "config.json").write_text("[")
     with pytest.raises(CompileError, match="cannot be loaded"):
-        source.load(parsed)
+        dense_model.load(parsed)
     (folder / "config.json").unlink()
     with pytest.raises(CompileError, match=r"found no config\.json"):
-        source.load(parsed)
+        dense_model.load(parsed)
 
 
 def test_linear_layers_below_a_block_stay_resident(tmp_path: Path) -> None:
@@ -386,7 +387,7 @@ def test_a_weight_used_twice_stays_resident(tmp_path: Path) -> None:
     reasons = paged_weights.why_resident(model, task_file.TaskFile.model_fields["block"].default)
     name = "base_model.encoder.layer.{}.output.dense.weight"
     assert reasons[name.format(0)] == "tied to " + name.format(1)
-    assert name.format(1) not in source.parameters(model)
+    assert name.format(1) not in dense_model.parameters(model)
 
 
 def test_a_subclass_of_linear_that_computes_something_else_stays_resident(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 import tiny
 import weightpager as wp
-from weightpager.compiler import source as sources
-from weightpager.compiler import storage_estimate, task_file
-from weightpager.compiler.cache import Cache
-from weightpager.compiler.journal import kept_beside
-from weightpager.compiler.storage_estimate import bundle_bytes, cache_bytes, journal_bytes
+from weightpager.compiler import task_file
+from weightpager.compiler.estimates import storage
+from weightpager.compiler.estimates.storage import bundle_bytes, cache_bytes, journal_bytes
+from weightpager.compiler.model import dense_model as sources
+from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.journal import kept_beside
 from weightpager.errors import CompileError
 
 FINETUNE = {"method": "finetune", "steps": 6, "batch": 8}
@@ -43,8 +44,8 @@ def validated(content: dict[str, Any]) -> dict[str, Any]:
 def test_the_estimate_holds_against_what_a_compile_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], cached: bool
 ) -> None:
-    monkeypatch.setattr("weightpager.compiler.journal.SECONDS", 0.0)  # every step is noted
-    monkeypatch.setattr("weightpager.compiler.journal.SHARE", float("inf"))
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)  # every step is noted
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", float("inf"))
     monkeypatch.setenv("WEIGHTPAGER_CACHE_LIMIT", "1GB")
     monkeypatch.setenv("WEIGHTPAGER_CACHE", str(tmp_path / "cache"))
     content, out = validated(tiny.assistant(tmp_path)) | change, tmp_path / "a.bundle"
@@ -68,12 +69,12 @@ def test_the_estimate_holds_against_what_a_compile_takes(
 
 def test_a_compile_is_refused_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content, stages = tiny.assistant(tmp_path), []
-    monkeypatch.setattr(storage_estimate, "free_bytes", lambda _: 100_000)
+    monkeypatch.setattr(storage, "free_bytes", lambda _: 100_000)
     with pytest.raises(CompileError, match=r"out: expected about \d.* of free storage at .*, found 97.6 KiB: up to"):
         wp.compile(content, out=tmp_path / "a.bundle", progress=lambda stage, *_: stages.append(stage))
     assert stages == []
     assert not kept_beside(tmp_path / "a.bundle").exists()
-    monkeypatch.setattr(storage_estimate, "free_bytes", lambda _: None)
+    monkeypatch.setattr(storage, "free_bytes", lambda _: None)
     wp.compile(content, out=tmp_path / "a.bundle")
 
 
@@ -82,11 +83,11 @@ def test_what_an_earlier_run_has_left_counts_as_free(tmp_path: Path, monkeypatch
     journal = tmp_path / ".a.bundle.resume"
     journal.mkdir()
     needed = journal_bytes(source, bundle=bundle_bytes(source))
-    monkeypatch.setattr(storage_estimate, "free_bytes", lambda _: needed - 1000)
+    monkeypatch.setattr(storage, "free_bytes", lambda _: needed - 1000)
     with pytest.raises(CompileError, match="out: expected about"):
-        storage_estimate.check_storage(source, journal, Cache.none())
+        storage.check_storage(source, journal, Cache.none())
     (journal / "train.safetensors").write_bytes(bytes(1000))
-    storage_estimate.check_storage(source, journal, Cache.none())
+    storage.check_storage(source, journal, Cache.none())
 
 
 def test_where_only_the_cache_has_no_room_it_keeps_nothing(
@@ -97,7 +98,7 @@ def test_where_only_the_cache_has_no_room_it_keeps_nothing(
     content = tiny.assistant(tmp_path)
     source = sources.load(task_file.from_dict(content))
     needed = journal_bytes(source, bundle=bundle_bytes(source))
-    monkeypatch.setattr(storage_estimate, "free_bytes", lambda _: needed + 1000)
+    monkeypatch.setattr(storage, "free_bytes", lambda _: needed + 1000)
     wp.compile(content, out=tmp_path / "a.bundle")
     assert "nothing is kept for other compiles: expected about" in caplog.text
     assert not (tmp_path / "cache").exists()

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from weightpager.blocks import MAX_TASKS
-from weightpager.compiler import flow_search, subset_search
-from weightpager.compiler.nested import Problem
-from weightpager.compiler.structure_aligner import Alignment, align, overlap
+from weightpager.compiler.alignment import flow_search, subset_search
+from weightpager.compiler.alignment.problem import Problem
+from weightpager.compiler.alignment.structure_aligner import Alignment, align, overlap
 from weightpager.errors import CompileError
 from weightpager.transitions import Transitions
 

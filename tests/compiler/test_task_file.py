@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from weightpager.blocks import BlockShape
 from weightpager.compiler import task_file
-from weightpager.compiler.task_file import TaskFile
-from weightpager.compiler.task_sections import CalibrationSpec, RecoverSpec, TaskSpec, TrainingSpec
+from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.task_file.sections import CalibrationSpec, RecoverSpec, TaskSpec, TrainingSpec
 from weightpager.errors import CompileError, ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs" / "task-file.md"

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from test_docs import blocks
-from weightpager.compiler.task_schema import schema, text
+from weightpager.compiler.task_file.schema import schema, text
 
 PAGE = Path(__file__).parents[2] / "docs" / "task-file.md"
 
@@ -26,7 +26,7 @@ def editor() -> jsonschema.Draft202012Validator:
 
 def test_the_copy_that_is_given_out_is_up_to_date() -> None:
     given_out = (files("weightpager.cli") / "starter" / "tasks.schema.json").read_text(encoding="utf-8")
-    assert given_out == text(), "run: python -m weightpager.compiler.task_schema"
+    assert given_out == text(), "run: python -m weightpager.compiler.task_file.schema"
 
 
 def test_the_examples_of_the_documentation_pass(editor: jsonschema.Draft202012Validator) -> None:

@@ -11,8 +11,9 @@ from transformers import AlbertConfig, AlbertModel
 import tiny
 import weightpager as wp
 from weightpager.bundle.report import read_report
-from weightpager.compiler import source, task_file
-from weightpager.compiler.paged_weights import sort_weights, tied_tensors
+from weightpager.compiler import task_file
+from weightpager.compiler.model import dense_model
+from weightpager.compiler.model.paged_weights import sort_weights, tied_tensors
 
 
 def test_layers_run_several_times_are_paged_once(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_a_tied_head_is_listed(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_network")
 def test_a_weight_of_two_layers_is_resident_under_both_names(tmp_path: Path) -> None:
     file = task_file.from_dict(tiny.assistant(tmp_path))
-    models = source.load(file).models
+    models = dense_model.load(file).models
     for model in models.values():
         first, second = (model.base_model.encoder.layer[number].output.dense for number in (0, 1))
         second.weight = first.weight

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import weightpager as wp
 from weightpager.compiler import task_file
-from weightpager.compiler.time_left import WHOLE, TimeLeft, WholeProgress
+from weightpager.compiler.estimates.time_left import WHOLE, TimeLeft, WholeProgress
 
 PLAN = {"train": 100.0, "measure": 50.0, "fine-tune": 200.0}
 
@@ -94,8 +94,8 @@ def test_the_whole_is_told_once_a_second_in_seconds() -> None:
     ],
 )
 def test_the_plan_names_the_stages_that_come_in_their_order(tmp_path: Path, change: dict[str, object]) -> None:
+    from weightpager.compiler.estimates.work_plan import work_plan
     from weightpager.compiler.prepare import trained
-    from weightpager.compiler.work_plan import work_plan
 
     content, seen = tiny.assistant(tmp_path) | change, {}
     wp.compile(content, out=tmp_path / "a.bundle", progress=lambda stage, _done, _total: seen.setdefault(stage))

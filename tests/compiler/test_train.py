@@ -11,9 +11,11 @@ import tiny_models as tiny
 import torch
 from transformers import BertForSequenceClassification
 
-from weightpager.compiler import data, source, task_file, train
-from weightpager.compiler.data import TaskData
-from weightpager.compiler.source import Source
+from weightpager.compiler import data, task_file
+from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.model import dense_model
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.recovery import train
 from weightpager.errors import CompileError
 from weightpager.evaluate import Score, evaluate
 
@@ -24,7 +26,7 @@ def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(content: dict[str, Any], folder: Path) -> tuple[Source, dict[str, TaskData]]:
-    found = source.load(task_file.from_dict(content, folder))
+    found = dense_model.load(task_file.from_dict(content, folder))
     parsed = found.task_file
     return found, {
         name: data.load(name, task, found.tokenizer, found.classes(name), parsed.max_length_of(name))

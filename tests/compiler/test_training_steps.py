@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import tiny
-from weightpager.compiler.data import TaskData
-from weightpager.compiler.journal import Journal
+from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data.texts import Example, collate
 from weightpager.compiler.prepare import trained
-from weightpager.compiler.prepared import Trained
-from weightpager.compiler.steps import TIMES, enough
-from weightpager.compiler.task_file import from_dict
-from weightpager.compiler.texts import Example, collate
+from weightpager.compiler.recovery.steps import TIMES, enough
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.selection.prepared import Trained
+from weightpager.compiler.task_file.file import from_dict
 
 
 def two_tasks(folder: Path, rows: dict[str, int], **changes: object) -> Trained:

@@ -18,14 +18,14 @@ from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.layout import block_bytes
 from weightpager.bundle.writer import writing
-from weightpager.compiler.masks import Keep
-from weightpager.compiler.pack import pack, pack_best
-from weightpager.compiler.paged_weights import sort_weights
-from weightpager.compiler.source import Source
-from weightpager.compiler.stored_blocks import StoredBlocks
-from weightpager.compiler.task_file import from_dict
-from weightpager.compiler.task_weights import TaskWeights
-from weightpager.compiler.write import BundlePlan, write_bundle
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.masks import Keep
+from weightpager.compiler.model.paged_weights import sort_weights
+from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.packing.pack import pack, pack_best
+from weightpager.compiler.packing.stored_blocks import StoredBlocks
+from weightpager.compiler.packing.write import BundlePlan, write_bundle
+from weightpager.compiler.task_file.file import from_dict
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions
 

@@ -30,7 +30,7 @@ def cache(
     Example: `weightpager cache --clear`
     """
     with extra("compile"):
-        from weightpager.compiler.cache import Cache
+        from weightpager.compiler.resume.cache import Cache
 
     found = Cache.of_user()
     if clear:

@@ -64,8 +64,8 @@ def compile_(
         from weightpager.bundle.advice import advise
         from weightpager.bundle.report import read_report
         from weightpager.compiler import compile as compile_bundle
-        from weightpager.compiler.task_file import load, with_comparison, with_wish
-        from weightpager.compiler.time_left import WHOLE
+        from weightpager.compiler.estimates.time_left import WHOLE
+        from weightpager.compiler.task_file.file import load, with_comparison, with_wish
 
     try:
         task_file = with_comparison(with_wish(load(tasks), max_switch, accuracy_loss), compare)

@@ -109,7 +109,7 @@ def eval_(
     Example: `weightpager eval assistant.bundle --task spam`
     """
     with extra("compile"):
-        from weightpager.compiler.measure import measure
+        from weightpager.compiler.measuring.measure import measure
     from weightpager.engine import Engine
 
     with Engine.from_pretrained(bundle, budget=budget, dtype=dtype) as engine, progress(quiet or json) as stages:

@@ -19,10 +19,10 @@ from weightpager.bundle import Bundle, WeightEntry
 from weightpager.bundle.layout import decode
 from weightpager.bundle.permutations import Permutations
 from weightpager.bundle.reader import RESIDENT
-from weightpager.compiler import reorder
-from weightpager.compiler.checkpoint import PLAIN
-from weightpager.compiler.source import PagedWeightInfo, Source, parameters
-from weightpager.compiler.task_file import TaskFile
+from weightpager.compiler.model.checkpoint import PLAIN
+from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
+from weightpager.compiler.reorder import permute
+from weightpager.compiler.task_file.file import TaskFile
 from weightpager.engine import architecture
 from weightpager.engine.architecture import BASE
 from weightpager.engine.parameters import read_parameters
@@ -120,7 +120,7 @@ class BaseBundle:
         config = architecture.read_config(self.bundle)
         self._check_config(source, config)
         self._check_weights(source)
-        reorder.apply(source.models, Permutations({**self.bundle.permutations().orders, **self.added(source).orders}))
+        permute.apply(source.models, Permutations({**self.bundle.permutations().orders, **self.added(source).orders}))
         self._fill_blocks(source)
         for task, model in source.models.items():
             labelled = source.task_file.tasks[task].labelled
@@ -135,7 +135,7 @@ class BaseBundle:
 
     def added(self, source: Source) -> Permutations:
         """How what new tasks add has to be permuted to fit the bundle's order."""
-        return reorder.for_new_tasks(self.bundle.permutations(), source.models)
+        return permute.for_new_tasks(self.bundle.permutations(), source.models)
 
     def holds(self, name: str, tensor: Tensor, dtype: torch.dtype) -> bool:
         """Whether the bundle's resident parameters have exactly this one, in this dtype or a wider one.

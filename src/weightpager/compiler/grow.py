@@ -22,26 +22,26 @@ from weightpager.bundle.reader import REPORT, private_file, tables_file
 from weightpager.bundle.report import CompileReport, Growth, TaskScore, has_report, read_report
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.block_choice import worth_and_budgets
-from weightpager.compiler.clock import Clock
-from weightpager.compiler.comparison import task_score
-from weightpager.compiler.data import TaskData
-from weightpager.compiler.finetune import Lesson
-from weightpager.compiler.journal import Journal
-from weightpager.compiler.low_rank import write_adapters
-from weightpager.compiler.masks import Masks
-from weightpager.compiler.measure import Progress, measure_all
-from weightpager.compiler.own_parameters import separate, train_own
-from weightpager.compiler.pack import pack
-from weightpager.compiler.parameter_format import ParameterFormat
-from weightpager.compiler.placement import place
-from weightpager.compiler.prepared import Prepared
-from weightpager.compiler.private_blocks import choose, train_private
-from weightpager.compiler.source import PagedWeightInfo, Source, parameters
-from weightpager.compiler.stored_blocks import StoredBlocks
-from weightpager.compiler.task_weights import TaskWeights
-from weightpager.compiler.train import trained_tasks
-from weightpager.compiler.write import BundlePlan, page_file_counts, write_pages
+from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.estimates.stage_times import Clock
+from weightpager.compiler.measuring.comparison import task_score
+from weightpager.compiler.measuring.measure import Progress, measure_all
+from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
+from weightpager.compiler.model.masks import Masks
+from weightpager.compiler.model.parameter_format import ParameterFormat
+from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.packing.pack import pack
+from weightpager.compiler.packing.stored_blocks import StoredBlocks
+from weightpager.compiler.packing.write import BundlePlan, page_file_counts, write_pages
+from weightpager.compiler.recovery.finetune import Lesson
+from weightpager.compiler.recovery.low_rank import write_adapters
+from weightpager.compiler.recovery.own_parameters import separate, train_own
+from weightpager.compiler.recovery.private_blocks import choose, train_private
+from weightpager.compiler.recovery.train import trained_tasks
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.selection.block_choice import worth_and_budgets
+from weightpager.compiler.selection.placement import place
+from weightpager.compiler.selection.prepared import Prepared
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.evaluate import Progress as Progressed

@@ -18,24 +18,24 @@ from weightpager.bundle.reader import REPORT
 from weightpager.bundle.report import CompileReport, FrontierPoint
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.block_choice import choose_alignment, choose_blocks, transitions_of
-from weightpager.compiler.cache import Cache
-from weightpager.compiler.clock import Clock
-from weightpager.compiler.comparison import Control, control_scores, task_score
-from weightpager.compiler.controls import compared, measure_controls
+from weightpager.compiler.estimates.stage_times import Clock
+from weightpager.compiler.estimates.time_left import WholeProgress
 from weightpager.compiler.grow import grow
-from weightpager.compiler.journal import Journal, kept_beside
-from weightpager.compiler.masks import Keep, Masks
-from weightpager.compiler.measure import Progress, measure_all
-from weightpager.compiler.pack import Packing, over_read, pack, pack_best
+from weightpager.compiler.measuring.comparison import Control, control_scores, task_score
+from weightpager.compiler.measuring.controls import compared, measure_controls
+from weightpager.compiler.measuring.measure import Progress, measure_all
+from weightpager.compiler.model.masks import Keep, Masks
+from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.packing.pack import Packing, over_read, pack, pack_best
+from weightpager.compiler.packing.stored_blocks import StoredBlocks
+from weightpager.compiler.packing.write import BundlePlan, write_bundle
 from weightpager.compiler.prepare import prepare, silent
-from weightpager.compiler.prepared import Prepared
-from weightpager.compiler.recover import recover
-from weightpager.compiler.stored_blocks import StoredBlocks
-from weightpager.compiler.task_file import TaskFile
-from weightpager.compiler.task_weights import TaskWeights
-from weightpager.compiler.time_left import WholeProgress
-from weightpager.compiler.write import BundlePlan, write_bundle
+from weightpager.compiler.recovery.recover import recover
+from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.journal import Journal, kept_beside
+from weightpager.compiler.selection.block_choice import choose_alignment, choose_blocks, transitions_of
+from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.task_file.file import TaskFile
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.store import StorageModel

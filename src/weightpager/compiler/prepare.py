@@ -11,33 +11,33 @@ import torch
 
 from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler import data as task_data
-from weightpager.compiler import source as dense_source
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.cache import Cache
-from weightpager.compiler.calibrate import Calibration, calibrate
-from weightpager.compiler.checkpoint import check_known
-from weightpager.compiler.clock import Clock
-from weightpager.compiler.controls import compared, cost
-from weightpager.compiler.data import TaskData
-from weightpager.compiler.device import training_device
-from weightpager.compiler.evenness import choose_evenness
+from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data.texts import Example
+from weightpager.compiler.estimates.memory import check_saliency, check_training
+from weightpager.compiler.estimates.stage_times import Clock
+from weightpager.compiler.estimates.storage import check_storage
+from weightpager.compiler.estimates.time_left import expect
+from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.grow import train_dense
-from weightpager.compiler.journal import Journal
-from weightpager.compiler.low_rank import check_rank
-from weightpager.compiler.measure import EVAL_BATCH, Progress
-from weightpager.compiler.memory_estimate import check_saliency, check_training
-from weightpager.compiler.prepared import Prepared, SaliencyOfTasks, Trained
-from weightpager.compiler.reorder import apply, permuted_calibration, reorder
-from weightpager.compiler.saliency import block_saliency
-from weightpager.compiler.shared import Shared
-from weightpager.compiler.source import Source
-from weightpager.compiler.steps import with_steps
-from weightpager.compiler.storage_estimate import check_storage
-from weightpager.compiler.task_file import TaskFile
-from weightpager.compiler.texts import Example
-from weightpager.compiler.time_left import expect
-from weightpager.compiler.train import train
-from weightpager.compiler.work_plan import work_plan
+from weightpager.compiler.measuring.controls import compared, cost
+from weightpager.compiler.measuring.measure import EVAL_BATCH, Progress
+from weightpager.compiler.model import dense_model as dense_source
+from weightpager.compiler.model.checkpoint import check_known
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.device import training_device
+from weightpager.compiler.recovery.low_rank import check_rank
+from weightpager.compiler.recovery.steps import with_steps
+from weightpager.compiler.recovery.train import train
+from weightpager.compiler.reorder.permute import apply, permuted_calibration, reorder
+from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.shared import Shared
+from weightpager.compiler.selection.calibrate import Calibration, calibrate
+from weightpager.compiler.selection.floor_trial import choose_evenness
+from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
+from weightpager.compiler.selection.saliency import block_saliency
+from weightpager.compiler.task_file.file import TaskFile
 from weightpager.evaluate import Score, evaluate
 from weightpager.machine.memory import read_memory
 

@@ -16,9 +16,9 @@ from weightpager.bundle.fill import over_read, page_fill
 from weightpager.bundle.layout import page_content
 from weightpager.bundle.reader import tables_file
 from weightpager.bundle.task_subset import TaskSubset
-from weightpager.compiler.pack import Packing, pack, pack_best
-from weightpager.compiler.stored_blocks import StoredBlocks
-from weightpager.compiler.write import page_file_counts, write_page_files
+from weightpager.compiler.packing.pack import Packing, pack, pack_best
+from weightpager.compiler.packing.stored_blocks import StoredBlocks
+from weightpager.compiler.packing.write import page_file_counts, write_page_files
 from weightpager.errors import ConfigError
 from weightpager.store import BlockReader, StorageModel
 from weightpager.transitions import Transitions

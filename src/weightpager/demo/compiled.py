@@ -20,14 +20,14 @@ from weightpager import compiler
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.files import hash_file
 from weightpager.bundle.overlap import mean_overlap
-from weightpager.compiler.block_choice import choose_blocks
-from weightpager.compiler.measure import Progress
+from weightpager.compiler.alignment.structure_aligner import overlap
+from weightpager.compiler.measuring.measure import Progress
+from weightpager.compiler.model.dense_model import parameters
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
-from weightpager.compiler.prepared import Prepared
-from weightpager.compiler.source import parameters
-from weightpager.compiler.structure_aligner import overlap
-from weightpager.compiler.task_file import from_dict
+from weightpager.compiler.selection.block_choice import choose_blocks
+from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import BundleError
 from weightpager.samples import Sample, SampleUnavailable
 
@@ -107,7 +107,7 @@ def _identity(content: dict[str, Any], samples: Sequence[Sample]) -> str:
         "data": [
             hash_file(path).blake3 for sample in samples for path in (sample.train, sample.validation, sample.eval)
         ],
-        "compiler": [hash_file(path).blake3 for path in sorted(Path(compiler.__file__).parent.glob("*.py"))],
+        "compiler": [hash_file(path).blake3 for path in sorted(Path(compiler.__file__).parent.rglob("*.py"))],
     }
     return blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 from transformers import ViTConfig, ViTModel
 
-from weightpager.compiler.device import autocast
+from weightpager.compiler.model.device import autocast
 from weightpager.samples.building import build_once, key_of
 from weightpager.samples.driving import MARKS_FILE, images
 from weightpager.samples.road_picture import MARKS, SIDE

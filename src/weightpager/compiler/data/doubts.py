@@ -1,0 +1,47 @@
+"""Doubts about a task's data: what is allowed, and is a mistake more often than not."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+
+from weightpager.compiler.data.images import Picture
+from weightpager.compiler.data.texts import Example
+
+Item = Example | Picture
+
+FEW = 10
+"""Training examples under which a warning tells how many there are."""
+
+SHARE = 0.05
+"""Of held-out items that are training items too; short messages repeat by nature, so that a few are no mistake."""
+
+
+def of_labels(classes: Sequence[str]) -> Iterator[str]:
+    """Labels that differ in nothing that a reader would see."""
+    first: dict[str, str] = {}
+    for label in classes:
+        like = first.setdefault(" ".join(label.split()).casefold(), label)
+        if like != label:
+            yield f"the labels {like!r} and {label!r} differ by blanks or case only, and count as two"
+
+
+def of_few(train: Sequence[Item]) -> Iterator[str]:
+    """Too little to learn from."""
+    if len(train) < FEW:
+        yield f"{len(train)} examples teach a task little, and its figures mean little; {FEW} are few already"
+
+
+def of_held_out(train: Sequence[Item], held_out: Sequence[Item]) -> Iterator[str]:
+    """Held-out items that the training has seen."""
+    known = set(map(_content, train))
+    seen = sum(_content(item) in known for item in held_out)
+    if seen > SHARE * len(held_out):
+        yield (
+            f"{seen} of {len(held_out)} examples are training examples too: what is measured on them is too good; "
+            "take them out of one of the two files"
+        )
+
+
+def _content(item: Item) -> Hashable:
+    """What the model sees of it."""
+    return item.path.resolve() if isinstance(item, Picture) else tuple(item.tokens)

@@ -1,0 +1,132 @@
+"""Image data: a folder for each class, or rows that name image files -> pictures -> batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+
+from weightpager.compiler.data.rows import hashed, label_ids, labels_of, read_rows, texts_of
+from weightpager.engine.image_reader import MOST_OF_A_PATH, ImageReader
+from weightpager.errors import CompileError, ImageError, shortened
+from weightpager.evaluate import Batch
+from weightpager.machine.paths import has_directory, has_file
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
+"""Of the files in a class's folder."""
+
+Label = str | int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image: its file, which is read whenever it is needed, and its class."""
+
+    path: Path
+    label: int
+
+    length = 1
+    """All images of a model are of one size."""
+
+
+def listed(path: Path, where: str, image: str, label: str, most: int | None = None) -> list[tuple[Path, Label]]:
+    """The image files and labels that a folder or a file of rows names, the first ``most``; not one image is opened.
+
+    A folder has one folder for each class, as datasets' ``imagefolder`` has; its images come in an order that mixes the
+    classes and depends on their names alone. Rows name files relative to the file that they are in.
+
+    Raises:
+        CompileError: the folder has another form, or as `read_rows`.
+    """
+    if has_directory(path):
+        return _of_folder(path, where)[:most]
+    rows = read_rows(path, where, image, label, most=most)
+    names = texts_of(rows, image, where)
+    labels = labels_of(rows, label, where, nested=False)
+    return [(path.parent / name, label) for name, (label,) in zip(names, labels, strict=True)]
+
+
+def read(
+    path: Path,
+    where: str,
+    columns: tuple[str, str],
+    classes: Sequence[str],
+    reader: ImageReader,
+    most: int | None = None,
+) -> tuple[Picture, ...]:
+    """Pictures whose files have all been read once, so that a damaged one is found before hours are spent.
+
+    Args:
+        path: of a folder or rows.
+        where: what errors speak of.
+        columns: of images and labels.
+        classes: in the order of their ids.
+        reader: as the model needs them.
+        most: pictures to read, from the first; None reads all.
+
+    Raises:
+        CompileError: as `listed`, a label isn't known, or an image can't be used.
+    """
+    found = listed(path, where, *columns, most)
+    ids = label_ids([[label] for _, label in found], classes, where)
+    pictures = tuple(Picture(file, number) for (file, _), (number,) in zip(found, ids, strict=True))
+    shapes = {tuple(_pixels(picture, reader, f"{where}: image {n}").shape) for n, picture in enumerate(pictures, 1)}
+    if len(shapes) != 1:
+        raise CompileError(f"{where}: expected images that the image processor makes of one size, found {shapes}")
+    return pictures
+
+
+def collate(pictures: Sequence[Picture], reader: ImageReader) -> Batch:
+    """One batch.
+
+    Raises:
+        CompileError: an image can't be read any more.
+    """
+    pixels = [_pixels(picture, reader, "images") for picture in pictures]
+    return Batch({"pixel_values": torch.stack(pixels)}, torch.tensor([picture.label for picture in pictures]))
+
+
+def fingerprint(path: Path, where: str, image: str, label: str) -> str:
+    """A hash of all images and their labels.
+
+    Raises:
+        CompileError: as `listed`, or an image isn't there.
+    """
+    digest = blake3()
+    for file, name in listed(path, where, image, label):
+        digest.update(f"{_hash(file, where)} {name!s}\n".encode())
+    return digest.hexdigest()
+
+
+def _hash(file: Path, where: str) -> str:
+    if not has_file(file):
+        raise CompileError(f"{where}: expected an image, found no file at {shortened(str(file), MOST_OF_A_PATH)}")
+    return hashed(file, where)
+
+
+def _pixels(picture: Picture, reader: ImageReader, where: str) -> Any:
+    try:
+        return reader.read(picture.path)
+    except ImageError as error:
+        path = shortened(str(picture.path), MOST_OF_A_PATH)
+        name = "" if path in str(error) else f" ({path})"
+        raise CompileError(f"{where}{name}: {error}") from error
+
+
+def _of_folder(path: Path, where: str) -> list[tuple[Path, Label]]:
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise CompileError(f"{where}: expected a folder for each class in it, found none; or name a file of rows")
+    found: list[tuple[Path, Label]] = []
+    for folder in folders:
+        files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+        if other := sorted(file.name for file in files if file.suffix.lower() not in SUFFIXES):
+            raise CompileError(f"{where}: expected files of {', '.join(SUFFIXES)} in {folder}, found {other[0]}")
+        found += [(file, folder.name) for file in files]
+    if not found:
+        raise CompileError(f"{where}: expected at least one image, found empty folders")
+    return sorted(found, key=lambda entry: blake3(f"{entry[1]}/{entry[0].name}".encode()).digest())

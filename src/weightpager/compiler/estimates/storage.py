@@ -1,0 +1,189 @@
+"""How much storage a compile will take, told before hours are spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightpager.bundle.layout import block_bytes
+from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.estimates.memory import sums_bytes
+from weightpager.compiler.measuring.trained_on import steps_of
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.named_parameters import parameters
+from weightpager.compiler.model.parameter_format import ParameterFormat
+from weightpager.compiler.resume.cache import Cache
+from weightpager.config import format_enough, format_room, format_size
+from weightpager.errors import CompileError
+from weightpager.machine.storage import file_system, free_bytes
+
+_FILL = 0.9
+"""Of pages, at the least, beside the last one of a layer."""
+
+_PAGE = 64 << 10
+"""Of which that may be empty, where the packer chooses."""
+
+_PER_KEPT = 12
+"""Bytes of a block table for each block that a task keeps."""
+
+_PER_FILE = 16 << 10
+"""Headers, the manifest, the report: what doesn't grow with the model."""
+
+_MOMENTS = 2
+"""Of what is trained, which an entry of a running training has beside the values."""
+
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Bytes of a stage's entry while it runs, and when it is finished."""
+
+    running: int
+    finished: int
+
+
+def bundle_bytes(source: Source) -> int:
+    """A rough upper estimate of a bundle, or of what tasks that are added to one bring."""
+    file, tasks = source.task_file, list(source.models)
+    size, layers = block_bytes(file.block, file.dtype), max(info.layer for info in source.paged) + 1
+    blocks = sum(info.grid.count for info in source.paged)
+    kept = {task: round((1 - file.sparsity_of(task)) * blocks) for task in tasks}
+    own = file.recover.private_blocks if file.recover.method == "finetune" else 0.0
+    together = sum(kept.values()) if source.versions else min(blocks, sum(kept.values()))
+    stored = round((together + own * sum(kept.values())) * size / _FILL) + layers * (file.page or _PAGE)
+    rows = sum(info.grid.rows for info in source.paged)
+    tables = _PER_KEPT * sum(kept.values()) + len(tasks) * 4 * rows
+    low_rank = 4 * len(tasks) * file.recover.low_rank * sum(map(sum, _sides(source)))
+    files = 3 * len(tasks) * _PER_FILE + _model_files(source.path)
+    return stored + tables + low_rank + _order_bytes(source) + _resident_bytes(source) + files
+
+
+def journal_bytes(source: Source, *, adds: bool = False, bundle: int = 0) -> int:
+    """The same of what a compile keeps beside the bundle, at its most; with the bundle, which comes last.
+
+    An entry is replaced by one that has been written: for a moment there are both.
+
+    Args:
+        source: the dense model.
+        adds: whether tasks are added to a bundle.
+        bundle: bytes that come on top of what is finished.
+    """
+    held = most = 0
+    for stage in _stages(source, adds):
+        most = max(most, held + 2 * stage.running)
+        held += stage.finished
+    return max(most, held + bundle)
+
+
+def cache_bytes(source: Source) -> int:
+    """The same of what a compile keeps for others."""
+    return _trained_bytes(source) + len(source.models) * (sums_bytes(source) + _PER_FILE)
+
+
+def check_storage(source: Source, journal: Path | None, cache: Cache, base: BaseBundle | None = None) -> None:
+    """Refuse a compile whose bundle and journal can't fit; and where only the cache can't, keep nothing there.
+
+    Args:
+        source: the dense model, its steps settled.
+        journal: folder beside the bundle; None if nothing is written there.
+        cache: of what compiles share.
+        base: bundle that the tasks are added to.
+
+    Raises:
+        CompileError: they need more than is free.
+    """
+    if journal is None:
+        return
+    bundle, free = bundle_bytes(source) + _copied(base, journal), free_bytes(journal)
+    needed = journal_bytes(source, adds=base is not None, bundle=bundle)
+    there = sum(path.stat().st_size for path in journal.rglob("*") if path.is_file())  # of an earlier run
+    if free is not None and needed > free + there:
+        raise CompileError(
+            f"out: expected about {format_enough(needed - there)} of free storage at {journal.parent}, found "
+            f"{format_room(free)}: up to {format_size(bundle)} for the bundle, the rest for what the compile "
+            "keeps to go on from until that is whole; free some, or choose another --out"
+        )
+    if cache.folder is None:
+        return
+    left = free_bytes(cache.folder)
+    beside = needed if file_system(cache.folder) == file_system(journal) else 0
+    if left is not None and cache_bytes(source) + beside > left:
+        cache.stop(
+            f"expected about {format_enough(cache_bytes(source) + beside)} of free storage, found {format_room(left)}"
+        )
+
+
+def _stages(source: Source, adds: bool) -> Iterator[_Stage]:
+    """Those that journal, in order."""
+    file, spec = source.task_file, source.task_file.recover
+    values, paged = _trained_bytes(source), sum(4 * out * inner for out, inner in _sides(source))
+    best = 1 if spec.patience else 0
+    if any(task.trained for task in file.tasks.values()):
+        yield _Stage((1 + _MOMENTS) * values, values)
+    blocks = sum(info.grid.count for info in source.paged)
+    yield _Stage(0, 8 * blocks * len(source.models) + _order_bytes(source) + _PER_FILE)
+    for _ in range(2 if file.compare == "all" and not adds else 1):
+        if "closed-form" in (spec.method, spec.start):
+            yield _Stage(paged, paged)
+        if spec.method == "finetune" and not adds:
+            yield _Stage((1 + _MOMENTS + best) * values, values)
+        if spec.method == "finetune" and (adds or spec.private_blocks or spec.low_rank):
+            own = paged + 4 * spec.low_rank * sum(map(sum, _sides(source))) + _vector_bytes(source)
+            for _task in source.models:
+                yield _Stage((1 + _MOMENTS + best) * own, own)
+
+    if file.compare != "none" and steps_of(file) and not adds:  # the control
+        yield _Stage((1 + _MOMENTS + best) * values, values)
+
+
+def _sides(source: Source) -> list[tuple[int, int]]:
+    """Of each paged weight."""
+    return [(info.grid.out_features, info.grid.in_features) for info in source.paged]
+
+
+def _trained_bytes(source: Source) -> int:
+    distinct = {id(t): t for task in source.models for t in parameters(source.models[task]).values()}
+    return sum(4 * tensor.numel() for tensor in distinct.values()) + _PER_FILE
+
+
+def _vector_bytes(source: Source) -> int:
+    """Of one task, whose parameters may all be its own, but for the paged weights and those of the base's matrices."""
+    model = next(iter(source.models.values()))
+    return sum(4 * t.numel() for name, t in parameters(model).items() if t.ndim == 1 or "pooler" in name) + _PER_FILE
+
+
+def _resident_bytes(source: Source) -> int:
+    """What isn't paged, and once more for each task what a training of its own parameters may change."""
+    form = ParameterFormat.of(source.config, source.models, source.task_file.dtype)
+    paged = {f"{info.name}.weight" for info in source.paged}
+    found = {
+        id(tensor): tensor.numel() * form.dtype_of(name, tensor).itemsize
+        for model in source.models.values()
+        for name, tensor in parameters(model).items()
+        if name not in paged
+    }
+    spec = source.task_file.recover
+    own = spec.method == "finetune" and (spec.private_blocks or spec.low_rank)
+    return sum(found.values()) + (len(source.models) * _vector_bytes(source) if own else 0)
+
+
+def _order_bytes(source: Source) -> int:
+    return 2 * 8 * sum(map(sum, _sides(source))) if source.task_file.reorder else 0
+
+
+def _model_files(folder: Path) -> int:
+    """Configuration and tokenizer, which may be written more widely than they were."""
+    sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file() and path.suffix not in _WEIGHTS]
+    return 2 * sum(sizes) + _PER_FILE
+
+
+def _copied(base: BaseBundle | None, to: Path) -> int:
+    """Of the base, what can't be linked to: on another file system all of it, else what isn't pages."""
+    if base is None:
+        return 0
+    here = file_system(base.bundle.path) == file_system(to)
+    linked = set(base.bundle.manifest.page_file_names()) if here else set()
+    files = (path for path in base.bundle.path.rglob("*") if path.is_file() and path.name not in linked)
+    return sum(path.stat().st_size for path in files)

@@ -1,0 +1,88 @@
+"""The work that a compile has before it, by stage: what its time left is reckoned from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from weightpager.bundle.report import DENSE, MASK
+from weightpager.compiler.data.splits import Item, TaskData
+from weightpager.compiler.measuring.controls import control_names
+from weightpager.compiler.measuring.trained_on import steps_of
+from weightpager.compiler.model.dense_model import Source
+
+_LEARNT = 3.0
+"""A training step's work on a token, of which a third is the forward pass: the unit here."""
+
+_CALIBRATED = {"gradient": 3.0, "second-moment": 1.2, "block-obs": 2.0}
+
+_REFITTED = 10.0
+"""The same of least squares: two forward passes, the sums, and the solution."""
+
+_MASKED = 0.3
+"""Masks on the weights of a step, as a share of a forward pass."""
+
+
+def work_plan(source: Source, data: Mapping[str, TaskData], *, adds: bool) -> dict[str, float]:
+    """Stage, as progress names it, to work in tokens that go forward through the model; in the order of the stages."""
+    return dict(_stages(source, data, adds))
+
+
+def _stages(source: Source, data: Mapping[str, TaskData], adds: bool) -> Iterator[tuple[str, float]]:
+    file = source.task_file
+    held_out = {name: _tokens(of_task.eval) for name, of_task in data.items()}
+    learning = [data[name] for name, task in file.tasks.items() if task.trained]
+    if learning:
+        yield "train the dense model", file.training.steps * _batch(learning, file.training.batch) * _LEARNT
+    yield from ((f"measure dense {name}", tokens) for name, tokens in held_out.items())
+    yield "calibrate", _CALIBRATED[file.saliency] * _calibrated(source, data)
+    yield from _recovery(source, data, adds, "")
+    if adds:
+        yield from ((f"measure {name}", tokens) for name, tokens in held_out.items())
+        return
+    yield from _controls(source, data, held_out)
+    yield from ((f"measure {name}", tokens) for name, tokens in held_out.items())
+
+
+def _controls(
+    source: Source, data: Mapping[str, TaskData], held_out: Mapping[str, float]
+) -> Iterator[tuple[str, float]]:
+    file = source.task_file
+    for control in control_names(file, data):
+        if control == DENSE and (steps := steps_of(file)):
+            yield "control dense: train on", steps * _batch(list(data.values()), file.recover.batch) * _LEARNT
+        if control == MASK:
+            yield from _recovery(source, data, False, f"{MASK}: ")
+        yield from ((f"control {control}: {name}", tokens) for name, tokens in held_out.items())
+
+
+def _recovery(source: Source, data: Mapping[str, TaskData], adds: bool, prefix: str) -> Iterator[tuple[str, float]]:
+    file, spec = source.task_file, source.task_file.recover
+    step = _batch(list(data.values()), spec.batch) * (_LEARNT + _MASKED + (1.0 if spec.distillation else 0.0))
+    if "closed-form" in (spec.method, spec.start):
+        yield f"{prefix}refit", _REFITTED * _calibrated(source, data)
+    if spec.method == "finetune":
+        yield f"{prefix}fine-tune", spec.steps * step
+    elif adds and any(task.trained for task in file.tasks.values()):
+        learning = [data[name] for name, task in file.tasks.items() if task.trained]
+        yield f"{prefix}train own parameters", file.training.steps * _batch(learning, file.training.batch) * _LEARNT
+    if spec.method == "finetune" and not adds and (spec.private_blocks or spec.low_rank):
+        yield f"{prefix}private blocks", spec.private_steps * len(data) * step
+
+
+def _calibrated(source: Source, data: Mapping[str, TaskData]) -> float:
+    items = source.task_file.calibration.items
+    return sum(min(items, len(of_task.train)) * _mean(of_task.train) for of_task in data.values())
+
+
+def _batch(learning: Sequence[TaskData], size: int) -> float:
+    """Tokens of a batch, in the mean over tasks."""
+    return sum(min(size, len(of_task.train)) * _mean(of_task.train) for of_task in learning) / len(learning)
+
+
+def _mean(items: Sequence[Item]) -> float:
+    return _tokens(items) / len(items)
+
+
+def _tokens(items: Sequence[Item]) -> float:
+    """Of texts; of images, as many as there are of these."""
+    return float(sum(max(1, item.length) for item in items))

@@ -1,0 +1,1 @@
+"""The bundle's scores, and those of simpler ways to serve the same tasks."""

@@ -1,0 +1,182 @@
+"""Controls: simpler ways to serve the same tasks, measured on the same data, that could make paging useless."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from weightpager.bundle.report import DENSE, FEW, MASK, Compared
+from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.measuring.comparison import Control
+from weightpager.compiler.measuring.measure import EVAL_BATCH, Progress
+from weightpager.compiler.measuring.trained_on import steps_of, trained_on
+from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.masks import module_name
+from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.packing.stored_blocks import StoredBlocks
+from weightpager.compiler.recovery.low_rank import dense_part
+from weightpager.compiler.recovery.quantise import INT4, INT8, Quantisation
+from weightpager.compiler.recovery.recover import recover
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.selection.block_choice import choose_blocks
+from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.task_file.file import TaskFile
+from weightpager.evaluate import Score, evaluate
+
+Values = Callable[[str, PagedWeightInfo], Tensor]
+"""(task, paged weight) → the values ``[out_features, in_features]`` that a control would hold."""
+
+_QUANTISED = {"int8": INT8, "int4": INT4}
+
+
+def compared(task_file: TaskFile, data: Mapping[str, TaskData]) -> Compared:
+    """What is compared: as the task file says; if it doesn't, nothing is trained for what too few items could tell."""
+    few = all(len(of_task.eval) < FEW for of_task in data.values())
+    if few and steps_of(task_file) and "compare" not in task_file.model_fields_set:
+        return "few"
+    return task_file.compare
+
+
+def control_names(task_file: TaskFile, data: Mapping[str, TaskData]) -> list[str]:
+    """Of the controls that `measure_controls` measures, in its order."""
+    what = compared(task_file, data)
+    if what in ("none", "few"):
+        return []
+    trains = steps_of(task_file) > 0
+    several = len(task_file.tasks) > 1 and bool(np.isfinite(task_file.alignment))
+    return [DENSE] * trains + [*_QUANTISED] + [MASK] * (several and (what == "all" or not trains))
+
+
+def measure_controls(prepared: Prepared, journal: Journal, progress: Progress) -> list[Control]:
+    """All controls that are `compared`; where recovery trains, each of them is trained as long.
+
+    Raises:
+        CompileError: training diverged.
+    """
+    names = control_names(prepared.source.task_file, prepared.data)
+    controls = _dense_controls(prepared, journal, progress) if names else []
+    if MASK in names:
+        controls.append(_shared_mask(prepared, journal.part("shared-mask"), progress))
+    return controls
+
+
+def cost(task_file: TaskFile, what: Compared | None = None) -> str | None:
+    """What the controls will take, in words; None if nothing is trained for them. ``what`` is `compared`, if known."""
+    steps, what = steps_of(task_file), what or task_file.compare
+    if steps == 0 or what in ("none", "few"):
+        return None
+    masked = " and one shared mask" if what == "all" and len(task_file.tasks) > 1 else ""
+    each = " each" if masked else ""
+    return (
+        f"{steps} steps of recovery, and as many{each} for the dense model{masked} to compare it with; "
+        "'--compare none' leaves these out"
+    )
+
+
+def _dense_controls(prepared: Prepared, journal: Journal, progress: Progress) -> list[Control]:
+    """The dense model, if it is trained on, and with its paged weights in int8 and int4: one copy for all tasks."""
+    dense, controls = prepared.source, []
+    if steps := steps_of(dense.task_file):
+        dense, scores = _trained_on(prepared, steps, journal, progress)
+        controls.append(Control(DENSE, _bytes(dense, None), scores))
+    for name, quantisation in _QUANTISED.items():
+        scores = _scores(name, dense, prepared.data, _quantised(dense, quantisation), progress)
+        controls.append(Control(name, _bytes(dense, quantisation), scores))
+    return controls
+
+
+def _trained_on(
+    prepared: Prepared, steps: int, journal: Journal, progress: Progress
+) -> tuple[Source, Mapping[str, Score]]:
+    """The dense model trained as long as the sparse one, or as it was if that does better: a user would keep that."""
+    dense, data = prepared.source, prepared.data
+
+    def told(done: int, total: int) -> None:
+        progress("control dense: train on", done, total)
+
+    longer = trained_on(dense, data, dense.task_file.recover, steps, journal, told)
+    scores = {}
+    for task, of_task in data.items():
+        batches, measured = of_task.batches(of_task.eval, EVAL_BATCH), _told(DENSE, task, progress)
+        scores[task] = evaluate(longer.models[task], batches, of_task.kind, measured)
+    gained = sum(gain(scores[task], prepared.dense[task]) for task in data)
+    return (longer, scores) if gained >= 0 else (dense, prepared.dense)
+
+
+def gain(now: Score, before: Score) -> float:
+    """What a task has gained: in its share of right answers, or in the logarithm of its perplexity."""
+    if now.higher_is_better:
+        return now.value - before.value
+    return math.log(before.value / now.value) if now.value < math.inf else -math.inf
+
+
+def _shared_mask(prepared: Prepared, journal: Journal, progress: Progress) -> Control:
+    """One mask for all tasks, compiled and recovered as ours was."""
+
+    def told(stage: str, done: int, total: int) -> None:
+        progress(f"shared mask: {stage}", done, total)
+
+    masks, _ = choose_blocks(prepared.changed(alignment=float("inf")))
+    weights = recover(prepared.source, prepared.data, masks, journal, told)
+
+    def values(task: str, info: PagedWeightInfo) -> Tensor:
+        kept = masks.masked(task, info, weights.weight(task, info))
+        return kept + dense_part(weights.low_rank.get(task, {}), info.name)
+
+    kept = sum(
+        len(StoredBlocks.of(info.layer, masks.keep[info.name], weights.versions(info)).blocks) * info.grid.block.size
+        for info in weights.source.paged
+    )
+    return Control(MASK, 2 * kept, _scores(MASK, weights.source, prepared.data, values, progress))
+
+
+def _scores(
+    name: str, source: Source, data: Mapping[str, TaskData], values: Values, progress: Progress
+) -> dict[str, Score]:
+    scores = {}
+    for task, of_task in data.items():
+        model = source.models[task]
+        with torch.no_grad():
+            weights = {
+                # Pages hold bfloat16, and so does what a control would keep unquantised.
+                module_name(info, model.base_model_prefix): values(task, info).bfloat16().float()
+                for info in source.paged
+            }
+
+        def run(model: Any = model, weights: dict[str, Tensor] = weights, **inputs: Tensor) -> Any:
+            return functional_call(model, weights, kwargs=inputs)
+
+        batches = of_task.batches(of_task.eval, EVAL_BATCH)
+        scores[task] = evaluate(run, batches, of_task.kind, _told(name, task, progress))
+    return scores
+
+
+def _told(name: str, task: str, progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress(f"control {name}: {task}", done, total)
+
+
+def _quantised(dense: Source, quantisation: Quantisation) -> Values:
+    return lambda task, info: quantisation.apply(dense.linear(task, info.name).weight.detach())
+
+
+def _bytes(dense: Source, quantisation: Quantisation | None) -> int:
+    """Of the paged weights; in bfloat16 if they aren't quantised."""
+    weights = TaskWeights(dense)
+
+    def fraction(info: PagedWeightInfo) -> float:
+        return 1.0 if quantisation is None else quantisation.fraction(info.grid.in_features)
+
+    return round(sum(2 * _distinct(weights, info) * fraction(info) for info in dense.paged))
+
+
+def _distinct(weights: TaskWeights, info: PagedWeightInfo) -> float:
+    """Elements of a paged weight, those that tasks have their own values for as often as there are values."""
+    versions = np.sort(weights.versions(info), axis=1)
+    copies = 1 + (np.diff(versions, axis=1) != 0).sum(1).mean()
+    return float(copies) * info.grid.out_features * info.grid.in_features

@@ -1,0 +1,77 @@
+"""Keep masks laid over dense weights: how a sparse task computes while it is still a dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from weightpager.blocks import BlockGrid
+from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.engine.architecture import BASE
+
+Keep = Mapping[str, npt.NDArray[np.bool_]]
+"""Paged weight → keep masks [blocks of the grid, tasks]."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Every task's keep masks.
+
+    Attributes:
+        tasks: in the order of the masks' columns.
+        keep: paged weight → [blocks of the grid, tasks].
+    """
+
+    tasks: tuple[str, ...]
+    keep: Keep
+
+    def blocks(self, task: str, info: PagedWeightInfo) -> npt.NDArray[np.bool_]:
+        """A task's mask of one weight, [grid rows, grid cols]."""
+        kept = self.keep[info.name][:, self.tasks.index(task)]
+        return kept.reshape(info.grid.rows, info.grid.cols)
+
+    def masked(self, task: str, info: PagedWeightInfo, weight: Tensor) -> Tensor:
+        """``weight [out_features, in_features]`` with the dropped blocks zero; differentiable in ``weight``."""
+        return drop(weight, torch.from_numpy(self.blocks(task, info)), info.grid)
+
+    def spread(self, task: str, info: PagedWeightInfo) -> Tensor:
+        """A task's mask of one weight by element, float32 [out_features, in_features]."""
+        return self.masked(task, info, torch.ones(info.grid.out_features, info.grid.in_features))
+
+    def parameters(self, source: Source, task: str, infos: Iterable[PagedWeightInfo]) -> dict[str, Tensor]:
+        """Masked weights by the names that they have in the task's module, for `torch.func.functional_call`."""
+        model = source.models[task]
+        return {
+            module_name(info, model.base_model_prefix): self.masked(task, info, source.linear(task, info.name).weight)
+            for info in infos
+        }
+
+
+def module_name(info: PagedWeightInfo, base: str) -> str:
+    """The name of a paged weight's parameter in a task's module whose base is called ``base``."""
+    return f"{base}.{info.name.removeprefix(BASE)}.weight"
+
+
+def drop(weight: Tensor, keep: Tensor, grid: BlockGrid) -> Tensor:
+    """Zero the blocks of ``weight [out_features, in_features]`` where ``keep [grid rows, grid cols]`` is False."""
+    rows, cols = grid.block.rows, grid.block.cols
+    keep = keep.to(weight.device)
+    if grid.out_features % rows or grid.in_features % cols:
+        spread = keep.repeat_interleave(rows, 0).repeat_interleave(cols, 1)
+        return weight * spread[: grid.out_features, : grid.in_features]
+    cut = weight.view(grid.rows, rows, grid.cols, cols)
+    return (cut * keep[:, None, :, None]).view_as(weight)
+
+
+def block_sums(elements: Tensor, grid: BlockGrid) -> Tensor:
+    """The sum over each block of ``elements [out_features, in_features]``: [blocks], row-major."""
+    rows, cols = grid.block.rows, grid.block.cols
+    below, right = grid.rows * rows - grid.out_features, grid.cols * cols - grid.in_features
+    if below or right:
+        elements = torch.nn.functional.pad(elements, (0, right, 0, below))
+    return elements.view(grid.rows, rows, grid.cols, cols).sum((1, 3)).flatten()

@@ -1,0 +1,157 @@
+"""Which weights of a model are paged, and why the others aren't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from weightpager.blocks import BlockGrid, BlockShape
+from weightpager.bundle.paged_share import PagedShare
+from weightpager.compiler.model.named_parameters import canonical, parameters
+from weightpager.engine.architecture import BASE
+from weightpager.errors import CompileError
+from weightpager.nn import is_linear, is_plain_embedding
+
+
+@dataclass(frozen=True)
+class PagedWeightInfo:
+    """A linear layer whose weight is cut into blocks; ``layer`` is the repeated layer it lies in."""
+
+    name: str
+    layer: int
+    grid: BlockGrid
+
+
+def sort_weights(
+    models: dict[str, PreTrainedModel], block: BlockShape, path: Path
+) -> tuple[tuple[PagedWeightInfo, ...], dict[str, str]]:
+    """The paged weights, in order of execution; and every other tensor of two or more dimensions, and why.
+
+    Raises:
+        CompileError: nothing can be paged, or the tasks' modules differ.
+    """
+    paged: dict[str, PagedWeightInfo] = {}
+    resident: dict[str, str] = {}
+    for model in models.values():
+        reasons = why_resident(model, block)
+        # A tied weight has one canonical name: by its other ones it must not be paged a second time.
+        wanted = parameters(model).keys() - reasons
+        here = {info.name: info for info in _pageable(model, block) if info.name + ".weight" in wanted}
+        if paged and here.keys() != paged.keys():
+            raise CompileError(f"{path}: {type(model).__name__} has other linear layers than another task's module")
+        paged |= here
+        resident |= reasons
+    if not paged:
+        reasons_found = ", ".join(sorted(set(resident.values())))
+        raise CompileError(f"{path}: expected a linear layer to page, found none; the weights are: {reasons_found}")
+    return tuple(paged.values()), resident
+
+
+def share_of(
+    models: Mapping[str, PreTrainedModel], paged: Sequence[PagedWeightInfo], reasons: Mapping[str, str]
+) -> PagedShare:
+    """How much of the tasks' modules is paged.
+
+    Args:
+        models: by task.
+        paged: weights of all of them.
+        reasons: why other matrices aren't.
+    """
+    weights = {f"{info.name}.weight" for info in paged}
+    others = [
+        {name: tensor.numel() for name, tensor in parameters(model).items() if name not in weights}
+        for model in models.values()
+    ]
+    sizes = (info.grid.out_features * info.grid.in_features for info in paged)
+    return PagedShare.of(sizes, max(others, key=lambda own: sum(own.values())), reasons)
+
+
+def _pageable(model: PreTrainedModel, block: BlockShape) -> Iterator[PagedWeightInfo]:
+    """Linear layers inside repeated layers, as far as their kind and place say."""
+    layers = {f"{name}.": number for number, name in enumerate(repeated_layers(model.base_model))}
+    for name, module in model.base_model.named_modules():
+        layer = next((number for prefix, number in layers.items() if name.startswith(prefix)), None)
+        if layer is not None and is_linear(module):
+            yield PagedWeightInfo(BASE + name, layer, BlockGrid(module.out_features, module.in_features, block))
+
+
+def repeated_layers(base: nn.Module) -> list[str]:
+    """Names of the children of every outermost `nn.ModuleList`, in order."""
+    layers: list[str] = []
+    for name, module in base.named_modules():
+        if isinstance(module, nn.ModuleList) and not name.startswith(tuple(f"{layer}." for layer in layers)):
+            layers += [f"{name}.{child}" for child in range(len(module))]
+    return layers
+
+
+def tied_tensors(model: PreTrainedModel) -> dict[str, list[str]]:
+    """Parameters that the model has under several names: canonical name → the other ones."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in _slots(model):
+        names.setdefault(id(tensor), []).append(name)
+    listed = parameters(model)
+    others = {name: [other for other in names.get(id(tensor), []) if other != name] for name, tensor in listed.items()}
+    return {name: aliases for name, aliases in others.items() if aliases}
+
+
+def embedding_tables(models: Mapping[str, PreTrainedModel]) -> frozenset[str]:
+    """Weights that all tasks' modules do nothing but look rows up in, by canonical name."""
+    tables: set[str] = set()
+    tied: set[str] = set()
+    for model in models.values():
+        prefix = model.base_model_prefix + "."
+        modules = model.named_modules(remove_duplicate=False)
+        tables |= {canonical(f"{name}.weight", prefix) for name, module in modules if is_plain_embedding(module)}
+        tied |= {name for found, others in tied_tensors(model).items() for name in (found, *others)}
+    return frozenset(tables - tied)
+
+
+def why_resident(model: PreTrainedModel, block: BlockShape) -> dict[str, str]:
+    """Why matrices stay resident, by canonical name; a pageable one is absent."""
+    prefix = model.base_model_prefix + "."
+    owners = {
+        canonical(f"{name}.{key}", prefix): module
+        for name, module in model.named_modules(remove_duplicate=False)
+        for key in module._parameters
+    }
+    tied = tied_tensors(model)
+    grids = {info.name + ".weight": info.grid for info in _pageable(model, block)}
+    reasons: dict[str, str] = {}
+    for name, tensor in parameters(model).items():
+        reason = _reason(name, tensor, owners.get(name), grids.get(name), tied.get(name, []))
+        if tensor.ndim >= 2 and reason:
+            reasons[name] = reason
+    return reasons
+
+
+def _slots(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Every place that holds a parameter, by canonical name; a module that lies at two paths counts twice."""
+    prefix = model.base_model_prefix + "."
+    for name, module in model.named_modules(remove_duplicate=False):
+        for key, tensor in module._parameters.items():
+            if tensor is not None:
+                yield canonical(f"{name}.{key}", prefix), tensor
+
+
+def _reason(
+    name: str, tensor: Tensor, owner: nn.Module | None, grid: BlockGrid | None, others: list[str]
+) -> str | None:
+    if isinstance(owner, nn.Embedding):
+        return "embedding" + (f", tied to {', '.join(others)}" if others else "")
+    if others:
+        return f"tied to {', '.join(others)}"
+    if not name.startswith(BASE):
+        return "head"
+    if "experts" in name and tensor.ndim == 3:
+        return f"experts in one tensor ({type(owner).__name__}), which can't be paged yet"
+    if not is_linear(owner):
+        return f"{type(owner).__name__}, not a plain linear layer" if owner is not None else "buffer"
+    if grid is None:
+        return "pooler" if "pooler" in name else "not in a repeated layer"
+    if grid.out_features < grid.block.rows or grid.in_features < grid.block.cols:
+        return f"smaller than a block of {grid.block}"
+    return None

@@ -1,0 +1,64 @@
+"""The values of each task's paged weights, and which tasks share which block's values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from weightpager.bundle.adapter import LowRank
+from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.own_weights import SHARED, Versions
+
+
+@dataclass(frozen=True)
+class PrivateBlocks:
+    """Blocks of one paged weight that one task has values of its own for.
+
+    Attributes:
+        blocks: int64 [N], indices in the weight's grid, row-major.
+        values: float32 [N, block rows, block cols]; what lies outside the weight is zero.
+    """
+
+    blocks: npt.NDArray[np.int64]
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class TaskWeights:
+    """The weights of a source's modules, with private blocks laid over them.
+
+    Attributes:
+        source: whose modules hold the values.
+        private: task → paged weight → private blocks.
+        low_rank: task → paged weight → what is added to it, beside the pages.
+    """
+
+    source: Source
+    private: Mapping[str, Mapping[str, PrivateBlocks]] = field(default_factory=dict)
+    low_rank: Mapping[str, Mapping[str, LowRank]] = field(default_factory=dict)
+
+    def weight(self, task: str, info: PagedWeightInfo) -> Tensor:
+        """A task's values ``[out_features, in_features]``, float32. Not to be written to."""
+        shared = self.source.linear(task, info.name).weight.detach()
+        own = self.private.get(task, {}).get(info.name)
+        if own is None or not len(own.blocks):
+            return shared
+        cut = info.grid.cut(shared.numpy())  # [rows, cols, BH, BW], a copy
+        cut[np.divmod(own.blocks, info.grid.cols)] = own.values.numpy()
+        return torch.from_numpy(info.grid.join(cut))
+
+    def versions(self, info: PagedWeightInfo) -> Versions:
+        """Which tasks share values: equal numbers in ``[blocks, tasks]``."""
+        tasks = list(self.source.models)
+        shared = np.full((info.grid.count, len(tasks)), SHARED, np.int8)
+        versions: Versions = self.source.versions.get(info.name, shared).copy()
+        for number, task in enumerate(tasks):
+            own = self.private.get(task, {}).get(info.name)
+            if own is not None:
+                versions[own.blocks, number] = len(tasks) + number
+        return versions

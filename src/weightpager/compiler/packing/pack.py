@@ -1,0 +1,166 @@
+"""Packing: which block goes to which place of which page.
+
+Blocks that the same tasks keep lie together, so that what is loaded together is read together. Signature grouping is a
+heuristic: a page may hold blocks of several signatures, and a task then loads some bytes that it doesn't use
+(over-read). Of the page sizes that waste little memory, the one with the least expected time of a switch is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.compiler.packing.stored_blocks import LayerBlocks, Signatures, StoredBlocks, ordered
+from weightpager.store import StorageModel, read_count
+
+PAGE_SIZES = tuple(1 << bits for bits in range(12, 21))
+"""4 KiB, which direct reads need, to 1 MiB, beyond which no read is faster."""
+
+OVER_READ_LIMIT = 0.05
+"""Share of a task's pages that it may not use, on average. Large pages read faster, but every task then needs every
+page: paging would save no memory."""
+
+SECONDS_PER_PAGE = 3e-6
+"""What a page costs besides its bytes and its read: a hash, a slot, its place in the page table."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where every stored block lies.
+
+    Attributes:
+        page_bytes: bytes of a page.
+        blocks_per_page: places in a page.
+        weights: int32 [pages × blocks_per_page], index of the weight whose block lies there, -1 where none does.
+        blocks: int64, same shape: the block's index in that weight's grid.
+        users: uint64, same shape: signature of the tasks that use the block as it lies there.
+        layers: int32 [pages].
+        signatures: uint64 [pages].
+    """
+
+    page_bytes: int
+    blocks_per_page: int
+    weights: npt.NDArray[np.int32]
+    blocks: npt.NDArray[np.int64]
+    users: Signatures
+    layers: npt.NDArray[np.int32]
+    signatures: Signatures
+
+    @property
+    def fill(self) -> float:
+        """Fraction of the places that hold a block."""
+        return float((self.weights >= 0).mean())
+
+    def locations(self, weight: int, blocks: int, task: int) -> npt.NDArray[np.int64]:
+        """Where task number ``task`` finds each of a weight's ``blocks`` blocks, -1 where it keeps none."""
+        order, weights = self._by_weight
+        here = order[slice(*np.searchsorted(weights, (weight, weight + 1)))]
+        here = here[(self.users[here] >> np.uint64(task) & np.uint64(1)).astype(bool)]
+        found = np.full(blocks, -1, np.int64)
+        found[self.blocks[here]] = here
+        return found
+
+    @cached_property
+    def _by_weight(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32]]:
+        """The places sorted by the weight whose block lies there, and those weights, ascending."""
+        order = np.argsort(self.weights, kind="stable")
+        return order, self.weights[order]
+
+    def page_counts(self, tasks: int) -> npt.NDArray[np.int64]:
+        """Pages that each task needs, [tasks]."""
+        bits = np.uint64(1) << np.arange(tasks, dtype=np.uint64)
+        counts: npt.NDArray[np.int64] = ((self.signatures[:, None] & bits) != 0).sum(0)
+        return counts
+
+
+def pack(stored: Sequence[StoredBlocks], page_bytes: int, block_bytes: int) -> Packing:
+    """Lay out blocks layer by layer; a page never holds blocks of two layers.
+
+    Args:
+        stored: of every paged weight, in execution order.
+        page_bytes: bytes of a page.
+        block_bytes: bytes of a block; what they leave of a page holds nothing.
+    """
+    return _cut(ordered(stored), page_bytes, page_bytes // block_bytes)
+
+
+def _cut(layers: Sequence[LayerBlocks], page_bytes: int, places: int) -> Packing:
+    weights, blocks, users, numbers = [], [], [], []
+    for here in layers:
+        pages = -(-len(here.blocks) // places)
+        padding = pages * places - len(here.blocks)
+        weights.append(np.pad(here.weights, (0, padding), constant_values=-1))
+        blocks.append(np.pad(here.blocks, (0, padding)))
+        users.append(np.pad(here.signatures, (0, padding)))
+        numbers.append(np.full(pages, here.layer, np.int32))
+    of_place = np.concatenate(users).astype(np.uint64)
+    return Packing(
+        page_bytes,
+        places,
+        np.concatenate(weights).astype(np.int32),
+        np.concatenate(blocks),
+        of_place,
+        np.concatenate(numbers),
+        np.bitwise_or.reduce(of_place.reshape(-1, places), axis=1, initial=0),
+    )
+
+
+def pack_best(
+    stored: Sequence[StoredBlocks],
+    block_bytes: int,
+    switch_rate: npt.NDArray[np.float64],
+    storage: StorageModel,
+) -> Packing:
+    """The packing whose page size makes an average switch fastest without wasting memory.
+
+    Sizes whose mean over-read exceeds `OVER_READ_LIMIT` are out, unless all are: then the least over-read wins.
+    """
+    layers = ordered(stored)
+    packings = (_cut(layers, size, size // block_bytes) for size in reversed(_page_sizes(block_bytes)))
+
+    def price(packing: Packing) -> tuple[bool, float]:
+        waste = mean_over_read(packing, stored, len(switch_rate))
+        wasteful = waste > OVER_READ_LIMIT
+        return wasteful, waste if wasteful else expected_seconds(packing, switch_rate, storage)
+
+    return min(packings, key=price)
+
+
+def _page_sizes(block_bytes: int) -> list[int]:
+    """Those that hold a block, and waste little at their end if there is such a size."""
+    possible = [size for size in PAGE_SIZES if size >= block_bytes]
+    return [size for size in possible if size % block_bytes <= OVER_READ_LIMIT * size] or possible
+
+
+def expected_seconds(packing: Packing, switch_rate: npt.NDArray[np.float64], storage: StorageModel) -> float:
+    """Mean time to load a switch's differential set: Σ π_t P_tu · (reads · cost + bytes / bandwidth + pages · cost)."""
+    total = 0.0
+    for (current, following), rate in np.ndenumerate(switch_rate):
+        if rate > 0 and current != following:
+            pages = differential(packing.signatures, current, following)
+            reading = storage.seconds(read_count(pages, packing.page_bytes), len(pages) * packing.page_bytes)
+            total += rate * (reading + len(pages) * SECONDS_PER_PAGE)
+    return total
+
+
+def differential(signatures: Signatures, current: int, following: int) -> npt.NDArray[np.int64]:
+    """Pages that task ``following`` needs and task ``current`` doesn't, ascending."""
+    has = (signatures >> np.uint64(following)) & np.uint64(1)
+    had = (signatures >> np.uint64(current)) & np.uint64(1)
+    return np.flatnonzero(has & ~had)
+
+
+def over_read(packing: Packing, stored: Sequence[StoredBlocks], tasks: int) -> npt.NDArray[np.float64]:
+    """Per task, [tasks]: the share of its pages' bytes that it doesn't use."""
+    used = sum(weight.used(tasks) for weight in stored)
+    places = packing.page_counts(tasks) * packing.blocks_per_page
+    return np.asarray(1.0 - used / np.maximum(places, 1))
+
+
+def mean_over_read(packing: Packing, stored: Sequence[StoredBlocks], tasks: int) -> float:
+    """Mean of `over_read` over the tasks."""
+    return float(over_read(packing, stored, tasks).mean())

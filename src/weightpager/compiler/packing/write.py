@@ -1,0 +1,246 @@
+"""The last stage that touches weights: pages, block tables, parameters and manifest of a bundle."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from blake3 import blake3
+from safetensors.numpy import save as save_arrays
+from torch import Tensor
+
+import weightpager
+from weightpager.bundle import (
+    BlockTable,
+    BundleWriter,
+    Manifest,
+    TaskEntry,
+    WeightEntry,
+    page_file,
+    page_index,
+    permutations,
+)
+from weightpager.bundle.layout import PageDtype, block_bytes, encode, page_content
+from weightpager.bundle.model_settings import GENERATION
+from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
+from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file
+from weightpager.bundle.writer import storage_errors
+from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
+from weightpager.compiler.model.masks import Keep
+from weightpager.compiler.model.parameter_format import ParameterFormat
+from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.packing.pack import Packing
+from weightpager.compiler.recovery.low_rank import write_adapters
+from weightpager.transitions import Transitions
+
+_PAGE_FILE_BYTES = 4 << 30
+"""Page files are cut here, which every file system can hold."""
+
+
+@dataclass(frozen=True)
+class BundlePlan:
+    """All that has been decided about a bundle before its first byte is written.
+
+    Attributes:
+        dtype: of the pages.
+        weights: the values.
+        keep: who keeps what.
+        packing: where it lies.
+        tasks: in the order of the signatures' bits.
+        transitions: between them.
+        alignment: strength λ that the masks were aligned with; None for one shared mask.
+        permutations: that the values have gone through.
+    """
+
+    dtype: PageDtype
+    weights: TaskWeights
+    keep: Keep
+    packing: Packing
+    tasks: tuple[TaskEntry, ...]
+    transitions: Transitions
+    alignment: float | None
+    permutations: Permutations = NOTHING_MOVED
+
+
+def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
+    """Write all files of a bundle; the manifest last."""
+    source = plan.weights.source
+    ids = write_pages(writer, plan)
+    index = page_index.PageIndex(ids, plan.packing.layers, plan.packing.signatures)
+    writer.add(page_index.FILE, lambda file: file.write(save_arrays(dict(index.arrays()))))
+    _write_tables(writer, plan, source.paged)
+    if plan.permutations.orders:
+        writer.add(permutations.FILE, lambda file: file.write(save_arrays(plan.permutations.arrays())))
+    form = ParameterFormat.of(source.config, source.models, plan.dtype)
+    _write_parameters(writer, source, form, [task.name for task in plan.tasks])
+    write_adapters(writer, plan.weights, plan.tasks)
+    _write_model(writer, source)
+    writer.finish(_manifest(plan))
+
+
+def write_pages(writer: BundleWriter, plan: BundlePlan, first: int = 0) -> npt.NDArray[np.uint8]:
+    """Write the page files, from number ``first`` on; the pages' ids, uint8 [pages, 32]."""
+    return write_page_files(writer, plan.packing, _pages(plan), first)
+
+
+def write_page_files(
+    writer: BundleWriter, packing: Packing, pages: Iterator[bytes], first: int = 0
+) -> npt.NDArray[np.uint8]:
+    """Write a packing's pages, given in order, into files from number ``first`` on; their ids, uint8 [pages, 32]."""
+    digests: list[bytes] = []
+
+    def recorded(count: int) -> Iterator[bytes]:
+        for _ in range(count):
+            page = next(pages)
+            digests.append(blake3(page).digest())
+            yield page
+
+    for number, count in enumerate(page_file_counts(packing), first):
+
+        def fill(file: IO[bytes], count: int = count) -> None:
+            page_file.write(file, recorded(count), count, packing.page_bytes)
+
+        writer.add(page_file.file_name(number), fill)
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+
+
+def page_file_counts(packing: Packing) -> list[int]:
+    """Pages in each page file."""
+    most = max(1, _PAGE_FILE_BYTES // packing.page_bytes)
+    total = len(packing.layers)
+    return [min(most, total - start) for start in range(0, total, most)]
+
+
+def _pages(plan: BundlePlan) -> Iterator[bytes]:
+    """The bytes of every page, in order; one model layer's blocks in memory at a time."""
+    packing = plan.packing
+    places = packing.blocks_per_page
+    for layer in np.unique(packing.layers):
+        here = np.flatnonzero(packing.layers == layer)
+        span = slice(here[0] * places, (here[-1] + 1) * places)
+        flat = _blocks_in_place(plan, packing.weights[span], packing.blocks[span], packing.users[span])
+        block = plan.weights.source.paged[0].grid.block
+        for page in flat.reshape(len(here), places, -1):
+            yield page_content(page, block, plan.dtype, packing.page_bytes)
+
+
+def _blocks_in_place(
+    plan: BundlePlan,
+    weights: npt.NDArray[np.int32],
+    blocks: npt.NDArray[np.int64],
+    users: npt.NDArray[np.uint64],
+) -> npt.NDArray[np.uint8]:
+    """The blocks ``[places, block bytes]`` that lie in these places, zeros where none does."""
+    paged = plan.weights.source.paged
+    flat = np.zeros((len(weights), block_bytes(paged[0].grid.block, plan.dtype)), np.uint8)
+    # All users of a block agree on its values: the first one's are taken.
+    first = np.bitwise_and(users, ~users + np.uint64(1))
+    for bit in np.unique(first[weights >= 0]):
+        task = plan.tasks[int(bit).bit_length() - 1].name
+        for number in np.unique(weights[(first == bit) & (weights >= 0)]):
+            at = (weights == number) & (first == bit)
+            cut = paged[number].grid.cut(plan.weights.weight(task, paged[number]).numpy())  # [rows, cols, BH, BW]
+            flat[at] = encode(cut.reshape(-1, *cut.shape[2:])[blocks[at]], plan.dtype)
+    return flat
+
+
+def _write_tables(writer: BundleWriter, plan: BundlePlan, paged: Sequence[PagedWeightInfo]) -> None:
+    for task_number, task in enumerate(plan.tasks):
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for number, info in enumerate(paged):
+            where = plan.packing.locations(number, info.grid.count, task_number)
+            shape = (info.grid.rows, info.grid.cols)
+            table = BlockTable.build(plan.keep[info.name][:, task_number].reshape(shape), where.reshape(shape))
+            arrays |= table.arrays(info.name)
+        content = save_arrays(arrays)
+        writer.add(tables_file(task.name), lambda file, content=content: file.write(content))  # type: ignore[misc]
+
+
+def _write_parameters(writer: BundleWriter, source: Source, form: ParameterFormat, tasks: Sequence[str]) -> None:
+    """Of each name, the values that the most tasks agree on are resident; tasks with others have them private."""
+    skipped = {f"{info.name}.weight" for info in source.paged}
+    of_task = {task: parameters(source.models[task]) for task in tasks}
+    resident: dict[str, Tensor] = {}
+    private: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
+    for name in sorted({name for values in of_task.values() for name in values} - skipped):
+        groups = _agreeing({task: of_task[task][name] for task in tasks if name in of_task[task]})
+        largest = max(groups, key=len)
+        for group in groups:
+            if group is largest and (len(group) > 1 or len(tasks) == 1):
+                resident[name] = of_task[group[0]][name]
+            else:
+                for task in group:
+                    private[task][name] = of_task[task][name]
+    writer.add(RESIDENT, lambda file: file.write(form.content(resident)))
+    for task in tasks:
+        writer.add(private_file(task), lambda file, task=task: file.write(form.content(private[task])))  # type: ignore[misc]
+
+
+def _agreeing(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Tasks in groups of the same values."""
+    groups: list[list[str]] = []
+    for task, tensor in tensors.items():
+        group = next((group for group in groups if _same(tensors[group[0]], tensor)), None)
+        if group is None:
+            groups.append([task])
+        else:
+            group.append(task)
+    return groups
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() or (a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b)))
+
+
+def _write_model(writer: BundleWriter, source: Source) -> None:
+    folder = writer.root / MODEL
+    with storage_errors():
+        source.config.save_pretrained(folder)
+        _preprocessor(source).save_pretrained(folder)
+        if source.generation:
+            (folder / GENERATION).write_text(json.dumps(source.generation, indent=2), encoding="utf-8")
+
+
+def _preprocessor(source: Source) -> Any:
+    """What transformers saves beside a model: the image processor, or the tokenizer."""
+    if source.images is not None:
+        return source.images.processor
+    # Not the one that has been worked with: it would be written with how it pads here, and to which lengths it cuts.
+    tokenizer = copy.deepcopy(source.own_tokenizer)
+    tokenizer.truncation_side = source.tokenizer.truncation_side  # where texts were cut in training
+    return tokenizer
+
+
+def _manifest(plan: BundlePlan) -> Manifest:
+    source = plan.weights.source
+    return Manifest(
+        format="weightpager-bundle",
+        version=1,
+        generator=f"weightpager {weightpager.__version__}",
+        block=str(source.paged[0].grid.block),
+        layout="interleaved",
+        dtype=plan.dtype,
+        page_bytes=plan.packing.page_bytes,
+        page_files=page_file_counts(plan.packing),
+        layers=max(info.layer for info in source.paged) + 1,
+        weights=[
+            WeightEntry(
+                name=info.name,
+                layer=info.layer,
+                out_features=info.grid.out_features,
+                in_features=info.grid.in_features,
+            )
+            for info in source.paged
+        ],
+        tasks=list(plan.tasks),
+        transitions=plan.transitions.matrix.tolist(),
+        alignment=plan.alignment,
+        resident_reasons=dict(source.resident),
+        files={},
+    )

@@ -1,0 +1,191 @@
+"""Training-free recovery: shared values that make every task's masked layers answer as the dense ones do.
+
+For a linear layer with dense weight W₀, task t's inputs X_t (of the dense model) and X̃_t (of the sparse one, whose
+earlier layers have been refitted), and keep masks m_t, the new values minimise per output row w
+
+    Σ_t ‖X̃_t (m_t ∘ w) − X_t w₀‖² / N_t  +  r ‖w − w₀‖²,
+
+that is, they solve  Σ_t D_t A_t D_t w + r w = Σ_t D_t C_t w₀ + r w₀  with D_t = diag(m_t), A_t = X̃_tᵀX̃_t / N_t and
+C_t = X̃_tᵀX_t / N_t. Every row has a system of its own; conjugate gradients solve all of them at once. Layers are
+refitted in the order of execution; of the data only the hidden states at one layer boundary are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.masks import Masks
+from weightpager.compiler.recovery.layer_stream import LayerStream
+from weightpager.compiler.resume.journal import Journal
+from weightpager.evaluate import Batch, Progress
+
+STAGE = "refit"
+"""Of the journal."""
+
+RIDGE = 0.01
+"""r, as a share of the mean diagonal of Σ_t A_t: holds values of which the inputs tell nothing."""
+
+_TOKENS = 16
+"""Tokens of a task for each input of the widest layer: more of them hardly move a mean over pairs of inputs."""
+
+_ITERATIONS = 50
+_TOLERANCE = 1e-3  # of the residual, relative to the right-hand side; more digits are below the noise of the data
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """One task's hidden states in both models."""
+
+    dense: LayerStream
+    sparse: LayerStream
+
+
+def tokens_wanted(dense: Source) -> int:
+    """How many tokens of each task `refit` needs; of images, how many images."""
+    return _TOKENS * max(info.grid.in_features for info in dense.paged)
+
+
+def refit(
+    dense: Source,
+    sparse: Source,
+    masks: Masks,
+    batches: Mapping[str, Sequence[Batch]],
+    journal: Journal,
+    progress: Progress,
+) -> None:
+    """Refit the paged weights of ``sparse`` in place, from where the journal stands; all its modules share them.
+
+    Args:
+        dense: what the sparse model should do.
+        sparse: a copy of it.
+        masks: of every task.
+        batches: calibration data, by task; `tokens_wanted` says how much is worth its time.
+        journal: told now and then, and at the end, which layers have been refitted.
+        progress: told (layers done, layers in all).
+
+    Raises:
+        CompileError: the model's layers don't feed each other one by one; the storage refused the journal.
+    """
+    refitted, layers = _resume(sparse, journal), max(info.layer for info in dense.paged) + 1
+    if refitted == layers:
+        return
+    streams = {
+        task: _Streams(*(LayerStream(of.models[task], some) for of in (dense, sparse)))
+        for task, some in batches.items()
+    }
+    for layer in range(layers):
+        if layer >= refitted:
+            _refit_layer(dense, sparse, masks, streams, layer)
+        for task, both in streams.items():
+            both.dense.advance(layer, {})
+            both.sparse.advance(layer, _weights(sparse, masks, task, layer))
+        if layer >= refitted and (journal.due() or layer + 1 == layers):
+            journal.write(STAGE, layer + 1, _values(sparse))
+        progress(layer + 1, layers)
+
+
+def _resume(sparse: Source, journal: Journal) -> int:
+    """Set ``sparse`` to what an earlier run has reached: how many layers that had refitted."""
+    ours = _values(sparse)
+
+    def fits(kept: Mapping[str, Tensor]) -> bool:
+        return {name: value.shape for name, value in kept.items()} == {name: of.shape for name, of in ours.items()}
+
+    entry = journal.read(STAGE, fits)
+    if entry is None:
+        return 0
+    for name, value in ours.items():
+        value.copy_(entry[1][name])
+    return entry[0]
+
+
+def _values(sparse: Source) -> dict[str, Tensor]:
+    """The paged weights that all tasks share, by canonical name, without gradients."""
+    first = next(iter(sparse.models))
+    return {info.name: sparse.linear(first, info.name).weight.detach() for info in sparse.paged}
+
+
+def _refit_layer(dense: Source, sparse: Source, masks: Masks, streams: Mapping[str, _Streams], layer: int) -> None:
+    here = [info for info in dense.paged if info.layer == layer]
+    for group in next(iter(streams.values())).dense.fed_alike(layer, [info.name for info in here]):
+        _refit_group(dense, sparse, masks, streams, [info for info in here if info.name in group])
+
+
+def _refit_group(
+    dense: Source, sparse: Source, masks: Masks, streams: Mapping[str, _Streams], group: Sequence[PagedWeightInfo]
+) -> None:
+    """Refit linear layers that take the same inputs."""
+    first, layer = group[0], group[0].layer
+    moments = {
+        task: _moments(both, layer, first.name, _weights(sparse, masks, task, layer)) for task, both in streams.items()
+    }
+    a = [found[0] for found in moments.values()]
+    c = [found[1] for found in moments.values()]
+    for info in group:
+        keep = [masks.spread(task, info) for task in streams]
+        original, shared = (model.linear(next(iter(streams)), info.name).weight for model in (dense, sparse))
+        with torch.no_grad():
+            shared.copy_(solve(original.detach(), a, c, keep))
+
+
+def _weights(sparse: Source, masks: Masks, task: str, layer: int) -> dict[str, Tensor]:
+    """Masked weights of one layer, by canonical name."""
+    return {
+        info.name: masks.masked(task, info, sparse.linear(task, info.name).weight.detach())
+        for info in sparse.paged
+        if info.layer == layer
+    }
+
+
+def _moments(both: _Streams, layer: int, name: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """E[x̃ x̃ᵀ] and E[x̃ xᵀ] per token, float32 [I, I]."""
+    size = both.dense.in_features(name)
+    a, c, tokens = torch.zeros(size, size), torch.zeros(size, size), 0
+    pairs = zip(both.sparse.inputs(layer, weights, name), both.dense.inputs(layer, {}, name), strict=True)
+    for ours, theirs in pairs:
+        a.addmm_(ours.T, ours)
+        c.addmm_(ours.T, theirs)
+        tokens += len(ours)
+    return a / max(1, tokens), c / max(1, tokens)
+
+
+def solve(original: Tensor, a: Sequence[Tensor], c: Sequence[Tensor], keep: Sequence[Tensor]) -> Tensor:
+    """The values ``[O, I]`` that minimise the sum over the tasks, by conjugate gradients from the original ones.
+
+    Args:
+        original: dense weight W₀ [O, I].
+        a: of every task, E[x̃ x̃ᵀ], [I, I].
+        c: of every task, E[x̃ xᵀ], [I, I].
+        keep: of every task, [O, I]: 1 where the task keeps the value, else 0.
+    """
+    ridge = RIDGE * sum(float(moment.diagonal().mean()) for moment in a) or 1.0
+
+    def apply(w: Tensor) -> Tensor:
+        return sum((m * ((m * w) @ moment) for m, moment in zip(keep, a, strict=True)), ridge * w)
+
+    # Jacobi: features differ in scale by orders of magnitude, and more so where few tasks keep a value.
+    scale = sum((m * moment.diagonal() for m, moment in zip(keep, a, strict=True)), torch.full_like(original, ridge))
+    goal = sum((m * (original @ moment.T) for m, moment in zip(keep, c, strict=True)), ridge * original)
+    w = original.clone()
+    residual = goal - apply(w)
+    best = goal.square().sum(1, keepdim=True).sqrt() * _TOLERANCE
+    z = residual / scale
+    direction, energy = z.clone(), (residual * z).sum(1, keepdim=True)
+    for _ in range(_ITERATIONS):
+        active = residual.square().sum(1, keepdim=True).sqrt() > best
+        if not active.any():
+            break
+        image = apply(direction)
+        step = torch.where(active, energy / (direction * image).sum(1, keepdim=True).clamp(min=1e-30), 0.0)
+        w += step * direction
+        residual -= step * image
+        z = residual / scale
+        following = (residual * z).sum(1, keepdim=True)
+        direction = z + following / energy.clamp(min=1e-30) * direction
+        energy = following
+    return w

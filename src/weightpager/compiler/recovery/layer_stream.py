@@ -1,0 +1,170 @@
+"""A model run layer by layer over a fixed set of batches: only the hidden states at one boundary are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import Cache, PreTrainedModel
+
+from weightpager.compiler.model.dense_model import repeated_layers
+from weightpager.compiler.model.device import autocast
+from weightpager.engine.architecture import BASE
+from weightpager.errors import CompileError
+from weightpager.evaluate import Batch
+
+_ELSE = "use 'recover: {method: finetune}' or none"
+
+
+@dataclass
+class _Calls:
+    """How the layers are called for one batch: what goes from layer to layer, and what each is given beside it.
+
+    Attributes:
+        hidden: what the next layer takes.
+        others: other arguments and options of each layer that is called, by its number. Masks and positions of layers
+            with a sliding window differ from those of others.
+        tokens: bool [B, L], False at padding; None for images.
+    """
+
+    hidden: Tensor
+    others: dict[int, tuple[tuple[Any, ...], dict[str, Any]]]
+    tokens: Tensor | None
+
+
+class _ReachedError(Exception):
+    """What was looked for has been reached; the rest of the model isn't wanted."""
+
+
+class LayerStream:
+    """Hidden states of a model's batches before one of its repeated layers.
+
+    Layers must take hidden states first and return them (first), as those of transformers do.
+
+    Raises:
+        CompileError: the model has no repeated layers, or doesn't call the first one.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+        self._base = model.base_model
+        self._layers = repeated_layers(self._base)
+        layers = [self._base.get_submodule(name) for name in self._layers]
+        with torch.inference_mode(), autocast(model.device):
+            self._calls = [_calls(model, layers, batch) for batch in batches]
+
+    def in_features(self, name: str) -> int:
+        """Of a linear layer, by canonical name."""
+        return self._linear(name).in_features
+
+    def inputs(self, layer: int, weights: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
+        """Run one layer, batch by batch, as far as a linear layer in it: what that takes, without padding.
+
+        Args:
+            layer: number of the layer whose inputs the stream now holds.
+            weights: by canonical names of linear layers in it, replacing their own.
+            name: canonical name of the linear layer to watch.
+
+        Returns:
+            Of each batch, float32 [tokens, in_features].
+
+        Raises:
+            CompileError: the linear layer wasn't called.
+        """
+        for calls in self._calls:
+            yield _without_padding(self._watch(layer, weights, calls, [name])[name].float(), calls.tokens)
+
+    def fed_alike(self, layer: int, names: Sequence[str]) -> list[list[str]]:
+        """Linear layers of a layer grouped by the very tensor that they take, in the order of execution."""
+        seen = self._watch(layer, {}, self._calls[0], names)
+        groups: dict[tuple[int, int], list[str]] = {}
+        for name, x in seen.items():
+            groups.setdefault((x.data_ptr(), x.shape[-1]), []).append(name)
+        return list(groups.values())
+
+    def advance(self, layer: int, weights: Mapping[str, Tensor]) -> None:
+        """Move past a layer: its outputs replace its inputs."""
+        for calls in self._calls:
+            calls.hidden = self._run(layer, weights, calls)
+
+    def _watch(
+        self, layer: int, weights: Mapping[str, Tensor], calls: _Calls, names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """What linear layers take; the run ends with the last of them."""
+        seen: dict[str, Tensor] = {}
+
+        def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+                seen[name] = arguments[0]
+                if len(seen) == len(names):
+                    raise _ReachedError
+
+            return hook
+
+        with ExitStack() as hooks, suppress(_ReachedError):
+            for name in names:
+                hooks.callback(self._linear(name).register_forward_pre_hook(watch(name)).remove)
+            self._run(layer, weights, calls)
+        if len(seen) < len(names):
+            raise CompileError(f"closed-form recovery: {sorted(set(names) - set(seen))} saw no input; {_ELSE}")
+        return seen
+
+    def _run(self, layer: int, weights: Mapping[str, Tensor], calls: _Calls) -> Tensor:
+        prefix = self._layers[layer]
+        if layer not in calls.others:
+            raise CompileError(f"closed-form recovery: the model doesn't call {prefix}; {_ELSE}")
+        arguments, options = calls.others[layer]
+        replaced = {f"{name.removeprefix(BASE + prefix + '.')}.weight": value for name, value in weights.items()}
+        with torch.inference_mode(), autocast(calls.hidden.device):
+            whole = (calls.hidden, *arguments)
+            found = functional_call(self._base.get_submodule(prefix), replaced, whole, options)
+        hidden = found[0] if isinstance(found, tuple) else found
+        if not isinstance(hidden, Tensor) or hidden.shape != calls.hidden.shape:
+            raise CompileError(f"closed-form recovery: expected layers that return hidden states; {_ELSE}")
+        return hidden
+
+    def _linear(self, name: str) -> nn.Linear:
+        return cast(nn.Linear, self._base.get_submodule(name.removeprefix(BASE)))
+
+
+def _calls(model: PreTrainedModel, layers: Sequence[nn.Module], batch: Batch) -> _Calls:
+    hidden: list[Tensor] = []
+    others: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def catch(number: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+            # A cache would grow with every run, and each would attend to what the ones before it have left there.
+            arguments = tuple(None if isinstance(value, Cache) else value for value in arguments)
+            options = {key: None if isinstance(value, Cache) else value for key, value in options.items()}
+            if "use_cache" in options:
+                options["use_cache"] = False
+            taken = options.pop("hidden_states", None)
+            if taken is None:
+                taken, *rest = arguments
+                arguments = tuple(rest)
+            if number == 0 and not hidden:
+                hidden.append(taken)
+            others.setdefault(number, (arguments, options))
+            if len(others) == len(layers):
+                raise _ReachedError
+
+        return hook
+
+    with ExitStack() as hooks, suppress(_ReachedError):
+        for number, layer in enumerate(layers):
+            hooks.callback(layer.register_forward_pre_hook(catch(number), with_kwargs=True).remove)
+        model(**batch.inputs)
+    if not hidden:
+        raise CompileError(f"closed-form recovery: the model doesn't call its first layer; {_ELSE}")
+    return _Calls(hidden[0], others, batch.tokens)
+
+
+def _without_padding(x: Tensor, tokens: Tensor | None) -> Tensor:
+    """Inputs ``[N, I]`` of tokens that aren't padding, where it can be told."""
+    if tokens is not None and x.shape[:-1] == tokens.shape:
+        return x[tokens]
+    return x.flatten(0, -2)

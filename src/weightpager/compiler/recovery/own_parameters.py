@@ -1,0 +1,95 @@
+"""Parameters of one task's own over a frozen base: its head, its pooler, and the base's biases and norms.
+
+They are all that a task that is added to a bundle may change: they are loaded with the bundle, not at a switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.model.dense_model import Source, parameters
+from weightpager.compiler.model.device import autocast
+from weightpager.compiler.model.masks import Masks
+from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup, in_turn
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.selection.calibrate import requiring_gradients
+from weightpager.compiler.task_file.sections import TrainingSpec
+from weightpager.engine.architecture import BASE
+from weightpager.evaluate import Batch, Progress, loss
+
+
+def separate(model: PreTrainedModel) -> None:
+    """Give a task's module copies of the base's own parameters, which other modules must not see moving."""
+    for name, module in model.base_model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None and _is_own(f"{name}.{key}", parameter):
+                module._parameters[key] = nn.Parameter(parameter.detach().clone())
+
+
+def train_own(
+    source: Source,
+    data: Mapping[str, TaskData],
+    tasks: Sequence[str],
+    masks: Masks | None,
+    settings: TrainingSpec,
+    stage: str,
+    journal: Journal,
+    progress: Progress,
+) -> None:
+    """Train the own parameters of some tasks in place; `separate` must have made them their own.
+
+    Args:
+        source: the model.
+        data: of the tasks.
+        tasks: to train, a step for one after the other.
+        masks: that the base computes under; None for the dense base.
+        settings: steps in all, batch, seed; the rate is that of heads.
+        stage: its name in the journal.
+        journal: where the training stands.
+        progress: told (steps done, steps in all).
+
+    Raises:
+        CompileError: the loss is no longer finite.
+    """
+    if not tasks:
+        return
+    own = {f"{task}/{name}": tensor for task in tasks for name, tensor in _own_parameters(source.models[task]).items()}
+    frozen = {} if masks is None else {task: _masked(source, task, masks) for task in tasks}
+
+    def error(task: str, batch: Batch) -> Tensor:
+        model = source.models[task]
+        with autocast(model.device):
+            logits = functional_call(model, frozen.get(task, {}), kwargs=dict(batch.inputs)).logits
+        return loss(logits, batch.labels, data[task].kind)
+
+    descent = Descent([ParameterGroup(own, settings.head_learning_rate)], settings.steps)
+    turns = in_turn(data, tasks, settings.batch, settings.seed)
+    with ExitStack() as stack:
+        for task in tasks:
+            stack.enter_context(requiring_gradients(source.models[task], list(own.values())))
+        descent.run(turns, error, journal, stage, progress)
+
+
+def _is_own(name: str, tensor: Tensor) -> bool:
+    """Of the base's parameters, vectors and the pooler, which is as new to a task as its head."""
+    return tensor.ndim == 1 or "pooler" in name
+
+
+def _own_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    return {
+        name: tensor
+        for name, tensor in parameters(model).items()
+        if isinstance(tensor, nn.Parameter) and (not name.startswith(BASE) or _is_own(name, tensor))
+    }
+
+
+def _masked(source: Source, task: str, masks: Masks) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return masks.parameters(source, task, source.paged)

@@ -1,0 +1,212 @@
+"""Private blocks: where tasks pull a shared block apart, a task gets values of its own.
+
+After joint training the tasks' gradients on a shared block cancel, but single ones may still be large: such a task
+would gain from moving the block alone. A private copy costs its bytes at every switch to the task, and no memory while
+the task isn't active. Blocks that only one task keeps are private without any cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from weightpager.bundle.adapter import LowRank
+from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
+from weightpager.compiler.model.device import autocast
+from weightpager.compiler.model.masks import Masks, block_sums, drop, module_name
+from weightpager.compiler.model.task_weights import PrivateBlocks
+from weightpager.compiler.recovery.finetune import Lesson, masked_logits
+from weightpager.compiler.recovery.low_rank import LowRankParameters
+from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup, in_turn
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.task_file.sections import RecoverSpec
+from weightpager.engine.architecture import BASE
+from weightpager.evaluate import Batch, Progress
+
+Chosen = Mapping[str, npt.NDArray[np.bool_]]
+"""Paged weight → [blocks], True where a task's values are its own."""
+
+_BATCHES = 8
+"""Batches over which a task's gradient is averaged: enough to tell a pull from noise."""
+
+
+def choose(lesson: Lesson, sparse: Source, masks: Masks, share: float, spec: RecoverSpec) -> dict[str, Chosen]:
+    """The blocks of each task that get values of its own: those that it pulls hardest.
+
+    Args:
+        lesson: what the tasks learn from.
+        sparse: after joint training.
+        masks: of every task that has blocks in the bundle.
+        share: of each task's kept blocks.
+        spec: batch size and seed.
+    """
+    chosen: dict[str, Chosen] = {}
+    for task in sparse.models:
+        number = masks.tasks.index(task)
+        pulls = _pulls(lesson, sparse, masks, task, spec)
+        names = list(pulls)
+        keep = np.concatenate([masks.keep[name][:, number] for name in names])
+        can = np.concatenate([masks.keep[name][:, number] & (masks.keep[name].sum(1) > 1) for name in names])
+        pull = np.where(can, np.concatenate([pulls[name] for name in names]), -1.0)
+        wanted = min(int(share * keep.sum()), int(can.sum()))
+        own = np.zeros(len(pull), bool)
+        own[np.argsort(-pull, kind="stable")[:wanted]] = True
+        ends = np.cumsum([len(pulls[name]) for name in names])[:-1]
+        chosen[task] = dict(zip(names, np.split(own, ends), strict=True))
+    return chosen
+
+
+def train_private(
+    lesson: Lesson,
+    sparse: Source,
+    masks: Masks,
+    chosen: Mapping[str, Chosen],
+    spec: RecoverSpec,
+    journal: Journal,
+    progress: Progress,
+) -> tuple[dict[str, dict[str, PrivateBlocks]], dict[str, dict[str, LowRank]]]:
+    """Train each task's chosen blocks, the blocks that it alone keeps, its low-rank parts, vectors and head.
+
+    Blocks that a task alone keeps, vectors and heads change in ``sparse``; the chosen ones and the low-rank parts are
+    returned.
+
+    Args:
+        lesson: what the tasks learn from.
+        sparse: after joint training.
+        masks: of every task.
+        chosen: by `choose`.
+        spec: steps, rates and batch.
+        journal: where the training stands.
+        progress: told (steps done, steps in all).
+
+    Raises:
+        CompileError: the loss is no longer finite.
+    """
+    private, low_rank = {}, {}
+    total = spec.private_steps * len(sparse.models)
+    for number, task in enumerate(sparse.models):
+
+        def told(done: int, _total: int, before: int = number * spec.private_steps) -> None:
+            progress(before + done, total)
+
+        added = LowRankParameters(sparse, task, spec.low_rank, spec.seed + number)
+        private[task] = _train_task(lesson, sparse, masks, task, chosen[task], added, spec, journal, told)
+        low_rank[task] = added.trained()
+    return private, low_rank
+
+
+def _train_task(
+    lesson: Lesson,
+    sparse: Source,
+    masks: Masks,
+    task: str,
+    chosen: Chosen,
+    added: LowRankParameters,
+    spec: RecoverSpec,
+    journal: Journal,
+    progress: Progress,
+) -> dict[str, PrivateBlocks]:
+    model, number = sparse.models[task], masks.tasks.index(task)
+    own: dict[str, nn.Parameter] = {}  # a whole copy of each weight, of which only the free blocks are used
+    frozen: dict[str, Tensor] = {}
+    free: dict[str, Tensor] = {}
+    for info in sparse.paged:
+        weight = sparse.linear(task, info.name).weight.detach()
+        alone = masks.keep[info.name].sum(1) == 1
+        moving = (masks.keep[info.name][:, number] & alone) | chosen[info.name]
+        free[info.name] = torch.from_numpy(moving.reshape(info.grid.rows, info.grid.cols))
+        own[info.name] = nn.Parameter(weight.clone())
+        frozen[info.name] = drop(masks.masked(task, info, weight), ~free[info.name], info.grid)
+
+    def error(_task: str, batch: Batch) -> Tensor:
+        weights = {
+            module_name(info, model.base_model_prefix): added.added(
+                info.name, frozen[info.name] + drop(own[info.name], free[info.name], info.grid)
+            )
+            for info in sparse.paged
+        }
+        with autocast(model.device):
+            logits = functional_call(model, weights, kwargs=dict(batch.inputs)).logits
+        return lesson.error(task, logits, batch)
+
+    _own_vectors(model)
+    descent = Descent(
+        [
+            ParameterGroup(own, spec.learning_rate),
+            # Low-rank parts begin at nothing, as heads do.
+            ParameterGroup({**_own_parameters(sparse, task), **added.parameters()}, spec.head_learning_rate),
+        ],
+        spec.private_steps,
+    )
+    turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 1)
+    watch = lesson.watch(error, [task], spec.private_steps, spec.patience)
+    descent.run(turns, error, journal, f"private-{task}", progress, watch)
+    with torch.no_grad():
+        return {
+            info.name: _kept(sparse, task, info, own[info.name], chosen[info.name], free[info.name])
+            for info in sparse.paged
+        }
+
+
+def _own_vectors(model: PreTrainedModel) -> None:
+    """Give a task's module its own copies of the base's biases and norms, which others must not see moving."""
+    for module in model.base_model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.ndim == 1:
+                module._parameters[name] = nn.Parameter(parameter.detach().clone())
+
+
+def _own_parameters(sparse: Source, task: str) -> dict[str, nn.Parameter]:
+    """The base's vectors, the head, and a pooler that was trained for it alone; a language model's head is shared."""
+    spec = sparse.task_file.tasks[task]
+    others = {id(t) for other, model in sparse.models.items() if other != task for t in parameters(model).values()}
+
+    def is_own(name: str, tensor: Tensor) -> bool:
+        if not name.startswith(BASE):
+            return spec.labelled
+        return tensor.ndim == 1 or ("pooler" in name and spec.trained and id(tensor) not in others)
+
+    return {
+        name: tensor
+        for name, tensor in parameters(sparse.models[task]).items()
+        if isinstance(tensor, nn.Parameter) and is_own(name, tensor)
+    }
+
+
+def _kept(
+    sparse: Source, task: str, info: PagedWeightInfo, own: Tensor, chosen: npt.NDArray[np.bool_], free: Tensor
+) -> PrivateBlocks:
+    """Write blocks that no other task has to the shared weight; the chosen ones stay apart."""
+    weight = sparse.linear(task, info.name).weight
+    alone = free & ~torch.from_numpy(chosen.reshape(free.shape))
+    weight.copy_(drop(weight, ~alone, info.grid) + drop(own, alone, info.grid))
+    blocks = np.flatnonzero(chosen)
+    cut = info.grid.cut(own.detach().cpu().numpy()).reshape(info.grid.count, info.grid.block.rows, info.grid.block.cols)
+    return PrivateBlocks(blocks, torch.from_numpy(cut[blocks]))
+
+
+def _pulls(
+    lesson: Lesson, sparse: Source, masks: Masks, task: str, spec: RecoverSpec
+) -> dict[str, npt.NDArray[np.float64]]:
+    """How hard a task pulls each block: Σ over the block of |mean gradient|, [blocks] by paged weight."""
+    weights = {info.name: sparse.linear(task, info.name).weight for info in sparse.paged}
+    sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
+    turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 2)
+    for _, batch in islice(turns, _BATCHES):
+        batch = batch.to(sparse.models[task].device)
+        error = lesson.error(task, masked_logits(sparse, masks, task, batch), batch)
+        gradients = torch.autograd.grad(error, list(weights.values()), allow_unused=True)
+        for name, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None:
+                sums[name] += gradient
+    return {
+        info.name: block_sums(sums[info.name].abs(), info.grid).double().cpu().numpy() / _BATCHES
+        for info in sparse.paged
+    }

@@ -1,0 +1,53 @@
+"""Recovery: from the dense model and the masks to the values that the bundle holds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.masks import Masks
+from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.recovery.closed_form import refit, tokens_wanted
+from weightpager.compiler.recovery.finetune import Lesson, finetune, resumes
+from weightpager.compiler.recovery.private_blocks import choose, train_private
+from weightpager.compiler.resume.journal import Journal
+
+Progress = Callable[[str, int, int], None]
+
+
+def recover(
+    dense: Source, data: Mapping[str, TaskData], masks: Masks, journal: Journal, progress: Progress
+) -> TaskWeights:
+    """Win back accuracy that dropping blocks cost, as the task file's ``recover`` says. The dense model stays.
+
+    Raises:
+        CompileError: training diverged, or the model's layers can't be refitted one by one.
+    """
+    spec = dense.task_file.recover
+    if spec.method == "none":
+        return TaskWeights(dense)
+    sparse = replace(dense, models=copy.deepcopy(dense.models))
+    lesson = Lesson(dense, data, spec.distillation)
+    if "closed-form" in (spec.method, spec.start) and not resumes(lesson, sparse, spec, journal):
+        calibration, tokens = dense.task_file.calibration, tokens_wanted(dense)
+        batches = {
+            name: of_task.calibration(calibration.items, calibration.batch, tokens=tokens)
+            for name, of_task in data.items()
+        }
+        refit(dense, sparse, masks, batches, journal, lambda done, total: progress("refit", done, total))
+    if spec.method == "closed-form":
+        return TaskWeights(sparse)
+    finetune(lesson, sparse, masks, spec, journal, lambda done, total: progress("fine-tune", done, total))
+    if spec.private_blocks == 0 and spec.low_rank == 0:
+        return TaskWeights(sparse)
+
+    def told(done: int, total: int) -> None:
+        progress("private blocks", done, total)
+
+    with lesson.placed(sparse):
+        chosen = choose(lesson, sparse, masks, spec.private_blocks, spec)
+        private, low_rank = train_private(lesson, sparse, masks, chosen, spec, journal, told)
+    return TaskWeights(sparse, private, low_rank=low_rank)

@@ -1,0 +1,1 @@
+"""Function-preserving permutations that gather what the same tasks need into the same blocks."""

@@ -1,0 +1,165 @@
+"""Which tensors lie along which dimension of an architecture, and may be permuted along it together.
+
+A table per family says for every tensor what each of its axes runs over. A model that has a single tensor that its
+family's table doesn't know is not permuted at all: a table that is nearly right would give a wrong model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from weightpager.compiler.model.dense_model import parameters
+from weightpager.compiler.reorder.tensor_axes import FAMILIES, POOLED, RESIDUAL, Axes
+from weightpager.engine.architecture import BASE
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One axis of a tensor along a dimension: read as [groups, repeat, units, inner].
+
+    Attributes:
+        tensor: its key, see `tensor_key`.
+        axis: of the tensor.
+        repeat: how often a group's units come, one run after the other.
+        inner: neighbouring elements that make up a unit.
+    """
+
+    tensor: str
+    axis: int
+    repeat: int = 1
+    inner: int = 1
+
+    def spread(self, order: Indices) -> Indices:
+        """The order of the axis' elements that an order ``[groups, units]`` of the dimension means."""
+        groups, units = order.shape
+        elements = np.arange(groups * self.repeat * units * self.inner)
+        cut = elements.reshape(groups, self.repeat, units, self.inner)
+        found: Indices = np.take_along_axis(cut, order[:, None, :, None], 2).reshape(-1)
+        return found
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """Units that may change places inside their group, in all parts at once, without changing what is computed."""
+
+    name: str
+    groups: int
+    units: int
+    parts: tuple[Part, ...]
+
+    @property
+    def unchanged(self) -> Indices:
+        """The order ``[groups, units]`` that leaves everything where it is."""
+        return np.tile(np.arange(self.units), (self.groups, 1))
+
+
+def tensor_key(task: str, name: str) -> str:
+    """How a tensor is called among all tasks' tensors: heads of the same name read different things."""
+    return name if name.startswith(BASE) else f"{task}/{name}"
+
+
+def dimensions(models: Mapping[str, PreTrainedModel]) -> tuple[Dimension, ...]:
+    """The permutable dimensions of tasks' modules over one base; none if a tensor of theirs isn't known.
+
+    A dimension of which a part has another size than it should is left out.
+    """
+    axes: dict[str, Axes] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
+    for task, model in models.items():
+        named = parameters(model)
+        found = _axes_of(named)
+        if found is None:
+            return ()
+        axes |= {tensor_key(task, name): entry for name, entry in found.items()}
+        sizes |= {tensor_key(task, name): tuple(tensor.shape) for name, tensor in named.items()}
+    return _Finder(axes, sizes).all(next(iter(models.values())).config)
+
+
+def _axes_of(named: Mapping[str, Tensor]) -> dict[str, Axes] | None:
+    """What every axis of a module's tensors runs over, from the one family that knows them all."""
+    for family in FAMILIES:
+        rows = {**family, **(POOLED if BASE + "pooler.dense.weight" in named else {})}
+        found = {name: rows.get(_pattern(name)) for name in named}
+        known = {name: entry for name, entry in found.items() if entry is not None and len(entry) == named[name].ndim}
+        if len(known) == len(named):
+            return known
+    return None
+
+
+def _pattern(name: str) -> str:
+    """A tensor's name without the number of its layer."""
+    return re.sub(r"\.\d+\.", ".#.", name, count=1)
+
+
+def _layer(key: str) -> str:
+    found = re.search(r"\.(\d+)\.", key.rpartition("/")[2])
+    return found[1] if found else ""
+
+
+@dataclass
+class _Finder:
+    """Builds dimensions from the table's entries, each only if all its parts have the size that they should."""
+
+    axes: Mapping[str, Axes]
+    sizes: Mapping[str, tuple[int, ...]]
+    found: list[Dimension] = field(default_factory=list)
+
+    def all(self, config: Any) -> tuple[Dimension, ...]:
+        """Every dimension of the model."""
+        self._add(RESIDUAL, 1, int(config.hidden_size), {"residual": (1, 1)}, None)
+        heads = int(config.num_attention_heads)
+        groups = int(getattr(config, "num_key_value_heads", None) or heads)
+        channels = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        queries = heads // groups
+        layers = dict.fromkeys(_layer(key) for key in self.axes if _layer(key))
+        for layer in layers:
+            width = self._width("neurons", layer)
+            self._add(f"layer {layer}, neurons", 1, width, {"neurons": (1, 1)}, layer)
+            if not self._has_heads(layer, groups, queries, channels):
+                continue
+            whole = {"query": (1, queries * channels), "key": (1, channels), "value": (1, channels)}
+            self._add(f"layer {layer}, heads", 1, groups, whole | {"mixed": (1, queries * channels)}, layer)
+            own = {"query": (1, channels), "mixed": (1, channels)}
+            self._add(f"layer {layer}, query heads", groups, queries, own, layer)
+            values = {"value": (1, 1), "mixed": (queries, 1)}
+            self._add(f"layer {layer}, value channels", groups, channels, values, layer)
+        return tuple(self.found)
+
+    def _add(self, name: str, groups: int, units: int, kinds: Mapping[str, tuple[int, int]], layer: str | None) -> None:
+        parts = tuple(
+            Part(key, axis, *kinds[kind])
+            for key, entry in self.axes.items()
+            for axis, kind in enumerate(entry)
+            if kind in kinds and (layer is None or _layer(key) == layer)
+        )
+        fitting = (self.sizes[part.tensor][part.axis] == groups * part.repeat * units * part.inner for part in parts)
+        if units > 1 and parts and all(fitting):
+            self.found.append(Dimension(name, groups, units, parts))
+
+    def _has_heads(self, layer: str, groups: int, queries: int, channels: int) -> bool:
+        sizes = {kind: self._width(kind, layer) for kind in ("query", "key", "value", "mixed")}
+        if not {self._width("channels", layer)} <= {0, channels}:
+            return False
+        wide, narrow = groups * queries * channels, groups * channels
+        return sizes == {"query": wide, "key": narrow, "value": narrow, "mixed": wide}
+
+    def _width(self, kind: str, layer: str) -> int:
+        """The size of a layer's axes of this kind; 0 if there are none, -1 if they differ."""
+        sizes = {
+            self.sizes[key][axis]
+            for key, entry in self.axes.items()
+            if _layer(key) == layer
+            for axis, along in enumerate(entry)
+            if along == kind
+        }
+        return -1 if len(sizes) > 1 else sum(sizes)

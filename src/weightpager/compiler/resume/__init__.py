@@ -1,0 +1,1 @@
+"""What outlives a compile that is killed, and what compiles share."""

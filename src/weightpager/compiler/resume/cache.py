@@ -1,0 +1,182 @@
+"""What compiles share, in the user's cache directory: trained dense models, their scores, and calibrations.
+
+An entry is named after a hash of all that it depends on. It appears whole, so that any number of compiles may use the
+same folder; which of two equal ones stays doesn't matter. The entries that nobody has used for longest go first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+from torch import Tensor
+
+from weightpager.compiler.resume.entry import Entry, Owner, read_entry, write_entry
+from weightpager.config import cache_dir, cache_limit, format_size
+from weightpager.errors import CompileError
+
+_log = logging.getLogger(__name__)
+
+_SUFFIX, _UNFINISHED = ".safetensors", ".tmp"
+
+_ABANDONED = 24 * 3600.0
+"""Seconds after which an unfinished file is that of a killed process."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file of the cache.
+
+    Attributes:
+        path: of it.
+        bytes: that it takes.
+        used: when it was last written or read, in seconds since the epoch.
+    """
+
+    path: Path
+    bytes: int
+    used: float
+
+
+class Cache:
+    """Entries by stage and owner, at most ``limit`` bytes in all. A storage that refuses one ends no compile."""
+
+    def __init__(self, folder: Path | None, limit: int) -> None:
+        """Keep entries in ``folder``, created when first needed; None keeps and finds none."""
+        self.folder = folder
+        self.limit = limit
+        self._takes = True
+
+    @classmethod
+    def none(cls) -> Cache:
+        """A cache that keeps nothing."""
+        return cls(None, 0)
+
+    @classmethod
+    def of_user(cls) -> Cache:
+        """The user's: see `config.cache_dir` and `config.cache_limit`.
+
+        Raises:
+            ConfigError: the limit is no size.
+        """
+        limit = cache_limit()
+        return cls(cache_dir() / "compile" if limit else None, limit)
+
+    def read(self, stage: str, owner: Owner) -> Entry | None:
+        """A finished stage's entry; None if there is none. A damaged one is removed, with a warning."""
+        if self.folder is None:
+            return None
+        path = self._path(stage, owner)
+        if not os.path.lexists(path):
+            return None
+        entry = read_entry(path, owner)
+        if entry is None:
+            _log.warning("%s: damaged; removed, and what it held is done again", path)
+            with suppress(OSError):
+                path.unlink()
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        return entry
+
+    def write(self, stage: str, owner: Owner, seconds: float, tensors: Mapping[str, Tensor]) -> bool:
+        """Keep what a stage has found out in so many seconds; whether it is kept."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        entry = Entry(0, seconds, dict(tensors))
+        return self._put(stage, owner, size, lambda path: write_entry(path, owner, entry))
+
+    def adopt(self, stage: str, owner: Owner, path: Path) -> bool:
+        """Take over a finished stage's file, an entry of the same owner; whether it is here now, and not there."""
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return False
+        if not self._put(stage, owner, size, lambda here: _move(path, here)):
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
+    def stop(self, reason: object) -> None:
+        """Keep nothing more, and say why; what is there is still found."""
+        if self._takes:
+            _log.warning("%s: nothing is kept for other compiles: %s", self.folder, reason)
+        self._takes = False
+
+    def entries(self) -> list[Kept]:
+        """All, the last used one first."""
+        found = []
+        for path in self._files(_SUFFIX):
+            with suppress(OSError):
+                facts = path.stat()
+                found.append(Kept(path, facts.st_size, facts.st_mtime))
+        return sorted(found, key=lambda kept: kept.used, reverse=True)
+
+    def clear(self) -> int:
+        """Remove all entries; the bytes that they took.
+
+        Raises:
+            CompileError: the storage refused it.
+        """
+        entries = self.entries()
+        try:
+            for kept in entries:
+                kept.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CompileError(f"cannot remove {error.filename}: {error.strerror}") from error
+        return sum(kept.bytes for kept in entries)
+
+    def _put(self, stage: str, owner: Owner, size: int, fill: Callable[[Path], None]) -> bool:
+        if self.folder is None or not self._takes or size > self.limit:
+            return False
+        path = self._path(stage, owner)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # they may tell of private data
+            self._make_room(size)
+            fill(unfinished)
+            unfinished.replace(path)
+        except (OSError, CompileError) as error:
+            self.stop((isinstance(error, OSError) and error.strerror) or error)
+            return False
+        finally:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+        return True
+
+    def _make_room(self, size: int) -> None:
+        """Remove what was used longest ago until ``size`` more bytes keep to the limit, and what has been abandoned."""
+        for path in self._files(_UNFINISHED):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
+        used = size
+        for kept in self.entries():
+            used += kept.bytes
+            if used > self.limit:
+                _log.info("%s: removed %s, used longest ago", kept.path, format_size(kept.bytes))
+                with suppress(OSError):
+                    kept.path.unlink()
+
+    def _files(self, suffix: str) -> Iterator[Path]:
+        if self.folder is not None:
+            with suppress(OSError):
+                yield from (path for path in self.folder.iterdir() if path.name.endswith(suffix))
+
+    def _path(self, stage: str, owner: Owner) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{stage}-{blake3(repr(sorted(owner.items())).encode()).hexdigest()[:32]}{_SUFFIX}"
+
+
+def _move(path: Path, to: Path) -> None:
+    """Rename, or copy where that is another file system."""
+    try:
+        os.link(path, to)
+    except OSError:
+        shutil.copyfile(path, to)

@@ -1,0 +1,71 @@
+"""What the stages that compiles share depend on, as hashes: the same one means the same result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tokenizers
+import torch
+import transformers
+from blake3 import blake3
+
+import weightpager
+from weightpager.compiler.data.splits import fingerprint
+from weightpager.compiler.model.device import training_device
+from weightpager.compiler.task_file.file import TaskFile, weight_facts
+
+
+@dataclass(frozen=True)
+class Identities:
+    """Of one compile's shared stages. None depends on sparsity, alignment or recovery.
+
+    Attributes:
+        dense: of the trained dense model.
+        scores: of its scores on held-out data.
+        calibration: of the sums that saliency is made of.
+    """
+
+    dense: str
+    scores: str
+    calibration: str
+
+    @classmethod
+    def of(cls, task_file: TaskFile, base: str = "") -> Identities:
+        """Hash all that decides; ``base`` is the identity of the bundle that tasks are added to.
+
+        Raises:
+            CompileError: a file can't be read.
+        """
+        dense = _hash(base, *_machine(), *weight_facts(task_file.model), *_learnt(task_file))
+        held_out = [
+            f"{fingerprint(task.eval, f'tasks.{name}.eval', task.kind, task.columns)} {task.items}"
+            for name, task in task_file.tasks.items()
+        ]
+        calibration = _hash(dense, task_file.calibration.model_dump_json(), task_file.saliency)
+        return cls(dense, _hash(dense, *held_out), calibration)
+
+
+def _machine() -> list[str]:
+    """What decides the last digits."""
+    device = training_device()
+    kind = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    versions = [package.__version__ for package in (weightpager, torch, transformers, tokenizers)]
+    return [*versions, device.type, kind, str(torch.get_num_threads())]
+
+
+def _learnt(task_file: TaskFile) -> list[str]:
+    """What decides what is learnt: the tasks, their data, and how models are trained."""
+    training = task_file.training
+    facts = [training.model_dump_json(), str(sorted(training.stated_steps))]
+    for name, task in task_file.tasks.items():
+        data = fingerprint(task.train, f"tasks.{name}.train", task.kind, task.columns)
+        facts.append(f"{name} {task.kind} {task.columns} {task_file.max_length_of(name)} {data}")
+        for folder in (task.head, task.checkpoint):
+            facts += ["none"] if folder is None else weight_facts(folder)
+    if any(task.checkpoint is not None for task in task_file.tasks.values()):  # their blocks are compared as stored
+        facts.append(f"{task_file.block} {task_file.dtype} {task_file.tolerance}")
+    return facts
+
+
+def _hash(*facts: str) -> str:
+    return blake3("\n".join(facts).encode()).hexdigest()

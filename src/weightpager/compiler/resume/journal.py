@@ -1,0 +1,253 @@
+"""Where a long compile stands, on disk beside the bundle, so that a killed one goes on instead of starting again."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from torch import Tensor
+
+import weightpager
+from weightpager.bundle.writer import storage_errors
+from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.entry import Entry, read_entry, step_of, write_entry
+from weightpager.errors import CompileError
+from weightpager.machine.paths import has_directory
+
+_log = logging.getLogger(__name__)
+
+SECONDS = 10.0
+"""Between two entries of a running stage, at least."""
+
+SHARE = 0.03
+"""Of the time that may go into entries: those of a model whose entry takes a second come twice a minute."""
+
+_WORDS = {
+    "train": "the dense model's training",
+    "own-dense": "the dense model's training",
+    "own-sparse": "the training of own parameters",
+    "refit": "the refit",
+    "finetune": "fine-tuning",
+    "dense": "the dense model's further training",
+}
+"""What people are told of stages that take long; the others go with them."""
+
+Fits = Callable[[Mapping[str, Tensor]], bool]
+"""Whether an entry's tensors are all that its stage needs."""
+
+
+def anything(_tensors: Mapping[str, Tensor]) -> bool:
+    """What fits a stage that says nothing else."""
+    return True
+
+
+def kept_beside(out: str | Path) -> Path:
+    """Where the compile of a bundle keeps its journal: beside what ``out`` leads to, be it a link or ``.``."""
+    path = Path(os.path.realpath(out))
+    return path.with_name(f".{path.name}.resume")
+
+
+class Journal:
+    """Named stages of one compile: the steps that each has made, and the tensors that it needs to go on.
+
+    An entry is written to a temporary file and renamed, so it is whole or absent. Entries of another compile, told by
+    ``identity``, or of another version, which may train otherwise, are ignored and overwritten. An entry says how long
+    its stage has taken, in all runs together: a stage starts when it is read, or when the journal is made.
+
+    A part whose identity is that of a stage's own settings may have a cache: what is there needn't be done again, and
+    what is finished goes there.
+    """
+
+    def __init__(self, folder: Path | None, identity: str, cache: Cache | None = None) -> None:
+        """Keep entries in ``folder``, created when first needed; None keeps none."""
+        self._folder = folder
+        self._identity = identity
+        self._cache = cache or Cache.none()
+        self._made = self._last = time.monotonic()
+        self._wait = SECONDS
+        self._started: dict[str, float] = {}
+        self._earlier = 0.0
+        self._parts: dict[str, Journal] = {}
+        self._cached: dict[str, float] = {}
+        self._settled: set[str] = set()
+        self._told: set[str] = set()
+        self._of = ""
+
+    @classmethod
+    def none(cls) -> Journal:
+        """A journal that keeps nothing."""
+        return cls(None, "")
+
+    def part(self, name: str, identity: str | None = None, cache: Cache | None = None) -> Journal:
+        """A journal inside this one, whose stages may have the same names; of the same compile unless told."""
+        folder = None if self._folder is None else self._folder / name
+        found = Journal(folder, self._identity if identity is None else identity, cache)
+        found._of = f" of the {name.replace('-', ' ')}" if identity is None else ""
+        self._parts[name] = found
+        return found
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Until the end of this, no other compile may hold the same folder; if it ends well, nothing is left to resume.
+
+        Raises:
+            CompileError: another one does, or the storage refused it.
+        """
+        if self._folder is None or not has_directory(self._folder.parent):  # who writes the bundle will say so
+            yield
+            return
+        with storage_errors():
+            self._folder.mkdir(exist_ok=True)
+            descriptor = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _lock(descriptor, self._folder)
+            try:
+                yield
+                self.remove()
+            finally:
+                for journal in (*self._parts.values(), self):
+                    journal._drop_if_empty()
+        finally:
+            os.close(descriptor)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where entries are kept; None keeps none."""
+        return self._folder
+
+    @property
+    def earlier(self) -> float:
+        """Seconds that earlier runs took for what has been read, parts included, but nothing that a cache had."""
+        return self._earlier + sum(part.earlier for part in self._parts.values())
+
+    def due(self) -> bool:
+        """Whether the last entry is old enough for another one."""
+        return self._folder is not None and time.monotonic() - self._last >= self._wait
+
+    def write(self, stage: str, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Replace a stage's entry.
+
+        Raises:
+            CompileError: the storage refused it.
+        """
+        if self._folder is None:
+            return
+        start = time.monotonic()
+        entry = Entry(step, start - self._started.get(stage, self._made), dict(tensors))
+        temporary = self._path(stage).with_suffix(".tmp")
+        try:
+            with storage_errors():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                write_entry(temporary, self._owner(), entry)
+                temporary.replace(self._path(stage))
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        self._last = time.monotonic()
+        self._wait = max(SECONDS, (self._last - start) / SHARE)
+
+    def read(self, stage: str, fits: Fits = anything) -> tuple[int, dict[str, Tensor]] | None:
+        """A stage's entry: steps made and tensors; None if there is none of this compile that is whole and fits."""
+        self._started[stage] = time.monotonic()
+        cached = self._cache.read(stage, self._owner())
+        if cached is not None and fits(cached.tensors):
+            self._cached[stage] = cached.seconds
+            return cached.step, cached.tensors
+        entry = self._entry(stage, fits)
+        if entry is None:
+            return None
+        self._started[stage] -= entry.seconds
+        self._earlier += entry.seconds
+        return entry.step, entry.tensors
+
+    def has(self, stage: str, fits: Fits = anything) -> bool:
+        """Whether this journal itself has an entry that `read` finds."""
+        return self._entry(stage, fits) is not None
+
+    def keep(self, stage: str) -> float | None:
+        """A stage is finished: what it has found out goes to the cache, if there is one.
+
+        Returns:
+            Seconds that the cache has saved; None where it had nothing.
+        """
+        cached = self._cached.get(stage)
+        if cached is not None or (
+            self._folder is not None and self._cache.adopt(stage, self._owner(), self._path(stage))
+        ):
+            self._settled.add(stage)
+        return cached
+
+    def settled(self, stage: str) -> bool:
+        """Whether `keep` has found a stage in the cache, or put it there."""
+        return stage in self._settled
+
+    def standing(self) -> list[str]:
+        """In words, what this compile would go on from, where that spares it long work."""
+        found = [f"{_in_words(stage)} (whole, in the cache)" for stage in self._settled]
+        for path in [] if self._folder is None else sorted(self._folder.glob("*.safetensors")):
+            at = step_of(path, self._owner())
+            if at is not None and at[1] and at[0]:
+                found.append(f"{_in_words(path.stem)} up to step {at[0]}")
+        for part in self._parts.values():
+            theirs = [f"{words}{part._of}" for words in part.standing()]
+            found = found + theirs if part._of else theirs + found  # the dense model's training comes first
+        return found
+
+    def remove(self) -> None:
+        """The compile is finished: nothing is left to resume."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _drop_if_empty(self) -> None:
+        """The folder stays if there is anything to go on from."""
+        if self._folder is not None:
+            with suppress(OSError):
+                self._folder.rmdir()
+
+    def _owner(self) -> dict[str, str]:
+        """Whose entries these are."""
+        return {"identity": self._identity, "version": weightpager.__version__}
+
+    def _entry(self, stage: str, fits: Fits) -> Entry | None:
+        if self._folder is None or not self._path(stage).is_file():
+            return None
+        entry = read_entry(self._path(stage), self._owner())
+        if entry is None:
+            self._tell_of_loss(stage)
+        return entry if entry is not None and fits(entry.tensors) else None
+
+    def _tell_of_loss(self, stage: str) -> None:
+        """Once, and of long work only: what is there is of no use."""
+        at = step_of(self._path(stage), self._owner())
+        if stage not in self._told and (at is None or at[0] > 0):
+            self._told.add(stage)
+            why = "damaged" if at is None or at[1] else "of a compile with other settings, data or version"
+            _log.warning("%s: %s; begins again", self._path(stage), why)
+
+    def _path(self, stage: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{stage}.safetensors"
+
+
+def _in_words(stage: str) -> str:
+    return (
+        f"{stage.removeprefix('private-')}'s own values" if stage.startswith("private-") else _WORDS.get(stage, stage)
+    )
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CompileError(
+            f"expected that nobody else compiles this bundle, found another compile that holds {folder}; "
+            "wait until it has ended, or choose another name"
+        ) from error
+    except OSError:  # a file system without locks
+        return

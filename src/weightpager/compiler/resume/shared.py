@@ -1,0 +1,99 @@
+"""What one compile takes from the cache and gives to it: a sweep pays once for what its compiles have in common."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.identities import Identities
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.selection.calibrate import Calibration
+from weightpager.compiler.task_file.file import TaskFile
+from weightpager.config import format_duration
+from weightpager.evaluate import Outcomes, Score
+
+_log = logging.getLogger(__name__)
+
+_PARTS = ("sums", "counts")
+"""Of `Outcomes`."""
+
+
+@dataclass
+class Shared:
+    """The cache, and under which names a compile's stages lie there.
+
+    Attributes:
+        cache: where finished stages are kept.
+        identities: of this compile's.
+        seconds: that calibrations from the cache took when they were made.
+    """
+
+    cache: Cache
+    identities: Identities
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, task_file: TaskFile, base: BaseBundle | None, cache: Cache) -> Shared:
+        """Name the stages of a compile.
+
+        Raises:
+            CompileError: a file can't be read.
+        """
+        return cls(cache, Identities.of(task_file, "" if base is None else base.identity()))
+
+    def journal(self, journal: Journal) -> Journal:
+        """The part of a compile's journal in which the dense model's training stands."""
+        return journal.part("dense", self.identities.dense, self.cache)
+
+    def training_ended(self, kept: Journal, stage: str) -> None:
+        """Keep what a stage of `journal` has trained, if anything; say what that spares, or has spared."""
+        saved = kept.keep(stage)
+        if saved is not None:
+            _log.info("the dense model: taken from the cache, %s saved", format_duration(saved))
+        elif kept.settled(stage):
+            _log.info(
+                "the dense model is kept in %s: another sparsity or dtype won't train it again", self.cache.folder
+            )
+
+    def scores(self, source: Source, measure: Callable[[], dict[str, Score]]) -> dict[str, Score]:
+        """The dense model's scores on held-out data, by task: from the cache, or measured."""
+        kinds, start = {name: task.kind for name, task in source.task_file.tasks.items()}, time.monotonic()
+        entry = self.cache.read("scores", self._owner(self.identities.scores))
+        if entry is not None and entry.tensors.keys() == {f"{task}/{part}" for task in kinds for part in _PARTS}:
+            found = {task: [entry.tensors[f"{task}/{part}"].numpy() for part in _PARTS] for task in kinds}
+            return {task: Score.of(kind, Outcomes(*found[task])) for task, kind in kinds.items()}
+        measured = measure()
+        values = {
+            f"{task}/{part}": torch.from_numpy(getattr(score.outcomes, part))
+            for task, score in measured.items()
+            for part in _PARTS
+        }
+        self.cache.write("scores", self._owner(self.identities.scores), time.monotonic() - start, values)
+        return measured
+
+    def calibration(self, source: Source, task: str, measure: Callable[[], Calibration]) -> Calibration:
+        """A task's calibration on the dense model before anything has moved: from the cache, or measured."""
+        stage, owner, start = f"sums-{task}", self._owner(self.identities.calibration), time.monotonic()
+        entry = self.cache.read(stage, owner)
+        if entry is not None and entry.tensors.keys() == {info.name for info in source.paged}:
+            self.seconds[task] = entry.seconds
+            return Calibration(source.task_file.saliency, entry.tensors)
+        measured = measure()
+        self.cache.write(stage, owner, time.monotonic() - start, measured.values)
+        return measured
+
+    def calibrated(self) -> None:
+        """Say what calibrations from the cache have spared."""
+        if self.seconds:
+            saved = format_duration(sum(self.seconds.values()))
+            _log.info("calibration of %s: taken from the cache, %s saved", ", ".join(self.seconds), saved)
+
+    def _owner(self, identity: str) -> Mapping[str, str]:
+        return {"identity": identity}

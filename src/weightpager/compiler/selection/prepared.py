@@ -1,0 +1,90 @@
+"""What a compile has found out before the first block is chosen, and how long that took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from weightpager.bundle import EvalData, TaskEntry
+from weightpager.bundle import Score as DenseScore
+from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
+from weightpager.compiler.data.splits import TaskData, fingerprint
+from weightpager.compiler.estimates.stage_times import Clock
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.selection.saliency import FloatArray
+from weightpager.evaluate import Score
+
+SaliencyOfTasks = dict[str, dict[str, FloatArray]]
+"""Task → paged weight → saliency of its blocks, row-major."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The dense model.
+
+    Attributes:
+        source: its modules.
+        data: of each task.
+        dense: its score, by task.
+        clock: what it has cost.
+    """
+
+    source: Source
+    data: Mapping[str, TaskData]
+    dense: Mapping[str, Score]
+    clock: Clock
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that doesn't depend on the alignment: one preparation serves several builds.
+
+    Attributes:
+        source: the trained dense model, reordered.
+        data: of each task.
+        dense: score of the dense model, by task.
+        saliency: task → paged weight → saliency of its blocks, row-major.
+        clock: what it has cost.
+        permutations: what reordering did.
+        evenness: how high the floors of paged weights are; see `floors`.
+    """
+
+    source: Source
+    data: Mapping[str, TaskData]
+    dense: Mapping[str, Score]
+    saliency: Mapping[str, Mapping[str, FloatArray]]
+    clock: Clock
+    permutations: Permutations = NOTHING_MOVED
+    evenness: float = 0.0
+
+    def changed(self, **settings: Any) -> Prepared:
+        """The same with other settings of the task file: those that only `build` looks at."""
+        task_file = self.source.task_file.model_copy(update=settings)
+        return replace(self, source=replace(self.source, task_file=task_file))
+
+    def entries(self) -> tuple[TaskEntry, ...]:
+        """The tasks as the manifest lists them."""
+        task_file = self.source.task_file
+        return tuple(
+            TaskEntry(
+                name=name,
+                kind=spec.kind,
+                classes=list(self.source.classes(name)),
+                max_length=None if spec.takes_images else task_file.max_length_of(name),
+                sparsity=task_file.sparsity_of(name),
+                dense=_entry(self.dense[name]),
+                eval=EvalData(
+                    file=str(spec.eval.absolute()),
+                    blake3=fingerprint(spec.eval, f"tasks.{name}.eval", spec.kind, spec.columns),
+                    text=spec.columns[0],
+                    label=spec.columns[1],
+                    items=spec.items,
+                ),
+            )
+            for name, spec in task_file.tasks.items()
+        )
+
+
+def _entry(score: Score) -> DenseScore:
+    return DenseScore(metric=score.metric, value=score.value, items=score.items)

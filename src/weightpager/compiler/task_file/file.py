@@ -1,0 +1,256 @@
+"""The task file: which model, which tasks, how sparse. Parsed once, frozen; unknown keys refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from blake3 import blake3
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from yaml.constructor import ConstructorError
+
+from weightpager.blocks import MAX_TASKS, BlockShape
+from weightpager.bundle.layout import PageDtype, block_bytes
+from weightpager.bundle.manifest import TaskName
+from weightpager.compiler.data.rows import hashed
+from weightpager.compiler.data.splits import fingerprint
+from weightpager.compiler.task_file.fields import (
+    Block,
+    Compare,
+    ExistingFile,
+    Frozen,
+    ModelDirectory,
+    Page,
+    Saliency,
+    Size,
+    Sparsity,
+    Strength,
+    broken,
+)
+from weightpager.compiler.task_file.messages import explain, shown
+from weightpager.compiler.task_file.sections import CalibrationSpec, Recover, RecoverSpec, TaskSpec, TrainingSpec
+from weightpager.errors import ConfigError
+
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
+"""Endings of what a model is loaded from: weights, configuration, vocabulary."""
+
+
+class TaskFile(Frozen):
+    """The whole file; paths are absolute or start from the working directory.
+
+    Attributes:
+        model: a Hugging Face model directory: an encoder or a decoder, of texts or of images.
+        block: rows × columns of weights that are kept or dropped together.
+        dtype: of the paged weights.
+        sparsity: fraction of blocks dropped by tasks that state none.
+        alignment: what a block loaded per switch costs, in mean block saliencies; infinity asks for one shared mask.
+        saliency: how a block's importance is measured.
+        reorder: permute the model so that blocks hold weights that the same tasks need.
+        max_switch: bytes; the weakest alignment whose average switch loads no more is taken instead of ``alignment``.
+        accuracy_loss: points; the strongest alignment that costs no more is taken instead of ``alignment``.
+        recover: a method, or its name alone.
+        tolerance: blocks of a task's checkpoint that differ less from the model's, relative to their norm, are shared.
+        transitions: a trace of past switches; without one every task is as likely as any other to come next.
+        calibration, training: how models are calibrated and trained.
+        tasks: by name.
+        compare: what else to measure; where recovery trains, the dense model is trained as long, and for ``all`` one
+            shared mask too, each of which takes as long again.
+        page: bytes; ``auto``, or None, lets the packer choose.
+    """
+
+    model: ModelDirectory
+    block: Block = BlockShape(16, 32)
+    dtype: PageDtype = "bfloat16"
+    sparsity: Sparsity = 0.3
+    alignment: Strength = 0.5
+    max_switch: Size = None
+    accuracy_loss: Annotated[float | None, Field(gt=0, le=100)] = None
+    saliency: Saliency = "gradient"
+    reorder: bool = True
+    page: Page = None
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    transitions: ExistingFile | None = None
+    calibration: CalibrationSpec = CalibrationSpec()
+    training: TrainingSpec = TrainingSpec()
+    compare: Compare = "dense"
+    recover: Recover = RecoverSpec()
+    tasks: Annotated[dict[TaskName, TaskSpec], Field(min_length=1, max_length=MAX_TASKS)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskFile:
+        least = block_bytes(self.block, self.dtype)
+        if self.page is not None and self.page < least:
+            raise broken(f"page: expected at least one {self.dtype} block of {least} bytes, found {self.page}")
+        self._check_own_weights()
+        images = [name for name, task in self.tasks.items() if task.takes_images]
+        if 0 < len(images) < len(self.tasks):
+            raise broken(f"tasks: expected all to read images as {images[0]} does, or none")
+        stated = self.model_fields_set & {"alignment", "max_switch", "accuracy_loss"}
+        chosen = [key for key in ("alignment", "max_switch", "accuracy_loss") if key in stated]
+        if len(chosen) > 1:
+            raise broken(f"expected one of alignment, max_switch and accuracy_loss, found {' and '.join(chosen)}")
+        for key in ("low_rank", "private_blocks"):
+            if self.recover.method != "finetune" and getattr(self.recover, key):
+                found = f"{getattr(self.recover, key)} with method {self.recover.method}"
+                raise broken(f"recover.{key}: expected 0, or method finetune, which trains it; found {found}")
+        if self.recover.method != "finetune" and self.recover.start != "dense":
+            raise broken(f"recover.start: expected method finetune, found {self.recover.method}")
+        return self
+
+    def _check_own_weights(self) -> None:
+        own = next((name for name, task in self.tasks.items() if task.checkpoint is not None), None)
+        if own is None:
+            return
+        if self.recover.method != "none":
+            raise broken(
+                f"recover: expected none, found {self.recover.method}: it fits values that all tasks share, "
+                f"and {own} has a checkpoint of its own"
+            )
+        for name, task in self.tasks.items():
+            if task.trained:
+                raise broken(
+                    f"tasks.{name}: expected a head or a checkpoint: training this task would change the model's "
+                    f"weights, and those that {own}'s checkpoint shares with it"
+                )
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the tasks read images; else they read texts."""
+        return any(task.takes_images for task in self.tasks.values())
+
+    def sparsity_of(self, task: str) -> float:
+        """The fraction of blocks that the task drops."""
+        own = self.tasks[task].sparsity
+        return self.sparsity if own is None else own
+
+    def identity(self) -> str:
+        """A hash of all settings that matter, of the tasks' files and of the model's: equal ones train equal weights.
+
+        Raises:
+            CompileError: a file can't be read.
+        """
+        facts = [self.model_dump_json(exclude={"compare"})]
+        facts += [str(sorted(spec.stated_steps)) for spec in (self.training, self.recover)]
+        for name, task in self.tasks.items():
+            for key, path in {"train": task.train, "validation": task.validation}.items():
+                if path is not None:
+                    facts.append(fingerprint(path, f"tasks.{name}.{key}", task.kind, task.columns))
+        own = [path for task in self.tasks.values() for path in (task.head, task.checkpoint) if path is not None]
+        facts += [fact for folder in (self.model, *own) for fact in weight_facts(folder)]
+        if self.transitions is not None:
+            facts.append(hashed(self.transitions, str(self.transitions)))
+        return blake3("\n".join(facts).encode()).hexdigest()
+
+    def max_length_of(self, task: str) -> int:
+        """Tokens at which the task's texts are cut, or the length of its windows; nothing that matters for images."""
+        return self.tasks[task].max_length or self.calibration.max_length
+
+
+def weight_facts(folder: Path) -> list[str]:
+    """Names and hashes of what a model is loaded from.
+
+    Raises:
+        CompileError: a file can't be read.
+    """
+    files = sorted(path for suffix in _MODEL_FILES for path in folder.glob(f"*{suffix}"))
+    return [f"{path.name} {hashed(path, str(path))}" for path in files]
+
+
+def load(path: str | Path) -> TaskFile:
+    """Read a task file; relative paths in it start from its folder.
+
+    Raises:
+        ConfigError: with the file, the dotted key, what was expected and what was found.
+    """
+    path = Path(path)
+    try:
+        content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: expected a YAML file, found one that is nested too deep") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a YAML file: {_syntax(error)}") from error
+    return from_dict(content, path.parent, str(path))
+
+
+def with_wish(task_file: TaskFile, max_switch: str | None, accuracy_loss: float | None) -> TaskFile:
+    """The same with what a command line asks for in place of the file's own alignment, ``max_switch`` or loss.
+
+    Raises:
+        ConfigError: both are given, or one is no size or no number of points.
+    """
+    given = {"max_switch": max_switch, "accuracy_loss": accuracy_loss}
+    stated = {key: value for key, value in given.items() if value is not None}
+    if not stated:
+        return task_file
+    # Of the other settings only those that the file states, so that a default isn't taken for a wish.
+    kept = {key: getattr(task_file, key) for key in task_file.model_fields_set - {"alignment", *given}}
+    return from_dict(kept | stated, name="command line")
+
+
+def with_comparison(task_file: TaskFile, compare: str | None) -> TaskFile:
+    """The same with what a command line asks to compare with.
+
+    Raises:
+        ConfigError: there is no such comparison.
+    """
+    if compare is None:
+        return task_file
+    kept = {key: getattr(task_file, key) for key in task_file.model_fields_set}
+    return from_dict(kept | {"compare": compare}, name="command line")
+
+
+def from_dict(content: Mapping[str, Any], folder: str | Path = ".", name: str = "task file") -> TaskFile:
+    """The same from a mapping; relative paths start from ``folder``, errors speak of ``name``.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{name}: expected keys and values such as 'model: DIRECTORY', found {shown(content)}")
+    try:
+        return TaskFile.model_validate(dict(content), context={"folder": Path(folder)})
+    except ValidationError as error:
+        lines = [f"{name}: {explain(detail, SECTIONS)}" for detail in error.errors(include_url=False)]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "": TaskFile,
+    "tasks": TaskSpec,
+    "calibration": CalibrationSpec,
+    "training": TrainingSpec,
+    "recover": RecoverSpec,
+}
+"""By the key that they lie under."""
+
+
+class _Loader(yaml.SafeLoader):
+    """``yaml.safe_load`` that refuses duplicate and non-text keys and reads ``1e-4`` as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                raise ConstructorError(None, None, f"the key {key.value!r} is no text: quote it", key.start_mark)
+            if key.value in seen:
+                raise ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a dot in a float; people and YAML 1.2 don't.
+_FLOAT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+
+
+def _syntax(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
