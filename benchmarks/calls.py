@@ -19,7 +19,7 @@ from benchmarks.kernels import Row, replace_rows
 from benchmarks.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.nn import PagedLinear
-from weightpager.runtime.task_gate import TaskGate
+from weightpager.runtime.paging.task_gate import TaskGate
 
 MOST_MS = 0.015
 """Asked for: what a module may add to its kernel."""

@@ -15,8 +15,8 @@ from benchmarks.switching import SHARES
 from weightpager.bench.synthetic_bundle import bundle_of, half_billion
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
-from weightpager.runtime.block_manager import BlockManager
-from weightpager.runtime.reuse import expected_reuse
+from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.prefetch.reuse import expected_reuse
 from weightpager.traces import TRACES
 
 ROUNDS = 2

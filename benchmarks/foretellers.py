@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.outlook import Outlook
-from weightpager.runtime.reuse import DISCOUNT
-from weightpager.runtime.transition_predictor import Forecast
+from weightpager.runtime.prediction.predictor import Forecast
+from weightpager.runtime.prefetch.expected_uses import Outlook
+from weightpager.runtime.prefetch.reuse import DISCOUNT
 
 Floats = npt.NDArray[np.float64]
 

@@ -27,7 +27,7 @@ from benchmarks.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled
 from weightpager import kernels
 from weightpager.bench.synthetic_bundle import half_billion_config
 from weightpager.nn import FlatLinear, PagedLinear, fuse_gated_mlps
-from weightpager.runtime.task_gate import TaskGate
+from weightpager.runtime.paging.task_gate import TaskGate
 
 PREFILL = 512
 DECODED = 24

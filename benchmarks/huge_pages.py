@@ -21,7 +21,7 @@ import typer
 from benchmarks.kernels import ROTATED, SHAPES, Call, Key, Shape, timed
 from benchmarks.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
-from weightpager.runtime.arena import Arena
+from weightpager.runtime.memory.host_arena import Arena
 
 SLOTS = ROTATED // 2 // PAGE_BYTES
 

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from weightpager.runtime.callable_predictor import CallablePredictor
-from weightpager.runtime.first_order_predictor import FirstOrderPredictor
-from weightpager.runtime.frequency_predictor import FrequencyPredictor
-from weightpager.runtime.markov_predictor import MEMORIES, MarkovPredictor
-from weightpager.runtime.prediction_score import PredictionScore
-from weightpager.runtime.transition_predictor import TransitionPredictor
+from weightpager.runtime.prediction.first_order_predictor import FirstOrderPredictor
+from weightpager.runtime.prediction.frequency_predictor import FrequencyPredictor
+from weightpager.runtime.prediction.markov import MEMORIES, MarkovPredictor
+from weightpager.runtime.prediction.planner import CallablePredictor
+from weightpager.runtime.prediction.predictor import TransitionPredictor
+from weightpager.runtime.prediction.score import PredictionScore
 from weightpager.traces import TRACES, Trace
 from weightpager.transitions import Transitions
 

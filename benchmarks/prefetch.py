@@ -32,14 +32,14 @@ from weightpager.bench.synthetic_bundle import assistant_of_many, bundle_of
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import cache_dir
-from weightpager.runtime.callable_predictor import CallablePredictor, Planner
-from weightpager.runtime.first_order_predictor import FirstOrderPredictor
-from weightpager.runtime.frequency_predictor import FrequencyPredictor
-from weightpager.runtime.markov_predictor import MarkovPredictor
-from weightpager.runtime.outlook import Outlook
-from weightpager.runtime.prefetch_ledger import PrefetchCounts
-from weightpager.runtime.transition_predictor import TransitionPredictor
-from weightpager.runtime.visit import Visit
+from weightpager.runtime.history.visit import Visit
+from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
+from weightpager.runtime.prediction.first_order_predictor import FirstOrderPredictor
+from weightpager.runtime.prediction.frequency_predictor import FrequencyPredictor
+from weightpager.runtime.prediction.markov import MarkovPredictor
+from weightpager.runtime.prediction.planner import CallablePredictor, Planner
+from weightpager.runtime.prediction.predictor import TransitionPredictor
+from weightpager.runtime.prefetch.expected_uses import Outlook
 from weightpager.store import StorageModel
 from weightpager.traces import TRACES, Trace
 from weightpager.traces.assistant import CHAIN as ASSISTANT

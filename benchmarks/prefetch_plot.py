@@ -20,7 +20,7 @@ from weightpager.bench.simulator import Device
 from weightpager.bench.synthetic_bundle import assistant_of_many, bundle_of
 from weightpager.config import cache_dir
 from weightpager.demo.plots import svg_rows
-from weightpager.runtime.rehearsal import Rehearsal
+from weightpager.runtime.prefetch.virtual_arena import Rehearsal
 from weightpager.traces import TRACES
 
 LEARNT, SHOWN = 200, 45

@@ -15,8 +15,8 @@ from weightpager.bench.contest.rival import Setting
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
-from weightpager.runtime.prefetch_ledger import PrefetchCounts
-from weightpager.runtime.visit import Visit
+from weightpager.runtime.history.visit import Visit
+from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.store import LocalStore
 
 Floats = npt.NDArray[np.float64]

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from weightpager.runtime.arena import Arena
-from weightpager.runtime.copier import HostCopier
-from weightpager.runtime.read_fence import Event, ReadFence
+from weightpager.runtime.memory.copier import HostCopier
+from weightpager.runtime.memory.host_arena import Arena
+from weightpager.runtime.memory.read_fence import Event, ReadFence
 
 
 class LateEvent:

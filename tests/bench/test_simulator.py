@@ -17,7 +17,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.compiler.selection.floor_trial import HIGH
 from weightpager.errors import BudgetError
-from weightpager.runtime.visit import Visit
+from weightpager.runtime.history.visit import Visit
 from weightpager.store import StorageModel
 
 STORAGE = StorageModel(1e6, seconds_per_read=0.0)

@@ -36,9 +36,9 @@ import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, StoreError, SwitchFailedError, WeightpagerError
-from weightpager.runtime.copier import HostCopier
-from weightpager.runtime.prefetch_trial import PrefetchTrial
-from weightpager.runtime.staged_arena import Staging
+from weightpager.runtime.memory.copier import HostCopier
+from weightpager.runtime.memory.staged_arena import Staging
+from weightpager.runtime.prefetch.trial import PrefetchTrial
 from weightpager.store import LocalStore
 
 OPERATIONS = os.environ.get("WEIGHTPAGER_OPERATIONS")

@@ -13,7 +13,7 @@ from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.errors import ConfigError, TaskNotActiveError
-from weightpager.runtime.cuda_copier import CudaCopier
+from weightpager.runtime.memory.cuda_copier import CudaCopier
 
 TASKS = ("animal", "weather", "number", "colour")
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}

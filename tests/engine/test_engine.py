@@ -37,7 +37,7 @@ from weightpager.errors import (
     TaskTooLargeError,
     UnknownTaskError,
 )
-from weightpager.runtime.memory_controller import MemoryController, Needs
+from weightpager.runtime.memory.budget import MemoryController, Needs
 from weightpager.store import LocalStore, StorageModel, switch_cost
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}

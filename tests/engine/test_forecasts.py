@@ -15,7 +15,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig
 from weightpager.engine.forecasts import ForecastReport
-from weightpager.runtime.markov_predictor import MarkovPredictor
+from weightpager.runtime.prediction.markov import MarkovPredictor
 
 
 def forecast(engine: wp.Engine) -> ForecastReport:

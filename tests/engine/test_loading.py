@@ -31,10 +31,10 @@ from weightpager.errors import (
     TaskNotActiveError,
     UnknownTaskError,
 )
-from weightpager.runtime.arrivals import Arrivals
-from weightpager.runtime.request import Request
-from weightpager.runtime.task_monitor import Visit
-from weightpager.runtime.waiters import Waiters
+from weightpager.runtime.history.task_monitor import Visit
+from weightpager.runtime.paging.page_waits import Arrivals
+from weightpager.runtime.paging.switch_request import Request
+from weightpager.runtime.paging.waiters import Waiters
 from weightpager.store import LocalStore
 
 
@@ -228,7 +228,7 @@ def test_ctrl_c_while_reads_are_planned_leaves_no_slot_taken(
         raise KeyboardInterrupt
 
     with wp.Engine.from_pretrained(bundle.path) as engine:
-        monkeypatch.setattr("weightpager.runtime.pager.coalesce", pressed)
+        monkeypatch.setattr("weightpager.runtime.paging.pager.coalesce", pressed)
         with pytest.raises(KeyboardInterrupt):
             ask(engine, "animal")
         assert torch.equal(logits(engine.activate("animal")), expected["animal"])

@@ -23,7 +23,7 @@ from weightpager.compiler.repack import repack
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.page_numbers import PageNumbers
 from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, UnknownTaskError
-from weightpager.runtime.request import Request
+from weightpager.runtime.paging.switch_request import Request
 from weightpager.store import JoinedStore
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}

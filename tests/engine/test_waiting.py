@@ -22,8 +22,8 @@ from weightpager.config import EngineConfig
 from weightpager.engine import task_module
 from weightpager.engine.architecture import empty_module, read_config
 from weightpager.errors import BudgetError, BundleError, ConfigError, EngineClosedError, TaskNotActiveError
-from weightpager.runtime.arrivals import Arrivals
-from weightpager.runtime.task_gate import TaskGate
+from weightpager.runtime.paging.page_waits import Arrivals
+from weightpager.runtime.paging.task_gate import TaskGate
 
 
 def by_pages(bundle: Bundle) -> list[str]:

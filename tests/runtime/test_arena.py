@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightpager.runtime.arena import HUGE, Arena
+from weightpager.runtime.memory.host_arena import HUGE, Arena
 
 KIB, MIB = 1 << 10, 1 << 20
 

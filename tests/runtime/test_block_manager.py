@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from weightpager.runtime.block_manager import BlockManager
-from weightpager.runtime.slots import ABSENT
+from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.planning.page_table import ABSENT
 
 PAGES, SLOTS = 12, 6
 

@@ -13,9 +13,9 @@ from weightpager.bench.cgroup import run_limited
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import Footprint
 from weightpager.machine.memory import read_memory
-from weightpager.runtime.arena import Arena
-from weightpager.runtime.memory_controller import MemoryController, Needs
-from weightpager.runtime.memory_watch import MemoryWatch
+from weightpager.runtime.memory.budget import MemoryController, Needs
+from weightpager.runtime.memory.host_arena import Arena
+from weightpager.runtime.memory.memory_watch import MemoryWatch
 
 PAGE, MIB = 1 << 16, 1 << 20
 

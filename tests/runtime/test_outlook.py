@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from weightpager.runtime.callable_predictor import CallablePredictor
-from weightpager.runtime.markov_predictor import MarkovPredictor
-from weightpager.runtime.outlook import Outlook
-from weightpager.runtime.reuse import expected_uses
+from weightpager.runtime.prediction.markov import MarkovPredictor
+from weightpager.runtime.prediction.planner import CallablePredictor
+from weightpager.runtime.prefetch.expected_uses import Outlook
+from weightpager.runtime.prefetch.reuse import expected_uses
 
 
 def after_rounds(load_seconds: float) -> Outlook:

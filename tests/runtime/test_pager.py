@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator, Sequence
 import pytest
 
 from weightpager.errors import StoreError
-from weightpager.runtime.arena import Arena
-from weightpager.runtime.pager import Pager, Priority
+from weightpager.runtime.memory.host_arena import Arena
+from weightpager.runtime.paging.pager import Pager, Priority
 from weightpager.store import read_plan
 
 PAGE = 4096

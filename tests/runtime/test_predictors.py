@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.runtime.callable_predictor import CallablePredictor
-from weightpager.runtime.first_order_predictor import FirstOrderPredictor
-from weightpager.runtime.frequency_predictor import FrequencyPredictor
-from weightpager.runtime.learner import Learner
-from weightpager.runtime.markov_predictor import MarkovPredictor
-from weightpager.runtime.prediction_score import PredictionScore
-from weightpager.runtime.task_monitor import Visit
-from weightpager.runtime.transition_predictor import Forecast, TransitionPredictor, replay
+from weightpager.runtime.history.task_monitor import Visit
+from weightpager.runtime.prediction.first_order_predictor import FirstOrderPredictor
+from weightpager.runtime.prediction.frequency_predictor import FrequencyPredictor
+from weightpager.runtime.prediction.learner import Learner
+from weightpager.runtime.prediction.markov import MarkovPredictor
+from weightpager.runtime.prediction.planner import CallablePredictor
+from weightpager.runtime.prediction.predictor import Forecast, TransitionPredictor, replay
+from weightpager.runtime.prediction.score import PredictionScore
 
 LEARNERS = [FrequencyPredictor, FirstOrderPredictor, MarkovPredictor]
 

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.runtime.block_manager import BlockManager
-from weightpager.runtime.occupancy import Occupancy
-from weightpager.runtime.prefetch_planner import MARGIN, plan_prefetch
+from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.planning.occupancy import Occupancy
+from weightpager.runtime.planning.prefetch_planner import MARGIN, plan_prefetch
 
 
 def flags(*pages: int, count: int = 8) -> np.ndarray:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.runtime.prefetch_trial import PrefetchTrial
-from weightpager.runtime.rehearsal import BATCH_BYTES, Rehearsal
+from weightpager.runtime.prefetch.trial import PrefetchTrial
+from weightpager.runtime.prefetch.virtual_arena import BATCH_BYTES, Rehearsal
 from weightpager.store import StorageModel
 
 PAGE = 1 << 20  # as long as the longest read: one page a read

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from weightpager.runtime.reuse import DISCOUNT, expected_reuse
+from weightpager.runtime.prefetch.reuse import DISCOUNT, expected_reuse
 
 
 def test_a_round_expects_each_task_the_later_the_further_away() -> None:

@@ -12,12 +12,12 @@ import torch
 from late_device import LateCopier, LateStream
 from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, StoreError
-from weightpager.runtime.arena import Arena
-from weightpager.runtime.copier import HostCopier
-from weightpager.runtime.memory_controller import MemoryController, Needs
-from weightpager.runtime.pager import Pager, Priority
-from weightpager.runtime.read_fence import ReadFence
-from weightpager.runtime.staged_arena import StagedArena, Staging
+from weightpager.runtime.memory.budget import MemoryController, Needs
+from weightpager.runtime.memory.copier import HostCopier
+from weightpager.runtime.memory.host_arena import Arena
+from weightpager.runtime.memory.read_fence import ReadFence
+from weightpager.runtime.memory.staged_arena import StagedArena, Staging
+from weightpager.runtime.paging.pager import Pager, Priority
 
 PAGE = 4096
 PAGES = 16
@@ -218,7 +218,7 @@ def test_reads_wait_for_a_stage_where_they_can_be_cancelled_and_overtaken(copier
 
 
 def test_a_pager_whose_stages_all_hang_can_be_closed(copier: LateCopier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.runtime.pager._JOIN_SECONDS", 0.05)
+    monkeypatch.setattr("weightpager.runtime.paging.pager._JOIN_SECONDS", 0.05)
     arena, _ = arena_of(copier, buffers=1)
     store, ends, pager = GatedStore(), Ends(), Pager(arena, threads=2)
     pager.load(store, {0: 0, 1: 1}, Priority.ON_DEMAND, ends)

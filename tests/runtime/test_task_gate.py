@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from weightpager.runtime.task_gate import TaskGate
+from weightpager.runtime.paging.task_gate import TaskGate
 
 
 class Interruption(BaseException):

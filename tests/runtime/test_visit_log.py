@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.errors import ConfigError
-from weightpager.runtime.appended_file import AppendedFile
-from weightpager.runtime.task_monitor import TaskMonitor
-from weightpager.runtime.visit_log import VisitLog
-from weightpager.runtime.visit_rows import History, VisitRow, encode_visit, parse_history
+from weightpager.runtime.history.appended_file import AppendedFile
+from weightpager.runtime.history.history_file import VisitLog
+from weightpager.runtime.history.task_monitor import TaskMonitor
+from weightpager.runtime.history.visit_rows import History, VisitRow, encode_visit, parse_history
 
 
 class Run:
@@ -192,7 +192,7 @@ def test_two_logs_cannot_share_a_file(tmp_path: Path) -> None:
 def test_the_disk_has_the_last_visit_in_time_though_none_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightpager.runtime.visit_log.SYNC_INTERVAL", 0.3)
+    monkeypatch.setattr("weightpager.runtime.history.history_file.SYNC_INTERVAL", 0.3)
     times: list[float] = []
     sync = AppendedFile.sync
 
@@ -216,7 +216,7 @@ def test_a_file_that_has_gone_away_is_not_asked_about_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one of a network file system whose server has gone."""
-    monkeypatch.setattr("weightpager.runtime.visit_log.SYNC_INTERVAL", 0.2)
+    monkeypatch.setattr("weightpager.runtime.history.history_file.SYNC_INTERVAL", 0.2)
     asked: list[bool] = []
     log = VisitLog(tmp_path / "history", delay=0.01)
     log.add("a", 1.0, switch=False)
@@ -322,8 +322,8 @@ def test_full_storage_costs_history_and_one_warning(caplog: pytest.LogCaptureFix
 WRITER = """
 import sys
 import time
-from weightpager.runtime.task_monitor import TaskMonitor
-from weightpager.runtime.visit_log import VisitLog
+from weightpager.runtime.history.task_monitor import TaskMonitor
+from weightpager.runtime.history.history_file import VisitLog
 monitor = TaskMonitor(log=VisitLog(sys.argv[1], limit=20_000, delay=0.0))
 print("ready", flush=True)
 number = monitor.switches

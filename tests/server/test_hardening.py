@@ -23,7 +23,7 @@ from running import ADMIN, Running, serving
 from schemathesis import APIOperation, Case, GenerationMode
 
 import weightpager as wp
-from weightpager.runtime.visit_log import DELAY
+from weightpager.runtime.history.history_file import DELAY
 from weightpager.server.presence import running as running_servers
 from weightpager.server.settings import Settings
 

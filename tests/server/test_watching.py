@@ -16,7 +16,7 @@ from late_device import LateCopier
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
-from weightpager.runtime.staged_arena import Staging
+from weightpager.runtime.memory.staged_arena import Staging
 from weightpager.server.json_log import JsonFormatter
 from weightpager.server.service import Service
 from weightpager.server.settings import Settings

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from weightpager.errors import ConfigError
-from weightpager.runtime.callable_predictor import CallablePredictor
-from weightpager.runtime.first_order_predictor import FirstOrderPredictor
-from weightpager.runtime.frequency_predictor import FrequencyPredictor
-from weightpager.runtime.markov_predictor import MarkovPredictor
-from weightpager.runtime.prediction_score import PredictionScore
-from weightpager.runtime.transition_predictor import TransitionPredictor
-from weightpager.runtime.visit import Visit
+from weightpager.runtime.history.visit import Visit
+from weightpager.runtime.prediction.first_order_predictor import FirstOrderPredictor
+from weightpager.runtime.prediction.frequency_predictor import FrequencyPredictor
+from weightpager.runtime.prediction.markov import MarkovPredictor
+from weightpager.runtime.prediction.planner import CallablePredictor
+from weightpager.runtime.prediction.predictor import TransitionPredictor
+from weightpager.runtime.prediction.score import PredictionScore
 from weightpager.traces import TRACES, Trace, write_trace
 from weightpager.traces.mail import read_mail
 from weightpager.traces.trace import in_place_of

@@ -10,21 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
-from weightpager.runtime.markov_predictor import MarkovPredictor
-from weightpager.runtime.outlook import Outlook
-from weightpager.runtime.prefetch_ledger import PrefetchCounts
-from weightpager.runtime.prefetch_trial import PrefetchTrial
-from weightpager.runtime.rehearsal import Rehearsal, Wait
-from weightpager.runtime.switch_plan import Pages
-from weightpager.runtime.task_monitor import Visit
-from weightpager.runtime.task_pages import TaskPages
+from weightpager.runtime.history.task_monitor import Visit
+from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
+from weightpager.runtime.planning.switch_plan import Pages
+from weightpager.runtime.planning.task_pages import TaskPages
+from weightpager.runtime.prediction.markov import MarkovPredictor
+from weightpager.runtime.prefetch.expected_uses import Outlook
+from weightpager.runtime.prefetch.trial import PrefetchTrial
+from weightpager.runtime.prefetch.virtual_arena import Rehearsal, Wait
 from weightpager.store import StorageModel, span_of
 
 Floats = npt.NDArray[np.float64]
 
 
 class Foreteller(Protocol):
-    """Says what will be used; `weightpager.runtime.outlook.Outlook` does, from what it has observed."""
+    """Says what will be used; `weightpager.runtime.prefetch.expected_uses.Outlook` does, from what it has observed."""
 
     def observe(self, task: int, seconds: float) -> None:
         """A task became the current one at this time."""

@@ -12,8 +12,8 @@ from weightpager.bundle import Bundle
 from weightpager.config import format_enough
 from weightpager.engine.open_bundle import needs_of
 from weightpager.errors import BudgetError
-from weightpager.runtime.memory_controller import MemoryController
-from weightpager.runtime.visit import Visit
+from weightpager.runtime.history.visit import Visit
+from weightpager.runtime.memory.budget import MemoryController
 from weightpager.store import StorageModel
 
 RECENCY, REUSE, AHEAD = "least recently used", "expected reuse", "loading ahead"

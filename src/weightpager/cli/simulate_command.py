@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from weightpager.bench.sizing import Waiting
     from weightpager.bundle import Bundle
-    from weightpager.runtime.visit import Visit
+    from weightpager.runtime.history.visit import Visit
 
 
 def register(app: typer.Typer) -> None:

@@ -29,15 +29,15 @@ from weightpager.engine.report import EngineReport, PrefetchReport, SwitchReport
 from weightpager.engine.residency_map import ResidencyMap
 from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import BudgetError, ConfigError, EngineClosedError, TaskNotActiveError, TaskTooLargeError
-from weightpager.runtime.block_manager import BlockManager
-from weightpager.runtime.callable_predictor import Planner
-from weightpager.runtime.loading import LoadStats
-from weightpager.runtime.pager import Priority
-from weightpager.runtime.prefetcher import Foresight, Prefetcher, Switched
-from weightpager.runtime.request import Request
-from weightpager.runtime.staged_arena import Staging
-from weightpager.runtime.task_monitor import TaskMonitor
-from weightpager.runtime.visit_log import VisitLog
+from weightpager.runtime.history.history_file import VisitLog
+from weightpager.runtime.history.task_monitor import TaskMonitor
+from weightpager.runtime.memory.staged_arena import Staging
+from weightpager.runtime.paging.loading import LoadStats
+from weightpager.runtime.paging.pager import Priority
+from weightpager.runtime.paging.switch_request import Request
+from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.prediction.planner import Planner
+from weightpager.runtime.prefetch.prefetcher import Foresight, Prefetcher, Switched
 from weightpager.store import PageStore
 
 _NOTHING = LoadStats()

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from weightpager.bundle import Bundle
 from weightpager.engine.open_bundle import OpenBundle
-from weightpager.runtime.markov_predictor import MarkovPredictor
-from weightpager.runtime.prediction_score import PredictionScore
-from weightpager.runtime.task_monitor import TaskMonitor, Visit
-from weightpager.runtime.transition_predictor import Forecast, TransitionPredictor, replay
+from weightpager.runtime.history.task_monitor import TaskMonitor, Visit
+from weightpager.runtime.prediction.markov import MarkovPredictor
+from weightpager.runtime.prediction.predictor import Forecast, TransitionPredictor, replay
+from weightpager.runtime.prediction.score import PredictionScore
 
 _MOST_VISITS = 2000
 """Of an earlier run's history: what was longer ago has faded anyway."""

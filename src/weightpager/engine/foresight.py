@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.engine.open_bundle import OpenBundle
-from weightpager.runtime.callable_predictor import CallablePredictor, Planner
-from weightpager.runtime.markov_predictor import MarkovPredictor
-from weightpager.runtime.outlook import Outlook
-from weightpager.runtime.prefetch_trial import PrefetchTrial
-from weightpager.runtime.prefetcher import Foresight
-from weightpager.runtime.rehearsal import Rehearsal
-from weightpager.runtime.reuse import expected_reuse
-from weightpager.runtime.task_monitor import TaskMonitor
-from weightpager.runtime.transition_predictor import Interruptible, TransitionPredictor, replay
+from weightpager.runtime.history.task_monitor import TaskMonitor
+from weightpager.runtime.prediction.markov import MarkovPredictor
+from weightpager.runtime.prediction.planner import CallablePredictor, Planner
+from weightpager.runtime.prediction.predictor import Interruptible, TransitionPredictor, replay
+from weightpager.runtime.prefetch.expected_uses import Outlook
+from weightpager.runtime.prefetch.prefetcher import Foresight
+from weightpager.runtime.prefetch.reuse import expected_reuse
+from weightpager.runtime.prefetch.trial import PrefetchTrial
+from weightpager.runtime.prefetch.virtual_arena import Rehearsal
 from weightpager.store import StorageModel
 
 

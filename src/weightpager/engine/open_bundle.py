@@ -20,12 +20,12 @@ from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.open_task import OpenTask
 from weightpager.engine.page_numbers import PageNumbers, pages_of
 from weightpager.engine.parameters import activation_dtype, read_parameters
-from weightpager.runtime import device
-from weightpager.runtime.memory_controller import MemoryController, Needs
-from weightpager.runtime.memory_watch import MemoryWatch
-from weightpager.runtime.pager import Pager
-from weightpager.runtime.residency import Residency
-from weightpager.runtime.staged_arena import Staging
+from weightpager.runtime.memory import device
+from weightpager.runtime.memory.budget import MemoryController, Needs
+from weightpager.runtime.memory.memory_watch import MemoryWatch
+from weightpager.runtime.memory.staged_arena import Staging
+from weightpager.runtime.paging.pager import Pager
+from weightpager.runtime.paging.residency import Residency
 from weightpager.store import ContractStore, CountingStore, LocalStore, PageStore, VerifyingStore
 
 

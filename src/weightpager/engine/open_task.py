@@ -15,8 +15,8 @@ from weightpager.bundle.adapter import LowRank, read_adapter
 from weightpager.bundle.reader import private_file
 from weightpager.engine.page_numbers import tables_of
 from weightpager.engine.parameters import read_parameters
-from weightpager.runtime.page_arena import PageArena
-from weightpager.runtime.task_gate import TaskGate
+from weightpager.runtime.memory.page_arena import PageArena
+from weightpager.runtime.paging.task_gate import TaskGate
 
 
 @dataclass

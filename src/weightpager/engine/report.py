@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weightpager.runtime.memory_controller import MemoryUse
-from weightpager.runtime.prefetch_ledger import PrefetchCounts
+from weightpager.runtime.memory.budget import MemoryUse
+from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.slots import ABSENT
-from weightpager.runtime.switch_plan import Pages
+from weightpager.runtime.planning.page_table import ABSENT
+from weightpager.runtime.planning.switch_plan import Pages
 
 
 @dataclass(frozen=True, eq=False)

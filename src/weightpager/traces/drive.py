@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from weightpager.runtime.visit import Visit
+from weightpager.runtime.history.visit import Visit
 from weightpager.traces.chain import Chain
 from weightpager.traces.trace import Trace, check_size
 

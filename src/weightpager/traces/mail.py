@@ -10,7 +10,7 @@ from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
 
 from weightpager.config import cache_dir
-from weightpager.runtime.visit import Visit
+from weightpager.runtime.history.visit import Visit
 from weightpager.samples.archives import fetch
 from weightpager.samples.members import members
 from weightpager.samples.pins import SPAM_ASSASSIN

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from weightpager.errors import ConfigError
-from weightpager.runtime.callable_predictor import Planner
-from weightpager.runtime.visit import Visit
+from weightpager.runtime.history.visit import Visit
+from weightpager.runtime.prediction.planner import Planner
 from weightpager.transitions import read_times
 
 

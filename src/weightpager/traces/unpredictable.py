@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from weightpager.runtime.visit import Visit
+from weightpager.runtime.history.visit import Visit
 from weightpager.traces.chain import Chain
 from weightpager.traces.trace import Trace, check_size
 

@@ -10,7 +10,7 @@ from weightpager.bundle import BlockTable, Bundle
 from weightpager.bundle.adapter import read_adapter
 from weightpager.engine.architecture import empty_module, full_name, read_config
 from weightpager.engine.task_module import assign, build
-from weightpager.runtime.task_gate import TaskGate
+from weightpager.runtime.paging.task_gate import TaskGate
 
 
 def dense_module(bundle: Bundle, task: str, values: Mapping[str, Tensor]) -> nn.Module:

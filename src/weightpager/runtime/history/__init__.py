@@ -1,0 +1,1 @@
+"""Which task ran when, in memory and in a file."""

@@ -1,0 +1,191 @@
+"""The file that keeps a history across restarts: appended to in the background, bounded, one process at a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from pathlib import Path
+
+from weightpager.errors import ConfigError
+from weightpager.runtime.history.appended_file import AppendedFile
+from weightpager.runtime.history.visit_rows import History, VisitRow, encode_counts, encode_visit, parse_history
+
+_log = logging.getLogger(__name__)
+
+LIMIT = 1 << 20
+"""Bytes; some ten thousand visits."""
+
+DELAY = 1.0
+"""Seconds that a visit may wait to be written: what a killed process loses."""
+
+SYNC_INTERVAL = 60.0
+"""Seconds between two calls that wait for the disk: what a power cut loses. More often would wear out flash."""
+
+_JOIN_SECONDS = 5.0
+"""How long closing waits for a disk that hangs."""
+
+_PENDING = 10_000
+_MOST_READ = 16 << 20  # far more than a limit and a batch; what else may lie there isn't read into memory
+
+
+class VisitLog:
+    """Appends visits to a file of lines with checksums (see ``visit_rows``). Safe to use from several threads.
+
+    ``add`` only puts into memory. A thread writes after ``delay``, and waits for the disk every ``SYNC_INTERVAL``, at
+    ``close``, and when the file is full: then its newer half goes into a new file that takes its place in one step. A
+    process that is killed at any time leaves a readable file. Storage that fails or is full costs history, never a
+    switch: one warning is logged.
+
+    Args:
+        path: the file; it and ``<path>.lock`` are created, readable for their owner only.
+        limit: bytes that the file may reach, give or take one batch.
+        delay: seconds that a visit may wait to be written.
+
+    Raises:
+        ConfigError: the file cannot be opened, isn't a history, or another log has it open.
+    """
+
+    def __init__(self, path: Path | str, limit: int = LIMIT, delay: float = DELAY) -> None:
+        self.path = Path(path).resolve()
+        self._limit, self._delay = limit, delay
+        self._file = AppendedFile(self.path)
+        self._history = self._read()
+        if self._history.is_foreign:
+            self._file.close()
+            raise ConfigError(
+                f"{path}: expected a history of tasks, or no file yet, found a file of something else; name another one"
+            )
+        self._run = 1 + max((row.run for row in self._history.rows), default=0)
+        self._number = 0
+        self._torn = True  # whatever stands at the end of the file, the next line starts on its own
+        self._failed = self._closing = self._closed = False
+        self._synced, self._unsynced = time.monotonic(), False
+        self._pending: deque[VisitRow] = deque(maxlen=_PENDING)
+        self._requests: Counter[str] = Counter()
+        self._switches = 0
+        self._changed = threading.Condition()
+        self._writing = threading.Lock()
+        self._thread = threading.Thread(target=self._serve, name="weightpager-history", daemon=True)
+        self._thread.start()
+
+    def restore(self) -> History:
+        """What earlier runs have left; empty when asked again, since it isn't kept in memory."""
+        history, self._history = self._history, History()
+        return history
+
+    def request(self, task: str) -> None:
+        """The task was asked for. Written together with the next visit."""
+        with self._changed:
+            self._requests[task] += 1
+
+    def add(self, task: str, seconds: float, *, switch: bool) -> None:
+        """The task became the current one, at this time since 1970; whether that was a switch from another."""
+        with self._changed:
+            self._number += 1
+            self._switches += switch
+            self._pending.append(VisitRow(self._run, self._number, task, seconds))
+            if len(self._pending) == 1:
+                self._changed.notify()
+
+    def flush(self, *, sync: bool = False) -> None:
+        """Write what is pending; with ``sync`` wait until the disk has it."""
+        with self._writing:
+            if self._closed:
+                return
+            lines = self._take()
+            try:
+                self._append(lines)
+                self._settle(sync)
+            except OSError as error:
+                self._fail(error)
+
+    def close(self) -> None:
+        """Write all, wait for the disk, let others use the file. Harmless when closed; a disk that hangs is left."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is threading.current_thread():  # the garbage collector may close the engine, in any thread
+            return
+        self._thread.join(_JOIN_SECONDS)
+        if self._thread.is_alive():
+            _log.warning("%s: the disk hangs; some of the history of tasks may be lost", self.path)
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                found = self._changed.wait_for(lambda: bool(self._closing or self._pending), self._until_sync())
+                if found and self._changed.wait_for(lambda: self._closing, self._delay):
+                    break
+            self.flush()
+        self.flush(sync=True)
+        with self._writing:
+            self._closed = True
+            self._file.close()
+
+    def _take(self) -> bytes:
+        """The lines of what is pending, which no longer is."""
+        with self._changed:
+            rows, self._pending = self._pending, deque(maxlen=_PENDING)
+            requests, self._requests = self._requests, Counter()
+            switches, self._switches = self._switches, 0
+        lines = [encode_visit(row) for row in rows]
+        if requests or switches:
+            lines.append(encode_counts(requests, switches))
+        return b"".join(lines)
+
+    def _append(self, lines: bytes) -> None:
+        if not lines:
+            return
+        if self._file.size > 2 * self._limit:
+            self._shorten()  # or nothing is appended
+        whole, self._torn = (b"\n" + lines if self._torn else lines), True
+        self._file.append(whole)
+        self._torn, self._unsynced = False, True
+
+    def _settle(self, sync: bool) -> None:
+        """Replace the file if it is full, else wait for the disk if it is time."""
+        due = sync or self._until_sync() == 0
+        if due:  # also if what follows fails: it isn't tried again at once
+            self._synced, self._unsynced = time.monotonic(), False
+        if self._file.size > self._limit:
+            self._shorten()
+            self._synced, self._unsynced = time.monotonic(), False
+        elif due:
+            self._file.sync()
+
+    def _until_sync(self) -> float | None:
+        """Seconds until the disk is waited for; None if it has everything."""
+        return max(0.0, self._synced + SYNC_INTERVAL - time.monotonic()) if self._unsynced else None
+
+    def _shorten(self) -> None:
+        self._file.replace(_newest(self._read(), self._limit // 2))
+
+    def _read(self) -> History:
+        try:
+            return parse_history(self._file.tail(_MOST_READ).split(b"\n"))
+        except OSError as error:
+            _log.warning("%s: the history of tasks cannot be read, it starts anew: %s", self.path, error)
+            return History()
+
+    def _fail(self, error: OSError) -> None:
+        if not self._failed:
+            _log.warning("%s: the history of tasks cannot be written, some of it will be lost: %s", self.path, error)
+        self._failed = True
+
+
+def _newest(history: History, room: int) -> bytes:
+    """Lines of all counts and the newest visits, in so many bytes."""
+    requests = history.requests
+    while len(line := encode_counts(requests, history.switches)) > room // 2 and requests:
+        requests = Counter(dict(requests.most_common(len(requests) // 2)))
+    lines: list[bytes] = []
+    room -= len(line)
+    for row in reversed(history.rows):
+        encoded = encode_visit(row)
+        room -= len(encoded)
+        if room < 0:
+            break
+        lines.append(encoded)
+    return b"".join([line, *reversed(lines)])

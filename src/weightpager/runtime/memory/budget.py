@@ -1,0 +1,180 @@
+"""The byte budget: says no before the machine does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from weightpager.bundle.footprint import Footprint
+from weightpager.config import format_enough, format_room
+from weightpager.errors import BudgetError
+from weightpager.runtime.memory.host_arena import Arena
+from weightpager.runtime.memory.page_arena import PageArena
+from weightpager.runtime.memory.staged_arena import StagedArena, Staging
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes by purpose; ``total`` is what a budget is compared with."""
+
+    arena: int
+    resident: int
+    private: int
+    tables: int
+    kv_reserve: int = 0
+    staging: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.arena + self.resident + self.private + self.tables + self.kv_reserve + self.staging
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a bundle asks of a budget.
+
+    Attributes:
+        pages: it has: more slots are never useful.
+        least_pages: of its smallest task.
+        fixed: bytes that are in memory whatever is in the arena.
+    """
+
+    pages: int
+    least_pages: int
+    fixed: Footprint
+
+
+class MemoryController:
+    """Splits a budget into what always stays in memory and an arena of page slots.
+
+    An elastic arena reserves address space for all pages at once, so that a budget can change while the arena stays
+    where it is; where so much is refused, for the budget's slots only. Others take memory for those, and keep it.
+
+    Attributes:
+        arena: where pages are; it has address space for as many as it was granted.
+        budget: bytes that may be used.
+        page_bytes: bytes of a page.
+        slots: pages that may be in the arena.
+        needs: of the bundle.
+    """
+
+    def __init__(
+        self,
+        budget: int | None,
+        needs: Needs,
+        *,
+        page_bytes: int,
+        kv_reserve: int = 0,
+        capacity: int | None = None,
+        staging: Staging | None = None,
+    ) -> None:
+        """Reserve the arena.
+
+        Args:
+            budget: bytes; None for what all pages need.
+            needs: of the bundle.
+            page_bytes: bytes of a page.
+            kv_reserve: bytes of the budget that are left to the caller's KV caches.
+            capacity: slots to reserve address space for, in case that the bundle grows; its pages if None.
+            staging: how pages reach the device; None if the arena is in the host's memory.
+
+        Raises:
+            BudgetError: not even the smallest task fits, or the machine refuses that much address space; says the
+                smallest budget that would do.
+        """
+        self.page_bytes = page_bytes
+        self.needs = needs
+        self._kv_reserve = kv_reserve
+        self._staging = staging
+        self._whole = budget is None
+        self.budget = budget if budget is not None else self.smallest_budget(needs.pages)
+        wanted = needs.pages if capacity is None else capacity
+        self.slots = self._slots_for(self.budget, wanted)
+        self.arena = self._reserve(wanted)
+
+    @property
+    def use(self) -> MemoryUse:
+        """Bytes by purpose."""
+        parts, arena = self.needs.fixed, self._taken(self.slots) * self.page_bytes
+        return MemoryUse(arena, parts.resident, parts.private, parts.tables, self._kv_reserve, self._staging_bytes)
+
+    @property
+    def on_host(self) -> int:
+        """Bytes of these in the host's memory."""
+        return self.use.total if self._staging is None else self._staging_bytes
+
+    def slots_for(self, budget: int) -> int:
+        """Pages that a budget has room for.
+
+        Raises:
+            BudgetError: not even the smallest task fits, or the arena has taken more and can't give it back.
+        """
+        least = self.arena.capacity
+        if not self.arena.elastic and budget < self.smallest_budget(least):
+            refused = "the memory of this device's arena can't be given back in part: open an engine with that budget. "
+            raise BudgetError(refused + self._need("the arena", least), self.smallest_budget(least))
+        return self._slots_for(budget, self.arena.capacity)
+
+    def _slots_for(self, budget: int, capacity: int) -> int:
+        slots = max(0, min(self.needs.pages, capacity, (budget - self._fixed) // self.page_bytes))
+        if slots < self.needs.least_pages:
+            raise self.too_small("the smallest task", self.needs.least_pages, budget)
+        return slots
+
+    def refit(self, needs: Needs) -> int:
+        """The bundle has changed; the budget to `resize` to: what it was, or again what all pages need."""
+        self.needs = needs
+        return self.smallest_budget(self._taken(needs.pages)) if self._whole else self.budget
+
+    @property
+    def _fixed(self) -> int:
+        return self.needs.fixed.total + self._kv_reserve + self._staging_bytes
+
+    @property
+    def _staging_bytes(self) -> int:
+        return 0 if self._staging is None else self._staging.bytes(self.page_bytes)
+
+    def _taken(self, slots: int) -> int:
+        """Slots that memory is taken for where so many are used."""
+        return slots if self.arena.elastic else self.arena.capacity
+
+    def resize(self, budget: int, *, retired: Iterable[int] = (), restored: Iterable[int] = ()) -> None:
+        """Change the budget, and with it the slots that may be used."""
+        self.slots, self.budget = self.slots_for(budget), budget
+        self._whole = self._whole and budget == self.smallest_budget(self._taken(self.needs.pages))
+        self.arena.release(retired)
+        self.arena.commit(restored)
+
+    def smallest_budget(self, pages: int) -> int:
+        """Bytes that hold everything fixed and ``pages`` pages."""
+        return self._fixed + pages * self.page_bytes
+
+    def too_small(self, what: str, pages: int, budget: int | None = None) -> BudgetError:
+        """The error for something that needs ``pages`` pages in the arena at once."""
+        stated = self.budget if budget is None else budget
+        cannot = f"a budget of {format_room(stated)} ({stated} bytes) is too small. "
+        return BudgetError(f"{cannot}{self._need(what, pages)}", self.smallest_budget(pages))
+
+    def _need(self, what: str, pages: int) -> str:
+        smallest = self.smallest_budget(pages)
+        extra = {"KV caches": self._kv_reserve, "staging": self._staging_bytes}
+        parts = [f"{format_enough(size)} for {purpose}" for purpose, size in extra.items() if size]
+        more = f" (with {', '.join(parts)})" if parts else ""
+        return (
+            f"To hold {what} takes {format_enough(self._fixed)} for resident and private parameters and tables{more}, "
+            f"and {format_enough(pages * self.page_bytes)} for {pages} pages. "
+            f"The smallest budget that would do is {smallest} bytes ({format_enough(smallest)})."
+        )
+
+    def _reserve(self, capacity: int) -> PageArena:
+        try:
+            if self._staging is None:
+                return Arena(capacity, self.slots, self.page_bytes)
+            return StagedArena(capacity, self.slots, self.page_bytes, self._staging)
+        except (OSError, torch.OutOfMemoryError) as error:
+            size, least = format_enough(self.slots * self.page_bytes), self.needs.least_pages
+            refused = f"this machine refuses an arena of {size}: state a smaller budget. "
+            raise BudgetError(refused + self._need("the smallest task", least), self.smallest_budget(least)) from error

@@ -1,0 +1,158 @@
+"""The arena in host memory: pages are read straight into their slots, and kernels read them there."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from weightpager.runtime.memory.page_arena import Stage
+from weightpager.runtime.memory.read_fence import Event
+
+HUGE = 2 << 20
+"""Bytes of a huge page, and what the arena is aligned to."""
+
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, which Python doesn't name before 3.11
+
+
+class Arena:
+    """See `PageArena`. Address space for slots whose memory is taken when they are first filled.
+
+    Committed slots may be filled; memory of the others has gone back to the machine, and they must not be written to.
+    Where it can, the machine uses huge pages, but only for ranges in which every slot is committed: a huge page takes
+    its memory at the first touch of any of its slots, so that the arena never takes more than its committed slots,
+    rounded up to the machine's pages.
+
+    Attributes:
+        pages: uint8 [capacity, page_bytes]; untouched slots cost no memory.
+        page_bytes: bytes of a page.
+        capacity: slots for which there is address space.
+        elastic: True.
+    """
+
+    elastic = True
+
+    def __init__(self, capacity: int, slots: int, page_bytes: int, *, huge_pages: bool = True) -> None:
+        """Reserve address space, and commit the first slots.
+
+        Args:
+            capacity: slots to reserve for; where so much is refused, it is for ``slots`` only.
+            slots: to commit.
+            page_bytes: bytes of a page.
+            huge_pages: whether to ask for them.
+
+        Raises:
+            OSError: the machine refuses address space for ``slots``.
+        """
+        self.page_bytes = page_bytes
+        self._memory, self.capacity = _reserve(capacity, slots, page_bytes)
+        mapped = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._start = -mapped.data_ptr() % HUGE
+        self.pages: Tensor = mapped[self._start :][: self.capacity * page_bytes].view(self.capacity, page_bytes)
+        self._committed = np.zeros(self.capacity, bool)
+        self._touched: set[int] = set()
+        self._huge: npt.NDArray[np.bool_] = np.zeros(self.pages.nbytes // HUGE if huge_pages else 0, bool)
+        self.commit(range(slots))
+
+    @property
+    def untouched(self) -> int:
+        """See `PageArena`."""
+        return (int(self._committed.sum()) - len(self._touched)) * self.page_bytes
+
+    def table(self, page_table: npt.NDArray[np.int32]) -> Tensor:
+        """The same memory."""
+        return torch.from_numpy(page_table)
+
+    def stage(self) -> Stage:
+        """See `PageArena.stage`; there always is one."""
+        return _InPlace(self)
+
+    def note_read(self) -> None:
+        """Kernels have read when they return."""
+
+    def reads(self) -> Sequence[Event]:
+        """See `note_read`."""
+        return ()
+
+    def content(self, slot: int) -> memoryview:
+        """See `PageArena.content`; these are the bytes themselves, writable."""
+        self._touched.add(slot)
+        start = self._start + slot * self.page_bytes
+        return memoryview(self._memory)[start : start + self.page_bytes]
+
+    def replace(self, slot: int, content: memoryview) -> None:
+        """See `PageArena.replace`."""
+        self.content(slot)[:] = content
+
+    def commit(self, slots: Iterable[int]) -> None:
+        """See `PageArena.commit`."""
+        self._committed[list(slots)] = True
+        self._advise()
+
+    def release(self, slots: Iterable[int]) -> None:
+        """See `PageArena.release`."""
+        gone = list(slots)
+        self._committed[gone] = False
+        self._touched.difference_update(gone)
+        self._advise()  # first: a range that still asks for huge pages would be filled up again in the background
+        for slot in gone:
+            self._give_back(slot)
+
+    def _give_back(self, slot: int) -> None:
+        # Only whole pages of the machine, which may be larger than a slot.
+        first = -(-slot * self.page_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (slot + 1) * self.page_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < end:
+            with suppress(OSError):  # a kernel without it
+                # MADV_DONTNEED alone keeps a huge page whole until the machine runs out of memory; this splits it.
+                self._memory.madvise(mmap.MADV_FREE, self._start + first, end - first)
+            self._memory.madvise(mmap.MADV_DONTNEED, self._start + first, end - first)
+
+    def _advise(self) -> None:
+        """Ask for huge pages where every slot is committed, and for none elsewhere."""
+        starts = np.arange(len(self._huge)) * HUGE
+        before = np.concatenate([[0], np.cumsum(self._committed)])
+        first, end = starts // self.page_bytes, -(-(starts + HUGE) // self.page_bytes)
+        wanted = before[end] - before[first] == end - first
+        for begin, until in _runs(wanted != self._huge):
+            advice = mmap.MADV_HUGEPAGE if wanted[begin] else mmap.MADV_NOHUGEPAGE
+            try:
+                self._memory.madvise(advice, self._start + begin * HUGE, (until - begin) * HUGE)
+            except OSError:  # a kernel without huge pages
+                return
+        self._huge = wanted
+
+
+class _InPlace:
+    """A read whose pages land in their slots."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+
+    def views(self, slots: Sequence[int]) -> list[memoryview]:
+        return [self._arena.content(slot) for slot in slots]
+
+    def place(self, slots: Mapping[int, int], after: Sequence[Event]) -> None:
+        """They are there."""
+
+    def give_back(self) -> None:
+        """It took nothing."""
+
+
+def _reserve(capacity: int, slots: int, page_bytes: int) -> tuple[mmap.mmap, int]:
+    """Address space whose memory is taken when it is first written to, and for how many slots it is."""
+    try:
+        return mmap.mmap(-1, capacity * page_bytes + HUGE, _FLAGS), capacity
+    except OSError:
+        return mmap.mmap(-1, slots * page_bytes + HUGE, _FLAGS), slots
+
+
+def _runs(chosen: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Where chosen entries begin, and where they end again."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -1,0 +1,79 @@
+"""What holds pages, wherever it lies: the contract of `Arena` and `StagedArena`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from weightpager.runtime.memory.read_fence import Event
+
+
+class Stage(Protocol):
+    """What one read needs to bring pages into slots."""
+
+    def views(self, slots: Sequence[int]) -> list[memoryview]:
+        """Where to read pages that should come into these slots, one view each."""
+
+    def place(self, slots: Mapping[int, int], after: Sequence[Event]) -> None:
+        """What was read is in the slots, and the table that kernels see says so, when this returns.
+
+        Args:
+            slots: page number → slot, in the order in which their views were filled.
+            after: no slot is written to before these have passed.
+
+        Raises:
+            StoreError: the device failed; the slots hold nothing that may be used.
+        """
+
+    def give_back(self) -> None:
+        """The read has ended, well or not. To be called once."""
+
+
+class PageArena(Protocol):
+    """The one allocation that holds pages, at an address that stays.
+
+    Safe to use from several threads, as long as each slot has one owner at a time.
+
+    Attributes:
+        pages: uint8 [capacity, page_bytes], where kernels read.
+        page_bytes: bytes of a page.
+        capacity: slots that there are.
+        elastic: whether `release` gives memory back; otherwise all of it is taken from the beginning.
+    """
+
+    pages: Tensor
+    page_bytes: int
+    capacity: int
+    elastic: bool
+
+    @property
+    def untouched(self) -> int:
+        """Bytes of committed slots that nobody has asked for yet: the host has still to give their memory."""
+
+    def table(self, page_table: npt.NDArray[np.int32]) -> Tensor:
+        """Where kernels look pages up, int32 [pages]: follows the block manager's table. To be called once."""
+
+    def stage(self) -> Stage | None:
+        """What one more read needs; None if others must end first. Never waits."""
+
+    def note_read(self) -> None:
+        """This thread has launched kernels that read slots; they may be late."""
+
+    def reads(self) -> Sequence[Event]:
+        """Events after which all kernels noted until now have run."""
+
+    def content(self, slot: int) -> memoryview:
+        """The bytes of a slot that is resident."""
+
+    def replace(self, slot: int, content: memoryview) -> None:
+        """Give a slot that is resident other bytes, at once."""
+
+    def commit(self, slots: Iterable[int]) -> None:
+        """These may be filled from now on."""
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Nobody uses these any more, and they must not be filled until they are committed again."""

@@ -1,0 +1,112 @@
+"""Room for pages in the arena: what goes for them, and which reads are waited for until there is some."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from weightpager.errors import StoreTimeoutError
+from weightpager.runtime.memory.budget import MemoryController
+from weightpager.runtime.paging.prefetched_pages import Ahead
+from weightpager.runtime.paging.switch_request import Request
+from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.planning.switch_plan import Pages, SwitchPlan
+
+
+class Room:
+    """Makes room, and waits for that of reads that end.
+
+    Whoever calls has the turn and holds the lock, which is given up while waiting.
+    """
+
+    def __init__(
+        self, blocks: BlockManager, memory: MemoryController, ahead: Ahead, lock: threading.Condition, patience: float
+    ) -> None:
+        """In an arena.
+
+        Args:
+            blocks: what is in it.
+            memory: its budget.
+            ahead: what nobody waits for.
+            lock: guards these; notified when a read ends.
+            patience: seconds without any such read after which storage is given up.
+        """
+        self._blocks = blocks
+        self._memory = memory
+        self._ahead = ahead
+        self._lock = lock
+        self._patience = patience
+
+    def plan(self, request: Request) -> SwitchPlan:
+        """A plan, as soon as reads in flight leave room for one.
+
+        Their slots are waited for if there is no room without them, or to keep the task that is left.
+
+        Raises:
+            BudgetError: tasks in use leave no room.
+            StoreTimeoutError: reads that hang do.
+        """
+        hangs = False
+        while True:
+            plan = self._blocks.plan(request.task, request.leaving, request.reuse)
+            if plan is not None and (hangs or not (len(plan.commit) and self._ahead)):
+                return plan
+            if plan is None and not self.fits(request):
+                raise self._memory.too_small(f"task {request.name!r} beside the tasks in use", self._beside(request))
+            if hangs:
+                raise self._hangs()
+            hangs = not self._await_a_read()
+
+    def fits(self, request: Request) -> bool:
+        """Whether tasks in use leave room, if not at once then when reads in flight have ended."""
+        return self._beside(request) <= self._blocks.slots
+
+    def evict(self, pages: Pages) -> None:
+        """Give up resident pages that no held task needs."""
+        self._blocks.evict(pages)
+        self._ahead.ledger.went(pages)
+
+    def evict_unlocked(self) -> int:
+        """Give up all that no held task needs; how many pages went."""
+        self._lock.wait_for(lambda: not self._ahead, self._patience)
+        pages = self._blocks.evictable()
+        self.evict(pages)
+        return len(pages)
+
+    def resize(self, budget: int) -> None:
+        """Use the slots of another budget, evicting what must go.
+
+        Raises:
+            BudgetError: tasks in use need more, or not even the smallest task would fit; nothing has changed.
+            StoreTimeoutError: reads that hang have slots that must go; nothing has changed.
+        """
+        fewer = self._blocks.slots - self._memory.slots_for(budget)
+        if fewer <= 0:
+            self._memory.resize(budget, restored=self._blocks.restore(-fewer))
+            self._lock.notify_all()
+            return
+        while fewer > self._blocks.free + len(self._blocks.evictable()):
+            held = len(self._blocks.locked())
+            if fewer > self._blocks.slots - held:
+                raise self._memory.too_small("the tasks in use", held, budget)
+            if not self._await_a_read():
+                raise self._hangs()
+        self.evict(self._blocks.evictable()[: max(0, fewer - self._blocks.free)])
+        self._memory.resize(budget, retired=self._blocks.retire(fewer))
+
+    def _beside(self, request: Request) -> int:
+        """Pages of a task and of those in use, as if the one that is left for it weren't."""
+        own = [request.task] if request.leaving is None else [request.task, request.leaving]
+        return len(np.union1d(self._blocks.needs(request.task), self._blocks.locked(but_one_hold_of=own)))
+
+    def _await_a_read(self) -> bool:
+        """Wait until a read in flight has ended, whoever wanted it; False if storage hangs."""
+        loading = self._blocks.loading
+        return self._lock.wait_for(lambda: self._blocks.loading < loading, self._patience)
+
+    def _hangs(self) -> StoreTimeoutError:
+        return StoreTimeoutError(
+            f"storage has not finished a read for {self._patience:g} s whose memory is needed; "
+            "check the device, or raise read_timeout if it is only slow"
+        )

@@ -1,0 +1,121 @@
+"""Says whether a task's pages may be read now."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
+from weightpager.runtime.paging.page_waits import Arrivals
+from weightpager.runtime.paging.uninterrupted import uninterrupted
+
+
+class TaskGate:
+    """Counts who holds a task active and which layers are reading its pages.
+
+    Held by the engine, entered by the task's layers; the order of events makes a page that is being read safe:
+    `release` returns only when no layer is inside, and only then may the pages be given up.
+    """
+
+    def __init__(self, task: str, note_read: Callable[[], None] = lambda: None) -> None:
+        """Nobody holds the task.
+
+        Args:
+            task: its name.
+            note_read: called when a layer has launched what reads its pages.
+        """
+        self._task = task
+        self._note_read = note_read
+        self._changed = threading.Condition()
+        self._holders = 0
+        self._readers = 0
+        self._arrivals: Arrivals | None = None
+
+    @property
+    def holders(self) -> int:
+        """How many hold the task active."""
+        return self._holders
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether nothing is waited for by layers of a task that is held."""
+        return self._arrivals is None or self._arrivals.complete
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a page won't come that layers wait for."""
+        return self._arrivals is not None and self._arrivals.error is not None
+
+    def hold(self, arrivals: Arrivals | None = None) -> None:
+        """The task is in place, or its last pages are on their way: let layers in as theirs arrive.
+
+        A load that has failed doesn't count where somebody else has the task in place.
+        """
+        with self._changed:
+            if arrivals is None or arrivals.error is None or not self._holders:
+                self._arrivals = arrivals
+            self._holders += 1
+
+    def release(self) -> None:
+        """Undo one `hold`; the last one waits for the layers that are reading, whatever signal handlers raise.
+
+        Whether this returns or raises, the hold is undone and no layer is inside any more.
+        """
+        undone = False
+
+        def leave() -> None:
+            nonlocal undone
+            with self._changed:
+                if not undone:
+                    self._holders -= 1
+                    undone = True
+                while self._holders == 0 and self._readers:
+                    self._changed.wait()
+
+        uninterrupted(leave)
+
+    def enter(self, layer: int) -> None:
+        """A layer starts to read, as soon as its pages are there.
+
+        Raises:
+            TaskNotActiveError: nobody holds the task active.
+            SwitchFailedError: a page of the task can't be loaded.
+        """
+        arrived: Arrivals | None = None
+        while True:
+            with self._changed:
+                self._check_active()
+                arrivals = self._arrivals
+                if arrivals is None or arrivals is arrived:
+                    self._readers += 1
+                    return
+            self._wait_for(layer, arrivals)  # meanwhile the task may be left, and entered again
+            arrived = arrivals
+
+    def leave(self, layer: int) -> None:  # noqa: ARG002 - the protocol's
+        """A layer has finished reading, or has launched what reads."""
+        try:
+            self._note_read()
+        finally:
+            with self._changed:
+                self._readers -= 1
+                if self._readers == 0:
+                    self._changed.notify_all()
+
+    def _wait_for(self, layer: int, arrivals: Arrivals) -> None:
+        """Not as a reader: who leaves the task must not wait for pages that are given up."""
+        try:
+            arrivals.wait_for(layer)
+        except WeightpagerError as error:
+            self._check_active()
+            if self._arrivals is arrivals:  # else the task was entered anew
+                raise SwitchFailedError(
+                    f"a page of task {self._task!r} could not be loaded while it ran; activate it again: {error}"
+                ) from error
+
+    def _check_active(self) -> None:
+        if self._holders == 0:
+            raise TaskNotActiveError(
+                f"task {self._task!r} is not active, its pages may be gone; "
+                f"run it inside 'with engine.task({self._task!r})' or after 'engine.activate({self._task!r})'"
+            )

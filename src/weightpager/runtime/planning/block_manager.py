@@ -1,0 +1,251 @@
+"""Which pages are in the arena, and which of them may go: who holds them, and plans of switches. Does no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.runtime.planning.eviction_order import EvictionOrder
+from weightpager.runtime.planning.occupancy import Occupancy
+from weightpager.runtime.planning.page_table import ABSENT, Slots
+from weightpager.runtime.planning.switch_plan import NO_PAGES, Pages, SwitchPlan
+from weightpager.runtime.planning.task_pages import TaskPages
+
+GONE = -(1 << 62)
+"""In place of the number of a task's holders."""
+
+
+class BlockManager:
+    """Residency of pages in the slots of an arena.
+
+    Not thread-safe: its owner holds a lock around every call. A page is *absent*, *loading* (a slot is reserved for it)
+    or *resident* (the page table names its slot; its bytes have been checked by then). Tasks are numbers; one that is
+    *held* keeps its pages from eviction, those that are resident and those that will be. Holding a resident task takes
+    a time that doesn't depend on its pages.
+
+    Attributes:
+        page_table: int32 [pages], page index → slot, `ABSENT` where absent. Updated in place, never replaced: kernels
+            hold its address.
+        reloads: pages loaded that had been resident before.
+        version: another one after each `hold`, `evict` and `restore`: what is to be loaded ahead must be planned anew.
+    """
+
+    def __init__(
+        self, needs: Sequence[Pages], pages: int, slots: int, capacity: int | None = None, residence: int = 0
+    ) -> None:
+        """Nothing is resident.
+
+        Args:
+            needs: of each task the pages, ascending.
+            pages: numbers that pages can have.
+            slots: that may be used.
+            capacity: slots that the arena has; ``slots`` if None.
+            residence: calls of `hold` after a page came during which `plan` evicts it only if nothing else can go.
+        """
+        self._needs = TaskPages(needs, pages)
+        self._slots = Slots(pages, slots, slots if capacity is None else capacity)
+        self._order = EvictionOrder(self._needs, pages, residence)
+        self._missing = np.array([len(need) for need in needs], np.int64)  # of each task's pages, how many
+        self._holders: npt.NDArray[np.int64] = np.zeros(len(needs), np.int64)
+        self._seen = np.zeros(pages, bool)
+        self.page_table = self._slots.page_table
+        self.reloads = 0
+        self.version = 0
+
+    @property
+    def slots(self) -> int:
+        """Slots that may be used."""
+        return self._slots.usable
+
+    @property
+    def free(self) -> int:
+        """Slots that nothing is in or on its way to."""
+        return self._slots.free
+
+    @property
+    def loading(self) -> int:
+        """Pages that a slot is reserved for."""
+        return len(self.reserved())
+
+    def reserved(self) -> Pages:
+        """Those pages, ascending."""
+        return np.flatnonzero(self._slots.reserved != ABSENT)
+
+    def resident(self) -> Pages:
+        """Pages in the arena, ascending."""
+        return np.flatnonzero(self.page_table != ABSENT)
+
+    @property
+    def tasks(self) -> int:
+        """Numbers of tasks, also of those that were removed."""
+        return self._needs.tasks
+
+    def needs(self, task: int) -> Pages:
+        """A task's pages, ascending."""
+        return self._needs.of(task)
+
+    def needed_together(self, tasks: Sequence[int]) -> int:
+        """Pages that at least one of these tasks needs."""
+        return int(self._needs.needed_by_any(tasks).sum())
+
+    @property
+    def differential_pages(self) -> float:
+        """What a task needs that another one lacks, in pages: the mean over all ordered pairs of tasks."""
+        return self._needs.differential
+
+    def is_resident(self, task: int) -> bool:
+        """Whether all of a task's pages are in the arena."""
+        return bool(self._missing[task] == 0)
+
+    def missing(self, task: int) -> Pages:
+        """The differential set: a task's pages that are not resident, in order."""
+        need = self._needs.of(task)
+        missing: Pages = need[self.page_table[need] == ABSENT]
+        return missing
+
+    def hold(self, task: int) -> None:
+        """Keep a task's pages from eviction until as many `release` calls have followed; counts as a use."""
+        if self.is_gone(task):
+            raise ValueError("expected a task that wasn't removed")
+        self._holders[task] += 1
+        self._order.used(task)
+        self.version += 1
+
+    def release(self, task: int) -> None:
+        """Undo one `hold`."""
+        if self._holders[task] <= 0:
+            raise ValueError("expected a task that is held")
+        self._holders[task] -= 1
+
+    def is_held(self, task: int) -> bool:
+        """Whether anybody holds a task."""
+        return bool(self._holders[task] > 0)
+
+    def locked(self, but_one_hold_of: Sequence[int] = ()) -> Pages:
+        """Pages of held tasks, ascending: these may not be evicted; as if each of some tasks were held once less."""
+        return np.flatnonzero(self._is_locked(but_one_hold_of))
+
+    def plan(
+        self, task: int, leaving: int | None = None, reuse: Callable[[], npt.NDArray[np.floating]] | None = None
+    ) -> SwitchPlan | None:
+        """How to make all of a task's pages resident; None if that can't be done.
+
+        Args:
+            task: the next one.
+            leaving: the task that is being left, held once for that, given up only if it must be.
+            reuse: gives the expected uses of each task in the near future [tasks]; asked only where pages must go. What
+                tasks will use least goes first, and among equals what was used least recently; what has just come goes
+                last.
+        """
+        missing = self.missing(task)
+        coming = self._slots.reserved[missing] != ABSENT
+        loading, absent = missing[coming], missing[~coming]
+        spare = self._spare(but=task)
+        now = min(len(absent), self.free + len(spare))
+        going = max(0, now - self.free)
+        evict = self._order.sort(spare, reuse and reuse())[:going] if going else NO_PAGES
+        plan = SwitchPlan(evict, loading, absent[:now], absent[now:])
+        fits = not len(plan.commit) or len(plan.commit) <= len(self._freed_by_leaving(task, leaving))
+        return plan if fits else None
+
+    def occupancy(self, current: int | None = None) -> Occupancy:
+        """What is where; the pages of a task that ran last are locked like those of held ones."""
+        locked = self._is_locked()
+        if current is not None:
+            locked |= self._needs.needed_by(current)
+        return Occupancy(self.page_table != ABSENT, self._slots.reserved != ABSENT, locked, self.free)
+
+    def worth(self, tasks: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """What each page is worth [pages]: the sum over the tasks that need it, given what each task is [tasks]."""
+        return self._needs.sums(tasks)
+
+    def evict(self, pages: Pages) -> None:
+        """Give up resident pages that no held task needs; their slots are free at once."""
+        if self._is_locked()[pages].any():
+            raise ValueError("expected pages that no held task needs")
+        self._missing += self._needs.count(pages)  # first: should Ctrl-C come between, no task is thought complete
+        self._slots.evict(pages)
+        self.version += 1
+
+    def evictable(self) -> Pages:
+        """Resident pages that no held task needs, least recently used first."""
+        return self._order.sort(self._spare(), None)
+
+    def reserve(self, pages: Pages) -> dict[int, int]:
+        """Take a free slot for each absent page; absent they stay until `publish`."""
+        return self._slots.reserve(pages)
+
+    def publish(self, pages: Iterable[int]) -> None:
+        """The pages' bytes are in their reserved slots and checked: make them resident."""
+        came = self._slots.publish(pages)
+        self._order.came(came)
+        self._missing -= self._needs.count(came)
+        self.reloads += int(self._seen[came].sum())
+        self._seen[came] = True
+
+    def cancel(self, pages: Iterable[int]) -> None:
+        """Give back the slots of loading pages that won't come."""
+        self._slots.cancel(pages)
+
+    def retire(self, count: int) -> list[int]:
+        """Use fewer slots; those that went, all of them free before."""
+        return self._slots.retire(count)
+
+    def restore(self, count: int) -> list[int]:
+        """Use slots again that were retired; which these are."""
+        self.version += 1
+        return self._slots.restore(count)
+
+    def add_task(self, need: Pages) -> int:
+        """The number of a task that came later; it needs these pages, ascending."""
+        number = self._needs.add(need)
+        self._missing = np.append(self._missing, (self.page_table[need] == ABSENT).sum())
+        self._holders = np.append(self._holders, 0)
+        self._order.add_task()
+        return number
+
+    def remove_task(self, task: int) -> None:
+        """A task that nobody holds needs nothing any more, and can't be held again; its number stays unused."""
+        if self.is_held(task):
+            raise ValueError("expected a task that isn't held")
+        self._needs.remove(task)
+        self._missing[task] = 0
+        self._holders[task] = GONE
+
+    def is_gone(self, task: int) -> bool:
+        """Whether a task has been removed."""
+        return bool(self._holders[task] == GONE)
+
+    def check_integrity(self) -> None:
+        """Every slot is free, reserved, retired or names the page that names it; every count is right.
+
+        Raises:
+            AssertionError: a bug of ours.
+        """
+        self._slots.check_integrity()
+        assert ((self._holders >= 0) | (self._holders == GONE)).all(), "more releases than holds"
+        assert self._missing.tolist() == [len(self.missing(task)) for task in range(self.tasks)], "a wrong count"
+
+    def _is_locked(self, but_one_hold_of: Sequence[int] = ()) -> npt.NDArray[np.bool_]:
+        """Of each page [pages], as in `locked`."""
+        holders = self._holders.copy()
+        for task in but_one_hold_of:
+            holders[task] -= 1
+        return self._needs.needed_by_any(np.flatnonzero(holders > 0))
+
+    def _freed_by_leaving(self, task: int, leaving: int | None) -> Pages:
+        """Resident pages that can go only if the task that is being left is given up."""
+        if leaving is None:
+            return NO_PAGES
+        kept = self._is_locked([leaving]) | self._needs.needed_by(task)
+        freed: Pages = np.flatnonzero(self._needs.needed_by(leaving) & (self.page_table != ABSENT) & ~kept)
+        return freed
+
+    def _spare(self, but: int | None = None) -> Pages:
+        """Resident pages that no held task needs, nor this one."""
+        keep = self._is_locked()
+        if but is not None:
+            keep |= self._needs.needed_by(but)
+        return np.flatnonzero((self.page_table != ABSENT) & ~keep)

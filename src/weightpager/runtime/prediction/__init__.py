@@ -1,0 +1,1 @@
+"""Which task comes next, and when: numpy, no I/O."""

@@ -1,0 +1,81 @@
+"""Which task runs next, and when: what every predictor of it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.runtime.history.visit import Visit
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What may run next.
+
+    Attributes:
+        next: [tasks], probability that each task is the next one; 0 for the current one. Sums to 1, or is all 0 if
+            nothing can be said.
+        seconds: expected time left until the switch; None if unknown.
+    """
+
+    next: Floats
+    seconds: float | None
+
+    @cached_property
+    def likeliest(self) -> int | None:
+        """The most probable task, of equals the one with the lowest number; None if nothing can be said."""
+        return int(self.next.argmax()) if self.next.any() else None
+
+
+class TransitionPredictor(Protocol):
+    """Learns from a history of visits. Tasks are numbers from 0; times are seconds of one clock.
+
+    None is safe to use from several threads at once. The memory of each is bounded.
+    """
+
+    def observe(self, task: int, seconds: float) -> None:
+        """A task became the current one at this time. If it already was, nothing changes.
+
+        Raises:
+            ValueError: there is no such task, or the time isn't finite.
+        """
+        ...
+
+    def forecast(self, seconds: float) -> Forecast:
+        """What may run next, as seen at this time. Takes less than a millisecond with 64 tasks."""
+        ...
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A predictor that can be told of a gap in its history."""
+
+    def interrupt(self) -> None:
+        """What is observed next follows a gap: no switch leads there, and the present visit's length is unknown."""
+        ...
+
+
+def replay(predictor: TransitionPredictor, visits: Iterable[Visit], tasks: Sequence[str]) -> None:
+    """Let a new predictor learn an earlier history, for example that of a bundle which had other tasks.
+
+    A visit to a task that is no more is a gap, and so is the time before a visit that resumes.
+
+    Args:
+        predictor: one that has observed nothing.
+        visits: oldest first.
+        tasks: the name of each number.
+    """
+    numbers = {name: number for number, name in enumerate(tasks)}
+    for visit in visits:
+        number = numbers.get(visit.task)
+        if (visit.resumed or number is None) and isinstance(predictor, Interruptible):
+            predictor.interrupt()
+        if number is not None:
+            predictor.observe(number, visit.start)

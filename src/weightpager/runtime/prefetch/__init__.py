@@ -1,0 +1,1 @@
+"""Loads pages ahead of a predicted switch, where that pays."""

@@ -1,0 +1,204 @@
+"""Loads pages ahead while tasks run: forecasts, plans, and hands reads to the pager, on a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from weightpager.runtime.paging.loading import LoadStats
+from weightpager.runtime.paging.residency import Residency
+from weightpager.runtime.planning.prefetch_planner import plan_prefetch
+from weightpager.runtime.prediction.score import PredictionScore
+from weightpager.runtime.prefetch.expected_uses import Outlook
+from weightpager.runtime.prefetch.trial import PrefetchTrial
+from weightpager.runtime.prefetch.virtual_arena import BATCH_BYTES, look_again
+from weightpager.store import StorageModel
+
+_JOIN_SECONDS = 5.0
+_MOST_EVENTS = 1000
+_SMOOTHING = 0.2
+_LEAST_BYTES = 1 << 20
+"""A load of less says little about the speed of storage."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Switched:
+    """A task became the current one.
+
+    Attributes:
+        task: its number.
+        time: by `time.monotonic`.
+        stats: what had to be loaded for it.
+    """
+
+    task: int
+    time: float
+    stats: LoadStats
+
+
+@dataclass(frozen=True, eq=False)
+class Foresight:
+    """What loading ahead goes by; made anew when tasks come or leave, or the budget changes.
+
+    Attributes:
+        outlook: how much each task will be used.
+        trial: whether loading ahead pays.
+        differential_bytes: to load for an average switch.
+        time: by `time.monotonic`; it knows of all switches until then.
+    """
+
+    outlook: Outlook
+    trial: PrefetchTrial
+    differential_bytes: float
+    time: float
+
+
+class Prefetcher:
+    """Loads ahead between switches; never in the way of one.
+
+    All that is learnt and asked of a predictor happens on one thread: a predictor that is slow or hangs delays loads
+    ahead and nothing else.
+    """
+
+    def __init__(self, residency: Residency, page_bytes: int, foresight: Foresight) -> None:
+        """Start the thread.
+
+        Args:
+            residency: of the pages.
+            page_bytes: bytes of a page.
+            foresight: what it goes by.
+        """
+        self._residency = residency
+        self._pages_at_once = max(1, BATCH_BYTES // page_bytes)
+        self._foresight = foresight
+        self._changed = threading.Condition()
+        self._news: deque[Switched] = deque(maxlen=_MOST_EVENTS)
+        self._latest = self._news.copy()  # since the foresight was made, learnt or not
+        self._newer: Foresight | None = None
+        self._closed = False
+        self._since = time.monotonic()
+        self._failed = False
+        self._storage = StorageModel()
+        self._thread = threading.Thread(target=self._run, name="weightpager-prefetcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def pays(self) -> bool:
+        """Whether pages are being loaded ahead at present."""
+        return self._foresight.trial.pays and not self._failed and self._thread.is_alive()
+
+    @property
+    def score(self) -> PredictionScore:
+        """How good forecasts have been since there is this foresight."""
+        return self._foresight.outlook.score
+
+    def tell(self, news: Switched) -> None:
+        """A switch has come; takes no time."""
+        with self._changed:
+            self._news.append(news)
+            self._latest.append(news)
+            self._changed.notify()
+
+    def renew(self, foresight: Foresight) -> None:
+        """There is something else to go by, which learns what has come since it was made; takes no time."""
+        with self._changed:
+            self._newer = foresight
+            while self._latest and self._latest[0].time <= foresight.time:
+                self._latest.popleft()
+            self._news = self._latest.copy()  # the thread may have learnt some of it, but into what goes now
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Begin nothing more and end the thread, unless a predictor hangs in it."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._residency.stop_ahead()
+        if self._thread is not threading.current_thread():  # a planner, or the garbage collector, may close the engine
+            self._thread.join(_JOIN_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:  # noqa: BLE001 - SystemExit of a planner too; it would end the thread without a word
+            if not self._closed:
+                _log.exception("loading ahead has ended, the engine goes on without it")
+
+    def _work(self) -> None:
+        pause: float | None = None
+        while (news := self._wait(pause)) is not None:
+            for switched in news:
+                self._learn(switched)
+            pause = self._load_ahead()
+
+    def _wait(self, seconds: float | None) -> list[Switched] | None:
+        """News, as soon as there is any, or none when the time is over; None when it is time to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._news or self._newer or self._closed, seconds)
+            news = list(self._news)
+            self._news.clear()
+            if self._newer is not None:
+                self._adopt(self._newer)
+            return None if self._closed else news
+
+    def _adopt(self, foresight: Foresight) -> None:
+        self._foresight, self._newer = foresight, None
+        self._since = time.monotonic()
+        self._failed = False
+        self._expect()
+
+    def _expect(self) -> None:
+        """How long an average switch loads, as fast as storage is."""
+        foresight = self._foresight
+        foresight.outlook.load_seconds = self._storage.seconds(0, round(foresight.differential_bytes))
+
+    def _learn(self, news: Switched) -> None:
+        outlook, began = self._foresight.outlook, self._since
+        self._measure(news.stats)
+        if news.task >= outlook.tasks:
+            return  # it has just come with another bundle, of which there will be news
+        if outlook.current is not None:
+            self._foresight.trial.switched(
+                news.task,
+                news.time - news.stats.seconds - began,
+                lambda elapsed: outlook.uses(began + elapsed),
+                outlook.uses_after(news.task),
+                self._storage,
+            )
+        outlook.observe(news.task, news.time)
+        self._since = news.time
+        self._failed = False
+
+    def _measure(self, stats: LoadStats) -> None:
+        """Keep up with the speed of storage."""
+        if stats.bytes < _LEAST_BYTES or stats.seconds <= 0:
+            return
+        seconds = (1 - _SMOOTHING) / self._storage.bytes_per_second + _SMOOTHING * stats.seconds / stats.bytes
+        self._storage = StorageModel(1 / seconds, seconds_per_read=0.0)
+        self._expect()
+
+    def _load_ahead(self) -> float | None:
+        """Load a batch, if one is worth it; how long to wait before the next unless there is news."""
+        outlook, elapsed = self._foresight.outlook, time.monotonic() - self._since
+        if outlook.current is None or not self.pays:
+            return None
+        uses = outlook.uses(time.monotonic())
+        if uses is None:
+            return None
+        occupancy, worth, version = self._residency.snapshot(outlook.current, uses)
+        plan = plan_prefetch(occupancy, worth).first(self._pages_at_once)
+        again = look_again(elapsed) - elapsed
+        if not len(plan.load) or not self._residency.load_ahead(plan, version):
+            return again
+        self._fail(self._residency.await_ahead(again + 1.0))
+        return 0.0
+
+    def _fail(self, error: BaseException | None) -> None:
+        if error is not None and not self._failed:
+            _log.info("nothing is loaded ahead until the next switch")
+            self._failed = True

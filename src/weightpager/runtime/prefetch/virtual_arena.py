@@ -1,0 +1,175 @@
+"""Switches and loads ahead in virtual time: policy as it is, storage by a model, nothing read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.planning.prefetch_counts import PrefetchCounts, PrefetchLedger
+from weightpager.runtime.planning.prefetch_planner import NOTHING, PrefetchPlan, plan_prefetch
+from weightpager.runtime.planning.switch_plan import NO_PAGES, Pages
+from weightpager.store import Run, StorageModel, coalesce
+
+BATCH_BYTES = 16 << 20
+"""Planned at once; enough to keep storage busy, and what comes after is planned by a newer forecast."""
+
+IN_FLIGHT = 4
+"""Reads that are carried out at a time: these are finished when a switch comes."""
+
+UsesAt = Callable[[float], "npt.NDArray[np.float64] | None"]
+"""Seconds since the last switch → expected uses of each task soon [tasks]; None if nothing can be said."""
+
+
+def look_again(elapsed: float) -> float:
+    """When to ask for the next forecast if nothing else happens: it changes less and less as time goes by."""
+    return max(0.05, 1.5 * elapsed)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What a switch waited for.
+
+    Attributes:
+        seconds: from the request to the last page.
+        pages: loaded meanwhile, besides those that had been on their way.
+    """
+
+    seconds: float
+    pages: int
+
+
+class Rehearsal:
+    """An arena in virtual time.
+
+    Attributes:
+        storage: what reads cost; may be replaced at any time.
+        blocks: what is where.
+    """
+
+    def __init__(
+        self,
+        needs: Sequence[Pages],
+        pages: int,
+        slots: int,
+        page_bytes: int,
+        storage: StorageModel,
+        span: Callable[[int], int],
+        held: Sequence[int] = (),
+    ) -> None:
+        """Nothing is resident, but the tasks that are always held.
+
+        Args:
+            needs: of each task the pages, ascending.
+            pages: numbers that pages can have.
+            slots: of the arena.
+            page_bytes: bytes of a page.
+            storage: what reads cost.
+            span: how many pages a read from a page on can cover at most.
+            held: tasks that never leave memory; together with any other they fit.
+        """
+        self.storage = storage
+        self.blocks = BlockManager(needs, pages, slots)
+        self._ledger = PrefetchLedger(pages)
+        self._page_bytes = page_bytes
+        self._span = span
+        self._current: int | None = None
+        self._coming: list[Pages] = []  # reads in flight
+        self._busy = 0.0  # seconds until they have ended
+        self._held = held
+        for task in held:
+            self.blocks.hold(task)
+            self._bring_in(task, None, None)
+
+    def has_room_for(self, task: int) -> bool:
+        """Whether a task fits, beside those that are always held."""
+        return self.blocks.needed_together([task, *self._held]) <= self.blocks.slots
+
+    def dwell(self, seconds: float, uses_at: UsesAt) -> None:
+        """A task runs for so long; meanwhile pages are loaded ahead."""
+        now = 0.0
+        while now < seconds:
+            uses = uses_at(now)
+            plan = NOTHING if uses is None else self._plan(uses)
+            now = now + self._load_ahead(plan, seconds - now) if len(plan.load) else look_again(now)
+
+    def switch(self, task: int, reuse: npt.NDArray[np.floating] | None) -> Wait:
+        """The next task is asked for.
+
+        Args:
+            task: its number; see `has_room_for`.
+            reuse: expected uses of each task after it [tasks], for eviction; None evicts what was used least recently.
+        """
+        late, seconds = self._finish_reads(task)
+        self.blocks.hold(task)
+        pages = self._bring_in(task, self._current, reuse)
+        if len(self.blocks.missing(task)):
+            self._leave()
+            pages = np.concatenate([pages, self._bring_in(task, None, reuse)])
+        self._leave()
+        self._current = task
+        self._ledger.needed(self.blocks.needs(task), late, len(pages))
+        return Wait(seconds + self._seconds(pages), len(pages))
+
+    @property
+    def counts(self) -> PrefetchCounts:
+        """What loading ahead has brought so far."""
+        return self._ledger.counts
+
+    def _plan(self, uses: npt.NDArray[np.float64]) -> PrefetchPlan:
+        plan = plan_prefetch(self.blocks.occupancy(), self.blocks.worth(uses))
+        return plan.first(max(1, BATCH_BYTES // self._page_bytes))
+
+    def _load_ahead(self, plan: PrefetchPlan, seconds: float) -> float:
+        """How long the batch takes, at most ``seconds``; what had begun by then is in flight."""
+        self._evict(plan.evict)
+        self.blocks.reserve(plan.load)
+        runs = [np.arange(run.first, run.first + run.count) for run in self._runs(plan.load)]
+        ends = np.cumsum([self._seconds(pages) for pages in runs])
+        done = int(np.searchsorted(ends, seconds, side="right"))
+        for pages in runs[:done]:
+            self._arrived(pages)
+        self._coming = runs[done : done + IN_FLIGHT]
+        for pages in runs[done + IN_FLIGHT :]:
+            self.blocks.cancel(pages.tolist())
+        self._busy = max(0.0, float(ends[: done + IN_FLIGHT][-1]) - seconds)
+        return seconds if self._coming else float(ends[-1])
+
+    def _finish_reads(self, task: int) -> tuple[int, float]:
+        """Let the reads in flight end: how many of their pages the task needs, and how long that takes."""
+        coming = np.concatenate([NO_PAGES, *self._coming])
+        wanted = np.isin(coming, self.blocks.needs(task))
+        self.blocks.publish(coming.tolist())
+        self._ledger.came(coming[~wanted])
+        seconds, self._coming, self._busy = self._busy, [], 0.0
+        return int(wanted.sum()), seconds
+
+    def _bring_in(self, task: int, leaving: int | None, reuse: npt.NDArray[np.floating] | None) -> Pages:
+        plan = self.blocks.plan(task, leaving, None if reuse is None else lambda: reuse)
+        if plan is None:
+            raise ValueError("expected a task that fits into the arena")
+        self._evict(plan.evict)
+        self.blocks.publish(self.blocks.reserve(plan.prepare))
+        return plan.prepare
+
+    def _leave(self) -> None:
+        if self._current is not None:
+            self.blocks.release(self._current)
+            self._current = None
+
+    def _evict(self, pages: Pages) -> None:
+        self.blocks.evict(pages)
+        self._ledger.went(pages)
+
+    def _arrived(self, pages: Pages) -> None:
+        self.blocks.publish(pages.tolist())
+        self._ledger.came(pages)
+
+    def _runs(self, pages: Pages) -> list[Run]:
+        return coalesce(sorted(pages.tolist()), self._span, self._page_bytes)
+
+    def _seconds(self, pages: Pages) -> float:
+        return self.storage.seconds(len(self._runs(pages)), len(pages) * self._page_bytes)
