@@ -19,7 +19,7 @@ from benchmarks import rows as table
 from benchmarks.rows import Row
 from benchmarks.study import Outcome, Setting, Study
 from weightpager.blocks import BlockShape
-from weightpager.bundle.layout import block_bytes
+from weightpager.bundle.format.layout import block_bytes
 from weightpager.cli.progress import progress
 from weightpager.compiler.recovery.quantise import INT4, INT8
 from weightpager.compiler.task_file.fields import RecoverMethod, RecoverStart

@@ -20,7 +20,7 @@ from benchmarks import provenance, results_file
 from benchmarks.results_file import CompileRow
 from weightpager.bench.cgroup import run_limited
 from weightpager.bundle import Bundle
-from weightpager.bundle.report import read_report
+from weightpager.bundle.report.compile_report import read_report
 from weightpager.config import cache_dir
 from weightpager.errors import WeightpagerError
 from weightpager.samples import minilm, prepare

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from weightpager.bundle import Bundle, writing
-from weightpager.bundle.report import read_report
+from weightpager.bundle.report.compile_report import read_report
 from weightpager.cli.progress import progress
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare

@@ -26,8 +26,8 @@ from weightpager.bench.switching import doubt
 from weightpager.bench.synthetic_bundle import Recipe, bundle_of, few_layers
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
-from weightpager.bundle.fill import page_fill
 from weightpager.bundle.footprint import footprint
+from weightpager.bundle.report.fill import page_fill
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine import Engine
 from weightpager.store import LocalStore, StorageModel, all_switches, coalesce

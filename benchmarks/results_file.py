@@ -8,7 +8,7 @@ from pydantic import Field
 
 from weightpager.bench.contest.figures import align_pack_share
 from weightpager.bench.contest.result import Contest
-from weightpager.bundle.manifest import Strict
+from weightpager.bundle.format.manifest import Strict
 
 
 class GranularityRow(Strict):

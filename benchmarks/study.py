@@ -16,7 +16,7 @@ import torch
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.layout import PageDtype, block_bytes
+from weightpager.bundle.format.layout import PageDtype, block_bytes
 from weightpager.compiler.data.splits import Item
 from weightpager.compiler.estimates.stage_times import Clock
 from weightpager.compiler.measuring.measure import EVAL_BATCH

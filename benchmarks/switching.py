@@ -26,7 +26,7 @@ from weightpager.bench.switching import sparse_checkpoint, time_whole_read
 from weightpager.bench.synthetic_bundle import bundle_of, half_billion, many_pages
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.overlap import overlap
+from weightpager.bundle.report.overlap import overlap
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine import Engine
 

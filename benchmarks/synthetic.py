@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightpager.blocks import BlockShape
-from weightpager.bundle.layout import block_bytes
+from weightpager.bundle.format.layout import block_bytes
 from weightpager.kernels import PagedWeight
 
 PAGE_BYTES = 1 << 16

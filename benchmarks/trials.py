@@ -14,9 +14,9 @@ import yaml
 from tests.damage import KINDS, contents, damage, good_pages
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.manifest import Manifest
+from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.reader import REPORT, read_manifest
-from weightpager.bundle.repair import repair
+from weightpager.bundle.repair.mend import repair
 from weightpager.bundle.verify import verify
 
 _SHORT = {"steps": 4, "batch": 8}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from weightpager.bundle import Bundle, page_file
+from weightpager.bundle import Bundle
+from weightpager.bundle.format import page_file
 
 KINDS = ("flip", "truncate", "append", "delete")
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from weightpager.bundle.manifest import TaskKind
+from weightpager.bundle.format.manifest import TaskKind
 from weightpager.evaluate import IGNORED, Batch, Score, evaluate, loss
 
 

@@ -19,8 +19,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Sw
 import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
-from weightpager.bundle.files import hash_file
-from weightpager.bundle.report import read_report
+from weightpager.bundle.files.entry import hash_file
+from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import task_file
 from weightpager.engine.architecture import image_reader
 from weightpager.errors import BundleFormatError, ImageError

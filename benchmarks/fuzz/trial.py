@@ -15,13 +15,13 @@ from torch import nn
 
 import weightpager as wp
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.bundle.adapter import read_adapter
-from weightpager.bundle.advice import advise
 from weightpager.bundle.footprint import footprint, smallest_budget
-from weightpager.bundle.model_files import model_dir
-from weightpager.bundle.overlap import overlap
+from weightpager.bundle.format.adapter import read_adapter
+from weightpager.bundle.format.model_files import model_dir
 from weightpager.bundle.reader import RESIDENT, private_file
-from weightpager.bundle.report import has_report, read_report
+from weightpager.bundle.report.advice import advise
+from weightpager.bundle.report.compile_report import has_report, read_report
+from weightpager.bundle.report.overlap import overlap
 from weightpager.bundle.verify import verify
 from weightpager.config import EngineConfig
 from weightpager.engine.architecture import image_reader

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from weightpager.bundle.manifest import TaskKind
+from weightpager.bundle.format.manifest import TaskKind
 
 Metric = Literal["accuracy", "token accuracy", "perplexity"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from weightpager.bench.contest.found import Found, ProcessMemory, Sample, Visit
 from weightpager.bench.contest.result import Contest, Facts, Limits, Row
-from weightpager.bundle.report import ControlScore, TaskScore
+from weightpager.bundle.report.compile_report import ControlScore, TaskScore
 
 TASKS = ["a", "b"]
 

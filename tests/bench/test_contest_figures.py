@@ -6,7 +6,7 @@ import pytest
 from contests import contest, found, row
 
 from weightpager.bench.contest.figures import figures, speedup, spread
-from weightpager.bundle.report import TaskScore
+from weightpager.bundle.report.compile_report import TaskScore
 
 
 def test_speeds_are_compared_over_all_pairs() -> None:

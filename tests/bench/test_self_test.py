@@ -11,7 +11,7 @@ from weightpager import kernels
 from weightpager.bench.random_weight import random_weight
 from weightpager.bench.self_test import Kernel, cases, kernels_here, self_test
 from weightpager.blocks import BlockShape
-from weightpager.bundle.layout import PageDtype
+from weightpager.bundle.format.layout import PageDtype
 from weightpager.kernels import PagedWeight, PageNotResidentError, exact, reference
 
 DTYPES: list[PageDtype] = ["bfloat16", "float32", "int8"]

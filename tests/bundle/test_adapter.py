@@ -17,8 +17,8 @@ from safetensors.numpy import load
 import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import adapter_bytes, adapter_files, read_adapter
 from weightpager.bundle.footprint import footprint
+from weightpager.bundle.format.adapter import adapter_bytes, adapter_files, read_adapter
 from weightpager.bundle.reader import private_file
 from weightpager.bundle.verify import verify
 from weightpager.engine.export import dense_weights, export_task

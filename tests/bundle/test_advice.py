@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.advice import advise, few_items
-from weightpager.bundle.report import CompileReport, ControlScore, TaskScore, read_report
+from weightpager.bundle.report.advice import advise, few_items
+from weightpager.bundle.report.compile_report import CompileReport, ControlScore, TaskScore, read_report
 
 
 def report(bundle: Bundle, sparse: float, controls: dict[str, tuple[int, float]]) -> CompileReport:

@@ -26,7 +26,7 @@ from benchmarks.fuzz.trial import Plan, attempt
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.reader import REPORT, RESIDENT
-from weightpager.bundle.report import read_report
+from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.verify import Verification, verify
 from weightpager.engine.architecture import read_config, tokenizer
 from weightpager.engine.parameters import read_parameters

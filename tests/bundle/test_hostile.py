@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.page_index import FILE as PAGE_INDEX
+from weightpager.bundle.format.page_index import FILE as PAGE_INDEX
 from weightpager.bundle.reader import tables_file
 from weightpager.bundle.verify import verify
 from weightpager.errors import BundleError, BundleFormatError

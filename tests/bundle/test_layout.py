@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.blocks import BlockGrid, BlockShape
-from weightpager.bundle.layout import block_bytes, decode, encode, page_blocks, page_content
+from weightpager.bundle.format.layout import block_bytes, decode, encode, page_blocks, page_content
 from weightpager.errors import ConfigError
 
 shapes = st.sampled_from([BlockShape(8, 8), BlockShape(16, 32), BlockShape(64, 16)])

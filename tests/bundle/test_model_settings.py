@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
-from weightpager.bundle.config_bounds import check_bounds
-from weightpager.bundle.foreign_code import foreign_code
-from weightpager.bundle.generation_settings import GenerationSettings
-from weightpager.bundle.model_settings import check_settings, generation_settings, parse
-from weightpager.bundle.settings_walk import MOST_DEPTH
+from weightpager.bundle.settings.bounds import check_bounds
+from weightpager.bundle.settings.checks import check_settings, generation_settings, parse
+from weightpager.bundle.settings.foreign_code import foreign_code
+from weightpager.bundle.settings.generation import GenerationSettings
+from weightpager.bundle.settings.walk import MOST_DEPTH
 from weightpager.errors import BundleFormatError
 
 BERT = {

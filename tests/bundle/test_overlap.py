@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.overlap import mean_overlap, overlap
+from weightpager.bundle.report.overlap import mean_overlap, overlap
 
 
 def test_overlap_is_the_share_of_the_next_tasks_blocks(assistant_bundle: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from blake3 import blake3
 from safetensors.numpy import load
 
-from weightpager.bundle import page_file
+from weightpager.bundle.format import page_file
 from weightpager.errors import BundleFormatError
 
 PAGES = [bytes([number]) * 4096 for number in range(3)]

@@ -13,8 +13,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 import tiny
 from weightpager.bundle import Bundle
-from weightpager.bundle.paged_share import PagedShare, paged_share
-from weightpager.bundle.report import read_report
+from weightpager.bundle.report.compile_report import read_report
+from weightpager.bundle.report.paged_share import PagedShare, paged_share
 from weightpager.engine.architecture import empty_module, read_config
 
 

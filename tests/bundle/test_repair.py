@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 import tiny
 import weightpager as wp
 from damage import KINDS, contents, damage, good_pages
-from weightpager.bundle import Bundle, page_file
+from weightpager.bundle import Bundle
+from weightpager.bundle.format import page_file
 from weightpager.bundle.garbage import collect
-from weightpager.bundle.repair import repair
+from weightpager.bundle.repair.mend import repair
 from weightpager.bundle.verify import verify
 from weightpager.errors import BundleError, ConfigError
 

@@ -15,11 +15,12 @@ from benchmarks.fuzz.sealing import Arrays, rewrite_arrays, rewrite_file, rewrit
 from blake3 import blake3
 from safetensors.numpy import save
 
-from weightpager.bundle import Bundle, page_file
-from weightpager.bundle.page_index import FILE as PAGE_INDEX
+from weightpager.bundle import Bundle
+from weightpager.bundle.files.regular_file import is_hole, is_hollow
+from weightpager.bundle.format import page_file
+from weightpager.bundle.format.page_index import FILE as PAGE_INDEX
 from weightpager.bundle.reader import read_manifest
-from weightpager.bundle.regular_file import is_hole, is_hollow
-from weightpager.bundle.repair import repair
+from weightpager.bundle.repair.mend import repair
 from weightpager.bundle.verify import verify
 from weightpager.engine.parameters import read_parameters
 from weightpager.errors import BundleError, BundleFormatError
@@ -204,10 +205,10 @@ def test_a_report_that_nobody_can_read_verify_refuses_too(copy: Path) -> None:
 
 
 def test_verify_hashes_no_file_twice(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from weightpager.bundle import files
+    from weightpager.bundle.files import entry
 
     opened: list[str] = []
-    real = files.open_regular
-    monkeypatch.setattr(files, "open_regular", lambda path: opened.append(str(path)) or real(path))
+    real = entry.open_regular
+    monkeypatch.setattr(entry, "open_regular", lambda path: opened.append(str(path)) or real(path))
     assert verify(assistant_bundle).problems == ()
     assert len(opened) == len(set(opened)) == len(names(assistant_bundle))

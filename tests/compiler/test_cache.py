@@ -13,7 +13,7 @@ import torch
 
 import tiny
 import weightpager as wp
-from weightpager.bundle.report import read_report
+from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.journal import Journal
 from weightpager.config import cache_limit

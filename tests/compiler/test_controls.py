@@ -13,8 +13,8 @@ from command import Command
 
 import tiny
 import weightpager as wp
-from weightpager.bundle.advice import advise
-from weightpager.bundle.report import ControlScore, read_report
+from weightpager.bundle.report.advice import advise
+from weightpager.bundle.report.compile_report import ControlScore, read_report
 from weightpager.compiler.measuring import controls
 from weightpager.compiler.measuring.controls import cost, measure_controls
 from weightpager.compiler.measuring.trained_on import trained_on

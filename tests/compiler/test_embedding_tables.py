@@ -23,7 +23,7 @@ from transformers import (
 import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
-from weightpager.bundle.layout import PageDtype
+from weightpager.bundle.format.layout import PageDtype
 from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.bundle.verify import verify
 from weightpager.compiler import task_file

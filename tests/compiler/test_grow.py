@@ -19,10 +19,10 @@ from transformers import BertConfig, BertLMHeadModel
 import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import adapter_bytes
+from weightpager.bundle.format.adapter import adapter_bytes
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.reader import RESIDENT, private_file
-from weightpager.bundle.report import read_report
+from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.verify import verify
 from weightpager.compiler import grow as growth
 from weightpager.compiler import prepare as preparation

@@ -14,7 +14,7 @@ import tiny
 import weightpager as wp
 from weightpager.blocks import BlockGrid
 from weightpager.bundle import Bundle
-from weightpager.bundle.layout import decode, encode
+from weightpager.bundle.format.layout import decode, encode
 from weightpager.bundle.verify import verify
 from weightpager.compiler.repack import PageSize, repack
 from weightpager.engine.export import dense_weights, export_task

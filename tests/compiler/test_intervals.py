@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from weightpager.bundle.interval import UNKNOWN, holds_zero
+from weightpager.bundle.report.interval import UNKNOWN, holds_zero
 from weightpager.compiler.measuring import intervals
 from weightpager.evaluate import METRICS, Outcomes, Score
 

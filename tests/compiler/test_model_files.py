@@ -16,7 +16,7 @@ import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
-from weightpager.bundle.report import read_report
+from weightpager.bundle.report.compile_report import read_report
 from weightpager.engine.export import export_task
 from weightpager.errors import BundleFormatError
 

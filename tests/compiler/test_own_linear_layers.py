@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM, 
 import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import read_adapter
-from weightpager.bundle.report import read_report
+from weightpager.bundle.format.adapter import read_adapter
+from weightpager.bundle.report.compile_report import read_report
 from weightpager.engine.export import export_task
 
 pytestmark = pytest.mark.usefixtures("no_network")

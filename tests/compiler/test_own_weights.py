@@ -20,7 +20,7 @@ from transformers import BertForSequenceClassification, BertModel
 import tiny
 import weightpager as wp
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.report import read_report
+from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source

@@ -13,8 +13,8 @@ import torch
 
 import tiny
 import weightpager as wp
-from weightpager.bundle.overlap import overlap
-from weightpager.bundle.report import read_report
+from weightpager.bundle.report.compile_report import read_report
+from weightpager.bundle.report.overlap import overlap
 from weightpager.bundle.verify import verify
 from weightpager.compiler import data as task_data
 from weightpager.compiler.data.splits import TaskData

@@ -46,7 +46,7 @@ import tiny
 import weightpager as wp
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle import Bundle
-from weightpager.bundle.permutations import Permutations
+from weightpager.bundle.format.permutations import Permutations
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.dense_model import parameters

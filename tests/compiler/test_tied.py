@@ -10,7 +10,7 @@ from transformers import AlbertConfig, AlbertModel
 
 import tiny
 import weightpager as wp
-from weightpager.bundle.report import read_report
+from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.paged_weights import sort_weights, tied_tensors

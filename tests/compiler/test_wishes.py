@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 import weightpager as wp
-from weightpager.bundle.report import CompileReport, read_report
+from weightpager.bundle.report.compile_report import CompileReport, read_report
 from weightpager.errors import CompileError
 
 

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 import tiny
 import weightpager as wp
-from weightpager.bundle import Bundle, tensor_file
+from weightpager.bundle import Bundle
+from weightpager.bundle.files import tensor_file
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.reader import RESIDENT
 from weightpager.config import EngineConfig

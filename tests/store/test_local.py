@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from benchmarks.fuzz.sealing import rewrite_pages
 
-from weightpager.bundle import Bundle, page_file
+from weightpager.bundle import Bundle
+from weightpager.bundle.format import page_file
 from weightpager.errors import BundleError
 from weightpager.store import LocalStore
 

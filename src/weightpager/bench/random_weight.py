@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from weightpager.blocks import BlockShape
-from weightpager.bundle.layout import PageDtype, block_bytes, encode, page_content
+from weightpager.bundle.format.layout import PageDtype, block_bytes, encode, page_content
 from weightpager.kernels import PagedWeight
 
 _PER_PAGE = 3

@@ -13,7 +13,7 @@ from torch import Tensor
 from weightpager.bench.kernel_choice import REFERENCE
 from weightpager.bench.random_weight import random_weight
 from weightpager.blocks import BlockShape
-from weightpager.bundle.layout import PageDtype
+from weightpager.bundle.format.layout import PageDtype
 from weightpager.kernels import PagedWeight, available, reference
 
 Kernel = Callable[[Tensor, PagedWeight, Tensor | None], Tensor]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.bundle.layout import block_bytes
+from weightpager.bundle.format.layout import block_bytes
 from weightpager.bundle.writer import writing
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.masks import Keep

@@ -1,8 +1,8 @@
 """A bundle on disk: bytes and their validation, no policy, no torch. ``docs/bundle-format.md`` is its specification."""
 
-from weightpager.bundle.block_table import BlockTable
-from weightpager.bundle.manifest import EvalData, Manifest, Score, TaskEntry, TaskKind, WeightEntry
-from weightpager.bundle.page_index import PageIndex
+from weightpager.bundle.format.block_table import BlockTable
+from weightpager.bundle.format.manifest import EvalData, Manifest, Score, TaskEntry, TaskKind, WeightEntry
+from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.writer import BundleWriter, writing
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from blake3 import blake3
 from safetensors.numpy import save
 
-from weightpager.bundle import page_file, page_index
-from weightpager.bundle.page_index import PageIndex
+from weightpager.bundle.format import page_file, page_index
+from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.reader import Bundle, tables_file
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.bundle.writer import BundleWriter, storage_errors, writing

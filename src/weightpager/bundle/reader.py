@@ -11,17 +11,18 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from weightpager.blocks import MAX_TASKS
-from weightpager.bundle import file_sizes, page_file
-from weightpager.bundle import page_index as page_index_file
-from weightpager.bundle import permutations as permutations_file
-from weightpager.bundle.block_table import FIELDS, BlockTable
-from weightpager.bundle.files import read_checked
-from weightpager.bundle.layout import block_bytes
-from weightpager.bundle.manifest import FileEntry, Manifest, TaskEntry
-from weightpager.bundle.page_index import PageIndex
-from weightpager.bundle.permutations import Permutations
-from weightpager.bundle.regular_file import is_hollow, open_regular
-from weightpager.bundle.tensor_file import Header, read_arrays
+from weightpager.bundle.files import size_limits
+from weightpager.bundle.files.entry import read_checked
+from weightpager.bundle.files.regular_file import is_hollow, open_regular
+from weightpager.bundle.files.tensor_file import Header, read_arrays
+from weightpager.bundle.format import page_file
+from weightpager.bundle.format import page_index as page_index_file
+from weightpager.bundle.format import permutations as permutations_file
+from weightpager.bundle.format.block_table import FIELDS, BlockTable
+from weightpager.bundle.format.layout import block_bytes
+from weightpager.bundle.format.manifest import FileEntry, Manifest, TaskEntry
+from weightpager.bundle.format.page_index import PageIndex
+from weightpager.bundle.format.permutations import Permutations
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
 from weightpager.machine.paths import has_directory
 
@@ -267,13 +268,13 @@ def check_tables_header(header: Header, manifest: Manifest, file: str) -> None:
 
 def _check_sizes(manifest: Manifest) -> None:
     """Refuse files larger than what the manifest's counts justify: all that is stated is read, and hashed."""
-    tables = file_sizes.of_tables(manifest)
+    tables = size_limits.of_tables(manifest)
     most = {
-        page_index_file.FILE: file_sizes.of_page_index(manifest),
-        permutations_file.FILE: file_sizes.of_permutations(manifest),
+        page_index_file.FILE: size_limits.of_page_index(manifest),
+        permutations_file.FILE: size_limits.of_permutations(manifest),
         **{tables_file(task.name): tables for task in manifest.tasks},
     }
     for name, entry in manifest.files.items():
-        limit = most.get(name) or file_sizes.of_other_file(manifest, name)
+        limit = most.get(name) or size_limits.of_other_file(manifest, name)
         if entry.bytes > limit:
             raise BundleFormatError(MANIFEST, f"files.{name}.bytes", f"at most {limit}", entry.bytes)

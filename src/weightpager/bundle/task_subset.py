@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from weightpager.bundle import permutations
-from weightpager.bundle.adapter import adapter_files
-from weightpager.bundle.files import check_file
-from weightpager.bundle.fill import over_read, page_fill
-from weightpager.bundle.manifest import Manifest
-from weightpager.bundle.overlap import mean_overlap, overlap
-from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
+from weightpager.bundle.files.entry import check_file
+from weightpager.bundle.format import permutations
+from weightpager.bundle.format.adapter import adapter_files
+from weightpager.bundle.format.manifest import Manifest
+from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.reader import MODEL, REPORT, RESIDENT, Bundle, private_file
-from weightpager.bundle.report import has_report, read_report
+from weightpager.bundle.report.compile_report import has_report, read_report
+from weightpager.bundle.report.fill import over_read, page_fill
+from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.bundle.writer import BundleWriter
 from weightpager.errors import ConfigError
 from weightpager.transitions import Transitions

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bundle import page_file
-from weightpager.bundle.adapter import read_adapter
-from weightpager.bundle.files import check_file
-from weightpager.bundle.manifest import Manifest
-from weightpager.bundle.model_files import check_model_file, extra_files, model_files, unlisted
-from weightpager.bundle.parameter_file import checked_parameters, parameter_files
+from weightpager.bundle.files.entry import check_file
+from weightpager.bundle.files.regular_file import open_regular
+from weightpager.bundle.format import page_file
+from weightpager.bundle.format.adapter import read_adapter
+from weightpager.bundle.format.manifest import Manifest
+from weightpager.bundle.format.model_files import check_model_file, extra_files, model_files, unlisted
+from weightpager.bundle.format.parameter_file import checked_parameters, parameter_files
 from weightpager.bundle.reader import (
     MANIFEST,
     MANIFEST_HASH,
@@ -27,8 +28,7 @@ from weightpager.bundle.reader import (
     read_manifest,
     read_page_index,
 )
-from weightpager.bundle.regular_file import open_regular
-from weightpager.bundle.report import has_report, read_report
+from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.errors import BundleError, BundleFormatError
 
 _MEND = "mend what is damaged with --repair --from OTHER, where OTHER is another copy"

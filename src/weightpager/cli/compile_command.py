@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from weightpager.bundle.paged_share import paged_share
-from weightpager.bundle.report import CompileReport
+from weightpager.bundle.report.compile_report import CompileReport
+from weightpager.bundle.report.paged_share import paged_share
 from weightpager.cli import output
 from weightpager.cli.notes import notes
 from weightpager.cli.options import Force, Json, Quiet, extra
@@ -61,8 +61,8 @@ def compile_(
     Example: `weightpager compile tasks.yaml --out assistant.bundle`
     """
     with extra("compile"):
-        from weightpager.bundle.advice import advise
-        from weightpager.bundle.report import read_report
+        from weightpager.bundle.report.advice import advise
+        from weightpager.bundle.report.compile_report import read_report
         from weightpager.compiler import compile as compile_bundle
         from weightpager.compiler.estimates.time_left import WHOLE
         from weightpager.compiler.task_file.file import load, with_comparison, with_wish

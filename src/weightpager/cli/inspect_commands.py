@@ -10,15 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import adapter_bytes
-from weightpager.bundle.advice import advise
 from weightpager.bundle.footprint import footprint, smallest_budget
-from weightpager.bundle.overlap import mean_overlap, overlap
-from weightpager.bundle.paged_share import paged_share
+from weightpager.bundle.format.adapter import adapter_bytes
 from weightpager.bundle.reader import private_file
-from weightpager.bundle.repair import Repair
-from weightpager.bundle.repair import repair as repair_bundle
-from weightpager.bundle.report import CompileReport, has_report, read_report
+from weightpager.bundle.repair.mend import Repair
+from weightpager.bundle.repair.mend import repair as repair_bundle
+from weightpager.bundle.report.advice import advise
+from weightpager.bundle.report.compile_report import CompileReport, has_report, read_report
+from weightpager.bundle.report.overlap import mean_overlap, overlap
+from weightpager.bundle.report.paged_share import paged_share
 from weightpager.bundle.verify import verify as verify_bundle
 from weightpager.cli import output
 from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage

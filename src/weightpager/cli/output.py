@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from weightpager.bundle.advice import Advice, few_items
-from weightpager.bundle.choice import Choice
-from weightpager.bundle.report import DENSE, CompileReport
+from weightpager.bundle.report.advice import Advice, few_items
+from weightpager.bundle.report.choice import Choice
+from weightpager.bundle.report.compile_report import DENSE, CompileReport
 from weightpager.cli.legend import legend
 from weightpager.config import format_enough, format_size
 

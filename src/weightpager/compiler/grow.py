@@ -12,14 +12,15 @@ import torch
 from safetensors.numpy import save
 
 import weightpager
-from weightpager.bundle import BlockTable, Bundle, BundleWriter, Manifest, PageIndex, TaskEntry, page_index
-from weightpager.bundle.adapter import adapter_bytes
-from weightpager.bundle.files import check_file
-from weightpager.bundle.fill import over_read, page_fill
-from weightpager.bundle.overlap import mean_overlap, overlap
-from weightpager.bundle.paged_share import paged_share
+from weightpager.bundle import BlockTable, Bundle, BundleWriter, Manifest, PageIndex, TaskEntry
+from weightpager.bundle.files.entry import check_file
+from weightpager.bundle.format import page_index
+from weightpager.bundle.format.adapter import adapter_bytes
 from weightpager.bundle.reader import REPORT, private_file, tables_file
-from weightpager.bundle.report import CompileReport, Growth, TaskScore, has_report, read_report
+from weightpager.bundle.report.compile_report import CompileReport, Growth, TaskScore, has_report, read_report
+from weightpager.bundle.report.fill import over_read, page_fill
+from weightpager.bundle.report.overlap import mean_overlap, overlap
+from weightpager.bundle.report.paged_share import paged_share
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.data.splits import TaskData

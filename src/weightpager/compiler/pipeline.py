@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from weightpager.bundle import Bundle, BundleWriter, writing
-from weightpager.bundle.layout import block_bytes
-from weightpager.bundle.overlap import mean_overlap, overlap
-from weightpager.bundle.paged_share import paged_share
+from weightpager.bundle.format.layout import block_bytes
 from weightpager.bundle.reader import REPORT
-from weightpager.bundle.report import CompileReport, FrontierPoint
+from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
+from weightpager.bundle.report.overlap import mean_overlap, overlap
+from weightpager.bundle.report.paged_share import paged_share
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.estimates.stage_times import Clock

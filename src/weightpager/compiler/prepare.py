@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
+from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler import data as task_data
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.data.splits import TaskData

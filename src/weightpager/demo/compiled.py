@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 import weightpager
 from weightpager import compiler
 from weightpager.bundle import Bundle, writing
-from weightpager.bundle.files import hash_file
-from weightpager.bundle.overlap import mean_overlap
+from weightpager.bundle.files.entry import hash_file
+from weightpager.bundle.report.overlap import mean_overlap
 from weightpager.compiler.alignment.structure_aligner import overlap
 from weightpager.compiler.measuring.measure import Progress
 from weightpager.compiler.model.dense_model import parameters

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from weightpager.bundle.interval import Interval
-from weightpager.bundle.manifest import Strict
+from weightpager.bundle.format.manifest import Strict
+from weightpager.bundle.report.interval import Interval
 
 
 class DemoTask(Strict):

@@ -13,8 +13,8 @@ from weightpager.bench.machine import describe
 from weightpager.bench.switching import doubt, sparse_checkpoint, time_switches, time_whole_read
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, smallest_budget
-from weightpager.bundle.overlap import overlap
-from weightpager.bundle.report import DENSE, MASK, CompileReport, read_report
+from weightpager.bundle.report.compile_report import DENSE, MASK, CompileReport, read_report
+from weightpager.bundle.report.overlap import overlap
 from weightpager.config import EngineConfig
 from weightpager.demo.compiled import ALIGNMENT, RECOVER_STEPS, SPARSITY, TRAINING_STEPS, Compiled, compiled, writing_to
 from weightpager.demo.result import DemoResult, DemoSwitch, DemoTask, Resident

@@ -25,9 +25,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from weightpager.bundle import Bundle, TaskEntry, TaskKind
-from weightpager.bundle.model_files import check_model_file, model_dir
-from weightpager.bundle.model_settings import GENERATION, generation_settings
+from weightpager.bundle.format.model_files import check_model_file, model_dir
 from weightpager.bundle.reader import MODEL
+from weightpager.bundle.settings.checks import GENERATION, generation_settings
 from weightpager.engine.image_reader import ImageReader, load_image_processor
 from weightpager.engine.model_types import check_config_class, check_tokenizer_class
 from weightpager.engine.transformers_version import later_writer

@@ -8,7 +8,7 @@ import numpy as np
 from blake3 import blake3
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.adapter import adapter_files
+from weightpager.bundle.format.adapter import adapter_files
 from weightpager.bundle.reader import MODEL, RESIDENT, private_file
 from weightpager.errors import BundleError
 

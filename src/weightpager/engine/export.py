@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from weightpager.bundle import Bundle
-from weightpager.bundle import permutations as permutations_file
-from weightpager.bundle.adapter import read_adapter
-from weightpager.bundle.new_directory import new_directory
+from weightpager.bundle.files.new_directory import new_directory
+from weightpager.bundle.format import permutations as permutations_file
+from weightpager.bundle.format.adapter import read_adapter
 from weightpager.bundle.reader import RESIDENT, private_file
 from weightpager.engine.architecture import (
     empty_module,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from weightpager.bundle import BlockTable, Bundle
-from weightpager.bundle.adapter import LowRank, read_adapter
+from weightpager.bundle.format.adapter import LowRank, read_adapter
 from weightpager.bundle.reader import private_file
 from weightpager.engine.page_numbers import tables_of
 from weightpager.engine.parameters import read_parameters

@@ -15,7 +15,7 @@ from typing import IO
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from weightpager.bundle.regular_file import open_regular
+from weightpager.bundle.files.regular_file import open_regular
 
 _SUFFIX = ".server"
 _MOST_BYTES = 2**16

@@ -7,7 +7,8 @@ import errno
 import os
 from collections.abc import Sequence
 
-from weightpager.bundle import Bundle, page_file, page_index
+from weightpager.bundle import Bundle
+from weightpager.bundle.format import page_file, page_index
 from weightpager.bundle.reader import read_manifest
 from weightpager.errors import BundleError, StoreError
 

@@ -8,10 +8,10 @@ from weightpager.bench.contest.result import Facts
 from weightpager.bench.contest.rival import DTYPE
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
-from weightpager.bundle.fill import page_fill
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.layout import block_bytes
-from weightpager.bundle.overlap import mean_overlap, overlap
+from weightpager.bundle.format.layout import block_bytes
+from weightpager.bundle.report.fill import page_fill
+from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.engine.architecture import read_config
 from weightpager.store import StorageModel, all_switches
 

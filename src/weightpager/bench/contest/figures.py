@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from weightpager.bench.contest.result import Contest, Row
-from weightpager.bundle.report import LOWER_IS_BETTER
+from weightpager.bundle.report.compile_report import LOWER_IS_BETTER
 
 Field = Literal["ready", "first_output"]
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from weightpager.bench.contest.found import Found, Sample
-from weightpager.bundle.manifest import Strict
-from weightpager.bundle.report import ControlScore, TaskScore
+from weightpager.bundle.format.manifest import Strict
+from weightpager.bundle.report.compile_report import ControlScore, TaskScore
 
 Pair = tuple[str, str]
 

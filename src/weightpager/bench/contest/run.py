@@ -16,8 +16,8 @@ from weightpager.bench.contest.processes import measured
 from weightpager.bench.contest.result import Contest, Row
 from weightpager.bench.contest.scores import scores
 from weightpager.bench.machine import describe
-from weightpager.bundle.new_directory import scratch
-from weightpager.bundle.report import has_report, read_report
+from weightpager.bundle.files.new_directory import scratch
+from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.config import format_enough
 from weightpager.errors import ConfigError
 

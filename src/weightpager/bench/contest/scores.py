@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weightpager.bench.contest.rival import DTYPE
 from weightpager.bundle import Bundle
-from weightpager.bundle.report import CompileReport, TaskScore
+from weightpager.bundle.report.compile_report import CompileReport, TaskScore
 from weightpager.compiler.measuring.measure import measure
 from weightpager.engine import Engine
 from weightpager.machine.paths import has_file

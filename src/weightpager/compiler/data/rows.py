@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import pandas
 
-from weightpager.bundle.files import hash_file
+from weightpager.bundle.files.entry import hash_file
 from weightpager.compiler.task_file.messages import shown
 from weightpager.errors import CompileError, first_line, shortened
 

@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
 
-from weightpager.bundle.manifest import TaskEntry, TaskKind
+from weightpager.bundle.format.manifest import TaskEntry, TaskKind
 from weightpager.compiler.data import doubts, images, texts
 from weightpager.compiler.data.images import Picture
 from weightpager.compiler.data.rows import hashed, labels_of, read_rows

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightpager.bundle.layout import block_bytes
+from weightpager.bundle.format.layout import block_bytes
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.estimates.memory import sums_bytes
 from weightpager.compiler.measuring.trained_on import steps_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from weightpager.bundle.report import DENSE, MASK
+from weightpager.bundle.report.compile_report import DENSE, MASK
 from weightpager.compiler.data.splits import Item, TaskData
 from weightpager.compiler.measuring.controls import control_names
 from weightpager.compiler.measuring.trained_on import steps_of

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.report import DENSE, ControlScore, TaskScore
+from weightpager.bundle.report.compile_report import DENSE, ControlScore, TaskScore
 from weightpager.compiler.measuring import intervals
 from weightpager.evaluate import Score
 

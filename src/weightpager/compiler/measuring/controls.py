@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from weightpager.bundle.report import DENSE, FEW, MASK, Compared
+from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.comparison import Control
 from weightpager.compiler.measuring.measure import EVAL_BATCH, Progress

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest, bootstrap
 
-from weightpager.bundle.interval import CONFIDENCE, UNKNOWN
+from weightpager.bundle.report.interval import CONFIDENCE, UNKNOWN
 from weightpager.evaluate import Outcomes, Score
 
 Floats = npt.NDArray[np.float64]

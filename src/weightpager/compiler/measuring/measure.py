@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weightpager import kernels
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.bundle.report import TaskScore, has_report, read_report
+from weightpager.bundle.report.compile_report import TaskScore, has_report, read_report
 from weightpager.compiler import data
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.comparison import task_score

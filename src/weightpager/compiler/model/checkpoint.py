@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from weightpager.bundle.manifest import TaskKind
+from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.model.kind import check_kind
 from weightpager.compiler.model.named_parameters import canonical, parameters
 from weightpager.compiler.task_file.file import TaskFile

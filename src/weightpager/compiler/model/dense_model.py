@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from weightpager.bundle.paged_share import PagedShare
+from weightpager.bundle.report.paged_share import PagedShare
 from weightpager.compiler import data
 from weightpager.compiler.model.checkpoint import (
     check_causal,

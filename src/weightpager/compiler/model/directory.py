@@ -8,9 +8,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from weightpager.bundle.foreign_code import foreign_code
-from weightpager.bundle.generation_settings import GENERATION_KEYS, GenerationSettings
-from weightpager.bundle.model_settings import (
+from weightpager.bundle.settings.checks import (
     CONFIG,
     GENERATION,
     IMAGES,
@@ -22,6 +20,8 @@ from weightpager.bundle.model_settings import (
     is_settings,
     parse,
 )
+from weightpager.bundle.settings.foreign_code import foreign_code
+from weightpager.bundle.settings.generation import GENERATION_KEYS, GenerationSettings
 from weightpager.compiler.model.checkpoint import call
 from weightpager.engine.model_types import check_config_class, check_tokenizer_class
 from weightpager.errors import BundleFormatError, CompileError

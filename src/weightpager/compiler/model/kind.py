@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from weightpager.bundle.manifest import TaskKind
+from weightpager.bundle.format.manifest import TaskKind
 from weightpager.engine.architecture import CLASSES
 from weightpager.errors import CompileError
 

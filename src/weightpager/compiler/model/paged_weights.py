@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from weightpager.blocks import BlockGrid, BlockShape
-from weightpager.bundle.paged_share import PagedShare
+from weightpager.bundle.report.paged_share import PagedShare
 from weightpager.compiler.model.named_parameters import canonical, parameters
 from weightpager.engine.architecture import BASE
 from weightpager.errors import CompileError

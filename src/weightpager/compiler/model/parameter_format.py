@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from weightpager.bundle.layout import PageDtype
+from weightpager.bundle.format.layout import PageDtype
 from weightpager.compiler.model.paged_weights import embedding_tables
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import kl_div, log_softmax
 
-from weightpager.bundle.manifest import TaskKind
+from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import autocast, placed, training_device

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
+from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.reorder.dimensions import Dimension, Indices, dimensions
 from weightpager.compiler.reorder.gathering import Elements, Floats, gather

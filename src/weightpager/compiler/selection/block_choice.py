@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from weightpager.bundle.report import FrontierPoint
+from weightpager.bundle.report.compile_report import FrontierPoint
 from weightpager.compiler.alignment.floors import align_above_floors
 from weightpager.compiler.alignment.problem import Floats, Ints
 from weightpager.compiler.measuring.measure import Progress

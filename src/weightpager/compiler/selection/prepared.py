@@ -8,7 +8,7 @@ from typing import Any
 
 from weightpager.bundle import EvalData, TaskEntry
 from weightpager.bundle import Score as DenseScore
-from weightpager.bundle.permutations import NOTHING_MOVED, Permutations
+from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.data.splits import TaskData, fingerprint
 from weightpager.compiler.estimates.stage_times import Clock
 from weightpager.compiler.model.dense_model import Source

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from weightpager.bundle.layout import block_bytes
+from weightpager.bundle.format.layout import block_bytes
 from weightpager.compiler.alignment.problem import Bools, Floats
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.measure import EVAL_BATCH

@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from yaml.constructor import ConstructorError
 
 from weightpager.blocks import MAX_TASKS, BlockShape
-from weightpager.bundle.layout import PageDtype, block_bytes
-from weightpager.bundle.manifest import TaskName
+from weightpager.bundle.format.layout import PageDtype, block_bytes
+from weightpager.bundle.format.manifest import TaskName
 from weightpager.compiler.data.rows import hashed
 from weightpager.compiler.data.splits import fingerprint
 from weightpager.compiler.task_file.fields import (

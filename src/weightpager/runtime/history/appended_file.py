@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from weightpager.bundle.regular_file import open_regular
+from weightpager.bundle.files.regular_file import open_regular
 from weightpager.errors import ConfigError
 
 

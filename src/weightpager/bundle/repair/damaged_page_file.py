@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bundle import page_file
-from weightpager.bundle.donor import Donor
-from weightpager.bundle.new_directory import sync
+from weightpager.bundle.files.new_directory import sync
+from weightpager.bundle.format import page_file
+from weightpager.bundle.repair.donor import Donor
 from weightpager.errors import BundleError
 
 

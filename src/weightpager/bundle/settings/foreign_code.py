@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from weightpager.bundle.settings_walk import Setting, settings_of
+from weightpager.bundle.settings.walk import Setting, settings_of
 
 _NOTHING: tuple[object, ...] = (None, False, "", {}, [])
 """Values that ask for nothing."""

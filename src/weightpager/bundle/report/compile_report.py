@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from weightpager.bundle.interval import Interval
-from weightpager.bundle.manifest import Strict
+from weightpager.bundle.format.manifest import Strict
 from weightpager.bundle.reader import REPORT, Bundle
+from weightpager.bundle.report.interval import Interval
 from weightpager.errors import BundleFormatError
 
 Bytes = Annotated[int, Field(ge=0, lt=2**63)]

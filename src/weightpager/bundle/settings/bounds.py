@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from weightpager.bundle.settings_walk import settings_of
+from weightpager.bundle.settings.walk import settings_of
 from weightpager.errors import BundleFormatError
 
 

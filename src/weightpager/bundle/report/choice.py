@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weightpager.bundle.interval import Interval, holds_zero, mean_interval, turned
-from weightpager.bundle.report import DENSE, LOWER_IS_BETTER, CompileReport, ControlScore
+from weightpager.bundle.report.compile_report import DENSE, LOWER_IS_BETTER, CompileReport, ControlScore
+from weightpager.bundle.report.interval import Interval, holds_zero, mean_interval, turned
 
 
 @dataclass(frozen=True)

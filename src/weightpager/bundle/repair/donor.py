@@ -8,11 +8,11 @@ from typing import IO
 
 from blake3 import blake3
 
-from weightpager.bundle import page_file
-from weightpager.bundle.files import open_entry
-from weightpager.bundle.manifest import FileEntry
+from weightpager.bundle.files.entry import open_entry
+from weightpager.bundle.files.regular_file import open_regular
+from weightpager.bundle.format import page_file
+from weightpager.bundle.format.manifest import FileEntry
 from weightpager.bundle.reader import read_manifest, read_page_index
-from weightpager.bundle.regular_file import open_regular
 from weightpager.errors import BundleError, BundleFormatError
 
 _PIECE = 1 << 20

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bundle.tensor_file import Header, Stated
+from weightpager.bundle.files.tensor_file import Header, Stated
 from weightpager.errors import BundleFormatError
 
 FILE = "page-index.safetensors"

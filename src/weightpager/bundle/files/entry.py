@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 from blake3 import blake3
 
-from weightpager.bundle.manifest import FileEntry
-from weightpager.bundle.regular_file import is_hollow, open_regular
+from weightpager.bundle.files.regular_file import is_hollow, open_regular
+from weightpager.bundle.format.manifest import FileEntry
 from weightpager.errors import BundleFormatError
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weightpager.bundle.manifest import Manifest
+from weightpager.bundle.format.manifest import Manifest
 
 _JSON = 16 * 2**20
 """A report, or a low-rank part's configuration."""

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from weightpager.bundle.files import check_file, read_checked
-from weightpager.bundle.foreign_code import foreign_code
-from weightpager.bundle.manifest import Manifest
-from weightpager.bundle.model_settings import GENERATION, check_settings, generation_settings, is_settings, parse
+from weightpager.bundle.files.entry import check_file, read_checked
+from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.reader import MODEL, Bundle, entry_of
-from weightpager.bundle.settings_walk import settings_of
+from weightpager.bundle.settings.checks import GENERATION, check_settings, generation_settings, is_settings, parse
+from weightpager.bundle.settings.foreign_code import foreign_code
+from weightpager.bundle.settings.walk import settings_of
 from weightpager.errors import BundleFormatError
 
 _ALLOWED: dict[str, tuple[object, ...]] = {

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from weightpager.bundle.files.tensor_file import read_header
 from weightpager.bundle.reader import RESIDENT, Bundle, private_file
-from weightpager.bundle.tensor_file import read_header
 
 _SMALL = "norms, biases and other vectors"
 _MOST_NAMED = 3

@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from weightpager.blocks import MAX_TASKS, BlockGrid, BlockShape
-from weightpager.bundle.layout import PageDtype, block_bytes
-from weightpager.bundle.page_file import ALIGNMENT, file_name
+from weightpager.bundle.format.layout import PageDtype, block_bytes
+from weightpager.bundle.format.page_file import ALIGNMENT, file_name
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.transitions import Transitions
 

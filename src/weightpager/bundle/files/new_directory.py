@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from weightpager.bundle.permissions import open_up
+from weightpager.bundle.files.permissions import open_up
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from weightpager.bundle.manifest import Manifest
+from weightpager.bundle.files.tensor_file import Header, checked_tensors
+from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.reader import RESIDENT, entry_of, private_file
-from weightpager.bundle.tensor_file import Header, checked_tensors
 from weightpager.errors import BundleFormatError
 
 _DTYPES = ("bfloat16", "float32", "bool", "int8", "int16", "int32", "int64", "uint8")

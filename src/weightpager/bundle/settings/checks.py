@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from weightpager.bundle.common_settings import CommonSettings
-from weightpager.bundle.config_bounds import check_bounds
-from weightpager.bundle.generation_settings import GENERATION_KEYS, GenerationSettings
-from weightpager.bundle.image_settings import ImageSettings
-from weightpager.bundle.rope_settings import KEYS as ROPE
-from weightpager.bundle.rope_settings import RopeSettings, rope_of
-from weightpager.bundle.settings_walk import settings_of
-from weightpager.bundle.tokenizer_settings import TokenizerFile, TokenizerSettings, check_tokenizer_file
+from weightpager.bundle.settings.bounds import check_bounds
+from weightpager.bundle.settings.common import CommonSettings
+from weightpager.bundle.settings.generation import GENERATION_KEYS, GenerationSettings
+from weightpager.bundle.settings.image import ImageSettings
+from weightpager.bundle.settings.rope import KEYS as ROPE
+from weightpager.bundle.settings.rope import RopeSettings, rope_of
+from weightpager.bundle.settings.tokenizer import TokenizerFile, TokenizerSettings, check_tokenizer_file
+from weightpager.bundle.settings.walk import settings_of
 from weightpager.errors import BundleFormatError
 
 CONFIG = "config.json"

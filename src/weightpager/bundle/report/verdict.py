@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightpager.bundle.choice import Choice
-from weightpager.bundle.interval import UNKNOWN, holds_zero, items_to_tell, turned
-from weightpager.bundle.report import DENSE, MASK
+from weightpager.bundle.report.choice import Choice
+from weightpager.bundle.report.compile_report import DENSE, MASK
+from weightpager.bundle.report.interval import UNKNOWN, holds_zero, items_to_tell, turned
 from weightpager.config import format_enough, format_room
 
 _HOW = {

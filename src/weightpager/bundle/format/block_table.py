@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.blocks import BlockGrid, KeepMask
-from weightpager.bundle.tensor_file import Header, Stated
+from weightpager.bundle.files.tensor_file import Header, Stated
 from weightpager.errors import BundleFormatError
 
 Int32 = npt.NDArray[np.int32]

@@ -16,7 +16,7 @@ from typing import IO
 
 from blake3 import blake3
 
-from weightpager.bundle.regular_file import is_hole, open_regular
+from weightpager.bundle.files.regular_file import is_hole, open_regular
 from weightpager.errors import BundleFormatError
 
 ALIGNMENT = 4096

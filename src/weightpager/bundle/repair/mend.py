@@ -16,13 +16,13 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bundle.damaged_page_file import DamagedPageFile
-from weightpager.bundle.donor import Donor
-from weightpager.bundle.files import check_file
-from weightpager.bundle.manifest import FileEntry, Manifest
-from weightpager.bundle.new_directory import sync
-from weightpager.bundle.permissions import imitate
+from weightpager.bundle.files.entry import check_file
+from weightpager.bundle.files.new_directory import sync
+from weightpager.bundle.files.permissions import imitate
+from weightpager.bundle.format.manifest import FileEntry, Manifest
 from weightpager.bundle.reader import MANIFEST, read_manifest, read_page_index
+from weightpager.bundle.repair.damaged_page_file import DamagedPageFile
+from weightpager.bundle.repair.donor import Donor
 from weightpager.errors import BundleError, BundleFormatError, ConfigError
 from weightpager.machine.paths import has_directory
 

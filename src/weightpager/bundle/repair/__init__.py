@@ -1,0 +1,1 @@
+"""Mending a damaged bundle from another copy, in place."""

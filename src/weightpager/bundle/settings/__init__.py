@@ -1,0 +1,1 @@
+"""A model's JSON settings, checked before transformers reads them."""
