@@ -30,7 +30,7 @@ from weightpager.bench.synthetic_bundle import bundle_of, long_context
 from weightpager.bundle import Bundle
 from weightpager.compiler.pipeline import compile as compile_bundle
 from weightpager.config import cache_dir, format_size
-from weightpager.server.policy import Policy
+from weightpager.server.scheduling.policy import Policy
 
 HONEST = 32
 LONG = (8_000, 131_002)

@@ -20,7 +20,7 @@ from running import ADMIN, serving
 import tiny
 import weightpager as wp
 from weightpager.bundle.garbage import collect
-from weightpager.server.settings import Settings
+from weightpager.server.scheduling.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ import pytest
 from command import Command
 from running import TOKEN, serving
 
-from weightpager.server.presence import Presence, announced
-from weightpager.server.settings import Settings
+from weightpager.server.http.presence import Presence, announced
+from weightpager.server.scheduling.settings import Settings
 
 
 @pytest.fixture(autouse=True)

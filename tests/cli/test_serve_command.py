@@ -12,7 +12,7 @@ import pytest
 from command import Command
 from running import TOKEN, serving
 
-from weightpager.server.settings import Settings
+from weightpager.server.scheduling.settings import Settings
 
 
 def test_top_shows_tasks_and_switches(weightpager: Command, assistant_bundle: Path, tmp_path: Path) -> None:

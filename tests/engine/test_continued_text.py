@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from weightpager.engine.continued_text import INCOMPLETE, decoder_after
-from weightpager.server.continuation import Continuation
+from weightpager.server.answers.continuation import Continuation
 
 WORDS = ["▁the", "▁cap", "ital", "▁of", "▁is", "▁Paris", "s", ",", "▁"]
 BYTES = [f"<0x{number:02X}>" for number in range(256)]

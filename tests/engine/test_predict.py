@@ -22,8 +22,8 @@ from weightpager.bundle import TaskEntry
 from weightpager.engine.architecture import context_length, empty_module
 from weightpager.engine.predict import predict
 from weightpager.errors import ConfigError
-from weightpager.server.encoding import encode
-from weightpager.server.work import Classify
+from weightpager.server.answers.encoding import encode
+from weightpager.server.answers.work import Classify
 
 
 @pytest.mark.parametrize("said", [None, 12])

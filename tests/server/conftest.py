@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from running import ADMIN, Running, serving
 
-from weightpager.server.settings import Settings
+from weightpager.server.scheduling.settings import Settings
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,10 @@ from weightpager.bundle.footprint import smallest_budget
 from weightpager.bundle.garbage import collect
 from weightpager.compiler.repack import repack
 from weightpager.errors import ConfigError
-from weightpager.server.app import create_app
-from weightpager.server.service import Service
-from weightpager.server.settings import Settings, read_token
-from weightpager.server.status import status
+from weightpager.server.http.app import create_app
+from weightpager.server.scheduling.service import Service
+from weightpager.server.scheduling.settings import Settings, read_token
+from weightpager.server.statistics.status import status
 from weightpager.transitions import read_trace
 
 ROUTES = [("POST", route) for route in ("load", "prefetch", "pin", "unpin", "budget", "reload", "verify")] + [

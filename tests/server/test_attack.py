@@ -15,9 +15,9 @@ from PIL import Image
 from running import Running, serving
 
 from weightpager.engine import forward_size
-from weightpager.server import batching
-from weightpager.server.policy import Policy
-from weightpager.server.settings import Settings
+from weightpager.server.scheduling import batching
+from weightpager.server.scheduling.policy import Policy
+from weightpager.server.scheduling.settings import Settings
 
 HONEST, ROUNDS = 32, 3
 

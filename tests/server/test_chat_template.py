@@ -15,7 +15,7 @@ from running import Running, serving
 import tiny
 from weightpager.engine import Engine
 from weightpager.errors import RequestError
-from weightpager.server.chat_template import ChatTemplate
+from weightpager.server.inputs.chat_template import ChatTemplate
 
 MESSAGES = [
     {"role": "system", "content": "  be brief\n"},

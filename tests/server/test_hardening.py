@@ -24,8 +24,8 @@ from schemathesis import APIOperation, Case, GenerationMode
 
 import weightpager as wp
 from weightpager.runtime.history.history_file import DELAY
-from weightpager.server.presence import running as running_servers
-from weightpager.server.settings import Settings
+from weightpager.server.http.presence import running as running_servers
+from weightpager.server.scheduling.settings import Settings
 
 
 def status_of(running: Running, data: bytes) -> int:

@@ -22,14 +22,14 @@ from weightpager.engine import forward_size
 from weightpager.engine.attention_cache import CACHE
 from weightpager.engine.predict import predict
 from weightpager.errors import RequestTimeoutError, ServerClosedError
-from weightpager.server import batching
-from weightpager.server.batch import Batch
-from weightpager.server.job import Done, Event, Failed, Job
-from weightpager.server.policy import Policy
-from weightpager.server.service import Service
-from weightpager.server.settings import Settings
-from weightpager.server.text_limit import default_limit
-from weightpager.server.work import Embed, Embedded, Generate, Generated, Sampling, Work
+from weightpager.server.answers.work import Embed, Embedded, Generate, Generated, Sampling, Work
+from weightpager.server.inputs.text_limit import default_limit
+from weightpager.server.scheduling import batching
+from weightpager.server.scheduling.batch import Batch
+from weightpager.server.scheduling.job import Done, Event, Failed, Job
+from weightpager.server.scheduling.policy import Policy
+from weightpager.server.scheduling.service import Service
+from weightpager.server.scheduling.settings import Settings
 
 LONG = "cat dog cow one two three red sun " * 14
 """112 tokens."""
@@ -260,14 +260,14 @@ def test_a_server_whose_worker_is_stuck_is_not_ready(writer_bundle: Path) -> Non
 
 
 def test_closing_cuts_off_a_forward_that_does_not_end(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.server.service._LAST", 0.1)
+    monkeypatch.setattr("weightpager.server.scheduling.service._LAST", 0.1)
     forwards = []
 
     def endless(module: nn.Module, *_: object) -> None:
         while True:
             forwards.append(module(torch.tensor([[4, 5]])))
 
-    monkeypatch.setattr("weightpager.server.encoding.encode", endless)
+    monkeypatch.setattr("weightpager.server.answers.encoding.encode", endless)
     with serving(assistant_bundle) as running:
         with running.post("/v1/embeddings", {"model": "weather", "input": "sun"}):
             while not forwards:
@@ -281,7 +281,7 @@ ENDLESS = """
 import logging, sys, threading
 from types import SimpleNamespace
 import torch
-from weightpager.server.run import cut_off
+from weightpager.server.http.run import cut_off
 
 logging.basicConfig(level="ERROR")
 def compute():

@@ -20,9 +20,9 @@ from running import ADMIN, Running, serving
 
 from weightpager.engine.image_reader import ImageReader
 from weightpager.errors import QueueFullError
-from weightpager.server.reading import Reading
-from weightpager.server.settings import Settings
-from weightpager.server.vocabulary import Vocabulary
+from weightpager.server.inputs.reading import Reading
+from weightpager.server.inputs.vocabulary import Vocabulary
+from weightpager.server.scheduling.settings import Settings
 
 
 def png(side: int = 16) -> str:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.errors import ConfigError
-from weightpager.server.batching import Waiting
-from weightpager.server.policy import Policy
-from weightpager.server.scheduler import Plan, Turn, next_batch, next_task
+from weightpager.server.scheduling.batching import Waiting
+from weightpager.server.scheduling.policy import Policy
+from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch, next_task
 
 BATCH, SWITCH = 0.05, 0.2
 

@@ -21,12 +21,12 @@ import weightpager as wp
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.engine.predict import predict
 from weightpager.errors import ConfigError, RequestTimeoutError
-from weightpager.server.exchange import Exchange
-from weightpager.server.job import Delta
-from weightpager.server.policy import Policy
-from weightpager.server.service import Service
-from weightpager.server.settings import Settings
-from weightpager.server.work import Embed
+from weightpager.server.answers.work import Embed
+from weightpager.server.http.exchange import Exchange
+from weightpager.server.scheduling.job import Delta
+from weightpager.server.scheduling.policy import Policy
+from weightpager.server.scheduling.service import Service
+from weightpager.server.scheduling.settings import Settings
 
 TEXTS = [" ".join(tiny.WORDS[start : start + length]) for start in range(8) for length in (1, 3, 4)]
 TASKS = ["animal", "weather", "number", "colour"]

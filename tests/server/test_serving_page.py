@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from running import Running
 
-from weightpager.server import admin_routes, encoding_routes, generation_routes, watch_routes
+from weightpager.server.routes import admin_routes, encoding_routes, generation_routes, watch_routes
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 

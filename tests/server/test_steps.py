@@ -8,9 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from weightpager.engine.forward_size import PIECE, Activations
-from weightpager.server.batching import HEAVY, Started, Waiting, beginnable, held, together
-from weightpager.server.policy import Policy
-from weightpager.server.scheduler import Plan, Turn, next_batch
+from weightpager.server.scheduling.batching import HEAVY, Started, Waiting, beginnable, held, together
+from weightpager.server.scheduling.policy import Policy
+from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch
 
 STEP, SWITCH = 0.3, 0.2
 TINY = Activations(per_token=1, per_pair=1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.server import traffic
-from weightpager.server.traffic import SECONDS, Recent, Traffic
+from weightpager.server.statistics import traffic
+from weightpager.server.statistics.traffic import SECONDS, Recent, Traffic
 
 
 class Clock:

@@ -7,9 +7,9 @@ from transformers import Phi3Config, Phi3ForSequenceClassification
 import tiny
 from weightpager.engine.architecture import even_length
 from weightpager.errors import BundleFormatError, RequestError
-from weightpager.server.encoding import encode
-from weightpager.server.vocabulary import Vocabulary
-from weightpager.server.work import Embed
+from weightpager.server.answers.encoding import encode
+from weightpager.server.answers.work import Embed
+from weightpager.server.inputs.vocabulary import Vocabulary
 
 
 def vocabulary(words: int = 16, room: int | None = None) -> Vocabulary:

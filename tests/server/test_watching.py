@@ -17,10 +17,10 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.runtime.memory.staged_arena import Staging
-from weightpager.server.json_log import JsonFormatter
-from weightpager.server.service import Service
-from weightpager.server.settings import Settings
-from weightpager.server.status import status
+from weightpager.server.http.json_log import JsonFormatter
+from weightpager.server.scheduling.service import Service
+from weightpager.server.scheduling.settings import Settings
+from weightpager.server.statistics.status import status
 
 READ_ONLY = [
     "/",
@@ -78,7 +78,7 @@ def test_an_unforeseen_failure_is_counted_and_named_like_any_answer(
     def broken(*_: object) -> None:
         raise RuntimeError("a private matter")
 
-    monkeypatch.setattr("weightpager.server.encoding.encode", broken)
+    monkeypatch.setattr("weightpager.server.answers.encoding.encode", broken)
     with caplog.at_level(logging.INFO), serving(assistant_bundle) as running, running.http() as client:
         answer = client.post("/v1/classifications", json={"model": "weather", "input": "sun"})
         assert answer.status_code == 500

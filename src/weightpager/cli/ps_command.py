@@ -12,7 +12,7 @@ from weightpager.cli import output
 from weightpager.cli.options import Json
 from weightpager.cli.top_command import read_status
 from weightpager.errors import WeightpagerError
-from weightpager.server.presence import Presence, running
+from weightpager.server.http.presence import Presence, running
 
 _SECONDS = 3.0
 """That a server may take to answer."""
@@ -33,7 +33,7 @@ def ps(
 
     Example: `weightpager ps`
     """
-    from weightpager.server.settings import read_token
+    from weightpager.server.scheduling.settings import read_token
 
     token = None if token_file is None else read_token(token_file)
     try:

@@ -17,7 +17,7 @@ from weightpager.config import parse_size
 if TYPE_CHECKING:
     from socket import socket
 
-    from weightpager.server.service import Service
+    from weightpager.server.scheduling.service import Service
 
 
 def register(app: typer.Typer) -> None:
@@ -96,11 +96,11 @@ def serve(
     Example: `weightpager serve assistant.bundle --budget 64MiB --port 8000`
     """
     with extra("serve"):
-        from weightpager.server.json_log import logging_to_stderr
-        from weightpager.server.policy import Policy
-        from weightpager.server.run import listen
-        from weightpager.server.service import Service
-        from weightpager.server.settings import Settings, read_token
+        from weightpager.server.http.json_log import logging_to_stderr
+        from weightpager.server.http.run import listen
+        from weightpager.server.scheduling.policy import Policy
+        from weightpager.server.scheduling.service import Service
+        from weightpager.server.scheduling.settings import Settings, read_token
     from weightpager.engine import Engine
 
     settings = Settings(
@@ -134,8 +134,8 @@ def serve(
 
 def _run(service: Service, host: str, listening: socket) -> None:
     """Until the process is told to end."""
-    from weightpager.server.presence import Presence, announced
-    from weightpager.server.run import cut_off, server, told_to_end
+    from weightpager.server.http.presence import Presence, announced
+    from weightpager.server.http.run import cut_off, server, told_to_end
 
     port, bundle = listening.getsockname()[1], service.engine.bundle
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -19,7 +19,7 @@ from weightpager.cli import output
 from weightpager.cli.options import Json
 from weightpager.cli.top_view import view
 from weightpager.errors import ConfigError, WeightpagerError
-from weightpager.server.status_schema import Status
+from weightpager.server.statistics.status_schema import Status
 
 _MOST_BYTES = 64 * 2**20
 _MOST_SHOWN = 80
@@ -44,7 +44,7 @@ def top(
 
     Example: `weightpager top http://127.0.0.1:8000`
     """
-    from weightpager.server.settings import read_token
+    from weightpager.server.scheduling.settings import read_token
 
     token = None if token_file is None else read_token(token_file)
     found = read_status(url, token)

@@ -1,0 +1,1 @@
+"""Forwards in steps: texts that grow, classes and vectors. Torch."""

@@ -1,0 +1,72 @@
+"""A text that grows token by token: what may be shown of it already, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Literal
+
+from weightpager.engine.continued_text import INCOMPLETE
+from weightpager.server.answers.work import Generated
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class Continuation:
+    """One prompt's continuation.
+
+    Attributes:
+        ended: why; None while it goes on.
+    """
+
+    def __init__(self, decode: Decode, most: int, stop: Sequence[str], end: Collection[int]) -> None:
+        """Nothing has been generated.
+
+        Args:
+            decode: token ids to text, special ones left out.
+            most: tokens.
+            stop: texts that end it; what begins with one is cut off.
+            end: tokens that end it.
+        """
+        self._decode = decode
+        self._most = most
+        self._stop = tuple(stop)
+        self._end = end
+        self._ids: list[int] = []
+        self._text = ""
+        self._shown = ""
+        self.ended: Literal["stop", "length"] | None = None
+
+    def add(self, token: int) -> str:
+        """One more token; the text that can be shown since the last one.
+
+        Characters that aren't complete yet are kept back, and as many as may turn out to begin a stop text.
+        """
+        assert self.ended is None
+        if token in self._end:
+            self.ended = "stop"
+        self._ids.append(token)
+        self._text = self._decode(self._ids)
+        cuts = [place for place in (self._text.find(stop) for stop in self._stop) if place >= 0]
+        if cuts:
+            self._text = self._text[: min(cuts)]
+            self.ended = "stop"
+        elif self.ended is None and len(self._ids) >= self._most:
+            self.ended = "length"
+        return self._show(self._text if self.ended else self._safe())
+
+    def outcome(self) -> Generated:
+        """All of it, once it has ended."""
+        assert self.ended is not None
+        return Generated(self._text, len(self._ids), self.ended)
+
+    def _safe(self) -> str:
+        held = max((len(stop) - 1 for stop in self._stop), default=0)
+        text = self._text.rstrip(INCOMPLETE)  # some decoders give one for each byte that waits
+        return text[: max(0, len(text) - held)]
+
+    def _show(self, text: str) -> str:
+        # A decoder may change what it has said, blanks mostly: nothing is shown until the beginning is the same again.
+        if not text.startswith(self._shown):
+            return ""
+        fresh, self._shown = text[len(self._shown) :], text
+        return fresh

@@ -1,0 +1,52 @@
+"""Who may ask: tokens, compared in constant time, and where the admin may come from."""
+
+from __future__ import annotations
+
+import hmac
+from ipaddress import ip_address
+
+from fastapi import HTTPException, Request
+
+from weightpager.server.scheduling.settings import Settings
+
+_BEARER = {"WWW-Authenticate": "Bearer"}
+
+
+def user(request: Request) -> None:
+    """Refuse requests without the server's token, if it has one.
+
+    Raises:
+        HTTPException: 401.
+    """
+    settings: Settings = request.app.state.service.settings
+    if settings.token is not None and not _brings(request, settings.token, settings.admin_token):
+        raise HTTPException(401, "expected the server's token as 'Authorization: Bearer …'", _BEARER)
+
+
+def admin(request: Request) -> None:
+    """Refuse requests that aren't the admin's.
+
+    Raises:
+        HTTPException: 401 or 403.
+    """
+    settings: Settings = request.app.state.service.settings
+    if settings.admin_token is None:
+        raise HTTPException(403, "there are no admin routes: the server was started without --admin-token-file")
+    if not settings.remote_admin and not _is_local(request):
+        raise HTTPException(403, "the admin may ask from this machine only: the server runs without --remote-admin")
+    if not _brings(request, settings.admin_token):
+        raise HTTPException(401, "expected the admin's token as 'Authorization: Bearer …'", _BEARER)
+
+
+def _brings(request: Request, *tokens: str | None) -> bool:
+    scheme, _, found = request.headers.get("authorization", "").partition(" ")
+    # Every token is compared, whatever the others say: time tells nothing.
+    matches = [hmac.compare_digest(found.encode(), token.encode()) for token in tokens if token is not None]
+    return scheme.lower() == "bearer" and any(matches)
+
+
+def _is_local(request: Request) -> bool:
+    try:
+        return request.client is not None and ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False

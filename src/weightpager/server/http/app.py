@@ -1,0 +1,46 @@
+"""The ASGI application: routes, and what stands around them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from weightpager.server.http import errors
+from weightpager.server.http.body_limit import BodyLimit
+from weightpager.server.http.request_log import RequestLog
+from weightpager.server.http.version import VERSION
+from weightpager.server.routes import admin_routes, encoding_routes, generation_routes, watch_routes
+from weightpager.server.scheduling.service import Service
+
+_BODY_SECONDS = 30.0
+"""That a body may take to arrive."""
+
+
+def create_app(service: Service) -> FastAPI:
+    """An application that serves a service: starts it when it starts, closes it when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            service.close()
+
+    app = FastAPI(
+        title="weightpager",
+        version=VERSION,
+        description="One model, many sparse tasks, one memory budget. The task is the `model` of OpenAI's routes.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's own page asks other machines for its scripts
+        redoc_url=None,
+    )
+    app.state.service = service
+    errors.register(app, service.retry_after())
+    for routes in (encoding_routes, generation_routes, admin_routes, watch_routes):
+        app.include_router(routes.router)
+    app.add_middleware(BodyLimit, most=service.settings.body_bytes, seconds=_BODY_SECONDS)
+    app.add_middleware(RequestLog, metrics=service.metrics)
+    return app

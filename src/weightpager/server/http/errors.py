@@ -1,0 +1,147 @@
+"""Errors as OpenAI's clients expect them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from weightpager.errors import (
+    BudgetError,
+    BusyError,
+    ConfigError,
+    ConflictError,
+    QueueFullError,
+    RequestError,
+    RequestTimeoutError,
+    ServerClosedError,
+    StoreError,
+    SwitchFailedError,
+    TaskNotActiveError,
+    TaskTooLargeError,
+    UnknownTaskError,
+    WeightpagerError,
+)
+from weightpager.server.http.exchange import ClientGoneError
+from weightpager.server.routes.schema import ErrorAnswer, ErrorDetail
+
+_log = logging.getLogger(__name__)
+
+_KINDS: tuple[tuple[type[WeightpagerError], int, str, str | None], ...] = (
+    (UnknownTaskError, 404, "invalid_request_error", "model_not_found"),
+    (ConflictError, 409, "invalid_request_error", "conflict"),
+    (RequestError, 400, "invalid_request_error", None),
+    (ConfigError, 400, "invalid_request_error", None),
+    (TaskNotActiveError, 409, "invalid_request_error", None),
+    (QueueFullError, 429, "rate_limit_error", "queue_full"),
+    (RequestTimeoutError, 504, "timeout_error", "timeout"),
+    (ServerClosedError, 503, "server_error", "shutting_down"),
+    (TaskTooLargeError, 507, "server_error", "budget_too_small"),
+    (BudgetError, 503, "server_error", "budget"),
+    (BusyError, 503, "server_error", "busy"),
+    (SwitchFailedError, 503, "server_error", "switch_failed"),
+    (StoreError, 503, "server_error", "storage"),
+)
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+GONE = 499
+"""What nginx's log has where the client went away before the answer."""
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": words}
+    for status, words in {
+        400: "The request is wrong.",
+        401: "The token is missing or wrong.",
+        404: "The bundle has no such task.",
+        409: "What there is forbids it.",
+        413: "The body is too large.",
+        422: "The request is wrong.",
+        429: "Too many requests wait; `Retry-After` says when to ask again.",
+        503: "Not now; `Retry-After` says when to ask again.",
+        504: "The request took too long.",
+        507: "The server's budget never holds the task.",
+    }.items()
+}
+"""What the OpenAPI description says of errors."""
+
+
+def register(app: FastAPI, retry_after: int) -> None:
+    """Answer every error in OpenAI's form; what nobody foresaw is `RequestLog`'s to answer."""
+    retry = {"Retry-After": str(retry_after)}
+    headers = {429: retry, 503: retry, 507: {"x-should-retry": "false"}}  # OpenAI's clients retry other errors from 500
+
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        status, detail = describe(error, "task" if request.url.path.startswith("/admin/") else "model")
+        return answer(status, detail, headers.get(status))
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        field, problem = _first(error.errors())
+        message = f"{field or 'body'}: {problem}"
+        if not field and "json" not in (kind := request.headers.get("content-type", "none")):
+            message = f"body: expected one with 'Content-Type: application/json', found {kind}"
+        return answer(400, ErrorDetail(message=message, type="invalid_request_error", param=field))
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        kind = _TYPES.get(error.status_code, "invalid_request_error")
+        return answer(error.status_code, ErrorDetail(message=_said(request, error), type=kind), error.headers)
+
+    async def unheard(_: Request, __: Exception) -> Response:
+        return Response(status_code=GONE)
+
+    app.add_exception_handler(ClientGoneError, unheard)
+    app.add_exception_handler(WeightpagerError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+
+
+def _first(problems: Sequence[Any]) -> tuple[str | None, str]:
+    """The field that is to blame, and why. Of the forms that a field may have, the one that was followed furthest."""
+    field = problems[0]["loc"][:2]
+    found = max((problem for problem in problems if problem["loc"][:2] == field), key=lambda one: len(one["loc"]))
+    if found["type"] == "json_invalid":
+        return None, f"expected JSON, found none from character {found['loc'][-1]} on"
+    # What pydantic adds of its own, such as the name of a form, is no name of a field.
+    path = [str(part) for part in found["loc"][1:] if isinstance(part, int) or part.isidentifier()]
+    return ".".join(path) or None, str(found["msg"]).removeprefix("Value error, ")
+
+
+def _said(request: Request, error: HTTPException) -> str:
+    """What an error of the framework's says, in our words where its own tell nothing."""
+    cause = error.__cause__
+    if isinstance(cause, UnicodeDecodeError):
+        return f"body: expected JSON in UTF-8, found the byte {cause.object[cause.start]:#04x} at {cause.start}"
+    if error.detail in ("Not Found", "Method Not Allowed"):  # the framework's own: ours name what was not found
+        return (
+            f"expected one of the routes that /docs lists, found {request.method} {request.url.path}; "
+            "the base URL of OpenAI's clients ends in /v1"
+        )
+    return error.detail
+
+
+def describe(error: Exception, field: str = "model") -> tuple[int, ErrorDetail]:
+    """An error's status and body. What isn't the client's to know goes to the log only.
+
+    Args:
+        error: whatever was raised.
+        field: of the request, in which a task is named.
+    """
+    for kind, status, name, code in _KINDS:
+        if isinstance(error, kind):
+            own = error if isinstance(error, RequestError) else None
+            param = own.param if own else field if kind is UnknownTaskError else None
+            detail = ErrorDetail(message=str(error), type=name, param=param, code=(own.code if own else None) or code)
+            return status, detail
+    _log.error("a request failed: %s", error)
+    return 500, ErrorDetail(message="the server failed; its log says why", type="server_error")
+
+
+def answer(status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The response. Text that came from a client is shown as far as it is Unicode."""
+    shown = detail.model_copy(update={"message": detail.message.encode("utf-8", "replace").decode()})
+    return JSONResponse(ErrorAnswer(error=shown).model_dump(), status, headers=dict(headers or {}))

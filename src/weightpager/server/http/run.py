@@ -1,0 +1,119 @@
+"""The process that serves: uvicorn, bounded."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
+
+import uvicorn
+
+from weightpager.errors import ConfigError
+from weightpager.server.http.app import create_app
+from weightpager.server.scheduling.service import Service
+
+_HEADER_BYTES = 32 * 2**10
+_CONNECTIONS = 1024
+_IDLE_SECONDS = 15
+
+_WAYS_OUT = {
+    errno.EADDRINUSE: "'weightpager ps' lists your servers, --port 0 takes any free port",
+    errno.EACCES: "ports below 1024 are for root: take a higher --port",
+}
+
+_log = logging.getLogger(__name__)
+
+
+def server(service: Service, *, host: str, port: int) -> uvicorn.Server:
+    """A server, ready to be run.
+
+    Args:
+        service: closed when the server ends.
+        host: address to listen at.
+        port: 0 for any free one.
+    """
+    if service.settings.token is None and not is_loopback(host):
+        _log.warning("anybody who reaches %s may use this server: there is no --token-file", host)
+    config = uvicorn.Config(
+        create_app(service),
+        host=host,
+        port=port,
+        http="h11",  # the only one that bounds the size of headers
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+        ws="none",
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(service.settings.grace),
+        server_header=False,
+        access_log=False,
+        log_config=None,
+    )
+    return uvicorn.Server(config)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket to serve at.
+
+    Raises:
+        ConfigError: it can't be had.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
+    except OSError as error:
+        advice = _WAYS_OUT.get(error.errno or 0, "--host takes an address of this machine, or 0.0.0.0 for all of them")
+        raise ConfigError(
+            f"expected a free port at {host}:{port}, found: {error.strerror or error}; {advice}"
+        ) from error
+    except OverflowError as error:
+        raise ConfigError(f"expected a port from 0 to 65535, got {port}") from error
+
+
+@contextmanager
+def told_to_end() -> Iterator[None]:
+    """SIGTERM ends the process by way of an exception, so that the blocks around this one tidy up.
+
+    A server that has shut down because of it raises the signal once more, which by default ends the process there.
+    """
+
+    def end(*_: object) -> None:
+        raise SystemExit
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def cut_off(service: Service) -> Iterator[None]:
+    """End the process at the end of the block if the worker is still computing, as a process can't end around that.
+
+    Exit code 1, after what was written has been flushed. `Service.close` has given the worker its last seconds.
+    """
+    try:
+        yield
+    finally:
+        if service.worker.alive:
+            _log.error("the worker is still computing after its last seconds, and is cut off")
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):  # nobody reads it any more
+                    stream.flush()
+            os._exit(1)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,1 @@
+"""Requests' texts, conversations and images, read before they wait for the worker."""

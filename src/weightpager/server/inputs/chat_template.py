@@ -1,0 +1,154 @@
+"""Conversations in, the texts that a model was trained to go on with out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+from weightpager.errors import RequestError, shortened
+
+_SECONDS = 2.0
+"""Of the processor's time that one conversation may take."""
+
+_PATIENCE = 30.0
+"""Seconds on the clock, for a process that starts, or gets little of the processor."""
+
+_GRACE = 0.5
+"""Seconds for it to end by itself, once nobody talks to it."""
+
+_MOST_OF_AN_ERROR = 400
+_START = """
+import sys
+descriptor, sys.path[:] = int(sys.argv[1]), sys.argv[2:]
+from weightpager.server.inputs.template_process import serve
+serve(descriptor)
+"""
+
+_log = logging.getLogger(__name__)
+
+
+class ChatTemplate:
+    """A bundle's chat template, rendered in a process of its own.
+
+    A template is a program that came with the bundle. One that doesn't end, or fills memory, ends its process and
+    nothing else: the next conversation gets another one. Safe to use from several threads, one at a time.
+    """
+
+    def __init__(
+        self, source: str | None, tokens: Mapping[str, str], most_characters: int, seconds: float = _SECONDS
+    ) -> None:
+        """Nothing is started until a conversation comes.
+
+        Args:
+            source: the template; None if the model has none.
+            tokens: the tokenizer's special ones, by name, which a template may use.
+            most_characters: that may come of a conversation.
+            seconds: of the processor's time that one may take.
+        """
+        self._source = source
+        self._tokens = dict(tokens)
+        self._most = most_characters
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._process: tuple[subprocess.Popen[bytes], Connection] | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Any, most_characters: int) -> ChatTemplate:
+        """That of a tokenizer: its only one, or that named ``default``."""
+        source = tokenizer.chat_template or None
+        if isinstance(source, Mapping):
+            source = source.get("default", "{{ raise_exception('the model has several templates, no default one') }}")
+        tokens = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+        return cls(source, tokens, most_characters)
+
+    def render(self, messages: Sequence[Mapping[str, str]], task: str) -> str:
+        """What is to be continued; without a template, the messages' texts, a line each.
+
+        Args:
+            messages: each with a ``role`` and its ``content``.
+            task: that is asked for, named where something is wrong.
+
+        Raises:
+            RequestError: the template doesn't take such a conversation, or takes too much for it.
+        """
+        if self._source is None:
+            return "\n".join(message["content"] for message in messages)
+        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **self._tokens}
+        with self._lock:
+            answer = self._ask(json.dumps(given).encode())
+        if "limit" in answer:
+            raise RequestError(
+                f"task {task!r}: the bundle's chat template took more than {answer['limit']} for these messages and "
+                "was stopped; send a prompt of your own to /v1/completions",
+                "messages",
+                "chat_template_limit",
+            )
+        if "error" in answer:
+            problem = shortened(answer["error"], _MOST_OF_AN_ERROR)
+            raise RequestError(f"expected messages that the model's chat template takes: {problem}", "messages")
+        return answer["text"]
+
+    def close(self) -> None:
+        """End the process, if there is one, whatever it does."""
+        if self._process is not None:
+            self._process[0].kill()
+        with self._lock:
+            self._end()
+
+    def _ask(self, question: bytes) -> dict[str, str]:
+        try:
+            connection = self._connection()
+            connection.send_bytes(question)
+            if connection.poll(_PATIENCE):
+                found: dict[str, str] = json.loads(connection.recv_bytes())
+                return found
+        except (EOFError, OSError):  # it has ended, most likely because its time was over
+            pass
+        status = self._end()
+        if status not in (-signal.SIGPROF, -signal.SIGKILL):
+            raise RuntimeError(f"the process for chat templates ended with status {status}")
+        _log.warning("the bundle's chat template was stopped, since it took too long")
+        return {"limit": f"{self._seconds:g} s of computing"}
+
+    def _connection(self) -> Connection:
+        """To the process, started now if it isn't there."""
+        if self._process is not None and self._process[0].poll() is not None:
+            self._end()
+        if self._process is None:
+            ours, theirs = Pipe()
+            # With this process's path, so that it finds the same packages, and nothing in the folder it is started in.
+            command = [sys.executable, "-I", "-c", _START, str(theirs.fileno()), *sys.path]
+            with theirs:
+                process = subprocess.Popen(  # noqa: S603 - our own
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C is the server's
+                )
+            self._process = process, ours
+            settings = {"template": self._source, "most_characters": self._most, "seconds": self._seconds}
+            ours.send_bytes(json.dumps(settings).encode())
+        return self._process[1]
+
+    def _end(self) -> int | None:
+        """The process's status; None if there is no process."""
+        if self._process is None:
+            return None
+        process, connection = self._process
+        self._process = None
+        connection.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_GRACE)
+        process.kill()
+        return process.wait()

@@ -1,0 +1,126 @@
+"""What only the admin may do. What changes something happens between two batches, when no task is in use.
+
+Prefetching doesn't wait for that: it changes nothing for the tasks in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from weightpager.errors import BudgetError, BundleError, BusyError, ConflictError, RequestError
+from weightpager.server.http import access
+from weightpager.server.http.errors import RESPONSES
+from weightpager.server.routes.admin_schema import (
+    BudgetAnswer,
+    BudgetBody,
+    Loaded,
+    Queued,
+    Reloaded,
+    TaskBody,
+    Verified,
+)
+from weightpager.server.scheduling.service import Service
+
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(access.admin)], responses=RESPONSES)
+_Result = TypeVar("_Result")
+
+
+@router.post("/load")
+async def load(body: TaskBody, request: Request) -> Loaded:
+    """Switch to a task, so that its pages are there when it is asked for."""
+    service = _service(request, body.task)
+    return await _loading(service, body.task, lambda: service.worker.enter(body.task))
+
+
+@router.post("/pin")
+async def pin(body: TaskBody, request: Request) -> Loaded:
+    """Load a task and keep its pages until it is unpinned as often."""
+    service = _service(request, body.task)
+    return await _loading(service, body.task, lambda: service.engine.pin(body.task))
+
+
+@router.post("/unpin")
+async def unpin(body: TaskBody, request: Request) -> Loaded:
+    """Undo one pin."""
+    service = _service(request, body.task)
+    return await _loading(service, body.task, lambda: service.engine.unpin(body.task))
+
+
+@router.post("/prefetch")
+async def prefetch(body: TaskBody, request: Request) -> Queued:
+    """Begin to load a task into memory that no task in use needs. Loads that a request waits for go first."""
+    service = _service(request, body.task)
+    with _conflicts():
+        pages = await asyncio.to_thread(service.engine.prefetch, body.task)
+    return Queued(task=body.task, queued_bytes=pages * service.engine.bundle.page_bytes)
+
+
+@router.post("/budget")
+async def budget(body: BudgetBody, request: Request) -> BudgetAnswer:
+    """Use more or less memory from now on."""
+    service: Service = request.app.state.service
+    await _between(service, lambda: service.set_budget(body.budget))
+    return BudgetAnswer(budget_bytes=service.engine.report().budget)
+
+
+@router.post("/reload")
+async def reload(request: Request) -> Reloaded:
+    """Take over what has become of the bundle since: tasks that were added, removed, or compiled anew."""
+    service: Service = request.app.state.service
+    try:
+        change = await _between(service, service.reload)
+    except BundleError as error:  # the admin may know, and mend, what lies there; the server goes on with what it has
+        raise ConflictError(f"the server goes on with the bundle that it has: {error}", code="bundle") from error
+    return Reloaded(added=list(change.added), removed=list(change.removed), changed=list(change.changed))
+
+
+@router.post("/verify")
+async def verify(request: Request) -> Verified:
+    """Compare every page in memory with its hash; requests go on meanwhile."""
+    service: Service = request.app.state.service
+    damaged = await asyncio.to_thread(service.engine.verify)
+    return Verified(resident_pages=service.engine.report().resident_pages, damaged=damaged)
+
+
+@router.get("/trace", response_class=Response, responses={200: {"content": {"application/jsonl": {}}}})
+async def trace(request: Request) -> Response:
+    """Which task was visited when, as ``transitions:`` of a task file reads it."""
+    service: Service = request.app.state.service
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in service.engine.monitor.trace())
+    return Response(content, media_type="application/jsonl")
+
+
+def _service(request: Request, task: str) -> Service:
+    service: Service = request.app.state.service
+    service.task(task)
+    return service
+
+
+async def _loading(service: Service, task: str, act: Callable[[], object]) -> Loaded:
+    def counted() -> int:
+        before = service.engine.report().bytes_read
+        act()
+        return service.engine.report().bytes_read - before
+
+    return Loaded(task=task, loaded_bytes=await _between(service, counted))
+
+
+async def _between(service: Service, act: Callable[[], _Result]) -> _Result:
+    with _conflicts():
+        return await asyncio.wrap_future(service.worker.between(act))
+
+
+@contextmanager
+def _conflicts() -> Iterator[None]:
+    """What there is no room for: not a matter of trying again, as it would be in a user's request."""
+    try:
+        yield
+    except (BudgetError, BusyError) as error:
+        raise RequestError(str(error), code="conflict") from error

@@ -1,0 +1,137 @@
+"""``/v1/models``, ``/v1/embeddings`` and ``/v1/classifications``."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Request
+
+from weightpager.bundle import TaskEntry
+from weightpager.errors import RequestError
+from weightpager.server.answers.work import Classified, Embed, Embedded, Outcome, Tagged, Work
+from weightpager.server.http import access
+from weightpager.server.http.errors import RESPONSES
+from weightpager.server.http.exchange import exchange
+from weightpager.server.http.identity import new_id, now
+from weightpager.server.inputs.vocabulary import Vocabulary
+from weightpager.server.routes.encoding_schema import (
+    Classification,
+    ClassificationBody,
+    ClassificationList,
+    Embedding,
+    EmbeddingBody,
+    EmbeddingList,
+    Score,
+    TaggedWord,
+)
+from weightpager.server.routes.schema import Model, ModelList, TextsOrIds, Usage
+from weightpager.server.scheduling.service import Service
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(access.user)], responses=RESPONSES)
+
+
+@router.get("/models")
+async def models(request: Request) -> ModelList:
+    """All tasks; loads nothing."""
+    service: Service = request.app.state.service
+    return ModelList(data=[_model(task, service) for task in service.engine.bundle.tasks.values()])
+
+
+@router.get("/models/{name}")
+async def model(name: str, request: Request) -> Model:
+    """One task; loads nothing."""
+    service: Service = request.app.state.service
+    return _model(service.task(name), service)
+
+
+@router.post("/embeddings")
+async def embeddings(body: EmbeddingBody, request: Request) -> EmbeddingList:
+    """The mean over a text's tokens of the last hidden state below the task's head; any task on texts has one."""
+    service: Service = request.app.state.service
+    task = service.task(body.model)
+    texts, given = service.texts, separate(body.input)
+    async with exchange(service, request, task, len(given)) as events:
+        works = await events.during(texts.read(given, _embed))
+        events.submit(service, task, works)
+        outcomes = await events.outcomes(len(works))
+    data = [
+        Embedding(index=index, embedding=_vector(outcome, body.encoding_format))
+        for index, outcome in enumerate(outcomes)
+    ]
+    return EmbeddingList(model=body.model, data=data, usage=Usage.of(sum(len(work.ids) for work in works)))
+
+
+@router.post("/classifications")
+async def classifications(body: ClassificationBody, request: Request) -> ClassificationList:
+    """Classes of texts or images, or tags of words: weightpager's own, as OpenAI has no such route."""
+    service: Service = request.app.state.service
+    task = service.task(body.model)
+    given = [body.input] if isinstance(body.input, str) else body.input
+    reading = _reading(service, task, given)
+    async with exchange(service, request, task, len(given)) as events:
+        works = await events.during(reading())
+        events.submit(service, task, works)
+        outcomes = await events.outcomes(len(works))
+    data = [_classification(index, outcome, task, body.top) for index, outcome in enumerate(outcomes)]
+    usage = Usage.of(sum(len(work.ids) for work in works))
+    return ClassificationList(id=new_id("cls"), created=now(), model=task.name, data=data, usage=usage)
+
+
+def separate(given: TextsOrIds) -> list[str | list[int]]:
+    """One or several texts, or what a client has split into tokens itself."""
+    if isinstance(given, str):
+        return [given]
+    numbers = [item for item in given if isinstance(item, int)]
+    return [numbers] if numbers else [item for item in given if not isinstance(item, int)]
+
+
+def _model(task: TaskEntry, service: Service) -> Model:
+    return Model(
+        id=task.name,
+        created=int(service.started),
+        kind=task.kind,
+        classes=task.classes,
+        max_length=task.max_length,
+        available=service.fits(task.name),
+    )
+
+
+def _embed(vocabulary: Vocabulary, given: str | list[int]) -> Embed:
+    ids = vocabulary.embed(given) if isinstance(given, str) else vocabulary.checked(given, "input")
+    if not ids or len(ids) > vocabulary.context:
+        raise RequestError(f"expected 1 to {vocabulary.context} tokens a text", "input", "context_length_exceeded")
+    return Embed(ids)
+
+
+def _reading(
+    service: Service, task: TaskEntry, given: Sequence[str]
+) -> Callable[[], Coroutine[Any, Any, Sequence[Work]]]:
+    """How texts or images become work; a text without a word is nothing to tag."""
+    if task.kind == "image-classification":
+        return partial(service.pictures.read, given)
+    if task.kind == "text-classification":
+        return partial(service.texts.read, given, lambda words, text: words.classify(text, task.max_length))
+    if task.kind == "token-classification":
+        return partial(service.texts.read, given, lambda words, text: words.tag(text, task.max_length))
+    raise RequestError(f"expected a task that classifies, {task.name!r} is a {task.kind} task", "model")
+
+
+def _classification(index: int, outcome: Outcome, task: TaskEntry, top: int | None) -> Classification:
+    if isinstance(outcome, Tagged):
+        words = [TaggedWord(word=word, label=task.classes[number], score=score) for word, number, score in outcome.tags]
+        return Classification(index=index, words=words)
+    assert isinstance(outcome, Classified)
+    pairs = zip(task.classes, outcome.probabilities, strict=True)
+    scores = [Score(label=label, score=score) for label, score in sorted(pairs, key=lambda pair: -pair[1])]
+    return Classification(index=index, label=scores[0].label, score=scores[0].score, scores=scores[:top])
+
+
+def _vector(outcome: Outcome, encoding: str) -> list[float] | str:
+    assert isinstance(outcome, Embedded)
+    if encoding == "float":
+        return list(outcome.vector)
+    return base64.b64encode(np.array(outcome.vector, "<f4").tobytes()).decode()

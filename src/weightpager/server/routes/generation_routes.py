@@ -1,0 +1,142 @@
+"""``/v1/chat/completions`` and ``/v1/completions``, whole or as a stream of events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response, StreamingResponse
+
+from weightpager.bundle import TaskEntry
+from weightpager.errors import RequestError
+from weightpager.server.answers.work import Generate, Generated, Ids, Sampling
+from weightpager.server.http import access
+from weightpager.server.http.errors import RESPONSES, describe
+from weightpager.server.http.exchange import ClientGoneError, Exchange, exchange
+from weightpager.server.inputs.vocabulary import Vocabulary
+from weightpager.server.routes.encoding_routes import separate
+from weightpager.server.routes.generation_format import ChatFormat, CompletionFormat, generated
+from weightpager.server.routes.generation_schema import (
+    ChatBody,
+    ChatCompletion,
+    Completion,
+    CompletionBody,
+    GenerationBody,
+)
+from weightpager.server.routes.schema import ErrorAnswer, Usage
+from weightpager.server.scheduling.job import Delta, Event
+from weightpager.server.scheduling.service import Service
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(access.user)], responses=RESPONSES)
+_GREEDY = 1e-3
+"""Temperatures below it draw the likeliest token anyway, and divide scores until they overflow."""
+
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+@router.post("/chat/completions", response_model=ChatCompletion)
+async def chat(body: ChatBody, request: Request) -> Response:
+    """Go on with a conversation."""
+    service: Service = request.app.state.service
+    task = _writer(service, body.model)
+    messages = [{"role": message.role, "content": message.text} for message in body.messages]
+    wanted = body.max_completion_tokens or body.max_tokens
+
+    async def read() -> list[Generate]:
+        return [_work(service, body, await service.texts.chat(messages, task.name), wanted, "messages")]
+
+    return await _respond(service, request, body, task, 1, read, ChatFormat(body))
+
+
+@router.post("/completions", response_model=Completion)
+async def completions(body: CompletionBody, request: Request) -> Response:
+    """Continue one or more texts."""
+    service: Service = request.app.state.service
+    task = _writer(service, body.model)
+    given = separate(body.prompt)
+
+    async def read() -> list[Generate]:
+        prompts = await service.texts.read(given, _prompt)
+        return [_work(service, body, ids, body.max_tokens, "prompt") for ids in prompts]
+
+    return await _respond(service, request, body, task, len(given), read, CompletionFormat(body))
+
+
+def _writer(service: Service, name: str) -> TaskEntry:
+    task = service.task(name)
+    if task.kind != "language-modeling":
+        raise RequestError(f"expected a task that generates text, {name!r} is a {task.kind} task", "model")
+    return task
+
+
+def _prompt(vocabulary: Vocabulary, given: str | list[int]) -> Ids:
+    return vocabulary.prompt(given) if isinstance(given, str) else vocabulary.checked(given, "prompt")
+
+
+def _work(service: Service, body: GenerationBody, ids: Ids, wanted: int | None, param: str) -> Generate:
+    room = service.vocabulary.room(ids, wanted, service.settings.most_new_tokens, param)
+    temperature, top_p = (1.0 if value is None else value for value in (body.temperature, body.top_p))
+    sampling = Sampling() if temperature < _GREEDY else Sampling(temperature, top_p, body.seed)
+    return Generate(ids, room, sampling, body.stops)
+
+
+async def _respond(
+    service: Service,
+    request: Request,
+    body: GenerationBody,
+    task: TaskEntry,
+    texts: int,
+    read: Callable[[], Coroutine[Any, Any, list[Generate]]],
+    form: ChatFormat | CompletionFormat,
+) -> Response:
+    async with AsyncExitStack() as stack:
+        events = await stack.enter_async_context(exchange(service, request, task, texts))
+        works = await events.during(read())
+        events.submit(service, task, works)
+        prompt = sum(len(work.ids) for work in works)
+        if body.stream:
+            # The first event decides what the status is: errors before it are answered like any other.
+            first = await events.next()
+            stream = _stream(stack.pop_all(), events, first, prompt, texts, form)
+            return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
+        found = [outcome for outcome in await events.outcomes(texts) if isinstance(outcome, Generated)]
+    usage = Usage.of(prompt, sum(outcome.tokens for outcome in found))
+    return Response(form.whole(found, usage).model_dump_json(), media_type="application/json")
+
+
+async def _stream(
+    stack: AsyncExitStack,
+    events: Exchange,
+    event: Event,
+    prompt: int,
+    texts: int,
+    form: ChatFormat | CompletionFormat,
+) -> AsyncIterator[str]:
+    """Server-sent events. The block that cancels what hasn't ended is left when the client stops reading."""
+    async with stack:
+        left, tokens = texts, 0
+        for chunk in form.opening(texts):
+            yield _sent(chunk)
+        try:
+            while True:
+                yield _sent(form.chunk(event))
+                if not isinstance(event, Delta):
+                    left -= 1
+                    tokens += generated(event).tokens
+                if not left:
+                    break
+                event = await events.next()
+        except ClientGoneError:
+            return
+        except Exception as error:  # noqa: BLE001 - the status has been sent: the stream says it
+            yield _sent(ErrorAnswer(error=describe(error)[1]).model_dump_json())
+            return
+        if form.with_usage:
+            yield _sent(form.closing(Usage.of(prompt, tokens)))
+        yield _sent("[DONE]")
+
+
+def _sent(data: str) -> str:
+    return f"data: {data}\n\n"

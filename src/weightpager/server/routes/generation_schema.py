@@ -1,0 +1,166 @@
+"""Bodies of ``/v1/chat/completions`` and ``/v1/completions``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from weightpager.server.routes.schema import Answer, Body, Name, Text, TextsOrIds, Usage, encodable
+
+_Stop = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(encodable)]
+_Nothing = Annotated[list[Any], Field(max_length=0)] | None
+
+
+class StreamOptions(Body):
+    """Whether the last chunk of a stream tells how many tokens there were."""
+
+    include_usage: bool = False
+
+
+class PlainText(Body):
+    """The only form of an answer."""
+
+    type: Literal["text"]
+
+
+class GenerationBody(Body):
+    """What both routes take. Fields that would change the answer, and that a bundle can't serve, are refused."""
+
+    model: Name
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, description="0 is greedy.")] | None = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = 1.0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
+    n: Literal[1] | None = 1
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    response_format: PlainText | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end a continuation."""
+        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class TextPart(Body):
+    """A piece of a message; there are no pictures."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(Body):
+    """One of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(max_length=64)]
+
+    @property
+    def text(self) -> str:
+        """All of its content."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatBody(GenerationBody):
+    """A conversation to go on with."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    tools: _Nothing = None
+    functions: _Nothing = None
+
+
+class CompletionBody(GenerationBody):
+    """One or more texts to continue."""
+
+    prompt: TextsOrIds
+    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    logprobs: None = None
+    echo: Literal[False] | None = None
+    suffix: None = None
+    best_of: Literal[1] | None = None
+
+
+Reason = Literal["stop", "length"]
+
+
+class ChatMessage(Answer):
+    """What the task says."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Answer):
+    """A whole answer."""
+
+    index: int
+    message: ChatMessage
+    logprobs: None = None
+    finish_reason: Reason
+
+
+class ChatCompletion(Answer):
+    """The answer to a conversation."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatDelta(Answer):
+    """More of an answer."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Answer):
+    """A part of an answer; ``finish_reason`` only in the last one."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: None = None
+    finish_reason: Reason | None = None
+
+
+class ChatChunk(Answer):
+    """One event of a stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class CompletionChoice(Answer):
+    """A continuation, or with streaming a part of it; ``finish_reason`` only in the last one."""
+
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: Reason | None = None
+
+
+class Completion(Answer):
+    """Continuations, or one event of a stream of them."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None

@@ -1,0 +1,1 @@
+"""What waits, what runs together, and the one thread that runs it."""

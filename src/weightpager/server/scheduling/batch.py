@@ -1,0 +1,91 @@
+"""Jobs that run together, from their first step to their last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from weightpager.errors import BusyError
+from weightpager.server.answers.encoding import EmbeddingRun, EncodingRun
+from weightpager.server.answers.generation import GenerationRun
+from weightpager.server.answers.work import Generate
+from weightpager.server.scheduling.batching import Started, held
+from weightpager.server.scheduling.job import Job
+
+
+class Steps(Protocol):
+    """What a batch computes, in one or more steps: between two of them others have theirs."""
+
+    @property
+    def jobs(self) -> Sequence[Job]:
+        """That haven't ended; whoever asked for the others has been told."""
+
+    def step(self, until: float) -> int:
+        """Compute one forward, and more until a time by `time.monotonic`; how many tokens were generated.
+
+        The module's task is active. Jobs that nobody waits for any more end.
+        """
+
+
+class Batch:
+    """Used by the worker's thread alone.
+
+    Attributes:
+        started: as the scheduler sees it.
+    """
+
+    def __init__(self, jobs: Sequence[Job], now: float) -> None:
+        """It begins now, by `time.monotonic`; ``jobs`` are in the order of arrival."""
+        for job in jobs:
+            job.began = now
+        waiting = [job.waiting for job in jobs]
+        heavy = any(one.heavy for one in waiting)
+        self.started = Started(jobs[0].task, jobs[0].arrived, now, held(waiting), heavy)
+        self._waiting = list(jobs)
+        self._module: nn.Module | None = None
+        self._steps: Steps | None = None
+
+    @property
+    def jobs(self) -> Sequence[Job]:
+        """That haven't ended."""
+        return self._waiting if self._steps is None else self._steps.jobs
+
+    def step(self, module: nn.Module, tokenizer: Any, until: float) -> int:
+        """Compute a step, as `Steps.step`.
+
+        Args:
+            module: of the task, which is active.
+            tokenizer: the calling thread's own.
+            until: by `time.monotonic`.
+
+        Raises:
+            BusyError: the task isn't what it was when the batch began.
+        """
+        with torch.inference_mode():
+            if self._steps is None:
+                self._module, self._steps = module, _steps(module, tokenizer, self._waiting)
+            if module is not self._module:
+                raise BusyError(f"task {self.started.task!r} was compiled anew meanwhile; ask again")
+            return self._steps.step(until)
+
+    def fail(self, error: Exception) -> None:
+        """Tell whoever still waits; the batch is over."""
+        for job in self.jobs:
+            job.fail(error)
+        self._waiting, self._steps = [], None
+
+    def paused(self, now: float) -> None:
+        """Others may have a step; this has been ready for another one since now."""
+        self.started = replace(self.started, ready=now)
+
+
+def _steps(module: nn.Module, tokenizer: Any, jobs: Sequence[Job]) -> Steps:
+    if isinstance(jobs[0].work, Generate):
+        return GenerationRun(module, tokenizer, jobs)
+    if jobs[0].cached:
+        return EmbeddingRun(module, jobs[0])
+    return EncodingRun(module, tokenizer, jobs)

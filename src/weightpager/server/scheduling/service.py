@@ -1,0 +1,270 @@
+"""An engine with a queue before it: what the routes talk to."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from weightpager.bundle import TaskEntry
+from weightpager.engine import Engine
+from weightpager.engine.architecture import (
+    context_length,
+    empty_module,
+    even_length,
+    image_reader,
+    read_config,
+    takes_images,
+)
+from weightpager.engine.attention_cache import reads_in_pieces
+from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.forward_size import Activations
+from weightpager.errors import RequestError, TaskTooLargeError
+from weightpager.server.answers.kv_cache import bytes_per_token
+from weightpager.server.answers.work import Embed, Generate, Work
+from weightpager.server.inputs.inputs import PictureInputs, TextInputs
+from weightpager.server.inputs.text_limit import TextLimit, default_limit
+from weightpager.server.inputs.vocabulary import Vocabulary
+from weightpager.server.scheduling.job import Job, Listener
+from weightpager.server.scheduling.job_queue import JobQueue
+from weightpager.server.scheduling.policy import Policy
+from weightpager.server.scheduling.settings import Settings
+from weightpager.server.scheduling.worker import Worker
+from weightpager.server.statistics.metrics import Metrics
+from weightpager.server.statistics.timeline import Timeline
+
+_log = logging.getLogger(__name__)
+
+_STUCK = 10.0
+"""Seconds that no step should take: requests are better sent elsewhere."""
+
+_LAST = 3.0
+"""Seconds that the worker has to end once it is told to, and as many to be cut off."""
+
+
+class Service:
+    """Runs texts on an engine's tasks.
+
+    Attributes:
+        engine: closed with the service.
+        settings: how it serves.
+        queue, worker, metrics, timeline: of this server.
+        started: seconds since 1970.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        """Nothing runs until `start`.
+
+        Raises:
+            BundleFormatError: transformers can't read the bundle's tokenizer or image processor.
+            ConfigError: the tasks read images, and Pillow isn't installed.
+        """
+        self.engine = engine
+        self.settings = settings
+        self._config = read_config(engine.bundle)
+        self._inputs: TextInputs | PictureInputs
+        if takes_images(engine.bundle):
+            self._inputs = PictureInputs(image_reader(engine.bundle), settings)
+        else:
+            self._inputs = _texts(engine, self._config, settings)
+        self.queue = JobQueue(settings.queue)
+        self.metrics = Metrics(engine, self.queue)
+        self.timeline = Timeline(self.metrics.switched)
+        self._limit = self._text_limit()
+        self.worker = Worker(engine, self.queue, self._policy(), self.metrics, self.timeline)
+        self.started = time.time()
+
+    def start(self) -> None:
+        """Take requests from now on."""
+        self.warn_of_missing()
+        self.worker.start()
+
+    def fits(self, task: str) -> bool:
+        """Whether the budget, as it is now, ever holds a task.
+
+        Raises:
+            UnknownTaskError: there is none of that name.
+        """
+        try:
+            self.engine.check_fits(task)
+        except TaskTooLargeError:
+            return False
+        return True
+
+    def warn_of_missing(self) -> None:
+        """Say in the log which tasks can't run, and the budget that holds each."""
+        for task in self.engine.bundle.tasks:
+            try:
+                self.engine.check_fits(task)
+            except TaskTooLargeError as error:
+                _log.warning("%s", error)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken, and the worker hasn't been busy with one thing for too long."""
+        return self.worker.alive and not self.queue.closed and not self.stuck
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the worker has been busy with one thing, such as a load, for longer than a request should wait."""
+        return self.worker.busy > min(_STUCK, self.settings.timeout)
+
+    @property
+    def texts(self) -> TextInputs:
+        """Texts to token ids.
+
+        Raises:
+            RequestError: the bundle's tasks read images.
+        """
+        if not isinstance(self._inputs, TextInputs):
+            raise RequestError("expected a task that reads texts, those of this bundle read images", "model")
+        return self._inputs
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens that its tasks read. Errors are those of `texts`."""
+        return self.texts.vocabulary
+
+    @property
+    def pictures(self) -> PictureInputs:
+        """Data URLs to pixels.
+
+        Raises:
+            RequestError: the bundle's tasks read texts.
+        """
+        if not isinstance(self._inputs, PictureInputs):
+            raise RequestError("expected a task that reads images, those of this bundle read texts", "model")
+        return self._inputs
+
+    def task(self, name: str) -> TaskEntry:
+        """A task of the bundle.
+
+        Raises:
+            UnknownTaskError: there is none of that name.
+        """
+        return self.engine.bundle.task(name)
+
+    def admit(self, task: TaskEntry, texts: int) -> None:
+        """Reserve places in the queue for a request's texts, before anything is done for them.
+
+        Raises:
+            TaskTooLargeError: the budget never holds the task.
+            RequestError: they are more than may ever wait.
+            QueueFullError: too many are waiting.
+            ServerClosedError: the server is shutting down.
+        """
+        self.engine.check_fits(task.name)
+        self._inputs.reading.check_room(texts)
+        self.queue.reserve(texts)
+
+    def submit(
+        self, task: TaskEntry, works: Sequence[Work], listener: Listener, deadline: float | None = None
+    ) -> list[Job]:
+        """Queue a request's texts, in places that were reserved.
+
+        Args:
+            task: that they are for.
+            works: one for each text.
+            listener: hears of each by its place in ``works``.
+            deadline: by `time.monotonic`; the whole time of a request from now on if None.
+
+        Raises:
+            RequestError: one is too long.
+            ServerClosedError: the server is shutting down.
+        """
+        self._check_lengths(works)
+        now = time.monotonic()
+        deadline = now + self.settings.timeout if deadline is None else deadline
+        alike = math.inf if self._vocabulary is None else self._vocabulary.together
+        jobs = [
+            Job(task, work, index, now, deadline, listener, long=len(work.ids) > alike, cached=self._cached(work))
+            for index, work in enumerate(works)
+        ]
+        self.queue.put(jobs)
+        return jobs
+
+    def set_budget(self, budget: str) -> None:
+        """Use more or less memory; only in the worker's own thread. Errors are those of the engine."""
+        self.engine.set_budget(budget)
+        self.warn_of_missing()
+
+    def reload(self) -> BundleChange:
+        """Take over what has become of the bundle; only in the worker's own thread. Errors are those of the engine."""
+        change = self.engine.reload()
+        self._limit = self._text_limit()
+        if self._vocabulary is not None:
+            self._vocabulary.most_cached = _room(self.engine, self._config)  # tasks may compute in wider numbers now
+        self.worker.policy = self._policy()
+        self.warn_of_missing()
+        return change
+
+    def retry_after(self) -> int:
+        """Seconds after which a client that was turned away may try again."""
+        return max(1, round(self.settings.policy.patience))
+
+    def close(self) -> None:
+        """Refuse what waits, have what is under way end, and close the engine.
+
+        What can't be stopped within some seconds is left behind in its thread; then the worker is still alive.
+        """
+        self._inputs.close()
+        self.worker.stop(timeout=_LAST)
+        # The engine waits for the layer that is being computed, and the next one finds it closed: not in this thread.
+        closing = threading.Thread(target=self.engine.close, name="weightpager-close", daemon=True)
+        closing.start()
+        closing.join(_LAST)
+        self.worker.stop(timeout=_LAST)
+
+    @property
+    def _vocabulary(self) -> Vocabulary | None:
+        return self._inputs.vocabulary if isinstance(self._inputs, TextInputs) else None
+
+    def _check_lengths(self, works: Sequence[Work]) -> None:
+        longest, most = max(len(work.ids) for work in works), self._limit.tokens
+        if longest > most:
+            raise RequestError(
+                f"expected at most {most} tokens a text, as the server's --max-text-tokens, found {longest}",
+                code="context_length_exceeded",
+            )
+
+    def _cached(self, work: Work) -> bool:
+        return isinstance(work, Generate) or (isinstance(work, Embed) and self._limit.cached(len(work.ids)))
+
+    def _text_limit(self) -> TextLimit:
+        tasks = self.engine.bundle.tasks
+        widest = max(self.engine.dtype(task).itemsize for task in tasks)
+        writes = all(task.kind == "language-modeling" for task in tasks.values())
+        in_pieces = writes and reads_in_pieces(self._config)
+        context = None if self._vocabulary is None else self._vocabulary.context
+        own = self.settings.most_text_tokens
+        usual = default_limit(context, (task.max_length for task in tasks.values()), in_pieces=in_pieces)
+        tokens = usual if own is None else own
+        return TextLimit(tokens, in_pieces, Activations.of(self._config, widest))
+
+    def _policy(self) -> Policy:
+        """With what the model and the KV reserve have room for."""
+        read, limit = self._vocabulary, self._limit
+        policy = replace(self.settings.policy, activations=limit.activations)
+        if read is None:
+            return policy
+        room = limit.room(policy.batch, self.settings.most_new_tokens) if read.most_cached is None else read.most_cached
+        return replace(policy, room=room, context=read.context, together=read.together)
+
+
+def _texts(engine: Engine, config: Any, settings: Settings) -> TextInputs:
+    tokenizer, task = engine.tokenizer(), next(iter(engine.bundle.tasks.values()))
+    context = context_length(empty_module(config, task), tokenizer)
+    size, together = int(config.get_text_config().vocab_size), even_length(config)
+    vocabulary = Vocabulary(tokenizer, size, context, _room(engine, config), together)
+    return TextInputs(vocabulary, tokenizer, settings)
+
+
+def _room(engine: Engine, config: Any) -> int | None:
+    """Tokens that the budget's KV reserve holds; None without one, as caches then are no part of the budget."""
+    reserve = engine.report().memory.kv_reserve
+    widest = max(engine.dtype(task).itemsize for task in engine.bundle.tasks)
+    return reserve // bytes_per_token(config, widest) if reserve else None

@@ -1,0 +1,192 @@
+"""The one thread that switches tasks and runs them: carries out what the scheduler says."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from torch import nn
+
+from weightpager.bundle import TaskEntry
+from weightpager.engine import Engine
+from weightpager.engine.architecture import takes_images
+from weightpager.errors import BusyError, ServerClosedError, WeightpagerError
+from weightpager.server.scheduling.batch import Batch
+from weightpager.server.scheduling.job import Job
+from weightpager.server.scheduling.job_queue import JobQueue, Taken
+from weightpager.server.scheduling.policy import Policy
+from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch
+from weightpager.server.statistics.metrics import Metrics
+from weightpager.server.statistics.timeline import Timeline
+
+_Result = TypeVar("_Result")
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Runs jobs of a queue on an engine, step by step, in a thread of its own.
+
+    Attributes:
+        policy: what is run next, and together; replaced in the worker's own thread.
+    """
+
+    def __init__(self, engine: Engine, queue: JobQueue, policy: Policy, metrics: Metrics, timeline: Timeline) -> None:
+        """Nothing runs until `start`."""
+        self._engine = engine
+        self._queue = queue
+        self.policy = policy
+        self._metrics = metrics
+        self._timeline = timeline
+        self._tokenizer: Any = None if takes_images(engine.bundle) else engine.tokenizer()  # this thread's own
+        self._turn = Turn()
+        self._batches: list[Batch] = []  # under way
+        self._running: Sequence[Job] = ()  # all of their jobs, for other threads to read
+        self._active: str | None = None
+        self._since: float | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="weightpager-worker", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes jobs."""
+        return self._thread.is_alive()
+
+    @property
+    def running(self) -> int:
+        """Jobs of the batches under way."""
+        return len(self._running)
+
+    @property
+    def busy(self) -> float:
+        """Seconds since it last looked at the queue; 0 while there is nothing to do."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def start(self) -> None:
+        """Take jobs from now on."""
+        self._thread.start()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Refuse what waits, have what is under way end soon, and return when it has, or after the timeout."""
+        self._stopping = True
+        for job in self._queue.close():
+            job.fail(ServerClosedError("the server is shutting down; ask again when it is back"))
+        for job in self._running:
+            job.cancel()
+        self._thread.join(timeout)
+
+    def between(self, act: Callable[[], _Result]) -> Future[_Result]:
+        """Have something done between two steps, while no task is in use.
+
+        Raises:
+            ServerClosedError: the worker takes nothing any more.
+        """
+        future: Future[_Result] = Future()
+
+        def command() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                self._active = None
+                self._engine.deactivate()
+                future.set_result(act())
+            except Exception as error:  # noqa: BLE001 - it belongs to who asked
+                future.set_exception(error)
+
+        self._queue.command(command)
+        return future
+
+    def enter(self, task: str) -> nn.Module:
+        """Switch to a task; only in the worker's own thread, so inside `between`. Errors are those of the engine."""
+        before, self._active = self._engine.monitor.current, None
+        module = self._engine.activate(task)
+        self._active = task
+        switch = self._engine.last_switch
+        if task != before and switch is not None:
+            self._timeline.add(switch)
+        return module
+
+    def _run(self) -> None:
+        while (taken := self._queue.take(self._choose)) is not None:
+            self._since = time.monotonic()
+            if isinstance(taken, Taken):
+                self._serve(taken)
+            else:
+                taken()
+            self._since = None
+
+    def _choose(self, jobs: Sequence[Job]) -> Plan:
+        now = time.monotonic()
+        started = [batch.started for batch in self._batches]
+        waiting = [job.waiting for job in jobs]
+        plan = next_batch(waiting, self._turn, now, self.policy, self._engine.resident_tasks(), started)
+        task = jobs[plan.places[0]].task if plan.places else None if plan.run is None else started[plan.run].task
+        if task is not None and task == self._turn.task and self._turn.is_over(now, self.policy):
+            self._turn = self._turn.renewed(now)
+        return plan
+
+    def _serve(self, taken: Taken) -> None:
+        """Have a batch's next step, or the first one of jobs that begin."""
+        start = time.monotonic()
+        batch, begun = (self._batches[taken.run], 0) if taken.run is not None else self._begin(taken.jobs, start)
+        if batch is None:
+            return
+        if self._stopping:
+            for job in batch.jobs:
+                job.cancel()
+        computed = self._step(batch, begun, start)
+        end = time.monotonic()
+        self._turn = self._turn.after(batch.started.task, begun, computed, end)
+        batch.paused(end)
+        if not batch.jobs:
+            self._batches.remove(batch)
+        self._tell_running()
+
+    def _begin(self, jobs: Sequence[Job], now: float) -> tuple[Batch | None, int]:
+        """A batch of those that somebody still waits for, and how many these are."""
+        jobs = [job for job in jobs if not job.given_up(now) and not self._outdated(job)]
+        if not jobs:
+            return None, 0
+        batch = Batch(jobs, now)
+        self._batches.append(batch)
+        self._tell_running()
+        return batch, len(jobs)
+
+    def _step(self, batch: Batch, begun: int, start: float) -> float:
+        """When it began to compute: a turn begins after its switch."""
+        task = batch.started.task
+        ready = batch.started.arrived if begun else batch.started.ready
+        waits = [start - job.arrived for job in batch.jobs] if begun else []
+        self._metrics.began(task, waits, start - max(ready, self._turn.served_at.get(task, 0.0)))
+        computed = start
+        try:
+            module = self._engine.module(task) if task == self._active and not begun else self.enter(task)
+            computed = time.monotonic()
+            tokens = batch.step(module, self._tokenizer, computed + self.policy.step)
+            self._metrics.ran(task, begun, tokens, time.monotonic() - computed)
+        except WeightpagerError as error:
+            batch.fail(error)
+        except Exception as error:  # noqa: BLE001 - who asked is told, and the next batch may go well
+            _log.exception("a batch of task %r failed", task)
+            batch.fail(error)
+        return computed
+
+    def _tell_running(self) -> None:
+        self._running = [job for batch in self._batches for job in batch.jobs]
+
+    def _outdated(self, job: Job) -> bool:
+        """Tell the listener of a job whose task reads other texts, or has other classes, since a reload."""
+        now = self._engine.bundle.tasks.get(job.task)
+        if now is None or _read_by(now) == _read_by(job.entry):
+            return False
+        job.fail(BusyError(f"task {job.task!r} was compiled anew meanwhile; ask again"))
+        return True
+
+
+def _read_by(task: TaskEntry) -> tuple[object, ...]:
+    """What a request was read by, and its answer will be written by."""
+    return (task.kind, task.classes, task.max_length)

@@ -1,0 +1,195 @@
+"""What Prometheus sees: counts that only grow, times, and the engine's state at the moment of asking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from weightpager.engine import Engine
+from weightpager.engine.report import EngineReport, PrefetchReport
+from weightpager.engine.residency_map import ResidencyMap
+from weightpager.server.http.version import VERSION
+from weightpager.server.scheduling.job_queue import JobQueue
+from weightpager.server.statistics.timeline import Switch
+from weightpager.server.statistics.traffic import Traffic
+
+_WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SWITCHES = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+_WORK, _LIST = "/v1/", "/v1/models"
+"""How routes begin that clients ask for work, and those among them that only tell which tasks there are."""
+
+
+class Metrics:
+    """One server's metrics, in a registry of their own. Safe to use from several threads.
+
+    Attributes:
+        registry: of Prometheus' client.
+        traffic: requests for work that the counters have just counted.
+    """
+
+    def __init__(self, engine: Engine, queue: JobQueue) -> None:
+        """Everything is zero."""
+        self.registry = CollectorRegistry()
+        self.traffic = Traffic()
+        own = self.registry
+        Info("weightpager_build", "Version of weightpager.", registry=own).info({"version": VERSION})
+        self._requests = Counter(
+            "weightpager_requests", "Requests answered.", ["route", "task", "status"], registry=own
+        )
+        self._seconds = Histogram(
+            "weightpager_request_seconds",
+            "From a request to the end of its answer.",
+            ["route"],
+            buckets=_WAITS,
+            registry=own,
+        )
+        self._waits = Histogram(
+            "weightpager_wait_seconds", "That a text waited for its turn.", ["task"], buckets=_WAITS, registry=own
+        )
+        self._batches = Histogram(
+            "weightpager_batch_texts", "Texts run together.", ["task"], buckets=_BATCHES, registry=own
+        )
+        self._compute = Counter("weightpager_compute_seconds", "Spent running a task.", ["task"], registry=own)
+        self._tokens = Counter("weightpager_generated_tokens", "Tokens generated.", ["task"], registry=own)
+        self._switches = Counter("weightpager_switches", "Task switches.", ["from_task", "to_task"], registry=own)
+        self._loaded = Counter(
+            "weightpager_switch_bytes", "Loaded because a switch waited for it.", ["task"], registry=own
+        )
+        self._durations = Histogram(
+            "weightpager_switch_seconds", "From wanting a task to all pages in place.", buckets=_SWITCHES, registry=own
+        )
+        self._slowest_batch = _Most("weightpager_slowest_batch_seconds", "The slowest step so far.", own)
+        self._slowest_switch = _Most("weightpager_slowest_switch_seconds", "The slowest switch so far.", own)
+        self._longest_gap = _Most(
+            "weightpager_longest_gap_seconds", "Longest time that a task with waiting texts went unserved.", own
+        )
+        self.registry.register(_EngineState(engine, queue))
+
+    def answered(self, route: str, task: str, status: int, seconds: float) -> None:
+        """A request is over. ``route`` and ``task`` are names of ours, never text of a client's."""
+        self._requests.labels(route, task, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+        if route.startswith(_WORK) and not route.startswith(_LIST):
+            self.traffic.add(status, seconds)
+
+    def began(self, task: str, waits: Sequence[float], gap: float) -> None:
+        """A step begins; how long texts that begin have waited, and for how long others than its task were served."""
+        self._longest_gap.raise_to(gap)
+        for wait in waits:
+            self._waits.labels(task).observe(wait)
+
+    def ran(self, task: str, texts: int, tokens: int, seconds: float) -> None:
+        """A step is over, in which so many texts began."""
+        if texts:
+            self._batches.labels(task).observe(texts)
+        self._compute.labels(task).inc(seconds)
+        self._tokens.labels(task).inc(tokens)
+        self._slowest_batch.raise_to(seconds)
+
+    def switched(self, switch: Switch) -> None:
+        """A switch is over."""
+        self._switches.labels(switch.from_task or "", switch.to_task).inc()
+        self._loaded.labels(switch.to_task).inc(switch.bytes)
+        self._durations.observe(switch.seconds)
+        self._slowest_switch.raise_to(switch.seconds)
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus' text format; loads nothing."""
+        return generate_latest(self.registry)
+
+
+class _Most:
+    """The largest value so far; written by the worker's thread alone."""
+
+    def __init__(self, name: str, words: str, registry: CollectorRegistry) -> None:
+        self._gauge = Gauge(name, words, registry=registry)
+        self._value = 0.0
+
+    def raise_to(self, value: float) -> None:
+        """A value has been seen."""
+        self._value = max(self._value, value)
+        self._gauge.set(self._value)
+
+
+class _EngineState(Collector):
+    """Read from the engine and the queue when asked for."""
+
+    def __init__(self, engine: Engine, queue: JobQueue) -> None:
+        self._engine = engine
+        self._queue = queue
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: what there is follows from the bundle's tasks."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """One group after the other."""
+        report = self._engine.report()
+        yield from _memory(report)
+        yield from _pages(report)
+        if report.prefetch is not None:
+            yield from _prefetch(report.prefetch, self._engine.bundle.page_bytes)
+        yield from _residency(self._engine.residency())
+        yield from _queue(self._queue, self._engine.bundle.tasks)
+
+
+def _memory(report: EngineReport) -> Iterator[Metric]:
+    yield _gauge("weightpager_budget_bytes", "Memory that weights may take.", report.budget)
+    used = GaugeMetricFamily("weightpager_memory_bytes", "Memory that weights take, by purpose.", labels=["purpose"])
+    for purpose, size in asdict(report.memory).items():
+        used.add_metric([purpose], size)
+    yield used
+
+
+def _pages(report: EngineReport) -> Iterator[Metric]:
+    yield _gauge("weightpager_slots", "Pages that fit into the arena.", report.slots)
+    yield _gauge("weightpager_resident_pages", "Pages in the arena.", report.resident_pages)
+    yield _gauge("weightpager_locked_pages", "Pages of tasks in use.", report.locked_pages)
+    yield _gauge(
+        "weightpager_working_set_pages", "Pages that the latest tasks need together.", report.working_set_pages
+    )
+    yield _counter("weightpager_read_bytes", "Read from storage.", report.bytes_read)
+    yield _counter("weightpager_reloaded_pages", "Loaded though they had been in the arena.", report.reloaded_pages)
+
+
+def _prefetch(report: PrefetchReport, page_bytes: int) -> Iterator[Metric]:
+    pages = CounterMetricFamily("weightpager_prefetch_pages", "Pages by what loading ahead did.", labels=["result"])
+    for result in ("loaded", "hits", "late", "misses", "wasted"):
+        pages.add_metric([result], getattr(report.pages, result))
+    yield pages
+    wasted = report.pages.wasted * page_bytes
+    yield _counter("weightpager_prefetch_wasted_bytes", "Loaded ahead and gone before any task needed them.", wasted)
+    yield _gauge("weightpager_prefetch_active", "1 while loading ahead pays, 0 while it rests.", report.pays)
+    yield _gauge("weightpager_prediction_hit_ratio", "Switches to the task that seemed likeliest.", report.hit_rate)
+    yield _gauge("weightpager_prediction_log_loss_bits", "Bits per switch that forecasts miss by.", report.log_loss)
+
+
+def _residency(found: ResidencyMap) -> Iterator[Metric]:
+    share = GaugeMetricFamily("weightpager_task_resident_ratio", "Share of a task's pages in memory.", labels=["task"])
+    for task in found.needs:
+        share.add_metric([task], found.share(task))
+    yield share
+
+
+def _queue(queue: JobQueue, tasks: Mapping[str, object]) -> Iterator[Metric]:
+    waiting = queue.waiting()
+    depth = GaugeMetricFamily("weightpager_queue_texts", "Texts that wait for their turn.", labels=["task"])
+    for task in tasks:
+        depth.add_metric([task], waiting.get(task, 0))
+    yield depth
+    yield _gauge("weightpager_queue_limit_texts", "Texts that may wait.", queue.limit)
+
+
+def _gauge(name: str, words: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, words, value=value)
+
+
+def _counter(name: str, words: str, value: float) -> Metric:
+    return CounterMetricFamily(name, words, value=value)

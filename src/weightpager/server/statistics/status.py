@@ -1,0 +1,124 @@
+"""The server's state in one document: what the page at ``/`` and ``weightpager top`` show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from weightpager.bundle import TaskEntry
+from weightpager.engine.forecasts import ForecastReport
+from weightpager.engine.report import PrefetchReport
+from weightpager.engine.residency_map import ResidencyMap
+from weightpager.machine.process_memory import resident_memory
+from weightpager.server.http.version import VERSION
+from weightpager.server.scheduling.service import Service
+from weightpager.server.statistics.status_schema import (
+    ForecastStatus,
+    PrefetchStatus,
+    Status,
+    SwitchStatus,
+    TaskStatus,
+    TrafficStatus,
+)
+from weightpager.server.statistics.traffic import Recent
+
+_MOST_PAGES = 8192
+"""Above that, pages aren't listed one by one."""
+
+_SWITCHES = 120
+
+
+def status(service: Service) -> Status:
+    """As of now; loads nothing."""
+    engine = service.engine
+    report, found, waiting = engine.report(), engine.residency(), service.queue.waiting()
+    forecast = engine.forecast()
+    known = engine.bundle.tasks
+    # A reload may have come between: what isn't in both has left, or will be there the next time.
+    monitor, names = engine.monitor, [name for name in found.needs if name in known]
+    return Status(
+        version=VERSION,
+        state="ready" if service.ready else "stuck" if service.stuck else "stopping",
+        time=time.time(),
+        uptime=time.time() - service.started,
+        kernel=report.kernel,
+        direct_io=report.direct_io,
+        budget=report.budget,
+        memory=asdict(report.memory),
+        process_bytes=resident_memory(),
+        traffic=_traffic(service.metrics.traffic.recent()),
+        page_bytes=engine.bundle.page_bytes,
+        slots=report.slots,
+        resident_pages=report.resident_pages,
+        working_set_pages=report.working_set_pages,
+        bytes_read=report.bytes_read,
+        current=monitor.current,
+        running=service.worker.running,
+        queue_limit=service.queue.limit,
+        tasks=[_task(service, found, known[name], waiting.get(name, 0)) for name in names],
+        pages=_pages(found),
+        prefetch=None if report.prefetch is None else _prefetch(report.prefetch),
+        forecast=None if forecast is None else _forecast(forecast, names),
+        switches_total=monitor.switches,
+        switches=[SwitchStatus(**vars(switch)) for switch in service.timeline.latest(_SWITCHES)],
+        followed=monitor.followed(names).tolist(),
+    )
+
+
+def _traffic(recent: Recent) -> TrafficStatus:
+    return TrafficStatus(
+        seconds=recent.seconds,
+        requests=recent.requests,
+        median_seconds=recent.median,
+        p95_seconds=recent.p95,
+        errors=recent.errors,
+    )
+
+
+def _prefetch(report: PrefetchReport) -> PrefetchStatus:
+    counts = report.pages
+    return PrefetchStatus(
+        active=report.pays,
+        loaded=counts.loaded,
+        hits=counts.hits,
+        late=counts.late,
+        misses=counts.misses,
+        wasted=counts.wasted,
+    )
+
+
+def _forecast(report: ForecastReport, names: Sequence[str]) -> ForecastStatus:
+    return ForecastStatus(
+        next=_in_order(report.next, names),
+        seconds=report.seconds,
+        after=[_in_order(report.after.get(name, {}), names) for name in names],
+        switches=report.switches,
+        foreseen=report.hit_rate,
+        log_loss_bits=report.log_loss,
+    )
+
+
+def _in_order(chances: Mapping[str, float], names: Sequence[str]) -> list[float]:
+    # A task may have come since the forecast was made.
+    return [round(chances.get(name, 0.0), 4) for name in names]
+
+
+def _task(service: Service, found: ResidencyMap, task: TaskEntry, waiting: int) -> TaskStatus:
+    name = task.name
+    return TaskStatus(
+        name=name,
+        kind=task.kind,
+        available=service.fits(name),
+        resident=found.share(name),
+        waiting=waiting,
+        requests=service.engine.monitor.requests.get(name, 0),
+        layers=[(int(here), int(need)) for here, need in found.by_layer(name)],
+    )
+
+
+def _pages(found: ResidencyMap) -> list[str] | None:
+    if len(found.layers) > _MOST_PAGES:
+        return None
+    count = int(found.layers.max(initial=-1)) + 1
+    return ["".join("1" if here else "0" for here in found.resident[found.layers == layer]) for layer in range(count)]
