@@ -16,8 +16,9 @@ import typer
 
 from weightpager.bench.synthetic_bundle import bundle_of, long_context
 from weightpager.config import cache_dir, format_size
-from weightpager.engine import Engine, forward_size
-from weightpager.engine.growing_texts import GrowingTexts
+from weightpager.engine import Engine
+from weightpager.engine.model import forward_size
+from weightpager.engine.model.growing_texts import GrowingTexts
 
 SIZES = (64, 128, 256, 512, 1024)
 

@@ -36,7 +36,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.config import cache_dir
 from weightpager.engine import Engine
-from weightpager.engine.architecture import read_config
+from weightpager.engine.model.architecture import read_config
 from weightpager.server.scheduling.policy import Policy
 from weightpager.traces import TRACES
 

@@ -22,7 +22,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import task_file
-from weightpager.engine.architecture import image_reader
+from weightpager.engine.model.architecture import image_reader
 from weightpager.errors import BundleFormatError, ImageError
 
 

@@ -24,7 +24,7 @@ from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.bundle.report.overlap import overlap
 from weightpager.bundle.verify import verify
 from weightpager.config import EngineConfig
-from weightpager.engine.architecture import image_reader
+from weightpager.engine.model.architecture import image_reader
 from weightpager.engine.parameters import read_parameters
 from weightpager.engine.predict import predict
 from weightpager.errors import WeightpagerError

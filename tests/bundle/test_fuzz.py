@@ -28,7 +28,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.reader import REPORT, RESIDENT
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.verify import Verification, verify
-from weightpager.engine.architecture import read_config, tokenizer
+from weightpager.engine.model.architecture import read_config, tokenizer
 from weightpager.engine.parameters import read_parameters
 from weightpager.engine.predict import predict
 from weightpager.errors import BundleError, BundleFormatError

@@ -384,7 +384,7 @@ def test_a_hostile_generation_configuration_is_refused_at_open(
 def test_a_hostile_image_processor_is_refused_before_it_reads_an_image(
     camera_bundle: Path, tmp_path: Path, change: dict[str, Any], field: str
 ) -> None:
-    from weightpager.engine.architecture import image_reader
+    from weightpager.engine.model.architecture import image_reader
 
     copy = Path(shutil.copytree(camera_bundle, tmp_path / "copy.bundle"))
     change_json(copy, "model/preprocessor_config.json", change)

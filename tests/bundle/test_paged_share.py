@@ -15,7 +15,7 @@ import tiny
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.report.paged_share import PagedShare, paged_share
-from weightpager.engine.architecture import empty_module, read_config
+from weightpager.engine.model.architecture import empty_module, read_config
 
 
 def test_parameters_are_counted_by_why_they_are_not_paged() -> None:

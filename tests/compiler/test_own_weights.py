@@ -29,7 +29,7 @@ from weightpager.compiler.model.own_weights import SHARED, group
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.selection.block_choice import choose_blocks
-from weightpager.engine.architecture import BASE, quiet_transformers
+from weightpager.engine.model.architecture import BASE, quiet_transformers
 from weightpager.errors import CompileError, ConfigError
 
 CLASSES = {"animal": ["cat", "dog"], "weather": ["sun", "rain"], "number": ["one", "two"], "sky": ["snow", "blue"]}

@@ -17,7 +17,7 @@ from weightpager.compiler import data, task_file
 from weightpager.compiler.data import images
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.task_file.sections import TaskSpec
-from weightpager.engine.image_reader import ImageReader, load_image_processor
+from weightpager.engine.model.image_reader import ImageReader, load_image_processor
 from weightpager.errors import CompileError, ConfigError
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from weightpager.engine.continued_text import INCOMPLETE, decoder_after
+from weightpager.engine.model.continued_text import INCOMPLETE, decoder_after
 from weightpager.server.answers.continuation import Continuation
 
 WORDS = ["▁the", "▁cap", "ital", "▁of", "▁is", "▁Paris", "s", ",", "▁"]

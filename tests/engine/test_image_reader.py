@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import Dinov2Config, ViTConfig
 
 import tiny
-from weightpager.engine.image_reader import FORMATS, ImageReader, load_image_processor, read_image
+from weightpager.engine.model.image_reader import FORMATS, ImageReader, load_image_processor, read_image
 from weightpager.errors import ImageError
 
 CONFIG = ViTConfig(image_size=16, patch_size=8)

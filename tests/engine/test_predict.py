@@ -19,7 +19,7 @@ from transformers import (
 import tiny
 import weightpager as wp
 from weightpager.bundle import TaskEntry
-from weightpager.engine.architecture import context_length, empty_module
+from weightpager.engine.model.architecture import context_length, empty_module
 from weightpager.engine.predict import predict
 from weightpager.errors import ConfigError
 from weightpager.server.answers.encoding import encode

@@ -20,7 +20,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.reader import private_file
 from weightpager.config import EngineConfig
 from weightpager.engine import task_module
-from weightpager.engine.architecture import empty_module, read_config
+from weightpager.engine.model.architecture import empty_module, read_config
 from weightpager.errors import BudgetError, BundleError, ConfigError, EngineClosedError, TaskNotActiveError
 from weightpager.runtime.paging.page_waits import Arrivals
 from weightpager.runtime.paging.task_gate import TaskGate

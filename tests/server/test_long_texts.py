@@ -18,8 +18,8 @@ from running import Running, serving
 from torch import nn
 
 import weightpager as wp
-from weightpager.engine import forward_size
-from weightpager.engine.attention_cache import CACHE
+from weightpager.engine.model import forward_size
+from weightpager.engine.model.attention_cache import CACHE
 from weightpager.engine.predict import predict
 from weightpager.errors import RequestTimeoutError, ServerClosedError
 from weightpager.server.answers.work import Embed, Embedded, Generate, Generated, Sampling, Work

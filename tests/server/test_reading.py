@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from running import ADMIN, Running, serving
 
-from weightpager.engine.image_reader import ImageReader
+from weightpager.engine.model.image_reader import ImageReader
 from weightpager.errors import QueueFullError
 from weightpager.server.inputs.reading import Reading
 from weightpager.server.inputs.vocabulary import Vocabulary

@@ -11,7 +11,7 @@ from running import Running
 
 import tiny
 import weightpager as wp
-from weightpager.engine.architecture import image_reader
+from weightpager.engine.model.architecture import image_reader
 from weightpager.engine.predict import predict
 
 

@@ -5,7 +5,7 @@ import torch
 from transformers import Phi3Config, Phi3ForSequenceClassification
 
 import tiny
-from weightpager.engine.architecture import even_length
+from weightpager.engine.model.architecture import even_length
 from weightpager.errors import BundleFormatError, RequestError
 from weightpager.server.answers.encoding import encode
 from weightpager.server.answers.work import Embed

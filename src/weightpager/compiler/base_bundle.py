@@ -23,8 +23,8 @@ from weightpager.compiler.model.checkpoint import PLAIN
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
 from weightpager.compiler.reorder import permute
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.engine import architecture
-from weightpager.engine.architecture import BASE
+from weightpager.engine.model import architecture
+from weightpager.engine.model.architecture import BASE
 from weightpager.engine.parameters import read_parameters
 from weightpager.errors import CompileError, ConfigError
 from weightpager.store import BlockReader

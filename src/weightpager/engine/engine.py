@@ -19,10 +19,10 @@ from torch import nn
 from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size
-from weightpager.engine import architecture
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.foresight import foresight, reuse_after
+from weightpager.engine.model import architecture
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.open_task import OpenTask
 from weightpager.engine.report import EngineReport, PrefetchReport, SwitchReport

@@ -17,7 +17,7 @@ from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.format import permutations as permutations_file
 from weightpager.bundle.format.adapter import read_adapter
 from weightpager.bundle.reader import RESIDENT, private_file
-from weightpager.engine.architecture import (
+from weightpager.engine.model.architecture import (
     empty_module,
     full_name,
     preprocessor,

@@ -15,8 +15,9 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, page_numbers
 from weightpager.bundle.reader import RESIDENT
 from weightpager.config import EngineConfig
-from weightpager.engine import architecture, task_module
+from weightpager.engine import task_module
 from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.model import architecture
 from weightpager.engine.open_task import OpenTask
 from weightpager.engine.page_numbers import PageNumbers, pages_of
 from weightpager.engine.parameters import activation_dtype, read_parameters

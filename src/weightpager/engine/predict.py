@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from weightpager.bundle import TaskEntry
 from weightpager.bundle.reader import MODEL
-from weightpager.engine.architecture import context_length
-from weightpager.engine.attention_cache import without_cache
-from weightpager.engine.continued_text import decoder_after
-from weightpager.engine.growing_texts import GrowingTexts
-from weightpager.engine.image_reader import ImageReader
-from weightpager.engine.word_pieces import word_starts
+from weightpager.engine.model.architecture import context_length
+from weightpager.engine.model.attention_cache import without_cache
+from weightpager.engine.model.continued_text import decoder_after
+from weightpager.engine.model.growing_texts import GrowingTexts
+from weightpager.engine.model.image_reader import ImageReader
+from weightpager.engine.model.word_pieces import word_starts
 from weightpager.errors import BundleFormatError, ConfigError, ImageError
 
 

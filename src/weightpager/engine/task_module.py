@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from weightpager.bundle import BlockTable, Bundle, WeightEntry
 from weightpager.bundle.format.adapter import LowRank
-from weightpager.engine.architecture import empty_module, full_name
+from weightpager.engine.model.architecture import empty_module, full_name
 from weightpager.engine.parameters import activation_dtype
 from weightpager.errors import BundleFormatError, InferenceOnlyError
 from weightpager.kernels import PagedWeight

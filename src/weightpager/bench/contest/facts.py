@@ -12,7 +12,7 @@ from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.layout import block_bytes
 from weightpager.bundle.report.fill import page_fill
 from weightpager.bundle.report.overlap import mean_overlap, overlap
-from weightpager.engine.architecture import read_config
+from weightpager.engine.model.architecture import read_config
 from weightpager.store import StorageModel, all_switches
 
 

@@ -8,8 +8,8 @@ import torch
 from transformers import PretrainedConfig
 
 from weightpager.bundle import Bundle
-from weightpager.engine.architecture import read_config
-from weightpager.engine.image_reader import expected_shape
+from weightpager.engine.model.architecture import read_config
+from weightpager.engine.model.image_reader import expected_shape
 from weightpager.errors import ConfigError
 
 TOKENS = 32

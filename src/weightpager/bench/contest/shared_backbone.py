@@ -19,7 +19,7 @@ from weightpager.bench.contest.rival import DTYPE, Setting
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.reader import private_file
-from weightpager.engine.architecture import BASE, empty_module, full_name, read_config
+from weightpager.engine.model.architecture import BASE, empty_module, full_name, read_config
 
 RANK = 8
 """Of every adapter, on every paged weight; their values are drawn, since only speed and memory are measured."""

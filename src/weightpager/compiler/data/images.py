@@ -11,7 +11,7 @@ import torch
 from blake3 import blake3
 
 from weightpager.compiler.data.rows import hashed, label_ids, labels_of, read_rows, texts_of
-from weightpager.engine.image_reader import MOST_OF_A_PATH, ImageReader
+from weightpager.engine.model.image_reader import MOST_OF_A_PATH, ImageReader
 from weightpager.errors import CompileError, ImageError, shortened
 from weightpager.evaluate import Batch
 from weightpager.machine.paths import has_directory, has_file

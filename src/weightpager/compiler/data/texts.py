@@ -11,7 +11,7 @@ import torch
 
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.rows import FORMATS, label_ids, labels_of, read_rows, texts_of, words_of
-from weightpager.engine.word_pieces import word_starts
+from weightpager.engine.model.word_pieces import word_starts
 from weightpager.errors import CompileError
 from weightpager.evaluate import IGNORED, Batch
 

@@ -12,7 +12,7 @@ from weightpager.compiler import data
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.comparison import task_score
 from weightpager.engine import Engine
-from weightpager.engine.architecture import image_reader, takes_images
+from weightpager.engine.model.architecture import image_reader, takes_images
 from weightpager.errors import CompileError
 from weightpager.evaluate import Batch, Score, evaluate
 from weightpager.machine.paths import has_directory, has_file

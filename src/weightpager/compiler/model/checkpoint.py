@@ -14,9 +14,9 @@ from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.model.kind import check_kind
 from weightpager.compiler.model.named_parameters import canonical, parameters
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.engine.architecture import CLASSES, position_table
-from weightpager.engine.image_reader import ImageReader, load_image_processor
-from weightpager.engine.transformers_version import later_writer
+from weightpager.engine.model.architecture import CLASSES, position_table
+from weightpager.engine.model.image_reader import ImageReader, load_image_processor
+from weightpager.engine.model.transformers_version import later_writer
 from weightpager.errors import CompileError, WeightpagerError, first_line
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn import empty_on_meta, set_upright

@@ -47,8 +47,8 @@ from weightpager.compiler.model.paged_weights import (
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import TaskSpec
-from weightpager.engine.architecture import BASE, quiet_transformers
-from weightpager.engine.image_reader import ImageReader
+from weightpager.engine.model.architecture import BASE, quiet_transformers
+from weightpager.engine.model.image_reader import ImageReader
 from weightpager.errors import CompileError
 
 __all__ = ["PagedWeightInfo", "Source", "load", "parameters", "repeated_layers"]

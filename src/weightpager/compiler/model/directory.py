@@ -23,7 +23,7 @@ from weightpager.bundle.settings.checks import (
 from weightpager.bundle.settings.foreign_code import foreign_code
 from weightpager.bundle.settings.generation import GENERATION_KEYS, GenerationSettings
 from weightpager.compiler.model.checkpoint import call
-from weightpager.engine.model_types import check_config_class, check_tokenizer_class
+from weightpager.engine.model.model_types import check_config_class, check_tokenizer_class
 from weightpager.errors import BundleFormatError, CompileError
 
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p")

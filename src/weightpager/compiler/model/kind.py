@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel
 
 from weightpager.bundle.format.manifest import TaskKind
-from weightpager.engine.architecture import CLASSES
+from weightpager.engine.model.architecture import CLASSES
 from weightpager.errors import CompileError
 
 

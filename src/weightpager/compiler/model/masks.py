@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightpager.blocks import BlockGrid
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
-from weightpager.engine.architecture import BASE
+from weightpager.engine.model.architecture import BASE
 
 Keep = Mapping[str, npt.NDArray[np.bool_]]
 """Paged weight → keep masks [blocks of the grid, tasks]."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from weightpager.engine.architecture import BASE
+from weightpager.engine.model.architecture import BASE
 
 
 def parameters(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle.report.paged_share import PagedShare
 from weightpager.compiler.model.named_parameters import canonical, parameters
-from weightpager.engine.architecture import BASE
+from weightpager.engine.model.architecture import BASE
 from weightpager.errors import CompileError
 from weightpager.nn import is_linear, is_plain_embedding
 

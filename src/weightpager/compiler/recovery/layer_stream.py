@@ -14,7 +14,7 @@ from transformers import Cache, PreTrainedModel
 
 from weightpager.compiler.model.dense_model import repeated_layers
 from weightpager.compiler.model.device import autocast
-from weightpager.engine.architecture import BASE
+from weightpager.engine.model.architecture import BASE
 from weightpager.errors import CompileError
 from weightpager.evaluate import Batch
 

@@ -21,7 +21,7 @@ from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup,
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.selection.calibrate import requiring_gradients
 from weightpager.compiler.task_file.sections import TrainingSpec
-from weightpager.engine.architecture import BASE
+from weightpager.engine.model.architecture import BASE
 from weightpager.evaluate import Batch, Progress, loss
 
 

@@ -27,7 +27,7 @@ from weightpager.compiler.recovery.low_rank import LowRankParameters
 from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec
-from weightpager.engine.architecture import BASE
+from weightpager.engine.model.architecture import BASE
 from weightpager.evaluate import Batch, Progress
 
 Chosen = Mapping[str, npt.NDArray[np.bool_]]

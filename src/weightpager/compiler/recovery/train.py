@@ -13,7 +13,7 @@ from weightpager.compiler.model.device import autocast, placed, training_device
 from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec, TrainingSpec
-from weightpager.engine.architecture import BASE
+from weightpager.engine.model.architecture import BASE
 from weightpager.evaluate import Batch, Progress, loss
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from weightpager.compiler.model.dense_model import parameters
 from weightpager.compiler.reorder.tensor_axes import FAMILIES, POOLED, RESIDUAL, Axes
-from weightpager.engine.architecture import BASE
+from weightpager.engine.model.architecture import BASE
 
 Indices = npt.NDArray[np.int64]
 

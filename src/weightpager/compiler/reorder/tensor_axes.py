@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from weightpager.engine.architecture import BASE
+from weightpager.engine.model.architecture import BASE
 
 Along = Literal["", "residual", "neurons", "query", "key", "value", "mixed", "channels"]
 """What an axis runs over. With K key/value heads, G query heads to each and D channels to a head: ``query`` and

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
-from weightpager.engine.continued_text import INCOMPLETE
+from weightpager.engine.model.continued_text import INCOMPLETE
 from weightpager.server.answers.work import Generated
 
 Decode = Callable[[Sequence[int]], str]

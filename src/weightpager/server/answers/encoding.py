@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightpager.engine.attention_cache import CACHE, new_cache, without_cache
-from weightpager.engine.forward_size import Activations
+from weightpager.engine.model.attention_cache import CACHE, new_cache, without_cache
+from weightpager.engine.model.forward_size import Activations
 from weightpager.server.answers.padded import pad_id, padded
 from weightpager.server.answers.work import Classified, Embed, Embedded, Look, Outcome, Tag, Tagged, Work
 from weightpager.server.scheduling.job import Job

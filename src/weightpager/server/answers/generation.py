@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from weightpager.engine.continued_text import decoder_after
-from weightpager.engine.growing_texts import GrowingTexts
+from weightpager.engine.model.continued_text import decoder_after
+from weightpager.engine.model.growing_texts import GrowingTexts
 from weightpager.server.answers.continuation import Continuation
 from weightpager.server.answers.padded import pad_id, padded
 from weightpager.server.answers.work import Generate, Sampling

@@ -8,7 +8,7 @@ import copy
 import re
 from dataclasses import dataclass, field
 
-from weightpager.engine.image_reader import ImageReader, pixel_count
+from weightpager.engine.model.image_reader import ImageReader, pixel_count
 from weightpager.errors import ImageError, RequestError
 from weightpager.server.answers.work import Look
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from weightpager.bundle.reader import MODEL
-from weightpager.engine.word_pieces import word_starts
+from weightpager.engine.model.word_pieces import word_starts
 from weightpager.errors import BundleFormatError, RequestError
 from weightpager.server.answers.work import Classify, Ids, Tag
 

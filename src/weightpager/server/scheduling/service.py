@@ -12,7 +12,8 @@ from typing import Any
 
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
-from weightpager.engine.architecture import (
+from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.model.architecture import (
     context_length,
     empty_module,
     even_length,
@@ -20,9 +21,8 @@ from weightpager.engine.architecture import (
     read_config,
     takes_images,
 )
-from weightpager.engine.attention_cache import reads_in_pieces
-from weightpager.engine.bundle_change import BundleChange
-from weightpager.engine.forward_size import Activations
+from weightpager.engine.model.attention_cache import reads_in_pieces
+from weightpager.engine.model.forward_size import Activations
 from weightpager.errors import RequestError, TaskTooLargeError
 from weightpager.server.answers.kv_cache import bytes_per_token
 from weightpager.server.answers.work import Embed, Generate, Work

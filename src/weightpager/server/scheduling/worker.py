@@ -13,7 +13,7 @@ from torch import nn
 
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
-from weightpager.engine.architecture import takes_images
+from weightpager.engine.model.architecture import takes_images
 from weightpager.errors import BusyError, ServerClosedError, WeightpagerError
 from weightpager.server.scheduling.batch import Batch
 from weightpager.server.scheduling.job import Job

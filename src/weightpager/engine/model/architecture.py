@@ -28,9 +28,9 @@ from weightpager.bundle import Bundle, TaskEntry, TaskKind
 from weightpager.bundle.format.model_files import check_model_file, model_dir
 from weightpager.bundle.reader import MODEL
 from weightpager.bundle.settings.checks import GENERATION, generation_settings
-from weightpager.engine.image_reader import ImageReader, load_image_processor
-from weightpager.engine.model_types import check_config_class, check_tokenizer_class
-from weightpager.engine.transformers_version import later_writer
+from weightpager.engine.model.image_reader import ImageReader, load_image_processor
+from weightpager.engine.model.model_types import check_config_class, check_tokenizer_class
+from weightpager.engine.model.transformers_version import later_writer
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn import calls_for, empty_on_meta, set_upright

@@ -1,0 +1,1 @@
+"""What the engine and the compiler need of transformers: configurations, tokenizers, images, empty modules."""
