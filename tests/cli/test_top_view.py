@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from weightpager.cli.top_view import view
+from weightpager.cli.serving.top_view import view
 from weightpager.server.statistics.status_schema import ForecastStatus, PrefetchStatus, Status, SwitchStatus, TaskStatus
 from weightpager.server.statistics.status_schema import TrafficStatus as Traffic
 

@@ -10,7 +10,8 @@ from io import TextIOWrapper
 
 import typer
 
-from weightpager.cli import (
+from weightpager.cli import output
+from weightpager.cli.commands import (
     bench_command,
     cache_command,
     compile_command,
@@ -20,14 +21,11 @@ from weightpager.cli import (
     init_command,
     inspect_commands,
     ls_command,
-    output,
     plan_command,
-    ps_command,
-    serve_command,
     simulate_command,
     tidy_commands,
-    top_command,
 )
+from weightpager.cli.serving import ps_command, serve_command, top_command
 from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130

@@ -10,7 +10,7 @@ import typer
 
 from weightpager.cli import output
 from weightpager.cli.options import Json
-from weightpager.cli.top_command import read_status
+from weightpager.cli.serving.top_command import read_status
 from weightpager.errors import WeightpagerError
 from weightpager.server.http.presence import Presence, running
 

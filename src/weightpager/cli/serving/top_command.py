@@ -17,7 +17,7 @@ from rich.live import Live
 
 from weightpager.cli import output
 from weightpager.cli.options import Json
-from weightpager.cli.top_view import view
+from weightpager.cli.serving.top_view import view
 from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.server.statistics.status_schema import Status
 

@@ -1,0 +1,1 @@
+"""The verbs of a server: start it, list servers, look at one."""
