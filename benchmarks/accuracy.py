@@ -26,8 +26,8 @@ from weightpager.compiler.task_file.fields import RecoverMethod, RecoverStart
 from weightpager.compiler.task_file.file import TaskFile, from_dict
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.config import cache_dir
-from weightpager.samples import language_modeling, minilm, smollm2
-from weightpager.samples import prepare as text_tasks
+from weightpager.lab.samples import language_modeling, minilm, smollm2
+from weightpager.lab.samples import prepare as text_tasks
 
 _BLOCK = BlockShape(16, 32)
 INT8_BYTES = block_bytes(_BLOCK, "int8") / block_bytes(_BLOCK, "bfloat16")

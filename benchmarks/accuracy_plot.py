@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.points import Point, average
-from weightpager.demo.plots import svg
+from weightpager.lab.demo.plots import svg
 
 NAMES = {
     "ours": "weightpager",

@@ -18,12 +18,12 @@ import typer
 
 from benchmarks import provenance, results_file
 from benchmarks.results_file import CompileRow
-from weightpager.bench.cgroup import run_limited
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.config import cache_dir
 from weightpager.errors import WeightpagerError
-from weightpager.samples import minilm, prepare
+from weightpager.lab.samples import minilm, prepare
+from weightpager.limits.cgroup import run_limited
 
 ITEMS, TOKENS = 128, 256
 TRAINING_STEPS = 10

@@ -24,9 +24,9 @@ from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import cache_dir
-from weightpager.samples import driving, road_model
-from weightpager.samples.building import key_of
-from weightpager.traces import TRACES
+from weightpager.lab.samples.download.building import key_of
+from weightpager.lab.samples.road import driving, road_model
+from weightpager.lab.traces import TRACES
 
 NAME = "driving, rendered scenes, a ViT trained here on them"
 """Of the contest."""

@@ -19,9 +19,9 @@ import typer
 from torch import Tensor, nn
 
 from weightpager import kernels
-from weightpager.bench.contest.prompt import prompt
 from weightpager.bundle import Bundle
 from weightpager.engine import Engine
+from weightpager.lab.contest.measure.prompt import prompt
 
 BATCH = 8
 ROUNDS = 12

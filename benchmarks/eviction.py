@@ -12,12 +12,12 @@ import numpy as np
 import typer
 
 from benchmarks.switching import SHARES
-from weightpager.bench.synthetic_bundle import bundle_of, half_billion
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
+from weightpager.lab.synthetic_bundle import bundle_of, half_billion
+from weightpager.lab.traces import TRACES
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.prefetch.reuse import expected_reuse
-from weightpager.traces import TRACES
 
 ROUNDS = 2
 VISITS = 300

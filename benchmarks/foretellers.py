@@ -36,16 +36,16 @@ class Oracle:
         self.place = 0
 
     def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
-        """See `weightpager.bench.simulator.Foreteller`."""
+        """See `weightpager.simulate.simulator.Foreteller`."""
         assert self._trace[self.place] == task
         self.place += 1
 
     def uses(self, seconds: float) -> Floats:  # noqa: ARG002 - the protocol's
-        """See `weightpager.bench.simulator.Foreteller`."""
+        """See `weightpager.simulate.simulator.Foreteller`."""
         return self._from(self.place)
 
     def uses_after(self, task: int) -> Floats:  # noqa: ARG002 - the protocol's
-        """See `weightpager.bench.simulator.Foreteller`."""
+        """See `weightpager.simulate.simulator.Foreteller`."""
         return self._from(self.place + 1)
 
     def _from(self, place: int) -> Floats:
@@ -84,15 +84,15 @@ class Liar:
         self._learner, self._oracle, self._lies = learner, oracle, lies
 
     def observe(self, task: int, seconds: float) -> None:
-        """See `weightpager.bench.simulator.Foreteller`."""
+        """See `weightpager.simulate.simulator.Foreteller`."""
         self._learner.observe(task, seconds)
         self._oracle.observe(task, seconds)
 
     def uses(self, seconds: float) -> Floats:
-        """See `weightpager.bench.simulator.Foreteller`."""
+        """See `weightpager.simulate.simulator.Foreteller`."""
         truth = self._oracle.uses(seconds)
         return truth if self._oracle.place > self._lies else np.asarray(truth.max() - truth)
 
     def uses_after(self, task: int) -> Floats:
-        """See `weightpager.bench.simulator.Foreteller`."""
+        """See `weightpager.simulate.simulator.Foreteller`."""
         return self._learner.uses_after(task)

@@ -25,7 +25,7 @@ from transformers import Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaLis
 from benchmarks.kernels import Row, replace_rows
 from benchmarks.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
-from weightpager.bench.synthetic_bundle import half_billion_config
+from weightpager.lab.synthetic_bundle import half_billion_config
 from weightpager.nn import FlatLinear, PagedLinear, fuse_gated_mlps
 from weightpager.runtime.paging.task_gate import TaskGate
 

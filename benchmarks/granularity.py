@@ -19,17 +19,17 @@ import typer
 
 from benchmarks import provenance, results_file
 from benchmarks.results_file import GranularityRow
-from weightpager.bench.cold import cold_read
-from weightpager.bench.contest.process_memory import bytes_from_storage
-from weightpager.bench.contest.prompt import prompt
-from weightpager.bench.switching import doubt
-from weightpager.bench.synthetic_bundle import Recipe, bundle_of, few_layers
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.fill import page_fill
 from weightpager.config import EngineConfig, cache_dir
+from weightpager.doctor.cold import cold_read
 from weightpager.engine import Engine
+from weightpager.lab.contest.measure.process_memory import bytes_from_storage
+from weightpager.lab.contest.measure.prompt import prompt
+from weightpager.lab.switching import doubt
+from weightpager.lab.synthetic_bundle import Recipe, bundle_of, few_layers
 from weightpager.store import LocalStore, StorageModel, all_switches, coalesce
 
 PAGES = (16 << 10, 64 << 10, 256 << 10, 1 << 20)

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from weightpager.lab.traces import TRACES, Trace
 from weightpager.runtime.prediction.first_order_predictor import FirstOrderPredictor
 from weightpager.runtime.prediction.frequency_predictor import FrequencyPredictor
 from weightpager.runtime.prediction.markov import MEMORIES, MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
 from weightpager.runtime.prediction.predictor import TransitionPredictor
 from weightpager.runtime.prediction.score import PredictionScore
-from weightpager.traces import TRACES, Trace
 from weightpager.transitions import Transitions
 
 PREDICTORS: dict[str, Callable[[int], TransitionPredictor]] = {

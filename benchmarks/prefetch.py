@@ -26,12 +26,15 @@ import typer
 from benchmarks import provenance
 from benchmarks.foretellers import Known, Liar, Oracle
 from benchmarks.real_time import RIVALS, of_engine, of_rival
-from weightpager.bench.contest.assets import write_sparse
-from weightpager.bench.simulator import Device, Foreteller, Recency, Simulation, Simulator
-from weightpager.bench.synthetic_bundle import assistant_of_many, bundle_of
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import cache_dir
+from weightpager.lab.contest.rivals.assets import write_sparse
+from weightpager.lab.synthetic_bundle import assistant_of_many, bundle_of
+from weightpager.lab.traces import TRACES, Trace
+from weightpager.lab.traces.assistant import CHAIN as ASSISTANT
+from weightpager.lab.traces.drive import CHAIN as DRIVE
+from weightpager.lab.traces.trace import renamed
 from weightpager.runtime.history.visit import Visit
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.runtime.prediction.first_order_predictor import FirstOrderPredictor
@@ -40,11 +43,8 @@ from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor, Planner
 from weightpager.runtime.prediction.predictor import TransitionPredictor
 from weightpager.runtime.prefetch.expected_uses import Outlook
+from weightpager.simulate.simulator import Device, Foreteller, Recency, Simulation, Simulator
 from weightpager.store import StorageModel
-from weightpager.traces import TRACES, Trace
-from weightpager.traces.assistant import CHAIN as ASSISTANT
-from weightpager.traces.drive import CHAIN as DRIVE
-from weightpager.traces.trace import renamed
 from weightpager.transitions import Transitions
 
 Floats = npt.NDArray[np.float64]

@@ -16,12 +16,12 @@ import typer
 from matplotlib.axes import Axes
 
 from benchmarks.prefetch import Bench
-from weightpager.bench.simulator import Device
-from weightpager.bench.synthetic_bundle import assistant_of_many, bundle_of
 from weightpager.config import cache_dir
-from weightpager.demo.plots import svg_rows
+from weightpager.lab.demo.plots import svg_rows
+from weightpager.lab.synthetic_bundle import assistant_of_many, bundle_of
+from weightpager.lab.traces import TRACES
 from weightpager.runtime.prefetch.virtual_arena import Rehearsal
-from weightpager.traces import TRACES
+from weightpager.simulate.simulator import Device
 
 LEARNT, SHOWN = 200, 45
 FRACTION = 0.25

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bench.contest.methods import method
-from weightpager.bench.contest.pace import Pace, PacedStore
-from weightpager.bench.contest.rival import Setting
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
+from weightpager.lab.contest.rivals.methods import method
+from weightpager.lab.contest.rivals.pace import Pace, PacedStore
+from weightpager.lab.contest.rivals.rival import Setting
 from weightpager.runtime.history.visit import Visit
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.store import LocalStore

@@ -23,8 +23,8 @@ from benchmarks.prefetch import speedups
 from benchmarks.report_reasons import reasons
 from benchmarks.results_file import Results
 from benchmarks.rows import read as read_accuracy
-from weightpager.bench.contest.result import Contest
 from weightpager.config import format_size
+from weightpager.lab.contest.results.result import Contest
 
 HERE = Path(__file__).parent
 DOMAINS = ("text assistant", "language model", "driving")

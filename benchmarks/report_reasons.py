@@ -7,9 +7,9 @@ from statistics import fmean
 
 from benchmarks.report_goals import GOALS, verdict
 from benchmarks.report_tables import ms, title
-from weightpager.bench.contest.figures import RIVALS
-from weightpager.bench.contest.result import Contest
 from weightpager.config import format_size
+from weightpager.lab.contest.results.figures import RIVALS
+from weightpager.lab.contest.results.result import Contest
 
 
 def reasons(contests: Mapping[str, Contest]) -> list[str]:

@@ -7,9 +7,9 @@ from statistics import fmean, median
 
 from benchmarks.report_goals import GOALS, LEAST_AHEAD, MOST_ALIGN_PACK, PUBLISHED, TRACES_AHEAD, verdict
 from benchmarks.results_file import CompileRow, GranularityRow, ScalingRow
-from weightpager.bench.contest.figures import spread
-from weightpager.bench.contest.result import Contest, Row
 from weightpager.config import format_size
+from weightpager.lab.contest.results.figures import spread
+from weightpager.lab.contest.results.result import Contest, Row
 
 AHEAD_OF = "half a billion parameters, random"
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from benchmarks.report_tables import mean, ms, table
-from weightpager.bench.contest.figures import RIVALS
-from weightpager.bench.contest.result import Contest, Row
 from weightpager.config import format_size
+from weightpager.lab.contest.results.figures import RIVALS
+from weightpager.lab.contest.results.result import Contest, Row
 
 OURS = ("ours", "ours_while_loading")
 """Rows of the system as it is; without alignment it is a rival."""

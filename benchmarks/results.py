@@ -16,12 +16,12 @@ from typing import Annotated
 import typer
 
 from benchmarks import provenance, results_file
-from weightpager.bench.contest.plan import Plan
-from weightpager.bench.contest.result import Limits
-from weightpager.bench.contest.run import run_contest
-from weightpager.bench.synthetic_bundle import billion, bundle_of, quarter_kept
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir, parse_bandwidth, parse_size
+from weightpager.lab.contest.results.plan import Plan
+from weightpager.lab.contest.results.result import Limits
+from weightpager.lab.contest.run import run_contest
+from weightpager.lab.synthetic_bundle import billion, bundle_of, quarter_kept
 
 SYNTHETIC = {"half a billion parameters, random": quarter_kept, "one billion parameters, random": billion}
 """Contests about speed and memory only, and what they are about."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from weightpager.bench.contest.figures import align_pack_share
-from weightpager.bench.contest.result import Contest
 from weightpager.bundle.format.manifest import Strict
+from weightpager.lab.contest.results.figures import align_pack_share
+from weightpager.lab.contest.results.result import Contest
 
 
 class GranularityRow(Strict):

@@ -31,14 +31,14 @@ from benchmarks import provenance, serving_attack
 from benchmarks.serving_attack import AttackRow
 from benchmarks.serving_clients import Answers, Ask, Ids, Tally, crowd, replay, watch
 from benchmarks.serving_rows import Row, line, table
-from weightpager.bench.synthetic_bundle import bundle_of, small
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.config import cache_dir
 from weightpager.engine import Engine
 from weightpager.engine.model.architecture import read_config
+from weightpager.lab.synthetic_bundle import bundle_of, small
+from weightpager.lab.traces import TRACES
 from weightpager.server.scheduling.policy import Policy
-from weightpager.traces import TRACES
 
 CLIENTS = 64
 TEXTS = 24

@@ -26,10 +26,10 @@ import typer
 from PIL import Image
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from weightpager.bench.synthetic_bundle import bundle_of, long_context
 from weightpager.bundle import Bundle
 from weightpager.compiler.pipeline import compile as compile_bundle
 from weightpager.config import cache_dir, format_size
+from weightpager.lab.synthetic_bundle import bundle_of, long_context
 from weightpager.server.scheduling.policy import Policy
 
 HONEST = 32

@@ -22,13 +22,13 @@ import typer
 from torch import nn
 
 from benchmarks import provenance
-from weightpager.bench.switching import sparse_checkpoint, time_whole_read
-from weightpager.bench.synthetic_bundle import bundle_of, half_billion, many_pages
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.overlap import overlap
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine import Engine
+from weightpager.lab.switching import sparse_checkpoint, time_whole_read
+from weightpager.lab.synthetic_bundle import bundle_of, half_billion, many_pages
 
 TOKENS = 32
 """In the prompt of the first output: about as much to compute as there is to load."""

@@ -14,12 +14,12 @@ import typer
 
 from benchmarks import provenance, results_file
 from benchmarks.results_file import ScalingRow
-from weightpager.bench.contest.facts import budget_for, facts
-from weightpager.bench.contest.tour import circuit
-from weightpager.bench.synthetic_bundle import Recipe, bundle_of, many_tasks
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine import Engine
+from weightpager.lab.contest.measure.tour import circuit
+from weightpager.lab.contest.results.facts import budget_for, facts
+from weightpager.lab.synthetic_bundle import Recipe, bundle_of, many_tasks
 
 COUNTS = (2, 4, 8, 16, 32)
 MOST_SWITCHES = 120

@@ -13,14 +13,14 @@ from typing import cast
 import pytest
 from command import Command
 
-from weightpager.bench.machine import describe
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
-from weightpager.demo import compiled, run
-from weightpager.demo.page import render
-from weightpager.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
-from weightpager.samples import SampleUnavailable
-from weightpager.samples.sample import Missing, Sample
+from weightpager.doctor.machine import describe
+from weightpager.lab.demo import compiled, run
+from weightpager.lab.demo.page import render
+from weightpager.lab.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
+from weightpager.lab.samples import SampleUnavailable
+from weightpager.lab.samples.sample import Missing, Sample
 
 
 def made_up() -> DemoResult:
@@ -102,7 +102,7 @@ def test_the_table_says_how_many_tasks_there_were_and_whether_they_were_cold(
 ) -> None:
     for cold, title in ((True, "2 tasks at 30% sparsity; switches to each task, cold,"), (False, "each task, mean")):
         result = made_up().model_copy(update={"cold": cold, "cold_note": "" if cold else "tmpfs"})
-        monkeypatch.setattr("weightpager.demo.run_demo", lambda *_, result=result: result)
+        monkeypatch.setattr("weightpager.lab.demo.run_demo", lambda *_, result=result: result)
         found = weightpager("demo", "--out", tmp_path / "page.html")
         assert found.code == 0, found.err
         assert title in " ".join(found.out.split())

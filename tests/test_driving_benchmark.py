@@ -11,8 +11,8 @@ import pytest
 from benchmarks import report
 from benchmarks.driving import NAME, TASK_OF, bundles, visits
 
-from weightpager.samples.road_scene import CLASSES
-from weightpager.traces.drive import CHAIN
+from weightpager.lab.samples.road.road_scene import CLASSES
+from weightpager.lab.traces.drive import CHAIN
 
 
 def test_every_kind_of_road_asks_for_a_task() -> None:

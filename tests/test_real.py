@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import weightpager as wp
-from weightpager.bench.cgroup import run_limited
 from weightpager.bundle import writing
 from weightpager.bundle.verify import verify
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine.export import export_task
+from weightpager.limits.cgroup import run_limited
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -27,7 +27,7 @@ SPAM = "Congratulations, you won a free prize! Click here to claim your money no
 @pytest.fixture(scope="module")
 def assistant(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tasks on MiniLM, trained for a moment."""
-    from weightpager import samples
+    from weightpager.lab import samples
 
     cache = cache_dir()
     found, _ = samples.prepare(cache, report=lambda line: None)
@@ -99,7 +99,7 @@ def test_a_real_decoder(tmp_path: Path) -> None:
     """SmolLM2-135M, dequantised from 4 bits: two language-modeling tasks in one bundle."""
     from transformers import AutoModelForCausalLM
 
-    from weightpager import samples
+    from weightpager.lab import samples
 
     cache = cache_dir()
     domains = {sample.name: sample for sample in samples.language_modeling(cache, report=lambda line: None)[0]}
@@ -140,10 +140,10 @@ def test_a_real_decoder(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("all_cores")
 def test_thirty_per_cent_goes_without_training_and_tasks_overlap(tmp_path: Path) -> None:
     """Six tasks on MiniLM: within five points of dense, and overlap at least 0.10 higher at half a point."""
-    from weightpager import samples
     from weightpager.compiler.pipeline import build
     from weightpager.compiler.prepare import prepare, silent
     from weightpager.compiler.task_file.file import from_dict
+    from weightpager.lab import samples
 
     found, missing = samples.prepare(cache_dir(), eval_items=500, report=lambda line: None)
     if missing:

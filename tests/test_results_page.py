@@ -15,8 +15,8 @@ from benchmarks.report_winners import headlines
 from benchmarks.results_file import CompileRow, Results, ScalingRow
 from contests import contest, found, row
 
-from weightpager.bench.contest.figures import figures
-from weightpager.bench.contest.result import Contest, Row
+from weightpager.lab.contest.results.figures import figures
+from weightpager.lab.contest.results.result import Contest, Row
 
 
 def made_up(*rows: Row) -> Contest:

@@ -10,7 +10,7 @@
     ├── ImageError              an image is missing, damaged, too large, or none
     ├── StoreError              pages cannot be read from storage
     │   └── StoreTimeoutError   storage hangs
-    ├── SampleUnavailable       a sample model or data set cannot be fetched (weightpager.samples)
+    ├── SampleUnavailable       a sample model or data set cannot be fetched (weightpager.lab.samples)
     ├── BudgetError             the memory budget cannot hold what was asked for
     │   └── TaskTooLargeError   it never holds the task, whatever else leaves
     ├── BusyError               a switch took longer than the caller would wait, or a task is in use or has just left

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from weightpager.bench.contest.found import Found, ProcessMemory, Sample, Visit
-from weightpager.bench.contest.result import Contest, Facts, Limits, Row
 from weightpager.bundle.report.compile_report import ControlScore, TaskScore
+from weightpager.lab.contest.results.found import Found, ProcessMemory, Sample, Visit
+from weightpager.lab.contest.results.result import Contest, Facts, Limits, Row
 
 TASKS = ["a", "b"]
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.bench import cgroup, control_group, limits
-from weightpager.bench.cgroup import LimitedRun, run_limited
-from weightpager.bench.cold import drop, resident_bytes
-from weightpager.bench.control_group import Group, places
-from weightpager.bench.limited import main, report
+from weightpager.doctor.cold import drop, resident_bytes
 from weightpager.errors import ConfigError
+from weightpager.limits import cgroup, control_group, limits
+from weightpager.limits.__main__ import main, report
+from weightpager.limits.cgroup import LimitedRun, run_limited
+from weightpager.limits.control_group import Group, places
 from weightpager.machine.hierarchy import Hierarchy
 from weightpager.machine.mounts import mounts
 
@@ -322,7 +322,7 @@ def test_wrong_usage_exits_with_2(given: list[str], capsys: pytest.CaptureFixtur
 
 
 def test_the_module_is_a_program() -> None:
-    command = [sys.executable, "-W", "error", "-m", "weightpager.bench.limited", "--", "echo", "ran"]
+    command = [sys.executable, "-W", "error", "-m", "weightpager.limits", "--", "echo", "ran"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout == "ran\n"
     assert "exit 0" in run.stderr

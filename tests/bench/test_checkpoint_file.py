@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from weightpager.bench.contest.checkpoint_file import open_checkpoint, write_checkpoint
-from weightpager.bench.contest.direct_file import ALIGNMENT, DirectReader, new_buffer
 from weightpager.errors import StoreError
+from weightpager.lab.contest.rivals.checkpoint_file import open_checkpoint, write_checkpoint
+from weightpager.lab.contest.rivals.direct_file import ALIGNMENT, DirectReader, new_buffer
 
 TENSORS = {
     "head": torch.arange(7, dtype=torch.float32),

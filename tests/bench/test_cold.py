@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightpager.bench.cold import cold_read, drop, resident_bytes
+from weightpager.doctor.cold import cold_read, drop, resident_bytes
 from weightpager.machine.mounts import Mount, mount_of, mounts
 
 PAGE = mmap.PAGESIZE
@@ -152,7 +152,7 @@ def test_a_cache_out_of_sight_is_no_proof(
     file: Path, monkeypatch: pytest.MonkeyPatch, kind: str, source: str, reason: str
 ) -> None:
     mount = Mount(1, "/", Path("/"), kind, source, ("rw",))
-    monkeypatch.setattr("weightpager.bench.cold.mount_of", lambda path: mount)
+    monkeypatch.setattr("weightpager.doctor.cold.mount_of", lambda path: mount)
     with cold_read([file]) as proof:
         pass
     assert not proof.cold
@@ -160,7 +160,7 @@ def test_a_cache_out_of_sight_is_no_proof(
 
 
 def test_reads_that_mincore_does_not_show_are_no_proof(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.bench.cold.resident_bytes", lambda path: 0)
+    monkeypatch.setattr("weightpager.doctor.cold.resident_bytes", lambda path: 0)
     with cold_read([file]) as proof:
         pass
     assert not proof.cold

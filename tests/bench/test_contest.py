@@ -11,12 +11,12 @@ import contests
 import pytest
 from command import Command
 
-from weightpager.bench.contest import assets
-from weightpager.bench.contest.plan import Plan, quick
-from weightpager.bench.contest.result import Contest
-from weightpager.bench.contest.run import run_contest
 from weightpager.bundle import Bundle
 from weightpager.errors import ConfigError
+from weightpager.lab.contest.results.plan import Plan, quick
+from weightpager.lab.contest.results.result import Contest
+from weightpager.lab.contest.rivals import assets
+from weightpager.lab.contest.run import run_contest
 
 
 def test_an_unknown_method_is_refused(assistant_bundle: Path) -> None:
@@ -40,7 +40,7 @@ def test_the_command_marks_rows_whose_limit_did_not_hold(
     ours = contests.row("ours", contests.found(0.01))
     limit = "storage: unlimited: no io controller"
     whole = contests.row("sparse_whole", contests.found(0.12), unlimited=[limit])
-    monkeypatch.setattr("weightpager.bench.contest.run.run_contest", lambda *_: contests.contest(ours, whole))
+    monkeypatch.setattr("weightpager.lab.contest.run.run_contest", lambda *_: contests.contest(ours, whole))
     done = weightpager("bench", assistant_bundle, "--storage", "300MB/s")
     assert "the sparse_whole*" in done.out
     assert "the ours*" not in done.out

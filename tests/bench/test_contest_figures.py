@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from contests import contest, found, row
 
-from weightpager.bench.contest.figures import figures, speedup, spread
 from weightpager.bundle.report.compile_report import TaskScore
+from weightpager.lab.contest.results.figures import figures, speedup, spread
 
 
 def test_speeds_are_compared_over_all_pairs() -> None:

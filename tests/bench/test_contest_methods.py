@@ -14,18 +14,18 @@ import torch
 
 import tiny
 import weightpager as wp
-from weightpager.bench.contest import assets
-from weightpager.bench.contest.facts import budget_for
-from weightpager.bench.contest.found import Job
-from weightpager.bench.contest.measuring import measure
-from weightpager.bench.contest.methods import METHODS, method
-from weightpager.bench.contest.pace import Pace
-from weightpager.bench.contest.prompt import prompt
-from weightpager.bench.contest.rival import Rival, Setting
-from weightpager.bench.contest.worker import do
-from weightpager.bench.limits import pinned
 from weightpager.bundle import Bundle
 from weightpager.engine import Engine
+from weightpager.lab.contest.measure.measuring import measure
+from weightpager.lab.contest.measure.prompt import prompt
+from weightpager.lab.contest.measure.worker import do
+from weightpager.lab.contest.results.facts import budget_for
+from weightpager.lab.contest.results.found import Job
+from weightpager.lab.contest.rivals import assets
+from weightpager.lab.contest.rivals.methods import METHODS, method
+from weightpager.lab.contest.rivals.pace import Pace
+from weightpager.lab.contest.rivals.rival import Rival, Setting
+from weightpager.limits.limits import pinned
 from weightpager.nn import PagedLinear
 
 RUNNABLE = [entry for entry in METHODS if not entry.missing]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from weightpager import kernels
-from weightpager.bench.kernel_choice import kernel_choice
+from weightpager.doctor.kernel_choice import kernel_choice
 
 
 def test_what_serves_on_a_gpu_is_told_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.bench import machine
-from weightpager.bench.machine import Bandwidth, direct_read_bandwidth, disk_of, memory_read_bandwidth, whole_disk
+from weightpager.doctor import machine
+from weightpager.doctor.machine import Bandwidth, direct_read_bandwidth, disk_of, memory_read_bandwidth, whole_disk
 from weightpager.errors import ConfigError, StoreError
 
 BLOCK = 64 << 10
@@ -54,7 +54,7 @@ def test_a_description_is_json_and_names_what_a_row_needs() -> None:
 
 def test_measuring_needs_no_torch() -> None:
     code = (
-        "import sys, weightpager.bench.cold, weightpager.bench.limited, weightpager.bench.machine as m; "
+        "import sys, weightpager.doctor.cold, weightpager.limits.__main__, weightpager.doctor.machine as m; "
         "print(m.describe()['torch_threads'], 'torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from weightpager.bench import memory_read
-from weightpager.bench.kernel_choice import REFERENCE
+from weightpager.doctor import memory_read
+from weightpager.doctor.kernel_choice import REFERENCE
 from weightpager.machine.memory import Memory
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from weightpager.bench.contest.scores import scores
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
+from weightpager.lab.contest.measure.scores import scores
 
 
 def test_held_out_data_that_cannot_be_looked_at_is_not_measured_again(assistant_bundle: Path) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from weightpager import kernels
-from weightpager.bench.random_weight import random_weight
-from weightpager.bench.self_test import Kernel, cases, kernels_here, self_test
 from weightpager.blocks import BlockShape
 from weightpager.bundle.format.layout import PageDtype
+from weightpager.doctor.random_weight import random_weight
+from weightpager.doctor.self_test import Kernel, cases, kernels_here, self_test
 from weightpager.kernels import PagedWeight, PageNotResidentError, exact, reference
 
 DTYPES: list[PageDtype] = ["bfloat16", "float32", "int8"]

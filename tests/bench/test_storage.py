@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from weightpager.bench import storage
-from weightpager.bench.storage import directory_of, examine_storage, probe_bytes
+from weightpager.doctor import storage
+from weightpager.doctor.storage import directory_of, examine_storage, probe_bytes
 from weightpager.errors import ConfigError, StoreError
 
 MIB = 1 << 20

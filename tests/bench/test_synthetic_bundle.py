@@ -8,8 +8,8 @@ import torch
 from transformers import Qwen2Config
 
 import weightpager as wp
-from weightpager.bench.synthetic_bundle import Recipe, bundle_of
 from weightpager.blocks import BlockShape
+from weightpager.lab.synthetic_bundle import Recipe, bundle_of
 
 
 def test_a_synthetic_bundle_runs(tmp_path: Path) -> None:

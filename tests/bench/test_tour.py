@@ -7,7 +7,7 @@ from itertools import pairwise, permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.bench.contest.tour import circuit, random_walk
+from weightpager.lab.contest.measure.tour import circuit, random_walk
 from weightpager.transitions import Transitions
 
 

@@ -14,8 +14,8 @@ from command import Command
 from torch import Tensor
 
 from weightpager import kernels
-from weightpager.bench import memory_read, storage
-from weightpager.bench.machine import Bandwidth
+from weightpager.doctor import memory_read, storage
+from weightpager.doctor.machine import Bandwidth
 from weightpager.kernels import PagedWeight, reference
 from weightpager.machine.mounts import mount_of
 
@@ -139,7 +139,7 @@ def test_storage_that_cannot_be_measured_is_no_failure(
 def test_a_missing_native_module_is_said_with_what_to_do(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['weightpager.kernels._native'] = None\n"
-        "from weightpager.bench import memory_read, storage\n"
+        "from weightpager.doctor import memory_read, storage\n"
         "memory_read._MOST = storage._PIECE = storage._MOST = 1 << 20\n"
         f"sys.argv = ['weightpager', 'doctor', '--path', {str(tmp_path)!r}]\n"
         "from weightpager.cli import main; main()"

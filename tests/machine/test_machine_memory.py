@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from weightpager.bench.cgroup import run_limited
+from weightpager.limits.cgroup import run_limited
 from weightpager.machine.hierarchy import Hierarchy
 from weightpager.machine.memory import Memory, group_left, group_limit, read_memory
 from weightpager.machine.mounts import mounts

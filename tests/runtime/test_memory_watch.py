@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import weightpager as wp
-from weightpager.bench.cgroup import run_limited
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import Footprint
+from weightpager.limits.cgroup import run_limited
 from weightpager.machine.memory import read_memory
 from weightpager.runtime.memory.budget import MemoryController, Needs
 from weightpager.runtime.memory.host_arena import Arena

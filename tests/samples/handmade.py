@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Literal
 
-from weightpager.samples.pins import Archive
+from weightpager.lab.samples.download.pins import Archive
 
 
 def tarball(files: Mapping[str, bytes]) -> bytes:

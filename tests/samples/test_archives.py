@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.samples import Archive, SampleUnavailable, archives, fetch
-from weightpager.samples.archives import Fetcher, cached
+from weightpager.lab.samples import Archive, SampleUnavailable, fetch
+from weightpager.lab.samples.download import archives
+from weightpager.lab.samples.download.archives import Fetcher, cached
 
 from .handmade import pin
 

@@ -6,8 +6,9 @@ from threading import Barrier
 
 import pytest
 
-from weightpager.samples import SampleUnavailable, building
-from weightpager.samples.building import build_once, key_of
+from weightpager.lab.samples import SampleUnavailable
+from weightpager.lab.samples.download import building
+from weightpager.lab.samples.download.building import build_once, key_of
 
 
 def test_a_directory_appears_only_when_complete(tmp_path: Path) -> None:

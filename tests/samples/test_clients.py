@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.samples import SampleUnavailable, clients
-from weightpager.samples.archives import fetch
+from weightpager.lab.samples import SampleUnavailable
+from weightpager.lab.samples.download import clients
+from weightpager.lab.samples.download.archives import fetch
 
 from .handmade import pin, tarball, wheel
 

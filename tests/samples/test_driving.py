@@ -14,11 +14,11 @@ from transformers import AutoImageProcessor, ViTForImageClassification
 
 from weightpager.compiler import task_file
 from weightpager.errors import ConfigError
-from weightpager.samples import road_model
-from weightpager.samples.driving import driving, images, picture
-from weightpager.samples.road_picture import MARKS, SIDE, render
-from weightpager.samples.road_scene import CLASSES, Scene, Signal, Thing, draw
-from weightpager.samples.sample import Sample
+from weightpager.lab.samples.road import road_model
+from weightpager.lab.samples.road.driving import driving, images, picture
+from weightpager.lab.samples.road.road_picture import MARKS, SIDE, render
+from weightpager.lab.samples.road.road_scene import CLASSES, Scene, Signal, Thing, draw
+from weightpager.lab.samples.sample import Sample
 
 EMPTY = Scene(
     daytime="day", rain=0.0, fog=0.002, offset=0.0, bend=0.0, signal=None, vehicle=None, obstacle=None,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.samples import SampleUnavailable
-from weightpager.samples.members import member, members
+from weightpager.lab.samples import SampleUnavailable
+from weightpager.lab.samples.download.members import member, members
 
 from .handmade import tarball, wheel
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from weightpager.samples import SampleUnavailable, archives, gguf_file, models, pins
+from weightpager.lab.samples import SampleUnavailable, models
+from weightpager.lab.samples.download import archives, gguf_file, pins
 
 from .handmade import pin, wheel
 

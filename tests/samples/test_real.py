@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from weightpager import samples
 from weightpager.config import cache_dir
-from weightpager.samples import Missing, Sample, archives, brown, pins, pos
-from weightpager.samples.items import normalise
+from weightpager.lab import samples
+from weightpager.lab.samples import Missing, Sample
+from weightpager.lab.samples.download import archives, pins
+from weightpager.lab.samples.items import normalise
+from weightpager.lab.samples.text import brown, pos
 
 pytestmark = pytest.mark.slow
 

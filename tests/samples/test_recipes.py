@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from weightpager.errors import ConfigError
-from weightpager.samples import Missing, SampleUnavailable, domains, tasks
-from weightpager.samples.archives import Fetcher
-from weightpager.samples.items import Item, document, labelled
-from weightpager.samples.recipes import Recipe, follow
+from weightpager.lab.samples import Missing, SampleUnavailable, domains, tasks
+from weightpager.lab.samples.download.archives import Fetcher
+from weightpager.lab.samples.items import Item, document, labelled
+from weightpager.lab.samples.recipes import Recipe, follow
 
 LIMITS = {"train": 20, "validation": 5, "eval": 5}
 

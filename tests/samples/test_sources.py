@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from weightpager.samples import bbc, brown, genre, language, pos, sentiment, spam, standard_library, topic, translations
+from weightpager.lab.samples.text import (
+    bbc,
+    brown,
+    genre,
+    language,
+    pos,
+    sentiment,
+    spam,
+    standard_library,
+    topic,
+    translations,
+)
 
 from .handmade import tarball, wheel
 

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 
 from weightpager.errors import ConfigError
+from weightpager.lab.traces import TRACES, Trace, write_trace
+from weightpager.lab.traces.mail import read_mail
+from weightpager.lab.traces.trace import in_place_of
+from weightpager.lab.traces.unpredictable import FLIP, TASKS, successors
 from weightpager.runtime.history.visit import Visit
 from weightpager.runtime.prediction.first_order_predictor import FirstOrderPredictor
 from weightpager.runtime.prediction.frequency_predictor import FrequencyPredictor
@@ -20,10 +24,6 @@ from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
 from weightpager.runtime.prediction.predictor import TransitionPredictor
 from weightpager.runtime.prediction.score import PredictionScore
-from weightpager.traces import TRACES, Trace, write_trace
-from weightpager.traces.mail import read_mail
-from weightpager.traces.trace import in_place_of
-from weightpager.traces.unpredictable import FLIP, TASKS, successors
 from weightpager.transitions import Transitions, read_trace
 
 MADE = sorted(TRACES.keys() - {"mail"})

@@ -16,8 +16,8 @@ from weightpager.cli.progress import progress
 from weightpager.config import cache_dir, parse_bandwidth, parse_size
 
 if TYPE_CHECKING:
-    from weightpager.bench.contest.plan import Plan
-    from weightpager.bench.contest.result import Contest, Limits, Row
+    from weightpager.lab.contest.results.plan import Plan
+    from weightpager.lab.contest.results.result import Contest, Limits, Row
 
 Size = Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory of a process, page cache included.")]
 
@@ -60,7 +60,7 @@ def bench(
     """
     if json is not None:
         check_writable("json", json)
-    from weightpager.bench.contest.result import Limits
+    from weightpager.lab.contest.results.result import Limits
 
     limits = Limits(
         memory=None if memory is None else parse_size(memory),
@@ -68,8 +68,8 @@ def bench(
         cpus=cpus,
     )
     with extra("bench"), progress(quiet) as stages:
-        from weightpager.bench.contest.plan import quick as shortened
-        from weightpager.bench.contest.run import run_contest
+        from weightpager.lab.contest.results.plan import quick as shortened
+        from weightpager.lab.contest.run import run_contest
 
         plan = _plan(bundle, unaligned, limits, tuple(method or ()), repeats, seed, quick=quick)
         found = run_contest(shortened(plan) if quick else plan, stages)
@@ -88,9 +88,9 @@ def _plan(
     *,
     quick: bool,
 ) -> Plan:
-    from weightpager.bench.contest.plan import Plan
-    from weightpager.bench.contest.subject import Subject, usual_subject
     from weightpager.bundle import Bundle
+    from weightpager.lab.contest.results.plan import Plan
+    from weightpager.lab.contest.results.subject import Subject, usual_subject
 
     def say(line: str) -> None:
         output.errors.print(line, markup=False, highlight=False)

@@ -14,7 +14,7 @@ from weightpager.cli.progress import progress
 from weightpager.config import cache_dir
 
 if TYPE_CHECKING:
-    from weightpager.demo.result import DemoResult
+    from weightpager.lab.demo.result import DemoResult
 
 
 def register(app: typer.Typer) -> None:
@@ -36,8 +36,8 @@ def demo(
     """
     check_writable("out", out)
     with extra("demo"):
-        from weightpager.demo import run_demo
-        from weightpager.demo.page import render
+        from weightpager.lab.demo import run_demo
+        from weightpager.lab.demo.page import render
     with progress(quiet or json) as stages:
         result = run_demo(cache_dir(), stages)
     if json:

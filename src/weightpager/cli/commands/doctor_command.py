@@ -12,12 +12,12 @@ from weightpager.cli.options import Json, Quiet
 from weightpager.cli.progress import progress
 
 if TYPE_CHECKING:
-    from weightpager.bench.doctor import Diagnosis
-    from weightpager.bench.kernel_choice import KernelChoice
-    from weightpager.bench.machine import Bandwidth
-    from weightpager.bench.processor import Processor
-    from weightpager.bench.self_test import SelfTest
-    from weightpager.bench.storage import Storage
+    from weightpager.doctor.examine import Diagnosis
+    from weightpager.doctor.kernel_choice import KernelChoice
+    from weightpager.doctor.machine import Bandwidth
+    from weightpager.doctor.processor import Processor
+    from weightpager.doctor.self_test import SelfTest
+    from weightpager.doctor.storage import Storage
 
 _UNKNOWN = "unknown"
 
@@ -40,8 +40,8 @@ def doctor(
 
     Example: `weightpager doctor --path /srv/bundles`
     """
-    from weightpager.bench.doctor import examine
-    from weightpager.bench.verdict import judge
+    from weightpager.doctor.examine import examine
+    from weightpager.doctor.verdict import judge
 
     with progress(quiet or json) as stages:
         found = examine(path, stages)

@@ -15,9 +15,9 @@ from weightpager.config import parse_bandwidth, parse_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from weightpager.bench.sizing import Waiting
     from weightpager.bundle import Bundle
     from weightpager.runtime.history.visit import Visit
+    from weightpager.simulate.sizing import Waiting
 
 
 def register(app: typer.Typer) -> None:
@@ -53,8 +53,8 @@ def simulate(
 
     Example: `weightpager simulate assistant.bundle --trace day.jsonl --budget 48MiB --storage 300MB/s --max-wait 20`
     """
-    from weightpager.bench.sizing import Sizing
     from weightpager.bundle import Bundle
+    from weightpager.simulate.sizing import Sizing
     from weightpager.store import StorageModel
 
     opened = Bundle.open(bundle)
@@ -104,8 +104,8 @@ def _wait(milliseconds: float) -> str:
 
 def _visits(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Visit, ...]:
     from weightpager.errors import ConfigError
-    from weightpager.traces import TRACES
-    from weightpager.traces.trace import in_place_of, read_visits
+    from weightpager.lab.traces import TRACES
+    from weightpager.lab.traces.trace import in_place_of, read_visits
 
     if trace not in TRACES:
         if not os.path.lexists(trace):

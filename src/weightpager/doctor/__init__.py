@@ -1,0 +1,1 @@
+"""What this machine can do, and whether it does it rightly."""

@@ -1,0 +1,239 @@
+"""What a measurement ran on, and how fast that machine's storage and memory are."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import mmap
+import os
+import platform
+import stat
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from weightpager import __version__
+from weightpager.doctor.cold import cold_read
+from weightpager.doctor.processor import cpu_flags, cpu_model
+from weightpager.errors import ConfigError, StoreError
+from weightpager.machine.mounts import mount_of
+
+_PACKAGES = ("torch", "transformers", "numpy", "safetensors")
+_ISA = frozenset({
+    "amx_bf16", "amx_int8", "amx_tile", "asimd", "avx2", "avx512_bf16", "avx512_vnni", "avx512f", "bf16", "i8mm", "sve",
+})  # fmt: skip
+_ALIGNMENT = 4096
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Bytes read per second, measured several times.
+
+    Attributes:
+        total_bytes: read in each run.
+        block_bytes: asked for at once.
+        threads: that read at the same time.
+        seconds: of each run, in order.
+        doubt: why the figures may not be what they claim, such as a cache that couldn't be dropped; else empty.
+    """
+
+    total_bytes: int
+    block_bytes: int
+    threads: int
+    seconds: tuple[float, ...]
+    doubt: str = ""
+
+    @property
+    def median(self) -> float:
+        """Bytes per second of the median run."""
+        return self.total_bytes / statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Bytes per second of the slowest and of the fastest run."""
+        return self.total_bytes / max(self.seconds), self.total_bytes / min(self.seconds)
+
+
+def describe() -> dict[str, object]:
+    """What a row of results needs to be repeated elsewhere: JSON values, sizes in bytes, None where unknown.
+
+    It never imports torch; its number of threads is given if it is loaded already.
+    """
+    cpu = parse_cpuinfo(Path("/proc/cpuinfo").read_text())
+    return {
+        "cpu": cpu["model"],
+        "isa": cpu["isa"],
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {"weightpager": __version__} | {name: _version(name) for name in _PACKAGES},
+        "torch_threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None,
+        "commit": _commit(),
+    }
+
+
+def direct_read_bandwidth(
+    path: Path, total_bytes: int, block_bytes: int, threads: int = 1, *, repeats: int = 5
+) -> Bandwidth:
+    """How fast the start of a file comes from storage: sequential O_DIRECT reads into aligned memory.
+
+    The threads take the blocks of one sequence in turn. What the file system does behind O_DIRECT is checked: page
+    cache found after a run means that it wasn't direct, and is said in `Bandwidth.doubt`.
+
+    Raises:
+        ConfigError: sizes that don't fit each other or the file, or a file with holes, which no disk is asked for.
+        StoreError: the file can't be read, or its file system has no O_DIRECT.
+    """
+    _check_sizes(path, total_bytes, block_bytes, threads)
+    seconds: list[float] = []
+    doubts: dict[str, None] = {}
+    for _ in range(repeats):
+        with cold_read([path]) as proof:
+            seconds.append(_read_direct(path, total_bytes, block_bytes, threads))
+        doubts |= {text: None for text in (proof.reason, _left_behind(proof.left_bytes)) if text}
+    return Bandwidth(total_bytes, block_bytes, threads, tuple(seconds), "; ".join(doubts))
+
+
+def memory_read_bandwidth(total_bytes: int = 256 << 20, threads: int | None = None, *, repeats: int = 5) -> Bandwidth:
+    """How fast memory can be read: sums over an array that should be much larger than the last-level cache.
+
+    Args:
+        total_bytes: of the array.
+        threads: that share it; None takes all usable cores.
+        repeats: runs, after one that isn't counted.
+    """
+    workers = threads or len(os.sched_getaffinity(0))
+    parts = np.array_split(np.ones(total_bytes // 8, np.uint64), workers)
+    with ThreadPoolExecutor(workers) as pool:
+        seconds = [_seconds(lambda: list(pool.map(np.sum, parts))) for _ in range(repeats + 1)]
+    return Bandwidth(total_bytes // 8 * 8, total_bytes // workers, workers, tuple(seconds[1:]))
+
+
+def disk_of(path: str | os.PathLike[str]) -> str:
+    """``"major:minor"`` of the whole disk that a path lies on, as cgroups name it.
+
+    Raises:
+        ConfigError: its file system has no disk of its own.
+    """
+    number = Path(path).stat().st_dev
+    if os.major(number) == 0:  # btrfs hides its disk's number, file systems without a disk have none
+        number = _mounted_device(path)
+    return whole_disk(os.major(number), os.minor(number))
+
+
+def whole_disk(major: int, minor: int, sysfs: Path = Path("/sys")) -> str:
+    """The disk of a partition; a whole disk is its own.
+
+    Raises:
+        ConfigError: the kernel has no such block device.
+    """
+    node = (sysfs / "dev/block" / f"{major}:{minor}").resolve()
+    disk = node.parent if (node / "partition").exists() else node
+    try:
+        return (disk / "dev").read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"expected a block device, got {major}:{minor}, which {sysfs} doesn't know") from error
+
+
+def parse_cpuinfo(text: str) -> dict[str, object]:
+    """Model and instruction sets of the first CPU that ``/proc/cpuinfo`` lists."""
+    return {"model": cpu_model(text), "isa": sorted(_ISA & cpu_flags(text))}
+
+
+def _mounted_device(path: str | os.PathLike[str]) -> int:
+    """Device number of what is mounted at a path."""
+    mount = mount_of(path)
+    try:
+        source = Path(mount.source).stat()
+    except OSError:
+        source = None
+    if source is None or not stat.S_ISBLK(source.st_mode):
+        raise ConfigError(f"{os.fspath(path)}: expected a file system on a disk, got {mount.kind} on {mount.source!r}")
+    return source.st_rdev
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, with ``-dirty`` after it if files differ."""
+    package = Path(__file__).resolve().parents[1]
+    top = _git(package, "rev-parse", "--show-toplevel")
+    if top is None or Path(top) != package.parents[1]:  # installed inside somebody else's checkout
+        return None
+    return _git(package, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", os.fspath(directory), *arguments]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - no user input in it
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()
+
+
+def _check_sizes(path: Path, total_bytes: int, block_bytes: int, threads: int) -> None:
+    if block_bytes <= 0 or block_bytes % _ALIGNMENT:
+        raise ConfigError(f"block_bytes: expected a multiple of {_ALIGNMENT}, got {block_bytes}")
+    if total_bytes <= 0 or total_bytes % block_bytes:
+        raise ConfigError(f"total_bytes: expected a multiple of block_bytes, {block_bytes}, got {total_bytes}")
+    if threads < 1:
+        raise ConfigError(f"threads: expected at least one, got {threads}")
+    found = path.stat()
+    if found.st_size < total_bytes:
+        raise ConfigError(f"{path}: expected at least {total_bytes} bytes, got {found.st_size}")
+    if found.st_blocks * 512 < total_bytes:
+        raise ConfigError(f"{path}: expected {total_bytes} bytes on disk, got {found.st_blocks * 512}: it has holes")
+
+
+def _read_direct(path: Path, total_bytes: int, block_bytes: int, threads: int) -> float:
+    """Seconds that the threads need for all blocks; opening isn't counted."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError as error:
+        why = "its file system has no O_DIRECT" if error.errno == errno.EINVAL else error.strerror
+        raise StoreError(f"cannot open {path}: {why}") from error
+    buffers = [mmap.mmap(-1, block_bytes) for _ in range(threads)]  # page-aligned, as O_DIRECT requires
+
+    def read(worker: int) -> None:
+        for offset in range(worker * block_bytes, total_bytes, threads * block_bytes):
+            _read_block(descriptor, buffers[worker], offset)
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return _seconds(lambda: list(pool.map(read, range(threads))))
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _read_block(descriptor: int, buffer: mmap.mmap, offset: int) -> None:
+    count = os.preadv(descriptor, [buffer], offset)
+    if count != len(buffer):
+        raise StoreError(f"expected {len(buffer)} bytes at {offset}, got {count}")
+
+
+def _left_behind(count: int | None) -> str:
+    return f"not direct: the reads left {count} bytes in the page cache" if count else ""
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,63 @@
+"""How fast memory is read by as many threads as the kernels use: the ceiling of every kernel."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from weightpager.doctor.kernel_choice import REFERENCE
+from weightpager.doctor.machine import Bandwidth, memory_read_bandwidth
+from weightpager.kernels import available
+from weightpager.machine.memory import Memory
+
+_MOST = 256 << 20
+"""Bytes that are read; no cache of a processor that this runs on holds a large part of them."""
+
+_LEAST = 1 << 20
+
+
+def probe_bytes(memory: Memory) -> int:
+    """Bytes to measure with: enough to be out of cache, and no more than an eighth of what is usable."""
+    usable = memory.usable_bytes
+    return _MOST if usable is None else max(_LEAST, min(_MOST, usable // 8))
+
+
+def kernel_read_bandwidth(total_bytes: int, threads: int, *, repeats: int = 5) -> Bandwidth:
+    """How fast the native module reads memory that is in no cache; numpy, and a doubt, where there is no such module.
+
+    Args:
+        total_bytes: of the memory that is read.
+        threads: that share it.
+        repeats: runs, after one that isn't counted.
+    """
+    if available() == (REFERENCE,):
+        measured = memory_read_bandwidth(total_bytes, threads, repeats=repeats)
+        return replace(measured, doubt="read by numpy, which may be slower than memory is")
+    with _torch_threads(threads):
+        seconds = _native_seconds(torch.ones(total_bytes, dtype=torch.uint8), repeats)
+    return Bandwidth(total_bytes, total_bytes // threads, threads, seconds)
+
+
+def _native_seconds(content: torch.Tensor, repeats: int) -> tuple[float, ...]:
+    from weightpager.kernels.cpu import read_memory  # only where the native module has been built
+
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        read_memory(content)
+        seconds.append(time.perf_counter() - start)
+    return tuple(seconds[1:])
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,145 @@
+"""The storage under a path: what it is, whether reads can go past the page cache, and how fast they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from weightpager.config import EngineConfig, format_enough, format_room
+from weightpager.doctor.machine import Bandwidth, direct_read_bandwidth
+from weightpager.errors import ConfigError, StoreError
+from weightpager.machine.mounts import mount_of
+
+_PIECE = 8 << 20
+_MOST = 128 << 20
+_WRITE_SECONDS = 1.0
+"""A slow card gets a small file: reading takes no longer than writing, and is repeated."""
+
+_FREE_SHARE = 4
+"""At most one part in so many of what is free is written."""
+
+_LONG, _PAGE = 1 << 20, 64 << 10
+"""Bytes of a read, in sequence and as pages are read."""
+
+_REPEATS = 3
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What was found of the storage under a directory.
+
+    Attributes:
+        directory: where a file was written and read.
+        kind: the file system's type; None if unknown.
+        source: what is mounted there, a device for a disk; None if unknown.
+        direct: whether O_DIRECT works; None if that couldn't be tried.
+        sequential: long direct reads by one thread; None if not measured.
+        pages: direct reads of 64 KiB by as many threads as an engine reads with; None if not measured.
+        problem: why something was not measured; else empty.
+    """
+
+    directory: Path
+    kind: str | None
+    source: str | None
+    direct: bool | None = None
+    sequential: Bandwidth | None = None
+    pages: Bandwidth | None = None
+    problem: str = ""
+
+
+STEPS = 3
+"""How often `examine_storage` reports a step: written, read in sequence, read as pages."""
+
+
+def directory_of(path: Path) -> Path:
+    """The directory to examine for a path: itself, or the one that a file lies in.
+
+    Raises:
+        ConfigError: there is no such path, or it is out of reach.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        asked = f"path: expected a directory or a file on the storage to examine, got {path}"
+        raise ConfigError(f"{asked}: {error.strerror}") from error
+    return path if stat.S_ISDIR(found.st_mode) else path.parent
+
+
+def examine_storage(directory: Path, step: Step = lambda: None) -> Storage:
+    """Write a temporary file of at most 128 MiB, for about a second, and read it; it is removed in any case.
+
+    Where that can't be done, `Storage.problem` says why; nothing is raised for it.
+
+    Args:
+        directory: an existing one.
+        step: called after each of `STEPS` steps; fewer where something can't be measured.
+    """
+    found = Storage(directory, *_mounted(directory))
+    try:
+        free = shutil.disk_usage(directory).free
+        size = probe_bytes(free)
+        if size == 0:
+            needed = format_enough(_FREE_SHARE * _PIECE)
+            return replace(found, problem=f"too little space: expected {needed} free, got {format_room(free)}")
+        with tempfile.NamedTemporaryFile(prefix=".weightpager-doctor-", dir=directory) as file:
+            written = _fill(file, size)
+            step()
+            return _measure(found, Path(file.name), written, step)
+    except OSError as error:
+        return replace(found, problem=f"a file can't be written there: {error.strerror}")
+
+
+def probe_bytes(free: int) -> int:
+    """Bytes of the file to write where so many are free; 0 if that is too little."""
+    return min(_MOST, free // _FREE_SHARE // _PIECE * _PIECE)
+
+
+def _mounted(directory: Path) -> tuple[str | None, str | None]:
+    try:
+        mount = mount_of(directory)
+    except (OSError, LookupError):  # a system without /proc, or a mount out of sight
+        return None, None
+    return mount.kind, mount.source
+
+
+def _fill(file: IO[bytes], most: int) -> int:
+    """Write pieces of noise, which no file system can compress, until the time or the size is up; bytes written."""
+    end = time.monotonic() + _WRITE_SECONDS
+    written = 0
+    while written < most and (written == 0 or time.monotonic() < end):
+        file.write(os.urandom(_PIECE))
+        file.flush()
+        os.fsync(file.fileno())
+        written += _PIECE
+    return written
+
+
+def _measure(found: Storage, file: Path, size: int, step: Step) -> Storage:
+    """What was found, with the bandwidths of a file of that many bytes."""
+    if not hasattr(os, "O_DIRECT"):
+        return replace(found, direct=False, problem="this system has no O_DIRECT")
+    try:
+        sequential = direct_read_bandwidth(file, size, _LONG, repeats=_REPEATS)
+        step()
+        pages = direct_read_bandwidth(file, size, _PAGE, EngineConfig().io_threads, repeats=_REPEATS)
+        step()
+    except StoreError as error:
+        return replace(found, direct=False, problem=_unnamed(str(error), file))
+    except ConfigError as error:  # a file system that doesn't say what of a file is on disk
+        return replace(found, problem=_unnamed(str(error), file))
+    sequential, pages = (replace(read, doubt=_unnamed(read.doubt, file)) for read in (sequential, pages))
+    return replace(found, direct=True, sequential=sequential, pages=pages)
+
+
+def _unnamed(text: str, file: Path) -> str:
+    """A text for people, who have never seen the temporary file that it names."""
+    return text.removeprefix(f"{file}: ").replace(str(file), "a file there")

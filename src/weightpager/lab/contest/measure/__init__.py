@@ -1,0 +1,1 @@
+"""Measures one method in a process of its own."""

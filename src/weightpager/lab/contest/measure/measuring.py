@@ -1,0 +1,138 @@
+"""Measuring one method: cold switches of all ordered pairs, a trace, memory, and speed once a task is there."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import cycle, islice, pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightpager import kernels
+from weightpager.bundle import Bundle
+from weightpager.doctor.cold import cold_read
+from weightpager.lab.contest.measure.process_memory import bytes_from_storage, memory_sizes, resident_bytes
+from weightpager.lab.contest.measure.prompt import items, prompt
+from weightpager.lab.contest.measure.tour import circuit, random_walk
+from weightpager.lab.contest.results.found import Found, Job, ProcessMemory, Sample, Visit
+from weightpager.lab.contest.rivals.methods import Method
+from weightpager.lab.contest.rivals.rival import Rival
+from weightpager.transitions import Transitions
+
+FORWARD_SECONDS = 0.5
+LEAST_FORWARDS, MOST_FORWARDS = 3, 200
+
+Inputs = Mapping[str, Mapping[str, Any]]
+
+
+def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], job: Job) -> Found:
+    """Measure a method that has been set up for these tasks."""
+    inputs = {task: prompt(bundle, task, job.seed) for task in tasks}
+    for task in tasks:
+        _run(rival.switch(task), inputs[task])  # what is built at first use isn't part of a switch
+    warm = partial(_forwards, rival, tasks[0], inputs[tasks[0]])
+    forwards = warm()
+    samples, note = _pairs(rival, tasks, inputs, job, lazy=method.lazy)
+    forwards += warm()
+    visits, doubt = _trace(rival, bundle, tasks, inputs, job, statistics.median(forwards))
+    forwards += warm()  # a virtual machine's cores are faster at one time than at another
+    memory = ProcessMemory(weights=rival.weight_bytes(), paged=rival.paged_bytes(), **memory_sizes())
+    return Found(
+        samples=samples,
+        cold_note=note or doubt,
+        visits=visits,
+        memory=memory,
+        forwards=forwards,
+        tokens=items(bundle, tasks[0]),
+        kernel=kernels.isa(),
+        torch_threads=torch.get_num_threads(),
+        paced=job.pace is not None,
+    )
+
+
+def _pairs(rival: Rival, tasks: Sequence[str], inputs: Inputs, job: Job, *, lazy: bool) -> tuple[list[Sample], str]:
+    """Cold switches, nothing in memory but the task that is left; why one wasn't cold, if so."""
+    walk = circuit(tasks, job.seed)
+    count = job.repeats * (len(walk) - 1)
+    samples: list[Sample] = []
+    note = ""
+    end = time.perf_counter() + job.seconds
+    if count:
+        _run(rival.switch(walk[0]), inputs[walk[0]])
+    for a, b in islice(cycle(pairwise(walk)), count):
+        if len(samples) >= len(tasks) and time.perf_counter() > end:
+            break
+        rival.forget()
+        with cold_read(rival.files(b)) as proof:
+            samples.append(_switch(rival, a, b, inputs[b], lazy=lazy))
+        note = note or proof.reason
+    return samples, note
+
+
+def _switch(rival: Rival, a: str, b: str, inputs: Mapping[str, Any], *, lazy: bool) -> Sample:
+    read = bytes_from_storage()
+    start = time.perf_counter()
+    module = rival.switch(b)
+    ready = time.perf_counter() - start
+    _run(module, inputs)
+    first_output = time.perf_counter() - start
+    return Sample(
+        from_task=a,
+        to_task=b,
+        ready=None if lazy else ready,
+        first_output=first_output,
+        bytes=bytes_from_storage() - read,
+    )
+
+
+def _trace(
+    rival: Rival, bundle: Bundle, tasks: Sequence[str], inputs: Inputs, job: Job, forward: float
+) -> tuple[list[Visit], str]:
+    """A walk by the bundle's transitions that starts cold; what is in memory, page cache included, is left there.
+
+    Also says why it didn't start cold, if so. Where the walk begins is no visit: all methods leave the same task.
+    """
+    if not job.visits:
+        return [], ""
+    transitions = Transitions(tuple(bundle.tasks), bundle.manifest.transitions).only(tasks)  # type: ignore[arg-type]
+    first, *walk = random_walk(transitions, 1 + job.visits, job.seed)
+    visits: list[Visit] = []
+    _run(rival.switch(first), inputs[first])
+    rival.forget()
+    with cold_read({file for task in tasks for file in rival.files(task)}) as proof:
+        for task in walk:
+            read = bytes_from_storage()
+            start = time.perf_counter()
+            _run(rival.switch(task), inputs[task])
+            seconds = time.perf_counter() - start
+            visits.append(
+                Visit(
+                    task=task,
+                    waited=max(0.0, seconds - forward),
+                    bytes=bytes_from_storage() - read,
+                    weight_bytes=rival.weight_bytes(),
+                    process_bytes=resident_bytes(),
+                )
+            )
+    return visits, proof.reason
+
+
+def _forwards(rival: Rival, task: str, inputs: Mapping[str, Any]) -> list[float]:
+    """Seconds of warm forwards, one after the other."""
+    module = rival.switch(task)
+    found: list[float] = []
+    _run(module, inputs)
+    while len(found) < LEAST_FORWARDS or (len(found) < MOST_FORWARDS and sum(found) < FORWARD_SECONDS):
+        start = time.perf_counter()
+        _run(module, inputs)
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def _run(module: nn.Module, inputs: Mapping[str, Any]) -> None:
+    with torch.inference_mode():
+        module(**inputs)

@@ -1,0 +1,33 @@
+"""Accuracy through the bundle that is timed: measured again, or as its compile measured it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.report.compile_report import CompileReport, TaskScore
+from weightpager.compiler.measuring.measure import measure
+from weightpager.engine import Engine
+from weightpager.lab.contest.rivals.rival import DTYPE
+from weightpager.machine.paths import has_file
+
+Progress = Callable[[str, int, int], None]
+
+
+def scores(
+    bundle: Bundle, report: CompileReport | None, *, again: bool, progress: Progress
+) -> tuple[list[TaskScore], str]:
+    """Every task's score and where it comes from; nothing where the bundle has no held-out data and no report.
+
+    Args:
+        bundle: of the tasks.
+        report: of its compile, if it has one.
+        again: whether to measure, where the held-out data is on this machine.
+        progress: of that.
+    """
+    stated = [entry.eval for entry in bundle.tasks.values()]
+    if again and all(data is not None and has_file(Path(data.file)) for data in stated):
+        with Engine.from_pretrained(bundle.path, dtype=DTYPE) as engine:
+            return measure(engine, bundle.tasks, progress), "this run"
+    return (report.tasks, "the compile") if report is not None else ([], "")

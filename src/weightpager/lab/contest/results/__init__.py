@@ -1,0 +1,1 @@
+"""What a contest plans and finds: rows, facts and figures. Pure."""

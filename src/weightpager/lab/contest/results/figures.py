@@ -1,0 +1,153 @@
+"""From rows that can be compared to the figures that were asked for: pure. What can't be computed has no key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean, median
+from typing import Literal
+
+import numpy as np
+
+from weightpager.bundle.report.compile_report import LOWER_IS_BETTER
+from weightpager.lab.contest.results.result import Contest, Row
+
+Field = Literal["ready", "first_output"]
+
+RIVALS = {
+    "whole": "sparse_whole",
+    "whole_copied": "sparse_copied",
+    "strict": "sparse_strict",
+    "dense": "dense_direct",
+    "unaligned": "ours_unaligned",
+}
+"""By the word in the key: whose time is divided by ours."""
+
+STRICT_SHARE = 0.7
+"""Of the speed-up that the overlap alone promises against the strict baseline."""
+
+
+def figures(contest: Contest) -> dict[str, float]:
+    """All figures of a contest whose `figures` are still empty."""
+    found: dict[str, float | None] = {}
+    found |= _switch(contest)
+    found |= _memory(contest)
+    found |= _bookkeeping(contest)
+    found |= _accuracy(contest)
+    found |= _compile(contest.compile_seconds)
+    return {key: float(f"{value:.5g}") for key, value in found.items() if value is not None}
+
+
+def speedup(theirs: Row, ours: Row, field: Field) -> dict[str, float] | None:
+    """Over the pairs that both have: their time by ours of all pairs together, and of the worst and the best pair."""
+    a, b = theirs.medians(field), ours.medians(field)
+    common = sorted(a.keys() & b.keys())
+    if not common:
+        return None
+    ratios = [a[pair] / b[pair] for pair in common]
+    mean = sum(a[pair] for pair in common) / sum(b[pair] for pair in common)
+    return {"mean": mean, "min": min(ratios), "max": max(ratios)}
+
+
+def spread(values: list[float]) -> dict[str, float] | None:
+    """Mean, median and high percentiles; None of nothing."""
+    if not values:
+        return None
+    p50, p95, p99 = np.percentile(values, [50, 95, 99])
+    return {"mean": fmean(values), "p50": float(p50), "p95": float(p95), "p99": float(p99)}
+
+
+def _switch(contest: Contest) -> dict[str, float | None]:
+    ours = contest.row("ours")
+    found: dict[str, float | None] = {"switch.overlap_mean": contest.facts.mean_overlap}
+    if contest.facts.mean_overlap < 1:
+        found["switch.speedup_strict_asked"] = STRICT_SHARE / (1 - contest.facts.mean_overlap)
+    if ours is None:
+        return found
+    for word, name in RIVALS.items():
+        theirs = contest.row(name)
+        for field, prefix in (("ready", ""), ("first_output", "first_output_")):
+            ratios = None if theirs is None else speedup(theirs, ours, field)  # type: ignore[arg-type]
+            for kind, value in (ratios or {}).items():
+                found[f"switch.{prefix}speedup_{word}_{kind}"] = value
+    for field in ("ready", "first_output"):
+        for kind, value in (spread(ours.values(field)) or {}).items():  # type: ignore[arg-type]
+            found[f"switch.{field}_{kind}_ms"] = 1e3 * value
+    read = ours.values("bytes")
+    if read and sum(ours.values("ready")):
+        found["switch.bytes_mean"] = fmean(read)
+        found["switch.gbps"] = sum(read) / sum(ours.values("ready")) / 1e9
+    return found
+
+
+def _memory(contest: Contest) -> dict[str, float | None]:
+    facts, ours = contest.facts, contest.row("ours")
+    if ours is None or ours.found is None:
+        return {}
+    paged = ours.found.memory.paged
+    found: dict[str, float | None] = {
+        "memory.paged_bytes": paged,
+        "memory.weights_bytes": ours.found.memory.weights,
+        "memory.process_peak_bytes": ours.peak_memory,
+        "memory.process_proportional_bytes": ours.found.memory.proportional,
+        "memory.paged_below_checkpoints": 1 - paged / facts.kept_bytes,
+    }
+    for word, name in (("bf16", "shared_bf16"), ("int8", "shared_int8"), ("mask", "shared_mask")):
+        theirs = contest.row(name)
+        if theirs is None or theirs.found is None:
+            continue
+        found[f"memory.paged_below_shared_{word}"] = 1 - paged / theirs.found.memory.paged
+        found[f"memory.weights_below_shared_{word}"] = 1 - ours.found.memory.weights / theirs.found.memory.weights
+        found[f"memory.process_below_shared_{word}"] = _below(ours.peak_memory, theirs.peak_memory)
+        found[f"memory.process_below_shared_{word}_proportional"] = _below(
+            ours.found.memory.proportional, theirs.found.memory.proportional
+        )
+    return found
+
+
+def _below(ours: int | None, theirs: int | None) -> float | None:
+    return None if ours is None or not theirs else 1 - ours / theirs
+
+
+def _bookkeeping(contest: Contest) -> dict[str, float | None]:
+    facts, found = contest.facts, {}
+    found["bookkeeping.table_share"] = facts.table_bytes / (facts.table_bytes + facts.stored_bytes)
+    ours, dense = contest.row("ours"), contest.row("dense_direct")
+    if ours is None or ours.found is None:
+        return {**found}
+    forward = median(ours.found.forwards)
+    found["bookkeeping.forward_ms"] = 1e3 * forward
+    found["bookkeeping.tokens_per_second"] = ours.found.tokens / forward
+    if dense is not None and dense.found is not None:
+        found["bookkeeping.forward_speedup_dense"] = median(dense.found.forwards) / forward
+    return {**found}
+
+
+def _accuracy(contest: Contest) -> dict[str, float | None]:
+    """Means over the tasks that have a dense score; none where some are perplexities and others aren't."""
+    known = [score for score in contest.scores if score.dense is not None]
+    if len({score.metric == LOWER_IS_BETTER for score in known}) != 1:
+        return {}
+    found: dict[str, float | None] = {
+        "accuracy.mean": fmean(score.sparse for score in known),
+        "accuracy.dense_mean": fmean(score.dense for score in known if score.dense is not None),
+    }
+    for control in contest.controls:
+        if all(score.name in control.scores for score in known):
+            found[f"accuracy.{_key(control.name)}_mean"] = fmean(control.scores[score.name] for score in known)
+    return found
+
+
+def _compile(seconds: Mapping[str, float]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {f"compile.{_key(stage)}_seconds": value for stage, value in seconds.items()}
+    if seconds.get("calibrate"):
+        found["compile.align_pack_share_of_calibrate"] = align_pack_share(seconds)
+    return found
+
+
+def align_pack_share(seconds: Mapping[str, float]) -> float:
+    """Seconds of alignment, its floors included, and packing, as a share of the calibration's."""
+    return sum(seconds.get(stage, 0.0) for stage in ("floors", "align", "pack")) / seconds["calibrate"]
+
+
+def _key(name: str) -> str:
+    return name.replace(" ", "_")

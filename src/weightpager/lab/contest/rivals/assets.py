@@ -1,0 +1,175 @@
+"""What rivals read: the bundle's own tasks as one checkpoint each, dense and sparse, in the precision people ship."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from weightpager.bundle import BlockTable, Bundle
+from weightpager.bundle.format.layout import page_content
+from weightpager.bundle.reader import RESIDENT, private_file
+from weightpager.engine.export import dense_weights
+from weightpager.engine.parameters import read_parameters
+from weightpager.lab.contest.rivals.checkpoint_file import CheckpointFile, write_checkpoint
+from weightpager.store import BlockReader
+
+BLOCKS = "blocks"
+"""The tensor of a sparse checkpoint that holds its blocks, as pages without gaps: uint8 [pages, page_bytes]."""
+
+SCALE = ".scale"
+"""Follows an int8 weight's name: its scales, bfloat16 [out_features]."""
+
+_TABLE = ("crow_indices", "col_indices", "locations")
+
+Progress = Callable[[str, int, int], None]
+
+
+def dense_path(folder: Path, task: str) -> Path:
+    """A task's dense checkpoint: every parameter of its model but its few private ones."""
+    return folder / f"{task}.dense.safetensors"
+
+
+def sparse_path(folder: Path, task: str) -> Path:
+    """A task's sparse checkpoint: every parameter of its model, paged weights as kept blocks and their tables."""
+    return folder / f"{task}.sparse.safetensors"
+
+
+def int8_path(folder: Path) -> Path:
+    """The dense checkpoint in int8 that all tasks share."""
+    return folder / "shared.int8.safetensors"
+
+
+def dense_bytes(bundle: Bundle) -> int:
+    """About what one task's dense checkpoint takes on disk."""
+    paged = sum(weight.out_features * weight.in_features for weight in bundle.manifest.weights)
+    return paged * torch.bfloat16.itemsize + bundle.entry(RESIDENT).bytes
+
+
+def paged_bytes(file: CheckpointFile, bundle: Bundle) -> int:
+    """What paged weights take in a checkpoint: dense ones with their scales, or kept blocks."""
+    paged = {BLOCKS, *(f"{name}{end}" for name in _names(bundle) for end in (".weight", SCALE))}
+    return sum(place.end - place.start for name, place in file.places.items() if name in paged)
+
+
+def write_sparse(bundle: Bundle, tasks: Sequence[str], folder: Path, progress: Progress) -> None:
+    """Write these tasks' sparse checkpoints.
+
+    Raises:
+        BundleError, StoreError: the bundle is damaged.
+        OSError: the storage refused it.
+    """
+    for done, task in enumerate(tasks):
+        progress("write sparse checkpoints", done, len(tasks))
+        blocks, tables = compact(bundle, task)
+        found = {BLOCKS: blocks, **parameters_of(bundle, task)}
+        for name, table in tables.items():
+            found |= {f"{name}.{field}": torch.from_numpy(getattr(table, field)) for field in _TABLE}
+        write_checkpoint(sparse_path(folder, task), found)
+    progress("write sparse checkpoints", len(tasks), len(tasks))
+
+
+def write_dense(bundle: Bundle, tasks: Sequence[str], folder: Path, progress: Progress, *, distinct: bool) -> None:
+    """Write a dense checkpoint for each task: all that tasks share, the first task's paged weights in all of them.
+
+    Only their size and place matter. Errors are those of `write_sparse`.
+
+    Args:
+        bundle: of the tasks.
+        tasks: their names.
+        folder: to write to.
+        progress: of the writing.
+        distinct: whether each is a file of its own, which a page cache holds for itself; or else all are one.
+    """
+    first, *others = (dense_path(folder, task) for task in tasks)
+    progress("write dense checkpoints", 0, len(tasks))
+    weights = dense_weights(bundle, tasks[0])
+    shared = {f"{name}.weight": as_shipped(weight) for name, weight in weights.items()}
+    write_checkpoint(first, shared | shipped(bundle, RESIDENT))
+    for done, path in enumerate(others, 1):
+        progress("write dense checkpoints", done, len(tasks))
+        if distinct:
+            shutil.copyfile(first, path)
+        else:
+            path.hardlink_to(first)
+    progress("write dense checkpoints", len(tasks), len(tasks))
+
+
+def write_int8(bundle: Bundle, folder: Path, progress: Progress) -> None:
+    """Write one dense checkpoint whose paged weights are int8 with a scale for each output.
+
+    Errors are those of `write_sparse`.
+    """
+    progress("write the int8 checkpoint", 0, 1)
+    found = shipped(bundle, RESIDENT)
+    for name, weight in dense_weights(bundle, next(iter(bundle.tasks))).items():
+        wide = weight.float()
+        scale = wide.abs().amax(1).clamp(min=1e-9) / 127
+        found[f"{name}.weight"] = (wide / scale[:, None]).round().to(torch.int8)
+        found[f"{name}{SCALE}"] = scale.to(torch.bfloat16)
+    write_checkpoint(int8_path(folder), found)
+    progress("write the int8 checkpoint", 1, 1)
+
+
+def parameters_of(bundle: Bundle, task: str) -> dict[str, Tensor]:
+    """All of a task's parameters but its paged weights, by canonical name."""
+    return shipped(bundle, RESIDENT) | shipped(bundle, private_file(task))
+
+
+def shipped(bundle: Bundle, file: str) -> dict[str, Tensor]:
+    """A parameter file's tensors, as checkpoints have them."""
+    return {name: as_shipped(value) for name, value in read_parameters(bundle, file).items()}
+
+
+def as_shipped(tensor: Tensor) -> Tensor:
+    """In bfloat16, as checkpoints are shipped; numbers that aren't floating as they are."""
+    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+
+
+def compact(bundle: Bundle, task: str) -> tuple[Tensor, dict[str, BlockTable]]:
+    """A task's kept blocks packed without gaps, uint8 [pages, page_bytes], and tables that find them there."""
+    kept = bundle.kept_locations(task)
+    reader = BlockReader(bundle)
+    try:
+        content = reader.read(kept)
+    finally:
+        reader.close()
+    manifest = bundle.manifest
+    places, block = manifest.blocks_per_page, manifest.block_shape
+    pages = [
+        page_content(content[start : start + places], block, manifest.dtype, bundle.page_bytes)
+        for start in range(0, len(kept), places)
+    ]
+    tables = {
+        name: BlockTable(table.crow_indices, table.col_indices, np.searchsorted(kept, table.locations).astype(np.int32))
+        for name, table in bundle.tables(task).items()
+    }
+    return torch.frombuffer(bytearray(b"".join(pages)), dtype=torch.uint8).view(len(pages), -1), tables
+
+
+def split(tensors: dict[str, Tensor], bundle: Bundle) -> tuple[dict[str, BlockTable], dict[str, Tensor]]:
+    """The block tables of a sparse checkpoint's tensors, which share their memory, and its other parameters."""
+    tables = {name: BlockTable(*(tensors[f"{name}.{field}"].numpy() for field in _TABLE)) for name in _names(bundle)}
+    used = {BLOCKS, *(f"{name}.{field}" for name in tables for field in _TABLE)}
+    return tables, {name: value for name, value in tensors.items() if name not in used}
+
+
+def read_tables(file: CheckpointFile, bundle: Bundle) -> dict[str, BlockTable]:
+    """The block tables of a sparse checkpoint."""
+    wanted = [f"{name}.{field}" for name in _names(bundle) for field in _TABLE]
+    with safe_open(file.path, framework="pt") as tensors:
+        return split({name: tensors.get_tensor(name).clone() for name in wanted}, bundle)[0]
+
+
+def _names(bundle: Bundle) -> list[str]:
+    return [weight.name for weight in bundle.manifest.weights]
+
+
+def enough_room(folder: Path, needed: int) -> bool:
+    """Whether so many bytes fit twice over into what is free there."""
+    return shutil.disk_usage(folder).free > 2 * needed

@@ -1,0 +1,55 @@
+"""accelerate's disk offload: no weight stays in memory, every forward reads all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import disk_offload
+from safetensors.torch import load_file
+from torch import nn
+
+from weightpager.bundle.reader import private_file
+from weightpager.lab.contest.rivals.assets import dense_path, shipped
+from weightpager.lab.contest.rivals.modules import dense_module
+from weightpager.lab.contest.rivals.rival import Setting
+
+TASKS = 2
+"""Every switch costs the same, whichever task it leads to; all of them would only fill the disk once more."""
+
+
+class DiskOffload:
+    """Tasks' modules whose weights lie in files of accelerate's."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._modules: dict[str, nn.Module] = {}
+        self._folders: dict[str, Path] = {}
+        for task in setting.tasks[:TASKS]:
+            values = load_file(dense_path(setting.folder, task)) | shipped(setting.bundle, private_file(task))
+            module = dense_module(setting.bundle, task, values)
+            folder = setting.folder / f"{task}.offload"
+            folder.mkdir(exist_ok=True)
+            disk_offload(module, str(folder), torch.device("cpu"))
+            self._modules[task], self._folders[task] = module, folder
+
+    def switch(self, task: str) -> nn.Module:
+        """See `Rival.switch`."""
+        return self._modules[task]
+
+    def forget(self) -> None:
+        """See `Rival.forget`; nothing is kept."""
+
+    def files(self, task: str) -> list[Path]:
+        """See `Rival.files`."""
+        return sorted(file for file in self._folders[task].iterdir() if file.suffix != ".json")
+
+    def weight_bytes(self) -> int:
+        """See `Rival.weight_bytes`; one layer at a time, and only while it runs."""
+        return 0
+
+    def paged_bytes(self) -> int:
+        """See `Rival.paged_bytes`."""
+        return 0
+
+    def close(self) -> None:
+        """See `Rival.close`."""

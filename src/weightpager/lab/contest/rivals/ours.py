@@ -1,0 +1,53 @@
+"""weightpager itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from weightpager.config import EngineConfig
+from weightpager.engine import Engine
+from weightpager.lab.contest.rivals.pace import PacedStore
+from weightpager.lab.contest.rivals.rival import DTYPE, Setting
+from weightpager.store import LocalStore
+
+
+class Ours:
+    """An engine over the bundle.
+
+    Args:
+        setting: of the contest.
+        wait: whether a switch ends when all pages are there; otherwise the model runs while they are loaded.
+    """
+
+    def __init__(self, setting: Setting, *, wait: bool = True) -> None:
+        bundle = setting.bundle
+        store = None if setting.pace is None else PacedStore(LocalStore(bundle), setting.pace)
+        self._engine = Engine(bundle, EngineConfig(setting.budget, dtype=DTYPE, io_threads=setting.threads), store)
+        self._wait = wait
+        self._files = [bundle.path / name for name in bundle.manifest.page_file_names()]
+
+    def switch(self, task: str) -> nn.Module:
+        """See `Rival.switch`."""
+        return self._engine.activate(task, wait=self._wait)
+
+    def forget(self) -> None:
+        """See `Rival.forget`."""
+        self._engine.evict()
+
+    def files(self, task: str) -> list[Path]:  # noqa: ARG002 - any of them may hold a page of it
+        """See `Rival.files`."""
+        return self._files
+
+    def weight_bytes(self) -> int:
+        """See `Rival.weight_bytes`."""
+        return self._engine.report().memory.total
+
+    def paged_bytes(self) -> int:
+        """See `Rival.paged_bytes`."""
+        return self._engine.report().memory.arena
+
+    def close(self) -> None:
+        """See `Rival.close`."""
+        self._engine.close()

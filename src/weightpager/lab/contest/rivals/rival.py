@@ -1,0 +1,58 @@
+"""What every method has in common, however it keeps its tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from weightpager.bundle import Bundle
+from weightpager.lab.contest.rivals.pace import Pace
+
+DTYPE = "bfloat16"
+"""What all methods compute in, since checkpoints are shipped in it."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is given.
+
+    Attributes:
+        bundle: a method of ours runs it, all others use its architecture and tables.
+        tasks: those of it that are visited.
+        folder: where `assets` has written the checkpoints.
+        budget: bytes of memory for weights, for methods that can use more or less.
+        threads: reads in flight.
+        pace: slows reads down where the kernel can't; None where the disk is as it is.
+    """
+
+    bundle: Bundle
+    tasks: tuple[str, ...]
+    folder: Path
+    budget: int
+    threads: int
+    pace: Pace | None = None
+
+
+class Rival(Protocol):
+    """Serves all tasks from one process, one at a time."""
+
+    def switch(self, task: str) -> nn.Module:
+        """Make a task the one that runs; its module, with all weights in memory unless the method is lazy."""
+
+    def forget(self) -> None:
+        """Keep nothing in memory that only tasks other than the current one need."""
+
+    def files(self, task: str) -> list[Path]:
+        """What a switch to a task may read."""
+
+    def weight_bytes(self) -> int:
+        """Bytes of weights in memory now, tables and adapters included."""
+
+    def paged_bytes(self) -> int:
+        """The part of `weight_bytes` that holds paged weights."""
+
+    def close(self) -> None:
+        """End threads, close files."""

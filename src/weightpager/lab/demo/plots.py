@@ -1,0 +1,167 @@
+"""The demo page's plots, as SVG text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from weightpager.lab.demo.result import DemoResult
+
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "weightpager",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "text.color": "#666",
+    "axes.labelcolor": "#666",
+    "axes.edgecolor": "#999",
+    "xtick.color": "#666",
+    "ytick.color": "#666",
+}
+_WIDE = (4.6, 3.9)
+"""Inches of a plot whose letters can be read on a phone as they are on a desk."""
+
+_OURS, _QUANTISED, _SAME, _DENSE = "#0f766e", "#a78bfa", "#d97706", "#64748b"
+
+
+def accuracy(result: DemoResult) -> str:
+    """Each task's metric: dense, ours, one shared mask, int4."""
+    series = (
+        ("dense", "dense", _DENSE),
+        ("sparse", "weightpager", _OURS),
+        ("shared_mask", "one shared mask", _SAME),
+        ("int4", "dense in int4", _QUANTISED),
+    )
+
+    def draw(axes: Axes) -> None:
+        at = np.arange(len(result.tasks))
+        for number, (field, label, colour) in enumerate(series):
+            heights = [getattr(task, field) for task in result.tasks]
+            axes.bar(at + (number - 1.5) * 0.2, heights, 0.19, label=label, color=colour)
+        axes.set_xticks(at, [task.name for task in result.tasks], rotation=30, ha="right")
+        axes.set_ylim(0, 1)
+        axes.set_ylabel("accuracy on held-out data")
+        axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+    return svg(draw, _WIDE)
+
+
+def switch_times(result: DemoResult) -> str:
+    """Time of every switch beside what it replaces, by the next task."""
+
+    def draw(axes: Axes) -> None:
+        names = [task.name for task in result.tasks]
+        for number, name in enumerate(names):
+            switches = [switch for switch in result.switches if switch.to_task == name]
+            ours = [switch.ms for switch in switches]
+            axes.scatter([number] * len(ours), ours, color=_OURS, s=28, zorder=3, label="" if number else "weightpager")
+            for value, label, colour in (
+                (switches[0].whole_sparse_ms, "own sparse weights, whole", _SAME),
+                (switches[0].dense_ms, "dense checkpoint, whole", _DENSE),
+            ):
+                axes.hlines(value, number - 0.3, number + 0.3, color=colour, lw=3, label="" if number else label)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axes.set_xlabel("next task; one point for each it can come from")
+        axes.set_ylabel("ms, cold")
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+    return svg(draw, _WIDE)
+
+
+def overlap_map(result: DemoResult) -> str:
+    """Share of the next task's bytes that the last one keeps too."""
+    return heat_map([task.name for task in result.tasks], result.overlap, "{:.2f}")
+
+
+def load_map(result: DemoResult) -> str:
+    """MiB to load for every ordered pair."""
+    names = [task.name for task in result.tasks]
+    load = {(switch.from_task, switch.to_task): switch.bytes / 2**20 for switch in result.switches}
+    return heat_map(names, [[load.get((a, b), 0.0) for b in names] for a in names], "{:.1f}")
+
+
+def memory(result: DemoResult) -> str:
+    """Bytes of paged weights in memory against the mean metric."""
+
+    def draw(axes: Axes) -> None:
+        rows = list(reversed(result.memory))
+        at = np.arange(len(rows))
+        colours = [_OURS if row.name.startswith("weightpager") else _DENSE for row in rows]
+        axes.barh(at, [row.paged_bytes / 2**20 for row in rows], color=colours, height=0.36)
+        for y, row in zip(at, rows, strict=True):
+            axes.text(row.paged_bytes / 2**20, float(y), f"  {row.mean_metric:.3f}", va="center")
+            axes.text(0, float(y) + 0.24, row.name, va="bottom")  # beside the bars, names would take half the width
+        axes.margins(x=0.15)  # room for the longest bar's number
+        axes.set_yticks([])
+        axes.set_xlabel("MiB of paged weights in memory;\nbeside each bar, the tasks' mean accuracy")
+
+    width, height = _WIDE
+    return svg(draw, (width, height + 0.25 * max(0, len(result.memory) - 6)))
+
+
+def heat_map(names: Sequence[str], cells: Sequence[Sequence[float]], form: str) -> str:
+    """A square of numbers, rows being where a switch comes from; NaN and the diagonal stay empty.
+
+    Args:
+        names: of rows and columns.
+        cells: their numbers; at least one beside the diagonal.
+        form: of a number.
+    """
+
+    def draw(axes: Axes) -> None:
+        values = np.array(cells, float)
+        np.fill_diagonal(values, np.nan)
+        axes.imshow(values, cmap="YlGnBu")
+        for (row, col), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                dark = value > np.nanmin(values) + 0.6 * (np.nanmax(values) - np.nanmin(values))
+                colour = "white" if dark else "#223"
+                axes.text(col, row, form.format(value), ha="center", va="center", color=colour, fontsize=9)
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("to")
+        axes.set_ylabel("from")
+        axes.spines[:].set_visible(False)
+
+    return svg(draw, (4.4, 3.9))
+
+
+def svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
+    """A figure as SVG text that reads on light and dark pages; the same data give the same text.
+
+    Args:
+        draw: draws on the axes.
+        size: width and height in inches.
+    """
+    return svg_rows(lambda rows: draw(rows[0]), size, (1,))
+
+
+def svg_rows(draw: Callable[[Sequence[Axes]], None], size: tuple[float, float], heights: Sequence[float]) -> str:
+    """Like `svg`, with plots one below the other on the same x axis.
+
+    Args:
+        draw: draws on the axes of all rows.
+        size: width and height in inches.
+        heights: of the rows, in proportion.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0].tolist())
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,1 @@
+"""Archives from package registries: pinned, fetched into a cache, read without unpacking."""

@@ -1,0 +1,1 @@
+"""Rendered roads, and the small model that is trained on them."""

@@ -1,0 +1,1 @@
+"""Real texts with labels, read out of archives. Pure parsing."""

@@ -1,0 +1,34 @@
+"""Unwanted and wanted mail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from weightpager.lab.samples.download.members import members
+from weightpager.lab.samples.items import Item, labelled, normalise
+from weightpager.lab.samples.text.families import families
+from weightpager.lab.samples.text.mail import Mail, parse
+
+CLASSES = ("ham", "spam")
+_SHORTEST, _LONGEST = 20, 1000  # characters
+
+
+def read(archive: Path) -> Iterator[Item]:
+    """The mails that have a text."""
+    files = sorted(members(archive, "package/data/*-ham-?/*.txt", "package/data/spam-?/*.txt"))
+    mails = [(parse(content), label_of(name)) for name, content in files]
+    yield from items([(mail, label) for mail, label in mails if len(mail.body) >= _SHORTEST])
+
+
+def label_of(name: str) -> str:
+    """The class of a file, from its folder: ``package/data/easy-ham-1/00001.txt`` is ham."""
+    return "spam" if PurePosixPath(name).parent.name.startswith("spam") else "ham"
+
+
+def items(mails: list[tuple[Mail, str]]) -> Iterator[Item]:
+    """The mails as the model sees them; mails of one thread, and those that quote each other, share a group."""
+    texts = [f"{mail.subject}. {mail.body}"[:_LONGEST] for mail, _ in mails]
+    groups = families(texts, threads=[normalise(mail.subject) for mail, _ in mails])
+    for text, (_, label), group in zip(texts, mails, groups, strict=True):
+        yield labelled(text, label, group)

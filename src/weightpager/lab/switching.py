@@ -1,0 +1,129 @@
+"""Times cold task switches, and what people do instead: reading the next task's weights whole."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightpager.bundle import Bundle
+from weightpager.doctor.cold import ColdProof, cold_read
+from weightpager.engine import Engine
+from weightpager.errors import StoreError, WeightpagerError
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class TimedSwitch:
+    """Medians over the repeats of one ordered pair. ``seconds`` is the whole switch, ``load_seconds`` its reads."""
+
+    from_task: str
+    to_task: str
+    pages: int
+    bytes: int
+    seconds: float
+    load_seconds: float
+
+
+def time_switches(
+    engine: Engine, repeats: int, progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> list[TimedSwitch]:
+    """Time every ordered pair: the arena holds just the task that is left, then the next one is activated."""
+    names = list(engine.bundle.tasks)
+    pairs = [(a, b) for a in names for b in names if a != b]
+    found = []
+    for done, (a, b) in enumerate(pairs, 1):
+        found.append(_time_pair(engine, a, b, repeats))
+        progress(done, len(pairs))
+    return found
+
+
+def _time_pair(engine: Engine, a: str, b: str, repeats: int) -> TimedSwitch:
+    reports = []
+    for _ in range(repeats):
+        engine.deactivate()
+        engine.evict()
+        engine.activate(a)
+        engine.activate(b)
+        reports.append(engine.report().switches[-1])
+    if len({report.bytes for report in reports}) != 1:
+        raise WeightpagerError(f"{a} → {b}: expected the same bytes in every repeat")
+    return TimedSwitch(
+        a,
+        b,
+        reports[0].pages,
+        reports[0].bytes,
+        statistics.median(report.seconds for report in reports),
+        statistics.median(report.load_seconds for report in reports),
+    )
+
+
+def time_whole_read(path: Path, repeats: int, threads: int, limit: int | None = None) -> tuple[float, str]:
+    """Median seconds to read a file whole into memory, several reads in flight; and why it may not have been cold.
+
+    With a limit, so many bytes from its beginning instead of all.
+
+    The strongest form of what people do today: the memory is mapped and the threads run before the clock starts, and
+    nothing is parsed, copied into a module, or checked.
+    """
+    size = path.stat().st_size if limit is None else min(limit, path.stat().st_size)
+    memory = mmap.mmap(-1, -(-size // _PIECE) * _PIECE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.write(bytes(len(memory)))
+    descriptor, direct = _open(path)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(time.sleep, [0.01] * threads))
+            with cold_read([path]) as proof:
+                seconds = [_whole_read(descriptor, memory, size, pool) for _ in range(repeats)]
+    finally:
+        os.close(descriptor)
+    return statistics.median(seconds), doubt(proof) if direct else "this file system refuses direct I/O"
+
+
+def doubt(proof: ColdProof) -> str:
+    """Why direct reads may not have been cold; empty if they were."""
+    if not proof.cold:
+        return proof.reason
+    return f"{proof.left_bytes} bytes went through the page cache" if proof.left_bytes else ""
+
+
+@contextmanager
+def sparse_checkpoint(bundle: Bundle, task: str, folder: Path) -> Iterator[Path]:
+    """A task's kept blocks as one compact file, as a tool without sharing would store them; removed afterwards."""
+    path = folder / f"{task}.sparse"
+    count = len(bundle.kept_locations(task)) * bundle.block_bytes
+    path.write_bytes(os.urandom(count))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    try:
+        yield path
+    finally:
+        path.unlink()
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC), True
+    except OSError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
+
+
+def _whole_read(descriptor: int, memory: mmap.mmap, size: int, pool: ThreadPoolExecutor) -> float:
+    view = memoryview(memory)
+
+    def read(offset: int) -> int:
+        return os.preadv(descriptor, [view[offset : offset + _PIECE]], offset)
+
+    start = time.perf_counter()
+    count = sum(pool.map(read, range(0, size, _PIECE)))
+    seconds = time.perf_counter() - start
+    if count < size:
+        raise StoreError(f"expected {size} bytes, read {count}")
+    return seconds

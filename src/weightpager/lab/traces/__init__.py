@@ -1,0 +1,38 @@
+"""Sequences of task switches to try prediction on: made ones with a known entropy, and a real log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from weightpager.lab.traces.assistant import assistant
+from weightpager.lab.traces.drive import drive
+from weightpager.lab.traces.mail import mail
+from weightpager.lab.traces.robot import robot
+from weightpager.lab.traces.trace import Trace, write_trace
+from weightpager.lab.traces.unpredictable import adversarial, random
+
+__all__ = ["TRACES", "Trace", "TraceMaker", "write_trace"]
+
+
+class TraceMaker(Protocol):
+    """Makes a trace: the same one from the same arguments."""
+
+    def __call__(self, switches: int, dwell: float = 1.0, seed: int = 0) -> Trace:
+        """A trace with so many switches (a real log may have fewer) and this mean dwell time in seconds.
+
+        Raises:
+            SampleUnavailable: a real log cannot be fetched.
+        """
+        ...
+
+
+TRACES: Mapping[str, TraceMaker] = {
+    "assistant": assistant,
+    "drive": drive,
+    "robot": robot,
+    "mail": mail,
+    "random": random,
+    "adversarial": adversarial,
+}
+"""By name; all but ``mail`` are made up."""

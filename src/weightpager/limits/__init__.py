@@ -1,0 +1,1 @@
+"""Commands run under limits of memory, disk and processors, in a control group."""

@@ -1,0 +1,1 @@
+"""A trace of task switches, replayed in virtual time."""

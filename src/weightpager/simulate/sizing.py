@@ -1,0 +1,153 @@
+"""Sizes a device before it is bought: what a trace of switches would wait for, and the memory that keeps it short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from weightpager.bundle import Bundle
+from weightpager.config import format_enough
+from weightpager.engine.open_bundle import needs_of
+from weightpager.errors import BudgetError
+from weightpager.runtime.history.visit import Visit
+from weightpager.runtime.memory.budget import MemoryController
+from weightpager.simulate.simulator import Device, Foreteller, Recency, Simulation, Simulator
+from weightpager.store import StorageModel
+
+RECENCY, REUSE, AHEAD = "least recently used", "expected reuse", "loading ahead"
+
+Report = Callable[[int, int], None]
+"""Told how many of how many steps are done."""
+
+
+def _nothing(done: int, total: int) -> None:
+    pass
+
+
+_STEPS = 10
+"""Halvings of the range of budgets."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What switches wait for under one policy.
+
+    Attributes:
+        policy: what decides which pages come and go.
+        mean_ms, median_ms, p95_ms, p99_ms: of the waits of all switches.
+        without_wait: share of the switches that found all their pages in memory.
+        bytes_per_switch: loaded, waited for or not.
+        hit_rate: share of the pages to be loaded that were there already because they had been loaded ahead.
+        wasted_bytes: loaded ahead and gone again before they were used.
+    """
+
+    policy: str
+    mean_ms: float
+    median_ms: float
+    p95_ms: float
+    p99_ms: float
+    without_wait: float
+    bytes_per_switch: float
+    hit_rate: float
+    wasted_bytes: int
+
+
+class Sizing:
+    """One bundle, one trace and one storage, under any budget."""
+
+    def __init__(self, bundle: Bundle, visits: Sequence[Visit], storage: StorageModel) -> None:
+        """Read what the tasks need.
+
+        Args:
+            bundle: whose tasks are switched.
+            visits: oldest first, two at least.
+            storage: what reads cost.
+        """
+        self._bundle = bundle
+        self._visits = visits
+        self._storage = storage
+        self._simulator = Simulator(bundle)
+
+    def slots(self, budget: int | None) -> int:
+        """Pages that a budget has room for; None for all that the bundle holds.
+
+        Raises:
+            BudgetError: the largest task doesn't fit; says the smallest budget that would do.
+        """
+        memory = MemoryController(budget, needs_of(self._bundle), page_bytes=self._bundle.page_bytes)
+        if memory.slots < self._simulator.largest_task:
+            raise memory.too_small("the largest task", self._simulator.largest_task)
+        return memory.slots
+
+    def waiting(self, budget: int | None, report: Report = _nothing) -> list[Waiting]:
+        """By recency, by expected reuse, and with loading ahead.
+
+        Raises:
+            BudgetError: the largest task doesn't fit.
+        """
+        device, found = Device(self.slots(budget), self._storage), []
+        for done, policy in enumerate((RECENCY, REUSE, AHEAD), 1):
+            found.append(_waiting(policy, self._run(device, policy)))
+            report(done, 3)
+        return found
+
+    def smallest_budget(self, mean_seconds: float, report: Report = _nothing) -> int:
+        """Bytes with which the mean waiting, with loading ahead, is as short as this.
+
+        Raises:
+            BudgetError: it never is, since the first use of each task has to be waited for.
+        """
+        least, most = self._simulator.largest_task, self._simulator.all_pages
+        if not self._is_short(most, mean_seconds):
+            whole = format_enough(self._budget(most))
+            raise BudgetError(
+                f"even a budget for all of the bundle, {whole}, waits longer on this trace: "
+                "state a longer wait, or faster storage",
+                self._budget(most),
+            )
+        for step in range(_STEPS):
+            middle = (least + most) // 2
+            least, most = (least, middle) if self._is_short(middle, mean_seconds) else (middle + 1, most)
+            report(step + 1, _STEPS)
+            if least >= most:
+                break
+        report(_STEPS, _STEPS)
+        return self._budget(most)
+
+    def _is_short(self, slots: int, mean_seconds: float) -> bool:
+        return float(self._run(Device(slots, self._storage), AHEAD).switches.mean()) <= mean_seconds
+
+    def _run(self, device: Device, policy: str) -> Simulation:
+        return self._simulator.run(self._visits, device, self._foreteller(policy), ahead=policy == AHEAD)
+
+    def _foreteller(self, policy: str) -> Foreteller:
+        """That knows of switches what the bundle does, as an engine which opens it."""
+        if policy == RECENCY:
+            return Recency()
+        return self._simulator.learner(self._storage, self._bundle.manifest.transitions)
+
+    def _budget(self, slots: int) -> int:
+        return needs_of(self._bundle).fixed.total + slots * self._bundle.page_bytes
+
+
+def _waiting(policy: str, found: Simulation) -> Waiting:
+    median, p95, p99 = np.percentile(found.switches, [50, 95, 99])
+    counts = found.prefetched
+    loaded = counts.loaded + counts.late + sum(wait.pages for wait in found.waits[1:])
+    return Waiting(
+        policy,
+        mean_ms=_milliseconds(found.switches.mean()),
+        median_ms=_milliseconds(median),
+        p95_ms=_milliseconds(p95),
+        p99_ms=_milliseconds(p99),
+        without_wait=float(np.mean(found.switches == 0)),
+        bytes_per_switch=loaded * found.page_bytes / len(found.switches),
+        hit_rate=counts.hit_rate,
+        wasted_bytes=counts.wasted * found.page_bytes,
+    )
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(1e3 * float(seconds), 3)
