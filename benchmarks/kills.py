@@ -23,7 +23,7 @@ import typer
 from benchmarks.trials import SpoiledError, Trial, Workplace
 
 _IMPORTED = [
-    "tests.tiny",
+    "tests.support.tiny",
     "weightpager.cli.app",
     "weightpager.compiler.pipeline",
     "weightpager.compiler.repack",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from tests.damage import KINDS, contents, damage, good_pages
+from tests.support.damage import KINDS, contents, damage, good_pages
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import Manifest
@@ -202,7 +202,7 @@ class Workplace:
 
     def write_task_files(self) -> None:
         """``one.yaml`` and ``two.yaml`` of the same tasks, and ``more.yaml`` of a new one."""
-        from tests import tiny  # torch, which nothing else here needs
+        from tests.support import tiny  # torch, which nothing else here needs
 
         for name, sparsity in (("one", 0.6), ("two", 0.5)):
             self._write(name, tiny.assistant(self.folder, sparsity=sparsity, training=_SHORT))

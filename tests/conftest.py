@@ -17,10 +17,11 @@ os.environ["WEIGHTPAGER_CACHE_LIMIT"] = "0"
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+import tiny
 from command import Command, run
 from hypothesis import HealthCheck, settings
 
-import tiny
+from weightpager.machine.mounts import mount_of
 
 # Time is measured in benchmarks; a busy machine must not fail a property.
 settings.register_profile("weightpager", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -80,3 +81,22 @@ def all_cores() -> Iterator[None]:
     torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory on a file system that can drop what it has cached."""
+    directory = tmp_path_factory.mktemp("disk")
+    mount = mount_of(directory)
+    if mount.kind not in {"btrfs", "ext4", "xfs"} or mount.source.startswith("/dev/loop"):
+        pytest.skip(f"temporary files lie on {mount.kind}, which can't drop what it has cached")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def memory_file_system() -> Path:
+    """A directory whose files live in memory."""
+    directory = Path("/dev/shm")
+    if not directory.is_dir() or mount_of(directory).kind != "tmpfs":
+        pytest.skip("no tmpfs at /dev/shm")
+    return directory

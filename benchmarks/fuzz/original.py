@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests import tiny
+from tests.support import tiny
 
 import weightpager as wp
 from benchmarks.fuzz import trial

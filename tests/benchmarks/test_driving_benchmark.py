@@ -1,0 +1,47 @@
+"""The driving domain's bundle, tiny: made, and named so that nobody takes it for the real world."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.driving import NAME, TASK_OF, bundles, visits
+
+from benchmarks import report
+from weightpager.lab.samples.road.road_scene import CLASSES
+from weightpager.lab.traces.drive import CHAIN
+
+
+def test_every_kind_of_road_asks_for_a_task() -> None:
+    assert set(TASK_OF) == set(CHAIN.tasks)
+    assert set(TASK_OF.values()) == set(CLASSES)
+
+
+def test_the_trace_has_switches_only() -> None:
+    found = visits()
+    assert all(a["task"] != b["task"] and a["time"] < b["time"] for a, b in pairwise(found))
+    assert min(Counter(visit["task"] for visit in found).values()) > 50
+
+
+def test_the_name_says_what_it_is() -> None:
+    assert any(NAME.startswith(domain) for domain in report.DOMAINS)
+    assert "rendered" in NAME
+    assert "trained here" in NAME
+    assert "=" not in NAME
+
+
+@pytest.mark.slow
+def test_bundles_are_made_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    aligned, unaligned = bundles(tmp_path, lambda stage, done, total: said.append(stage), quick=True)
+    assert list(aligned.tasks) == list(unaligned.tasks) == list(CLASSES)
+    assert unaligned.manifest.alignment == 0
+    matrix = np.array(aligned.manifest.transitions)
+    assert np.array_equal(matrix, unaligned.manifest.transitions)
+    assert matrix.max() > 0.5  # a drive isn't uniform
+    count = len(said)
+    bundles(tmp_path, lambda stage, done, total: said.append(stage), quick=True)
+    assert len(said) == count

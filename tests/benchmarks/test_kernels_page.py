@@ -1,0 +1,84 @@
+"""The page of measured kernels, from rows that are made up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.kernels import Row, replace_rows
+from benchmarks.kernels_goals import GOALS
+
+from benchmarks import kernels_page
+
+KNOWN = Row(
+    kernel="paged_linear",
+    isa="avx512",
+    shape="Model 64x32",
+    block="16x32",
+    dtype="bfloat16",
+    sparsity=0.5,
+    tokens=1,
+    ms=0.5,
+    dense_ms=1.0,
+    prepacked_ms=0.8,
+    speedup=2.0,
+    gbps=9.0,
+    read_gbps=10.0,
+)
+
+
+def row(**changes: Any) -> Row:
+    return replace(KNOWN, **changes)
+
+
+def test_what_misses_its_goal_is_bold() -> None:
+    reached, missed = GOALS["bfloat16", 0.5, 1], GOALS["bfloat16", 0.5, 8]
+    rows = [
+        row(speedup=reached),
+        row(dtype="int8", ms=0.4, speedup=2.5),
+        row(tokens=8, speedup=missed - 0.01),
+        row(tokens=8, dtype="int8"),
+    ]
+    text = kernels_page.page(rows, "kernels.json")
+    assert "| sparsity | 1 tokens | 8 tokens |" in text
+    assert f"| 50% | {reached:.2f} ({reached:.2f}) | **{missed - 0.01:.2f} ({missed - 0.01:.2f})** |" in text
+    assert "90% of 10 GB/s" in text
+    assert "**1.25 (1.25)**" in text  # int8 is asked to be faster than that
+    assert "| 1.25 | 1.25 |" in text  # prepacked over unpacked
+
+
+def test_a_whole_model_has_a_table_of_its_own() -> None:
+    rows = [row(kernel="decode", tokens=24, speedup=1.2), row(kernel="prefill", tokens=512, speedup=1.4)]
+    text = kernels_page.page(rows, "kernels.json")
+    assert "## A whole model" in text
+    assert "**1.20**" in text
+    assert "| 1.40 |" in text
+
+
+def test_without_bfloat16_only_few_tokens_have_goals() -> None:
+    rows = [row(isa="avx2", prepacked_ms=None, speedup=0.1, tokens=tokens, sparsity=0.5) for tokens in (1, 512)]
+    text = kernels_page.page([*rows, row(isa="avx2", prepacked_ms=None, dtype="int8", ms=0.1)], "kernels.json")
+    assert "| 50% | **0.10 (0.10)** | 0.10 (0.10) |" in text
+
+
+def test_calls_are_told_in_words() -> None:
+    rows = [row(kernel="module", ms=0.006, dense_ms=0.004), row(kernel="alternating", ms=0.28, dense_ms=0.27)]
+    text = kernels_page.page(rows, "kernels.json")
+    assert "adds 2.0 µs" in text
+    assert "0.280 ms in turn, and 0.270 ms each" in text
+
+
+def test_rows_replace_those_of_the_same_kernel_and_instruction_set(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.json"
+    replace_rows(file, [row(), row(isa="avx2")])
+    replace_rows(file, [row(ms=0.25, tokens=8)])
+    text = file.read_text()
+    assert text.count('"avx512"') == text.count('"avx2"') == 1
+    assert '"ms": 0.25' in text
+
+
+def test_a_page_needs_rows(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="expected a file of rows"):
+        kernels_page.main(tmp_path / "none.json", tmp_path / "page.md")

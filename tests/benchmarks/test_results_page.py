@@ -1,0 +1,182 @@
+"""The page of results, from contests that are made up."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from benchmarks.prefetch import Row as PrefetchRow
+from benchmarks.report_goals import GOALS, verdict
+from benchmarks.report_reasons import reasons
+from benchmarks.report_winners import headlines
+from benchmarks.results_file import CompileRow, Results, ScalingRow
+from contests import contest, found, row
+
+from benchmarks import report, results_file
+from weightpager.lab.contest.results.figures import figures
+from weightpager.lab.contest.results.result import Contest, Row
+
+
+def made_up(*rows: Row) -> Contest:
+    plain = contest(*rows)
+    return plain.model_copy(update={"figures": figures(plain)})
+
+
+SCALING = ScalingRow(
+    model="made up",
+    tasks=2,
+    sparsity=0.75,
+    overlap=0.6,
+    page_bytes=4096,
+    task_bytes=4096,
+    stored_bytes=8192,
+    separate_bytes=9000,
+    table_bytes=100,
+    switch_bytes=2048,
+    switch_ms=1.0,
+    switch_p99_ms=2.0,
+    command="python",
+    commit="abc",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    ours, whole = row("ours", found(0.01)), row("sparse_whole", found(0.12))
+    rows = (
+        ours,
+        whole,
+        row("shared_mask", found(0.000001)),
+        row("shared_int8", found(0.0000001), unlimited=["storage: unlimited: no blkio or io controller"]),
+        row("llama_cpp", None, reason="no wheel"),
+    )
+    results = Results(contests={"text assistant, six tasks": made_up(*rows)}, scaling=[SCALING, SCALING])
+    results_file.write(tmp_path / "results.json", results)
+    return tmp_path
+
+
+def page(folder: Path) -> str:
+    report.main(folder / "results.json", folder / "results.md")
+    return (folder / "results.md").read_text(encoding="utf-8")
+
+
+def test_the_first_table_names_what_beats_us(folder: Path) -> None:
+    first = page(folder).split("## What was asked")[0]
+    best_of_loading = "ours; next the sparse_whole, 120 ms"
+    assert f"| a cold switch until ready | **the shared_mask**, 0.001 ms | {best_of_loading} | 10 ms |" in first
+    assert "| text assistant, six tasks | 0.70 | 10 ms | 12.0 × |" in first
+    assert "| 0.9000 | 0.8800 | 0.8000 |" in first
+
+
+def test_a_row_whose_limit_did_not_hold_is_marked_and_wins_nothing(folder: Path) -> None:
+    first, rest = page(folder).split("## What was asked")
+    assert "shared_int8" not in first
+    assert "| the shared_int8* |" in rest
+
+
+def test_what_was_asked_is_answered(folder: Path) -> None:
+    text = page(folder)
+    assert "| `switch.speedup_whole_mean` |" in text
+    assert "| yes | 12 |" in text
+    assert "| not measured | – |" in text
+    assert "the llama_cpp: skipped, no wheel" in text
+    assert "not under the limit: storage: unlimited" in text
+    assert "| driving | – | – | not measured |" in text
+
+
+def test_every_plot_that_is_shown_is_there(folder: Path) -> None:
+    text = page(folder)
+    shown = [line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
+    assert len(shown) == 4
+    assert all((folder / name).read_text(encoding="utf-8").startswith("<svg") for name in shown)
+
+
+def test_the_same_results_make_the_same_page(folder: Path) -> None:
+    assert page(folder) == page(folder)
+
+
+def test_a_missed_figure_is_said_in_bold() -> None:
+    slow = made_up(row("ours", found(0.1)), row("sparse_whole", found(0.12)))
+    assert verdict(GOALS[0], slow)[0] == "no"
+    assert "**no**" in report.tables.goals({"slow": slow}, None, {})
+
+
+def test_what_keeps_a_contest_from_its_figure_is_said() -> None:
+    whole = found(0.12)
+    whole = whole.model_copy(
+        update={"samples": [sample.model_copy(update={"bytes": 3 * 4096}) for sample in whole.samples]}
+    )
+    slow = made_up(row("ours", found(0.1)), row("sparse_whole", whole))
+    slow = slow.model_copy(update={"limits": slow.limits.model_copy(update={"storage": 81_920})})
+    assert reasons({"slow": slow}) == [
+        "Slow: a whole checkpoint is 3.0 × as many bytes as a switch reads, 12.0 KiB and 4.0 KiB; of a switch's 100 ms "
+        "those take 50 ms, and 50 ms are what any switch costs."
+    ]
+
+
+def test_a_contest_that_reached_all_needs_no_reasons() -> None:
+    assert reasons({"fast": made_up(row("ours", found(0.001)), row("sparse_whole", found(0.12)))}) == []
+
+
+def test_a_process_that_is_hardly_less_says_what_it_holds() -> None:
+    close = made_up(row("ours", found(0.001)), row("shared_bf16", found(0.000001), peak_memory=5100))
+    assert "of the process's 4.9 KiB weights are 150 B;" in " ".join(reasons({"close": close}))
+
+
+def test_figures_of_sparse_bundles_are_asked_of_them_alone() -> None:
+    goal = next(goal for goal in GOALS if goal.sparse)
+    dense = contest()
+    half = dense.model_copy(update={"facts": dense.facts.model_copy(update={"sparsity": 0.5})})
+    assert verdict(goal, half)[0] == "not asked"
+    assert verdict(goal, dense)[0] == "not measured"
+
+
+def test_alignment_is_held_against_calibration() -> None:
+    row = CompileRow(
+        tasks=6,
+        calibration_items=128,
+        calibration_tokens=256,
+        seconds={"calibrate": 10.0, "floors": 0.125, "align": 0.5, "pack": 0.125},
+        stage_memory={"align": 3 << 20},
+        peak_memory=None,
+        duality_gap=0.001,
+        command="python",
+        commit="abc",
+    )
+    assert "| yes | 0.075 |" in report.tables.goals({}, row, {})
+    assert "| align | 3.0 MiB | 0.50 s |" in report.tables.compile_cost({}, row)
+
+
+def test_prefetch_rows_are_shown_and_judged_where_there_are_some(folder: Path) -> None:
+    assert "| drive trace, half a billion parameters, random | not measured | – |" in page(folder)
+    waits = {"markov": 1.25, "whole sparse checkpoints": 30.0}
+    rows = [
+        PrefetchRow("drive", 1.3, 0.5, policy, 9, wait, 2.0, 0.9, 0, None, mode, "python", "abc")
+        for policy, wait in waits.items()
+        for mode in ("real", "virtual")
+    ]
+    (folder / "prefetch.json").write_text(json.dumps([asdict(row) for row in rows]))
+    assert page(folder).count("| drive | 0.5 | markov | 9 | 1.25 ms | 2 ms | 90% |") == 1
+    assert "| drive trace, half a billion parameters, random | yes | 24 |" in page(folder)
+    assert "| assistant trace, half a billion parameters, random | not measured | – |" in page(folder)
+
+
+def test_a_page_of_results_needs_results(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="expected a file of results"):
+        report.main(tmp_path / "none.json", tmp_path / "page.md")
+
+
+def test_headlines_say_how_many_pairs_they_rest_on() -> None:
+    hasty = found(0.1)
+    hasty = hasty.model_copy(update={"samples": hasty.samples[:1]})
+    ours = row("ours", found(0.01))
+    assert "| 2 of 2 |" in headlines({"whole": contest(ours, row("sparse_whole", found(0.1)))})
+    assert "| 1 of 2 |" in headlines({"cut short": contest(ours, row("sparse_whole", hasty))})
+
+
+def test_the_readme_shows_what_was_measured() -> None:
+    root = Path(report.__file__).parents[1]
+    measured = results_file.read(root / "docs" / "results.json").contests
+    assert headlines(measured) in (root / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,211 @@
+"""Low-rank parts: PEFT's layout, what the engine computes with them, and hostile ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from benchmarks.fuzz.sealing import remove_file, rewrite_arrays, rewrite_file
+from safetensors.numpy import load
+
+import weightpager as wp
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
+from weightpager.bundle.format.adapter import adapter_bytes, adapter_files, read_adapter
+from weightpager.bundle.reader import private_file
+from weightpager.bundle.verify import verify
+from weightpager.engine.export import dense_weights, export_task
+from weightpager.errors import BundleFormatError, CompileError, ConfigError
+from weightpager.nn import PagedLinear
+
+INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
+RECOVER = {"method": "finetune", "steps": 4, "batch": 8, "private_steps": 6, "low_rank": 2}
+CONFIG, TENSORS = adapter_files("animal")
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapted")
+    wp.compile(tiny.assistant(folder, recover=RECOVER), out=folder / "a.bundle")
+    return folder / "a.bundle"
+
+
+@pytest.fixture
+def copy(adapted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(adapted, tmp_path / "copy.bundle"))
+
+
+def change_config(bundle: Path, **changes: Any) -> None:
+    content = json.loads((bundle / CONFIG).read_bytes()) | changes
+    rewrite_file(bundle, CONFIG, json.dumps(content).encode())
+
+
+def change_tensors(bundle: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    rewrite_arrays(bundle, TENSORS, change)
+
+
+def refused(bundle: Path) -> str:
+    with pytest.raises(BundleFormatError) as error, wp.Engine.from_pretrained(bundle):
+        pass
+    assert str(error.value) in verify(bundle).problems
+    return str(error.value)
+
+
+def test_the_layout_is_pefts(adapted: Path) -> None:
+    bundle = Bundle.open(adapted)
+    config = json.loads((adapted / CONFIG).read_bytes())
+    assert (config["peft_type"], config["task_type"], config["r"], config["bias"]) == ("LORA", None, 2, "none")
+    assert len(config["target_modules"]) == len(bundle.manifest.weights)
+    arrays = load((adapted / TENSORS).read_bytes())
+    name = "base_model.model.bert.encoder.layer.1.intermediate.dense"
+    assert arrays[f"{name}.lora_A.weight"].shape == (2, 64)
+    assert arrays[f"{name}.lora_B.weight"].shape == (100, 2)
+    assert len(arrays) == 2 * len(bundle.manifest.weights)
+    parts = read_adapter(bundle, "animal")
+    assert set(parts) == {weight.name for weight in bundle.manifest.weights}
+    assert all(np.abs(part.up).max() > 0 for part in parts.values())  # they were trained
+
+
+def test_a_paged_layer_gives_masked_weight_and_low_rank_part(adapted: Path) -> None:
+    bundle = Bundle.open(adapted)
+    parts, dense = read_adapter(bundle, "animal"), dense_weights(bundle, "animal")
+    with wp.Engine.from_pretrained(adapted) as engine, engine.task("animal") as module, torch.inference_mode():
+        for entry in bundle.manifest.weights:
+            layer = module.get_submodule(entry.name.replace("base_model.", "bert.", 1))
+            x = torch.randn(5, entry.in_features)
+            part = parts[entry.name]
+            weight = dense[entry.name].float() + torch.from_numpy(part.up @ part.down)
+            expected = torch.nn.functional.linear(x, weight, layer.bias)
+            torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+            halves = layer(x.bfloat16())
+            assert halves.dtype == torch.bfloat16
+            without = torch.nn.functional.linear(x, dense[entry.name].float(), layer.bias)
+            added = x @ torch.from_numpy(part.down).T @ torch.from_numpy(part.up).T
+            torch.testing.assert_close(layer(x) - without, added, rtol=1e-4, atol=1e-4)
+
+
+def test_the_export_has_them_merged(adapted: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    out = export_task(Bundle.open(adapted), "animal", tmp_path / "out")
+    exported = AutoModelForSequenceClassification.from_pretrained(out).eval()
+    with wp.Engine.from_pretrained(adapted) as engine, engine.task("animal") as module, torch.inference_mode():
+        ours = module(**INPUTS).logits
+        torch.testing.assert_close(ours, exported(**INPUTS).logits, rtol=1e-3, atol=1e-3)
+        for layer in module.modules():
+            if isinstance(layer, PagedLinear):
+                layer.low_rank = None
+        assert not torch.allclose(ours, module(**INPUTS).logits, atol=1e-3)
+
+
+def test_a_scaling_is_applied(copy: Path) -> None:
+    before = read_adapter(Bundle.open(copy), "animal")
+    change_config(copy, lora_alpha=6.0)
+    after = read_adapter(Bundle.open(copy), "animal")
+    for name, part in before.items():
+        np.testing.assert_allclose(after[name].up, 3 * part.up, rtol=1e-6)
+        np.testing.assert_array_equal(after[name].down, part.down)
+
+
+def test_they_count_as_private_memory(adapted: Path) -> None:
+    bundle = Bundle.open(adapted)
+    heads = sum(bundle.entry(private_file(task)).bytes for task in bundle.tasks)
+    added = sum((adapted / adapter_files(task)[1]).stat().st_size for task in bundle.tasks)
+    assert footprint(bundle).private == heads + added
+    assert added > 4 * 4 * sum(2 * (w.in_features + w.out_features) for w in bundle.manifest.weights)
+    with wp.Engine.from_pretrained(adapted) as engine:
+        assert engine.report().memory.private == heads + added
+
+
+def test_a_flipped_bit_is_found(copy: Path) -> None:
+    assert verify(copy).problems == ()
+    for name in (CONFIG, TENSORS):
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert any(name in problem and "BLAKE3" in problem for problem in verify(copy).problems)
+        (copy / name).write_bytes(content)
+
+
+def test_without_the_setting_there_are_none(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    assert read_adapter(bundle, "animal") == {}
+    assert adapter_bytes(bundle, "animal") == 0
+    assert not list(assistant_bundle.rglob("adapter*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"peft_type": "IA3"}, "peft_type"),
+        ({"task_type": "TOKEN_CLS"}, "task_type"),
+        ({"task_type": "CAUSAL_LM"}, "task_type"),
+        ({"r": 0}, "r: "),
+        ({"r": 3}, "lora_A.weight"),
+        ({"r": 1 << 40}, "r: "),
+        ({"lora_alpha": 0.0}, "lora_alpha"),
+        ({"lora_alpha": float("inf")}, "lora_alpha"),
+        ({"bias": "all"}, "bias"),
+        ({"use_dora": True}, "use_dora"),
+        ({"auto_mapping": {}}, "auto_mapping"),
+        ({"target_modules": "all-linear"}, "target_modules"),
+        ({"target_modules": []}, "target_modules"),
+        ({"target_modules": ["bert.pooler.dense"]}, "target_modules"),
+        ({"target_modules": ["bert.encoder.layer.0.output.dense"] * 2}, "target_modules"),
+        ({"target_modules": ["bert.encoder.layer.0.output.dense"]}, "base_model.model.bert"),
+    ],
+)
+def test_a_hostile_configuration_is_refused(copy: Path, changes: dict[str, Any], field: str) -> None:
+    change_config(copy, **changes)
+    message = refused(copy)
+    assert field in message
+    assert "tasks/animal/adapter_" in message
+
+
+KEY = "base_model.model.bert.encoder.layer.0.output.dense.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: arrays.pop(KEY),
+        lambda arrays: arrays.update({KEY: arrays[KEY].T.copy()}),
+        lambda arrays: arrays.update({KEY: arrays[KEY][:-1]}),
+        lambda arrays: arrays.update({KEY: arrays[KEY].astype(np.float64)}),
+        lambda arrays: arrays.update({KEY: arrays[KEY] * np.float32(np.nan)}),
+        lambda arrays: arrays.update({KEY: np.zeros(0, np.float32)}),
+    ],
+)
+def test_hostile_tensors_are_refused(copy: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    change_tensors(copy, change)
+    message = refused(copy)
+    assert TENSORS in message
+    assert KEY in message
+
+
+def test_one_file_without_the_other_is_refused(copy: Path) -> None:
+    remove_file(copy, TENSORS)
+    with pytest.raises(BundleFormatError, match=TENSORS):
+        wp.Engine.from_pretrained(copy)
+
+
+def test_rubbish_is_refused(copy: Path) -> None:
+    rewrite_file(copy, TENSORS, b"\xff" * 64)
+    assert TENSORS in refused(copy)
+    rewrite_file(copy, CONFIG, b"[")
+    assert CONFIG in refused(copy)
+
+
+def test_a_setting_that_nothing_trains_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"recover\.low_rank: expected 0, or method finetune"):
+        wp.compile(tiny.assistant(tmp_path, recover={"method": "closed-form", "low_rank": 2}), out=tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"recover\.private_blocks: expected 0, or method finetune"):
+        wp.compile(tiny.assistant(tmp_path, recover={"method": "none", "private_blocks": 0.1}), out=tmp_path / "a")
+    with pytest.raises(CompileError, match=r"recover\.low_rank: expected at most the rank of .*; found 65"):
+        wp.compile(tiny.assistant(tmp_path, recover=RECOVER | {"low_rank": 65}), out=tmp_path / "a")

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from command import Command
+
+import weightpager as wp
+from weightpager.compiler.task_file.file import load
+
+
+def test_a_starter_is_a_task_file_that_compiles(weightpager: Command, tmp_path: Path) -> None:
+    model = tiny.bert(tmp_path / "a model: 'x'")
+    found = weightpager("init", tmp_path / "new" / "here", "--model", model)
+    assert found.code == 0
+    assert "next: replace the sample data" in found.err
+    tasks = tmp_path / "new" / "here" / "tasks.yaml"
+    task_file = load(tasks)
+    assert list(task_file.tasks) == ["spam", "places"]
+    assert task_file.model == model
+    short = "training: {steps: 2, batch: 2}\nblock: 8x8\npage: 4KiB\n"
+    tasks.write_text(tasks.read_text().replace("recover: finetune", "recover: closed-form") + short)
+    bundle = wp.compile(tasks, out=tmp_path / "a.bundle")
+    assert bundle.task("places").classes == ["O", "PLACE"]
+
+
+def test_a_starter_without_a_model_says_what_is_missing(
+    weightpager: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = weightpager("init", "--json")
+    names = json.loads(found.out)["files"]
+    assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
+    refused = weightpager("compile", "tasks.yaml", "--out", "a.bundle")
+    assert refused.code == 2
+    assert "hf download" in refused.err
+    tiny.bert(tmp_path / "model")
+    assert load("tasks.yaml").sparsity == 0.75
+
+
+def test_nothing_is_overwritten(weightpager: Command, tmp_path: Path) -> None:
+    (tmp_path / "spam.test.jsonl").write_text("mine")
+    found = weightpager("init", tmp_path)
+    assert (found.code, "spam.test.jsonl" in found.err) == (2, True)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "file").write_text("")
+    no_folder = weightpager("init", tmp_path / "file")
+    assert (no_folder.code, "expected a folder" in no_folder.err) == (2, True)
+
+
+def test_what_is_in_the_way_is_named(weightpager: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "tasks.yaml").symlink_to("nowhere")
+    for folder, words in {
+        "file": f"found a file at {tmp_path / 'file'}; name another DIR",
+        "file/new": "Not a directory; nothing was written",
+        "link": f"found a link that leads to none at {tmp_path / 'link'}",
+        "": f"expected none of these files in {tmp_path}, found tasks.yaml;",
+        "a" * 300: "File name too long; nothing was written",
+    }.items():
+        found = weightpager("init", tmp_path / folder)
+        assert (found.code, found.out) == (2, "")
+        assert words in found.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "tasks.yaml"]
+
+
+def test_what_a_full_disk_takes_is_removed_again(weightpager: Command, tmp_path: Path) -> None:
+    code = f"import sys; sys.argv = ['weightpager', 'init', {str(tmp_path / 'new' / 'here')!r}]\n"
+    code += "from weightpager.cli import main; main()"
+    limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", sys.executable, "-Bc", code]
+    found = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert f"init: cannot write into {tmp_path / 'new' / 'here'}: File too large; nothing was written" in found.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert weightpager("init", tmp_path / "new" / "here").code == 0
+
+
+@pytest.mark.parametrize("name", ["m🤖del", "mod\x7fel", "mod\u2028 el\x85", "mod\n\"'el\\"])
+def test_a_model_of_any_name_is_found(weightpager: Command, tmp_path: Path, name: str) -> None:
+    model = tmp_path / name
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    assert weightpager("init", tmp_path / "new", "--model", model).code == 0
+    assert load(tmp_path / "new" / "tasks.yaml").model == model
+
+
+def test_a_model_whose_name_is_no_text_is_refused(weightpager: Command, tmp_path: Path) -> None:
+    found = weightpager("init", tmp_path / "new", "--model", tmp_path / "\udcff")
+    assert (found.code, "expected a path of Unicode text" in found.err) == (2, True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_schema_is_the_one_that_the_starter_names(weightpager: Command, tmp_path: Path) -> None:
+    weightpager("init", tmp_path)
+    first = (tmp_path / "tasks.yaml").read_text().splitlines()[0]
+    schema = tmp_path / first.partition("$schema=")[2]
+    assert weightpager("schema").out == schema.read_text(encoding="utf-8")

@@ -1,0 +1,186 @@
+"""The joint least-squares refit: against a dense solver, and on real layers."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import functional_call
+from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
+
+from weightpager.compiler import data as task_data
+from weightpager.compiler.model import dense_model as sources
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.device import autocast
+from weightpager.compiler.model.masks import Masks
+from weightpager.compiler.recovery import closed_form
+from weightpager.compiler.recovery.closed_form import _TOLERANCE, RIDGE, refit, solve
+from weightpager.compiler.recovery.layer_stream import LayerStream
+from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.task_file.file import from_dict
+from weightpager.evaluate import Batch
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(2, 12), st.integers(0, 1000))
+def test_conjugate_gradients_solve_every_row(tasks: int, rows: int, columns: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    original = torch.randn(rows, columns)
+    inputs = [torch.randn(40, columns) * torch.rand(columns) for _ in range(tasks)]
+    dense = [x + 0.1 * torch.randn_like(x) for x in inputs]
+    a = [x.T @ x / 40 for x in inputs]
+    c = [x.T @ y / 40 for x, y in zip(inputs, dense, strict=True)]
+    keep = [(torch.rand(rows, columns) < 0.6).float() for _ in range(tasks)]
+    found = solve(original, a, c, keep)
+    ridge = RIDGE * sum(float(moment.diagonal().mean()) for moment in a)
+    for row in range(rows):
+        system = ridge * torch.eye(columns, dtype=torch.float64)
+        goal = ridge * original[row].double()
+        for task in range(tasks):
+            d = torch.diag(keep[task][row]).double()
+            system += d @ a[task].double() @ d
+            goal += d @ c[task].double() @ original[row].double()
+
+        def error(w: torch.Tensor, system: torch.Tensor = system, goal: torch.Tensor = goal) -> float:
+            return float(w @ system @ w - 2 * w @ goal)
+
+        least = error(torch.linalg.solve(system, goal))
+        # A residual r leaves rᵀ A⁻¹ r, and it ends when that of every row is a small part of its goal.
+        left = (_TOLERANCE * goal.norm()) ** 2 / torch.linalg.eigvalsh(system)[0]
+        assert error(found[row].double()) <= least + 2 * float(left) + 1e-5 * abs(least)
+
+
+@pytest.fixture(params=["encoder", "decoder"])
+def trial(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Source, dict[str, list[Batch]]]:
+    content = tiny.assistant(tmp_path) if request.param == "encoder" else tiny.writer(tmp_path)
+    source = sources.load(from_dict(content))
+    file = source.task_file
+    batches = {}
+    for name, spec in file.tasks.items():
+        data = task_data.load(name, spec, source.tokenizer, source.classes(name), file.max_length_of(name))
+        batches[name] = data.calibration(32, 8)
+    return source, batches
+
+
+def masks_of(source: Source, density: float, seed: int) -> Masks:
+    random = np.random.default_rng(seed)
+    tasks = tuple(source.models)
+    return Masks(tasks, {info.name: random.random((info.grid.count, len(tasks))) < density for info in source.paged})
+
+
+def errors(dense: Source, sparse: Source, masks: Masks, batches: dict[str, list[Batch]]) -> float:
+    """Mean squared difference of the base models' last hidden states."""
+    total = 0.0
+    for task, some in batches.items():
+        for batch in some:
+            wanted = dense.models[task](**batch.inputs, output_hidden_states=True).hidden_states[-1]
+            weights = masks.parameters(sparse, task, sparse.paged)
+            found = functional_call(
+                sparse.models[task], weights, kwargs={**batch.inputs, "output_hidden_states": True}
+            ).hidden_states[-1]
+            total += float((wanted - found)[batch.inputs["attention_mask"].bool()].square().mean())
+    return total
+
+
+def copied(source: Source) -> Source:
+    return replace(source, models=copy.deepcopy(source.models))
+
+
+def test_a_layer_takes_what_it_takes_in_the_whole_model(trial: tuple[Source, dict[str, list[Batch]]]) -> None:
+    source, batches = trial
+    task, some = next(iter(batches.items()))
+    names = [info.name for info in source.paged if info.layer == 1]
+    name = names[-1]
+    stream = LayerStream(source.models[task], some)
+    stream.advance(0, {})
+    for factor in (1.0, 3.0):  # a run leaves nothing behind that the next one, with other weights, would see
+        for other in names:
+            source.linear(task, other).weight.data.mul_(factor)
+        for found, batch in zip(stream.inputs(1, {}, name), some, strict=True):
+            seen: list[torch.Tensor] = []
+            hook = source.linear(task, name).register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0]))
+            with torch.inference_mode(), autocast(torch.device("cpu")):
+                source.models[task](**batch.inputs)
+            hook.remove()
+            wanted = seen[0].float()[batch.inputs["attention_mask"].bool()]
+            assert torch.allclose(found, wanted, atol=1e-2)
+
+
+def sliding(family: str) -> PreTrainedModel:
+    """A decoder whose layers see a window and the whole text by turns."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "vocab_size": 32, "head_dim": 8}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "sliding_window": 4}
+    torch.manual_seed(0)
+    if family == "gemma2":
+        return Gemma2ForCausalLM(Gemma2Config(**sizes, initializer_range=0.5)).eval()
+    layers = ["sliding_attention", "full_attention"] * 2
+    return Gemma3ForCausalLM(Gemma3TextConfig(**sizes, layer_types=layers, initializer_range=0.5)).eval()
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_every_layer_is_given_its_own_mask_and_positions(family: str) -> None:
+    model, ids = sliding(family), torch.arange(1, 25).view(2, 12)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    stream = LayerStream(model, [Batch(inputs, ids)])
+    with torch.inference_mode(), autocast(torch.device("cpu")):
+        wanted = model(**inputs, output_hidden_states=True).hidden_states
+    for layer in range(4):
+        (found,) = stream.inputs(layer, {}, f"base_model.layers.{layer}.self_attn.q_proj")
+        normed = model.base_model.get_submodule(f"layers.{layer}.input_layernorm")(wanted[layer])
+        torch.testing.assert_close(found, normed.detach().float().flatten(0, 1), rtol=0.0, atol=1e-2)
+        stream.advance(layer, {})
+
+
+def test_refit_brings_the_sparse_model_closer(trial: tuple[Source, dict[str, list[Batch]]]) -> None:
+    dense, batches = trial
+    masks = masks_of(dense, 0.6, seed=0)
+    sparse = copied(dense)
+    with torch.inference_mode():
+        before = errors(dense, sparse, masks, batches)
+        refit(dense, sparse, masks, batches, Journal.none(), lambda _done, _total: None)
+        after = errors(dense, sparse, masks, batches)
+    assert after < 0.8 * before
+
+
+def test_refit_leaves_a_dense_model_as_it_is(trial: tuple[Source, dict[str, list[Batch]]]) -> None:
+    dense, batches = trial
+    sparse = copied(dense)
+    refit(dense, sparse, masks_of(dense, 1.1, seed=0), batches, Journal.none(), lambda _done, _total: None)
+    for info in dense.paged:
+        for task in batches:
+            ours, theirs = sparse.linear(task, info.name).weight, dense.linear(task, info.name).weight
+            assert torch.allclose(ours, theirs, atol=1e-3)
+
+
+@pytest.mark.parametrize("layers_done", [1, 2])
+def test_a_killed_refit_goes_on_with_the_next_layer(
+    layers_done: int,
+    trial: tuple[Source, dict[str, list[Batch]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", 1.0)
+    dense, batches = trial
+    masks, whole, solved = masks_of(dense, 0.6, seed=0), copied(dense), Mock(wraps=solve)
+    refit(dense, whole, masks, batches, Journal.none(), lambda _done, _total: None)
+
+    def killed(done: int, _total: int) -> None:
+        if done == layers_done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        refit(dense, copied(dense), masks, batches, Journal(tmp_path / "j", "one"), killed)
+    monkeypatch.setattr(closed_form, "solve", solved)
+    resumed = copied(dense)
+    refit(dense, resumed, masks, batches, Journal(tmp_path / "j", "one"), lambda _done, _total: None)
+    assert solved.call_count == sum(info.layer >= layers_done for info in dense.paged)
+    for info in dense.paged:
+        assert torch.equal(*(s.linear(next(iter(batches)), info.name).weight for s in (resumed, whole)))

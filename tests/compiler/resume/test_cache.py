@@ -1,0 +1,229 @@
+"""What compiles keep for each other: found by what it depends on, whole or not at all, within a limit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import weightpager as wp
+from weightpager.bundle.report.compile_report import read_report
+from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.journal import Journal
+from weightpager.config import cache_limit
+from weightpager.errors import CompileError, ConfigError
+
+OWNER = {"identity": "one"}
+
+
+def megabyte(value: float = 1.0) -> dict[str, torch.Tensor]:
+    return {"a": torch.full((250_000,), value)}
+
+
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    """The user's cache, on for these tests."""
+    monkeypatch.setenv("WEIGHTPAGER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("WEIGHTPAGER_CACHE_LIMIT", "100MB")
+    return Cache.of_user()
+
+
+def stages_of(content: dict[str, Any], out: Path, **options: Any) -> set[str]:
+    """Compile; the stages that work was done in."""
+    found: set[str] = set()
+    wp.compile(content, out=out, progress=lambda stage, _done, _total: found.add(stage), **options)
+    return found
+
+
+def test_what_is_written_is_found_by_its_owner_only(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c", 10**7)
+    assert cache.write("sums", OWNER, 2.5, {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1, dtype=torch.int8)})
+    entry = Cache(tmp_path / "c", 10**7).read("sums", OWNER)
+    assert entry is not None
+    assert entry.seconds == 2.5
+    assert entry.tensors["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert cache.read("sums", {"identity": "two"}) is None
+    assert cache.read("train", OWNER) is None
+    assert Cache.none().read("sums", OWNER) is None
+    assert not Cache.none().write("sums", OWNER, 0, {})
+
+
+@pytest.mark.parametrize("damage", ["bit", "short", "empty"])
+def test_a_damaged_entry_is_removed_with_a_warning(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = Cache(tmp_path / "c", 10**7)
+    cache.write("train", OWNER, 0, megabyte())
+    path = cache.entries()[0].path
+    content = path.read_bytes()
+    flipped = content[:-1] + bytes([content[-1] ^ 1])
+    path.write_bytes({"bit": flipped, "short": content[:-9], "empty": b""}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert cache.read("train", OWNER) is None
+    assert f"{path}: damaged; removed" in caplog.text
+    assert cache.entries() == []
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c", 3_500_000)
+    for number, stage in enumerate(("one", "two", "three")):
+        assert cache.write(stage, OWNER, 0, megabyte())
+        os.utime(next((tmp_path / "c").glob(f"{stage}-*")), (number, number))
+    assert cache.read("one", OWNER) is not None  # which uses it
+    assert cache.write("four", OWNER, 0, megabyte())
+    left = {kept.path.name.partition("-")[0] for kept in cache.entries()}
+    assert left == {"one", "three", "four"}
+    assert not cache.write("large", OWNER, 0, {"a": torch.zeros(10**6)})
+    assert len(cache.entries()) == 3
+
+
+def test_unfinished_files_of_killed_processes_go_after_a_day(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c", 10**7)
+    cache.write("one", OWNER, 0, megabyte())
+    old, new = (tmp_path / "c" / f".x.{age}.tmp" for age in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"x")
+    os.utime(old, (time.time() - 10**6,) * 2)
+    cache.write("two", OWNER, 0, megabyte())
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_storage_that_refuses_is_said_once_and_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    cache = Cache(tmp_path / "file" / "c", 10**7)
+    with caplog.at_level(logging.WARNING):
+        assert not cache.write("one", OWNER, 0, megabyte())
+        assert not cache.write("two", OWNER, 0, megabyte())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'file' / 'c'}: nothing is kept for other compiles: Not a directory"
+    ]
+
+
+def test_two_that_write_the_same_entry_leave_a_whole_one(tmp_path: Path) -> None:
+    one, two = (Cache(tmp_path / "c", 10**7) for _ in range(2))
+    assert one.write("train", OWNER, 1, megabyte())
+    entry = one.read("train", OWNER)
+    assert two.write("train", OWNER, 1, megabyte())  # while the first one still looks at its own
+    assert entry is not None
+    assert (entry.tensors["a"] == 1).all()
+    assert len(one.entries()) == 1
+
+
+def test_a_journal_gives_a_finished_stage_to_the_cache(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c", 10**7)
+    part = Journal(tmp_path / "j", "compile").part("dense", "dense", cache)
+    part.write("train", 3, {"a": torch.ones(2)})
+    assert part.keep("train") is None
+    assert part.settled("train")
+    assert not list((tmp_path / "j").rglob("*.safetensors"))
+    other = Journal(tmp_path / "other", "another").part("dense", "dense", cache)
+    step, tensors = other.read("train") or (0, {})
+    assert (step, tensors["a"].tolist()) == (3, [1.0, 1.0])
+    assert other.keep("train") is not None
+    assert other.earlier == 0.0
+    assert Journal(tmp_path / "j", "compile").part("dense", "changed", cache).read("train") is None
+
+
+def test_a_sweep_trains_and_calibrates_once(tmp_path: Path, user: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    content = tiny.assistant(tmp_path)
+    work = {"train the dense model", *(f"measure dense {name}" for name in content["tasks"])}
+    assert work <= stages_of(content, tmp_path / "first.bundle")
+    changes = [
+        {"sparsity": 0.4},
+        {"alignment": 1.0},
+        {"dtype": "int8"},
+        {"block": "16x16", "recover": "closed-form"},
+        {"reorder": False},
+    ]
+    for number, change in enumerate(changes):
+        with caplog.at_level(logging.INFO):
+            assert not work & stages_of(content | change, tmp_path / f"{number}.bundle")
+        assert "the dense model: taken from the cache, less than a minute saved" in caplog.text
+        assert "calibration of animal, weather, number, colour: taken from the cache" in caplog.text
+        caplog.clear()
+    for change in ({"training": {"steps": 13, "batch": 8}}, {"training": {"steps": 12, "batch": 8, "seed": 1}}):
+        assert "train the dense model" in stages_of(content | change, tmp_path / "other.bundle", force=True)
+
+
+def test_a_bundle_from_the_cache_is_the_one_that_it_would_be_without(tmp_path: Path, user: Cache) -> None:
+    content = tiny.assistant(tmp_path, recover={"method": "finetune", "steps": 8, "batch": 8})
+    stages_of(content | {"sparsity": 0.3}, tmp_path / "warm.bundle")
+    stages_of(content, tmp_path / "cached.bundle")
+    assert "train the dense model" in stages_of(content, tmp_path / "alone.bundle", cache=False)
+    cached, alone = (wp.Bundle.open(tmp_path / f"{name}.bundle") for name in ("cached", "alone"))
+    assert (cached.pages.ids == alone.pages.ids).all()
+    ours, theirs = read_report(cached), read_report(alone)
+    assert ours.tasks == theirs.tasks
+    assert cached.manifest.tasks == alone.manifest.tasks
+
+
+def test_new_data_is_learnt_from(tmp_path: Path, user: Cache) -> None:
+    content = tiny.assistant(tmp_path)
+    stages_of(content, tmp_path / "a.bundle")
+    held_out = Path(content["tasks"]["animal"]["eval"])
+    held_out.write_text(held_out.read_text() * 2)
+    stages = stages_of(content, tmp_path / "b.bundle")
+    assert "measure dense animal" in stages
+    assert "train the dense model" not in stages
+    learnt = Path(content["tasks"]["animal"]["train"])
+    learnt.write_text(learnt.read_text() * 2)
+    assert "train the dense model" in stages_of(content, tmp_path / "c.bundle")
+
+
+def test_nothing_is_kept_without_a_cache(tmp_path: Path, user: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = tiny.assistant(tmp_path)
+    stages_of(content, tmp_path / "a.bundle", cache=False)
+    monkeypatch.setenv("WEIGHTPAGER_CACHE_LIMIT", "0")
+    stages_of(content, tmp_path / "b.bundle")
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setenv("WEIGHTPAGER_CACHE_LIMIT", "much")
+    with pytest.raises(ConfigError, match="WEIGHTPAGER_CACHE_LIMIT: size: expected a number .*, or 0 to keep nothing"):
+        stages_of(content, tmp_path / "c.bundle")
+    monkeypatch.delenv("WEIGHTPAGER_CACHE_LIMIT")
+    assert cache_limit() == 8 << 30
+
+
+def test_added_tasks_are_kept_by_their_base(tmp_path: Path, user: Cache) -> None:
+    content = tiny.assistant(tmp_path)
+    new = content | {"tasks": {"animal": content["tasks"].pop("animal")}}
+    new = {key: value for key, value in new.items() if key not in ("block", "page")}
+    stages_of(content, tmp_path / "base.bundle")
+    grown = {"base": tmp_path / "base.bundle"}
+    assert "train the dense model" in stages_of(new, tmp_path / "a.bundle", **grown)
+    assert "train the dense model" not in stages_of(new | {"alignment": 1.0}, tmp_path / "b.bundle", **grown)
+
+
+def test_an_interrupted_training_goes_on_under_other_settings(tmp_path: Path, user: Cache) -> None:
+    content, seen = tiny.assistant(tmp_path), []
+
+    def interrupted(stage: str, done: int, _total: int) -> None:
+        if stage == "train the dense model":
+            seen.append(done)
+            if seen == [1, 2, 3, 4, 5]:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"kept in .*: the dense model's training up to step 5\. The same"):
+        wp.compile(content, out=tmp_path / "a.bundle", progress=interrupted)
+    wp.compile(content | {"sparsity": 0.4}, out=tmp_path / "a.bundle", progress=interrupted)
+    assert seen == list(range(1, content["training"]["steps"] + 1))
+
+
+def test_clearing_says_what_it_could_not_remove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path / "c", 10**7)
+    cache.write("one", OWNER, 0, megabyte())
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(CompileError, match=r"cannot remove .*: Permission denied"):
+            cache.clear()
+    assert cache.clear() > 10**6
+    assert cache.entries() == []

@@ -1,0 +1,237 @@
+"""Every method of the contest serves the tasks that it says it serves; nothing is timed here."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import weightpager as wp
+from weightpager.bundle import Bundle
+from weightpager.engine import Engine
+from weightpager.lab.contest.measure.measuring import measure
+from weightpager.lab.contest.measure.prompt import prompt
+from weightpager.lab.contest.measure.worker import do
+from weightpager.lab.contest.results.facts import budget_for
+from weightpager.lab.contest.results.found import Job
+from weightpager.lab.contest.rivals import assets
+from weightpager.lab.contest.rivals.methods import METHODS, method
+from weightpager.lab.contest.rivals.pace import Pace
+from weightpager.lab.contest.rivals.rival import Rival, Setting
+from weightpager.limits.limits import pinned
+from weightpager.nn import PagedLinear
+
+RUNNABLE = [entry for entry in METHODS if not entry.missing]
+SAME_ANSWERS = ["ours", "ours_while_loading", "sparse_strict", "sparse_whole", "sparse_copied", "sparse_lru"]
+
+
+def said(*_: Any) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="module", params=["assistant_bundle", "writer_bundle", "camera_bundle"])
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    return Bundle.open(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module")
+def folder(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoints")
+    assets.write_sparse(bundle, list(bundle.tasks), path, said)
+    assets.write_int8(bundle, path, said)
+    assets.write_dense(bundle, list(bundle.tasks), path, said, distinct=True)
+    return path
+
+
+@contextmanager
+def made(name: str, bundle: Bundle, folder: Path, room: float = 1.0) -> Iterator[Rival]:
+    rival = method(name).make(Setting(bundle, tuple(bundle.tasks), folder, budget_for(bundle, room), 2))
+    try:
+        yield rival
+    finally:
+        rival.close()
+
+
+def job_of(name: str, bundle: Bundle, folder: Path, **changes: int) -> Job:
+    plain = Job(
+        method=name,
+        bundle=str(bundle.path),
+        folder=str(folder),
+        budget=budget_for(bundle, 1.0),
+        threads=2,
+        pace=1e12,
+        seconds=0.0,
+        repeats=1,
+        visits=3,
+        tasks=2,
+        seed=0,
+    )
+    return plain.model_copy(update=changes)
+
+
+def answers(bundle: Bundle) -> dict[str, torch.Tensor]:
+    with Engine.from_pretrained(bundle.path) as engine, torch.inference_mode():
+        return {task: engine.activate(task)(**prompt(bundle, task, 1)).logits for task in bundle.tasks}
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Their checkpoints are in bfloat16, as people ship them; the bundle's parameters may be wider."""
+    return float((found.float() - wanted.float()).norm() / (1 + wanted.float().norm()))
+
+
+@pytest.mark.parametrize("name", SAME_ANSWERS)
+def test_a_sparse_rival_gives_each_task_its_answers(name: str, bundle: Bundle, folder: Path) -> None:
+    wanted = answers(bundle)
+    room = 2.0 if name == "sparse_lru" else 1.0
+    with made(name, bundle, folder, room) as rival, torch.inference_mode():
+        for task in [*bundle.tasks, *reversed(bundle.tasks)]:
+            found = rival.switch(task)(**prompt(bundle, task, 1)).logits
+            assert distance(found, wanted[task]) < 0.05, task
+
+
+@pytest.mark.parametrize("name", ["dense_direct", "dense_copied", "dense_mapped", "offload"])
+def test_a_dense_rival_has_the_first_tasks_weights(name: str, bundle: Bundle, folder: Path) -> None:
+    if method(name).skipped:
+        pytest.skip(method(name).skipped)
+    task = next(iter(bundle.tasks))
+    wanted = answers(bundle)[task]
+    with made(name, bundle, folder) as rival, torch.inference_mode():
+        for _ in range(2):
+            found = rival.switch(task)(**prompt(bundle, task, 1)).logits
+            assert distance(found, wanted) < 0.05
+            rival.forget()
+
+
+def test_adapters_differ_and_share_one_backbone(bundle: Bundle, folder: Path) -> None:
+    if method("shared_bf16").skipped:
+        pytest.skip(method("shared_bf16").skipped)
+    a, b = list(bundle.tasks)[:2]
+    with made("shared_bf16", bundle, folder) as wide, torch.inference_mode():
+        first = wide.switch(a)(**prompt(bundle, a, 1)).logits
+        wide.switch(b)
+        assert torch.equal(wide.switch(a)(**prompt(bundle, a, 1)).logits, first)
+        assert wide.switch(a).base_model is wide.switch(b).base_model
+        with made("shared_int8", bundle, folder) as narrow:
+            assert narrow.paged_bytes() < wide.paged_bytes()
+            assert torch.isfinite(narrow.switch(b)(**prompt(bundle, b, 1)).logits).all()
+
+
+@pytest.mark.parametrize("pages", ["int8", "float32"])
+def test_what_rivals_hold_is_counted_in_their_own_precision(pages: str, tmp_path: Path) -> None:
+    bundle = wp.compile(tiny.writer(tmp_path, dtype=pages), out=tmp_path / "writer.bundle")
+    tasks = list(bundle.tasks)
+    assets.write_dense(bundle, tasks, tmp_path, said, distinct=False)
+    assets.write_int8(bundle, tmp_path, said)
+    shapes = [(weight.out_features, weight.in_features) for weight in bundle.manifest.weights]
+    wide, narrow = sum(2 * rows * cols for rows, cols in shapes), sum(rows * cols + 2 * rows for rows, cols in shapes)
+    wanted = {"dense_direct": wide, "dense_copied": wide, "dense_mapped": wide}
+    if not method("shared_bf16").skipped:
+        wanted |= {"shared_bf16": wide, "shared_int8": narrow}
+    for name, size in wanted.items():
+        with made(name, bundle, tmp_path) as rival:
+            rival.switch(tasks[0])
+            assert rival.paged_bytes() == size, name
+
+
+def tables_of(rival: Rival, tasks: list[str]) -> list[set[int]]:
+    """Where the block tables of each task's module lie."""
+    layers = [[part for part in rival.switch(task).modules() if isinstance(part, PagedLinear)] for task in tasks]
+    return [{layer.paged_weight.locations.data_ptr() for layer in of_task} for of_task in layers]
+
+
+def test_one_mask_for_all_tasks_has_one_copy_of_its_tables(bundle: Bundle, folder: Path) -> None:
+    tasks = list(bundle.tasks)
+    with made("shared_mask", bundle, folder) as shared, made("sparse_strict", bundle, folder) as own:
+        first, *others = tables_of(shared, tasks)
+        assert first
+        assert all(other == first for other in others)
+        assert not set.intersection(*tables_of(own, tasks))
+
+
+def test_an_lru_keeps_what_has_room(bundle: Bundle, folder: Path) -> None:
+    a, b = list(bundle.tasks)[:2]
+    with made("sparse_lru", bundle, folder, 2.0) as rival:
+        rival.switch(a)
+        one = rival.paged_bytes()
+        rival.switch(b)
+        assert rival.paged_bytes() > one
+        rival.forget()
+        assert rival.paged_bytes() <= one
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in RUNNABLE])
+def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path) -> None:
+    if method(name).skipped:
+        pytest.skip(method(name).skipped)
+    job = job_of(name, bundle, folder)
+    with pinned(1):  # tiny models gain nothing from threads
+        found = do(job)
+    assert len(found.samples) == 2
+    assert all((sample.ready is None) == method(name).lazy for sample in found.samples)
+    assert len(found.visits) == 3
+    assert found.memory.resident >= found.memory.anonymous > 0
+    if name == "shared_mask":
+        assert sum(sample.bytes for sample in found.samples) == 0
+
+
+class Recorded(torch.nn.Module):
+    """A rival that only notes which task was the current one when a cold walk began."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file = file
+        self.current = self.left = ""
+
+    def switch(self, task: str) -> torch.nn.Module:
+        self.current = task
+        return self
+
+    def forward(self, **_inputs: Any) -> None:
+        """No answer."""
+
+    def forget(self) -> None:
+        self.left = self.current
+
+    def files(self, _task: str) -> list[Path]:
+        return [self.file]
+
+    def weight_bytes(self) -> int:
+        return 0
+
+    paged_bytes = weight_bytes
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_every_visit_of_a_trace_leads_to_another_task(bundle: Bundle, tmp_path: Path) -> None:
+    rival, tasks = Recorded(tmp_path / "weights"), list(bundle.tasks)
+    rival.file.write_bytes(b"weights")
+    found = measure(rival, method("ours"), bundle, tasks, job_of("ours", bundle, tmp_path, repeats=0))
+    walk = [rival.left, *(visit.task for visit in found.visits)]
+    assert len(found.visits) == 3
+    assert all(a != b for a, b in pairwise(walk))
+
+
+def test_a_trace_that_was_not_proved_cold_says_so(bundle: Bundle, tmp_path: Path, memory_file_system: Path) -> None:
+    with tempfile.NamedTemporaryFile(dir=memory_file_system) as file:
+        rival, tasks = Recorded(Path(file.name)), list(bundle.tasks)
+        found = measure(rival, method("ours"), bundle, tasks, job_of("ours", bundle, tmp_path, repeats=0))
+        assert "keeps its files in memory" in found.cold_note
+        none = measure(rival, method("ours"), bundle, tasks, job_of("ours", bundle, tmp_path, repeats=0, visits=0))
+        assert none.cold_note == ""
+
+
+def test_a_pace_lets_all_bytes_through() -> None:
+    pace, read = Pace(1e9), 0
+    for _ in range(3):
+        with pace.reading(1000):
+            read += 1
+    assert read == 3

@@ -1,0 +1,336 @@
+"""Batches, cancelling, limits and shutting down, on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import tiny
+import torch
+from running import Running, serving
+
+import weightpager as wp
+from weightpager.bundle.footprint import smallest_budget
+from weightpager.engine.predict import predict
+from weightpager.errors import ConfigError, RequestTimeoutError
+from weightpager.server.answers.work import Embed
+from weightpager.server.http.exchange import Exchange
+from weightpager.server.scheduling.job import Delta
+from weightpager.server.scheduling.policy import Policy
+from weightpager.server.scheduling.service import Service
+from weightpager.server.scheduling.settings import Settings
+
+TEXTS = [" ".join(tiny.WORDS[start : start + length]) for start in range(8) for length in (1, 3, 4)]
+TASKS = ["animal", "weather", "number", "colour"]
+
+
+def classify(running: Running, task: str, texts: list[str] | str) -> list[dict[str, Any]]:
+    with running.http() as client:
+        answer = client.post("/v1/classifications", json={"model": task, "input": texts})
+    assert answer.status_code == 200, answer.text
+    return list(answer.json()["data"])
+
+
+def direct(bundle: Path, task: str, texts: list[str]) -> list[Any]:
+    with wp.Engine.from_pretrained(bundle) as engine, engine.task(task) as module:
+        return predict(module, engine.tokenizer(), engine.bundle.task(task), texts)
+
+
+def test_classes_are_what_the_engine_says(assistant: Running, assistant_bundle: Path) -> None:
+    for found, wanted in zip(
+        classify(assistant, "weather", TEXTS), direct(assistant_bundle, "weather", TEXTS), strict=True
+    ):
+        assert found["label"] == wanted.label
+        assert found["score"] == pytest.approx(wanted.score, abs=1e-5)
+        assert sum(score["score"] for score in found["scores"]) == pytest.approx(1)
+        assert {score["label"] for score in found["scores"]} == {"sun", "rain", "snow"}
+
+
+def test_only_the_likeliest_classes_if_asked(assistant: Running) -> None:
+    with assistant.http() as client:
+        answer = client.post("/v1/classifications", json={"model": "weather", "input": "sun", "top": 1}).json()
+    assert len(answer["data"][0]["scores"]) == 1
+    assert answer["usage"]["prompt_tokens"] == 3
+
+
+def test_tags_are_what_the_engine_says(assistant: Running, assistant_bundle: Path) -> None:
+    for found, wanted in zip(
+        classify(assistant, "colour", TEXTS), direct(assistant_bundle, "colour", TEXTS), strict=True
+    ):
+        assert tuple((word["word"], word["label"]) for word in found["words"]) == wanted.tags
+
+
+def test_an_empty_text_has_no_words_but_a_class(assistant: Running) -> None:
+    assert classify(assistant, "colour", "")[0]["words"] == []
+    assert classify(assistant, "weather", "")[0]["label"] in {"sun", "rain", "snow"}
+
+
+def test_deterministic_answers_are_the_engines_bit_for_bit(assistant_bundle: Path, writer_bundle: Path) -> None:
+    settings = Settings(policy=Policy(batch=1))
+    with serving(assistant_bundle, settings) as running, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda text: classify(running, "weather", text)[0]["score"], TEXTS))
+    assert found == [one.score for one in direct(assistant_bundle, "weather", TEXTS)]
+    with serving(writer_bundle, settings) as running:
+        choices = running.openai.completions.create(model="animals", prompt=TEXTS, max_tokens=8, temperature=0).choices
+    with wp.Engine.from_pretrained(writer_bundle) as engine, engine.task("animals") as module:
+        wanted = predict(module, engine.tokenizer(), engine.bundle.task("animals"), TEXTS, max_new_tokens=8)
+    assert [choice.text for choice in choices] == [one.label for one in wanted]
+
+
+def test_many_clients_get_their_own_answers_under_a_tight_budget(assistant_bundle: Path) -> None:
+    wanted = {task: direct(assistant_bundle, task, TEXTS) for task in TASKS}
+    budget = str(smallest_budget(wp.Bundle.open(assistant_bundle)))
+    with serving(assistant_bundle, Settings(policy=Policy(patience=0.2)), budget=budget) as running:
+        places = [(task, place) for place in range(len(TEXTS)) for task in TASKS]
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(lambda at: classify(running, at[0], TEXTS[at[1]])[0], places))
+        report = running.service.engine.report()
+    for (task, place), answer in zip(places, found, strict=True):
+        right = wanted[task][place]
+        label = (
+            " ".join(f"{word['word']}/{word['label']}" for word in answer["words"])
+            if answer["words"]
+            else answer["label"]
+        )
+        assert label == right.label
+    assert report.memory.total <= report.budget
+
+
+def test_a_short_prompt_is_not_continued_past_the_end_of_a_long_one(tmp_path: Path) -> None:
+    wp.compile(tiny.writer(tmp_path, model=str(tiny.opt(tmp_path / "opt"))), out=tmp_path / "opt.bundle")
+    asked = [("one", 25), ("one two three " * 9, 4)]
+
+    def ask(running: Running, prompt: str, most: int) -> str:
+        found = running.openai.completions.create(model="animals", prompt=prompt, max_tokens=most, temperature=0)
+        return found.choices[0].text
+
+    with serving(tmp_path / "opt.bundle") as running, ThreadPoolExecutor(2) as pool:
+        alone = [ask(running, *one) for one in asked]
+        slow = Slow(running)
+        together = [pool.submit(ask, running, *one) for one in asked]
+        while sum(running.service.queue.waiting().values()) < len(asked):
+            time.sleep(0.005)
+        slow.go.set()
+        assert [one.result() for one in together] == alone
+
+
+def test_keys_and_values_are_kept_within_their_reserve(writer_bundle: Path) -> None:
+    token = 2 * 2 * 2 * 16 * 4  # two layers, two heads of 16
+    with serving(writer_bundle, kv_reserve=20 * token) as running:
+        client = running.openai
+        found = client.completions.create(model="numbers", prompt=["one two"] * 5, max_tokens=8, temperature=0)
+        assert len({choice.text for choice in found.choices}) == 1
+        running.until_idle()
+        batches = running.service.metrics.registry.get_sample_value(
+            "weightpager_batch_texts_bucket", {"task": "numbers", "le": "2.0"}
+        )
+        assert batches == 3  # of two, two and one
+        with pytest.raises(openai.BadRequestError, match="at most 20 tokens, as the server's --kv-reserve holds"):
+            client.completions.create(model="numbers", prompt="one two", max_tokens=19)
+
+
+def test_keys_and_values_are_counted_in_what_is_computed(writer_bundle: Path) -> None:
+    token = 2 * 2 * 2 * 16 * 2  # in bfloat16
+    with (
+        serving(writer_bundle, kv_reserve=20 * token, dtype="bfloat16") as running,
+        pytest.raises(openai.BadRequestError, match="at most 20 tokens, as the server's --kv-reserve holds"),
+    ):
+        running.openai.completions.create(model="numbers", prompt="one two", max_tokens=19)
+
+
+class Slow:
+    """Holds the worker up between two batches until told to go on."""
+
+    def __init__(self, running: Running) -> None:
+        self.go = threading.Event()
+        running.service.worker.between(self.go.wait)
+
+
+@pytest.fixture
+def held(assistant_bundle: Path) -> Iterator[tuple[Running, Slow]]:
+    settings = Settings(queue=3, timeout=30)
+    with serving(assistant_bundle, settings) as running:
+        slow = Slow(running)
+        yield running, slow
+        slow.go.set()
+
+
+def test_a_full_queue_says_when_to_come_back(held: tuple[Running, Slow]) -> None:
+    running, slow = held
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(classify, running, "weather", ["sun", "rain", "snow"])
+        while not running.service.queue.waiting():
+            time.sleep(0.005)
+        with running.http() as client:
+            refused = client.post("/v1/classifications", json={"model": "animal", "input": "cat"})
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["code"] == "queue_full"
+        slow.go.set()
+        assert len(waiting.result()) == 3
+
+
+def test_a_request_of_more_texts_than_may_wait_is_not_told_to_come_back(held: tuple[Running, Slow]) -> None:
+    running, _ = held
+    with running.http() as client:
+        refused = client.post("/v1/classifications", json={"model": "weather", "input": ["sun"] * 4})
+    assert refused.status_code == 400
+    assert "at most 3 texts, as the server's --queue, found 4" in refused.json()["error"]["message"]
+
+
+def test_a_client_that_goes_away_leaves_the_queue(held: tuple[Running, Slow]) -> None:
+    running, slow = held
+    with running.post("/v1/classifications", {"model": "weather", "input": ["sun", "rain"]}):
+        while not running.service.queue.waiting():
+            time.sleep(0.005)
+    while running.service.queue.waiting():
+        time.sleep(0.005)
+    slow.go.set()
+    running.until_idle()
+    assert running.service.engine.report().switches == ()
+
+
+def test_a_client_that_goes_away_ends_what_is_generated_for_it(writer: Running) -> None:
+    def tokens() -> float:
+        return float(
+            writer.service.metrics.registry.get_sample_value("weightpager_generated_tokens_total", {"task": "animals"})
+            or 0
+        )
+
+    before, asked = tokens(), 100
+    with (
+        writer.http() as client,
+        client.stream(
+            "POST",
+            "/v1/completions",
+            json={
+                "model": "animals",
+                "prompt": "cat",
+                "max_tokens": asked,
+                "stream": True,
+                "temperature": 2,
+                "seed": 1,
+            },
+        ) as answer,
+    ):
+        next(answer.iter_lines())
+    writer.until_idle()
+    assert tokens() - before < asked
+
+
+def test_a_client_that_leaves_an_unread_answer_is_no_error(writer: Running, caplog: pytest.LogCaptureFixture) -> None:
+    def left() -> float:
+        labels = {"route": "/v1/completions", "task": "animals", "status": "499"}
+        return writer.service.metrics.registry.get_sample_value("weightpager_requests_total", labels) or 0.0
+
+    before = left()
+    body = {"model": "animals", "prompt": ["cat dog"] * 20, "max_tokens": 100, "temperature": 2}
+    with writer.post("/v1/completions", body):
+        while not writer.service.worker.running:
+            time.sleep(0.005)
+    while left() == before:
+        time.sleep(0.005)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_slow_reader_holds_nobody_up(writer: Running) -> None:
+    body = {"model": "animals", "prompt": ["cat"] * 16, "max_tokens": 100, "stream": True, "temperature": 2}
+    with writer.post("/v1/completions", body) as slow:
+        slow.recv(1)
+        found = writer.openai.completions.create(model="numbers", prompt="one", max_tokens=2, temperature=0)
+        assert found.choices[0].finish_reason
+
+
+def test_a_request_that_waits_too_long_is_given_up(assistant_bundle: Path) -> None:
+    with serving(assistant_bundle, Settings(timeout=0.2)) as running, running.http() as client:
+        slow = Slow(running)
+        found = client.post("/v1/classifications", json={"model": "weather", "input": "sun"})
+        slow.go.set()
+        assert found.status_code == 504
+        assert found.json()["error"]["code"] == "timeout"
+        running.until_idle()
+        assert classify(running, "weather", "sun")
+
+
+def test_generation_that_takes_too_long_is_given_up(writer_bundle: Path) -> None:
+    with serving(writer_bundle, Settings(timeout=0.05)) as running, running.http() as client:
+        body = {"model": "animals", "prompt": ["cat"] * 64, "max_tokens": 120, "temperature": 2}
+        assert client.post("/v1/completions", json=body).status_code == 504
+        running.until_idle()
+
+
+def test_shutting_down_finishes_what_has_begun(assistant_bundle: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        with serving(assistant_bundle) as running:
+            slow = Slow(running)
+            answers = [pool.submit(classify, running, task, "red cat") for task in TASKS]
+            while sum(running.service.queue.waiting().values()) < len(TASKS):
+                time.sleep(0.005)
+            slow.go.set()
+        assert all(answer.result() for answer in answers)
+    assert not running.service.ready
+
+
+def test_a_damaged_page_fails_its_requests_and_no_others(assistant_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(assistant_bundle, tmp_path / "copy.bundle"))
+    bundle = wp.Bundle.open(copy)
+    own = set(bundle.pages_of("weather")) - set(bundle.pages_of("animal"))
+    with (copy / "pages-0000.safetensors").open("r+b") as file:
+        file.seek(4096 + int(min(own)) * bundle.page_bytes)
+        file.write(b"\xff" * 64)
+    with serving(copy) as running, running.http() as client:
+        found = client.post("/v1/classifications", json={"model": "weather", "input": "sun"})
+        assert found.status_code == 500
+        assert "page" not in found.json()["error"]["message"]
+        assert classify(running, "animal", "cat")
+
+
+@pytest.mark.parametrize("grace", [float("nan"), float("inf"), -1.0])
+def test_a_time_for_ending_that_is_none_is_refused(grace: float) -> None:
+    with pytest.raises(ConfigError, match="grace: expected a number of seconds"):
+        Settings(grace=grace)
+
+
+def test_a_slow_reader_gets_what_has_been_computed() -> None:
+    async def read_late() -> object:
+        late = Exchange(time.monotonic() - 60)
+        late.listen(Delta(0, "sun"))
+        await asyncio.sleep(0)
+        await late.next()
+        with pytest.raises(RequestTimeoutError):
+            await late.next()
+        late.listen(Delta(0, "rain"))
+        await asyncio.sleep(0)
+        return await late.next()
+
+    assert asyncio.run(read_late()) == Delta(0, "rain")
+
+
+def test_the_room_for_caches_follows_the_tasks(writer_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with wp.Engine.from_pretrained(writer_bundle, kv_reserve="64KiB") as engine:
+        service = Service(engine, Settings())
+        room = service.vocabulary.most_cached
+        assert room is not None
+        assert service.worker.policy.room == room
+        monkeypatch.setattr(engine, "dtype", lambda _: torch.float64)  # tasks came that compute in wider numbers
+        service.reload()
+        assert service.vocabulary.most_cached == service.worker.policy.room == room // 2
+
+
+def test_long_texts_run_apart_where_they_change_how_others_are_read(assistant_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        service, task = Service(engine, Settings()), engine.bundle.task("weather")
+        works = [Embed((4,) * tokens) for tokens in (3, 4, 5, 6)]
+        service.admit(task, 2 * len(works))
+        assert len({job.waiting.kind for job in service.submit(task, works, print)}) == 1
+        service.vocabulary.together = 4
+        kinds = [job.waiting.kind for job in service.submit(task, works, print)]
+        assert kinds[0] == kinds[1] != kinds[2] == kinds[3]

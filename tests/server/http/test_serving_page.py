@@ -1,0 +1,40 @@
+"""The documentation of serving is what a server does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from running import Running
+
+from weightpager.server.routes import admin_routes, encoding_routes, generation_routes, watch_routes
+
+PAGE = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
+
+
+def test_the_example_runs(assistant: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    plain = code.replace("http://127.0.0.1:8000", assistant.url).replace('"spam"', '"weather"')
+    scope: dict[str, object] = {}
+    exec(compile(plain, "serving.md", "exec"), scope)
+    assert "weather" in capsys.readouterr().out
+    vector = scope["vector"]
+    assert isinstance(vector, list)
+    assert len(vector) == 64
+    scope["client"].close()  # type: ignore[attr-defined]
+
+
+def test_every_route_is_named() -> None:
+    routers = (admin_routes, encoding_routes, generation_routes, watch_routes)
+    paths = {str(getattr(route, "path", "")) for one in routers for route in one.router.routes} - {"/"}
+    missing = [path for path in paths if path.split("{")[0].rstrip("/") not in PAGE]
+    assert not missing
+
+
+def test_every_metric_is_named(assistant: Running) -> None:
+    with assistant.http() as client:
+        names = set(re.findall(r"^# HELP (weightpager_\w+)", client.get("/metrics").text, re.MULTILINE))
+    named = set(re.findall(r"weightpager_\w+", PAGE))
+    missing = {name for name in names if name not in named and not name.endswith("_created")}
+    assert not missing

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from transformers import Phi3Config, Phi3ForSequenceClassification
+
+from weightpager.engine.model.architecture import even_length
+from weightpager.errors import BundleFormatError, RequestError
+from weightpager.server.answers.encoding import encode
+from weightpager.server.answers.work import Embed
+from weightpager.server.inputs.vocabulary import Vocabulary
+
+
+def vocabulary(words: int = 16, room: int | None = None) -> Vocabulary:
+    return Vocabulary(tiny.tokenizer(), words, 8, room)
+
+
+def test_texts_are_cut_for_classes_and_tags_only() -> None:
+    found = vocabulary()
+    text = "red cat sun one red cat sun one red"
+    assert len(found.classify(text, 6).ids) == 6
+    assert len(found.tag(text, 6).ids) == 6
+    assert found.prompt("red cat") == (4, 7)
+    with pytest.raises(RequestError, match="at most 8 tokens, as the model can read, found 11"):
+        found.embed(text)
+
+
+def test_a_continuation_gets_what_room_there_is() -> None:
+    assert vocabulary().room((4, 7), None, 100, "prompt") == 6
+    assert vocabulary().room((4, 7), None, 3, "prompt") == 3
+    assert vocabulary(room=5).room((4, 7), None, 100, "prompt") == 3
+    for ids, wanted in (((), None), ((4,) * 8, None), ((4, 7), 7)):
+        with pytest.raises(RequestError):
+            vocabulary().room(ids, wanted, 100, "prompt")
+    with pytest.raises(RequestError, match="at most 5 tokens, as the server's --kv-reserve holds"):
+        vocabulary(room=5).room((4, 7), 4, 100, "prompt")
+
+
+def test_a_word_that_the_model_lacks_fails_alone() -> None:
+    found = vocabulary(words=8)
+    assert found.classify("red cat", 8).ids == (2, 4, 7, 3)
+    for read in (found.prompt, found.embed, lambda text: found.classify(text, 8), lambda text: found.tag(text, 8)):
+        with pytest.raises(BundleFormatError, match="ids below 8"):
+            read("three")
+    with pytest.raises(RequestError, match="from 0 to 7"):
+        found.checked([8], "prompt")
+
+
+def test_who_reads_a_long_text_has_a_copy() -> None:
+    found = vocabulary(room=5)
+    other = found.copy()
+    assert other._tokenizer is not found._tokenizer
+    text = "red cat sun one red cat"
+    assert other.classify(text, 6) == found.classify(text, 6)
+    assert other.room((4, 7), None, 100, "prompt") == found.room((4, 7), None, 100, "prompt")
+
+
+def phi(context: int = 32, until: int = 8) -> Phi3Config:
+    """Embeds positions in another way as soon as one text of a batch is longer."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [8.0] * 8}
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 32}
+    return Phi3Config(
+        **sizes,
+        vocab_size=16,
+        pad_token_id=0,
+        max_position_embeddings=context,
+        original_max_position_embeddings=until,
+        initializer_range=0.5,
+        rope_scaling={"type": "longrope", **rope},
+    )
+
+
+def test_texts_that_run_together_are_read_as_if_alone() -> None:
+    torch.manual_seed(0)
+    config = phi()
+    found = Vocabulary(tiny.tokenizer(), 16, 32, together=even_length(config))
+    assert (found.context, found.together) == (32, 8)
+    model = Phi3ForSequenceClassification(config).eval()
+    short, most, more = Embed((4, 7, 9)), Embed((5,) * 8), Embed((5,) * 9)
+    with torch.inference_mode():
+        alone, with_most, with_more = (
+            torch.tensor(encode(model, tiny.tokenizer(), works)[0].vector)  # type: ignore[union-attr]
+            for works in ([short], [short, most], [short, more])
+        )
+    torch.testing.assert_close(with_most, alone, rtol=1e-4, atol=1e-5)
+    assert (with_more - alone).abs().max() > 1e-2
