@@ -15,8 +15,8 @@ import torch
 import typer
 from torch.nn.functional import linear
 
-from benchmarks.kernels import Row, replace_rows
-from benchmarks.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
+from benchmarks.kernels.run import Row, replace_rows
+from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.nn import PagedLinear
 from weightpager.runtime.paging.task_gate import TaskGate

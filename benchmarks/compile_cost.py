@@ -16,8 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import provenance, results_file
-from benchmarks.results_file import CompileRow
+from benchmarks import provenance
+from benchmarks.report import results_file
+from benchmarks.report.results_file import CompileRow
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.config import cache_dir

@@ -17,8 +17,9 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import provenance, results_file
-from benchmarks.results_file import GranularityRow
+from benchmarks import provenance
+from benchmarks.report import results_file
+from benchmarks.report.results_file import GranularityRow
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint

@@ -15,7 +15,8 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import provenance, results_file
+from benchmarks import provenance
+from benchmarks.report import results_file
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir, parse_bandwidth, parse_size
 from weightpager.lab.contest.results.plan import Plan

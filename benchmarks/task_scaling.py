@@ -12,8 +12,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from benchmarks import provenance, results_file
-from benchmarks.results_file import ScalingRow
+from benchmarks import provenance
+from benchmarks.report import results_file
+from benchmarks.report.results_file import ScalingRow
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine import Engine

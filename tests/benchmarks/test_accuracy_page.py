@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from benchmarks.goals import GOALS, Goal
-from benchmarks.points import gather
-from benchmarks.rows import Row
-
-from benchmarks import accuracy_page, rows
+from benchmarks.accuracy import page as accuracy_page
+from benchmarks.accuracy import rows
+from benchmarks.accuracy.goals import GOALS, Goal
+from benchmarks.accuracy.points import gather
+from benchmarks.accuracy.rows import Row
 
 
 def measured(

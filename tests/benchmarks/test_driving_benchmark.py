@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks.driving import NAME, TASK_OF, bundles, visits
+from benchmarks.report import run
 
-from benchmarks import report
 from weightpager.lab.samples.road.road_scene import CLASSES
 from weightpager.lab.traces.drive import CHAIN
 
@@ -27,7 +27,7 @@ def test_the_trace_has_switches_only() -> None:
 
 
 def test_the_name_says_what_it_is() -> None:
-    assert any(NAME.startswith(domain) for domain in report.DOMAINS)
+    assert any(NAME.startswith(domain) for domain in run.DOMAINS)
     assert "rendered" in NAME
     assert "trained here" in NAME
     assert "=" not in NAME

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.kernels import Row, replace_rows
-from benchmarks.kernels_goals import GOALS
-
-from benchmarks import kernels_page
+from benchmarks.kernels import page
+from benchmarks.kernels.goals import GOALS
+from benchmarks.kernels.run import Row, replace_rows
 
 KNOWN = Row(
     kernel="paged_linear",
@@ -41,7 +40,7 @@ def test_what_misses_its_goal_is_bold() -> None:
         row(tokens=8, speedup=missed - 0.01),
         row(tokens=8, dtype="int8"),
     ]
-    text = kernels_page.page(rows, "kernels.json")
+    text = page.page(rows, "kernels.json")
     assert "| sparsity | 1 tokens | 8 tokens |" in text
     assert f"| 50% | {reached:.2f} ({reached:.2f}) | **{missed - 0.01:.2f} ({missed - 0.01:.2f})** |" in text
     assert "90% of 10 GB/s" in text
@@ -51,7 +50,7 @@ def test_what_misses_its_goal_is_bold() -> None:
 
 def test_a_whole_model_has_a_table_of_its_own() -> None:
     rows = [row(kernel="decode", tokens=24, speedup=1.2), row(kernel="prefill", tokens=512, speedup=1.4)]
-    text = kernels_page.page(rows, "kernels.json")
+    text = page.page(rows, "kernels.json")
     assert "## A whole model" in text
     assert "**1.20**" in text
     assert "| 1.40 |" in text
@@ -59,13 +58,13 @@ def test_a_whole_model_has_a_table_of_its_own() -> None:
 
 def test_without_bfloat16_only_few_tokens_have_goals() -> None:
     rows = [row(isa="avx2", prepacked_ms=None, speedup=0.1, tokens=tokens, sparsity=0.5) for tokens in (1, 512)]
-    text = kernels_page.page([*rows, row(isa="avx2", prepacked_ms=None, dtype="int8", ms=0.1)], "kernels.json")
+    text = page.page([*rows, row(isa="avx2", prepacked_ms=None, dtype="int8", ms=0.1)], "kernels.json")
     assert "| 50% | **0.10 (0.10)** | 0.10 (0.10) |" in text
 
 
 def test_calls_are_told_in_words() -> None:
     rows = [row(kernel="module", ms=0.006, dense_ms=0.004), row(kernel="alternating", ms=0.28, dense_ms=0.27)]
-    text = kernels_page.page(rows, "kernels.json")
+    text = page.page(rows, "kernels.json")
     assert "adds 2.0 µs" in text
     assert "0.280 ms in turn, and 0.270 ms each" in text
 
@@ -81,4 +80,4 @@ def test_rows_replace_those_of_the_same_kernel_and_instruction_set(tmp_path: Pat
 
 def test_a_page_needs_rows(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="expected a file of rows"):
-        kernels_page.main(tmp_path / "none.json", tmp_path / "page.md")
+        page.main(tmp_path / "none.json", tmp_path / "page.md")

@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from benchmarks.prefetch import Row as PrefetchRow
-from benchmarks.report_goals import GOALS, verdict
-from benchmarks.report_reasons import reasons
-from benchmarks.report_winners import headlines
-from benchmarks.results_file import CompileRow, Results, ScalingRow
+from benchmarks.prefetch.run import Row as PrefetchRow
+from benchmarks.report import results_file, run
+from benchmarks.report.goals import GOALS, verdict
+from benchmarks.report.reasons import reasons
+from benchmarks.report.results_file import CompileRow, Results, ScalingRow
+from benchmarks.report.winners import headlines
 from contests import contest, found, row
 
-from benchmarks import report, results_file
 from weightpager.lab.contest.results.figures import figures
 from weightpager.lab.contest.results.result import Contest, Row
 
@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def page(folder: Path) -> str:
-    report.main(folder / "results.json", folder / "results.md")
+    run.main(folder / "results.json", folder / "results.md")
     return (folder / "results.md").read_text(encoding="utf-8")
 
 
@@ -100,7 +100,7 @@ def test_the_same_results_make_the_same_page(folder: Path) -> None:
 def test_a_missed_figure_is_said_in_bold() -> None:
     slow = made_up(row("ours", found(0.1)), row("sparse_whole", found(0.12)))
     assert verdict(GOALS[0], slow)[0] == "no"
-    assert "**no**" in report.tables.goals({"slow": slow}, None, {})
+    assert "**no**" in run.tables.goals({"slow": slow}, None, {})
 
 
 def test_what_keeps_a_contest_from_its_figure_is_said() -> None:
@@ -145,8 +145,8 @@ def test_alignment_is_held_against_calibration() -> None:
         command="python",
         commit="abc",
     )
-    assert "| yes | 0.075 |" in report.tables.goals({}, row, {})
-    assert "| align | 3.0 MiB | 0.50 s |" in report.tables.compile_cost({}, row)
+    assert "| yes | 0.075 |" in run.tables.goals({}, row, {})
+    assert "| align | 3.0 MiB | 0.50 s |" in run.tables.compile_cost({}, row)
 
 
 def test_prefetch_rows_are_shown_and_judged_where_there_are_some(folder: Path) -> None:
@@ -165,7 +165,7 @@ def test_prefetch_rows_are_shown_and_judged_where_there_are_some(folder: Path) -
 
 def test_a_page_of_results_needs_results(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="expected a file of results"):
-        report.main(tmp_path / "none.json", tmp_path / "page.md")
+        run.main(tmp_path / "none.json", tmp_path / "page.md")
 
 
 def test_headlines_say_how_many_pairs_they_rest_on() -> None:
@@ -177,6 +177,6 @@ def test_headlines_say_how_many_pairs_they_rest_on() -> None:
 
 
 def test_the_readme_shows_what_was_measured() -> None:
-    root = Path(report.__file__).parents[1]
+    root = Path(run.__file__).parents[2]
     measured = results_file.read(root / "docs" / "results.json").contests
     assert headlines(measured) in (root / "README.md").read_text(encoding="utf-8")

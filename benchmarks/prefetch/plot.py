@@ -1,6 +1,6 @@
 """One trace in virtual time: which task runs, what is in memory, what is loaded, and what is waited for.
 
-python -m benchmarks.prefetch_plot --out docs/prediction.svg
+python -m benchmarks.prefetch.plot --out docs/prediction.svg
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import typer
 from matplotlib.axes import Axes
 
-from benchmarks.prefetch import Bench
+from benchmarks.prefetch.run import Bench
 from weightpager.config import cache_dir
 from weightpager.lab.demo.plots import svg_rows
 from weightpager.lab.synthetic_bundle import assistant_of_many, bundle_of

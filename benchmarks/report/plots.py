@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from benchmarks.results_file import ScalingRow
+from benchmarks.report.results_file import ScalingRow
 from weightpager.lab.contest.results.result import Contest, Row
 from weightpager.lab.demo.plots import heat_map, svg
 

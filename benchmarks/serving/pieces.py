@@ -1,6 +1,6 @@
 """A long prompt read in pieces of several sizes: seconds of one core, the longest step, and memory.
 
-python -m benchmarks.pieces --tokens 8000
+python -m benchmarks.serving.pieces --tokens 8000
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What huge pages do to kernels that read the arena, and what giving slots back costs then.
 
-    python -m benchmarks.huge_pages
+    python -m benchmarks.kernels.huge_pages
 
 Weights are cold, and the calls take turns, as in `benchmarks.kernels`.
 """
@@ -18,8 +18,8 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.kernels import ROTATED, SHAPES, Call, Key, Shape, timed
-from benchmarks.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
+from benchmarks.kernels.run import ROTATED, SHAPES, Call, Key, Shape, timed
+from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.runtime.memory.host_arena import Arena
 

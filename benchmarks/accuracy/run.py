@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from benchmarks import provenance
-from benchmarks import rows as table
-from benchmarks.rows import Row
-from benchmarks.study import Outcome, Setting, Study
+from benchmarks.accuracy import rows as table
+from benchmarks.accuracy.rows import Row
+from benchmarks.accuracy.study import Outcome, Setting, Study
 from weightpager.blocks import BlockShape
 from weightpager.bundle.format.layout import block_bytes
 from weightpager.cli.progress import progress
@@ -247,7 +247,3 @@ def _line(row: Row) -> str:
         f"{row.domain} seed {row.seed}  a={row.resident_fraction:<5} {row.method:<20} {row.recover:<12} "
         f"{row.value:.4f} (dense {row.dense:.4f})  overlap {row.overlap:.3f}  {row.bytes_per_switch} bytes per switch"
     )
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,6 +1,6 @@
 """How large blocks should be: what each shape costs in accuracy, in bytes to load and in tables, on validation data.
 
-    python -m benchmarks.block_shape --block 8x8 --block 16x32 --block 64x64
+    python -m benchmarks.accuracy.block_shape --block 8x8 --block 16x32 --block 64x64
 
 What it costs in time ``benchmarks.kernels`` and ``benchmarks.granularity`` say. A run that was stopped goes on where it
 was, and goes on from what ``benchmarks.accuracy`` has trained.
@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from benchmarks.accuracy import ALIGNMENT, EFFORTS, task_file
-from benchmarks.study import Setting, Study
+from benchmarks.accuracy.run import ALIGNMENT, EFFORTS, task_file
+from benchmarks.accuracy.study import Setting, Study
 from weightpager.blocks import BlockShape
 from weightpager.cli import output
 from weightpager.cli.progress import progress

@@ -12,17 +12,15 @@ from typing import Annotated, Any
 import typer
 from jinja2 import Environment, StrictUndefined
 
-from benchmarks import report_plots as plots
-from benchmarks import report_tables as tables
-from benchmarks import report_winners, results_file
-from benchmarks.accuracy_page import simpler_does
-from benchmarks.points import find, gather
-from benchmarks.prefetch import Row as PrefetchRow
-from benchmarks.prefetch import read as read_prefetch
-from benchmarks.prefetch import speedups
-from benchmarks.report_reasons import reasons
-from benchmarks.results_file import Results
-from benchmarks.rows import read as read_accuracy
+from benchmarks.accuracy.page import simpler_does
+from benchmarks.accuracy.points import find, gather
+from benchmarks.accuracy.rows import read as read_accuracy
+from benchmarks.prefetch.run import Row as PrefetchRow
+from benchmarks.prefetch.run import read as read_prefetch
+from benchmarks.prefetch.run import speedups
+from benchmarks.report import plots, results_file, tables, winners
+from benchmarks.report.reasons import reasons
+from benchmarks.report.results_file import Results
 from weightpager.config import format_size
 from weightpager.lab.contest.results.result import Contest
 
@@ -67,8 +65,8 @@ def render(results: Results, json: Path, out: Path) -> str:
     ahead = read_prefetch(json.with_name("prefetch.json"))
     return template.render(
         json_name=json.name,
-        winners=report_winners.winners(contests),
-        headlines=report_winners.headlines(contests),
+        winners=winners.winners(contests),
+        headlines=winners.headlines(contests),
         simpler=simpler_does(gather(read_accuracy(json.with_name("accuracy.json")))),
         accuracy=tables.accuracy_beside(contests),
         goals=tables.goals(contests, results.compiling, speedups(ahead)),
@@ -191,7 +189,3 @@ def _domains(contests: Mapping[str, Contest]) -> str:
         if not own:
             lines.append([domain, "–", "–", "not measured"])
     return tables.table(["domain", "tasks", "overlap", "a visit of its trace waits, without prefetch"], lines)
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -24,8 +24,8 @@ import numpy.typing as npt
 import typer
 
 from benchmarks import provenance
-from benchmarks.foretellers import Known, Liar, Oracle
-from benchmarks.real_time import RIVALS, of_engine, of_rival
+from benchmarks.prefetch.foretellers import Known, Liar, Oracle
+from benchmarks.prefetch.real_time import RIVALS, of_engine, of_rival
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import cache_dir
@@ -313,7 +313,3 @@ def line(row: Row) -> str:
         f"{row.trace:12} f {row.f:<5} {row.policy:20} {row.mode:8} {row.wait_ms_mean:8.2f} ms  "
         f"99 % {row.wait_ms_p99:8.1f} ms  hits {row.hit_rate:4.0%}{share}"
     )
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.trials import SpoiledError, Trial, Workplace
+from benchmarks.kills.trials import SpoiledError, Trial, Workplace
 
 _IMPORTED = [
     "tests.support.tiny",
@@ -172,7 +172,3 @@ def _run(arguments: list[str]) -> None:
         os.dup2(null, stream)
     sys.argv = ["weightpager", *arguments]
     run()
-
-
-if __name__ == "__main__":
-    typer.run(main)

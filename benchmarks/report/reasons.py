@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from statistics import fmean
 
-from benchmarks.report_goals import GOALS, verdict
-from benchmarks.report_tables import ms, title
+from benchmarks.report.goals import GOALS, verdict
+from benchmarks.report.tables import ms, title
 from weightpager.config import format_size
 from weightpager.lab.contest.results.figures import RIVALS
 from weightpager.lab.contest.results.result import Contest

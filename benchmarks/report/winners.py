@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from benchmarks.report_tables import mean, ms, table
+from benchmarks.report.tables import mean, ms, table
 from weightpager.config import format_size
 from weightpager.lab.contest.results.figures import RIVALS
 from weightpager.lab.contest.results.result import Contest, Row

@@ -1,6 +1,6 @@
 """The learning-rate search behind ``benchmarks.accuracy``: dense, ours and one shared mask, on validation data.
 
-python -m benchmarks.learning_rate
+python -m benchmarks.accuracy.learning_rate
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.accuracy import ALIGNMENT, EFFORTS, task_file
-from benchmarks.study import Setting, Study
+from benchmarks.accuracy.run import ALIGNMENT, EFFORTS, task_file
+from benchmarks.accuracy.study import Setting, Study
 from weightpager.cli import output
 from weightpager.cli.progress import progress
 from weightpager.config import cache_dir

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isclose
 
-from benchmarks.rows import Row
+from benchmarks.accuracy.rows import Row
 
 MEAN = "mean"
 """The row that stands for all tasks of one measurement."""

@@ -22,7 +22,7 @@ import typer
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.synthetic import BlockTables, Variant, filled_arena
+from benchmarks.kernels.synthetic import BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.blocks import BlockShape
 from weightpager.kernels.cpu import read_memory
@@ -227,7 +227,3 @@ def summary(rows: Sequence[Row]) -> str:
                 cells.append(f"{statistics.median(found):5.2f} ({min(found):5.2f})" if found else "-")
             lines.append(f"{dtype:9} {sparsity:4.0%}  " + "  ".join(cells))
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    typer.run(main)

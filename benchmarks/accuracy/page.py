@@ -1,6 +1,6 @@
 """The page ``docs/accuracy.md`` and its plots, from the rows of the accuracy benchmark.
 
-python -m benchmarks.accuracy_page --json docs/accuracy.json --out docs/accuracy.md
+python -m benchmarks.accuracy.page --json docs/accuracy.json --out docs/accuracy.md
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Annotated
 import typer
 from jinja2 import Environment, StrictUndefined
 
-from benchmarks import rows as row_file
-from benchmarks.accuracy_plot import NAMES, QUANTISED, frontier, label
-from benchmarks.goals import GOALS
-from benchmarks.points import Point, find, gather
-from benchmarks.rows import Row
+from benchmarks.accuracy import rows as row_file
+from benchmarks.accuracy.goals import GOALS
+from benchmarks.accuracy.plot import NAMES, QUANTISED, frontier, label
+from benchmarks.accuracy.points import Point, find, gather
+from benchmarks.accuracy.rows import Row
 from weightpager.config import format_size
 
 HERE = Path(__file__).parent

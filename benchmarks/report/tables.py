@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
-from benchmarks.report_goals import GOALS, LEAST_AHEAD, MOST_ALIGN_PACK, PUBLISHED, TRACES_AHEAD, verdict
-from benchmarks.results_file import CompileRow, GranularityRow, ScalingRow
+from benchmarks.report.goals import GOALS, LEAST_AHEAD, MOST_ALIGN_PACK, PUBLISHED, TRACES_AHEAD, verdict
+from benchmarks.report.results_file import CompileRow, GranularityRow, ScalingRow
 from weightpager.config import format_size
 from weightpager.lab.contest.results.figures import spread
 from weightpager.lab.contest.results.result import Contest, Row

@@ -27,10 +27,11 @@ import httpx
 import torch
 import typer
 
-from benchmarks import provenance, serving_attack
-from benchmarks.serving_attack import AttackRow
-from benchmarks.serving_clients import Answers, Ask, Ids, Tally, crowd, replay, watch
-from benchmarks.serving_rows import Row, line, table
+from benchmarks import provenance
+from benchmarks.serving import attack as attacks
+from benchmarks.serving.attack import AttackRow
+from benchmarks.serving.clients import Answers, Ask, Ids, Tally, crowd, replay, watch
+from benchmarks.serving.rows import Row, line, table
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.config import cache_dir
@@ -66,8 +67,8 @@ def main(
     """Measure serving."""
     torch.set_num_threads(2)
     if attack is not None:
-        attacked = serving_attack.attack(attack, 60 * minutes, timeout, source, seed)
-        typer.echo(serving_attack.line(attacked))
+        attacked = attacks.attack(attack, 60 * minutes, timeout, source, seed)
+        typer.echo(attacks.line(attacked))
         _write(json, [attacked])
         return
     opened = bundle_of(small(), cache_dir() / "benchmarks" / "serving", typer.echo) if bundle is None else None
@@ -225,7 +226,3 @@ def _status(url: str) -> dict[str, Any]:
 
 def _text(url: str) -> str:
     return httpx.get(f"{url}/metrics", trust_env=False, timeout=60).text
-
-
-if __name__ == "__main__":
-    typer.run(main)

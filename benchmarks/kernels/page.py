@@ -1,6 +1,6 @@
 """The page ``docs/kernels-measured.md`` from the rows of the kernel benchmarks.
 
-python -m benchmarks.kernels_page --json docs/kernels.json --out docs/kernels-measured.md
+python -m benchmarks.kernels.page --json docs/kernels.json --out docs/kernels-measured.md
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.kernels import Row
-from benchmarks.kernels_goals import GOALS, INT8_SPEEDUP, LEAST_SHARE_OF_READ, MOST_TOKENS_IN_FLOAT32, Goal
+from benchmarks.kernels.goals import GOALS, INT8_SPEEDUP, LEAST_SHARE_OF_READ, MOST_TOKENS_IN_FLOAT32, Goal
+from benchmarks.kernels.run import Row
 
 _TOP = """# Kernels, measured
 
-Generated from [{json}]({json}) by `python -m benchmarks.kernels_page`, on two cores of an AMD EPYC with AVX-512
+Generated from [{json}]({json}) by `python -m benchmarks.kernels.page`, on two cores of an AMD EPYC with AVX-512
 BF16, whose speed varied while it was measured, as that of rented machines does. Ratios are dense time over ours, in
 one run, the kernels taking turns; every call meets another weight, and a GiB of weights lies between two uses of
 one. Each cell is the median over four models' widest layers, with the worst of them in brackets. **Bold** where a

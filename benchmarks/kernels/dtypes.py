@@ -1,6 +1,6 @@
 """A warm forward in the two dtypes that tasks can compute in, one after the other in one process.
 
-    python -m benchmarks.dtypes assistant.bundle
+    python -m benchmarks.kernels.dtypes assistant.bundle
 
 ``WEIGHTPAGER_ISA`` chooses our kernels; ``ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2`` holds torch's own back.
 """

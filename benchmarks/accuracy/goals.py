@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, log
 
-from benchmarks.points import Point, average, find, paired
+from benchmarks.accuracy.points import Point, average, find, paired
 
 _SLACK = 1e-6
 """Rows have four digits; their differences carry noise behind them."""

@@ -1,0 +1,1 @@
+"""Accuracy per resident byte, ours against what could defeat it."""

@@ -1,0 +1,1 @@
+"""The page ``docs/results.md``, from what the other benchmarks have found."""

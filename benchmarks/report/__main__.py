@@ -1,0 +1,7 @@
+"""``python -m benchmarks.report``."""
+
+import typer
+
+from benchmarks.report.run import main
+
+typer.run(main)
