@@ -17,10 +17,10 @@ os.environ["WEIGHTPAGER_CACHE_LIMIT"] = "0"
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-import tiny
-from command import Command, run
 from hypothesis import HealthCheck, settings
 
+import tiny
+from command import Command, run
 from weightpager.machine.mounts import mount_of
 
 # Time is measured in benchmarks; a busy machine must not fail a property.

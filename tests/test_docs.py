@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command import run
-from running import ADMIN, serving
 
 import tiny
 import weightpager as wp
+from command import run
+from running import ADMIN, serving
 from weightpager.bundle.garbage import collect
 from weightpager.server.scheduling.settings import Settings
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,6 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Sw
 
 import tiny
 import weightpager as wp
+from command import Command
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.report.compile_report import read_report

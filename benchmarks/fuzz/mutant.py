@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from benchmarks.fuzz import byte_change, config_change, file_change, json_change, sparse_change, tensor_change
+from benchmarks.fuzz.changes import byte_change, config_change, file_change, json_change, sparse_change, tensor_change
 from benchmarks.fuzz.original import Original
 from benchmarks.fuzz.sealing import replace as replace_file
 from benchmarks.fuzz.sealing import rewrite_file, rewrite_pages, seal_manifest

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support import tiny
-
 import weightpager as wp
 from benchmarks.fuzz import trial
+from tests.support import tiny
 from weightpager.bundle import Bundle
 
 WHOLE = "whole.bundle"

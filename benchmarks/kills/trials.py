@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from tests.support.damage import KINDS, contents, damage, good_pages
 
+from tests.support.damage import KINDS, contents, damage, good_pages
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.reader import REPORT, read_manifest

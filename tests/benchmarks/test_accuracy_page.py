@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
 from benchmarks.accuracy import page as accuracy_page
 from benchmarks.accuracy import rows
 from benchmarks.accuracy.goals import GOALS, Goal

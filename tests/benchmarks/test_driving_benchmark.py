@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from benchmarks.driving import NAME, TASK_OF, bundles, visits
 from benchmarks.report import run
-
 from weightpager.lab.samples.road.road_scene import CLASSES
 from weightpager.lab.traces.drive import CHAIN
 

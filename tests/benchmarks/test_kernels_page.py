@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from benchmarks.kernels import page
 from benchmarks.kernels.goals import GOALS
 from benchmarks.kernels.run import Row, replace_rows

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
 from benchmarks.prefetch.run import Row as PrefetchRow
 from benchmarks.report import results_file, run
 from benchmarks.report.goals import GOALS, verdict
@@ -14,7 +15,6 @@ from benchmarks.report.reasons import reasons
 from benchmarks.report.results_file import CompileRow, Results, ScalingRow
 from benchmarks.report.winners import headlines
 from contests import contest, found, row
-
 from weightpager.lab.contest.results.figures import figures
 from weightpager.lab.contest.results.result import Contest, Row
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from benchmarks.serving.rows import Row, table, verdict
 
 KNOWN = Row(

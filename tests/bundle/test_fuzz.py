@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from benchmarks.fuzz import config_change, guard
+
+import weightpager as wp
+from benchmarks.fuzz import guard
 from benchmarks.fuzz.campaign import Campaign
+from benchmarks.fuzz.changes import config_change
 from benchmarks.fuzz.original import Original
 from benchmarks.fuzz.sealing import entry, rewrite_file, rewrite_manifest, rewrite_tensors
 from benchmarks.fuzz.trial import Plan, attempt
-
-import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.reader import REPORT, RESIDENT
 from weightpager.bundle.report.compile_report import read_report

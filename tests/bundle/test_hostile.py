@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.fuzz.sealing import rewrite_arrays, rewrite_file, rewrite_manifest, rewrite_tensors
 from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 from torch import Tensor
 
+from benchmarks.fuzz.sealing import rewrite_arrays, rewrite_file, rewrite_manifest, rewrite_tensors
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.page_index import FILE as PAGE_INDEX
 from weightpager.bundle.reader import tables_file

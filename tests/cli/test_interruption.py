@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command import Command
 
 import tiny
+from command import Command
 from weightpager.bundle.verify import verify
 
 COMMAND = [sys.executable, "-c", "from weightpager.cli import main; main()"]

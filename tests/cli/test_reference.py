@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from command import Command
 
+from command import Command
 from weightpager.cli.app import app
 from weightpager.cli.reference import page
 

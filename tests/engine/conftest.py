@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from encoder_tasks import TASKS, logits
 
 import weightpager as wp
+from encoder_tasks import TASKS, logits
 from weightpager.bundle import Bundle
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import FaultyStore
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -33,6 +32,7 @@ from hypothesis.stateful import (
 )
 
 import weightpager as wp
+from faults import FaultyStore
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, StoreError, SwitchFailedError, WeightpagerError

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from encoder_tasks import logits
 
 import weightpager as wp
+from encoder_tasks import logits
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.errors import StoreError, SwitchFailedError

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Command
 from torch import Tensor, nn
 
 import tiny
 import weightpager as wp
+from command import Command
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.engine.export import export_task

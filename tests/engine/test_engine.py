@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faults import FaultyStore
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import tiny
 import weightpager as wp
+from faults import FaultyStore
 from weightpager.bundle import Bundle
 from weightpager.bundle.files import tensor_file
 from weightpager.bundle.footprint import footprint

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from encoder_tasks import TASKS
 
 import weightpager as wp
+from encoder_tasks import TASKS
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig

@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 import pytest
 import torch
+
+import weightpager as wp
 from encoder_tasks import TASKS, logits, room_for
 from engines import InThread, hanging, settle
 from faults import FaultyStore, HangingStore
-
-import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine.switch_log import SwitchLog

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+import weightpager as wp
 from encoder_tasks import TASKS, logits, room_for
 from engines import InThread
 from faults import FaultyStore, HangingStore
-
-import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig, format_enough

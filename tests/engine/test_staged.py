@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+
+import weightpager as wp
 from encoder_tasks import TASKS, logits, room_for
 from engines import settle
 from faults import FaultyStore, HangingStore
-
-import weightpager as wp
 from late_device import LateCopier
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig

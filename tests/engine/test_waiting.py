@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from encoder_tasks import TASKS, logits, room_for
-from engines import InThread, hanging, settle
 from transformers.utils import logging as transformers_logging
 
 import weightpager as wp
+from encoder_tasks import TASKS, logits, room_for
+from engines import InThread, hanging, settle
 from weightpager.bundle import Bundle
 from weightpager.bundle.reader import private_file
 from weightpager.config import EngineConfig

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 import triton
-from paging import page
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from paging import page
 from weightpager.kernels import gpu
 from weightpager.kernels import triton as kernels
 

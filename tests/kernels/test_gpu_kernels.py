@@ -13,9 +13,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paging import page
 from torch import Tensor
 
+from paging import page
 from weightpager import kernels
 from weightpager.kernels import PagedWeight, dispatch, reference
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from paging import page
 from torch._subclasses import FakeTensorMode
 
+from paging import page
 from weightpager import kernels
 from weightpager.errors import ConfigError
 from weightpager.kernels import dispatch

@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paging import masked, page
 from torch import Tensor
 from torch.nn.functional import gelu
 
+from paging import masked, page
 from weightpager.kernels import PagedWeight, PageNotResidentError, available, calls, paged_gated, paged_linear
 from weightpager.kernels import isa as isa_in_use
 from weightpager.kernels.reference import dense_weight

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from paging import PAGE_BLOCKS, masked, page
 
+from paging import PAGE_BLOCKS, masked, page
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.reference import dense_weight
 

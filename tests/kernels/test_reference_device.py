@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from paging import page
 
+from paging import page
 from weightpager.kernels import PagedWeight, reference
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import ADMIN, Running, serving
 
+from running import ADMIN, Running, serving
 from weightpager.server.scheduling.settings import Settings
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from benchmarks.fuzz.sealing import rewrite_pages
 
+from benchmarks.fuzz.sealing import rewrite_pages
 from weightpager.bundle import Bundle
 from weightpager.bundle.format import page_file
 from weightpager.errors import BundleError

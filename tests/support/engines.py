@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from faults import HangingStore
-
 import weightpager as wp
+from faults import HangingStore
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.store import LocalStore

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.fuzz.sealing import Arrays, rewrite_arrays, rewrite_file, rewrite_manifest
 from blake3 import blake3
 from safetensors.numpy import save
 
+from benchmarks.fuzz.sealing import Arrays, rewrite_arrays, rewrite_file, rewrite_manifest
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.regular_file import is_hole, is_hollow
 from weightpager.bundle.format import page_file

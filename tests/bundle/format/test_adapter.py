@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from benchmarks.fuzz.sealing import remove_file, rewrite_arrays, rewrite_file
 from safetensors.numpy import load
 
+import tiny
 import weightpager as wp
+from benchmarks.fuzz.sealing import remove_file, rewrite_arrays, rewrite_file
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.adapter import adapter_bytes, adapter_files, read_adapter

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import yaml
-from damage import KINDS, contents, damage, good_pages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tiny
 import weightpager as wp
+from damage import KINDS, contents, damage, good_pages
 from weightpager.bundle import Bundle
 from weightpager.bundle.format import page_file
 from weightpager.bundle.garbage import collect

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 import yaml
-from command import Command
 from transformers import MixtralConfig, MixtralForCausalLM
 
+import tiny
+from command import Command
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.report.paged_share import PagedShare, paged_share

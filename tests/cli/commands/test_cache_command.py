@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 import yaml
+
+import tiny
 from command import Command
 
 

@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import yaml
-from command import Command
 
+import tiny
 import weightpager as wp
+from command import Command
 from weightpager.cli import output
 from weightpager.store import StorageModel, all_switches, switch_cost
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Command
 from torch import Tensor
 
+from command import Command
 from weightpager import kernels
 from weightpager.doctor import memory_read, storage
 from weightpager.doctor.machine import Bandwidth

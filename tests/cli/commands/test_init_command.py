@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
-from command import Command
 
+import tiny
 import weightpager as wp
+from command import Command
 from weightpager.compiler.task_file.file import load
 
 

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import Command
 
 import weightpager as wp
+from command import Command
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from benchmarks.fuzz.sealing import rewrite_file, rewrite_manifest
 from command import Command
 

@@ -7,11 +7,11 @@ import shlex
 import shutil
 from pathlib import Path
 
-import tiny
 import yaml
-from command import Command
 
+import tiny
 import weightpager as wp
+from command import Command
 from weightpager.bundle.verify import verify
 
 

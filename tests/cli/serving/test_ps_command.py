@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from command import Command
 from running import TOKEN, serving
-
 from weightpager.server.http.presence import Presence, announced
 from weightpager.server.scheduling.settings import Settings
 

@@ -9,9 +9,9 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from command import Command
 from running import TOKEN, serving
-
 from weightpager.server.scheduling.settings import Settings
 
 

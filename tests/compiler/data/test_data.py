@@ -13,11 +13,11 @@ import datasets
 import numpy as np
 import pandas
 import pytest
-import tiny_models as tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny_models as tiny
 from weightpager.bundle import EvalData, TaskEntry
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data.splits import TaskData

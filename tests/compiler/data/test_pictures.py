@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-import tiny_models
 import torch
 from transformers import ViTConfig
 
+import tiny
+import tiny_models
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data import images
 from weightpager.compiler.model import dense_model

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from weightpager.compiler import task_file
 from weightpager.compiler.estimates.memory import (
     activation_bytes,

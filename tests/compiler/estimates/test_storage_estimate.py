@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 import weightpager as wp
 from weightpager.compiler import task_file
 from weightpager.compiler.estimates import storage

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 
+import tiny
 import weightpager as wp
 from weightpager.compiler import task_file
 from weightpager.compiler.estimates.time_left import WHOLE, TimeLeft, WholeProgress

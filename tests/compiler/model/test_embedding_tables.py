@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-import tiny_models
 import torch
-from benchmarks.fuzz.sealing import rewrite_tensors
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
@@ -21,7 +18,10 @@ from transformers import (
     DebertaV2Model,
 )
 
+import tiny
+import tiny_models
 import weightpager as wp
+from benchmarks.fuzz.sealing import rewrite_tensors
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.layout import PageDtype
 from weightpager.bundle.reader import RESIDENT, private_file

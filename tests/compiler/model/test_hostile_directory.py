@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models as tiny
 from transformers import GemmaConfig
 
+import tiny_models as tiny
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.directory import check_directory, load_generation

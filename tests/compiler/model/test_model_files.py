@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from benchmarks.fuzz.sealing import rewrite_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+import tiny
 import weightpager as wp
+from benchmarks.fuzz.sealing import rewrite_file
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.report.compile_report import read_report

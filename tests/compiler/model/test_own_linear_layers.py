@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM, GPT2Config, GPT2LMHeadModel
 
+import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.adapter import read_adapter

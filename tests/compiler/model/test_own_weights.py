@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
-import tiny_models
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +16,8 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import BertForSequenceClassification, BertModel
 
+import tiny
+import tiny_models
 import weightpager as wp
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.compile_report import read_report

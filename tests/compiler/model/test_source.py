@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models as tiny
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -28,6 +27,7 @@ from transformers import (
 )
 from transformers.models.t5 import T5ForConditionalGeneration
 
+import tiny_models as tiny
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model, paged_weights
 from weightpager.compiler.model.dense_model import Source

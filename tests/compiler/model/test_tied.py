@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from transformers import AlbertConfig, AlbertModel
 
+import tiny
 import weightpager as wp
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import task_file

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from transformers import AutoModelForSequenceClassification
 
+import tiny
 import weightpager as wp
 from weightpager.blocks import BlockGrid
 from weightpager.bundle import Bundle

@@ -9,13 +9,13 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import functional_call
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
+import tiny
 from weightpager.compiler import data as task_data
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 import weightpager as wp
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.report.overlap import overlap

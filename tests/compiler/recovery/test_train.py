@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models as tiny
 import torch
 from transformers import BertForSequenceClassification
 
+import tiny_models as tiny
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model import dense_model

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-import tiny
 
+import tiny
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.data.texts import Example, collate
 from weightpager.compiler.prepare import trained

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,6 +42,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+import tiny
 import weightpager as wp
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle import Bundle

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 import weightpager as wp
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler.resume.cache import Cache

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models as tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import tiny_models as tiny
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.compiler import data, task_file
 from weightpager.compiler.model import dense_model

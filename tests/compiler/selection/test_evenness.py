@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from weightpager.compiler.alignment.floors import floors
 from weightpager.compiler.model.device import autocast
 from weightpager.compiler.model.masks import Masks

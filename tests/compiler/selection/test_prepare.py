@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 import tiny as whole
 import tiny_models as tiny
-
 import weightpager as wp
 from weightpager.compiler import task_file
 from weightpager.compiler.prepare import prepare

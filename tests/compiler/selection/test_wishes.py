@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 import weightpager as wp
 from weightpager.bundle.report.compile_report import CompileReport, read_report
 from weightpager.errors import CompileError

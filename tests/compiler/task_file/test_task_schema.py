@@ -10,8 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-
 from test_docs import blocks
+
 from weightpager.compiler.task_file.schema import schema, text
 
 PAGE = Path(__file__).parents[3] / "docs" / "task-file.md"

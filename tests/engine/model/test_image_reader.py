@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import Dinov2Config, ViTConfig
 
+import tiny
 from weightpager.engine.model.image_reader import FORMATS, ImageReader, load_image_processor, read_image
 from weightpager.errors import ImageError
 

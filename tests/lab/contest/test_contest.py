@@ -7,10 +7,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import contests
 import pytest
-from command import Command
 
+import contests
+from command import Command
 from weightpager.bundle import Bundle
 from weightpager.errors import ConfigError
 from weightpager.lab.contest.results.plan import Plan, quick

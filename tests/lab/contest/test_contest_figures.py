@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from contests import contest, found, row
 
+from contests import contest, found, row
 from weightpager.bundle.report.compile_report import TaskScore
 from weightpager.lab.contest.results.figures import figures, speedup, spread
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.engine import Engine

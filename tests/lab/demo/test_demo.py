@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from command import Command
 
+from command import Command
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
 from weightpager.doctor.machine import describe

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from handmade import pin
 
+from handmade import pin
 from weightpager.lab.samples import Archive, SampleUnavailable, fetch
 from weightpager.lab.samples.download import archives
 from weightpager.lab.samples.download.archives import Fetcher, cached

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from handmade import pin, tarball, wheel
 
+from handmade import pin, tarball, wheel
 from weightpager.lab.samples import SampleUnavailable
 from weightpager.lab.samples.download import clients
 from weightpager.lab.samples.download.archives import fetch

@@ -5,8 +5,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from handmade import tarball, wheel
 
+from handmade import tarball, wheel
 from weightpager.lab.samples import SampleUnavailable
 from weightpager.lab.samples.download.members import member, members
 

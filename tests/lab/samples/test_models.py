@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade import pin, wheel
 
+from handmade import pin, wheel
 from weightpager.lab.samples import SampleUnavailable, models
 from weightpager.lab.samples.download import archives, gguf_file, pins
 

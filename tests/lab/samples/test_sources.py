@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from handmade import tarball, wheel
 
+from handmade import tarball, wheel
 from weightpager.lab.samples.text import (
     bbc,
     brown,

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import pytest
 import torch
-from late_device import LateCopier, LateStream
 
+from late_device import LateCopier, LateStream
 from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, StoreError
 from weightpager.runtime.memory.budget import MemoryController, Needs

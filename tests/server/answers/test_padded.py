@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+import tiny
 import weightpager as wp
 from weightpager.server.answers.padded import pad_id, padded
 

@@ -19,10 +19,10 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given
 from hypothesis.errors import Unsatisfiable
-from running import ADMIN, Running, serving
 from schemathesis import APIOperation, Case, GenerationMode
 
 import weightpager as wp
+from running import ADMIN, Running, serving
 from weightpager.runtime.history.history_file import DELAY
 from weightpager.server.http.presence import running as running_servers
 from weightpager.server.scheduling.settings import Settings

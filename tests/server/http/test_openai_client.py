@@ -7,9 +7,9 @@ from pathlib import Path
 import openai
 import pytest
 import torch
-from running import Running
 
 import weightpager as wp
+from running import Running
 from weightpager.engine.predict import predict
 
 MESSAGES = [{"role": "user", "content": "one two"}]

@@ -13,11 +13,11 @@ from typing import Any
 
 import openai
 import pytest
-import tiny
 import torch
-from running import Running, serving
 
+import tiny
 import weightpager as wp
+from running import Running, serving
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.engine.predict import predict
 from weightpager.errors import ConfigError, RequestTimeoutError

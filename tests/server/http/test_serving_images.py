@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from running import Running
 
+import tiny
 import weightpager as wp
+from running import Running
 from weightpager.engine.model.architecture import image_reader
 from weightpager.engine.predict import predict
 

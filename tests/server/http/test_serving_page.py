@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from running import Running
 
+from running import Running
 from weightpager.server.routes import admin_routes, encoding_routes, generation_routes, watch_routes
 
 PAGE = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")

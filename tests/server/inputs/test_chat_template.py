@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import tiny
 from running import Running, serving
-
 from weightpager.engine import Engine
 from weightpager.errors import RequestError
 from weightpager.server.inputs.chat_template import ChatTemplate

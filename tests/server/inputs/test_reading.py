@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from running import ADMIN, Running, serving
 
+from running import ADMIN, Running, serving
 from weightpager.engine.model.image_reader import ImageReader
 from weightpager.errors import QueueFullError
 from weightpager.server.inputs.reading import Reading

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from transformers import Phi3Config, Phi3ForSequenceClassification
 
+import tiny
 from weightpager.engine.model.architecture import even_length
 from weightpager.errors import BundleFormatError, RequestError
 from weightpager.server.answers.encoding import encode

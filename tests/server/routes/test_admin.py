@@ -10,11 +10,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-import tiny
 import yaml
-from running import ADMIN, TOKEN, Running, serving
 
+import tiny
 import weightpager as wp
+from running import ADMIN, TOKEN, Running, serving
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.bundle.garbage import collect
 from weightpager.compiler.repack import repack

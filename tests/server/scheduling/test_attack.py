@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from running import Running, serving
 
+from running import Running, serving
 from weightpager.engine.model import forward_size
 from weightpager.server.scheduling import batching
 from weightpager.server.scheduling.policy import Policy

@@ -14,10 +14,10 @@ from typing import Any
 import openai
 import pytest
 import torch
-from running import Running, serving
 from torch import nn
 
 import weightpager as wp
+from running import Running, serving
 from weightpager.engine.model import forward_size
 from weightpager.engine.model.attention_cache import CACHE
 from weightpager.engine.predict import predict

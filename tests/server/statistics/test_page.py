@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from running import serving
 
+from running import serving
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import smallest_budget
 

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from late_device import LateCopier
 from prometheus_client.parser import text_string_to_metric_families
-from running import ADMIN, TOKEN, Running, serving
 
+from late_device import LateCopier
+from running import ADMIN, TOKEN, Running, serving
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
