@@ -11,7 +11,7 @@ from benchmarks.fuzz.changes import byte_change, config_change, file_change, jso
 from benchmarks.fuzz.original import Original
 from benchmarks.fuzz.sealing import replace as replace_file
 from benchmarks.fuzz.sealing import rewrite_file, rewrite_pages, seal_manifest
-from weightpager.bundle.reader import MANIFEST, MANIFEST_HASH
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.bundle.format.page_index import FILE as PAGE_INDEX
-from weightpager.bundle.reader import MANIFEST, MANIFEST_HASH
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -16,9 +16,9 @@ from torch import nn
 import weightpager as wp
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.footprint import footprint, smallest_budget
-from weightpager.bundle.format.adapter import read_adapter
-from weightpager.bundle.format.model_files import model_dir
-from weightpager.bundle.reader import RESIDENT, private_file
+from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.parts.adapter import read_adapter
+from weightpager.bundle.parts.model_files import model_dir
 from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.bundle.report.overlap import overlap

@@ -15,7 +15,8 @@ import yaml
 from tests.support.damage import KINDS, contents, damage, good_pages
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import Manifest
-from weightpager.bundle.reader import REPORT, read_manifest
+from weightpager.bundle.format.names import REPORT
+from weightpager.bundle.reader import read_manifest
 from weightpager.bundle.repair.mend import repair
 from weightpager.bundle.verify import verify
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from weightpager.bundle.format.manifest import Strict
+from weightpager.bundle.files.strict import Strict
 from weightpager.lab.contest.results.figures import align_pack_share
 from weightpager.lab.contest.results.result import Contest
 

@@ -26,7 +26,7 @@ from benchmarks.fuzz.original import Original
 from benchmarks.fuzz.sealing import entry, rewrite_file, rewrite_manifest, rewrite_tensors
 from benchmarks.fuzz.trial import Plan, attempt
 from weightpager.bundle import Bundle
-from weightpager.bundle.reader import REPORT, RESIDENT
+from weightpager.bundle.format.names import REPORT, RESIDENT
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.verify import Verification, verify
 from weightpager.engine.model.architecture import read_config, tokenizer

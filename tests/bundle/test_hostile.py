@@ -19,8 +19,8 @@ from torch import Tensor
 
 from benchmarks.fuzz.sealing import rewrite_arrays, rewrite_file, rewrite_manifest, rewrite_tensors
 from weightpager.bundle import Bundle
+from weightpager.bundle.format.names import tables_file
 from weightpager.bundle.format.page_index import FILE as PAGE_INDEX
-from weightpager.bundle.reader import tables_file
 from weightpager.bundle.verify import verify
 from weightpager.errors import BundleError, BundleFormatError
 

@@ -19,9 +19,9 @@ from transformers import BertConfig, BertLMHeadModel
 import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
-from weightpager.bundle.format.adapter import adapter_bytes
+from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.garbage import collect
-from weightpager.bundle.reader import RESIDENT, private_file
+from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.verify import verify
 from weightpager.compiler import grow as growth

@@ -22,7 +22,7 @@ from faults import FaultyStore
 from weightpager.bundle import Bundle
 from weightpager.bundle.files import tensor_file
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.reader import RESIDENT
+from weightpager.bundle.format.names import RESIDENT
 from weightpager.config import EngineConfig
 from weightpager.engine.export import export_task
 from weightpager.engine.parameters import read_parameters

@@ -17,7 +17,7 @@ import weightpager as wp
 from encoder_tasks import TASKS, logits, room_for
 from engines import InThread, hanging, settle
 from weightpager.bundle import Bundle
-from weightpager.bundle.reader import private_file
+from weightpager.bundle.format.names import private_file
 from weightpager.config import EngineConfig
 from weightpager.engine import task_module
 from weightpager.engine.model.architecture import empty_module, read_config

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from weightpager.bundle.files.tensor_file import read_header
-from weightpager.bundle.format.adapter import adapter_bytes
-from weightpager.bundle.reader import RESIDENT, Bundle, private_file
+from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.parts.adapter import adapter_bytes
+from weightpager.bundle.reader import Bundle
 from weightpager.config import format_enough, format_room
 from weightpager.errors import BudgetError
 

@@ -12,8 +12,9 @@ from blake3 import blake3
 from safetensors.numpy import save
 
 from weightpager.bundle.format import page_file, page_index
+from weightpager.bundle.format.names import tables_file
 from weightpager.bundle.format.page_index import PageIndex
-from weightpager.bundle.reader import Bundle, tables_file
+from weightpager.bundle.reader import Bundle
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.bundle.writer import BundleWriter, storage_errors, writing
 from weightpager.errors import PageCorruptError

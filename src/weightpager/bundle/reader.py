@@ -11,8 +11,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from weightpager.blocks import MAX_TASKS
-from weightpager.bundle.files import size_limits
-from weightpager.bundle.files.entry import read_checked
+from weightpager.bundle.files.entry import FileEntry, read_checked
 from weightpager.bundle.files.regular_file import is_hollow, open_regular
 from weightpager.bundle.files.tensor_file import Header, read_arrays
 from weightpager.bundle.format import page_file
@@ -20,30 +19,16 @@ from weightpager.bundle.format import page_index as page_index_file
 from weightpager.bundle.format import permutations as permutations_file
 from weightpager.bundle.format.block_table import FIELDS, BlockTable
 from weightpager.bundle.format.layout import block_bytes
-from weightpager.bundle.format.manifest import FileEntry, Manifest, TaskEntry
+from weightpager.bundle.format.manifest import Manifest, TaskEntry
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, tables_file
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.format.permutations import Permutations
+from weightpager.bundle.format.size_limits import check_sizes
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
 from weightpager.machine.paths import has_directory
 
-MANIFEST = "manifest.json"
-MANIFEST_HASH = "manifest.blake3"
-RESIDENT = "resident.safetensors"
-REPORT = "report.json"
-MODEL = "model"
-
 _MANIFEST_LIMIT = 64 * 2**20
 """No honest manifest is larger; a hostile one must not be read into memory whole."""
-
-
-def tables_file(task: str) -> str:
-    """Where a task's block tables lie."""
-    return f"tasks/{task}/tables.safetensors"
-
-
-def private_file(task: str) -> str:
-    """Where a task's private parameters lie."""
-    return f"tasks/{task}/private.safetensors"
 
 
 class Bundle:
@@ -147,7 +132,7 @@ class Bundle:
         Raises:
             BundleFormatError: the manifest has none.
         """
-        return entry_of(self.manifest, name)
+        return self.manifest.entry(name)
 
     def read(self, name: str) -> bytes:
         """A file's bytes, checked against its entry."""
@@ -198,18 +183,6 @@ def _no_bundle(root: Path, found: str) -> BundleError:
     return BundleError(f"{root}: expected a bundle directory, found {found}; {hint}")
 
 
-def entry_of(manifest: Manifest, name: str) -> FileEntry:
-    """The manifest's entry of a file.
-
-    Raises:
-        BundleFormatError: it has none.
-    """
-    try:
-        return manifest.files[name]
-    except KeyError:
-        raise BundleFormatError(MANIFEST, "files", f"an entry for {name}", "none") from None
-
-
 def opened_files(manifest: Manifest) -> set[str]:
     """Names of the files that `Bundle.open` reads and compares with their hashes."""
     return {page_index_file.FILE, permutations_file.FILE, *(tables_file(task.name) for task in manifest.tasks)}
@@ -222,7 +195,7 @@ def read_page_index(root: Path, manifest: Manifest) -> PageIndex:
         BundleFormatError: it is missing, damaged, or not what the manifest says.
     """
     name, pages = page_index_file.FILE, manifest.pages
-    arrays = read_arrays(root, name, entry_of(manifest, name), lambda header: PageIndex.check_header(header, pages))
+    arrays = read_arrays(root, name, manifest.entry(name), lambda header: PageIndex.check_header(header, pages))
     return PageIndex.parse(arrays, manifest.page_files, manifest.layers)
 
 
@@ -247,7 +220,7 @@ def read_manifest(root: Path) -> Manifest:
     if found != wanted:
         raise BundleFormatError(MANIFEST, "BLAKE3", wanted.decode("ascii", "replace").strip(), found.decode().strip())
     manifest = Manifest.parse(text)
-    _check_sizes(manifest)
+    check_sizes(manifest)
     return manifest
 
 
@@ -264,17 +237,3 @@ def check_tables_header(header: Header, manifest: Manifest, file: str) -> None:
     for weight in manifest.weights:
         stated = {field: header[f"{weight.name}.{field}"] for field in FIELDS}
         BlockTable.check_header(stated, manifest.grid(weight), file, weight.name)
-
-
-def _check_sizes(manifest: Manifest) -> None:
-    """Refuse files larger than what the manifest's counts justify: all that is stated is read, and hashed."""
-    tables = size_limits.of_tables(manifest)
-    most = {
-        page_index_file.FILE: size_limits.of_page_index(manifest),
-        permutations_file.FILE: size_limits.of_permutations(manifest),
-        **{tables_file(task.name): tables for task in manifest.tasks},
-    }
-    for name, entry in manifest.files.items():
-        limit = most.get(name) or size_limits.of_other_file(manifest, name)
-        if entry.bytes > limit:
-            raise BundleFormatError(MANIFEST, f"files.{name}.bytes", f"at most {limit}", entry.bytes)

@@ -11,10 +11,11 @@ from safetensors.numpy import save
 
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.format import permutations
-from weightpager.bundle.format.adapter import adapter_files
 from weightpager.bundle.format.manifest import Manifest
+from weightpager.bundle.format.names import MODEL, REPORT, RESIDENT, private_file
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
-from weightpager.bundle.reader import MODEL, REPORT, RESIDENT, Bundle, private_file
+from weightpager.bundle.parts.adapter import adapter_files
+from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.report.overlap import mean_overlap, overlap

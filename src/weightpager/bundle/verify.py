@@ -13,21 +13,12 @@ import numpy.typing as npt
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.files.regular_file import open_regular
 from weightpager.bundle.format import page_file
-from weightpager.bundle.format.adapter import read_adapter
 from weightpager.bundle.format.manifest import Manifest
-from weightpager.bundle.format.model_files import check_model_file, extra_files, model_files, unlisted
-from weightpager.bundle.format.parameter_file import checked_parameters, parameter_files
-from weightpager.bundle.reader import (
-    MANIFEST,
-    MANIFEST_HASH,
-    MODEL,
-    REPORT,
-    Bundle,
-    entry_of,
-    opened_files,
-    read_manifest,
-    read_page_index,
-)
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, MODEL, REPORT
+from weightpager.bundle.parts.adapter import read_adapter
+from weightpager.bundle.parts.model_files import check_model_file, extra_files, model_files, unlisted
+from weightpager.bundle.parts.parameter_file import checked_parameters, parameter_files
+from weightpager.bundle.reader import Bundle, opened_files, read_manifest, read_page_index
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.errors import BundleError, BundleFormatError
 
@@ -163,7 +154,7 @@ def _check_file(root: Path, manifest: Manifest, name: str) -> None:
         with checked_parameters(root, manifest, name):
             pass
     else:
-        check_file(root, name, entry_of(manifest, name))
+        check_file(root, name, manifest.entry(name))
 
 
 def _page_problems(

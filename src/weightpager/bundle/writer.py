@@ -15,7 +15,7 @@ from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.files.permissions import imitate_tree
 from weightpager.bundle.format.manifest import Manifest
-from weightpager.bundle.reader import MANIFEST, MANIFEST_HASH
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.errors import CompileError, ConfigError
 from weightpager.machine.paths import has_directory, has_file
 

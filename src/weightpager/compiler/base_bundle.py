@@ -17,8 +17,8 @@ from transformers import PretrainedConfig
 from weightpager.blocks import MAX_TASKS
 from weightpager.bundle import Bundle, WeightEntry
 from weightpager.bundle.format.layout import decode
+from weightpager.bundle.format.names import RESIDENT
 from weightpager.bundle.format.permutations import Permutations
-from weightpager.bundle.reader import RESIDENT
 from weightpager.compiler.model.checkpoint import PLAIN
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
 from weightpager.compiler.reorder import permute

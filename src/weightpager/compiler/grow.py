@@ -15,8 +15,8 @@ import weightpager
 from weightpager.bundle import BlockTable, Bundle, BundleWriter, Manifest, PageIndex, TaskEntry
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.format import page_index
-from weightpager.bundle.format.adapter import adapter_bytes
-from weightpager.bundle.reader import REPORT, private_file, tables_file
+from weightpager.bundle.format.names import REPORT, private_file, tables_file
+from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.compile_report import CompileReport, Growth, TaskScore, has_report, read_report
 from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.report.overlap import mean_overlap, overlap

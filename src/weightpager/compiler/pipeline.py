@@ -12,7 +12,7 @@ import torch
 
 from weightpager.bundle import Bundle, BundleWriter, writing
 from weightpager.bundle.format.layout import block_bytes
-from weightpager.bundle.reader import REPORT
+from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
 from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.bundle.report.paged_share import paged_share

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from weightpager.bundle import Bundle, BundleWriter, PageIndex, writing
 from weightpager.bundle.format import page_file, page_index
 from weightpager.bundle.format.layout import page_content
-from weightpager.bundle.reader import tables_file
+from weightpager.bundle.format.names import tables_file
 from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.packing.pack import Packing, pack, pack_best

@@ -8,8 +8,8 @@ import numpy as np
 from blake3 import blake3
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.format.adapter import adapter_files
-from weightpager.bundle.reader import MODEL, RESIDENT, private_file
+from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
+from weightpager.bundle.parts.adapter import adapter_files
 from weightpager.errors import BundleError
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.format import permutations as permutations_file
-from weightpager.bundle.format.adapter import read_adapter
-from weightpager.bundle.reader import RESIDENT, private_file
+from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.engine.model.architecture import (
     empty_module,
     full_name,

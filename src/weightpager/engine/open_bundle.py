@@ -13,7 +13,7 @@ from torch import nn
 from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, page_numbers
-from weightpager.bundle.reader import RESIDENT
+from weightpager.bundle.format.names import RESIDENT
 from weightpager.config import EngineConfig
 from weightpager.engine import task_module
 from weightpager.engine.bundle_change import BundleChange

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from weightpager.bundle import BlockTable, Bundle
-from weightpager.bundle.format.adapter import LowRank, read_adapter
-from weightpager.bundle.reader import private_file
+from weightpager.bundle.format.names import private_file
+from weightpager.bundle.parts.adapter import LowRank, read_adapter
 from weightpager.engine.page_numbers import tables_of
 from weightpager.engine.parameters import read_parameters
 from weightpager.runtime.memory.page_arena import PageArena

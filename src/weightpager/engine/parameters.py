@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.format.parameter_file import checked_parameters
+from weightpager.bundle.parts.parameter_file import checked_parameters
 
 _HOST = torch.device("cpu")
 

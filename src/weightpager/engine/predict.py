@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.bundle import TaskEntry
-from weightpager.bundle.reader import MODEL
+from weightpager.bundle.format.names import MODEL
 from weightpager.engine.model.architecture import context_length
 from weightpager.engine.model.attention_cache import without_cache
 from weightpager.engine.model.continued_text import decoder_after

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from weightpager.bundle import BlockTable, Bundle, WeightEntry
-from weightpager.bundle.format.adapter import LowRank
+from weightpager.bundle.parts.adapter import LowRank
 from weightpager.engine.model.architecture import empty_module, full_name
 from weightpager.engine.parameters import activation_dtype
 from weightpager.errors import BundleFormatError, InferenceOnlyError

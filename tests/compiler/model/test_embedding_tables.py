@@ -24,7 +24,7 @@ import weightpager as wp
 from benchmarks.fuzz.sealing import rewrite_tensors
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.layout import PageDtype
-from weightpager.bundle.reader import RESIDENT, private_file
+from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.verify import verify
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM, 
 import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
-from weightpager.bundle.format.adapter import read_adapter
+from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.engine.export import export_task
 

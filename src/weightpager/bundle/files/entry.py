@@ -6,13 +6,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 from blake3 import blake3
+from pydantic import Field
 
 from weightpager.bundle.files.regular_file import is_hollow, open_regular
-from weightpager.bundle.format.manifest import FileEntry
+from weightpager.bundle.files.strict import Strict
 from weightpager.errors import BundleFormatError
+
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileEntry(Strict):
+    """Size and BLAKE3 of one file, as the manifest states them."""
+
+    bytes: Annotated[int, Field(ge=0, lt=2**48)]
+    blake3: Hash
 
 
 def hash_file(path: Path) -> FileEntry:

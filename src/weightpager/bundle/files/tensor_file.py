@@ -14,8 +14,7 @@ from typing import Any, BinaryIO
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from weightpager.bundle.files.entry import check_hash, open_entry
-from weightpager.bundle.format.manifest import FileEntry
+from weightpager.bundle.files.entry import FileEntry, check_hash, open_entry
 from weightpager.errors import BundleFormatError
 
 _DTYPES = {

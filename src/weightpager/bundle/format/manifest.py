@@ -1,4 +1,4 @@
-"""``manifest.json``: what is in a bundle. Strict pydantic models; every bound is checked before anything is used."""
+"""``manifest.json``: what is in a bundle. Every bound is checked before anything is used."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from weightpager.blocks import MAX_TASKS, BlockGrid, BlockShape
+from weightpager.bundle.files.entry import FileEntry, Hash
+from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.format.layout import PageDtype, block_bytes
+from weightpager.bundle.format.names import MANIFEST
 from weightpager.bundle.format.page_file import ALIGNMENT, file_name
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.transitions import Transitions
@@ -18,20 +21,6 @@ TaskKind = Literal["text-classification", "token-classification", "language-mode
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Features = Annotated[int, Field(ge=1, le=2**24)]
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Strict(BaseModel):
-    """Frozen; unknown keys refused; no silent conversion. A hopeless model's perplexity is written as ``Infinity``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants")
-
-
-class FileEntry(Strict):
-    """Size and BLAKE3 of one file."""
-
-    bytes: Annotated[int, Field(ge=0, lt=2**48)]
-    blake3: Hash
 
 
 class WeightEntry(Strict):
@@ -165,6 +154,16 @@ class Manifest(Strict):
         """The blocks of a paged weight."""
         return BlockGrid(weight.out_features, weight.in_features, self.block_shape)
 
+    def entry(self, name: str) -> FileEntry:
+        """The entry of a file.
+
+        Raises:
+            BundleFormatError: there is none.
+        """
+        if name not in self.files:
+            raise BundleFormatError(MANIFEST, "files", f"an entry for {name}", "none")
+        return self.files[name]
+
     def page_file_names(self) -> list[str]:
         """Names of the page files, in order."""
         return [file_name(number) for number in range(len(self.page_files))]
@@ -182,7 +181,7 @@ class Manifest(Strict):
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "document"
             found = repr(first.get("input"))
-            raise BundleFormatError("manifest.json", field, first["msg"], found[:120]) from None
+            raise BundleFormatError(MANIFEST, field, first["msg"], found[:120]) from None
 
     def dump(self) -> bytes:
         """The JSON that `parse` reads."""

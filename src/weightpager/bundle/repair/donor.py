@@ -8,10 +8,9 @@ from typing import IO
 
 from blake3 import blake3
 
-from weightpager.bundle.files.entry import open_entry
+from weightpager.bundle.files.entry import FileEntry, open_entry
 from weightpager.bundle.files.regular_file import open_regular
 from weightpager.bundle.format import page_file
-from weightpager.bundle.format.manifest import FileEntry
 from weightpager.bundle.reader import read_manifest, read_page_index
 from weightpager.errors import BundleError, BundleFormatError
 

@@ -16,11 +16,12 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bundle.files.entry import check_file
+from weightpager.bundle.files.entry import FileEntry, check_file
 from weightpager.bundle.files.new_directory import sync
 from weightpager.bundle.files.permissions import imitate
-from weightpager.bundle.format.manifest import FileEntry, Manifest
-from weightpager.bundle.reader import MANIFEST, read_manifest, read_page_index
+from weightpager.bundle.format.manifest import Manifest
+from weightpager.bundle.format.names import MANIFEST
+from weightpager.bundle.reader import read_manifest, read_page_index
 from weightpager.bundle.repair.damaged_page_file import DamagedPageFile
 from weightpager.bundle.repair.donor import Donor
 from weightpager.errors import BundleError, BundleFormatError, ConfigError

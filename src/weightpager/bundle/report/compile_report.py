@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from weightpager.bundle.format.manifest import Strict
-from weightpager.bundle.reader import REPORT, Bundle
+from weightpager.bundle.files.strict import Strict
+from weightpager.bundle.format.names import REPORT
+from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report.interval import Interval
 from weightpager.errors import BundleFormatError
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from weightpager.bundle.files.tensor_file import read_header
-from weightpager.bundle.reader import RESIDENT, Bundle, private_file
+from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.reader import Bundle
 
 _SMALL = "norms, biases and other vectors"
 _MOST_NAMED = 3

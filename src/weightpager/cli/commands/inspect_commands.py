@@ -11,8 +11,8 @@ import typer
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, smallest_budget
-from weightpager.bundle.format.adapter import adapter_bytes
-from weightpager.bundle.reader import private_file
+from weightpager.bundle.format.names import private_file
+from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.repair.mend import Repair
 from weightpager.bundle.repair.mend import repair as repair_bundle
 from weightpager.bundle.report.advice import advise

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.reader import MANIFEST_HASH
+from weightpager.bundle.format.names import MANIFEST_HASH
 from weightpager.cli import output
 from weightpager.cli.options import Json
 from weightpager.errors import BundleError, ConfigError

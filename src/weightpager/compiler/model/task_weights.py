@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from weightpager.bundle.format.adapter import LowRank
+from weightpager.bundle.parts.adapter import LowRank
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.own_weights import SHARED, Versions
 

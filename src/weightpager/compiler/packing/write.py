@@ -19,8 +19,8 @@ import weightpager
 from weightpager.bundle import BlockTable, BundleWriter, Manifest, TaskEntry, WeightEntry
 from weightpager.bundle.format import page_file, page_index, permutations
 from weightpager.bundle.format.layout import PageDtype, block_bytes, encode, page_content
+from weightpager.bundle.format.names import MODEL, RESIDENT, private_file, tables_file
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
-from weightpager.bundle.reader import MODEL, RESIDENT, private_file, tables_file
 from weightpager.bundle.settings.checks import GENERATION
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters

@@ -10,7 +10,7 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 
 from weightpager.bundle import BundleWriter, TaskEntry
-from weightpager.bundle.format.adapter import LowRank, adapter_files, serialise
+from weightpager.bundle.parts.adapter import LowRank, adapter_files, serialise
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.errors import CompileError

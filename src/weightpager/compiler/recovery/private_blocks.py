@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from weightpager.bundle.format.adapter import LowRank
+from weightpager.bundle.parts.adapter import LowRank
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
 from weightpager.compiler.model.device import autocast
 from weightpager.compiler.model.masks import Masks, block_sums, drop, module_name

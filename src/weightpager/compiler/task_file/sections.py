@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, model_validat
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from weightpager.bundle.format.adapter import MOST_RANK
 from weightpager.bundle.format.manifest import TaskKind
+from weightpager.bundle.parts.adapter import MOST_RANK
 from weightpager.compiler.task_file.fields import (
     Column,
     Count,

@@ -25,8 +25,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from weightpager.bundle import Bundle, TaskEntry, TaskKind
-from weightpager.bundle.format.model_files import check_model_file, model_dir
-from weightpager.bundle.reader import MODEL
+from weightpager.bundle.format.names import MODEL
+from weightpager.bundle.parts.model_files import check_model_file, model_dir
 from weightpager.bundle.settings.checks import GENERATION, generation_settings
 from weightpager.engine.model.image_reader import ImageReader, load_image_processor
 from weightpager.engine.model.model_types import check_config_class, check_tokenizer_class

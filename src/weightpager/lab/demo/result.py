@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from weightpager.bundle.format.manifest import Strict
+from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.report.interval import Interval
 
 

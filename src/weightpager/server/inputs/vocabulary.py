@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from weightpager.bundle.reader import MODEL
+from weightpager.bundle.format.names import MODEL
 from weightpager.engine.model.word_pieces import word_starts
 from weightpager.errors import BundleFormatError, RequestError
 from weightpager.server.answers.work import Classify, Ids, Tag

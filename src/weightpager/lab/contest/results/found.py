@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weightpager.bundle.format.manifest import Strict
+from weightpager.bundle.files.strict import Strict
 
 
 class Job(Strict):

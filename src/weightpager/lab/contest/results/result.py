@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from weightpager.bundle.format.manifest import Strict
+from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.report.compile_report import ControlScore, TaskScore
 from weightpager.lab.contest.results.found import Found, Sample
 

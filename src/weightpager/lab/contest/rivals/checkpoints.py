@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.reader import private_file
+from weightpager.bundle.format.names import private_file
 from weightpager.lab.contest.rivals.assets import BLOCKS, dense_path, paged_bytes, shipped, sparse_path, split
 from weightpager.lab.contest.rivals.checkpoint_file import open_checkpoint
 from weightpager.lab.contest.rivals.direct_file import DirectReader, new_buffer

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from weightpager.bundle import BlockTable, Bundle
-from weightpager.bundle.format.adapter import read_adapter
+from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.engine.model.architecture import empty_module, full_name, read_config
 from weightpager.engine.task_module import assign, build
 from weightpager.runtime.paging.task_gate import TaskGate

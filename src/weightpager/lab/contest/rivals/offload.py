@@ -9,7 +9,7 @@ from accelerate import disk_offload
 from safetensors.torch import load_file
 from torch import nn
 
-from weightpager.bundle.reader import private_file
+from weightpager.bundle.format.names import private_file
 from weightpager.lab.contest.rivals.assets import dense_path, shipped
 from weightpager.lab.contest.rivals.modules import dense_module
 from weightpager.lab.contest.rivals.rival import Setting

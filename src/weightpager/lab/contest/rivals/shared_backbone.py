@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.reader import private_file
+from weightpager.bundle.format.names import private_file
 from weightpager.engine.model.architecture import BASE, empty_module, full_name, read_config
 from weightpager.lab.contest.rivals.assets import SCALE, dense_path, int8_path, paged_bytes, shipped
 from weightpager.lab.contest.rivals.checkpoint_file import open_checkpoint

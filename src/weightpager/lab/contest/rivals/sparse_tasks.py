@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.reader import RESIDENT, private_file
+from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.lab.contest.rivals.assets import BLOCKS, read_tables, shipped, sparse_path
 from weightpager.lab.contest.rivals.checkpoint_file import CheckpointFile, open_checkpoint
 from weightpager.lab.contest.rivals.direct_file import DirectReader, new_buffer

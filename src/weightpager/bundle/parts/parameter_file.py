@@ -9,7 +9,7 @@ from typing import Any
 
 from weightpager.bundle.files.tensor_file import Header, checked_tensors
 from weightpager.bundle.format.manifest import Manifest
-from weightpager.bundle.reader import RESIDENT, entry_of, private_file
+from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.errors import BundleFormatError
 
 _DTYPES = ("bfloat16", "float32", "bool", "int8", "int16", "int32", "int64", "uint8")
@@ -37,7 +37,7 @@ def checked_parameters(root: Path, manifest: Manifest, name: str, framework: str
     Raises:
         BundleFormatError: it is missing, damaged or no safetensors file, or a tensor is none that a module can have.
     """
-    return checked_tensors(root, name, entry_of(manifest, name), lambda header: _check(header, name), framework)
+    return checked_tensors(root, name, manifest.entry(name), lambda header: _check(header, name), framework)
 
 
 def _check(header: Header, name: str) -> None:

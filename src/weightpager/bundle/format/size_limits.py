@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from weightpager.bundle.format import page_index, permutations
 from weightpager.bundle.format.manifest import Manifest
+from weightpager.bundle.format.names import MANIFEST, MODEL, tables_file
+from weightpager.errors import BundleFormatError
 
 _JSON = 16 * 2**20
 """A report, or a low-rank part's configuration."""
@@ -31,12 +34,25 @@ _PARAMETERS = 64 * 4
 are much larger than the smallest models that look words up in them."""
 
 
-def of_page_index(manifest: Manifest) -> int:
-    """Most bytes of the page index."""
-    return _HEADER + manifest.pages * _INDEX_PAGE
+def check_sizes(manifest: Manifest) -> None:
+    """Refuse files larger than what the manifest's counts justify: all that is stated is read, and hashed.
+
+    Raises:
+        BundleFormatError: one is larger.
+    """
+    tables = _of_tables(manifest)
+    most = {
+        page_index.FILE: _HEADER + manifest.pages * _INDEX_PAGE,
+        permutations.FILE: _of_permutations(manifest),
+        **{tables_file(task.name): tables for task in manifest.tasks},
+    }
+    for name, entry in manifest.files.items():
+        limit = most.get(name) or _of_other_file(manifest, name)
+        if entry.bytes > limit:
+            raise BundleFormatError(MANIFEST, f"files.{name}.bytes", f"at most {limit}", entry.bytes)
 
 
-def of_tables(manifest: Manifest) -> int:
+def _of_tables(manifest: Manifest) -> int:
     """Most bytes of one task's block tables, which may keep every block."""
     headers, entries = _HEADER, 0
     for weight in manifest.weights:
@@ -46,15 +62,15 @@ def of_tables(manifest: Manifest) -> int:
     return headers + _INT32 * entries
 
 
-def of_permutations(manifest: Manifest) -> int:
+def _of_permutations(manifest: Manifest) -> int:
     """Most bytes of the permutations: of paged weights' axes, and of as many that are resident."""
     axes = sum(weight.out_features + weight.in_features for weight in manifest.weights)
     return _JSON + 16 * _INT32 * axes
 
 
-def of_other_file(manifest: Manifest, name: str) -> int:
+def _of_other_file(manifest: Manifest, name: str) -> int:
     """Most bytes of a file in ``model/``, a report, or parameters that are resident, private or low-rank."""
-    if name.startswith("model/") and not name.endswith(_CONFIGURATION):
+    if name.startswith(f"{MODEL}/") and not name.endswith(_CONFIGURATION):
         return _VOCABULARY
     if name.endswith(".json"):
         return _JSON

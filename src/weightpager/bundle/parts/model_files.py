@@ -9,7 +9,8 @@ from typing import Any
 
 from weightpager.bundle.files.entry import check_file, read_checked
 from weightpager.bundle.format.manifest import Manifest
-from weightpager.bundle.reader import MODEL, Bundle, entry_of
+from weightpager.bundle.format.names import MODEL
+from weightpager.bundle.reader import Bundle
 from weightpager.bundle.settings.checks import GENERATION, check_settings, generation_settings, is_settings, parse
 from weightpager.bundle.settings.foreign_code import foreign_code
 from weightpager.bundle.settings.walk import settings_of
@@ -63,7 +64,7 @@ def check_model_file(root: Path, manifest: Manifest, name: str) -> None:
     Raises:
         BundleFormatError: as `model_dir`.
     """
-    entry = entry_of(manifest, name)
+    entry = manifest.entry(name)
     if name.endswith(".json"):
         _check_json(name, read_checked(root, name, entry))
     else:

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
 
+from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.files.tensor_file import Header, Stated, read_arrays
-from weightpager.bundle.format.manifest import Strict, TaskKind, WeightEntry
+from weightpager.bundle.format.manifest import TaskKind, WeightEntry
 from weightpager.bundle.reader import Bundle
 from weightpager.errors import BundleFormatError
 
