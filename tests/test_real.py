@@ -141,9 +141,10 @@ def test_a_real_decoder(tmp_path: Path) -> None:
 def test_thirty_per_cent_goes_without_training_and_tasks_overlap(tmp_path: Path) -> None:
     """Six tasks on MiniLM: within five points of dense, and overlap at least 0.10 higher at half a point."""
     from weightpager.compiler.pipeline import build
-    from weightpager.compiler.prepare import prepare, silent
+    from weightpager.compiler.prepare import prepare
     from weightpager.compiler.task_file.file import from_dict
     from weightpager.lab import samples
+    from weightpager.progress import silent
 
     found, missing = samples.prepare(cache_dir(), eval_items=500, report=lambda line: None)
     if missing:

@@ -33,10 +33,9 @@ from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.evaluate import Score, evaluate
+from weightpager.progress import Progress
 from weightpager.store import StorageModel
 from weightpager.store.switch_cost import all_switches
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class Study:
             Masks(tuple(source.models), everything),
             spec,
             self._journal(_dense_name(spec)),
-            lambda done, total: self._progress("train dense on", done, total),
+            partial(self._progress, "train dense on"),
         )
         return longer
 
@@ -225,7 +224,7 @@ class Study:
 
     def _measure(self, source: Source, task: str, examples: Sequence[Item]) -> Score:
         data = self._base.data[task]
-        told = lambda done, total: self._progress(f"measure {task}", done, total)  # noqa: E731
+        told = partial(self._progress, f"measure {task}")
         return evaluate(source.models[task], data.batches(examples, EVAL_BATCH), data.kind, told)
 
     def _journal(self, name: str) -> Journal:

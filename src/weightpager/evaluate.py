@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from weightpager.bundle.format.manifest import TaskKind
+from weightpager.progress import Steps, silent
 
 Metric = Literal["accuracy", "token accuracy", "perplexity"]
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
 
 IGNORED = -100
 """The label of a position that is neither learned nor counted."""
@@ -125,9 +124,7 @@ def loss(logits: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
     return total / (labels != IGNORED).sum().clamp(min=1)
 
 
-def evaluate(
-    model: Callable[..., Any], batches: Sequence[Batch], kind: TaskKind, progress: Progress | None = None
-) -> Score:
+def evaluate(model: Callable[..., Any], batches: Sequence[Batch], kind: TaskKind, progress: Steps = silent) -> Score:
     """Score ``model``, anything that takes a batch's inputs and returns an object with ``logits``.
 
     A module is put in evaluation mode while it is scored.
@@ -143,8 +140,7 @@ def evaluate(
             found = _measure(logits, batch.labels, kind)
             sums += found[0]
             counts += found[1]
-            if progress is not None:
-                progress(done, len(batches))
+            progress(done, len(batches))
     return Score.of(kind, Outcomes(np.array(sums, np.float64), np.array(counts, np.int64)))
 
 

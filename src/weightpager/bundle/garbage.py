@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,13 +18,7 @@ from weightpager.bundle.reader import Bundle
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.bundle.writer import BundleWriter, storage_errors, writing
 from weightpager.errors import PageCorruptError
-
-Report = Callable[[int, int], None]
-"""Told how many of how many pages are done with."""
-
-
-def _silent(done: int, total: int) -> None:
-    pass
+from weightpager.progress import Steps, silent
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Collected:
     pages_left: int
 
 
-def collect(path: str | Path, drop: Iterable[str] = (), report: Report = _silent) -> Collected:
+def collect(path: str | Path, drop: Iterable[str] = (), report: Steps = silent) -> Collected:
     """Drop tasks, and every page that no other task needs. The bundle is exchanged in one step, or stays as it was.
 
     Outputs of the other tasks don't change, nor do their pages' ids. A page stays whole as long as one of its blocks
@@ -77,7 +71,7 @@ def _write(
     subset: TaskSubset,
     signatures: npt.NDArray[np.uint64],
     used: npt.NDArray[np.bool_],
-    report: Report,
+    report: Steps,
 ) -> None:
     bundle = subset.bundle
     counts = _write_pages(writer, bundle, used, report)
@@ -91,7 +85,7 @@ def _write(
     subset.finish(writer, subset.manifest(page_bytes=bundle.page_bytes, page_files=counts))
 
 
-def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool_], report: Report) -> list[int]:
+def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool_], report: Steps) -> list[int]:
     """Write the page files without unused pages, and none that would be empty; the pages in each."""
     counts: list[int] = []
     first = 0

@@ -21,6 +21,7 @@ from weightpager.bundle.parts.parameter_file import checked_parameters, paramete
 from weightpager.bundle.reader import Bundle, opened_files, read_manifest, read_page_index
 from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.errors import BundleError, BundleFormatError
+from weightpager.progress import Steps, silent
 
 _MEND = "mend what is damaged with --repair --from OTHER, where OTHER is another copy"
 _COPY = "copy the whole bundle again: only its manifest says what belongs into it"
@@ -72,7 +73,7 @@ class _Findings:
         (self.damaged if damage else self.wrong)[str(error)] = None
 
 
-def verify(path: str | Path, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Verification:
+def verify(path: str | Path, progress: Steps = silent) -> Verification:
     """Check a whole bundle; finds every damaged file and page if only the manifest can be read.
 
     What an engine refuses of a bundle's files, this refuses too. Whether transformers knows the model, it can't say.
@@ -97,7 +98,7 @@ def verify(path: str | Path, progress: Callable[[int, int], None] = lambda _done
     return _verify_pages(root, manifest, bundle.pages.ids, findings, progress)
 
 
-def _verify_closed(root: Path, refusal: BundleError, progress: Callable[[int, int], None]) -> Verification:
+def _verify_closed(root: Path, refusal: BundleError, progress: Steps) -> Verification:
     """Check a bundle that can't be opened."""
     try:
         manifest = read_manifest(root)
@@ -119,7 +120,7 @@ def _verify_pages(
     manifest: Manifest,
     ids: npt.NDArray[np.uint8],
     found: _Findings,
-    progress: Callable[[int, int], None],
+    progress: Steps,
 ) -> Verification:
     """Check pages one by one, and add what was found in other files."""
     pages = dict.fromkeys(_page_problems(root, manifest, ids, progress))
@@ -157,9 +158,7 @@ def _check_file(root: Path, manifest: Manifest, name: str) -> None:
         check_file(root, name, manifest.entry(name))
 
 
-def _page_problems(
-    root: Path, manifest: Manifest, ids: npt.NDArray[np.uint8], progress: Callable[[int, int], None]
-) -> list[str]:
+def _page_problems(root: Path, manifest: Manifest, ids: npt.NDArray[np.uint8], progress: Steps) -> list[str]:
     """What is wrong with page files, and with the pages in them as far as their ids are known."""
     problems = []
     first, size = 0, manifest.page_bytes

@@ -14,9 +14,7 @@ from rich.progress import Progress as RichProgress
 
 from weightpager.cli import output
 from weightpager.config import format_duration
-
-Progress = Callable[[str, int, int], None]
-"""Told (stage, steps done, steps in all)."""
+from weightpager.progress import Progress, silent
 
 SECONDS = 60.0
 """Between two lines of one stage."""
@@ -34,7 +32,7 @@ def progress(quiet: bool = False, whole: str | None = None) -> Iterator[Progress
         whole: the stage that all others are part of, whose steps are seconds; None if there is none.
     """
     if quiet:
-        yield lambda _stage, _done, _total: None
+        yield silent
     elif sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),

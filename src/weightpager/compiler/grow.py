@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.estimates.stage_times import Clock
 from weightpager.compiler.measuring.comparison import task_score
-from weightpager.compiler.measuring.measure import Progress, measure_all
+from weightpager.compiler.measuring.measure import measure_all
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.parameter_format import ParameterFormat
@@ -45,7 +46,7 @@ from weightpager.compiler.selection.placement import place
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
-from weightpager.evaluate import Progress as Progressed
+from weightpager.progress import Progress, Steps
 from weightpager.transitions import Transitions, read_trace
 
 
@@ -83,7 +84,7 @@ def grow(
     return report
 
 
-def train_dense(source: Source, data: Mapping[str, TaskData], journal: Journal, progress: Progressed) -> None:
+def train_dense(source: Source, data: Mapping[str, TaskData], journal: Journal, progress: Steps) -> None:
     """Train the own parameters of new tasks without a head on the dense model; the base stays.
 
     Raises:
@@ -127,16 +128,12 @@ def _recover(prepared: Prepared, masks: Masks, journal: Journal, progress: Progr
         each = spec.model_copy(update={"private_steps": max(1, spec.steps // len(source.models))})
         with lesson.placed(sparse):
             chosen = choose(lesson, sparse, masks, spec.private_blocks, each)
-            told = _stage(progress, "fine-tune")
+            told = partial(progress, "fine-tune")
             private, low_rank = train_private(lesson, sparse, masks, chosen, each, journal, told)
             return TaskWeights(sparse, private, low_rank=low_rank)
-    told = _stage(progress, "train own parameters")
+    told = partial(progress, "train own parameters")
     train_own(sparse, prepared.data, tasks, masks, source.task_file.training, "own-sparse", journal, told)
     return TaskWeights(sparse)
-
-
-def _stage(progress: Progress, name: str) -> Progressed:
-    return lambda done, total: progress(name, done, total)
 
 
 @dataclass(frozen=True)

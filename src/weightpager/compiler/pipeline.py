@@ -23,13 +23,13 @@ from weightpager.compiler.estimates.time_left import WholeProgress
 from weightpager.compiler.grow import grow
 from weightpager.compiler.measuring.comparison import Control, control_scores, task_score
 from weightpager.compiler.measuring.controls import compared, measure_controls
-from weightpager.compiler.measuring.measure import Progress, measure_all
+from weightpager.compiler.measuring.measure import measure_all
 from weightpager.compiler.model.masks import Keep, Masks
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import Packing, over_read, pack, pack_best
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import BundlePlan, write_bundle
-from weightpager.compiler.prepare import prepare, silent
+from weightpager.compiler.prepare import prepare
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.journal import Journal, kept_beside
@@ -38,6 +38,7 @@ from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
+from weightpager.progress import Progress, silent
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions, read_trace
 

@@ -21,7 +21,7 @@ from weightpager.compiler.estimates.time_left import expect
 from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.grow import train_dense
 from weightpager.compiler.measuring.controls import compared, cost
-from weightpager.compiler.measuring.measure import EVAL_BATCH, Progress
+from weightpager.compiler.measuring.measure import EVAL_BATCH
 from weightpager.compiler.model import dense_model as dense_source
 from weightpager.compiler.model.checkpoint import check_known
 from weightpager.compiler.model.dense_model import Source
@@ -40,15 +40,12 @@ from weightpager.compiler.selection.saliency import block_saliency
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.evaluate import Score, evaluate
 from weightpager.machine.memory import read_memory
+from weightpager.progress import Progress, silent
 
 _log = logging.getLogger(__name__)
 
 _PROBE = 4
 """Texts or windows per task that the reordered model has to answer as before."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """No progress wanted."""
 
 
 def prepare(
@@ -94,10 +91,7 @@ def trained(
         if base is None and (taken := cost(source.task_file, compared(source.task_file, data))):
             _log.info(taken)
     with clock.stage("train", kept):
-
-        def told(done: int, total: int) -> None:
-            progress("train the dense model", done, total)
-
+        told = partial(progress, "train the dense model")
         if base is None:
             train(source, data, told, kept)
         else:
@@ -188,9 +182,7 @@ def _check_words(source: Source, name: str, data: TaskData) -> None:
 
 def _dense_score(source: Source, data: TaskData, name: str, progress: Progress) -> Score:
     batches = data.batches(data.eval, EVAL_BATCH)
-    return evaluate(
-        source.models[name], batches, data.kind, lambda done, total: progress(f"measure dense {name}", done, total)
-    )
+    return evaluate(source.models[name], batches, data.kind, partial(progress, f"measure dense {name}"))
 
 
 def _calibrations(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,18 +21,12 @@ from weightpager.compiler.packing.pack import Packing, pack, pack_best
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import page_file_counts, write_page_files
 from weightpager.errors import ConfigError
+from weightpager.progress import Steps, silent
 from weightpager.store import BlockReader, StorageModel
 from weightpager.transitions import Transitions
 
 PageSize = int | Literal["auto"] | None
 """Bytes of a page; ``auto`` takes the best size, None that of the bundle."""
-
-Report = Callable[[int, int], None]
-"""Told how many of how many pages are written."""
-
-
-def _silent(done: int, total: int) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ def repack(
     without: Iterable[str] = (),
     page: PageSize = None,
     force: bool = False,
-    report: Report = _silent,
+    report: Steps = silent,
 ) -> Repacked:
     """Write a bundle again with all blocks packed anew. Outputs of its tasks don't change by a bit.
 
@@ -175,7 +169,7 @@ class _Repacking:
         best = pack_best(stored, bundle.block_bytes, transitions.switch_rate(), StorageModel())
         return cls(subset, versions, best)
 
-    def write(self, writer: BundleWriter, report: Report) -> None:
+    def write(self, writer: BundleWriter, report: Steps) -> None:
         """Write all files of the new bundle."""
         files = page_file_counts(self.packing)
         reader = BlockReader(self.subset.bundle)
@@ -191,7 +185,7 @@ class _Repacking:
         self.subset.carry_over(writer)
         self.subset.finish(writer, self.subset.manifest(page_bytes=self.packing.page_bytes, page_files=files))
 
-    def _pages(self, reader: BlockReader, report: Report) -> Iterator[bytes]:
+    def _pages(self, reader: BlockReader, report: Steps) -> Iterator[bytes]:
         """The bytes of every page in order; one model layer's blocks in memory at a time."""
         packing, places = self.packing, self.packing.blocks_per_page
         for layer in np.unique(packing.layers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from weightpager.doctor.processor import Processor, read_processor
 from weightpager.doctor.self_test import SelfTest, cases, kernels_here, self_test
 from weightpager.doctor.storage import Storage, directory_of, examine_storage
 from weightpager.machine.memory import Memory, read_memory
-
-Progress = Callable[[str, int, int], None]
+from weightpager.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import mmap
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from weightpager.bundle import Bundle
 from weightpager.doctor.cold import ColdProof, cold_read
 from weightpager.engine import Engine
 from weightpager.errors import StoreError, WeightpagerError
+from weightpager.progress import Steps, silent
 
 _PIECE = 1 << 20
 
@@ -32,9 +33,7 @@ class TimedSwitch:
     load_seconds: float
 
 
-def time_switches(
-    engine: Engine, repeats: int, progress: Callable[[int, int], None] = lambda _done, _total: None
-) -> list[TimedSwitch]:
+def time_switches(engine: Engine, repeats: int, progress: Steps = silent) -> list[TimedSwitch]:
     """Time every ordered pair: the arena holds just the task that is left, then the next one is activated."""
     names = list(engine.bundle.tasks)
     pairs = [(a, b) for a in names for b in names if a != b]

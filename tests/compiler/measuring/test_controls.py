@@ -18,13 +18,14 @@ from weightpager.bundle.report.compile_report import ControlScore, read_report
 from weightpager.compiler.measuring import controls
 from weightpager.compiler.measuring.controls import cost, measure_controls
 from weightpager.compiler.measuring.trained_on import trained_on
-from weightpager.compiler.prepare import prepare, silent
+from weightpager.compiler.prepare import prepare
 from weightpager.compiler.recovery.quantise import INT8
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import ConfigError
 from weightpager.evaluate import Score, evaluate
+from weightpager.progress import silent
 
 RECOVER = {"method": "finetune", "steps": 6, "batch": 8, "learning_rate": 3e-3}
 

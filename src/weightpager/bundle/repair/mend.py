@@ -26,6 +26,7 @@ from weightpager.bundle.repair.damaged_page_file import DamagedPageFile
 from weightpager.bundle.repair.donor import Donor
 from weightpager.errors import BundleError, BundleFormatError, ConfigError
 from weightpager.machine.paths import has_directory
+from weightpager.progress import Steps, silent
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,7 @@ class Repair:
     problems: tuple[str, ...]
 
 
-def repair(
-    path: str | Path, source: str | Path, progress: Callable[[int, int], None] = lambda _done, _total: None
-) -> Repair:
+def repair(path: str | Path, source: str | Path, progress: Steps = silent) -> Repair:
     """Mend what is damaged in a bundle with what another one has.
 
     Only hashes decide: a page comes from wherever ``source`` has one of the same id, a file from that of the same name,
@@ -123,7 +122,7 @@ def _manifest(held: Path, root: Path) -> Manifest:
 class _Mending:
     """One bundle being mended."""
 
-    def __init__(self, root: Path, manifest: Manifest, donor: Donor, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, root: Path, manifest: Manifest, donor: Donor, progress: Steps) -> None:
         self._root = root
         self._manifest = manifest
         self._donor = donor

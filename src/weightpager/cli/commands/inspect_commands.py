@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,7 +81,7 @@ def verify(
 
 def _verify(bundle: Path, *, json: bool, quiet: bool) -> None:
     with progress(quiet or json) as stages:
-        result = verify_bundle(bundle, lambda done, total: stages("pages", done, total))
+        result = verify_bundle(bundle, partial(stages, "pages"))
     if json:
         output.print_json(result)
     else:
@@ -93,10 +94,10 @@ def _verify(bundle: Path, *, json: bool, quiet: bool) -> None:
 
 def _repair(bundle: Path, source: Path, *, json: bool, quiet: bool) -> None:
     with progress(quiet or json) as stages:
-        done = repair_bundle(bundle, source, lambda done, total: stages("mending", done, total))
+        done = repair_bundle(bundle, source, partial(stages, "mending"))
         advice: Sequence[str] = ["try another copy with --from, or copy the whole bundle again"]
         if not done.problems:
-            left = verify_bundle(bundle, lambda done, total: stages("pages", done, total))
+            left = verify_bundle(bundle, partial(stages, "pages"))
             done, advice = replace(done, problems=left.problems), left.advice
     if json:
         output.print_json(done)

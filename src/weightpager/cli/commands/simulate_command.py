@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,9 +64,9 @@ def simulate(
     smallest = None
     with progress(quiet or json) as stages:
         sizing = Sizing(opened, visits, StorageModel(parse_bandwidth(storage)))
-        found = sizing.waiting(size, lambda done, total: stages("replay", done, total))
+        found = sizing.waiting(size, partial(stages, "replay"))
         if max_wait is not None:
-            smallest = sizing.smallest_budget(max_wait / 1e3, lambda done, total: stages("find a budget", done, total))
+            smallest = sizing.smallest_budget(max_wait / 1e3, partial(stages, "find a budget"))
     if json:
         output.print_json(
             {"visits": len(visits), "slots": sizing.slots(size), "waiting": found, "smallest_budget": smallest}

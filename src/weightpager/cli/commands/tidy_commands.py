@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,7 +62,7 @@ def repack(
             without=without or (),
             page=size,
             force=force,
-            report=lambda done, total: stages("write pages", done, total),
+            report=partial(stages, "write pages"),
         )
     if json:
         output.print_json(done)
@@ -108,7 +109,7 @@ def gc(
     Example: `weightpager gc assistant.bundle --drop spam`
     """
     with progress(quiet or json) as stages:
-        done = collect(bundle, drop or (), lambda done, total: stages("write pages", done, total))
+        done = collect(bundle, drop or (), partial(stages, "write pages"))
     if json:
         output.print_json(done)
         return

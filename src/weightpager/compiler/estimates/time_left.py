@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from weightpager.progress import Progress
+
 WHOLE = "whole compile"
 """The stage that all others are part of; its steps are seconds, as far as one can tell."""
-
-Progress = Callable[[str, int, int], None]
 
 
 class TimeLeft:

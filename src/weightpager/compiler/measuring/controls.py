@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.func import functional_call
 from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.comparison import Control
-from weightpager.compiler.measuring.measure import EVAL_BATCH, Progress
+from weightpager.compiler.measuring.measure import EVAL_BATCH
 from weightpager.compiler.measuring.trained_on import steps_of, trained_on
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.masks import module_name
@@ -28,6 +29,7 @@ from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.evaluate import Score, evaluate
+from weightpager.progress import Progress
 
 Values = Callable[[str, PagedWeightInfo], Tensor]
 """(task, paged weight) → the values ``[out_features, in_features]`` that a control would hold."""
@@ -96,14 +98,11 @@ def _trained_on(
 ) -> tuple[Source, Mapping[str, Score]]:
     """The dense model trained as long as the sparse one, or as it was if that does better: a user would keep that."""
     dense, data = prepared.source, prepared.data
-
-    def told(done: int, total: int) -> None:
-        progress("control dense: train on", done, total)
-
+    told = partial(progress, "control dense: train on")
     longer = trained_on(dense, data, dense.task_file.recover, steps, journal, told)
     scores = {}
     for task, of_task in data.items():
-        batches, measured = of_task.batches(of_task.eval, EVAL_BATCH), _told(DENSE, task, progress)
+        batches, measured = of_task.batches(of_task.eval, EVAL_BATCH), partial(progress, f"control {DENSE}: {task}")
         scores[task] = evaluate(longer.models[task], batches, of_task.kind, measured)
     gained = sum(gain(scores[task], prepared.dense[task]) for task in data)
     return (longer, scores) if gained >= 0 else (dense, prepared.dense)
@@ -153,12 +152,8 @@ def _scores(
             return functional_call(model, weights, kwargs=inputs)
 
         batches = of_task.batches(of_task.eval, EVAL_BATCH)
-        scores[task] = evaluate(run, batches, of_task.kind, _told(name, task, progress))
+        scores[task] = evaluate(run, batches, of_task.kind, partial(progress, f"control {name}: {task}"))
     return scores
-
-
-def _told(name: str, task: str, progress: Progress) -> Callable[[int, int], None]:
-    return lambda done, total: progress(f"control {name}: {task}", done, total)
 
 
 def _quantised(dense: Source, quantisation: Quantisation) -> Values:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from weightpager import kernels
@@ -16,8 +17,7 @@ from weightpager.engine.model.architecture import image_reader, takes_images
 from weightpager.errors import CompileError
 from weightpager.evaluate import Batch, Score, evaluate
 from weightpager.machine.paths import has_directory, has_file
-
-Progress = Callable[[str, int, int], None]
+from weightpager.progress import Progress
 
 EVAL_BATCH = 32
 """Texts or images in a batch while measuring."""
@@ -60,7 +60,7 @@ def score_task(engine: Engine, name: str, batches: Sequence[Batch], progress: Pr
     entry = engine.bundle.task(name)
     calls = kernels.calls()
     with engine.task(name) as module:
-        score = evaluate(module, batches, entry.kind, lambda done, total: progress(f"measure {name}", done, total))
+        score = evaluate(module, batches, entry.kind, partial(progress, f"measure {name}"))
     if kernels.calls() == calls:
         raise CompileError(f"{name}: expected the paged kernel to run, but it did not")
     return score

@@ -14,7 +14,7 @@ from weightpager.compiler.recovery.training_loop import Descent, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import RecoverSpec
-from weightpager.evaluate import Progress
+from weightpager.progress import Steps
 
 STAGE = "dense"
 """Of the journal."""
@@ -30,7 +30,7 @@ def steps_of(task_file: TaskFile) -> int:
 
 
 def trained_on(
-    dense: Source, data: Mapping[str, TaskData], spec: RecoverSpec, steps: int, journal: Journal, progress: Progress
+    dense: Source, data: Mapping[str, TaskData], spec: RecoverSpec, steps: int, journal: Journal, progress: Steps
 ) -> Source:
     """A copy of the dense model, trained by the data, rates, seed and early stopping of recovery, on labels alone.
 

@@ -22,7 +22,8 @@ from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.recovery.layer_stream import LayerStream
 from weightpager.compiler.resume.journal import Journal
-from weightpager.evaluate import Batch, Progress
+from weightpager.evaluate import Batch
+from weightpager.progress import Steps
 
 STAGE = "refit"
 """Of the journal."""
@@ -56,7 +57,7 @@ def refit(
     masks: Masks,
     batches: Mapping[str, Sequence[Batch]],
     journal: Journal,
-    progress: Progress,
+    progress: Steps,
 ) -> None:
     """Refit the paged weights of ``sparse`` in place, from where the journal stands; all its modules share them.
 

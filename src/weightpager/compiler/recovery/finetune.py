@@ -28,7 +28,8 @@ from weightpager.compiler.recovery.train import groups
 from weightpager.compiler.recovery.training_loop import Descent, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec
-from weightpager.evaluate import IGNORED, Batch, Progress, aligned, loss
+from weightpager.evaluate import IGNORED, Batch, aligned, loss
+from weightpager.progress import Steps
 
 STAGE = "finetune"
 """Of the journal."""
@@ -92,7 +93,7 @@ def divergence(logits: Tensor, answers: Tensor, labels: Tensor, kind: TaskKind) 
 
 
 def finetune(
-    lesson: Lesson, sparse: Source, masks: Masks, spec: RecoverSpec, journal: Journal, progress: Progress
+    lesson: Lesson, sparse: Source, masks: Masks, spec: RecoverSpec, journal: Journal, progress: Steps
 ) -> None:
     """Train the modules of ``sparse``, a copy of the teacher, in place, under these masks.
 

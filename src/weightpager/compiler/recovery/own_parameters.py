@@ -22,7 +22,8 @@ from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.selection.calibrate import requiring_gradients
 from weightpager.compiler.task_file.sections import TrainingSpec
 from weightpager.engine.model.architecture import BASE
-from weightpager.evaluate import Batch, Progress, loss
+from weightpager.evaluate import Batch, loss
+from weightpager.progress import Steps
 
 
 def separate(model: PreTrainedModel) -> None:
@@ -41,7 +42,7 @@ def train_own(
     settings: TrainingSpec,
     stage: str,
     journal: Journal,
-    progress: Progress,
+    progress: Steps,
 ) -> None:
     """Train the own parameters of some tasks in place; `separate` must have made them their own.
 

@@ -28,7 +28,8 @@ from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup,
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.engine.model.architecture import BASE
-from weightpager.evaluate import Batch, Progress
+from weightpager.evaluate import Batch
+from weightpager.progress import Steps
 
 Chosen = Mapping[str, npt.NDArray[np.bool_]]
 """Paged weight → [blocks], True where a task's values are its own."""
@@ -70,7 +71,7 @@ def train_private(
     chosen: Mapping[str, Chosen],
     spec: RecoverSpec,
     journal: Journal,
-    progress: Progress,
+    progress: Steps,
 ) -> tuple[dict[str, dict[str, PrivateBlocks]], dict[str, dict[str, LowRank]]]:
     """Train each task's chosen blocks, the blocks that it alone keeps, its low-rank parts, vectors and head.
 
@@ -111,7 +112,7 @@ def _train_task(
     added: LowRankParameters,
     spec: RecoverSpec,
     journal: Journal,
-    progress: Progress,
+    progress: Steps,
 ) -> dict[str, PrivateBlocks]:
     model, number = sparse.models[task], masks.tasks.index(task)
     own: dict[str, nn.Parameter] = {}  # a whole copy of each weight, of which only the free blocks are used

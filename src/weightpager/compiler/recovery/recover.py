@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
@@ -14,8 +15,7 @@ from weightpager.compiler.recovery.closed_form import refit, tokens_wanted
 from weightpager.compiler.recovery.finetune import Lesson, finetune, resumes
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.resume.journal import Journal
-
-Progress = Callable[[str, int, int], None]
+from weightpager.progress import Progress
 
 
 def recover(
@@ -37,16 +37,13 @@ def recover(
             name: of_task.calibration(calibration.items, calibration.batch, tokens=tokens)
             for name, of_task in data.items()
         }
-        refit(dense, sparse, masks, batches, journal, lambda done, total: progress("refit", done, total))
+        refit(dense, sparse, masks, batches, journal, partial(progress, "refit"))
     if spec.method == "closed-form":
         return TaskWeights(sparse)
-    finetune(lesson, sparse, masks, spec, journal, lambda done, total: progress("fine-tune", done, total))
+    finetune(lesson, sparse, masks, spec, journal, partial(progress, "fine-tune"))
     if spec.private_blocks == 0 and spec.low_rank == 0:
         return TaskWeights(sparse)
-
-    def told(done: int, total: int) -> None:
-        progress("private blocks", done, total)
-
+    told = partial(progress, "private blocks")
     with lesson.placed(sparse):
         chosen = choose(lesson, sparse, masks, spec.private_blocks, spec)
         private, low_rank = train_private(lesson, sparse, masks, chosen, spec, journal, told)

@@ -14,7 +14,8 @@ from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup,
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec, TrainingSpec
 from weightpager.engine.model.architecture import BASE
-from weightpager.evaluate import Batch, Progress, loss
+from weightpager.evaluate import Batch, loss
+from weightpager.progress import Steps, silent
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def trained_tasks(source: Source) -> tuple[str, ...]:
 
 
 def train(
-    source: Source, data: Mapping[str, TaskData], progress: Progress | None = None, journal: Journal | None = None
+    source: Source, data: Mapping[str, TaskData], progress: Steps = silent, journal: Journal | None = None
 ) -> tuple[str, ...]:
     """Train the base and the heads of `trained_tasks` in place, a step per task in turn; returns those tasks.
 
@@ -50,8 +51,7 @@ def train(
     turns = in_turn(data, tasks, settings.batch, settings.seed)
     with placed((source.models[task] for task in tasks), training_device()):
         descent = Descent(groups(source, tasks, settings), settings.steps)
-        told = progress or (lambda _done, _total: None)
-        descent.run(turns, dense_error(source, data), journal or Journal.none(), "train", told)
+        descent.run(turns, dense_error(source, data), journal or Journal.none(), "train", progress)
     return tasks
 
 

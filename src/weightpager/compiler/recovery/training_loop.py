@@ -15,7 +15,8 @@ from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.recovery.early_stopping import EarlyStopping
 from weightpager.compiler.resume.journal import Journal
 from weightpager.errors import CompileError
-from weightpager.evaluate import Batch, Progress
+from weightpager.evaluate import Batch
+from weightpager.progress import Steps
 
 _RISE = 0.1  # of the steps
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -61,7 +62,7 @@ class Descent:
         error: Callable[[str, Batch], Tensor],
         journal: Journal,
         stage: str,
-        progress: Progress,
+        progress: Steps,
         watch: EarlyStopping | None = None,
     ) -> None:
         """Make all steps, from where the journal's stage stands.
@@ -99,7 +100,7 @@ class Descent:
         error: Callable[[str, Batch], Tensor],
         journal: Journal,
         stage: str,
-        progress: Progress,
+        progress: Steps,
         watch: EarlyStopping | None,
     ) -> None:
         for step in range(self._steps):

@@ -7,13 +7,13 @@ import numpy as np
 from weightpager.bundle.report.compile_report import FrontierPoint
 from weightpager.compiler.alignment.floors import align_above_floors
 from weightpager.compiler.alignment.problem import Floats, Ints
-from weightpager.compiler.measuring.measure import Progress
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.selection.saliency import normalised
 from weightpager.compiler.selection.wishes import Choice, fulfil, wish_of
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.progress import Progress
 from weightpager.transitions import Transitions, read_trace
 
 

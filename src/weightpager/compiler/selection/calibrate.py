@@ -14,7 +14,8 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import autocast
 from weightpager.compiler.task_file.fields import Saliency
 from weightpager.errors import CompileError
-from weightpager.evaluate import Batch, Progress, evaluating, loss
+from weightpager.evaluate import Batch, evaluating, loss
+from weightpager.progress import Steps, silent
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Calibration:
     values: dict[str, Tensor]
 
 
-def calibrate(source: Source, task: str, batches: Sequence[Batch], progress: Progress | None = None) -> Calibration:
+def calibrate(source: Source, task: str, batches: Sequence[Batch], progress: Steps = silent) -> Calibration:
     """Measure what the task file's ``saliency`` asks for. The model is left as it was found.
 
     Raises:
@@ -39,14 +40,14 @@ def calibrate(source: Source, task: str, batches: Sequence[Batch], progress: Pro
     """
     kind = source.task_file.saliency
     with evaluating(source.models[task]):
-        values = _MEASURES[kind](source, task, batches, progress or (lambda _done, _total: None))
+        values = _MEASURES[kind](source, task, batches, progress)
     for name, value in values.items():
         if not torch.isfinite(value).all():
             raise CompileError(f"tasks.{task}: calibration of {name!r} gave NaN or infinity")
     return Calibration(kind, values)
 
 
-def _gradients(source: Source, task: str, batches: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:
+def _gradients(source: Source, task: str, batches: Sequence[Batch], progress: Steps) -> dict[str, Tensor]:
     model, kind = source.models[task], source.task_file.tasks[task].kind
     weights = {info.name: source.linear(task, info.name).weight for info in source.paged}
     sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
@@ -63,11 +64,11 @@ def _gradients(source: Source, task: str, batches: Sequence[Batch], progress: Pr
     return sums
 
 
-def _second_moments(source: Source, task: str, batches: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:
+def _second_moments(source: Source, task: str, batches: Sequence[Batch], progress: Steps) -> dict[str, Tensor]:
     return _input_means(source, task, batches, progress, lambda x: x.float().square_().sum(0, dtype=torch.float64))
 
 
-def _outer_products(source: Source, task: str, batches: Sequence[Batch], progress: Progress) -> dict[str, Tensor]:
+def _outer_products(source: Source, task: str, batches: Sequence[Batch], progress: Steps) -> dict[str, Tensor]:
     return _input_means(source, task, batches, progress, _outer_product)
 
 
@@ -77,7 +78,7 @@ def _outer_product(x: Tensor) -> Tensor:
 
 
 def _input_means(
-    source: Source, task: str, batches: Sequence[Batch], progress: Progress, total: Callable[[Tensor], Tensor]
+    source: Source, task: str, batches: Sequence[Batch], progress: Steps, total: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """The mean over tokens of what ``total`` sums over a batch's inputs [N, I], by paged weight."""
     sums: dict[str, Tensor] = {}
@@ -109,7 +110,7 @@ def _input_means(
     return {name: (sums[name] / counts[name]).clone() for name in names}
 
 
-_MEASURES: dict[Saliency, Callable[[Source, str, Sequence[Batch], Progress], dict[str, Tensor]]] = {
+_MEASURES: dict[Saliency, Callable[[Source, str, Sequence[Batch], Steps], dict[str, Tensor]]] = {
     "gradient": _gradients,
     "second-moment": _second_moments,
     "block-obs": _outer_products,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from weightpager.bundle.files.new_directory import scratch
@@ -20,8 +20,7 @@ from weightpager.lab.contest.results.plan import LEAST_SECONDS, Plan
 from weightpager.lab.contest.results.result import Contest, Row
 from weightpager.lab.contest.rivals import assets
 from weightpager.lab.contest.rivals.methods import METHODS, Method
-
-Progress = Callable[[str, int, int], None]
+from weightpager.progress import Progress
 
 _MOST_ON_DISK = 16 << 30
 """Bytes of checkpoints beside a bundle; more tasks than fit are compared without the dense ones."""

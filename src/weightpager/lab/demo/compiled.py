@@ -21,7 +21,6 @@ from weightpager.bundle import Bundle, writing
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.report.overlap import mean_overlap
 from weightpager.compiler.alignment.structure_aligner import overlap
-from weightpager.compiler.measuring.measure import Progress
 from weightpager.compiler.model.dense_model import parameters
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
@@ -30,6 +29,7 @@ from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import BundleError
 from weightpager.lab.samples import Sample, SampleUnavailable
+from weightpager.progress import Progress
 
 ALIGNMENT = 0.5
 SPARSITY = 0.75

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from weightpager.bundle import Bundle
@@ -29,6 +30,7 @@ from weightpager.lab.demo.compiled import (
 from weightpager.lab.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
 from weightpager.lab.samples import SampleUnavailable, minilm, prepare
 from weightpager.lab.switching import doubt, sparse_checkpoint, time_switches, time_whole_read
+from weightpager.progress import Progress
 from weightpager.store import StorageModel, all_switches
 
 EVAL_ITEMS = 500
@@ -36,8 +38,6 @@ EVAL_ITEMS = 500
 
 REPEATS = 5
 IO_THREADS = 4
-
-Progress = Callable[[str, int, int], None]
 
 
 def run_demo(cache: Path, progress: Progress) -> DemoResult:
@@ -109,7 +109,7 @@ def _measure(ours: Compiled, budget: int, progress: Progress) -> tuple[list[Demo
     whole, dense, doubts = _baselines(bundle, ours.dense)
     files = [bundle.path / name for name in bundle.manifest.page_file_names()]
     with Engine(bundle, EngineConfig(budget, io_threads=IO_THREADS)) as engine, cold_read(files) as proof:
-        timed = time_switches(engine, REPEATS, lambda done, total: progress("switch", done, total))
+        timed = time_switches(engine, REPEATS, partial(progress, "switch"))
         direct = engine.report().direct_io
     doubts += [doubt(proof)] if direct else ["this file system refuses direct I/O"]
     rows = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from weightpager.bundle import Bundle
@@ -11,8 +10,7 @@ from weightpager.compiler.measuring.measure import measure
 from weightpager.engine import Engine
 from weightpager.lab.contest.rivals.rival import DTYPE
 from weightpager.machine.paths import has_file
-
-Progress = Callable[[str, int, int], None]
+from weightpager.progress import Progress
 
 
 def scores(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.engine.export import dense_weights
 from weightpager.engine.parameters import read_parameters
 from weightpager.lab.contest.rivals.checkpoint_file import CheckpointFile, write_checkpoint
+from weightpager.progress import Progress
 from weightpager.store import BlockReader
 
 BLOCKS = "blocks"
@@ -26,8 +27,6 @@ SCALE = ".scale"
 """Follows an int8 weight's name: its scales, bfloat16 [out_features]."""
 
 _TABLE = ("crow_indices", "col_indices", "locations")
-
-Progress = Callable[[str, int, int], None]
 
 
 def dense_path(folder: Path, task: str) -> Path:
