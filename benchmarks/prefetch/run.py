@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json as json_file
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +26,7 @@ import typer
 from benchmarks import provenance
 from benchmarks.prefetch.foretellers import Known, Liar, Oracle
 from benchmarks.prefetch.real_time import RIVALS, of_engine, of_rival
+from benchmarks.prefetch.rows import Row, line, read, speedups
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import cache_dir
@@ -63,40 +64,6 @@ REAL = 60
 
 FRACTIONS = (0.0, 0.25, 0.5)
 SEED = 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """One trace under one policy.
-
-    Attributes:
-        trace: its name.
-        entropy_bits: H(next | current) of its visits.
-        f: the arena has room for the largest task and this share of what all tasks together need more.
-        policy: what decides which pages come and go.
-        switches: measured.
-        wait_ms_mean, wait_ms_p99: of their waits.
-        hit_rate: share of the pages to be loaded that were there already because they had been loaded ahead.
-        wasted_bytes: loaded ahead and gone again before they were used.
-        oracle_share: of what one who knows the future saves, against `reuse`; None where that is nothing.
-        mode: virtual or real.
-        command: that prints the row.
-        commit: of the sources.
-    """
-
-    trace: str
-    entropy_bits: float
-    f: float
-    policy: str
-    switches: int
-    wait_ms_mean: float
-    wait_ms_p99: float
-    hit_rate: float
-    wasted_bytes: int
-    oracle_share: float | None
-    mode: str
-    command: str
-    commit: str
 
 
 class Bench:
@@ -211,11 +178,6 @@ def main(
     json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
 
 
-def read(file: Path) -> list[Row]:
-    """The rows of a file; none if there is no file."""
-    return [Row(**row) for row in json_file.loads(file.read_bytes())] if file.is_file() else []
-
-
 def _measured_in(row: Row) -> str:
     """Rows in virtual time that only stand beside real ones belong to these."""
     return "real" if row.switches == REAL else "virtual"
@@ -272,16 +234,6 @@ def in_real_time(bundle: Bundle, folder: Path) -> Iterator[Row]:
                 yield row(trace, f, policy, waited, PrefetchCounts(), bench, mode="real")
 
 
-def speedups(rows: Iterable[Row]) -> dict[str, float]:
-    """By flat key: how many times longer the real switches of a trace wait as people do it than with loading ahead."""
-    real = {(row.trace, row.policy): row.wait_ms_mean for row in rows if row.mode == "real"}
-    return {
-        f"prefetch.{trace}.speedup_{RIVALS[policy].removeprefix('sparse_')}_mean": waited / real[trace, "markov"]
-        for (trace, policy), waited in real.items()
-        if policy in RIVALS and (trace, "markov") in real
-    }
-
-
 def row(
     trace: Trace,
     f: float,
@@ -304,12 +256,3 @@ def row(
         command=provenance.command("benchmarks.prefetch"),
         commit=provenance.commit(),
     )  # fmt: skip
-
-
-def line(row: Row) -> str:
-    """A row for people."""
-    share = "" if row.oracle_share is None else f"  {row.oracle_share:5.0%} of the oracle's"
-    return (
-        f"{row.trace:12} f {row.f:<5} {row.policy:20} {row.mode:8} {row.wait_ms_mean:8.2f} ms  "
-        f"99 % {row.wait_ms_p99:8.1f} ms  hits {row.hit_rate:4.0%}{share}"
-    )

@@ -15,9 +15,9 @@ from jinja2 import Environment, StrictUndefined
 from benchmarks.accuracy.page import simpler_does
 from benchmarks.accuracy.points import find, gather
 from benchmarks.accuracy.rows import read as read_accuracy
-from benchmarks.prefetch.run import Row as PrefetchRow
-from benchmarks.prefetch.run import read as read_prefetch
-from benchmarks.prefetch.run import speedups
+from benchmarks.prefetch.rows import Row as PrefetchRow
+from benchmarks.prefetch.rows import read as read_prefetch
+from benchmarks.prefetch.rows import speedups
 from benchmarks.report import plots, results_file, tables, winners
 from benchmarks.report.reasons import reasons
 from benchmarks.report.results_file import Results

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.prefetch.run import Row as PrefetchRow
+from benchmarks.prefetch.rows import Row as PrefetchRow
 from benchmarks.report import results_file, run
 from benchmarks.report.goals import GOALS, verdict
 from benchmarks.report.reasons import reasons
