@@ -7,13 +7,13 @@ JOBS ?= $(shell nproc)
 
 CMAKE := $(or $(shell command -v cmake),$(BIN)/cmake)
 
-.PHONY: demo test test-slow native-test release-test aarch64-test check lint types imports format clean
+.PHONY: demo test test-slow native-test release-test aarch64-test check lint types imports house format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/weightpager demo --out weightpager-demo.html
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow --durations 12
@@ -38,7 +38,11 @@ release-test: | $(CMAKE)
 aarch64-test: | $(CMAKE)
 	CMAKE=$(CMAKE) JOBS=$(JOBS) tests/native/aarch64.sh
 
-check: lint types imports test
+check: lint types imports house test
+
+# Where it gets crowded: files a room, lines a file and a function. Nothing here fails.
+house: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.house
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
