@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from weightpager.answers.evaluate import Score, evaluate
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.footprint import footprint
@@ -32,7 +33,6 @@ from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import RecoverSpec
-from weightpager.evaluate import Score, evaluate
 from weightpager.progress import Progress
 from weightpager.store import StorageModel
 from weightpager.store.switch_cost import all_switches

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import weightpager as wp
+from weightpager.answers.predict import predict
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.format.names import RESIDENT, private_file
@@ -26,7 +27,6 @@ from weightpager.bundle.verify import verify
 from weightpager.config import EngineConfig
 from weightpager.engine.model.architecture import image_reader
 from weightpager.engine.parameters import read_parameters
-from weightpager.engine.predict import predict
 from weightpager.errors import WeightpagerError
 from weightpager.store import LocalStore, StorageModel, VerifyingStore, all_switches
 

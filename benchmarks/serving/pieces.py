@@ -14,10 +14,10 @@ from typing import Annotated
 import torch
 import typer
 
+from weightpager.answers.generation import forward_size
+from weightpager.answers.generation.growing_texts import GrowingTexts
 from weightpager.config import cache_dir, format_size
 from weightpager.engine import Engine
-from weightpager.engine.model import forward_size
-from weightpager.engine.model.growing_texts import GrowingTexts
 from weightpager.lab.synthetic_bundle import bundle_of, long_context
 
 SIZES = (64, 128, 256, 512, 1024)

@@ -25,13 +25,13 @@ from benchmarks.fuzz.changes import config_change
 from benchmarks.fuzz.original import Original
 from benchmarks.fuzz.sealing import entry, rewrite_file, rewrite_manifest, rewrite_tensors
 from benchmarks.fuzz.trial import Plan, attempt
+from weightpager.answers.predict import predict
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import REPORT, RESIDENT
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.verify import Verification, verify
 from weightpager.engine.model.architecture import read_config, tokenizer
 from weightpager.engine.parameters import read_parameters
-from weightpager.engine.predict import predict
 from weightpager.errors import BundleError, BundleFormatError
 
 MUTANTS = 300

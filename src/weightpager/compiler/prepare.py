@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from weightpager.answers.evaluate import Score, evaluate
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler import data as task_data
 from weightpager.compiler.base_bundle import BaseBundle
@@ -38,7 +39,6 @@ from weightpager.compiler.selection.floor_trial import choose_evenness
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
 from weightpager.compiler.selection.saliency import block_saliency
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.evaluate import Score, evaluate
 from weightpager.machine.memory import read_memory
 from weightpager.progress import Progress, silent
 

@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny_models as tiny
+from weightpager.answers.evaluate import IGNORED
 from weightpager.bundle import EvalData, TaskEntry
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.data.texts import Example, collate, first_pieces
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
-from weightpager.evaluate import IGNORED
 
 TOKENIZER = tiny.tokenizer()
 PLAIN = tiny.tokenizer(special=False)

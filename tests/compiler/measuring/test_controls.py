@@ -13,6 +13,7 @@ import torch
 import tiny
 import weightpager as wp
 from command import Command
+from weightpager.answers.evaluate import Score, evaluate
 from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import ControlScore, read_report
 from weightpager.compiler.measuring import controls
@@ -24,7 +25,6 @@ from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import ConfigError
-from weightpager.evaluate import Score, evaluate
 from weightpager.progress import silent
 
 RECOVER = {"method": "finetune", "steps": 6, "batch": 8, "learning_rate": 3e-3}

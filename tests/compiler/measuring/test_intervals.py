@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from weightpager.answers.evaluate import METRICS, Outcomes, Score
 from weightpager.bundle.report.interval import UNKNOWN, holds_zero
 from weightpager.compiler.measuring import intervals
-from weightpager.evaluate import METRICS, Outcomes, Score
 
 
 def accuracy(right: list[int]) -> Score:

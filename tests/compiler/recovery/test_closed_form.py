@@ -16,6 +16,7 @@ from torch.func import functional_call
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 import tiny
+from weightpager.answers.evaluate import Batch
 from weightpager.compiler import data as task_data
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source
@@ -26,7 +27,6 @@ from weightpager.compiler.recovery.closed_form import _TOLERANCE, RIDGE, refit, 
 from weightpager.compiler.recovery.layer_stream import LayerStream
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.file import from_dict
-from weightpager.evaluate import Batch
 
 
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(2, 12), st.integers(0, 1000))

@@ -11,13 +11,13 @@ import torch
 from transformers import BertForSequenceClassification
 
 import tiny_models as tiny
+from weightpager.answers.evaluate import Score, evaluate
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.recovery import train
 from weightpager.errors import CompileError
-from weightpager.evaluate import Score, evaluate
 
 
 @pytest.fixture(autouse=True)

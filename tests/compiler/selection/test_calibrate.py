@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import tiny_models as tiny
+from weightpager.answers.evaluate import Batch
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.compiler import data, task_file
 from weightpager.compiler.model import dense_model
@@ -24,7 +25,6 @@ from weightpager.compiler.selection import saliency
 from weightpager.compiler.selection.calibrate import Calibration, calibrate
 from weightpager.compiler.selection.saliency import block_saliency, normalised
 from weightpager.errors import CompileError
-from weightpager.evaluate import Batch
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tiny
+from weightpager.answers.evaluate import loss
 from weightpager.compiler.alignment.floors import floors
 from weightpager.compiler.model.device import autocast
 from weightpager.compiler.model.masks import Masks
@@ -21,7 +22,6 @@ from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.floor_trial import HIGH, choose_evenness
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
-from weightpager.evaluate import loss
 
 
 @pytest.fixture

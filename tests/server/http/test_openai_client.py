@@ -10,7 +10,7 @@ import torch
 
 import weightpager as wp
 from running import Running
-from weightpager.engine.predict import predict
+from weightpager.answers.predict import predict
 
 MESSAGES = [{"role": "user", "content": "one two"}]
 

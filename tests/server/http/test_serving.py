@@ -18,10 +18,10 @@ import torch
 import tiny
 import weightpager as wp
 from running import Running, serving
+from weightpager.answers.predict import predict
+from weightpager.answers.work import Embed
 from weightpager.bundle.footprint import smallest_budget
-from weightpager.engine.predict import predict
 from weightpager.errors import ConfigError, RequestTimeoutError
-from weightpager.server.answers.work import Embed
 from weightpager.server.http.exchange import Exchange
 from weightpager.server.scheduling.job import Delta
 from weightpager.server.scheduling.policy import Policy

@@ -11,8 +11,8 @@ import pytest
 import tiny
 import weightpager as wp
 from running import Running
+from weightpager.answers.predict import predict
 from weightpager.engine.model.architecture import image_reader
-from weightpager.engine.predict import predict
 
 
 def data_url(path: Path) -> str:

@@ -5,10 +5,10 @@ import torch
 from transformers import Phi3Config, Phi3ForSequenceClassification
 
 import tiny
+from weightpager.answers.encoding import encode
+from weightpager.answers.work import Embed
 from weightpager.engine.model.architecture import even_length
 from weightpager.errors import BundleFormatError, RequestError
-from weightpager.server.answers.encoding import encode
-from weightpager.server.answers.work import Embed
 from weightpager.server.inputs.vocabulary import Vocabulary
 
 

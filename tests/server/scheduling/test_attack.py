@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from running import Running, serving
-from weightpager.engine.model import forward_size
+from weightpager.answers.generation import forward_size
 from weightpager.server.scheduling import batching
 from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.settings import Settings

@@ -18,11 +18,11 @@ from torch import nn
 
 import weightpager as wp
 from running import Running, serving
-from weightpager.engine.model import forward_size
-from weightpager.engine.model.attention_cache import CACHE
-from weightpager.engine.predict import predict
+from weightpager.answers.generation import forward_size
+from weightpager.answers.generation.attention_cache import CACHE
+from weightpager.answers.predict import predict
+from weightpager.answers.work import Embed, Embedded, Generate, Generated, Sampling, Work
 from weightpager.errors import RequestTimeoutError, ServerClosedError
-from weightpager.server.answers.work import Embed, Embedded, Generate, Generated, Sampling, Work
 from weightpager.server.inputs.text_limit import default_limit
 from weightpager.server.scheduling import batching
 from weightpager.server.scheduling.batch import Batch
@@ -267,7 +267,7 @@ def test_closing_cuts_off_a_forward_that_does_not_end(assistant_bundle: Path, mo
         while True:
             forwards.append(module(torch.tensor([[4, 5]])))
 
-    monkeypatch.setattr("weightpager.server.answers.encoding.encode", endless)
+    monkeypatch.setattr("weightpager.answers.encoding.encode", endless)
     with serving(assistant_bundle) as running:
         with running.post("/v1/embeddings", {"model": "weather", "input": "sun"}):
             while not forwards:

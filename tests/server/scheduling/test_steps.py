@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from weightpager.engine.model.forward_size import PIECE, Activations
+from weightpager.answers.generation.forward_size import PIECE, Activations
 from weightpager.server.scheduling.batching import HEAVY, Started, Waiting, beginnable, held, together
 from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch

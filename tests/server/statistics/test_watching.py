@@ -78,7 +78,7 @@ def test_an_unforeseen_failure_is_counted_and_named_like_any_answer(
     def broken(*_: object) -> None:
         raise RuntimeError("a private matter")
 
-    monkeypatch.setattr("weightpager.server.answers.encoding.encode", broken)
+    monkeypatch.setattr("weightpager.answers.encoding.encode", broken)
     with caplog.at_level(logging.INFO), serving(assistant_bundle) as running, running.http() as client:
         answer = client.post("/v1/classifications", json={"model": "weather", "input": "sun"})
         assert answer.status_code == 500

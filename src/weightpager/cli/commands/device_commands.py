@@ -54,8 +54,8 @@ def run(
 
     Images: `weightpager run drive.bundle --task traffic-light --image frame.png`; needs `weightpager[images]`.
     """
+    from weightpager.answers.predict import predict
     from weightpager.engine.model.architecture import image_reader
-    from weightpager.engine.predict import predict
 
     with _opened(bundle, task, budget, dtype) as engine:
         entry = engine.bundle.task(task)

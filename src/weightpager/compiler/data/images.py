@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from blake3 import blake3
 
+from weightpager.answers.evaluate import Batch
 from weightpager.compiler.data.rows import hashed, label_ids, labels_of, read_rows, texts_of
 from weightpager.engine.model.image_reader import MOST_OF_A_PATH, ImageReader
 from weightpager.errors import CompileError, ImageError, shortened
-from weightpager.evaluate import Batch
 from weightpager.machine.paths import has_directory, has_file
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")

@@ -12,6 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
 
+from weightpager.answers.evaluate import Batch
 from weightpager.bundle.format.manifest import TaskEntry, TaskKind
 from weightpager.compiler.data import doubts, images, texts
 from weightpager.compiler.data.images import Picture
@@ -19,7 +20,6 @@ from weightpager.compiler.data.rows import hashed, labels_of, read_rows
 from weightpager.compiler.data.texts import Example, TextReader
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
-from weightpager.evaluate import Batch
 
 _log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import torch
 
+from weightpager.answers.evaluate import IGNORED, Batch
+from weightpager.answers.word_pieces import word_starts
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.rows import FORMATS, label_ids, labels_of, read_rows, texts_of, words_of
-from weightpager.engine.model.word_pieces import word_starts
 from weightpager.errors import CompileError
-from weightpager.evaluate import IGNORED, Batch
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from weightpager.answers.evaluate import Score
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import DENSE, ControlScore, TaskScore
 from weightpager.compiler.measuring import intervals
-from weightpager.evaluate import Score
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from weightpager.answers.evaluate import Score, evaluate
 from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.comparison import Control
@@ -28,7 +29,6 @@ from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.evaluate import Score, evaluate
 from weightpager.progress import Progress
 
 Values = Callable[[str, PagedWeightInfo], Tensor]

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest, bootstrap
 
+from weightpager.answers.evaluate import Outcomes, Score
 from weightpager.bundle.report.interval import CONFIDENCE, UNKNOWN
-from weightpager.evaluate import Outcomes, Score
 
 Floats = npt.NDArray[np.float64]
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from weightpager import kernels
+from weightpager.answers.evaluate import Batch, Score, evaluate
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.report.compile_report import TaskScore, has_report, read_report
 from weightpager.compiler import data
@@ -15,7 +16,6 @@ from weightpager.compiler.measuring.comparison import task_score
 from weightpager.engine import Engine
 from weightpager.engine.model.architecture import image_reader, takes_images
 from weightpager.errors import CompileError
-from weightpager.evaluate import Batch, Score, evaluate
 from weightpager.machine.paths import has_directory, has_file
 from weightpager.progress import Progress
 

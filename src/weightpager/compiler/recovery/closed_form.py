@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weightpager.answers.evaluate import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.recovery.layer_stream import LayerStream
 from weightpager.compiler.resume.journal import Journal
-from weightpager.evaluate import Batch
 from weightpager.progress import Steps
 
 STAGE = "refit"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from weightpager.evaluate import Batch
+from weightpager.answers.evaluate import Batch
 
 CHECKS = 10
 """Of a training, and one before its first step; fewer where it has fewer steps."""

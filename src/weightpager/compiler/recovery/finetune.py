@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import kl_div, log_softmax
 
+from weightpager.answers.evaluate import IGNORED, Batch, aligned, loss
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
@@ -28,7 +29,6 @@ from weightpager.compiler.recovery.train import groups
 from weightpager.compiler.recovery.training_loop import Descent, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec
-from weightpager.evaluate import IGNORED, Batch, aligned, loss
 from weightpager.progress import Steps
 
 STAGE = "finetune"

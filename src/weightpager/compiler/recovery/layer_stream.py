@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import Cache, PreTrainedModel
 
+from weightpager.answers.evaluate import Batch
 from weightpager.compiler.model.dense_model import repeated_layers
 from weightpager.compiler.model.device import autocast
 from weightpager.engine.model.architecture import BASE
 from weightpager.errors import CompileError
-from weightpager.evaluate import Batch
 
 _ELSE = "use 'recover: {method: finetune}' or none"
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from weightpager.answers.evaluate import Batch, loss
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.device import autocast
@@ -22,7 +23,6 @@ from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.selection.calibrate import requiring_gradients
 from weightpager.compiler.task_file.sections import TrainingSpec
 from weightpager.engine.model.architecture import BASE
-from weightpager.evaluate import Batch, loss
 from weightpager.progress import Steps
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from weightpager.answers.evaluate import Batch
 from weightpager.bundle.parts.adapter import LowRank
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
 from weightpager.compiler.model.device import autocast
@@ -28,7 +29,6 @@ from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup,
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.engine.model.architecture import BASE
-from weightpager.evaluate import Batch
 from weightpager.progress import Steps
 
 Chosen = Mapping[str, npt.NDArray[np.bool_]]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor, nn
 
+from weightpager.answers.evaluate import Batch, loss
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.device import autocast, placed, training_device
@@ -14,7 +15,6 @@ from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup,
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec, TrainingSpec
 from weightpager.engine.model.architecture import BASE
-from weightpager.evaluate import Batch, loss
 from weightpager.progress import Steps, silent
 
 _log = logging.getLogger(__name__)

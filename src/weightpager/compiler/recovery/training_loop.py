@@ -11,11 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from weightpager.answers.evaluate import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.recovery.early_stopping import EarlyStopping
 from weightpager.compiler.resume.journal import Journal
 from weightpager.errors import CompileError
-from weightpager.evaluate import Batch
 from weightpager.progress import Steps
 
 _RISE = 0.1  # of the steps

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from weightpager.answers.evaluate import Batch, evaluating
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.reorder.dimensions import Dimension, Indices, dimensions
@@ -19,7 +20,6 @@ from weightpager.compiler.reorder.tensor_axes import RESIDUAL
 from weightpager.compiler.selection.calibrate import Calibration
 from weightpager.compiler.selection.saliency import element_saliency
 from weightpager.errors import CompileError
-from weightpager.evaluate import Batch, evaluating
 
 _log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from weightpager.answers.evaluate import Outcomes, Score
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.resume.cache import Cache
@@ -17,7 +18,6 @@ from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.selection.calibrate import Calibration
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.config import format_duration
-from weightpager.evaluate import Outcomes, Score
 
 _log = logging.getLogger(__name__)
 

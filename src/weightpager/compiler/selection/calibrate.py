@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightpager.answers.evaluate import Batch, evaluating, loss
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import autocast
 from weightpager.compiler.task_file.fields import Saliency
 from weightpager.errors import CompileError
-from weightpager.evaluate import Batch, evaluating, loss
 from weightpager.progress import Steps, silent
 
 

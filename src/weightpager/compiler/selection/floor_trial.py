@@ -13,13 +13,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from weightpager.answers.evaluate import Batch, loss
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import autocast
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.recovery.finetune import masked_logits
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
-from weightpager.evaluate import Batch, loss
 from weightpager.progress import Progress
 
 HIGH = 0.5

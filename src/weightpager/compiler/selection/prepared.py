@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from weightpager.answers.evaluate import Score
 from weightpager.bundle import EvalData, TaskEntry
 from weightpager.bundle import Score as DenseScore
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
@@ -13,7 +14,6 @@ from weightpager.compiler.data.splits import TaskData, fingerprint
 from weightpager.compiler.estimates.stage_times import Clock
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.selection.saliency import FloatArray
-from weightpager.evaluate import Score
 
 SaliencyOfTasks = dict[str, dict[str, FloatArray]]
 """Task → paged weight → saliency of its blocks, row-major."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from weightpager.answers.evaluate import evaluate
 from weightpager.bundle.format.layout import block_bytes
 from weightpager.compiler.alignment.problem import Bools, Floats
 from weightpager.compiler.data.splits import TaskData
@@ -19,7 +20,6 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.own_weights import Versions
 from weightpager.compiler.selection.frontier import Point, Wish, expected_switch_blocks, search
-from weightpager.evaluate import evaluate
 
 _ITEMS = 512  # training examples that stand in for validation data
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+from weightpager.answers.work import Outcome, Work
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestTimeoutError
-from weightpager.server.answers.work import Outcome, Work
 from weightpager.server.scheduling.job import Done, Event, Failed, Job
 from weightpager.server.scheduling.service import Service
 

@@ -8,9 +8,9 @@ import copy
 import re
 from dataclasses import dataclass, field
 
+from weightpager.answers.work import Look
 from weightpager.engine.model.image_reader import ImageReader, pixel_count
 from weightpager.errors import ImageError, RequestError
-from weightpager.server.answers.work import Look
 
 MOST_PIXELS = 2**23
 """Of an image: more than a frame of 3840 × 2160, and little enough to be decoded for anybody who asks."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from weightpager.answers.work import Ids, Look
 from weightpager.engine.model.image_reader import ImageReader
-from weightpager.server.answers.work import Ids, Look
 from weightpager.server.inputs.chat_template import ChatTemplate
 from weightpager.server.inputs.image_inputs import ImageInputs, Picture, check_together
 from weightpager.server.inputs.reading import Lane, Reading

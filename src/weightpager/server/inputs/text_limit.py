@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from weightpager.engine.model.forward_size import FORWARD_TOKENS, Activations
+from weightpager.answers.generation.forward_size import FORWARD_TOKENS, Activations
 
 IN_PIECES = 8192
 """Tokens of the longest text, unless told otherwise, of a model that reads in pieces, others having turns between."""

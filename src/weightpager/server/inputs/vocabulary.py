@@ -7,10 +7,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from weightpager.answers.word_pieces import word_starts
+from weightpager.answers.work import Classify, Ids, Tag
 from weightpager.bundle.format.names import MODEL
-from weightpager.engine.model.word_pieces import word_starts
 from weightpager.errors import BundleFormatError, RequestError
-from weightpager.server.answers.work import Classify, Ids, Tag
 
 
 class Vocabulary:

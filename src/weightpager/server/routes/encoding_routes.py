@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Depends, Request
 
+from weightpager.answers.work import Classified, Embed, Embedded, Outcome, Tagged, Work
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
-from weightpager.server.answers.work import Classified, Embed, Embedded, Outcome, Tagged, Work
 from weightpager.server.http import access
 from weightpager.server.http.errors import RESPONSES
 from weightpager.server.http.exchange import exchange

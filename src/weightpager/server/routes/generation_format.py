@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weightpager.server.answers.work import Generated
+from weightpager.answers.work import Generated
 from weightpager.server.http.identity import new_id, now
 from weightpager.server.routes.generation_schema import (
     ChatBody,

@@ -9,9 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 
+from weightpager.answers.work import Generate, Generated, Ids, Sampling
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
-from weightpager.server.answers.work import Generate, Generated, Ids, Sampling
 from weightpager.server.http import access
 from weightpager.server.http.errors import RESPONSES, describe
 from weightpager.server.http.exchange import ClientGoneError, Exchange, exchange

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
+from weightpager.answers.begin import begin
+from weightpager.answers.steps import Steps
 from weightpager.errors import BusyError
-from weightpager.server.answers.encoding import EmbeddingRun, EncodingRun
-from weightpager.server.answers.generation import GenerationRun
-from weightpager.server.answers.work import Generate
 from weightpager.server.scheduling.batching import Started, held
 from weightpager.server.scheduling.job import Job
-
-
-class Steps(Protocol):
-    """What a batch computes, in one or more steps: between two of them others have theirs."""
-
-    @property
-    def jobs(self) -> Sequence[Job]:
-        """That haven't ended; whoever asked for the others has been told."""
-
-    def step(self, until: float) -> int:
-        """Compute one forward, and more until a time by `time.monotonic`; how many tokens were generated.
-
-        The module's task is active. Jobs that nobody waits for any more end.
-        """
 
 
 class Batch:
@@ -45,14 +30,14 @@ class Batch:
         waiting = [job.waiting for job in jobs]
         heavy = any(one.heavy for one in waiting)
         self.started = Started(jobs[0].task, jobs[0].arrived, now, held(waiting), heavy)
-        self._waiting = list(jobs)
+        self._jobs = jobs
         self._module: nn.Module | None = None
         self._steps: Steps | None = None
 
     @property
     def jobs(self) -> Sequence[Job]:
         """That haven't ended."""
-        return self._waiting if self._steps is None else self._steps.jobs
+        return [job for job in self._jobs if not job.over]
 
     def step(self, module: nn.Module, tokenizer: Any, until: float) -> int:
         """Compute a step, as `Steps.step`.
@@ -67,7 +52,7 @@ class Batch:
         """
         with torch.inference_mode():
             if self._steps is None:
-                self._module, self._steps = module, _steps(module, tokenizer, self._waiting)
+                self._module, self._steps = module, begin(module, tokenizer, self._jobs)
             if module is not self._module:
                 raise BusyError(f"task {self.started.task!r} was compiled anew meanwhile; ask again")
             return self._steps.step(until)
@@ -76,16 +61,7 @@ class Batch:
         """Tell whoever still waits; the batch is over."""
         for job in self.jobs:
             job.fail(error)
-        self._waiting, self._steps = [], None
 
     def paused(self, now: float) -> None:
         """Others may have a step; this has been ready for another one since now."""
         self.started = replace(self.started, ready=now)
-
-
-def _steps(module: nn.Module, tokenizer: Any, jobs: Sequence[Job]) -> Steps:
-    if isinstance(jobs[0].work, Generate):
-        return GenerationRun(module, tokenizer, jobs)
-    if jobs[0].cached:
-        return EmbeddingRun(module, jobs[0])
-    return EncodingRun(module, tokenizer, jobs)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from weightpager.engine.model.forward_size import PIECE
+from weightpager.answers.generation.forward_size import PIECE
 from weightpager.server.scheduling.policy import Policy
 
 HEAVY = 4 * PIECE

@@ -6,9 +6,9 @@ import threading
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from weightpager.answers.work import Generate, Outcome, Work
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestTimeoutError, ServerClosedError
-from weightpager.server.answers.work import Generate, Outcome, Work
 from weightpager.server.scheduling.batching import Waiting
 
 
@@ -59,6 +59,7 @@ class Job:
         long: whether shorter texts of its batch would be read in another way for it.
         cached: whether keys and values are kept for it, and it is done in steps; else it is read at once.
         began: when its batch began, None before.
+        over: whether the listener has been told how it ended.
     """
 
     entry: TaskEntry
@@ -70,6 +71,7 @@ class Job:
     long: bool = False
     cached: bool = False
     began: float | None = None
+    over: bool = False
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -98,20 +100,26 @@ class Job:
         self._cancelled.set()
 
     def given_up(self, now: float) -> bool:
-        """Whether it needs no more work, as nobody waits for it or its time is over; the listener has been told."""
-        if self.cancelled:  # or nobody listens
+        """Whether it needs no more work: it is over, nobody waits for it, or its time is up. The listener is told."""
+        if not self.over and self.cancelled:  # or nobody listens
             self.fail(ServerClosedError("the server is shutting down; ask again when it is back"))
-        elif now > self.deadline:
+        elif not self.over and now > self.deadline:
             late = "the request waited longer" if self.began is None else "the request took longer"
             self.fail(RequestTimeoutError(f"{late} than the server gives it"))
-        else:
-            return False
-        return True
+        return self.over
+
+    def more(self, text: str) -> None:
+        """Tell the listener how its text goes on."""
+        self.listener(Delta(self.index, text))
 
     def fail(self, error: Exception) -> None:
         """Tell the listener that it has no outcome."""
-        self.listener(Failed(self.index, error))
+        self._end(Failed(self.index, error))
 
     def done(self, outcome: Outcome) -> None:
         """Tell the listener what has come of it."""
-        self.listener(Done(self.index, outcome))
+        self._end(Done(self.index, outcome))
+
+    def _end(self, event: Event) -> None:
+        self.over = True
+        self.listener(event)

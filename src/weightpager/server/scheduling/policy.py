@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from weightpager.engine.model.forward_size import Activations
+from weightpager.answers.generation.forward_size import Activations
 from weightpager.errors import ConfigError
 
 

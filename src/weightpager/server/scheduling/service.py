@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from weightpager.answers.generation.attention_cache import bytes_per_token, reads_in_pieces
+from weightpager.answers.generation.forward_size import Activations
+from weightpager.answers.work import Embed, Generate, Work
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
 from weightpager.engine.bundle_change import BundleChange
@@ -21,11 +24,7 @@ from weightpager.engine.model.architecture import (
     read_config,
     takes_images,
 )
-from weightpager.engine.model.attention_cache import reads_in_pieces
-from weightpager.engine.model.forward_size import Activations
 from weightpager.errors import RequestError, TaskTooLargeError
-from weightpager.server.answers.kv_cache import bytes_per_token
-from weightpager.server.answers.work import Embed, Generate, Work
 from weightpager.server.inputs.inputs import PictureInputs, TextInputs
 from weightpager.server.inputs.text_limit import TextLimit, default_limit
 from weightpager.server.inputs.vocabulary import Vocabulary

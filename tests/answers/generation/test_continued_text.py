@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from weightpager.engine.model.continued_text import INCOMPLETE, decoder_after
-from weightpager.server.answers.continuation import Continuation
+from weightpager.answers.generation.continuation import Continuation
+from weightpager.answers.generation.continued_text import INCOMPLETE, decoder_after
 
 WORDS = ["▁the", "▁cap", "ital", "▁of", "▁is", "▁Paris", "s", ",", "▁"]
 BYTES = [f"<0x{number:02X}>" for number in range(256)]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightpager.engine.model.attention_cache import CACHE, new_cache, without_cache
-from weightpager.engine.model.forward_size import Activations
-from weightpager.server.answers.padded import pad_id, padded
-from weightpager.server.answers.work import Classified, Embed, Embedded, Look, Outcome, Tag, Tagged, Work
-from weightpager.server.scheduling.job import Job
+from weightpager.answers.generation.attention_cache import CACHE, new_cache, without_cache
+from weightpager.answers.generation.forward_size import Activations
+from weightpager.answers.padded import pad_id, padded
+from weightpager.answers.steps import Query
+from weightpager.answers.work import Classified, Embed, Embedded, Look, Outcome, Tag, Tagged, Work
 
 
 def encode(module: nn.Module, tokenizer: Any, works: Sequence[Work]) -> Sequence[Outcome]:
@@ -31,48 +31,39 @@ def encode(module: nn.Module, tokenizer: Any, works: Sequence[Work]) -> Sequence
 class EncodingRun:
     """Reads a batch at once; `Steps` of it, of which there is one."""
 
-    def __init__(self, module: nn.Module, tokenizer: Any, jobs: Sequence[Job]) -> None:
+    def __init__(self, module: nn.Module, tokenizer: Any, queries: Sequence[Query]) -> None:
         """Nothing has been read."""
         self._module = module
         self._tokenizer = tokenizer
-        self.jobs = jobs
+        self._queries = queries
 
     def step(self, until: float) -> int:  # noqa: ARG002 - a forward isn't stopped
         """Compute the outcomes; no token is generated."""
-        outcomes = encode(self._module, self._tokenizer, [job.work for job in self.jobs])
-        jobs, self.jobs = self.jobs, ()
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            job.done(outcome)
+        outcomes = encode(self._module, self._tokenizer, [query.work for query in self._queries])
+        for query, outcome in zip(self._queries, outcomes, strict=True):
+            query.done(outcome)
         return 0
 
 
 class EmbeddingRun:
     """Finds the vector of one text that is too long to be read at once; `Steps` of a batch."""
 
-    def __init__(self, module: nn.Module, job: Job, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, module: nn.Module, query: Query, clock: Callable[[], float] = time.monotonic) -> None:
         """Nothing has been read; the model reads texts in pieces."""
         base: Any = module.base_model
         self._base = base
-        self._job = job
+        self._query = query
         self._clock = clock
-        self._ids = torch.tensor([job.work.ids], device=base.device)
+        self._ids = torch.tensor([query.work.ids], device=base.device)
         self._cache = new_cache(base.config)
         self._activations = Activations.of(base.config, base.dtype.itemsize)
         self._sum = torch.zeros(1, device=base.device)  # float32 [hidden], or [1]
         self._read = 0
-        self._over = False
-
-    @property
-    def jobs(self) -> Sequence[Job]:
-        """The one, until it has ended."""
-        return [] if self._over else [self._job]
 
     def step(self, until: float) -> int:
         """Read more of the text, until a time; no token is generated."""
-        while not self._over:
-            self._over = self._job.given_up(self._clock())
-            if not self._over:
-                self._read_piece()
+        while not self._query.given_up(self._clock()):
+            self._read_piece()
             if self._clock() >= until:
                 break
         return 0
@@ -89,8 +80,7 @@ class EmbeddingRun:
         self._sum = self._sum + found.last_hidden_state[0].float().sum(0)
         self._read = stop
         if stop == length:
-            self._over = True
-            self._job.done(Embedded(tuple((self._sum / length).tolist())))
+            self._query.done(Embedded(tuple((self._sum / length).tolist())))
 
 
 def _classify(module: nn.Module, batch: dict[str, Tensor]) -> list[Classified]:

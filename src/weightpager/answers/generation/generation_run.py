@@ -11,30 +11,26 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from weightpager.engine.model.continued_text import decoder_after
-from weightpager.engine.model.growing_texts import GrowingTexts
-from weightpager.server.answers.continuation import Continuation
-from weightpager.server.answers.padded import pad_id, padded
-from weightpager.server.answers.work import Generate, Sampling
-from weightpager.server.scheduling.job import Delta, Job
+from weightpager.answers.generation.continuation import Continuation
+from weightpager.answers.generation.continued_text import decoder_after
+from weightpager.answers.generation.growing_texts import GrowingTexts
+from weightpager.answers.padded import pad_id, padded
+from weightpager.answers.steps import Query
+from weightpager.answers.work import Generate, Sampling
 
 
 class GenerationRun:
-    """Continues the prompts of jobs that can run together, telling their listeners; `Steps` of a batch.
+    """Continues prompts that can run together; `Steps` of a batch.
 
-    A job that is cancelled, or whose time is over, ends after the token or the piece of its prompt that is being
-    computed.
+    A query that nobody waits for any more ends after the token or the piece of its prompt that is being computed.
     """
 
     def __init__(
-        self, module: nn.Module, tokenizer: Any, jobs: Sequence[Job], clock: Callable[[], float] = time.monotonic
+        self, module: nn.Module, tokenizer: Any, queries: Sequence[Query], clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Nothing has been read; ``tokenizer`` is the calling thread's own."""
-        works = [job.work for job in jobs if isinstance(job.work, Generate)]
-        assert len(works) == len(jobs)
-        self._rows = [
-            _Row(job, work, _continuation(module, tokenizer, work)) for job, work in zip(jobs, works, strict=True)
-        ]
+        self._rows = [_Row(query, module, tokenizer) for query in queries]
+        works = [row.work for row in self._rows]
         self._pad = pad_id(module, tokenizer)
         batch = padded(module, [work.ids for work in works], self._pad, left=True)
         self._texts = GrowingTexts(module, batch["input_ids"], batch["attention_mask"])
@@ -42,20 +38,15 @@ class GenerationRun:
         self._clock = clock
         self._grown = 0
 
-    @property
-    def jobs(self) -> Sequence[Job]:
-        """That haven't ended."""
-        return [row.job for row in self._rows if not row.over]
-
     def step(self, until: float) -> int:
         """Read more of the prompts, or generate more, until a time; how many tokens were generated."""
-        self._forget()
-        while self.jobs and self._texts.unread:
+        left = self._forget()
+        while left and self._texts.unread:
             self._texts.read_piece()
-            self._forget()
+            left = self._forget()
             if self._clock() >= until:
                 return 0
-        return self._grow(until) if self.jobs else 0
+        return self._grow(until) if left else 0
 
     def _grow(self, until: float) -> int:
         watch = _Watch(self._rows, self._texts.ids.shape[1], until if self._texts.stoppable else None, self._clock)
@@ -69,15 +60,14 @@ class GenerationRun:
         self._grown += watch.steps
         return watch.tokens
 
-    def _forget(self) -> None:
-        """Let go of texts that are over, or that nobody waits for."""
+    def _forget(self) -> int:
+        """Let go of texts that are over, or that nobody waits for; how many are left."""
         now = self._clock()
-        for row in self._rows:
-            row.over = row.over or row.job.given_up(now)
-        left = [place for place, row in enumerate(self._rows) if not row.over]
+        left = [place for place, row in enumerate(self._rows) if not row.query.given_up(now)]
         if left and len(left) < len(self._rows) and self._texts.stoppable:
             self._rows = [self._rows[place] for place in left]
             self._texts.keep(left)
+        return len(left)
 
 
 def end_tokens(module: nn.Module, tokenizer: Any) -> frozenset[int]:
@@ -85,11 +75,6 @@ def end_tokens(module: nn.Module, tokenizer: Any) -> frozenset[int]:
     named = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
     found = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
     return frozenset(number for number in found if number is not None)
-
-
-def _continuation(module: nn.Module, tokenizer: Any, work: Generate) -> Continuation:
-    decode = decoder_after(tokenizer, work.ids)
-    return Continuation(decode, work.max_new_tokens, work.stop, end_tokens(module, tokenizer))
 
 
 class _Draws:
@@ -128,22 +113,21 @@ class _Draws:
 
 
 class _Row:
-    def __init__(self, job: Job, work: Generate, continuation: Continuation) -> None:
-        self.job, self.work, self.continuation = job, work, continuation
-        self.over = False
+    def __init__(self, query: Query, module: nn.Module, tokenizer: Any) -> None:
+        assert isinstance(query.work, Generate)
+        self.query, self.work = query, query.work
+        decode, end = decoder_after(tokenizer, self.work.ids), end_tokens(module, tokenizer)
+        self._continuation = Continuation(decode, self.work.max_new_tokens, self.work.stop, end)
 
     def add(self, token: int, now: float) -> None:
-        """Tell the listener what has come of it."""
-        job = self.job
-        self.over = job.given_up(now)
-        if self.over:
+        """Tell whoever waits what has come of it."""
+        if self.query.given_up(now):
             return
-        text = self.continuation.add(token)
+        text = self._continuation.add(token)
         if text:
-            job.listener(Delta(job.index, text))
-        if self.continuation.ended is not None:
-            self.over = True
-            job.done(self.continuation.outcome())
+            self.query.more(text)
+        if self._continuation.ended is not None:
+            self.query.done(self._continuation.outcome())
 
 
 class _Watch(StoppingCriteria):  # type: ignore[misc]
@@ -162,9 +146,9 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]
         for tokens in input_ids[:, self._seen :].T.tolist():
             self.steps += 1
             for row, token in zip(self._rows, tokens, strict=True):
-                if not row.over:
+                if not row.query.over:
                     self.tokens += 1
                     row.add(token, self._clock())
         self._seen = input_ids.shape[1]
         pause = self._until is not None and self._clock() >= self._until
-        return torch.tensor([pause or row.over for row in self._rows], device=input_ids.device)
+        return torch.tensor([pause or row.query.over for row in self._rows], device=input_ids.device)

@@ -18,12 +18,12 @@ from transformers import (
 
 import tiny
 import weightpager as wp
+from weightpager.answers.encoding import encode
+from weightpager.answers.predict import predict
+from weightpager.answers.work import Classify
 from weightpager.bundle import TaskEntry
 from weightpager.engine.model.architecture import context_length, empty_module
-from weightpager.engine.predict import predict
 from weightpager.errors import ConfigError
-from weightpager.server.answers.encoding import encode
-from weightpager.server.answers.work import Classify
 
 
 @pytest.mark.parametrize("said", [None, 12])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightpager.server.answers.work import Ids
+from weightpager.answers.work import Ids
 
 
 def padded(module: nn.Module, texts: Sequence[Ids], pad: int, *, left: bool) -> dict[str, Tensor]:

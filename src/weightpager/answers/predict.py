@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightpager.answers.generation.attention_cache import without_cache
+from weightpager.answers.generation.continued_text import decoder_after
+from weightpager.answers.generation.growing_texts import GrowingTexts
+from weightpager.answers.word_pieces import word_starts
 from weightpager.bundle import TaskEntry
 from weightpager.bundle.format.names import MODEL
 from weightpager.engine.model.architecture import context_length
-from weightpager.engine.model.attention_cache import without_cache
-from weightpager.engine.model.continued_text import decoder_after
-from weightpager.engine.model.growing_texts import GrowingTexts
 from weightpager.engine.model.image_reader import ImageReader
-from weightpager.engine.model.word_pieces import word_starts
 from weightpager.errors import BundleFormatError, ConfigError, ImageError
 
 

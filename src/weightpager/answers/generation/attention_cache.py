@@ -38,6 +38,19 @@ def without_cache(module: nn.Module) -> dict[str, bool]:
     return {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
 
 
+def bytes_per_token(config: Any, itemsize: int) -> int:
+    """At most, of one text's cache: keys and values of every layer of the model that has this configuration.
+
+    Args:
+        config: of the model.
+        itemsize: bytes of a number that it computes with, whatever pages are in.
+    """
+    own = config.get_text_config()
+    heads = getattr(own, "num_key_value_heads", None) or own.num_attention_heads
+    width = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
+    return 2 * int(own.num_hidden_layers) * int(heads) * int(width) * itemsize
+
+
 def _rope_types(config: Any) -> set[object]:
     own = config.get_text_config()
     rope = getattr(own, "rope_parameters", None) or getattr(own, "rope_scaling", None) or {}

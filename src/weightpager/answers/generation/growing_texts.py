@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightpager.answers.generation.attention_cache import CACHE, new_cache, reads_in_pieces
+from weightpager.answers.generation.forward_size import Activations
 from weightpager.engine.model.architecture import quiet_transformers
-from weightpager.engine.model.attention_cache import CACHE, new_cache, reads_in_pieces
-from weightpager.engine.model.forward_size import Activations
 
 
 class GrowingTexts:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
-from weightpager.engine.model.continued_text import INCOMPLETE
-from weightpager.server.answers.work import Generated
-
-Decode = Callable[[Sequence[int]], str]
+from weightpager.answers.generation.continued_text import INCOMPLETE, Decode
+from weightpager.answers.work import Generated
 
 
 class Continuation:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from weightpager.answers.evaluate import IGNORED, Batch, Score, evaluate, loss
 from weightpager.bundle.format.manifest import TaskKind
-from weightpager.evaluate import IGNORED, Batch, Score, evaluate, loss
 
 
 class Lookup(nn.Module):

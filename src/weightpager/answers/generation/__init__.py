@@ -1,0 +1,1 @@
+"""Texts that grow: prompts read in pieces, tokens drawn in steps, what may be shown of them."""

@@ -1,0 +1,42 @@
+"""Work done in steps, so that others have theirs between two of them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from weightpager.answers.work import Outcome, Work
+
+
+class Query(Protocol):
+    """Somebody waits for what comes of one text or image. Its methods return at once."""
+
+    @property
+    def work(self) -> Work:
+        """To be done."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether the text is read in pieces, and a cache kept between them; else it is read at once."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it needs no more work, and whoever waited has been told."""
+
+    def given_up(self, now: float) -> bool:
+        """Whether it is over, or is so from now on, by `time.monotonic`, as nobody waits any more."""
+
+    def more(self, text: str) -> None:
+        """A continuation has grown by a text."""
+
+    def done(self, outcome: Outcome) -> None:
+        """The work is over."""
+
+
+class Steps(Protocol):
+    """What a batch of queries computes, in one or more steps."""
+
+    def step(self, until: float) -> int:
+        """Compute one forward, and more until a time by `time.monotonic`; how many tokens were generated.
+
+        The module's task is active. Queries that nobody waits for any more end.
+        """

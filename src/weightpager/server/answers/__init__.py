@@ -1,1 +1,0 @@
-"""Forwards in steps: texts that grow, classes and vectors. Torch."""
