@@ -21,6 +21,7 @@ from weightpager.bundle.report.compile_report import read_report
 from weightpager.cli.progress import progress
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
+from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import cache_dir
@@ -79,7 +80,7 @@ def bundles(cache: Path, progress: Any, *, quick: bool = False) -> tuple[Bundle,
         trace.write_text("".join(json.dumps(visit) + "\n" for visit in visits()), encoding="utf-8")
         tasks = {sample.name: sample.entry() for sample in samples}
         task_file = from_dict({**settings, "model": str(model), "transitions": str(trace), "tasks": tasks})
-        journal = Journal(folder / "journal", task_file.identity())
+        journal = Journal(folder / "journal", compile_identity(task_file))
         prepared = prepare(task_file, progress, journal)
         for path, alignment in paths.items():
             own = prepared.changed(alignment=alignment, compare="dense" if alignment else "none")

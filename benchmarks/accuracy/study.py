@@ -18,9 +18,7 @@ from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.layout import PageDtype, block_bytes
-from weightpager.compiler.data.splits import Item
-from weightpager.compiler.estimates.stage_times import Clock
-from weightpager.compiler.measuring.measure import EVAL_BATCH
+from weightpager.compiler.data.splits import EVAL_BATCH, Item
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.pipeline import assemble
@@ -28,7 +26,9 @@ from weightpager.compiler.prepare import calibrated, trained
 from weightpager.compiler.recovery.finetune import Lesson, finetune
 from weightpager.compiler.recovery.quantise import Quantisation
 from weightpager.compiler.recovery.recover import recover
+from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.stage_times import Clock
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
@@ -97,7 +97,7 @@ class Study:
     def __init__(self, task_file: TaskFile, folder: Path, progress: Progress, bundles: Path | None = None) -> None:
         self._folder = folder
         self._bundles = bundles
-        self._identity = task_file.identity()
+        self._identity = compile_identity(task_file)
         self._progress = progress
         self._base = trained(task_file, progress, self._journal("base"))
         self._prepared: tuple[float, Prepared] | None = None

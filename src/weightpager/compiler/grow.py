@@ -25,7 +25,6 @@ from weightpager.bundle.report.paged_share import paged_share
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.estimates.stage_times import Clock
 from weightpager.compiler.measuring.comparison import task_score
 from weightpager.compiler.measuring.measure import measure_all
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
@@ -41,6 +40,7 @@ from weightpager.compiler.recovery.own_parameters import separate, train_own
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.train import trained_tasks
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.stage_times import Clock
 from weightpager.compiler.selection.block_choice import worth_and_budgets
 from weightpager.compiler.selection.placement import place
 from weightpager.compiler.selection.prepared import Prepared

@@ -18,7 +18,6 @@ from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.bundle.report.paged_share import paged_share
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.estimates.stage_times import Clock
 from weightpager.compiler.estimates.time_left import WholeProgress
 from weightpager.compiler.grow import grow
 from weightpager.compiler.measuring.comparison import Control, control_scores, task_score
@@ -32,7 +31,9 @@ from weightpager.compiler.packing.write import BundlePlan, write_bundle
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal, kept_beside
+from weightpager.compiler.resume.stage_times import Clock
 from weightpager.compiler.selection.block_choice import choose_alignment, choose_blocks, transitions_of
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
@@ -79,14 +80,14 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     whole = WholeProgress(progress)
     if base is None:
         _check_trace(task_file, ())
-        journal = Journal(kept_beside(out), task_file.identity())
+        journal = Journal(kept_beside(out), compile_identity(task_file))
         with _telling(journal, out), journal.held(), writing(out, force=force) as writer:
             build(writer, prepare(task_file, whole, journal, cache=shared), whole, journal)
     else:
         start = BaseBundle.open(base)
         task_file = start.settle(task_file)
         _check_trace(task_file, tuple(start.bundle.tasks))
-        journal = Journal(kept_beside(out), f"{task_file.identity()} {start.identity()}")
+        journal = Journal(kept_beside(out), f"{compile_identity(task_file)} {start.identity()}")
         with _telling(journal, out), journal.held(), writing(out, force=force) as writer:
             grow(writer, start, prepare(task_file, whole, journal, start, shared), journal, whole)
     return Bundle.open(out)

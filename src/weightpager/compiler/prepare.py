@@ -16,13 +16,11 @@ from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.data.texts import Example
 from weightpager.compiler.estimates.memory import check_saliency, check_training
-from weightpager.compiler.estimates.stage_times import Clock
 from weightpager.compiler.estimates.storage import check_storage
 from weightpager.compiler.estimates.time_left import expect
 from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.grow import train_dense
 from weightpager.compiler.measuring.controls import compared, cost
-from weightpager.compiler.measuring.measure import EVAL_BATCH
 from weightpager.compiler.model import dense_model as dense_source
 from weightpager.compiler.model.checkpoint import check_known
 from weightpager.compiler.model.dense_model import Source
@@ -34,6 +32,7 @@ from weightpager.compiler.reorder.permute import apply, permuted_calibration, re
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.shared import Shared
+from weightpager.compiler.resume.stage_times import Clock
 from weightpager.compiler.selection.calibrate import Calibration, calibrate
 from weightpager.compiler.selection.floor_trial import choose_evenness
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
@@ -60,7 +59,7 @@ def prepare(
     Raises:
         CompileError: the model or the data can't be used, or training diverged.
     """
-    journal, shared = journal or Journal.none(), Shared.of(task_file, base, cache or Cache.none())
+    journal, shared = journal or Journal.none(), Shared.of(task_file, _identity(base), cache or Cache.none())
     found = trained(task_file, progress, journal, base, shared)
     return calibrated(found, progress, journal, shared, may_move=base is None)
 
@@ -77,7 +76,7 @@ def trained(
     Raises:
         CompileError: as `prepare`.
     """
-    clock, shared = Clock(), shared or Shared.of(task_file, base, Cache.none())
+    clock, shared = Clock(), shared or Shared.of(task_file, _identity(base), Cache.none())
     kept = shared.journal(journal)
     with clock.stage("load"):
         source = dense_source.load(task_file)
@@ -140,6 +139,10 @@ def calibrated(
         return replace(prepared, evenness=_evenness(prepared, progress, journal))
 
 
+def _identity(base: BaseBundle | None) -> str:
+    return "" if base is None else base.identity()
+
+
 def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float:
     entry = journal.read("floors", lambda tensors: "evenness" in tensors)
     if entry is not None:
@@ -181,8 +184,7 @@ def _check_words(source: Source, name: str, data: TaskData) -> None:
 
 
 def _dense_score(source: Source, data: TaskData, name: str, progress: Progress) -> Score:
-    batches = data.batches(data.eval, EVAL_BATCH)
-    return evaluate(source.models[name], batches, data.kind, partial(progress, f"measure dense {name}"))
+    return evaluate(source.models[name], data.held_out(), data.kind, partial(progress, f"measure dense {name}"))
 
 
 def _calibrations(
@@ -192,7 +194,11 @@ def _calibrations(
     spec = source.task_file.calibration
     for number, (name, of_task) in enumerate(data.items()):
         measure = partial(calibrate, source, name, of_task.calibration(spec.items, spec.batch))
-        yield name, measure() if shared is None else shared.calibration(source, name, measure)
+        if shared is None:
+            yield name, measure()
+        else:
+            values = shared.calibration(source, name, lambda measure=measure: measure().values)  # type: ignore[misc]
+            yield name, Calibration(source.task_file.saliency, values)
         progress("calibrate", number + 1, len(data))
     if shared is not None:
         shared.calibrated()

@@ -28,6 +28,7 @@ from weightpager.compiler.model.masks import Masks, module_name
 from weightpager.compiler.model.own_weights import SHARED, group
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.prepare import prepare
+from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.engine.model.architecture import BASE, quiet_transformers
 from weightpager.errors import CompileError, ConfigError
@@ -241,18 +242,18 @@ def test_other_settings_words_or_switches_are_another_compile(tmp_path: Path) ->
     entries = content(tmp_path, animal={}, weather={}) | {"transitions": str(tmp_path / "day.jsonl")}
     (tmp_path / "day.jsonl").write_text("")
     file = task_file.from_dict(entries)
-    found = [file.identity()]
+    found = [compile_identity(file)]
     for path in ("bert/config.json", "bert/tokenizer.json", "animal/config.json", "day.jsonl"):
         (tmp_path / path).write_text((tmp_path / path).read_text() + " ")
-        found.append(file.identity())
+        found.append(compile_identity(file))
     assert len(set(found)) == 5
 
 
 def test_another_checkpoint_is_another_compile(tmp_path: Path) -> None:
     file = task_file.from_dict(content(tmp_path, animal={}))
-    before = file.identity()
+    before = compile_identity(file)
     checkpoint(tmp_path / "animal", tmp_path / "bert", CLASSES["animal"], {MOVED: 0.1})
-    assert file.identity() != before
+    assert compile_identity(file) != before
 
 
 def test_settings_that_older_versions_wrote_are_no_difference(tmp_path: Path) -> None:

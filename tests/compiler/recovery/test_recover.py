@@ -19,7 +19,6 @@ from weightpager.bundle.report.overlap import overlap
 from weightpager.bundle.verify import verify
 from weightpager.compiler import data as task_data
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.estimates.stage_times import Clock
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.masks import Masks, block_sums, drop
@@ -30,6 +29,7 @@ from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup
 from weightpager.compiler.resume.journal import Journal, kept_beside
+from weightpager.compiler.resume.stage_times import Clock
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.engine.export import export_task

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from weightpager.blocks import BlockShape
 from weightpager.compiler import task_file
+from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import CalibrationSpec, RecoverSpec, TaskSpec, TrainingSpec
 from weightpager.errors import CompileError, ConfigError
@@ -246,7 +247,7 @@ def test_a_wish_of_the_command_line_replaces_the_files_own(write: Writer) -> Non
 def test_a_file_that_cannot_be_read_is_named(write: Writer, folder: Path) -> None:
     (folder / "model" / "model.safetensors").mkdir()
     with pytest.raises(CompileError, match=r"model\.safetensors: cannot be read: Is a directory"):
-        task_file.load(write()).identity()
+        compile_identity(task_file.load(write()))
 
 
 def test_at_least_one_task(folder: Path) -> None:

@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 # Logits of a large vocabulary, not activations, decide how much memory a batch of a language model takes.
 _LANGUAGE_MODEL_TOKENS = 2048
 
+EVAL_BATCH = 32
+"""Texts or images in a batch while measuring."""
+
 _GROUPED = 8
 """Training batches whose examples are sorted by length; few, so that the order stays random."""
 
@@ -67,6 +70,10 @@ class TaskData:
     def batches(self, examples: Sequence[Item], size: int) -> Sequence[Batch]:
         """`batched`, of this task's kind."""
         return batched(examples, size, self.kind, self.collate)
+
+    def held_out(self) -> Sequence[Batch]:
+        """Batches of all held-out examples."""
+        return self.batches(self.eval, EVAL_BATCH)
 
     def shuffled(self, size: int, seed: int = 0) -> Iterator[Batch]:
         """Training batches without end: each example once, in an order drawn by ``seed``, then again in another.

@@ -16,7 +16,6 @@ from weightpager.answers.evaluate import Score, evaluate
 from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.comparison import Control
-from weightpager.compiler.measuring.measure import EVAL_BATCH
 from weightpager.compiler.measuring.trained_on import steps_of, trained_on
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.masks import module_name
@@ -102,7 +101,7 @@ def _trained_on(
     longer = trained_on(dense, data, dense.task_file.recover, steps, journal, told)
     scores = {}
     for task, of_task in data.items():
-        batches, measured = of_task.batches(of_task.eval, EVAL_BATCH), partial(progress, f"control {DENSE}: {task}")
+        batches, measured = of_task.held_out(), partial(progress, f"control {DENSE}: {task}")
         scores[task] = evaluate(longer.models[task], batches, of_task.kind, measured)
     gained = sum(gain(scores[task], prepared.dense[task]) for task in data)
     return (longer, scores) if gained >= 0 else (dense, prepared.dense)
@@ -151,7 +150,7 @@ def _scores(
         def run(model: Any = model, weights: dict[str, Tensor] = weights, **inputs: Tensor) -> Any:
             return functional_call(model, weights, kwargs=inputs)
 
-        batches = of_task.batches(of_task.eval, EVAL_BATCH)
+        batches = of_task.held_out()
         scores[task] = evaluate(run, batches, of_task.kind, partial(progress, f"control {name}: {task}"))
     return scores
 

@@ -11,16 +11,13 @@ from weightpager.answers.evaluate import Batch, Score, evaluate
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.report.compile_report import TaskScore, has_report, read_report
 from weightpager.compiler import data
-from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data.splits import EVAL_BATCH, TaskData
 from weightpager.compiler.measuring.comparison import task_score
 from weightpager.engine import Engine
 from weightpager.engine.model.architecture import image_reader, takes_images
 from weightpager.errors import CompileError
 from weightpager.machine.paths import has_directory, has_file
 from weightpager.progress import Progress
-
-EVAL_BATCH = 32
-"""Texts or images in a batch while measuring."""
 
 
 def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[TaskScore]:
@@ -52,7 +49,7 @@ def _beside_dense(bundle: Bundle, score: TaskScore) -> TaskScore:
 
 def measure_all(engine: Engine, data: Mapping[str, TaskData], progress: Progress) -> dict[str, Score]:
     """Measure tasks of a bundle on given held-out data."""
-    return {name: score_task(engine, name, of.batches(of.eval, EVAL_BATCH), progress) for name, of in data.items()}
+    return {name: score_task(engine, name, of.held_out(), progress) for name, of in data.items()}
 
 
 def score_task(engine: Engine, name: str, batches: Sequence[Batch], progress: Progress) -> Score:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
+from weightpager.answers.evaluate import Batch
 from weightpager.blocks import BlockGrid
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.device import autocast
 from weightpager.engine.model.architecture import BASE
 
 Keep = Mapping[str, npt.NDArray[np.bool_]]
@@ -50,6 +54,14 @@ class Masks:
             module_name(info, model.base_model_prefix): self.masked(task, info, source.linear(task, info.name).weight)
             for info in infos
         }
+
+
+def masked_logits(sparse: Source, masks: Masks, task: str, batch: Batch) -> Tensor:
+    """A task's logits under its masks; gradients reach the module's own parameters."""
+    weights = masks.parameters(sparse, task, sparse.paged)
+    with autocast(sparse.models[task].device):
+        found = functional_call(sparse.models[task], weights, kwargs=dict(batch.inputs))
+    return cast(Tensor, found.logits)
 
 
 def module_name(info: PagedWeightInfo, base: str) -> str:

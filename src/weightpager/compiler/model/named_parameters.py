@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from weightpager.engine.model.architecture import BASE
@@ -36,3 +37,17 @@ def replace_tensors(model: PreTrainedModel, swap: Mapping[int, Tensor]) -> None:
     for module in model.modules():
         for slots in (module._parameters, module._buffers):
             slots.update({key: swap[id(tensor)] for key, tensor in slots.items() if id(tensor) in swap})
+
+
+@contextmanager
+def requiring_gradients(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients for ``weights`` only: autograd then skips the others'."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    wanted = {id(weight) for weight in weights}
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(id(parameter) in wanted)
+        yield
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)

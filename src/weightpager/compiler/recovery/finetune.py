@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn.functional import kl_div, log_softmax
 
 from weightpager.answers.evaluate import IGNORED, Batch, aligned, loss
@@ -23,7 +21,7 @@ from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import autocast, placed, training_device
-from weightpager.compiler.model.masks import Masks
+from weightpager.compiler.model.masks import Masks, masked_logits
 from weightpager.compiler.recovery.early_stopping import ITEMS, EarlyStopping
 from weightpager.compiler.recovery.train import groups
 from weightpager.compiler.recovery.training_loop import Descent, in_turn
@@ -119,11 +117,3 @@ def resumes(lesson: Lesson, sparse: Source, spec: RecoverSpec, journal: Journal)
     tasks = list(sparse.models)
     descent = Descent(groups(sparse, tasks, spec), spec.steps)
     return journal.has(STAGE, partial(descent.fits, watched=lesson.watches(tasks, spec.patience)))
-
-
-def masked_logits(sparse: Source, masks: Masks, task: str, batch: Batch) -> Tensor:
-    """A task's logits under its masks; gradients reach the module's own parameters."""
-    weights = masks.parameters(sparse, task, sparse.paged)
-    with autocast(sparse.models[task].device):
-        found = functional_call(sparse.models[task], weights, kwargs=dict(batch.inputs))
-    return cast(Tensor, found.logits)

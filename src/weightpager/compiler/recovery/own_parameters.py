@@ -18,9 +18,9 @@ from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.device import autocast
 from weightpager.compiler.model.masks import Masks
+from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup, in_turn
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.selection.calibrate import requiring_gradients
 from weightpager.compiler.task_file.sections import TrainingSpec
 from weightpager.engine.model.architecture import BASE
 from weightpager.progress import Steps

@@ -21,9 +21,9 @@ from weightpager.answers.evaluate import Batch
 from weightpager.bundle.parts.adapter import LowRank
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
 from weightpager.compiler.model.device import autocast
-from weightpager.compiler.model.masks import Masks, block_sums, drop, module_name
+from weightpager.compiler.model.masks import Masks, block_sums, drop, masked_logits, module_name
 from weightpager.compiler.model.task_weights import PrivateBlocks
-from weightpager.compiler.recovery.finetune import Lesson, masked_logits
+from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import LowRankParameters
 from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup, in_turn
 from weightpager.compiler.resume.journal import Journal

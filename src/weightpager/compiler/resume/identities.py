@@ -1,8 +1,9 @@
-"""What the stages that compiles share depend on, as hashes: the same one means the same result."""
+"""What a compile and the stages that compiles share depend on, as hashes: equal ones mean equal results."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import tokenizers
 import torch
@@ -10,9 +11,13 @@ import transformers
 from blake3 import blake3
 
 import weightpager
+from weightpager.compiler.data.rows import hashed
 from weightpager.compiler.data.splits import fingerprint
 from weightpager.compiler.model.device import training_device
-from weightpager.compiler.task_file.file import TaskFile, weight_facts
+from weightpager.compiler.task_file.file import TaskFile
+
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
+"""Endings of what a model is loaded from: weights, configuration, vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,42 @@ class Identities:
         Raises:
             CompileError: a file can't be read.
         """
-        dense = _hash(base, *_machine(), *weight_facts(task_file.model), *_learnt(task_file))
+        dense = _hash(base, *_machine(), *_weight_facts(task_file.model), *_learnt(task_file))
         held_out = [
             f"{fingerprint(task.eval, f'tasks.{name}.eval', task.kind, task.columns)} {task.items}"
             for name, task in task_file.tasks.items()
         ]
         calibration = _hash(dense, task_file.calibration.model_dump_json(), task_file.saliency)
         return cls(dense, _hash(dense, *held_out), calibration)
+
+
+def compile_identity(task_file: TaskFile) -> str:
+    """A hash of all settings that matter, of the tasks' files and of the model's: equal ones train equal weights.
+
+    Raises:
+        CompileError: a file can't be read.
+    """
+    facts = [task_file.model_dump_json(exclude={"compare"})]
+    facts += [str(sorted(spec.stated_steps)) for spec in (task_file.training, task_file.recover)]
+    for name, task in task_file.tasks.items():
+        for key, path in {"train": task.train, "validation": task.validation}.items():
+            if path is not None:
+                facts.append(fingerprint(path, f"tasks.{name}.{key}", task.kind, task.columns))
+    own = [path for task in task_file.tasks.values() for path in (task.head, task.checkpoint) if path is not None]
+    facts += [fact for folder in (task_file.model, *own) for fact in _weight_facts(folder)]
+    if task_file.transitions is not None:
+        facts.append(hashed(task_file.transitions, str(task_file.transitions)))
+    return _hash(*facts)
+
+
+def _weight_facts(folder: Path) -> list[str]:
+    """Names and hashes of what a model is loaded from.
+
+    Raises:
+        CompileError: a file can't be read.
+    """
+    files = sorted(path for suffix in _MODEL_FILES for path in folder.glob(f"*{suffix}"))
+    return [f"{path.name} {hashed(path, str(path))}" for path in files]
 
 
 def _machine() -> list[str]:
@@ -61,7 +95,7 @@ def _learnt(task_file: TaskFile) -> list[str]:
         data = fingerprint(task.train, f"tasks.{name}.train", task.kind, task.columns)
         facts.append(f"{name} {task.kind} {task.columns} {task_file.max_length_of(name)} {data}")
         for folder in (task.head, task.checkpoint):
-            facts += ["none"] if folder is None else weight_facts(folder)
+            facts += ["none"] if folder is None else _weight_facts(folder)
     if any(task.checkpoint is not None for task in task_file.tasks.values()):  # their blocks are compared as stored
         facts.append(f"{task_file.block} {task_file.dtype} {task_file.tolerance}")
     return facts

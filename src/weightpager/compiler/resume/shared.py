@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from weightpager.answers.evaluate import Outcomes, Score
-from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.identities import Identities
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.selection.calibrate import Calibration
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.config import format_duration
 
@@ -40,13 +39,13 @@ class Shared:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, task_file: TaskFile, base: BaseBundle | None, cache: Cache) -> Shared:
-        """Name the stages of a compile.
+    def of(cls, task_file: TaskFile, base: str, cache: Cache) -> Shared:
+        """Name the stages of a compile; ``base`` is the identity of the bundle that tasks are added to.
 
         Raises:
             CompileError: a file can't be read.
         """
-        return cls(cache, Identities.of(task_file, "" if base is None else base.identity()))
+        return cls(cache, Identities.of(task_file, base))
 
     def journal(self, journal: Journal) -> Journal:
         """The part of a compile's journal in which the dense model's training stands."""
@@ -78,15 +77,15 @@ class Shared:
         self.cache.write("scores", self._owner(self.identities.scores), time.monotonic() - start, values)
         return measured
 
-    def calibration(self, source: Source, task: str, measure: Callable[[], Calibration]) -> Calibration:
+    def calibration(self, source: Source, task: str, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """A task's calibration on the dense model before anything has moved: from the cache, or measured."""
         stage, owner, start = f"sums-{task}", self._owner(self.identities.calibration), time.monotonic()
         entry = self.cache.read(stage, owner)
         if entry is not None and entry.tensors.keys() == {info.name for info in source.paged}:
             self.seconds[task] = entry.seconds
-            return Calibration(source.task_file.saliency, entry.tensors)
+            return entry.tensors
         measured = measure()
-        self.cache.write(stage, owner, time.monotonic() - start, measured.values)
+        self.cache.write(stage, owner, time.monotonic() - start, measured)
         return measured
 
     def calibrated(self) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from weightpager.answers.evaluate import Batch, evaluating, loss
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import autocast
+from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.task_file.fields import Saliency
 from weightpager.errors import CompileError
 from weightpager.progress import Steps, silent
@@ -126,17 +126,3 @@ def _tokens(x: Tensor, mask: Tensor | None) -> Tensor:
     if x.shape[:-1] == (mask.numel(),):
         return x[mask.flatten()]
     return x.flatten(0, -2)
-
-
-@contextmanager
-def requiring_gradients(model: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
-    """Gradients for ``weights`` only: autograd then skips the others'."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    wanted = {id(weight) for weight in weights}
-    try:
-        for parameter, _ in before:
-            parameter.requires_grad_(id(parameter) in wanted)
-        yield
-    finally:
-        for parameter, flag in before:
-            parameter.requires_grad_(flag)

@@ -16,8 +16,7 @@ from torch import Tensor
 from weightpager.answers.evaluate import Batch, loss
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import autocast
-from weightpager.compiler.model.masks import Masks
-from weightpager.compiler.recovery.finetune import masked_logits
+from weightpager.compiler.model.masks import Masks, masked_logits
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.progress import Progress

@@ -11,8 +11,8 @@ from weightpager.bundle import EvalData, TaskEntry
 from weightpager.bundle import Score as DenseScore
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.data.splits import TaskData, fingerprint
-from weightpager.compiler.estimates.stage_times import Clock
 from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.resume.stage_times import Clock
 from weightpager.compiler.selection.saliency import FloatArray
 
 SaliencyOfTasks = dict[str, dict[str, FloatArray]]

@@ -14,8 +14,7 @@ from torch.func import functional_call
 from weightpager.answers.evaluate import evaluate
 from weightpager.bundle.format.layout import block_bytes
 from weightpager.compiler.alignment.problem import Bools, Floats
-from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.measuring.measure import EVAL_BATCH
+from weightpager.compiler.data.splits import EVAL_BATCH, TaskData
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.own_weights import Versions

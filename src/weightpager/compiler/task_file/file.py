@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from blake3 import blake3
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from yaml.constructor import ConstructorError
 
 from weightpager.blocks import MAX_TASKS, BlockShape
 from weightpager.bundle.format.layout import PageDtype, block_bytes
 from weightpager.bundle.format.manifest import TaskName
-from weightpager.compiler.data.rows import hashed
-from weightpager.compiler.data.splits import fingerprint
 from weightpager.compiler.task_file.fields import (
     Block,
     Compare,
@@ -33,9 +30,6 @@ from weightpager.compiler.task_file.fields import (
 from weightpager.compiler.task_file.messages import explain, shown
 from weightpager.compiler.task_file.sections import CalibrationSpec, Recover, RecoverSpec, TaskSpec, TrainingSpec
 from weightpager.errors import ConfigError
-
-_MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
-"""Endings of what a model is loaded from: weights, configuration, vocabulary."""
 
 
 class TaskFile(Frozen):
@@ -126,37 +120,9 @@ class TaskFile(Frozen):
         own = self.tasks[task].sparsity
         return self.sparsity if own is None else own
 
-    def identity(self) -> str:
-        """A hash of all settings that matter, of the tasks' files and of the model's: equal ones train equal weights.
-
-        Raises:
-            CompileError: a file can't be read.
-        """
-        facts = [self.model_dump_json(exclude={"compare"})]
-        facts += [str(sorted(spec.stated_steps)) for spec in (self.training, self.recover)]
-        for name, task in self.tasks.items():
-            for key, path in {"train": task.train, "validation": task.validation}.items():
-                if path is not None:
-                    facts.append(fingerprint(path, f"tasks.{name}.{key}", task.kind, task.columns))
-        own = [path for task in self.tasks.values() for path in (task.head, task.checkpoint) if path is not None]
-        facts += [fact for folder in (self.model, *own) for fact in weight_facts(folder)]
-        if self.transitions is not None:
-            facts.append(hashed(self.transitions, str(self.transitions)))
-        return blake3("\n".join(facts).encode()).hexdigest()
-
     def max_length_of(self, task: str) -> int:
         """Tokens at which the task's texts are cut, or the length of its windows; nothing that matters for images."""
         return self.tasks[task].max_length or self.calibration.max_length
-
-
-def weight_facts(folder: Path) -> list[str]:
-    """Names and hashes of what a model is loaded from.
-
-    Raises:
-        CompileError: a file can't be read.
-    """
-    files = sorted(path for suffix in _MODEL_FILES for path in folder.glob(f"*{suffix}"))
-    return [f"{path.name} {hashed(path, str(path))}" for path in files]
 
 
 def load(path: str | Path) -> TaskFile:
