@@ -15,14 +15,10 @@ from benchmarks.switching import SHARES
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
 from weightpager.lab.synthetic_bundle import bundle_of, half_billion
-from weightpager.lab.traces import TRACES
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.prefetch.reuse import expected_reuse
 
 ROUNDS = 2
-VISITS = 300
-RESIDENCES = (0, 1, 2, 4)
-"""Entries of tasks during which a page that has just come goes only if nothing else can."""
 
 
 def main() -> None:
@@ -34,34 +30,13 @@ def main() -> None:
         walk = list(islice(cycle(range(len(bundle.tasks))), 2 * ROUNDS * len(bundle.tasks)))
         recency, reuse = (loaded(bundle, slots, walk, by_reuse=by_reuse) / 1e6 for by_reuse in (False, True))
         typer.echo(f"{share:4.0%} {recency:12.0f} {reuse:19.0f}")
-    typer.echo(f"\nMB loaded in the second half of {VISITS} visits, by minimum residence\nroom   trace           "
-               + "".join(f"{residence:8}" for residence in RESIDENCES))  # fmt: skip
-    for share in SHARES[2:]:
-        slots = round(share * len(bundle.pages))
-        for name, walk in walks(len(bundle.tasks)).items():
-            found = (loaded(bundle, slots, walk, residence=residence) / 1e6 for residence in RESIDENCES)
-            typer.echo(f"{share:4.0%}   {name:16}" + "".join(f"{count:8.0f}" for count in found))
 
 
-def walks(tasks: int) -> dict[str, list[int]]:
-    """Sequences of tasks: as one device's users ask for them, and as two clients do that know nothing of each other."""
-    found = {}
-    for name, make in TRACES.items():
-        trace = make(VISITS, 1.0, 0)
-        found[name] = [trace.tasks.index(visit.task) % tasks for visit in trace.visits]
-    random, half = np.random.default_rng(0), tasks // 2
-    client = random.integers(0, 2, VISITS)
-    turns = np.where(client == 0, np.cumsum(client == 0), np.cumsum(client == 1))
-    found["two clients"] = (client * half + turns % half).tolist()
-    found["new habits"] = [*random.integers(0, half, VISITS // 2), *random.integers(half, tasks, VISITS // 2)]
-    return found
-
-
-def loaded(bundle: Bundle, slots: int, walk: Sequence[int], *, by_reuse: bool = True, residence: int = 0) -> int:
+def loaded(bundle: Bundle, slots: int, walk: Sequence[int], *, by_reuse: bool) -> int:
     """Bytes in the second half of a walk; the first fills the arena and tells what follows what."""
     tasks = len(bundle.tasks)
     needs = [bundle.pages_of(name) for name in bundle.tasks]
-    blocks = BlockManager(needs, len(bundle.pages), slots, residence=residence)
+    blocks = BlockManager(needs, len(bundle.pages), slots)
     switches = np.zeros((tasks, tasks), np.int64)
     pages, current = 0, None
     for step, task in enumerate(walk):

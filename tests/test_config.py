@@ -73,7 +73,6 @@ def test_sizes_are_read_to_the_byte() -> None:
         {"budget": 0},
         {"io_threads": 0},
         {"io_threads": 65},
-        {"minimum_residence": -1},
     ],
 )
 def test_a_wrong_engine_configuration_is_refused(changes: dict[str, object]) -> None:

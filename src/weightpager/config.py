@@ -120,12 +120,9 @@ class EngineConfig:
         kv_reserve: bytes of the budget that are left to KV caches.
         real_time: tasks that are loaded when the engine opens, before any other, and never leave memory.
         read_timeout: seconds without any page after which a load fails.
-        prefetch: whether to load ahead what the next task probably needs; or a function that tells the next task from
+        prefetch: whether to prefetch what the next task probably needs; or a function that tells the next task from
             the visits so far, by name with a weight each.
         history: file that keeps which task ran when, across restarts; None keeps it in memory only.
-        minimum_residence: how often tasks are entered before a page that has just come goes as easily as others; until
-            then a switch takes its slot only if it can take no other. 0 goes by expected reuse alone, which loads less
-            as far as measured.
     """
 
     budget: int | None = None
@@ -137,7 +134,6 @@ class EngineConfig:
     read_timeout: float = 30.0
     prefetch: bool | Callable[..., Mapping[str, float]] = False
     history: Path | None = None
-    minimum_residence: int = 0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
@@ -150,8 +146,6 @@ class EngineConfig:
             raise ConfigError(f"io_threads: expected 1 to 64, got {self.io_threads}")
         if self.kv_reserve < 0:
             raise ConfigError(f"kv_reserve: expected zero bytes or more, got {self.kv_reserve}")
-        if self.minimum_residence < 0:
-            raise ConfigError(f"minimum_residence: expected zero entries or more, got {self.minimum_residence}")
         if not 0 < self.read_timeout <= threading.TIMEOUT_MAX:
             raise ConfigError(f"read_timeout: expected a number of seconds above zero, got {self.read_timeout}")
         if not (isinstance(self.prefetch, bool) or callable(self.prefetch)):

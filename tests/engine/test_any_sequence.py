@@ -106,20 +106,18 @@ def test_any_sequence(
 
         @initialize(
             spare=st.integers(0, 12),
-            residence=st.sampled_from([0, 3]),
             patience=st.sampled_from([30.0, 0.03]),
             together=st.sampled_from([1, 3]),
         )
-        def open(self, spare: int, residence: int, patience: float, together: int) -> None:
+        def open(self, spare: int, patience: float, together: int) -> None:
             self.patch.setattr("weightpager.store.read_plan.GROUP_BYTES", together * bundle.page_bytes)
             self.store = FaultyStore(LocalStore(bundle))
             budget = fixed + (least + spare) * bundle.page_bytes
             # One thread: which reads come after one that fails must not be a matter of chance.
-            self.residence, self.patience, self.together = residence, patience, together
+            self.patience, self.together = patience, together
             config = EngineConfig(
                 budget,
                 io_threads=1,
-                minimum_residence=residence,
                 read_timeout=patience,
                 prefetch=ahead and (lambda visits: self.named),
             )
@@ -264,7 +262,7 @@ def test_any_sequence(
                 self.leave()
             slots = max(self.engine.blocks.slots, least)
             self.engine.close()
-            self.open(slots - least, self.residence, self.patience, self.together)
+            self.open(slots - least, self.patience, self.together)
 
         def in_use(self) -> set[str]:
             return {*([self.current] if self.current else []), *self.pinned, *(task for task, _ in self.nested)}

@@ -32,9 +32,8 @@ from weightpager.errors import (
     UnknownTaskError,
 )
 from weightpager.runtime.history.task_monitor import Visit
-from weightpager.runtime.paging.page_waits import Arrivals
-from weightpager.runtime.paging.switch_request import Request
-from weightpager.runtime.paging.waiters import Waiters
+from weightpager.runtime.paging.page_waits import PendingPages, Waiters
+from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.store import LocalStore
 
 
@@ -75,41 +74,41 @@ def test_who_waits_behind_a_long_load_does_not_think_that_storage_hangs(bundle: 
 
 
 def test_pages_that_are_read_first_show_that_storage_works() -> None:
-    arrivals, waiters = Arrivals([7], np.zeros(9, np.int32), 0.4, before=[0, 1, 2, 3, 7]), Waiters()
-    waiters.add(arrivals, [7])
-    waiting = InThread(arrivals.wait)
+    pending, waiters = PendingPages([7], np.zeros(9, np.int32), 0.4, before=[0, 1, 2, 3, 7]), Waiters()
+    waiters.add(pending, [7])
+    waiting = InThread(pending.wait)
     for page in range(4):
         time.sleep(0.2)
         waiters.passed([page])
-    assert waiters.take([7]) == [arrivals]
-    arrivals.arrived([7])
+    assert waiters.take([7]) == [pending]
+    pending.arrived([7])
     waiting.result()
 
 
 def test_pages_that_were_wanted_later_do_not_hide_that_storage_hangs() -> None:
-    arrivals = Arrivals([7], np.zeros(9, np.int32), 0.1, before=[0, 7])
-    waiting, end = InThread(arrivals.wait), time.monotonic() + 5
+    pending = PendingPages([7], np.zeros(9, np.int32), 0.1, before=[0, 7])
+    waiting, end = InThread(pending.wait), time.monotonic() + 5
     while waiting.is_alive() and time.monotonic() < end:
-        arrivals.passed([0, 8])
+        pending.passed([0, 8])
         time.sleep(0.01)
     with pytest.raises(StoreTimeoutError, match="nothing for 0.1 s, neither of the 1 pages outstanding"):
         waiting.result()
 
 
 def test_a_layer_waits_for_its_own_pages_only() -> None:
-    arrivals = Arrivals([3, 4, 5], np.array([0, 0, 0, 0, 0, 1], np.int32), 60.0)
-    arrivals.wait_for(2)
-    waiting = InThread(lambda: arrivals.wait_for(0))
-    arrivals.arrived([3])
+    pending = PendingPages([3, 4, 5], np.array([0, 0, 0, 0, 0, 1], np.int32), 60.0)
+    pending.wait_for(2)
+    waiting = InThread(lambda: pending.wait_for(0))
+    pending.arrived([3])
     waiting.join(0.05)
     assert waiting.is_alive()
-    arrivals.arrived([4])
+    pending.arrived([4])
     waiting.result()
-    assert not arrivals.complete
-    arrivals.failed(StoreError("a bad sector"))
-    arrivals.wait_for(0)
+    assert not pending.complete
+    pending.failed(StoreError("a bad sector"))
+    pending.wait_for(0)
     with pytest.raises(StoreError):
-        arrivals.wait_for(1)
+        pending.wait_for(1)
 
 
 def test_a_page_that_cannot_be_loaded_raises_from_forward(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
@@ -198,14 +197,14 @@ def test_a_slot_that_a_late_read_may_still_fill_is_not_used(bundle: Bundle, expe
 
 
 def test_ctrl_c_during_a_load_leaves_a_sound_engine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pressed(_: Arrivals) -> None:
+    def pressed(_: PendingPages) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
     with hanging(bundle, io_threads=2) as (engine, store):
         engine.activate("animal")
         store.hang()
-        monkeypatch.setattr(Arrivals, "wait", pressed)
+        monkeypatch.setattr(PendingPages, "wait", pressed)
         with pytest.raises(KeyboardInterrupt):
             engine.activate("weather")
         assert engine.report().active == ("animal",)
@@ -347,7 +346,7 @@ def test_loading_from_an_engine_that_was_closed_says_so(bundle: Bundle) -> None:
     with wp.Engine(bundle, EngineConfig()) as engine:
         residency = engine._residency
     with pytest.raises(EngineClosedError):
-        residency.bring_in(Request(0, "animal"))
+        residency.bring_in(SwitchRequest(0, "animal"))
 
 
 def test_nobody_waits_for_room_that_can_never_be(bundle: Bundle) -> None:

@@ -297,12 +297,12 @@ def test_a_page_that_cannot_be_loaded_ahead_is_said_once_and_loaded_when_it_must
     with caplog.at_level(logging.WARNING), wp.Engine(bundle, config, store) as engine:
         store.bad = set(only.tolist())
         engine.activate("animal")
-        until(lambda: "could not be loaded ahead" in caplog.text)
+        until(lambda: "could not be prefetched" in caplog.text)
         until(lambda: not prefetched(engine).pays)
         store.bad = set()
         assert torch.equal(logits(engine.activate("number")), expected["number"])
         engine.blocks.check_integrity()
-    assert caplog.text.count("could not be loaded ahead") == 1
+    assert caplog.text.count("could not be prefetched") == 1
 
 
 def test_a_switch_takes_the_slots_of_reads_that_have_not_begun(
@@ -522,7 +522,7 @@ def test_a_named_task_that_cannot_be_loaded_is_said_in_the_log(
         store.bad = set()
         assert torch.equal(logits(engine.activate("number")), expected["number"])
         engine.blocks.check_integrity()
-    assert caplog.text.count("could not be loaded ahead: a bad sector") == 1
+    assert caplog.text.count("could not be prefetched: a bad sector") == 1
 
 
 def test_closing_drops_what_was_to_be_loaded_ahead(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:

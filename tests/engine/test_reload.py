@@ -23,7 +23,7 @@ from weightpager.compiler.repack import repack
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.page_numbers import PageNumbers
 from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, UnknownTaskError
-from weightpager.runtime.paging.switch_request import Request
+from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.store import JoinedStore
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
@@ -221,7 +221,7 @@ def test_a_task_that_leaves_between_asking_and_entering_is_refused(path: Path, m
     with wp.Engine.from_pretrained(path) as engine:
         bring_in = engine._residency.bring_in
 
-        def reloaded_first(request: Request) -> Any:
+        def reloaded_first(request: SwitchRequest) -> Any:
             monkeypatch.undo()
             collect(path, ["weather"])
             assert engine.reload().removed == ("weather",)

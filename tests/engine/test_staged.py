@@ -181,12 +181,12 @@ def test_closing_drops_what_waits_for_a_buffer(bundle: Bundle, copier: LateCopie
         store.hang()
         engine.activate("animal", wait=False)
         store.wait_for_a_read()
-        arrivals = engine._open.tasks["animal"].gate._arrivals
-        assert arrivals is not None
+        pending = engine._open.tasks["animal"].gate._pending
+        assert pending is not None
         closing = threading.Thread(target=engine.close)
         closing.start()
         with pytest.raises(EngineClosedError):
-            arrivals.wait()
+            pending.wait()
         store.resume()
         closing.join(60)
     assert len(store.begun) == 1

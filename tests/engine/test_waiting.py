@@ -22,7 +22,7 @@ from weightpager.config import EngineConfig
 from weightpager.engine import task_module
 from weightpager.engine.model.architecture import empty_module, read_config
 from weightpager.errors import BudgetError, BundleError, ConfigError, EngineClosedError, TaskNotActiveError
-from weightpager.runtime.paging.page_waits import Arrivals
+from weightpager.runtime.paging.page_waits import PendingPages
 from weightpager.runtime.paging.task_gate import TaskGate
 
 
@@ -214,7 +214,7 @@ def test_pages_of_two_tasks_are_not_read_when_both_were_left(bundle: Bundle) -> 
 
 def test_a_layer_looks_again_when_its_task_was_entered_anew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = TaskGate("animal")
-    first, second = (Arrivals([0], np.zeros(1, np.int32), 60.0) for _ in range(2))
+    first, second = (PendingPages([0], np.zeros(1, np.int32), 60.0) for _ in range(2))
     gate.hold(first)
     entering = InThread(lambda: gate.enter(0))
     waits(entering)
@@ -229,7 +229,7 @@ def test_a_layer_looks_again_when_its_task_was_entered_anew_meanwhile(monkeypatc
 
 def test_a_failed_load_does_not_close_the_gate_for_who_has_the_task_in_place() -> None:
     gate = TaskGate("animal")
-    failed = Arrivals([0], np.zeros(1, np.int32), 60.0)
+    failed = PendingPages([0], np.zeros(1, np.int32), 60.0)
     failed.failed(BudgetError("any", 0))
     gate.hold()
     gate.hold(failed)

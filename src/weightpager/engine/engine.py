@@ -32,9 +32,8 @@ from weightpager.errors import BudgetError, ConfigError, EngineClosedError, Task
 from weightpager.runtime.history.history_file import VisitLog
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.staged_arena import Staging
-from weightpager.runtime.paging.loading import LoadStats
 from weightpager.runtime.paging.pager import Priority
-from weightpager.runtime.paging.switch_request import Request
+from weightpager.runtime.paging.switch_request import LoadStats, SwitchRequest
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.prediction.planner import Planner
 from weightpager.runtime.prefetch.prefetcher import Foresight, Prefetcher, Switched
@@ -283,7 +282,7 @@ class Engine:
         self._check_open()
         number = self._open.task(name).number
         reuse = partial(reuse_after, number, self._open, self.monitor)
-        return self._residency.prefetch(Request(number, name, reuse=reuse))
+        return self._residency.prefetch(SwitchRequest(number, name, reuse=reuse))
 
     def evict(self) -> int:
         """Drop all pages that no task in use needs; how many went."""
@@ -310,7 +309,7 @@ class Engine:
     def verify(self) -> list[int]:
         """Indices of resident pages whose bytes no longer match their BLAKE3; empty if all is well."""
         self._check_process()
-        return self._residency.damaged()
+        return self._open.page_check.damaged()
 
     def repair(self) -> list[int]:
         """Load damaged pages again, each into its place; which they were.
@@ -322,7 +321,7 @@ class Engine:
             EngineClosedError: the engine has been closed.
         """
         self._check_open()
-        return self._residency.repair()
+        return self._open.page_check.repair()
 
     def reload(self) -> BundleChange:
         """Take over what has become of the bundle since: tasks that were added, removed, or compiled anew.
@@ -393,7 +392,7 @@ class Engine:
         self._check_process()
         blocks = self.blocks
         needs = {name: blocks.needs(task.number) for name, task in self._tasks.items()}
-        return ResidencyMap.of(self._residency.index.layers, blocks.page_table, needs)
+        return ResidencyMap.of(self._open.layers, blocks.page_table, needs)
 
     def forecast(self) -> ForecastReport | None:
         """What probably comes next by what has been learnt, whether anything is loaded ahead or not; loads nothing.
@@ -485,7 +484,7 @@ class Engine:
         self._check_open()
         task, module = self._open.entrance(name)
         start = time.perf_counter()
-        request = Request(
+        request = SwitchRequest(
             task.number,
             name,
             leaving=None if leaving is None else self._tasks[leaving].number,
@@ -500,7 +499,7 @@ class Engine:
         except BudgetError:
             self.check_fits(name)  # says so if it is no matter of who leaves
             raise
-        task.gate.hold(None if loading is None else loading.arrivals)
+        task.gate.hold(None if loading is None else loading.pending)
         try:
             seconds, waited = time.perf_counter() - start, loading is None
             before = self._switches.entered(name, stats, seconds, waited=waited, asked=asked)

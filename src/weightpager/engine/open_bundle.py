@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -25,8 +26,10 @@ from weightpager.runtime.memory import device
 from weightpager.runtime.memory.budget import MemoryController, Needs
 from weightpager.runtime.memory.memory_watch import MemoryWatch
 from weightpager.runtime.memory.staged_arena import Staging
+from weightpager.runtime.paging.page_check import PageCheck
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.residency import Residency
+from weightpager.runtime.paging.state import PagingState
 from weightpager.store import ContractStore, CountingStore, LocalStore, PageStore, VerifyingStore
 
 
@@ -47,6 +50,7 @@ class OpenBundle:
         memory: the budget and the arena.
         watch: warns when the budget is more than the machine has.
         residency: the arena's contents.
+        page_check: compares them with the bundle's hashes.
         reads: counts what is read.
         direct: whether reads bypass the page cache.
     """
@@ -99,7 +103,7 @@ class OpenBundle:
             self._state = _State(bundle, tasks)
             pager = Pager(arena, config.io_threads)
             undone.callback(pager.close)
-            self.residency = Residency(
+            self._paging = PagingState(
                 self._numbers.index,
                 [pages_of(bundle, name, numbers) for name in bundle.tasks],
                 self.memory,
@@ -107,15 +111,21 @@ class OpenBundle:
                 ContractStore(self._checked),
                 config.read_timeout,
                 page_numbers(bundle),
-                config.minimum_residence,
             )
-            self._page_table = arena.table(self.residency.blocks.page_table)
+            self.residency = Residency(self._paging)
+            self.page_check = PageCheck(self._paging)
+            self._page_table = arena.table(self._paging.blocks.page_table)
             undone.pop_all()
 
     @property
     def bundle(self) -> Bundle:
         """As it was when it was opened or last reloaded."""
         return self._state.bundle
+
+    @property
+    def layers(self) -> npt.NDArray[np.int32]:
+        """int32 [pages], the model layer of each page that there has been."""
+        return self._paging.index.layers
 
     @property
     def tasks(self) -> Mapping[str, OpenTask]:
@@ -196,7 +206,7 @@ class OpenBundle:
             store.close()
             raise
         self._numbers.adopt(bundle, store, numbers)
-        self._checked.index = self.residency.index = self._numbers.index
+        self._checked.index = self._paging.index = self._numbers.index
         for task, number in zip(come.values(), added, strict=True):
             task.number = number
         stay = {name: task for name, task in self.tasks.items() if name not in gone}

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from weightpager.bundle import BlockTable, Bundle, PageIndex
 from weightpager.errors import BundleError
-from weightpager.runtime.planning.switch_plan import Pages
+from weightpager.runtime.planning.plans import Pages
 from weightpager.store import JoinedStore, PageStore
 
 

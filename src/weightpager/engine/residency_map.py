@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.planning.page_table import ABSENT
-from weightpager.runtime.planning.switch_plan import Pages
+from weightpager.runtime.planning.plans import Pages
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from collections import deque
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.report import SwitchReport
 from weightpager.runtime.history.task_monitor import TaskMonitor
-from weightpager.runtime.paging.loading import LoadStats
+from weightpager.runtime.paging.switch_request import LoadStats
 
 _SWITCHES_KEPT = 1000
 _WORKING_SET_VISITS = 32

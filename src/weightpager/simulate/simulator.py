@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from weightpager.bundle import Bundle
 from weightpager.runtime.history.task_monitor import Visit
+from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
-from weightpager.runtime.planning.switch_plan import Pages
 from weightpager.runtime.planning.task_pages import TaskPages
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prefetch.expected_uses import Outlook

@@ -14,8 +14,8 @@ PAGES, SLOTS = 12, 6
 page_sets = st.sets(st.integers(0, PAGES - 1), min_size=1, max_size=SLOTS).map(sorted)
 
 
-def manager(*needs: list[int], slots: int = SLOTS, capacity: int | None = None, residence: int = 0) -> BlockManager:
-    return BlockManager([np.array(need, np.int64) for need in needs], PAGES, slots, capacity, residence)
+def manager(*needs: list[int], slots: int = SLOTS, capacity: int | None = None) -> BlockManager:
+    return BlockManager([np.array(need, np.int64) for need in needs], PAGES, slots, capacity)
 
 
 def bring_in(blocks: BlockManager, task: int) -> None:
@@ -67,20 +67,17 @@ def test_a_page_is_worth_what_all_its_tasks_will_use() -> None:
 @given(
     needs=st.lists(page_sets, min_size=3, max_size=5),
     visits=st.lists(st.integers(0, 4), min_size=4, max_size=12),
-    residence=st.integers(0, 4),
     wanted=st.lists(st.integers(0, 3), min_size=5, max_size=5),
 )
-def test_what_has_just_come_goes_only_if_nothing_else_can(
-    needs: list[list[int]], visits: list[int], residence: int, wanted: list[int]
+def test_what_will_be_used_least_goes_first_and_among_equals_the_least_recent(
+    needs: list[list[int]], visits: list[int], wanted: list[int]
 ) -> None:
-    blocks = manager(*needs, residence=residence)
-    came: dict[int, int] = {}
+    blocks = manager(*needs)
     used = [0] * len(needs)
 
-    def rank(page: int) -> tuple[bool, int, int]:
+    def rank(page: int) -> tuple[int, int]:
         users = [task for task, need in enumerate(needs) if page in need]
-        new = residence > 0 and number <= came[page] + residence
-        return new, sum(wanted[task] for task in users), max(used[task] for task in users)
+        return sum(wanted[task] for task in users), max(used[task] for task in users)
 
     for number, task in enumerate((visit % len(needs) for visit in visits), 1):
         blocks.hold(task)
@@ -90,7 +87,6 @@ def test_what_has_just_come_goes_only_if_nothing_else_can(
         spare = resident(blocks) - set(needs[task])
         assert plan.evict.tolist() == sorted(sorted(spare), key=rank)[: len(plan.evict)]
         blocks.evict(plan.evict)
-        came |= dict.fromkeys(plan.prepare.tolist(), number)
         blocks.publish(blocks.reserve(plan.prepare))
         blocks.release(task)
 

@@ -1,11 +1,11 @@
-"""What is loaded ahead: against plain statements of what a plan must be."""
+"""What is prefetched: against plain statements of what a plan must be."""
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.planning.occupancy import Occupancy
+from weightpager.runtime.planning.plans import Occupancy
 from weightpager.runtime.planning.prefetch_planner import MARGIN, plan_prefetch
 
 

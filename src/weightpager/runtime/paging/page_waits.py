@@ -1,4 +1,4 @@
-"""Pages that a task still waits for."""
+"""Who waits for which pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from weightpager.errors import StoreTimeoutError
 
 
-class Arrivals:
+class PendingPages:
     """Counts down the pages of a load, altogether and by model layer; layers of a running model wait on it.
 
     Told by the threads that read, asked by those that compute.
@@ -103,3 +103,42 @@ class Arrivals:
                 "outstanding nor of what goes before them; check the device, or raise read_timeout if it is only slow"
             )
             raise self._error
+
+
+class Waiters:
+    """Those who wait for pages that are on their way. Not thread-safe: its owner holds a lock around every call."""
+
+    def __init__(self) -> None:
+        self._of_page: dict[int, list[PendingPages]] = {}
+        self._all: list[PendingPages] = []
+
+    @property
+    def pages(self) -> Collection[int]:
+        """That anybody waits for."""
+        return self._of_page.keys()
+
+    def add(self, pending: PendingPages, pages: Iterable[int]) -> None:
+        """One more waits for these pages."""
+        if not pending.complete:
+            self._all.append(pending)
+        for page in pages:
+            self._of_page.setdefault(page, []).append(pending)
+
+    def take(self, pages: Iterable[int]) -> list[PendingPages]:
+        """Those who waited for any of these pages, each once; for these pages they wait no more."""
+        return list(dict.fromkeys(pending for page in pages for pending in self._of_page.pop(page, ())))
+
+    def passed(self, pages: Collection[int]) -> None:
+        """These pages have come: who waits for others may only have waited for their turn."""
+        self._all = [pending for pending in self._all if not pending.complete]
+        for pending in self._all:
+            pending.passed(pages)
+
+    def remove(self, pending: PendingPages) -> None:
+        """One waits no more."""
+        self._all = [other for other in self._all if other is not pending]
+        for page, waiting in list(self._of_page.items()):
+            if pending in waiting:
+                waiting.remove(pending)
+            if not waiting:
+                del self._of_page[page]

@@ -7,20 +7,20 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
+from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.prefetch_counts import PrefetchLedger
-from weightpager.runtime.planning.switch_plan import Pages
 
 _log = logging.getLogger(__name__)
 
 
-class Ahead:
+class PrefetchedPages:
     """Keeps apart, of the pages that are being loaded, those that nobody waits for, and counts what becomes of them.
 
     Not thread-safe: its owner holds a lock around every call.
 
     Attributes:
         ledger: the counts.
-        error: why the last load ahead failed, which the log says too; None if it didn't.
+        error: why the latest prefetch failed, which the log says too; None if it didn't.
     """
 
     def __init__(self, pages: int) -> None:
@@ -38,7 +38,7 @@ class Ahead:
 
     @property
     def pages(self) -> Collection[int]:
-        """These."""
+        """Pages on their way that nobody waits for."""
         return self._pages
 
     def begun(self, pages: Iterable[int]) -> None:
@@ -53,16 +53,16 @@ class Ahead:
         self.ledger.needed(pages, len(late), misses)
 
     def ended(self, pages: Collection[int], error: BaseException | None) -> None:
-        """A read has ended, that brought these pages or should have."""
+        """A read of these pages has ended, well or not."""
         came = self._pages.intersection(pages)
         self._pages -= came
         if error is None:
             self.ledger.came(np.array(sorted(came), np.int64))
         elif came:
             if self.error is None:
-                _log.warning("a page could not be loaded ahead: %s", error)
+                _log.warning("a page could not be prefetched: %s", error)
             self.error = error
 
     def cancelled(self, pages: Iterable[int]) -> None:
-        """Reads that would have brought these pages are not made."""
+        """Reads of these pages are not made."""
         self._pages.difference_update(pages)

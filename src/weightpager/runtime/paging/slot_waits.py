@@ -1,44 +1,26 @@
-"""Room for pages in the arena: what goes for them, and which reads are waited for until there is some."""
+"""Slots for pages: what is evicted for them, and which reads are waited for until there are enough."""
 
 from __future__ import annotations
-
-import threading
 
 import numpy as np
 
 from weightpager.errors import StoreTimeoutError
-from weightpager.runtime.memory.budget import MemoryController
-from weightpager.runtime.paging.prefetched_pages import Ahead
-from weightpager.runtime.paging.switch_request import Request
-from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.planning.switch_plan import Pages, SwitchPlan
+from weightpager.runtime.paging.state import PagingState
+from weightpager.runtime.paging.switch_request import SwitchRequest
+from weightpager.runtime.planning.plans import Pages, SwitchPlan
 
 
-class Room:
-    """Makes room, and waits for that of reads that end.
+class SlotWaits:
+    """Frees slots, and waits for those of reads that end.
 
     Whoever calls has the turn and holds the lock, which is given up while waiting.
     """
 
-    def __init__(
-        self, blocks: BlockManager, memory: MemoryController, ahead: Ahead, lock: threading.Condition, patience: float
-    ) -> None:
-        """In an arena.
+    def __init__(self, state: PagingState) -> None:
+        self._state = state
+        self._blocks = state.blocks
 
-        Args:
-            blocks: what is in it.
-            memory: its budget.
-            ahead: what nobody waits for.
-            lock: guards these; notified when a read ends.
-            patience: seconds without any such read after which storage is given up.
-        """
-        self._blocks = blocks
-        self._memory = memory
-        self._ahead = ahead
-        self._lock = lock
-        self._patience = patience
-
-    def plan(self, request: Request) -> SwitchPlan:
+    def plan(self, request: SwitchRequest) -> SwitchPlan:
         """A plan, as soon as reads in flight leave room for one.
 
         Their slots are waited for if there is no room without them, or to keep the task that is left.
@@ -50,26 +32,27 @@ class Room:
         hangs = False
         while True:
             plan = self._blocks.plan(request.task, request.leaving, request.reuse)
-            if plan is not None and (hangs or not (len(plan.commit) and self._ahead)):
+            if plan is not None and (hangs or not (len(plan.commit) and self._state.prefetched)):
                 return plan
             if plan is None and not self.fits(request):
-                raise self._memory.too_small(f"task {request.name!r} beside the tasks in use", self._beside(request))
+                what = f"task {request.name!r} beside the tasks in use"
+                raise self._state.memory.too_small(what, self._beside(request))
             if hangs:
                 raise self._hangs()
             hangs = not self._await_a_read()
 
-    def fits(self, request: Request) -> bool:
+    def fits(self, request: SwitchRequest) -> bool:
         """Whether tasks in use leave room, if not at once then when reads in flight have ended."""
         return self._beside(request) <= self._blocks.slots
 
     def evict(self, pages: Pages) -> None:
         """Give up resident pages that no held task needs."""
         self._blocks.evict(pages)
-        self._ahead.ledger.went(pages)
+        self._state.prefetched.ledger.went(pages)
 
     def evict_unlocked(self) -> int:
         """Give up all that no held task needs; how many pages went."""
-        self._lock.wait_for(lambda: not self._ahead, self._patience)
+        self._state.lock.wait_for(lambda: not self._state.prefetched, self._state.patience)
         pages = self._blocks.evictable()
         self.evict(pages)
         return len(pages)
@@ -81,21 +64,22 @@ class Room:
             BudgetError: tasks in use need more, or not even the smallest task would fit; nothing has changed.
             StoreTimeoutError: reads that hang have slots that must go; nothing has changed.
         """
-        fewer = self._blocks.slots - self._memory.slots_for(budget)
+        memory = self._state.memory
+        fewer = self._blocks.slots - memory.slots_for(budget)
         if fewer <= 0:
-            self._memory.resize(budget, restored=self._blocks.restore(-fewer))
-            self._lock.notify_all()
+            memory.resize(budget, restored=self._blocks.restore(-fewer))
+            self._state.lock.notify_all()
             return
         while fewer > self._blocks.free + len(self._blocks.evictable()):
             held = len(self._blocks.locked())
             if fewer > self._blocks.slots - held:
-                raise self._memory.too_small("the tasks in use", held, budget)
+                raise memory.too_small("the tasks in use", held, budget)
             if not self._await_a_read():
                 raise self._hangs()
         self.evict(self._blocks.evictable()[: max(0, fewer - self._blocks.free)])
-        self._memory.resize(budget, retired=self._blocks.retire(fewer))
+        memory.resize(budget, retired=self._blocks.retire(fewer))
 
-    def _beside(self, request: Request) -> int:
+    def _beside(self, request: SwitchRequest) -> int:
         """Pages of a task and of those in use, as if the one that is left for it weren't."""
         own = [request.task] if request.leaving is None else [request.task, request.leaving]
         return len(np.union1d(self._blocks.needs(request.task), self._blocks.locked(but_one_hold_of=own)))
@@ -103,10 +87,10 @@ class Room:
     def _await_a_read(self) -> bool:
         """Wait until a read in flight has ended, whoever wanted it; False if storage hangs."""
         loading = self._blocks.loading
-        return self._lock.wait_for(lambda: self._blocks.loading < loading, self._patience)
+        return self._state.lock.wait_for(lambda: self._blocks.loading < loading, self._state.patience)
 
     def _hangs(self) -> StoreTimeoutError:
         return StoreTimeoutError(
-            f"storage has not finished a read for {self._patience:g} s whose memory is needed; "
+            f"storage has not finished a read for {self._state.patience:g} s whose memory is needed; "
             "check the device, or raise read_timeout if it is only slow"
         )

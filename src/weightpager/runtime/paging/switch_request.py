@@ -1,20 +1,21 @@
-"""What a switch is asked for."""
+"""What a switch is asked for, what is on its way for it, and what that cost."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.paging.pager import Priority
+from weightpager.runtime.paging.page_waits import PendingPages
+from weightpager.runtime.paging.pager import Load, Priority
 
 
 @dataclass(frozen=True)
-class Request:
+class SwitchRequest:
     """A task that is wanted in the arena.
 
     Attributes:
@@ -37,6 +38,33 @@ class Request:
     wait: bool = True
     priority: Priority = Priority.ON_DEMAND
     reuse: Callable[[], npt.NDArray[np.floating]] | None = None
+
+
+@dataclass(frozen=True)
+class LoadStats:
+    """What loading cost: reads issued, bytes in them, seconds until the last was checked."""
+
+    reads: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: LoadStats) -> LoadStats:
+        return LoadStats(self.reads + other.reads, self.bytes + other.bytes, self.seconds + other.seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Loading:
+    """Pages on their way for one task: those of its own load, and those that an earlier one was bringing already."""
+
+    load: Load
+    pending: PendingPages
+    page_bytes: int
+    start: float = field(default_factory=time.perf_counter)
+
+    def cost(self, *, until_now: bool) -> LoadStats:
+        """Of its own load."""
+        seconds = time.perf_counter() - self.start if until_now and self.load.reads else 0.0
+        return LoadStats(self.load.reads, len(self.load.slots) * self.page_bytes, seconds)
 
 
 def seconds_until(deadline: float | None) -> float | None:

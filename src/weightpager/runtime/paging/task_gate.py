@@ -6,8 +6,7 @@ import threading
 from collections.abc import Callable
 
 from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
-from weightpager.runtime.paging.page_waits import Arrivals
-from weightpager.runtime.paging.uninterrupted import uninterrupted
+from weightpager.runtime.paging.page_waits import PendingPages
 
 
 class TaskGate:
@@ -29,7 +28,7 @@ class TaskGate:
         self._changed = threading.Condition()
         self._holders = 0
         self._readers = 0
-        self._arrivals: Arrivals | None = None
+        self._pending: PendingPages | None = None
 
     @property
     def holders(self) -> int:
@@ -39,21 +38,21 @@ class TaskGate:
     @property
     def is_ready(self) -> bool:
         """Whether nothing is waited for by layers of a task that is held."""
-        return self._arrivals is None or self._arrivals.complete
+        return self._pending is None or self._pending.complete
 
     @property
     def has_failed(self) -> bool:
         """Whether a page won't come that layers wait for."""
-        return self._arrivals is not None and self._arrivals.error is not None
+        return self._pending is not None and self._pending.error is not None
 
-    def hold(self, arrivals: Arrivals | None = None) -> None:
+    def hold(self, pending: PendingPages | None = None) -> None:
         """The task is in place, or its last pages are on their way: let layers in as theirs arrive.
 
         A load that has failed doesn't count where somebody else has the task in place.
         """
         with self._changed:
-            if arrivals is None or arrivals.error is None or not self._holders:
-                self._arrivals = arrivals
+            if pending is None or pending.error is None or not self._holders:
+                self._pending = pending
             self._holders += 1
 
     def release(self) -> None:
@@ -72,7 +71,7 @@ class TaskGate:
                 while self._holders == 0 and self._readers:
                     self._changed.wait()
 
-        uninterrupted(leave)
+        _uninterrupted(leave)
 
     def enter(self, layer: int) -> None:
         """A layer starts to read, as soon as its pages are there.
@@ -81,16 +80,16 @@ class TaskGate:
             TaskNotActiveError: nobody holds the task active.
             SwitchFailedError: a page of the task can't be loaded.
         """
-        arrived: Arrivals | None = None
+        arrived: PendingPages | None = None
         while True:
             with self._changed:
                 self._check_active()
-                arrivals = self._arrivals
-                if arrivals is None or arrivals is arrived:
+                pending = self._pending
+                if pending is None or pending is arrived:
                     self._readers += 1
                     return
-            self._wait_for(layer, arrivals)  # meanwhile the task may be left, and entered again
-            arrived = arrivals
+            self._wait_for(layer, pending)  # meanwhile the task may be left, and entered again
+            arrived = pending
 
     def leave(self, layer: int) -> None:  # noqa: ARG002 - the protocol's
         """A layer has finished reading, or has launched what reads."""
@@ -102,13 +101,13 @@ class TaskGate:
                 if self._readers == 0:
                     self._changed.notify_all()
 
-    def _wait_for(self, layer: int, arrivals: Arrivals) -> None:
+    def _wait_for(self, layer: int, pending: PendingPages) -> None:
         """Not as a reader: who leaves the task must not wait for pages that are given up."""
         try:
-            arrivals.wait_for(layer)
+            pending.wait_for(layer)
         except WeightpagerError as error:
             self._check_active()
-            if self._arrivals is arrivals:  # else the task was entered anew
+            if self._pending is pending:  # else the task was entered anew
                 raise SwitchFailedError(
                     f"a page of task {self._task!r} could not be loaded while it ran; activate it again: {error}"
                 ) from error
@@ -119,3 +118,23 @@ class TaskGate:
                 f"task {self._task!r} is not active, its pages may be gone; "
                 f"run it inside 'with engine.task({self._task!r})' or after 'engine.activate({self._task!r})'"
             )
+
+
+def _uninterrupted(step: Callable[[], None]) -> None:
+    """Carry out a step to its end, however often a signal handler raises meanwhile, Ctrl-C or a time limit's.
+
+    Args:
+        step: that fails for no reason of its own, and goes on where it was when it is called again.
+
+    Raises:
+        BaseException: what a handler raised first, once the step is done.
+    """
+    raised: BaseException | None = None
+    while True:
+        try:
+            step()
+            break
+        except BaseException as error:  # noqa: BLE001 - raised below
+            raised = raised or error
+    if raised is not None:
+        raise raised

@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.planning.eviction_order import EvictionOrder
-from weightpager.runtime.planning.occupancy import Occupancy
 from weightpager.runtime.planning.page_table import ABSENT, Slots
-from weightpager.runtime.planning.switch_plan import NO_PAGES, Pages, SwitchPlan
+from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages, SwitchPlan
 from weightpager.runtime.planning.task_pages import TaskPages
 
 GONE = -(1 << 62)
@@ -29,12 +28,10 @@ class BlockManager:
         page_table: int32 [pages], page index → slot, `ABSENT` where absent. Updated in place, never replaced: kernels
             hold its address.
         reloads: pages loaded that had been resident before.
-        version: another one after each `hold`, `evict` and `restore`: what is to be loaded ahead must be planned anew.
+        version: another one after each `hold`, `evict` and `restore`: a prefetch must be planned anew.
     """
 
-    def __init__(
-        self, needs: Sequence[Pages], pages: int, slots: int, capacity: int | None = None, residence: int = 0
-    ) -> None:
+    def __init__(self, needs: Sequence[Pages], pages: int, slots: int, capacity: int | None = None) -> None:
         """Nothing is resident.
 
         Args:
@@ -42,11 +39,10 @@ class BlockManager:
             pages: numbers that pages can have.
             slots: that may be used.
             capacity: slots that the arena has; ``slots`` if None.
-            residence: calls of `hold` after a page came during which `plan` evicts it only if nothing else can go.
         """
         self._needs = TaskPages(needs, pages)
         self._slots = Slots(pages, slots, slots if capacity is None else capacity)
-        self._order = EvictionOrder(self._needs, pages, residence)
+        self._order = EvictionOrder(self._needs)
         self._missing = np.array([len(need) for need in needs], np.int64)  # of each task's pages, how many
         self._holders: npt.NDArray[np.int64] = np.zeros(len(needs), np.int64)
         self._seen = np.zeros(pages, bool)
@@ -136,8 +132,7 @@ class BlockManager:
             task: the next one.
             leaving: the task that is being left, held once for that, given up only if it must be.
             reuse: gives the expected uses of each task in the near future [tasks]; asked only where pages must go. What
-                tasks will use least goes first, and among equals what was used least recently; what has just come goes
-                last.
+                tasks will use least goes first, and among equals what was used least recently.
         """
         missing = self.missing(task)
         coming = self._slots.reserved[missing] != ABSENT
@@ -180,7 +175,6 @@ class BlockManager:
     def publish(self, pages: Iterable[int]) -> None:
         """The pages' bytes are in their reserved slots and checked: make them resident."""
         came = self._slots.publish(pages)
-        self._order.came(came)
         self._missing -= self._needs.count(came)
         self.reloads += int(self._seen[came].sum())
         self._seen[came] = True

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.planning.switch_plan import Pages
+from weightpager.runtime.planning.plans import Pages
 
 ABSENT = -1
 

@@ -1,4 +1,4 @@
-"""What loading ahead has brought, in pages."""
+"""What prefetching has brought, in pages."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.planning.switch_plan import Pages
+from weightpager.runtime.planning.plans import Pages
 
 
 @dataclass(frozen=True)
 class PrefetchCounts:
-    """What loading ahead has brought, in pages.
+    """What prefetching has brought, in pages.
 
     Attributes:
-        loaded: ahead, whether they were used or not; without those that were late.
+        loaded: by a prefetch, whether they were used or not; without those that were late.
         hits: there when a task needed them.
         late: still on their way then.
         misses: loaded only when a task waited for them.
@@ -36,7 +36,7 @@ class PrefetchCounts:
 
 
 class PrefetchLedger:
-    """Follows each page that was loaded ahead until a task needs it or it goes. Not thread-safe.
+    """Follows each page that was prefetched until a task needs it or it goes. Not thread-safe.
 
     Args:
         pages: numbers that pages can have.
@@ -52,7 +52,7 @@ class PrefetchLedger:
         return PrefetchCounts(self._loaded, self._hits, self._late, self._misses, self._wasted)
 
     def came(self, pages: Pages) -> None:
-        """Pages that were loaded ahead are there."""
+        """Prefetched pages are there."""
         self._unused[pages] = True
         self._loaded += len(pages)
 

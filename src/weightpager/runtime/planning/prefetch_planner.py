@@ -1,4 +1,4 @@
-"""What to load ahead, and what goes for it: pure."""
+"""What to prefetch, and what goes for it: pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.planning.occupancy import Occupancy
-from weightpager.runtime.planning.switch_plan import NO_PAGES, Pages
+from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages
 
 MARGIN = 0.05
 """How much more a page must be worth than the one that goes for it: less than that is noise of the forecast."""
@@ -16,7 +15,7 @@ MARGIN = 0.05
 
 @dataclass(frozen=True, eq=False)
 class PrefetchPlan:
-    """Pages to load ahead.
+    """Pages to prefetch.
 
     Attributes:
         load: absent pages, those with the highest expected saving first, and among equals the earliest layers'.
@@ -34,7 +33,6 @@ class PrefetchPlan:
 
 
 NOTHING = PrefetchPlan(NO_PAGES, NO_PAGES)
-"""To load ahead."""
 
 
 def plan_prefetch(occupancy: Occupancy, worth: npt.NDArray[np.floating]) -> PrefetchPlan:

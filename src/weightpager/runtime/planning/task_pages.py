@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.planning.switch_plan import NO_PAGES, Pages
+from weightpager.runtime.planning.plans import NO_PAGES, Pages
 
 
 class TaskPages:

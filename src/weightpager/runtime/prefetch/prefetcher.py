@@ -8,8 +8,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from weightpager.runtime.paging.loading import LoadStats
 from weightpager.runtime.paging.residency import Residency
+from weightpager.runtime.paging.switch_request import LoadStats
 from weightpager.runtime.planning.prefetch_planner import plan_prefetch
 from weightpager.runtime.prediction.score import PredictionScore
 from weightpager.runtime.prefetch.expected_uses import Outlook
@@ -118,7 +118,7 @@ class Prefetcher:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._residency.stop_ahead()
+        self._residency.stop_prefetch()
         if self._thread is not threading.current_thread():  # a planner, or the garbage collector, may close the engine
             self._thread.join(_JOIN_SECONDS)
 
@@ -193,9 +193,9 @@ class Prefetcher:
         occupancy, worth, version = self._residency.snapshot(outlook.current, uses)
         plan = plan_prefetch(occupancy, worth).first(self._pages_at_once)
         again = look_again(elapsed) - elapsed
-        if not len(plan.load) or not self._residency.load_ahead(plan, version):
+        if not len(plan.load) or not self._residency.start_prefetch(plan, version):
             return again
-        self._fail(self._residency.await_ahead(again + 1.0))
+        self._fail(self._residency.await_prefetch(again + 1.0))
         return 0.0
 
     def _fail(self, error: BaseException | None) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.planning.plans import NO_PAGES, Pages
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts, PrefetchLedger
 from weightpager.runtime.planning.prefetch_planner import NOTHING, PrefetchPlan, plan_prefetch
-from weightpager.runtime.planning.switch_plan import NO_PAGES, Pages
 from weightpager.store import Run, StorageModel, coalesce
 
 BATCH_BYTES = 16 << 20

@@ -1,4 +1,4 @@
-"""What a task switch will do: pure data, printed by ``weightpager plan``, carried out by the engine."""
+"""What plans are made from, and the plan of a switch: pure data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,23 @@ import numpy.typing as npt
 Pages = npt.NDArray[np.int64]
 
 NO_PAGES: Pages = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Occupancy:
+    """A copy of what is where in an arena.
+
+    Attributes:
+        resident: bool [pages].
+        loading: bool [pages], those that a slot is reserved for.
+        locked: bool [pages], those that may not go.
+        free: slots that nothing is in or on its way to.
+    """
+
+    resident: npt.NDArray[np.bool_]
+    loading: npt.NDArray[np.bool_]
+    locked: npt.NDArray[np.bool_]
+    free: int
 
 
 @dataclass(frozen=True)
@@ -27,8 +44,3 @@ class SwitchPlan:
     loading: Pages
     prepare: Pages
     commit: Pages
-
-    @property
-    def pages(self) -> int:
-        """Pages to load: the differential set."""
-        return len(self.prepare) + len(self.commit)
