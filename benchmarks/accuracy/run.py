@@ -19,7 +19,6 @@ from benchmarks.accuracy import rows as table
 from benchmarks.accuracy.rows import Row
 from benchmarks.accuracy.study import Outcome, Setting, Study
 from weightpager.blocks import BlockShape
-from weightpager.bundle.format.layout import block_bytes
 from weightpager.cli.progress import progress
 from weightpager.compiler.recovery.quantise import INT4, INT8
 from weightpager.compiler.task_file.fields import RecoverMethod, RecoverStart
@@ -28,6 +27,7 @@ from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.config import cache_dir
 from weightpager.lab.samples import language_modeling, minilm, smollm2
 from weightpager.lab.samples import prepare as text_tasks
+from weightpager.page_dtype import block_bytes
 
 _BLOCK = BlockShape(16, 32)
 INT8_BYTES = block_bytes(_BLOCK, "int8") / block_bytes(_BLOCK, "bfloat16")

@@ -17,7 +17,6 @@ from weightpager.answers.evaluate import Score, evaluate
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.format.layout import PageDtype, block_bytes
 from weightpager.compiler.data.splits import EVAL_BATCH, Item
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.masks import Masks
@@ -33,6 +32,7 @@ from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import RecoverSpec
+from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.progress import Progress
 from weightpager.store import StorageModel
 from weightpager.store.switch_cost import all_switches

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from weightpager.blocks import BlockShape
-from weightpager.bundle.format.layout import block_bytes
 from weightpager.kernels import PagedWeight
+from weightpager.page_dtype import block_bytes
 
 PAGE_BYTES = 1 << 16
 

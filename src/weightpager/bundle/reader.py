@@ -18,7 +18,6 @@ from weightpager.bundle.format import page_file
 from weightpager.bundle.format import page_index as page_index_file
 from weightpager.bundle.format import permutations as permutations_file
 from weightpager.bundle.format.block_table import FIELDS, BlockTable
-from weightpager.bundle.format.layout import block_bytes
 from weightpager.bundle.format.manifest import Manifest, TaskEntry
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, tables_file
 from weightpager.bundle.format.page_index import PageIndex
@@ -26,6 +25,7 @@ from weightpager.bundle.format.permutations import Permutations
 from weightpager.bundle.format.size_limits import check_sizes
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
 from weightpager.machine.paths import has_directory
+from weightpager.page_dtype import block_bytes
 
 _MANIFEST_LIMIT = 64 * 2**20
 """No honest manifest is larger; a hostile one must not be read into memory whole."""

@@ -16,7 +16,6 @@ from transformers import PretrainedConfig
 
 from weightpager.blocks import MAX_TASKS
 from weightpager.bundle import Bundle, WeightEntry
-from weightpager.bundle.format.layout import decode
 from weightpager.bundle.format.names import RESIDENT
 from weightpager.bundle.format.permutations import Permutations
 from weightpager.compiler.model.checkpoint import PLAIN
@@ -27,6 +26,7 @@ from weightpager.engine.model import architecture
 from weightpager.engine.model.architecture import BASE
 from weightpager.engine.parameters import read_parameters
 from weightpager.errors import CompileError, ConfigError
+from weightpager.page_dtype import decode
 from weightpager.store import BlockReader
 
 _ANY = {"architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "pad_token_id", *PLAIN}

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from weightpager.bundle import Bundle, BundleWriter, writing
-from weightpager.bundle.format.layout import block_bytes
 from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
 from weightpager.bundle.report.overlap import mean_overlap, overlap
@@ -39,6 +38,7 @@ from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
+from weightpager.page_dtype import block_bytes
 from weightpager.progress import Progress, silent
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions, read_trace

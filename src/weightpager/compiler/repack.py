@@ -13,7 +13,6 @@ from safetensors.numpy import save
 
 from weightpager.bundle import Bundle, BundleWriter, PageIndex, writing
 from weightpager.bundle.format import page_file, page_index
-from weightpager.bundle.format.layout import page_content
 from weightpager.bundle.format.names import tables_file
 from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.task_subset import TaskSubset
@@ -21,6 +20,7 @@ from weightpager.compiler.packing.pack import Packing, pack, pack_best
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import page_file_counts, write_page_files
 from weightpager.errors import ConfigError
+from weightpager.page_dtype import page_content
 from weightpager.progress import Steps, silent
 from weightpager.store import BlockReader, StorageModel
 from weightpager.transitions import Transitions

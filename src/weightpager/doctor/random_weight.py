@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 
 from weightpager.blocks import BlockShape
-from weightpager.bundle.format.layout import PageDtype, block_bytes, encode, page_content
 from weightpager.kernels import PagedWeight
+from weightpager.page_dtype import block_bytes, encode, page_content
 
 _PER_PAGE = 3
 """No power of two, so that a wrong page or place doesn't go unseen."""
@@ -17,7 +17,7 @@ _SPARE_PAGES, _SPARE_SLOTS = 2, 2
 
 
 def random_weight(
-    out_features: int, in_features: int, block: BlockShape, dtype: PageDtype, random: np.random.Generator
+    out_features: int, in_features: int, block: BlockShape, dtype: str, random: np.random.Generator
 ) -> PagedWeight:
     """A weight that keeps about half its blocks, in shuffled places of shuffled pages.
 
@@ -55,7 +55,7 @@ def _values(
     return np.ascontiguousarray(blocks[keep])
 
 
-def _arena(places: npt.NDArray[np.uint8], block: BlockShape, dtype: PageDtype) -> torch.Tensor:
+def _arena(places: npt.NDArray[np.uint8], block: BlockShape, dtype: str) -> torch.Tensor:
     """Slots as pages lie in them, uint8 [slots, page bytes]."""
     page_bytes = places.shape[1] * places.shape[2]
     pages = b"".join(page_content(slot, block, dtype, page_bytes) for slot in places)

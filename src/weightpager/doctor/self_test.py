@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from weightpager.blocks import BlockShape
-from weightpager.bundle.format.layout import PageDtype
 from weightpager.doctor.kernel_choice import REFERENCE
 from weightpager.doctor.random_weight import random_weight
 from weightpager.kernels import PagedWeight, available, reference
+from weightpager.page_dtype import ENCODINGS
 
 Kernel = Callable[[Tensor, PagedWeight, Tensor | None], Tensor]
 
 _OUT, _IN = 200, 301
 """No multiples of a block's sides or of two, so that edges are tried as well."""
 
-_WEIGHTS: tuple[PageDtype, ...] = ("bfloat16", "float32", "int8")
 _BLOCKS = (BlockShape(16, 32), BlockShape(64, 64))
 _TOKENS = (1, 5, 40)
 _ACTIVATIONS = (torch.float32, torch.bfloat16)
@@ -67,7 +66,7 @@ def cases(seed: int = 0) -> list[Case]:
     """The products to try: the same ones for the same seed."""
     random = np.random.default_rng(seed)
     made = []
-    for dtype, block in product(_WEIGHTS, _BLOCKS):
+    for dtype, block in product(ENCODINGS, _BLOCKS):
         weight = random_weight(_OUT, _IN, block, dtype, random)
         made += [_case(weight, block, tokens, x_dtype, random) for tokens, x_dtype in product(_TOKENS, _ACTIVATIONS)]
     return made
@@ -89,13 +88,13 @@ def _case(weight: PagedWeight, block: BlockShape, tokens: int, dtype: torch.dtyp
     bias = torch.from_numpy(random.standard_normal(_OUT, np.float32))
     expected = x.double() @ reference.dense_weight(weight).double().T + bias.double()
     name = f"{tokens} {_name(dtype)} tokens, {_name(weight.dtype)} blocks of {block}"
-    return Case(name, x, weight, bias, expected, _tolerance(weight.dtype, dtype))
+    return Case(name, x, weight, bias, expected, _tolerance(weight, dtype))
 
 
-def _tolerance(weight: torch.dtype, x: torch.dtype) -> float:
-    if weight == torch.int8:  # beside which activations are rounded to int16
+def _tolerance(weight: PagedWeight, x: torch.dtype) -> float:
+    if weight.encoding.scaled:  # beside such weights activations are rounded to int16
         return 2e-4 if x == torch.float32 else 2e-2
-    return 1e-5 if torch.bfloat16 not in (weight, x) else 1e-2
+    return 1e-5 if torch.bfloat16 not in (weight.dtype, x) else 1e-2
 
 
 def _outcome(kernel: Kernel, case: Case) -> str:

@@ -12,6 +12,9 @@ import weightpager.kernels._native as _native
 from weightpager.kernels.operands import check_memory, operands
 from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
 
+READS = frozenset({torch.bfloat16, torch.float32, torch.int8})
+"""The pages' dtypes that these kernels read."""
+
 
 def isas() -> tuple[str, ...]:
     """Instruction sets that this machine can run, best first."""

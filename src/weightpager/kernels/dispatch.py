@@ -55,14 +55,9 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> 
     """
     _check_input(x, weight)
     bias = _checked_bias("bias", bias, weight)
-    chosen = isa(weight.arena.device)
-    if chosen == _REFERENCE:
-        y = reference.paged_linear(x, weight, bias)
-    elif chosen == _TRITON:
-        y = _gpu().paged_linear(x, weight, bias)
-    else:
-        y = cpu.paged_linear(x, weight, bias, _NATIVE.index(chosen))
-    _count(chosen)
+    name, kernels, number = _serving(weight)
+    y: Tensor = kernels.paged_linear(x, weight, bias, *number)
+    _count(name)
     return y
 
 
@@ -97,14 +92,9 @@ def paged_gated(
     if activation not in reference.ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
     checked = _checked_bias("gate bias", biases[0], gate), _checked_bias("bias", biases[1], weight)
-    chosen = isa(weight.arena.device)
-    if chosen == _REFERENCE:
-        y = reference.paged_gated(x, gate, weight, activation, checked)
-    elif chosen == _TRITON:
-        y = _gpu().paged_gated(x, gate, weight, activation, checked)
-    else:
-        y = cpu.paged_gated(x, gate, weight, activation, checked, _NATIVE.index(chosen))
-    _count(chosen)
+    name, kernels, number = _serving(weight)
+    y: Tensor = kernels.paged_gated(x, gate, weight, activation, checked, *number)
+    _count(name)
     return y
 
 
@@ -148,6 +138,16 @@ def calls() -> dict[str, int]:
     """
     with _calls_lock:
         return dict(_calls)
+
+
+def _serving(weight: PagedWeight) -> tuple[str, ModuleType, tuple[int, ...]]:
+    """The kernel of a weight, by name, its module, and its number there where the module has several."""
+    chosen, dtype = isa(weight.arena.device), weight.dtype
+    if chosen == _TRITON and dtype in (gpu := _gpu()).READS:
+        return chosen, gpu, ()
+    if chosen in _NATIVE and dtype in cpu.READS:
+        return chosen, cpu, (_NATIVE.index(chosen),)
+    return _REFERENCE, reference, ()
 
 
 @cache

@@ -24,6 +24,9 @@ from weightpager.kernels.paged_weight import PagedWeight
 _WORDS = {torch.float32: torch.float32, torch.bfloat16: torch.int32, torch.int8: torch.int16}
 """What an output's neighbouring features are read as, by the weight's dtype."""
 
+READS = frozenset(_WORDS)
+"""The pages' dtypes that these kernels read."""
+
 _INTERPRETED = not isinstance(kernels.linear, triton.JITFunction)
 """Whether ``TRITON_INTERPRET`` was set when kernels were imported."""
 
@@ -143,13 +146,13 @@ class _Tile:
 
 def _tile(rows: Tensor, weight: PagedWeight) -> _Tile:
     tokens = rows.numel() // weight.in_features
-    steps = weight.block_cols // weight.features_per_step
+    steps = weight.block_cols // weight.encoding.neighbours
     outputs = min(weight.block_rows, 32)
     matrix = tokens >= _MATRIX and min(outputs, steps) >= _MATRIX
     # bfloat16 is exact for int8 weights, too, before they are scaled. Triton's interpreter can't multiply it.
     bfloat16 = rows.dtype == torch.bfloat16 and weight.dtype != torch.float32 and not _INTERPRETED
     words = 64
-    if matrix and weight.dtype == torch.int8:
+    if matrix and weight.encoding.scaled:
         words = min(words, steps)  # of one block, so that its scales can wait until its sums are there
     at_once = min(64 if matrix else 8, triton.next_power_of_2(tokens))
     constants = {

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_FEATURES_PER_STEP = {torch.bfloat16: 2, torch.float32: 1, torch.int8: 2}
-"""Input features that are neighbours in a block, by dtype."""
+from weightpager.page_dtype import ENCODINGS, Encoding
 
-_SCALE = torch.bfloat16
-"""Of int8 blocks: one for every output of a block, in the trailer of its page."""
+_ENCODINGS: dict[torch.dtype, Encoding] = {getattr(torch, name): encoding for name, encoding in ENCODINGS.items()}
 
 
 class PageNotResidentError(RuntimeError):
@@ -27,10 +25,8 @@ class PageNotResidentError(RuntimeError):
 class PagedWeight:
     """One paged weight ``[out_features, in_features]`` of one task, as a kernel sees it; tensors only.
 
-    The weight is cut into blocks of ``block_rows x block_cols``, zero-padded at the edges. Element (r, c) of a block
-    is its element ``((c // p) * block_rows + r) * p + c % p``, where p is 1 for float32 and 2 for the others. After its
-    blocks, a page of int8 ones has their scales, bfloat16 [blocks_per_page, block_rows]: a weight is its number times
-    the scale of its block and row.
+    The weight is cut into blocks of ``block_rows x block_cols``, zero-padded at the edges. How they lie in pages is
+    described in `weightpager.page_dtype`.
 
     All tensors are on one device. Everything but the arena's bytes and the page table's entries is checked here, once,
     and must not change afterwards. Those two change with every load; kernels look at an entry each time they use it.
@@ -45,7 +41,7 @@ class PagedWeight:
         in_features: of the layer, which needn't be a multiple of ``block_cols``.
         block_rows: output features of a block, a power of two from 8 to 256.
         block_cols: input features of a block, a power of two from 8 to 256.
-        dtype: torch.bfloat16, torch.float32 or torch.int8.
+        dtype: torch's name for the pages' dtype.
         native: what the native kernels made of all this, at their first call.
 
     Raises:
@@ -83,24 +79,24 @@ class PagedWeight:
         )
 
     @property
+    def encoding(self) -> Encoding:
+        """How its blocks are stored."""
+        return _ENCODINGS[self.dtype]
+
+    @property
     def block_bytes(self) -> int:
         """Bytes in a block, without its scales."""
-        return self.block_rows * self.block_cols * self.dtype.itemsize
+        return self.encoding.number_bytes(self.block_rows, self.block_cols)
 
     @property
     def scale_bytes(self) -> int:
         """Bytes of a block's scales."""
-        return self.block_rows * _SCALE.itemsize if self.dtype == torch.int8 else 0
+        return self.encoding.scale_bytes(self.block_rows)
 
     @property
     def blocks_per_page(self) -> int:
         """Blocks in a page; what is left of the page's bytes is not theirs."""
         return int(self.arena.shape[1]) // (self.block_bytes + self.scale_bytes)
-
-    @property
-    def features_per_step(self) -> int:
-        """Input features that are neighbours in a block: the p of the layout."""
-        return _FEATURES_PER_STEP[self.dtype]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -113,8 +109,9 @@ class PagedWeight:
         return int(self.col_indices.shape[0])
 
     def _check_sizes(self) -> None:
-        if self.dtype not in _FEATURES_PER_STEP:
-            raise ValueError(f"dtype: expected torch.bfloat16, torch.float32 or torch.int8, got {self.dtype}")
+        if self.dtype not in _ENCODINGS:
+            *others, last = map(str, _ENCODINGS)
+            raise ValueError(f"dtype: expected {', '.join(others)} or {last}, got {self.dtype}")
         for name in ("out_features", "in_features"):
             size = getattr(self, name)
             if not 1 <= size < 2**31:

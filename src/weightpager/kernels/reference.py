@@ -16,7 +16,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "gelu_tanh":
 
 
 def dense_weight(weight: PagedWeight) -> Tensor:
-    """The weight as ``[out_features, in_features]``, zero where a block is dropped; of int8, float32 multiplied out.
+    """The weight as ``[out_features, in_features]``, zero where a block is dropped; float32 where blocks are scaled.
 
     Raises:
         PageNotResidentError: a block's page is not in the arena.
@@ -58,7 +58,7 @@ def paged_gated(
 
 def _blocks(weight: PagedWeight) -> Tensor:
     """The kept blocks, [kept, block_rows, block_cols]."""
-    per_page, step = weight.blocks_per_page, weight.features_per_step
+    per_page, step = weight.blocks_per_page, weight.encoding.neighbours
     pages, places = weight.locations.long() // per_page, weight.locations.long() % per_page
     slots = weight.page_table[pages].long()
     absent = (slots < 0) | (slots >= weight.arena.shape[0])
@@ -68,7 +68,7 @@ def _blocks(weight: PagedWeight) -> Tensor:
     raw = weight.arena[:, :used].view(-1, per_page, weight.block_bytes)[slots, places]  # [kept, block_bytes], a copy
     steps = raw.view(weight.dtype).view(-1, weight.block_cols // step, weight.block_rows, step)
     blocks = steps.transpose(1, 2).reshape(-1, weight.block_rows, weight.block_cols)
-    if weight.scale_bytes == 0:
+    if not weight.encoding.scaled:
         return blocks
     trailer = weight.arena[:, used : used + per_page * weight.scale_bytes]
     scales = trailer.view(-1, per_page, weight.scale_bytes)[slots, places].view(torch.bfloat16)  # [kept, block_rows]

@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.bundle.format.layout import block_bytes
 from weightpager.bundle.writer import writing
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.masks import Keep
@@ -26,6 +25,7 @@ from weightpager.compiler.packing.pack import pack, pack_best
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import BundlePlan, write_bundle
 from weightpager.compiler.task_file.file import from_dict
+from weightpager.page_dtype import block_bytes
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions
 

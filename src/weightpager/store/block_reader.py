@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.format.layout import page_blocks
+from weightpager.page_dtype import page_blocks
 from weightpager.store.local import LocalStore
 from weightpager.store.wrappers import VerifyingStore
 

@@ -23,7 +23,6 @@ import tiny_models
 import weightpager as wp
 from benchmarks.fuzz.sealing import rewrite_tensors
 from weightpager.bundle import Bundle
-from weightpager.bundle.format.layout import PageDtype
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.verify import verify
 from weightpager.compiler import task_file
@@ -31,6 +30,7 @@ from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.engine.export import export_task
 from weightpager.nn import NarrowEmbedding
+from weightpager.page_dtype import PageDtype
 
 INPUTS = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
 TABLES = {f"base_model.embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")}

@@ -11,10 +11,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from weightpager.blocks import MAX_TASKS, BlockGrid, BlockShape
 from weightpager.bundle.files.entry import FileEntry, Hash
 from weightpager.bundle.files.strict import Strict
-from weightpager.bundle.format.layout import PageDtype, block_bytes
 from weightpager.bundle.format.names import MANIFEST
 from weightpager.bundle.format.page_file import ALIGNMENT, file_name
 from weightpager.errors import BundleFormatError, ConfigError
+from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.transitions import Transitions
 
 TaskKind = Literal["text-classification", "token-classification", "language-modeling", "image-classification"]

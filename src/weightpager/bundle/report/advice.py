@@ -7,11 +7,11 @@ from itertools import permutations
 
 import numpy as np
 
-from weightpager.bundle.format.layout import PageDtype
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report.choice import Choice, Losses
 from weightpager.bundle.report.compile_report import FEW, LOWER_IS_BETTER, CompileReport
 from weightpager.bundle.report.verdict import Verdict
+from weightpager.page_dtype import PageDtype
 
 _RECOVERY = {"none": "doing without recovery", "closed-form": "closed form", "finetune": "fine-tuning"}
 

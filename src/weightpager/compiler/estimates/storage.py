@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightpager.bundle.format.layout import block_bytes
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.estimates.memory import sums_bytes
 from weightpager.compiler.measuring.trained_on import steps_of
@@ -17,6 +16,7 @@ from weightpager.compiler.resume.cache import Cache
 from weightpager.config import format_enough, format_room, format_size
 from weightpager.errors import CompileError
 from weightpager.machine.storage import file_system, free_bytes
+from weightpager.page_dtype import block_bytes
 
 _FILL = 0.9
 """Of pages, at the least, beside the last one of a layer."""

@@ -10,8 +10,8 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from weightpager.bundle.format.layout import PageDtype
 from weightpager.compiler.model.paged_weights import embedding_tables
+from weightpager.page_dtype import PageDtype
 
 
 @dataclass(frozen=True)

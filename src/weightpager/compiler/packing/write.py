@@ -18,7 +18,6 @@ from torch import Tensor
 import weightpager
 from weightpager.bundle import BlockTable, BundleWriter, Manifest, TaskEntry, WeightEntry
 from weightpager.bundle.format import page_file, page_index, permutations
-from weightpager.bundle.format.layout import PageDtype, block_bytes, encode, page_content
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file, tables_file
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.settings.checks import GENERATION
@@ -29,6 +28,7 @@ from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import Packing
 from weightpager.compiler.recovery.low_rank import write_adapters
+from weightpager.page_dtype import PageDtype, block_bytes, encode, page_content
 from weightpager.transitions import Transitions
 
 _PAGE_FILE_BYTES = 4 << 30

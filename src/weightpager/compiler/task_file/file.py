@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from yaml.constructor import ConstructorError
 
 from weightpager.blocks import MAX_TASKS, BlockShape
-from weightpager.bundle.format.layout import PageDtype, block_bytes
 from weightpager.bundle.format.manifest import TaskName
 from weightpager.compiler.task_file.fields import (
     Block,
@@ -30,6 +29,7 @@ from weightpager.compiler.task_file.fields import (
 from weightpager.compiler.task_file.messages import explain, shown
 from weightpager.compiler.task_file.sections import CalibrationSpec, Recover, RecoverSpec, TaskSpec, TrainingSpec
 from weightpager.errors import ConfigError
+from weightpager.page_dtype import PageDtype, block_bytes
 
 
 class TaskFile(Frozen):

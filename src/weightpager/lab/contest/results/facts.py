@@ -7,12 +7,12 @@ import math
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.format.layout import block_bytes
 from weightpager.bundle.report.fill import page_fill
 from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.engine.model.architecture import read_config
 from weightpager.lab.contest.results.result import Facts
 from weightpager.lab.contest.rivals.rival import DTYPE
+from weightpager.page_dtype import block_bytes
 from weightpager.store import StorageModel, all_switches
 
 

@@ -12,11 +12,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from weightpager.bundle import BlockTable, Bundle
-from weightpager.bundle.format.layout import page_content
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.engine.export import dense_weights
 from weightpager.engine.parameters import read_parameters
 from weightpager.lab.contest.rivals.checkpoint_file import CheckpointFile, write_checkpoint
+from weightpager.page_dtype import page_content
 from weightpager.progress import Progress
 from weightpager.store import BlockReader
 

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.blocks import BlockGrid, BlockShape
-from weightpager.bundle.format.layout import block_bytes, decode, encode, page_blocks, page_content
 from weightpager.errors import ConfigError
+from weightpager.page_dtype import ENCODINGS, block_bytes, decode, encode, page_blocks, page_content
 
 shapes = st.sampled_from([BlockShape(8, 8), BlockShape(16, 32), BlockShape(64, 16)])
-dtypes = st.sampled_from(["bfloat16", "float32", "int8"])
+dtypes = st.sampled_from(list(ENCODINGS))
 
 
 def drawn(block: BlockShape, count: int, seed: int) -> npt.NDArray[np.float32]:
