@@ -36,7 +36,7 @@ class Film:
         needs: of each task the pages.
         times: seconds.
         resident: the share of each task's pages that was in memory then.
-        ahead: pages loaded ahead until then.
+        ahead: pages prefetched until then.
         waited: pages loaded while a switch waited, until then.
     """
 
@@ -72,7 +72,7 @@ def main(
 
 
 def draw(rows: Sequence[Axes], film: Film, tasks: Sequence[int], names: Sequence[str], megabytes: float) -> None:
-    """The task and what is in memory above; what is loaded ahead and waited for below.
+    """The task and what is in memory above; what is prefetched and waited for below.
 
     Args:
         rows: two axes.
@@ -95,7 +95,7 @@ def draw(rows: Sequence[Axes], film: Film, tasks: Sequence[int], names: Sequence
     width = over[shown] - asked[shown]
     ahead = np.diff(film.ahead)[2 * LEARNT :: 2][:SHOWN] * megabytes
     waited = np.diff(film.waited)[2 * LEARNT - 1 :: 2][:SHOWN] * megabytes
-    below.bar(asked[shown], ahead, width, align="edge", color=_AHEAD, label="loaded ahead")
+    below.bar(asked[shown], ahead, width, align="edge", color=_AHEAD, label="prefetched")
     below.bar(asked[shown], -waited, width, align="edge", color=_WAITS, label="waited for")
     below.axhline(0, color="#999", linewidth=0.8)
     below.set_ylabel("MB")

@@ -32,7 +32,7 @@ RIVALS: Mapping[str, str] = {
 def of_engine(
     bundle: Bundle, visits: Sequence[Visit], budget: int, bandwidth: float, *, prefetch: bool
 ) -> tuple[Floats, PrefetchCounts]:
-    """Seconds that each switch but the first waits, and what was loaded ahead."""
+    """Seconds that each switch but the first waits, and what was prefetched."""
     config = EngineConfig(budget, prefetch=prefetch)
     with Engine(bundle, config, PacedStore(LocalStore(bundle), Pace(bandwidth))) as engine:
         for name in bundle.tasks:

@@ -21,8 +21,8 @@ class Row:
         policy: what decides which pages come and go.
         switches: measured.
         wait_ms_mean, wait_ms_p99: of their waits.
-        hit_rate: share of the pages to be loaded that were there already because they had been loaded ahead.
-        wasted_bytes: loaded ahead and gone again before they were used.
+        hit_rate: share of the pages to be loaded that were there already because they had been prefetched.
+        wasted_bytes: prefetched and gone again before they were used.
         oracle_share: of what one who knows the future saves, against `reuse`; None where that is nothing.
         mode: virtual or real.
         command: that prints the row.
@@ -50,7 +50,7 @@ def read(file: Path) -> list[Row]:
 
 
 def speedups(rows: Iterable[Row]) -> dict[str, float]:
-    """By flat key: how many times longer the real switches of a trace wait as people do it than with loading ahead."""
+    """By flat key: how many times longer the real switches of a trace wait as people do it than with prefetch."""
     real = {(row.trace, row.policy): row.wait_ms_mean for row in rows if row.mode == "real"}
     return {
         f"prefetch.{trace}.speedup_{RIVALS[policy].removeprefix('sparse_')}_mean": waited / real[trace, "markov"]

@@ -1,9 +1,9 @@
-"""Loading ahead: what switches wait for with it, without it, and with one who knows the future.
+"""Prefetch: what switches wait for with it, without it, and with one who knows the future.
 
     python -m benchmarks.prefetch --json prefetch.json
 
 A model of the shape of Qwen2.5-0.5B with 18 tasks at 75 % sparsity, random weights. In virtual time every trace under
-every policy; in real time, on storage held to a stated speed, two traces with loading ahead, without, and as people
+every policy; in real time, on storage held to a stated speed, two traces with prefetch, without, and as people
 serve many tasks today.
 """
 
@@ -137,7 +137,7 @@ def _translated(planner: Planner, names: Mapping[str, str], visits: Sequence[Vis
 
 
 PLAIN = ("lru", "reuse")
-"""Policies that load nothing ahead."""
+"""Policies that prefetch nothing."""
 
 PREDICTORS: dict[str, Callable[[int], TransitionPredictor]] = {
     "frequency": FrequencyPredictor,
@@ -162,7 +162,7 @@ def main(
     mode: Annotated[Literal["both", "virtual", "real"], typer.Option(help="Which time to measure in.")] = "both",
     folder: Annotated[Path | None, typer.Option(help="Where the synthetic bundle is kept.")] = None,
 ) -> None:
-    """Measure what loading ahead saves."""
+    """Measure what prefetch saves."""
     folder = folder or cache_dir() / "benchmarks" / "prefetch"
     bundle = bundle_of(assistant_of_many(), folder, typer.echo)
     rows = [row for row in read(json) if mode not in ("both", _measured_in(row))]
@@ -218,7 +218,7 @@ def waits(simulation: Simulation, policy: str) -> Floats:
 
 
 def in_real_time(bundle: Bundle, folder: Path) -> Iterator[Row]:
-    """Two traces without and with loading ahead, each beside the same in virtual time; and as people do it today."""
+    """Two traces without and with prefetch, each beside the same in virtual time; and as people do it today."""
     bench, f = Bench(bundle), FRACTIONS[-1]
     budget = footprint(bundle).total + bench.slots(f) * bundle.page_bytes
     with tempfile.TemporaryDirectory(dir=folder) as checkpoints:

@@ -61,7 +61,7 @@ GOALS: Sequence[Goal] = (
 )
 
 LEAST_AHEAD = 20.0
-"""Times that a trace waits longer for whole sparse checkpoints than with loading ahead, f = 0.5."""
+"""Times that a trace waits longer for whole sparse checkpoints than with prefetch, f = 0.5."""
 
 TRACES_AHEAD = ("assistant", "drive")
 

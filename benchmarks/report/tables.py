@@ -44,7 +44,7 @@ def accuracy_beside(contests: Mapping[str, Contest]) -> str:
 
 
 def goals(contests: Mapping[str, Contest], compiling: CompileRow | None, ahead: Mapping[str, float]) -> str:
-    """What was asked, and what each contest, the traces with loading ahead and the compile found."""
+    """What was asked, and what each contest, the traces with prefetch and the compile found."""
     lines = []
     for goal in GOALS:
         for name, contest in contests.items():
@@ -54,7 +54,7 @@ def goals(contests: Mapping[str, Contest], compiling: CompileRow | None, ahead: 
                 lines.append([f"`{goal.key}`", goal.asked, name, word, found])
     for trace in TRACES_AHEAD:
         key = f"prefetch.{trace}.speedup_whole_mean"
-        asked = f"waiting with loading ahead at least {LEAST_AHEAD:g} × less than for whole sparse checkpoints"
+        asked = f"waiting with prefetch at least {LEAST_AHEAD:g} × less than for whole sparse checkpoints"
         found_ahead = ahead.get(key)
         word = "not measured" if found_ahead is None else "yes" if found_ahead >= LEAST_AHEAD else "**no**"
         said = "–" if found_ahead is None else f"{found_ahead:.3g}"
