@@ -8,9 +8,7 @@ about ten minutes on one core.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +26,8 @@ from weightpager.config import cache_dir
 from weightpager.lab.samples.download.building import key_of
 from weightpager.lab.samples.road import driving, road_model
 from weightpager.lab.traces import TRACES
+from weightpager.lab.traces.trace import renamed
+from weightpager.trace_file import Visit, write_trace
 
 NAME = "driving, rendered scenes, a ViT trained here on them"
 """Of the contest."""
@@ -77,7 +77,7 @@ def bundles(cache: Path, progress: Any, *, quick: bool = False) -> tuple[Bundle,
     if not all(path.is_dir() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
         trace = folder / "drive.trace.jsonl"
-        trace.write_text("".join(json.dumps(visit) + "\n" for visit in visits()), encoding="utf-8")
+        write_trace(trace, visits())
         tasks = {sample.name: sample.entry() for sample in samples}
         task_file = from_dict({**settings, "model": str(model), "transitions": str(trace), "tasks": tasks})
         journal = Journal(folder / "journal", compile_identity(task_file))
@@ -91,11 +91,9 @@ def bundles(cache: Path, progress: Any, *, quick: bool = False) -> tuple[Bundle,
     return aligned, unaligned
 
 
-def visits() -> list[dict[str, object]]:
+def visits() -> tuple[Visit, ...]:
     """The drive trace, in terms of the five tasks: roads in a row on which a car asks the same are one visit."""
-    found = TRACES["drive"](SWITCHES).visits
-    runs = groupby(found, key=lambda visit: TASK_OF[visit.task])
-    return [{"task": task, "time": next(run).start} for task, run in runs]
+    return renamed(TRACES["drive"](SWITCHES).visits, TASK_OF)
 
 
 _SETTINGS: dict[str, Any] = {

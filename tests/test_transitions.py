@@ -1,13 +1,10 @@
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.errors import ConfigError
-from weightpager.transitions import Transitions, read_trace
+from weightpager.transitions import Transitions
 
 TASKS = ("spam", "topic", "pos")
 
@@ -102,68 +99,6 @@ def test_a_smoothing_that_is_no_count_is_refused(smoothing: float) -> None:
 def test_a_visit_to_an_unknown_task_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected one of spam, topic, pos, got 'spma'"):
         Transitions.from_trace(TASKS, ["spam", "spma"])
-
-
-def write(path: Path, *lines: str) -> Path:
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return path
-
-
-def test_a_trace_is_read_in_order(tmp_path: Path) -> None:
-    timed, untimed = [{"task": "spam", "time": 0}, {"task": "pos", "time": 3.5}], [{"task": "topic", "time": None}]
-    rows = [*timed, *untimed, {"task": "spam"}, {"task": "spam", "time": 3.5}]
-    path = write(tmp_path / "day.jsonl", *map(json.dumps, rows))
-    assert read_trace(path) == read_trace(str(path), TASKS) == ["spam", "pos", "topic", "spam", "spam"]
-    assert read_trace(write(tmp_path / "empty.jsonl")) == []
-
-
-def test_no_switch_leads_over_a_gap(tmp_path: Path) -> None:
-    """Such as a restart, which a history marks."""
-    path = tmp_path / "trace.jsonl"
-    rows = [("spam", False), ("topic", False), ("pos", True), ("spam", False)]
-    path.write_text("".join(json.dumps({"task": task, "resumed": resumed}) + "\n" for task, resumed in rows))
-    visits = read_trace(path, TASKS)
-    assert visits == ["spam", "topic", None, "pos", "spam"]
-    counted = Transitions.from_trace(TASKS, visits, smoothing=0).matrix
-    assert counted[TASKS.index("topic"), TASKS.index("pos")] == pytest.approx(1 / (len(TASKS) - 1))
-    assert counted[TASKS.index("pos"), TASKS.index("spam")] == 1.0
-    path.write_text('{"task": "spam", "resumed": 1}\n')
-    with pytest.raises(ConfigError, match="expected true or false for resumed"):
-        read_trace(path, TASKS)
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("spam", "expected a JSON object, got b'spam'"),
-        ("", "expected a JSON object"),
-        ("[" * 100_000, "expected a JSON object"),
-        ('["spam"]', "expected a JSON object"),
-        ('{"time": 3}', "expected a task's name, got None"),
-        ('{"task": 7}', "expected a task's name, got 7"),
-        ('{"task": "spma"}', "expected one of spam, topic, pos, got 'spma'"),
-        ('{"task": "spam", "tmie": 3}', "expected the keys task and time, got 'tmie'"),
-        ('{"task": "spam", "time": "3"}', "expected a time in seconds, got 3"),
-        ('{"task": "spam", "time": true}', "expected a time in seconds, got True"),
-        ('{"task": "spam", "time": NaN}', "expected a time in seconds, got nan"),
-        ('{"task": "spam", "time": 1' + "0" * 400 + "}", "expected a time in seconds, got 1000"),
-        ('{"task": "spam", "time": 1.5}', "expected a time from 2.0 up, got 1.5"),
-    ],
-)
-def test_a_wrong_line_is_named(tmp_path: Path, line: str, expected: str) -> None:
-    path = write(tmp_path / "day.jsonl", '{"task": "spam", "time": 2}', '{"task": "pos"}', line)
-    with pytest.raises(ConfigError) as raised:
-        read_trace(path, TASKS)
-    assert str(raised.value).startswith(f"{path}:3: {expected}")
-
-
-def test_a_trace_that_is_not_text_or_not_there_is_named(tmp_path: Path) -> None:
-    binary = tmp_path / "binary.jsonl"
-    binary.write_bytes(b"\xff\x00\x80")
-    with pytest.raises(ConfigError, match=r"binary\.jsonl:1: expected a JSON object"):
-        read_trace(binary)
-    with pytest.raises(ConfigError, match=r"absent\.jsonl: expected a readable trace file"):
-        read_trace(tmp_path / "absent.jsonl")
 
 
 def test_new_tasks_are_as_likely_as_any_other() -> None:

@@ -15,9 +15,9 @@ from weightpager.engine import Engine
 from weightpager.lab.contest.rivals.methods import method
 from weightpager.lab.contest.rivals.pace import Pace, PacedStore
 from weightpager.lab.contest.rivals.rival import Setting
-from weightpager.runtime.history.visit import Visit
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.store import LocalStore
+from weightpager.trace_file import Visit
 
 Floats = npt.NDArray[np.float64]
 

@@ -36,7 +36,6 @@ from weightpager.lab.traces import TRACES, Trace
 from weightpager.lab.traces.assistant import CHAIN as ASSISTANT
 from weightpager.lab.traces.drive import CHAIN as DRIVE
 from weightpager.lab.traces.trace import renamed
-from weightpager.runtime.history.visit import Visit
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.runtime.prediction.first_order_predictor import FirstOrderPredictor
 from weightpager.runtime.prediction.frequency_predictor import FrequencyPredictor
@@ -46,6 +45,7 @@ from weightpager.runtime.prediction.predictor import TransitionPredictor
 from weightpager.runtime.prefetch.expected_uses import Outlook
 from weightpager.simulate.simulator import Device, Foreteller, Recency, Simulation, Simulator
 from weightpager.store import StorageModel
+from weightpager.trace_file import Visit
 from weightpager.transitions import Transitions
 
 Floats = npt.NDArray[np.float64]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -102,90 +99,6 @@ class Transitions:
     def switch_rate(self) -> Floats:
         """``π_t P_tu`` [T, T]: the share of all switches that lead from t to u."""
         return self.stationary()[:, None] * self.matrix
-
-
-def read_trace(path: Path | str, tasks: Sequence[str] | None = None) -> list[str | None]:
-    """The task names of a trace file in the order of time, None for a gap; arguments and errors as of `read_times`."""
-    found: list[str | None] = []
-    for visit in _read(path, tasks):
-        found += [None, visit.task] if visit.resumed else [visit.task]
-    return found
-
-
-def read_times(path: Path | str, tasks: Sequence[str] | None = None) -> list[tuple[str, float | None]]:
-    """The task names of a trace file in the order of time, with the time of each; None where the file doesn't say.
-
-    Each line is a JSON object: ``{"task": "spam", "time": 12.5}``. The time is in seconds since any start, may be
-    absent, and never decreases. ``"resumed": true`` says that the visit follows a gap, such as a restart.
-
-    Args:
-        path: the file.
-        tasks: the known names; None accepts any.
-
-    Raises:
-        ConfigError: the file cannot be read, or a line is not of this form; names the file and the line.
-    """
-    return [(visit.task, visit.time) for visit in _read(path, tasks)]
-
-
-class _Visit(NamedTuple):
-    task: str
-    time: float | None
-    resumed: bool
-
-
-def _read(path: Path | str, tasks: Sequence[str] | None) -> list[_Visit]:
-    path = Path(path)
-    visits: list[_Visit] = []
-    latest = -math.inf
-    for number, line in enumerate(_lines(path), 1):
-        try:
-            visit = _parse_visit(line, tasks)
-            if visit.time is not None and visit.time < latest:
-                raise ValueError(f"expected a time from {latest} up, got {visit.time}")
-        except ValueError as error:
-            raise ConfigError(f"{path}:{number}: {error}") from error
-        visits.append(visit)
-        latest = latest if visit.time is None else visit.time
-    return visits
-
-
-def _lines(path: Path) -> list[bytes]:
-    try:
-        return path.read_bytes().splitlines()
-    except OSError as error:
-        raise ConfigError(f"{path}: expected a readable trace file, got {error.strerror or error}") from error
-
-
-def _parse_visit(line: bytes, tasks: Sequence[str] | None) -> _Visit:
-    row = _parse_object(line)
-    if unknown := sorted(row.keys() - set(_Visit._fields)):
-        raise ValueError(f"expected the keys task and time, got {', '.join(map(repr, unknown))}")
-    name, moment, resumed = row.get("task"), row.get("time"), row.get("resumed", False)
-    if not isinstance(resumed, bool):
-        raise ValueError(f"expected true or false for resumed, got {str(resumed)[:80]}")
-    if not isinstance(name, str):
-        raise ValueError(f"expected a task's name, got {name!r}")
-    if tasks is not None and name not in tasks:
-        raise ValueError(f"expected one of {', '.join(tasks)}, got {name!r}")
-    return _Visit(name, None if moment is None else _seconds(moment), resumed)
-
-
-def _parse_object(line: bytes) -> dict[str, object]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, got {line[:80]!r}")
-    return row
-
-
-def _seconds(moment: object) -> float:
-    # Comparing a whole number never overflows, converting one may.
-    if isinstance(moment, bool) or not isinstance(moment, int | float) or not -1e300 < moment < 1e300:
-        raise ValueError(f"expected a time in seconds, got {str(moment)[:80]}")
-    return float(moment)
 
 
 def _check_names(tasks: tuple[str, ...]) -> None:

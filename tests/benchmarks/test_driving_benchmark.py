@@ -22,8 +22,8 @@ def test_every_kind_of_road_asks_for_a_task() -> None:
 
 def test_the_trace_has_switches_only() -> None:
     found = visits()
-    assert all(a["task"] != b["task"] and a["time"] < b["time"] for a, b in pairwise(found))
-    assert min(Counter(visit["task"] for visit in found).values()) > 50
+    assert all(a.task != b.task and a.start < b.start for a, b in pairwise(found))
+    assert min(Counter(visit.task for visit in found).values()) > 50
 
 
 def test_the_name_says_what_it_is() -> None:

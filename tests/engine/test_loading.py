@@ -31,10 +31,10 @@ from weightpager.errors import (
     TaskNotActiveError,
     UnknownTaskError,
 )
-from weightpager.runtime.history.task_monitor import Visit
 from weightpager.runtime.paging.page_waits import PendingPages, Waiters
 from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.store import LocalStore
+from weightpager.trace_file import Visit
 
 
 def test_a_model_runs_while_its_pages_are_loaded(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:

@@ -27,9 +27,9 @@ from weightpager.config import EngineConfig, format_enough
 from weightpager.engine.foresight import foresight
 from weightpager.engine.report import PrefetchReport
 from weightpager.errors import BudgetError, ConfigError, EngineClosedError, StoreTimeoutError, UnknownTaskError
-from weightpager.runtime.history.task_monitor import Visit
 from weightpager.runtime.prefetch.prefetcher import Foresight
 from weightpager.store import LocalStore
+from weightpager.trace_file import Visit
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> None:

@@ -15,10 +15,10 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.compiler.selection.floor_trial import HIGH
 from weightpager.errors import BudgetError
-from weightpager.runtime.history.visit import Visit
 from weightpager.simulate.simulator import Device, Recency, Simulator
 from weightpager.simulate.sizing import AHEAD, Sizing
 from weightpager.store import StorageModel
+from weightpager.trace_file import Visit
 
 STORAGE = StorageModel(1e6, seconds_per_read=0.0)
 ROUND = ("animal", "weather", "number", "colour")

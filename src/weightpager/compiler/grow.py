@@ -47,7 +47,8 @@ from weightpager.compiler.selection.prepared import Prepared
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.progress import Progress, Steps
-from weightpager.transitions import Transitions, read_trace
+from weightpager.trace_file import read_trace
+from weightpager.transitions import Transitions
 
 
 def grow(

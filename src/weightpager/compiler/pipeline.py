@@ -41,7 +41,8 @@ from weightpager.engine import Engine
 from weightpager.page_dtype import block_bytes
 from weightpager.progress import Progress, silent
 from weightpager.store import StorageModel
-from weightpager.transitions import Transitions, read_trace
+from weightpager.trace_file import read_trace
+from weightpager.transitions import Transitions
 
 TaskFileLike = str | Path | TaskFile | Mapping[str, Any]
 

@@ -29,7 +29,7 @@ from weightpager.engine.report import EngineReport, PrefetchReport, SwitchReport
 from weightpager.engine.residency_map import ResidencyMap
 from weightpager.engine.switch_log import SwitchLog
 from weightpager.errors import BudgetError, ConfigError, EngineClosedError, TaskNotActiveError, TaskTooLargeError
-from weightpager.runtime.history.history_file import VisitLog
+from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.staged_arena import Staging
 from weightpager.runtime.paging.pager import Priority
@@ -75,7 +75,7 @@ class Engine:
         self._residency, self._memory = self._open.residency, self._open.memory
         self._process = os.getpid()
         weakref.finalize(self, _in_process, self._process, self._residency.close)
-        self.monitor = TaskMonitor(log=None if config.history is None else VisitLog(config.history))
+        self.monitor = TaskMonitor(log=None if config.history is None else HistoryFile(config.history))
         weakref.finalize(self, _in_process, self._process, self.monitor.close)
         self._activating = threading.RLock()  # `activate` and `deactivate`, one after the other
         self._changing = threading.Lock()  # budget or bundle

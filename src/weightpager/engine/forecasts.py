@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from weightpager.bundle import Bundle
 from weightpager.engine.open_bundle import OpenBundle
-from weightpager.runtime.history.task_monitor import TaskMonitor, Visit
+from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.predictor import Forecast, TransitionPredictor, replay
 from weightpager.runtime.prediction.score import PredictionScore
+from weightpager.trace_file import Visit
 
 _MOST_VISITS = 2000
 """Of an earlier run's history: what was longer ago has faded anyway."""

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle import Bundle
-from weightpager.runtime.history.task_monitor import Visit
 from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.runtime.planning.task_pages import TaskPages
@@ -19,6 +18,7 @@ from weightpager.runtime.prefetch.expected_uses import Outlook
 from weightpager.runtime.prefetch.trial import PrefetchTrial
 from weightpager.runtime.prefetch.virtual_arena import Rehearsal, Wait
 from weightpager.store import StorageModel, span_of
+from weightpager.trace_file import Visit
 
 Floats = npt.NDArray[np.float64]
 

@@ -11,10 +11,10 @@ from weightpager.bundle import Bundle
 from weightpager.config import format_enough
 from weightpager.engine.open_bundle import needs_of
 from weightpager.errors import BudgetError
-from weightpager.runtime.history.visit import Visit
 from weightpager.runtime.memory.budget import MemoryController
 from weightpager.simulate.simulator import Device, Foreteller, Recency, Simulation, Simulator
 from weightpager.store import StorageModel
+from weightpager.trace_file import Visit
 
 RECENCY, REUSE, AHEAD = "least recently used", "expected reuse", "loading ahead"
 

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 from weightpager.errors import ConfigError
-from weightpager.lab.traces import TRACES, Trace, write_trace
+from weightpager.lab.traces import TRACES, Trace
 from weightpager.lab.traces.mail import read_mail
 from weightpager.lab.traces.trace import in_place_of
 from weightpager.lab.traces.unpredictable import FLIP, TASKS, successors
-from weightpager.runtime.history.visit import Visit
 from weightpager.runtime.prediction.first_order_predictor import FirstOrderPredictor
 from weightpager.runtime.prediction.frequency_predictor import FrequencyPredictor
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
 from weightpager.runtime.prediction.predictor import TransitionPredictor
 from weightpager.runtime.prediction.score import PredictionScore
-from weightpager.transitions import Transitions, read_trace
+from weightpager.trace_file import Visit, read_trace, write_trace
+from weightpager.transitions import Transitions
 
 MADE = sorted(TRACES.keys() - {"mail"})
 PREDICTABLE = ("assistant", "drive", "robot")
@@ -195,8 +195,3 @@ def test_a_log_that_is_too_short_for_other_tasks_is_taken_as_it_is() -> None:
     visits = in_place_of(lambda switches, _: Trace("log", ("a", "b", "c"), log[: switches + 1], None), "xy", 50, 1.0)
     assert len(visits) == 40
     assert visits[-1].start / 39 == pytest.approx(1.0)
-
-
-def test_a_trace_file_tells_of_gaps(tmp_path: Path) -> None:
-    write_trace(tmp_path / "trace.jsonl", [Visit("a", 0.0), Visit("b", 1.0, resumed=True), Visit("a", 2.0)])
-    assert read_trace(tmp_path / "trace.jsonl") == ["a", None, "b", "a"]

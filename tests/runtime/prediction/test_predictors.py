@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.runtime.history.task_monitor import Visit
 from weightpager.runtime.prediction.first_order_predictor import FirstOrderPredictor
 from weightpager.runtime.prediction.frequency_predictor import FrequencyPredictor
 from weightpager.runtime.prediction.learner import Learner
@@ -19,6 +18,7 @@ from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
 from weightpager.runtime.prediction.predictor import Forecast, TransitionPredictor, replay
 from weightpager.runtime.prediction.score import PredictionScore
+from weightpager.trace_file import Visit
 
 LEARNERS = [FrequencyPredictor, FirstOrderPredictor, MarkovPredictor]
 

@@ -23,7 +23,7 @@ from weightpager.server.http.app import create_app
 from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Settings, read_token
 from weightpager.server.statistics.status import status
-from weightpager.transitions import read_trace
+from weightpager.trace_file import read_trace
 
 ROUTES = [("POST", route) for route in ("load", "prefetch", "pin", "unpin", "budget", "reload", "verify")] + [
     ("GET", "trace")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightpager.bundle import Bundle
-    from weightpager.runtime.history.visit import Visit
     from weightpager.simulate.sizing import Waiting
+    from weightpager.trace_file import Visit
 
 
 def register(app: typer.Typer) -> None:
@@ -106,12 +106,13 @@ def _wait(milliseconds: float) -> str:
 def _visits(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Visit, ...]:
     from weightpager.errors import ConfigError
     from weightpager.lab.traces import TRACES
-    from weightpager.lab.traces.trace import in_place_of, read_visits
+    from weightpager.lab.traces.trace import in_place_of
+    from weightpager.trace_file import read_timed_visits
 
     if trace not in TRACES:
         if not os.path.lexists(trace):
             raise ConfigError(f"trace: expected a file, or one of {', '.join(TRACES)}; found no file at {trace}")
-        return read_visits(trace, tuple(bundle.tasks))
+        return read_timed_visits(trace, tuple(bundle.tasks))
     names = list(bundle.tasks)
     if len(names) < 2:
         raise ConfigError(f"{bundle.path}: expected at least two tasks to switch between, found {len(names)}")

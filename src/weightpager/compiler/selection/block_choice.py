@@ -14,7 +14,8 @@ from weightpager.compiler.selection.saliency import normalised
 from weightpager.compiler.selection.wishes import Choice, fulfil, wish_of
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.progress import Progress
-from weightpager.transitions import Transitions, read_trace
+from weightpager.trace_file import read_trace
+from weightpager.transitions import Transitions
 
 
 def transitions_of(task_file: TaskFile) -> Transitions:

@@ -9,10 +9,10 @@ from weightpager.lab.traces.assistant import assistant
 from weightpager.lab.traces.drive import drive
 from weightpager.lab.traces.mail import mail
 from weightpager.lab.traces.robot import robot
-from weightpager.lab.traces.trace import Trace, write_trace
+from weightpager.lab.traces.trace import Trace
 from weightpager.lab.traces.unpredictable import adversarial, random
 
-__all__ = ["TRACES", "Trace", "TraceMaker", "write_trace"]
+__all__ = ["TRACES", "Trace", "TraceMaker"]
 
 
 class TraceMaker(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.history.visit import Visit
+from weightpager.trace_file import Visit
 from weightpager.transitions import Transitions
 
 Floats = npt.NDArray[np.float64]

@@ -8,7 +8,7 @@ import numpy as np
 
 from weightpager.lab.traces.chain import Chain
 from weightpager.lab.traces.trace import Trace, check_size
-from weightpager.runtime.history.visit import Visit
+from weightpager.trace_file import Visit
 
 CHAIN = Chain(
     {

@@ -14,7 +14,7 @@ from weightpager.lab.samples.download.archives import fetch
 from weightpager.lab.samples.download.members import members
 from weightpager.lab.samples.download.pins import SPAM_ASSASSIN
 from weightpager.lab.traces.trace import Trace, check_size
-from weightpager.runtime.history.visit import Visit
+from weightpager.trace_file import Visit
 
 SIZE = 16
 PERSONAL, SPAM, OTHER = "personal", "spam", "other-lists"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
 from weightpager.errors import ConfigError
-from weightpager.runtime.history.visit import Visit
 from weightpager.runtime.prediction.planner import Planner
-from weightpager.transitions import read_times
+from weightpager.trace_file import Visit
 
 
 @dataclass(frozen=True)
@@ -67,33 +64,6 @@ def check_size(switches: int, dwell: float) -> None:
         raise ConfigError(f"trace: expected at least one switch, got {switches}")
     if not 0 < dwell < math.inf:
         raise ConfigError(f"trace: expected a mean dwell time over 0 seconds, got {dwell}")
-
-
-def write_trace(path: Path | str, visits: Iterable[Visit]) -> None:
-    """A trace file, which ``read_trace`` and ``transitions:`` of a task file read (``weightpager.transitions``)."""
-    Path(path).write_text("".join(json.dumps(visit.row()) + "\n" for visit in visits), encoding="utf-8")
-
-
-def read_visits(path: Path | str, tasks: Sequence[str]) -> tuple[Visit, ...]:
-    """The visits of a trace file, each of which says when it began; a task twice in a row is one visit.
-
-    Args:
-        path: the file.
-        tasks: the known names.
-
-    Raises:
-        ConfigError: the file cannot be read, a line is not of the form, has no time, or names no known task; there
-            is no switch in it.
-    """
-    visits: list[Visit] = []
-    for number, (name, moment) in enumerate(read_times(path, tasks), 1):
-        if moment is None:
-            raise ConfigError(f"{path}:{number}: expected a time, since how long tasks run matters here; found none")
-        if not visits or visits[-1].task != name:
-            visits.append(Visit(name, moment))
-    if len(visits) < 2:
-        raise ConfigError(f"{path}: expected at least one switch, found {len(visits)} visits")
-    return tuple(visits)
 
 
 def in_place_of(

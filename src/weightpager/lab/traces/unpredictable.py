@@ -9,7 +9,7 @@ import numpy as np
 
 from weightpager.lab.traces.chain import Chain
 from weightpager.lab.traces.trace import Trace, check_size
-from weightpager.runtime.history.visit import Visit
+from weightpager.trace_file import Visit
 
 TASKS = tuple(f"task_{number:02}" for number in range(16))
 SUCCESSORS = 4

@@ -1,16 +1,20 @@
-"""The file that keeps a history across restarts: appended to in the background, bounded, one process at a time."""
+"""The trace file that keeps a history across restarts: bounded, written in the background, one process at a time."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 from weightpager.errors import ConfigError
 from weightpager.runtime.history.appended_file import AppendedFile
-from weightpager.runtime.history.visit_rows import History, VisitRow, encode_counts, encode_visit, parse_history
+from weightpager.runtime.history.history import History, parse_history
+from weightpager.trace_file import Counts, Visit, encode
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +34,8 @@ _PENDING = 10_000
 _MOST_READ = 16 << 20  # far more than a limit and a batch; what else may lie there isn't read into memory
 
 
-class VisitLog:
-    """Appends visits to a file of lines with checksums (see ``visit_rows``). Safe to use from several threads.
+class HistoryFile:
+    """Appends visits to a trace file (see `weightpager.trace_file`). Safe to use from several threads.
 
     ``add`` only puts into memory. A thread writes after ``delay``, and waits for the disk every ``SYNC_INTERVAL``, at
     ``close``, and when the file is full: then its newer half goes into a new file that takes its place in one step. A
@@ -44,7 +48,7 @@ class VisitLog:
         delay: seconds that a visit may wait to be written.
 
     Raises:
-        ConfigError: the file cannot be opened, isn't a history, or another log has it open.
+        ConfigError: the file cannot be opened, isn't a history, or another engine has it open.
     """
 
     def __init__(self, path: Path | str, limit: int = LIMIT, delay: float = DELAY) -> None:
@@ -57,16 +61,18 @@ class VisitLog:
             raise ConfigError(
                 f"{path}: expected a history of tasks, or no file yet, found a file of something else; name another one"
             )
-        self._run = 1 + max((row.run for row in self._history.rows), default=0)
-        self._number = 0
-        self._torn = True  # whatever stands at the end of the file, the next line starts on its own
+        self._latest = max([-math.inf, *(visit.start for visit in self._history.visits[-1:])])
+        self._gap = True  # before the next visit that is written
+        self._torn = True  # the file's last line may have no end
         self._failed = self._closing = self._closed = False
         self._synced, self._unsynced = time.monotonic(), False
-        self._pending: deque[VisitRow] = deque(maxlen=_PENDING)
+        self._pending: deque[Visit] = deque(maxlen=_PENDING)
         self._requests: Counter[str] = Counter()
         self._switches = 0
         self._changed = threading.Condition()
         self._writing = threading.Lock()
+        if self._history.earlier:
+            self._convert()
         self._thread = threading.Thread(target=self._serve, name="weightpager-history", daemon=True)
         self._thread.start()
 
@@ -81,11 +87,15 @@ class VisitLog:
             self._requests[task] += 1
 
     def add(self, task: str, seconds: float, *, switch: bool) -> None:
-        """The task became the current one, at this time since 1970; whether that was a switch from another."""
+        """The task became the current one, at this time since 1970; whether that was a switch from another.
+
+        Times in the file never decrease.
+        """
         with self._changed:
-            self._number += 1
             self._switches += switch
-            self._pending.append(VisitRow(self._run, self._number, task, seconds))
+            self._gap |= len(self._pending) == _PENDING  # the oldest goes
+            self._latest = max(self._latest, round(seconds, 6))
+            self._pending.append(Visit(task, self._latest))
             if len(self._pending) == 1:
                 self._changed.notify()
 
@@ -99,6 +109,7 @@ class VisitLog:
                 self._append(lines)
                 self._settle(sync)
             except OSError as error:
+                self._gap = True
                 self._fail(error)
 
     def close(self) -> None:
@@ -127,12 +138,14 @@ class VisitLog:
     def _take(self) -> bytes:
         """The lines of what is pending, which no longer is."""
         with self._changed:
-            rows, self._pending = self._pending, deque(maxlen=_PENDING)
+            visits, self._pending = self._pending, deque(maxlen=_PENDING)
             requests, self._requests = self._requests, Counter()
             switches, self._switches = self._switches, 0
-        lines = [encode_visit(row) for row in rows]
+            if visits and self._gap:
+                visits[0], self._gap = replace(visits[0], resumed=True), False
+        lines = [encode(visit) for visit in visits]
         if requests or switches:
-            lines.append(encode_counts(requests, switches))
+            lines.append(encode(Counts(requests, switches)))
         return b"".join(lines)
 
     def _append(self, lines: bytes) -> None:
@@ -140,8 +153,8 @@ class VisitLog:
             return
         if self._file.size > 2 * self._limit:
             self._shorten()  # or nothing is appended
-        whole, self._torn = (b"\n" + lines if self._torn else lines), True
-        self._file.append(whole)
+        torn, self._torn = self._torn and self._file.tail(1) not in (b"", b"\n"), True
+        self._file.append(b"\n" * torn + lines)
         self._torn, self._unsynced = False, True
 
     def _settle(self, sync: bool) -> None:
@@ -159,12 +172,19 @@ class VisitLog:
         """Seconds until the disk is waited for; None if it has everything."""
         return max(0.0, self._synced + SYNC_INTERVAL - time.monotonic()) if self._unsynced else None
 
+    def _convert(self) -> None:
+        try:
+            self._file.replace(_newest(self._history, self._limit))
+            _log.info("%s: the history of tasks has been written anew, as a trace", self.path)
+        except OSError as error:
+            self._fail(error)
+
     def _shorten(self) -> None:
         self._file.replace(_newest(self._read(), self._limit // 2))
 
     def _read(self) -> History:
         try:
-            return parse_history(self._file.tail(_MOST_READ).split(b"\n"))
+            return parse_history(self._file.tail(_MOST_READ))
         except OSError as error:
             _log.warning("%s: the history of tasks cannot be read, it starts anew: %s", self.path, error)
             return History()
@@ -178,14 +198,8 @@ class VisitLog:
 def _newest(history: History, room: int) -> bytes:
     """Lines of all counts and the newest visits, in so many bytes."""
     requests = history.requests
-    while len(line := encode_counts(requests, history.switches)) > room // 2 and requests:
+    while len(line := encode(Counts(requests, history.switches))) > room // 2 and requests:
         requests = Counter(dict(requests.most_common(len(requests) // 2)))
-    lines: list[bytes] = []
-    room -= len(line)
-    for row in reversed(history.rows):
-        encoded = encode_visit(row)
-        room -= len(encoded)
-        if room < 0:
-            break
-        lines.append(encoded)
-    return b"".join([line, *reversed(lines)])
+    sizes = accumulate((len(encode(visit)) for visit in reversed(history.visits)), initial=len(line))
+    kept = sum(size <= room for size in sizes) - 1
+    return b"".join([line, *map(encode, history.visits[len(history.visits) - kept :])])

@@ -12,10 +12,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.history.history_file import VisitLog
-from weightpager.runtime.history.visit import Visit
-
-__all__ = ["TaskMonitor", "Visit"]
+from weightpager.runtime.history.history_file import HistoryFile
+from weightpager.trace_file import Visit
 
 
 class TaskMonitor:
@@ -31,7 +29,7 @@ class TaskMonitor:
     """
 
     def __init__(
-        self, limit: int = 10_000, clock: Callable[[], float] = time.monotonic, log: VisitLog | None = None
+        self, limit: int = 10_000, clock: Callable[[], float] = time.monotonic, log: HistoryFile | None = None
     ) -> None:
         self._clock = clock
         self._lock = threading.Lock()
@@ -102,12 +100,12 @@ class TaskMonitor:
         if self._log is not None:
             self._log.add(task, start + self._wall, switch=before is not None)
 
-    def _restore(self, log: VisitLog) -> None:
+    def _restore(self, log: HistoryFile) -> None:
         history = log.restore()
-        visits = history.visits()
+        visits = history.visits
         # The wall clock may have been set back meanwhile; the past stays past.
-        shift = self._clock() - max([self._clock() + self._wall, *(visit.start for visit in visits[-1:])])
-        self._visits.extend(replace(visit, start=visit.start + shift) for visit in visits)
+        self._wall = max([self._wall, *(visit.start - self._clock() for visit in visits[-1:])])
+        self._visits.extend(replace(visit, start=visit.start - self._wall) for visit in visits)
         self._followed.update((visit.task, following.task) for visit, following in _switches(visits))
         self.requests.update(history.requests)
         self.switches = history.switches

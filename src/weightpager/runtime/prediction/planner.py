@@ -11,8 +11,8 @@ from numbers import Real
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.history.visit import Visit
 from weightpager.runtime.prediction.predictor import Forecast, Interruptible, TransitionPredictor
+from weightpager.trace_file import Visit
 
 _log = logging.getLogger(__name__)
 

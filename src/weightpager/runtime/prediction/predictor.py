@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.history.visit import Visit
+from weightpager.trace_file import Visit
 
 Floats = npt.NDArray[np.float64]
 

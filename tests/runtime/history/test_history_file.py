@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from hypothesis import given
@@ -17,9 +19,10 @@ from hypothesis import strategies as st
 
 from weightpager.errors import ConfigError
 from weightpager.runtime.history.appended_file import AppendedFile
-from weightpager.runtime.history.history_file import VisitLog
+from weightpager.runtime.history.history import parse_history
+from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.runtime.history.task_monitor import TaskMonitor
-from weightpager.runtime.history.visit_rows import History, VisitRow, encode_visit, parse_history
+from weightpager.trace_file import Visit, encode, read_timed_visits, read_trace
 
 
 class Run:
@@ -27,7 +30,7 @@ class Run:
 
     def __init__(self, path: Path, clock: float = 0.0) -> None:
         self.now = clock
-        self.log = VisitLog(path, delay=0.01)
+        self.log = HistoryFile(path, delay=0.01)
         self.monitor = TaskMonitor(clock=lambda: self.now, log=self.log)
 
     def visit(self, tasks: str, seconds: float = 1.0) -> None:
@@ -65,33 +68,29 @@ def test_a_history_outlives_its_process(tmp_path: Path) -> None:
 
 
 def test_times_never_decrease_when_the_clock_is_set_back() -> None:
-    rows = [
-        VisitRow(1, 1, "a", 1000.0),
-        VisitRow(1, 2, "b", 1010.0),
-        VisitRow(2, 1, "a", 5.0),
-        VisitRow(2, 2, "b", 8.0),
-    ]
-    visits = History(rows).visits()
+    rows = [Visit("a", 1000.0), Visit("b", 1010.0), Visit("a", 5.0, resumed=True), Visit("b", 8.0)]
+    visits = parse_history(b"".join(map(encode, rows))).visits
     assert [visit.start for visit in visits] == [1000.0, 1010.0, 1010.0, 1013.0]
     assert [visit.resumed for visit in visits] == [True, False, True, False]
 
 
 def test_a_past_in_the_future_is_past(tmp_path: Path) -> None:
     path = tmp_path / "history"
-    path.write_bytes(encode_visit(VisitRow(1, 1, "a", time.time() + 1e6)))
+    path.write_bytes(encode(Visit("a", time.time() + 1e6)))
     later = Run(path, clock=50.0)
     later.visit("b")
     starts = [visit.start for visit in later.monitor.visits()]
     assert starts == sorted(starts)
     assert starts[1] == 50.0
     later.monitor.close()
+    assert read_trace(path) == ["a", None, "b"]  # times that decrease would be refused
 
 
 def test_a_lost_line_is_a_gap() -> None:
-    lines = [encode_visit(VisitRow(1, number, task, float(number))) for number, task in enumerate("abcd")]
-    history = parse_history([lines[0], lines[1][:-3], lines[2], lines[3]])
+    lines = [encode(Visit(task, float(number))) for number, task in enumerate("abcd")]
+    history = parse_history(b"".join([lines[0], lines[1][:-3] + b"\n", lines[2], lines[3]]))
     assert history.lost == 1
-    assert [(visit.task, visit.resumed) for visit in history.visits()] == [("a", True), ("c", True), ("d", False)]
+    assert [(visit.task, visit.resumed) for visit in history.visits] == [("a", True), ("c", True), ("d", False)]
 
 
 @given(
@@ -99,24 +98,24 @@ def test_a_lost_line_is_a_gap() -> None:
     cut=st.none() | st.integers(0, 10_000),
 )
 def test_damage_costs_the_lines_that_it_hits(flips: list[tuple[int, int]], cut: int | None) -> None:
-    rows = [VisitRow(1, number, f"täsk {number}\n", number / 3) for number in range(20)]
-    lines = [encode_visit(row) for row in rows]
+    visits = [Visit(f"täsk {number}\n", number / 3) for number in range(20)]
+    lines = [encode(visit) for visit in visits]
     content = bytearray(b"".join(lines))
     for place, value in flips:
         content[place % len(content)] = value
     content = content[: len(content) if cut is None else cut % len(content)]
-    found = parse_history(bytes(content).split(b"\n")).rows
+    found = iter(visit.task for visit in parse_history(bytes(content)).visits)
+    whole = [visit for visit, line in zip(visits, lines, strict=True) if line in content.splitlines(keepends=True)]
     lost = 2 * len(flips)  # a line end that is gone takes two lines with it
-    kept = content.count(b"\n") if cut is not None else len(rows)
-    assert len(found) >= kept - lost - 1
-    assert all(any(row == VisitRow(other.run, other.number, other.task, round(other.time, 6)) for other in rows)
-               for row in found)  # fmt: skip
+    kept = content.count(b"\n") if cut is not None else len(visits)
+    assert len(whole) >= kept - lost - 1
+    assert all(visit.task in found for visit in whole)  # in their order
 
 
 @given(st.lists(st.binary(max_size=60)))
 def test_any_bytes_can_be_read(lines: list[bytes]) -> None:
-    history = parse_history(lines)
-    assert history.lost <= len(lines)
+    content = b"\n".join(lines)
+    assert parse_history(content).lost <= len(content.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -125,11 +124,11 @@ def test_any_bytes_can_be_read(lines: list[bytes]) -> None:
      '{"run": 1, "number": 1, "task": 7, "time": 1}', '{"requests": {"a": -1}, "switches": 0}', "[1]", "[" * 10_000,
      '{"run": 1, "number": 1, "task": "a", "time": 1' + "0" * 400 + "}", '{"requests": [], "switches": 0}'],
 )  # fmt: skip
-def test_sealed_nonsense_is_no_history(row: str) -> None:
-    from zlib import crc32
-
-    history = parse_history([b"%s\t%08x" % (row.encode(), crc32(row.encode()))])
-    assert (history.rows, history.requests, history.lost) == ([], Counter(), 1)
+def test_nonsense_is_no_history(row: str) -> None:
+    """Also if it is sealed, as earlier versions did it."""
+    for line in (row, f"{row}\t{crc32(row.encode()):08x}"):
+        history = parse_history(line.encode())
+        assert (history.visits, history.requests, history.lost) == ([], Counter(), 1)
 
 
 def test_a_torn_last_line_loses_only_itself(tmp_path: Path) -> None:
@@ -142,14 +141,14 @@ def test_a_torn_last_line_loses_only_itself(tmp_path: Path) -> None:
     again = Run(path)
     again.visit("ab")
     again.monitor.close()
-    history = VisitLog(path).restore()
-    assert [row.task for row in history.rows] == list("abcab")
+    history = HistoryFile(path).restore()
+    assert [visit.task for visit in history.visits] == list("abcab")
     assert history.lost == 1  # the counts, which stood last
 
 
 def test_a_full_file_keeps_its_newer_half_and_all_counts(tmp_path: Path) -> None:
     path = tmp_path / "history"
-    log = VisitLog(path, limit=4096, delay=60)
+    log = HistoryFile(path, limit=4096, delay=60)
     for number in range(1000):
         log.request("task")
         log.add("task", float(number), switch=number > 0)
@@ -158,35 +157,35 @@ def test_a_full_file_keeps_its_newer_half_and_all_counts(tmp_path: Path) -> None
             assert path.stat().st_size <= 4096
     log.close()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["history", "history.lock"]
-    again = VisitLog(path)
+    again = HistoryFile(path)
     history = again.restore()
-    assert again.restore().rows == []
+    assert again.restore().visits == []
     again.close()
     assert history.requests == {"task": 1000}
     assert history.switches == 999
-    assert [row.number for row in history.rows] == list(range(1001 - len(history.rows), 1001))
-    assert len(history.rows) > 15
+    assert [visit.start for visit in history.visits] == list(range(1000 - len(history.visits), 1000))
+    assert len(history.visits) > 15
 
 
 def test_counts_of_many_names_are_bounded_too(tmp_path: Path) -> None:
     path = tmp_path / "history"
-    log = VisitLog(path, limit=4096, delay=60)
+    log = HistoryFile(path, limit=4096, delay=60)
     for number in range(5000):
         log.request("often" if number % 2 else f"name {number}")
         log.add("often", float(number), switch=False)
     log.close()
     assert path.stat().st_size <= 4096
-    assert parse_history(path.read_bytes().split(b"\n")).requests["often"] == 2500
+    assert parse_history(path.read_bytes()).requests["often"] == 2500
 
 
 def test_two_logs_cannot_share_a_file(tmp_path: Path) -> None:
-    log = VisitLog(tmp_path / "history")
+    log = HistoryFile(tmp_path / "history")
     with pytest.raises(ConfigError, match="nobody else has open.*give every engine"):
-        VisitLog(tmp_path / "history")
+        HistoryFile(tmp_path / "history")
     log.close()
     log.close()
     log.flush()
-    VisitLog(tmp_path / "history").close()
+    HistoryFile(tmp_path / "history").close()
 
 
 def test_the_disk_has_the_last_visit_in_time_though_none_follows(
@@ -201,7 +200,7 @@ def test_the_disk_has_the_last_visit_in_time_though_none_follows(
         times.append(time.monotonic())
 
     monkeypatch.setattr(AppendedFile, "sync", noted)
-    log = VisitLog(tmp_path / "history", delay=0.01)
+    log = HistoryFile(tmp_path / "history", delay=0.01)
     log.add("a", 1.0, switch=False)
     end = time.monotonic() + 20
     while not times:
@@ -218,7 +217,7 @@ def test_a_file_that_has_gone_away_is_not_asked_about_again_and_again(
     """Such as one of a network file system whose server has gone."""
     monkeypatch.setattr("weightpager.runtime.history.history_file.SYNC_INTERVAL", 0.2)
     asked: list[bool] = []
-    log = VisitLog(tmp_path / "history", delay=0.01)
+    log = HistoryFile(tmp_path / "history", delay=0.01)
     log.add("a", 1.0, switch=False)
     end = time.monotonic() + 20
     while not log._unsynced and time.monotonic() < end:
@@ -237,7 +236,7 @@ def test_a_file_that_has_gone_away_is_not_asked_about_again_and_again(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking with threads: the child only waits
 def test_a_process_that_was_forked_meanwhile_keeps_nobody_from_the_file(tmp_path: Path) -> None:
     """Such as a worker of a pool, which outlives the engine."""
-    log = VisitLog(tmp_path / "history")
+    log = HistoryFile(tmp_path / "history")
     end, begin = os.pipe()
     child = os.fork()
     if not child:
@@ -246,7 +245,7 @@ def test_a_process_that_was_forked_meanwhile_keeps_nobody_from_the_file(tmp_path
         os._exit(0)
     try:
         log.close()
-        VisitLog(tmp_path / "history").close()
+        HistoryFile(tmp_path / "history").close()
     finally:
         os.close(begin)
         os.close(end)
@@ -255,12 +254,12 @@ def test_a_process_that_was_forked_meanwhile_keeps_nobody_from_the_file(tmp_path
 
 def test_a_file_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a file that can be written"):
-        VisitLog(tmp_path / "absent" / "history")
+        HistoryFile(tmp_path / "absent" / "history")
     (tmp_path / "directory").mkdir()
     os.mkfifo(tmp_path / "fifo")
     for name in ("directory", "fifo"):
         with pytest.raises(ConfigError, match="expected a file that can be written"):
-            VisitLog(tmp_path / name)
+            HistoryFile(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [b'{"text": "mine", "label": "spam"}\n', b"\x7fELF\0\0", b"x" * (3 << 20)])
@@ -268,7 +267,7 @@ def test_a_file_of_something_else_is_refused_and_stays_as_it_is(tmp_path: Path, 
     path = tmp_path / "train.jsonl"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match="expected a history of tasks.*found a file of something else"):
-        VisitLog(path)
+        HistoryFile(path)
     assert path.read_bytes() == content
 
 
@@ -281,28 +280,27 @@ def test_a_damaged_history_is_none_of_something_else(tmp_path: Path, content: by
     run = Run(path)
     run.visit("ab")
     run.monitor.close()
-    assert [row.task for row in VisitLog(path).restore().rows] == ["a", "b"]
+    assert [visit.task for visit in HistoryFile(path).restore().visits] == ["a", "b"]
 
 
 def test_a_file_that_grew_too_large_is_replaced_as_soon_as_that_is_possible(tmp_path: Path) -> None:
     path = tmp_path / "history"
-    rows = [VisitRow(1, number, "a", float(number)) for number in range(300)]
-    path.write_bytes(b"".join(map(encode_visit, rows)))
-    log = VisitLog(path, limit=4096)
+    path.write_bytes(b"".join(encode(Visit("a", float(number))) for number in range(300)))
+    log = HistoryFile(path, limit=4096)
     log.add("b", 1e9, switch=True)
     log.close()
     assert path.stat().st_size <= 4096
-    kept = parse_history(path.read_bytes().split(b"\n")).rows
-    assert [row.task for row in kept[-2:]] == ["a", "b"]
+    kept = parse_history(path.read_bytes()).visits
+    assert [visit.task for visit in kept[-2:]] == ["a", "b"]
 
 
 def test_only_the_owner_can_read_a_history(tmp_path: Path) -> None:
-    VisitLog(tmp_path / "history").close()
+    HistoryFile(tmp_path / "history").close()
     assert {entry.stat().st_mode & 0o777 for entry in tmp_path.iterdir()} == {0o600}
 
 
 def test_full_storage_costs_history_and_one_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    log = VisitLog(tmp_path / "history", delay=60)
+    log = HistoryFile(tmp_path / "history", delay=60)
     full = os.open("/dev/full", os.O_WRONLY)
     working = os.dup(log._file._file)
     os.dup2(full, log._file._file)  # the kernel's own ENOSPC
@@ -316,15 +314,16 @@ def test_full_storage_costs_history_and_one_warning(caplog: pytest.LogCaptureFix
     log.close()
     os.close(full)
     os.close(working)
-    assert [row.task for row in parse_history((tmp_path / "history").read_bytes().split(b"\n")).rows] == ["kept"]
+    assert [visit.task for visit in parse_history((tmp_path / "history").read_bytes()).visits] == ["kept"]
+    assert read_trace(tmp_path / "history") == [None, "kept"]  # no empty line, which a trace hasn't
 
 
 WRITER = """
 import sys
 import time
 from weightpager.runtime.history.task_monitor import TaskMonitor
-from weightpager.runtime.history.history_file import VisitLog
-monitor = TaskMonitor(log=VisitLog(sys.argv[1], limit=20_000, delay=0.0))
+from weightpager.runtime.history.history_file import HistoryFile
+monitor = TaskMonitor(log=HistoryFile(sys.argv[1], limit=20_000, delay=0.0))
 print("ready", flush=True)
 number = monitor.switches
 while True:
@@ -338,6 +337,7 @@ def test_kill_9_at_any_time_leaves_a_readable_file(tmp_path: Path) -> None:
     path = tmp_path / "history"
     seen = 0
     for round_ in range(6):
+        begun = time.time()
         with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
@@ -345,16 +345,66 @@ def test_kill_9_at_any_time_leaves_a_readable_file(tmp_path: Path) -> None:
             while (path.stat().st_ino, path.stat().st_size) == started:
                 time.sleep(1e-3)
             with pytest.raises(ConfigError, match="another engine has it"):
-                VisitLog(path)
+                HistoryFile(path)
             time.sleep(0.037 * round_)
             process.send_signal(signal.SIGKILL)
-        log = VisitLog(path, limit=20_000)
+        names = [name for name in read_trace(path) if name is not None]
+        log = HistoryFile(path, limit=20_000)
         history = log.restore()
         log.close()
         assert history.lost <= round_ + 1  # of each run at most the line that it was writing
-        assert history.rows[-1].run == round_ + 1
+        assert history.visits[-1].start > begun
         assert history.switches >= seen
         seen = history.switches
-        for before, row in zip(history.rows, history.rows[1:], strict=False):
-            assert row.run > before.run or row.number > before.number
+        for before, visit in pairwise(history.visits):
+            assert visit.resumed or int(visit.task[-1]) == (int(before.task[-1]) + 1) % 7
+        assert [visit.task for visit in history.visits] == names
     assert path.stat().st_size < 40_000
+
+
+def test_a_history_is_a_trace(tmp_path: Path) -> None:
+    """It goes into `simulate` and into `transitions:` of a task file as it is."""
+    path = tmp_path / "history"
+    for tasks in ("aabc", "ab"):
+        run = Run(path)
+        run.visit(tasks)
+        run.monitor.close()
+    assert read_trace(path, "abc") == [None, "a", "b", "c", None, "a", "b"]
+    assert [visit.task for visit in read_timed_visits(path, "abc")] == list("abcab")
+
+
+def sealed(row: str) -> bytes:
+    """A line as earlier versions wrote it."""
+    return f"{row}\t{crc32(row.encode()):08x}\n".encode()
+
+
+def test_a_history_of_an_earlier_version_is_kept_and_becomes_a_trace(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "history"
+    rows = [(1, 1, "a", 1000.0), (1, 2, "b", 1010.0), (1, 4, "c", 1030.0), (2, 1, "a", 5.0), (2, 2, "b", 8.0)]
+    lines = [f'{{"run": {run}, "number": {number}, "task": "{task}", "time": {at}}}' for run, number, task, at in rows]
+    counts = '{"requests": {"a": 40, "b": 2}, "switches": 3}'
+    path.write_bytes(b"".join(map(sealed, [*lines[:3], counts, *lines[3:]])) + b'{"run": 2, "num')
+    with caplog.at_level(logging.INFO):
+        run = Run(path, clock=50.0)
+    assert "written anew, as a trace" in caplog.text
+    assert run.monitor.requests == {"a": 40, "b": 2}
+    assert run.monitor.switches == 3
+    assert [(visit.task, visit.resumed) for visit in run.monitor.visits()] == [
+        ("a", True), ("b", False), ("c", True), ("a", True), ("b", False),
+    ]  # fmt: skip
+    assert run.monitor.dwell_seconds() == {"a": [pytest.approx(10.0), pytest.approx(3.0)]}
+    run.visit("c")
+    run.monitor.close()
+    assert read_trace(path) == [None, "a", "b", None, "c", None, "a", "b", None, "c"]
+    assert parse_history(path.read_bytes()).requests == {"a": 40, "b": 2, "c": 1}
+    assert not parse_history(path.read_bytes()).earlier
+
+
+def test_a_trace_without_times_is_no_history_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(b'{"task": "a"}\n{"task": "b"}\n')
+    with pytest.raises(ConfigError, match="expected a history of tasks"):
+        HistoryFile(path)
+    assert path.read_bytes() == b'{"task": "a"}\n{"task": "b"}\n'
