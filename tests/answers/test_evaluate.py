@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from weightpager.answers.evaluate import IGNORED, Batch, Score, evaluate, loss
+from weightpager.answers.evaluate import Batch, Score, evaluate, loss
+from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle.format.manifest import TaskKind
 
 

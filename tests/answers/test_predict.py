@@ -18,7 +18,7 @@ from transformers import (
 
 import tiny
 import weightpager as wp
-from weightpager.answers.encoding import encode
+from weightpager.answers.kinds import kind_of
 from weightpager.answers.predict import predict
 from weightpager.answers.work import Classify
 from weightpager.bundle import TaskEntry
@@ -69,7 +69,7 @@ def test_token_types_are_not_taken_from_a_tokenizer() -> None:
     bert = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=32, initializer_range=0.5)).eval()
     entry = {"sparsity": 0.5, "dense": None, "eval": None, "max_length": 8}
     task = TaskEntry(name="a", kind="text-classification", classes=["b", "c"], **entry)  # type: ignore[arg-type]
-    served = encode(bert, tokenizer, [Classify((2, 4, 3))])[0]
+    served = kind_of("text-classification").encode(bert, tokenizer, [Classify((2, 4, 3))])[0]
     found = predict(bert, tokenizer, task, ["red"])[0]
     assert found.score == pytest.approx(max(served.probabilities), abs=1e-6)  # type: ignore[union-attr]
     llama = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=32, eos_token_id=3, pad_token_id=0)).eval()

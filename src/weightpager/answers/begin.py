@@ -1,4 +1,4 @@
-"""A batch begins: which way its work is done."""
+"""How the work of a batch is done."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from typing import Any
 
 from torch import nn
 
-from weightpager.answers.encoding import EmbeddingRun, EncodingRun
+from weightpager.answers.encoding import EmbeddingRun, Encode, EncodingRun, embed
 from weightpager.answers.generation.generation_run import GenerationRun
-from weightpager.answers.steps import Query, Steps
-from weightpager.answers.work import Generate
+from weightpager.answers.kinds import kind_of
+from weightpager.answers.query import Query, Run
+from weightpager.answers.work import Embed, Generate
+from weightpager.bundle import TaskKind
 
 
-def begin(module: nn.Module, tokenizer: Any, queries: Sequence[Query]) -> Steps:
+def begin(kind: TaskKind, module: nn.Module, tokenizer: Any, queries: Sequence[Query]) -> Run:
     """Nothing is computed yet.
 
     Args:
-        module: of the task.
+        kind: of the task.
+        module: of the task, which is active while the batch has its steps.
         tokenizer: the calling thread's own.
         queries: whose work is of one kind.
     """
@@ -25,4 +28,5 @@ def begin(module: nn.Module, tokenizer: Any, queries: Sequence[Query]) -> Steps:
         return GenerationRun(module, tokenizer, queries)
     if queries[0].cached:
         return EmbeddingRun(module, queries[0])
-    return EncodingRun(module, tokenizer, queries)
+    encode: Encode = embed if isinstance(queries[0].work, Embed) else kind_of(kind).encode
+    return EncodingRun(encode, module, tokenizer, queries)

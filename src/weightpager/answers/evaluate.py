@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from weightpager.bundle.format.manifest import TaskKind
+from weightpager.answers.kinds import kind_of
+from weightpager.answers.kinds.kind import IGNORED, Metric
+from weightpager.bundle import TaskKind
 from weightpager.progress import Steps, silent
-
-Metric = Literal["accuracy", "token accuracy", "perplexity"]
-
-
-IGNORED = -100
-"""The label of a position that is neither learned nor counted."""
-
-METRICS: dict[TaskKind, Metric] = {
-    "text-classification": "accuracy",
-    "token-classification": "token accuracy",
-    "language-modeling": "perplexity",
-    "image-classification": "accuracy",
-}
 
 
 @dataclass(frozen=True)
@@ -36,7 +25,7 @@ class Batch:
 
     Texts are ``input_ids`` and ``attention_mask``, each ``[B, L]``; images are ``pixel_values``, ``[B, C, H, W]``.
     Labels are ``[B]`` where texts or images are classified, else ``[B, L]``. For language modeling they are the input
-    ids; `aligned` shifts them.
+    ids; its `Kind` shifts them.
     """
 
     inputs: dict[str, Tensor]
@@ -98,10 +87,8 @@ class Score:
         items = int(outcomes.counts.sum())
         if items == 0:
             raise ValueError("expected at least one label to evaluate, got none")
-        mean = sum(outcomes.sums.tolist()) / items
-        # torch's exp: where math.exp overflows, a hopeless model has infinite perplexity.
-        value = torch.tensor(mean, dtype=torch.float64).exp().item() if kind == "language-modeling" else mean
-        return cls(METRICS[kind], value, items, outcomes)
+        own = kind_of(kind)
+        return cls(own.metric, own.value(sum(outcomes.sums.tolist()) / items), items, outcomes)
 
     @property
     def higher_is_better(self) -> bool:
@@ -109,17 +96,9 @@ class Score:
         return self.metric != "perplexity"
 
 
-def aligned(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[Tensor, Tensor]:
-    """Logits ``[N, C]`` and labels ``[N]`` that belong together: a language model's predict the next token."""
-    if kind == "language-modeling":
-        # Labels move, logits stay: the gradient of a slice would be one more copy of a large vocabulary's.
-        labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
-    return logits.flatten(0, -2), labels.flatten()
-
-
 def loss(logits: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
     """Mean cross entropy over the labels that count; zero if none does."""
-    logits, labels = aligned(logits, labels, kind)
+    logits, labels = kind_of(kind).aligned(logits, labels)
     total = cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
     return total / (labels != IGNORED).sum().clamp(min=1)
 
@@ -137,23 +116,11 @@ def evaluate(model: Callable[..., Any], batches: Sequence[Batch], kind: TaskKind
     with evaluating(model), torch.inference_mode():
         for done, batch in enumerate(batches, 1):
             logits = model(**batch.inputs).logits
-            found = _measure(logits, batch.labels, kind)
+            found = kind_of(kind).measured(logits, batch.labels)
             sums += found[0]
             counts += found[1]
             progress(done, len(batches))
     return Score.of(kind, Outcomes(np.array(sums, np.float64), np.array(counts, np.int64)))
-
-
-def _measure(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[list[float], list[int]]:
-    """Of each item, sum and count of what the metric averages: hits, or nats."""
-    if kind == "language-modeling":
-        # One window at a time: a float32 copy of all logits of a large vocabulary is the peak of an evaluation.
-        parts = [aligned(logits[row : row + 1], labels[row : row + 1], kind) for row in range(len(labels))]
-        nats = [cross_entropy(x.float(), y, ignore_index=IGNORED, reduction="sum").item() for x, y in parts]
-        return nats, [int((y != IGNORED).sum()) for _, y in parts]
-    counted = (labels != IGNORED).reshape(len(labels), -1)
-    hits = (logits.argmax(-1) == labels).reshape(len(labels), -1) & counted
-    return hits.sum(1).double().tolist(), counted.sum(1).tolist()
 
 
 @contextmanager

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from weightpager.answers.generation.attention_cache import without_cache
-from weightpager.answers.generation.continued_text import decoder_after
-from weightpager.answers.generation.growing_texts import GrowingTexts
-from weightpager.answers.word_pieces import word_starts
+from weightpager.answers.begin import begin
+from weightpager.answers.kinds import kind_of
+from weightpager.answers.kinds.kind import Prediction
+from weightpager.answers.token_reader import TokenReader
+from weightpager.answers.work import Generate, Outcome, Work
 from weightpager.bundle import TaskEntry
-from weightpager.bundle.format.names import MODEL
 from weightpager.engine.model.architecture import context_length
-from weightpager.engine.model.image_reader import ImageReader
-from weightpager.errors import BundleFormatError, ConfigError, ImageError
+from weightpager.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one text or image.
+@dataclass
+class _Lone:
+    """A query of somebody who waits until it is over."""
 
-    Attributes:
-        text: the input, or the image's path.
-        label: the likeliest class, the tagged words joined by spaces, or the generated continuation.
-        score: probability of the class; None where there is no single one.
-        tags: (word, tag) pairs of a token task.
-    """
+    work: Work
+    cached: bool = False
+    outcome: Outcome | None = None
 
-    text: str
-    label: str
-    score: float | None = None
-    tags: tuple[tuple[str, str], ...] = ()
+    @property
+    def over(self) -> bool:
+        return self.outcome is not None
+
+    def given_up(self, now: float) -> bool:  # noqa: ARG002 - whatever the time
+        return self.over
+
+    def more(self, text: str) -> None:
+        """The whole is told at the end."""
+
+    def done(self, outcome: Outcome) -> None:
+        self.outcome = outcome
 
 
 def predict(
@@ -55,75 +59,28 @@ def predict(
         BundleFormatError: the tokenizer knows words that the model doesn't.
         ImageError: a path leads to no image that can be used; it is named.
     """
-    one: Callable[[nn.Module, Any, TaskEntry, str], Prediction] = {
-        "text-classification": _classify,
-        "token-classification": _tag,
-        "language-modeling": lambda *args: _continue(*args, max_new_tokens=max_new_tokens),
-        "image-classification": _look,
-    }[task.kind]
+    kind, own = kind_of(task.kind), reader
+    if not task.takes_images:
+        own = TokenReader(reader, module.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    found = []
     with torch.inference_mode():
-        return [one(module, reader, task, text) for text in inputs]
+        for given in inputs:
+            query = _Lone(kind.read(own, task, given, max_new_tokens))
+            _check(query.work, given, module, reader)
+            run = begin(task.kind, module, reader, [query])
+            while not query.over:
+                run.step(math.inf)
+            found.append(kind.prediction(task, given, query.outcome))
+    return found
 
 
-def _encode(module: nn.Module, tokenizer: Any, text: str, **options: Any) -> Any:
-    # Ids and their mask, as tasks are trained, measured and served: many models take no token types, which tokenizers
-    # give unless they are told so.
-    encoded = tokenizer(text, return_tensors="pt", return_token_type_ids=False, **options)
-    words = module.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    if not encoded["input_ids"].numel():
+def _check(work: Work, text: str, module: nn.Module, tokenizer: Any) -> None:
+    if not work.tokens:
         raise ConfigError(f"expected a text with at least one token, found {text!r}")
-    if int(encoded["input_ids"].amax()) >= words:
-        raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {words}, as the model has", "larger ones")
-    return encoded.to(module.device)
-
-
-def _classify(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Prediction:
-    encoded = _encode(module, tokenizer, text, truncation=True, max_length=task.max_length)
-    return _likeliest(module(**encoded, **without_cache(module)).logits[0], task, text)
-
-
-def _look(module: nn.Module, reader: ImageReader, task: TaskEntry, path: str) -> Prediction:
-    try:
-        pixels = reader.read(Path(path))
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
-    device: Any = module.device
-    return _likeliest(module(pixel_values=pixels[None].to(device)).logits[0], task, path)
-
-
-def _likeliest(logits: Tensor, task: TaskEntry, text: str) -> Prediction:
-    probabilities = logits.float().softmax(-1)  # [classes]
-    best = int(probabilities.argmax())
-    return Prediction(text, task.classes[best], float(probabilities[best]))
-
-
-def _tag(module: nn.Module, tokenizer: Any, task: TaskEntry, text: str) -> Prediction:
-    words = text.split()
-    options = {"truncation": True, "max_length": task.max_length, "return_offsets_mapping": True}
-    encoded = _encode(module, tokenizer, " ".join(words), **options)
-    spans = encoded.pop("offset_mapping")[0].tolist()
-    choice = module(**encoded, **without_cache(module)).logits[0].argmax(-1).tolist()  # [tokens]
-    starts = enumerate(word_starts(words, spans))
-    first = {word: task.classes[choice[piece]] for piece, word in starts if word is not None}
-    tags = tuple((words[number], tag) for number, tag in first.items())
-    return Prediction(text, " ".join(f"{word}/{tag}" for word, tag in tags), None, tags)
-
-
-def _continue(module: nn.Module, tokenizer: Any, _: TaskEntry, text: str, *, max_new_tokens: int) -> Prediction:
-    # Not truncated: a continuation of anything but the prompt's end would be no continuation.
-    encoded = _encode(module, tokenizer, text, add_special_tokens=False)
-    room = context_length(module, tokenizer)
-    found = encoded["input_ids"].shape[1]
-    if found + max_new_tokens > room:
+    if not isinstance(work, Generate):
+        return
+    room, wanted = context_length(module, tokenizer), work.max_new_tokens
+    if work.tokens + wanted > room:
         raise ConfigError(
-            f"expected at most {room} tokens, as the model can read, found {found} and {max_new_tokens} to be generated"
+            f"expected at most {room} tokens, as the model can read, found {work.tokens} and {wanted} to be generated"
         )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = encoded["input_ids"]
-    texts = GrowingTexts(module, ids, torch.ones_like(ids))  # tokenizers needn't give a mask
-    while texts.unread:
-        texts.read_piece()
-    # As the server, whose answers are the same.
-    texts.grow(max_new_tokens, do_sample=False, repetition_penalty=1.0, pad_token_id=pad)
-    fresh = texts.ids[0, found:].tolist()
-    return Prediction(text, decoder_after(tokenizer, encoded["input_ids"][0].tolist())(fresh))

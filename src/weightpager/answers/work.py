@@ -34,6 +34,11 @@ class _Text:
         """How many there are to read."""
         return len(self.ids)
 
+    @property
+    def kind(self) -> Hashable:
+        """What can run together."""
+        return type(self).__name__
+
 
 @dataclass(frozen=True)
 class Generate(_Text):
@@ -53,33 +58,18 @@ class Generate(_Text):
 class Classify(_Text):
     """Find a text's class."""
 
-    @property
-    def kind(self) -> Hashable:
-        """What can run together."""
-        return "classify"
-
 
 @dataclass(frozen=True)
 class Tag(_Text):
     """Find a tag for every word. ``starts`` has for every token the word that it begins, None for any other."""
 
-    words: tuple[str, ...]
     starts: tuple[int | None, ...]
-
-    @property
-    def kind(self) -> Hashable:
-        """What can run together."""
-        return "tag"
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Embed(_Text):
     """Find a text's vector."""
-
-    @property
-    def kind(self) -> Hashable:
-        """What can run together."""
-        return "embed"
 
 
 @dataclass(frozen=True, eq=False)

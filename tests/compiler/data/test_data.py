@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny_models as tiny
-from weightpager.answers.evaluate import IGNORED
+from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle import EvalData, TaskEntry
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data.splits import TaskData

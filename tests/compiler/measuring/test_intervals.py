@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from weightpager.answers.evaluate import METRICS, Outcomes, Score
+from weightpager.answers.evaluate import Outcomes, Score
+from weightpager.answers.kinds import kind_of
+from weightpager.bundle import TaskKind
 from weightpager.bundle.report.interval import UNKNOWN, holds_zero
 from weightpager.compiler.measuring import intervals
 
@@ -100,7 +103,7 @@ def test_other_items_are_no_pairs() -> None:
 
 def test_every_metric_has_intervals() -> None:
     """Texts without a word that counts are left out."""
-    for metric in set(METRICS.values()) - {"accuracy"}:
+    for metric in {kind_of(kind).metric for kind in get_args(TaskKind)} - {"accuracy"}:
         score = Score(metric, 0.5, 60, outcomes([1.0] * 30 + [0.0], [2] * 30 + [0]))
         assert intervals.of_score(score) != UNKNOWN
         assert intervals.of_gap(score, score, score) != UNKNOWN

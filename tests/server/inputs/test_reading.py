@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from running import ADMIN, Running, serving
+from weightpager.answers.token_reader import TokenReader
 from weightpager.engine.model.image_reader import ImageReader
 from weightpager.errors import QueueFullError
 from weightpager.server.inputs.reading import Reading
-from weightpager.server.inputs.vocabulary import Vocabulary
 from weightpager.server.scheduling.settings import Settings
 
 
@@ -39,12 +39,16 @@ def say(order: list[str], name: str, _: None) -> None:
     order.append(name)
 
 
+def apply(tool: Any, piece: Callable[[Any], Any]) -> Any:
+    return piece(tool)
+
+
 def test_requests_are_read_in_turns() -> None:
     order: list[str] = []
 
     async def read() -> None:
         reading: Reading[None] = Reading(None, lambda: None, 16)
-        await asyncio.gather(*(reading.read([partial(say, order, name)] * 3) for name in "ab"))
+        await asyncio.gather(*(reading.read(apply, [partial(say, order, name)] * 3) for name in "ab"))
         reading.close()
 
     asyncio.run(read())
@@ -62,16 +66,16 @@ def test_much_to_read_stands_before_nobody() -> None:
             tools.append(tool)
             go.wait()
 
-        large = [asyncio.create_task(reading.read([wait], large=True)) for _ in range(16)]
+        large = [asyncio.create_task(reading.read(apply, [wait], large=True)) for _ in range(16)]
         await asyncio.sleep(0)
-        assert await reading.read([str.upper, len]) == ["USUAL", 5]
+        assert await reading.read(apply, [str.upper, len]) == ["USUAL", 5]
         for many in ([wait], [len] * 9):
             with pytest.raises(QueueFullError, match="requests of 16 texts or images are being read"):
-                await reading.read(many, large=many == [wait])
+                await reading.read(apply, many, large=many == [wait])
         go.set()
         await asyncio.gather(*large)
-        await reading.read([wait], large=True)
-        assert await reading.read([len] * 99) == [5] * 99
+        await reading.read(apply, [wait], large=True)
+        assert await reading.read(apply, [len] * 99) == [5] * 99
         reading.close()
         assert set(tools) == {"another"}
         return len(tools)
@@ -90,11 +94,11 @@ def test_nothing_more_is_begun_for_whom_nobody_waits() -> None:
             began.set()
             go.wait()
 
-        gone = asyncio.create_task(reading.read([first, partial(say, order, "gone")]))
+        gone = asyncio.create_task(reading.read(apply, [first, partial(say, order, "gone")]))
         await asyncio.to_thread(began.wait)
         gone.cancel()
         go.set()
-        await reading.read([partial(say, order, "next")])
+        await reading.read(apply, [partial(say, order, "next")])
         reading.close()
 
     asyncio.run(read())
@@ -126,7 +130,7 @@ class Held:
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     found = Held()
     monkeypatch.setattr(ImageReader, "read", found(ImageReader.read))
-    monkeypatch.setattr(Vocabulary, "classify", found(Vocabulary.classify))
+    monkeypatch.setattr(TokenReader, "cut", found(TokenReader.cut))
     yield found
     found.go.set()
 

@@ -5,7 +5,7 @@ import torch
 from transformers import Phi3Config, Phi3ForSequenceClassification
 
 import tiny
-from weightpager.answers.encoding import encode
+from weightpager.answers.encoding import embed
 from weightpager.answers.work import Embed
 from weightpager.engine.model.architecture import even_length
 from weightpager.errors import BundleFormatError, RequestError
@@ -19,8 +19,8 @@ def vocabulary(words: int = 16, room: int | None = None) -> Vocabulary:
 def test_texts_are_cut_for_classes_and_tags_only() -> None:
     found = vocabulary()
     text = "red cat sun one red cat sun one red"
-    assert len(found.classify(text, 6).ids) == 6
-    assert len(found.tag(text, 6).ids) == 6
+    assert len(found.cut(text, 6)) == 6
+    assert len(found.cut_words(text.split(), 6)[0]) == 6
     assert found.prompt("red cat") == (4, 7)
     with pytest.raises(RequestError, match="at most 8 tokens, as the model can read, found 11"):
         found.embed(text)
@@ -39,8 +39,8 @@ def test_a_continuation_gets_what_room_there_is() -> None:
 
 def test_a_word_that_the_model_lacks_fails_alone() -> None:
     found = vocabulary(words=8)
-    assert found.classify("red cat", 8).ids == (2, 4, 7, 3)
-    for read in (found.prompt, found.embed, lambda text: found.classify(text, 8), lambda text: found.tag(text, 8)):
+    assert found.cut("red cat", 8) == (2, 4, 7, 3)
+    for read in (found.prompt, found.embed, lambda text: found.cut(text, 8), lambda text: found.cut_words([text], 8)):
         with pytest.raises(BundleFormatError, match="ids below 8"):
             read("three")
     with pytest.raises(RequestError, match="from 0 to 7"):
@@ -52,7 +52,7 @@ def test_who_reads_a_long_text_has_a_copy() -> None:
     other = found.copy()
     assert other._tokenizer is not found._tokenizer
     text = "red cat sun one red cat"
-    assert other.classify(text, 6) == found.classify(text, 6)
+    assert other.cut(text, 6) == found.cut(text, 6)
     assert other.room((4, 7), None, 100, "prompt") == found.room((4, 7), None, 100, "prompt")
 
 
@@ -80,7 +80,7 @@ def test_texts_that_run_together_are_read_as_if_alone() -> None:
     short, most, more = Embed((4, 7, 9)), Embed((5,) * 8), Embed((5,) * 9)
     with torch.inference_mode():
         alone, with_most, with_more = (
-            torch.tensor(encode(model, tiny.tokenizer(), works)[0].vector)  # type: ignore[union-attr]
+            torch.tensor(embed(model, tiny.tokenizer(), works)[0].vector)  # type: ignore[union-attr]
             for works in ([short], [short, most], [short, more])
         )
     torch.testing.assert_close(with_most, alone, rtol=1e-4, atol=1e-5)

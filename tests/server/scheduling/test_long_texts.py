@@ -267,7 +267,7 @@ def test_closing_cuts_off_a_forward_that_does_not_end(assistant_bundle: Path, mo
         while True:
             forwards.append(module(torch.tensor([[4, 5]])))
 
-    monkeypatch.setattr("weightpager.answers.encoding.encode", endless)
+    monkeypatch.setattr("weightpager.answers.begin.embed", endless)
     with serving(assistant_bundle) as running:
         with running.post("/v1/embeddings", {"model": "weather", "input": "sun"}):
             while not forwards:

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from late_device import LateCopier
 from running import ADMIN, TOKEN, Running, serving
+from weightpager.answers.kinds.kind import Kind
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
@@ -78,7 +79,7 @@ def test_an_unforeseen_failure_is_counted_and_named_like_any_answer(
     def broken(*_: object) -> None:
         raise RuntimeError("a private matter")
 
-    monkeypatch.setattr("weightpager.answers.encoding.encode", broken)
+    monkeypatch.setattr(Kind, "encode", broken)
     with caplog.at_level(logging.INFO), serving(assistant_bundle) as running, running.http() as client:
         answer = client.post("/v1/classifications", json={"model": "weather", "input": "sun"})
         assert answer.status_code == 500

@@ -15,12 +15,12 @@ from weightpager.answers.generation.continuation import Continuation
 from weightpager.answers.generation.continued_text import decoder_after
 from weightpager.answers.generation.growing_texts import GrowingTexts
 from weightpager.answers.padded import pad_id, padded
-from weightpager.answers.steps import Query
+from weightpager.answers.query import Query
 from weightpager.answers.work import Generate, Sampling
 
 
 class GenerationRun:
-    """Continues prompts that can run together; `Steps` of a batch.
+    """Continues prompts that can run together; `Run` of a batch.
 
     A query that nobody waits for any more ends after the token or the piece of its prompt that is being computed.
     """

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import torch
 
-from weightpager.answers.evaluate import IGNORED, Batch
+from weightpager.answers.evaluate import Batch
+from weightpager.answers.kinds.kind import IGNORED
 from weightpager.answers.word_pieces import word_starts
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.rows import FORMATS, label_ids, labels_of, read_rows, texts_of, words_of

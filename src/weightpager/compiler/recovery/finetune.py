@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from weightpager.answers.evaluate import IGNORED, Batch, aligned, loss
+from weightpager.answers.evaluate import Batch, loss
+from weightpager.answers.kinds import kind_of
+from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
@@ -83,8 +85,8 @@ class Lesson:
 
 def divergence(logits: Tensor, answers: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
     """Mean Kullback-Leibler divergence of a model from its teacher, over the positions whose label counts."""
-    ours, wanted = aligned(logits, labels, kind)
-    theirs, _ = aligned(answers, labels, kind)
+    ours, wanted = kind_of(kind).aligned(logits, labels)
+    theirs, _ = kind_of(kind).aligned(answers, labels)
     counted = wanted != IGNORED
     log_ours, log_theirs = (log_softmax(x[counted].float(), -1) for x in (ours, theirs))
     return kl_div(log_ours, log_theirs, reduction="sum", log_target=True) / counted.sum().clamp(min=1)

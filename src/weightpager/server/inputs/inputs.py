@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
-from weightpager.answers.work import Ids, Look
+from weightpager.answers.kinds import kind_of
+from weightpager.answers.work import Ids, Work
+from weightpager.bundle import TaskEntry
 from weightpager.engine.model.image_reader import ImageReader
 from weightpager.server.inputs.chat_template import ChatTemplate
-from weightpager.server.inputs.image_inputs import ImageInputs, Picture, check_together
+from weightpager.server.inputs.image_inputs import ImageInputs, check_together
 from weightpager.server.inputs.reading import Lane, Reading
-from weightpager.server.inputs.vocabulary import Vocabulary
-from weightpager.server.scheduling.settings import Settings
+from weightpager.server.inputs.vocabulary import Vocabulary, empty
 
 _LARGE_TEXT = 2**14
 """Characters or token ids of a request that are much to read."""
@@ -23,6 +23,7 @@ _LARGE_IMAGES = 2**22
 _OF_A_TEMPLATE = 2**16
 """Characters that a template may add to a conversation twice as long as the largest body."""
 
+_Given = TypeVar("_Given", bound="str | Sequence[int]")
 _Found = TypeVar("_Found")
 
 
@@ -34,24 +35,44 @@ class TextInputs:
         reading: who reads them.
     """
 
-    def __init__(self, vocabulary: Vocabulary, tokenizer: Any, settings: Settings) -> None:
-        """``tokenizer`` has the chat template."""
+    def __init__(self, vocabulary: Vocabulary, tokenizer: Any, *, most: int, body_bytes: int) -> None:
+        """Nothing is read yet.
+
+        Args:
+            vocabulary: of the bundle.
+            tokenizer: that has the chat template.
+            most: as of `Reading`.
+            body_bytes: of the largest request.
+        """
         self.vocabulary = vocabulary
-        self.reading = Reading(vocabulary, vocabulary.copy, settings.queue // 2)
-        self._template = ChatTemplate.of(tokenizer, 2 * settings.body_bytes + _OF_A_TEMPLATE)
+        self.reading = Reading(vocabulary, vocabulary.copy, most)
+        self._template = ChatTemplate.of(tokenizer, 2 * body_bytes + _OF_A_TEMPLATE)
         self._chats = Lane("chats", lambda: self._template)
 
-    async def read(
-        self, given: Sequence[str | Sequence[int]], read: Callable[[Vocabulary, Any], _Found]
-    ) -> list[_Found]:
-        """What a method of the vocabulary makes of each text. Errors are those of `Reading.read`."""
-        pieces = [partial(_apply, read, text) for text in given]
-        return await self.reading.read(pieces, large=sum(len(text) for text in given) > _LARGE_TEXT)
+    async def read(self, read: Callable[[Vocabulary, _Given], _Found], given: Sequence[_Given]) -> list[_Found]:
+        """What a function makes of each text. Errors are those of `Reading.read`."""
+        return await self.reading.read(read, given, large=sum(map(len, given)) > _LARGE_TEXT)
+
+    async def works(self, task: TaskEntry, texts: Sequence[str]) -> list[Work]:
+        """What each text asks of a task that finds classes. Errors are those of `read`.
+
+        Raises:
+            RequestError: there is nothing to read.
+        """
+        kind = kind_of(task.kind)
+
+        def work(vocabulary: Vocabulary, text: str) -> Work:
+            found = kind.read(vocabulary, task, text, 0)
+            if not found.tokens:
+                raise empty("input")
+            return found
+
+        return await self.read(work, texts)
 
     async def chat(self, messages: Sequence[Mapping[str, str]], task: str) -> Ids:
         """A conversation with a task. Errors are those of `ChatTemplate.render` and `Reading.read`."""
-        texts = await self._chats.read([lambda template: template.render(messages, task)])
-        (ids,) = await self.read(texts, Vocabulary.prompt)
+        texts = await self._chats.read(lambda template, given: template.render(given, task), [messages])
+        (ids,) = await self.read(Vocabulary.prompt, texts)
         return ids
 
     def close(self) -> None:
@@ -68,29 +89,16 @@ class PictureInputs:
         reading: who reads them.
     """
 
-    def __init__(self, reader: ImageReader, settings: Settings) -> None:
-        """``reader`` is the bundle's."""
+    def __init__(self, reader: ImageReader, *, most: int) -> None:
+        """``reader`` is the bundle's, ``most`` as of `Reading`."""
         inputs = ImageInputs(reader)
-        self.reading = Reading(inputs, inputs.copy, settings.queue // 2)
+        self.reading = Reading(inputs, inputs.copy, most)
 
-    async def read(self, urls: Sequence[str]) -> list[Look]:
+    async def works(self, task: TaskEntry, urls: Sequence[str]) -> list[Work]:  # noqa: ARG002 - all read images alike
         """A request's images; too many pixels are refused before any is read. Errors are those of `ImageInputs`."""
-        pictures: list[Picture] = await self.reading.read([partial(_open, url) for url in urls])
-        large = check_together(pictures) > _LARGE_IMAGES
-        return await self.reading.read([partial(_look, picture) for picture in pictures], large=large)
+        pictures = await self.reading.read(ImageInputs.open, urls)
+        return await self.reading.read(ImageInputs.look, pictures, large=check_together(pictures) > _LARGE_IMAGES)
 
     def close(self) -> None:
         """Read nothing any more."""
         self.reading.close()
-
-
-def _apply(read: Callable[[Vocabulary, Any], _Found], text: Any, vocabulary: Vocabulary) -> _Found:
-    return read(vocabulary, text)
-
-
-def _open(url: str, inputs: ImageInputs) -> Picture:
-    return inputs.open(url)
-
-
-def _look(picture: Picture, inputs: ImageInputs) -> Look:
-    return inputs.look(picture)

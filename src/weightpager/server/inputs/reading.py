@@ -13,6 +13,7 @@ _FEW = 8
 """Texts or images of a request that aren't many."""
 
 _Tool = TypeVar("_Tool")
+_Given = TypeVar("_Given")
 _Found = TypeVar("_Found")
 
 
@@ -25,19 +26,22 @@ class Lane(Generic[_Tool]):
         self._make = make
         self._tool: _Tool | None = None
 
-    async def read(self, pieces: Sequence[Callable[[_Tool], _Found]]) -> list[_Found]:
-        """What each piece gives. Others have their turn between two of them; nothing more is begun once cancelled."""
+    async def read(self, read: Callable[[_Tool, _Given], _Found], given: Sequence[_Given]) -> list[_Found]:
+        """What ``read`` makes of each text or image, with the tool.
+
+        Others have their turn between two of them; nothing more is begun once cancelled.
+        """
         loop = asyncio.get_running_loop()
-        return [await loop.run_in_executor(self._thread, self._run, piece) for piece in pieces]
+        return [await loop.run_in_executor(self._thread, self._read, read, one) for one in given]
 
     def close(self) -> None:
         """Begin nothing any more; what is being read goes on to its end."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, piece: Callable[[_Tool], _Found]) -> _Found:
+    def _read(self, read: Callable[[_Tool, _Given], _Found], one: _Given) -> _Found:
         if self._tool is None:
             self._tool = self._make()
-        return piece(self._tool)
+        return read(self._tool, one)
 
 
 class Reading(Generic[_Tool]):
@@ -61,22 +65,24 @@ class Reading(Generic[_Tool]):
         self._most = most
         self._held = 0
 
-    async def read(self, pieces: Sequence[Callable[[_Tool], _Found]], *, large: bool = False) -> list[_Found]:
-        """What each piece of a request gives, in their order.
+    async def read(
+        self, read: Callable[[_Tool, _Given], _Found], given: Sequence[_Given], *, large: bool = False
+    ) -> list[_Found]:
+        """What ``read`` makes of each text or image of a request, in their order.
 
         Raises:
             QueueFullError: too much is being read.
-            Exception: whatever a piece raises; those after it aren't read.
+            Exception: whatever ``read`` raises; those after it aren't read.
         """
         lane = self._large if large else self._usual
-        if not large and len(pieces) <= _FEW:
-            return await lane.read(pieces)
-        self._check_room(len(pieces))
-        self._held += len(pieces)
+        if not large and len(given) <= _FEW:
+            return await lane.read(read, given)
+        self._check_room(len(given))
+        self._held += len(given)
         try:
-            return await lane.read(pieces)
+            return await lane.read(read, given)
         finally:
-            self._held -= len(pieces)
+            self._held -= len(given)
 
     def check_room(self, count: int) -> None:
         """Whether a request of so many texts or images can be read now, as far as their number tells.

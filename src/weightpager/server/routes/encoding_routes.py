@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
-from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
 
-from weightpager.answers.work import Classified, Embed, Embedded, Outcome, Tagged, Work
+from weightpager.answers.kinds import kind_of
+from weightpager.answers.work import Classified, Embed, Embedded, Outcome, Tagged
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
 from weightpager.server.http import access
@@ -55,7 +53,7 @@ async def embeddings(body: EmbeddingBody, request: Request) -> EmbeddingList:
     task = service.task(body.model)
     texts, given = service.texts, separate(body.input)
     async with exchange(service, request, task, len(given)) as events:
-        works = await events.during(texts.read(given, _embed))
+        works = await events.during(texts.read(_embed, given))
         events.submit(service, task, works)
         outcomes = await events.outcomes(len(works))
     data = [
@@ -71,9 +69,10 @@ async def classifications(body: ClassificationBody, request: Request) -> Classif
     service: Service = request.app.state.service
     task = service.task(body.model)
     given = [body.input] if isinstance(body.input, str) else body.input
-    reading = _reading(service, task, given)
+    if kind_of(task.kind).writes:
+        raise RequestError(f"expected a task that classifies, {task.name!r} is a {task.kind} task", "model")
     async with exchange(service, request, task, len(given)) as events:
-        works = await events.during(reading())
+        works = await events.during(service.inputs.works(task, given))
         events.submit(service, task, works)
         outcomes = await events.outcomes(len(works))
     data = [_classification(index, outcome, task, body.top) for index, outcome in enumerate(outcomes)]
@@ -105,19 +104,6 @@ def _embed(vocabulary: Vocabulary, given: str | list[int]) -> Embed:
     if not ids or len(ids) > vocabulary.context:
         raise RequestError(f"expected 1 to {vocabulary.context} tokens a text", "input", "context_length_exceeded")
     return Embed(ids)
-
-
-def _reading(
-    service: Service, task: TaskEntry, given: Sequence[str]
-) -> Callable[[], Coroutine[Any, Any, Sequence[Work]]]:
-    """How texts or images become work; a text without a word is nothing to tag."""
-    if task.kind == "image-classification":
-        return partial(service.pictures.read, given)
-    if task.kind == "text-classification":
-        return partial(service.texts.read, given, lambda words, text: words.classify(text, task.max_length))
-    if task.kind == "token-classification":
-        return partial(service.texts.read, given, lambda words, text: words.tag(text, task.max_length))
-    raise RequestError(f"expected a task that classifies, {task.name!r} is a {task.kind} task", "model")
 
 
 def _classification(index: int, outcome: Outcome, task: TaskEntry, top: int | None) -> Classification:

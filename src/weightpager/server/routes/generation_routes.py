@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 
+from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Generate, Generated, Ids, Sampling
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
@@ -58,7 +59,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     given = separate(body.prompt)
 
     async def read() -> list[Generate]:
-        prompts = await service.texts.read(given, _prompt)
+        prompts = await service.texts.read(_prompt, given)
         return [_work(service, body, ids, body.max_tokens, "prompt") for ids in prompts]
 
     return await _respond(service, request, body, task, len(given), read, CompletionFormat(body))
@@ -66,7 +67,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
 
 def _writer(service: Service, name: str) -> TaskEntry:
     task = service.task(name)
-    if task.kind != "language-modeling":
+    if not kind_of(task.kind).writes:
         raise RequestError(f"expected a task that generates text, {name!r} is a {task.kind} task", "model")
     return task
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from weightpager.answers.begin import begin
-from weightpager.answers.steps import Steps
+from weightpager.answers.query import Run
 from weightpager.errors import BusyError
 from weightpager.server.scheduling.batching import Started, held
 from weightpager.server.scheduling.job import Job
@@ -32,7 +32,7 @@ class Batch:
         self.started = Started(jobs[0].task, jobs[0].arrived, now, held(waiting), heavy)
         self._jobs = jobs
         self._module: nn.Module | None = None
-        self._steps: Steps | None = None
+        self._run: Run | None = None
 
     @property
     def jobs(self) -> Sequence[Job]:
@@ -40,7 +40,7 @@ class Batch:
         return [job for job in self._jobs if not job.over]
 
     def step(self, module: nn.Module, tokenizer: Any, until: float) -> int:
-        """Compute a step, as `Steps.step`.
+        """Compute a step, as `Run.step`.
 
         Args:
             module: of the task, which is active.
@@ -51,11 +51,11 @@ class Batch:
             BusyError: the task isn't what it was when the batch began.
         """
         with torch.inference_mode():
-            if self._steps is None:
-                self._module, self._steps = module, begin(module, tokenizer, self._jobs)
+            if self._run is None:
+                self._module, self._run = module, begin(self._jobs[0].entry.kind, module, tokenizer, self._jobs)
             if module is not self._module:
                 raise BusyError(f"task {self.started.task!r} was compiled anew meanwhile; ask again")
-            return self._steps.step(until)
+            return self._run.step(until)
 
     def fail(self, error: Exception) -> None:
         """Tell whoever still waits; the batch is over."""

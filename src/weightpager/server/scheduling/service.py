@@ -12,6 +12,7 @@ from typing import Any
 
 from weightpager.answers.generation.attention_cache import bytes_per_token, reads_in_pieces
 from weightpager.answers.generation.forward_size import Activations
+from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Embed, Generate, Work
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
@@ -51,6 +52,7 @@ class Service:
     Attributes:
         engine: closed with the service.
         settings: how it serves.
+        inputs: what requests are read by.
         queue, worker, metrics, timeline: of this server.
         started: seconds since 1970.
     """
@@ -65,11 +67,11 @@ class Service:
         self.engine = engine
         self.settings = settings
         self._config = read_config(engine.bundle)
-        self._inputs: TextInputs | PictureInputs
+        self.inputs: TextInputs | PictureInputs
         if takes_images(engine.bundle):
-            self._inputs = PictureInputs(image_reader(engine.bundle), settings)
+            self.inputs = PictureInputs(image_reader(engine.bundle), most=settings.queue // 2)
         else:
-            self._inputs = _texts(engine, self._config, settings)
+            self.inputs = _texts(engine, self._config, settings)
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue)
         self.timeline = Timeline(self.metrics.switched)
@@ -119,25 +121,14 @@ class Service:
         Raises:
             RequestError: the bundle's tasks read images.
         """
-        if not isinstance(self._inputs, TextInputs):
+        if not isinstance(self.inputs, TextInputs):
             raise RequestError("expected a task that reads texts, those of this bundle read images", "model")
-        return self._inputs
+        return self.inputs
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The tokens that its tasks read. Errors are those of `texts`."""
         return self.texts.vocabulary
-
-    @property
-    def pictures(self) -> PictureInputs:
-        """Data URLs to pixels.
-
-        Raises:
-            RequestError: the bundle's tasks read texts.
-        """
-        if not isinstance(self._inputs, PictureInputs):
-            raise RequestError("expected a task that reads images, those of this bundle read texts", "model")
-        return self._inputs
 
     def task(self, name: str) -> TaskEntry:
         """A task of the bundle.
@@ -157,7 +148,7 @@ class Service:
             ServerClosedError: the server is shutting down.
         """
         self.engine.check_fits(task.name)
-        self._inputs.reading.check_room(texts)
+        self.inputs.reading.check_room(texts)
         self.queue.reserve(texts)
 
     def submit(
@@ -210,7 +201,7 @@ class Service:
 
         What can't be stopped within some seconds is left behind in its thread; then the worker is still alive.
         """
-        self._inputs.close()
+        self.inputs.close()
         self.worker.stop(timeout=_LAST)
         # The engine waits for the layer that is being computed, and the next one finds it closed: not in this thread.
         closing = threading.Thread(target=self.engine.close, name="weightpager-close", daemon=True)
@@ -220,7 +211,7 @@ class Service:
 
     @property
     def _vocabulary(self) -> Vocabulary | None:
-        return self._inputs.vocabulary if isinstance(self._inputs, TextInputs) else None
+        return self.inputs.vocabulary if isinstance(self.inputs, TextInputs) else None
 
     def _check_lengths(self, works: Sequence[Work]) -> None:
         longest, most = max(len(work.ids) for work in works), self._limit.tokens
@@ -236,7 +227,7 @@ class Service:
     def _text_limit(self) -> TextLimit:
         tasks = self.engine.bundle.tasks
         widest = max(self.engine.dtype(task).itemsize for task in tasks)
-        writes = all(task.kind == "language-modeling" for task in tasks.values())
+        writes = all(kind_of(task.kind).writes for task in tasks.values())
         in_pieces = writes and reads_in_pieces(self._config)
         context = None if self._vocabulary is None else self._vocabulary.context
         own = self.settings.most_text_tokens
@@ -259,7 +250,7 @@ def _texts(engine: Engine, config: Any, settings: Settings) -> TextInputs:
     context = context_length(empty_module(config, task), tokenizer)
     size, together = int(config.get_text_config().vocab_size), even_length(config)
     vocabulary = Vocabulary(tokenizer, size, context, _room(engine, config), together)
-    return TextInputs(vocabulary, tokenizer, settings)
+    return TextInputs(vocabulary, tokenizer, most=settings.queue // 2, body_bytes=settings.body_bytes)
 
 
 def _room(engine: Engine, config: Any) -> int | None:

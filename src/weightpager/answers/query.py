@@ -1,4 +1,4 @@
-"""Work done in steps, so that others have theirs between two of them."""
+"""Who waits for an answer, and how a batch of them is computed: in steps, so that others have theirs between two."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Query(Protocol):
         """The work is over."""
 
 
-class Steps(Protocol):
+class Run(Protocol):
     """What a batch of queries computes, in one or more steps."""
 
     def step(self, until: float) -> int:

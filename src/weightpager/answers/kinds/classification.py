@@ -1,0 +1,26 @@
+"""What classifying texts and classifying images have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from weightpager.answers.kinds.kind import Kind, Prediction
+from weightpager.answers.work import Classified, Outcome
+from weightpager.bundle import TaskEntry
+
+
+class Classification(Kind):
+    """One class for each input."""
+
+    metric = "accuracy"
+
+    def outcomes(self, logits: Tensor, works: Sequence[object]) -> list[Outcome]:  # noqa: ARG002 - of any input
+        """Probabilities of the task's classes."""
+        return [Classified(tuple(row)) for row in logits.float().softmax(-1).tolist()]
+
+    def prediction(self, task: TaskEntry, given: str, outcome: Classified) -> Prediction:
+        """The likeliest class."""
+        score = max(outcome.probabilities)
+        return Prediction(given, task.classes[outcome.probabilities.index(score)], score)

@@ -1,0 +1,41 @@
+"""Texts, each word of which has a tag."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from weightpager.answers.kinds.kind import Kind, Prediction
+from weightpager.answers.token_reader import TokenReader
+from weightpager.answers.work import Outcome, Tag, Tagged
+from weightpager.bundle import TaskEntry
+
+
+class TokenClassification(Kind):
+    """Finds a tag for every word, from its first token. Words that were cut off have none."""
+
+    metric = "token accuracy"
+
+    def read(self, reader: TokenReader, task: TaskEntry, given: str, max_new_tokens: int) -> Tag:  # noqa: ARG002
+        """A text, split at blanks and cut where the task was compiled to cut."""
+        words = given.split()
+        return Tag(*reader.cut_words(words, task.max_length), tuple(words))
+
+    def outcomes(self, logits: Tensor, works: Sequence[Tag]) -> list[Outcome]:
+        """Tags by the number of their class."""
+        best, choice = logits.float().softmax(-1).max(-1)  # [texts, tokens]
+        return [_tagged(text, best[row], choice[row]) for row, text in enumerate(works)]
+
+    def prediction(self, task: TaskEntry, given: str, outcome: Tagged) -> Prediction:
+        """The words with their tags."""
+        tags = tuple((word, task.classes[number]) for word, number, _ in outcome.tags)
+        return Prediction(given, " ".join(f"{word}/{tag}" for word, tag in tags), None, tags)
+
+
+def _tagged(text: Tag, best: Tensor, choice: Tensor) -> Tagged:
+    first = [(word, place) for place, word in enumerate(text.starts) if word is not None]
+    return Tagged(tuple((text.words[word], int(choice[place]), float(best[place])) for word, place in first))
+
+
+KIND = TokenClassification()

@@ -1,0 +1,62 @@
+"""Texts in, the token ids that a task reads out."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from weightpager.answers.word_pieces import word_starts
+from weightpager.answers.work import Ids
+from weightpager.bundle.format.names import MODEL
+from weightpager.errors import BundleFormatError
+
+_Reader = TypeVar("_Reader", bound="TokenReader")
+
+
+class TokenReader:
+    """A bundle's tokenizer, as inputs need it. Safe to use from several threads: a fast tokenizer itself isn't.
+
+    All methods raise a `BundleFormatError` where the tokenizer knows words that the model doesn't.
+    """
+
+    def __init__(self, tokenizer: Any, size: int) -> None:
+        """``tokenizer`` is used by nobody else; the model's token ids are below ``size``."""
+        self.size = size
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+
+    def copy(self: _Reader) -> _Reader:
+        """One with a tokenizer of its own, so that who reads a long text with it is waited for by nobody."""
+        found = copy.copy(self)
+        found._lock = threading.Lock()
+        with self._lock:
+            found._tokenizer = copy.deepcopy(self._tokenizer)
+        return found
+
+    def whole(self, text: str) -> Ids:
+        """A text, as it is trained with, never cut."""
+        return self._read(text)[0]
+
+    def cut(self, text: str, max_length: int | None) -> Ids:
+        """A text of so many tokens at most, special ones included."""
+        return self._read(text, truncation=True, max_length=max_length)[0]
+
+    def cut_words(self, words: Sequence[str], max_length: int | None) -> tuple[Ids, tuple[int | None, ...]]:
+        """Words in a row, cut as well, and of each token the word that it begins, if it begins one."""
+        options = {"truncation": True, "max_length": max_length, "return_offsets_mapping": True}
+        ids, found = self._read(" ".join(words), **options)
+        return ids, tuple(word_starts(words, found["offset_mapping"]))
+
+    def prompt(self, text: str) -> Ids:
+        """A text that is to be continued, without special tokens."""
+        return self._read(text, add_special_tokens=False)[0]
+
+    def _read(self, text: str, **options: Any) -> tuple[Ids, Any]:
+        with self._lock:
+            found = self._tokenizer(text, **options)
+        # Checked here, so that nobody else's texts fail with one that the model can't read.
+        if max(found["input_ids"], default=0) >= self.size:
+            raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {self.size}, as the model has", "larger ones")
+        return tuple(found["input_ids"]), found
