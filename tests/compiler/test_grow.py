@@ -26,7 +26,7 @@ from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.verify import verify
 from weightpager.compiler import grow as growth
 from weightpager.compiler import prepare as preparation
-from weightpager.compiler.alignment.floors import floors
+from weightpager.compiler.alignment.problem import AlignmentProblem, floors
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.recovery.finetune import Lesson
@@ -138,7 +138,7 @@ def test_a_new_task_computes_with_the_bases_blocks(private_bundle: Path, grown_b
     grown = Bundle.open(grown_bundle)
     base, ours = BaseBundle.open(private_bundle), dense_weights(grown, "pet")
     theirs = {task: dense_weights(grown, task) for task in base.bundle.tasks}
-    dense = wp.compiler.source.load(wp.compiler.task_file.from_dict(new_tasks(tmp_path, block="8x16")))
+    dense = wp.compiler.model.dense_model.load(wp.compiler.task_file.from_dict(new_tasks(tmp_path, block="8x16")))
     permute.apply(dense.models, grown.permutations())
     for info in dense.paged:
         table = grown.tables("pet")[info.name]
@@ -340,7 +340,8 @@ def test_one_new_tasks_choice_is_the_best(sizes: list[int], old: int, strength: 
         kept = [part.sum() for part in np.split(keep, np.cumsum(sizes)[:-1])]
         return bool((kept >= floors(sizes, np.array([budget]))[:, 0]).all())
 
-    found = place(saliency, fixed, np.array([budget]), rate, strength, sizes)[:, 0]
+    problem = AlignmentProblem(saliency, np.array([budget]), rate, strength, sizes=tuple(sizes))
+    found = place(problem, fixed)[:, 0]
     assert found.sum() == budget
     assert above_floors(found)
     others = (np.isin(np.arange(blocks), chosen) for chosen in itertools.combinations(range(blocks), budget))
@@ -354,7 +355,8 @@ def test_a_new_task_keeps_something_of_every_weight(strength: float) -> None:
     saliency[100:400] *= 1e-3
     fixed = np.zeros((450, 1), bool)
     fixed[:100] = True  # the old task has nothing of the weak weight either
-    found = place(saliency, fixed, np.array([100, 60]), drawn.random((3, 3)), strength, sizes)
+    rate = drawn.random((3, 3))
+    found = place(AlignmentProblem(saliency, np.array([100, 60]), rate, strength, sizes=tuple(sizes)), fixed)
     assert found.sum(0).tolist() == [100, 60]
     kept = np.stack([part.sum(0) for part in np.split(found, [100, 400])])
     assert (kept >= floors(sizes, np.array([100, 60]))).all()
@@ -365,7 +367,7 @@ def test_infinite_alignment_takes_what_is_there() -> None:
     fixed = np.array([[True], [False], [True], [False]])
     saliency = np.array([[0.1], [9.0], [0.2], [8.0]])
     rate = np.array([[0.0, 0.5], [0.5, 0.0]])
-    keep = place(saliency, fixed, np.array([3]), rate, float("inf"), [4])
+    keep = place(AlignmentProblem(saliency, np.array([3]), rate, float("inf"), sizes=(4,)), fixed)
     assert keep[:, 0].tolist() == [True, True, True, False]
 
 

@@ -41,7 +41,7 @@ from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.train import trained_tasks
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.stage_times import Clock
-from weightpager.compiler.selection.block_choice import worth_and_budgets
+from weightpager.compiler.selection.block_choice import alignment_problem
 from weightpager.compiler.selection.placement import place
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.config import EngineConfig
@@ -110,11 +110,11 @@ def _transitions(base: BaseBundle, prepared: Prepared) -> Transitions:
 def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Masks:
     """Everybody's keep masks, the new tasks' first."""
     task_file, paged = prepared.source.task_file, prepared.source.paged
-    saliency, budgets = worth_and_budgets(prepared)
-    fixed, sizes = np.concatenate([base.keep[info.name] for info in paged]), [info.grid.count for info in paged]
-    rate, there = transitions.switch_rate(), np.concatenate([base.shared[info.name] for info in paged])
-    placed = place(saliency, there, budgets, rate, task_file.alignment, sizes, prepared.evenness)
-    keep = np.split(np.concatenate([placed, fixed], axis=1), np.cumsum(sizes)[:-1])
+    fixed = np.concatenate([base.keep[info.name] for info in paged])
+    there = np.concatenate([base.shared[info.name] for info in paged])
+    problem = alignment_problem(prepared, transitions.switch_rate())
+    placed = place(problem, there)
+    keep = np.split(np.concatenate([placed, fixed], axis=1), np.cumsum(problem.sizes)[:-1])
     names = (*task_file.tasks, *base.bundle.tasks)
     return Masks(names, dict(zip([info.name for info in paged], keep, strict=True)))
 

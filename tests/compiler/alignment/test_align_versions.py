@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from weightpager.compiler.alignment.structure_aligner import Alignment, align
-from weightpager.compiler.alignment.versions import align_versions
+from weightpager.compiler.alignment.problem import Alignment, AlignmentProblem
+from weightpager.compiler.alignment.structure_aligner import align
 from weightpager.transitions import Transitions
 
 Floats = npt.NDArray[np.float64]
@@ -26,7 +26,7 @@ class Case:
     strength: float
 
     def solve(self) -> Alignment:
-        return align_versions(self.saliency, self.versions, self.budgets, self.rate, self.strength)
+        return align(AlignmentProblem(self.saliency, self.budgets, self.rate, self.strength, self.versions))
 
     def loads(self, before: int, after: int) -> npt.NDArray[np.bool_]:
         """Blocks that are no use to ``after`` though ``before`` keeps them."""
@@ -85,8 +85,9 @@ def test_the_same_version_everywhere_is_plain_alignment() -> None:
     random = np.random.default_rng(0)
     saliency, budgets = random.random((40, 3)), np.array([10, 20, 15])
     rate = Transitions.uniform(["a", "b", "c"]).switch_rate()
-    found = align_versions(saliency, np.full((40, 3), -1, np.int8), budgets, rate, 0.5)
-    assert (found.keep == align(saliency, budgets, rate, 0.5).keep).all()
+    plain = AlignmentProblem(saliency, budgets, rate, 0.5)
+    found = align(replace(plain, versions=np.full((40, 3), -1, np.int8)))
+    assert (found.keep == align(plain).keep).all()
 
 
 def test_a_version_of_its_own_is_not_worth_aligning() -> None:
@@ -95,7 +96,7 @@ def test_a_version_of_its_own_is_not_worth_aligning() -> None:
     rate = Transitions.uniform(["a", "b"]).switch_rate()
     versions = np.full((200, 2), -1, np.int8)
     versions[:100, 1] = 1
-    keep = align_versions(saliency, versions, budgets, rate, 1.5).keep
+    keep = align(AlignmentProblem(saliency, budgets, rate, 1.5, versions)).keep
     overlap = (keep[:, 0] & keep[:, 1]).sum() / keep[:, 1].sum()
     shared = (keep[100:, 0] & keep[100:, 1]).sum() / keep[100:, 1].sum()
     assert shared > overlap
@@ -108,5 +109,5 @@ def test_a_boundless_strength_gives_all_tasks_the_same_blocks() -> None:
     random = np.random.default_rng(2)
     versions = np.tile(np.array([-1, 1, 2], np.int8), (30, 1))
     rate = Transitions.uniform(["a", "b", "c"]).switch_rate()
-    keep = align_versions(random.random((30, 3)), versions, np.full(3, 10), rate, float("inf")).keep
+    keep = align(AlignmentProblem(random.random((30, 3)), np.full(3, 10), rate, float("inf"), versions)).keep
     assert (keep == keep[:, :1]).all()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from weightpager.compiler.alignment.floors import align_above_floors, floors
+from weightpager.compiler.alignment.problem import AlignmentProblem, floors
 from weightpager.compiler.alignment.structure_aligner import align
 from weightpager.transitions import Transitions
 
-SIZES = [100, 300, 50]
+SIZES = (100, 300, 50)
 SAME = np.full((450, 3), -1, np.int8)
 RATE = Transitions.uniform("abc").switch_rate()
 
@@ -33,8 +35,9 @@ def test_a_floor_is_a_fiftieth_of_the_weight_and_at_least_a_block() -> None:
 
 def test_floors_that_hold_anyway_change_nothing() -> None:
     budgets = np.array([120, 90, 200])
-    free = align(saliency(1.0), budgets, RATE, 0.5)
-    found = align_above_floors(saliency(1.0), SAME, budgets, RATE, 0.5, SIZES)
+    plain = AlignmentProblem(saliency(1.0), budgets, RATE, 0.5)
+    free = align(plain)
+    found = align(replace(plain, versions=SAME, sizes=SIZES))
     assert (found.keep == free.keep).all()
     assert (found.objective, found.bound) == (free.objective, free.bound)
 
@@ -43,9 +46,10 @@ def test_floors_that_hold_anyway_change_nothing() -> None:
 @pytest.mark.parametrize("budgets", [[100, 100, 100], [40, 80, 100]], ids=["equal", "mixed"])
 def test_a_weak_weight_keeps_its_floor(strength: float, budgets: list[int]) -> None:
     values, wanted = saliency(1e-3), np.array(budgets)
-    free = align(values, wanted, RATE, strength)
+    plain = AlignmentProblem(values, wanted, RATE, strength)
+    free = align(plain)
     assert (kept(free.keep)[1] < 3).all()
-    found = align_above_floors(values, SAME, wanted, RATE, strength, SIZES)
+    found = align(replace(plain, versions=SAME, sizes=SIZES))
     assert (kept(found.keep) >= floors(SIZES, wanted)).all()
     assert found.keep.sum(0).tolist() == budgets
     assert found.objective <= found.bound * (1 + 1e-9)
@@ -63,7 +67,7 @@ def test_a_weak_weight_keeps_its_floor(strength: float, budgets: list[int]) -> N
 
 def test_without_an_alignment_the_floors_are_the_best_blocks() -> None:
     values, budgets = saliency(1e-3), np.array([100, 100, 100])
-    found = align_above_floors(values, SAME, budgets, RATE, 0.0, SIZES)
+    found = align(AlignmentProblem(values, budgets, RATE, 0.0, SAME, SIZES))
     for task in range(3):
         best = np.argsort(-values[100:400, task])[:6]
         assert found.keep[100 + best, task].all()
@@ -74,6 +78,6 @@ def test_an_evenness_raises_floors_to_its_share_of_the_budget() -> None:
     raised = floors(SIZES, budgets, 0.5)
     assert raised.tolist() == [[22, 5, 1], [66, 15, 3], [11, 2, 0]]
     assert (raised >= floors(SIZES, budgets)).all()
-    found = align_above_floors(saliency(1e-3), SAME, budgets, RATE, 0.5, SIZES, 0.5)
+    found = align(AlignmentProblem(saliency(1e-3), budgets, RATE, 0.5, SAME, SIZES, 0.5))
     assert (kept(found.keep) >= raised).all()
     assert found.keep.sum(0).tolist() == budgets.tolist()

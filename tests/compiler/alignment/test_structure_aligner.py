@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from weightpager.blocks import MAX_TASKS
-from weightpager.compiler.alignment import flow_search, subset_search
-from weightpager.compiler.alignment.problem import Problem
-from weightpager.compiler.alignment.structure_aligner import Alignment, align, overlap
+from weightpager.bundle.report.overlap import overlap_of
+from weightpager.compiler.alignment import searches
+from weightpager.compiler.alignment.flow_search import FlowSearch
+from weightpager.compiler.alignment.nested import NestedProblem
+from weightpager.compiler.alignment.problem import Alignment, AlignmentProblem
+from weightpager.compiler.alignment.structure_aligner import align as aligned
+from weightpager.compiler.alignment.subset_search import SubsetSearch
 from weightpager.errors import CompileError
 from weightpager.transitions import Transitions
 
@@ -21,6 +25,10 @@ Ints = npt.NDArray[np.int64]
 
 EQUAL = np.full(6, 0.25)
 MIXED = np.array([0.1, 0.25, 0.25, 0.5, 0.6, 0.3])
+
+
+def align(saliency: npt.NDArray[np.floating], budgets: Ints, rate: Floats, strength: float) -> Alignment:
+    return aligned(AlignmentProblem(saliency, budgets, rate, strength))
 
 
 @dataclass
@@ -108,7 +116,7 @@ def test_small_cases_against_a_milp_solver(case: Case) -> None:
 @given(small_cases())
 def test_flows_between_few_tasks_against_a_milp_solver(case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subset_search, "MOST_TASKS", 0)
+        patch.setattr(searches, "SEARCHES", {np.inf: FlowSearch})
         found = case.solve()
     best, slack = optimum(case), 1e-6 * (1 + case.saliency.sum() + case.strength)
     assert found.keep.sum(axis=0).tolist() == case.budgets.tolist()
@@ -120,9 +128,9 @@ def test_flows_between_few_tasks_against_a_milp_solver(case: Case) -> None:
 @pytest.mark.parametrize("strength", [0.1, 2.0, 20.0, np.inf])
 def test_flows_reach_what_scoring_every_subset_reaches(strength: float) -> None:
     rate = markov_rate(6, 1)
-    problem = Problem.stated(realistic(800, 6).T.copy(), (MIXED * 800).astype(np.int64), rate + rate.T, strength)
-    exact, bound = subset_search.solve(problem)
-    masks, flow_bound = flow_search.solve(problem)
+    problem = NestedProblem.stated(realistic(800, 6).T.copy(), (MIXED * 800).astype(np.int64), rate + rate.T, strength)
+    exact, bound = searches.searched(problem, SubsetSearch)
+    masks, flow_bound = searches.searched(problem, FlowSearch)
     assert masks.sum(axis=1).tolist() == problem.budgets.tolist()
     assert flow_bound == pytest.approx(bound, rel=5e-5)
     assert problem.net(masks) == pytest.approx(problem.net(exact), rel=5e-5)
@@ -214,7 +222,7 @@ def test_overlap_grows_with_strength() -> None:
     saliency, rate = realistic(1152, 6), Transitions.uniform("abcdef").switch_rate()
     strengths = [0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 50.0, np.inf]
     found = [align(saliency, np.full(6, 288), rate, strength) for strength in strengths]
-    shared = [overlap(each.keep).mean() for each in found]
+    shared = [overlap_of(each.keep).mean() for each in found]
     kept = [saliency[each.keep].sum() for each in found]
     assert shared == sorted(shared)
     assert kept == sorted(kept, reverse=True)
@@ -256,24 +264,6 @@ def test_the_input_is_left_alone() -> None:
     for array in (case.saliency, case.budgets, case.rate):
         array.flags.writeable = False
     case.solve()
-
-
-@given(st.integers(1, 30), st.integers(1, 4), st.integers(0, 99))
-def test_overlap_is_what_a_switch_finds_in_memory(blocks: int, tasks: int, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    keep, weights = random.random((blocks, tasks)) < 0.5, random.integers(1, 9, blocks)
-    shared = overlap(keep, weights)
-    for a in range(tasks):
-        for b in range(tasks):
-            needed = weights[keep[:, b]].sum()
-            found = weights[keep[:, a] & keep[:, b]].sum()
-            assert shared[a, b] == (found / needed if needed else 1.0)
-    np.testing.assert_allclose(overlap(keep), overlap(keep, np.full(blocks, 512)))
-
-
-def test_overlap_refuses_weights_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"expected one for each of 4 blocks, got shape \(3,\)"):
-        overlap(np.ones((4, 2), np.bool_), np.ones(3))
 
 
 def put(array: npt.NDArray[np.generic], place: tuple[int, ...], value: float) -> npt.NDArray[np.generic]:

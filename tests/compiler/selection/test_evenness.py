@@ -12,7 +12,7 @@ import torch
 
 import tiny
 from weightpager.answers.evaluate import loss
-from weightpager.compiler.alignment.floors import floors
+from weightpager.compiler.alignment.problem import floors
 from weightpager.compiler.model.device import autocast
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.prepare import prepare

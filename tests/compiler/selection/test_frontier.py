@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightpager.compiler.alignment.versions import align_versions
-from weightpager.compiler.selection.frontier import Point, Wish, expected_switch_blocks, search
+from weightpager.compiler.alignment.problem import AlignmentProblem, expected_switch_blocks
+from weightpager.compiler.alignment.structure_aligner import align
+from weightpager.compiler.selection.frontier import Point, Wish, search
 from weightpager.config import parse_size
 from weightpager.errors import CompileError
 
@@ -65,7 +66,7 @@ def test_one_mask_may_load_more_than_strong_alignment(most: float) -> None:
     rate = np.array([[0.0, 0.5], [0.5, 0.0]])
 
     def point(strength: float) -> Point:
-        keep = align_versions(saliency, versions, np.array([15, 15]), rate, strength).keep
+        keep = align(AlignmentProblem(saliency, np.array([15, 15]), rate, strength, versions)).keep
         of_versions = (keep & (versions == version) for version in np.unique(versions))
         return Point(strength, 100 * sum(expected_switch_blocks(mask, rate) for mask in of_versions), 0.0)
 

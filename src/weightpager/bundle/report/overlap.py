@@ -11,19 +11,41 @@ _CHUNK = 1 << 16
 
 
 def overlap(bundle: Bundle) -> npt.NDArray[np.float64]:
-    """float64 [tasks, tasks]: entry (A, B) = kept bytes of A∩B ÷ kept bytes of B; 1 on the diagonal."""
+    """`overlap_of` the blocks that lie in a bundle's pages, which are all of one size."""
     users = np.zeros(len(bundle.pages) * bundle.manifest.blocks_per_page, np.uint64)  # signature of each location
     for number, task in enumerate(bundle.tasks):
         users[bundle.kept_locations(task)] |= np.uint64(1) << np.uint64(number)
     signatures, counts = np.unique(users, return_counts=True)
-    shared = np.zeros((len(bundle.tasks), len(bundle.tasks)))  # [A, B], blocks that both keep
+    shared = np.zeros((len(bundle.tasks), len(bundle.tasks)))
     for start in range(0, len(signatures), _CHUNK):
         some = slice(start, start + _CHUNK)
         bits = signatures[some, None] >> np.arange(len(bundle.tasks), dtype=np.uint64)
-        member = (bits & np.uint64(1)).astype(np.float64)  # [signatures, tasks]
-        shared += (member * counts[some, None]).T @ member
+        shared += _shared(bits & np.uint64(1) > 0, counts[some])
+    return _by_need(shared)
+
+
+def overlap_of(keep: npt.NDArray[np.bool_], weights: npt.ArrayLike | None = None) -> npt.NDArray[np.float64]:
+    """What a switch need not load: ``[A, B]`` is (kept by A and by B) / (kept by B), and 1 where B keeps nothing.
+
+    Args:
+        keep: [blocks, tasks] masks.
+        weights: [blocks], the bytes of each block; None counts blocks.
+    """
+    size = np.ones(len(keep)) if weights is None else np.asarray(weights, np.float64)
+    if size.shape != keep.shape[:1]:
+        raise ValueError(f"weights: expected one for each of {len(keep)} blocks, got shape {size.shape}")
+    return _by_need(_shared(keep, size))
+
+
+def _shared(keep: npt.NDArray[np.bool_], sizes: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
+    """What A and B both keep, [A, B]."""
+    found: npt.NDArray[np.float64] = np.where(keep, sizes[:, None], 0.0).T @ keep
+    return found
+
+
+def _by_need(shared: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     own = shared.diagonal()
-    return np.divide(shared, own, out=np.ones(shared.shape), where=own > 0)
+    return np.divide(shared, own, out=np.ones_like(shared), where=own > 0)
 
 
 def mean_overlap(matrix: npt.NDArray[np.float64]) -> float:

@@ -6,24 +6,18 @@ the prices on a problem that is smoothed by a temperature, while it cools. ``doc
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from weightpager.compiler.alignment.flows import Flows
-from weightpager.compiler.alignment.problem import (
-    COOLING,
+from weightpager.compiler.alignment.nested import (
     DECIDED,
-    STAGES,
-    TOLERANCE,
-    Bools,
-    Floats,
-    Ints,
-    Problem,
+    NestedProblem,
+    SmoothDual,
     largest,
     newton_step,
     top_blocks,
 )
+from weightpager.compiler.alignment.problem import Bools, Floats, Ints
 
 _NEWTON_STEPS, _HALVINGS = 12, 6
 _SWEEPS = 4  # before each Newton step: flows need not be at their best, since any give a bound
@@ -31,34 +25,30 @@ _CLIMBS = 5
 _TOGETHER = 1e-2  # temperatures: balances that flows hold together differ by less
 
 
-def solve(problem: Problem) -> tuple[Bools, float]:
-    """The best masks [T, B] found, and an upper bound on all masks within the budgets."""
-    prices = problem.separate_prices()
-    best = problem.separate_masks()
-    flows = Flows.none(problem.saliency, problem.charge)
-    value, bound = problem.net(best), flows.bound(problem.budgets)
-    if _close(value, bound):
-        return best, bound
-    jitter = problem.jitter()  # the bound is taken without it
-    flows.adjusted[:] += jitter
-    temperature = float(max(prices.mean(), problem.saliency.mean())) or 1.0
-    for _ in range(STAGES):
-        prices, settled = _stage(flows, problem.budgets, prices, temperature)
-        exact = Flows(flows.adjusted - jitter, flows.rounds)
-        bound = min(bound, exact.bound(problem.budgets))
-        for masks in (top_blocks(flows.adjusted, problem.budgets), settled):
-            climbed = _climb(problem, masks)
-            reached = problem.net(climbed)
-            if reached > value:
-                best, value = climbed, reached
-        if _close(value, bound):
-            break
-        temperature *= COOLING
-    return best, bound
+class FlowSearch:
+    """The search on one problem."""
 
+    def __init__(self, problem: NestedProblem) -> None:
+        self._problem = problem
+        self._jitter = problem.jitter()
+        self._flows = Flows.none(problem.saliency + self._jitter, problem.charge)
+        self._adjusted = problem.saliency  # [T, B], by the flows, without the jitter
 
-def _close(value: float, bound: float) -> bool:
-    return bound - value <= TOLERANCE * abs(bound)
+    def bound(self, _prices: Floats) -> float:
+        """What no masks within the budgets exceed, whatever the flows: each task takes its best blocks."""
+        blocks = self._adjusted.shape[1]
+        return sum(
+            float(np.partition(row, blocks - size)[blocks - size :].sum())
+            for row, size in zip(self._adjusted, self._problem.budgets, strict=True)
+        )
+
+    def stage(self, prices: Floats, temperature: float) -> tuple[Floats, list[Bools]]:
+        """Better prices, and masks: each task's best blocks at once, and one task after the other."""
+        budgets = self._problem.budgets
+        prices, settled = _stage(self._flows, budgets, prices, temperature)
+        self._adjusted = self._flows.adjusted - self._jitter
+        masks = top_blocks(self._flows.adjusted, budgets), settled
+        return prices, [_climb(self._problem, found) for found in masks]
 
 
 # ---- Prices ----
@@ -84,7 +74,7 @@ def _newton(flows: Flows, budgets: Ints, prices: Floats, temperature: float) -> 
     for _ in range(_NEWTON_STEPS):
         flows.sweep(prices, _SWEEPS)
         point = _smooth(flows, budgets, prices, temperature)
-        step = newton_step(point.gradient, point.hessian, 10 * temperature)
+        step = newton_step(point, 10 * temperature)
         if -float(point.gradient @ step) <= 0.1 * temperature:
             break
         for _ in range(_HALVINGS):
@@ -96,20 +86,13 @@ def _newton(flows: Flows, budgets: Ints, prices: Floats, temperature: float) -> 
     return prices
 
 
-class _Smooth(NamedTuple):
-    """``sum_t prices[t] budgets[t] + sum_bt temperature * log(1 + exp(balance / temperature))``, and derivatives."""
-
-    value: float
-    gradient: Floats  # [T]
-    hessian: Floats  # [T, T]
-
-
 def _value(flows: Flows, budgets: Ints, prices: Floats, temperature: float) -> float:
     soft = np.logaddexp(0, (flows.adjusted - prices[:, None]) / temperature)
     return float(prices @ budgets + temperature * soft.sum())
 
 
-def _smooth(flows: Flows, budgets: Ints, prices: Floats, temperature: float) -> _Smooth:
+def _smooth(flows: Flows, budgets: Ints, prices: Floats, temperature: float) -> SmoothDual:
+    """``sum_t prices[t] budgets[t] + sum_bt temperature * log(1 + exp(balance / temperature))``, and derivatives."""
     balance = (flows.adjusted - prices[:, None]) / temperature  # [T, B]
     chance = (1 + np.tanh(balance / 2)) / 2  # how likely the task keeps the block
     curvature = chance * (1 - chance) / temperature
@@ -121,7 +104,7 @@ def _smooth(flows: Flows, budgets: Ints, prices: Floats, temperature: float) -> 
         together = np.abs(balance - own) < _TOGETHER  # [T, B]
         hessian[task] = together @ (curvature[task] / together.sum(0))
     value = _value(flows, budgets, prices, temperature)
-    return _Smooth(value, budgets - chance.sum(1), (hessian + hessian.T) / 2)
+    return SmoothDual(value, budgets - chance.sum(1), (hessian + hessian.T) / 2)
 
 
 # ---- Masks ----
@@ -141,7 +124,7 @@ def _settle(flows: Flows, budgets: Ints, prices: Floats) -> Bools:
     return masks
 
 
-def _climb(problem: Problem, masks: Bools) -> Bools:
+def _climb(problem: NestedProblem, masks: Bools) -> Bools:
     """Improve masks task by task, each taking its best blocks given those of the others."""
     keep = masks.astype(np.float64)
     for _ in range(_CLIMBS):

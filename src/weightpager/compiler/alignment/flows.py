@@ -99,14 +99,6 @@ class Flows:
         for ours, theirs in zip(self.rounds, part.rounds, strict=True):
             ours.flow[:, blocks] = theirs.flow
 
-    def bound(self, budgets: Ints) -> float:
-        """What no masks within the budgets [T] exceed, whatever the flows: each task takes its best blocks."""
-        blocks = self.adjusted.shape[1]
-        return sum(
-            float(np.partition(row, blocks - size)[blocks - size :].sum())
-            for row, size in zip(self.adjusted, budgets, strict=True)
-        )
-
 
 def _even_out(balance: Floats, pairs: Round, some: slice) -> None:
     flow = pairs.flow[:, some]

@@ -1,104 +1,140 @@
-"""The aligner's problem in nested form, and what both of its searches share. Pure numpy."""
+"""What an alignment decides on, and what it decided. Pure numpy."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.blocks import MAX_TASKS
+from weightpager.errors import CompileError
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-TOLERANCE = 1e-5
-"""A search ends at this gap: a hundredth of the 0.1 % that a compile aims at."""
-
-COOLING, STAGES = 0.25, 14
-DECIDED = 20.0
-"""Temperatures: what leads by more has no rival above e^-20."""
-
-_JITTER = 1e-6  # of the mean saliency
+FLOOR = 0.02
+"""Of a weight's blocks, which every task keeps. A layer that a task lost altogether passes nothing on, which saliency,
+measured on the dense model, doesn't foresee."""
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """Which tasks keep which block, in nested form: a pair of tasks is charged on the smaller mask.
+class AlignmentProblem:
+    """Which set S_b of tasks keeps block b, such that task t keeps ``budgets[t]`` blocks.
+
+    The best sets maximise the saliency kept less the blocks that switches load, with the meaning of ``[...]`` as 1 if
+    true, else 0::
+
+        sum_b [ sum_{t in S_b} saliency[b, t] - strength * sum_{t, u} switch_rate[t, u] [u in S_b and t not in S_b] ]
 
     Attributes:
-        saliency: [T, B].
-        budgets: [T], blocks that each task keeps.
-        charge: [T, T], what a block costs that t keeps and u does not.
+        saliency: [B, T], not negative, comparable between tasks; the weights' blocks one after the other.
+        budgets: [T], how many blocks each task keeps.
+        switch_rate: [T, T], how often a switch leads from t to u; the diagonal is ignored.
+        strength: the price of loading one block, in units of saliency. ``inf`` loads the least that the budgets
+            allow (equal budgets share one mask, others are nested), and among such masks keeps the most saliency;
+            objective and bound then count saliency alone.
+        versions: [B, T], equal numbers share values. A block is present at a switch only if the task before has it in
+            the same version; None if all tasks have the same values. With an infinite strength all tasks get the same
+            blocks, each in its own version.
+        sizes: blocks of each weight, of which every task keeps its `floors`; empty for no floors.
+        evenness: how high these floors are, as for `floors`.
     """
 
-    saliency: Floats
-    budgets: Ints
-    charge: Floats
+    saliency: npt.NDArray[np.floating]
+    budgets: npt.NDArray[np.integer]
+    switch_rate: Floats
+    strength: float
+    versions: npt.NDArray[np.integer] | None = None
+    sizes: tuple[int, ...] = ()
+    evenness: float = 0.0
 
-    @classmethod
-    def stated(cls, saliency: Floats, budgets: Ints, pair_rate: Floats, strength: float) -> Problem:
-        """Move every pair's cost to the task with the smaller budget, or half to each.
+    @property
+    def floors(self) -> Ints:
+        """The fewest blocks that each task keeps of each paged weight, [weights, tasks]."""
+        return floors(self.sizes, self.budgets, self.evenness)
 
-        With |A_t| and |A_u| fixed, ``|A_u - A_t|`` and ``|A_t - A_u|`` differ by a constant. So a pair need only pay
-        for blocks that the smaller mask keeps and the larger one does not; prices then stay at the scale of the
-        saliency however strong the alignment. More than all saliency together decides nothing more, and would drown
-        the saliency in rounding.
+    @property
+    def rate(self) -> Floats:
+        """The switch rate with a diagonal of zeros."""
+        return np.where(np.eye(len(self.switch_rate), dtype=np.bool_), 0.0, self.switch_rate)
+
+    def check(self) -> None:
+        """See that there is an answer.
+
+        Raises:
+            ValueError: the shapes do not fit together, or a rate or the strength is negative or not a number.
+            CompileError: there are too many tasks, a saliency is negative or not finite, or a budget is out of range.
         """
-        ceiling = 2 * float(saliency.sum()) or 1.0
-        pair = np.minimum(strength, ceiling / np.where(pair_rate > 0, pair_rate, 1.0)) * pair_rate
-        larger = np.sign(np.subtract.outer(budgets, budgets))
-        return cls(saliency, budgets, pair * (1 - larger) / 2)
+        saliency, budgets, rate = self.saliency, self.budgets, self.switch_rate
+        if saliency.ndim != 2 or 0 in saliency.shape:
+            raise ValueError(f"saliency: expected [blocks, tasks], at least one of each, got shape {saliency.shape}")
+        tasks = saliency.shape[1]
+        for name, array, shape in (("budgets", budgets, (tasks,)), ("switch_rate", rate, (tasks, tasks))):
+            if array.shape != shape:
+                raise ValueError(f"{name}: expected shape {shape} for {tasks} tasks, got {array.shape}")
+        if not np.issubdtype(budgets.dtype, np.integer):
+            raise ValueError(f"budgets: expected whole numbers of blocks, got {budgets.dtype}")
+        if not (np.isfinite(rate) & (rate >= 0)).all():
+            raise ValueError(f"switch_rate: expected finite numbers from 0 up, got {rate.tolist()}")
+        if not self.strength >= 0:
+            raise ValueError(f"strength: expected a number from 0 up, got {self.strength}")
+        if tasks > MAX_TASKS:
+            raise CompileError(f"expected at most {MAX_TASKS} tasks to align, got {tasks}")
+        self._check_values()
 
-    def part(self, tasks: Bools) -> Problem:
-        """The same for some of the tasks."""
-        return Problem(self.saliency[tasks], self.budgets[tasks], self.charge[np.ix_(tasks, tasks)])
-
-    def separate_masks(self) -> Bools:
-        """What each task would keep on its own: exact without an alignment."""
-        return top_blocks(self.saliency, self.budgets)
-
-    def separate_prices(self) -> Floats:
-        """The saliency of the last block that each task would keep on its own."""
-        blocks = self.saliency.shape[1]
-        pairs = zip(self.saliency, self.budgets, strict=True)
-        found: Floats = np.array([np.partition(row, blocks - size)[blocks - size] for row, size in pairs])
-        return found
-
-    def jitter(self) -> Floats:
-        """[T, B], too little to matter: without it prices could not tell blocks of equal saliency apart."""
-        size = _JITTER * float(self.saliency.mean())
-        return size * np.random.default_rng(0).random(self.saliency.shape)
-
-    def net(self, keep: Bools) -> float:
-        """What masks [T, B] are worth."""
-        return net(self.saliency, keep, self.charge)
+    def _check_values(self) -> None:
+        for block, task in np.argwhere(~(np.isfinite(self.saliency) & (self.saliency >= 0))):
+            found = self.saliency[block, task]
+            raise CompileError(
+                f"saliency of block {block}, task {task}: expected a finite number from 0 up, got {found}"
+            )
+        blocks = len(self.saliency)
+        for task in np.flatnonzero((self.budgets < 0) | (self.budgets > blocks)):
+            raise CompileError(f"budget of task {task}: expected 0 to {blocks} blocks, got {self.budgets[task]}")
 
 
-def net(saliency: Floats, keep: Bools, toll: Floats) -> float:
-    """The saliency that masks [T, B] keep, less ``toll[t, u]`` for each block that t keeps and u does not."""
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """What was decided.
+
+    Attributes:
+        keep: [B, T], True where the task keeps the block; exactly ``budgets[t]`` blocks for task t.
+        objective: what ``keep`` reaches.
+        bound: what no masks within these budgets exceed, but for rounding.
+    """
+
+    keep: Bools
+    objective: float
+    bound: float
+
+    @property
+    def gap(self) -> float:
+        """The most that other masks could gain, as a share of the bound."""
+        return max(0.0, self.bound - self.objective) / max(abs(self.bound), float(np.finfo(np.float64).tiny))
+
+
+def floors(sizes: Sequence[int], budgets: npt.NDArray[np.integer], evenness: float = 0.0) -> Ints:
+    """The fewest blocks that each task keeps of each paged weight, [weights, tasks].
+
+    `FLOOR` of the weight, at least one block; half of what the budget would leave a weight where that is less, so that
+    a floor never decides most of a mask.
+
+    Args:
+        sizes: blocks of each weight.
+        budgets: blocks that each task keeps, [tasks].
+        evenness: what a floor is at least, as a share of what the budget would leave the weight; at most 0.5.
+    """
+    blocks = np.array(sizes)
+    wanted = np.maximum(1, np.round(FLOOR * blocks))[:, None]  # [weights, 1]
+    even = blocks[:, None] * budgets / blocks.sum()  # [weights, tasks]
+    least = np.where(wanted <= even / 2, wanted, np.floor(even / 2))
+    return np.asarray(np.maximum(least, np.floor(evenness * even)), np.int64)
+
+
+def expected_switch_blocks(keep: Bools, switch_rate: Floats) -> float:
+    """Blocks that an average switch loads. ``keep`` [B, T], ``switch_rate`` [T, T]."""
     mask = keep.astype(np.float64)
-    return float(saliency[keep].sum() - np.sum(toll * (mask @ (1 - mask).T)))
-
-
-def largest(values: Floats, size: int) -> Bools:
-    """True at the ``size`` largest values; among equal ones the first."""
-    if size == 0:
-        return np.zeros(len(values), np.bool_)
-    least = np.partition(values, len(values) - size)[len(values) - size]
-    chosen: Bools = values > least
-    chosen[np.flatnonzero(values == least)[: size - np.count_nonzero(chosen)]] = True
-    return chosen
-
-
-def top_blocks(values: Floats, budgets: Ints) -> Bools:
-    """The ``budgets[t]`` largest values of each row t of ``values`` [T, B]."""
-    return np.stack([largest(row, size) for row, size in zip(values, budgets, strict=True)])
-
-
-def newton_step(gradient: Floats, hessian: Floats, longest: float) -> Floats:
-    """The Newton step, cut where the curvature that it trusts has long faded."""
-    tasks = len(gradient)
-    ridge = 1e-6 * np.trace(hessian) / tasks + 1e-9 / longest
-    step = -np.linalg.solve(hessian + ridge * np.eye(tasks), gradient)
-    reach = float(np.abs(step).max())
-    return np.asarray(step * min(1.0, longest / reach) if reach > 0 else step)
+    return float(np.sum(switch_rate * ((1 - mask).T @ mask)))

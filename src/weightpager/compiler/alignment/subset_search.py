@@ -9,37 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
-from weightpager.compiler.alignment.problem import (
-    COOLING,
-    DECIDED,
-    STAGES,
-    TOLERANCE,
-    Bools,
-    Floats,
-    Ints,
-    Problem,
-    largest,
-    newton_step,
-)
-
-MOST_TASKS = 12
-"""4096 scores a block are the most that is still quick."""
+from weightpager.compiler.alignment.nested import DECIDED, NestedProblem, SmoothDual, largest, newton_step
+from weightpager.compiler.alignment.problem import Bools, Floats, Ints
 
 _NEWTON_STEPS, _HALVINGS = 20, 10
 _CHUNK = 1 << 15  # scores at a time: they stay in cache, and BLAS starts no threads, which on a busy machine wait
 
 
 @dataclass(frozen=True, eq=False)
-class _Problem:
+class _Scored:
     """The problem with every subset of the tasks.
 
     Attributes:
-        saliency: [T, B].
-        budgets: [T].
+        saliency, budgets: as in `NestedProblem`.
         members: [2^T, T], 1.0 where a subset holds the task; task 0 is the highest bit of the subset's index.
         penalty: [2^T], what a block with this subset is charged.
     """
@@ -50,7 +35,7 @@ class _Problem:
     penalty: Floats
 
     @classmethod
-    def of(cls, problem: Problem) -> _Problem:
+    def of(cls, problem: NestedProblem) -> _Scored:
         tasks = len(problem.budgets)
         members = (np.arange(2**tasks)[:, None] >> np.arange(tasks)[::-1] & 1).astype(np.float64)
         penalty = ((members @ problem.charge) * (1 - members)).sum(axis=1)
@@ -71,35 +56,29 @@ def _chunks(blocks: int, subsets: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, blocks, step))
 
 
-def solve(problem: Problem) -> tuple[Bools, float]:
-    """The best masks [T, B] found, and an upper bound on all masks within the budgets. Twelve tasks at most."""
-    prices, best, exact = problem.separate_prices(), problem.separate_masks(), _Problem.of(problem)
-    value, bound = problem.net(best), _dual(exact, prices)
-    search = replace(exact, saliency=problem.saliency + problem.jitter())
-    temperature = float(max(prices.mean(), problem.saliency.mean())) or 1.0
-    for _ in range(STAGES):
-        if bound - value <= TOLERANCE * abs(bound):
-            break
-        prices = _newton(_undecided(search, prices, DECIDED * temperature), prices, temperature)
-        bound = min(bound, _dual(exact, prices))
-        masks = _settle(search, prices, temperature)
-        reached = problem.net(masks)
-        if reached > value:
-            best, value = masks, reached
-        temperature *= COOLING
-    return best, bound
+class SubsetSearch:
+    """The search on one problem."""
+
+    def __init__(self, problem: NestedProblem) -> None:
+        self._exact = _Scored.of(problem)
+        self._search = replace(self._exact, saliency=problem.saliency + problem.jitter())
+
+    def bound(self, prices: Floats) -> float:
+        """What no masks within the budgets exceed, at any prices: each block takes its best subset."""
+        exact = self._exact
+        tops = (exact.scores(prices, some).max(axis=0).sum() for some in exact.chunks())
+        return float(prices @ exact.budgets + sum(tops))  # the budgets are sold at these prices
+
+    def stage(self, prices: Floats, temperature: float) -> tuple[Floats, list[Bools]]:
+        """Better prices, and the masks that settle at them."""
+        prices = _newton(_undecided(self._search, prices, DECIDED * temperature), prices, temperature)
+        return prices, [_settle(self._search, prices, temperature)]
 
 
 # ---- The dual: prices ----
 
 
-def _dual(problem: _Problem, prices: Floats) -> float:
-    """An upper bound at any prices: each block takes its best subset, and the budgets are sold at these prices."""
-    tops = (problem.scores(prices, some).max(axis=0).sum() for some in problem.chunks())
-    return float(prices @ problem.budgets + sum(tops))
-
-
-def _undecided(problem: _Problem, prices: Floats, margin: float) -> _Problem:
+def _undecided(problem: _Scored, prices: Floats, margin: float) -> _Scored:
     """The blocks whose best subset leads by less than ``margin``, with the budgets that the others leave."""
     undecided = np.empty(problem.saliency.shape[1], np.bool_)
     taken = np.zeros(len(prices))
@@ -112,15 +91,8 @@ def _undecided(problem: _Problem, prices: Floats, margin: float) -> _Problem:
     return replace(problem, saliency=np.ascontiguousarray(problem.saliency[:, undecided]), budgets=budgets)
 
 
-class _Smooth(NamedTuple):
+def _smooth(problem: _Scored, prices: Floats, temperature: float) -> SmoothDual:
     """The dual with a soft maximum, ``temperature * log sum exp(score / temperature)``, and its derivatives."""
-
-    value: float
-    gradient: Floats  # [T]
-    hessian: Floats  # [T, T]
-
-
-def _smooth(problem: _Problem, prices: Floats, temperature: float) -> _Smooth:
     members = problem.members
     value, kept = float(prices @ problem.budgets), np.zeros(len(prices))
     mass, product = np.zeros(len(members)), np.zeros((len(prices), len(prices)))
@@ -131,7 +103,7 @@ def _smooth(problem: _Problem, prices: Floats, temperature: float) -> _Smooth:
         kept += held.sum(axis=1)
         mass += chance.sum(axis=1)
         product += held @ held.T
-    return _Smooth(value, problem.budgets - kept, ((members.T * mass) @ members - product) / temperature)
+    return SmoothDual(value, problem.budgets - kept, ((members.T * mass) @ members - product) / temperature)
 
 
 def _soften(scores: Floats, temperature: float) -> Floats:
@@ -145,11 +117,11 @@ def _soften(scores: Floats, temperature: float) -> Floats:
     return np.asarray(top + temperature * np.log(total))
 
 
-def _newton(problem: _Problem, prices: Floats, temperature: float) -> Floats:
+def _newton(problem: _Scored, prices: Floats, temperature: float) -> Floats:
     """Minimise the smooth dual; accurate to a tenth of a temperature, which the next stage refines."""
     point = _smooth(problem, prices, temperature)
     for _ in range(_NEWTON_STEPS):
-        step = newton_step(point.gradient, point.hessian, 10 * temperature)
+        step = newton_step(point, 10 * temperature)
         promised = -float(point.gradient @ step)
         if promised <= 0.1 * temperature:
             break
@@ -167,7 +139,7 @@ def _newton(problem: _Problem, prices: Floats, temperature: float) -> Floats:
 # ---- The primal: masks ----
 
 
-def _settle(problem: _Problem, prices: Floats, temperature: float) -> Bools:
+def _settle(problem: _Scored, prices: Floats, temperature: float) -> Bools:
     """Round to exact budgets, one task after the other, while the unsettled ones are free to follow.
 
     A task takes the blocks that would lose most without it. Tasks that belong together thus move together, and a
@@ -182,7 +154,7 @@ def _settle(problem: _Problem, prices: Floats, temperature: float) -> Bools:
     return masks
 
 
-def _preference(problem: _Problem, prices: Floats, temperature: float, task: int, settled: Ints) -> Floats:
+def _preference(problem: _Scored, prices: Floats, temperature: float, task: int, settled: Ints) -> Floats:
     """What each block gains if ``task`` keeps it [B], tasks before it as ``settled`` and tasks after it at will."""
     subsets = len(problem.members) >> task
     members, penalty = problem.members[:subsets, task:], problem.penalty.reshape(-1, subsets)

@@ -8,14 +8,20 @@ all permitted masks, and it is larger than what any switch could save by swappin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.compiler.alignment.problem import Bools, Floats, Ints
-from weightpager.compiler.alignment.structure_aligner import Alignment, align
-from weightpager.compiler.model.own_weights import Versions
+from weightpager.compiler.alignment.problem import (
+    Alignment,
+    AlignmentProblem,
+    Bools,
+    Floats,
+    Ints,
+    expected_switch_blocks,
+)
+from weightpager.compiler.alignment.searches import align_shared
 
 
 @dataclass(frozen=True)
@@ -31,51 +37,28 @@ class _Items:
     permitted: Bools
 
     @classmethod
-    def of(cls, versions: Versions) -> _Items:
+    def of(cls, versions: npt.NDArray[np.integer]) -> _Items:
         found = [versions == version for version in np.unique(versions)]  # [B, T] each
         there = [np.flatnonzero(of_version.any(1)) for of_version in found]
         permitted = [of_version[blocks] for of_version, blocks in zip(found, there, strict=True)]
         return cls(np.concatenate(there), np.concatenate(permitted))
 
 
-def align_versions(
-    saliency: npt.NDArray[np.floating],
-    versions: Versions,
-    budgets: npt.NDArray[np.integer],
-    switch_rate: Floats,
-    strength: float,
-) -> Alignment:
-    """`align`, but a block counts as present at a switch only if the task before has it in the same version.
-
-    With an infinite strength all tasks get the same blocks, each in its own version.
-
-    Args:
-        saliency: [B, T], as in `align`, each task's measured on its own values.
-        versions: [B, T], equal numbers share values.
-        budgets: [T].
-        switch_rate: [T, T].
-        strength: the price of loading one block.
-
-    Raises:
-        ValueError, CompileError: as `align`.
-    """
-    if np.isinf(strength) or (versions == versions[:, :1]).all():
-        return align(saliency, budgets, switch_rate, strength)
+def align_versions(problem: AlignmentProblem) -> Alignment:
+    """The best masks, without floors."""
+    versions, saliency = problem.versions, problem.saliency
+    if versions is None or np.isinf(problem.strength) or (versions == versions[:, :1]).all():
+        return align_shared(problem)
     items = _Items.of(versions)
-    bonus = _bonus(switch_rate, strength) + float(saliency.mean())
+    # More than a task's swap of one item for another can save in loads.
+    bonus = 2.0 * problem.strength * float((problem.rate.sum(0) + problem.rate.sum(1)).max()) + float(saliency.mean())
     worth = np.where(items.permitted, saliency[items.blocks], 0.0)  # [items, T]
-    found = align(np.where(items.permitted, worth + bonus, 0.0), budgets, switch_rate, strength)
+    found = align_shared(replace(problem, saliency=np.where(items.permitted, worth + bonus, 0.0)))
     kept = _repaired(found.keep, worth, items.permitted)
     keep = np.zeros(saliency.shape, np.bool_)
     np.logical_or.at(keep, items.blocks, kept & items.permitted)
-    objective = _objective(worth, kept, switch_rate, strength)
-    return Alignment(keep, objective, found.bound - bonus * float(budgets.sum()))
-
-
-def _bonus(switch_rate: Floats, strength: float) -> float:
-    """More than a task's swap of one item for another can save in loads."""
-    rate = np.where(np.eye(len(switch_rate), dtype=np.bool_), 0.0, switch_rate)
-    return 2.0 * strength * float((rate.sum(0) + rate.sum(1)).max())
+    objective = float(worth[kept].sum()) - problem.strength * expected_switch_blocks(kept, problem.switch_rate)
+    return Alignment(keep, objective, found.bound - bonus * float(problem.budgets.sum()))
 
 
 def _repaired(keep: Bools, worth: Floats, permitted: Bools) -> Bools:
@@ -86,9 +69,3 @@ def _repaired(keep: Bools, worth: Floats, permitted: Bools) -> Bools:
         missing = int(keep[:, task].sum() - kept[:, task].sum())
         kept[free[np.argsort(-worth[free, task], kind="stable")[:missing]], task] = True
     return kept
-
-
-def _objective(worth: Floats, keep: Bools, switch_rate: Floats, strength: float) -> float:
-    mask = keep.astype(np.float64)  # [items, T]
-    loaded = (1 - mask).T @ mask  # [t, u]: kept by u and not by t
-    return float(worth[keep].sum() - strength * np.sum(switch_rate * loaded))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from weightpager.bundle.report.compile_report import FrontierPoint
-from weightpager.compiler.alignment.floors import align_above_floors
-from weightpager.compiler.alignment.problem import Floats, Ints
+from weightpager.compiler.alignment.problem import AlignmentProblem, Floats
+from weightpager.compiler.alignment.structure_aligner import align
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.selection.prepared import Prepared
@@ -64,24 +64,30 @@ def choose_blocks(prepared: Prepared) -> tuple[Masks, float]:
     return masks, gap
 
 
-def worth_and_budgets(prepared: Prepared) -> tuple[Floats, Ints]:
-    """Saliency ``[blocks of all weights, tasks]``, comparable between tasks, and the blocks that each task keeps."""
-    task_file = prepared.source.task_file
-    names = [info.name for info in prepared.source.paged]
+def alignment_problem(prepared: Prepared, switch_rate: Floats) -> AlignmentProblem:
+    """One problem over the blocks of all paged weights; saliency is comparable between tasks."""
+    source, task_file = prepared.source, prepared.source.task_file
+    names = [info.name for info in source.paged]
     saliency = np.stack(
         [normalised(np.concatenate([prepared.saliency[task][name] for name in names])) for task in task_file.tasks], 1
     )
     density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])
-    return saliency, np.maximum(1, np.round(density * len(saliency))).astype(np.int64)
+    return AlignmentProblem(
+        saliency,
+        budgets=np.maximum(1, np.round(density * len(saliency))).astype(np.int64),
+        switch_rate=switch_rate,
+        strength=task_file.alignment,
+        versions=np.concatenate([TaskWeights(source).versions(info) for info in source.paged]),
+        sizes=tuple(info.grid.count for info in source.paged),
+        evenness=prepared.evenness,
+    )
 
 
 def _align(prepared: Prepared) -> tuple[Masks, float, float]:
     """Masks, gap, and the saliency that the masks keep."""
     task_file, paged = prepared.source.task_file, prepared.source.paged
-    saliency, budgets = worth_and_budgets(prepared)
-    sizes = [info.grid.count for info in paged]
-    rate = transitions_of(task_file).switch_rate()
-    versions = np.concatenate([TaskWeights(prepared.source).versions(info) for info in paged])
-    found = align_above_floors(saliency, versions, budgets, rate, task_file.alignment, sizes, prepared.evenness)
-    keep = dict(zip([info.name for info in paged], np.split(found.keep, np.cumsum(sizes)[:-1]), strict=True))
-    return Masks(tuple(task_file.tasks), keep), found.gap, float(saliency[found.keep].sum())
+    problem = alignment_problem(prepared, transitions_of(task_file).switch_rate())
+    found = align(problem)
+    parts = np.split(found.keep, np.cumsum(problem.sizes)[:-1])
+    keep = dict(zip([info.name for info in paged], parts, strict=True))
+    return Masks(tuple(task_file.tasks), keep), found.gap, float(problem.saliency[found.keep].sum())

@@ -7,9 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from weightpager.compiler.alignment.problem import Bools, Floats
 from weightpager.config import format_room
 from weightpager.errors import CompileError
 
@@ -95,12 +92,6 @@ def _bracket(meets: Callable[[float], bool], away: float) -> tuple[float | None,
         if meets(strength) != first_meets:
             return (last, strength) if first_meets else (strength, last)
     return (strength, None) if first_meets else (None, strength)
-
-
-def expected_switch_blocks(keep: Bools, switch_rate: Floats) -> float:
-    """Blocks that an average switch loads. ``keep`` [B, T], ``switch_rate`` [T, T] without a diagonal."""
-    mask = keep.astype(np.float64)
-    return float(np.sum(switch_rate * ((1 - mask).T @ mask)))
 
 
 def _refusal(wish: Wish, least: Point) -> str:

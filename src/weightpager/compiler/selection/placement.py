@@ -8,52 +8,34 @@ each weight that meet its floor, and then the highest of the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.compiler.alignment.floors import floors
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from weightpager.compiler.alignment.problem import AlignmentProblem, Bools, Floats, Ints
 
 _ROUNDS = 8
 """Several new tasks choose in turn, until none would choose otherwise; each round gains, and few are needed."""
 
 
-def place(
-    saliency: Floats,
-    fixed: Bools,
-    budgets: npt.NDArray[np.int64],
-    switch_rate: Floats,
-    strength: float,
-    sizes: Sequence[int],
-    evenness: float = 0.0,
-) -> Bools:
+def place(problem: AlignmentProblem, fixed: Bools) -> Bools:
     """Choose the blocks of new tasks.
 
     Args:
-        saliency: [B, N], not negative, comparable between tasks; the weights' blocks one after the other.
+        problem: of the N new tasks, but for its switch rate, [F + N, F + N], which begins with the F fixed ones. With
+            an infinite strength saliency counts only between blocks whose loading costs the same.
         fixed: [B, F], masks that stay: True where a task has the very values that a new one would take.
-        budgets: [N], blocks that each new task keeps.
-        switch_rate: [F + N, F + N], how often a switch leads from one task to another; the fixed ones come first.
-        strength: the price of loading one block, in units of saliency; ``inf`` counts saliency only between blocks
-            whose loading costs the same.
-        sizes: blocks of each weight.
-        evenness: as for `floors`.
 
     Returns:
-        [B, N] masks; exactly ``budgets[n]`` blocks for new task n, and at least `floors` of each weight.
+        [B, N] masks; exactly ``budgets[n]`` blocks for new task n, and at least the floors of each weight.
     """
-    first, least = fixed.shape[1], floors(sizes, budgets, evenness)
+    first, least, saliency = fixed.shape[1], problem.floors, problem.saliency
     keep = np.concatenate([fixed, np.zeros(saliency.shape, bool)], axis=1)
     for _ in range(_ROUNDS):
         before = keep.copy()
-        for new in range(saliency.shape[1]):
-            toll = _toll(keep, switch_rate, first + new)
-            order = _order(saliency[:, new], toll, strength)
-            keep[:, first + new] = _first(order, int(budgets[new]), sizes, least[:, new])
+        for new, own in enumerate(saliency.T):
+            toll = _toll(keep, problem.switch_rate, first + new)
+            order = _order(own, toll, problem.strength)
+            keep[:, first + new] = _first(order, int(problem.budgets[new]), problem.sizes, least[:, new])
         if (keep == before).all():
             break
     return keep[:, first:]
@@ -66,7 +48,7 @@ def _toll(keep: Bools, switch_rate: Floats, task: int) -> Floats:
     return np.asarray((~keep[:, others]) @ to_it - keep[:, others] @ from_it)
 
 
-def _order(saliency: Floats, toll: Floats, strength: float) -> npt.NDArray[np.intp]:
+def _order(saliency: npt.NDArray[np.floating], toll: Floats, strength: float) -> npt.NDArray[np.intp]:
     """The blocks, the best first."""
     if np.isinf(strength):
         # Sums of the same rates in another order differ in the last bits, which must not decide.
@@ -74,7 +56,7 @@ def _order(saliency: Floats, toll: Floats, strength: float) -> npt.NDArray[np.in
     return np.argsort(-(saliency - strength * toll), kind="stable")
 
 
-def _first(order: npt.NDArray[np.intp], budget: int, sizes: Sequence[int], least: npt.NDArray[np.int64]) -> Bools:
+def _first(order: npt.NDArray[np.intp], budget: int, sizes: tuple[int, ...], least: Ints) -> Bools:
     """The first ``budget`` blocks, after the first ``least`` of each weight."""
     weight = np.repeat(np.arange(len(sizes)), sizes)[order]
     chosen = np.zeros(len(order), bool)

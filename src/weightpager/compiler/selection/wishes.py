@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from weightpager.answers.evaluate import evaluate
-from weightpager.compiler.alignment.problem import Bools, Floats
+from weightpager.compiler.alignment.problem import Bools, Floats, expected_switch_blocks
 from weightpager.compiler.data.splits import EVAL_BATCH, TaskData
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.own_weights import Versions
-from weightpager.compiler.selection.frontier import Point, Wish, expected_switch_blocks, search
+from weightpager.compiler.selection.frontier import Point, Wish, search
 from weightpager.page_dtype import block_bytes
 
 _ITEMS = 512  # training examples that stand in for validation data

@@ -19,8 +19,7 @@ import weightpager
 from weightpager import compiler
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.files.entry import hash_file
-from weightpager.bundle.report.overlap import mean_overlap
-from weightpager.compiler.alignment.structure_aligner import overlap
+from weightpager.bundle.report.overlap import mean_overlap, overlap_of
 from weightpager.compiler.model.dense_model import parameters
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
@@ -138,4 +137,4 @@ def _compile(content: dict[str, Any], folder: Path, progress: Progress) -> None:
 
 def _unaligned_overlap(prepared: Prepared) -> float:
     masks, _ = choose_blocks(prepared.changed(alignment=0.0))
-    return mean_overlap(overlap(np.concatenate(list(masks.keep.values()))))
+    return mean_overlap(overlap_of(np.concatenate(list(masks.keep.values()))))
