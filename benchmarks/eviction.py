@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import cycle, islice
 
-import numpy as np
 import typer
 
 from benchmarks.switching import SHARES
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
 from weightpager.lab.synthetic_bundle import bundle_of, half_billion
-from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.prefetch.reuse import expected_reuse
+from weightpager.simulate.simulator import Device, Recency, Simulator
+from weightpager.store import StorageModel
+from weightpager.trace_file import Visit
 
 ROUNDS = 2
 
@@ -27,45 +27,18 @@ def main() -> None:
     typer.echo(f"MB loaded in {ROUNDS} rounds through {len(bundle.tasks)} tasks\nroom   by recency   by expected reuse")
     for share in SHARES:
         slots = round(share * len(bundle.pages))
-        walk = list(islice(cycle(range(len(bundle.tasks))), 2 * ROUNDS * len(bundle.tasks)))
+        walk = list(islice(cycle(bundle.tasks), 2 * ROUNDS * len(bundle.tasks)))
         recency, reuse = (loaded(bundle, slots, walk, by_reuse=by_reuse) / 1e6 for by_reuse in (False, True))
         typer.echo(f"{share:4.0%} {recency:12.0f} {reuse:19.0f}")
 
 
-def loaded(bundle: Bundle, slots: int, walk: Sequence[int], *, by_reuse: bool) -> int:
+def loaded(bundle: Bundle, slots: int, walk: Sequence[str], *, by_reuse: bool) -> int:
     """Bytes in the second half of a walk; the first fills the arena and tells what follows what."""
-    tasks = len(bundle.tasks)
-    needs = [bundle.pages_of(name) for name in bundle.tasks]
-    blocks = BlockManager(needs, len(bundle.pages), slots)
-    switches = np.zeros((tasks, tasks), np.int64)
-    pages, current = 0, None
-    for step, task in enumerate(walk):
-        if task == current:
-            continue
-        if current is not None:
-            switches[current, task] += 1
-        reuse = expected_reuse(switches, task) if by_reuse else None
-        moved, current = switch(blocks, task, current, reuse), task
-        pages += moved if step >= len(walk) // 2 else 0
-    return pages * bundle.page_bytes
-
-
-def switch(blocks: BlockManager, task: int, leaving: int | None, reuse: np.ndarray | None) -> int:
-    """Pages that a switch loads, in the two phases that an engine makes of it."""
-    before = len(blocks.missing(task))
-    blocks.hold(task)
-    while not blocks.is_resident(task):
-        plan = blocks.plan(task, leaving, None if reuse is None else lambda: reuse)
-        assert plan is not None
-        if not len(plan.prepare) and leaving is not None:
-            blocks.release(leaving)
-            leaving = None
-            continue
-        blocks.evict(plan.evict)
-        blocks.publish(blocks.reserve(plan.prepare))
-    if leaving is not None:
-        blocks.release(leaving)
-    return before
+    simulator, device = Simulator(bundle), Device(slots, StorageModel())
+    foreteller = simulator.learner(device.storage) if by_reuse else Recency()
+    visits = [Visit(task, float(step)) for step, task in enumerate(walk)]
+    waits = simulator.run(visits, device, foreteller, ahead=False).waits
+    return sum(wait.pages for wait in waits[len(walk) // 2 :]) * bundle.page_bytes
 
 
 if __name__ == "__main__":

@@ -65,6 +65,9 @@ class Known:
         """See `TransitionPredictor`."""
         self._current = task
 
+    def interrupt(self) -> None:
+        """See `TransitionPredictor`."""
+
     def forecast(self, seconds: float) -> Forecast:  # noqa: ARG002 - the protocol's
         """See `TransitionPredictor`."""
         return Forecast(self._matrix[self._current], None)

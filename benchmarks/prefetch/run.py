@@ -24,6 +24,7 @@ import numpy.typing as npt
 import typer
 
 from benchmarks import provenance
+from benchmarks.prediction.baselines import FirstOrderPredictor, FrequencyPredictor
 from benchmarks.prefetch.foretellers import Known, Liar, Oracle
 from benchmarks.prefetch.real_time import RIVALS, of_engine, of_rival
 from benchmarks.prefetch.rows import Row, line, read, speedups
@@ -37,8 +38,6 @@ from weightpager.lab.traces.assistant import CHAIN as ASSISTANT
 from weightpager.lab.traces.drive import CHAIN as DRIVE
 from weightpager.lab.traces.trace import renamed
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
-from weightpager.runtime.prediction.first_order_predictor import FirstOrderPredictor
-from weightpager.runtime.prediction.frequency_predictor import FrequencyPredictor
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor, Planner
 from weightpager.runtime.prediction.predictor import TransitionPredictor

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from weightpager.bundle import Bundle
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.runtime.history.task_monitor import TaskMonitor
-from weightpager.runtime.prediction.markov import MarkovPredictor
-from weightpager.runtime.prediction.predictor import Forecast, TransitionPredictor, replay
+from weightpager.runtime.prediction.predictor import Forecast, LearningPredictor, TransitionPredictor, replay
+from weightpager.runtime.prediction.predictors import new_predictor
 from weightpager.runtime.prediction.score import PredictionScore
 from weightpager.trace_file import Visit
 
@@ -73,7 +73,7 @@ class Forecasts:
     def _begin(self, bundle: Bundle) -> None:
         """With a bundle's tasks, knowing none of the visits."""
         self._bundle, self._names = bundle, list(bundle.tasks)
-        self._scored = _Scored(MarkovPredictor(len(self._names), bundle.manifest.transitions))
+        self._scored = _Scored(new_predictor(len(self._names), bundle.manifest.transitions))
         self._last: Visit | None = None
 
     def _catch_up(self) -> None:
@@ -102,7 +102,7 @@ class Forecasts:
 class _Scored(TransitionPredictor):
     """A predictor, and how good its forecasts have been."""
 
-    def __init__(self, predictor: MarkovPredictor) -> None:
+    def __init__(self, predictor: LearningPredictor) -> None:
         self.predictor = predictor
         self.score = PredictionScore()
         self._current: int | None = None
@@ -119,6 +119,6 @@ class _Scored(TransitionPredictor):
         return self.predictor.forecast(seconds)
 
     def interrupt(self) -> None:
-        """See ``Interruptible``."""
+        """See ``TransitionPredictor``."""
         self._current = None
         self.predictor.interrupt()

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.runtime.history.task_monitor import TaskMonitor
-from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor, Planner
-from weightpager.runtime.prediction.predictor import Interruptible, TransitionPredictor, replay
+from weightpager.runtime.prediction.predictor import TransitionPredictor, replay
+from weightpager.runtime.prediction.predictors import new_predictor
 from weightpager.runtime.prefetch.expected_uses import Outlook
 from weightpager.runtime.prefetch.prefetcher import Foresight
 from weightpager.runtime.prefetch.reuse import expected_reuse
@@ -31,10 +31,10 @@ def foresight(opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None,
         held: tasks that never leave memory.
     """
     names, now = _names(opened), time.monotonic()
-    learning = MarkovPredictor(len(names), _prior(opened))
+    learning = new_predictor(len(names), _prior(opened))
     predictor: TransitionPredictor = learning if planner is None else CallablePredictor(planner, names, learning)
     replay(predictor, monitor.visits(), names)
-    if monitor.current is None and isinstance(predictor, Interruptible):
+    if monitor.current is None:
         predictor.interrupt()  # the visits are those of an earlier run
     size = opened.residency.blocks.differential_pages * opened.bundle.page_bytes
     seconds = StorageModel().seconds(0, round(size))

@@ -13,7 +13,7 @@ from weightpager.bundle import Bundle
 from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.runtime.planning.task_pages import TaskPages
-from weightpager.runtime.prediction.markov import MarkovPredictor
+from weightpager.runtime.prediction.predictors import new_predictor
 from weightpager.runtime.prefetch.expected_uses import Outlook
 from weightpager.runtime.prefetch.trial import PrefetchTrial
 from weightpager.runtime.prefetch.virtual_arena import Rehearsal, Wait
@@ -110,7 +110,7 @@ class Simulator:
             prior: the transition matrix to begin with; None begins without one.
         """
         tasks = len(self._needs)
-        return Outlook.blank(MarkovPredictor(tasks, prior), tasks, storage.seconds(0, round(self.differential_bytes)))
+        return Outlook.blank(new_predictor(tasks, prior), tasks, storage.seconds(0, round(self.differential_bytes)))
 
     def run(
         self,

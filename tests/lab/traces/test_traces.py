@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.prediction.baselines import FirstOrderPredictor, FrequencyPredictor
 from weightpager.errors import ConfigError
 from weightpager.lab.traces import TRACES, Trace
 from weightpager.lab.traces.mail import read_mail
 from weightpager.lab.traces.trace import in_place_of
 from weightpager.lab.traces.unpredictable import FLIP, TASKS, successors
-from weightpager.runtime.prediction.first_order_predictor import FirstOrderPredictor
-from weightpager.runtime.prediction.frequency_predictor import FrequencyPredictor
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
 from weightpager.runtime.prediction.predictor import TransitionPredictor

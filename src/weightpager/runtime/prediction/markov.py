@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.prediction.context_counts import ContextCounts
-from weightpager.runtime.prediction.learner import Learner
+from weightpager.runtime.prediction.dwell_times import DwellTimes
+from weightpager.runtime.prediction.predictor import Forecast
 
 Floats = npt.NDArray[np.float64]
 
@@ -14,8 +17,10 @@ ORDER = 3
 MEMORIES = (200.0, 10.0)
 SHARE = 0.01
 
+_LEAST_SURVIVAL = 1e-6
 
-class MarkovPredictor(Learner):
+
+class MarkovPredictor:
     """A mixture of experts: what is assumed at first, and every order from 0 to ``order`` with every memory.
 
     An order blends what followed its context with the next lower order (see ``ContextCounts``). An expert's weight is
@@ -25,7 +30,8 @@ class MarkovPredictor(Learner):
 
     Args:
         tasks: how many there are.
-        prior: see ``Learner``.
+        prior: [tasks, tasks], the bundle's transition matrix, rows summing to 1: what to assume at first. One in which
+            every other task is as likely as the next says nothing, and counts as none.
         order: tasks, the current one included, that the longest context has.
         memories: see ``ContextCounts``.
         capacity: contexts kept of each order and memory.
@@ -39,15 +45,72 @@ class MarkovPredictor(Learner):
         memories: tuple[float, ...] = MEMORIES,
         capacity: int = 1024,
     ) -> None:
-        super().__init__(tasks, prior)
+        if tasks < 1:
+            raise ValueError(f"expected at least one task, got {tasks}")
         if order < 0 or not memories or min(memories) <= 1:
             raise ValueError(f"expected an order from 0 up and memories over 1, got {order} and {memories}")
-        self._reach = max(1, order)
+        self.tasks = tasks
+        self._prior = None if prior is None else _told(np.array(prior, np.float64), tasks)
+        self._dwell = DwellTimes()
+        self._past: tuple[int, ...] = ()  # latest first; the current task, unless there is a gap
+        self._reach = max(1, order)  # visits of the past that matter
+        self._since = 0.0
+        self._next: Floats | None = None
         self._counts = [[ContextCounts(memory, capacity) for _ in range(order + 1)] for memory in memories]
         self._weights = np.full(1 + len(memories) * (order + 1), 1.0)
         self._weights /= self._weights.sum()
 
+    def observe(self, task: int, seconds: float) -> None:
+        """See ``TransitionPredictor``. A clock that goes backwards gives a visit of no length."""
+        if not (0 <= task < self.tasks and math.isfinite(seconds)):
+            raise ValueError(f"expected a task from 0 to {self.tasks - 1} at a finite time, got {task} at {seconds}")
+        if self._past and self._past[0] == task:
+            return
+        if self._past:
+            self._dwell.add(self._past[0], task, seconds - self._since)
+            self._learn(self._past, task)
+        self._past = (task, *self._past[: self._reach - 1])
+        self._since, self._next = seconds, None
+
+    def interrupt(self) -> None:
+        """See ``TransitionPredictor``."""
+        self._past, self._next = (), None
+
+    def forecast(self, seconds: float) -> Forecast:
+        """See ``TransitionPredictor``.
+
+        A candidate's probability is weighted by that of a visit which leads there and still goes on; a visit longer
+        than any that was seen tells nothing.
+        """
+        if self._next is None:
+            self._next = self._chances(self._past)
+        if not self._past or not self._next.any():
+            return Forecast(self._next, None)
+        current, elapsed = self._past[0], seconds - self._since
+        candidates = np.flatnonzero(self._next)
+        survival, left = self._dwell.onward(current, candidates.tolist(), elapsed)
+        weights = self._next[candidates] * np.maximum(survival, _LEAST_SURVIVAL)
+        weights /= weights.sum()
+        chances = np.zeros(self.tasks)
+        chances[candidates] = weights
+        seconds = float(weights @ left)
+        return Forecast(chances, None if math.isnan(seconds) else seconds)
+
+    def after(self, task: int) -> Floats:
+        """See ``LearningPredictor``."""
+        return self._chances((task,))
+
+    def _base(self, current: int | None) -> Floats:
+        """What to assume of the next task, [tasks]: the prior, or all others alike."""
+        if self._prior is not None:
+            return np.asarray(self._prior.mean(axis=0) if current is None else self._prior[current])
+        others = np.ones(self.tasks)
+        if current is not None:
+            others[current] = 0.0
+        return np.asarray(others / max(1.0, others.sum()))
+
     def _learn(self, past: tuple[int, ...], task: int) -> None:
+        """The task followed the past, latest first."""
         said = np.array(self._expert_chances(past, task))
         weights = self._weights * said
         # All may have given it nothing: a prior can rule out what comes all the same.
@@ -72,6 +135,7 @@ class MarkovPredictor(Learner):
         return said
 
     def _chances(self, past: tuple[int, ...]) -> Floats:
+        """Probability of each task, [tasks], by what has come before; 0 for the current one."""
         current = past[0] if past else None
         base = self._base(current)
         mixed = self._weights[0] * base
@@ -84,3 +148,19 @@ class MarkovPredictor(Learner):
                 chances = counts.chances(past[:order], chances, current) if order <= len(past) else chances
                 mixed = mixed + next(weights) * chances
         return mixed if mixed.any() else base
+
+
+def _told(prior: Floats, tasks: int) -> Floats | None:
+    """The prior, if it says anything.
+
+    Raises:
+        ValueError: it is no transition matrix of so many tasks.
+    """
+    if prior.shape != (tasks, tasks) or not (prior >= 0).all() or not np.allclose(prior.sum(axis=1), 1.0):
+        raise ValueError(f"expected a prior of {tasks} rows of probabilities, each summing to 1, got {prior.tolist()}")
+    uniform = (1.0 - np.eye(tasks)) / max(1, tasks - 1)
+    if tasks == 1 or np.allclose(prior, uniform):
+        return None
+    if prior.diagonal().any():
+        raise ValueError(f"expected a prior in which no task follows itself, got diagonal {prior.diagonal().tolist()}")
+    return np.asarray(prior / prior.sum(axis=1, keepdims=True))

@@ -11,7 +11,7 @@ from numbers import Real
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.prediction.predictor import Forecast, Interruptible, TransitionPredictor
+from weightpager.runtime.prediction.predictor import Forecast, TransitionPredictor
 from weightpager.trace_file import Visit
 
 _log = logging.getLogger(__name__)
@@ -54,10 +54,9 @@ class CallablePredictor:
         self._gap = False
 
     def interrupt(self) -> None:
-        """See ``Interruptible``."""
+        """See ``TransitionPredictor``."""
         self._gap = bool(self._visits)
-        if isinstance(self._fallback, Interruptible):
-            self._fallback.interrupt()
+        self._fallback.interrupt()
 
     def forecast(self, seconds: float) -> Forecast:
         """See ``TransitionPredictor``; the planner's time comes on top."""

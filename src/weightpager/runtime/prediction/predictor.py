@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,17 +48,20 @@ class TransitionPredictor(Protocol):
         """
         ...
 
+    def interrupt(self) -> None:
+        """What is observed next follows a gap: no switch leads there, and the present visit's length is unknown."""
+        ...
+
     def forecast(self, seconds: float) -> Forecast:
         """What may run next, as seen at this time. Takes less than a millisecond with 64 tasks."""
         ...
 
 
-@runtime_checkable
-class Interruptible(Protocol):
-    """A predictor that can be told of a gap in its history."""
+class LearningPredictor(TransitionPredictor, Protocol):
+    """A predictor that needs nobody to ask."""
 
-    def interrupt(self) -> None:
-        """What is observed next follows a gap: no switch leads there, and the present visit's length is unknown."""
+    def after(self, task: int) -> Floats:
+        """Probability of each task to follow this one [tasks], whatever came before it."""
         ...
 
 
@@ -75,7 +78,7 @@ def replay(predictor: TransitionPredictor, visits: Iterable[Visit], tasks: Seque
     numbers = {name: number for number, name in enumerate(tasks)}
     for visit in visits:
         number = numbers.get(visit.task)
-        if (visit.resumed or number is None) and isinstance(predictor, Interruptible):
+        if visit.resumed or number is None:
             predictor.interrupt()
         if number is not None:
             predictor.observe(number, visit.start)

@@ -1,4 +1,4 @@
-"""The next task by which task is the current one."""
+"""Predictors that know less than the engine's: what it is compared with."""
 
 from __future__ import annotations
 
@@ -6,11 +6,24 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.prediction.context_counts import ContextCounts
-from weightpager.runtime.prediction.frequency_predictor import FrequencyPredictor
+from weightpager.runtime.prediction.markov import MarkovPredictor
 
 Floats = npt.NDArray[np.float64]
 
-MEMORY = 200.0
+
+class FrequencyPredictor(MarkovPredictor):
+    """Order 0: the next task by how often each one runs, whatever came before."""
+
+    def __init__(self, tasks: int, prior: npt.ArrayLike | None = None) -> None:
+        super().__init__(tasks, prior, order=0)
+        self._frequencies = ContextCounts(512.0, 1)
+
+    def _learn(self, past: tuple[int, ...], task: int) -> None:  # noqa: ARG002 - order 0
+        self._frequencies.add((), task)
+
+    def _chances(self, past: tuple[int, ...]) -> Floats:
+        current = past[0] if past else None
+        return self._frequencies.chances((), self._base(current), current)
 
 
 class FirstOrderPredictor(FrequencyPredictor):
@@ -18,7 +31,7 @@ class FirstOrderPredictor(FrequencyPredictor):
 
     def __init__(self, tasks: int, prior: npt.ArrayLike | None = None) -> None:
         super().__init__(tasks, prior)
-        self._rows = ContextCounts(MEMORY, tasks)
+        self._rows = ContextCounts(200.0, tasks)
 
     def _learn(self, past: tuple[int, ...], task: int) -> None:
         super()._learn(past, task)

@@ -15,19 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from benchmarks.prediction.baselines import FirstOrderPredictor, FrequencyPredictor
 from weightpager.lab.traces import TRACES, Trace
-from weightpager.runtime.prediction.first_order_predictor import FirstOrderPredictor
-from weightpager.runtime.prediction.frequency_predictor import FrequencyPredictor
 from weightpager.runtime.prediction.markov import MEMORIES, MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
 from weightpager.runtime.prediction.predictor import TransitionPredictor
+from weightpager.runtime.prediction.predictors import PREDICTORS as LEARNERS
 from weightpager.runtime.prediction.score import PredictionScore
 from weightpager.transitions import Transitions
 
 PREDICTORS: dict[str, Callable[[int], TransitionPredictor]] = {
     "frequency": FrequencyPredictor,
     "first order": FirstOrderPredictor,
-    "Markov": MarkovPredictor,
+    **LEARNERS,
 }
 VARIANTS: dict[str, Callable[[int], TransitionPredictor]] = {
     "as it is": MarkovPredictor,
@@ -135,5 +135,4 @@ def cell(found: PredictionScore | None) -> str:
     return f"{'–':>16}" if found is None else f"{found.log_loss:9.2f} {found.hit_rate:6.0%}"
 
 
-if __name__ == "__main__":
-    app()
+app()

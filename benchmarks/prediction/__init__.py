@@ -1,0 +1,1 @@
+"""How well each predictor foresees the next task."""
