@@ -112,10 +112,15 @@ def _outcome(kernel: Kernel, case: Case) -> str:
 
 
 def _native(number: int) -> Kernel:
-    """The native kernel of that number, which must exist."""
+    """The native kernel of that number, which must exist; the reference beside weights that it doesn't read."""
     from weightpager.kernels import cpu  # only where the native module has been built
 
-    return lambda x, weight, bias: cpu.paged_linear(x, weight, bias, number)
+    def served(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
+        if weight.dtype in cpu.READS:
+            return cpu.paged_linear(x, weight, bias, number)
+        return reference.paged_linear(x, weight, bias)
+
+    return served
 
 
 def _name(dtype: torch.dtype) -> str:
