@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
-import mmap
 import os
 import platform
 import stat
@@ -23,13 +22,13 @@ from weightpager import __version__
 from weightpager.doctor.cold import cold_read
 from weightpager.doctor.processor import cpu_flags, cpu_model
 from weightpager.errors import ConfigError, StoreError
+from weightpager.machine.direct_file import ALIGNMENT, DirectFile, aligned_memory
 from weightpager.machine.mounts import mount_of
 
 _PACKAGES = ("torch", "transformers", "numpy", "safetensors")
 _ISA = frozenset({
     "amx_bf16", "amx_int8", "amx_tile", "asimd", "avx2", "avx512_bf16", "avx512_vnni", "avx512f", "bf16", "i8mm", "sve",
 })  # fmt: skip
-_ALIGNMENT = 4096
 
 
 @dataclass(frozen=True)
@@ -188,8 +187,8 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 
 def _check_sizes(path: Path, total_bytes: int, block_bytes: int, threads: int) -> None:
-    if block_bytes <= 0 or block_bytes % _ALIGNMENT:
-        raise ConfigError(f"block_bytes: expected a multiple of {_ALIGNMENT}, got {block_bytes}")
+    if block_bytes <= 0 or block_bytes % ALIGNMENT:
+        raise ConfigError(f"block_bytes: expected a multiple of {ALIGNMENT}, got {block_bytes}")
     if total_bytes <= 0 or total_bytes % block_bytes:
         raise ConfigError(f"total_bytes: expected a multiple of block_bytes, {block_bytes}, got {total_bytes}")
     if threads < 1:
@@ -204,27 +203,25 @@ def _check_sizes(path: Path, total_bytes: int, block_bytes: int, threads: int) -
 def _read_direct(path: Path, total_bytes: int, block_bytes: int, threads: int) -> float:
     """Seconds that the threads need for all blocks; opening isn't counted."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        file = DirectFile(path, cached=False)
     except OSError as error:
         why = "its file system has no O_DIRECT" if error.errno == errno.EINVAL else error.strerror
         raise StoreError(f"cannot open {path}: {why}") from error
-    buffers = [mmap.mmap(-1, block_bytes) for _ in range(threads)]  # page-aligned, as O_DIRECT requires
+    buffers = [memoryview(aligned_memory(block_bytes)) for _ in range(threads)]
 
     def read(worker: int) -> None:
         for offset in range(worker * block_bytes, total_bytes, threads * block_bytes):
-            _read_block(descriptor, buffers[worker], offset)
+            _read_block(file, buffers[worker], offset)
 
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with file, ThreadPoolExecutor(threads) as pool:
             return _seconds(lambda: list(pool.map(read, range(threads))))
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
 
 
-def _read_block(descriptor: int, buffer: mmap.mmap, offset: int) -> None:
-    count = os.preadv(descriptor, [buffer], offset)
+def _read_block(file: DirectFile, buffer: memoryview, offset: int) -> None:
+    count = file.read([buffer], offset)
     if count != len(buffer):
         raise StoreError(f"expected {len(buffer)} bytes at {offset}, got {count}")
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import statistics
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,10 @@ from pathlib import Path
 from weightpager.bundle import Bundle
 from weightpager.doctor.cold import ColdProof, cold_read
 from weightpager.engine import Engine
-from weightpager.errors import StoreError, WeightpagerError
+from weightpager.errors import WeightpagerError
+from weightpager.lab.direct_reader import DirectReader, new_buffer
+from weightpager.machine.direct_file import DirectFile
 from weightpager.progress import Steps, silent
-
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -73,17 +71,15 @@ def time_whole_read(path: Path, repeats: int, threads: int, limit: int | None = 
     nothing is parsed, copied into a module, or checked.
     """
     size = path.stat().st_size if limit is None else min(limit, path.stat().st_size)
-    memory = mmap.mmap(-1, -(-size // _PIECE) * _PIECE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = new_buffer(size)
     memory.write(bytes(len(memory)))
-    descriptor, direct = _open(path)
+    reader = DirectReader(threads)
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(time.sleep, [0.01] * threads))
-            with cold_read([path]) as proof:
-                seconds = [_whole_read(descriptor, memory, size, pool) for _ in range(repeats)]
+        with DirectFile(path) as file, cold_read([path]) as proof:
+            seconds = [_whole_read(reader, memoryview(memory), file, path, size) for _ in range(repeats)]
     finally:
-        os.close(descriptor)
-    return statistics.median(seconds), doubt(proof) if direct else "this file system refuses direct I/O"
+        reader.close()
+    return statistics.median(seconds), doubt(proof) if file.direct else "this file system refuses direct I/O"
 
 
 def doubt(proof: ColdProof) -> str:
@@ -107,22 +103,7 @@ def sparse_checkpoint(bundle: Bundle, task: str, folder: Path) -> Iterator[Path]
         path.unlink()
 
 
-def _open(path: Path) -> tuple[int, bool]:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC), True
-    except OSError:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
-
-
-def _whole_read(descriptor: int, memory: mmap.mmap, size: int, pool: ThreadPoolExecutor) -> float:
-    view = memoryview(memory)
-
-    def read(offset: int) -> int:
-        return os.preadv(descriptor, [view[offset : offset + _PIECE]], offset)
-
+def _whole_read(reader: DirectReader, into: memoryview, file: DirectFile, path: Path, size: int) -> float:
     start = time.perf_counter()
-    count = sum(pool.map(read, range(0, size, _PIECE)))
-    seconds = time.perf_counter() - start
-    if count < size:
-        raise StoreError(f"expected {size} bytes, read {count}")
-    return seconds
+    reader.fill(into, file, path, count=size)
+    return time.perf_counter() - start

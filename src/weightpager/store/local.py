@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import bisect
-import errno
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.format import page_file, page_index
 from weightpager.bundle.reader import read_manifest
 from weightpager.errors import BundleError, StoreError
-
-_IOV_MAX = 1024
-"""Linux takes at most so many buffers in one preadv."""
+from weightpager.machine.direct_file import MOST_VIEWS, DirectFile
 
 
 class LocalStore:
@@ -34,14 +31,15 @@ class LocalStore:
         """
         self._page_bytes = bundle.page_bytes
         self._starts: list[int] = []
-        self._files: list[tuple[int, int]] = []  # (descriptor, offset of the file's page 0)
+        self._files: list[tuple[DirectFile, int]] = []  # with the offset of the file's page 0
         self._end = 0
         self.direct = direct
         try:
             for name, pages in zip(bundle.manifest.page_file_names(), bundle.manifest.page_files, strict=True):
                 offset = page_file.check(bundle.path / name, pages, bundle.page_bytes)
-                descriptor, self.direct = _open(os.fspath(bundle.path / name), self.direct)
-                self._files.append((descriptor, offset))
+                file = _open(bundle.path / name, self.direct)
+                self.direct = file.direct
+                self._files.append((file, offset))
                 self._starts.append(self._end)
                 self._end += pages
             _check_same(bundle)
@@ -53,28 +51,25 @@ class LocalStore:
         """Pages up to the end of the file that holds ``first``, at most what one system call takes."""
         number = bisect.bisect_right(self._starts, first)
         end = self._starts[number] if number < len(self._starts) else self._end
-        return min(end - first, _IOV_MAX)
+        return min(end - first, MOST_VIEWS)
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
         """See `PageStore.read`."""
         number = bisect.bisect_right(self._starts, first) - 1
-        descriptor, offset = self._files[number]
+        file, offset = self._files[number]
         offset += (first - self._starts[number]) * self._page_bytes
-        views = list(into)
-        while views:
-            try:
-                count = os.preadv(descriptor, views, offset)
-            except OSError as error:
-                raise StoreError(f"cannot read page {first}: {error.strerror}") from error
-            if count == 0:
-                raise StoreError(f"cannot read page {first}: the file ends too early")
-            offset += count
-            views = _rest(views, count)
+        wanted = sum(map(len, into))
+        try:
+            count = file.read(into, offset, wanted)
+        except OSError as error:
+            raise StoreError(f"cannot read page {first}: {error.strerror}") from error
+        if count < wanted:
+            raise StoreError(f"cannot read page {first}: the file ends too early")
 
     def close(self) -> None:
         """See `PageStore.close`."""
         while self._files:
-            os.close(self._files.pop()[0])
+            self._files.pop()[0].close()
 
 
 def _check_same(bundle: Bundle) -> None:
@@ -89,24 +84,8 @@ def _check_same(bundle: Bundle) -> None:
         )
 
 
-def _rest(views: list[memoryview], count: int) -> list[memoryview]:
-    """What is left to fill after ``count`` bytes: storage may return less than was asked for."""
-    for number, view in enumerate(views):
-        if count < len(view):
-            return [view[count:], *views[number + 1 :]]
-        count -= len(view)
-    return []
-
-
-def _open(path: str, direct: bool) -> tuple[int, bool]:
-    """Open for reading; direct where asked for and possible."""
-    if direct:
-        try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT), True
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise StoreError(f"cannot open {path}: {error.strerror}") from error
+def _open(path: Path, direct: bool) -> DirectFile:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
+        return DirectFile(path, direct=direct)
     except OSError as error:
         raise StoreError(f"cannot open {path}: {error.strerror}") from error

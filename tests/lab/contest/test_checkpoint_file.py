@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from weightpager.errors import StoreError
 from weightpager.lab.contest.rivals.checkpoint_file import open_checkpoint, write_checkpoint
-from weightpager.lab.contest.rivals.direct_file import ALIGNMENT, DirectReader, new_buffer
+from weightpager.lab.direct_reader import DirectReader, new_buffer
+from weightpager.machine.direct_file import ALIGNMENT
 
 TENSORS = {
     "head": torch.arange(7, dtype=torch.float32),

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weightpager.lab.contest.rivals.direct_file import ALIGNMENT
+from weightpager.machine.direct_file import ALIGNMENT
 
 _NAMES = {
     torch.float32: "F32",

@@ -15,9 +15,9 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import private_file
 from weightpager.lab.contest.rivals.assets import BLOCKS, dense_path, paged_bytes, shipped, sparse_path, split
 from weightpager.lab.contest.rivals.checkpoint_file import open_checkpoint
-from weightpager.lab.contest.rivals.direct_file import DirectReader, new_buffer
 from weightpager.lab.contest.rivals.modules import assign_values, dense_module, sparse_module
 from weightpager.lab.contest.rivals.rival import Setting
+from weightpager.lab.direct_reader import DirectReader, new_buffer
 
 Kind = Literal["dense", "sparse"]
 _PATHS: dict[Kind, Callable[[Path, str], Path]] = {"dense": dense_path, "sparse": sparse_path}
@@ -40,7 +40,7 @@ class WholeCheckpoints:
         bundle = setting.bundle
         self._files = {task: open_checkpoint(_PATHS[kind](setting.folder, task)) for task in setting.tasks}
         self._memory = memoryview(new_buffer(max(file.bytes for file in self._files.values())))
-        self._reader = DirectReader(setting.threads, setting.pace) if direct else None
+        self._reader = DirectReader(setting.threads, setting.reading) if direct else None
         self._current = next(iter(self._files))
         self._paged = {task: paged_bytes(file, bundle) for task, file in self._files.items()}
         self._views: dict[str, dict[str, Tensor]] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +36,11 @@ class Setting:
     budget: int
     threads: int
     pace: Pace | None = None
+
+    @property
+    def reading(self) -> Callable[[int], AbstractContextManager[None]] | None:
+        """What a read of so many bytes runs in; None where nothing slows it down."""
+        return None if self.pace is None else self.pace.reading
 
 
 class Rival(Protocol):

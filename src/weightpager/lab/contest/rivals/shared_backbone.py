@@ -16,10 +16,10 @@ from weightpager.bundle.format.names import private_file
 from weightpager.engine.model.architecture import BASE, empty_module, full_name, read_config
 from weightpager.lab.contest.rivals.assets import SCALE, dense_path, int8_path, paged_bytes, shipped
 from weightpager.lab.contest.rivals.checkpoint_file import open_checkpoint
-from weightpager.lab.contest.rivals.direct_file import DirectReader, new_buffer
 from weightpager.lab.contest.rivals.int8_linear import Int8Linear
 from weightpager.lab.contest.rivals.modules import assign_values
 from weightpager.lab.contest.rivals.rival import DTYPE, Setting
+from weightpager.lab.direct_reader import DirectReader, new_buffer
 
 RANK = 8
 """Of every adapter, on every paged weight; their values are drawn, since only speed and memory are measured."""
@@ -38,7 +38,7 @@ class SharedBackbone:
         tasks = list(setting.tasks)
         file = open_checkpoint(int8_path(setting.folder) if int8 else dense_path(setting.folder, tasks[0]))
         buffer = memoryview(new_buffer(file.bytes))
-        reader = DirectReader(setting.threads, setting.pace)
+        reader = DirectReader(setting.threads, setting.reading)
         reader.read(file.path, buffer)
         reader.close()
         values = file.views(buffer)

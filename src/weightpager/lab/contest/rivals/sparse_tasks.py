@@ -13,9 +13,9 @@ from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.lab.contest.rivals.assets import BLOCKS, read_tables, shipped, sparse_path
 from weightpager.lab.contest.rivals.checkpoint_file import CheckpointFile, open_checkpoint
-from weightpager.lab.contest.rivals.direct_file import DirectReader, new_buffer
 from weightpager.lab.contest.rivals.modules import sparse_module
 from weightpager.lab.contest.rivals.rival import DTYPE, Setting
+from weightpager.lab.direct_reader import DirectReader, new_buffer
 
 
 class SparseTasks:
@@ -37,7 +37,7 @@ class SparseTasks:
         size = self._most * bundle.page_bytes
         places = places or max(1, min(len(setting.tasks), (setting.budget - self._fixed) // size))
         self._memory = memoryview(new_buffer(places * size))
-        self._reader = DirectReader(setting.threads, setting.pace)
+        self._reader = DirectReader(setting.threads, setting.reading)
         self._free = list(range(places))
         self._places: OrderedDict[str, int] = OrderedDict()  # the last one is the current task
         arena = torch.frombuffer(self._memory, dtype=torch.uint8)[: places * size].view(-1, bundle.page_bytes)
@@ -94,7 +94,7 @@ class SharedMask:
         files = {task: open_checkpoint(sparse_path(setting.folder, task)) for task in setting.tasks}
         blocks = files[first].places[BLOCKS]
         memory = memoryview(new_buffer(blocks.end - blocks.start))
-        reader = DirectReader(setting.threads, setting.pace)
+        reader = DirectReader(setting.threads, setting.reading)
         self._paged = reader.read(files[first].path, memory, blocks.start, blocks.end - blocks.start)
         reader.close()
         arena = torch.frombuffer(memory, dtype=torch.uint8)[: self._paged].view(-1, bundle.page_bytes)
