@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from weightpager.cli import output
+from weightpager.logs import logging_by
 
-_LOGGER = "weightpager.compiler"
 
-
-@contextmanager
-def notes(quiet: bool = False) -> Iterator[None]:
+def notes(quiet: bool = False) -> AbstractContextManager[None]:
     """Show what is logged inside, on standard error; quiet work shows warnings only."""
-    logger, handler = logging.getLogger(_LOGGER), _Console()
-    before, propagates = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-        logger.propagate = propagates
+    return logging_by(_Console(), "weightpager.compiler", logging.WARNING if quiet else logging.INFO)
 
 
 class _Console(logging.Handler):

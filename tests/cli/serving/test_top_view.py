@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from weightpager.cli.serving.top_view import view
-from weightpager.server.statistics.status_schema import ForecastStatus, PrefetchStatus, Status, SwitchStatus, TaskStatus
-from weightpager.server.statistics.status_schema import TrafficStatus as Traffic
+from weightpager.server.schema.status import ForecastStatus, PrefetchStatus, Status, SwitchStatus, TaskStatus
+from weightpager.server.schema.status import TrafficStatus as Traffic
 
 ERRORS = Traffic(seconds=60.0, requests=120, median_seconds=0.0123, p95_seconds=0.5, errors={429: 3, 504: 1})
 

@@ -22,7 +22,7 @@ from weightpager.answers.predict import predict
 from weightpager.answers.work import Embed
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.errors import ConfigError, RequestTimeoutError
-from weightpager.server.http.exchange import Exchange
+from weightpager.server.routes.exchange import Exchange
 from weightpager.server.scheduling.job import Delta
 from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.service import Service

@@ -20,9 +20,9 @@ from weightpager.bundle.garbage import collect
 from weightpager.compiler.repack import repack
 from weightpager.errors import ConfigError
 from weightpager.server.http.app import create_app
+from weightpager.server.routes.status import status
 from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Settings, read_token
-from weightpager.server.statistics.status import status
 from weightpager.trace_file import read_trace
 
 ROUTES = [("POST", route) for route in ("load", "prefetch", "pin", "unpin", "budget", "reload", "verify")] + [

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weightpager.server.schema.status import TrafficStatus
 from weightpager.server.statistics import traffic
-from weightpager.server.statistics.traffic import SECONDS, Recent, Traffic
+from weightpager.server.statistics.traffic import SECONDS, Traffic
 
 
 class Clock:
@@ -20,7 +21,7 @@ def test_nothing_yet() -> None:
     clock = Clock()
     found = Traffic(clock)
     clock.now += 5
-    assert found.recent() == Recent(5.0, 0, None, None, {})
+    assert found.recent() == TrafficStatus(seconds=5, requests=0, median_seconds=None, p95_seconds=None, errors={})
 
 
 def test_a_minute_is_looked_back() -> None:
@@ -31,7 +32,10 @@ def test_a_minute_is_looked_back() -> None:
     clock.now += SECONDS + 1
     for status, seconds in ((200, 0.1), (200, 0.3), (200, 0.2), (429, 0.001), (504, 30.0), (429, 0.001)):
         found.add(status, seconds)
-    assert found.recent() == Recent(SECONDS, 6, 0.2, 0.3, {429: 2, 504: 1})
+    errors = {429: 2, 504: 1}
+    assert found.recent() == TrafficStatus(
+        seconds=SECONDS, requests=6, median_seconds=0.2, p95_seconds=0.3, errors=errors
+    )
 
 
 def test_with_very_many_requests_less_is_looked_back() -> None:
@@ -51,6 +55,6 @@ def test_ranks_are_times_that_were_measured(times: list[float]) -> None:
     for seconds in times:
         found.add(200, seconds)
     recent = found.recent()
-    assert recent.median in times
-    assert recent.p95 is not None
-    assert sum(seconds <= recent.p95 for seconds in times) >= 0.95 * len(times)
+    assert recent.median_seconds in times
+    assert recent.p95_seconds is not None
+    assert sum(seconds <= recent.p95_seconds for seconds in times) >= 0.95 * len(times)

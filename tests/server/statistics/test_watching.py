@@ -19,9 +19,9 @@ from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.runtime.memory.staged_arena import Staging
 from weightpager.server.http.json_log import JsonFormatter
+from weightpager.server.routes.status import status
 from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Settings
-from weightpager.server.statistics.status import status
 
 READ_ONLY = [
     "/",

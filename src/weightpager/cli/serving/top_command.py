@@ -19,7 +19,7 @@ from weightpager.cli import output
 from weightpager.cli.options import Json
 from weightpager.cli.serving.top_view import view
 from weightpager.errors import ConfigError, WeightpagerError
-from weightpager.server.statistics.status_schema import Status
+from weightpager.server.schema.status import Status
 
 _MOST_BYTES = 64 * 2**20
 _MOST_SHOWN = 80

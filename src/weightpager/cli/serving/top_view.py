@@ -14,7 +14,7 @@ from rich.text import Text
 
 from weightpager.cli import output
 from weightpager.cli.legend import legend
-from weightpager.server.statistics.status_schema import Status, SwitchStatus, TaskStatus, TrafficStatus
+from weightpager.server.schema.status import Status, SwitchStatus, TaskStatus, TrafficStatus
 
 _SHADES = " ░▒▓█"
 _SWITCHES = 8

@@ -1,1 +1,1 @@
-"""HTTP around the routes: the application, its process, who may ask, limits, errors, logs."""
+"""HTTP around the routes: the application, its process, limits, logs, and the file that announces a server."""

@@ -7,11 +7,10 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from weightpager.server.http import errors
+from weightpager import __version__
 from weightpager.server.http.body_limit import BodyLimit
 from weightpager.server.http.request_log import RequestLog
-from weightpager.server.http.version import VERSION
-from weightpager.server.routes import admin_routes, encoding_routes, generation_routes, watch_routes
+from weightpager.server.routes import admin_routes, encoding_routes, errors, generation_routes, watch_routes
 from weightpager.server.scheduling.service import Service
 
 _BODY_SECONDS = 30.0
@@ -31,7 +30,7 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(
         title="weightpager",
-        version=VERSION,
+        version=__version__,
         description="One model, many sparse tasks, one memory budget. The task is the `model` of OpenAI's routes.",
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own page asks other machines for its scripts

@@ -6,8 +6,8 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from weightpager.server.http.errors import answer
-from weightpager.server.routes.schema import ErrorDetail
+from weightpager.server.routes.errors import answer
+from weightpager.server.schema.common import ErrorDetail
 
 
 class _TooLargeError(Exception):

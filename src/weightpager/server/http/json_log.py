@@ -7,6 +7,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from weightpager.logs import logging_by
+
 _OWN = ("weightpager", "uvicorn")
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -35,20 +37,5 @@ def logging_to_stderr(level: str, *, as_json: bool) -> Iterator[None]:
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter(_TEXT))
     with ExitStack() as undoing:
         for name in _OWN:
-            undoing.enter_context(_only(logging.getLogger(name), handler, level.upper()))
+            undoing.enter_context(logging_by(handler, name, level.upper()))
         yield
-
-
-@contextmanager
-def _only(logger: logging.Logger, handler: logging.Handler, level: str) -> Iterator[None]:
-    """A logger that has this handler and level, and tells nobody above it."""
-    before, propagates = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(level)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-        logger.propagate = propagates

@@ -8,7 +8,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from weightpager.server.http.errors import GONE, answer, describe
+from weightpager.server.routes.errors import GONE, answer, describe
 from weightpager.server.statistics.metrics import Metrics
 
 _log = logging.getLogger("weightpager.server.requests")

@@ -1,1 +1,1 @@
-"""OpenAI's routes and the admin's: bodies in, answers out. A route is a file and its schema."""
+"""Bodies in, answers out: of OpenAI's routes, the admin's, and those that look on. A route is a file and its schema."""

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
 from weightpager.errors import BudgetError, BundleError, BusyError, ConflictError, RequestError
-from weightpager.server.http import access
-from weightpager.server.http.errors import RESPONSES
-from weightpager.server.routes.admin_schema import (
+from weightpager.server.routes.access import Serving, admin
+from weightpager.server.routes.errors import RESPONSES
+from weightpager.server.scheduling.service import Service
+from weightpager.server.schema.admin import (
     BudgetAnswer,
     BudgetBody,
     Loaded,
@@ -26,54 +27,51 @@ from weightpager.server.routes.admin_schema import (
     TaskBody,
     Verified,
 )
-from weightpager.server.scheduling.service import Service
 
-router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(access.admin)], responses=RESPONSES)
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(admin)], responses=RESPONSES)
 _Result = TypeVar("_Result")
 
 
 @router.post("/load")
-async def load(body: TaskBody, request: Request) -> Loaded:
+async def load(body: TaskBody, service: Serving) -> Loaded:
     """Switch to a task, so that its pages are there when it is asked for."""
-    service = _service(request, body.task)
+    service.task(body.task)
     return await _loading(service, body.task, lambda: service.worker.enter(body.task))
 
 
 @router.post("/pin")
-async def pin(body: TaskBody, request: Request) -> Loaded:
+async def pin(body: TaskBody, service: Serving) -> Loaded:
     """Load a task and keep its pages until it is unpinned as often."""
-    service = _service(request, body.task)
+    service.task(body.task)
     return await _loading(service, body.task, lambda: service.engine.pin(body.task))
 
 
 @router.post("/unpin")
-async def unpin(body: TaskBody, request: Request) -> Loaded:
+async def unpin(body: TaskBody, service: Serving) -> Loaded:
     """Undo one pin."""
-    service = _service(request, body.task)
+    service.task(body.task)
     return await _loading(service, body.task, lambda: service.engine.unpin(body.task))
 
 
 @router.post("/prefetch")
-async def prefetch(body: TaskBody, request: Request) -> Queued:
+async def prefetch(body: TaskBody, service: Serving) -> Queued:
     """Begin to load a task into memory that no task in use needs. Loads that a request waits for go first."""
-    service = _service(request, body.task)
+    service.task(body.task)
     with _conflicts():
         pages = await asyncio.to_thread(service.engine.prefetch, body.task)
     return Queued(task=body.task, queued_bytes=pages * service.engine.bundle.page_bytes)
 
 
 @router.post("/budget")
-async def budget(body: BudgetBody, request: Request) -> BudgetAnswer:
+async def budget(body: BudgetBody, service: Serving) -> BudgetAnswer:
     """Use more or less memory from now on."""
-    service: Service = request.app.state.service
     await _between(service, lambda: service.set_budget(body.budget))
     return BudgetAnswer(budget_bytes=service.engine.report().budget)
 
 
 @router.post("/reload")
-async def reload(request: Request) -> Reloaded:
+async def reload(service: Serving) -> Reloaded:
     """Take over what has become of the bundle since: tasks that were added, removed, or compiled anew."""
-    service: Service = request.app.state.service
     try:
         change = await _between(service, service.reload)
     except BundleError as error:  # the admin may know, and mend, what lies there; the server goes on with what it has
@@ -82,25 +80,17 @@ async def reload(request: Request) -> Reloaded:
 
 
 @router.post("/verify")
-async def verify(request: Request) -> Verified:
+async def verify(service: Serving) -> Verified:
     """Compare every page in memory with its hash; requests go on meanwhile."""
-    service: Service = request.app.state.service
     damaged = await asyncio.to_thread(service.engine.verify)
     return Verified(resident_pages=service.engine.report().resident_pages, damaged=damaged)
 
 
 @router.get("/trace", response_class=Response, responses={200: {"content": {"application/jsonl": {}}}})
-async def trace(request: Request) -> Response:
+async def trace(service: Serving) -> Response:
     """Which task was visited when, as ``transitions:`` of a task file reads it."""
-    service: Service = request.app.state.service
     content = b"".join(json.dumps(row).encode() + b"\n" for row in service.engine.monitor.trace())
     return Response(content, media_type="application/jsonl")
-
-
-def _service(request: Request, task: str) -> Service:
-    service: Service = request.app.state.service
-    service.task(task)
-    return service
 
 
 async def _loading(service: Service, task: str, act: Callable[[], object]) -> Loaded:

@@ -11,12 +11,14 @@ from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Classified, Embed, Embedded, Outcome, Tagged
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
-from weightpager.server.http import access
-from weightpager.server.http.errors import RESPONSES
-from weightpager.server.http.exchange import exchange
-from weightpager.server.http.identity import new_id, now
 from weightpager.server.inputs.vocabulary import Vocabulary
-from weightpager.server.routes.encoding_schema import (
+from weightpager.server.routes.access import Serving, user
+from weightpager.server.routes.errors import RESPONSES
+from weightpager.server.routes.exchange import exchange
+from weightpager.server.routes.identity import new_id, now
+from weightpager.server.scheduling.service import Service
+from weightpager.server.schema.common import Model, ModelList, TextsOrIds, Usage
+from weightpager.server.schema.encoding import (
     Classification,
     ClassificationBody,
     ClassificationList,
@@ -26,30 +28,25 @@ from weightpager.server.routes.encoding_schema import (
     Score,
     TaggedWord,
 )
-from weightpager.server.routes.schema import Model, ModelList, TextsOrIds, Usage
-from weightpager.server.scheduling.service import Service
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(access.user)], responses=RESPONSES)
+router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(user)], responses=RESPONSES)
 
 
 @router.get("/models")
-async def models(request: Request) -> ModelList:
+async def models(service: Serving) -> ModelList:
     """All tasks; loads nothing."""
-    service: Service = request.app.state.service
     return ModelList(data=[_model(task, service) for task in service.engine.bundle.tasks.values()])
 
 
 @router.get("/models/{name}")
-async def model(name: str, request: Request) -> Model:
+async def model(name: str, service: Serving) -> Model:
     """One task; loads nothing."""
-    service: Service = request.app.state.service
     return _model(service.task(name), service)
 
 
 @router.post("/embeddings")
-async def embeddings(body: EmbeddingBody, request: Request) -> EmbeddingList:
+async def embeddings(body: EmbeddingBody, request: Request, service: Serving) -> EmbeddingList:
     """The mean over a text's tokens of the last hidden state below the task's head; any task on texts has one."""
-    service: Service = request.app.state.service
     task = service.task(body.model)
     texts, given = service.texts, separate(body.input)
     async with exchange(service, request, task, len(given)) as events:
@@ -64,9 +61,8 @@ async def embeddings(body: EmbeddingBody, request: Request) -> EmbeddingList:
 
 
 @router.post("/classifications")
-async def classifications(body: ClassificationBody, request: Request) -> ClassificationList:
+async def classifications(body: ClassificationBody, request: Request, service: Serving) -> ClassificationList:
     """Classes of texts or images, or tags of words: weightpager's own, as OpenAI has no such route."""
-    service: Service = request.app.state.service
     task = service.task(body.model)
     given = [body.input] if isinstance(body.input, str) else body.input
     if kind_of(task.kind).writes:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from weightpager.answers.work import Generated
-from weightpager.server.http.identity import new_id, now
-from weightpager.server.routes.generation_schema import (
+from weightpager.server.routes.identity import new_id, now
+from weightpager.server.scheduling.job import Delta, Done, Event
+from weightpager.server.schema.common import Usage
+from weightpager.server.schema.generation import (
     ChatBody,
     ChatChoice,
     ChatChunk,
@@ -18,8 +21,6 @@ from weightpager.server.routes.generation_schema import (
     CompletionBody,
     CompletionChoice,
 )
-from weightpager.server.routes.schema import Usage
-from weightpager.server.scheduling.job import Delta, Done, Event
 
 
 def generated(event: Event) -> Generated:
@@ -34,8 +35,8 @@ class ChatFormat:
 
     def __init__(self, body: ChatBody) -> None:
         """An answer with an id of its own."""
-        self.with_usage = body.stream_options is not None and body.stream_options.include_usage
-        self._id, self._created, self._model = new_id("chatcmpl"), now(), body.model
+        self.with_usage = body.with_usage
+        self._stamp: dict[str, Any] = {"id": new_id("chatcmpl"), "created": now(), "model": body.model}
 
     def whole(self, found: Sequence[Generated], usage: Usage) -> ChatCompletion:
         """All at once."""
@@ -43,29 +44,26 @@ class ChatFormat:
             ChatChoice(index=index, message=ChatMessage(content=one.text), finish_reason=one.reason)
             for index, one in enumerate(found)
         ]
-        return ChatCompletion(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
+        return ChatCompletion(choices=choices, usage=usage, **self._stamp)
 
-    def opening(self, texts: int) -> list[str]:
+    def opening(self, texts: int) -> list[ChatChunk]:
         """What a stream begins with."""
-        return [self._chunk(index, ChatDelta(role="assistant", content="")) for index in range(texts)]
+        first = ChatDelta(role="assistant", content="")
+        return [self._chunk(ChatChunkChoice(index=index, delta=first)) for index in range(texts)]
 
-    def chunk(self, event: Event) -> str:
+    def chunk(self, event: Event) -> ChatChunk:
         """What a stream says of an event."""
         if isinstance(event, Delta):
-            return self._chunk(event.index, ChatDelta(content=event.text))
-        return self._chunk(event.index, ChatDelta(), generated(event))
+            return self._chunk(ChatChunkChoice(index=event.index, delta=ChatDelta(content=event.text)))
+        reason = generated(event).reason
+        return self._chunk(ChatChunkChoice(index=event.index, delta=ChatDelta(), finish_reason=reason))
 
-    def closing(self, usage: Usage) -> str:
+    def closing(self, usage: Usage) -> ChatChunk:
         """What a stream ends with, if it is asked for."""
-        return self._dumped([], usage)
+        return self._chunk(usage=usage)
 
-    def _chunk(self, index: int, delta: ChatDelta, end: Generated | None = None) -> str:
-        reason = None if end is None else end.reason
-        return self._dumped([ChatChunkChoice(index=index, delta=delta, finish_reason=reason)])
-
-    def _dumped(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> str:
-        chunk = ChatChunk(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
-        return chunk.model_dump_json()
+    def _chunk(self, *choices: ChatChunkChoice, usage: Usage | None = None) -> ChatChunk:
+        return ChatChunk(choices=list(choices), usage=usage, **self._stamp)
 
 
 class CompletionFormat:
@@ -73,31 +71,28 @@ class CompletionFormat:
 
     def __init__(self, body: CompletionBody) -> None:
         """An answer with an id of its own."""
-        self.with_usage = body.stream_options is not None and body.stream_options.include_usage
-        self._id, self._created, self._model = new_id("cmpl"), now(), body.model
+        self.with_usage = body.with_usage
+        self._stamp: dict[str, Any] = {"id": new_id("cmpl"), "created": now(), "model": body.model}
 
     def whole(self, found: Sequence[Generated], usage: Usage) -> Completion:
         """All at once."""
         choices = [
             CompletionChoice(index=index, text=one.text, finish_reason=one.reason) for index, one in enumerate(found)
         ]
-        return self._completion(choices, usage)
+        return Completion(choices=choices, usage=usage, **self._stamp)
 
-    def opening(self, texts: int) -> list[str]:  # noqa: ARG002 - as the other format's
+    def opening(self, texts: int) -> list[Completion]:  # noqa: ARG002 - as the other format's
         """What a stream begins with: nothing."""
         return []
 
-    def chunk(self, event: Event) -> str:
+    def chunk(self, event: Event) -> Completion:
         """What a stream says of an event."""
         if isinstance(event, Delta):
             choice = CompletionChoice(index=event.index, text=event.text)
         else:
             choice = CompletionChoice(index=event.index, text="", finish_reason=generated(event).reason)
-        return self._completion([choice]).model_dump_json()
+        return Completion(choices=[choice], **self._stamp)
 
-    def closing(self, usage: Usage) -> str:
+    def closing(self, usage: Usage) -> Completion:
         """What a stream ends with, if it is asked for."""
-        return self._completion([], usage).model_dump_json()
-
-    def _completion(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
-        return Completion(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
+        return self.whole([], usage)

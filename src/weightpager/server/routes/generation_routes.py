@@ -13,24 +13,24 @@ from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Generate, Generated, Ids, Sampling
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
-from weightpager.server.http import access
-from weightpager.server.http.errors import RESPONSES, describe
-from weightpager.server.http.exchange import ClientGoneError, Exchange, exchange
 from weightpager.server.inputs.vocabulary import Vocabulary
+from weightpager.server.routes.access import Serving, user
 from weightpager.server.routes.encoding_routes import separate
+from weightpager.server.routes.errors import RESPONSES, describe
+from weightpager.server.routes.exchange import ClientGoneError, Exchange, exchange
 from weightpager.server.routes.generation_format import ChatFormat, CompletionFormat, generated
-from weightpager.server.routes.generation_schema import (
+from weightpager.server.scheduling.job import Delta, Event
+from weightpager.server.scheduling.service import Service
+from weightpager.server.schema.common import Answer, ErrorAnswer, Usage
+from weightpager.server.schema.generation import (
     ChatBody,
     ChatCompletion,
     Completion,
     CompletionBody,
     GenerationBody,
 )
-from weightpager.server.routes.schema import ErrorAnswer, Usage
-from weightpager.server.scheduling.job import Delta, Event
-from weightpager.server.scheduling.service import Service
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(access.user)], responses=RESPONSES)
+router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(user)], responses=RESPONSES)
 _GREEDY = 1e-3
 """Temperatures below it draw the likeliest token anyway, and divide scores until they overflow."""
 
@@ -38,9 +38,8 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 @router.post("/chat/completions", response_model=ChatCompletion)
-async def chat(body: ChatBody, request: Request) -> Response:
+async def chat(body: ChatBody, request: Request, service: Serving) -> Response:
     """Go on with a conversation."""
-    service: Service = request.app.state.service
     task = _writer(service, body.model)
     messages = [{"role": message.role, "content": message.text} for message in body.messages]
     wanted = body.max_completion_tokens or body.max_tokens
@@ -52,9 +51,8 @@ async def chat(body: ChatBody, request: Request) -> Response:
 
 
 @router.post("/completions", response_model=Completion)
-async def completions(body: CompletionBody, request: Request) -> Response:
+async def completions(body: CompletionBody, request: Request, service: Serving) -> Response:
     """Continue one or more texts."""
-    service: Service = request.app.state.service
     task = _writer(service, body.model)
     given = separate(body.prompt)
 
@@ -132,12 +130,12 @@ async def _stream(
         except ClientGoneError:
             return
         except Exception as error:  # noqa: BLE001 - the status has been sent: the stream says it
-            yield _sent(ErrorAnswer(error=describe(error)[1]).model_dump_json())
+            yield _sent(ErrorAnswer(error=describe(error)[1]))
             return
         if form.with_usage:
             yield _sent(form.closing(Usage.of(prompt, tokens)))
-        yield _sent("[DONE]")
+        yield "data: [DONE]\n\n"
 
 
-def _sent(data: str) -> str:
-    return f"data: {data}\n\n"
+def _sent(data: Answer) -> str:
+    return f"data: {data.model_dump_json()}\n\n"

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from weightpager.server.http import access
-from weightpager.server.http.errors import RESPONSES
-from weightpager.server.scheduling.service import Service
-from weightpager.server.statistics.status import status as read_status
-from weightpager.server.statistics.status_schema import Status
+from weightpager.server.routes.access import Serving, user
+from weightpager.server.routes.errors import RESPONSES
+from weightpager.server.routes.status import status as read_status
+from weightpager.server.schema.status import Status
 
 router = APIRouter(tags=["watching"])
-_GUARDED = [Depends(access.user)]
+_GUARDED = [Depends(user)]
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -31,24 +30,22 @@ async def health() -> dict[str, str]:
 
 
 @router.get("/ready", responses={503: {"description": "Requests are not taken."}})
-async def ready(request: Request) -> JSONResponse:
+async def ready(service: Serving) -> JSONResponse:
     """Whether requests are taken."""
-    service: Service = request.app.state.service
     return JSONResponse({"status": "ready"}) if service.ready else JSONResponse({"status": "not ready"}, 503)
 
 
 @router.get("/metrics", dependencies=_GUARDED, responses=RESPONSES, response_class=Response)
-async def metrics(request: Request) -> Response:
+async def metrics(service: Serving) -> Response:
     """For Prometheus."""
-    service: Service = request.app.state.service
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/status", dependencies=_GUARDED, responses=RESPONSES)
-def status(request: Request) -> Status:
+def status(service: Serving) -> Status:
     """The server's state, as the page and ``weightpager top`` show it."""
     # Not async: a long history takes a moment to learn from, and nobody else should wait for that.
-    return read_status(request.app.state.service)
+    return read_status(service)
 
 
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)

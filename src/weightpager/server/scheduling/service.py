@@ -35,7 +35,6 @@ from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.settings import Settings
 from weightpager.server.scheduling.worker import Worker
 from weightpager.server.statistics.metrics import Metrics
-from weightpager.server.statistics.timeline import Timeline
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ class Service:
         engine: closed with the service.
         settings: how it serves.
         inputs: what requests are read by.
-        queue, worker, metrics, timeline: of this server.
+        queue, worker, metrics: of this server.
         started: seconds since 1970.
     """
 
@@ -73,10 +72,9 @@ class Service:
         else:
             self.inputs = _texts(engine, self._config, settings)
         self.queue = JobQueue(settings.queue)
-        self.metrics = Metrics(engine, self.queue)
-        self.timeline = Timeline(self.metrics.switched)
+        self.metrics = Metrics(engine, self.queue.waiting, self.queue.limit)
         self._limit = self._text_limit()
-        self.worker = Worker(engine, self.queue, self._policy(), self.metrics, self.timeline)
+        self.worker = Worker(engine, self.queue, self._policy(), self.metrics)
         self.started = time.time()
 
     def start(self) -> None:

@@ -21,7 +21,6 @@ from weightpager.server.scheduling.job_queue import JobQueue, Taken
 from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch
 from weightpager.server.statistics.metrics import Metrics
-from weightpager.server.statistics.timeline import Timeline
 
 _Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
@@ -34,13 +33,12 @@ class Worker:
         policy: what is run next, and together; replaced in the worker's own thread.
     """
 
-    def __init__(self, engine: Engine, queue: JobQueue, policy: Policy, metrics: Metrics, timeline: Timeline) -> None:
+    def __init__(self, engine: Engine, queue: JobQueue, policy: Policy, metrics: Metrics) -> None:
         """Nothing runs until `start`."""
         self._engine = engine
         self._queue = queue
         self.policy = policy
         self._metrics = metrics
-        self._timeline = timeline
         self._tokenizer: Any = None if takes_images(engine.bundle) else engine.tokenizer()  # this thread's own
         self._turn = Turn()
         self._batches: list[Batch] = []  # under way
@@ -107,7 +105,7 @@ class Worker:
         self._active = task
         switch = self._engine.last_switch
         if task != before and switch is not None:
-            self._timeline.add(switch)
+            self._metrics.switched(switch)
         return module
 
     def _run(self) -> None:

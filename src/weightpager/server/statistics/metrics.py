@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from weightpager import __version__
 from weightpager.engine import Engine
-from weightpager.engine.report import EngineReport, PrefetchReport
+from weightpager.engine.report import EngineReport, PrefetchReport, SwitchReport
 from weightpager.engine.residency_map import ResidencyMap
-from weightpager.server.http.version import VERSION
-from weightpager.server.scheduling.job_queue import JobQueue
-from weightpager.server.statistics.timeline import Switch
 from weightpager.server.statistics.traffic import Traffic
+
+_LATEST = 120
+"""Switches that are kept one by one."""
 
 _WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SWITCHES = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
+
+Waiting = Callable[[], Mapping[str, int]]
+"""How many texts wait, by task."""
 
 _WORK, _LIST = "/v1/", "/v1/models"
 """How routes begin that clients ask for work, and those among them that only tell which tasks there are."""
@@ -32,14 +38,16 @@ class Metrics:
     Attributes:
         registry: of Prometheus' client.
         traffic: requests for work that the counters have just counted.
+        latest_switches: and when they were over, in seconds since 1970; oldest first.
     """
 
-    def __init__(self, engine: Engine, queue: JobQueue) -> None:
-        """Everything is zero."""
+    def __init__(self, engine: Engine, waiting: Waiting, limit: int) -> None:
+        """Everything is zero; ``limit`` texts may wait."""
         self.registry = CollectorRegistry()
         self.traffic = Traffic()
+        self.latest_switches: deque[tuple[float, SwitchReport]] = deque(maxlen=_LATEST)
         own = self.registry
-        Info("weightpager_build", "Version of weightpager.", registry=own).info({"version": VERSION})
+        Info("weightpager_build", "Version of weightpager.", registry=own).info({"version": __version__})
         self._requests = Counter(
             "weightpager_requests", "Requests answered.", ["route", "task", "status"], registry=own
         )
@@ -70,7 +78,7 @@ class Metrics:
         self._longest_gap = _Most(
             "weightpager_longest_gap_seconds", "Longest time that a task with waiting texts went unserved.", own
         )
-        self.registry.register(_EngineState(engine, queue))
+        self.registry.register(_EngineState(engine, waiting, limit))
 
     def answered(self, route: str, task: str, status: int, seconds: float) -> None:
         """A request is over. ``route`` and ``task`` are names of ours, never text of a client's."""
@@ -93,8 +101,9 @@ class Metrics:
         self._tokens.labels(task).inc(tokens)
         self._slowest_batch.raise_to(seconds)
 
-    def switched(self, switch: Switch) -> None:
+    def switched(self, switch: SwitchReport) -> None:
         """A switch is over."""
+        self.latest_switches.append((time.time(), switch))
         self._switches.labels(switch.from_task or "", switch.to_task).inc()
         self._loaded.labels(switch.to_task).inc(switch.bytes)
         self._durations.observe(switch.seconds)
@@ -121,9 +130,10 @@ class _Most:
 class _EngineState(Collector):
     """Read from the engine and the queue when asked for."""
 
-    def __init__(self, engine: Engine, queue: JobQueue) -> None:
+    def __init__(self, engine: Engine, waiting: Waiting, limit: int) -> None:
         self._engine = engine
-        self._queue = queue
+        self._waiting = waiting
+        self._limit = limit
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: what there is follows from the bundle's tasks."""
@@ -137,7 +147,7 @@ class _EngineState(Collector):
         if report.prefetch is not None:
             yield from _prefetch(report.prefetch, self._engine.bundle.page_bytes)
         yield from _residency(self._engine.residency())
-        yield from _queue(self._queue, self._engine.bundle.tasks)
+        yield from _queue(self._waiting(), self._limit, self._engine.bundle.tasks)
 
 
 def _memory(report: EngineReport) -> Iterator[Metric]:
@@ -178,13 +188,12 @@ def _residency(found: ResidencyMap) -> Iterator[Metric]:
     yield share
 
 
-def _queue(queue: JobQueue, tasks: Mapping[str, object]) -> Iterator[Metric]:
-    waiting = queue.waiting()
+def _queue(waiting: Mapping[str, int], limit: int, tasks: Mapping[str, object]) -> Iterator[Metric]:
     depth = GaugeMetricFamily("weightpager_queue_texts", "Texts that wait for their turn.", labels=["task"])
     for task in tasks:
         depth.add_metric([task], waiting.get(task, 0))
     yield depth
-    yield _gauge("weightpager_queue_limit_texts", "Texts that may wait.", queue.limit)
+    yield _gauge("weightpager_queue_limit_texts", "Texts that may wait.", limit)
 
 
 def _gauge(name: str, words: str, value: float) -> Metric:

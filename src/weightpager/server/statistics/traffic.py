@@ -7,31 +7,14 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from weightpager.server.schema.status import TrafficStatus
 
 SECONDS = 60.0
 """Looked back; requests of an earlier time tell nothing of now."""
 
 _MOST = 20_000
 """Requests that are kept; with more of them, the time looked back is shorter."""
-
-
-@dataclass(frozen=True)
-class Recent:
-    """What was answered lately.
-
-    Attributes:
-        seconds: looked back.
-        requests: answered then.
-        median, p95: seconds from a request to the end of its answer, of those that succeeded; None where none did.
-        errors: by status, how many did not.
-    """
-
-    seconds: float
-    requests: int
-    median: float | None
-    p95: float | None
-    errors: dict[int, int]
 
 
 class Traffic:
@@ -49,7 +32,7 @@ class Traffic:
         with self._lock:
             self._answered.append((self._clock(), status, seconds))
 
-    def recent(self) -> Recent:
+    def recent(self) -> TrafficStatus:
         """The last minute, or what there was of it."""
         with self._lock:
             now, answered = self._clock(), list(self._answered)
@@ -59,7 +42,13 @@ class Traffic:
         rows = [(status, seconds) for at, status, seconds in answered if at >= since]
         fast = sorted(seconds for status, seconds in rows if status < 400)
         errors = Counter(status for status, _ in rows if status >= 400)
-        return Recent(now - since, len(rows), _rank(fast, 0.5), _rank(fast, 0.95), dict(sorted(errors.items())))
+        return TrafficStatus(
+            seconds=now - since,
+            requests=len(rows),
+            median_seconds=_rank(fast, 0.5),
+            p95_seconds=_rank(fast, 0.95),
+            errors=dict(sorted(errors.items())),
+        )
 
 
 def _rank(ordered: list[float], share: float) -> float | None:

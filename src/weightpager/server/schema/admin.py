@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from weightpager.server.routes.schema import Answer, Body, Name, Text
+from weightpager.server.schema.common import Answer, Body, Name, Text
 
 
 class AdminBody(Body):

@@ -6,39 +6,34 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from weightpager import __version__
 from weightpager.bundle import TaskEntry
 from weightpager.engine.forecasts import ForecastReport
-from weightpager.engine.report import PrefetchReport
 from weightpager.engine.residency_map import ResidencyMap
 from weightpager.machine.process_memory import resident_memory
-from weightpager.server.http.version import VERSION
 from weightpager.server.scheduling.service import Service
-from weightpager.server.statistics.status_schema import (
+from weightpager.server.schema.status import (
     ForecastStatus,
     PrefetchStatus,
     Status,
     SwitchStatus,
     TaskStatus,
-    TrafficStatus,
 )
-from weightpager.server.statistics.traffic import Recent
 
 _MOST_PAGES = 8192
 """Above that, pages aren't listed one by one."""
-
-_SWITCHES = 120
 
 
 def status(service: Service) -> Status:
     """As of now; loads nothing."""
     engine = service.engine
     report, found, waiting = engine.report(), engine.residency(), service.queue.waiting()
-    forecast = engine.forecast()
+    forecast, fetched = engine.forecast(), report.prefetch
     known = engine.bundle.tasks
     # A reload may have come between: what isn't in both has left, or will be there the next time.
     monitor, names = engine.monitor, [name for name in found.needs if name in known]
     return Status(
-        version=VERSION,
+        version=__version__,
         state="ready" if service.ready else "stuck" if service.stuck else "stopping",
         time=time.time(),
         uptime=time.time() - service.started,
@@ -47,7 +42,7 @@ def status(service: Service) -> Status:
         budget=report.budget,
         memory=asdict(report.memory),
         process_bytes=resident_memory(),
-        traffic=_traffic(service.metrics.traffic.recent()),
+        traffic=service.metrics.traffic.recent(),
         page_bytes=engine.bundle.page_bytes,
         slots=report.slots,
         resident_pages=report.resident_pages,
@@ -58,33 +53,11 @@ def status(service: Service) -> Status:
         queue_limit=service.queue.limit,
         tasks=[_task(service, found, known[name], waiting.get(name, 0)) for name in names],
         pages=_pages(found),
-        prefetch=None if report.prefetch is None else _prefetch(report.prefetch),
+        prefetch=None if fetched is None else PrefetchStatus(active=fetched.pays, **vars(fetched.pages)),
         forecast=None if forecast is None else _forecast(forecast, names),
         switches_total=monitor.switches,
-        switches=[SwitchStatus(**vars(switch)) for switch in service.timeline.latest(_SWITCHES)],
+        switches=[SwitchStatus(time=at, **vars(switch)) for at, switch in list(service.metrics.latest_switches)],
         followed=monitor.followed(names).tolist(),
-    )
-
-
-def _traffic(recent: Recent) -> TrafficStatus:
-    return TrafficStatus(
-        seconds=recent.seconds,
-        requests=recent.requests,
-        median_seconds=recent.median,
-        p95_seconds=recent.p95,
-        errors=recent.errors,
-    )
-
-
-def _prefetch(report: PrefetchReport) -> PrefetchStatus:
-    counts = report.pages
-    return PrefetchStatus(
-        active=report.pays,
-        loaded=counts.loaded,
-        hits=counts.hits,
-        late=counts.late,
-        misses=counts.misses,
-        wasted=counts.wasted,
     )
 
 

@@ -27,8 +27,8 @@ from weightpager.errors import (
     UnknownTaskError,
     WeightpagerError,
 )
-from weightpager.server.http.exchange import ClientGoneError
-from weightpager.server.routes.schema import ErrorAnswer, ErrorDetail
+from weightpager.server.routes.exchange import ClientGoneError
+from weightpager.server.schema.common import ErrorAnswer, ErrorDetail
 
 _log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from weightpager.server.routes.schema import Answer
+from weightpager.server.schema.common import Answer
 
 
 class TaskStatus(Answer):

@@ -1,35 +1,46 @@
-"""Who may ask: tokens, compared in constant time, and where the admin may come from."""
+"""The service that routes talk to, and who may ask: tokens, and where the admin may come from."""
 
 from __future__ import annotations
 
 import hmac
 from ipaddress import ip_address
+from typing import Annotated
 
-from fastapi import HTTPException, Request
+from fastapi import Depends, HTTPException, Request
 
-from weightpager.server.scheduling.settings import Settings
+from weightpager.server.scheduling.service import Service
 
 _BEARER = {"WWW-Authenticate": "Bearer"}
 
 
-def user(request: Request) -> None:
+async def service_of(request: Request) -> Service:
+    """What serves the application."""
+    found: Service = request.app.state.service
+    return found
+
+
+Serving = Annotated[Service, Depends(service_of)]
+"""As an argument of a route."""
+
+
+async def user(request: Request, service: Serving) -> None:
     """Refuse requests without the server's token, if it has one.
 
     Raises:
         HTTPException: 401.
     """
-    settings: Settings = request.app.state.service.settings
+    settings = service.settings
     if settings.token is not None and not _brings(request, settings.token, settings.admin_token):
         raise HTTPException(401, "expected the server's token as 'Authorization: Bearer …'", _BEARER)
 
 
-def admin(request: Request) -> None:
+async def admin(request: Request, service: Serving) -> None:
     """Refuse requests that aren't the admin's.
 
     Raises:
         HTTPException: 401 or 403.
     """
-    settings: Settings = request.app.state.service.settings
+    settings = service.settings
     if settings.admin_token is None:
         raise HTTPException(403, "there are no admin routes: the server was started without --admin-token-file")
     if not settings.remote_admin and not _is_local(request):

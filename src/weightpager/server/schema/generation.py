@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from weightpager.server.routes.schema import Answer, Body, Name, Text, TextsOrIds, Usage, encodable
+from weightpager.server.schema.common import Answer, Body, Name, Text, TextsOrIds, Usage, encodable
 
 _Stop = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(encodable)]
 _Nothing = Annotated[list[Any], Field(max_length=0)] | None
@@ -39,6 +39,11 @@ class GenerationBody(Body):
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     response_format: PlainText | None = None
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream tells at its end how many tokens there were."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def stops(self) -> tuple[str, ...]:

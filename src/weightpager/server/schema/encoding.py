@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from weightpager.server.routes.schema import Answer, Body, Name, OneOrMoreTexts, TextsOrIds, Usage
+from weightpager.server.schema.common import Answer, Body, Name, OneOrMoreTexts, TextsOrIds, Usage
 
 
 class EmbeddingBody(Body):
