@@ -8,7 +8,9 @@ about ten minutes on one core.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.run import Run
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import cache_dir
 from weightpager.lab.samples.download.building import key_of
@@ -81,11 +84,12 @@ def bundles(cache: Path, progress: Any, *, quick: bool = False) -> tuple[Bundle,
         tasks = {sample.name: sample.entry() for sample in samples}
         task_file = from_dict({**settings, "model": str(model), "transitions": str(trace), "tasks": tasks})
         journal = Journal(folder / "journal", compile_identity(task_file))
-        prepared = prepare(task_file, progress, journal)
+        run = Run(progress, journal)
+        prepared = prepare(task_file, run)
         for path, alignment in paths.items():
             own = prepared.changed(alignment=alignment, compare="dense" if alignment else "none")
             with writing(path, force=True) as writer:
-                build(writer, own, progress, journal.part(path.stem))
+                build(writer, own, replace(run, journal=journal.part(path.stem), clock=copy.deepcopy(run.clock)))
         journal.remove()
     aligned, unaligned = map(Bundle.open, paths)
     return aligned, unaligned

@@ -144,7 +144,6 @@ def test_thirty_per_cent_goes_without_training_and_tasks_overlap(tmp_path: Path)
     from weightpager.compiler.prepare import prepare
     from weightpager.compiler.task_file.file import from_dict
     from weightpager.lab import samples
-    from weightpager.progress import silent
 
     found, missing = samples.prepare(cache_dir(), eval_items=500, report=lambda line: None)
     if missing:
@@ -162,7 +161,7 @@ def test_thirty_per_cent_goes_without_training_and_tasks_overlap(tmp_path: Path)
     reports = []
     for alignment in (0.0, 2.0):
         with writing(tmp_path / f"{alignment}.bundle") as writer:
-            reports.append(build(writer, prepared.changed(alignment=alignment, compare="none"), silent))
+            reports.append(build(writer, prepared.changed(alignment=alignment, compare="none")))
     unaligned, aligned = reports
     metric = [statistics.fmean(task.sparse for task in report.tasks) for report in reports]
     dense = statistics.fmean(task.dense or 0.0 for task in aligned.tasks)

@@ -20,14 +20,14 @@ from weightpager.bundle.footprint import footprint
 from weightpager.compiler.data.splits import EVAL_BATCH, Item
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.masks import Masks
-from weightpager.compiler.pipeline import assemble
+from weightpager.compiler.pipeline import Sparse, assemble
 from weightpager.compiler.prepare import calibrated, trained
 from weightpager.compiler.recovery.finetune import Lesson, finetune
 from weightpager.compiler.recovery.quantise import Quantisation
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.stage_times import Clock
+from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
@@ -99,7 +99,7 @@ class Study:
         self._bundles = bundles
         self._identity = compile_identity(task_file)
         self._progress = progress
-        self._base = trained(task_file, progress, self._journal("base"))
+        self._base = trained(task_file, Run(progress, self._journal("base")))
         self._prepared: tuple[float, Prepared] | None = None
         self._split = "held-out"
 
@@ -128,8 +128,8 @@ class Study:
         if self._prepared is None or self._prepared[0] != fraction:
             task_file = self._base.source.task_file.model_copy(update={"sparsity": 1 - fraction})
             source = replace(self._base.source, task_file=task_file, models=copy.deepcopy(self._base.source.models))
-            journal = self._journal(f"calibrated-{fraction}")
-            found = calibrated(replace(self._base, source=source, clock=Clock()), self._progress, journal)
+            run = Run(self._progress, self._journal(f"calibrated-{fraction}"))
+            found = calibrated(replace(self._base, source=source), run)
             self._prepared = fraction, found
         return self._prepared[1]
 
@@ -179,17 +179,17 @@ class Study:
         prepared = self.prepared(setting.fraction).changed(
             sparsity=1 - setting.density, alignment=setting.alignment, recover=setting.recover, dtype=setting.dtype
         )
-        clock, journal = Clock(), self._journal(f"{setting.fraction}-{setting.joint}")
-        with clock.stage("align"):
+        run = Run(self._told(setting), self._journal(f"{setting.fraction}-{setting.joint}"))
+        with run.stage("align"):
             masks, gap = choose_blocks(prepared)
-        with clock.stage("recover", journal):
-            weights = recover(prepared.source, prepared.data, masks, journal, self._told(setting))
+        with run.stage("recover"):
+            weights = recover(prepared.source, prepared.data, masks, run.journal, run.progress)
         with tempfile.TemporaryDirectory() as folder:
             kept = self._bundles or Path(folder)
             kept.mkdir(parents=True, exist_ok=True)
             path = kept / f"{setting.method}-{setting.fraction}-{setting.recover.method}.bundle"
             with writing(path, force=True) as writer:
-                report = assemble(writer, prepared, masks, weights, gap, clock, self._told(setting))
+                report = assemble(writer, prepared, Sparse(masks, weights, gap), run)
             bundle = Bundle.open(path)
         task_file = prepared.source.task_file
         scale = block_bytes(task_file.block, task_file.dtype) / block_bytes(task_file.block, "bfloat16")
@@ -199,7 +199,7 @@ class Study:
             report.mean_overlap,
             switch_bytes(bundle),
             footprint(bundle).tables,
-            sum(seconds for stage, seconds in clock.seconds.items() if stage != "measure sparse"),
+            sum(seconds for stage, seconds in run.clock.seconds.items() if stage != "measure sparse"),
         )
 
     def scores(self, source: Source) -> dict[str, float]:

@@ -28,12 +28,14 @@ from weightpager.compiler import grow as growth
 from weightpager.compiler import prepare as preparation
 from weightpager.compiler.alignment.problem import AlignmentProblem, floors
 from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.private_blocks import train_private
 from weightpager.compiler.reorder import permute
 from weightpager.compiler.repack import repack
 from weightpager.compiler.selection.placement import place
+from weightpager.compiler.task_file import from_dict
 from weightpager.engine.export import dense_weights
 from weightpager.errors import CompileError, ConfigError, UnknownTaskError
 
@@ -138,7 +140,7 @@ def test_a_new_task_computes_with_the_bases_blocks(private_bundle: Path, grown_b
     grown = Bundle.open(grown_bundle)
     base, ours = BaseBundle.open(private_bundle), dense_weights(grown, "pet")
     theirs = {task: dense_weights(grown, task) for task in base.bundle.tasks}
-    dense = wp.compiler.model.dense_model.load(wp.compiler.task_file.from_dict(new_tasks(tmp_path, block="8x16")))
+    dense = dense_model.load(from_dict(new_tasks(tmp_path, block="8x16")))
     permute.apply(dense.models, grown.permutations())
     for info in dense.paged:
         table = grown.tables("pet")[info.name]

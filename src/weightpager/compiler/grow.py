@@ -9,24 +9,20 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors.numpy import save
 
 import weightpager
+from weightpager.answers.evaluate import Score
 from weightpager.bundle import BlockTable, Bundle, BundleWriter, Manifest, PageIndex, TaskEntry
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.format import page_index
 from weightpager.bundle.format.names import REPORT, private_file, tables_file
 from weightpager.bundle.parts.adapter import adapter_bytes
-from weightpager.bundle.report.compile_report import CompileReport, Growth, TaskScore, has_report, read_report
-from weightpager.bundle.report.fill import over_read, page_fill
-from weightpager.bundle.report.overlap import mean_overlap, overlap
-from weightpager.bundle.report.paged_share import paged_share
+from weightpager.bundle.report.compile_report import CompileReport, Growth, has_report, read_report
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.measuring.comparison import task_score
-from weightpager.compiler.measuring.measure import measure_all
+from weightpager.compiler.measuring.measure import measure_written
+from weightpager.compiler.measuring.report import common_fields
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.parameter_format import ParameterFormat
@@ -36,65 +32,45 @@ from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import BundlePlan, page_file_counts, write_pages
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import write_adapters
-from weightpager.compiler.recovery.own_parameters import separate, train_own
+from weightpager.compiler.recovery.own_parameters import train_own
 from weightpager.compiler.recovery.private_blocks import choose, train_private
-from weightpager.compiler.recovery.train import trained_tasks
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.stage_times import Clock
+from weightpager.compiler.resume.run import Clock, Run
 from weightpager.compiler.selection.block_choice import alignment_problem
 from weightpager.compiler.selection.placement import place
 from weightpager.compiler.selection.prepared import Prepared
-from weightpager.config import EngineConfig
-from weightpager.engine import Engine
-from weightpager.progress import Progress, Steps
+from weightpager.progress import Progress
 from weightpager.trace_file import read_trace
 from weightpager.transitions import Transitions
 
 
-def grow(
-    writer: BundleWriter, base: BaseBundle, prepared: Prepared, journal: Journal, progress: Progress
-) -> CompileReport:
+def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: Run) -> CompileReport:
     """Choose, recover, write and measure the new tasks.
 
     Args:
         writer: where the larger bundle goes.
         base: what it starts from; left as it is.
         prepared: the new tasks, on the base's model.
-        journal: where recovery notes how far it is.
-        progress: told (stage, steps done, steps in all).
+        run: in which recovery goes on.
 
     Raises:
         CompileError: training diverged, or the storage refused a write.
     """
-    clock = prepared.clock.copy()
     transitions = _transitions(base, prepared)
-    with clock.stage("align"):
+    with run.stage("align"):
         masks = _masks(base, prepared, transitions)
-    with clock.stage("recover", journal):
-        weights = _recover(prepared, masks, journal, progress)
-    with clock.stage("pack"):
+    with run.stage("recover"):
+        weights = _recover(prepared, masks, run.journal, run.progress)
+    with run.stage("pack"):
         added = _Addition.of(base, prepared, masks, weights, transitions)
-    with clock.stage("write"):
+    with run.stage("write"):
         manifest = added.write(writer)
-    with clock.stage("measure sparse"):
-        bundle = Bundle.open(writer.root)
-        scores = _measure(bundle, prepared, progress)
-    report = _report(bundle, base, added, scores, clock, prepared.evenness)
+    with run.stage("measure sparse"):
+        bundle, scores = measure_written(writer.root, prepared.data, run.progress)
+    report = _report(bundle, added, prepared, scores, run.clock)
     writer.add(REPORT, lambda file: file.write(report.dump()))
     writer.finish(manifest)
     return report
-
-
-def train_dense(source: Source, data: Mapping[str, TaskData], journal: Journal, progress: Steps) -> None:
-    """Train the own parameters of new tasks without a head on the dense model; the base stays.
-
-    Raises:
-        CompileError: the loss is no longer finite.
-    """
-    tasks = trained_tasks(source)
-    for task in tasks:
-        separate(source.models[task])
-    train_own(source, data, tasks, None, source.task_file.training, "own-dense", journal, progress)
 
 
 def _transitions(base: BaseBundle, prepared: Prepared) -> Transitions:
@@ -122,7 +98,7 @@ def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Ma
 def _recover(prepared: Prepared, masks: Masks, journal: Journal, progress: Progress) -> TaskWeights:
     """The new tasks' values under their masks; where an old task keeps a block, it stays, or a private copy is made."""
     source = prepared.source
-    spec, tasks = source.task_file.recover, trained_tasks(source)
+    spec, tasks = source.task_file.recover, source.task_file.trained_tasks
     sparse = replace(source, models=copy.deepcopy(source.models))
     if spec.method == "finetune":
         lesson = Lesson(source, prepared.data, spec.distillation)
@@ -253,41 +229,27 @@ def _private(weights: TaskWeights, info: PagedWeightInfo) -> npt.NDArray[np.bool
     return found
 
 
-def _measure(bundle: Bundle, prepared: Prepared, progress: Progress) -> list[TaskScore]:
-    """The new tasks' scores; those of the old ones are what they were."""
-    with Engine(bundle, EngineConfig()) as engine:
-        found = measure_all(engine, prepared.data, progress)
-    return [task_score(bundle, name, score, prepared.dense[name]) for name, score in found.items()]
-
-
 def _report(
-    bundle: Bundle, base: BaseBundle, added: _Addition, scores: list[TaskScore], clock: Clock, evenness: float
+    bundle: Bundle, added: _Addition, prepared: Prepared, scores: Mapping[str, Score], clock: Clock
 ) -> CompileReport:
-    old = read_report(base.bundle) if has_report(base.bundle) else None
-    names = [task.name for task in added.plan.tasks]
+    """Of all tasks; what it tells of the old ones is what the base's report said, if it has one."""
+    base, names = added.base.bundle, [task.name for task in added.plan.tasks]
+    old = read_report(base) if has_report(base) else None
     reused = np.unique(np.concatenate([added.reused_locations(number) for number in range(len(names))]))
-    share = paged_share(bundle)
-    return CompileReport(
-        tasks=[*(old.tasks if old else []), *scores],
-        mean_overlap=mean_overlap(overlap(bundle)),
-        duality_gap=old.duality_gap if old else 0.0,
-        page_bytes=bundle.page_bytes,
-        page_fill=page_fill(bundle),
-        over_read=over_read(bundle),
-        seconds=clock.seconds,
-        peak_memory=clock.peak_memory,
-        threads=torch.get_num_threads(),
-        controls=[],
-        alignment=old.alignment if old else None,
-        frontier=[],
-        tied={**(old.tied if old else {}), **{name: list(others) for name, others in added.source.tied.items()}},
-        evenness=min(old.evenness, evenness) if old else 0.0,
-        paged_share=share.share,
-        not_paged=dict(share.others),
-        growth=Growth(
-            tasks=names,
-            reused_bytes=len(reused) * bundle.block_bytes,
-            added_bytes=len(added.plan.packing.layers) * bundle.page_bytes,
-            private_bytes=sum(bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name) for name in names),
-        ),
+    growth = Growth(
+        tasks=names,
+        reused_bytes=len(reused) * bundle.block_bytes,
+        added_bytes=len(added.plan.packing.layers) * bundle.page_bytes,
+        private_bytes=sum(bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name) for name in names),
     )
+    found = common_fields(bundle, prepared, scores, clock)
+    found |= {"controls": [], "frontier": [], "growth": growth, "duality_gap": 0.0, "alignment": None, "evenness": 0.0}
+    if old is not None:
+        found |= {
+            "tasks": [*old.tasks, *found["tasks"]],
+            "duality_gap": old.duality_gap,
+            "alignment": old.alignment,
+            "tied": {**old.tied, **found["tied"]},
+            "evenness": min(old.evenness, prepared.evenness),
+        }
+    return CompileReport(**found)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from weightpager.bundle import Bundle, BundleWriter, writing
 from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
-from weightpager.bundle.report.overlap import mean_overlap, overlap
-from weightpager.bundle.report.paged_share import paged_share
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.estimates.time_left import WholeProgress
 from weightpager.compiler.grow import grow
-from weightpager.compiler.measuring.comparison import Control, control_scores, task_score
 from weightpager.compiler.measuring.controls import compared, measure_controls
-from weightpager.compiler.measuring.measure import measure_all
+from weightpager.compiler.measuring.measure import measure_written
+from weightpager.compiler.measuring.report import Control, common_fields, control_scores
 from weightpager.compiler.model.masks import Keep, Masks
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import Packing, over_read, pack, pack_best
@@ -32,12 +30,10 @@ from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal, kept_beside
-from weightpager.compiler.resume.stage_times import Clock
+from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import choose_alignment, choose_blocks, transitions_of
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.config import EngineConfig
-from weightpager.engine import Engine
 from weightpager.page_dtype import block_bytes
 from weightpager.progress import Progress, silent
 from weightpager.store import StorageModel
@@ -78,19 +74,19 @@ def compile(  # noqa: A001 - wp.compile is what users expect
         CompileInterrupted: Ctrl-C; its text says what is kept.
     """
     task_file, shared = _parse(tasks), Cache.of_user() if cache else Cache.none()
-    whole = WholeProgress(progress)
-    if base is None:
-        _check_trace(task_file, ())
-        journal = Journal(kept_beside(out), compile_identity(task_file))
-        with _telling(journal, out), journal.held(), writing(out, force=force) as writer:
-            build(writer, prepare(task_file, whole, journal, cache=shared), whole, journal)
-    else:
-        start = BaseBundle.open(base)
+    start = None if base is None else BaseBundle.open(base)
+    if start is not None:
         task_file = start.settle(task_file)
-        _check_trace(task_file, tuple(start.bundle.tasks))
-        journal = Journal(kept_beside(out), f"{compile_identity(task_file)} {start.identity()}")
-        with _telling(journal, out), journal.held(), writing(out, force=force) as writer:
-            grow(writer, start, prepare(task_file, whole, journal, start, shared), journal, whole)
+    if task_file.transitions is not None:  # read before anything takes long
+        read_trace(task_file.transitions, (*(start.bundle.tasks if start else ()), *task_file.tasks))
+    identity = compile_identity(task_file) + ("" if start is None else f" {start.identity()}")
+    run = Run(WholeProgress(progress), Journal(kept_beside(out), identity))
+    with _telling(run.journal, out), run.journal.held(), writing(out, force=force) as writer:
+        prepared = prepare(task_file, run, start, shared)
+        if start is None:
+            build(writer, prepared, run)
+        else:
+            grow(writer, start, prepared, run)
     return Bundle.open(out)
 
 
@@ -115,98 +111,76 @@ def _telling(journal: Journal, out: str | Path) -> Iterator[None]:
         ) from error
 
 
-def build(
-    writer: BundleWriter,
-    prepared: Prepared,
-    progress: Progress = silent,
-    journal: Journal | None = None,
-) -> CompileReport:
-    """Align, recover, pack, write, measure what was written, and measure what else could do the job.
+@dataclass(frozen=True)
+class Sparse:
+    """What has been found for the sparse tasks, before it is packed.
+
+    Attributes:
+        masks: who keeps what.
+        weights: the values.
+        gap: the alignment's duality gap.
+        frontier: strengths that were tried to find the alignment.
+        controls: that have been measured.
+    """
+
+    masks: Masks
+    weights: TaskWeights
+    gap: float
+    frontier: Sequence[FrontierPoint] = ()
+    controls: Sequence[Control] = ()
+
+
+def build(writer: BundleWriter, prepared: Prepared, run: Run | None = None) -> CompileReport:
+    """Align, recover, measure what else could do the job, pack, write, and measure what was written.
 
     Args:
         writer: where the bundle goes.
         prepared: the dense model and its saliency.
-        progress: told (stage, steps done, steps in all).
-        journal: where recovery notes how far it is.
+        run: in which recovery goes on.
     """
-    journal = journal or Journal.none()
-    clock = prepared.clock.copy()
-    with clock.stage("align"):
-        prepared, frontier = choose_alignment(prepared, progress)
+    run = run or Run()
+    with run.stage("align"):
+        prepared, frontier = choose_alignment(prepared, run.progress)
         masks, gap = choose_blocks(prepared)
-    with clock.stage("recover", journal):
-        weights = recover(prepared.source, prepared.data, masks, journal, progress)
-    with clock.stage("controls", journal):
-        controls = measure_controls(prepared, journal, progress)
-    return assemble(writer, prepared, masks, weights, gap, clock, progress, controls, frontier)
+    with run.stage("recover"):
+        weights = recover(prepared.source, prepared.data, masks, run.journal, run.progress)
+    with run.stage("controls"):
+        controls = measure_controls(prepared, run)
+    return assemble(writer, prepared, Sparse(masks, weights, gap, frontier, controls), run)
 
 
-def assemble(
-    writer: BundleWriter,
-    prepared: Prepared,
-    masks: Masks,
-    weights: TaskWeights,
-    gap: float,
-    clock: Clock,
-    progress: Progress,
-    controls: Sequence[Control] = (),
-    frontier: Sequence[FrontierPoint] = (),
-) -> CompileReport:
+def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Run) -> CompileReport:
     """Pack, write, and measure what was written.
 
     Args:
         writer: where the bundle goes.
         prepared: the tasks, their data, and the dense scores to compare with.
-        masks: who keeps what.
-        weights: the values.
-        gap: the alignment's duality gap.
-        clock: of the stages so far.
-        progress: told (stage, steps done, steps in all).
-        controls: that have been measured.
-        frontier: strengths that were tried to find the alignment.
+        sparse: what is written.
+        run: whose stages these are.
     """
-    task_file = prepared.source.task_file
+    task_file, keep = prepared.source.task_file, sparse.masks.keep
     transitions = transitions_of(task_file)
-    with clock.stage("pack"):
-        stored, packing = _pack(weights, masks.keep, transitions)
-    with clock.stage("write"):
-        strength = task_file.alignment if np.isfinite(task_file.alignment) else None
-        plan = BundlePlan(
-            task_file.dtype,
-            weights,
-            masks.keep,
-            packing,
-            prepared.entries(),
-            transitions,
-            strength,
-            prepared.permutations,
-        )
+    strength = task_file.alignment if np.isfinite(task_file.alignment) else None
+    with run.stage("pack"):
+        stored, packing = _pack(sparse.weights, keep, transitions)
+    with run.stage("write"):
+        entries, moved = prepared.entries(), prepared.permutations
+        plan = BundlePlan(task_file.dtype, sparse.weights, keep, packing, entries, transitions, strength, moved)
         write_bundle(writer, plan)
-    with clock.stage("measure sparse"):
-        bundle = Bundle.open(writer.root)
-        with Engine(bundle, EngineConfig()) as engine:
-            scores = measure_all(engine, prepared.data, progress)
-    share = paged_share(bundle)
-    report = CompileReport(
-        tasks=[task_score(bundle, name, score, prepared.dense[name]) for name, score in scores.items()],
-        mean_overlap=mean_overlap(overlap(bundle)),
-        duality_gap=gap,
-        alignment=strength,
-        frontier=list(frontier),
-        page_bytes=packing.page_bytes,
-        page_fill=packing.fill,
-        over_read=dict(zip(task_file.tasks, over_read(packing, stored, len(task_file.tasks)).tolist(), strict=True)),
-        seconds=clock.seconds,
-        peak_memory=clock.peak_memory,
-        threads=torch.get_num_threads(),
-        controls=control_scores(controls, scores, prepared.dense),
-        tied={name: list(others) for name, others in prepared.source.tied.items()},
-        evenness=prepared.evenness,
-        compare=compared(task_file, prepared.data),
-        recover=task_file.recover.method,
-        paged_share=share.share,
-        not_paged=dict(share.others),
-    )
+    with run.stage("measure sparse"):
+        bundle, scores = measure_written(writer.root, prepared.data, run.progress)
+    wasted = over_read(packing, stored, len(entries)).tolist()
+    own = {
+        "duality_gap": sparse.gap,
+        "alignment": strength,
+        "frontier": list(sparse.frontier),
+        "page_fill": packing.fill,
+        "over_read": dict(zip(task_file.tasks, wasted, strict=True)),
+        "controls": control_scores(sparse.controls, scores, prepared.dense),
+        "compare": compared(task_file, prepared.data),
+        "recover": task_file.recover.method,
+    }
+    report = CompileReport(**(common_fields(bundle, prepared, scores, run.clock) | own))
     writer.add(REPORT, lambda file: file.write(report.dump()))
     writer.finish(bundle.manifest)
     return report
@@ -216,12 +190,6 @@ def _parse(tasks: TaskFileLike) -> TaskFile:
     if isinstance(tasks, TaskFile):
         return tasks
     return task_files.from_dict(tasks) if isinstance(tasks, Mapping) else task_files.load(tasks)
-
-
-def _check_trace(task_file: TaskFile, old: tuple[str, ...]) -> None:
-    """Read the trace, if there is one, before anything takes long."""
-    if task_file.transitions is not None:
-        read_trace(task_file.transitions, (*old, *task_file.tasks))
 
 
 def _pack(weights: TaskWeights, keep: Keep, transitions: Transitions) -> tuple[list[StoredBlocks], Packing]:

@@ -10,6 +10,7 @@ import tiny
 import weightpager as wp
 from weightpager.compiler import task_file
 from weightpager.compiler.estimates.time_left import WHOLE, TimeLeft, WholeProgress
+from weightpager.compiler.resume.run import Run
 
 PLAN = {"train": 100.0, "measure": 50.0, "fine-tune": 200.0}
 
@@ -100,7 +101,7 @@ def test_the_plan_names_the_stages_that_come_in_their_order(tmp_path: Path, chan
     content, seen = tiny.assistant(tmp_path) | change, {}
     wp.compile(content, out=tmp_path / "a.bundle", progress=lambda stage, _done, _total: seen.setdefault(stage))
     unplanned = {WHOLE, "choose floors", "find the alignment"}
-    found = trained(task_file.from_dict(content), lambda *_: None, wp.compiler.pipeline.Journal.none())
+    found = trained(task_file.from_dict(content), Run())
     plan = work_plan(found.source, found.data, adds=False)
     assert list(plan) == [stage for stage in seen if stage not in unplanned]
     assert all(work > 0 for work in plan.values())

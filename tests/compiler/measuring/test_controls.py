@@ -17,11 +17,11 @@ from weightpager.answers.evaluate import Score, evaluate
 from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import ControlScore, read_report
 from weightpager.compiler.measuring import controls
-from weightpager.compiler.measuring.controls import cost, measure_controls
-from weightpager.compiler.measuring.trained_on import trained_on
+from weightpager.compiler.measuring.controls import cost, measure_controls, trained_on
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.recovery.quantise import INT8
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import ConfigError
@@ -44,14 +44,11 @@ def test_the_dense_model_is_trained_as_long_before_it_is_quantised(
     monkeypatch.setattr(controls, "gain", lambda _now, _before: 0.0)
     prepared, told = prepared_of(tmp_path), []
     before = {name: tensor.clone() for name, tensor in prepared.source.parameters("animal").items()}
-    found = {
-        control.name: control for control in measure_controls(prepared, Journal.none(), lambda *step: told.append(step))
-    }
+    found = {control.name: control for control in measure_controls(prepared, Run(lambda *step: told.append(step)))}
     assert list(found) == ["dense", "int8", "int4"]
     assert [done for stage, done, _ in told if stage == "control dense: train on"] == list(range(1, 7))
     assert all(torch.equal(tensor, before[name]) for name, tensor in prepared.source.parameters("animal").items())
-    spec = prepared.source.task_file.recover
-    longer = trained_on(prepared.source, prepared.data, spec, 6, Journal.none(), lambda _done, _total: None)
+    longer = trained_on(prepared.source, prepared.data, Journal.none(), silent)
     for task, data in prepared.data.items():
         batches = data.batches(data.eval, 32)
         assert found["dense"].scores[task] == evaluate(longer.models[task], batches, data.kind)
@@ -68,7 +65,7 @@ def test_a_dense_model_that_training_harms_is_compared_as_it_was(
 ) -> None:
     prepared = prepared_of(tmp_path)
     monkeypatch.setattr(controls, "gain", lambda _now, _before: -0.001)
-    dense, int8, _ = measure_controls(prepared, Journal.none(), silent)
+    dense, int8, _ = measure_controls(prepared, Run())
     assert dense.scores == prepared.dense
     task, data = next(iter(prepared.data.items()))
     with torch.no_grad():
@@ -115,15 +112,15 @@ def test_controls_that_are_skipped_cost_nothing_and_no_verdict_is_given(
 def test_what_too_few_items_could_tell_nothing_of_is_not_trained_unless_asked_for(tmp_path: Path) -> None:
     asked = content(tmp_path)
     unsaid = {key: value for key, value in asked.items() if key != "compare"}  # 40 held-out items a task
-    assert [len(measure_controls(prepare(from_dict(of)), Journal.none(), silent)) for of in (asked, unsaid)] == [3, 0]
+    assert [len(measure_controls(prepare(from_dict(of)), Run())) for of in (asked, unsaid)] == [3, 0]
     untrained = prepare(from_dict(unsaid)).changed(recover=from_dict({**unsaid, "recover": "none"}).recover)
-    assert len(measure_controls(untrained, Journal.none(), silent)) == 3
+    assert len(measure_controls(untrained, Run())) == 3
 
 
 def test_one_shared_mask_is_trained_by_the_same_spec(tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
     prepared = prepared_of(tmp_path, compare=True, alignment=0.5)
-    found = measure_controls(prepared, Journal.none(), lambda stage, done, _total: told.append((stage, done)))
+    found = measure_controls(prepared, Run(lambda stage, done, _total: told.append((stage, done))))
     assert [control.name for control in found] == ["dense", "int8", "int4", "shared mask"]
     assert [done for stage, done in told if stage == "shared mask: fine-tune"] == list(range(1, 7))
 

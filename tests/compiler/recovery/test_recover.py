@@ -29,7 +29,7 @@ from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup
 from weightpager.compiler.resume.journal import Journal, kept_beside
-from weightpager.compiler.resume.stage_times import Clock
+from weightpager.compiler.resume.run import Clock
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.engine.export import export_task

@@ -16,7 +16,7 @@ from weightpager.compiler.data.texts import Example, collate
 from weightpager.compiler.prepare import trained
 from weightpager.compiler.recovery.steps import TIMES, enough
 from weightpager.compiler.resume.identities import compile_identity
-from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.prepared import Trained
 from weightpager.compiler.task_file.file import from_dict
 
@@ -28,7 +28,7 @@ def two_tasks(folder: Path, rows: dict[str, int], **changes: object) -> Trained:
     for name, count in rows.items():
         lines = Path(content["tasks"][name]["train"]).read_text().splitlines()
         Path(content["tasks"][name]["train"]).write_text("\n".join((lines * count)[:count]))
-    return trained(from_dict(content), lambda *_: None, Journal.none())
+    return trained(from_dict(content), Run())
 
 
 def test_the_largest_task_sees_its_examples_so_often() -> None:

@@ -50,11 +50,12 @@ from weightpager.bundle.format.permutations import Permutations
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.dense_model import parameters
-from weightpager.compiler.prepare import _calibrations, prepare
+from weightpager.compiler.prepare import prepare
 from weightpager.compiler.reorder.dimensions import Dimension, Part, dimensions
 from weightpager.compiler.reorder.gathering import Elements, gather
 from weightpager.compiler.reorder.permute import apply, composed, for_new_tasks
 from weightpager.compiler.selection import block_choice
+from weightpager.compiler.selection.calibrate import calibrate
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.selection.saliency import block_saliency
 from weightpager.engine.export import export_task
@@ -299,8 +300,9 @@ def _kept(found: Prepared) -> float:
 
 def test_reordered_saliency_is_what_calibration_measures_on_the_reordered_model(tmp_path: Path) -> None:
     found = prepared(tiny.writer(tmp_path), reorder=True)
-    again = dict(_calibrations(found.source, found.data, lambda _stage, _done, _total: None))
-    for task, calibration in again.items():
+    spec = found.source.task_file.calibration
+    for task, data in found.data.items():
+        calibration = calibrate(found.source, task, data.calibration(spec.items, spec.batch))
         for name, values in block_saliency(found.source, task, calibration).items():
             np.testing.assert_allclose(found.saliency[task][name], values, rtol=0.2, atol=values.mean() * 0.05)
 

@@ -17,6 +17,7 @@ from weightpager.compiler.model.device import autocast
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection import floor_trial as trial
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.floor_trial import HIGH, choose_evenness
@@ -96,9 +97,9 @@ def test_masks_keep_what_the_level_asks_for(prepared: Prepared) -> None:
 def test_a_journal_keeps_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task_file = from_dict(tiny.writer(tmp_path, sparsity=0.5))
     journal = Journal(tmp_path / "journal", "one")
-    first = prepare(task_file, journal=journal)
+    first = prepare(task_file, Run(journal=journal))
     monkeypatch.setattr(trial, "_loss", lambda *_: pytest.fail("tried again"))
-    assert prepare(task_file, journal=Journal(tmp_path / "journal", "one")).evenness == first.evenness
+    assert prepare(task_file, Run(journal=Journal(tmp_path / "journal", "one"))).evenness == first.evenness
 
 
 @pytest.mark.parametrize(
@@ -107,8 +108,8 @@ def test_a_journal_keeps_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_journal_that_lacks_something_is_ignored(tmp_path: Path, stage: str, tensors: dict[str, list[float]]) -> None:
     task_file = from_dict(tiny.writer(tmp_path, sparsity=0.5))
     journal = Journal(tmp_path / "journal", "one")
-    first = prepare(task_file, journal=journal)
+    first = prepare(task_file, Run(journal=journal))
     journal.write(stage, 0, {name: torch.tensor(values) for name, values in tensors.items()})
-    again = prepare(task_file, journal=Journal(tmp_path / "journal", "one"))
+    again = prepare(task_file, Run(journal=Journal(tmp_path / "journal", "one")))
     assert again.evenness == first.evenness
     assert again.saliency.keys() == first.saliency.keys()

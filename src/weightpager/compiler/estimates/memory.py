@@ -61,7 +61,7 @@ def training_bytes(source: Source, batch: int, copies: int) -> int:
         batch: texts or images in a batch.
         copies: of the model beside it.
     """
-    return _model_bytes(source) * (_GRADIENT_AND_MOMENTS + copies) + _most_activations(source, batch)
+    return model_bytes(source) * (_GRADIENT_AND_MOMENTS + copies) + _most_activations(source, batch)
 
 
 def recover_bytes(source: Source) -> int:
@@ -71,8 +71,8 @@ def recover_bytes(source: Source) -> int:
     """
     spec = source.task_file.recover
     best, waiting = 1 if spec.patience else 0, 0 if source.task_file.compare == "none" else 1
-    needed = training_bytes(source, spec.batch, copies=1 + best + waiting) + _paged_bytes(source)
-    return max(needed, private_bytes(source)) if spec.private_blocks or spec.low_rank else needed
+    needed = training_bytes(source, spec.batch, copies=1 + best + waiting) + paged_bytes(source)
+    return max(needed, private_bytes(source)) if spec.trains_alone else needed
 
 
 def private_bytes(source: Source) -> int:
@@ -82,7 +82,7 @@ def private_bytes(source: Source) -> int:
     """
     spec = source.task_file.recover
     copies = 3 + _GRADIENT_AND_MOMENTS + (1 if spec.patience else 0)
-    return _model_bytes(source) + copies * _paged_bytes(source) + _most_activations(source, spec.batch)
+    return model_bytes(source) + copies * paged_bytes(source) + _most_activations(source, spec.batch)
 
 
 def own_bytes(source: Source) -> int:
@@ -91,17 +91,20 @@ def own_bytes(source: Source) -> int:
     Unless they are fine-tuned, that is done again in a copy of the model, with each task's masks on its paged weights.
     """
     file = source.task_file
-    trained = sum(task.trained for task in file.tasks.values())
-    masked = 0 if file.recover.method == "finetune" else _model_bytes(source) + trained * _paged_bytes(source)
-    return masked + _most_activations(source, file.training.batch)
+    needed = _most_activations(source, file.training.batch)
+    if file.recover.method == "finetune":
+        return needed
+    return needed + model_bytes(source) + len(file.trained_tasks) * paged_bytes(source)
 
 
-def _model_bytes(source: Source) -> int:
+def model_bytes(source: Source) -> int:
+    """Of all parameters in float32, each once."""
     tensors = {id(t): t for task in source.models for t in parameters(source.models[task]).values()}
     return sum(4 * tensor.numel() for tensor in tensors.values())
 
 
-def _paged_bytes(source: Source) -> int:
+def paged_bytes(source: Source) -> int:
+    """Of one task's paged weights in float32."""
     return sum(4 * info.grid.out_features * info.grid.in_features for info in source.paged)
 
 
@@ -173,7 +176,7 @@ def check_training(source: Source, available: int | None, *, adds: bool = False)
         CompileError: a stage needs more.
     """
     file = source.task_file
-    if any(task.trained for task in file.tasks.values()):
+    if file.trained_tasks:
         needed = own_bytes(source) if adds else training_bytes(source, file.training.batch, copies=0)
         _check_batch(file, "training", file.training.batch, needed, available)
     if file.recover.method == "finetune":

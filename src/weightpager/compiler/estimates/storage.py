@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.estimates.memory import sums_bytes
-from weightpager.compiler.measuring.trained_on import steps_of
+from weightpager.compiler.estimates.memory import model_bytes, paged_bytes, sums_bytes
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.named_parameters import parameters
 from weightpager.compiler.model.parameter_format import ParameterFormat
@@ -55,7 +54,7 @@ def bundle_bytes(source: Source) -> int:
     stored = round((together + own * sum(kept.values())) * size / _FILL) + layers * (file.page or _PAGE)
     rows = sum(info.grid.rows for info in source.paged)
     tables = _PER_KEPT * sum(kept.values()) + len(tasks) * 4 * rows
-    low_rank = 4 * len(tasks) * file.recover.low_rank * sum(map(sum, _sides(source)))
+    low_rank = 4 * len(tasks) * file.recover.low_rank * _sides(source)
     files = 3 * len(tasks) * _PER_FILE + _model_files(source.path)
     return stored + tables + low_rank + _order_bytes(source) + _resident_bytes(source) + files
 
@@ -79,7 +78,7 @@ def journal_bytes(source: Source, *, adds: bool = False, bundle: int = 0) -> int
 
 def cache_bytes(source: Source) -> int:
     """The same of what a compile keeps for others."""
-    return _trained_bytes(source) + len(source.models) * (sums_bytes(source) + _PER_FILE)
+    return model_bytes(source) + _PER_FILE + len(source.models) * (sums_bytes(source) + _PER_FILE)
 
 
 def check_storage(source: Source, journal: Path | None, cache: Cache, base: BaseBundle | None = None) -> None:
@@ -118,9 +117,9 @@ def check_storage(source: Source, journal: Path | None, cache: Cache, base: Base
 def _stages(source: Source, adds: bool) -> Iterator[_Stage]:
     """Those that journal, in order."""
     file, spec = source.task_file, source.task_file.recover
-    values, paged = _trained_bytes(source), sum(4 * out * inner for out, inner in _sides(source))
+    values, paged = model_bytes(source) + _PER_FILE, paged_bytes(source)
     best = 1 if spec.patience else 0
-    if any(task.trained for task in file.tasks.values()):
+    if file.trained_tasks:
         yield _Stage((1 + _MOMENTS) * values, values)
     blocks = sum(info.grid.count for info in source.paged)
     yield _Stage(0, 8 * blocks * len(source.models) + _order_bytes(source) + _PER_FILE)
@@ -129,23 +128,18 @@ def _stages(source: Source, adds: bool) -> Iterator[_Stage]:
             yield _Stage(paged, paged)
         if spec.method == "finetune" and not adds:
             yield _Stage((1 + _MOMENTS + best) * values, values)
-        if spec.method == "finetune" and (adds or spec.private_blocks or spec.low_rank):
-            own = paged + 4 * spec.low_rank * sum(map(sum, _sides(source))) + _vector_bytes(source)
+        if spec.method == "finetune" and (adds or spec.trains_alone):
+            own = paged + 4 * spec.low_rank * _sides(source) + _vector_bytes(source)
             for _task in source.models:
                 yield _Stage((1 + _MOMENTS + best) * own, own)
 
-    if file.compare != "none" and steps_of(file) and not adds:  # the control
+    if file.compare != "none" and file.recovery_steps and not adds:  # the control
         yield _Stage((1 + _MOMENTS + best) * values, values)
 
 
-def _sides(source: Source) -> list[tuple[int, int]]:
-    """Of each paged weight."""
-    return [(info.grid.out_features, info.grid.in_features) for info in source.paged]
-
-
-def _trained_bytes(source: Source) -> int:
-    distinct = {id(t): t for task in source.models for t in parameters(source.models[task]).values()}
-    return sum(4 * tensor.numel() for tensor in distinct.values()) + _PER_FILE
+def _sides(source: Source) -> int:
+    """Rows and columns of all paged weights."""
+    return sum(info.grid.out_features + info.grid.in_features for info in source.paged)
 
 
 def _vector_bytes(source: Source) -> int:
@@ -165,12 +159,12 @@ def _resident_bytes(source: Source) -> int:
         if name not in paged
     }
     spec = source.task_file.recover
-    own = spec.method == "finetune" and (spec.private_blocks or spec.low_rank)
+    own = spec.method == "finetune" and spec.trains_alone
     return sum(found.values()) + (len(source.models) * _vector_bytes(source) if own else 0)
 
 
 def _order_bytes(source: Source) -> int:
-    return 2 * 8 * sum(map(sum, _sides(source))) if source.task_file.reorder else 0
+    return 2 * 8 * _sides(source) if source.task_file.reorder else 0
 
 
 def _model_files(folder: Path) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from weightpager.bundle.report.compile_report import DENSE, MASK
 from weightpager.compiler.data.splits import Item, TaskData
 from weightpager.compiler.measuring.controls import control_names
-from weightpager.compiler.measuring.trained_on import steps_of
 from weightpager.compiler.model.dense_model import Source
 
 _LEARNT = 3.0
@@ -30,7 +29,7 @@ def work_plan(source: Source, data: Mapping[str, TaskData], *, adds: bool) -> di
 def _stages(source: Source, data: Mapping[str, TaskData], adds: bool) -> Iterator[tuple[str, float]]:
     file = source.task_file
     held_out = {name: _tokens(of_task.eval) for name, of_task in data.items()}
-    learning = [data[name] for name, task in file.tasks.items() if task.trained]
+    learning = [data[name] for name in file.trained_tasks]
     if learning:
         yield "train the dense model", file.training.steps * _batch(learning, file.training.batch) * _LEARNT
     yield from ((f"measure dense {name}", tokens) for name, tokens in held_out.items())
@@ -48,7 +47,7 @@ def _controls(
 ) -> Iterator[tuple[str, float]]:
     file = source.task_file
     for control in control_names(file, data):
-        if control == DENSE and (steps := steps_of(file)):
+        if control == DENSE and (steps := file.recovery_steps):
             yield "control dense: train on", steps * _batch(list(data.values()), file.recover.batch) * _LEARNT
         if control == MASK:
             yield from _recovery(source, data, False, f"{MASK}: ")
@@ -62,10 +61,10 @@ def _recovery(source: Source, data: Mapping[str, TaskData], adds: bool, prefix: 
         yield f"{prefix}refit", _REFITTED * _calibrated(source, data)
     if spec.method == "finetune":
         yield f"{prefix}fine-tune", spec.steps * step
-    elif adds and any(task.trained for task in file.tasks.values()):
-        learning = [data[name] for name, task in file.tasks.items() if task.trained]
+    elif adds and file.trained_tasks:
+        learning = [data[name] for name in file.trained_tasks]
         yield f"{prefix}train own parameters", file.training.steps * _batch(learning, file.training.batch) * _LEARNT
-    if spec.method == "finetune" and not adds and (spec.private_blocks or spec.low_rank):
+    if spec.method == "finetune" and not adds and spec.trains_alone:
         yield f"{prefix}private blocks", spec.private_steps * len(data) * step
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,23 +17,29 @@ from torch.func import functional_call
 from weightpager.answers.evaluate import Score, evaluate
 from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.measuring.comparison import Control
-from weightpager.compiler.measuring.trained_on import steps_of, trained_on
+from weightpager.compiler.measuring.report import Control
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.masks import module_name
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
+from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import dense_part
 from weightpager.compiler.recovery.quantise import INT4, INT8, Quantisation
 from weightpager.compiler.recovery.recover import recover
+from weightpager.compiler.recovery.train import dense_error, groups
+from weightpager.compiler.recovery.training_loop import Descent, in_turn
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.progress import Progress
+from weightpager.progress import Progress, Steps
 
 Values = Callable[[str, PagedWeightInfo], Tensor]
 """(task, paged weight) → the values ``[out_features, in_features]`` that a control would hold."""
+
+_STAGE = "dense"
+"""Of the journal, in which the dense model is trained further."""
 
 _QUANTISED = {"int8": INT8, "int4": INT4}
 
@@ -39,7 +47,7 @@ _QUANTISED = {"int8": INT8, "int4": INT4}
 def compared(task_file: TaskFile, data: Mapping[str, TaskData]) -> Compared:
     """What is compared: as the task file says; if it doesn't, nothing is trained for what too few items could tell."""
     few = all(len(of_task.eval) < FEW for of_task in data.values())
-    if few and steps_of(task_file) and "compare" not in task_file.model_fields_set:
+    if few and task_file.recovery_steps and "compare" not in task_file.model_fields_set:
         return "few"
     return task_file.compare
 
@@ -49,27 +57,27 @@ def control_names(task_file: TaskFile, data: Mapping[str, TaskData]) -> list[str
     what = compared(task_file, data)
     if what in ("none", "few"):
         return []
-    trains = steps_of(task_file) > 0
+    trains = task_file.recovery_steps > 0
     several = len(task_file.tasks) > 1 and bool(np.isfinite(task_file.alignment))
     return [DENSE] * trains + [*_QUANTISED] + [MASK] * (several and (what == "all" or not trains))
 
 
-def measure_controls(prepared: Prepared, journal: Journal, progress: Progress) -> list[Control]:
+def measure_controls(prepared: Prepared, run: Run) -> list[Control]:
     """All controls that are `compared`; where recovery trains, each of them is trained as long.
 
     Raises:
         CompileError: training diverged.
     """
     names = control_names(prepared.source.task_file, prepared.data)
-    controls = _dense_controls(prepared, journal, progress) if names else []
+    controls = _dense_controls(prepared, run) if names else []
     if MASK in names:
-        controls.append(_shared_mask(prepared, journal.part("shared-mask"), progress))
+        controls.append(_shared_mask(prepared, run))
     return controls
 
 
 def cost(task_file: TaskFile, what: Compared | None = None) -> str | None:
     """What the controls will take, in words; None if nothing is trained for them. ``what`` is `compared`, if known."""
-    steps, what = steps_of(task_file), what or task_file.compare
+    steps, what = task_file.recovery_steps, what or task_file.compare
     if steps == 0 or what in ("none", "few"):
         return None
     masked = " and one shared mask" if what == "all" and len(task_file.tasks) > 1 else ""
@@ -80,31 +88,42 @@ def cost(task_file: TaskFile, what: Compared | None = None) -> str | None:
     )
 
 
-def _dense_controls(prepared: Prepared, journal: Journal, progress: Progress) -> list[Control]:
+def _dense_controls(prepared: Prepared, run: Run) -> list[Control]:
     """The dense model, if it is trained on, and with its paged weights in int8 and int4: one copy for all tasks."""
     dense, controls = prepared.source, []
-    if steps := steps_of(dense.task_file):
-        dense, scores = _trained_on(prepared, steps, journal, progress)
+    if dense.task_file.recovery_steps:
+        dense, scores = _dense_or_longer(prepared, run)
         controls.append(Control(DENSE, _bytes(dense, None), scores))
     for name, quantisation in _QUANTISED.items():
-        scores = _scores(name, dense, prepared.data, _quantised(dense, quantisation), progress)
+        scores = _scores(name, dense, prepared.data, _quantised(dense, quantisation), run.progress)
         controls.append(Control(name, _bytes(dense, quantisation), scores))
     return controls
 
 
-def _trained_on(
-    prepared: Prepared, steps: int, journal: Journal, progress: Progress
-) -> tuple[Source, Mapping[str, Score]]:
+def _dense_or_longer(prepared: Prepared, run: Run) -> tuple[Source, Mapping[str, Score]]:
     """The dense model trained as long as the sparse one, or as it was if that does better: a user would keep that."""
-    dense, data = prepared.source, prepared.data
-    told = partial(progress, "control dense: train on")
-    longer = trained_on(dense, data, dense.task_file.recover, steps, journal, told)
-    scores = {}
-    for task, of_task in data.items():
-        batches, measured = of_task.held_out(), partial(progress, f"control {DENSE}: {task}")
-        scores[task] = evaluate(longer.models[task], batches, of_task.kind, measured)
-    gained = sum(gain(scores[task], prepared.dense[task]) for task in data)
-    return (longer, scores) if gained >= 0 else (dense, prepared.dense)
+    longer = trained_on(
+        prepared.source, prepared.data, run.journal, partial(run.progress, f"control {DENSE}: train on")
+    )
+    scores = _evaluated(DENSE, prepared.data, longer.models.__getitem__, run.progress)
+    gained = sum(gain(scores[task], prepared.dense[task]) for task in scores)
+    return (longer, scores) if gained >= 0 else (prepared.source, prepared.dense)
+
+
+def trained_on(dense: Source, data: Mapping[str, TaskData], journal: Journal, progress: Steps) -> Source:
+    """A copy of the dense model, trained by the data, rates, seed and early stopping of recovery, on labels alone.
+
+    Raises:
+        CompileError: the loss is no longer finite.
+    """
+    spec, steps = dense.task_file.recover, dense.task_file.recovery_steps
+    longer = replace(dense, models=copy.deepcopy(dense.models))
+    lesson, tasks = Lesson(longer, data, 0.0), list(longer.models)
+    error, turns = dense_error(longer, data), in_turn(data, tasks, spec.batch, spec.seed)
+    with lesson.placed(longer):
+        watch = lesson.watch(error, tasks, steps, spec.patience)
+        Descent(groups(longer, tasks, spec), steps).run(turns, error, journal, _STAGE, progress, watch)
+    return longer
 
 
 def gain(now: Score, before: Score) -> float:
@@ -114,14 +133,14 @@ def gain(now: Score, before: Score) -> float:
     return math.log(before.value / now.value) if now.value < math.inf else -math.inf
 
 
-def _shared_mask(prepared: Prepared, journal: Journal, progress: Progress) -> Control:
+def _shared_mask(prepared: Prepared, run: Run) -> Control:
     """One mask for all tasks, compiled and recovered as ours was."""
 
     def told(stage: str, done: int, total: int) -> None:
-        progress(f"shared mask: {stage}", done, total)
+        run.progress(f"{MASK}: {stage}", done, total)
 
     masks, _ = choose_blocks(prepared.changed(alignment=float("inf")))
-    weights = recover(prepared.source, prepared.data, masks, journal, told)
+    weights = recover(prepared.source, prepared.data, masks, run.journal.part("shared-mask"), told)
 
     def values(task: str, info: PagedWeightInfo) -> Tensor:
         kept = masks.masked(task, info, weights.weight(task, info))
@@ -131,14 +150,15 @@ def _shared_mask(prepared: Prepared, journal: Journal, progress: Progress) -> Co
         len(StoredBlocks.of(info.layer, masks.keep[info.name], weights.versions(info)).blocks) * info.grid.block.size
         for info in weights.source.paged
     )
-    return Control(MASK, 2 * kept, _scores(MASK, weights.source, prepared.data, values, progress))
+    return Control(MASK, 2 * kept, _scores(MASK, weights.source, prepared.data, values, run.progress))
 
 
 def _scores(
     name: str, source: Source, data: Mapping[str, TaskData], values: Values, progress: Progress
 ) -> dict[str, Score]:
-    scores = {}
-    for task, of_task in data.items():
+    """The scores of a source's modules with other values in their paged weights."""
+
+    def with_values(task: str) -> Callable[..., Any]:
         model = source.models[task]
         with torch.no_grad():
             weights = {
@@ -146,13 +166,18 @@ def _scores(
                 module_name(info, model.base_model_prefix): values(task, info).bfloat16().float()
                 for info in source.paged
             }
+        return lambda **inputs: functional_call(model, weights, kwargs=inputs)
 
-        def run(model: Any = model, weights: dict[str, Tensor] = weights, **inputs: Tensor) -> Any:
-            return functional_call(model, weights, kwargs=inputs)
+    return _evaluated(name, data, with_values, progress)
 
-        batches = of_task.held_out()
-        scores[task] = evaluate(run, batches, of_task.kind, partial(progress, f"control {name}: {task}"))
-    return scores
+
+def _evaluated(
+    name: str, data: Mapping[str, TaskData], model_of: Callable[[str], Callable[..., Any]], progress: Progress
+) -> dict[str, Score]:
+    return {
+        task: evaluate(model_of(task), of.held_out(), of.kind, partial(progress, f"control {name}: {task}"))
+        for task, of in data.items()
+    }
 
 
 def _quantised(dense: Source, quantisation: Quantisation) -> Values:

@@ -12,7 +12,8 @@ from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.report.compile_report import TaskScore, has_report, read_report
 from weightpager.compiler import data
 from weightpager.compiler.data.splits import EVAL_BATCH, TaskData
-from weightpager.compiler.measuring.comparison import task_score
+from weightpager.compiler.measuring.report import task_score
+from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.engine.model.architecture import image_reader, takes_images
 from weightpager.errors import CompileError
@@ -47,9 +48,11 @@ def _beside_dense(bundle: Bundle, score: TaskScore) -> TaskScore:
     return score.model_copy(update={"dense_interval": known.dense_interval, "loss_interval": lost})
 
 
-def measure_all(engine: Engine, data: Mapping[str, TaskData], progress: Progress) -> dict[str, Score]:
-    """Measure tasks of a bundle on given held-out data."""
-    return {name: score_task(engine, name, of.held_out(), progress) for name, of in data.items()}
+def measure_written(root: Path, data: Mapping[str, TaskData], progress: Progress) -> tuple[Bundle, dict[str, Score]]:
+    """The bundle that has been written, and its score for each task on its held-out data."""
+    bundle = Bundle.open(root)
+    with Engine(bundle, EngineConfig()) as engine:
+        return bundle, {name: score_task(engine, name, of_task.held_out(), progress) for name, of_task in data.items()}
 
 
 def score_task(engine: Engine, name: str, batches: Sequence[Batch], progress: Progress) -> Score:

@@ -41,7 +41,7 @@ def recover(
     if spec.method == "closed-form":
         return TaskWeights(sparse)
     finetune(lesson, sparse, masks, spec, journal, partial(progress, "fine-tune"))
-    if spec.private_blocks == 0 and spec.low_rank == 0:
+    if not spec.trains_alone:
         return TaskWeights(sparse)
     told = partial(progress, "private blocks")
     with lesson.placed(sparse):

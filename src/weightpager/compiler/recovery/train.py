@@ -20,11 +20,6 @@ from weightpager.progress import Steps, silent
 _log = logging.getLogger(__name__)
 
 
-def trained_tasks(source: Source) -> tuple[str, ...]:
-    """Labelled tasks that bring no head, in the task file's order."""
-    return tuple(name for name, task in source.task_file.tasks.items() if task.trained)
-
-
 def train(
     source: Source, data: Mapping[str, TaskData], progress: Steps = silent, journal: Journal | None = None
 ) -> tuple[str, ...]:
@@ -38,7 +33,7 @@ def train(
     Raises:
         CompileError: the loss is no longer finite.
     """
-    tasks, settings = trained_tasks(source), source.task_file.training
+    tasks, settings = source.task_file.trained_tasks, source.task_file.training
     if not tasks:
         return ()
     for name in (name for name in source.task_file.tasks if name not in tasks):

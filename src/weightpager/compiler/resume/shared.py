@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -63,30 +63,29 @@ class Shared:
 
     def scores(self, source: Source, measure: Callable[[], dict[str, Score]]) -> dict[str, Score]:
         """The dense model's scores on held-out data, by task: from the cache, or measured."""
-        kinds, start = {name: task.kind for name, task in source.task_file.tasks.items()}, time.monotonic()
-        entry = self.cache.read("scores", self._owner(self.identities.scores))
-        if entry is not None and entry.tensors.keys() == {f"{task}/{part}" for task in kinds for part in _PARTS}:
-            found = {task: [entry.tensors[f"{task}/{part}"].numpy() for part in _PARTS] for task in kinds}
-            return {task: Score.of(kind, Outcomes(*found[task])) for task, kind in kinds.items()}
-        measured = measure()
-        values = {
-            f"{task}/{part}": torch.from_numpy(getattr(score.outcomes, part))
-            for task, score in measured.items()
-            for part in _PARTS
+        kinds = {name: task.kind for name, task in source.task_file.tasks.items()}
+
+        def outcomes() -> dict[str, Tensor]:
+            return {
+                f"{task}/{part}": torch.from_numpy(getattr(score.outcomes, part))
+                for task, score in measure().items()
+                for part in _PARTS
+            }
+
+        names = {f"{task}/{part}" for task in kinds for part in _PARTS}
+        found, _ = self._kept("scores", self.identities.scores, names, outcomes)
+        return {
+            task: Score.of(kind, Outcomes(*(found[f"{task}/{part}"].numpy() for part in _PARTS)))
+            for task, kind in kinds.items()
         }
-        self.cache.write("scores", self._owner(self.identities.scores), time.monotonic() - start, values)
-        return measured
 
     def calibration(self, source: Source, task: str, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """A task's calibration on the dense model before anything has moved: from the cache, or measured."""
-        stage, owner, start = f"sums-{task}", self._owner(self.identities.calibration), time.monotonic()
-        entry = self.cache.read(stage, owner)
-        if entry is not None and entry.tensors.keys() == {info.name for info in source.paged}:
-            self.seconds[task] = entry.seconds
-            return entry.tensors
-        measured = measure()
-        self.cache.write(stage, owner, time.monotonic() - start, measured)
-        return measured
+        names = {info.name for info in source.paged}
+        found, seconds = self._kept(f"sums-{task}", self.identities.calibration, names, measure)
+        if seconds is not None:
+            self.seconds[task] = seconds
+        return found
 
     def calibrated(self) -> None:
         """Say what calibrations from the cache have spared."""
@@ -94,5 +93,14 @@ class Shared:
             saved = format_duration(sum(self.seconds.values()))
             _log.info("calibration of %s: taken from the cache, %s saved", ", ".join(self.seconds), saved)
 
-    def _owner(self, identity: str) -> Mapping[str, str]:
-        return {"identity": identity}
+    def _kept(
+        self, stage: str, identity: str, names: set[str], measure: Callable[[], dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], float | None]:
+        """Tensors of these names from the cache, and the seconds that they took; or as measured, and None."""
+        owner, start = {"identity": identity}, time.monotonic()
+        entry = self.cache.read(stage, owner)
+        if entry is not None and entry.tensors.keys() == names:
+            return entry.tensors, entry.seconds
+        measured = measure()
+        self.cache.write(stage, owner, time.monotonic() - start, measured)
+        return measured, None

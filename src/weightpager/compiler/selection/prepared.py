@@ -1,4 +1,4 @@
-"""What a compile has found out before the first block is chosen, and how long that took."""
+"""What a compile has found out before the first block is chosen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from weightpager.bundle import Score as DenseScore
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.data.splits import TaskData, fingerprint
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.resume.stage_times import Clock
+from weightpager.compiler.resume.shared import Shared
 from weightpager.compiler.selection.saliency import FloatArray
 
 SaliencyOfTasks = dict[str, dict[str, FloatArray]]
@@ -27,13 +27,15 @@ class Trained:
         source: its modules.
         data: of each task.
         dense: its score, by task.
-        clock: what it has cost.
+        shared: what other compiles have found out about it.
+        moves: whether it may be reordered, which a base bundle forbids.
     """
 
     source: Source
     data: Mapping[str, TaskData]
     dense: Mapping[str, Score]
-    clock: Clock
+    shared: Shared
+    moves: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,6 @@ class Prepared:
         data: of each task.
         dense: score of the dense model, by task.
         saliency: task → paged weight → saliency of its blocks, row-major.
-        clock: what it has cost.
         permutations: what reordering did.
         evenness: how high the floors of paged weights are; see `floors`.
     """
@@ -54,7 +55,6 @@ class Prepared:
     data: Mapping[str, TaskData]
     dense: Mapping[str, Score]
     saliency: Mapping[str, Mapping[str, FloatArray]]
-    clock: Clock
     permutations: Permutations = NOTHING_MOVED
     evenness: float = 0.0
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
+from typing_extensions import LiteralString
 
 from weightpager.blocks import BlockShape
 from weightpager.config import parse_size
@@ -79,10 +80,7 @@ def _block(value: object) -> BlockShape:
 def _page(value: object) -> int | None:
     if value is None or value == "auto":
         return None
-    try:
-        size = parse_size(value if isinstance(value, int) else str(value))
-    except ConfigError as error:
-        raise PydanticCustomError("expected", "auto or a size such as 64KiB") from error
+    size = _bytes(value, "auto or a size such as 64KiB")
     least, most = _PAGE_LIMITS
     if not least <= size <= most or size & (size - 1):
         raise PydanticCustomError("expected", "auto or a power of two from 4KiB to 256MiB")
@@ -98,12 +96,14 @@ def _comparison(value: object) -> object:
 
 
 def _size(value: object) -> int | None:
-    if value is None:
-        return None
+    return None if value is None else _bytes(value, "a size such as 8MiB")
+
+
+def _bytes(value: object, expected: LiteralString) -> int:
     try:
         return parse_size(value if isinstance(value, int) else str(value))
     except ConfigError as error:
-        raise PydanticCustomError("expected", "a size such as 8MiB") from error
+        raise PydanticCustomError("expected", expected) from error
 
 
 def _text(pattern: str, *others: str, **bounds: float) -> WithJsonSchema:

@@ -120,6 +120,18 @@ class TaskFile(Frozen):
         own = self.tasks[task].sparsity
         return self.sparsity if own is None else own
 
+    @property
+    def trained_tasks(self) -> tuple[str, ...]:
+        """Labelled tasks that bring no head, in the file's order."""
+        return tuple(name for name, task in self.tasks.items() if task.trained)
+
+    @property
+    def recovery_steps(self) -> int:
+        """Steps that recovery trains in all, those of private blocks and low-rank parts included."""
+        if self.recover.method != "finetune":
+            return 0
+        return self.recover.steps + self.recover.private_steps * len(self.tasks) * self.recover.trains_alone
+
     def max_length_of(self, task: str) -> int:
         """Tokens at which the task's texts are cut, or the length of its windows; nothing that matters for images."""
         return self.tasks[task].max_length or self.calibration.max_length

@@ -119,7 +119,16 @@ class CalibrationSpec(Frozen):
     batch: Count = 32
 
 
-class TrainingSpec(Frozen):
+class _Training(Frozen):
+    """A section that tells how long to train."""
+
+    @property
+    def stated_steps(self) -> frozenset[str]:
+        """Which numbers of steps the task file states."""
+        return _STEPS & self.model_fields_set
+
+
+class TrainingSpec(_Training):
     """How the dense model is trained, and the heads of tasks that have none.
 
     Attributes:
@@ -135,13 +144,8 @@ class TrainingSpec(Frozen):
     batch: Count = 32
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
-    @property
-    def stated_steps(self) -> frozenset[str]:
-        """Which numbers of steps the task file states."""
-        return _STEPS & self.model_fields_set
 
-
-class RecoverSpec(Frozen):
+class RecoverSpec(_Training):
     """How the accuracy that dropped blocks cost is won back.
 
     Attributes:
@@ -170,9 +174,9 @@ class RecoverSpec(Frozen):
     patience: Annotated[int, Field(ge=0, lt=100)] = 4
 
     @property
-    def stated_steps(self) -> frozenset[str]:
-        """Which numbers of steps the task file states."""
-        return _STEPS & self.model_fields_set
+    def trains_alone(self) -> bool:
+        """Whether fine-tuning trains values of each task's own too."""
+        return bool(self.private_blocks or self.low_rank)
 
 
 def _method_alone(value: object) -> object:

@@ -23,6 +23,7 @@ from weightpager.bundle.report.overlap import mean_overlap, overlap_of
 from weightpager.compiler.model.dense_model import parameters
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
+from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
@@ -122,9 +123,10 @@ def _open(folder: Path) -> Compiled:
 def _compile(content: dict[str, Any], folder: Path, progress: Progress) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "unaligned.json").unlink(missing_ok=True)
-    prepared = prepare(from_dict(content), progress)
+    run = Run(progress)
+    prepared = prepare(from_dict(content), run)
     with writing(folder / "aligned.bundle", force=True) as writer:
-        build(writer, prepared, progress)
+        build(writer, prepared, run)
     # What a device would hold without us: the whole model of one task, in the precision of the pages.
     model = next(iter(prepared.source.models.values()))
     tensors = {

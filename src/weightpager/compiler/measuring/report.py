@@ -1,14 +1,22 @@
-"""A bundle's scores beside those of what could replace it, with what chance leaves open between them."""
+"""The report of a compile: a bundle's scores, and those of its controls, with what chance leaves open between them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from weightpager.answers.evaluate import Score
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import DENSE, ControlScore, TaskScore
+from weightpager.bundle.report.fill import over_read, page_fill
+from weightpager.bundle.report.overlap import mean_overlap, overlap
+from weightpager.bundle.report.paged_share import paged_share
 from weightpager.compiler.measuring import intervals
+from weightpager.compiler.resume.run import Clock
+from weightpager.compiler.selection.prepared import Prepared
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,32 @@ def task_score(bundle: Bundle, name: str, found: Score, dense: Score | None = No
         sparse_interval=intervals.of_score(found),
         loss_interval=None if dense is None else intervals.of_gap(dense, found, dense),
     )
+
+
+def common_fields(bundle: Bundle, prepared: Prepared, scores: Mapping[str, Score], clock: Clock) -> dict[str, Any]:
+    """The fields of a `CompileReport` that are found in the same way for every bundle.
+
+    Args:
+        bundle: what was written.
+        prepared: the tasks that were compiled.
+        scores: of the bundle, by task.
+        clock: of all stages.
+    """
+    share = paged_share(bundle)
+    return {
+        "tasks": [task_score(bundle, name, score, prepared.dense[name]) for name, score in scores.items()],
+        "mean_overlap": mean_overlap(overlap(bundle)),
+        "page_bytes": bundle.page_bytes,
+        "page_fill": page_fill(bundle),
+        "over_read": over_read(bundle),
+        "seconds": clock.seconds,
+        "peak_memory": clock.peak_memory,
+        "threads": torch.get_num_threads(),
+        "tied": {name: list(others) for name, others in prepared.source.tied.items()},
+        "evenness": prepared.evenness,
+        "paged_share": share.share,
+        "not_paged": dict(share.others),
+    }
 
 
 def control_scores(
