@@ -60,7 +60,7 @@ def test_defaults(write: Writer, folder: Path) -> None:
     assert (parsed.calibration.items, parsed.calibration.max_length, parsed.calibration.batch) == (256, 64, 32)
     assert (parsed.training.steps, parsed.training.learning_rate, parsed.training.seed) == (360, 3e-4, 0)
     spam = parsed.tasks["spam"]
-    assert (spam.text_column, spam.label_column) == ("text", "label")
+    assert spam.columns == ("text", "label")
     assert parsed.sparsity_of("spam") == 0.3
     assert parsed.max_length_of("spam") == 64
     assert parsed.model == folder / "model"
@@ -83,7 +83,7 @@ def test_everything(write: Writer, folder: Path) -> None:
     assert parsed.transitions == folder / "day.jsonl"
     assert parsed.training.learning_rate == 1e-5
     spam = parsed.tasks["spam"]
-    assert (spam.text_column, spam.label_column, spam.head, spam.items) == ("body", "kind", folder / "head", 9)
+    assert (*spam.columns, spam.head, spam.items) == ("body", "kind", folder / "head", 9)
     assert parsed.sparsity_of("spam") == 0.75
     assert parsed.sparsity_of("code") == 0
     assert parsed.max_length_of("code") == 256
@@ -94,7 +94,7 @@ def test_token_tasks_have_their_own_column_names(write: Writer) -> None:
     path = write()
     path.write_text(path.read_text().replace("text-classification", "token-classification"))
     spam = task_file.load(path).tasks["spam"]
-    assert (spam.text_column, spam.label_column) == ("tokens", "tags")
+    assert spam.columns == ("tokens", "tags")
 
 
 def test_is_frozen(write: Writer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
@@ -18,6 +19,28 @@ from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.transitions import Transitions
 
 TaskKind = Literal["text-classification", "token-classification", "language-modeling", "image-classification"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What tasks of a kind read, and what is known of it.
+
+    Attributes:
+        images: whether they read images; else they read texts.
+        labels: one for each text or image, one for each of its words, or none: the text itself is what is learnt.
+    """
+
+    images: bool = False
+    labels: Literal["one", "each word", "none"] = "one"
+
+
+FORMS: dict[TaskKind, Form] = {
+    "text-classification": Form(),
+    "token-classification": Form(labels="each word"),
+    "language-modeling": Form(labels="none"),
+    "image-classification": Form(images=True),
+}
+
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Features = Annotated[int, Field(ge=1, le=2**24)]
@@ -70,7 +93,7 @@ class TaskEntry(Strict):
 
     @model_validator(mode="after")
     def _classes(self) -> TaskEntry:
-        if self.kind != "language-modeling" and not self.classes:
+        if FORMS[self.kind].labels != "none" and not self.classes:
             raise ValueError(f"classes of a {self.kind} task, got none")
         if (self.max_length is None) != self.takes_images:
             raise ValueError(f"a max_length of texts and none of images, got {self.max_length} for {self.kind}")
@@ -79,7 +102,7 @@ class TaskEntry(Strict):
     @property
     def takes_images(self) -> bool:
         """Whether it reads images; else it reads texts."""
-        return self.kind == "image-classification"
+        return FORMS[self.kind].images
 
 
 class Manifest(Strict):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from weightpager.answers.evaluate import Batch
-from weightpager.bundle.format.manifest import TaskEntry, TaskKind
+from weightpager.bundle.format.manifest import FORMS, TaskEntry, TaskKind
 from weightpager.compiler.data import doubts, images, texts
 from weightpager.compiler.data.images import Picture
 from weightpager.compiler.data.rows import hashed, labels_of, read_rows
@@ -126,7 +126,7 @@ def batched(examples: Sequence[Item], size: int, kind: TaskKind, collate: Collat
 
 def at_once(size: int, length: int, kind: TaskKind) -> int:
     """Examples of this many tokens that `batched` puts into a batch of ``size`` at most."""
-    return min(size, max(1, _LANGUAGE_MODEL_TOKENS // length)) if kind == "language-modeling" else size
+    return min(size, max(1, _LANGUAGE_MODEL_TOKENS // length)) if FORMS[kind].labels == "none" else size
 
 
 def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
@@ -139,9 +139,9 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
     if task.takes_images:
         found = {str(label): label for _, label in images.listed(task.train, where, *task.columns)}
     else:
-        rows = read_rows(task.train, where, task.label_column)
-        nested = task.kind == "token-classification"
-        found = {str(label): label for row in labels_of(rows, task.label_column, where, nested) for label in row}
+        _, column = task.columns
+        rows, nested = read_rows(task.train, where, column), FORMS[task.kind].labels == "each word"
+        found = {str(label): label for row in labels_of(rows, column, where, nested) for label in row}
     if len(found) < 2:
         raise CompileError(f"{where}: expected at least two different labels, found {', '.join(found) or 'none'}")
     numbered = all(isinstance(label, int) for label in found.values())
@@ -154,7 +154,7 @@ def fingerprint(path: Path, where: str, kind: TaskKind, columns: tuple[str, str]
     Raises:
         CompileError: an image isn't there, or a file can't be read.
     """
-    return images.fingerprint(path, where, *columns) if kind == "image-classification" else hashed(path, where)
+    return images.fingerprint(path, where, *columns) if FORMS[kind].images else hashed(path, where)
 
 
 def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length: int) -> TaskData:
@@ -210,7 +210,7 @@ def _reading(
     kind: TaskKind, columns: tuple[str, str], reads: Any, known: tuple[str, ...], max_length: int
 ) -> tuple[Callable[[Path, str, int | None], tuple[Item, ...]], Collate]:
     """What reads a file as `TextReader.read` does, and what makes a batch of what was read."""
-    if kind == "image-classification":
+    if FORMS[kind].images:
 
         def pictures(path: Path, where: str, most: int | None) -> tuple[Item, ...]:
             return images.read(path, where, columns, known, reads, most)

@@ -12,7 +12,7 @@ import torch
 from weightpager.answers.evaluate import Batch
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.answers.word_pieces import word_starts
-from weightpager.bundle.format.manifest import TaskKind
+from weightpager.bundle.format.manifest import FORMS, TaskKind
 from weightpager.compiler.data.rows import FORMATS, label_ids, labels_of, read_rows, texts_of, words_of
 from weightpager.errors import CompileError
 
@@ -54,12 +54,8 @@ class TextReader:
         Raises:
             CompileError: the file is empty or malformed, a column is missing, a text isn't text, a label isn't known.
         """
-        readers = {
-            "text-classification": self._texts,
-            "token-classification": self._words,
-            "language-modeling": self._windows,
-        }
-        return tuple(readers[self.kind](path, where, most))
+        readers = {"one": self._texts, "each word": self._words, "none": self._windows}
+        return tuple(readers[FORMS[self.kind].labels](path, where, most))
 
     def _texts(self, path: Path, where: str, most: int | None) -> list[Example]:
         rows = read_rows(path, where, self.text, self.label, most=most)

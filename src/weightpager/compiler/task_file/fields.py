@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import LiteralString
 
 from weightpager.blocks import BlockShape
+from weightpager.bundle.format.manifest import FORMS
 from weightpager.config import parse_size
 from weightpager.errors import ConfigError
 from weightpager.machine.paths import has_directory, has_file
@@ -53,7 +54,8 @@ def _file(value: object, info: ValidationInfo) -> Path:
 def _data(value: object, info: ValidationInfo) -> Path:
     """Images may lie in a folder."""
     path = _path(value, info)
-    return path if has_directory(path) and info.data.get("kind") == "image-classification" else _file(value, info)
+    kind = info.data.get("kind")  # absent where it is wrong, which is said elsewhere
+    return path if kind in FORMS and FORMS[kind].images and has_directory(path) else _file(value, info)
 
 
 def _model_directory(value: object, info: ValidationInfo) -> Path:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, model_validat
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from weightpager.bundle.format.manifest import TaskKind
+from weightpager.bundle.format.manifest import FORMS, TaskKind
 from weightpager.bundle.parts.adapter import MOST_RANK
 from weightpager.compiler.task_file.fields import (
     Column,
@@ -36,7 +36,8 @@ class TaskSpec(Frozen):
         train: what it learns from and is calibrated on.
         eval: held-out data for the reported metric.
         validation: held-out data for choices made while compiling.
-        text, label: column names; None is the kind's usual one, see `text_column` and `label_column`.
+        text, label: column names; None is ``tokens`` and ``tags`` where each word has a label, else ``text`` and
+            ``label``.
         image: name of the column of image files.
         head: a checkpoint directory of the same architecture that brings the trained head.
         checkpoint: a checkpoint directory of the same architecture: all of the task's weights, head included.
@@ -59,10 +60,10 @@ class TaskSpec(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskSpec:
-        if self.kind == "language-modeling":
+        if not self.labelled:
             for key in ("label", "head"):
                 if getattr(self, key) is not None:
-                    raise broken(f"{key} makes no sense for language-modeling, which has neither labels nor own head")
+                    raise broken(f"{key} makes no sense for {self.kind}, which has neither labels nor own head")
         for key in ("text", "max_length") if self.takes_images else ("image",):
             if getattr(self, key) is not None:
                 raise broken(f"{key} makes no sense for {self.kind}")
@@ -77,7 +78,7 @@ class TaskSpec(Frozen):
     @property
     def labelled(self) -> bool:
         """False for language modeling."""
-        return self.kind != "language-modeling"
+        return FORMS[self.kind].labels != "none"
 
     @property
     def trained(self) -> bool:
@@ -87,22 +88,14 @@ class TaskSpec(Frozen):
     @property
     def takes_images(self) -> bool:
         """Whether it reads images; else it reads texts."""
-        return self.kind == "image-classification"
+        return FORMS[self.kind].images
 
     @property
     def columns(self) -> tuple[str, str]:
         """The column of what the task reads, and that of labels."""
-        return (self.image or "image") if self.takes_images else self.text_column, self.label_column
-
-    @property
-    def text_column(self) -> str:
-        """The column of texts or of token lists."""
-        return self.text or ("tokens" if self.kind == "token-classification" else "text")
-
-    @property
-    def label_column(self) -> str:
-        """The column of labels or of tag lists."""
-        return self.label or ("tags" if self.kind == "token-classification" else "label")
+        words = FORMS[self.kind].labels == "each word"
+        read = (self.image or "image") if self.takes_images else self.text or ("tokens" if words else "text")
+        return read, self.label or ("tags" if words else "label")
 
 
 class CalibrationSpec(Frozen):
