@@ -30,7 +30,7 @@ from weightpager.page_dtype import decode
 from weightpager.store import BlockReader
 
 _ANY = {"architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "pad_token_id", *PLAIN}
-"""Keys of a configuration that don't change what the base computes."""
+"""Keys of a configuration that may differ: the base computes the same."""
 
 
 class BaseBundle:
@@ -134,7 +134,7 @@ class BaseBundle:
         return replace(source, config=config, tokenizer=tokenizer)
 
     def added(self, source: Source) -> Permutations:
-        """How what new tasks add has to be permuted to fit the bundle's order."""
+        """The permutations that bring what new tasks add into the bundle's order."""
         return permute.for_new_tasks(self.bundle.permutations(), source.models)
 
     def holds(self, name: str, tensor: Tensor, dtype: torch.dtype) -> bool:

@@ -74,7 +74,7 @@ def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: Run) -
 
 
 def _transitions(base: BaseBundle, prepared: Prepared) -> Transitions:
-    """Between old and new tasks, the old ones first."""
+    """Transitions between all tasks, the old ones first."""
     names = tuple(base.bundle.tasks)
     old = Transitions(names, np.array(base.bundle.manifest.transitions))
     new, trace = tuple(prepared.source.task_file.tasks), prepared.source.task_file.transitions
@@ -84,7 +84,7 @@ def _transitions(base: BaseBundle, prepared: Prepared) -> Transitions:
 
 
 def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Masks:
-    """Everybody's keep masks, the new tasks' first."""
+    """The keep masks of all tasks, the new ones first."""
     task_file, paged = prepared.source.task_file, prepared.source.paged
     fixed = np.concatenate([base.keep[info.name] for info in paged])
     there = np.concatenate([base.shared[info.name] for info in paged])
@@ -96,7 +96,7 @@ def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Ma
 
 
 def _recover(prepared: Prepared, masks: Masks, journal: Journal, progress: Progress) -> TaskWeights:
-    """The new tasks' values under their masks; where an old task keeps a block, it stays, or a private copy is made."""
+    """The new tasks' values under their masks. Blocks of old tasks stay; who changes one gets a private copy."""
     source = prepared.source
     spec, tasks = source.task_file.recover, source.task_file.trained_tasks
     sparse = replace(source, models=copy.deepcopy(source.models))
@@ -178,7 +178,7 @@ class _Addition:
         return np.concatenate([self.base.locations[name][here[:, number]] for name, here in self.reused.items()])
 
     def reused_pages(self, number: int) -> npt.NDArray[np.int64]:
-        """The pages in which they lie."""
+        """The base's pages that hold blocks of new task ``number``."""
         return np.unique(self.reused_locations(number) // self.base.bundle.manifest.blocks_per_page)
 
     def _write_task(self, writer: BundleWriter, number: int, task: TaskEntry) -> None:

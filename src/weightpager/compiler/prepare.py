@@ -208,7 +208,6 @@ _SALIENCY, _ORDER = "saliency/", "order/"
 
 
 def _tensors(saliency: SaliencyOfTasks, permutations: Permutations) -> dict[str, Tensor]:
-    """As `_restored` reads them."""
     values = {
         f"{_SALIENCY}{task}/{weight}": torch.from_numpy(values)
         for task, of_task in saliency.items()

@@ -49,7 +49,7 @@ class PageUse:
 
     @classmethod
     def of(cls, bundle: Bundle) -> PageUse:
-        """Look at a bundle."""
+        """How a bundle's pages are used."""
         size = bundle.page_bytes
         of_tasks = {task: len(bundle.pages_of(task)) * size for task in bundle.tasks}
         return cls(size, len(bundle.pages) * size, page_fill(bundle), over_read(bundle), of_tasks)
@@ -140,7 +140,7 @@ class _Versions:
         return cls(StoredBlocks(entry.layer, versions[:, 0], signatures), versions[:, 1])
 
     def locate(self, blocks: npt.NDArray[np.int64], users: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        """Where the versions of these blocks with these users lie now."""
+        """Where the versions with these users of these blocks lie now."""
         kinds, ours = np.unique(self.stored.signatures, return_inverse=True)
         theirs = np.searchsorted(kinds, users)
         known = self.stored.blocks * len(kinds) + ours.reshape(-1)  # one number for each version

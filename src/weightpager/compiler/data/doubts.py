@@ -1,4 +1,4 @@
-"""Doubts about a task's data: what is allowed, and is a mistake more often than not."""
+"""Warnings about a task's data: what is allowed, but mostly a mistake."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from weightpager.compiler.data.texts import Example
 Item = Example | Picture
 
 FEW = 10
-"""Training examples under which a warning tells how many there are."""
+"""Training examples below which a warning is given."""
 
 SHARE = 0.05
-"""Of held-out items that are training items too; short messages repeat by nature, so that a few are no mistake."""
+"""Share of held-out items that may be training items too: short messages repeat by nature."""
 
 
 def of_labels(classes: Sequence[str]) -> Iterator[str]:
-    """Labels that differ in nothing that a reader would see."""
+    """Labels that look alike to a reader."""
     first: dict[str, str] = {}
     for label in classes:
         like = first.setdefault(" ".join(label.split()).casefold(), label)
@@ -32,7 +32,7 @@ def of_few(train: Sequence[Item]) -> Iterator[str]:
 
 
 def of_held_out(train: Sequence[Item], held_out: Sequence[Item]) -> Iterator[str]:
-    """Held-out items that the training has seen."""
+    """Held-out items that are training items too."""
     known = set(map(_content, train))
     seen = sum(_content(item) in known for item in held_out)
     if seen > SHARE * len(held_out):

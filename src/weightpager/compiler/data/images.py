@@ -17,7 +17,7 @@ from weightpager.errors import CompileError, ImageError, shortened
 from weightpager.machine.paths import has_directory, has_file
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
-"""Of the files in a class's folder."""
+"""Endings of image files in a class's folder."""
 
 Label = str | int
 

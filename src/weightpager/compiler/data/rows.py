@@ -29,15 +29,15 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
 }
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "';'", "|": "'|'"}
-"""What files of columns have between them, and how a message names it."""
+"""Separators of columns, and their names in messages."""
 
 _WHOLE_TEXT: tuple[str, dict[str, Any]] = ("text", {"sample_by": "document"})
 
 _MOST_LABELS = 20
-"""That a message names: numbers that are taken for labels may be thousands."""
+"""Labels that a message names at most: numbers taken for labels may be thousands."""
 
 _MOST_OF_A_LIST = 400
-"""Characters of names that a message shows."""
+"""Characters of names that a message shows at most."""
 
 
 def read_rows(path: Path, where: str, *columns: str, whole_text: bool = False, most: int | None = None) -> list[Row]:

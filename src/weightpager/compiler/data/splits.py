@@ -68,7 +68,7 @@ class TaskData:
         return self.batches(drawn, size)
 
     def batches(self, examples: Sequence[Item], size: int) -> Sequence[Batch]:
-        """`batched`, of this task's kind."""
+        """`batched` for this task's kind."""
         return batched(examples, size, self.kind, self.collate)
 
     def held_out(self) -> Sequence[Batch]:

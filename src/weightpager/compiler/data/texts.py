@@ -26,7 +26,7 @@ class Example:
 
     @property
     def length(self) -> int:
-        """In tokens."""
+        """Number of tokens."""
         return len(self.tokens)
 
 

@@ -22,13 +22,13 @@ _HIDDEN_BYTES = {False: 54, True: 43}
 These and the next ones were measured on Llama's layers (decision 10); BERT's take two thirds of it."""
 
 _NEURON_BYTES = {False: 16, True: 8}
-"""The same per neuron of the feed-forward part."""
+"""The same, per token, layer and neuron of the feed-forward part."""
 
 _NEURONS = 4
-"""Of a hidden unit, where the configuration doesn't tell."""
+"""Neurons of the feed-forward part for each hidden unit, where the configuration doesn't tell."""
 
 _SCORE_BYTES = 5
-"""The same per pair of tokens, layer and attention head; only where attention is computed step by step."""
+"""The same, per pair of tokens, layer and attention head, where attention is computed step by step."""
 
 _LOGIT_BYTES = 12
 """Logits in float32, their softmax and their gradient, per class or word."""
@@ -38,20 +38,20 @@ _SUMS_BYTES: dict[Saliency, Callable[[BlockGrid], int]] = {
     "second-moment": lambda grid: 8 * grid.in_features,
     "block-obs": lambda grid: 4 * grid.in_features**2,
 }
-"""What `Calibration` holds of a weight."""
+"""Bytes that `Calibration` holds for a weight."""
 
 _ELEMENT_BYTES = 12
 """Copies of one weight's elements, in float32, while saliency is made of them."""
 
 _INVERSE_BYTES = 32
-"""The same for ``block-obs`` of the moments, in float64."""
+"""Copies of one weight's moments in float64, while ``block-obs`` saliency is made of them."""
 
 _ASSIGNED_BYTES = 12
 """Per unit and place of a dimension whose units are assigned: three matrices in float32."""
 
 
 _GRADIENT_AND_MOMENTS = 3
-"""Of what is trained, in as many bytes as itself."""
+"""Copies of what is trained: its gradient, and Adam's two moments."""
 
 
 def training_bytes(source: Source, batch: int, copies: int) -> int:
@@ -66,9 +66,9 @@ def training_bytes(source: Source, batch: int, copies: int) -> int:
 
 
 def recover_bytes(source: Source) -> int:
-    """The same of ``finetune``: the sparse model, its best values so far, and paged weights with the masks on them.
+    """What ``finetune`` takes: the sparse model, its best values so far, and paged weights under their masks.
 
-    Where it is compared, the sparse model waits while what it is compared with is trained as long.
+    If controls are trained, the sparse model stays in memory meanwhile.
     """
     spec = source.task_file.recover
     best, waiting = 1 if spec.patience else 0, 0 if source.task_file.compare == "none" else 1
@@ -77,7 +77,7 @@ def recover_bytes(source: Source) -> int:
 
 
 def private_bytes(source: Source) -> int:
-    """The same of what one task trains alone, which is all that ``finetune`` does for tasks that are added to a bundle.
+    """What the training of one task alone takes: all that ``finetune`` does for tasks that are added to a bundle.
 
     Private blocks are trained in copies of a task's weights: what moves, what doesn't, and both together.
     """
@@ -87,9 +87,9 @@ def private_bytes(source: Source) -> int:
 
 
 def own_bytes(source: Source) -> int:
-    """The same of training heads and vectors, all that tasks which are added to a bundle train on frozen weights.
+    """What the training of heads and vectors takes: all that added tasks train, on frozen weights.
 
-    Unless they are fine-tuned, that is done again in a copy of the model, with each task's masks on its paged weights.
+    Unless they are fine-tuned, they are trained again in a copy of the model, under each task's masks.
     """
     file = source.task_file
     needed = _most_activations(source, file.training.batch)
@@ -142,7 +142,7 @@ def _patches(source: Source, config: PretrainedConfig) -> int:
 
 
 def sums_bytes(source: Source) -> int:
-    """What a task's calibration holds."""
+    """Bytes that a task's calibration holds."""
     return sum(_SUMS_BYTES[source.task_file.saliency](info.grid) for info in source.paged)
 
 

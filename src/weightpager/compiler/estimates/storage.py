@@ -18,10 +18,10 @@ from weightpager.machine.storage import file_system, free_bytes
 from weightpager.page_dtype import block_bytes
 
 _FILL = 0.9
-"""Of pages, at the least, beside the last one of a layer."""
+"""Share of the pages that blocks fill at least, the last page of each layer apart."""
 
 _PAGE = 64 << 10
-"""Of which that may be empty, where the packer chooses."""
+"""Bytes of that last page, which may be nearly empty, where the packer chooses."""
 
 _PER_KEPT = 12
 """Bytes of a block table for each block that a task keeps."""
@@ -30,7 +30,7 @@ _PER_FILE = 16 << 10
 """Headers, the manifest, the report: what doesn't grow with the model."""
 
 _MOMENTS = 2
-"""Of what is trained, which an entry of a running training has beside the values."""
+"""Adam's moments, which the entry of a running training has beside the values."""
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 
@@ -60,9 +60,9 @@ def bundle_bytes(source: Source) -> int:
 
 
 def journal_bytes(source: Source, *, adds: bool = False, bundle: int = 0) -> int:
-    """The same of what a compile keeps beside the bundle, at its most; with the bundle, which comes last.
+    """A rough upper estimate of what a compile keeps beside the bundle, and of the bundle, which comes last.
 
-    An entry is replaced by one that has been written: for a moment there are both.
+    A new entry is written before the old one goes: for a moment there are both.
 
     Args:
         source: the dense model.
@@ -77,7 +77,7 @@ def journal_bytes(source: Source, *, adds: bool = False, bundle: int = 0) -> int
 
 
 def cache_bytes(source: Source) -> int:
-    """The same of what a compile keeps for others."""
+    """A rough upper estimate of what a compile gives to the cache."""
     return model_bytes(source) + _PER_FILE + len(source.models) * (sums_bytes(source) + _PER_FILE)
 
 
@@ -115,7 +115,7 @@ def check_storage(source: Source, journal: Path | None, cache: Cache, base: Base
 
 
 def _stages(source: Source, adds: bool) -> Iterator[_Stage]:
-    """Those that journal, in order."""
+    """The stages that have entries in a journal, in order."""
     file, spec = source.task_file, source.task_file.recover
     values, paged = model_bytes(source) + _PER_FILE, paged_bytes(source)
     best = 1 if spec.patience else 0

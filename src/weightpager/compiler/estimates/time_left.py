@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from weightpager.progress import Progress
 
 WHOLE = "whole compile"
-"""The stage that all others are part of; its steps are seconds, as far as one can tell."""
+"""The stage that all others are part of; its steps are seconds, as estimated."""
 
 
 class TimeLeft:
@@ -74,7 +74,7 @@ class WholeProgress:
             self._progress(WHOLE, round(now - self._began), round(now - self._began + left))
 
     def expect(self, plan: Mapping[str, float]) -> None:
-        """The stages that will come."""
+        """Take the plan of the stages that will come."""
         self._left = TimeLeft(plan, self._clock)
 
 

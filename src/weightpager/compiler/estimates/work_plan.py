@@ -15,7 +15,7 @@ _LEARNT = 3.0
 _CALIBRATED = {"gradient": 3.0, "second-moment": 1.2, "block-obs": 2.0}
 
 _REFITTED = 10.0
-"""The same of least squares: two forward passes, the sums, and the solution."""
+"""The work of least squares on a token: two forward passes, the sums, and the solution."""
 
 _MASKED = 0.3
 """Masks on the weights of a step, as a share of a forward pass."""
@@ -83,5 +83,5 @@ def _mean(items: Sequence[Item]) -> float:
 
 
 def _tokens(items: Sequence[Item]) -> float:
-    """Of texts; of images, as many as there are of these."""
+    """Tokens of texts; an image counts as one."""
     return float(sum(max(1, item.length) for item in items))

@@ -1,4 +1,4 @@
-"""Controls: simpler ways to serve the same tasks, measured on the same data, that could make paging useless."""
+"""Controls: simpler ways to serve the same tasks, measured on the same data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Values = Callable[[str, PagedWeightInfo], Tensor]
 """(task, paged weight) → the values ``[out_features, in_features]`` that a control would hold."""
 
 _STAGE = "dense"
-"""Of the journal, in which the dense model is trained further."""
+"""The journal's stage in which the dense model is trained further."""
 
 _QUANTISED = {"int8": INT8, "int4": INT4}
 
@@ -53,7 +53,7 @@ def compared(task_file: TaskFile, data: Mapping[str, TaskData]) -> Compared:
 
 
 def control_names(task_file: TaskFile, data: Mapping[str, TaskData]) -> list[str]:
-    """Of the controls that `measure_controls` measures, in its order."""
+    """Names of the controls that `measure_controls` measures, in its order."""
     what = compared(task_file, data)
     if what in ("none", "few"):
         return []
@@ -134,7 +134,7 @@ def gain(now: Score, before: Score) -> float:
 
 
 def _shared_mask(prepared: Prepared, run: Run) -> Control:
-    """One mask for all tasks, compiled and recovered as ours was."""
+    """One mask for all tasks, chosen and recovered as the bundle's masks were."""
 
     def told(stage: str, done: int, total: int) -> None:
         run.progress(f"{MASK}: {stage}", done, total)
@@ -185,7 +185,7 @@ def _quantised(dense: Source, quantisation: Quantisation) -> Values:
 
 
 def _bytes(dense: Source, quantisation: Quantisation | None) -> int:
-    """Of the paged weights; in bfloat16 if they aren't quantised."""
+    """Bytes of the paged weights; in bfloat16 if they aren't quantised."""
     weights = TaskWeights(dense)
 
     def fraction(info: PagedWeightInfo) -> float:
@@ -195,7 +195,7 @@ def _bytes(dense: Source, quantisation: Quantisation | None) -> int:
 
 
 def _distinct(weights: TaskWeights, info: PagedWeightInfo) -> float:
-    """Elements of a paged weight, those that tasks have their own values for as often as there are values."""
+    """Elements of a paged weight, counted once for each version of them."""
     versions = np.sort(weights.versions(info), axis=1)
     copies = 1 + (np.diff(versions, axis=1) != 0).sum(1).mean()
     return float(copies) * info.grid.out_features * info.grid.in_features

@@ -24,7 +24,7 @@ _HOPELESS = 300.0
 """Nats per token above which perplexities are equally bad; twice that can still be divided."""
 
 _AT_ONCE = 1 << 20
-"""Drawn items of one sample in memory."""
+"""Drawn items of one sample in memory at most."""
 
 
 def of_score(score: Score) -> tuple[float, float]:

@@ -110,7 +110,7 @@ class Cache:
         self._takes = False
 
     def entries(self) -> list[Kept]:
-        """All, the last used one first."""
+        """All entries, the most recently used first."""
         found = []
         for path in self._files(_SUFFIX):
             with suppress(OSError):

@@ -80,7 +80,7 @@ def _weight_facts(folder: Path) -> list[str]:
 
 
 def _machine() -> list[str]:
-    """What decides the last digits."""
+    """Versions and hardware, which decide the last digits."""
     device = training_device()
     kind = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     versions = [package.__version__ for package in (weightpager, torch, transformers, tokenizers)]

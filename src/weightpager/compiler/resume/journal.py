@@ -1,4 +1,4 @@
-"""Where a long compile stands, on disk beside the bundle, so that a killed one goes on instead of starting again."""
+"""Where a compile stands, on disk beside the bundle, so that a killed one resumes instead of starting again."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from weightpager.machine.paths import has_directory
 _log = logging.getLogger(__name__)
 
 SECONDS = 10.0
-"""Between two entries of a running stage, at least."""
+"""Least seconds between two entries of a running stage."""
 
 SHARE = 0.03
-"""Of the time that may go into entries: those of a model whose entry takes a second come twice a minute."""
+"""Share of the time that may go into entries: one that takes a second is written twice a minute."""
 
 _WORDS = {
     "train": "the dense model's training",
@@ -36,14 +36,14 @@ _WORDS = {
     "finetune": "fine-tuning",
     "dense": "the dense model's further training",
 }
-"""What people are told of stages that take long; the others go with them."""
+"""Names of long stages in messages."""
 
 Fits = Callable[[Mapping[str, Tensor]], bool]
 """Whether an entry's tensors are all that its stage needs."""
 
 
 def anything(_tensors: Mapping[str, Tensor]) -> bool:
-    """What fits a stage that says nothing else."""
+    """Accept any tensors."""
     return True
 
 
@@ -85,7 +85,7 @@ class Journal:
         return cls(None, "")
 
     def part(self, name: str, identity: str | None = None, cache: Cache | None = None) -> Journal:
-        """A journal inside this one, whose stages may have the same names; of the same compile unless told."""
+        """A journal in a folder of this one's; without an ``identity`` of its own it has this one's."""
         folder = None if self._folder is None else self._folder / name
         found = Journal(folder, self._identity if identity is None else identity, cache)
         found._of = f" of the {name.replace('-', ' ')}" if identity is None else ""
@@ -94,7 +94,7 @@ class Journal:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Until the end of this, no other compile may hold the same folder; if it ends well, nothing is left to resume.
+        """Keep other compiles out of the folder. If what runs inside ends well, its entries are removed.
 
         Raises:
             CompileError: another one does, or the storage refused it.
@@ -123,7 +123,7 @@ class Journal:
 
     @property
     def earlier(self) -> float:
-        """Seconds that earlier runs took for what has been read, parts included, but nothing that a cache had."""
+        """Seconds that earlier runs took for what was read here and in parts, the cache apart."""
         return self._earlier + sum(part.earlier for part in self._parts.values())
 
     def due(self) -> bool:
@@ -171,7 +171,7 @@ class Journal:
         return self._entry(stage, fits) is not None
 
     def keep(self, stage: str) -> float | None:
-        """A stage is finished: what it has found out goes to the cache, if there is one.
+        """Move a finished stage's entry to the cache, if there is one.
 
         Returns:
             Seconds that the cache has saved; None where it had nothing.
@@ -188,7 +188,7 @@ class Journal:
         return stage in self._settled
 
     def standing(self) -> list[str]:
-        """In words, what this compile would go on from, where that spares it long work."""
+        """The long stages, in words, that this compile would resume."""
         found = [f"{_in_words(stage)} (whole, in the cache)" for stage in self._settled]
         for path in [] if self._folder is None else sorted(self._folder.glob("*.safetensors")):
             at = step_of(path, self._owner())
@@ -200,18 +200,17 @@ class Journal:
         return found
 
     def remove(self) -> None:
-        """The compile is finished: nothing is left to resume."""
+        """Remove all entries."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _drop_if_empty(self) -> None:
-        """The folder stays if there is anything to go on from."""
+        """Remove the folder unless entries are left."""
         if self._folder is not None:
             with suppress(OSError):
                 self._folder.rmdir()
 
     def _owner(self) -> dict[str, str]:
-        """Whose entries these are."""
         return {"identity": self._identity, "version": weightpager.__version__}
 
     def _entry(self, stage: str, fits: Fits) -> Entry | None:
@@ -223,7 +222,7 @@ class Journal:
         return entry if entry is not None and fits(entry.tensors) else None
 
     def _tell_of_loss(self, stage: str) -> None:
-        """Once, and of long work only: what is there is of no use."""
+        """Warn once that the entry of a long stage can't be used."""
         at = step_of(self._path(stage), self._owner())
         if stage not in self._told and (at is None or at[0] > 0):
             self._told.add(stage)

@@ -21,7 +21,7 @@ from weightpager.config import format_duration
 _log = logging.getLogger(__name__)
 
 _PARTS = ("sums", "counts")
-"""Of `Outcomes`."""
+"""Fields of `Outcomes`."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Shared:
         return journal.part("dense", self.identities.dense, self.cache)
 
     def training_ended(self, kept: Journal, stage: str) -> None:
-        """Keep what a stage of `journal` has trained, if anything; say what that spares, or has spared."""
+        """Keep what a stage of `journal` has trained, if anything, and say what time the cache saved or will save."""
         saved = kept.keep(stage)
         if saved is not None:
             _log.info("the dense model: taken from the cache, %s saved", format_duration(saved))
@@ -88,7 +88,7 @@ class Shared:
         return found
 
     def calibrated(self) -> None:
-        """Say what calibrations from the cache have spared."""
+        """Say how much time the cache saved."""
         if self.seconds:
             saved = format_duration(sum(self.seconds.values()))
             _log.info("calibration of %s: taken from the cache, %s saved", ", ".join(self.seconds), saved)

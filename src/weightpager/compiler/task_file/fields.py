@@ -24,7 +24,7 @@ _PAGE_LIMITS = (4096, 2**28)
 
 
 def broken(rule: str) -> PydanticCustomError:
-    """An error whose text stands for itself."""
+    """An error whose text is shown as it is."""
     return PydanticCustomError("rule", "{rule}", {"rule": rule})
 
 
@@ -52,7 +52,7 @@ def _file(value: object, info: ValidationInfo) -> Path:
 
 
 def _data(value: object, info: ValidationInfo) -> Path:
-    """Images may lie in a folder."""
+    """A file; for images a folder too."""
     path = _path(value, info)
     kind = info.data.get("kind")  # absent where it is wrong, which is said elsewhere
     return path if kind in FORMS and FORMS[kind].images and has_directory(path) else _file(value, info)

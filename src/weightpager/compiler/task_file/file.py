@@ -204,7 +204,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "training": TrainingSpec,
     "recover": RecoverSpec,
 }
-"""By the key that they lie under."""
+"""Sections by their key; the whole file by the empty one."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -30,7 +30,7 @@ def schema() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The schema's file."""
+    """The content of the schema's file."""
     return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
 
 

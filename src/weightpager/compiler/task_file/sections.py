@@ -77,7 +77,7 @@ class TaskSpec(Frozen):
 
     @property
     def labelled(self) -> bool:
-        """False for language modeling."""
+        """Whether it has labels: all but language modeling."""
         return FORMS[self.kind].labels != "none"
 
     @property
