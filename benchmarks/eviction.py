@@ -35,9 +35,9 @@ def main() -> None:
 def loaded(bundle: Bundle, slots: int, walk: Sequence[str], *, by_reuse: bool) -> int:
     """Bytes in the second half of a walk; the first fills the arena and tells what follows what."""
     simulator, device = Simulator(bundle), Device(slots, StorageModel())
-    foreteller = simulator.learner(device.storage) if by_reuse else Recency()
+    uses = simulator.learner(device.storage) if by_reuse else Recency()
     visits = [Visit(task, float(step)) for step, task in enumerate(walk)]
-    waits = simulator.run(visits, device, foreteller, ahead=False).waits
+    waits = simulator.run(visits, device, uses, prefetch=False).waits
     return sum(wait.pages for wait in waits[len(walk) // 2 :]) * bundle.page_bytes
 
 

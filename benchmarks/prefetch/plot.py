@@ -20,7 +20,7 @@ from weightpager.config import cache_dir
 from weightpager.lab.demo.plots import svg_rows
 from weightpager.lab.synthetic_bundle import assistant_of_many, bundle_of
 from weightpager.lab.traces import TRACES
-from weightpager.runtime.prefetch.virtual_arena import Rehearsal
+from weightpager.runtime.prefetch.virtual_arena import VirtualArena
 from weightpager.simulate.simulator import Device
 
 LEARNT, SHOWN = 200, 45
@@ -46,7 +46,7 @@ class Film:
     ahead: list[int] = field(default_factory=list)
     waited: list[int] = field(default_factory=list)
 
-    def __call__(self, seconds: float, arena: Rehearsal) -> None:
+    def __call__(self, seconds: float, arena: VirtualArena) -> None:
         """Another moment."""
         present = arena.blocks.occupancy().resident
         self.times.append(seconds)

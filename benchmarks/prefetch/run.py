@@ -25,7 +25,7 @@ import typer
 
 from benchmarks import provenance
 from benchmarks.prediction.baselines import FirstOrderPredictor, FrequencyPredictor
-from benchmarks.prefetch.foretellers import Known, Liar, Oracle
+from benchmarks.prefetch.oracles import Known, Liar, Oracle
 from benchmarks.prefetch.real_time import RIVALS, of_engine, of_rival
 from benchmarks.prefetch.rows import Row, line, read, speedups
 from weightpager.bundle import Bundle
@@ -41,8 +41,8 @@ from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor, Planner
 from weightpager.runtime.prediction.predictor import TransitionPredictor
-from weightpager.runtime.prefetch.expected_uses import Outlook
-from weightpager.simulate.simulator import Device, Foreteller, Recency, Simulation, Simulator
+from weightpager.runtime.prefetch.expected_uses import ExpectedUses
+from weightpager.simulate.simulator import Device, Recency, Simulation, Simulator, UsePredictor
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
 from weightpager.transitions import Transitions
@@ -93,9 +93,11 @@ class Bench:
     def run(self, trace: Trace, f: float, policy: str) -> Simulation:
         """Under one policy, in virtual time."""
         device = Device(self.slots(f), self.storage)
-        return self.simulator.run(trace.visits, device, self._foreteller(trace, policy), ahead=policy not in PLAIN)
+        return self.simulator.run(
+            trace.visits, device, self._use_predictor(trace, policy), prefetch=policy not in PLAIN
+        )
 
-    def _foreteller(self, trace: Trace, policy: str) -> Foreteller:
+    def _use_predictor(self, trace: Trace, policy: str) -> UsePredictor:
         if policy == "lru":
             return Recency()
         tasks = len(self.bundle.tasks)
@@ -105,8 +107,8 @@ class Bench:
         seconds = self.storage.seconds(0, round(self.simulator.differential_bytes))
         if policy == "generator":
             matrix = self._matrix(GENERATORS[trace.name].states)
-            return Outlook(Known(matrix), np.int64(matrix * 10**6), [[self._dwell]] * tasks, seconds)
-        learner = Outlook.blank(self._predictor(trace, policy), tasks, seconds)
+            return ExpectedUses(Known(matrix), np.int64(matrix * 10**6), [[self._dwell]] * tasks, seconds)
+        learner = ExpectedUses.blank(self._predictor(trace, policy), tasks, seconds)
         return Liar(learner, oracle, LIES[policy]) if policy in LIES else learner
 
     def _predictor(self, trace: Trace, policy: str) -> TransitionPredictor:

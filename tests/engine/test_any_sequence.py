@@ -1,6 +1,6 @@
 """What holds after any sequence of opening, switching, nesting, pinning, evicting, resizing, damaging and failing.
 
-Without loading ahead, and with it, by a planner that names any tasks.
+Without prefetching, and with it, by a planner that names any tasks.
 
 Every output is bit-equal to that of a freshly opened engine, every resident page matches its hash, no slot, thread or
 descriptor is lost, and the budget is never exceeded. For a long run, outside of CI:
@@ -66,7 +66,7 @@ def settle(engine: wp.Engine) -> None:
 
 
 class Always(PrefetchTrial):
-    """Whatever is named is loaded ahead, though it doesn't pay."""
+    """Whatever is named is prefetched, though it doesn't pay."""
 
     def switched(self, *_: object) -> None: ...
 
@@ -123,7 +123,7 @@ def test_any_sequence(
             )
             self.engine = wp.Engine(bundle, config, self.store, staging)
             if ahead:
-                self.engine._prefetcher.renew(replace(self.engine._foresight(), trial=Always(lambda: None)))
+                self.engine._prefetcher.renew(replace(self.engine._policy(), trial=Always(lambda: None)))
             self.current: str | None = None
             self.nested: list[tuple[str, ExitStack]] = []
             self.pinned: list[str] = []
@@ -272,7 +272,7 @@ def test_any_sequence(
             if not hasattr(self, "engine"):
                 return
             settle(self.engine)
-            with self.engine._residency._lock:  # pages may be loaded ahead at any time
+            with self.engine._residency._lock:  # pages may be prefetched at any time
                 self.engine.blocks.check_integrity()
                 assert self.engine.verify() == []
                 report = self.engine.report()

@@ -1,4 +1,4 @@
-"""Loading ahead: what it brings, and that it never stands in the way of a switch, whatever fails."""
+"""Prefetching: what it brings, and that it never stands in the way of a switch, whatever fails."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from faults import FaultyStore, HangingStore
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.config import EngineConfig, format_enough
-from weightpager.engine.foresight import foresight
+from weightpager.engine.prefetch_policy import prefetch_policy
 from weightpager.engine.report import PrefetchReport
 from weightpager.errors import BudgetError, ConfigError, EngineClosedError, StoreTimeoutError, UnknownTaskError
-from weightpager.runtime.prefetch.prefetcher import Foresight
+from weightpager.runtime.prefetch.prefetcher import PrefetchPolicy
 from weightpager.store import LocalStore
 from weightpager.trace_file import Visit
 
@@ -173,7 +173,7 @@ def test_a_planner_that_ends_its_thread_is_no_matter_for_switches(
         until(lambda: not prefetched(engine).pays)
         for task in TASKS:
             assert torch.equal(logits(engine.activate(task)), expected[task])
-    assert "loading ahead has ended" in caplog.text
+    assert "prefetching has ended" in caplog.text
 
 
 def test_a_planner_may_close_the_engine(bundle: Bundle, threads: Callable[[], list[str]]) -> None:
@@ -208,22 +208,22 @@ def test_a_budget_is_known_to_loading_ahead_before_the_next_one_comes(bundle: Bu
 def test_a_switch_while_a_budget_is_made_known_is_not_forgotten(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, learnt: bool
 ) -> None:
-    """What loading ahead goes by is learnt from the whole history, which takes a while where that is long."""
+    """What prefetching goes by is learnt from the whole history, which takes a while where that is long."""
     with wp.Engine(bundle, EngineConfig(prefetch=True)) as engine:
         engine.activate("animal")
         number = bundle.task_numbers["number"]
-        made: list[Foresight] = []
+        made: list[PrefetchPolicy] = []
 
-        def slow(*arguments: Any) -> Foresight:
-            made.append(foresight(*arguments))
+        def slow(*arguments: Any) -> PrefetchPolicy:
+            made.append(prefetch_policy(*arguments))
             engine.activate("number")
             if learnt:
-                until(lambda: engine._prefetcher._foresight.outlook.current == number)  # type: ignore[union-attr]
+                until(lambda: engine._prefetcher._policy.expected.current == number)  # type: ignore[union-attr]
             return made[0]
 
-        monkeypatch.setattr("weightpager.engine.engine.foresight", slow)
+        monkeypatch.setattr("weightpager.engine.engine.prefetch_policy", slow)
         engine.set_budget(room_for(bundle, *TASKS))
-        until(lambda: made[0].outlook.current == number, 20)
+        until(lambda: made[0].expected.current == number, 20)
 
 
 def test_a_planner_is_told_of_a_current_task_that_is_asked_for_again(bundle: Bundle) -> None:
@@ -274,7 +274,7 @@ def test_what_it_goes_by_is_not_lost_behind_many_switches(bundle: Bundle) -> Non
             for task in ("weather", "animal"):
                 engine.activate(task)
         answer.set()
-        until(lambda: engine._prefetcher._foresight is told)  # type: ignore[union-attr]
+        until(lambda: engine._prefetcher._policy is told)  # type: ignore[union-attr]
 
 
 def test_it_ends_with_an_engine_that_nobody_keeps(bundle: Bundle, threads: Callable[[], list[str]]) -> None:
@@ -308,7 +308,7 @@ def test_a_page_that_cannot_be_loaded_ahead_is_said_once_and_loaded_when_it_must
 def test_a_switch_takes_the_slots_of_reads_that_have_not_begun(
     bundle: Bundle, expected: dict[str, torch.Tensor]
 ) -> None:
-    """One page is being read ahead when the switch comes; it waits for that one, and the others are not read."""
+    """One page is being prefetched when the switch comes; it waits for that one, and the others are not read."""
     store = HangingStore(LocalStore(bundle))
     config = EngineConfig(room_for(bundle, "animal", "number"), io_threads=1, prefetch=always("number"))
     with wp.Engine(bundle, config, store) as engine:

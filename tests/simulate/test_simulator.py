@@ -16,7 +16,7 @@ from weightpager.bundle.footprint import footprint
 from weightpager.compiler.selection.floor_trial import HIGH
 from weightpager.errors import BudgetError
 from weightpager.simulate.simulator import Device, Recency, Simulator
-from weightpager.simulate.sizing import AHEAD, Sizing
+from weightpager.simulate.sizing import PREFETCH, Sizing
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
 
@@ -48,7 +48,7 @@ def test_as_many_pages_are_waited_for_as_an_engine_loads(bundle: Bundle, spare: 
     slots = simulator.largest_task + spare
     trace = [*ROUND, "animal", "number", "weather", *ROUND]
     learner = simulator.learner(STORAGE)
-    found = simulator.run(visits(*trace), Device(slots, STORAGE), learner, ahead=False)
+    found = simulator.run(visits(*trace), Device(slots, STORAGE), learner, prefetch=False)
     with wp.Engine.from_pretrained(bundle.path, budget=budget_for(bundle, slots)) as engine:
         for task in trace:
             engine.activate(task)
@@ -57,7 +57,7 @@ def test_as_many_pages_are_waited_for_as_an_engine_loads(bundle: Bundle, spare: 
 
 def test_a_wait_is_what_its_bytes_take(bundle: Bundle) -> None:
     simulator = Simulator(bundle)
-    found = simulator.run(visits(*ROUND), Device(simulator.largest_task, STORAGE), Recency(), ahead=False)
+    found = simulator.run(visits(*ROUND), Device(simulator.largest_task, STORAGE), Recency(), prefetch=False)
     for wait in found.waits:
         assert wait.seconds == pytest.approx(wait.pages * bundle.page_bytes / 1e6)
     assert len(found.switches) == 3
@@ -65,7 +65,7 @@ def test_a_wait_is_what_its_bytes_take(bundle: Bundle) -> None:
 
 def test_loading_ahead_saves_a_regular_round_its_waits(bundle: Bundle) -> None:
     sizing = Sizing(bundle, visits(*ROUND * 20), STORAGE)
-    slots = Simulator(bundle).largest_task + 1  # tasks are about as large as each other: something to load ahead into
+    slots = Simulator(bundle).largest_task + 1  # tasks are about as large as each other: something to prefetch into
     recency, reuse, ahead = sizing.waiting(budget_for(bundle, slots))
     assert ahead.mean_ms < reuse.mean_ms <= recency.mean_ms
     assert ahead.hit_rate > 0.3
@@ -77,9 +77,9 @@ def test_what_the_bundle_knows_of_switches_is_known_from_the_first_on(assistant_
     plain = Bundle.open(assistant_bundle)
     steps = [[float(ROUND.index(b) == (ROUND.index(a) + 1) % 4) for b in plain.tasks] for a in plain.tasks]
     told = Bundle(plain.path, plain.manifest.model_copy(update={"transitions": steps}), plain.pages)
-    foreteller = Sizing(told, visits(*ROUND), STORAGE)._foreteller(AHEAD)
-    foreteller.observe(plain.task_numbers["animal"], 0.0)
-    uses = foreteller.uses(0.5)
+    predictor = Sizing(told, visits(*ROUND), STORAGE)._use_predictor(PREFETCH)
+    predictor.observe(plain.task_numbers["animal"], 0.0)
+    uses = predictor.uses(0.5)
     assert uses is not None
     assert uses.argmax() == plain.task_numbers["weather"]
 

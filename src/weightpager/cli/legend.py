@@ -10,9 +10,9 @@ MEANINGS = {
     "overlap": "share of a task's bytes that the task before it keeps too",
     "over-read": "share of a task's pages that it doesn't use",
     "private": "a task's own, such as its head",
-    "in vain": "loaded ahead, and gone again before any use",
-    "there in time": "of the pages that had to be loaded, the share that loading ahead had brought before the switch",
-    "without a wait": "switches that found all their pages in memory, loaded ahead or still there from before",
+    "in vain": "prefetched, and gone again before any use",
+    "there in time": "of the pages that had to be loaded, the share that prefetching had brought before the switch",
+    "without a wait": "switches that found all their pages in memory, prefetched or still there from before",
 }
 """Shorter than the glossary, which has each of them or the words that they are made of."""
 

@@ -21,10 +21,10 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.forecasts import ForecastReport, Forecasts
-from weightpager.engine.foresight import foresight, reuse_after
 from weightpager.engine.model import architecture
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.open_task import OpenTask
+from weightpager.engine.prefetch_policy import prefetch_policy, reuse_after
 from weightpager.engine.report import EngineReport, PrefetchReport, SwitchReport
 from weightpager.engine.residency_map import ResidencyMap
 from weightpager.engine.switch_log import SwitchLog
@@ -36,7 +36,7 @@ from weightpager.runtime.paging.pager import Priority
 from weightpager.runtime.paging.switch_request import LoadStats, SwitchRequest
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.prediction.planner import Planner
-from weightpager.runtime.prefetch.prefetcher import Foresight, Prefetcher, Switched
+from weightpager.runtime.prefetch.prefetcher import Prefetcher, PrefetchPolicy, Switched
 from weightpager.store import PageStore
 
 _NOTHING = LoadStats()
@@ -89,7 +89,7 @@ class Engine:
         self._prefetcher: Prefetcher | None = None
         self._enter_real_time()
         if config.prefetch:
-            self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._foresight())
+            self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._policy())
             weakref.finalize(self, _in_process, self._process, self._prefetcher.close)
 
     @classmethod
@@ -119,7 +119,7 @@ class Engine:
             kv_reserve: part of the budget that is left to KV caches.
             real_time: tasks that are loaded now and never leave memory.
             read_timeout: seconds without any page after which a load fails.
-            prefetch: whether to load ahead, between switches, what the next task probably needs, as far as the budget
+            prefetch: whether to prefetch, between switches, what the next task probably needs, as far as the budget
                 has room. A function tells the next task better than the past does: it gets the visits so far, oldest
                 first, and gives a weight to each task that may come next.
             history: file that keeps which task ran when, so that habits needn't be learnt again after a restart; it
@@ -304,7 +304,7 @@ class Engine:
         self._check_open()
         with self._changing:
             self._open.resize(parse_size(budget))
-            self._renew_foresight()
+            self._renew_policy()
 
     def verify(self) -> list[int]:
         """Indices of resident pages whose bytes no longer match their BLAKE3; empty if all is well."""
@@ -341,7 +341,7 @@ class Engine:
         self._check_open()
         with self._activating, self._changing:
             change = self._open.reload()
-            self._renew_foresight()
+            self._renew_policy()
             return change
 
     def tokenizer(self) -> Any:
@@ -395,7 +395,7 @@ class Engine:
         return ResidencyMap.of(self._open.layers, blocks.page_table, needs)
 
     def forecast(self) -> ForecastReport | None:
-        """What probably comes next by what has been learnt, whether anything is loaded ahead or not; loads nothing.
+        """What probably comes next by what has been learnt, whether anything is prefetched or not; loads nothing.
 
         The history is caught up with when this is called. A planner isn't asked. None before the first request.
         """
@@ -530,12 +530,12 @@ class Engine:
             name, self._current = self._current, None
             self._release(name)
 
-    def _foresight(self) -> Foresight:
-        return foresight(self._open, self.monitor, self._planner, self._real_time)
+    def _policy(self) -> PrefetchPolicy:
+        return prefetch_policy(self._open, self.monitor, self._planner, self._real_time)
 
-    def _renew_foresight(self) -> None:
+    def _renew_policy(self) -> None:
         if self._prefetcher is not None:
-            self._prefetcher.renew(self._foresight())
+            self._prefetcher.renew(self._policy())
 
     def _prefetch_report(self) -> PrefetchReport | None:
         if self._prefetcher is None:

@@ -45,9 +45,9 @@ class ForecastReport:
 
 
 class Forecasts:
-    """Learns from the visits whenever it is asked, with or without loading ahead. Safe to use from several threads.
+    """Learns from the visits whenever it is asked, with or without prefetching. Safe to use from several threads.
 
-    The predictor is one of its own: that of loading ahead belongs to a thread, which a user's planner may hang in.
+    The predictor is one of its own: that of prefetching belongs to a thread, which a user's planner may hang in.
     """
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor) -> None:

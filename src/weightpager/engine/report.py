@@ -29,7 +29,7 @@ class SwitchReport:
 
 @dataclass(frozen=True)
 class PrefetchReport:
-    """What loading ahead does.
+    """What prefetching does.
 
     Attributes:
         pays: whether it goes on; it rests while it would cost more than it saves.
@@ -64,7 +64,7 @@ class EngineReport:
             that switches load again what others have just evicted.
         reloaded_pages: loaded though they had been in the arena before.
         switches: the latest ones, oldest first.
-        prefetch: None if nothing is loaded ahead.
+        prefetch: None if nothing is prefetched.
     """
 
     budget: int

@@ -14,17 +14,17 @@ from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.runtime.planning.task_pages import TaskPages
 from weightpager.runtime.prediction.predictors import new_predictor
-from weightpager.runtime.prefetch.expected_uses import Outlook
+from weightpager.runtime.prefetch.expected_uses import ExpectedUses
 from weightpager.runtime.prefetch.trial import PrefetchTrial
-from weightpager.runtime.prefetch.virtual_arena import Rehearsal, Wait
+from weightpager.runtime.prefetch.virtual_arena import VirtualArena, Wait
 from weightpager.store import StorageModel, span_of
 from weightpager.trace_file import Visit
 
 Floats = npt.NDArray[np.float64]
 
 
-class Foreteller(Protocol):
-    """Says what will be used; `weightpager.runtime.prefetch.expected_uses.Outlook` does, from what it has observed."""
+class UsePredictor(Protocol):
+    """Says which tasks will be used; `weightpager.runtime.prefetch.expected_uses.ExpectedUses` learns it."""
 
     def observe(self, task: int, seconds: float) -> None:
         """A task became the current one at this time."""
@@ -50,16 +50,16 @@ class Device:
 
 
 class Recency:
-    """Knows no future: what was used least recently goes first, and nothing is loaded ahead."""
+    """Knows no future: what was used least recently goes first, and nothing is prefetched."""
 
     def observe(self, task: int, seconds: float) -> None:
-        """See `Foreteller.observe`."""
+        """See `UsePredictor.observe`."""
 
     def uses(self, seconds: float) -> None:
-        """See `Foreteller.uses`."""
+        """See `UsePredictor.uses`."""
 
     def uses_after(self, task: int) -> None:
-        """See `Foreteller.uses_after`."""
+        """See `UsePredictor.uses_after`."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Simulation:
 
     Attributes:
         waits: of each visit, in the order of the trace. The first fills an empty arena.
-        prefetched: what loading ahead has brought.
+        prefetched: what prefetching has brought.
         page_bytes: bytes of a page.
     """
 
@@ -102,24 +102,26 @@ class Simulator:
         self.all_pages = self._pages
         self.differential_bytes = TaskPages(self._needs, self._pages).differential * self._page_bytes
 
-    def learner(self, storage: StorageModel, prior: npt.ArrayLike | None = None) -> Outlook:
-        """A foreteller that learns from the trace, as an engine's prefetcher does.
+    def learner(self, storage: StorageModel, prior: npt.ArrayLike | None = None) -> ExpectedUses:
+        """One that learns from the trace, as an engine's prefetcher does.
 
         Args:
             storage: what reads cost.
             prior: the transition matrix to begin with; None begins without one.
         """
         tasks = len(self._needs)
-        return Outlook.blank(new_predictor(tasks, prior), tasks, storage.seconds(0, round(self.differential_bytes)))
+        return ExpectedUses.blank(
+            new_predictor(tasks, prior), tasks, storage.seconds(0, round(self.differential_bytes))
+        )
 
     def run(
         self,
         visits: Sequence[Visit],
         device: Device,
-        foreteller: Foreteller,
+        predictor: UsePredictor,
         *,
-        ahead: bool = True,
-        watch: Callable[[float, Rehearsal], None] | None = None,
+        prefetch: bool = True,
+        watch: Callable[[float, VirtualArena], None] | None = None,
     ) -> Simulation:
         """Replay a trace.
 
@@ -128,17 +130,17 @@ class Simulator:
         Args:
             visits: oldest first; each task fits.
             device: what they run on.
-            foreteller: has observed nothing, or what came before.
-            ahead: whether to load ahead, while it pays.
+            predictor: has observed nothing, or what came before.
+            prefetch: whether to prefetch, while it pays.
             watch: told the time, and shown the arena, when a task is in place and when it has run.
         """
         arena = self._arena(device)
         waits: list[Wait] = []
-        clock = _Clock(foreteller)
-        trial = PrefetchTrial(lambda: self._arena(device)) if ahead else None
+        clock = _Clock(predictor)
+        trial = PrefetchTrial(lambda: self._arena(device)) if prefetch else None
         for visit, following in zip(visits, [*visits[1:], visits[-1]], strict=True):
             task, dwell = self._numbers[visit.task], max(0.0, following.start - visit.start)
-            reuse = foreteller.uses_after(task)
+            reuse = predictor.uses_after(task)
             waits.append(arena.switch(task, reuse))
             if trial is not None and len(waits) > 1:  # nobody could have foreseen the first
                 trial.switched(task, clock.elapsed, clock.uses_at, reuse, device.storage)
@@ -152,8 +154,8 @@ class Simulator:
                 watch(clock.now, arena)
         return Simulation(waits, arena.counts, self._page_bytes)
 
-    def _arena(self, device: Device) -> Rehearsal:
-        return Rehearsal(self._needs, self._pages, device.slots, self._page_bytes, device.storage, self._span)
+    def _arena(self, device: Device) -> VirtualArena:
+        return VirtualArena(self._needs, self._pages, device.slots, self._page_bytes, device.storage, self._span)
 
 
 class _Clock:
@@ -163,8 +165,8 @@ class _Clock:
         elapsed: seconds since the last task was in place.
     """
 
-    def __init__(self, foreteller: Foreteller) -> None:
-        self._foreteller = foreteller
+    def __init__(self, predictor: UsePredictor) -> None:
+        self._predictor = predictor
         self._since = self.elapsed = 0.0
 
     @property
@@ -176,8 +178,8 @@ class _Clock:
         """A task was asked for now, and was there after so long."""
         self._since = self.now + waited
         self.elapsed = 0.0
-        self._foreteller.observe(task, self._since)
+        self._predictor.observe(task, self._since)
 
     def uses_at(self, elapsed: float) -> Floats | None:
         """Expected uses of each task, so long after the last switch."""
-        return self._foreteller.uses(self._since + elapsed)
+        return self._predictor.uses(self._since + elapsed)

@@ -12,11 +12,12 @@ from weightpager.config import format_enough
 from weightpager.engine.open_bundle import needs_of
 from weightpager.errors import BudgetError
 from weightpager.runtime.memory.budget import MemoryController
-from weightpager.simulate.simulator import Device, Foreteller, Recency, Simulation, Simulator
+from weightpager.simulate.simulator import Device, Recency, Simulation, Simulator, UsePredictor
 from weightpager.store import StorageModel
 from weightpager.trace_file import Visit
 
-RECENCY, REUSE, AHEAD = "least recently used", "expected reuse", "loading ahead"
+RECENCY, REUSE = "least recently used", "expected reuse"
+PREFETCH = "loading ahead"  # as `simulate --json` has always called it
 
 Report = Callable[[int, int], None]
 """Told how many of how many steps are done."""
@@ -39,8 +40,8 @@ class Waiting:
         mean_ms, median_ms, p95_ms, p99_ms: of the waits of all switches.
         without_wait: share of the switches that found all their pages in memory.
         bytes_per_switch: loaded, waited for or not.
-        hit_rate: share of the pages to be loaded that were there already because they had been loaded ahead.
-        wasted_bytes: loaded ahead and gone again before they were used.
+        hit_rate: share of the pages to be loaded that were there already because they had been prefetched.
+        wasted_bytes: prefetched and gone again before they were used.
     """
 
     policy: str
@@ -82,19 +83,19 @@ class Sizing:
         return memory.slots
 
     def waiting(self, budget: int | None, report: Report = _nothing) -> list[Waiting]:
-        """By recency, by expected reuse, and with loading ahead.
+        """By recency, by expected reuse, and with prefetching.
 
         Raises:
             BudgetError: the largest task doesn't fit.
         """
         device, found = Device(self.slots(budget), self._storage), []
-        for done, policy in enumerate((RECENCY, REUSE, AHEAD), 1):
+        for done, policy in enumerate((RECENCY, REUSE, PREFETCH), 1):
             found.append(_waiting(policy, self._run(device, policy)))
             report(done, 3)
         return found
 
     def smallest_budget(self, mean_seconds: float, report: Report = _nothing) -> int:
-        """Bytes with which the mean waiting, with loading ahead, is as short as this.
+        """Bytes with which the mean waiting, with prefetching, is as short as this.
 
         Raises:
             BudgetError: it never is, since the first use of each task has to be waited for.
@@ -117,12 +118,12 @@ class Sizing:
         return self._budget(most)
 
     def _is_short(self, slots: int, mean_seconds: float) -> bool:
-        return float(self._run(Device(slots, self._storage), AHEAD).switches.mean()) <= mean_seconds
+        return float(self._run(Device(slots, self._storage), PREFETCH).switches.mean()) <= mean_seconds
 
     def _run(self, device: Device, policy: str) -> Simulation:
-        return self._simulator.run(self._visits, device, self._foreteller(policy), ahead=policy == AHEAD)
+        return self._simulator.run(self._visits, device, self._use_predictor(policy), prefetch=policy == PREFETCH)
 
-    def _foreteller(self, policy: str) -> Foreteller:
+    def _use_predictor(self, policy: str) -> UsePredictor:
         """That knows of switches what the bundle does, as an engine which opens it."""
         if policy == RECENCY:
             return Recency()

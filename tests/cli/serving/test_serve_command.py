@@ -21,7 +21,7 @@ def test_top_shows_tasks_and_switches(weightpager: Command, assistant_bundle: Pa
         running.service.worker.between(lambda: running.service.worker.enter("weather")).result()
         found = weightpager("top", running.url, "--once", "--token-file", tmp_path / "token")
         assert found.code == 0
-        for words in ("weather", "100%", "█", "latest of 0 switches", "nothing is loaded ahead", "next: ", "log loss"):
+        for words in ("weather", "100%", "█", "latest of 0 switches", "nothing is prefetched", "next: ", "log loss"):
             assert words in found.out
         state = json.loads(weightpager("top", running.url, "--json", "--token-file", tmp_path / "token").out)
         assert state["current"] == "weather"

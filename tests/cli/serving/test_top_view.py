@@ -90,5 +90,5 @@ def test_a_working_set_that_does_not_fit_is_red() -> None:
 
 def test_nothing_yet() -> None:
     text = "\n".join(plain(state(forecast=None, prefetch=None, switches=[], switches_total=0, current=None), 70, 20))
-    for words in ("latest of 0 switches", "nothing is loaded ahead", "nothing to foretell from yet"):
+    for words in ("latest of 0 switches", "nothing is prefetched", "nothing to foretell from yet"):
         assert words in text

@@ -15,7 +15,7 @@ from benchmarks.prediction.baselines import FirstOrderPredictor, FrequencyPredic
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
 from weightpager.runtime.prediction.predictor import Forecast, TransitionPredictor, replay
-from weightpager.runtime.prediction.predictors import PREDICTORS
+from weightpager.runtime.prediction.predictors import PREDICTORS, MakePredictor
 from weightpager.runtime.prediction.score import PredictionScore
 from weightpager.trace_file import Visit
 
@@ -64,9 +64,7 @@ def test_forecasts_are_distributions_without_the_current_task(
 
 @pytest.mark.parametrize("make", LEARNERS)
 @given(rows=st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=4, max_size=4), data=st.data())
-def test_any_prior_is_where_a_predictor_starts(
-    make: type[MarkovPredictor], rows: list[list[int]], data: st.DataObject
-) -> None:
+def test_any_prior_is_where_a_predictor_starts(make: MakePredictor, rows: list[list[int]], data: st.DataObject) -> None:
     weights = np.array(rows, float) * (1 - np.eye(4)) + 1e-9 * (1 - np.eye(4))
     prior = weights / weights.sum(axis=1, keepdims=True)
     predictor = make(4, prior)
@@ -78,7 +76,7 @@ def test_any_prior_is_where_a_predictor_starts(
 
 
 @pytest.mark.parametrize("make", LEARNERS)
-def test_a_prior_that_rules_out_what_comes_is_overcome(make: type[MarkovPredictor]) -> None:
+def test_a_prior_that_rules_out_what_comes_is_overcome(make: MakePredictor) -> None:
     predictor = make(3, [[0, 1, 0], [1, 0, 0], [1, 0, 0]])
     assert score(predictor, [0, 2] * 20, skip=20).log_loss < 0.5
 
@@ -140,7 +138,7 @@ def test_a_visit_longer_than_all_others_changes_nothing_about_what_is_next() -> 
 
 
 @pytest.mark.parametrize("make", LEARNERS)
-def test_what_cannot_be_observed_is_refused(make: type[MarkovPredictor]) -> None:
+def test_what_cannot_be_observed_is_refused(make: MakePredictor) -> None:
     for task, seconds in ((-1, 0.0), (3, 0.0), (0, math.nan), (0, math.inf)):
         with pytest.raises(ValueError, match="expected a task from 0 to 2 at a finite time"):
             make(3).observe(task, seconds)

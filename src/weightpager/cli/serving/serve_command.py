@@ -79,7 +79,7 @@ def serve(
         typer.Option(metavar="TASK", help="Load this task first, and never let it go.", autocompletion=task_names),
     ] = None,
     prefetch: Annotated[
-        bool, typer.Option("--prefetch", help="Load ahead, between switches, what the next task probably needs.")
+        bool, typer.Option("--prefetch", help="Prefetch, between switches, what the next task probably needs.")
     ] = False,
     history: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File that keeps which task ran when across restarts.")

@@ -159,9 +159,9 @@ def _cells(found: Status, switch: SwitchStatus) -> tuple[str, str, str, str]:
 def _ahead(found: Status) -> RenderableType:
     ahead = found.prefetch
     if ahead is None:
-        return _line("nothing is loaded ahead", "dim")
+        return _line("nothing is prefetched", "dim")
     return _line(
-        f"loading ahead {'pays' if ahead.active else 'rests'}: {ahead.loaded} pages, {ahead.hits} in time, "
+        f"prefetching {'pays' if ahead.active else 'rests'}: {ahead.loaded} pages, {ahead.hits} in time, "
         f"{ahead.late} late, {ahead.misses} missed, {ahead.wasted} wasted"
     )
 

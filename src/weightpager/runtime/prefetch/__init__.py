@@ -1,1 +1,1 @@
-"""Loads pages ahead of a predicted switch, where that pays."""
+"""Prefetches pages of a predicted switch, where that pays."""

@@ -1,4 +1,4 @@
-"""How much each task will be used soon."""
+"""How much each task will be used soon: what prefetch and eviction value pages by."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import numpy.typing as npt
 
 from weightpager.runtime.prediction.predictor import TransitionPredictor
 from weightpager.runtime.prediction.score import PredictionScore
-from weightpager.runtime.prefetch.reuse import expected_reuse, expected_uses
 
 Floats = npt.NDArray[np.float64]
+
+DISCOUNT = 0.5
+"""What a use is worth that comes one switch later."""
 
 _SHRINKAGE = 2.0
 """Visits of average length that every task is taken to have had."""
 
 
-class Outlook:
+class ExpectedUses:
     """The next task by a predictor, those after it by how tasks have followed each other. Not thread-safe.
 
     Attributes:
@@ -51,7 +53,7 @@ class Outlook:
         self.score = PredictionScore()
 
     @classmethod
-    def blank(cls, predictor: TransitionPredictor, tasks: int, load_seconds: float) -> Outlook:
+    def blank(cls, predictor: TransitionPredictor, tasks: int, load_seconds: float) -> ExpectedUses:
         """Before anything has been seen."""
         return cls(predictor, np.zeros((tasks, tasks), np.int64), [()] * tasks, load_seconds)
 
@@ -93,3 +95,39 @@ class Outlook:
         visits = self._visits.sum()
         mean = self._seconds.sum() / visits if visits else self.load_seconds
         return np.asarray((self._seconds + _SHRINKAGE * mean) / (self._visits + _SHRINKAGE))
+
+
+def expected_reuse(switches: npt.NDArray[np.integer], task: int) -> npt.NDArray[np.float64]:
+    """Expected uses of each task after ``task``, one k switches away counting `DISCOUNT` to the power of k - 1.
+
+    Args:
+        switches: [tasks, tasks], how often one task was followed by another. Tasks of which nothing is known yet are
+            followed by any other with the same probability.
+        task: the one that runs next.
+    """
+    return expected_uses(switches, _chances(switches)[task], DISCOUNT)
+
+
+def expected_uses(
+    switches: npt.NDArray[np.integer], following: npt.NDArray[np.floating], discount: float | npt.NDArray[np.floating]
+) -> npt.NDArray[np.float64]:
+    """Expected uses of each task [tasks], counted like `expected_reuse`, when the next one is known by its chances.
+
+    With p those chances, P the matrix of transition probabilities and G a diagonal of discounts: ``p (I - G P)^-1``.
+
+    Args:
+        switches: [tasks, tasks], how often one task was followed by another.
+        following: [tasks], probability that each is the next.
+        discount: what a use is worth that comes one switch later; or, for each task, what follows it [tasks].
+    """
+    chances = _chances(switches)
+    later = np.broadcast_to(discount, len(chances))[:, None] * chances
+    uses: npt.NDArray[np.float64] = np.linalg.solve((np.eye(len(chances)) - later).T, following)
+    return uses
+
+
+def _chances(switches: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    count = len(switches)
+    counts = switches + (1 - np.eye(count)) / max(1, count - 1)
+    chances: npt.NDArray[np.float64] = counts / np.maximum(counts.sum(1, keepdims=True), 1e-300)
+    return chances

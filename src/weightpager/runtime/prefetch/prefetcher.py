@@ -1,4 +1,4 @@
-"""Loads pages ahead while tasks run: forecasts, plans, and hands reads to the pager, on a thread of its own."""
+"""Prefetches pages while tasks run. A thread of its own forecasts, plans, and hands reads to the pager."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.switch_request import LoadStats
 from weightpager.runtime.planning.prefetch_planner import plan_prefetch
 from weightpager.runtime.prediction.score import PredictionScore
-from weightpager.runtime.prefetch.expected_uses import Outlook
+from weightpager.runtime.prefetch.expected_uses import ExpectedUses
 from weightpager.runtime.prefetch.trial import PrefetchTrial
 from weightpager.runtime.prefetch.virtual_arena import BATCH_BYTES, look_again
 from weightpager.store import StorageModel
@@ -42,44 +42,43 @@ class Switched:
 
 
 @dataclass(frozen=True, eq=False)
-class Foresight:
-    """What loading ahead goes by; made anew when tasks come or leave, or the budget changes.
+class PrefetchPolicy:
+    """What is known when a plan is made. It is made anew when tasks come or leave, and when the budget changes.
 
     Attributes:
-        outlook: how much each task will be used.
-        trial: whether loading ahead pays.
+        expected: how much each task will be used.
+        trial: whether prefetching pays.
         differential_bytes: to load for an average switch.
-        time: by `time.monotonic`; it knows of all switches until then.
+        time: by `time.monotonic`; all switches until then are known.
     """
 
-    outlook: Outlook
+    expected: ExpectedUses
     trial: PrefetchTrial
     differential_bytes: float
     time: float
 
 
 class Prefetcher:
-    """Loads ahead between switches; never in the way of one.
+    """Prefetches between switches; never in the way of one.
 
-    All that is learnt and asked of a predictor happens on one thread: a predictor that is slow or hangs delays loads
-    ahead and nothing else.
+    The predictor is asked, and learns, on one thread. One that is slow or hangs delays prefetches and nothing else.
     """
 
-    def __init__(self, residency: Residency, page_bytes: int, foresight: Foresight) -> None:
+    def __init__(self, residency: Residency, page_bytes: int, policy: PrefetchPolicy) -> None:
         """Start the thread.
 
         Args:
             residency: of the pages.
             page_bytes: bytes of a page.
-            foresight: what it goes by.
+            policy: to begin with.
         """
         self._residency = residency
         self._pages_at_once = max(1, BATCH_BYTES // page_bytes)
-        self._foresight = foresight
+        self._policy = policy
         self._changed = threading.Condition()
         self._news: deque[Switched] = deque(maxlen=_MOST_EVENTS)
-        self._latest = self._news.copy()  # since the foresight was made, learnt or not
-        self._newer: Foresight | None = None
+        self._latest = self._news.copy()  # since the policy was made, learnt or not yet
+        self._newer: PrefetchPolicy | None = None
         self._closed = False
         self._since = time.monotonic()
         self._failed = False
@@ -89,13 +88,13 @@ class Prefetcher:
 
     @property
     def pays(self) -> bool:
-        """Whether pages are being loaded ahead at present."""
-        return self._foresight.trial.pays and not self._failed and self._thread.is_alive()
+        """Whether pages are being prefetched at present."""
+        return self._policy.trial.pays and not self._failed and self._thread.is_alive()
 
     @property
     def score(self) -> PredictionScore:
-        """How good forecasts have been since there is this foresight."""
-        return self._foresight.outlook.score
+        """How good forecasts have been since the policy was made."""
+        return self._policy.expected.score
 
     def tell(self, news: Switched) -> None:
         """A switch has come; takes no time."""
@@ -104,13 +103,13 @@ class Prefetcher:
             self._latest.append(news)
             self._changed.notify()
 
-    def renew(self, foresight: Foresight) -> None:
-        """There is something else to go by, which learns what has come since it was made; takes no time."""
+    def renew(self, policy: PrefetchPolicy) -> None:
+        """Use another policy, once it has learnt the switches since it was made; takes no time."""
         with self._changed:
-            self._newer = foresight
-            while self._latest and self._latest[0].time <= foresight.time:
+            self._newer = policy
+            while self._latest and self._latest[0].time <= policy.time:
                 self._latest.popleft()
-            self._news = self._latest.copy()  # the thread may have learnt some of it, but into what goes now
+            self._news = self._latest.copy()  # some may have been learnt, but into the old policy
             self._changed.notify()
 
     def close(self) -> None:
@@ -127,14 +126,14 @@ class Prefetcher:
             self._work()
         except BaseException:  # noqa: BLE001 - SystemExit of a planner too; it would end the thread without a word
             if not self._closed:
-                _log.exception("loading ahead has ended, the engine goes on without it")
+                _log.exception("prefetching has ended, the engine goes on without it")
 
     def _work(self) -> None:
         pause: float | None = None
         while (news := self._wait(pause)) is not None:
             for switched in news:
                 self._learn(switched)
-            pause = self._load_ahead()
+            pause = self._prefetch()
 
     def _wait(self, seconds: float | None) -> list[Switched] | None:
         """News, as soon as there is any, or none when the time is over; None when it is time to end."""
@@ -146,31 +145,31 @@ class Prefetcher:
                 self._adopt(self._newer)
             return None if self._closed else news
 
-    def _adopt(self, foresight: Foresight) -> None:
-        self._foresight, self._newer = foresight, None
+    def _adopt(self, policy: PrefetchPolicy) -> None:
+        self._policy, self._newer = policy, None
         self._since = time.monotonic()
         self._failed = False
         self._expect()
 
     def _expect(self) -> None:
         """How long an average switch loads, as fast as storage is."""
-        foresight = self._foresight
-        foresight.outlook.load_seconds = self._storage.seconds(0, round(foresight.differential_bytes))
+        policy = self._policy
+        policy.expected.load_seconds = self._storage.seconds(0, round(policy.differential_bytes))
 
     def _learn(self, news: Switched) -> None:
-        outlook, began = self._foresight.outlook, self._since
+        expected, began = self._policy.expected, self._since
         self._measure(news.stats)
-        if news.task >= outlook.tasks:
+        if news.task >= expected.tasks:
             return  # it has just come with another bundle, of which there will be news
-        if outlook.current is not None:
-            self._foresight.trial.switched(
+        if expected.current is not None:
+            self._policy.trial.switched(
                 news.task,
                 news.time - news.stats.seconds - began,
-                lambda elapsed: outlook.uses(began + elapsed),
-                outlook.uses_after(news.task),
+                lambda elapsed: expected.uses(began + elapsed),
+                expected.uses_after(news.task),
                 self._storage,
             )
-        outlook.observe(news.task, news.time)
+        expected.observe(news.task, news.time)
         self._since = news.time
         self._failed = False
 
@@ -182,15 +181,15 @@ class Prefetcher:
         self._storage = StorageModel(1 / seconds, seconds_per_read=0.0)
         self._expect()
 
-    def _load_ahead(self) -> float | None:
+    def _prefetch(self) -> float | None:
         """Load a batch, if one is worth it; how long to wait before the next unless there is news."""
-        outlook, elapsed = self._foresight.outlook, time.monotonic() - self._since
-        if outlook.current is None or not self.pays:
+        expected, elapsed = self._policy.expected, time.monotonic() - self._since
+        if expected.current is None or not self.pays:
             return None
-        uses = outlook.uses(time.monotonic())
+        uses = expected.uses(time.monotonic())
         if uses is None:
             return None
-        occupancy, worth, version = self._residency.snapshot(outlook.current, uses)
+        occupancy, worth, version = self._residency.snapshot(expected.current, uses)
         plan = plan_prefetch(occupancy, worth).first(self._pages_at_once)
         again = look_again(elapsed) - elapsed
         if not len(plan.load) or not self._residency.start_prefetch(plan, version):
@@ -200,5 +199,5 @@ class Prefetcher:
 
     def _fail(self, error: BaseException | None) -> None:
         if error is not None and not self._failed:
-            _log.info("nothing is loaded ahead until the next switch")
+            _log.info("nothing is prefetched until the next switch")
             self._failed = True

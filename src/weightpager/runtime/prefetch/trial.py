@@ -1,4 +1,4 @@
-"""Whether loading ahead pays: it is done in virtual time, beside an arena in which it isn't."""
+"""Whether prefetching pays: two arenas in virtual time, one that prefetches and one that doesn't."""
 
 from __future__ import annotations
 
@@ -7,33 +7,32 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.runtime.prefetch.virtual_arena import Rehearsal, UsesAt
+from weightpager.runtime.prefetch.virtual_arena import UsesAt, VirtualArena
 from weightpager.store import StorageModel
 
 MEMORY, ALERTNESS = 0.97, 0.9
 """What a switch counts when the next has come: some thirty switches decide, and the latest ten may stop it."""
 
 GO_ON, START_AGAIN = 0.02, 0.05
-"""Shares of the waiting that loading ahead must save: less is noise, and isn't worth what is read in vain."""
+"""Shares of the waiting that prefetching must save: less is noise, and isn't worth what is read in vain."""
 
 
 class PrefetchTrial:
-    """Compares what the last switches would have waited for with loading ahead and without.
+    """Compares what the last switches would have waited for with prefetching and without.
 
-    Both arenas see the same switches whether pages are really loaded ahead or not, so that it is found out too when
-    loading ahead would pay again.
+    Both arenas see every switch, also while nothing is really prefetched, so that they tell when it would pay again.
 
     Attributes:
-        pays: whether to load ahead.
+        pays: whether to prefetch.
     """
 
-    def __init__(self, rehearsal: Callable[[], Rehearsal]) -> None:
-        """Loading ahead pays until it is found not to.
+    def __init__(self, arena: Callable[[], VirtualArena]) -> None:
+        """Prefetching pays until it is found not to.
 
         Args:
-            rehearsal: makes an empty arena.
+            arena: makes an empty arena.
         """
-        self._ahead, self._plain = rehearsal(), rehearsal()
+        self._prefetching, self._plain = arena(), arena()
         self._saved = self._waited = self._lately = 0.0
         self.pays = True
 
@@ -49,12 +48,12 @@ class PrefetchTrial:
             reuse: expected uses of each task after it, for eviction.
             storage: what reads have cost lately.
         """
-        if not self._ahead.has_room_for(task):
+        if not self._prefetching.has_room_for(task):
             return
-        self._ahead.storage = self._plain.storage = storage
-        self._ahead.dwell(dwell, uses_at)
-        ahead, plain = (arena.switch(task, reuse).seconds for arena in (self._ahead, self._plain))
-        self._saved = MEMORY * self._saved + plain - ahead
+        self._prefetching.storage = self._plain.storage = storage
+        self._prefetching.dwell(dwell, uses_at)
+        prefetching, plain = (arena.switch(task, reuse).seconds for arena in (self._prefetching, self._plain))
+        self._saved = MEMORY * self._saved + plain - prefetching
         self._waited = MEMORY * self._waited + plain
-        self._lately = ALERTNESS * self._lately + plain - ahead
+        self._lately = ALERTNESS * self._lately + plain - prefetching
         self.pays = self._lately >= 0 and self._saved >= (GO_ON if self.pays else START_AGAIN) * self._waited

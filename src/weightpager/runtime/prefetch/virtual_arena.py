@@ -1,4 +1,4 @@
-"""Switches and loads ahead in virtual time: policy as it is, storage by a model, nothing read."""
+"""Switches and prefetches in virtual time: plans as the engine makes them, storage by a model, nothing read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Wait:
     pages: int
 
 
-class Rehearsal:
+class VirtualArena:
     """An arena in virtual time.
 
     Attributes:
@@ -89,12 +89,12 @@ class Rehearsal:
         return self.blocks.needed_together([task, *self._held]) <= self.blocks.slots
 
     def dwell(self, seconds: float, uses_at: UsesAt) -> None:
-        """A task runs for so long; meanwhile pages are loaded ahead."""
+        """A task runs for so long; meanwhile pages are prefetched."""
         now = 0.0
         while now < seconds:
             uses = uses_at(now)
             plan = NOTHING if uses is None else self._plan(uses)
-            now = now + self._load_ahead(plan, seconds - now) if len(plan.load) else look_again(now)
+            now = now + self._prefetch(plan, seconds - now) if len(plan.load) else look_again(now)
 
     def switch(self, task: int, reuse: npt.NDArray[np.floating] | None) -> Wait:
         """The next task is asked for.
@@ -116,14 +116,14 @@ class Rehearsal:
 
     @property
     def counts(self) -> PrefetchCounts:
-        """What loading ahead has brought so far."""
+        """What prefetching has brought so far."""
         return self._ledger.counts
 
     def _plan(self, uses: npt.NDArray[np.float64]) -> PrefetchPlan:
         plan = plan_prefetch(self.blocks.occupancy(), self.blocks.worth(uses))
         return plan.first(max(1, BATCH_BYTES // self._page_bytes))
 
-    def _load_ahead(self, plan: PrefetchPlan, seconds: float) -> float:
+    def _prefetch(self, plan: PrefetchPlan, seconds: float) -> float:
         """How long the batch takes, at most ``seconds``; what had begun by then is in flight."""
         self._evict(plan.evict)
         self.blocks.reserve(plan.load)

@@ -52,7 +52,7 @@ class TrafficStatus(Answer):
 
 
 class PrefetchStatus(Answer):
-    """What loading ahead does: pages that it brought, and their fate."""
+    """What prefetching does: pages that it brought, and their fate."""
 
     active: bool
     loaded: int
@@ -89,7 +89,7 @@ class Status(Answer):
         process_bytes: of memory that the whole process holds, what the budget covers included; None where unknown.
         traffic: None of a server of an older version.
         pages: for each layer a digit per page, 1 where it is resident; None where there are too many.
-        prefetch: None if nothing is loaded ahead.
+        prefetch: None if nothing is prefetched.
         forecast: None before the first request.
         followed: how often each task was followed by each other, in the order of ``tasks``.
     """

@@ -170,13 +170,13 @@ def _pages(report: EngineReport) -> Iterator[Metric]:
 
 
 def _prefetch(report: PrefetchReport, page_bytes: int) -> Iterator[Metric]:
-    pages = CounterMetricFamily("weightpager_prefetch_pages", "Pages by what loading ahead did.", labels=["result"])
+    pages = CounterMetricFamily("weightpager_prefetch_pages", "Pages by what prefetching did.", labels=["result"])
     for result in ("loaded", "hits", "late", "misses", "wasted"):
         pages.add_metric([result], getattr(report.pages, result))
     yield pages
     wasted = report.pages.wasted * page_bytes
-    yield _counter("weightpager_prefetch_wasted_bytes", "Loaded ahead and gone before any task needed them.", wasted)
-    yield _gauge("weightpager_prefetch_active", "1 while loading ahead pays, 0 while it rests.", report.pays)
+    yield _counter("weightpager_prefetch_wasted_bytes", "Prefetched and gone before any task needed them.", wasted)
+    yield _gauge("weightpager_prefetch_active", "1 while prefetching pays, 0 while it rests.", report.pays)
     yield _gauge("weightpager_prediction_hit_ratio", "Switches to the task that seemed likeliest.", report.hit_rate)
     yield _gauge("weightpager_prediction_log_loss_bits", "Bits per switch that forecasts miss by.", report.log_loss)
 

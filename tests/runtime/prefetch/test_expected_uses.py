@@ -5,20 +5,19 @@ import pytest
 
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
-from weightpager.runtime.prefetch.expected_uses import Outlook
-from weightpager.runtime.prefetch.reuse import expected_uses
+from weightpager.runtime.prefetch.expected_uses import DISCOUNT, ExpectedUses, expected_reuse, expected_uses
 
 
-def after_rounds(load_seconds: float) -> Outlook:
+def after_rounds(load_seconds: float) -> ExpectedUses:
     """A round 0, 1, 2, 3 in which task 1 is left at once and all others stay for ten seconds."""
-    outlook = Outlook.blank(MarkovPredictor(4), 4, load_seconds)
+    expected = ExpectedUses.blank(MarkovPredictor(4), 4, load_seconds)
     now = 0.0
     for _ in range(30):
         for task in range(4):
-            outlook.observe(task, now)
+            expected.observe(task, now)
             now += 0.01 if task == 1 else 10.0
-    outlook.observe(0, now)
-    return outlook
+    expected.observe(0, now)
+    return expected
 
 
 def test_the_next_task_counts_most() -> None:
@@ -44,9 +43,9 @@ def test_where_loading_takes_long_the_further_future_counts_more() -> None:
 
 def test_the_next_task_counts_most_also_before_any_visit_has_ended() -> None:
     planner = CallablePredictor(lambda _: {"c": 1.0}, "abcd", MarkovPredictor(4))
-    outlook = Outlook.blank(planner, 4, 1.0)
-    outlook.observe(0, 0.0)
-    uses = outlook.uses(1.0)
+    expected = ExpectedUses.blank(planner, 4, 1.0)
+    expected.observe(0, 0.0)
+    uses = expected.uses(1.0)
     assert uses is not None
     assert uses[2] > 3 * max(uses[1], uses[3])
 
@@ -58,9 +57,9 @@ def test_forecasts_are_scored() -> None:
 
 
 def test_nothing_is_expected_of_a_single_task() -> None:
-    outlook = Outlook.blank(MarkovPredictor(1), 1, 1.0)
-    outlook.observe(0, 0.0)
-    assert outlook.uses(1.0) is None
+    expected = ExpectedUses.blank(MarkovPredictor(1), 1, 1.0)
+    expected.observe(0, 0.0)
+    assert expected.uses(1.0) is None
 
 
 def test_uses_sum_over_all_switches_ahead() -> None:
@@ -72,3 +71,28 @@ def test_uses_sum_over_all_switches_ahead() -> None:
     for _ in range(200):
         total, step = total + step, (step * discount) @ chances
     np.testing.assert_allclose(expected_uses(switches, following, discount), total)
+
+
+def test_a_round_expects_each_task_the_later_the_further_away() -> None:
+    switches = 1e9 * np.roll(np.eye(4), 1, axis=1)
+    found = expected_reuse(switches, 0)
+    lap = 1 / (1 - DISCOUNT**4)
+    assert found == pytest.approx(lap * DISCOUNT ** np.array([3.0, 0.0, 1.0, 2.0]), rel=1e-6)
+
+
+def test_it_is_the_sum_over_all_switches_ahead() -> None:
+    switches = np.random.default_rng(0).integers(0, 9, (5, 5))
+    counts = switches + (1 - np.eye(5)) / 4
+    chances = counts / counts.sum(1, keepdims=True)
+    ahead, weight, expected = np.eye(5)[2], 1.0, np.zeros(5)
+    for _ in range(60):
+        ahead = ahead @ chances
+        expected += weight * ahead
+        weight *= DISCOUNT
+    assert expected_reuse(switches, 2) == pytest.approx(expected)
+
+
+def test_tasks_of_which_nothing_is_known_are_all_alike() -> None:
+    found = expected_reuse(np.zeros((3, 3), np.int64), 1)
+    assert found[0] == pytest.approx(found[2])
+    assert expected_reuse(np.zeros((1, 1), np.int64), 0).tolist() == [0.0]

@@ -1,4 +1,4 @@
-"""Virtual time: waits by hand, loads ahead until the switch comes, and whether they pay."""
+"""Virtual time: waits by hand, prefetches until the switch comes, and whether they pay."""
 
 import numpy as np
 import pytest
@@ -6,16 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.runtime.prefetch.trial import PrefetchTrial
-from weightpager.runtime.prefetch.virtual_arena import BATCH_BYTES, Rehearsal
+from weightpager.runtime.prefetch.virtual_arena import BATCH_BYTES, VirtualArena
 from weightpager.store import StorageModel
 
 PAGE = 1 << 20  # as long as the longest read: one page a read
 STORAGE = StorageModel(bytes_per_second=PAGE, seconds_per_read=0.0)  # a page a second
 
 
-def arena(*needs: list[int], slots: int, held: tuple[int, ...] = ()) -> Rehearsal:
+def arena(*needs: list[int], slots: int, held: tuple[int, ...] = ()) -> VirtualArena:
     pages = 1 + max(max(need) for need in needs)
-    return Rehearsal([np.array(need, np.int64) for need in needs], pages, slots, PAGE, STORAGE, lambda _: 1, held)
+    return VirtualArena([np.array(need, np.int64) for need in needs], pages, slots, PAGE, STORAGE, lambda _: 1, held)
 
 
 def one(task: int, tasks: int) -> np.ndarray:
@@ -141,7 +141,7 @@ def test_loading_ahead_rests_while_it_costs_more_than_it_saves() -> None:
     assert trial.pays
     played(guess_right=True, trial=trial, switches=30)
     assert trial.pays
-    # Tasks 0 and 1 alternate: both would stay, if it weren't for what is loaded ahead in vain.
+    # Tasks 0 and 1 alternate: both would stay, if it weren't for what is prefetched in vain.
     for number in range(10):
         trial.switched(number % 2, 10.0, lambda _: one(2, 3), None, STORAGE)
     assert not trial.pays

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.prediction.predictor import Forecast
-from weightpager.runtime.prefetch.expected_uses import Outlook
-from weightpager.runtime.prefetch.reuse import DISCOUNT
+from weightpager.runtime.prefetch.expected_uses import DISCOUNT, ExpectedUses
 
 Floats = npt.NDArray[np.float64]
 
@@ -36,16 +35,16 @@ class Oracle:
         self.place = 0
 
     def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
-        """See `weightpager.simulate.simulator.Foreteller`."""
+        """See `weightpager.simulate.simulator.UsePredictor`."""
         assert self._trace[self.place] == task
         self.place += 1
 
     def uses(self, seconds: float) -> Floats:  # noqa: ARG002 - the protocol's
-        """See `weightpager.simulate.simulator.Foreteller`."""
+        """See `weightpager.simulate.simulator.UsePredictor`."""
         return self._from(self.place)
 
     def uses_after(self, task: int) -> Floats:  # noqa: ARG002 - the protocol's
-        """See `weightpager.simulate.simulator.Foreteller`."""
+        """See `weightpager.simulate.simulator.UsePredictor`."""
         return self._from(self.place + 1)
 
     def _from(self, place: int) -> Floats:
@@ -76,7 +75,7 @@ class Known:
 class Liar:
     """Says the reverse for a while: what won't be used is told to be used. About eviction it doesn't lie."""
 
-    def __init__(self, learner: Outlook, oracle: Oracle, lies: int) -> None:
+    def __init__(self, learner: ExpectedUses, oracle: Oracle, lies: int) -> None:
         """Know a trace, but don't tell.
 
         Args:
@@ -87,15 +86,15 @@ class Liar:
         self._learner, self._oracle, self._lies = learner, oracle, lies
 
     def observe(self, task: int, seconds: float) -> None:
-        """See `weightpager.simulate.simulator.Foreteller`."""
+        """See `weightpager.simulate.simulator.UsePredictor`."""
         self._learner.observe(task, seconds)
         self._oracle.observe(task, seconds)
 
     def uses(self, seconds: float) -> Floats:
-        """See `weightpager.simulate.simulator.Foreteller`."""
+        """See `weightpager.simulate.simulator.UsePredictor`."""
         truth = self._oracle.uses(seconds)
         return truth if self._oracle.place > self._lies else np.asarray(truth.max() - truth)
 
     def uses_after(self, task: int) -> Floats:
-        """See `weightpager.simulate.simulator.Foreteller`."""
+        """See `weightpager.simulate.simulator.UsePredictor`."""
         return self._learner.uses_after(task)

@@ -1,4 +1,4 @@
-"""What loading ahead and eviction go by, for a bundle that an engine has open."""
+"""What prefetch and eviction go by in an engine: the visits so far, and the bundle's transition matrix."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.prediction.planner import CallablePredictor, Planner
 from weightpager.runtime.prediction.predictor import TransitionPredictor, replay
 from weightpager.runtime.prediction.predictors import new_predictor
-from weightpager.runtime.prefetch.expected_uses import Outlook
-from weightpager.runtime.prefetch.prefetcher import Foresight
-from weightpager.runtime.prefetch.reuse import expected_reuse
+from weightpager.runtime.prefetch.expected_uses import ExpectedUses, expected_reuse
+from weightpager.runtime.prefetch.prefetcher import PrefetchPolicy
 from weightpager.runtime.prefetch.trial import PrefetchTrial
-from weightpager.runtime.prefetch.virtual_arena import Rehearsal
+from weightpager.runtime.prefetch.virtual_arena import VirtualArena
 from weightpager.store import StorageModel
 
 
-def foresight(opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None, held: Iterable[str]) -> Foresight:
+def prefetch_policy(
+    opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None, held: Iterable[str]
+) -> PrefetchPolicy:
     """By the visits so far and the bundle's transition matrix.
 
     Args:
@@ -39,10 +40,10 @@ def foresight(opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None,
     size = opened.residency.blocks.differential_pages * opened.bundle.page_bytes
     seconds = StorageModel().seconds(0, round(size))
     dwell = monitor.dwell_seconds()
-    outlook = Outlook(predictor, monitor.followed(names), [dwell.get(name, ()) for name in names], seconds)
+    expected = ExpectedUses(predictor, monitor.followed(names), [dwell.get(name, ()) for name in names], seconds)
     current = opened.tasks.get(monitor.current or "")
-    outlook.current = None if current is None else current.number
-    return Foresight(outlook, _trial(opened, held), size, now)
+    expected.current = None if current is None else current.number
+    return PrefetchPolicy(expected, _trial(opened, held), size, now)
 
 
 def reuse_after(number: int, opened: OpenBundle, monitor: TaskMonitor) -> npt.NDArray[np.float64]:
@@ -55,12 +56,12 @@ def reuse_after(number: int, opened: OpenBundle, monitor: TaskMonitor) -> npt.ND
 
 
 def _trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
-    """Of loading ahead, for the budget as it is now."""
+    """Of prefetching, for the budget as it is now."""
     blocks, numbers = opened.residency.blocks, [opened.tasks[name].number for name in held]
     needs = [blocks.needs(task) for task in range(blocks.tasks)]
     pages = 1 + max(int(need[-1]) for need in needs if len(need))
     return PrefetchTrial(
-        lambda: Rehearsal(
+        lambda: VirtualArena(
             needs, pages, blocks.slots, opened.bundle.page_bytes, StorageModel(), opened.reads.span, numbers
         )
     )
