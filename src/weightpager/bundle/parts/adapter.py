@@ -24,12 +24,6 @@ BASE = "base_model."
 
 MOST_RANK = 1024
 
-TASK_TYPES: dict[TaskKind, Literal["CAUSAL_LM"] | None] = {
-    "text-classification": None,
-    "token-classification": None,
-    "language-modeling": "CAUSAL_LM",
-    "image-classification": None,
-}
 """What PEFT is told of the kinds of tasks. With SEQ_CLS or TOKEN_CLS it wants the head among the adapter's tensors, but
 heads are private parameters here."""
 
@@ -98,7 +92,7 @@ def serialise(
         arrays[f"{_PEFT}{modules[name]}{_B}"] = np.ascontiguousarray(part.up)
     config = AdapterConfig(
         peft_type="LORA",
-        task_type=TASK_TYPES[kind],
+        task_type=_task_type(kind),
         base_model_name_or_path=None,
         r=rank,
         lora_alpha=float(rank),
@@ -169,10 +163,14 @@ def _read_config(bundle: Bundle, task: str, file: str) -> AdapterConfig:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "document"
         raise BundleFormatError(file, field, first["msg"], repr(first.get("input"))[:120]) from None
-    wanted = TASK_TYPES[bundle.task(task).kind]
+    wanted = _task_type(bundle.task(task).kind)
     if config.task_type != wanted:
         raise BundleFormatError(file, "task_type", wanted or "null", config.task_type or "null")
     return config
+
+
+def _task_type(kind: TaskKind) -> Literal["CAUSAL_LM"] | None:
+    return "CAUSAL_LM" if kind == "language-modeling" else None
 
 
 def _check_rank(file: str, rank: int, weight: WeightEntry) -> None:
