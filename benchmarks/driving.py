@@ -8,9 +8,7 @@ about ten minutes on one core.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,7 +87,8 @@ def bundles(cache: Path, progress: Any, *, quick: bool = False) -> tuple[Bundle,
         for path, alignment in paths.items():
             own = prepared.changed(alignment=alignment, compare="dense" if alignment else "none")
             with writing(path, force=True) as writer:
-                build(writer, own, replace(run, journal=journal.part(path.stem), clock=copy.deepcopy(run.clock)))
+                seconds, memory = dict(run.seconds), dict(run.peak_memory)
+                build(writer, own, Run(progress, journal.part(path.stem), seconds, memory))
         journal.remove()
     aligned, unaligned = map(Bundle.open, paths)
     return aligned, unaligned

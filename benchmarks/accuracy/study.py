@@ -199,7 +199,7 @@ class Study:
             report.mean_overlap,
             switch_bytes(bundle),
             footprint(bundle).tables,
-            sum(seconds for stage, seconds in run.clock.seconds.items() if stage != "measure sparse"),
+            sum(seconds for stage, seconds in run.seconds.items() if stage != "measure sparse"),
         )
 
     def scores(self, source: Source) -> dict[str, float]:

@@ -35,7 +35,7 @@ from weightpager.compiler.recovery.low_rank import write_adapters
 from weightpager.compiler.recovery.own_parameters import train_own
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.run import Clock, Run
+from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import alignment_problem
 from weightpager.compiler.selection.placement import place
 from weightpager.compiler.selection.prepared import Prepared
@@ -67,7 +67,7 @@ def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: Run) -
         manifest = added.write(writer)
     with run.stage("measure sparse"):
         bundle, scores = measure_written(writer.root, prepared.data, run.progress)
-    report = _report(bundle, added, prepared, scores, run.clock)
+    report = _report(bundle, added, prepared, scores, run)
     writer.add(REPORT, lambda file: file.write(report.dump()))
     writer.finish(manifest)
     return report
@@ -230,7 +230,7 @@ def _private(weights: TaskWeights, info: PagedWeightInfo) -> npt.NDArray[np.bool
 
 
 def _report(
-    bundle: Bundle, added: _Addition, prepared: Prepared, scores: Mapping[str, Score], clock: Clock
+    bundle: Bundle, added: _Addition, prepared: Prepared, scores: Mapping[str, Score], run: Run
 ) -> CompileReport:
     """Of all tasks; what it tells of the old ones is what the base's report said, if it has one."""
     base, names = added.base.bundle, [task.name for task in added.plan.tasks]
@@ -242,7 +242,7 @@ def _report(
         added_bytes=len(added.plan.packing.layers) * bundle.page_bytes,
         private_bytes=sum(bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name) for name in names),
     )
-    found = common_fields(bundle, prepared, scores, clock)
+    found = common_fields(bundle, prepared, scores, run)
     found |= {"controls": [], "frontier": [], "growth": growth, "duality_gap": 0.0, "alignment": None, "evenness": 0.0}
     if old is not None:
         found |= {

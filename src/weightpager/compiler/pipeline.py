@@ -180,7 +180,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Run)
         "compare": compared(task_file, prepared.data),
         "recover": task_file.recover.method,
     }
-    report = CompileReport(**(common_fields(bundle, prepared, scores, run.clock) | own))
+    report = CompileReport(**(common_fields(bundle, prepared, scores, run) | own))
     writer.add(REPORT, lambda file: file.write(report.dump()))
     writer.finish(bundle.manifest)
     return report

@@ -57,7 +57,8 @@ def prepare(
         CompileError: the model or the data can't be used, or training diverged.
     """
     run = run or Run()
-    return calibrated(trained(task_file, run, base, cache), run)
+    found = trained(task_file, run, base, cache)
+    return calibrated(found, run)
 
 
 def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache: Cache | None = None) -> Trained:

@@ -140,7 +140,7 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
         found = {str(label): label for _, label in images.listed(task.train, where, *task.columns)}
     else:
         _, column = task.columns
-        rows, nested = read_rows(task.train, where, column), FORMS[task.kind].labels == "each word"
+        rows, nested = read_rows(task.train, where, column), FORMS[task.kind].labels != "one"
         found = {str(label): label for row in labels_of(rows, column, where, nested) for label in row}
     if len(found) < 2:
         raise CompileError(f"{where}: expected at least two different labels, found {', '.join(found) or 'none'}")

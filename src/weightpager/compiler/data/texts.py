@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from weightpager.answers.evaluate import Batch
 from weightpager.answers.kinds.kind import IGNORED
@@ -115,16 +116,11 @@ def first_pieces(words: Sequence[str], tags: Sequence[int], spans: Sequence[tupl
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:
     """One batch, padded on the right to its longest example."""
-    length = max(len(example.tokens) for example in examples)
-    ids = torch.full((len(examples), length), pad)  # [B, L]
-    mask = torch.zeros_like(ids)
-    per_token = not isinstance(examples[0].label, int)
-    labels = torch.full(ids.shape if per_token else ids.shape[:1], IGNORED)
-    for row, example in enumerate(examples):
-        ids[row, : len(example.tokens)] = torch.tensor(example.tokens)
-        mask[row, : len(example.tokens)] = 1
-        if per_token:
-            labels[row, : len(example.tokens)] = torch.tensor(example.label)
-        else:
-            labels[row] = torch.tensor(example.label)
-    return Batch({"input_ids": ids, "attention_mask": mask}, labels)
+    tokens = [torch.tensor(example.tokens) for example in examples]
+    labels = [torch.tensor(example.label) for example in examples]
+    inputs = {
+        "input_ids": pad_sequence(tokens, batch_first=True, padding_value=pad),  # [B, L]
+        "attention_mask": pad_sequence([torch.ones_like(text) for text in tokens], batch_first=True),
+    }
+    several = labels[0].ndim > 0
+    return Batch(inputs, pad_sequence(labels, True, IGNORED) if several else torch.stack(labels))

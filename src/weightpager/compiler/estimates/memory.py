@@ -118,7 +118,7 @@ def activation_bytes(source: Source, task: str, batch: int) -> int:
     config, spec = source.models[task].config, source.task_file.tasks[task]
     length = _patches(source, config) if spec.takes_images else source.task_file.max_length_of(task)
     hidden, layers, heads = (_most(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
-    labels, per_token = len(source.classes(task)), FORMS[spec.kind].labels != "one"
+    labels, per_token = len(source.classes(task)), FORMS[spec.kind].labels in ("each word", "none")
     logits = (labels or int(getattr(config, "vocab_size", 0))) * _LOGIT_BYTES * (length if per_token else 1)
     neurons, low = _most(config, "intermediate_size") or _NEURONS * hidden, multiplies_in_bfloat16(training_device())
     scores = _SCORE_BYTES * heads * length if config._attn_implementation == "eager" else 0

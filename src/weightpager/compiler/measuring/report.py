@@ -15,7 +15,7 @@ from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.bundle.report.paged_share import paged_share
 from weightpager.compiler.measuring import intervals
-from weightpager.compiler.resume.run import Clock
+from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.prepared import Prepared
 
 
@@ -51,14 +51,14 @@ def task_score(bundle: Bundle, name: str, found: Score, dense: Score | None = No
     )
 
 
-def common_fields(bundle: Bundle, prepared: Prepared, scores: Mapping[str, Score], clock: Clock) -> dict[str, Any]:
+def common_fields(bundle: Bundle, prepared: Prepared, scores: Mapping[str, Score], run: Run) -> dict[str, Any]:
     """The fields of a `CompileReport` that are found in the same way for every bundle.
 
     Args:
         bundle: what was written.
         prepared: the tasks that were compiled.
         scores: of the bundle, by task.
-        clock: of all stages.
+        run: which has ended.
     """
     share = paged_share(bundle)
     return {
@@ -67,8 +67,8 @@ def common_fields(bundle: Bundle, prepared: Prepared, scores: Mapping[str, Score
         "page_bytes": bundle.page_bytes,
         "page_fill": page_fill(bundle),
         "over_read": over_read(bundle),
-        "seconds": clock.seconds,
-        "peak_memory": clock.peak_memory,
+        "seconds": run.seconds,
+        "peak_memory": run.peak_memory,
         "threads": torch.get_num_threads(),
         "tied": {name: list(others) for name, others in prepared.source.tied.items()},
         "evenness": prepared.evenness,

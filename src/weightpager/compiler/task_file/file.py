@@ -165,9 +165,7 @@ def with_wish(task_file: TaskFile, max_switch: str | None, accuracy_loss: float 
     stated = {key: value for key, value in given.items() if value is not None}
     if not stated:
         return task_file
-    # Of the other settings only those that the file states, so that a default isn't taken for a wish.
-    kept = {key: getattr(task_file, key) for key in task_file.model_fields_set - {"alignment", *given}}
-    return from_dict(kept | stated, name="command line")
+    return _restated(task_file, stated, {"alignment", *given})
 
 
 def with_comparison(task_file: TaskFile, compare: str | None) -> TaskFile:
@@ -176,10 +174,13 @@ def with_comparison(task_file: TaskFile, compare: str | None) -> TaskFile:
     Raises:
         ConfigError: there is no such comparison.
     """
-    if compare is None:
-        return task_file
-    kept = {key: getattr(task_file, key) for key in task_file.model_fields_set}
-    return from_dict(kept | {"compare": compare}, name="command line")
+    return task_file if compare is None else _restated(task_file, {"compare": compare}, {"compare"})
+
+
+def _restated(task_file: TaskFile, stated: Mapping[str, object], instead_of: set[str]) -> TaskFile:
+    # Of the other settings only those that the file states, so that a default isn't taken for a wish.
+    kept = {key: getattr(task_file, key) for key in task_file.model_fields_set - instead_of}
+    return from_dict({**kept, **stated}, name="command line")
 
 
 def from_dict(content: Mapping[str, Any], folder: str | Path = ".", name: str = "task file") -> TaskFile:
