@@ -106,7 +106,6 @@ def test_a_real_decoder(tmp_path: Path) -> None:
     content = {
         "model": str(samples.smollm2(cache)),
         "sparsity": 0.1,
-        "saliency": "second-moment",
         "calibration": {"items": 8, "max_length": 64, "batch": 4},
         "tasks": {
             name: {

@@ -34,10 +34,9 @@ from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.resume.shared import Shared
-from weightpager.compiler.selection.calibrate import Calibration, calibrate
 from weightpager.compiler.selection.floor_trial import choose_evenness
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
-from weightpager.compiler.selection.saliency import block_saliency
+from weightpager.compiler.selection.saliency import Calibration, block_saliency, calibrate
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.machine.memory import read_memory
 from weightpager.progress import Progress, Steps
@@ -113,7 +112,7 @@ def calibrated(found: Trained, run: Run) -> Prepared:
         permutations, saliency = NOTHING_MOVED, {}
         with run.stage("calibrate"):
             for name, calibration in _calibrations(found, run.progress):
-                saliency[name] = block_saliency(source, name, calibration)
+                saliency[name] = block_saliency(source, calibration)
     run.journal.write("calibrate", 0, _tensors(saliency, permutations))
     prepared = Prepared(source, found.data, found.dense, saliency, permutations)
     with run.stage("floors"):
@@ -178,13 +177,9 @@ def _dense_scores(source: Source, data: Mapping[str, TaskData], progress: Progre
 def _calibrations(found: Trained, progress: Progress) -> Iterator[tuple[str, Calibration]]:
     """One task's at a time: each takes as much memory as the paged weights."""
     source, spec = found.source, found.source.task_file.calibration
-
-    def measured(name: str, of_task: TaskData) -> dict[str, Tensor]:
-        return calibrate(source, name, of_task.calibration(spec.items, spec.batch)).values
-
     for number, (name, of_task) in enumerate(found.data.items(), 1):
-        values = found.shared.calibration(source, name, partial(measured, name, of_task))
-        yield name, Calibration(source.task_file.saliency, values)
+        measure = partial(calibrate, source, name, of_task.calibration(spec.items, spec.batch))
+        yield name, found.shared.calibration(source, name, measure)
         progress("calibrate", number, len(found.data))
     found.shared.calibrated()
 
@@ -201,7 +196,7 @@ def _reorder(found: Trained, run: Run) -> tuple[SaliencyOfTasks, Permutations]:
         saliency: SaliencyOfTasks = {}
         for name in data:  # each is given back as soon as it has been used
             moved = permuted_calibration(permutations, calibrations.pop(name))
-            saliency[name] = block_saliency(source, name, moved)
+            saliency[name] = block_saliency(source, moved)
     return saliency, permutations
 
 

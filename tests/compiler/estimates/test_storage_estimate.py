@@ -37,7 +37,7 @@ def validated(content: dict[str, Any]) -> dict[str, Any]:
         {"dtype": "float32", "recover": "closed-form"},
         {"dtype": "int8", "page": "auto", "recover": FINETUNE},
         {"recover": FINETUNE | {"private_blocks": 0.2, "private_steps": 2, "low_rank": 2}, "compare": True},
-        {"recover": FINETUNE | {"start": "closed-form"}, "saliency": "block-obs"},
+        {"recover": FINETUNE | {"start": "closed-form"}},
     ],
 )
 @pytest.mark.parametrize("cached", [False, True])

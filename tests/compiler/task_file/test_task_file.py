@@ -69,7 +69,7 @@ def test_defaults(write: Writer, folder: Path) -> None:
 
 def test_everything(write: Writer, folder: Path) -> None:
     changes = (
-        "block: 32x16\ndtype: float32\nsparsity: 0\nalignment: inf\nsaliency: second-moment\npage: 64KiB\n"
+        "block: 32x16\ndtype: float32\nsparsity: 0\nalignment: inf\nsaliency: gradient\npage: 64KiB\n"
         "transitions: day.jsonl\ncalibration: {items: 8, max_length: 32, batch: 4}\n"
         "training: {steps: 5, learning_rate: 1e-5, head_learning_rate: 0.01, batch: 2, seed: 3}"
     )
@@ -127,6 +127,7 @@ def test_merge_keys_work(write: Writer) -> None:
         ("alignment: -1", "alignment: expected at least 0, found -1"),
         ("alignment: .nan", "alignment: expected at least 0, found nan"),
         ("saliency: gradients", "did you mean 'gradient'?"),
+        ("saliency: block-obs", "saliency: expected gradient, found block-obs, which is no longer a choice; write"),
         ("page: 5000", "page: expected auto or a power of two from 4KiB to 256MiB, found 5000"),
         ("page: tiny", "page: expected auto or a size such as 64KiB, found 'tiny'"),
         ("page: true", "page: expected auto or"),

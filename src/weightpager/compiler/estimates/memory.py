@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from transformers import PretrainedConfig
 
-from weightpager.blocks import BlockGrid
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.compiler.data.splits import at_once
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import multiplies_in_bfloat16, training_device
 from weightpager.compiler.model.named_parameters import parameters
 from weightpager.compiler.reorder.dimensions import dimensions
-from weightpager.compiler.task_file.fields import Saliency
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.errors import CompileError
 
@@ -33,18 +29,11 @@ _SCORE_BYTES = 5
 _LOGIT_BYTES = 12
 """Logits in float32, their softmax and their gradient, per class or word."""
 
-_SUMS_BYTES: dict[Saliency, Callable[[BlockGrid], int]] = {
-    "gradient": lambda grid: 4 * grid.out_features * grid.in_features,
-    "second-moment": lambda grid: 8 * grid.in_features,
-    "block-obs": lambda grid: 4 * grid.in_features**2,
-}
-"""Bytes that `Calibration` holds for a weight."""
+_SUM_BYTES = 4
+"""Bytes that `Calibration` holds for an element."""
 
 _ELEMENT_BYTES = 12
 """Copies of one weight's elements, in float32, while saliency is made of them."""
-
-_INVERSE_BYTES = 32
-"""Copies of one weight's moments in float64, while ``block-obs`` saliency is made of them."""
 
 _ASSIGNED_BYTES = 12
 """Per unit and place of a dimension whose units are assigned: three matrices in float32."""
@@ -143,7 +132,7 @@ def _patches(source: Source, config: PretrainedConfig) -> int:
 
 def sums_bytes(source: Source) -> int:
     """Bytes that a task's calibration holds."""
-    return sum(_SUMS_BYTES[source.task_file.saliency](info.grid) for info in source.paged)
+    return sum(_SUM_BYTES * info.grid.out_features * info.grid.in_features for info in source.paged)
 
 
 def saliency_bytes(source: Source, *, moves: bool) -> int:
@@ -156,10 +145,8 @@ def saliency_bytes(source: Source, *, moves: bool) -> int:
         source: the dense model.
         moves: whether it will be reordered.
     """
-    kind, grids = source.task_file.saliency, [info.grid for info in source.paged]
     sums = sums_bytes(source)
-    inverse = _INVERSE_BYTES if kind == "block-obs" else 0
-    work = max((_ELEMENT_BYTES * grid.out_features + inverse * grid.in_features) * grid.in_features for grid in grids)
+    work = max(_ELEMENT_BYTES * info.grid.out_features * info.grid.in_features for info in source.paged)
     assigned = max((_ASSIGNED_BYTES * d.groups * d.units**2 for d in dimensions(source.models)), default=0)
     held = len(source.models) if moves else 1
     return held * sums + max(sums + work, assigned if moves else 0)
@@ -199,12 +186,10 @@ def check_saliency(source: Source, available: int | None, *, moves: bool) -> Non
     file = source.task_file
     needed = saliency_bytes(source, moves=moves)
     found = f"{file.saliency} of {len(file.tasks)} tasks at once" if moves else f"{file.saliency} of one task at a time"
-    ways = ["reorder: false"] * moves + ["saliency: second-moment"] * (file.saliency != "second-moment")
-    advice = "set " + " or ".join(ways) if ways else "take a smaller model"
+    advice = "set reorder: false" if moves else "take a smaller model"
     _check("saliency", f"{found}, which takes", needed, available, advice)
-    if file.saliency == "gradient":
-        needed += max(activation_bytes(source, name, _calibrated_at_once(file, name)) for name in file.tasks)
-        _check_batch(file, "calibration", file.calibration.batch, needed, available)
+    needed += max(activation_bytes(source, name, _calibrated_at_once(file, name)) for name in file.tasks)
+    _check_batch(file, "calibration", file.calibration.batch, needed, available)
 
 
 def _calibrated_at_once(file: TaskFile, name: str) -> int:

@@ -12,8 +12,6 @@ from weightpager.compiler.model.dense_model import Source
 _LEARNT = 3.0
 """A training step's work on a token, of which a third is the forward pass: the unit here."""
 
-_CALIBRATED = {"gradient": 3.0, "second-moment": 1.2, "block-obs": 2.0}
-
 _REFITTED = 10.0
 """The work of least squares on a token: two forward passes, the sums, and the solution."""
 
@@ -33,7 +31,7 @@ def _stages(source: Source, data: Mapping[str, TaskData], adds: bool) -> Iterato
     if learning:
         yield "train the dense model", file.training.steps * _batch(learning, file.training.batch) * _LEARNT
     yield from ((f"measure dense {name}", tokens) for name, tokens in held_out.items())
-    yield "calibrate", _CALIBRATED[file.saliency] * _calibrated(source, data)
+    yield "calibrate", _LEARNT * _calibrated(source, data)
     yield from _recovery(source, data, adds, "")
     if adds:
         yield from ((f"measure {name}", tokens) for name, tokens in held_out.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,8 +16,7 @@ from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.reorder.dimensions import Dimension, Indices, dimensions
 from weightpager.compiler.reorder.gathering import Elements, Floats, gather
 from weightpager.compiler.reorder.tensor_axes import RESIDUAL
-from weightpager.compiler.selection.calibrate import Calibration
-from weightpager.compiler.selection.saliency import element_saliency
+from weightpager.compiler.selection.saliency import Calibration
 from weightpager.errors import CompileError
 
 _log = logging.getLogger(__name__)
@@ -67,8 +65,7 @@ def choose(
     tasks, names = list(calibrations), {f"{info.name}.weight": info.name for info in source.paged}
 
     def read(tensor: str, task: int) -> Floats:
-        saliency = element_saliency(source, tasks[task], names[tensor], calibrations[tasks[task]])
-        return np.asarray(saliency.numpy(), np.float32)
+        return np.asarray(calibrations[tasks[task]][names[tensor]].sqrt().numpy(), np.float32)
 
     totals = [sum(float(read(tensor, task).sum(dtype=np.float64)) for tensor in names) for task in range(len(tasks))]
 
@@ -130,13 +127,7 @@ def permuted(tensor: Tensor, orders: Mapping[int, Indices]) -> Tensor:
 
 def permuted_calibration(permutations: Permutations, calibration: Calibration) -> Calibration:
     """What calibration would have measured on the permuted model."""
-    values = {}
-    for name, value in calibration.values.items():
-        orders = permutations.of("", f"{name}.weight")
-        if calibration.kind != "gradient":  # runs over inputs on every axis
-            orders = dict.fromkeys(range(value.ndim), orders[1]) if 1 in orders else {}
-        values[name] = permuted(value, orders)
-    return replace(calibration, values=values)
+    return {name: permuted(value, permutations.of("", f"{name}.weight")) for name, value in calibration.items()}
 
 
 def _keeps_answers(source: Source, permutations: Permutations, probes: Mapping[str, Batch]) -> bool:

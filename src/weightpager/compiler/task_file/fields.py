@@ -15,7 +15,6 @@ from weightpager.config import parse_size
 from weightpager.errors import ConfigError
 from weightpager.machine.paths import has_directory, has_file
 
-Saliency = Literal["gradient", "second-moment", "block-obs"]
 RecoverMethod = Literal["none", "closed-form", "finetune"]
 RecoverStart = Literal["dense", "closed-form"]
 Comparison = Literal["none", "dense", "all"]
@@ -93,6 +92,15 @@ def _strength(value: object) -> object:
     return float("inf") if value == "inf" else value
 
 
+def _saliency(value: object) -> object:
+    if value in ("second-moment", "block-obs"):
+        raise broken(
+            f"expected gradient, found {value}, which is no longer a choice; write 'saliency: gradient', or leave the "
+            "line out"
+        )
+    return value
+
+
 def _comparison(value: object) -> object:
     return ("all" if value else "none") if isinstance(value, bool) else value
 
@@ -122,6 +130,7 @@ Block = Annotated[BlockShape, BeforeValidator(_block), _text(r"^\d+x\d+$")]
 Page = Annotated[int | None, BeforeValidator(_page), _text(rf"^(auto|{_SIZE})$", "integer", "null")]
 Size = Annotated[int | None, BeforeValidator(_size), _text(rf"^{_SIZE}$", "integer", "null")]
 Strength = Annotated[float, BeforeValidator(_strength), Field(ge=0), _text("^inf$", "number", minimum=0)]
+Saliency = Annotated[Literal["gradient"], BeforeValidator(_saliency)]
 Column = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Length = Annotated[int, Field(ge=8, le=2**20)]
