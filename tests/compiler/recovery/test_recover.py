@@ -23,11 +23,11 @@ from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.masks import Masks, block_sums, drop
 from weightpager.compiler.model.task_weights import TaskWeights
-from weightpager.compiler.recovery.early_stopping import CHECKS, EarlyStopping, check_steps
+from weightpager.compiler.recovery.early_stopping import CHECKS, check_steps, validation_of
 from weightpager.compiler.recovery.finetune import Lesson, divergence, finetune, masked_logits
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.recover import recover
-from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup
+from weightpager.compiler.recovery.training_loop import ParameterGroup, Training
 from weightpager.compiler.resume.journal import Journal, kept_beside
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.task_file.file import from_dict
@@ -355,8 +355,13 @@ class Watched:
         self.value = torch.nn.Parameter(torch.zeros(1))
         batch = Batch({}, torch.zeros(1))
         self.turns = iter([("only", batch)] * 100)
-        self.descent = Descent([ParameterGroup({"value": self.value}, 0.05)], 100)
-        self.watch = EarlyStopping(lambda _task, _batch: (self.value - 0.5) ** 2, {"only": [batch]}, 100, patience)
+
+        def error(_task: str, _batch: Batch) -> torch.Tensor:
+            wanted = 1.0 if torch.is_grad_enabled() else 0.5
+            return (self.value - wanted).square().sum()
+
+        groups = [ParameterGroup({"value": self.value}, 0.05)]
+        self.training = Training(groups, self.turns, error, 100, {"only": [batch]}, patience)
         self.steps: list[int] = []
 
     def run(self, journal: Journal, stop_at: int | None = None) -> float:
@@ -365,9 +370,7 @@ class Watched:
             if done == stop_at:
                 raise KeyboardInterrupt
 
-        self.descent.run(
-            self.turns, lambda _task, _batch: (self.value - 1).square().sum(), journal, "one", progress, self.watch
-        )
+        self.training.run(journal, "one", progress)
         return self.value.item()
 
 
@@ -375,7 +378,8 @@ def test_training_ends_early_and_goes_back_to_its_best() -> None:
     training = Watched(patience=2)
     found = training.run(QUIET)
     assert 0.2 < found < 0.8  # the best of the checks, not the 1 that it was trained towards
-    assert training.watch.loss() == pytest.approx((found - 0.5) ** 2)
+    assert training.training.watch is not None
+    assert training.training.watch.loss() == pytest.approx((found - 0.5) ** 2)
     assert training.steps[-1] == 100  # told as finished
     assert len(training.steps) < 70
 
@@ -401,9 +405,8 @@ def test_the_last_steps_of_a_training_count(steps: int) -> None:
             looked.append(watched and not torch.is_grad_enabled())
             return (value - 10).square().sum()
 
-        watch = EarlyStopping(error, {"only": [batch]}, steps, patience=CHECKS) if watched else None
-        descent = Descent([ParameterGroup({"value": value}, 0.01)], steps)
-        descent.run(iter([("only", batch)] * steps), error, QUIET, "one", nothing, watch)
+        groups, turns = [ParameterGroup({"value": value}, 0.01)], iter([("only", batch)] * steps)
+        Training(groups, turns, error, steps, {"only": [batch]} if watched else None, CHECKS).run(QUIET, "one", nothing)
         return value.item()
 
     assert trained(watched=True) == trained(watched=False)
@@ -458,8 +461,9 @@ def test_validation_stops_a_real_training(tmp_path: Path) -> None:
     sparse = copied(dense)
     finetune(lesson, sparse, masks_of(dense), spec, QUIET, lambda done, _total: steps.append(done))
     assert 20 <= len(steps) < 200  # such a rate does harm before long
-    assert lesson.watch(lambda _task, _batch: torch.zeros(()), list(data), 10, 0) is None
-    assert Lesson(dense, data, 0.0).watch(lambda _task, _batch: torch.zeros(()), list(data), 10, 4) is None
+    assert validation_of(held_out, list(data), patience=4) is not None
+    assert validation_of(held_out, list(data), patience=0) is None
+    assert validation_of(data, list(data), patience=4) is None
 
 
 def test_entries_of_a_large_model_are_rarer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

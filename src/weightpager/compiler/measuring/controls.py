@@ -19,15 +19,16 @@ from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.report import Control
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.device import placed, training_device
 from weightpager.compiler.model.masks import module_name
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
-from weightpager.compiler.recovery.finetune import Lesson
+from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.low_rank import dense_part
 from weightpager.compiler.recovery.quantise import INT4, INT8, Quantisation
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.train import dense_error, groups
-from weightpager.compiler.recovery.training_loop import Descent, in_turn
+from weightpager.compiler.recovery.training_loop import Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import choose_blocks
@@ -118,11 +119,12 @@ def trained_on(dense: Source, data: Mapping[str, TaskData], journal: Journal, pr
     """
     spec, steps = dense.task_file.recover, dense.task_file.recovery_steps
     longer = replace(dense, models=copy.deepcopy(dense.models))
-    lesson, tasks = Lesson(longer, data, 0.0), list(longer.models)
-    error, turns = dense_error(longer, data), in_turn(data, tasks, spec.batch, spec.seed)
-    with lesson.placed(longer):
-        watch = lesson.watch(error, tasks, steps, spec.patience)
-        Descent(groups(longer, tasks, spec), steps).run(turns, error, journal, _STAGE, progress, watch)
+    tasks = list(longer.models)
+    turns, watched = in_turn(data, tasks, spec.batch, spec.seed), validation_of(data, tasks, spec.patience)
+    with placed(longer.models.values(), training_device()):
+        rates = groups(longer, tasks, spec)
+        training = Training(rates, turns, dense_error(longer, data), steps, watched, spec.patience)
+        training.run(journal, _STAGE, progress)
     return longer
 
 

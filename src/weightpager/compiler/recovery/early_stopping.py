@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from weightpager.answers.evaluate import Batch
+from weightpager.compiler.data.splits import TaskData
 
 CHECKS = 10
 """Of a training, and one before its first step; fewer where it has fewer steps."""
@@ -25,6 +27,19 @@ def check_steps(steps: int) -> frozenset[int]:
 
 Validation = Mapping[str, Sequence[Batch]]
 """Task → batches that it is checked on."""
+
+
+def validation_of(data: Mapping[str, TaskData], tasks: Sequence[str], patience: int) -> Validation | None:
+    """What a training of these tasks is checked on; None if one has no validation data, or the patience is 0."""
+    examples = {task: data[task].validation for task in tasks}
+    if patience == 0 or not all(examples.values()):
+        return None
+    drawn = {
+        task: random.Random(0).sample(of_task, min(ITEMS, len(of_task)))  # noqa: S311
+        for task, of_task in examples.items()
+        if of_task
+    }
+    return {task: data[task].batches(of_task, ITEMS // 2) for task, of_task in drawn.items()}
 
 
 class EarlyStopping:

@@ -6,11 +6,9 @@ that keep it. The dense model teaches: its answers are part of the loss.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,9 +22,9 @@ from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import autocast, placed, training_device
 from weightpager.compiler.model.masks import Masks, masked_logits
-from weightpager.compiler.recovery.early_stopping import ITEMS, EarlyStopping
+from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.train import groups
-from weightpager.compiler.recovery.training_loop import Descent, in_turn
+from weightpager.compiler.recovery.training_loop import Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.progress import Steps
@@ -63,25 +61,6 @@ class Lesson:
         """The teacher and what it teaches on the device to train on."""
         return placed([*self.teacher.models.values(), *sparse.models.values()], training_device())
 
-    def watch(
-        self, error: Callable[[str, Batch], Tensor], tasks: Sequence[str], steps: int, patience: int
-    ) -> EarlyStopping | None:
-        """Early stopping by these tasks' validation data; None if one has none, or the patience is 0."""
-        if not self.watches(tasks, patience):
-            return None
-        batches = {task: self._validation(task) for task in tasks}
-        return EarlyStopping(error, batches, steps, patience)
-
-    def watches(self, tasks: Sequence[str], patience: int) -> bool:
-        """Whether `watch` is early stopping."""
-        return patience > 0 and all(self.data[task].validation for task in tasks)
-
-    def _validation(self, task: str) -> list[Batch]:
-        data = self.data[task]
-        examples = data.validation or ()
-        drawn = random.Random(0).sample(examples, min(ITEMS, len(examples)))  # noqa: S311
-        return [batch.to(self.teacher.models[task].device) for batch in data.batches(drawn, ITEMS // 2)]
-
 
 def divergence(logits: Tensor, answers: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
     """Mean Kullback-Leibler divergence of a model from its teacher, over the positions whose label counts."""
@@ -103,19 +82,21 @@ def finetune(
     Raises:
         CompileError: the loss is no longer finite.
     """
+    with lesson.placed(sparse):
+        _training(lesson, sparse, masks, spec).run(journal, STAGE, progress)
+
+
+def resumes(lesson: Lesson, sparse: Source, masks: Masks, spec: RecoverSpec, journal: Journal) -> bool:
+    """Whether `finetune` goes on from the journal, whatever values it is given."""
+    return _training(lesson, sparse, masks, spec).resumes(journal, STAGE)
+
+
+def _training(lesson: Lesson, sparse: Source, masks: Masks, spec: RecoverSpec) -> Training:
     tasks = list(sparse.models)
 
     def error(task: str, batch: Batch) -> Tensor:
         return lesson.error(task, masked_logits(sparse, masks, task, batch), batch)
 
     turns = in_turn(lesson.data, tasks, spec.batch, spec.seed)
-    with lesson.placed(sparse):
-        watch = lesson.watch(error, tasks, spec.steps, spec.patience)
-        Descent(groups(sparse, tasks, spec), spec.steps).run(turns, error, journal, STAGE, progress, watch)
-
-
-def resumes(lesson: Lesson, sparse: Source, spec: RecoverSpec, journal: Journal) -> bool:
-    """Whether `finetune` goes on from the journal, whatever values it is given."""
-    tasks = list(sparse.models)
-    descent = Descent(groups(sparse, tasks, spec), spec.steps)
-    return journal.has(STAGE, partial(descent.fits, watched=lesson.watches(tasks, spec.patience)))
+    watched = validation_of(lesson.data, tasks, spec.patience)
+    return Training(groups(sparse, tasks, spec), turns, error, spec.steps, watched, spec.patience)

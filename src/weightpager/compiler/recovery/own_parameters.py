@@ -5,7 +5,7 @@ They are all that a task that is added to a bundle may change: they are loaded w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -19,18 +19,23 @@ from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.device import autocast
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.named_parameters import requiring_gradients
-from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup, in_turn
+from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import TrainingSpec
 from weightpager.engine.model.architecture import BASE
 from weightpager.progress import Steps
 
 
-def separate(model: PreTrainedModel) -> None:
+def is_own(name: str, tensor: Tensor) -> bool:
+    """Of the base's parameters, vectors and the pooler, which is as new to a task as its head."""
+    return tensor.ndim == 1 or "pooler" in name
+
+
+def separate(model: PreTrainedModel, is_own: Callable[[str, Tensor], bool] = is_own) -> None:
     """Give a task's module copies of the base's own parameters, which other modules must not see moving."""
     for name, module in model.base_model.named_modules():
         for key, parameter in module._parameters.items():
-            if parameter is not None and _is_own(f"{name}.{key}", parameter):
+            if parameter is not None and is_own(f"{name}.{key}", parameter):
                 module._parameters[key] = nn.Parameter(parameter.detach().clone())
 
 
@@ -70,24 +75,20 @@ def train_own(
             logits = functional_call(model, frozen.get(task, {}), kwargs=dict(batch.inputs)).logits
         return loss(logits, batch.labels, data[task].kind)
 
-    descent = Descent([ParameterGroup(own, settings.head_learning_rate)], settings.steps)
     turns = in_turn(data, tasks, settings.batch, settings.seed)
     with ExitStack() as stack:
         for task in tasks:
             stack.enter_context(requiring_gradients(source.models[task], list(own.values())))
-        descent.run(turns, error, journal, stage, progress)
-
-
-def _is_own(name: str, tensor: Tensor) -> bool:
-    """Of the base's parameters, vectors and the pooler, which is as new to a task as its head."""
-    return tensor.ndim == 1 or "pooler" in name
+        Training([ParameterGroup(own, settings.head_learning_rate)], turns, error, settings.steps).run(
+            journal, stage, progress
+        )
 
 
 def _own_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return {
         name: tensor
         for name, tensor in parameters(model).items()
-        if isinstance(tensor, nn.Parameter) and (not name.startswith(BASE) or _is_own(name, tensor))
+        if isinstance(tensor, nn.Parameter) and (not name.startswith(BASE) or is_own(name, tensor))
     }
 
 

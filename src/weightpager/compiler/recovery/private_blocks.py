@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import PreTrainedModel
 
 from weightpager.answers.evaluate import Batch
 from weightpager.bundle.parts.adapter import LowRank
@@ -23,9 +22,11 @@ from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, para
 from weightpager.compiler.model.device import autocast
 from weightpager.compiler.model.masks import Masks, block_sums, drop, masked_logits, module_name
 from weightpager.compiler.model.task_weights import PrivateBlocks
+from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import LowRankParameters
-from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup, in_turn
+from weightpager.compiler.recovery.own_parameters import separate
+from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.engine.model.architecture import BASE
@@ -137,31 +138,21 @@ def _train_task(
             logits = functional_call(model, weights, kwargs=dict(batch.inputs)).logits
         return lesson.error(task, logits, batch)
 
-    _own_vectors(model)
-    descent = Descent(
-        [
-            ParameterGroup(own, spec.learning_rate),
-            # Low-rank parts begin at nothing, as heads do.
-            ParameterGroup({**_own_parameters(sparse, task), **added.parameters()}, spec.head_learning_rate),
-        ],
-        spec.private_steps,
-    )
+    separate(model, lambda _name, parameter: parameter.ndim == 1)
+    groups = [
+        ParameterGroup(own, spec.learning_rate),
+        # Low-rank parts begin at nothing, as heads do.
+        ParameterGroup({**_own_parameters(sparse, task), **added.parameters()}, spec.head_learning_rate),
+    ]
     turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 1)
-    watch = lesson.watch(error, [task], spec.private_steps, spec.patience)
-    descent.run(turns, error, journal, f"private-{task}", progress, watch)
+    watched = validation_of(lesson.data, [task], spec.patience)
+    training = Training(groups, turns, error, spec.private_steps, watched, spec.patience)
+    training.run(journal, f"private-{task}", progress)
     with torch.no_grad():
         return {
             info.name: _kept(sparse, task, info, own[info.name], chosen[info.name], free[info.name])
             for info in sparse.paged
         }
-
-
-def _own_vectors(model: PreTrainedModel) -> None:
-    """Give a task's module its own copies of the base's biases and norms, which others must not see moving."""
-    for module in model.base_model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.ndim == 1:
-                module._parameters[name] = nn.Parameter(parameter.detach().clone())
 
 
 def _own_parameters(sparse: Source, task: str) -> dict[str, nn.Parameter]:

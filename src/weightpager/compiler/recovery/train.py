@@ -11,7 +11,7 @@ from weightpager.answers.evaluate import Batch, loss
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.device import autocast, placed, training_device
-from weightpager.compiler.recovery.training_loop import Descent, ParameterGroup, in_turn
+from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec, TrainingSpec
 from weightpager.engine.model.architecture import BASE
@@ -45,8 +45,8 @@ def train(
 
     turns = in_turn(data, tasks, settings.batch, settings.seed)
     with placed((source.models[task] for task in tasks), training_device()):
-        descent = Descent(groups(source, tasks, settings), settings.steps)
-        descent.run(turns, dense_error(source, data), journal or Journal.none(), "train", progress)
+        training = Training(groups(source, tasks, settings), turns, dense_error(source, data), settings.steps)
+        training.run(journal or Journal.none(), "train", progress)
     return tasks
 
 

@@ -1,4 +1,4 @@
-"""Gradient descent as all of the compiler's trainings do it: AdamW, a rate that rises and falls once, no dropout."""
+"""Gradient descent as all of the compiler's trainings do it, without dropout."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from weightpager.answers.evaluate import Batch
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.recovery.early_stopping import EarlyStopping
+from weightpager.compiler.recovery.early_stopping import EarlyStopping, Validation
 from weightpager.compiler.resume.journal import Journal
 from weightpager.errors import CompileError
 from weightpager.progress import Steps
@@ -38,107 +37,98 @@ class ParameterGroup:
     rate: float
 
 
-class Descent:
-    """An optimiser and its schedule over a fixed number of steps.
+class Training:
+    """What is learnt, from which batches, how far it has come, and the loop over its steps.
 
-    The rate rises over the first tenth of the steps and then falls to zero by a cosine.
+    The optimiser is AdamW. The rate rises over the first tenth of the steps and then falls to zero by a cosine.
 
     Attributes:
         done: steps made.
+        watch: may end the training earlier, and chooses among the values on the way; None leaves it alone.
     """
 
-    def __init__(self, groups: Sequence[ParameterGroup], steps: int) -> None:
+    def __init__(
+        self,
+        groups: Sequence[ParameterGroup],
+        turns: Iterator[tuple[str, Batch]],
+        error: Callable[[str, Batch], Tensor],
+        steps: int,
+        watched: Validation | None = None,
+        patience: int = 0,
+    ) -> None:
+        """State a training; nothing is done yet.
+
+        Args:
+            groups: what is trained.
+            turns: whose batch each step takes, from the first step on.
+            error: of a task on a batch.
+            steps: in all.
+            watched: for early stopping; None has none.
+            patience: of early stopping.
+        """
         self.done = 0
         self._whole = True
-        self._steps = steps
+        self._turns, self._error, self._steps = turns, error, steps
         self._groups = [group for group in groups if group.parameters]
+        self._named = {name: parameter for group in self._groups for name, parameter in group.parameters.items()}
+        self._device = next(iter(self._named.values())).device
         self._optimizer = torch.optim.AdamW(
             [{"params": list(group.parameters.values())} for group in self._groups], weight_decay=0.01, fused=True
         )
+        self.watch: EarlyStopping | None = None
+        if watched is not None:
+            placed = {task: [batch.to(self._device) for batch in batches] for task, batches in watched.items()}
+            self.watch = EarlyStopping(error, placed, steps, patience)
 
-    def run(
-        self,
-        turns: Iterator[tuple[str, Batch]],
-        error: Callable[[str, Batch], Tensor],
-        journal: Journal,
-        stage: str,
-        progress: Steps,
-        watch: EarlyStopping | None = None,
-    ) -> None:
-        """Make all steps, from where the journal's stage stands.
+    def run(self, journal: Journal, stage: str, progress: Steps) -> None:
+        """Make all steps, from where the journal's stage stands. Ctrl-C between two steps is noted, too.
 
         Args:
-            turns: whose batch each step takes, from the first step on.
-            error: of a task on a batch.
-            journal: told now and then, and at the end, where the descent stands.
+            journal: told now and then, and at the end, where the training stands.
             stage: its name there.
             progress: told (steps done, steps in all).
-            watch: may end it earlier, and chooses among the values on the way.
-
-        Ctrl-C between two steps is noted, too.
 
         Raises:
             CompileError: an error is not finite; the storage refused the journal.
         """
-        entry = journal.read(stage, partial(self.fits, watched=watch is not None))
+        entry = journal.read(stage, self._fits)
         if entry is not None:
-            self._resume(*entry, watch)
-        elif watch is not None:
-            watch.ends(0, dict(self._named()))
+            self._restore(*entry)
+        elif self.watch is not None:
+            self.watch.ends(0, self._named)
         try:
-            self._make_steps(turns, error, journal, stage, progress, watch)
+            self._make_steps(journal, stage, progress)
         except KeyboardInterrupt:
             if self._whole and 0 < self.done < self._steps:
                 with suppress(CompileError):
-                    self._note(journal, stage, watch)
+                    journal.write(stage, self.done, self._state())
             raise
         self._optimizer.zero_grad()
 
-    def _make_steps(
-        self,
-        turns: Iterator[tuple[str, Batch]],
-        error: Callable[[str, Batch], Tensor],
-        journal: Journal,
-        stage: str,
-        progress: Steps,
-        watch: EarlyStopping | None,
-    ) -> None:
+    def resumes(self, journal: Journal, stage: str) -> bool:
+        """Whether `run` goes on from the journal, whatever the parameters' values are."""
+        return journal.has(stage, self._fits)
+
+    def _make_steps(self, journal: Journal, stage: str, progress: Steps) -> None:
         for step in range(self._steps):
             if self.done == self._steps:
                 break
-            task, batch = next(turns)
+            task, batch = next(self._turns)
             if step < self.done:
                 continue
-            self.step(error(task, batch.to(self._device)), f"tasks.{task}, step {step + 1}")
-            if watch is not None and watch.ends(self.done, dict(self._named())):
-                self.done = self._steps
-            if watch is not None and self.done == self._steps:
-                watch.go_back(dict(self._named()))
+            self._step(self._error(task, batch.to(self._device)), f"tasks.{task}, step {step + 1}")
+            if self.watch is not None:
+                if self.watch.ends(self.done, self._named):
+                    self.done = self._steps
+                if self.done == self._steps:
+                    self.watch.go_back(self._named)
             self._whole = True
             if journal.due() or self.done == self._steps:
-                self._note(journal, stage, watch)
+                journal.write(stage, self.done, self._state())
             progress(self.done, self._steps)
 
-    def _note(self, journal: Journal, stage: str, watch: EarlyStopping | None) -> None:
-        """Of early stopping only what tells that it was there, once the best values are the parameters'."""
-        watched = {} if watch is None else watch.state(with_best=self.done < self._steps)
-        journal.write(stage, self.done, self.state() | watched)
-
-    def _resume(self, done: int, state: Mapping[str, Tensor], watch: EarlyStopping | None) -> None:
-        self.restore(state, done)
-        if watch is not None:
-            watch.restore(state)
-
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self._groups[0].parameters.values())).device
-
-    def step(self, error: Tensor, where: str) -> None:
-        """Go down the gradient of ``error``; ``where`` says in a message whose it is.
-
-        Raises:
-            CompileError: the error is not finite.
-        """
+    def _step(self, error: Tensor, where: str) -> None:
+        """Go down the gradient of ``error``; ``where`` says in a message whose it is."""
         if not math.isfinite(error.item()):
             raise CompileError(f"{where}: training diverged; lower the learning rate")
         self._optimizer.zero_grad()
@@ -150,38 +140,36 @@ class Descent:
         self._optimizer.step()
         self.done += 1
 
-    def state(self) -> dict[str, Tensor]:
-        """The parameters, and while there are steps left the optimiser's moments: what `restore` needs."""
-        state = {name: parameter.detach() for name, parameter in self._named()}
-        if self.done < self._steps:
-            for name, parameter in self._named():
-                state |= {f"{name}#{key}": value for key, value in self._optimizer.state[parameter].items()}
-        return state
+    def _state(self) -> dict[str, Tensor]:
+        """What `_restore` needs: the parameters, and while there are steps left the optimiser's moments.
 
-    def fits(self, state: Mapping[str, Tensor], *, watched: bool) -> bool:
-        """Whether `run` can go on from a journal's entry; ``watched`` says whether early stopping goes on, too."""
-        names = [name for name, _ in self._named()]
+        Of early stopping, once the best values are the parameters', only what tells that it was there.
+        """
+        state = {name: parameter.detach() for name, parameter in self._named.items()}
+        goes_on = self.done < self._steps
+        for name, parameter in self._named.items() if goes_on else ():
+            state |= {f"{name}#{key}": value for key, value in self._optimizer.state[parameter].items()}
+        return state if self.watch is None else state | self.watch.state(with_best=goes_on)
+
+    def _fits(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether `_restore` finds all that it needs."""
         # A parameter that no task uses has no moments.
-        moments = (sum(f"{name}#{key}" in state for key in _MOMENTS) for name in names)
-        whole = all(name in state for name in names) and all(count in (0, len(_MOMENTS)) for count in moments)
-        return whole and (not watched or EarlyStopping.fits(state, names))
+        moments = (sum(f"{name}#{key}" in state for key in _MOMENTS) for name in self._named)
+        whole = state.keys() >= self._named.keys() and all(count in (0, len(_MOMENTS)) for count in moments)
+        return whole and (self.watch is None or self.watch.fits(state, self._named))
 
-    def restore(self, state: Mapping[str, Tensor], done: int) -> None:
-        """Go on where another descent over parameters of the same names stood after ``done`` steps."""
+    def _restore(self, done: int, state: Mapping[str, Tensor]) -> None:
+        """Go on where another training of parameters of the same names stood after ``done`` steps."""
         self.done = done
         with torch.no_grad():
-            for name, parameter in self._named():
+            for name, parameter in self._named.items():
                 parameter.copy_(state[name])
-                moments = {
-                    key: state[f"{name}#{key}"].to(parameter.device, copy=True)
-                    for key in _MOMENTS
-                    if f"{name}#{key}" in state
-                }
+                keys = [key for key in _MOMENTS if f"{name}#{key}" in state]
+                moments = {key: state[f"{name}#{key}"].to(parameter.device, copy=True) for key in keys}
                 if moments:
                     self._optimizer.state[parameter] = moments
-
-    def _named(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, parameter) for group in self._groups for name, parameter in group.parameters.items()]
+        if self.watch is not None:
+            self.watch.restore(state)
 
 
 def rate_share(step: int, steps: int) -> float:
