@@ -56,23 +56,28 @@ def _root(
 
 
 for command in (
-    init_command,
-    compile_command,
-    cache_command,
-    tidy_commands,
-    ls_command,
-    inspect_commands,
-    plan_command,
-    simulate_command,
-    device_commands,
-    doctor_command,
-    demo_command,
-    serve_command,
-    ps_command,
-    top_command,
-    bench_command,
+    init_command.init,
+    init_command.schema,
+    compile_command.compile_,
+    cache_command.cache,
+    tidy_commands.repack,
+    tidy_commands.gc,
+    ls_command.ls,
+    inspect_commands.inspect,
+    inspect_commands.verify,
+    plan_command.plan,
+    simulate_command.simulate,
+    device_commands.run,
+    device_commands.eval_,
+    device_commands.export,
+    doctor_command.doctor,
+    demo_command.demo,
+    serve_command.serve,
+    ps_command.ps,
+    top_command.top,
+    bench_command.bench,
 ):
-    command.register(app)
+    app.command(command.__name__.rstrip("_"))(command)
 
 
 def main() -> None:
@@ -91,7 +96,7 @@ def run() -> None:
     try:
         app(prog_name="weightpager")
     except WeightpagerError as error:
-        output.errors.print(f"error: {error}", style="red", markup=False, highlight=False)
+        output.errors.print(f"error: {error}", style="red")
         sys.exit(USAGE if isinstance(error, ConfigError | UnknownTaskError) else FAILURE)
     except KeyboardInterrupt:
         # Typer turns Ctrl-C inside a command into this code itself; this is for the moments before and after.
@@ -105,7 +110,7 @@ def run() -> None:
             raise
         _forget_output()
         refused = f"error: cannot write {error.filename or 'the output'}: {error.strerror}"
-        output.errors.print(refused, style="red", markup=False, highlight=False)
+        output.errors.print(refused, style="red")
         sys.exit(FAILURE)
 
 

@@ -25,7 +25,7 @@ _WIDE = None if sys.stdout.isatty() else 160
 """A table that goes to a file or a pipe isn't cut at 80 columns."""
 
 console = Console(soft_wrap=True, width=_WIDE)
-errors = Console(stderr=True, soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
 def print_json(value: Any) -> None:
@@ -149,12 +149,12 @@ def explain(*words: str) -> None:
 
 def hint(text: str) -> None:
     """What is good to know beforehand; on standard error."""
-    errors.print(text, style="dim", markup=False, highlight=False)
+    errors.print(text, style="dim")
 
 
 def next_step(command: str) -> None:
     """What people usually do next; on standard error, so that it is no part of what a command prints."""
-    errors.print(f"next: {command}", style="dim", markup=False, highlight=False)
+    errors.print(f"next: {command}", style="dim")
 
 
 def fraction(value: float | None) -> str:

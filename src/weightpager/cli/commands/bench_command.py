@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 Size = Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory of a process, page cache included.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(bench)
-
-
 def bench(
     bundle: Annotated[
         Path | None,
@@ -93,7 +88,7 @@ def _plan(
     from weightpager.lab.contest.results.subject import Subject, usual_subject
 
     def say(line: str) -> None:
-        output.errors.print(line, markup=False, highlight=False)
+        output.errors.print(line)
 
     subject = (
         usual_subject(cache_dir(), say, quick=quick)

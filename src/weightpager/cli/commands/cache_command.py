@@ -12,11 +12,6 @@ from weightpager.cli.options import Json, extra
 from weightpager.config import format_duration
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(cache)
-
-
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
     json: Json = False,

@@ -16,11 +16,6 @@ from weightpager.cli.options import Force, Json, Quiet, extra
 from weightpager.cli.progress import progress
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("compile")(compile_)
-
-
 def compile_(
     tasks: Annotated[Path, typer.Argument(metavar="TASKS.yaml", help="Task file.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle directory to create.", show_default=False)],
@@ -73,7 +68,7 @@ def compile_(
             bundle = compile_bundle(task_file, out, base=base, force=force, cache=not no_cache, progress=stages)
     except KeyboardInterrupt as error:
         kept = str(error) or "interrupted; nothing has been done yet: begin again"
-        output.errors.print(kept, markup=False, highlight=False, soft_wrap=True)
+        output.errors.print(kept)
         raise
     report = read_report(bundle)
     if json:

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from weightpager.lab.demo.result import DemoResult
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(demo)
-
-
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Page to write.")] = Path("weightpager-demo.html"),
     json: Json = False,

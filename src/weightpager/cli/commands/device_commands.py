@@ -25,13 +25,6 @@ TaskName = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(run)
-    app.command("eval")(eval_)
-    app.command()(export)
-
-
 def run(
     bundle: BundlePath,
     task: TaskName,

@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 _UNKNOWN = "unknown"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(doctor)
-
-
 def doctor(
     path: Annotated[
         Path, typer.Option("--path", "-p", help="Directory on the storage where bundles will lie.")
@@ -101,7 +96,7 @@ def _print(found: Diagnosis) -> None:
     output.facts("self-test", [_self_test_row(test) for test in found.self_tests])
     for test in found.self_tests:
         for failure in test.failures:
-            output.errors.print(f"{test.kernel}: {failure}", style="red", markup=False, highlight=False)
+            output.errors.print(f"{test.kernel}: {failure}", style="red")
     for note in _notes(found):
         output.say(f"note: {note}")
 

@@ -23,12 +23,6 @@ _SAMPLES = [f"{task}.{split}.jsonl" for task in ("spam", "places") for split in 
 _FILES = [_TASKS, *_SAMPLES, _SCHEMA]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(init)
-    app.command()(schema)
-
-
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder to write into.")] = Path(),
     model: Annotated[

@@ -32,12 +32,6 @@ _MOST_NAMED = 20
 _MOST_PAIRS = 4
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(inspect)
-    app.command()(verify)
-
-
 def inspect(bundle: BundlePath, budget: Budget = None, storage: Storage = "1GB/s", json: Json = False) -> None:
     """Show what is in a bundle: tasks, sizes, page fill, overlap, bytes to load for every ordered pair.
 
@@ -123,9 +117,9 @@ def _print_repair(bundle: Path, done: Repair, advice: Sequence[str]) -> None:
 
 def _print_problems(problems: Sequence[str], advice: Sequence[str]) -> None:
     for problem in problems:
-        output.errors.print(problem, style="red", markup=False, highlight=False)
+        output.errors.print(problem, style="red")
     for line in advice if problems else ():
-        output.errors.print(line, style="dim", markup=False, highlight=False)
+        output.errors.print(line, style="dim")
 
 
 def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, bandwidth: float) -> dict[str, Any]:

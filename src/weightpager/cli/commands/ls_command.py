@@ -17,11 +17,6 @@ from weightpager.errors import BundleError, ConfigError
 from weightpager.machine.paths import has_directory
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(ls)
-
-
 def ls(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder to look into.")] = Path(),
     json: Json = False,
@@ -44,7 +39,7 @@ def ls(
     output.table(str(folder), ["bundle", "tasks", "on disk", "pages", "of"], [_cells(facts) for facts in found])
     damaged = [facts for facts in found if facts["problem"] is not None]
     for facts in damaged:
-        output.errors.print(f"{facts['bundle']}: {facts['problem']}", style="red", markup=False, highlight=False)
+        output.errors.print(f"{facts['bundle']}: {facts['problem']}", style="red")
     if damaged:
         output.next_step(f"weightpager verify {shlex.quote(damaged[0]['bundle'])}")
 

@@ -17,11 +17,6 @@ from weightpager.errors import ConfigError
 from weightpager.store import StorageModel, SwitchCost, switch_cost
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(plan)
-
-
 def plan(
     bundle: BundlePath,
     from_task: Annotated[

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from weightpager.trace_file import Visit
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(simulate)
-
-
 def simulate(
     bundle: BundlePath,
     trace: Annotated[

@@ -20,12 +20,6 @@ if TYPE_CHECKING:
     from weightpager.compiler.repack import PageSize, Repacked
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(repack)
-    app.command()(gc)
-
-
 def repack(
     bundle: BundlePath,
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle directory to create.", show_default=False)],

@@ -18,11 +18,6 @@ _SECONDS = 3.0
 """That a server may take to answer."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(ps)
-
-
 def ps(
     token_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File with the servers' token, if they ask for one.")
@@ -83,4 +78,4 @@ def _print(found: list[dict[str, Any]]) -> None:
     )
     for facts in found:
         if facts["problem"] is not None:
-            output.errors.print(facts["problem"], style="red", markup=False, highlight=False)
+            output.errors.print(facts["problem"], style="red")

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from weightpager.server.scheduling.service import Service
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(serve)
-
-
 def serve(
     bundle: BundlePath,
     budget: Budget = None,

@@ -26,11 +26,6 @@ _MOST_SHOWN = 80
 _PRINTABLE = re.compile(r"[!-~]+")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(top)
-
-
 def top(
     url: Annotated[str, typer.Argument(metavar="[URL]", help="Of the server.")] = "http://127.0.0.1:8000",
     interval: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Time between two looks.")] = 1.0,
