@@ -148,10 +148,15 @@ def read_timed_visits(path: Path | str, tasks: Sequence[str]) -> tuple[Visit, ..
     Raises:
         ConfigError: as of `read_visits`; there is no switch.
     """
-    visits = tuple(next(run) for _, run in groupby(read_visits(path, tasks, timed=True), lambda visit: visit.task))
+    visits = merged(read_visits(path, tasks, timed=True))
     if len(visits) < 2:
         raise ConfigError(f"{path}: expected at least one switch, found {len(visits)} visits")
     return visits
+
+
+def merged(visits: Iterable[Visit]) -> tuple[Visit, ...]:
+    """With one visit in place of several to the same task in a row."""
+    return tuple(next(run) for _, run in groupby(visits, lambda visit: visit.task))
 
 
 def write_trace(path: Path | str, visits: Iterable[Visit]) -> None:

@@ -15,9 +15,10 @@ import pytest
 from benchmarks.prediction.baselines import FirstOrderPredictor, FrequencyPredictor
 from weightpager.errors import ConfigError
 from weightpager.lab.traces import TRACES, Trace
+from weightpager.lab.traces.adversarial import FLIP, successors
 from weightpager.lab.traces.mail import read_mail
 from weightpager.lab.traces.trace import in_place_of
-from weightpager.lab.traces.unpredictable import FLIP, TASKS, successors
+from weightpager.lab.traces.uniform import TASKS
 from weightpager.runtime.prediction.markov import MarkovPredictor
 from weightpager.runtime.prediction.planner import CallablePredictor
 from weightpager.runtime.prediction.predictor import TransitionPredictor

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from weightpager.lab.traces.adversarial import adversarial
 from weightpager.lab.traces.assistant import assistant
 from weightpager.lab.traces.drive import drive
 from weightpager.lab.traces.mail import mail
 from weightpager.lab.traces.robot import robot
 from weightpager.lab.traces.trace import Trace
-from weightpager.lab.traces.unpredictable import adversarial, random
+from weightpager.lab.traces.uniform import random
 
 __all__ = ["TRACES", "Trace", "TraceMaker"]
 
@@ -19,9 +20,15 @@ class TraceMaker(Protocol):
     """Makes a trace: the same one from the same arguments."""
 
     def __call__(self, switches: int, dwell: float = 1.0, seed: int = 0) -> Trace:
-        """A trace with so many switches (a real log may have fewer) and this mean dwell time in seconds.
+        """A trace.
+
+        Args:
+            switches: visits less one; a real log may have fewer.
+            dwell: mean length of a visit in seconds.
+            seed: of the draws.
 
         Raises:
+            ConfigError: there is no switch, or no time between them.
             SampleUnavailable: a real log cannot be fetched.
         """
         ...
@@ -35,4 +42,4 @@ TRACES: Mapping[str, TraceMaker] = {
     "random": random,
     "adversarial": adversarial,
 }
-"""By name; all but ``mail`` are made up."""
+"""By name; all but `mail` are made up. A new one is a file of its own and a line here."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from weightpager.lab.traces.chain import Chain
-from weightpager.lab.traces.trace import Trace, check_size
+from weightpager.lab.traces.trace import Trace
 
 CHAIN = Chain(
     {
@@ -41,14 +39,5 @@ CHAIN = Chain(
 
 
 def assistant(switches: int, dwell: float = 1.0, seed: int = 0) -> Trace:
-    """Chains of tasks that begin with a wake word or a follow-up question; the intent is what is hard to foresee.
-
-    Args:
-        switches: visits less one.
-        dwell: mean length of a visit in seconds.
-        seed: of the draws.
-    """
-    check_size(switches, dwell)
-    random = np.random.default_rng(seed)
-    walk = CHAIN.walk(switches, random)
-    return Trace("assistant", CHAIN.tasks, CHAIN.visits(walk, dwell, random), CHAIN.entropy)
+    """Chains of tasks that begin with a wake word or a follow-up question; the intent is what is hard to foresee."""
+    return CHAIN.trace("assistant", switches, dwell, seed)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.lab.traces.trace import Trace, check_size
 from weightpager.trace_file import Visit
 from weightpager.transitions import Transitions
 
@@ -51,6 +52,12 @@ class Chain:
         matrix = self.states.matrix
         logs = np.log2(matrix, where=matrix > 0, out=np.zeros_like(matrix))
         return float(-(self.states.switch_rate() * logs).sum())
+
+    def trace(self, name: str, switches: int, dwell: float, seed: int) -> Trace:
+        """A walk's visits; arguments as of `TraceMaker`."""
+        check_size(switches, dwell)
+        draws = np.random.default_rng(seed)
+        return Trace(name, self.tasks, self.visits(self.walk(switches, draws), dwell, draws), self.entropy)
 
     def walk(self, switches: int, random: np.random.Generator) -> list[int]:
         """States of ``switches`` + 1 visits, from a stationary start."""

@@ -76,7 +76,7 @@ def _announced(walk: list[int], random: np.random.Generator) -> list[int]:
 def drive(switches: int, dwell: float = 1.0, seed: int = 0) -> Trace:
     """Sixteen kinds of road. Its planner announces the next one, and is right most of the time.
 
-    ``entropy`` is that of one who doesn't know the route. Arguments as of ``assistant``.
+    ``entropy`` is that of one who doesn't know the route.
     """
     check_size(switches, dwell)
     random = np.random.default_rng(seed)

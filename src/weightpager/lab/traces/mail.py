@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from email.message import Message
 from email.parser import BytesHeaderParser
 from email.utils import mktime_tz, parsedate_tz
@@ -14,7 +14,7 @@ from weightpager.lab.samples.download.archives import fetch
 from weightpager.lab.samples.download.members import members
 from weightpager.lab.samples.download.pins import SPAM_ASSASSIN
 from weightpager.lab.traces.trace import Trace, check_size
-from weightpager.trace_file import Visit
+from weightpager.trace_file import Visit, merged
 
 SIZE = 16
 PERSONAL, SPAM, OTHER = "personal", "spam", "other-lists"
@@ -24,8 +24,8 @@ _FROM, _TO = 1_025_481_600, 1_041_379_200  # July to December 2002; what lies ou
 def mail(switches: int, dwell: float = 1.0, seed: int = 0) -> Trace:  # noqa: ARG001 - a log has no seed
     """One task per mailing list, one for personal mail, one for spam: what an assistant that handles each would run.
 
-    From the archive ``samples.pins.SPAM_ASSASSIN``, of which only the short names of lists and the times are used.
-    Arguments as of ``assistant``; there are about 1,800 switches.
+    Of the archive `SPAM_ASSASSIN` only the short names of lists and the times are used. There
+    are about 1,800 switches.
 
     Raises:
         SampleUnavailable: the archive can't be had.
@@ -42,16 +42,11 @@ def read_mail(archive: Path, switches: int, dwell: float) -> Trace:
     """
     arrivals = sorted(_arrivals(archive))
     common = [name for name, _ in Counter(name for _, name in arrivals).most_common(SIZE - 1)]
-    visits: list[Visit] = []
-    for moment, name in arrivals:
-        task = name if name in common else OTHER
-        if not visits or visits[-1].task != task:
-            visits.append(Visit(task, moment))
-    del visits[switches + 1 :]
-    return Trace("mail", (*common, OTHER), tuple(_scaled(visits, dwell)), None)
+    visits = merged(Visit(name if name in common else OTHER, moment) for moment, name in arrivals)
+    return Trace("mail", (*common, OTHER), tuple(_scaled(visits[: switches + 1], dwell)), None)
 
 
-def _scaled(visits: list[Visit], dwell: float) -> Iterator[Visit]:
+def _scaled(visits: Sequence[Visit], dwell: float) -> Iterator[Visit]:
     """The visits from time 0 on, with this mean dwell time."""
     length = visits[-1].start - visits[0].start if visits else 0.0
     scale = dwell * (len(visits) - 1) / length if length else 0.0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from weightpager.lab.traces.chain import Chain
-from weightpager.lab.traces.trace import Trace, check_size
+from weightpager.lab.traces.trace import Trace
 
 CYCLE = (
     "localise",
@@ -43,9 +41,6 @@ CHAIN = Chain(_rows(), {"navigate": 3.0, "carry": 2.0, "person": 2.0})
 def robot(switches: int, dwell: float = 1.0, seed: int = 0) -> Trace:
     """Twelve steps over and over; four exceptions come in between, after which the cycle goes on where it was.
 
-    Where it was follows from the latest two tasks, not from the latest one. Arguments as of ``assistant``.
+    Where it was follows from the latest two tasks, not from the latest one.
     """
-    check_size(switches, dwell)
-    random = np.random.default_rng(seed)
-    walk = CHAIN.walk(switches, random)
-    return Trace("robot", CHAIN.tasks, CHAIN.visits(walk, dwell, random), CHAIN.entropy)
+    return CHAIN.trace("robot", switches, dwell, seed)

@@ -12,7 +12,7 @@ import numpy as np
 
 from weightpager.errors import ConfigError
 from weightpager.runtime.prediction.planner import Planner
-from weightpager.trace_file import Visit
+from weightpager.trace_file import Visit, merged
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,4 @@ def in_place_of(
 
 def renamed(visits: Iterable[Visit], names: Mapping[str, str]) -> tuple[Visit, ...]:
     """The same visits under other names; neighbours that get the same one become one visit."""
-    found: list[Visit] = []
-    for visit in visits:
-        if not found or found[-1].task != names[visit.task]:
-            found.append(Visit(names[visit.task], visit.start))
-    return tuple(found)
+    return merged(Visit(names[visit.task], visit.start) for visit in visits)

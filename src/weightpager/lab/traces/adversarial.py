@@ -1,4 +1,4 @@
-"""Traces that cannot be learned, and one that punishes learning."""
+"""A trace that punishes learning."""
 
 from __future__ import annotations
 
@@ -7,22 +7,13 @@ from collections import Counter
 
 import numpy as np
 
-from weightpager.lab.traces.chain import Chain
 from weightpager.lab.traces.trace import Trace, check_size
+from weightpager.lab.traces.uniform import TASKS
 from weightpager.trace_file import Visit
 
-TASKS = tuple(f"task_{number:02}" for number in range(16))
 SUCCESSORS = 4
 FLIP = 100
 """Switches between day and night."""
-
-
-def random(switches: int, dwell: float = 1.0, seed: int = 0) -> Trace:
-    """Every other task is as likely as the next, always. Arguments as of ``assistant``."""
-    check_size(switches, dwell)
-    draws = np.random.default_rng(seed)
-    chain = Chain({task: {other: 1.0 for other in TASKS if other != task} for task in TASKS})
-    return Trace("random", TASKS, chain.visits(chain.walk(switches, draws), dwell, draws), chain.entropy)
 
 
 def adversarial(switches: int, dwell: float = 1.0, seed: int = 0) -> Trace:
@@ -30,7 +21,7 @@ def adversarial(switches: int, dwell: float = 1.0, seed: int = 0) -> Trace:
 
     Of the four it draws one that isn't the commonest yet (of equals, the first). So the successor that counts make the
     likeliest is always wrong, and what was learnt by day is useless by night. ``entropy`` is that of one who knows all
-    this: ``log2 3``. Arguments as of ``assistant``.
+    this: ``log2 3``.
     """
     check_size(switches, dwell)
     draws = np.random.default_rng(seed)
