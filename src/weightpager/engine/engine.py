@@ -75,7 +75,7 @@ class Engine:
         self._residency, self._memory = self._open.residency, self._open.memory
         self._process = os.getpid()
         weakref.finalize(self, _in_process, self._process, self._residency.close)
-        self.monitor = TaskMonitor(log=None if config.history is None else HistoryFile(config.history))
+        self.monitor = TaskMonitor(file=None if config.history is None else HistoryFile(config.history))
         weakref.finalize(self, _in_process, self._process, self.monitor.close)
         self._activating = threading.RLock()  # `activate` and `deactivate`, one after the other
         self._changing = threading.Lock()  # budget or bundle

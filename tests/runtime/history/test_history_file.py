@@ -31,7 +31,7 @@ class Run:
     def __init__(self, path: Path, clock: float = 0.0) -> None:
         self.now = clock
         self.log = HistoryFile(path, delay=0.01)
-        self.monitor = TaskMonitor(clock=lambda: self.now, log=self.log)
+        self.monitor = TaskMonitor(clock=lambda: self.now, file=self.log)
 
     def visit(self, tasks: str, seconds: float = 1.0) -> None:
         for task in tasks:
@@ -318,12 +318,23 @@ def test_full_storage_costs_history_and_one_warning(caplog: pytest.LogCaptureFix
     assert read_trace(tmp_path / "history") == [None, "kept"]  # no empty line, which a trace hasn't
 
 
+def test_a_disk_that_cannot_be_waited_for_is_no_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = HistoryFile(tmp_path / "history", delay=60)
+    with monkeypatch.context() as patch:
+        patch.setattr(AppendedFile, "sync", lambda _: (_ for _ in ()).throw(OSError("busy")))
+        log.add("a", 1.0, switch=False)
+        log.flush(sync=True)
+    log.add("b", 2.0, switch=True)
+    log.close()
+    assert read_trace(tmp_path / "history") == [None, "a", "b"]
+
+
 WRITER = """
 import sys
 import time
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.history.history_file import HistoryFile
-monitor = TaskMonitor(log=HistoryFile(sys.argv[1], limit=20_000, delay=0.0))
+monitor = TaskMonitor(file=HistoryFile(sys.argv[1], limit=20_000, delay=0.0))
 print("ready", flush=True)
 number = monitor.switches
 while True:

@@ -6,6 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from weightpager.bundle.files.new_directory import sync
 from weightpager.bundle.files.regular_file import open_regular
 from weightpager.errors import ConfigError
 
@@ -26,7 +27,7 @@ class AppendedFile:
         self.path = path
         self._lock = _lock(path)
         try:
-            self._file = _open(path, os.O_CREAT)
+            self._file = _open(path)
         except ConfigError:
             os.close(self._lock)
             raise
@@ -37,7 +38,7 @@ class AppendedFile:
         return os.fstat(self._file).st_size
 
     def tail(self, most: int) -> bytes:
-        """At most so many bytes from its end.
+        """The last bytes, so many at most.
 
         Raises:
             OSError: it can't be read.
@@ -47,7 +48,7 @@ class AppendedFile:
             return file.read(most)
 
     def append(self, content: bytes) -> None:
-        """Write at the end.
+        """Write to the end of the file.
 
         Raises:
             OSError: nothing, or only a part, could be written.
@@ -57,15 +58,15 @@ class AppendedFile:
             raise OSError(f"only {written} of {len(content)} bytes were written")
 
     def sync(self) -> None:
-        """Wait until the disk has it.
+        """Wait until the disk has the content.
 
         Raises:
-            OSError: it may not have it.
+            OSError: the disk may not have it.
         """
         os.fdatasync(self._file)
 
     def replace(self, content: bytes) -> None:
-        """Have a new file with this content in its place, on disk: nobody ever sees a part of it.
+        """Put a new file with this content in the old one's place, on the disk. Nobody ever sees a part of it.
 
         Raises:
             OSError: the old file is still in its place.
@@ -83,7 +84,7 @@ class AppendedFile:
             raise
         os.close(self._file)
         self._file = fresh
-        _sync_directory(self.path.parent)
+        sync(self.path.parent)
 
     def close(self) -> None:
         """Let others use it. To be called once."""
@@ -92,9 +93,9 @@ class AppendedFile:
         os.close(self._lock)
 
 
-def _open(path: Path, flags: int) -> int:
+def _open(path: Path) -> int:
     # Without O_NONBLOCK opening a FIFO would wait for a reader.
-    flags |= os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         return os.open(path, flags, 0o600)
     except OSError as error:
@@ -102,7 +103,7 @@ def _open(path: Path, flags: int) -> int:
 
 
 def _lock(path: Path) -> int:
-    descriptor = _open(path.with_name(path.name + ".lock"), os.O_CREAT)
+    descriptor = _open(path.with_name(path.name + ".lock"))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -120,11 +121,3 @@ def _lock(path: Path) -> int:
 def _unusable(path: Path, error: OSError) -> ConfigError:
     why = error.strerror or error
     return ConfigError(f"{path}: expected a file that can be written, in a directory that exists, got: {why}")
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -38,6 +38,13 @@ class History:
         """Whether the file was something else: what isn't ours must not be written to."""
         return bool(self.foreign) and not self.visits and not self.requests
 
+    def lose(self, line: bytes) -> bool:
+        """Count a line that can't be read; whether there was one: after a power cut a file may end in zeros."""
+        if rest := line.strip(b" \0"):
+            self.lost += 1
+            self.foreign += not any(rest.startswith(ours[: len(rest)]) for ours in _BEGINNINGS)
+        return bool(rest)
+
 
 def parse_history(content: bytes) -> History:
     """What can be read of a file; a damaged line is a gap. Never raises."""
@@ -46,23 +53,19 @@ def parse_history(content: bytes) -> History:
     for line in content.splitlines():
         try:
             row = earlier.parse(line) if b"\t" in line else parse(line)
-            if isinstance(row, Visit) and math.isnan(row.start):
-                history.foreign += 1
-                raise ValueError("expected a time")
         except ValueError:
-            if rest := line.strip(b" \0"):  # after a power cut a file may end in zeros
-                history.lost += 1
-                history.foreign += not any(rest.startswith(ours[: len(rest)]) for ours in _BEGINNINGS)
-                gap = True
+            gap = history.lose(line) or gap
             continue
         if isinstance(row, Counts):
             history.requests += row.requests
             history.switches += row.switches
-            continue
-        resumed, latest = row.resumed or gap, history.visits[-1].start if history.visits else -math.inf
-        shift = max(0.0 if resumed else shift, latest - row.start)
-        history.visits.append(Visit(row.task, row.start + shift, resumed))
-        gap = False
+        elif math.isnan(row.start):  # somebody's trace, in which only the order matters
+            history.foreign += 1
+        else:
+            resumed, latest = row.resumed or gap, history.visits[-1].start if history.visits else -math.inf
+            shift = max(0.0 if resumed else shift, latest - row.start)
+            history.visits.append(Visit(row.task, row.start + shift, resumed))
+            gap = False
     history.earlier = earlier.found
     return history
 

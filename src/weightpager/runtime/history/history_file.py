@@ -77,7 +77,7 @@ class HistoryFile:
         self._thread.start()
 
     def restore(self) -> History:
-        """What earlier runs have left; empty when asked again, since it isn't kept in memory."""
+        """What earlier runs have left. It isn't kept in memory: asked again, it is empty."""
         history, self._history = self._history, History()
         return history
 
@@ -87,9 +87,12 @@ class HistoryFile:
             self._requests[task] += 1
 
     def add(self, task: str, seconds: float, *, switch: bool) -> None:
-        """The task became the current one, at this time since 1970; whether that was a switch from another.
+        """The task became the current one.
 
-        Times in the file never decrease.
+        Args:
+            task: its name.
+            seconds: when, since 1970. Times in the file never decrease.
+            switch: whether another task was the current one before, in this run.
         """
         with self._changed:
             self._switches += switch
@@ -100,20 +103,21 @@ class HistoryFile:
                 self._changed.notify()
 
     def flush(self, *, sync: bool = False) -> None:
-        """Write what is pending; with ``sync`` wait until the disk has it."""
+        """Write what is pending; with ``sync`` wait for the disk."""
         with self._writing:
             if self._closed:
                 return
             lines = self._take()
             try:
                 self._append(lines)
+                lines = b""
                 self._settle(sync)
             except OSError as error:
-                self._gap = True
+                self._gap |= bool(lines)
                 self._fail(error)
 
     def close(self) -> None:
-        """Write all, wait for the disk, let others use the file. Harmless when closed; a disk that hangs is left."""
+        """Write everything and give the file free. Does nothing when closed, and doesn't wait for a disk that hangs."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -136,7 +140,7 @@ class HistoryFile:
             self._file.close()
 
     def _take(self) -> bytes:
-        """The lines of what is pending, which no longer is."""
+        """The lines of what was pending until now."""
         with self._changed:
             visits, self._pending = self._pending, deque(maxlen=_PENDING)
             requests, self._requests = self._requests, Counter()

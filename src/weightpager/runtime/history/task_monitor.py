@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.runtime.history.history import History
 from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.trace_file import Visit
 
@@ -19,37 +20,37 @@ from weightpager.trace_file import Visit
 class TaskMonitor:
     """A bounded history of visits, and counts that never forget. Safe to use from several threads.
 
-    With a log it starts with the history of earlier runs, and keeps its own there. Times of earlier runs are on the
-    same clock, as far back as they were by the wall clock; how long the program was down counts as no visit.
+    With a file it starts with the history of earlier runs, and keeps its own there. Times of earlier runs are on the
+    same clock, as far back as they were by the wall clock. The time between two runs belongs to no visit.
 
     Args:
         limit: visits kept.
         clock: seconds, never going backwards.
-        log: keeps the history across restarts; None keeps it in memory only. ``close`` closes it.
+        file: keeps the history across restarts; None keeps it in memory only. ``close`` closes it.
     """
 
     def __init__(
-        self, limit: int = 10_000, clock: Callable[[], float] = time.monotonic, log: HistoryFile | None = None
+        self, limit: int = 10_000, clock: Callable[[], float] = time.monotonic, file: HistoryFile | None = None
     ) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._visits: deque[Visit] = deque(maxlen=limit)
         self._followed: Counter[tuple[str, str]] = Counter()
         self._current: str | None = None
-        self._log = log
+        self._file = file
         self._wall = time.time() - clock()  # seconds since 1970 when the clock was 0
         self.requests: dict[str, int] = {}
         self.switches = 0
-        if log is not None:
-            self._restore(log)
+        if file is not None:
+            self._restore(file.restore())
 
     def record(self, task: str) -> str | None:
-        """A task was asked for; a switch if it isn't the one that was asked for last, which is returned."""
+        """A task was asked for. Returns the one that was asked for last; if that is another, this is a switch."""
         with self._lock:
             before = self._current
             self.requests[task] = self.requests.get(task, 0) + 1
-            if self._log is not None:
-                self._log.request(task)
+            if self._file is not None:
+                self._file.request(task)
             if before != task:
                 self._begin(task, before)
             return before
@@ -86,9 +87,9 @@ class TaskMonitor:
         return [visit.row() for visit in self.visits()]
 
     def close(self) -> None:
-        """Put everything into the log's file, if there is one."""
-        if self._log is not None:
-            self._log.close()
+        """Write everything to the file, if there is one."""
+        if self._file is not None:
+            self._file.close()
 
     def _begin(self, task: str, before: str | None) -> None:
         start = self._clock()
@@ -97,11 +98,10 @@ class TaskMonitor:
         if before is not None:
             self.switches += 1
             self._followed[before, task] += 1
-        if self._log is not None:
-            self._log.add(task, start + self._wall, switch=before is not None)
+        if self._file is not None:
+            self._file.add(task, start + self._wall, switch=before is not None)
 
-    def _restore(self, log: HistoryFile) -> None:
-        history = log.restore()
+    def _restore(self, history: History) -> None:
         visits = history.visits
         # The wall clock may have been set back meanwhile; the past stays past.
         self._wall = max([self._wall, *(visit.start - self._clock() for visit in visits[-1:])])
