@@ -31,7 +31,8 @@ from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal, kept_beside
 from weightpager.compiler.resume.run import Run
-from weightpager.compiler.selection.block_choice import choose_alignment, choose_blocks, transitions_of
+from weightpager.compiler.selection.alignment_target import choose_alignment
+from weightpager.compiler.selection.block_choice import choose_blocks, transitions_of
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.page_dtype import block_bytes

@@ -14,7 +14,7 @@ import tiny_models as tiny
 from weightpager.answers.evaluate import Score, evaluate
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.model import dense_model
+from weightpager.compiler.model import dense_model, masks
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.recovery import train
 from weightpager.errors import CompileError
@@ -22,7 +22,7 @@ from weightpager.errors import CompileError
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "autocast", nullcontext)
+    monkeypatch.setattr(masks, "autocast", nullcontext)
 
 
 def load(content: dict[str, Any], folder: Path) -> tuple[Source, dict[str, TaskData]]:

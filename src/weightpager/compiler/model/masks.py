@@ -56,9 +56,9 @@ class Masks:
         }
 
 
-def masked_logits(sparse: Source, masks: Masks, task: str, batch: Batch) -> Tensor:
-    """A task's logits under its masks; gradients reach the module's own parameters."""
-    weights = masks.parameters(sparse, task, sparse.paged)
+def masked_logits(sparse: Source, masks: Masks | None, task: str, batch: Batch) -> Tensor:
+    """A task's logits, under its masks if there are any; gradients reach the module's own parameters."""
+    weights = {} if masks is None else masks.parameters(sparse, task, sparse.paged)
     with autocast(sparse.models[task].device):
         found = functional_call(sparse.models[task], weights, kwargs=dict(batch.inputs))
     return cast(Tensor, found.logits)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from weightpager.answers.evaluate import Batch, loss
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
-from weightpager.compiler.model.device import autocast, placed, training_device
+from weightpager.compiler.model.device import placed, training_device
+from weightpager.compiler.model.masks import masked_logits
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec, TrainingSpec
@@ -54,9 +55,7 @@ def dense_error(source: Source, data: Mapping[str, TaskData]) -> Callable[[str, 
     """The loss of a dense model's task on a batch."""
 
     def error(task: str, batch: Batch) -> Tensor:
-        with autocast(source.models[task].device):
-            logits = source.models[task](**batch.inputs).logits
-        return loss(logits, batch.labels, data[task].kind)
+        return loss(masked_logits(source, None, task, batch), batch.labels, data[task].kind)
 
     return error
 

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 import torch
-from torch import Tensor
 
 from weightpager.answers.evaluate import Batch, loss
-from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.device import autocast
 from weightpager.compiler.model.masks import Masks, masked_logits
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
@@ -60,15 +56,8 @@ def _loss(prepared: Prepared, masks: Masks | None, batches: Mapping[str, Sequenc
     source, kinds = prepared.source, {name: of_task.kind for name, of_task in prepared.data.items()}
     with torch.no_grad():
         found = [
-            loss(_logits(source, masks, task, batch), batch.labels, kinds[task])
+            loss(masked_logits(source, masks, task, batch), batch.labels, kinds[task])
             for task, of_task in batches.items()
             for batch in of_task
         ]
     return float(torch.stack(found).mean())
-
-
-def _logits(source: Source, masks: Masks | None, task: str, batch: Batch) -> Tensor:
-    if masks is not None:
-        return masked_logits(source, masks, task, batch)
-    with autocast(source.models[task].device):
-        return cast(Tensor, source.models[task](**batch.inputs).logits)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightpager.answers.evaluate import Batch, evaluating, loss
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.device import autocast
+from weightpager.compiler.model.masks import masked_logits
 from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.errors import CompileError
 from weightpager.progress import Steps, silent
@@ -33,10 +33,9 @@ def calibrate(source: Source, task: str, batches: Sequence[Batch], progress: Ste
     sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
     with evaluating(model), requiring_gradients(model, list(weights.values())):
         for done, batch in enumerate(batches, 1):
-            with autocast(model.device):
-                logits = model(**batch.inputs).logits
+            error = loss(masked_logits(source, None, task, batch), batch.labels, kind)
             # autograd.grad leaves no .grad behind, and a weight that this task doesn't use counts as useless.
-            gradients = torch.autograd.grad(loss(logits, batch.labels, kind), list(weights.values()), allow_unused=True)
+            gradients = torch.autograd.grad(error, list(weights.values()), allow_unused=True)
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
                 if gradient is not None:
                     sums[name] += (weight.detach() * gradient).square_()

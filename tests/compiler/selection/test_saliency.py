@@ -16,16 +16,15 @@ from torch.nn.functional import cross_entropy
 import tiny_models as tiny
 from weightpager.answers.evaluate import Batch
 from weightpager.compiler import data, task_file
-from weightpager.compiler.model import dense_model
+from weightpager.compiler.model import dense_model, masks
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.selection import saliency
 from weightpager.compiler.selection.saliency import block_saliency, calibrate, normalised
 from weightpager.errors import CompileError
 
 
 @pytest.fixture(autouse=True)
 def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saliency, "autocast", nullcontext)
+    monkeypatch.setattr(masks, "autocast", nullcontext)
 
 
 def load(folder: Path, *kinds: str, **more: Any) -> Source:

@@ -1,0 +1,215 @@
+"""The alignment strength that gives what the user states: bytes per switch, or the accuracy that alignment may cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from weightpager.answers.evaluate import evaluate
+from weightpager.bundle.report.compile_report import FrontierPoint
+from weightpager.compiler.alignment.problem import Bools, Floats, expected_switch_blocks
+from weightpager.compiler.data.splits import EVAL_BATCH, TaskData
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.masks import Masks
+from weightpager.compiler.model.own_weights import Versions
+from weightpager.compiler.selection.block_choice import aligned, transitions_of
+from weightpager.compiler.selection.prepared import Prepared
+from weightpager.config import format_room
+from weightpager.errors import CompileError
+from weightpager.page_dtype import block_bytes
+from weightpager.progress import Progress
+
+INFINITY = float("inf")
+FIRST = 0.5
+_DOUBLINGS, _HALVINGS = 12, 7
+"""Strengths from 1e-4 to 2e3, then to a hundredth: beyond, alignment does nothing more or nothing less."""
+
+_ITEMS = 512  # training examples that stand in for validation data
+_STRONGEST = FIRST * 2**_DOUBLINGS
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one strength leads to.
+
+    Attributes:
+        strength: λ.
+        switch_bytes: that an average switch loads.
+        loss: what alignment costs, as the caller measures it; 0 at strength 0.
+    """
+
+    strength: float
+    switch_bytes: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the user states: at most so much of one of a point's two numbers."""
+
+    what: Literal["switch_bytes", "loss"]
+    most: float
+
+    def met_by(self, point: Point) -> bool:
+        """Whether a point is good enough."""
+        return bool(getattr(point, self.what) <= self.most)
+
+
+def choose_alignment(prepared: Prepared, progress: Progress) -> tuple[Prepared, list[FrontierPoint]]:
+    """The same with the alignment that the task file's ``max_switch`` or ``accuracy_loss`` leads to; what was tried.
+
+    A loss is the mean over the tasks of what alignment costs, in points, on the dense weights without any recovery and
+    without the masks of strength 0 losing anything. Fine-tuning wins most of that back, and nothing short of it tells
+    how much; there the loss is the percentage of kept saliency that alignment gives up.
+
+    Raises:
+        CompileError: what the task file asks for can't be had.
+    """
+    source, task_file = prepared.source, prepared.source.task_file
+    if task_file.max_switch is not None:
+        target = Target("switch_bytes", task_file.max_switch)
+    elif task_file.accuracy_loss is not None:
+        target = Target("loss", task_file.accuracy_loss)
+    else:
+        return prepared, []
+    measured = target.what == "loss" and task_file.recover.method != "finetune"
+    switch_rate = transitions_of(task_file).switch_rate() * (1 - np.eye(len(task_file.tasks)))
+    free = aligned(prepared.changed(alignment=0.0))
+    scores = _scores(source, prepared.data, free.masks) if measured else {}
+    tried = 0
+
+    def point(strength: float) -> Point:
+        nonlocal tried
+        tried += 1
+        progress("find the alignment", tried, max(tried, 10))
+        chosen = free if strength == 0 else aligned(prepared.changed(alignment=strength))
+        if measured:
+            loss = _points(scores, _scores(source, prepared.data, chosen.masks)) if strength else 0.0
+        else:
+            loss = 100 * (1 - chosen.saliency / free.saliency)
+        return Point(strength, _switch_bytes(source, chosen.masks, switch_rate), loss)
+
+    best, points = search(target, point)
+    return prepared.changed(alignment=best.strength), [
+        FrontierPoint(
+            alignment=point.strength if math.isfinite(point.strength) else None,
+            switch_bytes=point.switch_bytes,
+            loss=point.loss,
+        )
+        for point in points
+    ]
+
+
+def search(target: Target, evaluate: Callable[[float], Point]) -> tuple[Point, list[Point]]:
+    """The best point that meets the target, and all points that were tried.
+
+    Bytes fall with the strength and losses rise, so a limit on bytes asks for the weakest alignment that meets it, and
+    a limit on the loss for the strongest. Where a measured loss does not rise steadily, the point found still meets the
+    target, but a stronger one may, too.
+
+    Args:
+        target: what is asked for.
+        evaluate: measures one strength; called about twenty times at most, once for each.
+
+    Raises:
+        CompileError: the target can't be met; names the least that can be had.
+    """
+    tried: dict[float, Point] = {}
+
+    def meets(strength: float) -> bool:
+        if strength not in tried:
+            tried[strength] = evaluate(strength)
+        return target.met_by(tried[strength])
+
+    # The ends at which the target is easiest, the end that would be best, and the way from the first strength to it.
+    # Where tasks have values of their own, one mask for all may load more than strong alignment does.
+    ends, best, away = ((INFINITY, _STRONGEST), 0.0, 0.5) if target.what == "switch_bytes" else ((0.0,), INFINITY, 2.0)
+    if meets(best):
+        return tried[best], [*tried.values()]
+    easy = next((end for end in ends if meets(end)), None)
+    if easy is None:
+        raise CompileError(_refusal(target, min(tried.values(), key=lambda point: float(getattr(point, target.what)))))
+    good, bad = _bracket(meets, away)
+    if good is not None and bad is not None:
+        for _ in range(_HALVINGS):
+            middle = math.sqrt(good * bad)
+            good, bad = (middle, bad) if meets(middle) else (good, middle)
+    wanted = easy if good is None else good
+    return tried[wanted], [*tried.values()]
+
+
+def _bracket(meets: Callable[[float], bool], away: float) -> tuple[float | None, float | None]:
+    """Two strengths next to each other of which the first meets the target and the second doesn't; None at an end."""
+    last, strength = None, FIRST
+    first_meets = meets(strength)
+    for _ in range(_DOUBLINGS):
+        last, strength = strength, strength * (away if first_meets else 1 / away)
+        if meets(strength) != first_meets:
+            return (last, strength) if first_meets else (strength, last)
+    return (strength, None) if first_meets else (None, strength)
+
+
+def _refusal(target: Target, least: Point) -> str:
+    if target.what == "loss":
+        enough = f"{least.loss + 0.005:.2f}"  # rounded up: stating it must do
+        return f"accuracy_loss: expected at least {enough}, which no alignment at all costs, got {target.most:g}"
+    return (
+        f"max_switch: expected at least {math.ceil(least.switch_bytes)} B, the least that an average switch "
+        f"between these tasks loads, got {format_room(target.most)}; tasks of the same sparsity can share all blocks"
+    )
+
+
+def _switch_bytes(source: Source, masks: Masks, switch_rate: Floats) -> float:
+    """Bytes of blocks that an average switch loads, at most: where the private ones lie isn't known yet."""
+    task_file = source.task_file
+    keep = np.concatenate([masks.keep[info.name] for info in source.paged])
+    blocks = sum(_expected(masks.keep[info.name], source.versions.get(info.name), switch_rate) for info in source.paged)
+    if task_file.recover.method == "finetune" and len(masks.tasks) > 1:
+        blocks += _expected_private(keep, task_file.recover.private_blocks, switch_rate)
+    return blocks * block_bytes(task_file.block, task_file.dtype)
+
+
+def _expected(keep: Bools, versions: Versions | None, switch_rate: Floats) -> float:
+    """Blocks of one weight that an average switch loads: those of another version are as absent as others."""
+    if versions is None:
+        return expected_switch_blocks(keep, switch_rate)
+    return sum(expected_switch_blocks(keep & (versions == version), switch_rate) for version in np.unique(versions))
+
+
+def _expected_private(keep: Bools, share: float, switch_rate: Floats) -> float:
+    """Most blocks that an average switch loads though both tasks keep them: one of the two has values of its own."""
+    mask = keep.astype(np.float64)
+    both, own = mask.T @ mask, share * mask.sum(0)
+    return float(np.sum(switch_rate * np.minimum(both, np.add.outer(own, own))))
+
+
+def _scores(source: Source, data: Mapping[str, TaskData], masks: Masks) -> dict[str, float]:
+    """Every task's metric on its validation data, else on training data, with masks laid on the dense weights."""
+    found = {}
+    for task, of_task in data.items():
+        model = source.models[task]
+        with torch.no_grad():
+            weights = masks.parameters(source, task, source.paged)
+
+        def run(model: Any = model, weights: dict[str, Tensor] = weights, **inputs: Tensor) -> Any:
+            return functional_call(model, weights, kwargs=inputs)
+
+        if of_task.validation:
+            batches = of_task.batches(of_task.validation, EVAL_BATCH)
+        else:
+            batches = of_task.calibration(_ITEMS, EVAL_BATCH)
+        score = evaluate(run, batches, of_task.kind)
+        # Perplexities rise by per cents, accuracies fall by points.
+        found[task] = 100 * score.value if score.higher_is_better else -100 * float(np.log(score.value))
+    return found
+
+
+def _points(free: Mapping[str, float], aligned: Mapping[str, float]) -> float:
+    return float(np.mean([free[task] - aligned[task] for task in free]))
