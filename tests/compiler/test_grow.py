@@ -32,7 +32,7 @@ from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.private_blocks import train_private
-from weightpager.compiler.reorder import permute
+from weightpager.compiler.reorder.apply import apply
 from weightpager.compiler.repack import repack
 from weightpager.compiler.selection.placement import place
 from weightpager.compiler.task_file import from_dict
@@ -141,7 +141,7 @@ def test_a_new_task_computes_with_the_bases_blocks(private_bundle: Path, grown_b
     base, ours = BaseBundle.open(private_bundle), dense_weights(grown, "pet")
     theirs = {task: dense_weights(grown, task) for task in base.bundle.tasks}
     dense = dense_model.load(from_dict(new_tasks(tmp_path, block="8x16")))
-    permute.apply(dense.models, grown.permutations())
+    apply(dense.models, grown.permutations())
     for info in dense.paged:
         table = grown.tables("pet")[info.name]
         kept = np.flatnonzero(table.keep_mask(info.grid))

@@ -20,7 +20,7 @@ from weightpager.bundle.format.names import RESIDENT
 from weightpager.bundle.format.permutations import Permutations
 from weightpager.compiler.model.checkpoint import PLAIN
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
-from weightpager.compiler.reorder import permute
+from weightpager.compiler.reorder.apply import apply, for_new_tasks
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.engine.model import architecture
 from weightpager.engine.model.architecture import BASE
@@ -120,7 +120,7 @@ class BaseBundle:
         config = architecture.read_config(self.bundle)
         self._check_config(source, config)
         self._check_weights(source)
-        permute.apply(source.models, Permutations({**self.bundle.permutations().orders, **self.added(source).orders}))
+        apply(source.models, Permutations({**self.bundle.permutations().orders, **self.added(source).orders}))
         self._fill_blocks(source)
         for task, model in source.models.items():
             labelled = source.task_file.tasks[task].labelled
@@ -135,7 +135,7 @@ class BaseBundle:
 
     def added(self, source: Source) -> Permutations:
         """The permutations that bring what new tasks add into the bundle's order."""
-        return permute.for_new_tasks(self.bundle.permutations(), source.models)
+        return for_new_tasks(self.bundle.permutations(), source.models)
 
     def holds(self, name: str, tensor: Tensor, dtype: torch.dtype) -> bool:
         """Whether the bundle's resident parameters have exactly this one, in this dtype or a wider one.

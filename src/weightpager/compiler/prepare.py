@@ -29,7 +29,7 @@ from weightpager.compiler.recovery.low_rank import check_rank
 from weightpager.compiler.recovery.own_parameters import separate, train_own
 from weightpager.compiler.recovery.steps import with_steps
 from weightpager.compiler.recovery.train import train
-from weightpager.compiler.reorder.permute import apply, permuted_calibration, reorder
+from weightpager.compiler.reorder.apply import apply, permuted_calibration, reorder
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run

@@ -51,9 +51,9 @@ from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.dense_model import parameters
 from weightpager.compiler.prepare import prepare
+from weightpager.compiler.reorder.apply import apply, composed, for_new_tasks
 from weightpager.compiler.reorder.dimensions import Dimension, Part, dimensions
-from weightpager.compiler.reorder.gathering import Elements, gather
-from weightpager.compiler.reorder.permute import apply, composed, for_new_tasks
+from weightpager.compiler.reorder.search import Elements, gather
 from weightpager.compiler.selection import block_choice
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.selection.saliency import block_saliency, calibrate
@@ -318,7 +318,7 @@ def test_a_model_whose_answers_would_change_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrong = (Dimension("wrong", 1, 96, (Part("base_model.layers.0.mlp.up_proj.weight", 0),)),)
-    monkeypatch.setattr("weightpager.compiler.reorder.permute.dimensions", lambda _models: wrong)
+    monkeypatch.setattr("weightpager.compiler.reorder.apply.dimensions", lambda _models: wrong)
     content = tiny.writer(tmp_path, reorder=True)
     with caplog.at_level(logging.WARNING):
         found = prepared(content)

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from weightpager.compiler.model.dense_model import parameters
-from weightpager.compiler.reorder.tensor_axes import FAMILIES, POOLED, RESIDUAL, Axes
+from weightpager.compiler.reorder.families import RESIDUAL, Axes, axes_of
 from weightpager.engine.model.architecture import BASE
 
 Indices = npt.NDArray[np.int64]
@@ -77,28 +76,12 @@ def dimensions(models: Mapping[str, PreTrainedModel]) -> tuple[Dimension, ...]:
     sizes: dict[str, tuple[int, ...]] = {}
     for task, model in models.items():
         named = parameters(model)
-        found = _axes_of(named)
+        found = axes_of(named)
         if found is None:
             return ()
         axes |= {tensor_key(task, name): entry for name, entry in found.items()}
         sizes |= {tensor_key(task, name): tuple(tensor.shape) for name, tensor in named.items()}
     return _Finder(axes, sizes).all(next(iter(models.values())).config)
-
-
-def _axes_of(named: Mapping[str, Tensor]) -> dict[str, Axes] | None:
-    """What every axis of a module's tensors runs over, from the one family that knows them all."""
-    for family in FAMILIES:
-        rows = {**family, **(POOLED if BASE + "pooler.dense.weight" in named else {})}
-        found = {name: rows.get(_pattern(name)) for name in named}
-        known = {name: entry for name, entry in found.items() if entry is not None and len(entry) == named[name].ndim}
-        if len(known) == len(named):
-            return known
-    return None
-
-
-def _pattern(name: str) -> str:
-    """A tensor's name without the number of its layer."""
-    return re.sub(r"\.\d+\.", ".#.", name, count=1)
 
 
 def _layer(key: str) -> str:

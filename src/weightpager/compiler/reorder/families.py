@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
+
+from torch import Tensor
 
 from weightpager.engine.model.architecture import BASE
 
@@ -61,7 +64,7 @@ _BERT: Family = {
     **_linear("classifier.out_proj", "", ""),
 }
 
-POOLED: Family = _linear("classifier", "", "")
+_POOLED: Family = _linear("classifier", "", "")
 """Where there is a pooler, the classifier reads its outputs, which stay in place."""
 
 _LLAMA: Family = {
@@ -122,5 +125,27 @@ _FALCON = _decoder(
     ["word_embeddings"],
 )
 
-FAMILIES: tuple[Family, ...] = (_BERT, _LLAMA, _VIT, _GPT2, _FALCON)
-"""BERT and RoBERTa; Llama, Mistral, Qwen 2 and 3; ViT; GPT-2; Falcon."""
+FAMILIES: dict[str, Family] = {
+    "BERT, RoBERTa": _BERT,
+    "Llama, Mistral, Qwen 2 and 3": _LLAMA,
+    "ViT": _VIT,
+    "GPT-2": _GPT2,
+    "Falcon": _FALCON,
+}
+"""A family is added here; nothing else in the compiler names one."""
+
+
+def axes_of(named: Mapping[str, Tensor]) -> dict[str, Axes] | None:
+    """What every axis of a module's tensors runs over, from the one family that knows them all."""
+    for family in FAMILIES.values():
+        rows = {**family, **(_POOLED if f"{BASE}pooler.dense.weight" in named else {})}
+        found = {name: rows.get(_without_number(name)) for name in named}
+        known = {name: entry for name, entry in found.items() if entry is not None and len(entry) == named[name].ndim}
+        if len(known) == len(named):
+            return known
+    return None
+
+
+def _without_number(name: str) -> str:
+    """A tensor's name with ``#`` for the number of its layer."""
+    return re.sub(r"\.\d+\.", ".#.", name, count=1)

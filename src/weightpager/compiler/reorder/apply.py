@@ -14,8 +14,8 @@ from weightpager.answers.evaluate import Batch, evaluating
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.reorder.dimensions import Dimension, Indices, dimensions
-from weightpager.compiler.reorder.gathering import Elements, Floats, gather
-from weightpager.compiler.reorder.tensor_axes import RESIDUAL
+from weightpager.compiler.reorder.families import RESIDUAL
+from weightpager.compiler.reorder.search import Elements, Floats, gather
 from weightpager.compiler.selection.saliency import Calibration
 from weightpager.errors import CompileError
 
