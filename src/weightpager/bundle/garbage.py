@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
-from safetensors.numpy import save
 
-from weightpager.bundle.format import page_file, page_index
-from weightpager.bundle.format.names import tables_file
+from weightpager.bundle.format import page_file
+from weightpager.bundle.format.block_table import BlockTable
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.task_subset import TaskSubset
@@ -75,12 +74,10 @@ def _write(
 ) -> None:
     bundle = subset.bundle
     counts = _write_pages(writer, bundle, used, report)
-    index = PageIndex(bundle.pages.ids[used], bundle.pages.layers[used], signatures[used])
-    writer.add(page_index.FILE, lambda file: file.write(save(dict(index.arrays()))))
+    writer.put_index(PageIndex(bundle.pages.ids[used], bundle.pages.layers[used], signatures[used]))
     moved = np.cumsum(used) - 1  # old page index → new one
     for task in subset.names:
-        content = save(_tables(bundle, task, moved))
-        writer.add(tables_file(task), lambda file, content=content: file.write(content))  # type: ignore[misc]
+        writer.put_tables(task, _tables(bundle, task, moved))
     subset.carry_over(writer)
     subset.finish(writer, subset.manifest(page_bytes=bundle.page_bytes, page_files=counts))
 
@@ -91,21 +88,16 @@ def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool
     first = 0
     for name, pages in zip(bundle.manifest.page_file_names(), bundle.manifest.page_files, strict=True):
         staying = first + np.flatnonzero(used[first : first + pages])
-        target = page_file.file_name(len(counts))
         if len(staying) == pages:
-            writer.link(target, bundle.path / name)
+            writer.link(page_file.file_name(len(counts)), bundle.path / name)
         elif len(staying):
             content = _pages(bundle, name, pages, first, staying.tolist())
-            _write_page_file(writer, target, content, len(staying), bundle.page_bytes)
+            writer.put_pages(len(counts), content, len(staying), bundle.page_bytes)
         if len(staying):
             counts.append(len(staying))
         first += pages
         report(first, len(used))
     return counts
-
-
-def _write_page_file(writer: BundleWriter, name: str, content: Iterator[bytes], pages: int, page_bytes: int) -> None:
-    writer.add(name, lambda file: page_file.write(file, content, pages, page_bytes))
 
 
 def _pages(bundle: Bundle, name: str, pages: int, first: int, wanted: Sequence[int]) -> Iterator[bytes]:
@@ -121,10 +113,10 @@ def _pages(bundle: Bundle, name: str, pages: int, first: int, wanted: Sequence[i
             yield content
 
 
-def _tables(bundle: Bundle, task: str, moved: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int32]]:
+def _tables(bundle: Bundle, task: str, moved: npt.NDArray[np.int64]) -> dict[str, BlockTable]:
     places = bundle.manifest.blocks_per_page
-    arrays: dict[str, npt.NDArray[np.int32]] = {}
+    tables = {}
     for name, table in bundle.tables(task).items():
         page, place = np.divmod(table.locations.astype(np.int64), places)
-        arrays |= replace(table, locations=(moved[page] * places + place).astype(np.int32)).arrays(name)
-    return arrays
+        tables[name] = replace(table, locations=(moved[page] * places + place).astype(np.int32))
+    return tables

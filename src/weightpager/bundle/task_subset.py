@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save
 
 from weightpager.bundle.files.entry import check_file
-from weightpager.bundle.format import permutations
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import MODEL, REPORT, RESIDENT, private_file
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
@@ -83,10 +81,7 @@ class TaskSubset:
         for name, entry in self.bundle.manifest.files.items():
             if name in wanted or name.startswith(f"{MODEL}/"):
                 writer.link(name, check_file(self.bundle.path, name, entry))
-        orders = {**self.bundle.permutations().only(self.names).orders, **added.orders}
-        if orders:
-            content = save(dict(Permutations(orders).arrays()))
-            writer.add(permutations.FILE, lambda file: file.write(content))
+        writer.put_permutations(Permutations({**self.bundle.permutations().only(self.names).orders, **added.orders}))
 
     def finish(self, writer: BundleWriter, manifest: Manifest) -> None:
         """Write the manifest and, if the bundle has a report, what still holds of it.
@@ -111,6 +106,5 @@ class TaskSubset:
             "over_read": over_read(written),
             "controls": controls,
         }
-        content = report.model_copy(update=changes).dump()
-        writer.add(REPORT, lambda file: file.write(content))
+        writer.put(REPORT, report.model_copy(update=changes).dump())
         writer.finish(manifest)

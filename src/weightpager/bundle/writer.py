@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO
 
 from blake3 import blake3
+from safetensors.numpy import save
 
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.files.permissions import imitate_tree
+from weightpager.bundle.format import page_file, page_index, permutations
+from weightpager.bundle.format.block_table import BlockTable
 from weightpager.bundle.format.manifest import Manifest
-from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, tables_file
+from weightpager.bundle.format.page_index import PageIndex
+from weightpager.bundle.format.permutations import Permutations
 from weightpager.errors import CompileError, ConfigError
 from weightpager.machine.paths import has_directory, has_file
 
@@ -38,6 +44,40 @@ class BundleWriter:
             path.unlink(missing_ok=True)  # it may be a link to another bundle's file, which must stay as it is
             with path.open("wb") as file:
                 write(file)
+
+    def put(self, name: str, content: bytes) -> None:
+        """Create a file with this content.
+
+        Raises:
+            CompileError: the storage refused it.
+        """
+        self.add(name, lambda file: file.write(content))
+
+    def put_pages(self, number: int, pages: Iterator[bytes], count: int, page_bytes: int) -> list[bytes]:
+        """Create page file ``number`` of so many pages; their ids. Errors are those of `put`, as for what follows."""
+        ids: list[bytes] = []
+
+        def seen(page: bytes) -> bytes:
+            ids.append(blake3(page).digest())
+            return page
+
+        some = map(seen, islice(pages, count))
+        self.add(page_file.file_name(number), lambda file: page_file.write(file, some, count, page_bytes))
+        return ids
+
+    def put_index(self, index: PageIndex) -> None:
+        """Create the page index."""
+        self.put(page_index.FILE, save(dict(index.arrays())))
+
+    def put_tables(self, task: str, tables: Mapping[str, BlockTable]) -> None:
+        """Create a task's block tables, by paged weight."""
+        arrays = (table.arrays(name).items() for name, table in tables.items())
+        self.put(tables_file(task), save(dict(chain.from_iterable(arrays))))
+
+    def put_permutations(self, orders: Permutations) -> None:
+        """Create the file of permutations, if anything was moved."""
+        if orders.orders:
+            self.put(permutations.FILE, save(dict(orders.arrays())))
 
     def link(self, name: str, original: Path) -> None:
         """Take over a file of another bundle: as a hard link, which costs no space, where the file system can.
@@ -65,8 +105,8 @@ class BundleWriter:
         with storage_errors():
             files = {name: hash_file(self.root / name) for name in _walk(self.root) if name not in skipped}
         text = manifest.model_copy(update={"files": files}).dump()
-        self.add(MANIFEST, lambda file: file.write(text))
-        self.add(MANIFEST_HASH, lambda file: file.write(blake3(text).hexdigest().encode() + b"\n"))
+        self.put(MANIFEST, text)
+        self.put(MANIFEST_HASH, blake3(text).hexdigest().encode() + b"\n")
 
 
 @contextmanager

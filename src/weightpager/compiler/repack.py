@@ -9,11 +9,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save
 
-from weightpager.bundle import Bundle, BundleWriter, PageIndex, writing
-from weightpager.bundle.format import page_file, page_index
-from weightpager.bundle.format.names import tables_file
+from weightpager.bundle import BlockTable, Bundle, BundleWriter, PageIndex, writing
+from weightpager.bundle.format import page_file
 from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.packing.pack import Packing, pack, pack_best
@@ -177,11 +175,9 @@ class _Repacking:
             ids = write_page_files(writer, self.packing, self._pages(reader, report))
         finally:
             reader.close()
-        index = PageIndex(ids, self.packing.layers, self.packing.signatures)
-        writer.add(page_index.FILE, lambda file: file.write(save(dict(index.arrays()))))
+        writer.put_index(PageIndex(ids, self.packing.layers, self.packing.signatures))
         for number, task in enumerate(self.subset.names):
-            content = save(self._tables(number, task))
-            writer.add(tables_file(task), lambda file, content=content: file.write(content))  # type: ignore[misc]
+            writer.put_tables(task, self._tables(number, task))
         self.subset.carry_over(writer)
         self.subset.finish(writer, self.subset.manifest(page_bytes=self.packing.page_bytes, page_files=files))
 
@@ -208,13 +204,12 @@ class _Repacking:
             found[here] = self.versions[number].locate(blocks[here], users[here])
         return found
 
-    def _tables(self, number: int, task: str) -> dict[str, npt.NDArray[np.int32]]:
+    def _tables(self, number: int, task: str) -> dict[str, BlockTable]:
         """A task's block tables; only locations change."""
         bundle = self.subset.bundle
-        arrays: dict[str, npt.NDArray[np.int32]] = {}
+        tables = {}
         for position, weight in enumerate(bundle.manifest.weights):
             grid, table = bundle.manifest.grid(weight), bundle.tables(task)[weight.name]
             where = self.packing.locations(position, grid.count, number)
-            moved = where[table.blocks(grid)].astype(np.int32)
-            arrays |= replace(table, locations=moved).arrays(weight.name)
-        return arrays
+            tables[weight.name] = replace(table, locations=where[table.blocks(grid)].astype(np.int32))
+        return tables

@@ -6,19 +6,16 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from blake3 import blake3
-from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
 import weightpager
-from weightpager.bundle import BlockTable, BundleWriter, Manifest, TaskEntry, WeightEntry
-from weightpager.bundle.format import page_file, page_index, permutations
-from weightpager.bundle.format.names import MODEL, RESIDENT, private_file, tables_file
+from weightpager.bundle import BlockTable, BundleWriter, Manifest, PageIndex, TaskEntry, WeightEntry
+from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.settings.checks import GENERATION
 from weightpager.bundle.writer import storage_errors
@@ -64,11 +61,9 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     """Write all files of a bundle; the manifest last."""
     source = plan.weights.source
     ids = write_pages(writer, plan)
-    index = page_index.PageIndex(ids, plan.packing.layers, plan.packing.signatures)
-    writer.add(page_index.FILE, lambda file: file.write(save_arrays(dict(index.arrays()))))
+    writer.put_index(PageIndex(ids, plan.packing.layers, plan.packing.signatures))
     _write_tables(writer, plan, source.paged)
-    if plan.permutations.orders:
-        writer.add(permutations.FILE, lambda file: file.write(save_arrays(plan.permutations.arrays())))
+    writer.put_permutations(plan.permutations)
     form = ParameterFormat.of(source.config, source.models, plan.dtype)
     _write_parameters(writer, source, form, [task.name for task in plan.tasks])
     write_adapters(writer, plan.weights, plan.tasks)
@@ -85,21 +80,10 @@ def write_page_files(
     writer: BundleWriter, packing: Packing, pages: Iterator[bytes], first: int = 0
 ) -> npt.NDArray[np.uint8]:
     """Write a packing's pages, given in order, into files from number ``first`` on; their ids, uint8 [pages, 32]."""
-    digests: list[bytes] = []
-
-    def recorded(count: int) -> Iterator[bytes]:
-        for _ in range(count):
-            page = next(pages)
-            digests.append(blake3(page).digest())
-            yield page
-
+    ids: list[bytes] = []
     for number, count in enumerate(page_file_counts(packing), first):
-
-        def fill(file: IO[bytes], count: int = count) -> None:
-            page_file.write(file, recorded(count), count, packing.page_bytes)
-
-        writer.add(page_file.file_name(number), fill)
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+        ids += writer.put_pages(number, pages, count, packing.page_bytes)
+    return np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32)
 
 
 def page_file_counts(packing: Packing) -> list[int]:
@@ -144,14 +128,13 @@ def _blocks_in_place(
 
 def _write_tables(writer: BundleWriter, plan: BundlePlan, paged: Sequence[PagedWeightInfo]) -> None:
     for task_number, task in enumerate(plan.tasks):
-        arrays: dict[str, npt.NDArray[Any]] = {}
+        tables = {}
         for number, info in enumerate(paged):
             where = plan.packing.locations(number, info.grid.count, task_number)
             shape = (info.grid.rows, info.grid.cols)
-            table = BlockTable.build(plan.keep[info.name][:, task_number].reshape(shape), where.reshape(shape))
-            arrays |= table.arrays(info.name)
-        content = save_arrays(arrays)
-        writer.add(tables_file(task.name), lambda file, content=content: file.write(content))  # type: ignore[misc]
+            keep = plan.keep[info.name][:, task_number].reshape(shape)
+            tables[info.name] = BlockTable.build(keep, where.reshape(shape))
+        writer.put_tables(task.name, tables)
 
 
 def _write_parameters(writer: BundleWriter, source: Source, form: ParameterFormat, tasks: Sequence[str]) -> None:
@@ -169,9 +152,9 @@ def _write_parameters(writer: BundleWriter, source: Source, form: ParameterForma
             else:
                 for task in group:
                     private[task][name] = of_task[task][name]
-    writer.add(RESIDENT, lambda file: file.write(form.content(resident)))
+    writer.put(RESIDENT, form.content(resident))
     for task in tasks:
-        writer.add(private_file(task), lambda file, task=task: file.write(form.content(private[task])))  # type: ignore[misc]
+        writer.put(private_file(task), form.content(private[task]))
 
 
 def _agreeing(tensors: Mapping[str, Tensor]) -> list[list[str]]:

@@ -79,4 +79,4 @@ def write_adapters(writer: BundleWriter, weights: TaskWeights, tasks: tuple[Task
         config, arrays = serialise(parts, weights.source.models[task.name].base_model_prefix, task.kind)
         text, content = config.model_dump_json(indent=1).encode() + b"\n", save(arrays, {"format": "pt"})
         for file, bytes_ in zip(adapter_files(task.name), (text, content), strict=True):
-            writer.add(file, lambda opened, bytes_=bytes_: opened.write(bytes_))  # type: ignore[misc]
+            writer.put(file, bytes_)
