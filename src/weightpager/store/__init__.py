@@ -6,7 +6,7 @@ from weightpager.store.joined import JoinedStore
 from weightpager.store.local import LocalStore
 from weightpager.store.read_plan import Run, StorageModel, coalesce, group, most_pages, read_count
 from weightpager.store.switch_cost import SwitchCost, all_switches, span_of, switch_cost
-from weightpager.store.wrappers import ContractStore, CountingStore, VerifyingStore
+from weightpager.store.wrappers import ContractStore, CountingStore, StoreWrapper, VerifyingStore
 
 __all__ = [
     "BlockReader",
@@ -17,6 +17,7 @@ __all__ = [
     "PageStore",
     "Run",
     "StorageModel",
+    "StoreWrapper",
     "SwitchCost",
     "VerifyingStore",
     "all_switches",

@@ -14,23 +14,15 @@ from weightpager.errors import PageCorruptError, StoreError, WeightpagerError, f
 from weightpager.store.base import PageStore
 
 
-class VerifyingStore:
-    """Compares every page with its id before anybody sees it.
+class StoreWrapper:
+    """A store that does what another one does; wrappers change a part of it."""
 
-    Attributes:
-        index: the ids; may be replaced by one that has more pages.
-    """
-
-    def __init__(self, inner: PageStore, index: PageIndex) -> None:
+    def __init__(self, inner: PageStore) -> None:
         self._inner = inner
-        self.index = index
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
         """See `PageStore.read`."""
         self._inner.read(first, into)
-        for page, view in enumerate(into, first):
-            if blake3(view).digest() != self.index.ids[page].tobytes():
-                raise PageCorruptError(page, "on load")
 
     def span(self, first: int) -> int:
         """See `PageStore.span`."""
@@ -41,7 +33,26 @@ class VerifyingStore:
         self._inner.close()
 
 
-class CountingStore:
+class VerifyingStore(StoreWrapper):
+    """Compares every page with its id before anybody sees it.
+
+    Attributes:
+        index: the ids; may be replaced by one that has more pages.
+    """
+
+    def __init__(self, inner: PageStore, index: PageIndex) -> None:
+        super().__init__(inner)
+        self.index = index
+
+    def read(self, first: int, into: Sequence[memoryview]) -> None:
+        """See `PageStore.read`."""
+        self._inner.read(first, into)
+        for page, view in enumerate(into, first):
+            if blake3(view).digest() != self.index.ids[page].tobytes():
+                raise PageCorruptError(page, "on load")
+
+
+class CountingStore(StoreWrapper):
     """Counts what was read; the counts are what a plan's promise is held against.
 
     Attributes:
@@ -51,7 +62,7 @@ class CountingStore:
     """
 
     def __init__(self, inner: PageStore) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._lock = threading.Lock()
         self.reads = self.pages = self.bytes = 0
 
@@ -63,20 +74,12 @@ class CountingStore:
             self.pages += len(into)
             self.bytes += sum(map(len, into))
 
-    def span(self, first: int) -> int:
-        """See `PageStore.span`."""
-        return self._inner.span(first)
 
-    def close(self) -> None:
-        """See `PageStore.close`."""
-        self._inner.close()
-
-
-class ContractStore:
+class ContractStore(StoreWrapper):
     """Whatever a store raises, an `OSError` say, comes as the error that `PageStore` documents; the cause is kept."""
 
     def __init__(self, inner: PageStore) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._closed = False
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:

@@ -16,14 +16,14 @@ from weightpager.bundle.format.names import private_file
 from weightpager.lab.contest.rivals.assets import BLOCKS, dense_path, paged_bytes, shipped, sparse_path, split
 from weightpager.lab.contest.rivals.checkpoint_file import open_checkpoint
 from weightpager.lab.contest.rivals.modules import assign_values, dense_module, sparse_module
-from weightpager.lab.contest.rivals.rival import Setting
+from weightpager.lab.contest.rivals.rival import Rival, Setting
 from weightpager.lab.direct_reader import DirectReader, new_buffer
 
 Kind = Literal["dense", "sparse"]
 _PATHS: dict[Kind, Callable[[Path, str], Path]] = {"dense": dense_path, "sparse": sparse_path}
 
 
-class WholeCheckpoints:
+class WholeCheckpoints(Rival):
     """Every switch reads the next task's whole checkpoint into memory that the last one had.
 
     Modules are built over that memory before anything is measured, so that a switch is the read alone: nothing is
@@ -58,9 +58,6 @@ class WholeCheckpoints:
         self._load(task)
         return self._modules[task]
 
-    def forget(self) -> None:
-        """See `Rival.forget`; there is only one task in memory."""
-
     def files(self, task: str) -> list[Path]:
         """See `Rival.files`."""
         return [self._files[task].path]
@@ -88,7 +85,7 @@ class WholeCheckpoints:
                 view.copy_(tensors.get_tensor(name))
 
 
-class MappedCheckpoints:
+class MappedCheckpoints(Rival):
     """Every switch maps the next task's dense checkpoint: its weights come when a layer first touches them."""
 
     def __init__(self, setting: Setting) -> None:

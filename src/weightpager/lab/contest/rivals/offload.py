@@ -12,13 +12,13 @@ from torch import nn
 from weightpager.bundle.format.names import private_file
 from weightpager.lab.contest.rivals.assets import dense_path, shipped
 from weightpager.lab.contest.rivals.modules import dense_module
-from weightpager.lab.contest.rivals.rival import Setting
+from weightpager.lab.contest.rivals.rival import Rival, Setting
 
 TASKS = 2
 """Every switch costs the same, whichever task it leads to; all of them would only fill the disk once more."""
 
 
-class DiskOffload:
+class DiskOffload(Rival):
     """Tasks' modules whose weights lie in files of accelerate's."""
 
     def __init__(self, setting: Setting) -> None:
@@ -36,9 +36,6 @@ class DiskOffload:
         """See `Rival.switch`."""
         return self._modules[task]
 
-    def forget(self) -> None:
-        """See `Rival.forget`; nothing is kept."""
-
     def files(self, task: str) -> list[Path]:
         """See `Rival.files`."""
         return sorted(file for file in self._folders[task].iterdir() if file.suffix != ".json")
@@ -50,6 +47,3 @@ class DiskOffload:
     def paged_bytes(self) -> int:
         """See `Rival.paged_bytes`."""
         return 0
-
-    def close(self) -> None:
-        """See `Rival.close`."""

@@ -9,11 +9,11 @@ from torch import nn
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.lab.contest.rivals.pace import PacedStore
-from weightpager.lab.contest.rivals.rival import DTYPE, Setting
+from weightpager.lab.contest.rivals.rival import DTYPE, Rival, Setting
 from weightpager.store import LocalStore
 
 
-class Ours:
+class Ours(Rival):
     """An engine over the bundle.
 
     Args:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from weightpager.store import LocalStore
+from weightpager.store import LocalStore, StoreWrapper
 
 
 class Pace:
@@ -35,7 +35,7 @@ class Pace:
             time.sleep(wait)
 
 
-class PacedStore:
+class PacedStore(StoreWrapper):
     """A bundle's files on a slower disk.
 
     Attributes:
@@ -43,18 +43,11 @@ class PacedStore:
     """
 
     def __init__(self, inner: LocalStore, pace: Pace) -> None:
-        self._inner, self._pace = inner, pace
+        super().__init__(inner)
+        self._pace = pace
         self.direct = inner.direct
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
         """See `PageStore.read`."""
         with self._pace.reading(sum(map(len, into))):
             self._inner.read(first, into)
-
-    def span(self, first: int) -> int:
-        """See `PageStore.span`."""
-        return self._inner.span(first)
-
-    def close(self) -> None:
-        """See `PageStore.close`."""
-        self._inner.close()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from torch import nn
 
@@ -43,23 +43,27 @@ class Setting:
         return None if self.pace is None else self.pace.reading
 
 
-class Rival(Protocol):
+class Rival(ABC):
     """Serves all tasks from one process, one at a time."""
 
+    @abstractmethod
     def switch(self, task: str) -> nn.Module:
         """Make a task the one that runs; its module, with all weights in memory unless the method is lazy."""
 
-    def forget(self) -> None:
+    def forget(self) -> None:  # noqa: B027 - nothing, where all tasks share what is in memory
         """Keep nothing in memory that only tasks other than the current one need."""
 
-    def files(self, task: str) -> list[Path]:
+    def files(self, task: str) -> list[Path]:  # noqa: ARG002 - the same for all
         """What a switch to a task may read."""
+        return []
 
+    @abstractmethod
     def weight_bytes(self) -> int:
         """Bytes of weights in memory now, tables and adapters included."""
 
+    @abstractmethod
     def paged_bytes(self) -> int:
         """The part of `weight_bytes` that holds paged weights."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - nothing, where none are left
         """End threads, close files."""

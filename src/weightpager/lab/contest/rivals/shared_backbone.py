@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -18,14 +17,14 @@ from weightpager.lab.contest.rivals.assets import SCALE, dense_path, int8_path, 
 from weightpager.lab.contest.rivals.checkpoint_file import open_checkpoint
 from weightpager.lab.contest.rivals.int8_linear import Int8Linear
 from weightpager.lab.contest.rivals.modules import assign_values
-from weightpager.lab.contest.rivals.rival import DTYPE, Setting
+from weightpager.lab.contest.rivals.rival import DTYPE, Rival, Setting
 from weightpager.lab.direct_reader import DirectReader, new_buffer
 
 RANK = 8
 """Of every adapter, on every paged weight; their values are drawn, since only speed and memory are measured."""
 
 
-class SharedBackbone:
+class SharedBackbone(Rival):
     """The dense model in memory once; a switch is ``set_adapter``.
 
     Args:
@@ -56,13 +55,6 @@ class SharedBackbone:
         self._peft.set_adapter(self._adapters[task])
         return self._modules[task]
 
-    def forget(self) -> None:
-        """See `Rival.forget`; everything belongs to every task."""
-
-    def files(self, task: str) -> list[Path]:  # noqa: ARG002 - the same for all
-        """See `Rival.files`; it reads nothing."""
-        return []
-
     def weight_bytes(self) -> int:
         """See `Rival.weight_bytes`."""
         return self._bytes
@@ -70,9 +62,6 @@ class SharedBackbone:
     def paged_bytes(self) -> int:
         """See `Rival.paged_bytes`."""
         return self._paged
-
-    def close(self) -> None:
-        """See `Rival.close`."""
 
     def _adapter_bytes(self) -> int:
         return sum(value.nbytes for name, value in self._peft.named_parameters() if ".lora_" in name)

@@ -14,11 +14,11 @@ from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.lab.contest.rivals.assets import BLOCKS, read_tables, shipped, sparse_path
 from weightpager.lab.contest.rivals.checkpoint_file import CheckpointFile, open_checkpoint
 from weightpager.lab.contest.rivals.modules import sparse_module
-from weightpager.lab.contest.rivals.rival import DTYPE, Setting
+from weightpager.lab.contest.rivals.rival import DTYPE, Rival, Setting
 from weightpager.lab.direct_reader import DirectReader, new_buffer
 
 
-class SparseTasks:
+class SparseTasks(Rival):
     """Whole tasks in as many places as the budget has; the least recently used one makes room.
 
     Everything but the blocks stays in memory for all tasks. Modules are built beforehand, so that a switch is the read.
@@ -82,7 +82,7 @@ class SparseTasks:
         self._tables[task].copy_(torch.arange(len(self._tables[task]), dtype=torch.int32) + place * self._most)
 
 
-class SharedMask:
+class SharedMask(Rival):
     """One mask for all tasks: the first task's blocks serve every task, and a switch reads nothing.
 
     Its answers are wrong for the other tasks, whose blocks they aren't; only speed and memory are measured here.
@@ -108,13 +108,6 @@ class SharedMask:
         """See `Rival.switch`."""
         return self._modules[task]
 
-    def forget(self) -> None:
-        """See `Rival.forget`."""
-
-    def files(self, task: str) -> list[Path]:  # noqa: ARG002 - the same for all
-        """See `Rival.files`; it reads nothing."""
-        return []
-
     def weight_bytes(self) -> int:
         """See `Rival.weight_bytes`."""
         return self._fixed + self._paged
@@ -122,9 +115,6 @@ class SharedMask:
     def paged_bytes(self) -> int:
         """See `Rival.paged_bytes`."""
         return self._paged
-
-    def close(self) -> None:
-        """See `Rival.close`."""
 
 
 def modules_over(
