@@ -85,8 +85,7 @@ def _write(
 def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool_], report: Steps) -> list[int]:
     """Write the page files without unused pages, and none that would be empty; the pages in each."""
     counts: list[int] = []
-    first = 0
-    for name, pages in zip(bundle.manifest.page_file_names(), bundle.manifest.page_files, strict=True):
+    for name, first, pages in bundle.manifest.page_ranges():
         staying = first + np.flatnonzero(used[first : first + pages])
         if len(staying) == pages:
             writer.link(page_file.file_name(len(counts)), bundle.path / name)
@@ -95,8 +94,7 @@ def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool
             writer.put_pages(len(counts), content, len(staying), bundle.page_bytes)
         if len(staying):
             counts.append(len(staying))
-        first += pages
-        report(first, len(used))
+        report(first + pages, len(used))
     return counts
 
 

@@ -139,8 +139,7 @@ class Bundle:
         return read_checked(self.path, name, self.entry(name))
 
     def _check_page_files(self) -> None:
-        names = self.manifest.page_file_names()
-        for name, pages in zip(names, self.manifest.page_files, strict=True):
+        for name, _, pages in self.manifest.page_ranges():
             page_file.check(self.path / name, pages, self.page_bytes)
 
     def _check_tables(self) -> None:

@@ -161,8 +161,8 @@ def _check_file(root: Path, manifest: Manifest, name: str) -> None:
 def _page_problems(root: Path, manifest: Manifest, ids: npt.NDArray[np.uint8], progress: Steps) -> list[str]:
     """What is wrong with page files, and with the pages in them as far as their ids are known."""
     problems = []
-    first, size = 0, manifest.page_bytes
-    for name, count in zip(manifest.page_file_names(), manifest.page_files, strict=True):
+    size = manifest.page_bytes
+    for name, first, count in manifest.page_ranges():
         try:
             page_file.check(root / name, count, size)
         except BundleError as error:
@@ -171,7 +171,6 @@ def _page_problems(root: Path, manifest: Manifest, ids: npt.NDArray[np.uint8], p
             if problem:
                 problems.append(f"{name}: page {first + place} (place {place}): {problem}")
             progress(first + place + 1, len(ids))
-        first += count
     return problems
 
 

@@ -35,13 +35,13 @@ class LocalStore:
         self._end = 0
         self.direct = direct
         try:
-            for name, pages in zip(bundle.manifest.page_file_names(), bundle.manifest.page_files, strict=True):
+            for name, first, pages in bundle.manifest.page_ranges():
                 offset = page_file.check(bundle.path / name, pages, bundle.page_bytes)
                 file = _open(bundle.path / name, self.direct)
                 self.direct = file.direct
                 self._files.append((file, offset))
-                self._starts.append(self._end)
-                self._end += pages
+                self._starts.append(first)
+                self._end = first + pages
             _check_same(bundle)
         except BaseException:
             self.close()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from weightpager.blocks import MAX_TASKS, BlockGrid, BlockShape
 from weightpager.bundle.files.entry import FileEntry, Hash
@@ -191,6 +192,13 @@ class Manifest(Strict):
         """Names of the page files, in order."""
         return [file_name(number) for number in range(len(self.page_files))]
 
+    def page_ranges(self) -> Iterator[tuple[str, int, int]]:
+        """Name of each page file, its first page and how many pages it has."""
+        first = 0
+        for name, count in zip(self.page_file_names(), self.page_files, strict=True):
+            yield name, first, count
+            first += count
+
     @classmethod
     def parse(cls, text: bytes) -> Manifest:
         """Validate a manifest's JSON.
@@ -198,13 +206,7 @@ class Manifest(Strict):
         Raises:
             BundleFormatError: names the first field that is wrong.
         """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "document"
-            found = repr(first.get("input"))
-            raise BundleFormatError(MANIFEST, field, first["msg"], found[:120]) from None
+        return cls.read(MANIFEST, text)
 
     def dump(self) -> bytes:
         """The JSON that `parse` reads."""

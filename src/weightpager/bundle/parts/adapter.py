@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.files.tensor_file import Header, Stated, read_arrays
@@ -157,12 +157,7 @@ def _check_header(header: Header, wanted: Header, file: str) -> None:
 
 
 def _read_config(bundle: Bundle, task: str, file: str) -> AdapterConfig:
-    try:
-        config = AdapterConfig.model_validate_json(bundle.read(file))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "document"
-        raise BundleFormatError(file, field, first["msg"], repr(first.get("input"))[:120]) from None
+    config = AdapterConfig.read(file, bundle.read(file))
     wanted = _task_type(bundle.task(task).kind)
     if config.task_type != wanted:
         raise BundleFormatError(file, "task_type", wanted or "null", config.task_type or "null")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from weightpager.bundle.files.entry import check_file, read_checked
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import MODEL
 from weightpager.bundle.reader import Bundle
-from weightpager.bundle.settings.checks import GENERATION, check_settings, generation_settings, is_settings, parse
+from weightpager.bundle.settings.checks import (
+    GENERATION,
+    check_choice,
+    check_settings,
+    generation_settings,
+    is_settings,
+    parse,
+)
 from weightpager.bundle.settings.foreign_code import foreign_code
 from weightpager.bundle.settings.walk import settings_of
 from weightpager.errors import BundleFormatError
@@ -79,13 +84,6 @@ def _check_json(name: str, content: bytes) -> None:
         if (found := foreign_code(name, values)) is not None:
             setting, what = found
             raise BundleFormatError(name, setting.path, f"nothing that {what}", repr(setting.value)[:80])
-        _check_answers(name, values)
+        for each in settings_of(name, values):
+            check_choice(name, each, _ALLOWED)
     check_settings(name, values)
-
-
-def _check_answers(name: str, values: dict[str, Any]) -> None:
-    for setting in settings_of(name, values):
-        allowed = _ALLOWED.get(setting.key)
-        if allowed is not None and setting.value not in allowed:
-            expected = " or ".join(json.dumps(value) for value in allowed)
-            raise BundleFormatError(name, setting.path, expected, repr(setting.value)[:80])

@@ -90,10 +90,7 @@ class Donor:
     def _list_pages(self) -> None:
         manifest = read_manifest(self.root)
         pages = read_page_index(self.root, manifest)
-        page = 0
-        for name, count in zip(manifest.page_file_names(), manifest.page_files, strict=True):
+        for name, first, count in manifest.page_ranges():
             start = len(page_file.header(count, manifest.page_bytes))
-            for place in range(count):
-                where = (name, start + place * manifest.page_bytes)
-                self._places.setdefault(pages.ids[page].tobytes(), []).append(where)
-                page += 1
+            for place, digest in enumerate(pages.ids[first : first + count]):
+                self._places.setdefault(digest.tobytes(), []).append((name, start + place * manifest.page_bytes))

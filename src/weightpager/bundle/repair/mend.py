@@ -153,15 +153,13 @@ class _Mending:
         except BundleError as error:
             self._problems.append(f"{error}; without it no page can be told from a damaged one, and none was mended")
             return
-        first = 0
-        for name, count in zip(self._manifest.page_file_names(), self._manifest.page_files, strict=True):
+        for name, first, count in self._manifest.page_ranges():
             try:
                 self._mend_page_file(name, ids[first : first + count], first)
             except OSError as error:
                 self._problems.append(f"{name}: cannot be mended: {error.strerror or error}")
             except BundleError as error:
                 self._problems.append(str(error))
-            first += count
         if self._unfound and self._donor.problem is not None:
             self._problems.append(f"{self._donor.root}: its pages cannot be found by id: {self._donor.problem}")
 

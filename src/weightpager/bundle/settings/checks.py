@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -14,7 +15,7 @@ from weightpager.bundle.settings.image import ImageSettings
 from weightpager.bundle.settings.rope import KEYS as ROPE
 from weightpager.bundle.settings.rope import RopeSettings, rope_of
 from weightpager.bundle.settings.tokenizer import TokenizerFile, TokenizerSettings, check_tokenizer_file
-from weightpager.bundle.settings.walk import settings_of
+from weightpager.bundle.settings.walk import Setting, settings_of
 from weightpager.errors import BundleFormatError
 
 CONFIG = "config.json"
@@ -27,6 +28,7 @@ TOKENIZER_FILE = "tokenizer.json"
 _Checked = TypeVar("_Checked", bound=BaseModel)
 
 _DTYPES = (None, "auto", "float16", "bfloat16", "float32", "float64")
+_CHOICES: dict[str, tuple[object, ...]] = {"dtype": _DTYPES, "torch_dtype": _DTYPES}
 
 
 def parse(name: str, content: bytes) -> Any:
@@ -72,6 +74,18 @@ def check_settings(name: str, values: Any) -> None:
         check_tokenizer_file(name, validated(name, TokenizerFile, values))
 
 
+def check_choice(name: str, setting: Setting, choices: Mapping[str, tuple[object, ...]]) -> None:
+    """Refuse a setting that has none of the values that are allowed for its key, at whatever depth it stands.
+
+    Raises:
+        BundleFormatError: it has another one.
+    """
+    allowed = choices.get(setting.key)
+    if allowed is not None and setting.value not in allowed:
+        expected = " or ".join(json.dumps(value) for value in allowed)
+        raise BundleFormatError(name, setting.path, expected, repr(setting.value)[:80])
+
+
 def generation_settings(name: str, values: dict[str, Any]) -> GenerationSettings:
     """How decoders go on, by the values of `GENERATION_KEYS` alone.
 
@@ -101,9 +115,7 @@ def _check_config(name: str, values: dict[str, Any]) -> None:
     check_bounds(name, values)
     validated(name, CommonSettings, values)
     for setting in settings_of(name, values):
-        if setting.key in ("dtype", "torch_dtype") and setting.value not in _DTYPES:
-            wanted = " or ".join(json.dumps(dtype) for dtype in _DTYPES)
-            raise BundleFormatError(name, setting.path, wanted, repr(setting.value)[:80])
+        check_choice(name, setting, _CHOICES)
         if setting.key in ROPE and setting.value is not None:
             if not isinstance(setting.value, dict):
                 raise BundleFormatError(name, setting.path, "an object", repr(setting.value)[:80])
