@@ -46,7 +46,7 @@ def parse_bandwidth(text: str) -> float:
 
 
 def format_size(count: float) -> str:
-    """A size as people read it: ``format_size(67108864) == "64.0 MiB"``; to the nearest, so no limit to go by."""
+    """A size for people, rounded to the nearest: ``format_size(67108864) == "64.0 MiB"``. Not for limits."""
     for unit in ("B", "KiB", "MiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -55,18 +55,18 @@ def format_size(count: float) -> str:
 
 
 def format_enough(count: float) -> str:
-    """A size that is needed, rounded up: whoever states it has ``count`` bytes or more."""
+    """A needed size, rounded up: `parse_size` makes ``count`` bytes or more of it."""
     return _in_tenths(math.ceil(count), lambda whole, unit: -(-10 * whole // unit))
 
 
 def format_room(count: float) -> str:
-    """A size that there is room for, rounded down: whoever states it has ``count`` bytes or less."""
+    """An available size, rounded down: `parse_size` makes ``count`` bytes or less of it."""
     # `parse_size` rounds down to bytes: the next tenth must give a byte more. So a size is shown as it was stated.
     return _in_tenths(math.floor(count), lambda whole, unit: -(-10 * (whole + 1) // unit) - 1)
 
 
 def _in_tenths(whole: int, tenths: Callable[[int, int], int]) -> str:
-    """Bytes in a unit of which there are 1 to 1024; ``tenths`` of it, of bytes and the bytes of a unit."""
+    """Bytes in the unit that gives a number of 1 to 1024; ``tenths`` maps bytes and a unit's bytes to tenths of it."""
     if whole < 1024:
         return f"{whole} B"
     found = {unit: tenths(whole, _UNITS[unit.upper()]) for unit in ("KiB", "MiB", "GiB")}

@@ -15,13 +15,13 @@ from weightpager.config import format_enough, format_room
 from weightpager.errors import BudgetError
 
 _SPARE_PAGES = 1024
-"""An engine has numbers for so many more than twice the bundle's pages, in case that tasks are added."""
+"""Page numbers beyond twice the bundle's pages, for tasks that are added while an engine runs."""
 
 _NUMBER_BYTES = 34
-"""Per number of a page, beside one for each task: its slot, or the one on its way, who needs it, when it came."""
+"""Bookkeeping for each page number, beside a byte for each task: slots, users and time of arrival."""
 
 _PAGE_BYTES = 80
-"""Per page: its entry in the engine's own index, and a slot's in the list of free ones."""
+"""Bookkeeping for each page: its entry in the engine's index, and a slot in the list of free ones."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Footprint:
 
 
 def page_numbers(bundle: Bundle) -> int:
-    """Numbers that an engine has for pages: as many as block tables can name the places of, at most."""
+    """How many page numbers an engine has: at most as many as the locations in block tables can address."""
     most = np.iinfo(np.int32).max // bundle.manifest.blocks_per_page
     return int(min(2 * len(bundle.pages) + _SPARE_PAGES, most))
 
@@ -73,16 +73,16 @@ def footprint(bundle: Bundle, dtype: str = "auto") -> Footprint:
 
 
 def smallest_budget(bundle: Bundle, task: str | None = None, dtype: str = "auto") -> int:
-    """Bytes that hold what is always in memory and the pages of a task, or without one of the largest."""
+    """Bytes that hold what is always in memory and the pages of one task; by default of the largest task."""
     most = max(len(bundle.pages_of(name)) for name in ([task] if task else bundle.tasks))
     return footprint(bundle, dtype).total + most * bundle.page_bytes
 
 
 def check_fits(bundle: Bundle, task: str, budget: int, dtype: str = "auto") -> None:
-    """Refuse a budget, in bytes, that never holds a task.
+    """Refuse a budget, in bytes, that is too small for a task.
 
     Raises:
-        BudgetError: it doesn't; says the smallest budget that would do.
+        BudgetError: it is too small; the message says the smallest budget that would do.
     """
     least = smallest_budget(bundle, task, dtype)
     if budget < least:

@@ -83,7 +83,7 @@ def _write(
 
 
 def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool_], report: Steps) -> list[int]:
-    """Write the page files without unused pages, and none that would be empty; the pages in each."""
+    """Write the page files without unused pages, leave out empty files, and return the number of pages in each."""
     counts: list[int] = []
     for name, first, pages in bundle.manifest.page_ranges():
         staying = first + np.flatnonzero(used[first : first + pages])
@@ -99,7 +99,7 @@ def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool
 
 
 def _pages(bundle: Bundle, name: str, pages: int, first: int, wanted: Sequence[int]) -> Iterator[bytes]:
-    """Pages of the file ``name``, whose first one is page ``first``, each checked."""
+    """The wanted pages of a file that begins with page ``first``; each is checked."""
     size = bundle.page_bytes
     start = page_file.check(bundle.path / name, pages, size)
     with storage_errors(), (bundle.path / name).open("rb") as file:

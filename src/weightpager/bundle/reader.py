@@ -109,7 +109,7 @@ class Bundle:
         return np.unique(np.concatenate([table.locations for table in self.tables(task).values()]))
 
     def permutations(self) -> Permutations:
-        """In which order the compiler has put the tensors' axes; none in a bundle that wasn't reordered.
+        """The order in which the compiler has put the tensors' axes; empty where it changed none.
 
         Raises:
             BundleFormatError: the file is damaged, or an order doesn't fit its paged weight.

@@ -66,7 +66,7 @@ class TaskSubset:
         return whole.model_copy(update=changes)
 
     def carry_over(self, writer: BundleWriter, added: Permutations = NOTHING_MOVED) -> None:
-        """Take over model, parameters that are resident, private and low-rank, each file checked, and permutations.
+        """Take over the model, all parameters and the permutations; each file is checked.
 
         Args:
             writer: of the other bundle.
@@ -84,7 +84,7 @@ class TaskSubset:
         writer.put_permutations(Permutations({**self.bundle.permutations().only(self.names).orders, **added.orders}))
 
     def finish(self, writer: BundleWriter, manifest: Manifest) -> None:
-        """Write the manifest and, if the bundle has a report, what still holds of it.
+        """Write the manifest and, if the bundle has a report, the parts of it that still hold.
 
         Raises:
             BundleFormatError: what has been written is no bundle, or the old report is damaged.

@@ -28,7 +28,7 @@ _COPY = "copy the whole bundle again: only its manifest says what belongs into i
 _ANEW = "compile the bundle again: its hashes fit what is wrong in it, so any copy is as wrong"
 
 _DAMAGE = ("file", "size", "BLAKE3")
-"""Fields of errors about a file that isn't the one that was written."""
+"""Fields of errors that mean damage: the file isn't the one that was written."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Verification:
 
 
 class _Findings:
-    """What checks say, each thing once.
+    """Problems that checks have found, each once.
 
     Attributes:
         damaged: another copy has it whole.
@@ -139,7 +139,7 @@ def _advice_without_manifest(root: Path, error: BundleError) -> tuple[str, ...]:
 
 
 def _files(manifest: Manifest) -> dict[str, None]:
-    """Names of the files that are there, or should be, but for page files."""
+    """Names of all files that a bundle has or should have, except page files."""
     return dict.fromkeys([*manifest.files, *model_files(manifest), *parameter_files(manifest)])
 
 
@@ -159,7 +159,7 @@ def _check_file(root: Path, manifest: Manifest, name: str) -> None:
 
 
 def _page_problems(root: Path, manifest: Manifest, ids: npt.NDArray[np.uint8], progress: Steps) -> list[str]:
-    """What is wrong with page files, and with the pages in them as far as their ids are known."""
+    """Problems of page files, and of the pages whose ids are known."""
     problems = []
     size = manifest.page_bytes
     for name, first, count in manifest.page_ranges():
@@ -175,7 +175,7 @@ def _page_problems(root: Path, manifest: Manifest, ids: npt.NDArray[np.uint8], p
 
 
 def _damaged_pages(path: Path, ids: npt.NDArray[np.uint8], size: int) -> Iterator[tuple[int, str]]:
-    """What is wrong with each page that the file has, if anything; its size says how many are missing."""
+    """Places of the pages in the file, and their problems, if any; the check of the file's size finds missing ones."""
     start = len(page_file.header(len(ids), size))
     try:
         file = open_regular(path)

@@ -69,7 +69,7 @@ def resident_bytes(path: str | os.PathLike[str]) -> int:
 
 @contextmanager
 def cold_read(paths: Iterable[str | os.PathLike[str]]) -> Iterator[ColdProof]:
-    """Make files cold, prove it, and count afterwards what the body left in the page cache.
+    """Drop files from the page cache, prove it, and count afterwards what the body left there.
 
         with cold_read(bundle_files) as proof:
             measure()

@@ -39,7 +39,7 @@ class KernelChoice:
 
 
 def kernel_choice() -> KernelChoice:
-    """What serves at this moment.
+    """Which kernels this process uses now.
 
     Raises:
         ConfigError: ``WEIGHTPAGER_ISA`` names a kernel that can't run here.

@@ -61,7 +61,7 @@ class Bandwidth:
 
 
 def describe() -> dict[str, object]:
-    """What a row of results needs to be repeated elsewhere: JSON values, sizes in bytes, None where unknown.
+    """Facts of this machine that a result is published with: JSON values, sizes in bytes, None where unknown.
 
     It never imports torch; its number of threads is given if it is loaded already.
     """

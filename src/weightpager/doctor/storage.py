@@ -20,10 +20,10 @@ from weightpager.machine.mounts import mount_of
 _PIECE = 8 << 20
 _MOST = 128 << 20
 _WRITE_SECONDS = 1.0
-"""A slow card gets a small file: reading takes no longer than writing, and is repeated."""
+"""Time for writing, so that a slow card gets a small file; reading, which is repeated, takes no longer."""
 
 _FREE_SHARE = 4
-"""At most one part in so many of what is free is written."""
+"""The file takes at most one part in so many of the free space."""
 
 _LONG, _PAGE = 1 << 20, 64 << 10
 """Bytes of a read, in sequence and as pages are read."""
@@ -141,5 +141,5 @@ def _measure(found: Storage, file: Path, size: int, step: Step) -> Storage:
 
 
 def _unnamed(text: str, file: Path) -> str:
-    """A text for people, who have never seen the temporary file that it names."""
+    """A message without the temporary file's name, which means nothing to the user."""
     return text.removeprefix(f"{file}: ").replace(str(file), "a file there")

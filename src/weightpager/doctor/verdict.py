@@ -12,7 +12,7 @@ INSTALL_NATIVE = "install a C++ compiler (g++ or clang++), then weightpager agai
 
 @dataclass(frozen=True)
 class Verdict:
-    """The end of an examination.
+    """Whether the machine is ready, and what to fix.
 
     Attributes:
         ready: whether every kernel computes rightly.
@@ -24,7 +24,7 @@ class Verdict:
 
 
 def judge(found: Diagnosis) -> Verdict:
-    """Weigh what was found."""
+    """Judge what was found."""
     wrong = [test.kernel for test in found.self_tests if test.failures]
     if wrong:
         return Verdict(False, f"not ready: {', '.join(wrong)} failed the self-test; {_way_out(found)}")

@@ -84,7 +84,7 @@ def paged_gated(
 
 
 def _complete(y: Tensor, missing: int) -> Tensor:
-    """The result, unless the native module met a page that isn't there."""
+    """The result, unless the native module found a page missing."""
     if missing >= 0:
         raise PageNotResidentError(missing)
     return y

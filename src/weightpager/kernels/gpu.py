@@ -100,7 +100,7 @@ def _compare(what: str, found: Tensor, expected: Tensor) -> None:
 
 
 def _sample(dtype: torch.dtype, device: str | torch.device, drawn: torch.Generator) -> PagedWeight:
-    """Two rows of blocks, of which one is full, at the edges narrower than blocks; in pages in any order."""
+    """Two rows of blocks, one of them full, with partial blocks at the weight's edges and pages in shuffled order."""
     rows, cols, per_page = 16, 32, 2
     values = torch.randn(4, per_page * rows * cols, generator=drawn, device="cpu")
     blocks = (values * 40).clamp(-127, 127).to(dtype).view(torch.uint8)

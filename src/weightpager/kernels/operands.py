@@ -8,7 +8,7 @@ from torch.nn import Parameter
 
 
 def operands(x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:
-    """The activations without gaps, and where the result goes.
+    """The activations as contiguous memory, and memory for the result.
 
     Raises:
         ValueError: one of them has no values.
@@ -21,7 +21,7 @@ def operands(x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:
 
 
 def check_memory(tensor: Tensor) -> None:
-    """Refuse one that only says what shape a result would have, at address 0: what is made in such a mode is one, too.
+    """Refuse a FakeTensor, which has a shape but no memory; tensors that are made in `FakeTensorMode` are such.
 
     Raises:
         ValueError: it has no values.

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 _CHANGING = ["tokens", "slots", "gate_slots"]
-"""What Triton would otherwise compile anew for, where it is 1 or a multiple of 16 for the first time."""
+"""Arguments for which Triton would compile again when they are 1 or a multiple of 16 for the first time."""
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -125,7 +125,7 @@ def _place(out_features, BLOCK_ROWS: tl.constexpr, OUTPUTS: tl.constexpr, TOKENS
 
 @triton.jit
 def _find(block, wanted, locations, page_table, slots, PER_PAGE: tl.constexpr):
-    """Where blocks are now, and whether they are in the arena; those that aren't wanted are not."""
+    """Where blocks are now, and whether they are in the arena; False for blocks that aren't wanted."""
     location = tl.load(locations + block, mask=wanted, other=0)
     slot = tl.load(page_table + location // PER_PAGE, mask=wanted, other=-1)
     return slot.to(tl.int64), location % PER_PAGE, (slot >= 0) & (slot < slots)
@@ -133,7 +133,7 @@ def _find(block, wanted, locations, page_table, slots, PER_PAGE: tl.constexpr):
 
 @triton.jit
 def _unpacked(found, DTYPE: tl.constexpr):
-    """The weights of a word's two features; of float32, whose words have one, it twice."""
+    """The weights of a word's two features; for float32, whose words hold one, the same weight twice."""
     if DTYPE == "bfloat16":
         even = (found << 16).to(tl.float32, bitcast=True)
         odd = (found & -65536).to(tl.float32, bitcast=True)

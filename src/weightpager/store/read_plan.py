@@ -12,7 +12,7 @@ MAX_READ_BYTES = 1 << 20
 """Reads longer than this gain nothing and start later what waits behind them."""
 
 GROUP_BYTES = 1 << 16
-"""Shorter reads are made several by one thread, until they have so many bytes."""
+"""Shorter reads are grouped until they have so many bytes together."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _rows(pages: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDAr
 
 
 def group(runs: Sequence[Run], page_bytes: int) -> list[list[Run]]:
-    """Put short runs together, in their order, into what one thread reads before it looks for other work.
+    """Group short runs, in order; one thread reads a group before it takes other work.
 
     Around reads there is work that threads of one interpreter do one after the other.
     """

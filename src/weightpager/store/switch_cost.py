@@ -79,7 +79,7 @@ def span_of(bundle: Bundle) -> Callable[[int], int]:
 
 
 def _more_seconds(missing: npt.NDArray[np.int64], room: int, page_bytes: int, storage: StorageModel) -> float:
-    """What pages that are there already can cost: one inside a row of missing ones is spared, but adds a read.
+    """Seconds that pages which are already in memory can add: one inside a run of missing pages splits the run's read.
 
     Every second page of a row can do so, as far as there is room for them; and the place where the second phase begins,
     inside of a read, may be another one.

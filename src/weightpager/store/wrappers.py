@@ -53,7 +53,7 @@ class VerifyingStore(StoreWrapper):
 
 
 class CountingStore(StoreWrapper):
-    """Counts what was read; the counts are what a plan's promise is held against.
+    """Counts what was read, so that it can be compared with a plan.
 
     Attributes:
         reads: completed reads.
@@ -76,7 +76,7 @@ class CountingStore(StoreWrapper):
 
 
 class ContractStore(StoreWrapper):
-    """Whatever a store raises, an `OSError` say, comes as the error that `PageStore` documents; the cause is kept."""
+    """Turns what a store raises, such as an `OSError`, into the errors that `PageStore` documents; keeps the cause."""
 
     def __init__(self, inner: PageStore) -> None:
         super().__init__(inner)

@@ -42,10 +42,10 @@ def _hash(file: BinaryIO) -> FileEntry:
 
 @contextmanager
 def open_entry(root: Path, name: str, entry: FileEntry) -> Iterator[BinaryIO]:
-    """A file of the size that its manifest entry says, open, and no hole for the most part.
+    """Open a file whose size is the one in its manifest entry and that isn't mostly holes.
 
     Raises:
-        BundleFormatError: it is missing, can't be read, has another size, or less is stored than it seems to hold.
+        BundleFormatError: the file is missing or unreadable, has another size, or is mostly holes.
     """
     try:
         with open_regular(root / name) as file:
@@ -84,7 +84,7 @@ def check_file(root: Path, name: str, entry: FileEntry) -> Path:
 
 
 def read_checked(root: Path, name: str, entry: FileEntry) -> bytes:
-    """A file's bytes, of which size and hash are those of its entry: what is checked is what is used.
+    """Read a file once and compare size and hash with its entry, so that the bytes returned are the bytes checked.
 
     Raises:
         BundleFormatError: as `check_file`.

@@ -21,7 +21,7 @@ def imitate(path: Path, model: os.stat_result) -> None:
 
 
 def imitate_tree(root: Path, folder: os.stat_result, file: os.stat_result) -> None:
-    """The same for a directory and all in it, ``root`` last: until then nobody else gets in.
+    """`imitate` for a directory and all in it. ``root`` comes last: until then nobody else can enter it.
 
     Files with more than one hard link are left alone: they belong to other bundles too.
     """
@@ -34,7 +34,7 @@ def imitate_tree(root: Path, folder: os.stat_result, file: os.stat_result) -> No
 
 
 def open_up(root: Path) -> None:
-    """Give a directory that ``mkdtemp`` made private the mode that a new one has here: the umask's, or an ACL's."""
+    """Give a directory from ``mkdtemp``, which is private, the mode that a new directory would have here."""
     usual = root / ".mode"
     usual.mkdir()
     mode = stat.S_IMODE(usual.stat().st_mode)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 _NO_MATTER = 2**20
-"""Bytes up to which it doesn't matter what is stored."""
+"""Files of up to so many bytes are not checked for holes."""
 
 _LEAST_STORED = 4
-"""Of so many bytes one is stored: honest files are zero here and there, and a copy may have holes there."""
+"""At least one byte of so many must be stored. Honest files have zeros, which a copy may turn into holes."""
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -37,9 +37,10 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def is_hollow(file: BinaryIO, size: int) -> bool:
-    """Whether nearly all of a file is holes: it costs nobody anything to store, and much to read.
+    """Whether a file is mostly holes: such a file costs nothing to store, and much to read.
 
-    A file system that doesn't tell has none, and neither has a file of up to a mebibyte. The file is at its begin then.
+    A file of up to a mebibyte counts as whole, as does one on a file system that doesn't report holes. The file's
+    position is 0 afterwards.
     """
     if size <= _NO_MATTER:
         return False
@@ -53,13 +54,13 @@ def is_hollow(file: BinaryIO, size: int) -> bool:
 
 
 def is_hole(descriptor: int, start: int, end: int) -> bool:
-    """Whether nothing is stored in this part of a file, so that it is zero. Moves the file's position."""
+    """Whether this part of a file is a hole, and so all zeros. Moves the file's position."""
     with closing(_stored(descriptor, start, end)) as parts:
         return next(parts, None) is None
 
 
 def _stored(descriptor: int, start: int, end: int) -> Generator[tuple[int, int], None, None]:
-    """Where something is stored; the file's position is its begin at the end."""
+    """The parts of a file that are stored. The file's position is 0 afterwards."""
     try:
         while start < end:
             start = os.lseek(descriptor, start, os.SEEK_DATA)

@@ -41,7 +41,7 @@ Header = Mapping[str, Stated]
 def checked_tensors(
     root: Path, name: str, entry: FileEntry, check: Callable[[Header], object], framework: str = "np"
 ) -> Iterator[Any]:
-    """An open safetensors file that is what its manifest entry says; no other can take its place.
+    """Open a safetensors file and check it against its manifest entry; the file that was checked stays open.
 
     Args:
         root: bundle directory.
@@ -68,7 +68,7 @@ def read_arrays(
 
 
 def read_header(root: Path, name: str, entry: FileEntry) -> Header:
-    """What a file of the size that its manifest entry says states; nothing has compared its hash.
+    """A file's header. Its size is checked against the manifest entry, its hash is not.
 
     Raises:
         BundleFormatError: it is missing, of another size, or no such file.

@@ -69,7 +69,7 @@ class BlockTable:
 
     @staticmethod
     def check_header(stated: Header, grid: BlockGrid, file: str, name: str) -> None:
-        """Refuse arrays that no table of this grid may have, before they are read.
+        """Check dtypes and lengths in a file's header, before arrays are read.
 
         Args:
             stated: what is said of each of `FIELDS`.
@@ -92,7 +92,7 @@ class BlockTable:
             raise BundleFormatError(file, f"{name}.locations", f"{kept} entries", locations)
 
     def validate(self, grid: BlockGrid, locations: int, file: str, name: str) -> None:
-        """Refuse anything that a kernel could stumble over.
+        """Refuse whatever a kernel can't take.
 
         Args:
             grid: the weight's blocks.

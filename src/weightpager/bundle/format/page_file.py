@@ -47,7 +47,7 @@ def write(file: IO[bytes], pages: Iterable[bytes], count: int, page_bytes: int) 
 
 
 def frame(path: Path, pages: int, page_bytes: int) -> None:
-    """Give a file the size and header of that many pages; it is created if it is missing. No page of it changes.
+    """Give a file the size and header for that many pages. A missing file is created, and no page changes.
 
     Raises:
         OSError: the storage refused it.
@@ -75,7 +75,7 @@ def write_at(descriptor: int, content: bytes, offset: int) -> None:
 class PageHashes:
     """BLAKE3 of an open page file's pages, read in pieces: a page may be of 256 MiB.
 
-    Where nothing is stored a page is zero, and its hash is computed once: a page file of holes may be of any size.
+    A page in a hole is zero. The hash of zeros is computed once, since a file of holes may have any size.
     """
 
     def __init__(self, descriptor: int, page_bytes: int) -> None:

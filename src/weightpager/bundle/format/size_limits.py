@@ -8,34 +8,34 @@ from weightpager.bundle.format.names import MANIFEST, MODEL, tables_file
 from weightpager.errors import BundleFormatError
 
 _JSON = 16 * 2**20
-"""A report, or a low-rank part's configuration."""
+"""Most bytes of a report, or of a low-rank part's configuration."""
 
 _CONFIGURATION = "config.json"
-"""What names of configurations in ``model/`` end in."""
+"""How names of configurations in ``model/`` end."""
 
 _VOCABULARY = 128 * 2**20
-"""Of ``model/``'s other files; vocabularies of a quarter of a million tokens have 35 MB."""
+"""Most bytes of other files in ``model/``; a vocabulary of a quarter of a million tokens has 35 MB."""
 
 _HEADER = 64 * 2**10
 _TENSOR_HEADER = 256
-"""Of a safetensors file: what its header takes, and what each tensor adds beside its name."""
+"""Bytes of a safetensors header, and what each tensor adds to it beside its name."""
 
 _LETTER = 6
 """A letter of a name may be escaped in JSON, as ``\\u0000``."""
 
 _INDEX_PAGE = 32 + 4 + 8
-"""An id, a layer and a signature."""
+"""Bytes of a page's id, layer and signature."""
 
 _INT32 = 4
 
 _LEAST_PARAMETERS = 4 * 2**30
 _PARAMETERS = 64 * 4
-"""Bytes of resident or private parameters for each paged weight's: experts may be resident, and tables of vocabularies
-are much larger than the smallest models that look words up in them."""
+"""Bytes of resident or private parameters per element of a paged weight: experts may be resident, and a vocabulary's
+table may be much larger than all else in a small model."""
 
 
 def check_sizes(manifest: Manifest) -> None:
-    """Refuse files larger than what the manifest's counts justify: all that is stated is read, and hashed.
+    """Refuse files that are larger than the manifest's counts justify, since readers read and hash all of them.
 
     Raises:
         BundleFormatError: one is larger.
@@ -63,7 +63,7 @@ def _of_tables(manifest: Manifest) -> int:
 
 
 def _of_permutations(manifest: Manifest) -> int:
-    """Most bytes of the permutations: of paged weights' axes, and of as many that are resident."""
+    """Most bytes of the permutations of all axes, if as many resident weights as paged ones were reordered."""
     axes = sum(weight.out_features + weight.in_features for weight in manifest.weights)
     return _JSON + 16 * _INT32 * axes
 

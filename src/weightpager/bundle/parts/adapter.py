@@ -20,7 +20,7 @@ from weightpager.bundle.reader import Bundle
 from weightpager.errors import BundleFormatError
 
 BASE = "base_model."
-"""In front of the canonical name of every paged weight."""
+"""How the canonical name of every paged weight begins."""
 
 MOST_RANK = 1024
 

@@ -28,11 +28,11 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "output_hidden_states": (None, False, True),
     "return_dict": (True,),
 }
-"""With anything else a module would be built, and its first forward would fail."""
+"""Settings with which a module can run; with other values it can be built, but its first forward fails."""
 
 
 def model_dir(bundle: Bundle) -> Path:
-    """The directory, every file of it checked.
+    """Check every file in the model's directory, and return its path.
 
     Raises:
         BundleFormatError: a file is damaged, not listed, asks for code from elsewhere, or for absurd sizes.
@@ -45,7 +45,7 @@ def model_dir(bundle: Bundle) -> Path:
 
 
 def model_files(manifest: Manifest) -> list[str]:
-    """Names of the files that are there, or should be: without a configuration, transformers would look elsewhere."""
+    """Names of the model's files, and of its configuration in any case: without one, transformers looks elsewhere."""
     return sorted({name for name in manifest.files if name.startswith(f"{MODEL}/")} | {f"{MODEL}/config.json"})
 
 
@@ -64,7 +64,7 @@ def unlisted(name: str) -> BundleFormatError:
 
 
 def check_model_file(root: Path, manifest: Manifest, name: str) -> None:
-    """Compare a file with its entry, and see that it asks for nothing that it may not.
+    """Compare a file with its entry, and refuse settings that ask for what a bundle may not do.
 
     Raises:
         BundleFormatError: as `model_dir`.

@@ -13,15 +13,15 @@ from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.errors import BundleFormatError
 
 _DTYPES = ("bfloat16", "float32", "bool", "int8", "int16", "int32", "int64", "uint8")
-"""What kernels compute with, and what buffers of transformers' modules may be."""
+"""Dtypes of parameters that kernels compute with, and of buffers in transformers' modules."""
 
 _MOST_AXES = 8
 _MOST_VALUES = 2**48
-"""Where an axis is empty, the others may state anything."""
+"""A limit for shapes with an empty axis, whose other axes could otherwise have any size."""
 
 
 def parameter_files(manifest: Manifest) -> list[str]:
-    """Names of the files that every bundle has: what tasks share, and what each has of its own."""
+    """Names of the parameter files of a bundle: the one that tasks share, and each task's own."""
     return [RESIDENT, *(private_file(task.name) for task in manifest.tasks)]
 
 

@@ -32,7 +32,7 @@ class DamagedPageFile:
     page_bytes: int
 
     def mend_frame(self) -> bool:
-        """Give it its size and header; whether they were wrong."""
+        """Restore size and header where they are wrong; True if they were."""
         try:
             page_file.check(self.path, len(self.ids), self.page_bytes)
         except BundleError:
@@ -51,7 +51,7 @@ class DamagedPageFile:
             return True
 
     def mend(self, places: Sequence[int], donor: Donor) -> dict[int, str]:
-        """Write these pages from the donor, and no others; what stood in the way of those that are still damaged.
+        """Write these pages from the donor; by place, why those that are still damaged could not be written.
 
         Raises:
             OSError: the storage refused it; pages are as damaged as they were, or right.

@@ -60,7 +60,7 @@ class Donor:
         raise BundleError(f"{self.root} {nowhere}")
 
     def copy(self, name: str, entry: FileEntry, target: IO[bytes]) -> None:
-        """Write the file ``name`` to ``target``; only after this has returned is it known to be the right one.
+        """Write the file ``name`` to ``target``. The content is known to be right only once this has returned.
 
         Raises:
             BundleFormatError: there is none that is what ``entry`` says.

@@ -53,8 +53,8 @@ class Repair:
 def repair(path: str | Path, source: str | Path, progress: Steps = silent) -> Repair:
     """Mend what is damaged in a bundle with what another one has.
 
-    Only hashes decide: a page comes from wherever ``source`` has one of the same id, a file from that of the same name,
-    if it is the one that the manifest wants. The result says nothing of damage that no hash shows: `verify` does.
+    Only hashes decide. A page is taken from wherever ``source`` has the same id; a file from the one of the same name,
+    if that has the hash in the manifest. Damage that no hash shows is found by `verify`, not here.
 
     Args:
         path: bundle directory. An engine that has it open goes on undisturbed.
@@ -77,10 +77,10 @@ def repair(path: str | Path, source: str | Path, progress: Steps = silent) -> Re
 
 @contextmanager
 def _held(root: Path) -> Iterator[Path]:
-    """A path to the directory that is there now, held for us alone.
+    """Lock the directory that is at a path now, and yield a path that keeps leading to it.
 
-    Somebody may exchange the bundle for another one meanwhile, whose pages must not be overwritten with those of this
-    one. A path through the descriptor keeps leading to the directory that was opened.
+    Another bundle may take this one's place meanwhile, and its pages must not be overwritten with ours. The yielded
+    path goes through a descriptor of the directory that was opened.
     """
     try:
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -147,7 +147,7 @@ class _Mending:
                 self._mend_file(name, entry, damage)
 
     def mend_pages(self) -> None:
-        """Mend every page file, which takes a page index that is well."""
+        """Mend every page file; this needs an undamaged page index."""
         try:
             ids = read_page_index(self._root, self._manifest).ids
         except BundleError as error:

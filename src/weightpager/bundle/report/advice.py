@@ -18,7 +18,7 @@ _RECOVERY = {"none": "doing without recovery", "closed-form": "closed form", "fi
 
 @dataclass(frozen=True)
 class Advice:
-    """The choices by memory, least first, and what to make of them in words."""
+    """The choices, least memory first, and in words which one to take."""
 
     choices: tuple[Choice, ...]
     words: str

@@ -34,12 +34,12 @@ class Choice:
 
     @property
     def told(self) -> bool:
-        """Whether it is another loss than the bundle's, and not chance; True where chance wasn't measured."""
+        """Whether its loss differs from the bundle's by more than chance; True where chance wasn't measured."""
         return self.gap is None or not holds_zero(self.gap)
 
     @property
     def lost(self) -> bool:
-        """Whether it does worse than dense, and not by chance."""
+        """Whether it is worse than dense by more than chance explains."""
         return round(self.loss, 1) > 0 and (self.interval is None or self.interval[0] > 0)
 
 
@@ -110,7 +110,7 @@ class Losses:
 
 
 def _mean_interval(losses: Mapping[str, float], intervals: Mapping[str, Interval]) -> Interval | None:
-    """Of the mean; None unless there is one for each task."""
+    """The interval of the mean over tasks; None unless each task has one."""
     if not losses.keys() <= intervals.keys():
         return None
     return mean_interval(list(losses.values()), [intervals[task] for task in losses])

@@ -23,14 +23,14 @@ DENSE = "dense"
 """The control that is the dense model, trained as long as the bundle."""
 
 MASK = "shared mask"
-"""The one that gives all tasks the same blocks."""
+"""The control in which all tasks keep the same blocks."""
 
 
 FEW = 50
-"""Held-out texts, windows or images of a task: with fewer, only a gap of a dozen points or more is no chance."""
+"""With fewer held-out texts, windows or images of a task, gaps of up to a dozen points may be chance."""
 
 Compared = Literal["none", "few", "dense", "all"]
-"""What a bundle was compared with: nothing, nothing since held-out items were few, the dense model, a mask too."""
+"""What a bundle was compared with: nothing; nothing, for few held-out items; the dense model; a shared mask too."""
 
 
 class TaskScore(Strict):

@@ -24,12 +24,12 @@ UNKNOWN = (-math.inf, math.inf)
 
 
 def holds_zero(interval: tuple[float, float]) -> bool:
-    """Whether a difference may be chance."""
+    """Whether an interval of a difference includes zero, so that the difference may be chance."""
     return interval[0] <= 0 <= interval[1]
 
 
 def turned(interval: tuple[float, float]) -> tuple[float, float]:
-    """Of the difference the other way round."""
+    """The interval of the negated difference."""
     return -interval[1], -interval[0]
 
 
@@ -48,7 +48,7 @@ def mean_interval(estimates: Sequence[float], intervals: Iterable[tuple[float, f
 
 
 def items_to_tell(estimate: float, interval: tuple[float, float], items: int) -> int | None:
-    """About how many items would tell a difference from none, if it is as large as it seems; None if none would.
+    """About how many held-out items would show a difference of this size; None if no number would.
 
     Args:
         estimate: of the difference.

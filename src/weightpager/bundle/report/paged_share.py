@@ -17,7 +17,7 @@ _MOST_NAMED = 3
 
 @dataclass(frozen=True)
 class PagedShare:
-    """A task's parameters, counted; of the task that has the most.
+    """Parameter counts of the task that has the most.
 
     Attributes:
         paged: in paged weights, dropped blocks included.
@@ -53,7 +53,7 @@ class PagedShare:
 
     @property
     def words(self) -> str:
-        """The share; and where it is small, what stays in memory, by the largest parts."""
+        """The share in words; where it is small, also the largest parts of what stays in memory."""
         said = f"{self.share:.1%} of the parameters"
         if not self.is_small:
             return said

@@ -16,7 +16,7 @@ _HOW = {
     "int8": " 'sparsity: 0' with 'dtype: int8' compiles that.",
     "int4": " Other libraries make that.",
 }
-"""How to have a control instead of the bundle."""
+"""How to make a control."""
 
 _NAMES = {DENSE: "the dense model", MASK: "one shared mask"}
 
@@ -92,7 +92,7 @@ class Verdict:
         return f"With {format_enough(self.budget)} for paged weights"
 
     def _more_sparsity(self) -> str:
-        """The end of a sentence; no advice where sparsity has cost accuracy already."""
+        """The end of a sentence that advises more sparsity, unless sparsity has cost accuracy already."""
         return "." if self.ours.lost else ": compile with more sparsity."
 
 
@@ -101,7 +101,7 @@ def _called(choice: Choice) -> str:
 
 
 def _loses(choice: Choice, unit: str = "", against: str = "") -> str:
-    """That a choice loses so much; or what instead, as some do better than dense, or no worse for all that is known."""
+    """How a choice compares with dense, in words: worse, better, or no different as far as the data tells."""
     loss, reach = round(choice.loss, 1), ""
     if choice.name == DENSE:
         return "loses nothing"

@@ -55,14 +55,14 @@ _KINDS = (
     ),
     _kind(r"", 2**18),
 )
-"""In this order: the first that fits a name is its kind. What larger numbers would take is never honest. Smaller ones
-may still be too much together; that is found where a module is built (`weightpager.nn.BuildLimits`)."""
+"""The first kind whose pattern fits a name is its kind. No honest configuration needs larger numbers. Smaller ones may
+still take too much together, which `weightpager.nn.empty_on_meta` finds when a module is built."""
 
 _MOST_ITEMS = 2**10
-"""Values of one list, lists in it included: a configuration has a value for each layer, at most."""
+"""Most values of a list, nested lists included: a configuration has at most one for each layer."""
 
 _NESTED = 2**9
-"""Most of an integer in a list of lists, which says how often its neighbours are repeated."""
+"""The largest integer in a list of lists: it says how often its neighbours are repeated."""
 
 _INTEGER = re.compile(
     r"^num_\w*(layers|heads|labels|experts|groups|channels|blocks)$|"
@@ -129,7 +129,7 @@ def _is_of(types: tuple[type, ...], value: Any) -> bool:
 
 
 def _check_sinusoidal(name: str, values: dict[str, Any]) -> None:
-    """These tables are computed row by row, in Python."""
+    """Refuse long sinusoidal tables, which transformers computes row by row in Python."""
     for setting in settings_of(name, values):
         if "position" in setting.key and isinstance(setting.value, int) and setting.value > _MOST_SINUSOIDAL:
             raise BundleFormatError(name, setting.path, f"at most {_MOST_SINUSOIDAL} of sinusoidal ones", setting.value)

@@ -52,7 +52,7 @@ def is_settings(name: str) -> bool:
 
 
 def check_settings(name: str, values: Any) -> None:
-    """Refuse a document with values that transformers, or what is here, would stumble over.
+    """Refuse a document with values that transformers, or this package, can't take.
 
     Args:
         name: of the file; what is checked follows from its last part.
@@ -87,7 +87,7 @@ def check_choice(name: str, setting: Setting, choices: Mapping[str, tuple[object
 
 
 def generation_settings(name: str, values: dict[str, Any]) -> GenerationSettings:
-    """How decoders go on, by the values of `GENERATION_KEYS` alone.
+    """Validate how decoders generate; only `GENERATION_KEYS` may be stated.
 
     Raises:
         BundleFormatError: there are others, or one is out of bounds.
@@ -98,7 +98,7 @@ def generation_settings(name: str, values: dict[str, Any]) -> GenerationSettings
 
 
 def validated(name: str, model: type[_Checked], values: Any, at: str = "") -> _Checked:
-    """A document, or the part of it at a path, as a model has it.
+    """Validate a document, or the part of it at a path, with a pydantic model.
 
     Raises:
         BundleFormatError: it isn't.
@@ -126,7 +126,7 @@ def _check_config(name: str, values: dict[str, Any]) -> None:
 
 
 def _constant(name: str) -> float:
-    """Infinity is a limit in some configurations; NaN gets past every check of a range."""
+    """Allow Infinity, a limit in some configurations; refuse NaN, which passes every check of a range."""
     if name == "NaN":
         raise ValueError("expected numbers, found NaN")
     return float(name)

@@ -10,7 +10,7 @@ Tokens = Annotated[int, Field(ge=0, le=2**24)]
 
 
 class CommonSettings(BaseModel):
-    """A class checks the types of those that it has itself."""
+    """Settings whose types a configuration class checks only if it declares them."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 

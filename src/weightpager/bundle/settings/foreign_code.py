@@ -66,12 +66,12 @@ _REFUSALS = (
 )
 
 _ELSEWHERE = _Refusal(re.compile(r"\w*name_or_path"), "asks for another model")
-"""In the document itself this says where it came from, and nothing is made of it. A part that says it may be loaded
+"""In the document itself this only says where it came from. In a part of the document, transformers may load a model
 from there."""
 
 
 def foreign_code(name: str, values: dict[str, Any]) -> tuple[Setting, str] | None:
-    """The first setting, at any depth, that asks for what may not be, and what that is; None if nothing does.
+    """The first setting, at any depth, that asks for something forbidden, and what it asks for; None if none does.
 
     Args:
         name: of the file, for errors.

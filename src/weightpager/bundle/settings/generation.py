@@ -10,7 +10,7 @@ Word = Annotated[int, Field(ge=0, lt=2**26)]
 
 
 class GenerationSettings(BaseModel):
-    """What a bundle says of it. What else transformers knows asks for more memory, time or code."""
+    """What a bundle may state. Other settings of transformers would take more memory, more time or foreign code."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -25,7 +25,7 @@ class GenerationSettings(BaseModel):
     repetition_penalty: Annotated[float, Field(ge=1e-3, le=1e3)] | None = None
 
     def stated(self) -> dict[str, Any]:
-        """What it states, floats as floats: transformers takes no integer in their place."""
+        """The stated values; floats stay floats, since transformers refuses integers in their place."""
         return self.model_dump(exclude_none=True)
 
 

@@ -13,7 +13,7 @@ Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class ImageSettings(BaseModel):
-    """What is known of every image processor; each has more, which is kept, and tried on a blank image."""
+    """Settings of all image processors. Further ones are kept, and tried on a blank image."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 

@@ -11,11 +11,11 @@ Tokens = Annotated[int, Field(ge=1, le=2**24)]
 Factors = Annotated[list[Positive], Field(min_length=1, max_length=2**10)]
 
 KEYS = ("rope_scaling", "rope_parameters")
-"""What a configuration calls it: transformers 4, and 5."""
+"""What configurations of transformers 4 and 5 call it."""
 
 
 class RopeSettings(BaseModel):
-    """What transformers reads of it when a module is built, and with long texts only then."""
+    """What transformers reads when a module is built, or only when a text is long."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -45,7 +45,7 @@ class RopeSettings(BaseModel):
 
 
 def rope_of(value: Any) -> dict[str, Any]:
-    """The objects of a configuration's value, by the layers that they are for; by ``""`` if for all.
+    """The rotary settings in a configuration's value, by type of layer; by ``""`` where one object is for all.
 
     Args:
         value: an object.

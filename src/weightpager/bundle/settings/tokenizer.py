@@ -14,7 +14,7 @@ Length = Annotated[int, Field(ge=0, le=2**24)]
 
 
 class TokenizerSettings(BaseModel):
-    """What is known of every tokenizer in ``tokenizer_config.json``; each has more, which is kept, and tried."""
+    """Settings of all tokenizers in ``tokenizer_config.json``. Further ones are kept, and tried."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -35,7 +35,7 @@ class _Fixed(BaseModel):
 
 
 class TokenizerFile(BaseModel):
-    """What of ``tokenizer.json`` says how long texts become; the tokenizers library checks the rest."""
+    """The parts of ``tokenizer.json`` that decide how long a text becomes; the tokenizers library checks the rest."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -46,21 +46,21 @@ class TokenizerFile(BaseModel):
 
 
 _MOST_GROWTH = 2**12
-"""Of a text in its normalizer, or of tokens in their decoder: one after the other they multiply."""
+"""How many times a text may grow in all steps of its normalizer, or of its decoder, together."""
 
 _GROWTH = {"Precompiled": 32, "NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "ByteLevel": 2, "Nmt": 1}
-"""Characters that may come of one."""
+"""Characters that a step may make of one."""
 
 _MOST_STEPS = 256
 
 _MOST_AROUND = 2**10
-"""Tokens around a text."""
+"""Most tokens that are added around a text."""
 
 _MOST_PATTERN = 2**12
 
 
 def check_tokenizer_file(name: str, file: TokenizerFile) -> None:
-    """Refuse what makes a long text of a short one.
+    """Refuse steps that make a short text much longer.
 
     Raises:
         BundleFormatError: it does.
@@ -77,12 +77,12 @@ def check_tokenizer_file(name: str, file: TokenizerFile) -> None:
 
 
 def _items(value: Any) -> int:
-    """How many a list has; the library refuses what is none."""
+    """Length of a list; 0 for anything else, which the library refuses."""
     return len(value) if isinstance(value, list) else 0
 
 
 def _growth(name: str, field: str, step: dict[str, Any]) -> int:
-    """How many characters may come of one; the library refuses what has other types."""
+    """Characters that a step may make of one; the library refuses steps with other types."""
     kind = step.get("type")
     if kind == "Replace":
         pattern, content = step.get("pattern"), str(step.get("content"))

@@ -9,16 +9,16 @@ from typing import Any
 from weightpager.errors import BundleFormatError
 
 MOST_DEPTH = 12
-"""Of a document: honest ones have four or five levels."""
+"""Most levels of a document; honest ones have four or five."""
 
 MOST_NAMES = 2**16
-"""Entries of one object: a configuration names each of its classes."""
+"""Most entries of one object: a configuration names each of its classes."""
 
 MOST_ITEMS = 2**16
-"""Values of one list, lists in it included."""
+"""Most values of one list, nested lists included."""
 
 _NAMES = ("id2label", "label2id", "ner_labels")
-"""Objects whose keys, or values, are words of a user's own."""
+"""Objects whose keys or values are the user's own class names."""
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def _identity(content: dict[str, Any], samples: Sequence[Sample]) -> str:
 
 
 def _open(folder: Path) -> Compiled:
-    """What `_compile` left; its last file says that all are there."""
+    """Open what `_compile` wrote; ``unaligned.json`` is written last, so where it is there, all is."""
     unaligned = float(json.loads((folder / "unaligned.json").read_text(encoding="utf-8")))
     dense = folder / "dense.safetensors"
     dense.stat()

@@ -103,7 +103,7 @@ def _tasks(report: CompileReport) -> list[DemoTask]:
 
 
 def _measure(ours: Compiled, budget: int, progress: Progress) -> tuple[list[DemoSwitch], str]:
-    """Every switch, cold, next to what it replaces; and why it wasn't cold, if it wasn't."""
+    """Every cold switch beside what it replaces; and why one wasn't cold, else an empty text."""
     bundle = ours.bundle
     planned = {(cost.from_task, cost.to_task): cost.bytes for cost in all_switches(bundle, StorageModel())}
     whole, dense, doubts = _baselines(bundle, ours.dense)

@@ -55,7 +55,7 @@ def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], 
 
 
 def _pairs(rival: Rival, tasks: Sequence[str], inputs: Inputs, job: Job, *, lazy: bool) -> tuple[list[Sample], str]:
-    """Cold switches, nothing in memory but the task that is left; why one wasn't cold, if so."""
+    """Cold switches with only the current task in memory; and why one of them wasn't cold, else an empty text."""
     walk = circuit(tasks, job.seed)
     count = job.repeats * (len(walk) - 1)
     samples: list[Sample] = []
@@ -92,7 +92,7 @@ def _switch(rival: Rival, a: str, b: str, inputs: Mapping[str, Any], *, lazy: bo
 def _trace(
     rival: Rival, bundle: Bundle, tasks: Sequence[str], inputs: Inputs, job: Job, forward: float
 ) -> tuple[list[Visit], str]:
-    """A walk by the bundle's transitions that starts cold; what is in memory, page cache included, is left there.
+    """A random walk by the bundle's transitions. It starts cold; after that memory and page cache are left alone.
 
     Also says why it didn't start cold, if so. Where the walk begins is no visit: all methods leave the same task.
     """

@@ -20,10 +20,10 @@ RIVALS = {
     "dense": "dense_direct",
     "unaligned": "ours_unaligned",
 }
-"""By the word in the key: whose time is divided by ours."""
+"""Word in a figure's key → method whose time is divided by ours."""
 
 STRICT_SHARE = 0.7
-"""Of the speed-up that the overlap alone promises against the strict baseline."""
+"""Share of the speed-up that overlap alone promises over the strict baseline; the goal."""
 
 
 def figures(contest: Contest) -> dict[str, float]:
@@ -38,7 +38,7 @@ def figures(contest: Contest) -> dict[str, float]:
 
 
 def speedup(theirs: Row, ours: Row, field: Field) -> dict[str, float] | None:
-    """Over the pairs that both have: their time by ours of all pairs together, and of the worst and the best pair."""
+    """Their time divided by ours over the pairs that both have: all pairs together, the worst pair and the best one."""
     a, b = theirs.medians(field), ours.medians(field)
     common = sorted(a.keys() & b.keys())
     if not common:

@@ -17,7 +17,7 @@ _TIMEOUT = 900.0
 _QUICK_SECONDS = 150.0
 
 LEAST_SECONDS = 15.0
-"""That a method takes at least."""
+"""A method needs at least so long."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Plan:
 
     @property
     def tasks(self) -> list[str]:
-        """Those that are visited: a quick look at a large model doesn't build all of its modules for every method."""
+        """The tasks that are visited; only some in a quick contest of a large model, whose modules take long."""
         names = list(self.bundle.tasks)
         return names[:_QUICK_TASKS] if self.quick and self.bundle.dense_bytes > _LARGE else names
 
     @property
     def seconds_left(self) -> float:
-        """That a method which begins now may take."""
+        """Seconds that a method may take which begins now."""
         return _TIMEOUT if self.end is None else max(LEAST_SECONDS, self.end - time.monotonic())
 
     def rooms_of(self, method: Method) -> Iterator[float]:
@@ -74,5 +74,5 @@ class Plan:
 
 
 def quick(plan: Plan) -> Plan:
-    """The same for less than three minutes from now on: what doesn't come in time is left out, and says so."""
+    """The same plan for less than three minutes from now on; methods that get no time are marked as skipped."""
     return replace(plan, quick=True, repeats=2, seconds=4.0, visits=12, rooms=(), end=time.monotonic() + _QUICK_SECONDS)

@@ -156,7 +156,7 @@ class Contest(Strict):
 
     @property
     def comparable(self) -> list[Row]:
-        """Rows that were measured under the same limits as ours: one that a limit missed ran on another machine."""
+        """Rows that were measured under the same limits as ours; without a limit, it is as if on another machine."""
         measured = [row for row in self.rows if row.status == "measured"]
         ours = next((row for row in measured if row.method == "ours"), None)
         return [row for row in measured if ours is None or set(row.unlimited) == set(ours.unlimited)]

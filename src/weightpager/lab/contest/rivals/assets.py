@@ -170,5 +170,5 @@ def _names(bundle: Bundle) -> list[str]:
 
 
 def enough_room(folder: Path, needed: int) -> bool:
-    """Whether so many bytes fit twice over into what is free there."""
+    """Whether twice so many bytes are free there."""
     return shutil.disk_usage(folder).free > 2 * needed

@@ -51,7 +51,7 @@ class Method:
 
 
 def _lazily(module: str, name: str, **options: Any) -> Callable[[Setting], Rival]:
-    """Makes a class of a module beside this one, which is imported only then."""
+    """A maker of a class in a module beside this one; the module is imported when the maker is called."""
 
     def make(setting: Setting) -> Rival:
         made: Rival = getattr(import_module(f"weightpager.lab.contest.rivals.{module}"), name)(setting, **options)
@@ -145,7 +145,7 @@ METHODS: Sequence[Method] = (
     ),
     Method("shared_mask", "one shared mask", _lazily("sparse_tasks", "SharedMask"), ("sparse",)),
 )
-"""Ours first, then in the order of what one would give up last: a quick contest may not come to the end."""
+"""Ours first, then the most telling rivals: a quick contest may not reach the last ones."""
 
 
 def method(name: str) -> Method:

@@ -15,7 +15,7 @@ from weightpager.lab.contest.rivals.modules import dense_module
 from weightpager.lab.contest.rivals.rival import Rival, Setting
 
 TASKS = 2
-"""Every switch costs the same, whichever task it leads to; all of them would only fill the disk once more."""
+"""Every switch costs the same, so a few tasks are enough; all of them would fill the disk once more."""
 
 
 class DiskOffload(Rival):

@@ -39,7 +39,7 @@ class Setting:
 
     @property
     def reading(self) -> Callable[[int], AbstractContextManager[None]] | None:
-        """What a read of so many bytes runs in; None where nothing slows it down."""
+        """A context that slows down a read of so many bytes; None where reads aren't slowed down."""
         return None if self.pace is None else self.pace.reading
 
 

@@ -21,7 +21,7 @@ from weightpager.lab.contest.rivals.rival import DTYPE, Rival, Setting
 from weightpager.lab.direct_reader import DirectReader, new_buffer
 
 RANK = 8
-"""Of every adapter, on every paged weight; their values are drawn, since only speed and memory are measured."""
+"""Of every adapter, on every paged weight. Their values are random, since only speed and memory are measured."""
 
 
 class SharedBackbone(Rival):
