@@ -6,7 +6,6 @@ import errno
 import importlib.metadata
 import os
 import platform
-import stat
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from weightpager.doctor.cold import cold_read
 from weightpager.doctor.processor import cpu_flags, cpu_model
 from weightpager.errors import ConfigError, StoreError
 from weightpager.machine.direct_file import ALIGNMENT, DirectFile, aligned_memory
-from weightpager.machine.mounts import mount_of
 
 _PACKAGES = ("torch", "transformers", "numpy", "safetensors")
 _ISA = frozenset({
@@ -118,47 +116,9 @@ def memory_read_bandwidth(total_bytes: int = 256 << 20, threads: int | None = No
     return Bandwidth(total_bytes // 8 * 8, total_bytes // workers, workers, tuple(seconds[1:]))
 
 
-def disk_of(path: str | os.PathLike[str]) -> str:
-    """``"major:minor"`` of the whole disk that a path lies on, as cgroups name it.
-
-    Raises:
-        ConfigError: its file system has no disk of its own.
-    """
-    number = Path(path).stat().st_dev
-    if os.major(number) == 0:  # btrfs hides its disk's number, file systems without a disk have none
-        number = _mounted_device(path)
-    return whole_disk(os.major(number), os.minor(number))
-
-
-def whole_disk(major: int, minor: int, sysfs: Path = Path("/sys")) -> str:
-    """The disk of a partition; a whole disk is its own.
-
-    Raises:
-        ConfigError: the kernel has no such block device.
-    """
-    node = (sysfs / "dev/block" / f"{major}:{minor}").resolve()
-    disk = node.parent if (node / "partition").exists() else node
-    try:
-        return (disk / "dev").read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"expected a block device, got {major}:{minor}, which {sysfs} doesn't know") from error
-
-
 def parse_cpuinfo(text: str) -> dict[str, object]:
     """Model and instruction sets of the first CPU that ``/proc/cpuinfo`` lists."""
     return {"model": cpu_model(text), "isa": sorted(_ISA & cpu_flags(text))}
-
-
-def _mounted_device(path: str | os.PathLike[str]) -> int:
-    """Device number of what is mounted at a path."""
-    mount = mount_of(path)
-    try:
-        source = Path(mount.source).stat()
-    except OSError:
-        source = None
-    if source is None or not stat.S_ISBLK(source.st_mode):
-        raise ConfigError(f"{os.fspath(path)}: expected a file system on a disk, got {mount.kind} on {mount.source!r}")
-    return source.st_rdev
 
 
 def _version(package: str) -> str | None:

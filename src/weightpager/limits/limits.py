@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightpager.doctor.machine import disk_of
 from weightpager.errors import ConfigError
 from weightpager.limits.control_group import Group
 from weightpager.machine.hierarchy import Hierarchy
 from weightpager.machine.memory import group_limit
+from weightpager.machine.storage import disk_of
 
 
 @dataclass(frozen=True)
