@@ -114,6 +114,6 @@ class PagedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """As `torch.nn.Linear` prints itself, with the density."""
-        grid = len(self.paged_weight.crow_indices) - 1, -(-self.in_features // self.paged_weight.block_cols)
-        density = len(self.paged_weight.col_indices) / (grid[0] * grid[1])
+        rows, columns = self.paged_weight.grid
+        density = self.paged_weight.kept / (rows * columns)
         return f"in_features={self.in_features}, out_features={self.out_features}, density={density:.2f}"
