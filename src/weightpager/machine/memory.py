@@ -44,7 +44,7 @@ def read_memory(root: Path = Path("/")) -> Memory:
     Args:
         root: the directory that has ``proc``, and in which the paths of ``mountinfo`` begin.
     """
-    total, available = (_size(_text(root / "proc/meminfo"), name) for name in ("MemTotal", "MemAvailable"))
+    total, available = (size_field(_text(root / "proc/meminfo"), name) for name in ("MemTotal", "MemAvailable"))
     hierarchy = find_hierarchy("memory", _mounts(root), _text(root / "proc/self/cgroup"))
     if hierarchy is None:
         return Memory(total, available)
@@ -85,9 +85,9 @@ def _mounts(root: Path) -> list[Mount]:
     return [mount.below(root) for mount in found]
 
 
-def _size(meminfo: str, name: str) -> int | None:
-    """Bytes behind a name in the text of ``/proc/meminfo``, which counts in KiB."""
-    for line in meminfo.splitlines():
+def size_field(text: str, name: str) -> int | None:
+    """Bytes behind a name in a text of ``/proc`` such as that of ``meminfo``, which counts in KiB."""
+    for line in text.splitlines():
         key, _, value = line.partition(":")
         if key == name:
             kib = _number(value.strip().partition(" ")[0])

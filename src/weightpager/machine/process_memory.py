@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from weightpager.machine.memory import size_field
+
 _SELF = Path("/proc/self")
 
 
@@ -28,12 +30,6 @@ def resident_memory(process: Path = _SELF) -> int | None:
 
 def _size(process: Path, field: str) -> int | None:
     try:
-        lines = (process / "status").read_text(errors="replace").splitlines()
+        return size_field((process / "status").read_text(errors="replace"), field)
     except OSError:
         return None
-    for line in lines:
-        name, _, value = line.partition(":")
-        size = value.strip().removesuffix(" kB")
-        if name == field and size.isdigit():
-            return int(size) << 10
-    return None

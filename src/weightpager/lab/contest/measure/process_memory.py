@@ -5,16 +5,15 @@ from __future__ import annotations
 import mmap
 from pathlib import Path
 
+from weightpager.machine.memory import size_field
+
 _ROLLUP = {"resident": "Rss", "proportional": "Pss", "anonymous": "Anonymous"}
 
 
 def memory_sizes(rollup: Path = Path("/proc/self/smaps_rollup")) -> dict[str, int]:
     """Bytes in memory by the names of `found.ProcessMemory`: resident, proportional and anonymous."""
-    sizes = {}
-    for line in rollup.read_text().splitlines()[1:]:
-        key, _, value = line.partition(":")
-        sizes[key] = int(value.split()[0]) << 10
-    return {name: sizes[key] for name, key in _ROLLUP.items()}
+    text = rollup.read_text()
+    return {name: size_field(text, key) or 0 for name, key in _ROLLUP.items()}
 
 
 def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
