@@ -27,19 +27,21 @@ class Form:
     """What tasks of a kind read, and what is known of it.
 
     Attributes:
+        model: the class of transformers that runs them.
         images: whether they read images; else they read texts.
         labels: one for each text or image, one for each of its words, or none: the text itself is what is learnt.
     """
 
+    model: str
     images: bool = False
     labels: Literal["one", "each word", "none"] = "one"
 
 
 FORMS: dict[TaskKind, Form] = {
-    "text-classification": Form(),
-    "token-classification": Form(labels="each word"),
-    "language-modeling": Form(labels="none"),
-    "image-classification": Form(images=True),
+    "text-classification": Form("AutoModelForSequenceClassification"),
+    "token-classification": Form("AutoModelForTokenClassification", labels="each word"),
+    "language-modeling": Form("AutoModelForCausalLM", labels="none"),
+    "image-classification": Form("AutoModelForImageClassification", images=True),
 }
 
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]

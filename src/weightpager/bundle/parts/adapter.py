@@ -15,7 +15,7 @@ from pydantic import Field
 
 from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.files.tensor_file import Header, Stated, read_arrays
-from weightpager.bundle.format.manifest import TaskKind, WeightEntry
+from weightpager.bundle.format.manifest import FORMS, TaskKind, WeightEntry
 from weightpager.bundle.reader import Bundle
 from weightpager.errors import BundleFormatError
 
@@ -165,7 +165,7 @@ def _read_config(bundle: Bundle, task: str, file: str) -> AdapterConfig:
 
 
 def _task_type(kind: TaskKind) -> Literal["CAUSAL_LM"] | None:
-    return "CAUSAL_LM" if kind == "language-modeling" else None
+    return "CAUSAL_LM" if FORMS[kind].labels == "none" else None
 
 
 def _check_rank(file: str, rank: int, weight: WeightEntry) -> None:

@@ -14,10 +14,6 @@ import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -25,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from weightpager.bundle import Bundle, TaskEntry, TaskKind
+from weightpager.bundle.format.manifest import FORMS
 from weightpager.bundle.format.names import MODEL
 from weightpager.bundle.parts.model_files import check_model_file, model_dir
 from weightpager.bundle.settings.checks import GENERATION, generation_settings
@@ -35,12 +32,7 @@ from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn import calls_for, empty_on_meta, set_upright
 
-CLASSES: dict[TaskKind, Any] = {
-    "text-classification": AutoModelForSequenceClassification,
-    "token-classification": AutoModelForTokenClassification,
-    "language-modeling": AutoModelForCausalLM,
-    "image-classification": AutoModelForImageClassification,
-}
+CLASSES: dict[TaskKind, Any] = {kind: getattr(transformers, form.model) for kind, form in FORMS.items()}
 """Task kind → the transformers class that runs it."""
 
 _transformers = threading.RLock()
