@@ -1,4 +1,4 @@
-"""What comes next as far as the past tells, for people to look at."""
+"""Forecasts of the next task for people to look at."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from weightpager.runtime.prediction.score import PredictionScore
 from weightpager.trace_file import Visit
 
 _MOST_VISITS = 2000
-"""Of an earlier run's history: what was longer ago has faded anyway."""
+"""Visits of the history that are learnt from. What was earlier would have faded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +45,9 @@ class ForecastReport:
 
 
 class Forecasts:
-    """Learns from the visits whenever it is asked, with or without prefetching. Safe to use from several threads.
+    """Learns from the visits whenever it is asked, with or without prefetch. Safe to use from several threads.
 
-    The predictor is one of its own: that of prefetching belongs to a thread, which a user's planner may hang in.
+    It has a predictor of its own, since the prefetcher's belongs to a thread that a user's planner may hang.
     """
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor) -> None:
@@ -63,7 +63,7 @@ class Forecasts:
         self._begin(opened.bundle)
 
     def now(self) -> ForecastReport | None:
-        """As of now; None before the first visit."""
+        """The forecast as of now; None before the first visit."""
         with self._lock:
             if self._bundle is not self._opened.bundle:
                 self._begin(self._opened.bundle)
@@ -71,13 +71,13 @@ class Forecasts:
             return None if self._last is None else self._report(self._monitor.current is not None)
 
     def _begin(self, bundle: Bundle) -> None:
-        """With a bundle's tasks, knowing none of the visits."""
+        """Start with a bundle's tasks and no visits."""
         self._bundle, self._names = bundle, list(bundle.tasks)
         self._scored = _Scored(new_predictor(len(self._names), bundle.manifest.transitions))
         self._last: Visit | None = None
 
     def _catch_up(self) -> None:
-        """Learn what there has been since the last time."""
+        """Learn the visits since the last time."""
         visits = self._monitor.visits()[-_MOST_VISITS:]
         fresh = list(takewhile(lambda visit: visit is not self._last, reversed(visits)))[::-1]
         replay(self._scored, fresh, self._names)

@@ -23,7 +23,7 @@ from weightpager.store import StorageModel
 def prefetch_policy(
     opened: OpenBundle, monitor: TaskMonitor, planner: Planner | None, held: Iterable[str]
 ) -> PrefetchPolicy:
-    """By the visits so far and the bundle's transition matrix.
+    """A policy made from the visits so far and the bundle's transition matrix.
 
     Args:
         opened: the bundle.
@@ -47,7 +47,7 @@ def prefetch_policy(
 
 
 def reuse_after(number: int, opened: OpenBundle, monitor: TaskMonitor) -> npt.NDArray[np.float64]:
-    """Expected uses of each task, by number, when one is entered: what eviction goes by; 0 for those that have left."""
+    """Expected uses of each task, by number, once this one is entered, for eviction; 0 for tasks that have left."""
     tasks = opened.tasks
     numbers = [task.number for task in tasks.values()]
     found = np.zeros(opened.residency.blocks.tasks)
@@ -56,7 +56,7 @@ def reuse_after(number: int, opened: OpenBundle, monitor: TaskMonitor) -> npt.ND
 
 
 def _trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
-    """Of prefetching, for the budget as it is now."""
+    """A trial of prefetch under the present budget."""
     blocks, numbers = opened.residency.blocks, [opened.tasks[name].number for name in held]
     needs = [blocks.needs(task) for task in range(blocks.tasks)]
     pages = 1 + max(int(need[-1]) for need in needs if len(need))
@@ -68,7 +68,7 @@ def _trial(opened: OpenBundle, held: Iterable[str]) -> PrefetchTrial:
 
 
 def _names(opened: OpenBundle) -> list[str]:
-    """Of each task's number; those that have left have none."""
+    """The name of each task's number, empty for tasks that have left."""
     names = [""] * opened.residency.blocks.tasks
     for name, task in opened.tasks.items():
         names[task.number] = name

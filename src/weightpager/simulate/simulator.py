@@ -50,7 +50,7 @@ class Device:
 
 
 class Recency:
-    """Knows no future: what was used least recently goes first, and nothing is prefetched."""
+    """Predicts nothing: what was used least recently goes first, and nothing is prefetched."""
 
     def observe(self, task: int, seconds: float) -> None:
         """See `UsePredictor.observe`."""
@@ -64,11 +64,11 @@ class Recency:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What came out.
+    """What a replay found.
 
     Attributes:
         waits: of each visit, in the order of the trace. The first fills an empty arena.
-        prefetched: what prefetching has brought.
+        prefetched: what prefetch has brought.
         page_bytes: bytes of a page.
     """
 
@@ -92,18 +92,17 @@ class Simulator:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        """Read which pages each of the bundle's tasks needs, and nothing else of it."""
+        """Read which pages each of the bundle's tasks needs, and nothing else."""
         self._page_bytes = bundle.page_bytes
         self._needs: list[Pages] = [bundle.pages_of(task) for task in bundle.tasks]
         self._numbers = bundle.task_numbers
-        self._pages = len(bundle.pages)
+        self.all_pages = len(bundle.pages)
         self._span = span_of(bundle)
         self.largest_task = max(len(need) for need in self._needs)
-        self.all_pages = self._pages
-        self.differential_bytes = TaskPages(self._needs, self._pages).differential * self._page_bytes
+        self.differential_bytes = TaskPages(self._needs, self.all_pages).differential * self._page_bytes
 
     def learner(self, storage: StorageModel, prior: npt.ArrayLike | None = None) -> ExpectedUses:
-        """One that learns from the trace, as an engine's prefetcher does.
+        """A predictor that learns from the trace, as an engine's prefetcher does.
 
         Args:
             storage: what reads cost.
@@ -130,9 +129,9 @@ class Simulator:
         Args:
             visits: oldest first; each task fits.
             device: what they run on.
-            predictor: has observed nothing, or what came before.
-            prefetch: whether to prefetch, while it pays.
-            watch: told the time, and shown the arena, when a task is in place and when it has run.
+            predictor: new, or one that has observed what came before.
+            prefetch: whether to prefetch as long as that pays.
+            watch: is given the time and the arena when a task is in place, and when it has run.
         """
         arena = self._arena(device)
         waits: list[Wait] = []
@@ -155,11 +154,11 @@ class Simulator:
         return Simulation(waits, arena.counts, self._page_bytes)
 
     def _arena(self, device: Device) -> VirtualArena:
-        return VirtualArena(self._needs, self._pages, device.slots, self._page_bytes, device.storage, self._span)
+        return VirtualArena(self._needs, self.all_pages, device.slots, self._page_bytes, device.storage, self._span)
 
 
 class _Clock:
-    """Virtual time, and what can be foretold by it.
+    """Virtual time, by which the predictor is asked.
 
     Attributes:
         elapsed: seconds since the last task was in place.
@@ -175,11 +174,11 @@ class _Clock:
         return self._since + self.elapsed
 
     def switched(self, task: int, waited: float) -> None:
-        """A task was asked for now, and was there after so long."""
+        """A task was asked for now, and was in place after waiting."""
         self._since = self.now + waited
         self.elapsed = 0.0
         self._predictor.observe(task, self._since)
 
     def uses_at(self, elapsed: float) -> Floats | None:
-        """Expected uses of each task, so long after the last switch."""
+        """Expected uses of each task at so many seconds after the last switch."""
         return self._predictor.uses(self._since + elapsed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from weightpager.bundle import Bundle
 from weightpager.config import format_enough
 from weightpager.engine.open_bundle import needs_of
 from weightpager.errors import BudgetError
+from weightpager.progress import Steps, silent
 from weightpager.runtime.memory.budget import MemoryController
 from weightpager.simulate.simulator import Device, Recency, Simulation, Simulator, UsePredictor
 from weightpager.store import StorageModel
@@ -18,14 +19,6 @@ from weightpager.trace_file import Visit
 
 RECENCY, REUSE = "least recently used", "expected reuse"
 PREFETCH = "loading ahead"  # as `simulate --json` has always called it
-
-Report = Callable[[int, int], None]
-"""Told how many of how many steps are done."""
-
-
-def _nothing(done: int, total: int) -> None:
-    pass
-
 
 _STEPS = 10
 """Halvings of the range of budgets."""
@@ -82,8 +75,8 @@ class Sizing:
             raise memory.too_small("the largest task", self._simulator.largest_task)
         return memory.slots
 
-    def waiting(self, budget: int | None, report: Report = _nothing) -> list[Waiting]:
-        """By recency, by expected reuse, and with prefetching.
+    def waiting(self, budget: int | None, steps: Steps = silent) -> list[Waiting]:
+        """What switches wait for under each policy.
 
         Raises:
             BudgetError: the largest task doesn't fit.
@@ -91,14 +84,14 @@ class Sizing:
         device, found = Device(self.slots(budget), self._storage), []
         for done, policy in enumerate((RECENCY, REUSE, PREFETCH), 1):
             found.append(_waiting(policy, self._run(device, policy)))
-            report(done, 3)
+            steps(done, 3)
         return found
 
-    def smallest_budget(self, mean_seconds: float, report: Report = _nothing) -> int:
-        """Bytes with which the mean waiting, with prefetching, is as short as this.
+    def smallest_budget(self, mean_seconds: float, steps: Steps = silent) -> int:
+        """The fewest bytes with which the mean waiting, with prefetch, is as short as this.
 
         Raises:
-            BudgetError: it never is, since the first use of each task has to be waited for.
+            BudgetError: no budget is enough, since the first use of each task has to be waited for.
         """
         least, most = self._simulator.largest_task, self._simulator.all_pages
         if not self._is_short(most, mean_seconds):
@@ -111,10 +104,10 @@ class Sizing:
         for step in range(_STEPS):
             middle = (least + most) // 2
             least, most = (least, middle) if self._is_short(middle, mean_seconds) else (middle + 1, most)
-            report(step + 1, _STEPS)
+            steps(step + 1, _STEPS)
             if least >= most:
                 break
-        report(_STEPS, _STEPS)
+        steps(_STEPS, _STEPS)
         return self._budget(most)
 
     def _is_short(self, slots: int, mean_seconds: float) -> bool:
@@ -124,7 +117,7 @@ class Sizing:
         return self._simulator.run(self._visits, device, self._use_predictor(policy), prefetch=policy == PREFETCH)
 
     def _use_predictor(self, policy: str) -> UsePredictor:
-        """That knows of switches what the bundle does, as an engine which opens it."""
+        """Beginning with the bundle's transition matrix, as an engine does that opens it."""
         if policy == RECENCY:
             return Recency()
         return self._simulator.learner(self._storage, self._bundle.manifest.transitions)

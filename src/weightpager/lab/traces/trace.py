@@ -1,4 +1,4 @@
-"""A sequence of visits with what is known about where it comes from."""
+"""A sequence of visits, and what is known of its origin."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Trace:
     def first_order_entropy(self) -> float:
         """H(next | current) in bits, from the counts of the visits themselves.
 
-        Too low for a short trace: as low as a first-order predictor could come that knew these counts beforehand.
+        Too low for a short trace: a predictor would have to know these counts beforehand.
         """
         pairs = Counter((before.task, after.task) for before, after in pairwise(self.visits))
         totals = Counter[str]()
@@ -69,12 +69,12 @@ def check_size(switches: int, dwell: float) -> None:
 def in_place_of(
     made: Callable[[int, float], Trace], names: Sequence[str], switches: int, dwell: float
 ) -> tuple[Visit, ...]:
-    """A trace whose tasks stand for these in their order; where it has more of them, several stand for one.
+    """A trace in which its tasks are replaced by these, in their order. If it has more tasks, several become one.
 
     Args:
         made: makes the trace, from a number of switches and a mean dwell time.
         names: two at least.
-        switches: so many are left where neighbours stand for the same task; a real log may have fewer.
+        switches: that are left once neighbours of the same task are merged; a real log may have fewer.
         dwell: mean seconds between these.
     """
     length = switches

@@ -1,4 +1,4 @@
-"""How often each task followed a context, with the past fading: one order and one speed of a Markov predictor."""
+"""How often each task followed a context: the counts of one order and one memory of a Markov predictor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ContextCounts:
     Args:
         memory: how many visits to a context its past is worth; each visit multiplies older counts by
             ``1 - 1 / memory``.
-        capacity: contexts kept; the one that wasn't met for longest goes first.
+        capacity: contexts kept; the one that was met least recently goes first.
     """
 
     def __init__(self, memory: float, capacity: int) -> None:

@@ -1,4 +1,4 @@
-"""How long visits last, by where they lead."""
+"""How long visits last, depending on the task and the next one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 SHORTEST = 1e-6
-"""Seconds; a visit that is over sooner counts as one of this length."""
+"""Seconds. A shorter visit counts as one of this length."""
 
 _MEMORY = 64.0
 _SHRINKAGE = 16.0
@@ -25,14 +25,14 @@ _LOGS = math.log(SHORTEST), math.log(1e9)
 
 @dataclass(slots=True)
 class _Moments:
-    """Weight, mean and summed squared deviations of ln(seconds), the past fading."""
+    """Weight, mean and summed squared deviations of ln(seconds). Older values count less and less."""
 
     weight: float = 0.0
     mean: float = 0.0
     squares: float = 0.0
 
     def add(self, value: float) -> float:
-        """The squared deviation that this value adds; expected to be the variance, from the second value on."""
+        """Returns the squared deviation that this value adds. From the second value on, its mean is the variance."""
         keep = 1.0 - 1.0 / _MEMORY
         self.weight = self.weight * keep + 1.0
         step = value - self.mean
@@ -47,7 +47,7 @@ _NONE = _Moments()
 
 @dataclass
 class _Pool:
-    """The variance that values have within groups, over all groups; 1 at first."""
+    """The variance of values within their groups, over all groups; 1 at first."""
 
     weight: float = 4.0
     variance: float = 1.0
@@ -59,13 +59,13 @@ class _Pool:
 
 @dataclass(frozen=True)
 class _LogNormal:
-    """Of seconds, by mean and variance of their logarithm."""
+    """A distribution of seconds, by mean and variance of their logarithm."""
 
     mean: float
     variance: float
 
     def shrunk(self, seen: _Moments, within: float, between: float) -> _LogNormal:
-        """What a group is like of which some values were seen, if its mean lies around this one.
+        """The distribution of a group, after some of its values were seen; means of groups are distributed as this one.
 
         The mean is the normal-normal posterior, ``(n x / w + m / b) / (n / w + 1 / b)`` with variances w within and b
         between groups; its own variance is added to that of the values.
@@ -87,7 +87,7 @@ class _LogNormal:
         return max(_LEAST_SPREAD, math.sqrt(self.variance))
 
     def left(self, seconds: float) -> float:
-        """Expected seconds left for a visit that has lasted so long.
+        """Expected seconds left of a visit that has lasted for these.
 
         ``E[T | T > s] - s`` of a log-normal T: ``exp(m + v / 2) · Q(z - √v) / Q(z) - s`` with ``z = (ln s - m) / √v``
         and Q the normal distribution's upper tail. Where that vanishes, ``s · v / (ln s - m)``, which it tends to.
@@ -130,7 +130,7 @@ class DwellTimes:
             self._pairs.popitem(last=False)
 
     def onward(self, task: int, following: Sequence[int], seconds: float) -> tuple[Floats, Floats]:
-        """Of a visit to ``task`` that has lasted so long, by where it may lead.
+        """What is left of a visit to ``task`` after so many seconds, for each task that may follow.
 
         Returns:
             [following], the probability that a visit which leads there lasts longer than this; and [following], the

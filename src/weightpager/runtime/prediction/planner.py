@@ -1,4 +1,4 @@
-"""Predictions from outside: a planner that knows the route tells what comes next."""
+"""Predictions by a function of the user's, who may know the route."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class CallablePredictor:
         self._fallback.interrupt()
 
     def forecast(self, seconds: float) -> Forecast:
-        """See ``TransitionPredictor``; the planner's time comes on top."""
+        """See ``TransitionPredictor``. Takes as long as the planner does, in addition."""
         fallback = self._fallback.forecast(seconds)
         try:
             weights = self._weights(self._planner(tuple(self._visits)))

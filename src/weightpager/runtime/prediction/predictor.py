@@ -1,4 +1,4 @@
-"""Which task runs next, and when: what every predictor of it promises."""
+"""What every predictor of the next task promises."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TransitionPredictor(Protocol):
 
 
 class LearningPredictor(TransitionPredictor, Protocol):
-    """A predictor that needs nobody to ask."""
+    """A predictor that learns from the visits alone."""
 
     def after(self, task: int) -> Floats:
         """Probability of each task to follow this one [tasks], whatever came before it."""

@@ -1,4 +1,4 @@
-"""How good forecasts have been, by what came."""
+"""How good forecasts have been."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from weightpager.runtime.prediction.predictor import Forecast
 
 LEAST_CHANCE = 2.0**-20
-"""A task that was said to be rarer costs no more than this one: 20 bits."""
+"""A lower probability of what came counts as this one, which costs 20 bits."""
 
 
 class PredictionScore:
@@ -25,13 +25,11 @@ class PredictionScore:
         self.bits = 0.0
 
     def add(self, forecast: Forecast, came: int) -> None:
-        """A forecast was made, and then this task came. Where nothing was said, all others count as equally likely."""
+        """Score a forecast by the task that came. If it said nothing, all other tasks count as equally likely."""
         chance = float(forecast.next[came]) if forecast.next.any() else 1.0 / max(1, len(forecast.next) - 1)
-        bits = -math.log2(max(chance, LEAST_CHANCE))
-        hit = forecast.likeliest == came
         self.forecasts += 1
-        self.hits += hit
-        self.bits += bits
+        self.hits += forecast.likeliest == came
+        self.bits -= math.log2(max(chance, LEAST_CHANCE))
 
     @property
     def log_loss(self) -> float:

@@ -1,1 +1,1 @@
-"""Prefetches pages of a predicted switch, where that pays."""
+"""Loads pages before a predicted switch needs them, as long as that pays. Owns one thread."""

@@ -1,4 +1,4 @@
-"""How much each task will be used soon: what prefetch and eviction value pages by."""
+"""How much each task will be used soon: by this, prefetch and eviction value pages."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ DISCOUNT = 0.5
 """What a use is worth that comes one switch later."""
 
 _SHRINKAGE = 2.0
-"""Visits of average length that every task is taken to have had."""
+"""Visits of average length that are added to those of every task."""
 
 
 class ExpectedUses:
-    """The next task by a predictor, those after it by how tasks have followed each other. Not thread-safe.
+    """A predictor says the next task; counts of switches say the tasks after it. Not thread-safe.
 
     Attributes:
         current: the task that runs; None before the first.
@@ -78,7 +78,7 @@ class ExpectedUses:
     def uses(self, seconds: float) -> Floats | None:
         """Expected uses of each task from now on [tasks], by the time; None if nothing can be said.
 
-        What follows a task counts the less, the longer its visits last: it can still be loaded then.
+        What follows a task counts less the longer its visits last, since it can still be loaded during them.
         """
         forecast = self._predictor.forecast(seconds)
         if not forecast.next.any():
@@ -87,11 +87,11 @@ class ExpectedUses:
         return expected_uses(self._switches, forecast.next, discount)
 
     def uses_after(self, task: int) -> Floats:
-        """Expected uses of each task after one that comes now [tasks]."""
+        """Expected uses of each task [tasks], once this one runs."""
         return expected_reuse(self._switches, task)
 
     def _dwell(self) -> Floats:
-        """Seconds that a visit to each task lasts [tasks]; before the first has ended, as long as a load takes."""
+        """Mean seconds of a visit to each task [tasks]; as long as a load takes, before any visit has ended."""
         visits = self._visits.sum()
         mean = self._seconds.sum() / visits if visits else self.load_seconds
         return np.asarray((self._seconds + _SHRINKAGE * mean) / (self._visits + _SHRINKAGE))

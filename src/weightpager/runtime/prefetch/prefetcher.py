@@ -113,7 +113,7 @@ class Prefetcher:
             self._changed.notify()
 
     def close(self) -> None:
-        """Begin nothing more and end the thread, unless a predictor hangs in it."""
+        """Begin nothing more, and end the thread unless a predictor hangs in it."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -136,7 +136,7 @@ class Prefetcher:
             pause = self._prefetch()
 
     def _wait(self, seconds: float | None) -> list[Switched] | None:
-        """News, as soon as there is any, or none when the time is over; None when it is time to end."""
+        """Wait for news, at most so long. Returns what there is, or None when the thread must end."""
         with self._changed:
             self._changed.wait_for(lambda: self._news or self._newer or self._closed, seconds)
             news = list(self._news)
@@ -152,7 +152,7 @@ class Prefetcher:
         self._expect()
 
     def _expect(self) -> None:
-        """How long an average switch loads, as fast as storage is."""
+        """Tell the policy how long an average switch loads, at the present speed of storage."""
         policy = self._policy
         policy.expected.load_seconds = self._storage.seconds(0, round(policy.differential_bytes))
 
@@ -182,7 +182,7 @@ class Prefetcher:
         self._expect()
 
     def _prefetch(self) -> float | None:
-        """Load a batch, if one is worth it; how long to wait before the next unless there is news."""
+        """Load a batch, if one is worth it. Returns how long to wait for news before the next one."""
         expected, elapsed = self._policy.expected, time.monotonic() - self._since
         if expected.current is None or not self.pays:
             return None

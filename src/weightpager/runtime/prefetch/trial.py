@@ -11,10 +11,10 @@ from weightpager.runtime.prefetch.virtual_arena import UsesAt, VirtualArena
 from weightpager.store import StorageModel
 
 MEMORY, ALERTNESS = 0.97, 0.9
-"""What a switch counts when the next has come: some thirty switches decide, and the latest ten may stop it."""
+"""A factor per switch on what earlier ones count: about thirty switches decide, and the latest ten can stop it."""
 
 GO_ON, START_AGAIN = 0.02, 0.05
-"""Shares of the waiting that prefetching must save: less is noise, and isn't worth what is read in vain."""
+"""Shares of the waiting that prefetch must save. Less is noise, and isn't worth what is read in vain."""
 
 
 class PrefetchTrial:
@@ -39,7 +39,7 @@ class PrefetchTrial:
     def switched(
         self, task: int, dwell: float, uses_at: UsesAt, reuse: npt.NDArray[np.floating] | None, storage: StorageModel
     ) -> None:
-        """A switch has come. One to a task that has no room says nothing: it came under another budget.
+        """A switch has come. One to a task that doesn't fit is left out: it came under another budget.
 
         Args:
             task: to which.

@@ -15,17 +15,17 @@ from weightpager.runtime.planning.prefetch_planner import NOTHING, PrefetchPlan,
 from weightpager.store import Run, StorageModel, coalesce
 
 BATCH_BYTES = 16 << 20
-"""Planned at once; enough to keep storage busy, and what comes after is planned by a newer forecast."""
+"""Bytes that are planned at once: enough to keep storage busy. The next batch is planned by a newer forecast."""
 
 IN_FLIGHT = 4
-"""Reads that are carried out at a time: these are finished when a switch comes."""
+"""Reads at a time. A switch waits for those that have begun."""
 
 UsesAt = Callable[[float], "npt.NDArray[np.float64] | None"]
 """Seconds since the last switch → expected uses of each task soon [tasks]; None if nothing can be said."""
 
 
 def look_again(elapsed: float) -> float:
-    """When to ask for the next forecast if nothing else happens: it changes less and less as time goes by."""
+    """Seconds since the switch at which to forecast anew. Forecasts change less and less as time goes by."""
     return max(0.05, 1.5 * elapsed)
 
 
@@ -124,7 +124,7 @@ class VirtualArena:
         return plan.first(max(1, BATCH_BYTES // self._page_bytes))
 
     def _prefetch(self, plan: PrefetchPlan, seconds: float) -> float:
-        """How long the batch takes, at most ``seconds``; what had begun by then is in flight."""
+        """Returns how long the batch takes, at most ``seconds``. Reads that have begun by then stay in flight."""
         self._evict(plan.evict)
         self.blocks.reserve(plan.load)
         runs = [np.arange(run.first, run.first + run.count) for run in self._runs(plan.load)]
@@ -139,7 +139,7 @@ class VirtualArena:
         return seconds if self._coming else float(ends[-1])
 
     def _finish_reads(self, task: int) -> tuple[int, float]:
-        """Let the reads in flight end: how many of their pages the task needs, and how long that takes."""
+        """Let the reads in flight end. Returns how many of their pages the task needs, and how long that takes."""
         coming = np.concatenate([NO_PAGES, *self._coming])
         wanted = np.isin(coming, self.blocks.needs(task))
         self.blocks.publish(coming.tolist())
