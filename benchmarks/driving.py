@@ -88,7 +88,7 @@ def bundles(cache: Path, progress: Any, *, quick: bool = False) -> tuple[Bundle,
             own = prepared.changed(alignment=alignment, compare="dense" if alignment else "none")
             with writing(path, force=True) as writer:
                 seconds, memory = dict(run.seconds), dict(run.peak_memory)
-                build(writer, own, Run(progress, journal.part(path.stem), seconds, memory))
+                build(writer, own, Run(progress, journal.part(path.stem), seconds=seconds, peak_memory=memory))
         journal.remove()
     aligned, unaligned = map(Bundle.open, paths)
     return aligned, unaligned

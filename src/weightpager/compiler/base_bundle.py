@@ -91,7 +91,7 @@ class BaseBundle:
         if len(task_file.tasks) + len(self.bundle.tasks) > MAX_TASKS:
             most = MAX_TASKS - len(self.bundle.tasks)
             raise ConfigError(f"tasks: expected at most {most} beside those of the base, found {len(task_file.tasks)}")
-        if "closed-form" in (task_file.recover.method, task_file.recover.start):
+        if task_file.recover.refits:
             raise ConfigError(
                 "recover: expected neither method nor start to be closed-form, which changes shared values: those of a "
                 "base stay"
@@ -120,7 +120,8 @@ class BaseBundle:
         config = architecture.read_config(self.bundle)
         self._check_config(source, config)
         self._check_weights(source)
-        apply(source.models, Permutations({**self.bundle.permutations().orders, **self.added(source).orders}))
+        added = self.added(source)
+        apply(source.models, Permutations({**self.bundle.permutations().orders, **added.orders}))
         self._fill_blocks(source)
         for task, model in source.models.items():
             labelled = source.task_file.tasks[task].labelled

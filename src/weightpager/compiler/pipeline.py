@@ -81,7 +81,8 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     if task_file.transitions is not None:  # read before anything takes long
         read_trace(task_file.transitions, (*(start.bundle.tasks if start else ()), *task_file.tasks))
     identity = compile_identity(task_file) + ("" if start is None else f" {start.identity()}")
-    run = Run(WholeProgress(progress), Journal(kept_beside(out), identity))
+    whole = WholeProgress(progress)
+    run = Run(whole, Journal(kept_beside(out), identity), whole.expect)
     with _telling(run.journal, out), run.journal.held(), writing(out, force=force) as writer:
         prepared = prepare(task_file, run, start, shared)
         if start is None:
@@ -101,15 +102,15 @@ def _telling(journal: Journal, out: str | Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        kept, earlier = journal.standing(), any(kept_beside(out).rglob("*.safetensors"))
-        if not kept and earlier:
-            raise CompileInterrupted(f"interrupted; what earlier runs have kept stays in {kept_beside(out)}") from error
-        if not kept:
-            raise CompileInterrupted("interrupted; nothing was trained that could be kept: begin again") from error
-        raise CompileInterrupted(
-            f"interrupted; kept in {kept_beside(out)}: {', '.join(kept)}. The same command goes on from there; what is "
-            "not named is done again"
-        ) from error
+        kept, folder = journal.standing(), kept_beside(out)
+        if kept:
+            found = f"kept in {folder}: {', '.join(kept)}. The same command goes on from there; what is "
+            found += "not named is done again"
+        elif any(folder.rglob("*.safetensors")):
+            found = f"what earlier runs have kept stays in {folder}"
+        else:
+            found = "nothing was trained that could be kept: begin again"
+        raise CompileInterrupted(f"interrupted; {found}") from error
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.data.texts import Example
 from weightpager.compiler.estimates.memory import check_saliency, check_training
 from weightpager.compiler.estimates.storage import check_storage
-from weightpager.compiler.estimates.time_left import expect
 from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.measuring.controls import compared, cost
 from weightpager.compiler.model import dense_model as dense_source
@@ -76,7 +75,7 @@ def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache
         source = replace(source, task_file=with_steps(source.task_file, data))
         _check_memory(source, adds=base is not None)
         check_storage(source, run.journal.folder, shared.cache, base)
-        expect(run.progress, work_plan(source, data, adds=base is not None))
+        run.expect(work_plan(source, data, adds=base is not None))
         if base is None and (taken := cost(source.task_file, compared(source.task_file, data))):
             _log.info(taken)
     with run.stage("train"):

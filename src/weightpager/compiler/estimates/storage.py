@@ -124,7 +124,7 @@ def _stages(source: Source, adds: bool) -> Iterator[_Stage]:
     blocks = sum(info.grid.count for info in source.paged)
     yield _Stage(0, 8 * blocks * len(source.models) + _order_bytes(source) + _PER_FILE)
     for _ in range(2 if file.compare == "all" and not adds else 1):
-        if "closed-form" in (spec.method, spec.start):
+        if spec.refits:
             yield _Stage(paged, paged)
         if spec.method == "finetune" and not adds:
             yield _Stage((1 + _MOMENTS + best) * values, values)

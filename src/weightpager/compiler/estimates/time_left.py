@@ -76,9 +76,3 @@ class WholeProgress:
     def expect(self, plan: Mapping[str, float]) -> None:
         """Take the plan of the stages that will come."""
         self._left = TimeLeft(plan, self._clock)
-
-
-def expect(progress: Progress, plan: Mapping[str, float]) -> None:
-    """Give a plan to a progress that tells of the whole; others have no use for it."""
-    if isinstance(progress, WholeProgress):
-        progress.expect(plan)

@@ -55,7 +55,7 @@ def _controls(
 def _recovery(source: Source, data: Mapping[str, TaskData], adds: bool, prefix: str) -> Iterator[tuple[str, float]]:
     file, spec = source.task_file, source.task_file.recover
     step = _batch(list(data.values()), spec.batch) * (_LEARNT + _MASKED + (1.0 if spec.distillation else 0.0))
-    if "closed-form" in (spec.method, spec.start):
+    if spec.refits:
         yield f"{prefix}refit", _REFITTED * _calibrated(source, data)
     if spec.method == "finetune":
         yield f"{prefix}fine-tune", spec.steps * step

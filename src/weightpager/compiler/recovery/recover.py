@@ -31,7 +31,7 @@ def recover(
         return TaskWeights(dense)
     sparse = replace(dense, models=copy.deepcopy(dense.models))
     lesson = Lesson(dense, data, spec.distillation)
-    if "closed-form" in (spec.method, spec.start) and not resumes(lesson, sparse, masks, spec, journal):
+    if spec.refits and not resumes(lesson, sparse, masks, spec, journal):
         calibration, tokens = dense.task_file.calibration, tokens_wanted(dense)
         batches = {
             name: of_task.calibration(calibration.items, calibration.batch, tokens=tokens)

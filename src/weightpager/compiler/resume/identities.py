@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
@@ -20,34 +19,25 @@ _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
 """Endings of what a model is loaded from: weights, configuration, vocabulary."""
 
 
-@dataclass(frozen=True)
-class Identities:
-    """Of one compile's shared stages. None depends on sparsity, alignment or recovery.
+def stage_identities(task_file: TaskFile, base: str) -> tuple[str, str, str]:
+    """Hashes of all that decides on the stages that compiles share; none depends on sparsity, alignment or recovery.
 
-    Attributes:
-        dense: of the trained dense model.
-        scores: of its scores on held-out data.
-        calibration: of the sums that saliency is made of.
+    Args:
+        task_file: of the compile.
+        base: identity of the bundle that tasks are added to; empty without one.
+
+    Returns:
+        Those of the trained dense model, of its scores on held-out data, and of its calibration.
+
+    Raises:
+        CompileError: a file can't be read.
     """
-
-    dense: str
-    scores: str
-    calibration: str
-
-    @classmethod
-    def of(cls, task_file: TaskFile, base: str = "") -> Identities:
-        """Hash all that decides; ``base`` is the identity of the bundle that tasks are added to.
-
-        Raises:
-            CompileError: a file can't be read.
-        """
-        dense = _hash(base, *_machine(), *_weight_facts(task_file.model), *_learnt(task_file))
-        held_out = [
-            f"{fingerprint(task.eval, f'tasks.{name}.eval', task.kind, task.columns)} {task.items}"
-            for name, task in task_file.tasks.items()
-        ]
-        calibration = _hash(dense, task_file.calibration.model_dump_json(), task_file.saliency)
-        return cls(dense, _hash(dense, *held_out), calibration)
+    dense = _hash(base, *_machine(), *_weight_facts(task_file.model), *_learnt(task_file))
+    held_out = [
+        f"{fingerprint(task.eval, f'tasks.{name}.eval', task.kind, task.columns)} {task.items}"
+        for name, task in task_file.tasks.items()
+    ]
+    return dense, _hash(dense, *held_out), _hash(dense, task_file.calibration.model_dump_json(), task_file.saliency)
 
 
 def compile_identity(task_file: TaskFile) -> str:

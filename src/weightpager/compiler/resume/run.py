@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,12 +19,14 @@ class Run:
     Attributes:
         progress: told (stage, steps done, steps in all).
         journal: where stages note how far they are.
+        expect: told the stages that will come, each with its work, as soon as it can be estimated.
         seconds: of each stage, in all runs that the journal tells of.
         peak_memory: most bytes that the process held in a stage; a stage in which the system didn't count has none.
     """
 
     progress: Progress = silent
     journal: Journal = field(default_factory=Journal.none)
+    expect: Callable[[Mapping[str, float]], None] = silent
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
 

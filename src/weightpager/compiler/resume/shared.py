@@ -13,7 +13,7 @@ from torch import Tensor
 from weightpager.answers.evaluate import Outcomes, Score
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.resume.cache import Cache
-from weightpager.compiler.resume.identities import Identities
+from weightpager.compiler.resume.identities import stage_identities
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.config import format_duration
@@ -30,12 +30,14 @@ class Shared:
 
     Attributes:
         cache: where finished stages are kept.
-        identities: of this compile's.
+        dense, held_out, sums: the identities of the dense model, its scores and its calibration.
         seconds: that calibrations from the cache took when they were made.
     """
 
     cache: Cache
-    identities: Identities
+    dense: str
+    held_out: str
+    sums: str
     seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -45,11 +47,11 @@ class Shared:
         Raises:
             CompileError: a file can't be read.
         """
-        return cls(cache, Identities.of(task_file, base))
+        return cls(cache, *stage_identities(task_file, base))
 
     def journal(self, journal: Journal) -> Journal:
         """The part of a compile's journal in which the dense model's training stands."""
-        return journal.part("dense", self.identities.dense, self.cache)
+        return journal.part("dense", self.dense, self.cache)
 
     def training_ended(self, kept: Journal, stage: str) -> None:
         """Keep what a stage of `journal` has trained, if anything, and say what time the cache saved or will save."""
@@ -73,7 +75,7 @@ class Shared:
             }
 
         names = {f"{task}/{part}" for task in kinds for part in _PARTS}
-        found, _ = self._kept("scores", self.identities.scores, names, outcomes)
+        found, _ = self._kept("scores", self.held_out, names, outcomes)
         return {
             task: Score.of(kind, Outcomes(*(found[f"{task}/{part}"].numpy() for part in _PARTS)))
             for task, kind in kinds.items()
@@ -82,7 +84,7 @@ class Shared:
     def calibration(self, source: Source, task: str, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """A task's calibration on the dense model before anything has moved: from the cache, or measured."""
         names = {info.name for info in source.paged}
-        found, seconds = self._kept(f"sums-{task}", self.identities.calibration, names, measure)
+        found, seconds = self._kept(f"sums-{task}", self.sums, names, measure)
         if seconds is not None:
             self.seconds[task] = seconds
         return found

@@ -167,6 +167,11 @@ class RecoverSpec(_Training):
     patience: Annotated[int, Field(ge=0, lt=100)] = 4
 
     @property
+    def refits(self) -> bool:
+        """Whether values are refitted by least squares, be it as a start."""
+        return "closed-form" in (self.method, self.start)
+
+    @property
     def trains_alone(self) -> bool:
         """Whether fine-tuning trains values of each task's own too."""
         return bool(self.private_blocks or self.low_rank)
