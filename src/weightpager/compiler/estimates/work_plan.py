@@ -33,10 +33,8 @@ def _stages(source: Source, data: Mapping[str, TaskData], adds: bool) -> Iterato
     yield from ((f"measure dense {name}", tokens) for name, tokens in held_out.items())
     yield "calibrate", _LEARNT * _calibrated(source, data)
     yield from _recovery(source, data, adds, "")
-    if adds:
-        yield from ((f"measure {name}", tokens) for name, tokens in held_out.items())
-        return
-    yield from _controls(source, data, held_out)
+    if not adds:
+        yield from _controls(source, data, held_out)
     yield from ((f"measure {name}", tokens) for name, tokens in held_out.items())
 
 

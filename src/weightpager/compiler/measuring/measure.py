@@ -39,7 +39,7 @@ def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[Ta
 
 
 def _beside_dense(bundle: Bundle, score: TaskScore) -> TaskScore:
-    """With the intervals that the compile found, where the dense model could be asked: as far as they still hold."""
+    """With the intervals of the compile, which had the dense model, as far as they still hold."""
     before = {task.name: task for task in read_report(bundle).tasks} if has_report(bundle) else {}
     known = before.get(score.name)
     if known is None:

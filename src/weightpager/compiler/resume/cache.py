@@ -87,13 +87,13 @@ class Cache:
         return entry
 
     def write(self, stage: str, owner: Owner, seconds: float, tensors: Mapping[str, Tensor]) -> bool:
-        """Keep what a stage has found out in so many seconds; whether it is kept."""
+        """Keep what a stage has found out in ``seconds``; False if it isn't kept."""
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         entry = Entry(0, seconds, dict(tensors))
         return self._put(stage, owner, size, lambda path: write_entry(path, owner, entry))
 
     def adopt(self, stage: str, owner: Owner, path: Path) -> bool:
-        """Take over a finished stage's file, an entry of the same owner; whether it is here now, and not there."""
+        """Move a finished stage's file, an entry of the same owner, here; False if it stays where it is."""
         try:
             size = path.stat().st_size
         except OSError:

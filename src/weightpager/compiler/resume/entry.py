@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, uint8
 
 from weightpager.errors import CompileError
+
+_DAMAGE = (SafetensorError, OSError, ValueError, KeyError)
 
 Owner = Mapping[str, str]
 """What an entry's maker states of itself; who asks for it has to state the same."""
@@ -33,7 +36,7 @@ class Entry:
 
 
 def write_entry(path: Path, owner: Owner, entry: Entry) -> None:
-    """Write an entry with a hash of its tensors; not in one step, which is for the caller to see to.
+    """Write an entry with a hash of its tensors. The caller has to make the file appear in one step.
 
     Raises:
         OSError, CompileError: the storage refused it.
@@ -48,27 +51,21 @@ def write_entry(path: Path, owner: Owner, entry: Entry) -> None:
 
 def read_entry(path: Path, owner: Owner) -> Entry | None:
     """The entry in a file; None if it is damaged, or another owner's."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
-            if not owner.items() <= facts.items():
-                return None
+    with suppress(*_DAMAGE), safe_open(path, framework="pt") as file:
+        facts = file.metadata() or {}
+        if owner.items() <= facts.items():
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if _digest(tensors) != facts["blake3"]:
-            return None
-        return Entry(int(facts["step"]), float(facts["seconds"]), tensors)
-    except (SafetensorError, OSError, ValueError, KeyError):
-        return None
+            if _digest(tensors) == facts["blake3"]:
+                return Entry(int(facts["step"]), float(facts["seconds"]), tensors)
+    return None
 
 
 def step_of(path: Path, owner: Owner) -> tuple[int, bool] | None:
     """The step that an entry has reached, and whether it is this owner's, by its header; None if it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
-            return int(facts["step"]), owner.items() <= facts.items()
-    except (SafetensorError, OSError, ValueError, KeyError):
-        return None
+    with suppress(*_DAMAGE), safe_open(path, framework="pt") as file:
+        facts = file.metadata() or {}
+        return int(facts["step"]), owner.items() <= facts.items()
+    return None
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
