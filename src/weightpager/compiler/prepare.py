@@ -16,14 +16,13 @@ from weightpager.compiler import data as task_data
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.data.texts import Example
-from weightpager.compiler.estimates.memory import check_saliency, check_training
+from weightpager.compiler.estimates.memory import check_memory
 from weightpager.compiler.estimates.storage import check_storage
 from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.measuring.controls import compared, cost
 from weightpager.compiler.model import dense_model as dense_source
 from weightpager.compiler.model.checkpoint import check_known
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.device import training_device
 from weightpager.compiler.recovery.low_rank import check_rank
 from weightpager.compiler.recovery.own_parameters import separate, train_own
 from weightpager.compiler.recovery.steps import with_steps
@@ -37,7 +36,6 @@ from weightpager.compiler.selection.floor_trial import choose_evenness
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
 from weightpager.compiler.selection.saliency import Calibration, block_saliency, calibrate
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.machine.memory import read_memory
 from weightpager.progress import Progress, Steps
 
 _log = logging.getLogger(__name__)
@@ -73,7 +71,7 @@ def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache
         check_rank(source, task_file.recover.low_rank)
         data = _load_data(source)
         source = replace(source, task_file=with_steps(source.task_file, data))
-        _check_memory(source, adds=base is not None)
+        check_memory(source, adds=base is not None, moves=base is None and _moves(source))
         check_storage(source, run.journal.folder, shared.cache, base)
         run.expect(work_plan(source, data, adds=base is not None))
         if base is None and (taken := cost(source.task_file, compared(source.task_file, data))):
@@ -130,13 +128,6 @@ def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float
 def _moves(source: Source) -> bool:
     """Whether the model is reordered; one whose tasks have weights of their own never is."""
     return source.task_file.reorder and not source.versions
-
-
-def _check_memory(source: Source, *, adds: bool) -> None:
-    available = read_memory().usable_bytes
-    if training_device().type == "cpu":
-        check_training(source, available, adds=adds)
-    check_saliency(source, available, moves=not adds and _moves(source))
 
 
 def _load_data(source: Source) -> dict[str, TaskData]:

@@ -12,6 +12,7 @@ from weightpager.compiler.model.named_parameters import parameters
 from weightpager.compiler.reorder.dimensions import dimensions
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.errors import CompileError
+from weightpager.machine.memory import read_memory
 
 _HIDDEN_BYTES = {False: 54, True: 43}
 """What a backward pass takes, per token, layer and hidden unit: in float32, and where matrices multiply in bfloat16.
@@ -150,6 +151,23 @@ def saliency_bytes(source: Source, *, moves: bool) -> int:
     assigned = max((_ASSIGNED_BYTES * d.groups * d.units**2 for d in dimensions(source.models)), default=0)
     held = len(source.models) if moves else 1
     return held * sums + max(sums + work, assigned if moves else 0)
+
+
+def check_memory(source: Source, *, adds: bool, moves: bool) -> None:
+    """Refuse a compile that can't fit into the memory that is free; a GPU's isn't known.
+
+    Args:
+        source: the dense model.
+        adds: whether tasks are added to a bundle, whose values stay.
+        moves: whether the model will be reordered.
+
+    Raises:
+        CompileError: a stage needs more.
+    """
+    available = read_memory().usable_bytes
+    if training_device().type == "cpu":
+        check_training(source, available, adds=adds)
+    check_saliency(source, available, moves=moves)
 
 
 def check_training(source: Source, available: int | None, *, adds: bool = False) -> None:
