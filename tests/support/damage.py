@@ -20,15 +20,14 @@ def contents(bundle: Path) -> dict[str, bytes]:
 def good_pages(bundle: Path, original: Bundle) -> dict[int, bytes]:
     """The pages of a damaged bundle that match their ids, by number."""
     found = {}
-    page, size = 0, original.page_bytes
-    for name, count in zip(original.manifest.page_file_names(), original.manifest.page_files, strict=True):
+    size = original.page_bytes
+    for name, first, count in original.manifest.page_ranges():
         content = (bundle / name).read_bytes() if (bundle / name).is_file() else b""
         start = len(page_file.header(count, size))
         for place in range(count):
             piece = content[start + place * size : start + (place + 1) * size]
-            if blake3(piece).digest() == original.pages.ids[page].tobytes():
-                found[page] = piece
-            page += 1
+            if blake3(piece).digest() == original.pages.ids[first + place].tobytes():
+                found[first + place] = piece
     return found
 
 

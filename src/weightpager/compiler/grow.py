@@ -9,13 +9,11 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save
 
 import weightpager
 from weightpager.answers.evaluate import Score
 from weightpager.bundle import BlockTable, Bundle, BundleWriter, Manifest, PageIndex, TaskEntry
 from weightpager.bundle.files.entry import check_file
-from weightpager.bundle.format import page_index
 from weightpager.bundle.format.names import REPORT, private_file, tables_file
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.compile_report import CompileReport, Growth, has_report, read_report
@@ -68,7 +66,7 @@ def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: Run) -
     with run.stage("measure sparse"):
         bundle, scores = measure_written(writer.root, prepared.data, run.progress)
     report = _report(bundle, added, prepared, scores, run)
-    writer.add(REPORT, lambda file: file.write(report.dump()))
+    writer.put(REPORT, report.dump())
     writer.finish(manifest)
     return report
 
@@ -168,7 +166,7 @@ class _Addition:
             np.concatenate([bundle.pages.layers, packing.layers]),
             np.concatenate([signatures, packing.signatures << np.uint64(len(bundle.tasks))]),
         )
-        writer.add(page_index.FILE, lambda file: file.write(save(dict(index.arrays()))))
+        writer.put_index(index)
         manifest = self._manifest()
         writer.finish(manifest)
         return manifest
@@ -182,14 +180,13 @@ class _Addition:
         return np.unique(self.reused_locations(number) // self.base.bundle.manifest.blocks_per_page)
 
     def _write_task(self, writer: BundleWriter, number: int, task: TaskEntry) -> None:
-        arrays: dict[str, npt.NDArray[np.int32]] = {}
+        tables = {}
         for position, info in enumerate(self.source.paged):
             shape = (info.grid.rows, info.grid.cols)
-            table = BlockTable.build(
+            tables[info.name] = BlockTable.build(
                 self.plan.keep[info.name][:, number].reshape(shape), self._locations(position, number).reshape(shape)
             )
-            arrays |= table.arrays(info.name)
-        writer.add(tables_file(task.name), lambda file: file.write(save(arrays)))
+        writer.put_tables(task.name, tables)
         skipped = {f"{info.name}.weight" for info in self.source.paged}
         form = ParameterFormat.of(self.source.config, self.source.models, self.plan.dtype)
         private = {
@@ -197,8 +194,7 @@ class _Addition:
             for name, tensor in parameters(self.source.models[task.name]).items()
             if name not in skipped and not self.base.holds(name, tensor, form.dtype_of(name, tensor))
         }
-        content = form.content(private)
-        writer.add(private_file(task.name), lambda file: file.write(content))
+        writer.put(private_file(task.name), form.content(private))
 
     def _locations(self, position: int, number: int) -> npt.NDArray[np.int64]:
         """Where a new task finds each block of paged weight ``position``, [blocks]; −1 where it keeps none."""

@@ -183,7 +183,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Run)
         "recover": task_file.recover.method,
     }
     report = CompileReport(**(common_fields(bundle, prepared, scores, run) | own))
-    writer.add(REPORT, lambda file: file.write(report.dump()))
+    writer.put(REPORT, report.dump())
     writer.finish(bundle.manifest)
     return report
 
