@@ -24,8 +24,7 @@ from weightpager.blocks import BlockShape
 PageDtype = Literal["bfloat16", "float32", "int8"]
 """Its name in manifests and task files, and torch's."""
 
-_SCALE = np.dtype("<u2")
-"""numpy has no bfloat16: its bits travel as uint16."""
+_SCALE = np.dtype("<u2")  # numpy has no bfloat16: its bits travel as uint16
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,9 @@ from weightpager.bundle.reader import Bundle
 from weightpager.config import format_enough, format_room
 from weightpager.errors import BudgetError
 
-_SPARE_PAGES = 1024
-"""Page numbers beyond twice the bundle's pages, for tasks that are added while an engine runs."""
-
-_NUMBER_BYTES = 34
-"""Bookkeeping for each page number, beside a byte for each task: slots, users and time of arrival."""
-
-_PAGE_BYTES = 80
-"""Bookkeeping for each page: its entry in the engine's index, and a slot in the list of free ones."""
+_SPARE_PAGES = 1024  # page numbers beyond twice the bundle's pages, for tasks that are added while an engine runs
+_NUMBER_BYTES = 34  # bookkeeping for each page number, beside a byte for each task: slots, users and time of arrival
+_PAGE_BYTES = 80  # bookkeeping for each page: its entry in the engine's index, and a slot in the list of free ones
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
 from weightpager.machine.paths import has_directory
 from weightpager.page_dtype import block_bytes
 
-_MANIFEST_LIMIT = 64 * 2**20
-"""No honest manifest is larger; a hostile one must not be read into memory whole."""
+_MANIFEST_LIMIT = 64 * 2**20  # no honest manifest is larger; a hostile one must not be read into memory whole
 
 
 class Bundle:

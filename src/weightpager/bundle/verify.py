@@ -27,8 +27,7 @@ _MEND = "mend what is damaged with --repair --from OTHER, where OTHER is another
 _COPY = "copy the whole bundle again: only its manifest says what belongs into it"
 _ANEW = "compile the bundle again: its hashes fit what is wrong in it, so any copy is as wrong"
 
-_DAMAGE = ("file", "size", "BLAKE3")
-"""Fields of errors that mean damage: the file isn't the one that was written."""
+_DAMAGE = ("file", "size", "BLAKE3")  # fields of errors that mean damage: the file isn't the one that was written
 
 
 @dataclass(frozen=True)

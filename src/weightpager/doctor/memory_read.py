@@ -14,9 +14,7 @@ from weightpager.doctor.machine import Bandwidth, memory_read_bandwidth
 from weightpager.kernels import available
 from weightpager.machine.memory import Memory
 
-_MOST = 256 << 20
-"""Bytes that are read; no cache of a processor that this runs on holds a large part of them."""
-
+_MOST = 256 << 20  # bytes that are read; no cache of a processor that this runs on holds a large part of them
 _LEAST = 1 << 20
 
 

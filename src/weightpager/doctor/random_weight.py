@@ -10,9 +10,7 @@ from weightpager.blocks import BlockShape
 from weightpager.kernels import PagedWeight
 from weightpager.page_dtype import block_bytes, encode, page_content
 
-_PER_PAGE = 3
-"""No power of two, so that a wrong page or place doesn't go unseen."""
-
+_PER_PAGE = 3  # no power of two, so that a wrong page or place doesn't go unseen
 _SPARE_PAGES, _SPARE_SLOTS = 2, 2
 
 

@@ -18,9 +18,7 @@ from weightpager.page_dtype import ENCODINGS
 
 Kernel = Callable[[Tensor, PagedWeight, Tensor | None], Tensor]
 
-_OUT, _IN = 200, 301
-"""No multiples of a block's sides or of two, so that edges are tried as well."""
-
+_OUT, _IN = 200, 301  # no multiples of a block's sides or of two, so that edges are tried as well
 _BLOCKS = (BlockShape(16, 32), BlockShape(64, 64))
 _TOKENS = (1, 5, 40)
 _ACTIVATIONS = (torch.float32, torch.bfloat16)

@@ -22,12 +22,8 @@ _MOST = 128 << 20
 _WRITE_SECONDS = 1.0
 """Time for writing, so that a slow card gets a small file; reading, which is repeated, takes no longer."""
 
-_FREE_SHARE = 4
-"""The file takes at most one part in so many of the free space."""
-
-_LONG, _PAGE = 1 << 20, 64 << 10
-"""Bytes of a read, in sequence and as pages are read."""
-
+_FREE_SHARE = 4  # the file takes at most one part in so many of the free space
+_LONG, _PAGE = 1 << 20, 64 << 10  # bytes of a read, in sequence and as pages are read
 _REPEATS = 3
 
 Step = Callable[[], None]

@@ -30,8 +30,7 @@ READS = frozenset(_WORDS)
 _INTERPRETED = not isinstance(kernels.linear, triton.JITFunction)
 """Whether ``TRITON_INTERPRET`` was set when kernels were imported."""
 
-_MATRIX = 16
-"""Least tokens, outputs and words of a step that matrix units multiply."""
+_MATRIX = 16  # least tokens, outputs and words of a step that matrix units multiply
 
 
 def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:

@@ -21,9 +21,7 @@ from weightpager.limits.limits import Limit, impose, limit_memory, limit_storage
 from weightpager.machine.hierarchy import V2_NAMES, Hierarchy, find_hierarchy
 from weightpager.machine.mounts import mounts
 
-_CONTROLLERS = {"memory": "memory", "storage": "blkio"}
-"""By limit: the controller's name in version 1."""
-
+_CONTROLLERS = {"memory": "memory", "storage": "blkio"}  # by limit: the controller's name in version 1
 _LAUNCHER = 'read -r _ && exec "$@" </dev/null'
 """The command must not run before it is in its groups: the shell waits for a line, then becomes the command."""
 

@@ -11,8 +11,7 @@ from transformers.pytorch_utils import Conv1D
 _COMPUTE_THE_SAME = frozenset({"FalconLinear"})
 """Subclasses of transformers whose own forward is ``x Wᵀ + bias`` and nothing else."""
 
-_READ_OTHERWISE = NonDynamicallyQuantizableLinear
-"""Whose weight `torch.nn.MultiheadAttention` reads past its forward."""
+_READ_OTHERWISE = NonDynamicallyQuantizableLinear  # whose weight `torch.nn.MultiheadAttention` reads past its forward
 
 
 def is_linear(module: object) -> TypeGuard[nn.Linear]:

@@ -29,16 +29,11 @@ _NEW = _EMPTY | {
 MOST_CALLS = 2**18
 """Calls of torch while a module is built, where nothing says how many tensors it has."""
 
-_CALLS_OF_TENSOR = 64
-"""Honest architectures take 4 to 10."""
-
+_CALLS_OF_TENSOR = 64  # honest architectures take 4 to 10
 _SPARE_CALLS = 2**12
 
-_MOST_AT_ONCE = 2**28
-"""Bytes of what a constructor computes at once."""
-
-_MOST_BYTES = 2**32
-"""And in all, what it gives back included."""
+_MOST_AT_ONCE = 2**28  # bytes of what a constructor computes at once
+_MOST_BYTES = 2**32  # and in all, what it gives back included
 
 
 def calls_for(tensors: int) -> int:

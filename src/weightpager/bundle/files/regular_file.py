@@ -10,9 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
-_NO_MATTER = 2**20
-"""Files of up to so many bytes are not checked for holes."""
-
+_NO_MATTER = 2**20  # files of up to so many bytes are not checked for holes
 _LEAST_STORED = 4
 """At least one byte of so many must be stored. Honest files have zeros, which a copy may turn into holes."""
 

@@ -22,8 +22,7 @@ from weightpager.errors import BundleFormatError
 ALIGNMENT = 4096
 """Direct I/O wants offsets, lengths and addresses on this boundary."""
 
-_PIECE = 2**20
-"""Bytes that are read at once."""
+_PIECE = 2**20  # bytes that are read at once
 
 
 def file_name(number: int) -> str:

@@ -7,25 +7,17 @@ from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import MANIFEST, MODEL, tables_file
 from weightpager.errors import BundleFormatError
 
-_JSON = 16 * 2**20
-"""Most bytes of a report, or of a low-rank part's configuration."""
-
-_CONFIGURATION = "config.json"
-"""How names of configurations in ``model/`` end."""
-
+_JSON = 16 * 2**20  # most bytes of a report, or of a low-rank part's configuration
+_CONFIGURATION = "config.json"  # how names of configurations in ``model/`` end
 _VOCABULARY = 128 * 2**20
 """Most bytes of other files in ``model/``; a vocabulary of a quarter of a million tokens has 35 MB."""
 
 _HEADER = 64 * 2**10
-_TENSOR_HEADER = 256
-"""Bytes of a safetensors header, and what each tensor adds to it beside its name."""
-
+_TENSOR_HEADER = 256  # bytes of a safetensors header, and what each tensor adds to it beside its name
 _LETTER = 6
 """A letter of a name may be escaped in JSON, as ``\\u0000``."""
 
-_INDEX_PAGE = 32 + 4 + 8
-"""Bytes of a page's id, layer and signature."""
-
+_INDEX_PAGE = 32 + 4 + 8  # bytes of a page's id, layer and signature
 _INT32 = 4
 
 _LEAST_PARAMETERS = 4 * 2**30

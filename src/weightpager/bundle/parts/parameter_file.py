@@ -16,8 +16,7 @@ _DTYPES = ("bfloat16", "float32", "bool", "int8", "int16", "int32", "int64", "ui
 """Dtypes of parameters that kernels compute with, and of buffers in transformers' modules."""
 
 _MOST_AXES = 8
-_MOST_VALUES = 2**48
-"""A limit for shapes with an empty axis, whose other axes could otherwise have any size."""
+_MOST_VALUES = 2**48  # a limit for shapes with an empty axis, whose other axes could otherwise have any size
 
 
 def parameter_files(manifest: Manifest) -> list[str]:

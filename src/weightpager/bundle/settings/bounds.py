@@ -58,12 +58,8 @@ _KINDS = (
 """The first kind whose pattern fits a name is its kind. No honest configuration needs larger numbers. Smaller ones may
 still take too much together, which `weightpager.nn.empty_on_meta` finds when a module is built."""
 
-_MOST_ITEMS = 2**10
-"""Most values of a list, nested lists included: a configuration has at most one for each layer."""
-
-_NESTED = 2**9
-"""The largest integer in a list of lists: it says how often its neighbours are repeated."""
-
+_MOST_ITEMS = 2**10  # most values of a list, nested lists included: a configuration has at most one for each layer
+_NESTED = 2**9  # the largest integer in a list of lists: it says how often its neighbours are repeated
 _INTEGER = re.compile(
     r"^num_\w*(layers|heads|labels|experts|groups|channels|blocks)$|"
     r"(?!pruned_heads$)\w*(_size|_dim|_length|_len|_embeddings|_positions|_heads|_token_ids?|_window)$"

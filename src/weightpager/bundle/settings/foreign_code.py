@@ -8,8 +8,7 @@ from typing import Any
 
 from weightpager.bundle.settings.walk import Setting, settings_of
 
-_NOTHING: tuple[object, ...] = (None, False, "", {}, [])
-"""Values that ask for nothing."""
+_NOTHING: tuple[object, ...] = (None, False, "", {}, [])  # values that ask for nothing
 
 
 @dataclass(frozen=True)

@@ -45,17 +45,13 @@ class TokenizerFile(BaseModel):
     post_processor: dict[str, Any] | None = None
 
 
-_MOST_GROWTH = 2**12
-"""How many times a text may grow in all steps of its normalizer, or of its decoder, together."""
-
+_MOST_GROWTH = 2**12  # how many times a text may grow in all steps of its normalizer, or of its decoder, together
 _GROWTH = {"Precompiled": 32, "NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "ByteLevel": 2, "Nmt": 1}
 """Characters that a step may make of one."""
 
 _MOST_STEPS = 256
 
-_MOST_AROUND = 2**10
-"""Most tokens that are added around a text."""
-
+_MOST_AROUND = 2**10  # most tokens that are added around a text
 _MOST_PATTERN = 2**12
 
 

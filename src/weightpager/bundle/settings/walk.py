@@ -17,8 +17,7 @@ MOST_NAMES = 2**16
 MOST_ITEMS = 2**16
 """Most values of one list, nested lists included."""
 
-_NAMES = ("id2label", "label2id", "ner_labels")
-"""Objects whose keys or values are the user's own class names."""
+_NAMES = ("id2label", "label2id", "ner_labels")  # objects whose keys or values are the user's own class names
 
 
 @dataclass(frozen=True)

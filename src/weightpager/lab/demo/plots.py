@@ -28,9 +28,7 @@ _STYLE = {
     "xtick.color": "#666",
     "ytick.color": "#666",
 }
-_WIDE = (4.6, 3.9)
-"""Inches of a plot whose letters can be read on a phone as they are on a desk."""
-
+_WIDE = (4.6, 3.9)  # inches of a plot whose letters can be read on a phone as they are on a desk
 _OURS, _QUANTISED, _SAME, _DENSE = "#0f766e", "#a78bfa", "#d97706", "#64748b"
 
 

@@ -46,10 +46,8 @@ _README = """# A ViT for rendered roads
 **Trained here, from random weights, on rendered scenes alone** ({steps} steps of {batch}). It has seen no photograph
 and says nothing about real roads. Say so wherever a number measured with it is shown.
 """
-_RARE = 5.0
-"""How much more a mark counts that is there than one that isn't: few patches have one."""
-_DENSE = 20.0
-"""How much all patches count, beside one task."""
+_RARE = 5.0  # how much more a mark counts that is there than one that isn't: few patches have one
+_DENSE = 20.0  # how much all patches count, beside one task
 
 
 @dataclass(frozen=True)

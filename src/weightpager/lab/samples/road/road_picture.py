@@ -20,17 +20,11 @@ SIDE = 64
 MARKS = ("red", "amber", "green", "car", "truck", "obstacle", "own barrier", "barrier")
 """What a model can be shown in a picture while it learns to see."""
 
-_FINE = 2
-"""Drawn at so many times the resolution."""
-
+_FINE = 2  # drawn at so many times the resolution
 _PIXELS = SIDE * _FINE
-_FOCAL = _PIXELS * 1.0
-"""In pixels: the camera sees 53 degrees."""
-
+_FOCAL = _PIXELS * 1.0  # in pixels: the camera sees 53 degrees
 _HORIZON = 0.36 * _PIXELS
-_HEIGHT = 1.4
-"""Of the camera above the road, in metres."""
-
+_HEIGHT = 1.4  # of the camera above the road, in metres
 _SKY: dict[str, tuple[Colour, float]] = {
     "day": ((0.62, 0.74, 0.88), 1.0),
     "dusk": ((0.55, 0.42, 0.42), 0.5),
