@@ -98,7 +98,6 @@ def verify(path: str | Path, progress: Steps = silent) -> Verification:
 
 
 def _verify_closed(root: Path, refusal: BundleError, progress: Steps) -> Verification:
-    """Check a bundle that can't be opened."""
     try:
         manifest = read_manifest(root)
     except BundleError:

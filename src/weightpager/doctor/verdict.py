@@ -36,7 +36,6 @@ def judge(found: Diagnosis) -> Verdict:
 
 
 def _way_out(found: Diagnosis) -> str:
-    """What to do about a kernel that computes wrongly."""
     right = [test.kernel for test in found.self_tests if not test.failures]
     if REFERENCE not in right:
         return "the reference is torch itself: install another version of torch"

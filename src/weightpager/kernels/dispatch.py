@@ -195,7 +195,6 @@ def _check_input(x: Tensor, weight: PagedWeight) -> None:
 
 
 def _checked_bias(name: str, bias: Tensor | None, weight: PagedWeight) -> Tensor | None:
-    """The bias without gaps."""
     if bias is None:
         return None
     _check_operand(name, bias, weight)

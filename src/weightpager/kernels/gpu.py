@@ -123,7 +123,6 @@ def _sample(dtype: torch.dtype, device: str | torch.device, drawn: torch.Generat
 
 
 def _launch(kernel: Any, x: Tensor, factors: Sequence[tuple[PagedWeight, Tensor | None]], **constants: Any) -> Tensor:
-    """Run a kernel on weights of one shape, each with its bias."""
     weight = factors[0][0]
     rows, y = operands(x, weight.out_features)
     if y.numel():
@@ -172,7 +171,6 @@ def _tile(rows: Tensor, weight: PagedWeight) -> _Tile:
 
 
 def _tables(weight: PagedWeight) -> tuple[Any, ...]:
-    """The weight as a kernel takes it."""
     size = int(weight.arena.shape[1])
     if size % 4:
         raise ValueError(f"arena: expected pages of a multiple of 4 bytes on a GPU, got {size}")

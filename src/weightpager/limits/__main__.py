@@ -87,7 +87,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _argument(parse: Callable[[str], _T]) -> Callable[[str], _T]:
-    """A parser of ours as argparse wants it."""
 
     def convert(text: str) -> _T:
         try:

@@ -59,7 +59,6 @@ def _existing(path: Path) -> Path:
 
 
 def _mounted_device(path: str | os.PathLike[str]) -> int:
-    """Device number of what is mounted at a path."""
     mount = mount_of(path)
     try:
         source = Path(mount.source).stat()

@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 from weightpager.bundle.settings.bounds import check_bounds
 from weightpager.bundle.settings.checks import check_settings, generation_settings, parse
 from weightpager.bundle.settings.foreign_code import foreign_code
-from weightpager.bundle.settings.generation import GenerationSettings
+from weightpager.bundle.settings.models import GenerationSettings
 from weightpager.bundle.settings.walk import MOST_DEPTH
 from weightpager.errors import BundleFormatError
 

@@ -111,7 +111,6 @@ def sync(path: Path) -> None:
 
 
 def _exchange(new: Path, target: Path) -> None:
-    """Exchange ``new`` and the target."""
     if not _rename_exchange(new, target):
         # The file system can't exchange: between these two steps the target is missing, but never half-written.
         old = target.with_name(f"{new.name}-old")

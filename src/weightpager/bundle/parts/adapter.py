@@ -142,7 +142,6 @@ def _targets(bundle: Bundle, config: AdapterConfig, file: str) -> dict[str, Weig
 
 
 def _header(config: AdapterConfig, weights: Mapping[str, WeightEntry]) -> Header:
-    """What the tensors' file states."""
     down = {f"{_PEFT}{name}{_A}": Stated("float32", (config.r, of.in_features)) for name, of in weights.items()}
     up = {f"{_PEFT}{name}{_B}": Stated("float32", (of.out_features, config.r)) for name, of in weights.items()}
     return down | up

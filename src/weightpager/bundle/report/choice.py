@@ -83,7 +83,6 @@ class Losses:
         )
 
     def _interval(self) -> Interval | None:
-        """Of what the bundle loses."""
         losses = self._losses(self._ours)
         for control in self.report.controls:
             if control.name == DENSE:

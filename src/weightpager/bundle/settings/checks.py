@@ -9,11 +9,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from weightpager.bundle.settings.bounds import check_bounds
-from weightpager.bundle.settings.common import CommonSettings
-from weightpager.bundle.settings.generation import GENERATION_KEYS, GenerationSettings
-from weightpager.bundle.settings.image import ImageSettings
-from weightpager.bundle.settings.rope import KEYS as ROPE
-from weightpager.bundle.settings.rope import RopeSettings, rope_of
+from weightpager.bundle.settings.models import (
+    GENERATION_KEYS,
+    ROPE,
+    CommonSettings,
+    GenerationSettings,
+    ImageSettings,
+    RopeSettings,
+    rope_of,
+)
 from weightpager.bundle.settings.tokenizer import TokenizerFile, TokenizerSettings, check_tokenizer_file
 from weightpager.bundle.settings.walk import Setting, settings_of
 from weightpager.errors import BundleFormatError

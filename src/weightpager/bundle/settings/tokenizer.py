@@ -7,22 +7,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from weightpager.bundle.settings.models import Settings, Tokens
 from weightpager.errors import BundleFormatError
 
 Side = Literal["left", "right"]
-Length = Annotated[int, Field(ge=0, le=2**24)]
 
 
-class TokenizerSettings(BaseModel):
+class TokenizerSettings(Settings):
     """Settings of all tokenizers in ``tokenizer_config.json``. Further ones are kept, and tried."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
     tokenizer_class: Annotated[str, Field(pattern=r"^\w{1,100}$")] | None = None
     model_max_length: Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=1)] | None = None
-    max_length: Length | None = None
-    stride: Length | None = None
-    pad_to_multiple_of: Length | None = None
+    max_length: Tokens | None = None
+    stride: Tokens | None = None
+    pad_to_multiple_of: Tokens | None = None
     padding_side: Side | None = None
     truncation_side: Side | None = None
 
@@ -30,8 +28,8 @@ class TokenizerSettings(BaseModel):
 class _Fixed(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
-    strategy: Literal["BatchLongest"] | dict[Literal["Fixed"], Length]
-    pad_to_multiple_of: Length | None = None
+    strategy: Literal["BatchLongest"] | dict[Literal["Fixed"], Tokens]
+    pad_to_multiple_of: Tokens | None = None
 
 
 class TokenizerFile(BaseModel):

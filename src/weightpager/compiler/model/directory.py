@@ -21,7 +21,7 @@ from weightpager.bundle.settings.checks import (
     parse,
 )
 from weightpager.bundle.settings.foreign_code import foreign_code
-from weightpager.bundle.settings.generation import GENERATION_KEYS, GenerationSettings
+from weightpager.bundle.settings.models import GENERATION_KEYS, GenerationSettings
 from weightpager.compiler.model.checkpoint import call
 from weightpager.engine.model.model_types import check_config_class, check_tokenizer_class
 from weightpager.errors import BundleFormatError, CompileError

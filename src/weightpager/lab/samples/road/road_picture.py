@@ -192,7 +192,6 @@ class _Canvas:
         return self.scene.bend * far**2 / 2 - self.scene.offset
 
     def _place(self, thing: Thing | Signal, x: float, height: float) -> tuple[float, float]:
-        """Column and row."""
         far = thing.distance
         column = _PIXELS / 2 + _FOCAL * (x + float(self._shift(far))) / far
         return column, _HORIZON + _FOCAL * (_HEIGHT - height) / far
@@ -222,7 +221,6 @@ class _Canvas:
         self.glow += strength * np.exp(-self.scene.fog * thing.distance) * halo * np.array(colour)
 
     def _apart(self, thing: Thing | Signal, x: float, height: float) -> Floats:
-        """Of every pixel, from a point."""
         column, row = self._place(thing, x, height)
         axis = np.arange(_PIXELS) + 0.5
         apart: Floats = np.hypot(axis[None, :] - column, axis[:, None] - row)
