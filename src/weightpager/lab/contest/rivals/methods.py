@@ -61,89 +61,37 @@ def _lazily(module: str, name: str, **options: Any) -> Callable[[Setting], Rival
 
 
 _OURS = _lazily("ours", "Ours")
-_SPARSE, _SPARSE_COPIED, _DENSE, _DENSE_COPIED = (
-    _lazily("checkpoints", "WholeCheckpoints", kind=kind, direct=direct)
-    for kind in ("sparse", "dense")
-    for direct in (True, False)
-)
+_OURS_WHILE_LOADING = _lazily("ours", "Ours", wait=False)
+_SPARSE = _lazily("checkpoints", "WholeCheckpoints", kind="sparse", direct=True)
+_SPARSE_COPIED = _lazily("checkpoints", "WholeCheckpoints", kind="sparse", direct=False)
+_SPARSE_STRICT = _lazily("sparse_tasks", "SparseTasks", places=1)
+_SPARSE_LRU = _lazily("sparse_tasks", "SparseTasks")
+_DENSE = _lazily("checkpoints", "WholeCheckpoints", kind="dense", direct=True)
+_DENSE_COPIED = _lazily("checkpoints", "WholeCheckpoints", kind="dense", direct=False)
+_DENSE_MAPPED = _lazily("checkpoints", "MappedCheckpoints")
+_OFFLOAD = _lazily("offload", "DiskOffload")
+_SHARED_BF16 = _lazily("shared_backbone", "SharedBackbone", int8=False)
+_SHARED_INT8 = _lazily("shared_backbone", "SharedBackbone", int8=True)
+_SHARED_MASK = _lazily("sparse_tasks", "SharedMask")
+_LIBRARY: dict[str, Any] = {"quick": False, "reads_by_library": True}
 
 METHODS: Sequence[Method] = (
     Method("ours", "weightpager", _OURS, rooms="both"),
-    Method(
-        "ours_while_loading",
-        "weightpager, running while it loads",
-        _lazily("ours", "Ours", wait=False),
-        lazy=True,
-        quick=False,
-    ),
+    Method("ours_while_loading", "weightpager, running while it loads", _OURS_WHILE_LOADING, lazy=True, quick=False),
     Method("ours_unaligned", "weightpager without alignment", _OURS, unaligned=True),
     Method("sparse_whole", "sparse checkpoint per task, whole, direct", _SPARSE, ("sparse",)),
+    Method("sparse_strict", "sparse checkpoint per task, paged weights only", _SPARSE_STRICT, ("sparse",)),
+    Method("shared_bf16", "shared dense backbone, PEFT adapters", _SHARED_BF16, ("dense",), ("peft",)),
     Method(
-        "sparse_strict",
-        "sparse checkpoint per task, paged weights only",
-        _lazily("sparse_tasks", "SparseTasks", places=1),
-        ("sparse",),
+        "sparse_copied", "sparse checkpoint per task, whole, by safetensors", _SPARSE_COPIED, ("sparse",), **_LIBRARY
     ),
-    Method(
-        "shared_bf16",
-        "shared dense backbone, PEFT adapters",
-        _lazily("shared_backbone", "SharedBackbone", int8=False),
-        ("dense",),
-        ("peft",),
-    ),
-    Method(
-        "sparse_copied",
-        "sparse checkpoint per task, whole, by safetensors",
-        _SPARSE_COPIED,
-        ("sparse",),
-        quick=False,
-        reads_by_library=True,
-    ),
-    Method(
-        "sparse_lru",
-        "LRU of whole sparse tasks",
-        _lazily("sparse_tasks", "SparseTasks"),
-        ("sparse",),
-        rooms="more",
-        quick=False,
-    ),
+    Method("sparse_lru", "LRU of whole sparse tasks", _SPARSE_LRU, ("sparse",), rooms="more", quick=False),
     Method("dense_direct", "dense checkpoint per task, direct", _DENSE, ("dense",)),
-    Method(
-        "dense_copied",
-        "dense checkpoint per task, by safetensors",
-        _DENSE_COPIED,
-        ("dense",),
-        quick=False,
-        reads_by_library=True,
-    ),
-    Method(
-        "dense_mapped",
-        "dense checkpoint per task, mapped",
-        _lazily("checkpoints", "MappedCheckpoints"),
-        ("dense",),
-        lazy=True,
-        quick=False,
-        reads_by_library=True,
-    ),
-    Method(
-        "offload",
-        "accelerate disk offload",
-        _lazily("offload", "DiskOffload"),
-        ("dense",),
-        ("accelerate",),
-        lazy=True,
-        quick=False,
-        reads_by_library=True,
-        tasks=2,
-    ),
-    Method(
-        "shared_int8",
-        "shared int8 backbone, PEFT adapters",
-        _lazily("shared_backbone", "SharedBackbone", int8=True),
-        ("int8",),
-        ("peft",),
-    ),
-    Method("shared_mask", "one shared mask", _lazily("sparse_tasks", "SharedMask"), ("sparse",)),
+    Method("dense_copied", "dense checkpoint per task, by safetensors", _DENSE_COPIED, ("dense",), **_LIBRARY),
+    Method("dense_mapped", "dense checkpoint per task, mapped", _DENSE_MAPPED, ("dense",), lazy=True, **_LIBRARY),
+    Method("offload", "accelerate disk offload", _OFFLOAD, ("dense",), ("accelerate",), lazy=True, tasks=2, **_LIBRARY),
+    Method("shared_int8", "shared int8 backbone, PEFT adapters", _SHARED_INT8, ("int8",), ("peft",)),
+    Method("shared_mask", "one shared mask", _SHARED_MASK, ("sparse",)),
 )
 """Ours first, then the most telling rivals: a quick contest may not reach the last ones."""
 
