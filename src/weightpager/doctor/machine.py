@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,7 +175,7 @@ def _read_direct(path: Path, total_bytes: int, block_bytes: int, threads: int) -
             _read_block(file, buffers[worker], offset)
 
     try:
-        with file, ThreadPoolExecutor(threads) as pool:
+        with closing(file), ThreadPoolExecutor(threads) as pool:
             return _seconds(lambda: list(pool.map(read, range(threads))))
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error

@@ -6,7 +6,7 @@ import mmap
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 from weightpager.errors import StoreError
@@ -35,7 +35,7 @@ class DirectReader:
             StoreError: the file can't be read, or ends too early.
         """
         try:
-            with DirectFile(path) as file:
+            with closing(DirectFile(path)) as file:
                 return self.fill(into, file, path, offset, count)
         except OSError as error:
             raise StoreError(f"cannot open {path}: {error.strerror}") from error

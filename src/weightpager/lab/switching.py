@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def time_whole_read(path: Path, repeats: int, threads: int, limit: int | None = 
     memory.write(bytes(len(memory)))
     reader = DirectReader(threads)
     try:
-        with DirectFile(path) as file, cold_read([path]) as proof:
+        with closing(DirectFile(path)) as file, cold_read([path]) as proof:
             seconds = [_whole_read(reader, memoryview(memory), file, path, size) for _ in range(repeats)]
     finally:
         reader.close()

@@ -7,7 +7,6 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 ALIGNMENT = 4096
 """Direct reads want offsets, lengths and addresses on this boundary."""
@@ -42,14 +41,6 @@ class DirectFile:
             if not (direct and cached and error.errno == errno.EINVAL):
                 raise
             self._descriptor, self.direct = os.open(path, flags), False
-
-    def __enter__(self) -> DirectFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def size(self) -> int:

@@ -45,12 +45,10 @@ class JoinedStore:
         self._end += len(pages)
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
-        """See `PageStore.read`."""
         part = self._part(first)
         part.store.read(int(part.pages[first - part.first]), into)
 
     def span(self, first: int) -> int:
-        """See `PageStore.span`."""
         part = self._part(first)
         place = first - part.first
         return min(int(part.lasts[place]) - place, part.store.span(int(part.pages[place])))

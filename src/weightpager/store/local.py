@@ -54,7 +54,6 @@ class LocalStore:
         return min(end - first, MOST_VIEWS)
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
-        """See `PageStore.read`."""
         number = bisect.bisect_right(self._starts, first) - 1
         file, offset = self._files[number]
         offset += (first - self._starts[number]) * self._page_bytes
@@ -67,7 +66,6 @@ class LocalStore:
             raise StoreError(f"cannot read page {first}: the file ends too early")
 
     def close(self) -> None:
-        """See `PageStore.close`."""
         while self._files:
             self._files.pop()[0].close()
 

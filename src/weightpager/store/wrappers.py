@@ -21,15 +21,12 @@ class StoreWrapper:
         self._inner = inner
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
-        """See `PageStore.read`."""
         self._inner.read(first, into)
 
     def span(self, first: int) -> int:
-        """See `PageStore.span`."""
         return self._inner.span(first)
 
     def close(self) -> None:
-        """See `PageStore.close`."""
         self._inner.close()
 
 
@@ -45,7 +42,6 @@ class VerifyingStore(StoreWrapper):
         self.index = index
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
-        """See `PageStore.read`."""
         self._inner.read(first, into)
         for page, view in enumerate(into, first):
             if blake3(view).digest() != self.index.ids[page].tobytes():
@@ -67,7 +63,6 @@ class CountingStore(StoreWrapper):
         self.reads = self.pages = self.bytes = 0
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
-        """See `PageStore.read`."""
         self._inner.read(first, into)
         with self._lock:
             self.reads += 1
@@ -83,7 +78,6 @@ class ContractStore(StoreWrapper):
         self._closed = False
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
-        """See `PageStore.read`."""
         with _documented(f"read page {first}"):
             self._inner.read(first, into)
 

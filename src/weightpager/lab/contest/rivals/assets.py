@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from weightpager.bundle import BlockTable, Bundle
+from weightpager.bundle.format.block_table import FIELDS
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.engine.export import dense_weights
 from weightpager.engine.parameters import read_parameters
@@ -25,8 +26,6 @@ BLOCKS = "blocks"
 
 SCALE = ".scale"
 """Follows an int8 weight's name: its scales, bfloat16 [out_features]."""
-
-_TABLE = ("crow_indices", "col_indices", "locations")
 
 
 def dense_path(folder: Path, task: str) -> Path:
@@ -68,7 +67,7 @@ def write_sparse(bundle: Bundle, tasks: Sequence[str], folder: Path, progress: P
         blocks, tables = compact(bundle, task)
         found = {BLOCKS: blocks, **parameters_of(bundle, task)}
         for name, table in tables.items():
-            found |= {f"{name}.{field}": torch.from_numpy(getattr(table, field)) for field in _TABLE}
+            found |= {f"{name}.{field}": torch.from_numpy(getattr(table, field)) for field in FIELDS}
         write_checkpoint(sparse_path(folder, task), found)
     progress("write sparse checkpoints", len(tasks), len(tasks))
 
@@ -153,14 +152,14 @@ def compact(bundle: Bundle, task: str) -> tuple[Tensor, dict[str, BlockTable]]:
 
 def split(tensors: dict[str, Tensor], bundle: Bundle) -> tuple[dict[str, BlockTable], dict[str, Tensor]]:
     """The block tables of a sparse checkpoint's tensors, which share their memory, and its other parameters."""
-    tables = {name: BlockTable(*(tensors[f"{name}.{field}"].numpy() for field in _TABLE)) for name in _names(bundle)}
-    used = {BLOCKS, *(f"{name}.{field}" for name in tables for field in _TABLE)}
+    tables = {name: BlockTable(*(tensors[f"{name}.{field}"].numpy() for field in FIELDS)) for name in _names(bundle)}
+    used = {BLOCKS, *(f"{name}.{field}" for name in tables for field in FIELDS)}
     return tables, {name: value for name, value in tensors.items() if name not in used}
 
 
 def read_tables(file: CheckpointFile, bundle: Bundle) -> dict[str, BlockTable]:
     """The block tables of a sparse checkpoint."""
-    wanted = [f"{name}.{field}" for name in _names(bundle) for field in _TABLE]
+    wanted = [f"{name}.{field}" for name in _names(bundle) for field in FIELDS]
     with safe_open(file.path, framework="pt") as tensors:
         return split({name: tensors.get_tensor(name).clone() for name in wanted}, bundle)[0]
 

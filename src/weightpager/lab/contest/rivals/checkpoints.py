@@ -54,24 +54,19 @@ class WholeCheckpoints(Rival):
                 self._modules[task] = _sparse_module(bundle, task, views)
 
     def switch(self, task: str) -> nn.Module:
-        """See `Rival.switch`."""
         self._load(task)
         return self._modules[task]
 
     def files(self, task: str) -> list[Path]:
-        """See `Rival.files`."""
         return [self._files[task].path]
 
     def weight_bytes(self) -> int:
-        """See `Rival.weight_bytes`."""
         return self._files[self._current].bytes
 
     def paged_bytes(self) -> int:
-        """See `Rival.paged_bytes`."""
         return self._paged[self._current]
 
     def close(self) -> None:
-        """See `Rival.close`."""
         if self._reader is not None:
             self._reader.close()
 
@@ -101,7 +96,6 @@ class MappedCheckpoints(Rival):
             self._unload(task)
 
     def switch(self, task: str) -> nn.Module:
-        """See `Rival.switch`."""
         if self._loaded not in (None, task):
             self.forget()
         assign_values(self._modules[task], load_file(self._paths[task]) | self._private[task], task)
@@ -115,19 +109,15 @@ class MappedCheckpoints(Rival):
             self._loaded = None
 
     def files(self, task: str) -> list[Path]:
-        """See `Rival.files`."""
         return [self._paths[task]]
 
     def weight_bytes(self) -> int:
-        """See `Rival.weight_bytes`."""
         return 0 if self._loaded is None else self._paths[self._loaded].stat().st_size
 
     def paged_bytes(self) -> int:
-        """See `Rival.paged_bytes`."""
         return 0 if self._loaded is None else self._paged[self._loaded]
 
     def close(self) -> None:
-        """See `Rival.close`."""
         self.forget()
 
     def _unload(self, task: str) -> None:

@@ -33,11 +33,9 @@ class DiskOffload(Rival):
             self._modules[task], self._folders[task] = module, folder
 
     def switch(self, task: str) -> nn.Module:
-        """See `Rival.switch`."""
         return self._modules[task]
 
     def files(self, task: str) -> list[Path]:
-        """See `Rival.files`."""
         return sorted(file for file in self._folders[task].iterdir() if file.suffix != ".json")
 
     def weight_bytes(self) -> int:
@@ -45,5 +43,4 @@ class DiskOffload(Rival):
         return 0
 
     def paged_bytes(self) -> int:
-        """See `Rival.paged_bytes`."""
         return 0

@@ -29,25 +29,19 @@ class Ours(Rival):
         self._files = [bundle.path / name for name in bundle.manifest.page_file_names()]
 
     def switch(self, task: str) -> nn.Module:
-        """See `Rival.switch`."""
         return self._engine.activate(task, wait=self._wait)
 
     def forget(self) -> None:
-        """See `Rival.forget`."""
         self._engine.evict()
 
     def files(self, task: str) -> list[Path]:  # noqa: ARG002 - any of them may hold a page of it
-        """See `Rival.files`."""
         return self._files
 
     def weight_bytes(self) -> int:
-        """See `Rival.weight_bytes`."""
         return self._engine.report().memory.total
 
     def paged_bytes(self) -> int:
-        """See `Rival.paged_bytes`."""
         return self._engine.report().memory.arena
 
     def close(self) -> None:
-        """See `Rival.close`."""
         self._engine.close()

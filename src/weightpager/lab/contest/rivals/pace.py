@@ -48,6 +48,5 @@ class PacedStore(StoreWrapper):
         self.direct = inner.direct
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
-        """See `PageStore.read`."""
         with self._pace.reading(sum(map(len, into))):
             self._inner.read(first, into)

@@ -51,16 +51,13 @@ class SharedBackbone(Rival):
         self._paged = paged_bytes(file, bundle)
 
     def switch(self, task: str) -> nn.Module:
-        """See `Rival.switch`."""
         self._peft.set_adapter(self._adapters[task])
         return self._modules[task]
 
     def weight_bytes(self) -> int:
-        """See `Rival.weight_bytes`."""
         return self._bytes
 
     def paged_bytes(self) -> int:
-        """See `Rival.paged_bytes`."""
         return self._paged
 
     def _adapter_bytes(self) -> int:

@@ -45,7 +45,6 @@ class SparseTasks(Rival):
         self._modules = modules_over(bundle, {task: task for task in setting.tasks}, self._files, arena, self._tables)
 
     def switch(self, task: str) -> nn.Module:
-        """See `Rival.switch`."""
         if task not in self._places:
             place = self._free.pop() if self._free else self._places.popitem(last=False)[1]
             self._read(task, place)
@@ -54,24 +53,19 @@ class SparseTasks(Rival):
         return self._modules[task]
 
     def forget(self) -> None:
-        """See `Rival.forget`."""
         while len(self._places) > 1:
             self._free.append(self._places.popitem(last=False)[1])
 
     def files(self, task: str) -> list[Path]:
-        """See `Rival.files`."""
         return [self._files[task].path]
 
     def weight_bytes(self) -> int:
-        """See `Rival.weight_bytes`."""
         return self._fixed + self.paged_bytes()
 
     def paged_bytes(self) -> int:
-        """See `Rival.paged_bytes`."""
         return sum(_pages(self._files[task]) for task in self._places) * self._page_bytes
 
     def close(self) -> None:
-        """See `Rival.close`."""
         self._reader.close()
 
     def _read(self, task: str, place: int) -> None:
@@ -105,15 +99,12 @@ class SharedMask(Rival):
         self._fixed = fixed.resident + fixed.private + own
 
     def switch(self, task: str) -> nn.Module:
-        """See `Rival.switch`."""
         return self._modules[task]
 
     def weight_bytes(self) -> int:
-        """See `Rival.weight_bytes`."""
         return self._fixed + self._paged
 
     def paged_bytes(self) -> int:
-        """See `Rival.paged_bytes`."""
         return self._paged
 
 
