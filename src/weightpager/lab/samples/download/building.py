@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+from weightpager.bundle.files.new_directory import new_directory
 from weightpager.lab.samples.sample import SampleUnavailable
 
 SCHEMA = 2  # raise it when the same archives would give other files
@@ -38,18 +38,9 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
 
 def _build(target: Path, build: Callable[[Path], None]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
-        build(temporary)
-        _move(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _move(source: Path, target: Path) -> None:
-    source.chmod(0o755)  # mkdtemp makes it private
-    try:
-        source.rename(target)
+        with new_directory(target, nullcontext, replace=False) as temporary:
+            build(temporary)
     except OSError:
-        if not target.is_dir():
+        if not target.is_dir():  # else another process has built it meanwhile
             raise
