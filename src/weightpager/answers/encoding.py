@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,29 +30,27 @@ def embed(module: nn.Module, tokenizer: Any, works: Sequence[Embed]) -> list[Out
     return [Embedded(tuple(row)) for row in means.tolist()]
 
 
+@dataclass(frozen=True)
 class EncodingRun:
     """Reads a batch at once; a `Run` of one step."""
 
-    def __init__(self, encode: Encode, module: nn.Module, tokenizer: Any, queries: Sequence[Query]) -> None:
-        """Nothing has been read."""
-        self._encode = encode
-        self._module = module
-        self._tokenizer = tokenizer
-        self._queries = queries
+    encode: Encode
+    module: nn.Module
+    tokenizer: Any
+    queries: Sequence[Query]
 
     def step(self, until: float) -> int:  # noqa: ARG002 - a forward isn't stopped
         """Compute the outcomes; no token is generated."""
-        outcomes = self._encode(self._module, self._tokenizer, [query.work for query in self._queries])
-        for query, outcome in zip(self._queries, outcomes, strict=True):
+        outcomes = self.encode(self.module, self.tokenizer, [query.work for query in self.queries])
+        for query, outcome in zip(self.queries, outcomes, strict=True):
             query.done(outcome)
         return 0
 
 
 class EmbeddingRun:
-    """Finds the vector of one text that is too long to be read at once; `Run` of a batch."""
+    """Finds the vector of one text that is too long to be read at once; a `Run`."""
 
     def __init__(self, module: nn.Module, query: Query, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing has been read; the model reads texts in pieces."""
         base: Any = module.base_model
         self._base = base
         self._query = query

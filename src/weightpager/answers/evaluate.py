@@ -61,7 +61,7 @@ class Outcomes:
 
     @classmethod
     def none(cls) -> Outcomes:
-        """Of no item."""
+        """Outcomes of no item."""
         return cls(np.zeros(0), np.zeros(0, np.int64))
 
 

@@ -13,15 +13,24 @@ from weightpager.answers.work import Ids
 
 def padded(module: nn.Module, texts: Sequence[Ids], pad: int, *, left: bool) -> dict[str, Tensor]:
     """``input_ids`` and ``attention_mask``, int64 [texts, longest], on the module's device."""
-    longest = max(len(ids) for ids in texts)
-    input_ids = torch.full((len(texts), longest), pad, dtype=torch.int64)
-    mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(texts):
-        place = slice(longest - len(ids), None) if left else slice(len(ids))
-        input_ids[row, place] = torch.tensor(ids, dtype=torch.int64)
-        mask[row, place] = 1
     device: Any = module.device
-    return {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
+    return {name: tensor.to(device) for name, tensor in token_inputs(texts, pad, left=left).items()}
+
+
+def token_inputs(texts: Sequence[Sequence[int]], pad: int, *, left: bool = False) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask``, int64 [texts, longest]."""
+    mask = padded_rows([[1] * len(ids) for ids in texts], 0, left=left)
+    return {"input_ids": padded_rows(texts, pad, left=left), "attention_mask": mask}
+
+
+def padded_rows(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> Tensor:
+    """Int64 [rows, longest]; what is shorter is filled on the right, or on the left."""
+    longest = max(map(len, rows))
+    found = torch.full((len(rows), longest), fill, dtype=torch.int64)
+    for place, row in enumerate(rows):
+        start = longest - len(row) if left else 0
+        found[place, start : start + len(row)] = torch.tensor(row, dtype=torch.int64)
+    return found
 
 
 def pad_id(module: nn.Module, tokenizer: Any) -> int:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from weightpager.answers.word_pieces import word_starts
 from weightpager.answers.work import Ids
 from weightpager.bundle.format.names import MODEL
 from weightpager.errors import BundleFormatError
@@ -60,3 +59,21 @@ class TokenReader:
         if max(found["input_ids"], default=0) >= self.size:
             raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {self.size}, as the model has", "larger ones")
         return tuple(found["input_ids"]), found
+
+
+def word_starts(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int | None]:
+    """For every piece the number of the word whose first piece it is, None for any other.
+
+    ``spans`` are the pieces' characters in the words joined by blanks. Byte-level tokenizers refuse words that are
+    split already, and some count a blank to the piece after it: so a piece belongs to the word of its last character.
+    """
+    owner: list[int | None] = []
+    for number, word in enumerate(words):
+        owner += [number] * len(word) + [None]
+    starts: list[int | None] = []
+    last = None
+    for start, end in spans:
+        word_number = owner[end - 1] if end > start else None
+        starts.append(None if word_number == last else word_number)
+        last = last if word_number is None else word_number
+    return starts

@@ -55,7 +55,7 @@ def view(found: Status, width: int, height: int | None = None) -> RenderableType
 
 
 def _rows(tasks: int, switches: int, height: int | None) -> tuple[int, int]:
-    """Of tasks and of switches."""
+    """How many tasks and how many switches there is room for."""
     if height is None:
         return tasks, switches
     room = max(_LEAST_SWITCHES + 1, height - _FRAME)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from weightpager.answers.evaluate import Batch
 from weightpager.answers.kinds.kind import IGNORED
-from weightpager.answers.word_pieces import word_starts
+from weightpager.answers.padded import padded_rows, token_inputs
+from weightpager.answers.token_reader import word_starts
 from weightpager.bundle.format.manifest import FORMS, TaskKind
 from weightpager.compiler.data.rows import FORMATS, label_ids, labels_of, read_rows, texts_of, words_of
 from weightpager.errors import CompileError
@@ -116,11 +116,8 @@ def first_pieces(words: Sequence[str], tags: Sequence[int], spans: Sequence[tupl
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:
     """One batch, padded on the right to its longest example."""
-    tokens = [torch.tensor(example.tokens) for example in examples]
-    labels = [torch.tensor(example.label) for example in examples]
-    inputs = {
-        "input_ids": pad_sequence(tokens, batch_first=True, padding_value=pad),  # [B, L]
-        "attention_mask": pad_sequence([torch.ones_like(text) for text in tokens], batch_first=True),
-    }
-    several = labels[0].ndim > 0
-    return Batch(inputs, pad_sequence(labels, True, IGNORED) if several else torch.stack(labels))
+    labels = [example.label for example in examples]
+    inputs = token_inputs([example.tokens for example in examples], pad)
+    if isinstance(labels[0], int):
+        return Batch(inputs, torch.tensor(labels))
+    return Batch(inputs, padded_rows(cast(list[Sequence[int]], labels), IGNORED))

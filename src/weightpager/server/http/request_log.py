@@ -18,7 +18,6 @@ class RequestLog:
     """ASGI middleware around everything else; gives every response an ``X-Request-Id``, and says how long it waited."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        """Counts go to these metrics."""
         self._app = app
         self._metrics = metrics
 
@@ -55,15 +54,10 @@ class RequestLog:
         route = str(getattr(scope.get("route"), "path", "other"))
         task = str(scope.get("state", {}).get("task", ""))
         self._metrics.answered(route, task, status, seconds)
-        facts: dict[str, object] = {
-            "request": request,
-            "method": scope["method"],
-            "route": route,
-            "task": task,
-            "status": status,
-        }
-        facts |= {"seconds": round(seconds, 6), "waited": _waited(scope)}
-        _log.info("%s %s %d", facts["method"], route, status, extra={"facts": facts})
+        method, waited = scope["method"], _waited(scope)
+        facts = {"request": request, "method": method, "route": route, "task": task, "status": status}
+        facts |= {"seconds": round(seconds, 6), "waited": waited}
+        _log.info("%s %s %d", method, route, status, extra={"facts": facts})
 
 
 def _waited(scope: Scope) -> float | None:

@@ -36,10 +36,9 @@ class Picture:
 
 
 class ImageInputs:
-    """A bundle's image processor, as requests need it. Each thread takes a copy."""
+    """A bundle's image processor, for images that requests bring; none is fetched. Each thread takes a copy."""
 
     def __init__(self, reader: ImageReader) -> None:
-        """Nothing is ever fetched: an image comes in the request."""
         self._reader = reader
 
     def copy(self) -> ImageInputs:

@@ -89,6 +89,8 @@ class PictureInputs:
         reading: who reads them.
     """
 
+    vocabulary = None
+
     def __init__(self, reader: ImageReader, *, most: int) -> None:
         """``reader`` is the bundle's, ``most`` as of `Reading`."""
         inputs = ImageInputs(reader)

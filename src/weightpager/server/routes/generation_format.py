@@ -1,4 +1,4 @@
-"""What is generated, in the words of the two routes."""
+"""Generated texts in the form of each of the two routes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ def generated(event: Event) -> Generated:
 
 
 class ChatFormat:
-    """Of one conversation's answer."""
+    """Writes the answer to one conversation."""
 
     def __init__(self, body: ChatBody) -> None:
-        """An answer with an id of its own."""
         self.with_usage = body.with_usage
         self._stamp: dict[str, Any] = {"id": new_id("chatcmpl"), "created": now(), "model": body.model}
 
@@ -67,10 +66,9 @@ class ChatFormat:
 
 
 class CompletionFormat:
-    """Of one or more continuations."""
+    """Writes one or more continuations."""
 
     def __init__(self, body: CompletionBody) -> None:
-        """An answer with an id of its own."""
         self.with_usage = body.with_usage
         self._stamp: dict[str, Any] = {"id": new_id("cmpl"), "created": now(), "model": body.model}
 

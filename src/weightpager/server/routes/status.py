@@ -25,7 +25,7 @@ _MOST_PAGES = 8192
 
 
 def status(service: Service) -> Status:
-    """As of now; loads nothing."""
+    """The state as of now; nothing is loaded for it."""
     engine = service.engine
     report, found, waiting = engine.report(), engine.residency(), service.queue.waiting()
     forecast, fetched = engine.forecast(), report.prefetch

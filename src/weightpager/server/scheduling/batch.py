@@ -17,7 +17,7 @@ from weightpager.server.scheduling.job import Job
 
 
 class Batch:
-    """Used by the worker's thread alone.
+    """Jobs that run together; used by the worker's thread alone.
 
     Attributes:
         started: as the scheduler sees it.
@@ -36,7 +36,7 @@ class Batch:
 
     @property
     def jobs(self) -> Sequence[Job]:
-        """That haven't ended."""
+        """Those that haven't ended."""
         return [job for job in self._jobs if not job.over]
 
     def step(self, module: nn.Module, tokenizer: Any, until: float) -> int:

@@ -76,7 +76,7 @@ class Job:
 
     @property
     def task(self) -> str:
-        """That it is for."""
+        """The name of the task that it is for."""
         return self.entry.name
 
     @property

@@ -25,10 +25,9 @@ class Taken:
 
 
 class JobQueue:
-    """Jobs in the order of arrival, and commands, which go first. Safe to use from several threads."""
+    """At most ``limit`` jobs in the order of arrival, and commands, which go first. Safe for several threads."""
 
     def __init__(self, limit: int) -> None:
-        """``limit`` jobs may wait."""
         self.limit = limit
         self._changed = threading.Condition()
         self._jobs: list[Job] = []

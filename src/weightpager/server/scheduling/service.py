@@ -167,7 +167,8 @@ class Service:
         self._check_lengths(works)
         now = time.monotonic()
         deadline = now + self.settings.timeout if deadline is None else deadline
-        alike = math.inf if self._vocabulary is None else self._vocabulary.together
+        read = self.inputs.vocabulary
+        alike = math.inf if read is None else read.together
         jobs = [
             Job(task, work, index, now, deadline, listener, long=len(work.ids) > alike, cached=self._cached(work))
             for index, work in enumerate(works)
@@ -184,8 +185,9 @@ class Service:
         """Take over what has become of the bundle; only in the worker's own thread. Errors are those of the engine."""
         change = self.engine.reload()
         self._limit = self._text_limit()
-        if self._vocabulary is not None:
-            self._vocabulary.most_cached = _room(self.engine, self._config)  # tasks may compute in wider numbers now
+        if self.inputs.vocabulary is not None:
+            # Tasks may compute in wider numbers now.
+            self.inputs.vocabulary.most_cached = _room(self.engine, self._config)
         self.worker.policy = self._policy()
         self.warn_of_missing()
         return change
@@ -207,10 +209,6 @@ class Service:
         closing.join(_LAST)
         self.worker.stop(timeout=_LAST)
 
-    @property
-    def _vocabulary(self) -> Vocabulary | None:
-        return self.inputs.vocabulary if isinstance(self.inputs, TextInputs) else None
-
     def _check_lengths(self, works: Sequence[Work]) -> None:
         longest, most = max(len(work.ids) for work in works), self._limit.tokens
         if longest > most:
@@ -227,7 +225,7 @@ class Service:
         widest = max(self.engine.dtype(task).itemsize for task in tasks)
         writes = all(kind_of(task.kind).writes for task in tasks.values())
         in_pieces = writes and reads_in_pieces(self._config)
-        context = None if self._vocabulary is None else self._vocabulary.context
+        context = None if self.inputs.vocabulary is None else self.inputs.vocabulary.context
         own = self.settings.most_text_tokens
         usual = default_limit(context, (task.max_length for task in tasks.values()), in_pieces=in_pieces)
         tokens = usual if own is None else own
@@ -235,7 +233,7 @@ class Service:
 
     def _policy(self) -> Policy:
         """With what the model and the KV reserve have room for."""
-        read, limit = self._vocabulary, self._limit
+        read, limit = self.inputs.vocabulary, self._limit
         policy = replace(self.settings.policy, activations=limit.activations)
         if read is None:
             return policy

@@ -34,7 +34,6 @@ class Worker:
     """
 
     def __init__(self, engine: Engine, queue: JobQueue, policy: Policy, metrics: Metrics) -> None:
-        """Nothing runs until `start`."""
         self._engine = engine
         self._queue = queue
         self.policy = policy

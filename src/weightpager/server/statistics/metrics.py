@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -47,31 +48,22 @@ class Metrics:
         self.traffic = Traffic()
         self.latest_switches: deque[tuple[float, SwitchReport]] = deque(maxlen=_LATEST)
         own = self.registry
+        counter, histogram = partial(Counter, registry=own), partial(Histogram, registry=own)
         Info("weightpager_build", "Version of weightpager.", registry=own).info({"version": __version__})
-        self._requests = Counter(
-            "weightpager_requests", "Requests answered.", ["route", "task", "status"], registry=own
+        self._requests = counter("weightpager_requests", "Requests answered.", ["route", "task", "status"])
+        self._seconds = histogram(
+            "weightpager_request_seconds", "From a request to the end of its answer.", ["route"], buckets=_WAITS
         )
-        self._seconds = Histogram(
-            "weightpager_request_seconds",
-            "From a request to the end of its answer.",
-            ["route"],
-            buckets=_WAITS,
-            registry=own,
+        self._waits = histogram(
+            "weightpager_wait_seconds", "That a text waited for its turn.", ["task"], buckets=_WAITS
         )
-        self._waits = Histogram(
-            "weightpager_wait_seconds", "That a text waited for its turn.", ["task"], buckets=_WAITS, registry=own
-        )
-        self._batches = Histogram(
-            "weightpager_batch_texts", "Texts run together.", ["task"], buckets=_BATCHES, registry=own
-        )
-        self._compute = Counter("weightpager_compute_seconds", "Spent running a task.", ["task"], registry=own)
-        self._tokens = Counter("weightpager_generated_tokens", "Tokens generated.", ["task"], registry=own)
-        self._switches = Counter("weightpager_switches", "Task switches.", ["from_task", "to_task"], registry=own)
-        self._loaded = Counter(
-            "weightpager_switch_bytes", "Loaded because a switch waited for it.", ["task"], registry=own
-        )
-        self._durations = Histogram(
-            "weightpager_switch_seconds", "From wanting a task to all pages in place.", buckets=_SWITCHES, registry=own
+        self._batches = histogram("weightpager_batch_texts", "Texts run together.", ["task"], buckets=_BATCHES)
+        self._compute = counter("weightpager_compute_seconds", "Spent running a task.", ["task"])
+        self._tokens = counter("weightpager_generated_tokens", "Tokens generated.", ["task"])
+        self._switches = counter("weightpager_switches", "Task switches.", ["from_task", "to_task"])
+        self._loaded = counter("weightpager_switch_bytes", "Loaded because a switch waited for it.", ["task"])
+        self._durations = histogram(
+            "weightpager_switch_seconds", "From wanting a task to all pages in place.", buckets=_SWITCHES
         )
         self._slowest_batch = _Most("weightpager_slowest_batch_seconds", "The slowest step so far.", own)
         self._slowest_switch = _Most("weightpager_slowest_switch_seconds", "The slowest switch so far.", own)
