@@ -24,6 +24,9 @@ from weightpager.config import format_enough, format_size
 _WIDE = None if sys.stdout.isatty() else 160
 """A table that goes to a file or a pipe isn't cut at 80 columns."""
 
+size, enough = format_size, format_enough
+"""A size as people read it; one that is needed, as they may state it."""
+
 console = Console(soft_wrap=True, width=_WIDE)
 errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
@@ -157,31 +160,16 @@ def next_step(command: str) -> None:
     errors.print(f"next: {command}", style="dim")
 
 
-def fraction(value: float | None) -> str:
-    """A metric as people read it."""
-    return "-" if value is None else f"{value:.4f}"
-
-
 def measured(value: float | None, interval: tuple[float, float] | None) -> str:
-    """A metric with what chance leaves open."""
-    if value is None or interval is None:
-        return fraction(value)
-    return f"{fraction(value)} ({_ends(interval, 3)})"
+    """A metric, with what chance leaves open where that is known."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if interval is None else f"{value:.4f} ({_ends(interval, 3)})"
 
 
 def milliseconds(seconds: float) -> str:
     """A duration as people read it."""
     return f"{seconds * 1e3:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
-
-
-def size(count: float) -> str:
-    """A size as people read it."""
-    return format_size(count)
-
-
-def enough(count: float) -> str:
-    """A size that is needed, as people may state it."""
-    return format_enough(count)
 
 
 def bandwidth(bytes_per_second: float) -> str:

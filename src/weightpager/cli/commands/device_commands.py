@@ -64,12 +64,10 @@ def run(
         score = "" if prediction.score is None else f"  ({prediction.score:.1%})"
         output.say(f"{prediction.label}{score}")
     load = report.switches[-1]
-    output.errors.print(
+    output.hint(
         f"loaded {output.size(load.bytes)} in {output.milliseconds(load.load_seconds)}; "
         f"weights {output.size(report.memory.total)} of a budget of {output.size(report.budget)}; "
-        f"kernel {report.kernel}",
-        style="dim",
-        highlight=False,
+        f"kernel {report.kernel}"
     )
 
 
@@ -164,7 +162,7 @@ def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> li
     if texts == ["-"]:
         texts = None
     if not texts and sys.stdin.isatty():
-        output.errors.print("texts, one a line; Ctrl-D ends them", style="dim")
+        output.hint("texts, one a line; Ctrl-D ends them")
     try:
         # Editors of other systems put a byte order mark before a file; it is no part of the first text.
         inputs = texts or sys.stdin.read().removeprefix("\ufeff").removesuffix("\n").split("\n")

@@ -119,7 +119,7 @@ def _print_problems(problems: Sequence[str], advice: Sequence[str]) -> None:
     for problem in problems:
         output.errors.print(problem, style="red")
     for line in advice if problems else ():
-        output.errors.print(line, style="dim")
+        output.hint(line)
 
 
 def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, bandwidth: float) -> dict[str, Any]:

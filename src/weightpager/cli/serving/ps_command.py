@@ -30,7 +30,7 @@ def ps(
     """
     from weightpager.server.scheduling.settings import read_token
 
-    token = None if token_file is None else read_token(token_file)
+    token = read_token(token_file)
     try:
         found = [_facts(presence, token) for presence in running()]
     except OSError as error:

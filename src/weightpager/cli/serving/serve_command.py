@@ -106,8 +106,8 @@ def serve(
         most_new_tokens=max_new_tokens,
         most_text_tokens=max_text_tokens,
         body_bytes=parse_size(max_body),
-        token=None if token_file is None else read_token(token_file),
-        admin_token=None if admin_token_file is None else read_token(admin_token_file),
+        token=read_token(token_file),
+        admin_token=read_token(admin_token_file),
         remote_admin=remote_admin,
     )
     with (

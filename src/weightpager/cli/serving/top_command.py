@@ -41,7 +41,7 @@ def top(
     """
     from weightpager.server.scheduling.settings import read_token
 
-    token = None if token_file is None else read_token(token_file)
+    token = read_token(token_file)
     found = read_status(url, token)
     if json:
         output.print_json(found)

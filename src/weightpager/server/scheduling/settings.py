@@ -56,12 +56,14 @@ class Settings:
             raise ConfigError("remote admin: expected an admin token, got none")
 
 
-def read_token(path: Path) -> str:
-    """The token in a file, blanks around it cut off.
+def read_token(path: Path | None) -> str | None:
+    """The token in a file, blanks around it cut off; None where there is no file.
 
     Raises:
         ConfigError: there is no such file, or it holds no token of 16 to 512 printable ASCII characters.
     """
+    if path is None:
+        return None
     try:
         text = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
