@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 import weightpager
 from weightpager.answers.evaluate import Score
-from weightpager.bundle import BlockTable, Bundle, BundleWriter, Manifest, PageIndex, TaskEntry
+from weightpager.bundle import Bundle, BundleWriter, Manifest, PageIndex, TaskEntry
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.format.names import REPORT, private_file, tables_file
 from weightpager.bundle.parts.adapter import adapter_bytes
@@ -27,7 +27,7 @@ from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import pack
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
-from weightpager.compiler.packing.write import BundlePlan, page_file_counts, write_pages
+from weightpager.compiler.packing.write import BundlePlan, page_file_counts, write_pages, write_tables
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import write_adapters
 from weightpager.compiler.recovery.own_parameters import train_own
@@ -158,8 +158,9 @@ class _Addition:
             writer.link(name, check_file(bundle.path, name, bundle.entry(name)))
         signatures = bundle.pages.signatures.copy()
         for number, task in enumerate(self.plan.tasks):
-            self._write_task(writer, number, task)
+            self._write_private(writer, task)
             signatures[self.reused_pages(number)] |= np.uint64(1) << np.uint64(len(bundle.tasks) + number)
+        write_tables(writer, self.plan, self._locations)
         write_adapters(writer, self.plan.weights, self.plan.tasks)
         index = PageIndex(
             np.concatenate([bundle.pages.ids, ids]),
@@ -179,14 +180,7 @@ class _Addition:
         """The base's pages that hold blocks of new task ``number``."""
         return np.unique(self.reused_locations(number) // self.base.bundle.manifest.blocks_per_page)
 
-    def _write_task(self, writer: BundleWriter, number: int, task: TaskEntry) -> None:
-        tables = {}
-        for position, info in enumerate(self.source.paged):
-            shape = (info.grid.rows, info.grid.cols)
-            tables[info.name] = BlockTable.build(
-                self.plan.keep[info.name][:, number].reshape(shape), self._locations(position, number).reshape(shape)
-            )
-        writer.put_tables(task.name, tables)
+    def _write_private(self, writer: BundleWriter, task: TaskEntry) -> None:
         skipped = {f"{info.name}.weight" for info in self.source.paged}
         form = ParameterFormat.of(self.source.config, self.source.models, self.plan.dtype)
         private = {

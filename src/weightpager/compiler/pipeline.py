@@ -22,7 +22,7 @@ from weightpager.compiler.measuring.measure import measure_written
 from weightpager.compiler.measuring.report import Control, common_fields, control_scores
 from weightpager.compiler.model.masks import Keep, Masks
 from weightpager.compiler.model.task_weights import TaskWeights
-from weightpager.compiler.packing.pack import Packing, over_read, pack, pack_best
+from weightpager.compiler.packing.pack import Packing, pack, pack_best
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import BundlePlan, write_bundle
 from weightpager.compiler.prepare import prepare
@@ -164,20 +164,17 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Run)
     transitions = transitions_of(task_file)
     strength = task_file.alignment if np.isfinite(task_file.alignment) else None
     with run.stage("pack"):
-        stored, packing = _pack(sparse.weights, keep, transitions)
+        packing = _pack(sparse.weights, keep, transitions)
     with run.stage("write"):
         entries, moved = prepared.entries(), prepared.permutations
         plan = BundlePlan(task_file.dtype, sparse.weights, keep, packing, entries, transitions, strength, moved)
         write_bundle(writer, plan)
     with run.stage("measure sparse"):
         bundle, scores = measure_written(writer.root, prepared.data, run.progress)
-    wasted = over_read(packing, stored, len(entries)).tolist()
     own = {
         "duality_gap": sparse.gap,
         "alignment": strength,
         "frontier": list(sparse.frontier),
-        "page_fill": packing.fill,
-        "over_read": dict(zip(task_file.tasks, wasted, strict=True)),
         "controls": control_scores(sparse.controls, scores, prepared.dense),
         "compare": compared(task_file, prepared.data),
         "recover": task_file.recover.method,
@@ -194,10 +191,10 @@ def _parse(tasks: TaskFileLike) -> TaskFile:
     return task_files.from_dict(tasks) if isinstance(tasks, Mapping) else task_files.load(tasks)
 
 
-def _pack(weights: TaskWeights, keep: Keep, transitions: Transitions) -> tuple[list[StoredBlocks], Packing]:
+def _pack(weights: TaskWeights, keep: Keep, transitions: Transitions) -> Packing:
     task_file, paged = weights.source.task_file, weights.source.paged
     stored = [StoredBlocks.of(info.layer, keep[info.name], weights.versions(info)) for info in paged]
     size = block_bytes(task_file.block, task_file.dtype)
     if task_file.page is not None:
-        return stored, pack(stored, task_file.page, size)
-    return stored, pack_best(stored, size, transitions.switch_rate(), StorageModel())
+        return pack(stored, task_file.page, size)
+    return pack_best(stored, size, transitions.switch_rate(), StorageModel())

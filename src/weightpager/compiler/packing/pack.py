@@ -50,11 +50,6 @@ class Packing:
     layers: npt.NDArray[np.int32]
     signatures: Signatures
 
-    @property
-    def fill(self) -> float:
-        """Fraction of the places that hold a block."""
-        return float((self.weights >= 0).mean())
-
     def locations(self, weight: int, blocks: int, task: int) -> npt.NDArray[np.int64]:
         """Where task number ``task`` finds each of a weight's ``blocks`` blocks, -1 where it keeps none."""
         order, weights = self._by_weight
@@ -123,7 +118,7 @@ def pack_best(
     packings = (_cut(layers, size, size // block_bytes) for size in reversed(_page_sizes(block_bytes)))
 
     def price(packing: Packing) -> tuple[bool, float]:
-        waste = mean_over_read(packing, stored, len(switch_rate))
+        waste = float(over_read(packing, stored, len(switch_rate)).mean())
         wasteful = waste > OVER_READ_LIMIT
         return wasteful, waste if wasteful else expected_seconds(packing, switch_rate, storage)
 
@@ -159,8 +154,3 @@ def over_read(packing: Packing, stored: Sequence[StoredBlocks], tasks: int) -> n
     used = sum(weight.used(tasks) for weight in stored)
     places = packing.page_counts(tasks) * packing.blocks_per_page
     return np.asarray(1.0 - used / np.maximum(places, 1))
-
-
-def mean_over_read(packing: Packing, stored: Sequence[StoredBlocks], tasks: int) -> float:
-    """Mean of `over_read` over the tasks."""
-    return float(over_read(packing, stored, tasks).mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.settings.checks import GENERATION
 from weightpager.bundle.writer import storage_errors
-from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
+from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.masks import Keep
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.task_weights import TaskWeights
@@ -62,7 +62,8 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     source = plan.weights.source
     ids = write_pages(writer, plan)
     writer.put_index(PageIndex(ids, plan.packing.layers, plan.packing.signatures))
-    _write_tables(writer, plan, source.paged)
+    counts = [info.grid.count for info in source.paged]
+    write_tables(writer, plan, lambda weight, task: plan.packing.locations(weight, counts[weight], task))
     writer.put_permutations(plan.permutations)
     form = ParameterFormat.of(source.config, source.models, plan.dtype)
     _write_parameters(writer, source, form, [task.name for task in plan.tasks])
@@ -126,14 +127,14 @@ def _blocks_in_place(
     return flat
 
 
-def _write_tables(writer: BundleWriter, plan: BundlePlan, paged: Sequence[PagedWeightInfo]) -> None:
-    for task_number, task in enumerate(plan.tasks):
+def write_tables(writer: BundleWriter, plan: BundlePlan, located: Callable[[int, int], npt.NDArray[np.int64]]) -> None:
+    """Write the block tables of the plan's tasks; ``located(weight, task)`` says where each block lies."""
+    for number, task in enumerate(plan.tasks):
         tables = {}
-        for number, info in enumerate(paged):
-            where = plan.packing.locations(number, info.grid.count, task_number)
+        for position, info in enumerate(plan.weights.source.paged):
             shape = (info.grid.rows, info.grid.cols)
-            keep = plan.keep[info.name][:, task_number].reshape(shape)
-            tables[info.name] = BlockTable.build(keep, where.reshape(shape))
+            keep = plan.keep[info.name][:, number].reshape(shape)
+            tables[info.name] = BlockTable.build(keep, located(position, number).reshape(shape))
         writer.put_tables(task.name, tables)
 
 
