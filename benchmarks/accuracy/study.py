@@ -147,14 +147,9 @@ class Study:
         source = self._base.source
         longer = replace(source, models=copy.deepcopy(source.models))
         everything = {info.name: np.ones((info.grid.count, len(source.models)), bool) for info in source.paged}
-        finetune(
-            Lesson(source, self._base.data, 0.0),
-            longer,
-            Masks(tuple(source.models), everything),
-            spec,
-            self._journal(_dense_name(spec)),
-            partial(self._progress, "train dense on"),
-        )
+        masks, alone = Masks(tuple(source.models), everything), spec.model_copy(update={"distillation": 0.0})
+        lesson = Lesson(source, longer, masks, self._base.data, alone)
+        finetune(lesson, self._journal(_dense_name(spec)), partial(self._progress, "train dense on"))
         return longer
 
     def quantised(self, quantisation: Quantisation) -> Outcome:

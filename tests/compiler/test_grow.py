@@ -29,7 +29,6 @@ from weightpager.compiler import prepare as preparation
 from weightpager.compiler.alignment.problem import AlignmentProblem, floors
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.model import dense_model
-from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.private_blocks import train_private
 from weightpager.compiler.reorder.apply import apply
@@ -203,9 +202,10 @@ def test_fine_tuning_trains_all_that_is_a_new_tasks_own(
 ) -> None:
     moved: dict[str, bool] = {}
 
-    def watched(lesson: Lesson, sparse: Source, *others: Any) -> Any:
+    def watched(lesson: Lesson, *others: Any) -> Any:
+        sparse = lesson.sparse
         before = {name: tensor.clone() for name, tensor in sparse.parameters("pet").items()}
-        found = train_private(lesson, sparse, *others)
+        found = train_private(lesson, *others)
         moved.update({name: not torch.equal(tensor, before[name]) for name, tensor in sparse.parameters("pet").items()})
         return found
 

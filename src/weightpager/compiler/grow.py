@@ -99,13 +99,10 @@ def _recover(prepared: Prepared, masks: Masks, journal: Journal, progress: Progr
     spec, tasks = source.task_file.recover, source.task_file.trained_tasks
     sparse = replace(source, models=copy.deepcopy(source.models))
     if spec.method == "finetune":
-        lesson = Lesson(source, prepared.data, spec.distillation)
         each = spec.model_copy(update={"private_steps": max(1, spec.steps // len(source.models))})
-        with lesson.placed(sparse):
-            chosen = choose(lesson, sparse, masks, spec.private_blocks, each)
-            told = partial(progress, "fine-tune")
-            private, low_rank = train_private(lesson, sparse, masks, chosen, each, journal, told)
-            return TaskWeights(sparse, private, low_rank=low_rank)
+        lesson = Lesson(source, sparse, masks, prepared.data, each)
+        with lesson.placed():
+            return train_private(lesson, choose(lesson), journal, partial(progress, "fine-tune"))
     told = partial(progress, "train own parameters")
     train_own(sparse, prepared.data, tasks, masks, source.task_file.training, "own-sparse", journal, told)
     return TaskWeights(sparse)

@@ -24,7 +24,7 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.masks import Masks, block_sums, drop
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.early_stopping import CHECKS, check_steps, validation_of
-from weightpager.compiler.recovery.finetune import Lesson, divergence, finetune, masked_logits
+from weightpager.compiler.recovery.finetune import Lesson, divergence, finetune
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training
@@ -85,10 +85,10 @@ def test_a_perfect_pupil_has_no_divergence() -> None:
     )
 
 
-def error(lesson: Lesson, sparse: Source, masks: Masks) -> float:
+def error(lesson: Lesson) -> float:
     with torch.no_grad():
         return sum(
-            float(lesson.error(task, masked_logits(sparse, masks, task, batch), batch))
+            float(lesson.error(task, batch))
             for task, of_task in lesson.data.items()
             for batch in of_task.batches(of_task.train, 16)
         )
@@ -97,12 +97,13 @@ def error(lesson: Lesson, sparse: Source, masks: Masks) -> float:
 def test_finetune_lowers_the_loss_and_leaves_the_teacher(tmp_path: Path) -> None:
     dense, data = load(tmp_path)
     before = {name: value.clone() for name, value in dense.parameters("animal").items()}
-    sparse, masks, lesson = copied(dense), masks_of(dense), Lesson(dense, data, 0.3)
-    first = error(lesson, sparse, masks)
+    spec = RecoverSpec(steps=60, batch=8, learning_rate=3e-3, distillation=0.3)
+    sparse = copied(dense)
+    lesson = Lesson(dense, sparse, masks_of(dense), data, spec)
+    first = error(lesson)
     steps: list[int] = []
-    spec = RecoverSpec(steps=60, batch=8, learning_rate=3e-3)
-    finetune(lesson, sparse, masks, spec, QUIET, lambda done, _total: steps.append(done))
-    assert error(lesson, sparse, masks) < 0.8 * first
+    finetune(lesson, QUIET, lambda done, _total: steps.append(done))
+    assert error(lesson) < 0.8 * first
     assert steps == list(range(1, 61))
     assert all(torch.equal(value, before[name]) for name, value in dense.parameters("animal").items())
     weight = sparse.paged[0].name
@@ -168,7 +169,8 @@ def test_only_fine_tuning_sets_out_from_somewhere(tmp_path: Path) -> None:
 def test_blocks_that_no_task_keeps_do_not_move(tmp_path: Path) -> None:
     dense, data = load(tmp_path)
     sparse, masks = copied(dense), masks_of(dense, density=0.2)
-    finetune(Lesson(dense, data, 0.0), sparse, masks, RecoverSpec(steps=4, batch=4), QUIET, nothing)
+    spec = RecoverSpec(steps=4, batch=4, distillation=0.0)
+    finetune(Lesson(dense, sparse, masks, data, spec), QUIET, nothing)
     for info in dense.paged:
         unused = ~masks.keep[info.name].any(1).reshape(info.grid.rows, info.grid.cols)
         ours, theirs = (info.grid.cut(s.linear("animal", info.name).weight.detach().numpy()) for s in (sparse, dense))
@@ -178,19 +180,20 @@ def test_blocks_that_no_task_keeps_do_not_move(tmp_path: Path) -> None:
 
 def test_private_blocks_serve_their_task_alone(tmp_path: Path) -> None:
     dense, data = load(tmp_path)
-    sparse, masks, lesson = copied(dense), masks_of(dense, 0.6), Lesson(dense, data, 0.3)
-    spec = RecoverSpec(method="finetune", steps=8, batch=8, private_blocks=0.2, private_steps=20, learning_rate=3e-3)
-    finetune(lesson, sparse, masks, spec, QUIET, nothing)
+    sparse, masks = copied(dense), masks_of(dense, 0.6)
+    private = {"private_blocks": 0.2, "private_steps": 20}
+    spec = RecoverSpec(method="finetune", steps=8, batch=8, learning_rate=3e-3, distillation=0.3, **private)
+    lesson = Lesson(dense, sparse, masks, data, spec)
+    finetune(lesson, QUIET, nothing)
     before = {task: TaskWeights(sparse).weight(task, sparse.paged[0]).clone() for task in masks.tasks}
-    first = error(lesson, sparse, masks)
-    chosen = choose(lesson, sparse, masks, 0.2, spec)
+    first = error(lesson)
+    chosen = choose(lesson)
     for number, task in enumerate(masks.tasks):
         kept = sum(int(masks.keep[info.name][:, number].sum()) for info in sparse.paged)
         assert sum(int(own.sum()) for own in chosen[task].values()) == int(0.2 * kept)
         assert all((masks.keep[name][:, number] >= own).all() for name, own in chosen[task].items())
         assert all((masks.keep[name].sum(1)[own] > 1).all() for name, own in chosen[task].items())
-    private, _ = train_private(lesson, sparse, masks, chosen, spec, QUIET, nothing)
-    weights = TaskWeights(sparse, private)
+    weights = train_private(lesson, chosen, QUIET, nothing)
     info = sparse.paged[0]
     for number, task in enumerate(masks.tasks):
         now = info.grid.cut(weights.weight(task, info).numpy()).reshape(info.grid.count, -1)
@@ -211,7 +214,7 @@ def test_private_blocks_serve_their_task_alone(tmp_path: Path) -> None:
                     paged.name.removeprefix("base_model.")
                 ).weight = torch.nn.Parameter(weights.weight(task, paged))
                 assert linear is sparse.linear(task, paged.name)
-    assert error(lesson, sparse, masks) < first
+    assert error(lesson) < first
 
 
 @pytest.mark.parametrize("method", ["closed-form", "finetune"])
@@ -344,8 +347,9 @@ def test_training_that_diverges_is_said(tmp_path: Path) -> None:
     dense, data = load(tmp_path)
     with torch.no_grad():
         dense.models["animal"].classifier.weight.fill_(3e38)
+    lesson = Lesson(dense, copied(dense), masks_of(dense), data, RecoverSpec(steps=2, distillation=0.0))
     with pytest.raises(CompileError, match=r"tasks\.animal, step 1: training diverged"):
-        finetune(Lesson(dense, data, 0.0), copied(dense), masks_of(dense), RecoverSpec(steps=2), QUIET, nothing)
+        finetune(lesson, QUIET, nothing)
 
 
 class Watched:
@@ -455,11 +459,11 @@ def test_a_training_whose_entry_lacks_something_starts_again(lacking: str, kille
 def test_validation_stops_a_real_training(tmp_path: Path) -> None:
     dense, data = load(tmp_path)
     held_out = {name: replace(of_task, validation=of_task.train) for name, of_task in data.items()}
-    lesson = Lesson(dense, held_out, 0.0)
     steps: list[int] = []
-    spec = RecoverSpec(steps=200, batch=8, patience=1, learning_rate=0.05, head_learning_rate=0.5)
-    sparse = copied(dense)
-    finetune(lesson, sparse, masks_of(dense), spec, QUIET, lambda done, _total: steps.append(done))
+    spec = RecoverSpec(steps=200, batch=8, patience=1, learning_rate=0.05, head_learning_rate=0.5, distillation=0.0)
+    finetune(
+        Lesson(dense, copied(dense), masks_of(dense), held_out, spec), QUIET, lambda done, _total: steps.append(done)
+    )
     assert 20 <= len(steps) < 200  # such a rate does harm before long
     assert validation_of(held_out, list(data), patience=4) is not None
     assert validation_of(held_out, list(data), patience=0) is None

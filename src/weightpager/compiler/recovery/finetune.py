@@ -35,31 +35,39 @@ STAGE = "finetune"
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the sparse tasks learn from.
+    """A sparse model, and what it learns from.
 
     Attributes:
         teacher: the dense model.
+        sparse: a copy of it, trained in place.
+        masks: that its tasks compute under; of every task that has blocks in the bundle.
         data: of every task.
-        distillation: weight of the teacher's answers in the loss; the labels have the rest.
+        spec: steps, rates, batch and seed, and the weight of the teacher's answers in the loss.
     """
 
     teacher: Source
+    sparse: Source
+    masks: Masks
     data: Mapping[str, TaskData]
-    distillation: float
+    spec: RecoverSpec
 
-    def error(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss of a task's logits."""
-        kind = self.data[task].kind
+    def error(self, task: str, batch: Batch) -> Tensor:
+        """The loss of a task under its masks."""
+        return self.error_of(task, masked_logits(self.sparse, self.masks, task, batch), batch)
+
+    def error_of(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
+        """The loss of these logits; labels have the weight that the teacher leaves."""
+        kind, weight = self.data[task].kind, self.spec.distillation
         hard = loss(logits, batch.labels, kind)
-        if self.distillation == 0:
+        if weight == 0:
             return hard
         with torch.no_grad(), autocast(logits.device):
             answers = self.teacher.models[task](**batch.inputs).logits
-        return (1 - self.distillation) * hard + self.distillation * divergence(logits, answers, batch.labels, kind)
+        return (1 - weight) * hard + weight * divergence(logits, answers, batch.labels, kind)
 
-    def placed(self, sparse: Source) -> AbstractContextManager[None]:
-        """The teacher and what it teaches on the device to train on."""
-        return placed([*self.teacher.models.values(), *sparse.models.values()], training_device())
+    def placed(self) -> AbstractContextManager[None]:
+        """Both models on the device to train on."""
+        return placed([*self.teacher.models.values(), *self.sparse.models.values()], training_device())
 
 
 def divergence(logits: Tensor, answers: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
@@ -71,10 +79,8 @@ def divergence(logits: Tensor, answers: Tensor, labels: Tensor, kind: TaskKind) 
     return kl_div(log_ours, log_theirs, reduction="sum", log_target=True) / counted.sum().clamp(min=1)
 
 
-def finetune(
-    lesson: Lesson, sparse: Source, masks: Masks, spec: RecoverSpec, journal: Journal, progress: Steps
-) -> None:
-    """Train the modules of ``sparse``, a copy of the teacher, in place, under these masks.
+def finetune(lesson: Lesson, journal: Journal, progress: Steps) -> None:
+    """Train the sparse modules under their masks.
 
     Afterwards the modules still share all but their heads. Biases and norms of each task's own gained nothing here
     (0.872 against 0.874 with shared ones), and would be in memory for all tasks at any time.
@@ -82,21 +88,17 @@ def finetune(
     Raises:
         CompileError: the loss is no longer finite.
     """
-    with lesson.placed(sparse):
-        _training(lesson, sparse, masks, spec).run(journal, STAGE, progress)
+    with lesson.placed():
+        _training(lesson).run(journal, STAGE, progress)
 
 
-def resumes(lesson: Lesson, sparse: Source, masks: Masks, spec: RecoverSpec, journal: Journal) -> bool:
+def resumes(lesson: Lesson, journal: Journal) -> bool:
     """Whether `finetune` goes on from the journal, whatever values it is given."""
-    return _training(lesson, sparse, masks, spec).resumes(journal, STAGE)
+    return _training(lesson).resumes(journal, STAGE)
 
 
-def _training(lesson: Lesson, sparse: Source, masks: Masks, spec: RecoverSpec) -> Training:
-    tasks = list(sparse.models)
-
-    def error(task: str, batch: Batch) -> Tensor:
-        return lesson.error(task, masked_logits(sparse, masks, task, batch), batch)
-
+def _training(lesson: Lesson) -> Training:
+    tasks, spec = list(lesson.sparse.models), lesson.spec
     turns = in_turn(lesson.data, tasks, spec.batch, spec.seed)
     watched = validation_of(lesson.data, tasks, spec.patience)
-    return Training(groups(sparse, tasks, spec), turns, error, spec.steps, watched, spec.patience)
+    return Training(groups(lesson.sparse, tasks, spec), turns, lesson.error, spec.steps, watched, spec.patience)

@@ -17,18 +17,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from weightpager.answers.evaluate import Batch
-from weightpager.bundle.parts.adapter import LowRank
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
 from weightpager.compiler.model.device import autocast
-from weightpager.compiler.model.masks import Masks, block_sums, drop, masked_logits, module_name
-from weightpager.compiler.model.task_weights import PrivateBlocks
+from weightpager.compiler.model.masks import block_sums, drop, module_name
+from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
 from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import LowRankParameters
 from weightpager.compiler.recovery.own_parameters import separate
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.task_file.sections import RecoverSpec
 from weightpager.engine.model.architecture import BASE
 from weightpager.progress import Steps
 
@@ -39,25 +37,18 @@ _BATCHES = 8
 """Batches over which a task's gradient is averaged: enough to tell a pull from noise."""
 
 
-def choose(lesson: Lesson, sparse: Source, masks: Masks, share: float, spec: RecoverSpec) -> dict[str, Chosen]:
-    """The blocks of each task that get values of its own: those that it pulls hardest.
-
-    Args:
-        lesson: what the tasks learn from.
-        sparse: after joint training.
-        masks: of every task that has blocks in the bundle.
-        share: of each task's kept blocks.
-        spec: batch size and seed.
-    """
+def choose(lesson: Lesson) -> dict[str, Chosen]:
+    """The blocks of each task that get values of its own: of those that it keeps, a share that it pulls hardest."""
+    sparse, masks = lesson.sparse, lesson.masks
     chosen: dict[str, Chosen] = {}
     for task in sparse.models:
         number = masks.tasks.index(task)
-        pulls = _pulls(lesson, sparse, masks, task, spec)
+        pulls = _pulls(lesson, task)
         names = list(pulls)
         keep = np.concatenate([masks.keep[name][:, number] for name in names])
         can = np.concatenate([masks.keep[name][:, number] & (masks.keep[name].sum(1) > 1) for name in names])
         pull = np.where(can, np.concatenate([pulls[name] for name in names]), -1.0)
-        wanted = min(int(share * keep.sum()), int(can.sum()))
+        wanted = min(int(lesson.spec.private_blocks * keep.sum()), int(can.sum()))
         own = np.zeros(len(pull), bool)
         own[np.argsort(-pull, kind="stable")[:wanted]] = True
         ends = np.cumsum([len(pulls[name]) for name in names])[:-1]
@@ -65,32 +56,21 @@ def choose(lesson: Lesson, sparse: Source, masks: Masks, share: float, spec: Rec
     return chosen
 
 
-def train_private(
-    lesson: Lesson,
-    sparse: Source,
-    masks: Masks,
-    chosen: Mapping[str, Chosen],
-    spec: RecoverSpec,
-    journal: Journal,
-    progress: Steps,
-) -> tuple[dict[str, dict[str, PrivateBlocks]], dict[str, dict[str, LowRank]]]:
+def train_private(lesson: Lesson, chosen: Mapping[str, Chosen], journal: Journal, progress: Steps) -> TaskWeights:
     """Train each task's chosen blocks, the blocks that it alone keeps, its low-rank parts, vectors and head.
 
-    Blocks that a task alone keeps, vectors and heads change in ``sparse``; the chosen ones and the low-rank parts are
-    returned.
+    Blocks that a task alone keeps, vectors and heads change in the sparse model itself.
 
     Args:
-        lesson: what the tasks learn from.
-        sparse: after joint training.
-        masks: of every task.
+        lesson: after joint training.
         chosen: by `choose`.
-        spec: steps, rates and batch.
         journal: where the training stands.
         progress: told (steps done, steps in all).
 
     Raises:
         CompileError: the loss is no longer finite.
     """
+    sparse, spec = lesson.sparse, lesson.spec
     private, low_rank = {}, {}
     total = spec.private_steps * len(sparse.models)
     for number, task in enumerate(sparse.models):
@@ -99,22 +79,15 @@ def train_private(
             progress(before + done, total)
 
         added = LowRankParameters(sparse, task, spec.low_rank, spec.seed + number)
-        private[task] = _train_task(lesson, sparse, masks, task, chosen[task], added, spec, journal, told)
+        private[task] = _train_task(lesson, task, chosen[task], added, journal, told)
         low_rank[task] = added.trained()
-    return private, low_rank
+    return TaskWeights(sparse, private, low_rank=low_rank)
 
 
 def _train_task(
-    lesson: Lesson,
-    sparse: Source,
-    masks: Masks,
-    task: str,
-    chosen: Chosen,
-    added: LowRankParameters,
-    spec: RecoverSpec,
-    journal: Journal,
-    progress: Steps,
+    lesson: Lesson, task: str, chosen: Chosen, added: LowRankParameters, journal: Journal, progress: Steps
 ) -> dict[str, PrivateBlocks]:
+    sparse, masks, spec = lesson.sparse, lesson.masks, lesson.spec
     model, number = sparse.models[task], masks.tasks.index(task)
     own: dict[str, nn.Parameter] = {}  # a whole copy of each weight, of which only the free blocks are used
     frozen: dict[str, Tensor] = {}
@@ -136,7 +109,7 @@ def _train_task(
         }
         with autocast(model.device):
             logits = functional_call(model, weights, kwargs=dict(batch.inputs)).logits
-        return lesson.error(task, logits, batch)
+        return lesson.error_of(task, logits, batch)
 
     separate(model, lambda _name, parameter: parameter.ndim == 1)
     groups = [
@@ -184,16 +157,14 @@ def _kept(
     return PrivateBlocks(blocks, torch.from_numpy(cut[blocks]))
 
 
-def _pulls(
-    lesson: Lesson, sparse: Source, masks: Masks, task: str, spec: RecoverSpec
-) -> dict[str, npt.NDArray[np.float64]]:
+def _pulls(lesson: Lesson, task: str) -> dict[str, npt.NDArray[np.float64]]:
     """How hard a task pulls each block: Σ over the block of |mean gradient|, [blocks] by paged weight."""
+    sparse = lesson.sparse
     weights = {info.name: sparse.linear(task, info.name).weight for info in sparse.paged}
     sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
-    turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 2)
+    turns = in_turn(lesson.data, [task], lesson.spec.batch, lesson.spec.seed + 2)
     for _, batch in islice(turns, _BATCHES):
-        batch = batch.to(sparse.models[task].device)
-        error = lesson.error(task, masked_logits(sparse, masks, task, batch), batch)
+        error = lesson.error(task, batch.to(sparse.models[task].device))
         gradients = torch.autograd.grad(error, list(weights.values()), allow_unused=True)
         for name, gradient in zip(weights, gradients, strict=True):
             if gradient is not None:

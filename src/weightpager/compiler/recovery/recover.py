@@ -30,8 +30,8 @@ def recover(
     if spec.method == "none":
         return TaskWeights(dense)
     sparse = replace(dense, models=copy.deepcopy(dense.models))
-    lesson = Lesson(dense, data, spec.distillation)
-    if spec.refits and not resumes(lesson, sparse, masks, spec, journal):
+    lesson = Lesson(dense, sparse, masks, data, spec)
+    if spec.refits and not resumes(lesson, journal):
         calibration, tokens = dense.task_file.calibration, tokens_wanted(dense)
         batches = {
             name: of_task.calibration(calibration.items, calibration.batch, tokens=tokens)
@@ -40,11 +40,8 @@ def recover(
         refit(dense, sparse, masks, batches, journal, partial(progress, "refit"))
     if spec.method == "closed-form":
         return TaskWeights(sparse)
-    finetune(lesson, sparse, masks, spec, journal, partial(progress, "fine-tune"))
+    finetune(lesson, journal, partial(progress, "fine-tune"))
     if not spec.trains_alone:
         return TaskWeights(sparse)
-    told = partial(progress, "private blocks")
-    with lesson.placed(sparse):
-        chosen = choose(lesson, sparse, masks, spec.private_blocks, spec)
-        private, low_rank = train_private(lesson, sparse, masks, chosen, spec, journal, told)
-    return TaskWeights(sparse, private, low_rank=low_rank)
+    with lesson.placed():
+        return train_private(lesson, choose(lesson), journal, partial(progress, "private blocks"))
