@@ -96,7 +96,7 @@ def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Ma
 def _recover(prepared: Prepared, masks: Masks, journal: Journal, progress: Progress) -> TaskWeights:
     """The new tasks' values under their masks. Blocks of old tasks stay; who changes one gets a private copy."""
     source = prepared.source
-    spec, tasks = source.task_file.recover, source.task_file.trained_tasks
+    spec = source.task_file.recover
     sparse = replace(source, models=copy.deepcopy(source.models))
     if spec.method == "finetune":
         each = spec.model_copy(update={"private_steps": max(1, spec.steps // len(source.models))})
@@ -104,7 +104,7 @@ def _recover(prepared: Prepared, masks: Masks, journal: Journal, progress: Progr
         with lesson.placed():
             return train_private(lesson, choose(lesson), journal, partial(progress, "fine-tune"))
     told = partial(progress, "train own parameters")
-    train_own(sparse, prepared.data, tasks, masks, source.task_file.training, "own-sparse", journal, told)
+    train_own(sparse, prepared.data, masks, "own-sparse", journal, told)
     return TaskWeights(sparse)
 
 

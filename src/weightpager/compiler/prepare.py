@@ -154,7 +154,7 @@ def _train_added(source: Source, data: Mapping[str, TaskData], journal: Journal,
     tasks = source.task_file.trained_tasks
     for task in tasks:
         separate(source.models[task])
-    train_own(source, data, tasks, None, source.task_file.training, "own-dense", journal, progress)
+    train_own(source, data, None, "own-dense", journal, progress)
 
 
 def _dense_scores(source: Source, data: Mapping[str, TaskData], progress: Progress) -> dict[str, Score]:

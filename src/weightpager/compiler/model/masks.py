@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from transformers import PreTrainedModel
 
 from weightpager.answers.evaluate import Batch
 from weightpager.blocks import BlockGrid
@@ -59,9 +60,13 @@ class Masks:
 def masked_logits(sparse: Source, masks: Masks | None, task: str, batch: Batch) -> Tensor:
     """A task's logits, under its masks if there are any; gradients reach the module's own parameters."""
     weights = {} if masks is None else masks.parameters(sparse, task, sparse.paged)
-    with autocast(sparse.models[task].device):
-        found = functional_call(sparse.models[task], weights, kwargs=dict(batch.inputs))
-    return cast(Tensor, found.logits)
+    return logits_with(sparse.models[task], weights, batch)
+
+
+def logits_with(model: PreTrainedModel, weights: dict[str, Tensor], batch: Batch) -> Tensor:
+    """A module's logits with some of its parameters replaced."""
+    with autocast(model.device):
+        return cast(Tensor, functional_call(model, weights, kwargs=dict(batch.inputs)).logits)
 
 
 def module_name(info: PagedWeightInfo, base: str) -> str:

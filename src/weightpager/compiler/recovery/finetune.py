@@ -20,7 +20,7 @@ from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.device import autocast, placed, training_device
+from weightpager.compiler.model.device import placed, training_device
 from weightpager.compiler.model.masks import Masks, masked_logits
 from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.train import groups
@@ -61,8 +61,8 @@ class Lesson:
         hard = loss(logits, batch.labels, kind)
         if weight == 0:
             return hard
-        with torch.no_grad(), autocast(logits.device):
-            answers = self.teacher.models[task](**batch.inputs).logits
+        with torch.no_grad():
+            answers = masked_logits(self.teacher, None, task, batch)
         return (1 - weight) * hard + weight * divergence(logits, answers, batch.labels, kind)
 
     def placed(self) -> AbstractContextManager[None]:

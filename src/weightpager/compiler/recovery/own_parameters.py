@@ -5,23 +5,20 @@ They are all that a task that is added to a bundle may change: they are loaded w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from weightpager.answers.evaluate import Batch, loss
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
-from weightpager.compiler.model.device import autocast
-from weightpager.compiler.model.masks import Masks
+from weightpager.compiler.model.masks import Masks, logits_with
 from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.task_file.sections import TrainingSpec
 from weightpager.engine.model.architecture import BASE
 from weightpager.progress import Steps
 
@@ -31,32 +28,28 @@ def is_own(name: str, tensor: Tensor) -> bool:
     return tensor.ndim == 1 or "pooler" in name
 
 
-def separate(model: PreTrainedModel, is_own: Callable[[str, Tensor], bool] = is_own) -> None:
+def separate(model: PreTrainedModel, chosen: Callable[[str, Tensor], bool] = is_own) -> None:
     """Give a task's module copies of the base's own parameters, which other modules must not see moving."""
     for name, module in model.base_model.named_modules():
         for key, parameter in module._parameters.items():
-            if parameter is not None and is_own(f"{name}.{key}", parameter):
+            if parameter is not None and chosen(f"{name}.{key}", parameter):
                 module._parameters[key] = nn.Parameter(parameter.detach().clone())
 
 
 def train_own(
     source: Source,
     data: Mapping[str, TaskData],
-    tasks: Sequence[str],
     masks: Masks | None,
-    settings: TrainingSpec,
     stage: str,
     journal: Journal,
     progress: Steps,
 ) -> None:
-    """Train the own parameters of some tasks in place; `separate` must have made them their own.
+    """Train the own parameters of the tasks that are trained, in place; `separate` must have made them their own.
 
     Args:
-        source: the model.
+        source: the model; its task file says how long, at the rate of heads.
         data: of the tasks.
-        tasks: to train, a step for one after the other.
         masks: that the base computes under; None for the dense base.
-        settings: steps in all, batch, seed; the rate is that of heads.
         stage: its name in the journal.
         journal: where the training stands.
         progress: told (steps done, steps in all).
@@ -64,24 +57,23 @@ def train_own(
     Raises:
         CompileError: the loss is no longer finite.
     """
+    tasks, settings = source.task_file.trained_tasks, source.task_file.training
     if not tasks:
         return
     own = {f"{task}/{name}": tensor for task in tasks for name, tensor in _own_parameters(source.models[task]).items()}
-    frozen = {} if masks is None else {task: _masked(source, task, masks) for task in tasks}
+    with torch.no_grad():
+        frozen = {} if masks is None else {task: masks.parameters(source, task, source.paged) for task in tasks}
 
     def error(task: str, batch: Batch) -> Tensor:
-        model = source.models[task]
-        with autocast(model.device):
-            logits = functional_call(model, frozen.get(task, {}), kwargs=dict(batch.inputs)).logits
+        logits = logits_with(source.models[task], frozen.get(task, {}), batch)
         return loss(logits, batch.labels, data[task].kind)
 
+    groups = [ParameterGroup(own, settings.head_learning_rate)]
     turns = in_turn(data, tasks, settings.batch, settings.seed)
     with ExitStack() as stack:
         for task in tasks:
             stack.enter_context(requiring_gradients(source.models[task], list(own.values())))
-        Training([ParameterGroup(own, settings.head_learning_rate)], turns, error, settings.steps).run(
-            journal, stage, progress
-        )
+        Training(groups, turns, error, settings.steps).run(journal, stage, progress)
 
 
 def _own_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
@@ -90,8 +82,3 @@ def _own_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
         for name, tensor in parameters(model).items()
         if isinstance(tensor, nn.Parameter) and (not name.startswith(BASE) or is_own(name, tensor))
     }
-
-
-def _masked(source: Source, task: str, masks: Masks) -> dict[str, Tensor]:
-    with torch.no_grad():
-        return masks.parameters(source, task, source.paged)

@@ -14,12 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from weightpager.answers.evaluate import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
-from weightpager.compiler.model.device import autocast
-from weightpager.compiler.model.masks import block_sums, drop, module_name
+from weightpager.compiler.model.masks import block_sums, drop, logits_with, module_name
 from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
 from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.finetune import Lesson
@@ -107,9 +105,7 @@ def _train_task(
             )
             for info in sparse.paged
         }
-        with autocast(model.device):
-            logits = functional_call(model, weights, kwargs=dict(batch.inputs)).logits
-        return lesson.error_of(task, logits, batch)
+        return lesson.error_of(task, logits_with(model, weights, batch), batch)
 
     separate(model, lambda _name, parameter: parameter.ndim == 1)
     groups = [
