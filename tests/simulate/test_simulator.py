@@ -13,7 +13,9 @@ import tiny
 import weightpager as wp
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
+from weightpager.compiler.selection.block_choice import transitions_of
 from weightpager.compiler.selection.floor_trial import HIGH
+from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import BudgetError
 from weightpager.simulate.simulator import Device, Recency, Simulator
 from weightpager.simulate.sizing import PREFETCH, Sizing
@@ -133,6 +135,22 @@ def test_the_command_replays_a_file(assistant_bundle: Path, tmp_path: Path, weig
     assert facts["visits"] == 20
     assert facts["smallest_budget"] > 0
     assert "19 switches" in weightpager(*arguments).out
+
+
+def test_an_engines_history_is_a_trace_for_the_command_and_for_a_task_file(
+    assistant_bundle: Path, tmp_path: Path, weightpager: Callable[..., Any]
+) -> None:
+    history = tmp_path / "history"
+    for _ in range(2):
+        with wp.Engine.from_pretrained(assistant_bundle, history=history) as engine:
+            for task in (*ROUND, "animal"):
+                engine.activate(task)
+    facts = json.loads(weightpager("simulate", assistant_bundle, "--trace", history, "--json").out)
+    assert facts["visits"] == 9  # the second run began with the task with which the first had ended
+    found = transitions_of(from_dict(tiny.assistant(tmp_path) | {"transitions": str(history)}))
+    assert found.matrix.argmax(axis=1).tolist() == [
+        found.tasks.index(ROUND[(ROUND.index(task) + 1) % 4]) for task in found.tasks
+    ]
 
 
 def test_the_command_takes_a_trace_by_name(assistant_bundle: Path, weightpager: Callable[..., Any]) -> None:
