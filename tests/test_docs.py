@@ -23,6 +23,7 @@ from weightpager.bundle.garbage import collect
 from weightpager.server.scheduling.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "weightpager"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DEPLOYING = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
 
@@ -196,6 +197,21 @@ def test_links_lead_somewhere() -> None:
         for target, heading in links(page):
             assert target.exists(), f"{page.name}: {target}"
             assert not heading or heading in anchors(target), f"{page.name}: {target.name}#{heading}"
+
+
+def test_files_of_ours_that_pages_name_exist() -> None:
+    """Decisions tell of their time; all other pages tell of today."""
+    named = {
+        (page.name, path)
+        for page in pages()
+        if page.parent.name != "decisions"
+        for path in re.findall(r"(?<![\w/.-])((?:\w+/)+\w+\.py)\b", page.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 50
+    assert (
+        sorted(one for one in named if not any((root / one[1]).exists() for root in (ROOT, PACKAGE.parent, PACKAGE)))
+        == []
+    )
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
