@@ -2,6 +2,7 @@
 
     python -m benchmarks.house --json house.json
     python -m benchmarks.house --against 94ab5ab
+    python -m benchmarks.house --read-path
 
 A room is a folder with Python files. Nothing here is a limit: the figures show where it gets crowded.
 """
@@ -9,13 +10,19 @@ A room is a folder with Python files. Nothing here is a limit: the figures show 
 from __future__ import annotations
 
 import ast
+import heapq
 import json as json_module
+import os
 import subprocess
+import sys
+import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from statistics import median, quantiles
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -96,14 +103,54 @@ def measure(sources: Sources) -> House:
 def main(
     json: Annotated[Path | None, typer.Option(help="File that takes the figures.")] = None,
     against: Annotated[str | None, typer.Option(help="Commit to compare with.")] = None,
+    read_path: Annotated[
+        bool, typer.Option(help="Print the calls from a task to a read instead.")
+    ] = False,
 ) -> None:
     """Count the work tree's rooms, files and functions."""
+    if read_path:
+        for number, call in enumerate(calls_to_a_read(), 1):
+            typer.echo(f"{number:3} {call}")
+        return
     house = measure(of_work_tree())
     before = measure(of_commit(against)) if against is not None else None
     _show(house, before)
     if json is not None:
         found = {"house": asdict(house), "against": against, "before": asdict(before) if before is not None else None}
         json.write_text(json_module.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def calls_to_a_read() -> list[str]:
+    """The calls from `Engine.activate` to ``os.preadv``: those of the thread that asks, then those of the pager's."""
+    from weightpager.engine import Engine
+    from weightpager.lab.synthetic_bundle import bundle_of, small
+
+    first = {
+        heapq.heappush: "activate",
+        os.preadv: "_work",
+    }  # each thread's last call, and its first
+    found: dict[Callable[..., object], list[str]] = {}
+
+    def watch(frame: FrameType | None, event: str, called: Callable[..., object]) -> None:
+        if event != "c_call" or called not in first or called in found:
+            return
+        calls: list[str] = []
+        while frame is not None and not (calls and calls[-1].endswith(f": {first[called]}")):
+            calls.append(f"{Path(frame.f_code.co_filename).name}: {frame.f_code.co_name}")
+            frame = frame.f_back
+        found[called] = calls[::-1]
+
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = bundle_of(small(), Path(folder), typer.echo)
+        threading.setprofile(watch)  # of the threads that the engine starts
+        with Engine.from_pretrained(bundle.path) as engine:
+            task = next(iter(bundle.tasks))
+            engine.module(task)
+            sys.setprofile(watch)
+            engine.activate(task)
+            sys.setprofile(None)
+        threading.setprofile(None)
+    return [*found[heapq.heappush], *found[os.preadv], "os.preadv"]
 
 
 def _show(house: House, before: House | None) -> None:

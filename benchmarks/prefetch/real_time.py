@@ -34,7 +34,7 @@ def of_engine(
 ) -> tuple[Floats, PrefetchCounts]:
     """Seconds that each switch but the first waits, and what was prefetched."""
     config = EngineConfig(budget, prefetch=prefetch)
-    with Engine(bundle, config, PacedStore(LocalStore(bundle), Pace(bandwidth))) as engine:
+    with Engine(bundle, config, lambda bundle: PacedStore(LocalStore(bundle), Pace(bandwidth))) as engine:
         for name in bundle.tasks:
             engine.module(name)
         waited = _replayed(engine.activate, visits)

@@ -121,7 +121,7 @@ def test_any_sequence(
                 read_timeout=patience,
                 prefetch=ahead and (lambda visits: self.named),
             )
-            self.engine = wp.Engine(bundle, config, self.store, staging)
+            self.engine = wp.Engine(bundle, config, lambda _: self.store, staging)
             if ahead:
                 self.engine._prefetcher.renew(replace(self.engine._policy(), trial=Always(lambda: None)))
             self.current: str | None = None

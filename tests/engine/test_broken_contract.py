@@ -46,7 +46,7 @@ def test_what_a_read_raises_comes_as_a_store_error(
 ) -> None:
     error = kind("any")
     store = BrokenStore(LocalStore(bundle))
-    with wp.Engine(bundle, EngineConfig(), store) as engine:
+    with wp.Engine(bundle, EngineConfig(), lambda _: store) as engine:
         animal = engine.activate("animal")
         store.errors["read"] = error
         with pytest.raises(StoreError, match=kind.__name__) as caught:
@@ -62,7 +62,7 @@ def test_a_layer_that_waits_for_pages_gets_the_documented_error(bundle: Bundle) 
     store = BrokenStore(LocalStore(bundle))
     store.errors["read"] = OSError(5, "Input/output error")
     with (
-        wp.Engine(bundle, EngineConfig(), store) as engine,
+        wp.Engine(bundle, EngineConfig(), lambda _: store) as engine,
         engine.task("animal", wait=False) as module,
         pytest.raises(SwitchFailedError, match="Input/output error"),
     ):
@@ -75,7 +75,7 @@ def test_a_span_that_is_none_comes_as_a_store_error(bundle: Bundle, far: object)
     if far is None:
         store.errors["span"] = KeyError("page")
     store.far = far
-    with wp.Engine(bundle, EngineConfig(), store) as engine:
+    with wp.Engine(bundle, EngineConfig(), lambda _: store) as engine:
         with pytest.raises(StoreError, match="cannot say how far page"):
             engine.activate("animal")
         store.errors, store.far = {}, None
@@ -85,7 +85,7 @@ def test_a_span_that_is_none_comes_as_a_store_error(bundle: Bundle, far: object)
 
 def test_what_a_repair_meets_comes_as_a_store_error(bundle: Bundle) -> None:
     store = BrokenStore(LocalStore(bundle))
-    with wp.Engine(bundle, EngineConfig(), store) as engine:
+    with wp.Engine(bundle, EngineConfig(), lambda _: store) as engine:
         engine.activate("animal")
         page = int(engine.blocks.resident()[0])
         engine._memory.arena.content(int(engine.blocks.page_table[page]))[3] ^= 1
@@ -98,7 +98,7 @@ def test_what_a_repair_meets_comes_as_a_store_error(bundle: Bundle) -> None:
 
 def test_a_store_that_cannot_be_closed_leaves_nothing_open(bundle: Bundle) -> None:
     store = BrokenStore(LocalStore(bundle))
-    engine = wp.Engine(bundle, EngineConfig(), store)
+    engine = wp.Engine(bundle, EngineConfig(), lambda _: store)
     engine.activate("animal")
     store.errors["close"] = OSError(5, "Input/output error")
     with pytest.raises(StoreError, match="cannot close the store: OSError"):

@@ -116,7 +116,7 @@ def test_a_switch_reads_only_the_differential_set(assistant_bundle: Path) -> Non
     bundle = Bundle.open(assistant_bundle)
     store = FaultyStore(LocalStore(bundle))
     total = 0
-    with wp.Engine(bundle, EngineConfig(), store) as engine:
+    with wp.Engine(bundle, EngineConfig(), lambda _: store) as engine:
         for before, after in (("animal", "weather"), ("weather", "colour"), ("colour", "animal")):
             engine.deactivate()
             engine.evict()
@@ -231,7 +231,7 @@ def test_a_closed_engine_refuses(assistant_bundle: Path) -> None:
 def test_a_failing_read_in_the_prepare_phase_leaves_the_old_task(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
     store = FaultyStore(LocalStore(bundle))
-    with wp.Engine(bundle, EngineConfig(), store) as engine:
+    with wp.Engine(bundle, EngineConfig(), lambda _: store) as engine:
         animal = engine.activate("animal")
         store.failing = 1
         with pytest.raises(StoreError, match="cable"):
@@ -246,7 +246,7 @@ def test_a_failing_read_in_the_commit_phase_leaves_no_task_and_nothing_wrong(ass
     pairs = [(a, b) for a in bundle.tasks for b in bundle.tasks if len(bundle.pages_of(a)) >= len(bundle.pages_of(b))]
     old, new = max(pairs, key=lambda pair: len(np.setdiff1d(bundle.pages_of(pair[1]), bundle.pages_of(pair[0]))))
     store = FaultyStore(LocalStore(bundle))
-    with wp.Engine(bundle, EngineConfig(tight(assistant_bundle, old)), store) as engine:
+    with wp.Engine(bundle, EngineConfig(tight(assistant_bundle, old)), lambda _: store) as engine:
         module = engine.activate(old)
         plan = engine.blocks.plan(bundle.task_numbers[new], leaving=bundle.task_numbers[old])
         assert plan is not None
@@ -267,7 +267,7 @@ def test_a_failing_read_in_the_commit_phase_leaves_no_task_and_nothing_wrong(ass
 def test_a_damaged_page_is_found_on_load(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
     store = FaultyStore(LocalStore(bundle))
-    with wp.Engine(bundle, EngineConfig(), store) as engine:
+    with wp.Engine(bundle, EngineConfig(), lambda _: store) as engine:
         store.damaging = 1
         with pytest.raises(PageCorruptError, match="BLAKE3"):
             engine.activate("animal")

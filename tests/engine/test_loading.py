@@ -66,7 +66,7 @@ class SlowStore(HangingStore):
 
 def test_who_waits_behind_a_long_load_does_not_think_that_storage_hangs(bundle: Bundle) -> None:
     store = SlowStore(LocalStore(bundle))
-    with wp.Engine(bundle, EngineConfig(io_threads=1, read_timeout=1.0), store) as engine:
+    with wp.Engine(bundle, EngineConfig(io_threads=1, read_timeout=1.0), lambda _: store) as engine:
         store.slow = set(bundle.pages_of("animal").tolist()) - set(bundle.pages_of("weather").tolist())
         with engine.task("animal", wait=False), engine.task("weather"):
             assert store.slow <= set(store.begun)
@@ -113,7 +113,7 @@ def test_a_layer_waits_for_its_own_pages_only() -> None:
 
 def test_a_page_that_cannot_be_loaded_raises_from_forward(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
     store = FaultyStore(LocalStore(bundle))
-    with wp.Engine(bundle, EngineConfig(), store) as engine:
+    with wp.Engine(bundle, EngineConfig(), lambda _: store) as engine:
         store.bad = {int(bundle.pages_of("animal")[-1])}
         module = engine.activate("animal", wait=False)
         with pytest.raises(SwitchFailedError, match="'animal' could not be loaded while it ran.*a bad sector"):
@@ -448,7 +448,7 @@ def test_kv_reserve_is_part_of_the_budget(bundle: Bundle) -> None:
 
 def test_repair_loads_just_the_pages_that_are_damaged(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
     store = FaultyStore(LocalStore(bundle))
-    with wp.Engine(bundle, EngineConfig(), store) as engine:
+    with wp.Engine(bundle, EngineConfig(), lambda _: store) as engine:
         module = engine.activate("animal")
         pages = engine.blocks.resident()[[0, -1]].tolist()
         for page in pages:

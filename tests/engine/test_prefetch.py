@@ -294,7 +294,7 @@ def test_a_page_that_cannot_be_loaded_ahead_is_said_once_and_loaded_when_it_must
     store = FaultyStore(LocalStore(bundle))
     only = np.setdiff1d(bundle.pages_of("number"), bundle.pages_of("animal"))
     config = EngineConfig(room_for(bundle, "animal", "number"), prefetch=always("number"))
-    with caplog.at_level(logging.WARNING), wp.Engine(bundle, config, store) as engine:
+    with caplog.at_level(logging.WARNING), wp.Engine(bundle, config, lambda _: store) as engine:
         store.bad = set(only.tolist())
         engine.activate("animal")
         until(lambda: "could not be prefetched" in caplog.text)
@@ -311,7 +311,7 @@ def test_a_switch_takes_the_slots_of_reads_that_have_not_begun(
     """One page is being prefetched when the switch comes; it waits for that one, and the others are not read."""
     store = HangingStore(LocalStore(bundle))
     config = EngineConfig(room_for(bundle, "animal", "number"), io_threads=1, prefetch=always("number"))
-    with wp.Engine(bundle, config, store) as engine:
+    with wp.Engine(bundle, config, lambda _: store) as engine:
         engine.activate("animal")
         until(lambda: resident(engine, "number"))
         engine.evict()
@@ -338,7 +338,7 @@ def hanging_ahead(bundle: Bundle) -> Iterator[tuple[wp.Engine, HangingStore]]:
     assert len(hung) == 2
     budget = room_for(bundle, "animal", "number")
     config = EngineConfig(budget, io_threads=3, prefetch=always("number"), read_timeout=0.1)
-    with wp.Engine(bundle, config, store) as engine:
+    with wp.Engine(bundle, config, lambda _: store) as engine:
         store.hang(hung)
         engine.activate("animal")
         for page in hung:
@@ -459,7 +459,7 @@ def test_a_named_task_takes_what_nobody_uses_and_nothing_else(
 def test_a_named_task_takes_the_place_of_one_that_was_named_before_and_not_begun(bundle: Bundle) -> None:
     """Else whoever must switch would wait until all of that has been read, to go at once."""
     store = HangingStore(LocalStore(bundle))
-    with wp.Engine(bundle, EngineConfig(room_for(bundle, "animal", "number"), io_threads=1), store) as engine:
+    with wp.Engine(bundle, EngineConfig(room_for(bundle, "animal", "number"), io_threads=1), lambda _: store) as engine:
         engine.activate("animal")
         store.begun.clear()
         store.hang()
@@ -493,7 +493,7 @@ def test_a_named_task_that_has_no_room_changes_nothing(bundle: Bundle) -> None:
 
 def test_a_named_task_is_read_after_one_that_is_waited_for(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
     store = HangingStore(LocalStore(bundle))
-    with wp.Engine(bundle, EngineConfig(io_threads=1), store) as engine:
+    with wp.Engine(bundle, EngineConfig(io_threads=1), lambda _: store) as engine:
         engine.activate("animal")
         store.begun.clear()
         store.hang()
@@ -514,7 +514,7 @@ def test_a_named_task_that_cannot_be_loaded_is_said_in_the_log(
     bundle: Bundle, expected: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
     store = FaultyStore(LocalStore(bundle))
-    with caplog.at_level(logging.WARNING), wp.Engine(bundle, EngineConfig(), store) as engine:
+    with caplog.at_level(logging.WARNING), wp.Engine(bundle, EngineConfig(), lambda _: store) as engine:
         engine.activate("animal")
         store.bad = set(np.setdiff1d(bundle.pages_of("number"), bundle.pages_of("animal")).tolist())
         engine.prefetch("number")
@@ -527,7 +527,7 @@ def test_a_named_task_that_cannot_be_loaded_is_said_in_the_log(
 
 def test_closing_drops_what_was_to_be_loaded_ahead(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     store = HangingStore(LocalStore(bundle))
-    with caplog.at_level(logging.WARNING), wp.Engine(bundle, EngineConfig(io_threads=1), store) as engine:
+    with caplog.at_level(logging.WARNING), wp.Engine(bundle, EngineConfig(io_threads=1), lambda _: store) as engine:
         store.hang()
         engine.prefetch("number")
         store.wait_for_a_read()

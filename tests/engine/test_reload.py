@@ -16,15 +16,17 @@ import torch
 
 import tiny
 import weightpager as wp
+from faults import FaultyStore
 from weightpager.bundle import Bundle, PageIndex
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.garbage import collect
 from weightpager.compiler.repack import repack
+from weightpager.config import EngineConfig
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.page_numbers import PageNumbers
 from weightpager.errors import BudgetError, BundleError, BusyError, TaskNotActiveError, UnknownTaskError
 from weightpager.runtime.paging.switch_request import SwitchRequest
-from weightpager.store import JoinedStore
+from weightpager.store import JoinedStore, LocalStore
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
 OLD, NEW = ("animal", "weather"), ("number", "colour")
@@ -243,6 +245,24 @@ def test_reloading_for_nothing_keeps_no_file_open(path: Path) -> None:
             engine.reload()
         assert len(os.listdir("/proc/self/fd")) == before
         check(engine, fresh(path))
+
+
+def test_a_reload_opens_its_store_as_the_engine_did(path: Path) -> None:
+    opened: list[FaultyStore] = []
+
+    def open_store(bundle: Bundle) -> FaultyStore:
+        opened.append(FaultyStore(LocalStore(bundle)))
+        return opened[-1]
+
+    with wp.Engine(Bundle.open(path), EngineConfig(), open_store) as engine:
+        check(engine, fresh(path))
+        grow(path)
+        assert engine.reload().added == NEW
+        check(engine, fresh(path))
+        read = [store.pages_read for store in opened]
+        assert len(read) == 2
+        assert read[1] > 0
+        assert sum(read) * engine.bundle.page_bytes == engine.report().bytes_read
 
 
 def test_a_task_in_use_is_to_blame_not_the_budget(path: Path) -> None:

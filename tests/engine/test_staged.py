@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -37,9 +37,14 @@ def copier() -> Iterator[LateCopier]:
 
 @contextmanager
 def staged(
-    bundle: Bundle, copier: LateCopier, store: PageStore | None = None, *, buffers: int = 2, **config: object
+    bundle: Bundle,
+    copier: LateCopier,
+    open_store: Callable[[Bundle], PageStore] = LocalStore,
+    *,
+    buffers: int = 2,
+    **config: object,
 ) -> Iterator[wp.Engine]:
-    with wp.Engine(bundle, EngineConfig(**config), store, Staging(copier, buffers)) as engine:  # type: ignore[arg-type]
+    with wp.Engine(bundle, EngineConfig(**config), open_store, Staging(copier, buffers)) as engine:  # type: ignore[arg-type]
         assert isinstance(engine._memory.arena, StagedArena)
         yield engine
 
@@ -117,7 +122,7 @@ def test_damaged_and_failing_reads_never_reach_the_device(
     bundle: Bundle, copier: LateCopier, expected: dict[str, torch.Tensor]
 ) -> None:
     store = FaultyStore(LocalStore(bundle))
-    with staged(bundle, copier, store, io_threads=1) as engine:
+    with staged(bundle, copier, lambda _: store, io_threads=1) as engine:
         animal = engine.activate("animal")
         store.damaging = 1
         with pytest.raises(PageCorruptError):
@@ -148,7 +153,7 @@ def test_a_read_that_hangs_keeps_its_buffer_and_others_pass(
     bundle: Bundle, copier: LateCopier, expected: dict[str, torch.Tensor]
 ) -> None:
     store = HangingStore(LocalStore(bundle))
-    with staged(bundle, copier, store, buffers=2, read_timeout=0.2) as engine:
+    with staged(bundle, copier, lambda _: store, buffers=2, read_timeout=0.2) as engine:
         late = set(bundle.pages_of("animal").tolist()) - set(bundle.pages_of("weather").tolist())
         store.hang([min(late)])
         with pytest.raises(StoreTimeoutError):
@@ -163,7 +168,7 @@ def test_when_all_buffers_hang_loads_time_out_and_go_on_later(
     bundle: Bundle, copier: LateCopier, expected: dict[str, torch.Tensor]
 ) -> None:
     store = HangingStore(LocalStore(bundle))
-    with staged(bundle, copier, store, buffers=2, read_timeout=0.2) as engine:
+    with staged(bundle, copier, lambda _: store, buffers=2, read_timeout=0.2) as engine:
         store.hang()
         for task in ("animal", "weather", "animal"):
             with pytest.raises(StoreTimeoutError):
@@ -177,7 +182,7 @@ def test_when_all_buffers_hang_loads_time_out_and_go_on_later(
 
 def test_closing_drops_what_waits_for_a_buffer(bundle: Bundle, copier: LateCopier) -> None:
     store = HangingStore(LocalStore(bundle))
-    with staged(bundle, copier, store, buffers=1) as engine:
+    with staged(bundle, copier, lambda _: store, buffers=1) as engine:
         store.hang()
         engine.activate("animal", wait=False)
         store.wait_for_a_read()

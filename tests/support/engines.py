@@ -17,7 +17,7 @@ from weightpager.store import LocalStore
 @contextmanager
 def hanging(bundle: Bundle, **config: object) -> Iterator[tuple[wp.Engine, HangingStore]]:
     store = HangingStore(LocalStore(bundle))
-    with wp.Engine(bundle, EngineConfig(**config), store) as engine:  # type: ignore[arg-type]
+    with wp.Engine(bundle, EngineConfig(**config), lambda _: store) as engine:  # type: ignore[arg-type]
         try:
             yield engine, store
         finally:

@@ -36,8 +36,8 @@ from weightpager.runtime.paging.pager import Priority
 from weightpager.runtime.paging.switch_request import LoadStats, SwitchRequest
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.prediction.planner import Planner
-from weightpager.runtime.prefetch.prefetcher import Prefetcher, PrefetchPolicy, Switched
-from weightpager.store import PageStore
+from weightpager.runtime.prefetch.prefetcher import Foresight, Prefetcher, Switched
+from weightpager.store import LocalStore, PageStore
 
 _NOTHING = LoadStats()
 """Was loaded."""
@@ -54,14 +54,19 @@ class Engine:
     """
 
     def __init__(
-        self, bundle: Bundle, config: EngineConfig, store: PageStore | None = None, staging: Staging | None = None
+        self,
+        bundle: Bundle,
+        config: EngineConfig,
+        open_store: Callable[[Bundle], PageStore] = LocalStore,
+        staging: Staging | None = None,
     ) -> None:
         """Open a bundle; `from_pretrained` is the usual way.
 
         Args:
             bundle: validated.
             config: budget, devices, and tasks that never leave memory.
-            store: where pages come from; the bundle's own files if None. The engine checks each page, and closes it.
+            open_store: opens where a bundle's pages come from, now and when it is reloaded; its own files unless
+                stated. The engine checks each page, and closes the store.
             staging: how pages reach the arena; as the configured device wants it if None.
 
         Raises:
@@ -71,7 +76,7 @@ class Engine:
         """
         for name in config.real_time:
             bundle.task(name)
-        self._open = OpenBundle(bundle, config, store, staging)
+        self._open = OpenBundle(bundle, config, open_store, staging)
         self._residency, self._memory = self._open.residency, self._open.memory
         self._process = os.getpid()
         weakref.finalize(self, _in_process, self._process, self._residency.close)

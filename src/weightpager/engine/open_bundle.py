@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ from weightpager.runtime.paging.page_check import PageCheck
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.state import PagingState
-from weightpager.store import ContractStore, CountingStore, LocalStore, PageStore, VerifyingStore
+from weightpager.store import LocalStore, PageStore, VerifyingStore
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,23 @@ class OpenBundle:
         watch: warns when the budget is more than the machine has.
         residency: the arena's contents.
         page_check: compares them with the bundle's hashes.
-        reads: counts what is read.
+        reads: reads pages, checks them, and counts their bytes.
         direct: whether reads bypass the page cache.
     """
 
     def __init__(
-        self, bundle: Bundle, config: EngineConfig, store: PageStore | None, staging: Staging | None = None
+        self,
+        bundle: Bundle,
+        config: EngineConfig,
+        open_store: Callable[[Bundle], PageStore] = LocalStore,
+        staging: Staging | None = None,
     ) -> None:
         """Open it; nothing is resident.
 
         Args:
             bundle: validated.
             config: of the engine.
-            store: where pages come from; the bundle's own files if None.
+            open_store: opens where a bundle's pages come from, now and when it is reloaded.
             staging: how pages reach the arena; as the configured device wants it if None.
 
         Raises:
@@ -72,6 +76,7 @@ class OpenBundle:
             BundleError, StoreError: a file is damaged or can't be opened.
         """
         self._dtype = config.dtype
+        self._open_store = open_store
         self.memory = MemoryController(
             config.budget,
             needs_of(bundle, config.dtype),
@@ -89,12 +94,11 @@ class OpenBundle:
         self._generation = architecture.read_generation(bundle, self._config)
         self._resident = read_parameters(bundle, RESIDENT, arena.pages.device, config.dtype)
         with ExitStack() as undone:
-            store = LocalStore(bundle) if store is None else store
-            undone.callback(ContractStore(store).close)
+            store = open_store(bundle)
             self.direct = bool(getattr(store, "direct", False))
             self._numbers = PageNumbers(bundle, store, page_numbers(bundle))
-            self.reads = CountingStore(self._numbers.store)
-            self._checked = VerifyingStore(self.reads, self._numbers.index)
+            self.reads = VerifyingStore(self._numbers.store, self._numbers.index)
+            undone.callback(self.reads.close)
             numbers = np.arange(len(bundle.pages))
             tasks = {
                 name: OpenTask.read(bundle, name, number, numbers, arena, config.dtype)
@@ -108,7 +112,7 @@ class OpenBundle:
                 [pages_of(bundle, name, numbers) for name in bundle.tasks],
                 self.memory,
                 pager,
-                ContractStore(self._checked),
+                self.reads,
                 config.read_timeout,
                 page_numbers(bundle),
             )
@@ -199,14 +203,14 @@ class OpenBundle:
             for name in (*change.added, *change.changed)
         }
         gone = self._leaving(change)
-        store = LocalStore(bundle)
+        store = self._open_store(bundle)
         try:
             added = self.residency.replace_tasks(gone, [pages_of(bundle, name, numbers) for name in come])
         except BaseException:
             store.close()
             raise
         self._numbers.adopt(bundle, store, numbers)
-        self._checked.index = self._paging.index = self._numbers.index
+        self.reads.index = self._paging.index = self._numbers.index
         for task, number in zip(come.values(), added, strict=True):
             task.number = number
         stay = {name: task for name, task in self.tasks.items() if name not in gone}

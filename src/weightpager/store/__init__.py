@@ -6,12 +6,10 @@ from weightpager.store.joined import JoinedStore
 from weightpager.store.local import LocalStore
 from weightpager.store.read_plan import Run, StorageModel, coalesce, group, most_pages, read_count
 from weightpager.store.switch_cost import SwitchCost, all_switches, span_of, switch_cost
-from weightpager.store.wrappers import ContractStore, CountingStore, StoreWrapper, VerifyingStore
+from weightpager.store.wrappers import VerifyingStore
 
 __all__ = [
     "BlockReader",
-    "ContractStore",
-    "CountingStore",
     "JoinedStore",
     "LocalStore",
     "PageStore",

@@ -1,4 +1,4 @@
-"""Behaviour added to a store by wrapping it."""
+"""A store that checks what another one reads."""
 
 from __future__ import annotations
 
@@ -14,72 +14,31 @@ from weightpager.errors import PageCorruptError, StoreError, WeightpagerError, f
 from weightpager.store.base import PageStore
 
 
-class StoreWrapper:
-    """A store that does what another one does; wrappers change a part of it."""
+class VerifyingStore:
+    """Compares every page with its id before anybody sees it, and counts what was read.
 
-    def __init__(self, inner: PageStore) -> None:
-        self._inner = inner
-
-    def read(self, first: int, into: Sequence[memoryview]) -> None:
-        self._inner.read(first, into)
-
-    def span(self, first: int) -> int:
-        return self._inner.span(first)
-
-    def close(self) -> None:
-        self._inner.close()
-
-
-class VerifyingStore(StoreWrapper):
-    """Compares every page with its id before anybody sees it.
+    Whatever the inner store raises, an `OSError` say, comes as the error that `PageStore` documents, with its cause.
 
     Attributes:
         index: the ids; may be replaced by one that has more pages.
+        bytes: in all reads that have ended well; a plan's promise is held against them.
     """
 
     def __init__(self, inner: PageStore, index: PageIndex) -> None:
-        super().__init__(inner)
-        self.index = index
-
-    def read(self, first: int, into: Sequence[memoryview]) -> None:
-        self._inner.read(first, into)
-        for page, view in enumerate(into, first):
-            if blake3(view).digest() != self.index.ids[page].tobytes():
-                raise PageCorruptError(page, "on load")
-
-
-class CountingStore(StoreWrapper):
-    """Counts what was read, so that it can be compared with a plan.
-
-    Attributes:
-        reads: completed reads.
-        pages: pages in them.
-        bytes: bytes in them.
-    """
-
-    def __init__(self, inner: PageStore) -> None:
-        super().__init__(inner)
+        self._inner = inner
         self._lock = threading.Lock()
-        self.reads = self.pages = self.bytes = 0
-
-    def read(self, first: int, into: Sequence[memoryview]) -> None:
-        self._inner.read(first, into)
-        with self._lock:
-            self.reads += 1
-            self.pages += len(into)
-            self.bytes += sum(map(len, into))
-
-
-class ContractStore(StoreWrapper):
-    """Turns what a store raises, such as an `OSError`, into the errors that `PageStore` documents; keeps the cause."""
-
-    def __init__(self, inner: PageStore) -> None:
-        super().__init__(inner)
         self._closed = False
+        self.index = index
+        self.bytes = 0
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
         with _documented(f"read page {first}"):
             self._inner.read(first, into)
+            with self._lock:
+                self.bytes += sum(map(len, into))
+            for page, view in enumerate(into, first):
+                if blake3(view).digest() != self.index.ids[page].tobytes():
+                    raise PageCorruptError(page, "on load")
 
     def span(self, first: int) -> int:
         """See `PageStore.span`.
@@ -91,7 +50,7 @@ class ContractStore(StoreWrapper):
             return operator.index(self._inner.span(first))
 
     def close(self) -> None:
-        """See `PageStore.close`; the store is asked once.
+        """See `PageStore.close`; the inner store is asked once.
 
         Raises:
             StoreError: the store failed.

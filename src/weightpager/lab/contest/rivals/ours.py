@@ -23,8 +23,10 @@ class Ours(Rival):
 
     def __init__(self, setting: Setting, *, wait: bool = True) -> None:
         bundle = setting.bundle
-        store = None if setting.pace is None else PacedStore(LocalStore(bundle), setting.pace)
-        self._engine = Engine(bundle, EngineConfig(setting.budget, dtype=DTYPE, io_threads=setting.threads), store)
+        config = EngineConfig(setting.budget, dtype=DTYPE, io_threads=setting.threads)
+        pace = setting.pace
+        open_store = LocalStore if pace is None else lambda bundle: PacedStore(LocalStore(bundle), pace)
+        self._engine = Engine(bundle, config, open_store)
         self._wait = wait
         self._files = [bundle.path / name for name in bundle.manifest.page_file_names()]
 
