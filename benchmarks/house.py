@@ -103,9 +103,7 @@ def measure(sources: Sources) -> House:
 def main(
     json: Annotated[Path | None, typer.Option(help="File that takes the figures.")] = None,
     against: Annotated[str | None, typer.Option(help="Commit to compare with.")] = None,
-    read_path: Annotated[
-        bool, typer.Option(help="Print the calls from a task to a read instead.")
-    ] = False,
+    read_path: Annotated[bool, typer.Option(help="Print the calls from a task to a read instead.")] = False,
 ) -> None:
     """Count the work tree's rooms, files and functions."""
     if read_path:

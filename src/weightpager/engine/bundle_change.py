@@ -1,16 +1,21 @@
-"""What has become of a bundle since an engine opened it."""
+"""What has become of a bundle since an engine opened it, and the numbers of its pages, which outlive that."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from blake3 import blake3
 
-from weightpager.bundle import Bundle
+from weightpager.bundle import BlockTable, Bundle, PageIndex
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
 from weightpager.bundle.parts.adapter import adapter_files
 from weightpager.errors import BundleError
+from weightpager.runtime.planning.plans import Pages
+from weightpager.store import JoinedStore, PageStore
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,86 @@ def _fingerprint(bundle: Bundle, task: str) -> bytes:
         for array in (table.crow_indices, table.col_indices, bundle.pages.ids[page], place):
             whole.update(np.ascontiguousarray(array).tobytes())
     return bytes(whole.digest())
+
+
+class PageNumbers:
+    """Every page that a bundle has had since the engine opened it, each under one number.
+
+    A page that is found again in a changed bundle, by its id and layer, keeps its number and the place that it is read
+    from. Of pages that are equal, the first is taken for the first, and so on.
+
+    Attributes:
+        index: of all of them; signatures are those of the bundle that brought the page, and not used.
+        store: reads them by these numbers.
+        capacity: numbers that there can be.
+    """
+
+    def __init__(self, bundle: Bundle, store: PageStore, capacity: int) -> None:
+        self.capacity = capacity
+        self.store = JoinedStore()
+        self.index = PageIndex(bundle.pages.ids[:0], bundle.pages.layers[:0], bundle.pages.signatures[:0])
+        self.adopt(bundle, store, self.of(bundle))
+
+    def of(self, bundle: Bundle) -> npt.NDArray[np.int64]:
+        """The numbers of a bundle's pages, int64 [its pages]; those it will have, for pages that are new.
+
+        Raises:
+            BundleError: there are more than the engine has room for.
+        """
+        known = {key: number for number, key in enumerate(_keys(self.index))}
+        numbers = np.array([known.get(key, -1) for key in _keys(bundle.pages)], np.int64)
+        new = numbers < 0
+        numbers[new] = len(self.index) + np.arange(new.sum())
+        if len(self.index) + new.sum() > self.capacity:
+            raise BundleError(
+                f"{bundle.path}: expected at most {self.capacity} pages since the engine was opened, found "
+                f"{len(self.index) + new.sum()}; close it and open the bundle again"
+            )
+        return numbers
+
+    def adopt(self, bundle: Bundle, store: PageStore, numbers: npt.NDArray[np.int64]) -> None:
+        """Pages that are new are read from this store from now on; it is closed with the others, or now if none is.
+
+        Args:
+            bundle: whose pages they are.
+            store: of the bundle.
+            numbers: what `of` has said of it.
+        """
+        new = np.flatnonzero(numbers >= len(self.index))
+        if not len(new):
+            store.close()
+            return
+        old, added = self.index, bundle.pages
+        self.store.add(store, new)
+        self.index = PageIndex(
+            np.concatenate([old.ids, added.ids[new]]),
+            np.concatenate([old.layers, added.layers[new]]),
+            np.concatenate([old.signatures, added.signatures[new]]),
+        )
+
+
+def _keys(index: PageIndex) -> Iterator[tuple[bytes, int, int]]:
+    """What tells each page from all others of its bundle: id, layer, and how many before it had the same."""
+    seen: Counter[tuple[bytes, int]] = Counter()
+    for page, layer in zip(index.ids, index.layers.tolist(), strict=True):
+        key = page.tobytes(), layer
+        yield *key, seen[key]
+        seen[key] += 1
+
+
+def pages_of(bundle: Bundle, task: str, numbers: npt.NDArray[np.int64]) -> Pages:
+    """A task's pages by these numbers, ascending."""
+    return np.sort(numbers[bundle.pages_of(task)])
+
+
+def tables_of(bundle: Bundle, task: str, numbers: npt.NDArray[np.int64]) -> Mapping[str, BlockTable]:
+    """A task's block tables with its pages' numbers in the locations; the bundle's own where those are the same."""
+    if np.array_equal(numbers, np.arange(len(numbers))):
+        return bundle.tables(task)
+    places = bundle.manifest.blocks_per_page
+
+    def renumbered(table: BlockTable) -> BlockTable:
+        page, place = np.divmod(table.locations.astype(np.int64), places)
+        return BlockTable(table.crow_indices, table.col_indices, (numbers[page] * places + place).astype(np.int32))
+
+    return {name: renumbered(table) for name, table in bundle.tables(task).items()}

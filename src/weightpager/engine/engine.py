@@ -4,46 +4,32 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import torch
 from torch import nn
 
-from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size
-from weightpager.engine.bundle_change import BundleChange
-from weightpager.engine.forecasts import ForecastReport, Forecasts
-from weightpager.engine.model import architecture
+from weightpager.engine.foresight import reuse_after
+from weightpager.engine.maintenance import EngineMaintenance
 from weightpager.engine.open_bundle import OpenBundle
-from weightpager.engine.open_task import OpenTask
-from weightpager.engine.prefetch_policy import prefetch_policy, reuse_after
-from weightpager.engine.report import EngineReport, PrefetchReport, SwitchReport
-from weightpager.engine.residency_map import ResidencyMap
-from weightpager.engine.switch_log import SwitchLog
-from weightpager.errors import BudgetError, ConfigError, EngineClosedError, TaskNotActiveError, TaskTooLargeError
+from weightpager.engine.task_holds import TaskHolds
+from weightpager.errors import ConfigError
 from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.staged_arena import Staging
-from weightpager.runtime.paging.pager import Priority
-from weightpager.runtime.paging.switch_request import LoadStats, SwitchRequest
-from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.runtime.prediction.planner import Planner
-from weightpager.runtime.prefetch.prefetcher import Foresight, Prefetcher, Switched
+from weightpager.runtime.prefetch.prefetcher import Prefetcher
 from weightpager.store import LocalStore, PageStore
 
-_NOTHING = LoadStats()
-"""Was loaded."""
 
-
-class Engine:
+class Engine(EngineMaintenance):
     """Runs a bundle's tasks inside one memory budget.
 
     A task's module is built once and never changes: a switch changes which pages are in the arena. Outputs are
@@ -76,26 +62,19 @@ class Engine:
         """
         for name in config.real_time:
             bundle.task(name)
-        self._open = OpenBundle(bundle, config, open_store, staging)
-        self._residency, self._memory = self._open.residency, self._open.memory
-        self._process = os.getpid()
-        weakref.finalize(self, _in_process, self._process, self._residency.close)
-        self.monitor = TaskMonitor(file=None if config.history is None else HistoryFile(config.history))
-        weakref.finalize(self, _in_process, self._process, self.monitor.close)
-        self._activating = threading.RLock()  # `activate` and `deactivate`, one after the other
-        self._changing = threading.Lock()  # budget or bundle
-        self._lock = threading.RLock()  # pins; never kept while storage works
+        opened = OpenBundle(bundle, config, open_store, staging)
+        process = os.getpid()
+        weakref.finalize(self, _in_process, process, opened.residency.close)
+        monitor = TaskMonitor(log=None if config.history is None else HistoryFile(config.history))
+        weakref.finalize(self, _in_process, process, monitor.close)
+        super().__init__(opened, monitor, config)
+        self._holds = TaskHolds(opened, monitor, self._switches, self._real_time, self._tell)
+        self._lock = threading.RLock()  # closing; never kept while storage works
         self._current: str | None = None
-        self._closed = False
-        self._switches = SwitchLog(self._open, self.monitor)
-        self._forecasts = Forecasts(self._open, self.monitor)
-        self._real_time = frozenset(config.real_time)
-        self._planner: Planner | None = None if isinstance(config.prefetch, bool) else config.prefetch
-        self._prefetcher: Prefetcher | None = None
         self._enter_real_time()
         if config.prefetch:
-            self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._policy())
-            weakref.finalize(self, _in_process, self._process, self._prefetcher.close)
+            self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._foresight())
+            weakref.finalize(self, _in_process, process, self._prefetcher.close)
 
     @classmethod
     def from_pretrained(
@@ -124,8 +103,8 @@ class Engine:
             kv_reserve: part of the budget that is left to KV caches.
             real_time: tasks that are loaded now and never leave memory.
             read_timeout: seconds without any page after which a load fails.
-            prefetch: whether to prefetch, between switches, what the next task probably needs, as far as the budget
-                has room. A function tells the next task better than the past does: it gets the visits so far, oldest
+            prefetch: whether to prefetch, between switches, what the next task probably needs, as far as the budget has
+                room. A function tells the next task better than the past does: it gets the visits so far, oldest
                 first, and gives a weight to each task that may come next.
             history: file that keeps which task ran when, so that habits needn't be learnt again after a restart; it
                 is made if there is none, and holds task names and times only.
@@ -176,11 +155,12 @@ class Engine:
             StoreError, PageCorruptError: a page could not be loaded; all other tasks are as they were.
             EngineClosedError: the engine has been closed.
         """
-        module = self._hold(name, wait=wait, timeout=timeout)
+        self._check_open()
+        module = self._holds.hold(name, wait=wait, timeout=timeout)
         try:
             yield module
         finally:
-            self._release(name)
+            self._holds.release(name)
 
     def activate(self, name: str, *, wait: bool = True, timeout: float | None = None) -> nn.Module:
         """Make a task the current one until the next `activate`; its module.
@@ -195,16 +175,15 @@ class Engine:
             EngineClosedError: the engine has been closed.
             SwitchFailedError: loading failed after the old task was given up; no task is current.
         """
+        self._check_open()
         with self._activating:
-            if name == self._current and self._is_in_place(name, wait=wait):
-                module = self.module(name)
-                self._tell(self._tasks[name].number, self.monitor.record(name) != name)
-                return module
+            if name == self._current and self._holds.enter_again(name, wait=wait):
+                return self.module(name)
             leaving = None if name == self._current else self._current
-            module = self._hold(name, leaving, wait=wait, timeout=timeout)
+            module = self._holds.hold(name, leaving, self._leave_current, wait=wait, timeout=timeout)
             left, self._current = self._current, name
             if left is not None:
-                self._release(left)
+                self._holds.release(left)
             return module
 
     def module(self, name: str) -> nn.Module:
@@ -220,29 +199,6 @@ class Engine:
         self._check_open()
         return self._open.entrance(name)[1]
 
-    def dtype(self, name: str) -> torch.dtype:
-        """What a task computes in.
-
-        Raises:
-            UnknownTaskError: the bundle has no such task.
-        """
-        return self._open.dtype(name)
-
-    def check_fits(self, name: str) -> None:
-        """Whether the budget ever holds a task, beside real-time ones; loads nothing.
-
-        Raises:
-            UnknownTaskError: the bundle has no such task.
-            TaskTooLargeError: it never does; says the smallest budget that would do.
-        """
-        self._check_process()
-        tasks = self._open.task(name), *(self._tasks[other] for other in self._real_time)
-        pages = self.blocks.needed_together([task.number for task in tasks])
-        if pages > self.blocks.slots:
-            beside = " beside the real-time tasks" if self._real_time else ""
-            found = self._memory.too_small(f"task {name!r}{beside}", pages)
-            raise TaskTooLargeError(f"task {name!r} can't run: {found}", found.smallest)
-
     def deactivate(self) -> None:
         """Leave the current task, if any; its pages stay until their slots are wanted."""
         self._check_process()
@@ -251,9 +207,8 @@ class Engine:
 
     def pin(self, name: str) -> None:
         """Load a task and keep its pages until `unpin`; that is no visit. Errors are those of `task`."""
-        self._hold(name, asked=False)
-        with self._lock:
-            self._tasks[name].pins += 1
+        self._check_open()
+        self._holds.pin(name)
 
     def unpin(self, name: str) -> None:
         """Undo one `pin`.
@@ -263,12 +218,7 @@ class Engine:
             TaskNotActiveError: the task isn't pinned.
         """
         self._check_process()
-        self.bundle.task(name)
-        with self._lock:
-            if not self._tasks[name].pins:
-                raise TaskNotActiveError(f"task {name!r} is not pinned")
-            self._tasks[name].pins -= 1
-        self._release(name)
+        self._holds.unpin(name)
 
     def prefetch(self, name: str) -> int:
         """Begin to load a task that comes soon, once no switch is going on; how many pages were queued for that.
@@ -288,128 +238,6 @@ class Engine:
         number = self._open.task(name).number
         reuse = partial(reuse_after, number, self._open, self.monitor)
         return self._residency.prefetch(SwitchRequest(number, name, reuse=reuse))
-
-    def evict(self) -> int:
-        """Drop all pages that no task in use needs; how many went."""
-        self._check_process()
-        return self._residency.evict_unlocked()
-
-    def set_budget(self, budget: str | int) -> None:
-        """Use more or less memory from now on; the arena stays where it is, and so do the modules.
-
-        Pages of tasks that aren't in use go if they must, and their memory goes back to the machine. More than the
-        whole bundle needs isn't used. More than the machine has is said in the log.
-
-        Raises:
-            ConfigError: it is no size.
-            BudgetError: the tasks in use need more, or not even the smallest task would fit; nothing has changed.
-            StoreTimeoutError: reads that hang have memory that must go; nothing has changed.
-            EngineClosedError: the engine has been closed.
-        """
-        self._check_open()
-        with self._changing:
-            self._open.resize(parse_size(budget))
-            self._renew_policy()
-
-    def verify(self) -> list[int]:
-        """Indices of resident pages whose bytes no longer match their BLAKE3; empty if all is well."""
-        self._check_process()
-        return self._open.page_check.damaged()
-
-    def repair(self) -> list[int]:
-        """Load damaged pages again, each into its place; which they were.
-
-        A forward that runs meanwhile may have read the damage; one that starts later reads what is right.
-
-        Raises:
-            StoreError, PageCorruptError: storage doesn't have a page as it should be.
-            EngineClosedError: the engine has been closed.
-        """
-        self._check_open()
-        return self._open.page_check.repair()
-
-    def reload(self) -> BundleChange:
-        """Take over what has become of the bundle since: tasks that were added, removed, or compiled anew.
-
-        Other tasks go on, also while this runs; their pages are known by content, wherever they lie now. Modules of
-        tasks that left or changed can't be entered any more. A budget that wasn't stated grows with the bundle.
-
-        Returns:
-            What has changed.
-
-        Raises:
-            BundleError, StoreError: the bundle is damaged, or of another model; nothing has changed.
-            BusyError: a task that was removed or changed is in use; nothing has changed.
-            BudgetError: the bundle's parameters leave too little room for the tasks in use; nothing has changed.
-            EngineClosedError: the engine has been closed.
-        """
-        self._check_open()
-        with self._activating, self._changing:
-            change = self._open.reload()
-            self._renew_policy()
-            return change
-
-    def tokenizer(self) -> Any:
-        """The bundle's tokenizer; read from its files when asked for.
-
-        Raises:
-            BundleFormatError: transformers can't read it, or the tasks read images.
-        """
-        return architecture.tokenizer(self.bundle)
-
-    def image_processor(self) -> Any:
-        """The image processor of a bundle whose tasks read images; read from its files when asked for.
-
-        Raises:
-            BundleFormatError: transformers can't read it, or the tasks read texts.
-            ConfigError: Pillow isn't installed.
-        """
-        return architecture.image_reader(self.bundle).processor
-
-    def report(self) -> EngineReport:
-        """The engine's state."""
-        self._check_process()
-        blocks = self._residency.blocks
-        return EngineReport(
-            budget=self._memory.budget,
-            memory=self._memory.use,
-            available_memory=self._open.watch.available(),
-            slots=blocks.slots,
-            resident_pages=len(blocks.resident()),
-            locked_pages=len(blocks.locked()),
-            active=tuple(name for name, task in self._tasks.items() if task.gate.holders),
-            direct_io=self._open.direct,
-            kernel=kernels.isa(self._memory.arena.pages.device),
-            bytes_read=self._open.reads.bytes,
-            working_set_pages=self._switches.working_set(),
-            reloaded_pages=blocks.reloads,
-            switches=self._switches.latest(),
-            prefetch=self._prefetch_report(),
-        )
-
-    @property
-    def last_switch(self) -> SwitchReport | None:
-        """The latest of the report's switches; None before the first."""
-        return self._switches.last
-
-    def residency(self) -> ResidencyMap:
-        """Which pages are in the arena now, by layer and task; loads nothing."""
-        self._check_process()
-        blocks = self.blocks
-        needs = {name: blocks.needs(task.number) for name, task in self._tasks.items()}
-        return ResidencyMap.of(self._open.layers, blocks.page_table, needs)
-
-    def forecast(self) -> ForecastReport | None:
-        """What probably comes next by what has been learnt, whether anything is prefetched or not; loads nothing.
-
-        The history is caught up with when this is called. A planner isn't asked. None before the first request.
-        """
-        return self._forecasts.now()
-
-    def resident_tasks(self) -> frozenset[str]:
-        """Tasks that could be entered now without loading anything."""
-        self._check_process()
-        return frozenset(name for name, task in self._tasks.items() if self.blocks.is_resident(task.number))
 
     def close(self) -> None:
         """Drop queued loads, finish those in flight and close the bundle's files; modules must not be called any more.
@@ -441,124 +269,21 @@ class Engine:
     ) -> None:
         self.close()
 
-    @property
-    def bundle(self) -> Bundle:
-        """The bundle as it was when it was opened or last reloaded."""
-        return self._open.bundle
-
-    @property
-    def blocks(self) -> BlockManager:
-        """The page table and its policy, for inspection and tests."""
-        return self._residency.blocks
-
-    @property
-    def _tasks(self) -> Mapping[str, OpenTask]:
-        return self._open.tasks
-
-    @property
-    def _forked(self) -> bool:
-        """Whether this process isn't the one that opened the engine."""
-        return os.getpid() != self._process
-
-    def _check_process(self) -> None:
-        if self._forked:
-            raise EngineClosedError("the engine belongs to the process that this one was forked from; open the bundle")
-
-    def _check_open(self) -> None:
-        self._check_process()
-        if self._closed:
-            raise EngineClosedError("the engine is closed; open the bundle again")
-
     def _enter_real_time(self) -> None:
         try:
             for name in sorted(self._real_time):
-                self._hold(name, asked=False)  # and never release
+                self._holds.hold(name, asked=False)  # and never release
         except BaseException:
             self.close()
             raise
 
-    def _hold(
-        self,
-        name: str,
-        leaving: str | None = None,
-        *,
-        wait: bool = True,
-        timeout: float | None = None,
-        asked: bool = True,
-    ) -> nn.Module:
-        self._check_open()
-        task, module = self._open.entrance(name)
-        start = time.perf_counter()
-        request = SwitchRequest(
-            task.number,
-            name,
-            leaving=None if leaving is None else self._tasks[leaving].number,
-            give_up=self._leave_current,
-            deadline=_deadline(timeout),
-            wait=wait,
-            priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
-            reuse=partial(reuse_after, task.number, self._open, self.monitor),
-        )
-        try:
-            stats, loading = self._residency.bring_in(request)
-        except BudgetError:
-            self.check_fits(name)  # says so if it is no matter of who leaves
-            raise
-        task.gate.hold(None if loading is None else loading.pending)
-        try:
-            seconds, waited = time.perf_counter() - start, loading is None
-            before = self._switches.entered(name, stats, seconds, waited=waited, asked=asked)
-            self._tell(task.number, asked and before != name, stats)
-        except BaseException:  # Ctrl-C, say: who hasn't got the module can't leave the task
-            self._release(name)
-            raise
-        return module
-
-    def _tell(self, task: int, switched: bool, stats: LoadStats = _NOTHING) -> None:
-        if switched and self._prefetcher is not None:
-            self._prefetcher.tell(Switched(task, time.monotonic(), stats))
-
-    def _release(self, name: str) -> None:
-        task = self._tasks[name]
-        try:
-            task.gate.release()
-        finally:
-            self._residency.let_go(task.number)
-
-    def _is_in_place(self, name: str, *, wait: bool) -> bool:
-        """Whether a task that is held needn't be loaded, or waited for."""
-        gate = self._tasks[name].gate
-        return gate.is_ready or not (wait or gate.has_failed)
-
     def _leave_current(self) -> None:
         if self._current is not None:
             name, self._current = self._current, None
-            self._release(name)
-
-    def _policy(self) -> PrefetchPolicy:
-        return prefetch_policy(self._open, self.monitor, self._planner, self._real_time)
-
-    def _renew_policy(self) -> None:
-        if self._prefetcher is not None:
-            self._prefetcher.renew(self._policy())
-
-    def _prefetch_report(self) -> PrefetchReport | None:
-        if self._prefetcher is None:
-            return None
-        score = self._prefetcher.score
-        return PrefetchReport(self._prefetcher.pays, self._residency.prefetched, score.hit_rate, score.log_loss)
+            self._holds.release(name)
 
 
 def _in_process(process: int, close: Callable[[], None]) -> None:
     """Not in a process that was forked, whose parent goes on with threads and files."""
     if os.getpid() == process:
         close()
-
-
-def _deadline(timeout: float | None) -> float | None:
-    """By `time.monotonic`."""
-    if timeout is None:
-        return None
-    if not timeout >= 0:
-        raise ConfigError(f"timeout: expected seconds from 0, or None, got {timeout}")
-    return time.monotonic() + timeout

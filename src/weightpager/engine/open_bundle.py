@@ -2,35 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightpager import kernels
-from weightpager.bundle import Bundle
+from weightpager.bundle import BlockTable, Bundle
 from weightpager.bundle.footprint import footprint, page_numbers
-from weightpager.bundle.format.names import RESIDENT
+from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.parts.adapter import LowRank, read_adapter
 from weightpager.config import EngineConfig
 from weightpager.engine import task_module
-from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.bundle_change import BundleChange, PageNumbers, pages_of, tables_of
 from weightpager.engine.model import architecture
-from weightpager.engine.open_task import OpenTask
-from weightpager.engine.page_numbers import PageNumbers, pages_of
 from weightpager.engine.parameters import activation_dtype, read_parameters
+from weightpager.errors import TaskTooLargeError
 from weightpager.runtime.memory import device
 from weightpager.runtime.memory.budget import MemoryController, Needs
 from weightpager.runtime.memory.memory_watch import MemoryWatch
+from weightpager.runtime.memory.page_arena import PageArena
 from weightpager.runtime.memory.staged_arena import Staging
 from weightpager.runtime.paging.page_check import PageCheck
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.state import PagingState
+from weightpager.runtime.paging.task_gate import TaskGate
 from weightpager.store import LocalStore, PageStore, VerifyingStore
+
+
+@dataclass
+class OpenTask:
+    """A task of an open bundle.
+
+    Attributes:
+        number: by which the runtime knows it.
+        tables: its block tables, in terms of the page table's pages.
+        private: parameters of its own.
+        low_rank: its low-rank parts.
+        gate: what its layers ask before they read pages.
+        pins: how often it is pinned.
+        module: built when first asked for.
+        building: guards that.
+    """
+
+    number: int
+    tables: Mapping[str, BlockTable]
+    private: dict[str, Tensor]
+    low_rank: dict[str, LowRank]
+    gate: TaskGate
+    pins: int = 0
+    module: nn.Module | None = None
+    building: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def read(
+        cls, bundle: Bundle, name: str, number: int, numbers: npt.NDArray[np.int64], arena: PageArena, dtype: str
+    ) -> OpenTask:
+        """Read all that its module is built from, for a page table with these numbers of the bundle's pages."""
+        private = read_parameters(bundle, private_file(name), arena.pages.device, dtype)
+        gate = TaskGate(name, arena.note_read)
+        return cls(number, tables_of(bundle, name, numbers), private, read_adapter(bundle, name), gate)
 
 
 @dataclass(frozen=True)
@@ -165,6 +202,19 @@ class OpenBundle:
             UnknownTaskError: the bundle has no such task.
         """
         return activation_dtype((self._resident | self.task(name).private).values())
+
+    def check_fits(self, name: str, beside: Iterable[str]) -> None:
+        """Whether the budget ever holds a task, beside the real-time ones ``beside``.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            TaskTooLargeError: it never does; says the smallest budget that would do.
+        """
+        real_time = [self.tasks[other].number for other in beside]
+        pages = self.residency.blocks.needed_together([self.task(name).number, *real_time])
+        if pages > self.residency.blocks.slots:
+            found = self.memory.too_small(f"task {name!r}{' beside the real-time tasks' if real_time else ''}", pages)
+            raise TaskTooLargeError(f"task {name!r} can't run: {found}", found.smallest)
 
     def resize(self, budget: int) -> None:
         """Use another budget. Errors are those of `Residency.resize`."""

@@ -1,11 +1,29 @@
-"""What an engine tells about itself."""
+"""What an engine tells about itself: reports, the log of its switches, a map of its pages."""
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.engine.open_bundle import OpenBundle
+from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.budget import MemoryUse
+from weightpager.runtime.paging.switch_request import LoadStats
+from weightpager.runtime.planning.page_table import ABSENT
+from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
+
+_SWITCHES_KEPT = 1000
+_WORKING_SET_VISITS = 32
+"""Latest visits whose tasks make up the working set."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,3 +99,103 @@ class EngineReport:
     reloaded_pages: int
     switches: tuple[SwitchReport, ...]
     prefetch: PrefetchReport | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ResidencyMap:
+    """What is in the arena, by layer and task. A picture of one moment: loads go on meanwhile.
+
+    Attributes:
+        layers: int32 [pages], the layer that each page belongs to.
+        resident: bool [pages].
+        needs: task → its pages, ascending.
+    """
+
+    layers: npt.NDArray[np.int32]
+    resident: npt.NDArray[np.bool_]
+    needs: Mapping[str, Pages]
+
+    @classmethod
+    def of(
+        cls, layers: npt.NDArray[np.int32], page_table: npt.NDArray[np.int32], needs: Mapping[str, Pages]
+    ) -> ResidencyMap:
+        """By a page table, which may have room for more pages than there are."""
+        return cls(layers, page_table[: len(layers)] != ABSENT, needs)
+
+    def by_layer(self, task: str) -> npt.NDArray[np.int64]:
+        """[layers, 2]: of each layer the task's resident pages, and all that it needs."""
+        count = int(self.layers.max(initial=-1)) + 1
+        need = self.needs[task]
+        here = need[self.resident[need]]
+        counts = [np.bincount(self.layers[pages], minlength=count) for pages in (here, need)]
+        return np.stack(counts, axis=1).astype(np.int64)
+
+    def share(self, task: str) -> float:
+        """Of the task's pages, those that are resident; 1 for a task without pages."""
+        need = self.needs[task]
+        return float(self.resident[need].mean()) if len(need) else 1.0
+
+
+class SwitchLog:
+    """Keeps reports of switches; says once if the tasks in use need more than the arena holds. Safe for many threads.
+
+    Args:
+        opened: whose tasks they are.
+        monitor: of the visits.
+    """
+
+    def __init__(self, opened: OpenBundle, monitor: TaskMonitor) -> None:
+        self._open = opened
+        self._monitor = monitor
+        self._lock = threading.Lock()
+        self._reports: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
+        self._warned = False
+
+    def entered(self, name: str, stats: LoadStats, seconds: float, *, waited: bool, asked: bool) -> str | None:
+        """A task has been entered, which the monitor is told too; the one that was asked for before.
+
+        Args:
+            name: of the task.
+            stats: what loading cost.
+            seconds: that entering it took.
+            waited: whether all pages were waited for.
+            asked: whether it was asked for; what is only kept in memory is no visit.
+        """
+        before = self._monitor.record(name) if asked else self._monitor.current
+        pages = stats.bytes // self._open.bundle.page_bytes
+        report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
+        with self._lock:
+            self._reports.append(report)
+            if pages and not self._warned and self._open.residency.blocks.reloads:
+                self._warn_of_thrashing(self.working_set())
+        return before
+
+    @property
+    def last(self) -> SwitchReport | None:
+        """The latest one; None before the first."""
+        with self._lock:
+            return self._reports[-1] if self._reports else None
+
+    def latest(self) -> tuple[SwitchReport, ...]:
+        """The latest ones, oldest first."""
+        with self._lock:
+            return tuple(self._reports)
+
+    def working_set(self) -> int:
+        """Pages that the tasks of the latest visits need together with those in use, pinned and real-time ones too."""
+        names = {visit.task for visit in self._monitor.visits()[-_WORKING_SET_VISITS:]}
+        numbers = [task.number for name, task in self._open.tasks.items() if name in names or task.gate.holders]
+        return self._open.residency.blocks.needed_together(numbers)
+
+    def _warn_of_thrashing(self, needed: int) -> None:
+        slots = self._open.residency.blocks.slots
+        if needed <= slots:
+            return
+        self._warned = True
+        _log.warning(
+            "the tasks in use need %d pages and the arena holds %d: switches load again what others have evicted; "
+            "a budget of %d bytes would hold them all",
+            needed,
+            slots,
+            self._open.memory.smallest_budget(needed),
+        )

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from weightpager import __version__
 from weightpager.bundle import TaskEntry
 from weightpager.engine.forecasts import ForecastReport
-from weightpager.engine.residency_map import ResidencyMap
+from weightpager.engine.report import ResidencyMap
 from weightpager.machine.process_memory import resident_memory
 from weightpager.server.scheduling.service import Service
 from weightpager.server.schema.status import (

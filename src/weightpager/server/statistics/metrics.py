@@ -14,8 +14,7 @@ from prometheus_client.registry import Collector
 
 from weightpager import __version__
 from weightpager.engine import Engine
-from weightpager.engine.report import EngineReport, PrefetchReport, SwitchReport
-from weightpager.engine.residency_map import ResidencyMap
+from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, SwitchReport
 from weightpager.server.statistics.traffic import Traffic
 
 _LATEST = 120

@@ -1,0 +1,99 @@
+"""What changes under an engine's tasks while they run: the budget, pages, the bundle, and what is prefetched."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from weightpager.config import EngineConfig, parse_size
+from weightpager.engine.bundle_change import BundleChange
+from weightpager.engine.foresight import foresight
+from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.view import EngineView
+from weightpager.runtime.history.task_monitor import TaskMonitor
+from weightpager.runtime.paging.switch_request import LoadStats
+from weightpager.runtime.prediction.planner import Planner
+from weightpager.runtime.prefetch.prefetcher import Foresight, Switched
+
+
+class EngineMaintenance(EngineView):
+    """The part of `Engine` that changes its memory and its bundle."""
+
+    def __init__(self, opened: OpenBundle, monitor: TaskMonitor, config: EngineConfig) -> None:
+        """Of a bundle that is open.
+
+        Args:
+            opened: the bundle.
+            monitor: of the visits.
+            config: of the engine.
+        """
+        super().__init__(opened, monitor, config.real_time)
+        self._activating = threading.RLock()  # `activate` and `deactivate`, one after the other
+        self._changing = threading.Lock()  # budget or bundle
+        self._planner: Planner | None = None if isinstance(config.prefetch, bool) else config.prefetch
+
+    def evict(self) -> int:
+        """Drop all pages that no task in use needs; how many went."""
+        self._check_process()
+        return self._residency.evict_unlocked()
+
+    def set_budget(self, budget: str | int) -> None:
+        """Use more or less memory from now on; the arena stays where it is, and so do the modules.
+
+        Pages of tasks that aren't in use go if they must, and their memory goes back to the machine. More than the
+        whole bundle needs isn't used. More than the machine has is said in the log.
+
+        Raises:
+            ConfigError: it is no size.
+            BudgetError: the tasks in use need more, or not even the smallest task would fit; nothing has changed.
+            StoreTimeoutError: reads that hang have memory that must go; nothing has changed.
+            EngineClosedError: the engine has been closed.
+        """
+        self._check_open()
+        with self._changing:
+            self._open.resize(parse_size(budget))
+            self._renew_foresight()
+
+    def repair(self) -> list[int]:
+        """Load damaged pages again, each into its place; which they were.
+
+        A forward that runs meanwhile may have read the damage; one that starts later reads what is right.
+
+        Raises:
+            StoreError, PageCorruptError: storage doesn't have a page as it should be.
+            EngineClosedError: the engine has been closed.
+        """
+        self._check_open()
+        return self._open.page_check.repair()
+
+    def reload(self) -> BundleChange:
+        """Take over what has become of the bundle since: tasks that were added, removed, or compiled anew.
+
+        Other tasks go on, also while this runs; their pages are known by content, wherever they lie now. Modules of
+        tasks that left or changed can't be entered any more. A budget that wasn't stated grows with the bundle.
+
+        Returns:
+            What has changed.
+
+        Raises:
+            BundleError, StoreError: the bundle is damaged, or of another model; nothing has changed.
+            BusyError: a task that was removed or changed is in use; nothing has changed.
+            BudgetError: the bundle's parameters leave too little room for the tasks in use; nothing has changed.
+            EngineClosedError: the engine has been closed.
+        """
+        self._check_open()
+        with self._activating, self._changing:
+            change = self._open.reload()
+            self._renew_foresight()
+            return change
+
+    def _tell(self, task: int, stats: LoadStats) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.tell(Switched(task, time.monotonic(), stats))
+
+    def _foresight(self) -> Foresight:
+        return foresight(self._open, self.monitor, self._planner, self._real_time)
+
+    def _renew_foresight(self) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.renew(self._foresight())

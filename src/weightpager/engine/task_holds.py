@@ -1,0 +1,141 @@
+"""Who uses which task."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from functools import partial
+
+from torch import nn
+
+from weightpager.engine.foresight import reuse_after
+from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.report import SwitchLog
+from weightpager.errors import BudgetError, ConfigError, TaskNotActiveError
+from weightpager.runtime.history.task_monitor import TaskMonitor
+from weightpager.runtime.paging.pager import Priority
+from weightpager.runtime.paging.switch_request import LoadStats, SwitchRequest
+
+Told = Callable[[int, LoadStats], None]
+"""Called after each switch, with the number of the task that was entered and what loading it cost."""
+
+
+class TaskHolds:
+    """Brings tasks in, lets their layers read while they are held, and tells of every switch.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(
+        self, opened: OpenBundle, monitor: TaskMonitor, switches: SwitchLog, real_time: Collection[str], told: Told
+    ) -> None:
+        """Nobody holds a task.
+
+        Args:
+            opened: the bundle.
+            monitor: of the visits.
+            switches: keeps their reports.
+            real_time: tasks whose pages are read before others'.
+            told: of switches.
+        """
+        self._open = opened
+        self._monitor = monitor
+        self._switches = switches
+        self._real_time = real_time
+        self._told = told
+        self._lock = threading.RLock()  # pins; never kept while storage works
+
+    def hold(
+        self,
+        name: str,
+        leaving: str | None = None,
+        give_up: Callable[[], None] = lambda: None,
+        *,
+        wait: bool = True,
+        timeout: float | None = None,
+        asked: bool = True,
+    ) -> nn.Module:
+        """Hold a task until `release`; its module. Errors are those of `Engine.task` and `Engine.activate`.
+
+        Args:
+            name: of the task.
+            leaving: the task that is left for it.
+            give_up: leaves that one, if both don't fit together.
+            wait: whether to return only when all pages are there.
+            timeout: seconds to wait for room and for other switches.
+            asked: whether it was asked for; what is only kept in memory is no visit.
+        """
+        task, module = self._open.entrance(name)
+        start = time.perf_counter()
+        request = SwitchRequest(
+            task.number,
+            name,
+            leaving=None if leaving is None else self._open.tasks[leaving].number,
+            give_up=give_up,
+            deadline=_deadline(timeout),
+            wait=wait,
+            priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
+            reuse=partial(reuse_after, task.number, self._open, self._monitor),
+        )
+        try:
+            stats, loading = self._open.residency.bring_in(request)
+        except BudgetError:
+            self._open.check_fits(name, self._real_time)  # says so if it is no matter of who leaves
+            raise
+        task.gate.hold(None if loading is None else loading.pending)
+        try:
+            seconds, waited = time.perf_counter() - start, loading is None
+            before = self._switches.entered(name, stats, seconds, waited=waited, asked=asked)
+            if asked and before != name:
+                self._told(task.number, stats)
+        except BaseException:  # Ctrl-C, say: who hasn't got the module can't leave the task
+            self.release(name)
+            raise
+        return module
+
+    def release(self, name: str) -> None:
+        """Undo one `hold`, once no layer is reading if it was the last."""
+        task = self._open.tasks[name]
+        try:
+            task.gate.release()
+        finally:
+            self._open.residency.let_go(task.number)
+
+    def enter_again(self, name: str, *, wait: bool) -> bool:
+        """A task that is held is asked for again; False if it must be held anew, to be loaded or waited for."""
+        task = self._open.tasks[name]
+        if not task.gate.is_ready and (wait or task.gate.has_failed):
+            return False
+        if self._monitor.record(name) != name:
+            self._told(task.number, LoadStats())
+        return True
+
+    def pin(self, name: str) -> None:
+        """Hold a task until `unpin`."""
+        self.hold(name, asked=False)
+        with self._lock:
+            self._open.tasks[name].pins += 1
+
+    def unpin(self, name: str) -> None:
+        """Undo one `pin`.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            TaskNotActiveError: the task isn't pinned.
+        """
+        task = self._open.task(name)
+        with self._lock:
+            if not task.pins:
+                raise TaskNotActiveError(f"task {name!r} is not pinned")
+            task.pins -= 1
+        self.release(name)
+
+
+def _deadline(timeout: float | None) -> float | None:
+    """By `time.monotonic`."""
+    if timeout is None:
+        return None
+    if not timeout >= 0:
+        raise ConfigError(f"timeout: expected seconds from 0, or None, got {timeout}")
+    return time.monotonic() + timeout

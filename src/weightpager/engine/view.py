@@ -1,0 +1,160 @@
+"""What an open engine tells about itself: nothing here loads a page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from weightpager import kernels
+from weightpager.bundle import Bundle
+from weightpager.engine.forecasts import ForecastReport, Forecasts
+from weightpager.engine.model import architecture
+from weightpager.engine.open_bundle import OpenBundle, OpenTask
+from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, SwitchLog, SwitchReport
+from weightpager.errors import EngineClosedError
+from weightpager.runtime.history.task_monitor import TaskMonitor
+from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.prefetch.prefetcher import Prefetcher
+
+
+class EngineView:
+    """The part of `Engine` that only looks on."""
+
+    def __init__(self, opened: OpenBundle, monitor: TaskMonitor, real_time: Iterable[str]) -> None:
+        """Of a bundle that is open.
+
+        Args:
+            opened: the bundle.
+            monitor: of the visits.
+            real_time: tasks that never leave memory.
+        """
+        self.monitor = monitor
+        self._open = opened
+        self._residency, self._memory = opened.residency, opened.memory
+        self._real_time = frozenset(real_time)
+        self._process = os.getpid()
+        self._closed = False
+        self._switches = SwitchLog(opened, monitor)
+        self._forecasts = Forecasts(opened, monitor)
+        self._prefetcher: Prefetcher | None = None
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle as it was when it was opened or last reloaded."""
+        return self._open.bundle
+
+    @property
+    def blocks(self) -> BlockManager:
+        """The page table and its policy, for inspection and tests."""
+        return self._residency.blocks
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What a task computes in.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+        """
+        return self._open.dtype(name)
+
+    def check_fits(self, name: str) -> None:
+        """Whether the budget ever holds a task, beside real-time ones; loads nothing.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            TaskTooLargeError: it never does; says the smallest budget that would do.
+        """
+        self._check_process()
+        self._open.check_fits(name, self._real_time)
+
+    def tokenizer(self) -> Any:
+        """The bundle's tokenizer; read from its files when asked for.
+
+        Raises:
+            BundleFormatError: transformers can't read it, or the tasks read images.
+        """
+        return architecture.tokenizer(self.bundle)
+
+    def image_processor(self) -> Any:
+        """The image processor of a bundle whose tasks read images; read from its files when asked for.
+
+        Raises:
+            BundleFormatError: transformers can't read it, or the tasks read texts.
+            ConfigError: Pillow isn't installed.
+        """
+        return architecture.image_reader(self.bundle).processor
+
+    def verify(self) -> list[int]:
+        """Indices of resident pages whose bytes no longer match their BLAKE3; empty if all is well."""
+        self._check_process()
+        return self._open.page_check.damaged()
+
+    def report(self) -> EngineReport:
+        """The engine's state."""
+        self._check_process()
+        blocks = self.blocks
+        return EngineReport(
+            budget=self._memory.budget,
+            memory=self._memory.use,
+            available_memory=self._open.watch.available(),
+            slots=blocks.slots,
+            resident_pages=len(blocks.resident()),
+            locked_pages=len(blocks.locked()),
+            active=tuple(name for name, task in self._tasks.items() if task.gate.holders),
+            direct_io=self._open.direct,
+            kernel=kernels.isa(self._memory.arena.pages.device),
+            bytes_read=self._open.reads.bytes,
+            working_set_pages=self._switches.working_set(),
+            reloaded_pages=blocks.reloads,
+            switches=self._switches.latest(),
+            prefetch=self._prefetch_report(),
+        )
+
+    @property
+    def last_switch(self) -> SwitchReport | None:
+        """The latest of the report's switches; None before the first."""
+        return self._switches.last
+
+    def residency(self) -> ResidencyMap:
+        """Which pages are in the arena now, by layer and task; loads nothing."""
+        self._check_process()
+        needs = {name: self.blocks.needs(task.number) for name, task in self._tasks.items()}
+        return ResidencyMap.of(self._open.layers, self.blocks.page_table, needs)
+
+    def resident_tasks(self) -> frozenset[str]:
+        """Tasks that could be entered now without loading anything."""
+        self._check_process()
+        return frozenset(name for name, task in self._tasks.items() if self.blocks.is_resident(task.number))
+
+    def forecast(self) -> ForecastReport | None:
+        """What probably comes next by what has been learnt, whether anything is prefetched or not; loads nothing.
+
+        The history is caught up with when this is called. A planner isn't asked. None before the first request.
+        """
+        return self._forecasts.now()
+
+    @property
+    def _tasks(self) -> Mapping[str, OpenTask]:
+        return self._open.tasks
+
+    @property
+    def _forked(self) -> bool:
+        """Whether this process isn't the one that opened the engine."""
+        return os.getpid() != self._process
+
+    def _check_process(self) -> None:
+        if self._forked:
+            raise EngineClosedError("the engine belongs to the process that this one was forked from; open the bundle")
+
+    def _check_open(self) -> None:
+        self._check_process()
+        if self._closed:
+            raise EngineClosedError("the engine is closed; open the bundle again")
+
+    def _prefetch_report(self) -> PrefetchReport | None:
+        if self._prefetcher is None:
+            return None
+        score = self._prefetcher.score
+        return PrefetchReport(self._prefetcher.pays, self._residency.prefetched, score.hit_rate, score.log_loss)
