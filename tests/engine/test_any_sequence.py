@@ -32,11 +32,11 @@ from hypothesis.stateful import (
 )
 
 import weightpager as wp
+from devices import HostCopier
 from faults import FaultyStore
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, StoreError, SwitchFailedError, WeightpagerError
-from weightpager.runtime.memory.copier import HostCopier
 from weightpager.runtime.memory.staged_arena import Staging
 from weightpager.runtime.prefetch.trial import PrefetchTrial
 from weightpager.store import LocalStore

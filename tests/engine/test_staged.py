@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import weightpager as wp
+from devices import LateCopier
 from encoder_tasks import TASKS, logits, room_for
 from engines import settle
 from faults import FaultyStore, HangingStore
-from late_device import LateCopier
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.errors import (

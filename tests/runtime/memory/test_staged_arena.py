@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from late_device import LateCopier, LateStream
+from devices import HostCopier, LateCopier, LateStream
 from weightpager.bundle.footprint import Footprint
 from weightpager.errors import BudgetError, StoreError
 from weightpager.runtime.memory.budget import MemoryController, Needs
-from weightpager.runtime.memory.copier import HostCopier
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.read_fence import ReadFence
 from weightpager.runtime.memory.staged_arena import StagedArena, Staging

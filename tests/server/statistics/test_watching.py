@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from late_device import LateCopier
+from devices import LateCopier
 from running import ADMIN, TOKEN, Running, serving
 from weightpager.answers.kinds.kind import Kind
 from weightpager.bundle import Bundle

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.read_fence import Event
 
 
@@ -64,43 +61,3 @@ class Copier(Protocol):
 
     def start(self, copies: Callable[[], None], after: Sequence[Event]) -> Event:
         """Begin work on slots once events have passed, in the order of calls; the event that ends it."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """The event of something that has been done."""
-
-    def query(self) -> bool:
-        """Yes."""
-        return True
-
-    def synchronize(self) -> None:
-        """There is nothing to wait for."""
-
-
-class HostCopier:
-    """Host memory, in which everything happens at once."""
-
-    device = torch.device("cpu")
-
-    def memory(self, capacity: int, slots: int, page_bytes: int) -> Arena:
-        """See `Copier.memory`."""
-        return Arena(capacity, slots, page_bytes)
-
-    def buffer(self, size: int) -> Tensor:
-        """See `Copier.buffer`."""
-        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
-
-    def note_read(self) -> None:
-        """See `Copier.note_read`."""
-
-    def reads(self) -> Sequence[Event]:
-        """See `Copier.reads`."""
-        return ()
-
-    def start(self, copies: Callable[[], None], after: Sequence[Event]) -> Event:
-        """See `Copier.start`."""
-        for event in after:
-            event.synchronize()
-        copies()
-        return Done()

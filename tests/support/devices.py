@@ -1,16 +1,50 @@
-"""A device whose streams are threads: what it is given is done later, in the order of each stream."""
+"""Devices without a GPU: one on which all happens at once, and one whose streams are threads, which do it later."""
 
 from __future__ import annotations
 
+import mmap
 import queue
 import threading
 from collections.abc import Callable, Sequence
 
 import torch
 
-from weightpager.runtime.memory.copier import HostCopier
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.read_fence import Event, ReadFence
+
+
+class Done:
+    """The event of something that has been done."""
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+
+class HostCopier:
+    """Host memory, in which everything happens at once."""
+
+    device = torch.device("cpu")
+
+    def memory(self, capacity: int, slots: int, page_bytes: int) -> Arena:
+        return Arena(capacity, slots, page_bytes)
+
+    def buffer(self, size: int) -> torch.Tensor:
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+
+    def note_read(self) -> None:
+        pass
+
+    def reads(self) -> Sequence[Event]:
+        return ()
+
+    def start(self, copies: Callable[[], None], after: Sequence[Event]) -> Event:
+        for event in after:
+            event.synchronize()
+        copies()
+        return Done()
 
 
 class LateEvent:
