@@ -246,7 +246,7 @@ class OpenBundle:
         return {name: self.tasks[name].number for name in (*change.removed, *change.changed)}
 
     def _take_over(self, bundle: Bundle, change: BundleChange) -> None:
-        """All that can fail comes first."""
+        """Take over a changed bundle; all that can fail comes first."""
         numbers = self._numbers.of(bundle)
         come = {
             name: OpenTask.read(bundle, name, -1, numbers, self.memory.arena, self._dtype)

@@ -28,7 +28,7 @@ class MemoryUse:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.arena + self.resident + self.private + self.tables + self.kv_reserve + self.staging
 
 

@@ -65,7 +65,7 @@ class Arena:
         return (int(self._committed.sum()) - len(self._touched)) * self.page_bytes
 
     def table(self, page_table: npt.NDArray[np.int32]) -> Tensor:
-        """The same memory."""
+        """The table itself: kernels read the same memory."""
         return torch.from_numpy(page_table)
 
     def stage(self) -> Stage:
@@ -138,10 +138,10 @@ class _InPlace:
         return [self._arena.content(slot) for slot in slots]
 
     def place(self, slots: Mapping[int, int], after: Sequence[Event]) -> None:
-        """They are there."""
+        """Nothing to do: pages were read into their slots."""
 
     def give_back(self) -> None:
-        """It took nothing."""
+        """There is nothing to give back."""
 
 
 def _reserve(capacity: int, slots: int, page_bytes: int) -> tuple[mmap.mmap, int]:

@@ -18,7 +18,7 @@ from weightpager.runtime.memory.read_fence import Event
 from weightpager.store import most_pages
 
 _NOTHING = -1
-"""In place of a slot or a page."""
+"""Stands for no slot and for no page."""
 
 
 @dataclass(frozen=True)

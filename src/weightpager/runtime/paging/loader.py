@@ -115,13 +115,13 @@ class Loader:
         return loading.cost(until_now=True)
 
     def _give_up(self, loading: Loading) -> None:
-        """Nobody waits for it any more."""
+        """Nobody waits for a load any more."""
         self._state.waiters.remove(loading.pending)
         if not loading.pending.complete:
             loading.pending.failed(TaskNotActiveError("the task was left before its pages had come"))
 
     def _cancel_unwanted(self) -> None:
-        """Whoever's load brings them: a page may be waited for by others than those it was first loaded for."""
+        """Don't begin reads of pages that nobody waits for and nobody prefetches, whichever load they belong to."""
         self._cancel(but={*self._state.waiters.pages, *self._state.prefetched.pages})
 
     def _cancel(self, but: Collection[int]) -> None:

@@ -1,4 +1,4 @@
-"""Proof that what is in the arena is what the bundle holds."""
+"""Compares what is in the arena with what the bundle holds."""
 
 from __future__ import annotations
 

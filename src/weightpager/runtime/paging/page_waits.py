@@ -21,7 +21,7 @@ class PendingPages:
         pages: that are on their way.
         layers: int32 [pages of the bundle], the model layer of each.
         patience: seconds without any arrival after which storage is given up.
-        before: pages that were on their way already: as long as these come, the others only wait for their turn.
+        before: pages that are read first: as long as these come, storage works.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PendingPages:
             self._changed.notify_all()
 
     def passed(self, pages: Collection[int]) -> None:
-        """Pages have come for whoever wanted them: of those that were on their way before, each counts once."""
+        """Pages have come, whoever wanted them. Each of those that are read first shows once that storage works."""
         with self._changed:
             came = self._before.intersection(pages)
             if came:
@@ -129,7 +129,7 @@ class Waiters:
         return list(dict.fromkeys(pending for page in pages for pending in self._of_page.pop(page, ())))
 
     def passed(self, pages: Collection[int]) -> None:
-        """These pages have come: who waits for others may only have waited for their turn."""
+        """Tell everybody that pages have come: storage works, also for those who wait for others."""
         self._all = [pending for pending in self._all if not pending.complete]
         for pending in self._all:
             pending.passed(pages)

@@ -102,7 +102,7 @@ class TaskGate:
                     self._changed.notify_all()
 
     def _wait_for(self, layer: int, pending: PendingPages) -> None:
-        """Not as a reader: who leaves the task must not wait for pages that are given up."""
+        """Wait for a layer's pages. It is no reader meanwhile: leaving the task must not wait for it."""
         try:
             pending.wait_for(layer)
         except WeightpagerError as error:

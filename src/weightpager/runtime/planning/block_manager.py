@@ -13,7 +13,7 @@ from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages, Switc
 from weightpager.runtime.planning.task_pages import TaskPages
 
 GONE = -(1 << 62)
-"""In place of the number of a task's holders."""
+"""The number of holders of a task that was removed."""
 
 
 class BlockManager:
@@ -62,11 +62,11 @@ class BlockManager:
 
     @property
     def loading(self) -> int:
-        """Pages that a slot is reserved for."""
+        """How many pages have a slot reserved."""
         return len(self.reserved())
 
     def reserved(self) -> Pages:
-        """Those pages, ascending."""
+        """Pages that have a slot reserved, ascending."""
         return np.flatnonzero(self._slots.reserved != ABSENT)
 
     def resident(self) -> Pages:

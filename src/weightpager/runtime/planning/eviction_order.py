@@ -31,7 +31,7 @@ class EvictionOrder:
         self._last_use[task] = self._uses
 
     def add_task(self) -> None:
-        """There is one more."""
+        """A task was added."""
         self._last_use = np.append(self._last_use, 0)
 
     def sort(self, pages: Pages, reuse: npt.NDArray[np.floating] | None) -> Pages:

@@ -38,17 +38,17 @@ class Slots:
 
     @property
     def capacity(self) -> int:
-        """All of them."""
+        """Slots that there are."""
         return len(self._page_of_slot)
 
     @property
     def usable(self) -> int:
-        """Those that may be used."""
+        """Slots that may be used."""
         return len(self._page_of_slot) - len(self._retired)
 
     @property
     def free(self) -> int:
-        """Those that nothing is in or on its way to."""
+        """Slots that nothing is in or on its way to."""
         return len(self._free)
 
     def reserve(self, pages: Pages) -> dict[int, int]:

@@ -48,7 +48,7 @@ class PrefetchLedger:
 
     @property
     def counts(self) -> PrefetchCounts:
-        """All so far."""
+        """The counts so far."""
         return PrefetchCounts(self._loaded, self._hits, self._late, self._misses, self._wasted)
 
     def came(self, pages: Pages) -> None:

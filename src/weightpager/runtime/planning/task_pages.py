@@ -17,7 +17,7 @@ class TaskPages:
     """
 
     def __init__(self, needs: Sequence[Pages], pages: int) -> None:
-        """Of the tasks that there are.
+        """Start with the tasks that there are.
 
         Args:
             needs: of each task the pages, ascending.
