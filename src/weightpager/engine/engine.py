@@ -68,7 +68,7 @@ class Engine(EngineMaintenance):
         monitor = TaskMonitor(log=None if config.history is None else HistoryFile(config.history))
         weakref.finalize(self, _in_process, process, monitor.close)
         super().__init__(opened, monitor, config)
-        self._holds = TaskHolds(opened, monitor, self._switches, self._real_time, self._tell)
+        self._holds = TaskHolds(opened, self._switches, self._real_time, self._tell)
         self._lock = threading.RLock()  # closing; never kept while storage works
         self._current: str | None = None
         self._enter_real_time()

@@ -20,13 +20,6 @@ class EngineMaintenance(EngineView):
     """The part of `Engine` that changes its memory and its bundle."""
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor, config: EngineConfig) -> None:
-        """Of a bundle that is open.
-
-        Args:
-            opened: the bundle.
-            monitor: of the visits.
-            config: of the engine.
-        """
         super().__init__(opened, monitor, config.real_time)
         self._activating = threading.RLock()  # `activate` and `deactivate`, one after the other
         self._changing = threading.Lock()  # budget or bundle

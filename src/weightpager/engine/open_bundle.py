@@ -30,9 +30,11 @@ from weightpager.runtime.memory.page_arena import PageArena
 from weightpager.runtime.memory.staged_arena import Staging
 from weightpager.runtime.paging.page_check import PageCheck
 from weightpager.runtime.paging.pager import Pager
+from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
 from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.task_gate import TaskGate
+from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.store import LocalStore, PageStore, VerifyingStore
 
 
@@ -99,19 +101,7 @@ class OpenBundle:
         open_store: Callable[[Bundle], PageStore] = LocalStore,
         staging: Staging | None = None,
     ) -> None:
-        """Open it; nothing is resident.
-
-        Args:
-            bundle: validated.
-            config: of the engine.
-            open_store: opens where a bundle's pages come from, now and when it is reloaded.
-            staging: how pages reach the arena; as the configured device wants it if None.
-
-        Raises:
-            ConfigError: the device isn't there.
-            BudgetError: not even the smallest task fits into the budget.
-            BundleError, StoreError: a file is damaged or can't be opened.
-        """
+        """Open it; nothing is resident. Arguments and errors are those of `Engine`."""
         self._dtype = config.dtype
         self._open_store = open_store
         self.memory = MemoryController(
@@ -144,14 +134,15 @@ class OpenBundle:
             self._state = _State(bundle, tasks)
             pager = Pager(arena, config.io_threads)
             undone.callback(pager.close)
+            needs = [pages_of(bundle, name, numbers) for name in bundle.tasks]
             self._paging = PagingState(
-                self._numbers.index,
-                [pages_of(bundle, name, numbers) for name in bundle.tasks],
+                BlockManager(needs, page_numbers(bundle), self.memory.slots, arena.capacity),
+                PrefetchedPages(page_numbers(bundle)),
                 self.memory,
+                self._numbers.index,
                 pager,
                 self.reads,
                 config.read_timeout,
-                page_numbers(bundle),
             )
             self.residency = Residency(self._paging)
             self.page_check = PageCheck(self._paging)
@@ -196,20 +187,11 @@ class OpenBundle:
         return task, task.module
 
     def dtype(self, name: str) -> torch.dtype:
-        """What a task computes in.
-
-        Raises:
-            UnknownTaskError: the bundle has no such task.
-        """
+        """What a task computes in. Errors are those of `Engine.dtype`."""
         return activation_dtype((self._resident | self.task(name).private).values())
 
     def check_fits(self, name: str, beside: Iterable[str]) -> None:
-        """Whether the budget ever holds a task, beside the real-time ones ``beside``.
-
-        Raises:
-            UnknownTaskError: the bundle has no such task.
-            TaskTooLargeError: it never does; says the smallest budget that would do.
-        """
+        """Whether the budget ever holds a task beside these. Errors are those of `Engine.check_fits`."""
         real_time = [self.tasks[other].number for other in beside]
         pages = self.residency.blocks.needed_together([self.task(name).number, *real_time])
         if pages > self.residency.blocks.slots:
@@ -222,13 +204,7 @@ class OpenBundle:
         self.watch.check(self.memory.arena.untouched)
 
     def reload(self) -> BundleChange:
-        """Take over what has become of the bundle since; what that was.
-
-        Raises:
-            BundleError, StoreError: the bundle is damaged, or of another model; nothing has changed.
-            BusyError: a task that was removed or changed is in use; nothing has changed.
-            BudgetError: the bundle's parameters leave too little room for the tasks in use; nothing has changed.
-        """
+        """Take over what has become of the bundle since; what that was. Errors are those of `Engine.reload`."""
         bundle = Bundle.open(self.bundle.path)
         change = BundleChange.between(self.bundle, bundle)
         self.residency.check_unused(self._leaving(change))  # before the budget could be blamed

@@ -15,7 +15,6 @@ from weightpager.engine.open_bundle import OpenBundle
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.budget import MemoryUse
 from weightpager.runtime.paging.switch_request import LoadStats
-from weightpager.runtime.planning.page_table import ABSENT
 from weightpager.runtime.planning.plans import Pages
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 
@@ -115,13 +114,6 @@ class ResidencyMap:
     resident: npt.NDArray[np.bool_]
     needs: Mapping[str, Pages]
 
-    @classmethod
-    def of(
-        cls, layers: npt.NDArray[np.int32], page_table: npt.NDArray[np.int32], needs: Mapping[str, Pages]
-    ) -> ResidencyMap:
-        """By a page table, which may have room for more pages than there are."""
-        return cls(layers, page_table[: len(layers)] != ABSENT, needs)
-
     def by_layer(self, task: str) -> npt.NDArray[np.int64]:
         """[layers, 2]: of each layer the task's resident pages, and all that it needs."""
         count = int(self.layers.max(initial=-1)) + 1
@@ -146,7 +138,7 @@ class SwitchLog:
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor) -> None:
         self._open = opened
-        self._monitor = monitor
+        self.monitor = monitor
         self._lock = threading.Lock()
         self._reports: deque[SwitchReport] = deque(maxlen=_SWITCHES_KEPT)
         self._warned = False
@@ -161,7 +153,7 @@ class SwitchLog:
             waited: whether all pages were waited for.
             asked: whether it was asked for; what is only kept in memory is no visit.
         """
-        before = self._monitor.record(name) if asked else self._monitor.current
+        before = self.monitor.record(name) if asked else self.monitor.current
         pages = stats.bytes // self._open.bundle.page_bytes
         report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
         with self._lock:
@@ -183,7 +175,7 @@ class SwitchLog:
 
     def working_set(self) -> int:
         """Pages that the tasks of the latest visits need together with those in use, pinned and real-time ones too."""
-        names = {visit.task for visit in self._monitor.visits()[-_WORKING_SET_VISITS:]}
+        names = {visit.task for visit in self.monitor.visits()[-_WORKING_SET_VISITS:]}
         numbers = [task.number for name, task in self._open.tasks.items() if name in names or task.gate.holders]
         return self._open.residency.blocks.needed_together(numbers)
 

@@ -13,12 +13,8 @@ from weightpager.engine.foresight import reuse_after
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.report import SwitchLog
 from weightpager.errors import BudgetError, ConfigError, TaskNotActiveError
-from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.paging.pager import Priority
 from weightpager.runtime.paging.switch_request import LoadStats, SwitchRequest
-
-Told = Callable[[int, LoadStats], None]
-"""Called after each switch, with the number of the task that was entered and what loading it cost."""
 
 
 class TaskHolds:
@@ -28,19 +24,21 @@ class TaskHolds:
     """
 
     def __init__(
-        self, opened: OpenBundle, monitor: TaskMonitor, switches: SwitchLog, real_time: Collection[str], told: Told
+        self,
+        opened: OpenBundle,
+        switches: SwitchLog,
+        real_time: Collection[str],
+        told: Callable[[int, LoadStats], None],
     ) -> None:
         """Nobody holds a task.
 
         Args:
             opened: the bundle.
-            monitor: of the visits.
             switches: keeps their reports.
             real_time: tasks whose pages are read before others'.
-            told: of switches.
+            told: called after a switch, with the number of the task and what loading it cost.
         """
         self._open = opened
-        self._monitor = monitor
         self._switches = switches
         self._real_time = real_time
         self._told = told
@@ -76,7 +74,7 @@ class TaskHolds:
             deadline=_deadline(timeout),
             wait=wait,
             priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
-            reuse=partial(reuse_after, task.number, self._open, self._monitor),
+            reuse=partial(reuse_after, task.number, self._open, self._switches.monitor),
         )
         try:
             stats, loading = self._open.residency.bring_in(request)
@@ -107,7 +105,7 @@ class TaskHolds:
         task = self._open.tasks[name]
         if not task.gate.is_ready and (wait or task.gate.has_failed):
             return False
-        if self._monitor.record(name) != name:
+        if self._switches.monitor.record(name) != name:
             self._told(task.number, LoadStats())
         return True
 

@@ -17,6 +17,7 @@ from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap
 from weightpager.errors import EngineClosedError
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.planning.page_table import ABSENT
 from weightpager.runtime.prefetch.prefetcher import Prefetcher
 
 
@@ -24,13 +25,6 @@ class EngineView:
     """The part of `Engine` that only looks on."""
 
     def __init__(self, opened: OpenBundle, monitor: TaskMonitor, real_time: Iterable[str]) -> None:
-        """Of a bundle that is open.
-
-        Args:
-            opened: the bundle.
-            monitor: of the visits.
-            real_time: tasks that never leave memory.
-        """
         self.monitor = monitor
         self._open = opened
         self._residency, self._memory = opened.residency, opened.memory
@@ -121,7 +115,8 @@ class EngineView:
         """Which pages are in the arena now, by layer and task; loads nothing."""
         self._check_process()
         needs = {name: self.blocks.needs(task.number) for name, task in self._tasks.items()}
-        return ResidencyMap.of(self._open.layers, self.blocks.page_table, needs)
+        layers = self._open.layers
+        return ResidencyMap(layers, self.blocks.page_table[: len(layers)] != ABSENT, needs)
 
     def resident_tasks(self) -> frozenset[str]:
         """Tasks that could be entered now without loading anything."""

@@ -69,8 +69,18 @@ class Arena:
         return torch.from_numpy(page_table)
 
     def stage(self) -> Stage:
-        """See `PageArena.stage`; there always is one."""
-        return _InPlace(self)
+        """See `PageArena.stage`; there always is one, as reads land in the slots themselves."""
+        return self
+
+    def views(self, slots: Sequence[int]) -> list[memoryview]:
+        """See `Stage.views`."""
+        return [self.content(slot) for slot in slots]
+
+    def place(self, slots: Mapping[int, int], after: Sequence[Event]) -> None:
+        """Nothing to do: pages were read into their slots."""
+
+    def give_back(self) -> None:
+        """There is nothing to give back."""
 
     def note_read(self) -> None:
         """Kernels have read when they return."""
@@ -126,22 +136,6 @@ class Arena:
             except OSError:  # a kernel without huge pages
                 return
         self._huge = wanted
-
-
-class _InPlace:
-    """A read whose pages land in their slots."""
-
-    def __init__(self, arena: Arena) -> None:
-        self._arena = arena
-
-    def views(self, slots: Sequence[int]) -> list[memoryview]:
-        return [self._arena.content(slot) for slot in slots]
-
-    def place(self, slots: Mapping[int, int], after: Sequence[Event]) -> None:
-        """Nothing to do: pages were read into their slots."""
-
-    def give_back(self) -> None:
-        """There is nothing to give back."""
 
 
 def _reserve(capacity: int, slots: int, page_bytes: int) -> tuple[mmap.mmap, int]:

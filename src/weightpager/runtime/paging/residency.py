@@ -80,12 +80,7 @@ class Residency:
             return self._slots.evict_unlocked()
 
     def resize(self, budget: int) -> None:
-        """Use the slots of another budget, evicting what must go.
-
-        Raises:
-            BudgetError: tasks in use need more, or not even the smallest task would fit; nothing has changed.
-            StoreTimeoutError: reads that hang have slots that must go; nothing has changed.
-        """
+        """Use the slots of another budget, evicting what must go. Errors are those of `SlotWaits.resize`."""
         with self._my_turn(None), self._lock:
             self._slots.resize(budget)
             self._state.changed()

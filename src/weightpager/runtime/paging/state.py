@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from weightpager.bundle import PageIndex
 from weightpager.runtime.memory.budget import MemoryController
@@ -11,10 +11,10 @@ from weightpager.runtime.paging.page_waits import Waiters
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.planning.plans import Pages
 from weightpager.store import PageStore
 
 
+@dataclass(eq=False)
 class PagingState:
     """What is in the arena, what is on its way there, and who waits for it: one state under one lock.
 
@@ -29,53 +29,32 @@ class PagingState:
     ==============  ==================================================================================================
 
     Attributes:
-        lock: guards what follows.
         blocks: the page table and its policy.
-        memory: the budget and the arena.
-        waiters: who waits for which page.
         prefetched: pages on their way that nobody waits for.
+        memory: the budget and the arena.
         index: of the pages that there are; a reload of the bundle replaces it by one that has more.
+        pager: reads pages; like the store it is safe to use without the lock.
+        store: where pages come from; it checks them.
+        patience: seconds without any page after which storage is given up.
+        waiters: who waits for which page.
         committing: whether a task has been given up and the next one has no slots yet: nobody may hold a task.
         changes: how often something happened that may have made room for a task that had none.
         closed: whether nothing may be held any more.
-        pager: reads pages; safe to use without the lock, as are the rest.
-        store: where pages come from; it checks them.
-        patience: seconds without any page after which storage is given up.
+        lock: guards these.
     """
 
-    def __init__(
-        self,
-        index: PageIndex,
-        needs: Sequence[Pages],
-        memory: MemoryController,
-        pager: Pager,
-        store: PageStore,
-        patience: float,
-        page_numbers: int,
-    ) -> None:
-        """Nothing is loaded yet.
-
-        Args:
-            index: of the pages that there are.
-            needs: pages of each task, ascending.
-            memory: the arena.
-            pager: reads into it.
-            store: where pages come from; it checks them.
-            patience: seconds without any page after which storage is given up.
-            page_numbers: how many pages there may ever be.
-        """
-        self.lock = threading.Condition()
-        self.blocks = BlockManager(needs, page_numbers, memory.slots, memory.arena.capacity)
-        self.memory = memory
-        self.waiters = Waiters()
-        self.prefetched = PrefetchedPages(page_numbers)
-        self.index = index
-        self.committing = False
-        self.changes = 0
-        self.closed = False
-        self.pager = pager
-        self.store = store
-        self.patience = patience
+    blocks: BlockManager
+    prefetched: PrefetchedPages
+    memory: MemoryController
+    index: PageIndex
+    pager: Pager
+    store: PageStore
+    patience: float
+    waiters: Waiters = field(default_factory=Waiters)
+    committing: bool = False
+    changes: int = 0
+    closed: bool = False
+    lock: threading.Condition = field(default_factory=threading.Condition)
 
     def changed(self) -> None:
         """There may be room now. The lock is held."""
