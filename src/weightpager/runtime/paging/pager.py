@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import count, islice
@@ -146,10 +147,29 @@ class Pager:
     def _work(self) -> None:
         while (begun := self._next()) is not None:
             some, stage = begun
-            some.load.ended(some.pages, _failure(some, stage))
-            with self._changed:  # it compares groups, and another thread may come between
-                self._running.remove(some)
+            with self._ending(some, stage):
+                slots = {page: some.load.slots[page] for page in some.pages}
+                views = iter(stage.views(list(slots.values())))
+                for run in some.runs:
+                    some.load.store.read(run.first, list(islice(views, run.count)))
+                stage.place(slots, some.load.after)
             del begun, some, stage  # else this thread keeps the last load's store and callbacks alive while it waits
+
+    @contextmanager
+    def _ending(self, some: _Group, stage: Stage) -> Iterator[None]:
+        """Tell of a group's end, and why its pages didn't come if they didn't."""
+        failure: BaseException | None = None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whoever waits for the pages raises it
+            failure = error
+        except BaseException as error:  # noqa: BLE001 - raised there, `SystemExit` would end a process that goes on well
+            failure = StoreError(f"cannot read pages: {type(error).__name__}: {first_line(error)}")
+            failure.__cause__ = error
+        stage.give_back()
+        some.load.ended(some.pages, failure)
+        with self._changed:  # it compares groups, and another thread may come between
+            self._running.remove(some)
 
     def _next(self) -> tuple[_Group, Stage] | None:
         """The next group and its stage; None once the pager is closed."""
@@ -162,21 +182,3 @@ class Pager:
                     return self._running[-1], stage
                 self._changed.wait()
         return None
-
-
-def _failure(some: _Group, stage: Stage) -> BaseException | None:
-    slots = {page: some.load.slots[page] for page in some.pages}
-    try:
-        views = iter(stage.views(list(slots.values())))
-        for run in some.runs:
-            some.load.store.read(run.first, list(islice(views, run.count)))
-        stage.place(slots, some.load.after)
-    except Exception as error:  # noqa: BLE001 - whoever waits for the pages raises it
-        return error
-    except BaseException as error:  # noqa: BLE001 - raised there, `SystemExit` would end a process that goes on well
-        failure = StoreError(f"cannot read pages: {type(error).__name__}: {first_line(error)}")
-        failure.__cause__ = error
-        return failure
-    finally:
-        stage.give_back()
-    return None
