@@ -221,7 +221,7 @@ def test_a_switch_while_a_budget_is_made_known_is_not_forgotten(
                 until(lambda: engine._prefetcher._policy.expected.current == number)  # type: ignore[union-attr]
             return made[0]
 
-        monkeypatch.setattr("weightpager.engine.maintenance.foresight", slow)
+        monkeypatch.setattr("weightpager.engine.maintenance.prefetch_policy", slow)
         engine.set_budget(room_for(bundle, *TASKS))
         until(lambda: made[0].expected.current == number, 20)
 

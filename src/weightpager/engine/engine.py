@@ -15,9 +15,9 @@ from torch import nn
 
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size
-from weightpager.engine.foresight import reuse_after
 from weightpager.engine.maintenance import EngineMaintenance
 from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.prefetch_policy import reuse_after
 from weightpager.engine.task_holds import TaskHolds
 from weightpager.errors import ConfigError
 from weightpager.runtime.history.history_file import HistoryFile
@@ -68,12 +68,13 @@ class Engine(EngineMaintenance):
         monitor = TaskMonitor(log=None if config.history is None else HistoryFile(config.history))
         weakref.finalize(self, _in_process, process, monitor.close)
         super().__init__(opened, monitor, config)
-        self._holds = TaskHolds(opened, self._switches, self._real_time, self._tell)
+        self._holds = TaskHolds(opened, self._switches, self._real_time)
         self._lock = threading.RLock()  # closing; never kept while storage works
         self._current: str | None = None
         self._enter_real_time()
         if config.prefetch:
-            self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._foresight())
+            self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._policy())
+            self._holds.prefetcher = self._prefetcher
             weakref.finalize(self, _in_process, process, self._prefetcher.close)
 
     @classmethod

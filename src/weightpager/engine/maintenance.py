@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine.bundle_change import BundleChange
-from weightpager.engine.foresight import foresight
 from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.prefetch_policy import prefetch_policy
 from weightpager.engine.view import EngineView
 from weightpager.runtime.history.task_monitor import TaskMonitor
-from weightpager.runtime.paging.switch_request import LoadStats
 from weightpager.runtime.prediction.planner import Planner
-from weightpager.runtime.prefetch.prefetcher import Foresight, Switched
+from weightpager.runtime.prefetch.prefetcher import PrefetchPolicy
 
 
 class EngineMaintenance(EngineView):
@@ -45,7 +43,7 @@ class EngineMaintenance(EngineView):
         self._check_open()
         with self._changing:
             self._open.resize(parse_size(budget))
-            self._renew_foresight()
+            self._renew_policy()
 
     def repair(self) -> list[int]:
         """Load damaged pages again, each into its place; which they were.
@@ -77,16 +75,12 @@ class EngineMaintenance(EngineView):
         self._check_open()
         with self._activating, self._changing:
             change = self._open.reload()
-            self._renew_foresight()
+            self._renew_policy()
             return change
 
-    def _tell(self, task: int, stats: LoadStats) -> None:
-        if self._prefetcher is not None:
-            self._prefetcher.tell(Switched(task, time.monotonic(), stats))
+    def _policy(self) -> PrefetchPolicy:
+        return prefetch_policy(self._open, self.monitor, self._planner, self._real_time)
 
-    def _foresight(self) -> Foresight:
-        return foresight(self._open, self.monitor, self._planner, self._real_time)
-
-    def _renew_foresight(self) -> None:
+    def _renew_policy(self) -> None:
         if self._prefetcher is not None:
-            self._prefetcher.renew(self._foresight())
+            self._prefetcher.renew(self._policy())

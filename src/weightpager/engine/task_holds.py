@@ -9,39 +9,36 @@ from functools import partial
 
 from torch import nn
 
-from weightpager.engine.foresight import reuse_after
 from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.prefetch_policy import reuse_after
 from weightpager.engine.report import SwitchLog
 from weightpager.errors import BudgetError, ConfigError, TaskNotActiveError
 from weightpager.runtime.paging.pager import Priority
 from weightpager.runtime.paging.switch_request import LoadStats, SwitchRequest
+from weightpager.runtime.prefetch.prefetcher import Prefetcher, Switched
 
 
 class TaskHolds:
     """Brings tasks in, lets their layers read while they are held, and tells of every switch.
 
     Safe to use from several threads.
+
+    Attributes:
+        prefetcher: is told of every switch; None where there is none.
     """
 
-    def __init__(
-        self,
-        opened: OpenBundle,
-        switches: SwitchLog,
-        real_time: Collection[str],
-        told: Callable[[int, LoadStats], None],
-    ) -> None:
+    def __init__(self, opened: OpenBundle, switches: SwitchLog, real_time: Collection[str]) -> None:
         """Nobody holds a task.
 
         Args:
             opened: the bundle.
             switches: keeps their reports.
             real_time: tasks whose pages are read before others'.
-            told: called after a switch, with the number of the task and what loading it cost.
         """
         self._open = opened
         self._switches = switches
         self._real_time = real_time
-        self._told = told
+        self.prefetcher: Prefetcher | None = None
         self._lock = threading.RLock()  # pins; never kept while storage works
 
     def hold(
@@ -86,7 +83,7 @@ class TaskHolds:
             seconds, waited = time.perf_counter() - start, loading is None
             before = self._switches.entered(name, stats, seconds, waited=waited, asked=asked)
             if asked and before != name:
-                self._told(task.number, stats)
+                self._tell(task.number, stats)
         except BaseException:  # Ctrl-C, say: who hasn't got the module can't leave the task
             self.release(name)
             raise
@@ -106,7 +103,7 @@ class TaskHolds:
         if not task.gate.is_ready and (wait or task.gate.has_failed):
             return False
         if self._switches.monitor.record(name) != name:
-            self._told(task.number, LoadStats())
+            self._tell(task.number, LoadStats())
         return True
 
     def pin(self, name: str) -> None:
@@ -128,6 +125,10 @@ class TaskHolds:
                 raise TaskNotActiveError(f"task {name!r} is not pinned")
             task.pins -= 1
         self.release(name)
+
+    def _tell(self, task: int, stats: LoadStats) -> None:
+        if self.prefetcher is not None:
+            self.prefetcher.tell(Switched(task, time.monotonic(), stats))
 
 
 def _deadline(timeout: float | None) -> float | None:
