@@ -29,6 +29,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from weightpager.engine import Engine
+from weightpager.lab.synthetic_bundle import bundle_of, small
+
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("src", "benchmarks", "tests")
 FULL_ROOM, LONG_FILE = 14, 300
@@ -107,8 +110,9 @@ def main(
 ) -> None:
     """Count the work tree's rooms, files and functions."""
     if read_path:
-        for number, call in enumerate(calls_to_a_read(), 1):
-            typer.echo(f"{number:3} {call}")
+        with tempfile.TemporaryDirectory() as folder:
+            for number, call in enumerate(calls_to_a_read(bundle_of(small(), Path(folder), typer.echo).path), 1):
+                typer.echo(f"{number:3} {call}")
         return
     house = measure(of_work_tree())
     before = measure(of_commit(against)) if against is not None else None
@@ -118,15 +122,9 @@ def main(
         json.write_text(json_module.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def calls_to_a_read() -> list[str]:
+def calls_to_a_read(bundle: Path) -> list[str]:
     """The calls from `Engine.activate` to ``os.preadv``: those of the thread that asks, then those of the pager's."""
-    from weightpager.engine import Engine
-    from weightpager.lab.synthetic_bundle import bundle_of, small
-
-    first = {
-        heapq.heappush: "activate",
-        os.preadv: "_work",
-    }  # each thread's last call, and its first
+    first = {heapq.heappush: "activate", os.preadv: "_work"}  # by the last call of each thread, its first
     found: dict[Callable[..., object], list[str]] = {}
 
     def watch(frame: FrameType | None, event: str, called: Callable[..., object]) -> None:
@@ -138,15 +136,15 @@ def calls_to_a_read() -> list[str]:
             frame = frame.f_back
         found[called] = calls[::-1]
 
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = bundle_of(small(), Path(folder), typer.echo)
-        threading.setprofile(watch)  # of the threads that the engine starts
-        with Engine.from_pretrained(bundle.path) as engine:
-            task = next(iter(bundle.tasks))
+    threading.setprofile(watch)  # of the threads that the engine starts
+    try:
+        with Engine.from_pretrained(bundle) as engine:
+            task = next(iter(engine.bundle.tasks))
             engine.module(task)
             sys.setprofile(watch)
             engine.activate(task)
-            sys.setprofile(None)
+    finally:
+        sys.setprofile(None)
         threading.setprofile(None)
     return [*found[heapq.heappush], *found[os.preadv], "os.preadv"]
 

@@ -65,7 +65,7 @@ class Engine(EngineMaintenance):
         opened = OpenBundle(bundle, config, open_store, staging)
         process = os.getpid()
         weakref.finalize(self, _in_process, process, opened.residency.close)
-        monitor = TaskMonitor(log=None if config.history is None else HistoryFile(config.history))
+        monitor = TaskMonitor(file=None if config.history is None else HistoryFile(config.history))
         weakref.finalize(self, _in_process, process, monitor.close)
         super().__init__(opened, monitor, config)
         self._holds = TaskHolds(opened, self._switches, self._real_time)

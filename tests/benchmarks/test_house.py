@@ -1,0 +1,14 @@
+"""Figures of how the code is lived in that must not get worse unseen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.house import calls_to_a_read
+
+
+def test_a_page_is_read_within_twelve_calls(assistant_bundle: Path) -> None:
+    calls = calls_to_a_read(assistant_bundle)
+    assert calls[0] == "engine.py: activate"
+    assert calls[-1] == "os.preadv"
+    assert len(calls) <= 12
