@@ -16,7 +16,6 @@ from weightpager.lab.contest.rivals.methods import method
 from weightpager.lab.contest.rivals.pace import Pace, PacedStore
 from weightpager.lab.contest.rivals.rival import Setting
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
-from weightpager.store import LocalStore
 from weightpager.trace_file import Visit
 
 Floats = npt.NDArray[np.float64]
@@ -34,7 +33,7 @@ def of_engine(
 ) -> tuple[Floats, PrefetchCounts]:
     """Seconds that each switch but the first waits, and what was prefetched."""
     config = EngineConfig(budget, prefetch=prefetch)
-    with Engine(bundle, config, lambda bundle: PacedStore(LocalStore(bundle), Pace(bandwidth))) as engine:
+    with Engine(bundle, config, lambda bundle: PacedStore(bundle, Pace(bandwidth))) as engine:
         for name in bundle.tasks:
             engine.module(name)
         waited = _replayed(engine.activate, visits)

@@ -15,7 +15,6 @@ __all__ = [
     "PageStore",
     "Run",
     "StorageModel",
-    "StoreWrapper",
     "SwitchCost",
     "VerifyingStore",
     "all_switches",

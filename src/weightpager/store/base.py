@@ -1,4 +1,4 @@
-"""Where pages come from: the smallest interface, to which wrappers add checking and counting."""
+"""Where pages come from: the smallest interface; a wrapper checks and counts what is read."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ class PagingState:
 
     ==============  ==================================================================================================
     `Residency`     holders in ``blocks``, tasks that come and leave, ``changes``, ``closed``
-    `Loader`        pages in ``blocks`` that are reserved, come or are cancelled; ``waiters``, ``committing``
-    `SlotWaits`     pages in ``blocks`` that are evicted, and slots; ``memory``
+    `Loader`        pages that are reserved, come or are cancelled; ``waiters``, ``prefetched``, ``committing``
+    `SlotWaits`     pages that are evicted, and slots; ``memory``
     `PageCheck`     bytes in the arena of pages that are resident
     ==============  ==================================================================================================
 

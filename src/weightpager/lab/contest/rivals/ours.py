@@ -25,7 +25,7 @@ class Ours(Rival):
         bundle = setting.bundle
         config = EngineConfig(setting.budget, dtype=DTYPE, io_threads=setting.threads)
         pace = setting.pace
-        open_store = LocalStore if pace is None else lambda bundle: PacedStore(LocalStore(bundle), pace)
+        open_store = LocalStore if pace is None else lambda bundle: PacedStore(bundle, pace)
         self._engine = Engine(bundle, config, open_store)
         self._wait = wait
         self._files = [bundle.path / name for name in bundle.manifest.page_file_names()]

@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from weightpager.store import LocalStore, StoreWrapper
+from weightpager.bundle import Bundle
+from weightpager.store import LocalStore
 
 
 class Pace:
@@ -35,18 +36,13 @@ class Pace:
             time.sleep(wait)
 
 
-class PacedStore(StoreWrapper):
-    """A bundle's files on a slower disk.
+class PacedStore(LocalStore):
+    """A bundle's files on a slower disk."""
 
-    Attributes:
-        direct: whether reads bypass the page cache.
-    """
-
-    def __init__(self, inner: LocalStore, pace: Pace) -> None:
-        super().__init__(inner)
+    def __init__(self, bundle: Bundle, pace: Pace) -> None:
+        super().__init__(bundle)
         self._pace = pace
-        self.direct = inner.direct
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
         with self._pace.reading(sum(map(len, into))):
-            self._inner.read(first, into)
+            super().read(first, into)
