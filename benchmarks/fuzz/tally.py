@@ -37,7 +37,6 @@ class Tally:
         return sum(self.outcomes.values())
 
     def add(self, result: Result) -> None:
-        """Count a result."""
         self.outcomes[result.kind, result.outcome] += 1
         self.ran += result.ran
         self.slowest = max(self.slowest, result.seconds)
@@ -48,7 +47,6 @@ class Tally:
             self.failures.append(result)
 
     def show(self) -> None:
-        """Print it."""
         outcomes = ["accepted", "other answers", "refused", "failure"]
         kinds = sorted({kind for kind, _ in self.outcomes})
         rows = [[kind, *(str(self.outcomes[kind, outcome]) for outcome in outcomes)] for kind in kinds]

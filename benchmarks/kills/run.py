@@ -48,7 +48,6 @@ class Tally:
     failures: list[str] = field(default_factory=list)
 
     def line(self, name: str) -> str:
-        """A summary."""
         moments = self.passed + len(self.failures)
         found = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items()))
         return f"{name}: {self.passed} of {moments} moments passed ({found}; {self.ended} had ended before the kill)"

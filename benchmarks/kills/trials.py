@@ -79,13 +79,11 @@ class Replacing(Trial):
         self._left: set[Path] = set()
 
     def reset(self) -> None:
-        """See `Trial.reset`."""
         shutil.rmtree(self.target, ignore_errors=True)
         shutil.copytree(self._old, self.target)
         self._left = set(self._temporaries())
 
     def has_begun(self) -> bool:
-        """See `Trial.has_begun`."""
         return any(any(folder.glob("*")) for folder in self._temporaries() if folder not in self._left)
 
     def outcome(self) -> str:
@@ -107,7 +105,6 @@ class Replacing(Trial):
         raise SpoiledError(f"{self.target} is not the old bundle, and not the new one: {', '.join(sorted(odd))} differ")
 
     def check_end(self) -> None:
-        """See `Trial.check_end`; the first time tells what the new bundle is."""
         self._known.setdefault("new", facts(self.target))
         if not self.outcome().startswith("new"):
             raise SpoiledError("the command has ended, and the old bundle is there")
@@ -134,7 +131,6 @@ class Mending(Trial):
         self._times: dict[str, int] = {}
 
     def reset(self) -> None:
-        """See `Trial.reset`; the damage is another one each time."""
         shutil.rmtree(self.target, ignore_errors=True)
         shutil.copytree(self._original, self.target)
         names = sorted(set(self._whole) - {"manifest.json", "manifest.blake3"})
@@ -146,7 +142,6 @@ class Mending(Trial):
         self._times = self._changed_at()
 
     def has_begun(self) -> bool:
-        """See `Trial.has_begun`."""
         return self._changed_at() != self._times
 
     def outcome(self) -> str:
@@ -157,7 +152,6 @@ class Mending(Trial):
         return found
 
     def check_end(self) -> None:
-        """See `Trial.check_end`."""
         if contents(self.target) != self._whole:
             raise SpoiledError("mending does not mend it")
 

@@ -35,16 +35,13 @@ class Oracle:
         self.place = 0
 
     def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
-        """See `weightpager.simulate.simulator.UsePredictor`."""
         assert self._trace[self.place] == task
         self.place += 1
 
     def uses(self, seconds: float) -> Floats:  # noqa: ARG002 - the protocol's
-        """See `weightpager.simulate.simulator.UsePredictor`."""
         return self._from(self.place)
 
     def uses_after(self, task: int) -> Floats:  # noqa: ARG002 - the protocol's
-        """See `weightpager.simulate.simulator.UsePredictor`."""
         return self._from(self.place + 1)
 
     def _from(self, place: int) -> Floats:
@@ -61,14 +58,12 @@ class Known:
         self._current = 0
 
     def observe(self, task: int, seconds: float) -> None:  # noqa: ARG002 - the protocol's
-        """See `TransitionPredictor`."""
         self._current = task
 
     def interrupt(self) -> None:
         """See `TransitionPredictor`."""
 
     def forecast(self, seconds: float) -> Forecast:  # noqa: ARG002 - the protocol's
-        """See `TransitionPredictor`."""
         return Forecast(self._matrix[self._current], None)
 
 
@@ -86,15 +81,12 @@ class Liar:
         self._learner, self._oracle, self._lies = learner, oracle, lies
 
     def observe(self, task: int, seconds: float) -> None:
-        """See `weightpager.simulate.simulator.UsePredictor`."""
         self._learner.observe(task, seconds)
         self._oracle.observe(task, seconds)
 
     def uses(self, seconds: float) -> Floats:
-        """See `weightpager.simulate.simulator.UsePredictor`."""
         truth = self._oracle.uses(seconds)
         return truth if self._oracle.place > self._lies else np.asarray(truth.max() - truth)
 
     def uses_after(self, task: int) -> Floats:
-        """See `weightpager.simulate.simulator.UsePredictor`."""
         return self._learner.uses_after(task)

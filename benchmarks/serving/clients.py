@@ -41,7 +41,6 @@ class Tally:
     wrong: int = 0
 
     def add(self, ask: Ask, answer: httpx.Response, seconds: float, answers: Answers) -> None:
-        """One more answer."""
         if answer.status_code == 429:
             self.refused += 1
         elif answer.status_code != 200:

@@ -35,7 +35,6 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """All of it."""
         return self.resident + self.private + self.tables
 
 

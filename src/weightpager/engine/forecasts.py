@@ -108,17 +108,14 @@ class _Scored(TransitionPredictor):
         self._current: int | None = None
 
     def observe(self, task: int, seconds: float) -> None:
-        """See ``TransitionPredictor``."""
         if self._current not in (None, task):
             self.score.add(self.forecast(seconds), task)
         self._current = task
         self.predictor.observe(task, seconds)
 
     def forecast(self, seconds: float) -> Forecast:
-        """See ``TransitionPredictor``."""
         return self.predictor.forecast(seconds)
 
     def interrupt(self) -> None:
-        """See ``TransitionPredictor``."""
         self._current = None
         self.predictor.interrupt()

@@ -54,7 +54,6 @@ class JoinedStore:
         return min(int(part.lasts[place]) - place, part.store.span(int(part.pages[place])))
 
     def close(self) -> None:
-        """See `PageStore.close`; all are closed, also where one raises."""
         with ExitStack() as closing:
             for part in self._parts:
                 closing.callback(part.store.close)

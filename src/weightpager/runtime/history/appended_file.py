@@ -34,7 +34,6 @@ class AppendedFile:
 
     @property
     def size(self) -> int:
-        """Bytes."""
         return os.fstat(self._file).st_size
 
     def tail(self, most: int) -> bytes:

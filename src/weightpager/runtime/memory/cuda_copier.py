@@ -65,11 +65,9 @@ class CudaCopier:
         self._fence.note()
 
     def reads(self) -> Sequence[Event]:
-        """See `Copier.reads`."""
         return self._fence.events()
 
     def start(self, copies: Callable[[], None], after: Sequence[Event]) -> Event:
-        """See `Copier.start`."""
         with torch.cuda.stream(self._stream):  # type: ignore[arg-type]
             for event in after:
                 self._stream.wait_event(event)

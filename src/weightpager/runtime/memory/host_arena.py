@@ -61,7 +61,6 @@ class Arena:
 
     @property
     def untouched(self) -> int:
-        """See `PageArena`."""
         return (int(self._committed.sum()) - len(self._touched)) * self.page_bytes
 
     def table(self, page_table: npt.NDArray[np.int32]) -> Tensor:
@@ -69,11 +68,9 @@ class Arena:
         return torch.from_numpy(page_table)
 
     def stage(self) -> Stage:
-        """See `PageArena.stage`; there always is one, as reads land in the slots themselves."""
         return self
 
     def views(self, slots: Sequence[int]) -> list[memoryview]:
-        """See `Stage.views`."""
         return [self.content(slot) for slot in slots]
 
     def place(self, slots: Mapping[int, int], after: Sequence[Event]) -> None:
@@ -86,26 +83,21 @@ class Arena:
         """Kernels have read when they return."""
 
     def reads(self) -> Sequence[Event]:
-        """See `note_read`."""
         return ()
 
     def content(self, slot: int) -> memoryview:
-        """See `PageArena.content`; these are the bytes themselves, writable."""
         self._touched.add(slot)
         start = self._start + slot * self.page_bytes
         return memoryview(self._memory)[start : start + self.page_bytes]
 
     def replace(self, slot: int, content: memoryview) -> None:
-        """See `PageArena.replace`."""
         self.content(slot)[:] = content
 
     def commit(self, slots: Iterable[int]) -> None:
-        """See `PageArena.commit`."""
         self._committed[list(slots)] = True
         self._advise()
 
     def release(self, slots: Iterable[int]) -> None:
-        """See `PageArena.release`."""
         gone = list(slots)
         self._committed[gone] = False
         self._touched.difference_update(gone)

@@ -81,39 +81,31 @@ class StagedArena:
         return 0
 
     def table(self, page_table: npt.NDArray[np.int32]) -> Tensor:
-        """See `PageArena.table`."""
         self._slot_of = np.full_like(page_table, _NOTHING)
         self._table = torch.from_numpy(self._slot_of.copy()).to(self._copier.device)
         return self._table
 
     def stage(self) -> Stage | None:
-        """See `PageArena.stage`."""
         with self._order:
             return _Staged(self, self._free.pop()) if self._free else None
 
     def note_read(self) -> None:
-        """See `PageArena.note_read`."""
         self._copier.note_read()
 
     def reads(self) -> Sequence[Event]:
-        """See `PageArena.reads`."""
         return self._copier.reads()
 
     def content(self, slot: int) -> memoryview:
-        """See `PageArena.content`."""
         return _bytes(self.pages[slot].cpu())
 
     def replace(self, slot: int, content: memoryview) -> None:
-        """See `PageArena.replace`."""
         source = torch.frombuffer(content, dtype=torch.uint8)
         self._copier.start(lambda: self._put(slot, source), ()).synchronize()
 
     def commit(self, slots: Iterable[int]) -> None:
-        """See `PageArena.commit`."""
         self._memory.commit(slots)
 
     def release(self, slots: Iterable[int]) -> None:
-        """See `PageArena.release`; memory that goes is waited for: kernels may still read it."""
         gone = list(slots)
         with self._order:
             pages = self._forget(gone)

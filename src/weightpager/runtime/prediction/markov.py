@@ -61,7 +61,6 @@ class MarkovPredictor:
         self._weights /= self._weights.sum()
 
     def observe(self, task: int, seconds: float) -> None:
-        """See ``TransitionPredictor``. A clock that goes backwards gives a visit of no length."""
         if not (0 <= task < self.tasks and math.isfinite(seconds)):
             raise ValueError(f"expected a task from 0 to {self.tasks - 1} at a finite time, got {task} at {seconds}")
         if self._past and self._past[0] == task:
@@ -73,7 +72,6 @@ class MarkovPredictor:
         self._since, self._next = seconds, None
 
     def interrupt(self) -> None:
-        """See ``TransitionPredictor``."""
         self._past, self._next = (), None
 
     def forecast(self, seconds: float) -> Forecast:
@@ -97,7 +95,6 @@ class MarkovPredictor:
         return Forecast(chances, None if math.isnan(seconds) else seconds)
 
     def after(self, task: int) -> Floats:
-        """See ``LearningPredictor``."""
         return self._chances((task,))
 
     def _base(self, current: int | None) -> Floats:

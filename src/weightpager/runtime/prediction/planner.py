@@ -47,19 +47,16 @@ class CallablePredictor:
         self._warned = False
 
     def observe(self, task: int, seconds: float) -> None:
-        """See ``TransitionPredictor``."""
         self._fallback.observe(task, seconds)
         if self._gap or not self._visits or self._visits[-1].task != self._tasks[task]:
             self._visits.append(Visit(self._tasks[task], seconds, resumed=self._gap))
         self._gap = False
 
     def interrupt(self) -> None:
-        """See ``TransitionPredictor``."""
         self._gap = bool(self._visits)
         self._fallback.interrupt()
 
     def forecast(self, seconds: float) -> Forecast:
-        """See ``TransitionPredictor``. Takes as long as the planner does, in addition."""
         fallback = self._fallback.forecast(seconds)
         try:
             weights = self._weights(self._planner(tuple(self._visits)))

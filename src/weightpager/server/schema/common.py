@@ -72,7 +72,6 @@ class Usage(Answer):
 
     @classmethod
     def of(cls, prompt: int, completion: int = 0) -> Usage:
-        """Their sum too."""
         return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 

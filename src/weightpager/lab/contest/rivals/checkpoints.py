@@ -103,7 +103,6 @@ class MappedCheckpoints(Rival):
         return self._modules[task]
 
     def forget(self) -> None:
-        """See `Rival.forget`; drops the current one too, since a file that is mapped can't be made cold."""
         if self._loaded is not None:
             self._unload(self._loaded)
             self._loaded = None

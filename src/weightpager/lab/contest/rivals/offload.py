@@ -39,7 +39,6 @@ class DiskOffload(Rival):
         return sorted(file for file in self._folders[task].iterdir() if file.suffix != ".json")
 
     def weight_bytes(self) -> int:
-        """See `Rival.weight_bytes`; one layer at a time, and only while it runs."""
         return 0
 
     def paged_bytes(self) -> int:
