@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import yaml
+from pydantic import BaseModel, PlainSerializer
 
 import tiny
 from command import Command
@@ -64,6 +66,22 @@ def test_ctrl_c_at_any_moment_leaves_the_old_bundle_and_what_was_trained(tmp_pat
         assert verify(tmp_path / "a.bundle").problems == before.problems == ()
     subprocess.run(command, check=True, capture_output=True, timeout=600)
     assert bundles(tmp_path) == ["a.bundle"]
+
+
+def test_ctrl_c_that_a_library_makes_an_error_of_is_still_an_interruption(
+    tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path) -> str:
+        signal.raise_signal(signal.SIGINT)
+        return str(path)
+
+    class Settings(BaseModel):
+        model: Annotated[Path, PlainSerializer(interrupted)] = tmp_path
+
+    monkeypatch.setattr("weightpager.compiler.pipeline.compile_identity", lambda _: Settings().model_dump_json())
+    done = weightpager(*compile_command(tmp_path)[3:])
+    assert (done.code, "Traceback" in done.err) == (130, False)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 UNTOLD = "import weightpager.compiler.estimates.storage as e; e.free_bytes = lambda _: None; "  # as with quotas

@@ -25,6 +25,7 @@ from weightpager.cli.commands import (
     simulate_command,
     tidy_commands,
 )
+from weightpager.cli.interruptions import interruptions
 from weightpager.cli.serving import ps_command, serve_command, top_command
 from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
 
@@ -94,7 +95,8 @@ def main() -> None:
 def run() -> None:
     """Run a command; errors of ours become one message and an exit code, 2 for usage and 1 for failure."""
     try:
-        app(prog_name="weightpager")
+        with interruptions():
+            app(prog_name="weightpager")
     except WeightpagerError as error:
         output.errors.print(f"error: {error}", style="red")
         sys.exit(USAGE if isinstance(error, ConfigError | UnknownTaskError) else FAILURE)
