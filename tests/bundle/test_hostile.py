@@ -108,7 +108,7 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     ("change", "field"),
     [
         (lambda m: m.update(format="zip"), "format"),
-        (lambda m: m.update(version=2), "version"),
+        (lambda m: m.update(version=3), "version"),
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m.pop("weights"), "weights"),
         (lambda m: m.update(weights=[]), "weights"),

@@ -18,7 +18,7 @@ from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.files.permissions import imitate_tree
 from weightpager.bundle.format import page_file, page_index, permutations
 from weightpager.bundle.format.block_table import BlockTable
-from weightpager.bundle.format.manifest import Manifest
+from weightpager.bundle.format.manifest import VERSION, Manifest
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, tables_file
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.format.permutations import Permutations
@@ -96,7 +96,7 @@ class BundleWriter:
                 shutil.copyfile(original, path)
 
     def finish(self, manifest: Manifest) -> None:
-        """Write the manifest, with the hash of every file but the page files, which page ids cover.
+        """Write the manifest of the version that we write, with the hash of every file but the page files.
 
         Raises:
             CompileError: the storage refused it.
@@ -104,7 +104,7 @@ class BundleWriter:
         skipped = {MANIFEST, MANIFEST_HASH, *manifest.page_file_names()}
         with storage_errors():
             files = {name: hash_file(self.root / name) for name in _walk(self.root) if name not in skipped}
-        text = manifest.model_copy(update={"files": files}).dump()
+        text = manifest.model_copy(update={"version": VERSION, "files": files}).dump()  # page ids cover page files
         self.put(MANIFEST, text)
         self.put(MANIFEST_HASH, blake3(text).hexdigest().encode() + b"\n")
 

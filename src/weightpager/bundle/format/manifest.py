@@ -19,6 +19,11 @@ from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.transitions import Transitions
 
+VERSION = 2
+"""What is written. Version 1 is read too."""
+
+_DTYPES_OF_VERSION_1 = ("bfloat16", "float32", "int8")
+
 TaskKind = Literal["text-classification", "token-classification", "language-modeling", "image-classification"]
 
 
@@ -112,7 +117,7 @@ class Manifest(Strict):
     """The whole bundle."""
 
     format: Literal["weightpager-bundle"]
-    version: Literal[1]
+    version: int
     generator: str
     block: str
     layout: Literal["interleaved"]
@@ -126,6 +131,13 @@ class Manifest(Strict):
     alignment: float | None
     resident_reasons: dict[str, str]
     files: dict[str, FileEntry]
+
+    @field_validator("version")
+    @classmethod
+    def _known(cls, version: int) -> int:
+        if not 1 <= version <= VERSION:
+            raise ValueError(f"a version from 1 to {VERSION}; a newer weightpager may read this bundle")
+        return version
 
     @field_validator("files")
     @classmethod
@@ -142,6 +154,8 @@ class Manifest(Strict):
             block = BlockShape.parse(self.block)
         except ConfigError as error:
             raise ValueError(str(error)) from error
+        if self.version == 1 and self.dtype not in _DTYPES_OF_VERSION_1:
+            raise ValueError(f"version 2 for pages of {self.dtype}, got 1")
         if self.page_bytes % ALIGNMENT or self.page_bytes < block_bytes(block, self.dtype):
             raise ValueError(f"page_bytes a multiple of {ALIGNMENT} that holds a block, got {self.page_bytes}")
         if self.pages * self.blocks_per_page >= 2**31:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import weightpager
 from weightpager.bundle import BlockTable, BundleWriter, Manifest, PageIndex, TaskEntry, WeightEntry
+from weightpager.bundle.format.manifest import VERSION
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.settings.checks import GENERATION
@@ -197,7 +198,7 @@ def _manifest(plan: BundlePlan) -> Manifest:
     source = plan.weights.source
     return Manifest(
         format="weightpager-bundle",
-        version=1,
+        version=VERSION,
         generator=f"weightpager {weightpager.__version__}",
         block=str(source.paged[0].grid.block),
         layout="interleaved",
