@@ -6,9 +6,13 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 
+import numpy as np
 import pytest
 
-from weightpager.errors import StoreError
+from engines import InThread
+from faults import HangingStore
+from weightpager.errors import StoreError, StoreTimeoutError
+from weightpager.machine.direct_file import aligned_memory
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.paging.pager import Pager, Priority
 from weightpager.store import read_plan
@@ -99,3 +103,58 @@ def test_groups_that_run_are_changed_under_the_lock_only(pager: Pager) -> None:
         assert pager.pages == {1, 2}
     assert loaded(pager, Pages(), {5: 4}) == [([5], None)]
     assert not pager.pages & {1, 2}
+
+
+def private(pages: int) -> np.ndarray:
+    return np.frombuffer(aligned_memory(pages * PAGE), np.uint8).reshape(pages, PAGE)
+
+
+def test_pages_are_read_into_memory_of_the_callers_own(pager: Pager) -> None:
+    pages = np.array([1, 2, 5, 7, 8])
+    into = private(5)
+    assert pager.read(Pages(), pages, into, patience=20) == 3
+    assert (into == pages[:, None]).all()
+    assert pager.pages == set()
+
+
+def test_a_page_that_cannot_be_read_raises_when_the_others_have_ended(pager: Pager) -> None:
+    store, into = Pages(2), private(4)
+    with pytest.raises(StoreError, match="a bad sector"):
+        pager.read(store, np.array([1, 2, 7, 9]), into, patience=20)
+    assert store.reads == [range(1, 3), range(9, 10)]
+    store.broken.clear()
+    pager.read(store, np.array([1, 2, 7, 9]), into, patience=20)
+    assert into[:, 0].tolist() == [1, 2, 7, 9]
+
+
+def test_a_private_read_that_hangs_is_given_up_and_switches_take_nothing_of_it_back(pager: Pager) -> None:
+    store = HangingStore(Pages())
+    store.hang()
+    waiting = InThread(lambda: pager.read(store, np.array([3, 9, 11, 14]), private(4), patience=0.3))
+    store.wait_for_a_read()
+    assert pager.cancel() == []
+    assert pager.pages == set()
+    with pytest.raises(StoreTimeoutError, match="nothing for 0.3 s, 4 pages are outstanding"):
+        waiting.result()
+    store.resume()
+    assert loaded(pager, Pages(), {5: 4}) == [([5], None)]
+
+
+def test_a_private_read_waits_behind_others_as_long_as_these_end(pager: Pager) -> None:
+    class Slow(Pages):
+        def read(self, first: int, into: Sequence[memoryview]) -> None:
+            time.sleep(0.25)
+            super().read(first, into)
+
+    told = threading.Event()
+    pager.load(Slow(), {1: 1, 4: 2, 7: 3, 10: 4, 13: 5}, Priority.REAL_TIME, lambda *_: told.set())
+    into = private(1)
+    pager.read(Pages(), np.array([6]), into, patience=0.9)
+    assert told.is_set()
+    assert (into == 6).all()
+
+
+def test_memory_that_direct_reads_refuse_is_refused(pager: Pager) -> None:
+    unaligned = np.frombuffer(aligned_memory(2 * PAGE), np.uint8)[8 : 8 + PAGE].reshape(1, PAGE)
+    with pytest.raises(ValueError, match="boundary of 4096 bytes, found it 8"):
+        pager.read(Pages(), np.array([1]), unaligned, patience=1)

@@ -33,20 +33,34 @@ class Stage(Protocol):
         """The read has ended, well or not. To be called once."""
 
 
-class PageArena(Protocol):
+class StageSource(Protocol):
+    """Memory that the pager fills with pages: an arena, or a `PageBuffer`.
+
+    Attributes:
+        page_bytes: bytes of a page.
+    """
+
+    page_bytes: int
+
+    def stage(self) -> Stage | None:
+        """What one more read needs; None if others must end first. Never waits."""
+
+    def reads(self) -> Sequence[Event]:
+        """Events after which all kernels noted until now have run."""
+
+
+class PageArena(StageSource, Protocol):
     """The one allocation that holds pages, at an address that stays.
 
     Safe to use from several threads, as long as each slot has one owner at a time.
 
     Attributes:
         pages: uint8 [capacity, page_bytes], where kernels read.
-        page_bytes: bytes of a page.
         capacity: slots that there are.
         elastic: whether `release` gives memory back; otherwise all of it is taken from the beginning.
     """
 
     pages: Tensor
-    page_bytes: int
     capacity: int
     elastic: bool
 
@@ -57,14 +71,8 @@ class PageArena(Protocol):
     def table(self, page_table: npt.NDArray[np.int32]) -> Tensor:
         """Where kernels look pages up, int32 [pages]: follows the block manager's table. To be called once."""
 
-    def stage(self) -> Stage | None:
-        """What one more read needs; None if others must end first. Never waits."""
-
     def note_read(self) -> None:
         """This thread has launched kernels that read slots; they may be late."""
-
-    def reads(self) -> Sequence[Event]:
-        """Events after which all kernels noted until now have run."""
 
     def content(self, slot: int) -> memoryview:
         """The bytes of a slot that is resident."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +103,48 @@ class PendingPages:
                 "outstanding nor of what goes before them; check the device, or raise read_timeout if it is only slow"
             )
             raise self._error
+
+
+class WholeRead:
+    """Waits for all pages of one read into memory of the caller's own.
+
+    Args:
+        pages: how many.
+        patience: seconds in which no read ends, after which storage is given up.
+        ended: gives the number of reads that have ended until now, whoever wanted them.
+    """
+
+    def __init__(self, pages: int, patience: float, ended: Callable[[], int]) -> None:
+        self._changed = threading.Condition()
+        self._left = pages
+        self._patience = patience
+        self._ended = ended
+        self._error: BaseException | None = None
+
+    def told(self, pages: Collection[int], error: BaseException | None) -> None:
+        """Some are in place and checked, or won't come."""
+        with self._changed:
+            self._left -= len(pages)
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait until each has come or won't.
+
+        Raises:
+            StoreTimeoutError: no read has ended for as long as patience lasts.
+            StoreError, PageCorruptError, EngineClosedError: what kept a page from coming.
+        """
+        with self._changed:
+            while self._left:
+                ended = self._ended()
+                if not self._changed.wait(self._patience) and ended == self._ended():
+                    raise StoreTimeoutError(
+                        f"storage has delivered nothing for {self._patience:g} s, {self._left} pages are outstanding; "
+                        "check the device, or raise read_timeout if it is only slow"
+                    )
+            if self._error is not None:
+                raise self._error
 
 
 class Waiters:
