@@ -63,7 +63,7 @@ def alternating() -> Row:
 
 def paged_layer(out_features: int, in_features: int, sparsity: float) -> PagedLinear:
     """A layer of random numbers in an arena of its own, behind the gate of an active task."""
-    tables = BlockTables.draw(out_features, in_features, Variant(BLOCK, torch.bfloat16, sparsity))
+    tables = BlockTables.draw(out_features, in_features, Variant(BLOCK, "bfloat16", sparsity))
     arena = filled_arena(tables.pages * PAGE_BYTES)
     gate = TaskGate("benchmark")
     gate.hold()

@@ -33,10 +33,10 @@ PREFILL = 512
 DECODED = 24
 
 VARIANTS = (
-    Variant(BLOCK, torch.bfloat16, 0.5),
-    Variant(BLOCK, torch.bfloat16, 0.75),
-    Variant(BLOCK, torch.int8, 0.5),
-    Variant(BLOCK, torch.int8, 0.75),
+    Variant(BLOCK, "bfloat16", 0.5),
+    Variant(BLOCK, "bfloat16", 0.75),
+    Variant(BLOCK, "int8", 0.5),
+    Variant(BLOCK, "int8", 0.75),
 )
 
 

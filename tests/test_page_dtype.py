@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.errors import ConfigError
-from weightpager.page_dtype import ENCODINGS, block_bytes, decode, encode, page_blocks, page_content
+from weightpager.page_dtype import (
+    ENCODINGS,
+    best_scales,
+    block_bytes,
+    decode,
+    encode,
+    page_blocks,
+    page_content,
+)
 
 shapes = st.sampled_from([BlockShape(8, 8), BlockShape(16, 32), BlockShape(64, 16)])
 dtypes = st.sampled_from(list(ENCODINGS))
@@ -40,10 +48,57 @@ def test_values_come_back_as_the_dtype_rounds_them(block: BlockShape, count: int
 def test_int8_is_off_by_half_a_step_at_most(block: BlockShape, count: int, seed: int) -> None:
     values = drawn(block, count, seed)
     values[0, 0] = 0  # a row of nothing has no step
-    steps = np.abs(values).max(2, keepdims=True) / 127 * (1 + 2**-7)  # a bfloat16 is a 128th above at most
+    steps = np.abs(values).max(2, keepdims=True) / 126 * (1 + 2**-8)  # a bfloat16 is off by a 256th at most
     coded = encode(values, "int8")
     assert coded.shape == (count, block_bytes(block, "int8"))
     assert (np.abs(decode(coded, block, "int8") - values) <= steps / 2).all()
+
+
+@given(shapes, st.integers(1, 4), st.integers(0, 2**16))
+def test_int4_is_off_by_half_a_step_but_for_what_it_cuts_off(block: BlockShape, count: int, seed: int) -> None:
+    values = drawn(block, count, seed)
+    values[0, 0] = 0
+    coded = encode(values, "int4")
+    assert coded.shape == (count, block_bytes(block, "int4"))
+    largest = np.abs(values).max(2, keepdims=True)
+    off = np.abs(decode(coded, block, "int4") - values)
+    # A scale is a whole part of the largest weight, or a little less than an eighth of it, which cuts off half a step.
+    assert (off <= largest / 2 * (1 + 2**-7)).all()
+    simple = largest / 7 * (1 + 2**-7)  # rounding to nearest with this scale is one of the candidates
+    assert (off.astype(np.float64) ** 2).sum() <= (simple.astype(np.float64) ** 2 / 4).sum() * block.cols
+
+
+@given(shapes, dtypes, st.integers(1, 4), st.integers(0, 2**16))
+def test_what_has_been_rounded_comes_back_exactly(block: BlockShape, dtype: str, count: int, seed: int) -> None:
+    once = decode(encode(drawn(block, count, seed), dtype), block, dtype)
+    assert np.array_equal(decode(encode(once, dtype), block, dtype), once)
+
+
+@given(st.integers(0, 2**16), st.integers(1, 8), st.integers(0x0001, 0x7EFF), st.booleans())
+def test_int4_finds_any_scale_again(seed: int, largest: int, bits: int, negative: bool) -> None:
+    """Down to numbers that are barely there, and up to the largest that eight of them don't overflow."""
+    bits = min(bits, 0x7DFF)
+    scale = np.array([bits | negative << 15], "<u2").astype(np.uint32) << 16
+    numbers = np.random.default_rng(seed).integers(-largest, min(largest, 7) + 1, (1, 8, 32))
+    numbers[:, :, 0] = -largest
+    values = (numbers * scale.view(np.float32)[0]).astype(np.float32)
+    assert np.array_equal(decode(encode(values, "int4"), BlockShape(8, 32), "int4"), values)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_scale_is_the_candidate_that_fits_best(dtype: str) -> None:
+    encoding = ENCODINGS[dtype]
+    rows = np.random.default_rng(0).standard_normal((300, 32)).astype(np.float32)
+    found = torch.from_numpy(best_scales(rows, encoding).view(np.int16)).view(torch.bfloat16).double()
+
+    def off(scale: torch.Tensor) -> torch.Tensor:
+        steps = torch.from_numpy(rows).double() / scale[:, None]
+        numbers = steps.round().clamp(encoding.least, encoding.largest)
+        return ((numbers - steps) * scale[:, None]).square().sum(1)
+
+    largest = torch.from_numpy(np.abs(rows).max(1))
+    tried = torch.stack([off((largest / divisor).bfloat16().double()) for divisor in encoding.divisors])
+    torch.testing.assert_close(off(found), tried.min(0).values)
 
 
 @given(shapes, dtypes, st.integers(1, 4), st.integers(0, 2**16), st.integers(0, 100))

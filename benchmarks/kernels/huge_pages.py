@@ -50,7 +50,7 @@ def main(
         arena.pages.copy_(filled_arena(SLOTS * PAGE_BYTES))
     ratios = []
     for shape in SHAPES:
-        for dtype in (torch.bfloat16, torch.int8):
+        for dtype in ("bfloat16", "int8"):
             tables = BlockTables.draw(shape.out_features, shape.in_features, Variant(BLOCK, dtype, 0.5))
             row = measured(shape, tables, arenas, repeats)
             ratios.append(row.speedup)
@@ -65,7 +65,7 @@ def measured(shape: Shape, tables: BlockTables, arenas: dict[str, Arena], repeat
     pairs = [small / huge for small, huge in zip(seconds["small"], seconds["huge"], strict=True)]
     small, huge = (round(tables.bytes / statistics.median(seconds[kind]) / 1e9, 2) for kind in ("small", "huge"))
     low, median, high = (round(bound, 3) for bound in statistics.quantiles(pairs, n=4))
-    return Row(str(shape), str(tables.variant.dtype).removeprefix("torch."), small, huge, median, low, high)
+    return Row(str(shape), tables.variant.dtype, small, huge, median, low, high)
 
 
 def paged(tables: BlockTables, arena: Arena) -> Call:

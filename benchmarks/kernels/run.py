@@ -121,7 +121,7 @@ def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Ten
         calls["prepacked"] = prepacked_layer(shape, tokens)
     sizes: dict[Variant, int] = {}
     for block in blocks:
-        for dtype in (torch.bfloat16, torch.int8):
+        for dtype in ("bfloat16", "int8"):
             for sparsity in SPARSITIES:
                 variant = Variant(block, dtype, sparsity)
                 calls[variant], size = paged_layer(shape, variant, arena)
@@ -137,7 +137,7 @@ def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Ten
             isa=kernels.isa(),
             shape=str(shape),
             block=str(variant.block),
-            dtype=str(variant.dtype).removeprefix("torch."),
+            dtype=variant.dtype,
             sparsity=variant.sparsity,
             tokens=tokens,
             ms=round(ms, 5),

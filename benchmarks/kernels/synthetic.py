@@ -25,13 +25,13 @@ class Variant:
     """How a weight is cut and what is kept of it."""
 
     block: BlockShape
-    dtype: torch.dtype
+    dtype: str
     sparsity: float
 
     @property
     def block_bytes(self) -> int:
         """Of a block with its scales."""
-        return block_bytes(self.block, str(self.dtype).removeprefix("torch."))
+        return block_bytes(self.block, self.dtype)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,11 @@ The layout is ``interleaved``, ``[cols / p][rows][p]``: element (r, c) of a bloc
 ``((c // p) * rows + r) * p + c % p``, p neighbouring input features for all output features of the block side by side.
 With p = 2 that is what AVX-512 BF16, AMX and Arm BFDOT consume directly and what AVX2 and NEON widen.
 
+int4 has p = 8 and makes of these eight numbers, each with 8 added to it, one little-endian word of 32 bits. Input 0 is
+in its bits from 0 on, 1 from 16, 2 from 8, 3 from 24, 4 from 4, 5 from 20, 6 from 12, 7 from 28. So the low halves of
+its bytes hold four inputs and the high halves four others, for sums of four products, and the low and the high half of
+the word hold the even and the odd ones, for sums of pairs.
+
 Where a dtype is scaled, a block has one bfloat16 scale for each of its rows: a weight is its number times that. In a
 page the numbers of all blocks come first, then their scales, so that blocks stay aligned.
 
@@ -21,8 +26,8 @@ import numpy.typing as npt
 
 from weightpager.blocks import BlockShape
 
-PageDtype = Literal["bfloat16", "float32", "int8"]
-"""Its name in manifests and task files, and torch's."""
+PageDtype = Literal["bfloat16", "float32", "int8", "int4"]
+"""Its name in manifests and task files."""
 
 _SCALE = np.dtype("<u2")  # numpy has no bfloat16: its bits travel as uint16
 
@@ -32,27 +37,32 @@ class Encoding:
     """How the weights of one dtype are stored.
 
     Attributes:
-        number: the stored type.
+        number: the type of a number, before two of four bits become a byte.
         neighbours: the p of the layout.
-        narrow: float32 to stored numbers, rounded to nearest, ties to even.
-        widen: stored numbers to float32.
-        largest: number of a row's largest weight, where rows have scales; else 0.
+        narrow: float32 to numbers, rounded to nearest, ties to even.
+        widen: numbers to float32.
+        bits: that a number takes in a block.
+        least, largest: number, where rows have scales.
+        divisors: of a row's largest weight, for the scales that are tried; none where rows have no scales.
     """
 
     number: np.dtype[Any]
     neighbours: int
     narrow: Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
     widen: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]
+    bits: int
+    least: int = 0
     largest: int = 0
+    divisors: tuple[float, ...] = ()
 
     @property
     def scaled(self) -> bool:
         """Whether each row of a block has a scale."""
-        return self.largest > 0
+        return bool(self.divisors)
 
     def number_bytes(self, rows: int, cols: int) -> int:
         """Bytes of a block's numbers."""
-        return rows * cols * self.number.itemsize
+        return rows * cols * self.bits // 8
 
     def scale_bytes(self, rows: int) -> int:
         """Bytes of a block's scales."""
@@ -74,13 +84,25 @@ def _float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 def _int8(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
-    return np.rint(values).astype(np.int8)
+    return np.asarray(np.rint(values).astype(np.int8))
 
+
+def _int4(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    return np.asarray((np.rint(values) + np.float32(8)).astype(np.uint8))
+
+
+def _from_int4(numbers: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    return np.asarray(numbers.astype(np.float32) - np.float32(8))
+
+
+# From -8 to 7: for what lies between -8 and 8 a scale of either sign may serve better.
+_INT4_DIVISORS = (8.0, -8.0, 8.25, -8.25, 8.5, -8.5, 7.5, -7.5, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
 
 ENCODINGS: dict[str, Encoding] = {
-    "bfloat16": Encoding(_SCALE, 2, _rounded, _widened),
-    "float32": Encoding(np.dtype("<f4"), 1, _float32, _float32),
-    "int8": Encoding(np.dtype("i1"), 2, _int8, _float32, largest=127),
+    "bfloat16": Encoding(_SCALE, 2, _rounded, _widened, 16),
+    "float32": Encoding(np.dtype("<f4"), 1, _float32, _float32, 32),
+    "int8": Encoding(np.dtype("i1"), 2, _int8, _float32, 8, -127, 127, (127.0, 126.0)),
+    "int4": Encoding(np.dtype("u1"), 8, _int4, _from_int4, 4, -8, 7, _INT4_DIVISORS),
 }
 """Every `PageDtype`."""
 
@@ -94,26 +116,68 @@ def block_bytes(block: BlockShape, dtype: str) -> int:
 def encode(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.uint8]:
     """Blocks ``[n, rows, cols]`` as bytes ``[n, block bytes]``: numbers as they lie in a page, then scales.
 
-    A row's scale is the least bfloat16 that its largest number needs.
+    What `decode` gives is encoded without any further error.
     """
     encoding = ENCODINGS[dtype]
     if not encoding.scaled:
-        return _raw(_interleave(encoding.narrow(values), encoding.neighbours))
-    scales = _rounded_up(np.abs(values).max(2) / np.float32(encoding.largest))  # [n, rows]
-    steps = values / np.maximum(_widened(scales), np.finfo(np.float32).tiny)[:, :, None]
-    numbers = encoding.narrow(steps.clip(-encoding.largest, encoding.largest))
-    return np.concatenate([_raw(_interleave(numbers, encoding.neighbours)), _raw(scales)], 1)
+        return _stored(encoding.narrow(values), encoding)
+    scales = best_scales(values, encoding)  # [n, rows]
+    divisors = _widened(scales)
+    divisors[divisors == 0] = 1
+    numbers = encoding.narrow((values / divisors[:, :, None]).clip(encoding.least, encoding.largest))
+    return np.concatenate([_stored(numbers, encoding), _raw(scales)], 1)
 
 
 def decode(blocks: npt.NDArray[np.uint8], block: BlockShape, dtype: str) -> npt.NDArray[np.float32]:
     """The values ``[n, rows, cols]`` of blocks ``[n, block bytes]``."""
     encoding = ENCODINGS[dtype]
     size = encoding.number_bytes(block.rows, block.cols)
-    numbers = np.ascontiguousarray(blocks[:, :size]).view(encoding.number)
-    values = encoding.widen(_deinterleave(numbers, block, encoding.neighbours))
+    values = encoding.widen(_numbers(np.ascontiguousarray(blocks[:, :size]), block, encoding))
     if not encoding.scaled:
         return values
     return values * _widened(np.ascontiguousarray(blocks[:, size:]).view(_SCALE))[:, :, None]
+
+
+def best_scales(weights: npt.NDArray[np.float32], encoding: Encoding) -> npt.NDArray[np.uint16]:
+    """The scales [...] of rows ``[..., cols]``, as bits of bfloat16: of each row's candidates the one that fits best.
+
+    A candidate is the row's largest weight, divided by one of the encoding's divisors and rounded to bfloat16. It fits
+    best if the squares of what its numbers are off by have the least sum; of equals the first is taken. A divisor for
+    every number that a row's largest weight may have become finds the scale of such a row again.
+
+    Squares are added up by halves, ``e[:, :h] + e[:, h:]``, in units of the largest weight: so that nothing overflows,
+    and other code can come to the same bits.
+
+    Args:
+        weights: whose cols is a power of two.
+        encoding: of a dtype whose rows have scales.
+    """
+    rows = weights.reshape(-1, weights.shape[-1])
+    parts = [rows[first : first + _ROWS_AT_ONCE].T for first in range(0, len(rows), _ROWS_AT_ONCE)]
+    found = [_best_scales(np.ascontiguousarray(part), encoding) for part in parts]
+    return np.concatenate([np.empty(0, _SCALE), *found]).reshape(weights.shape[:-1])
+
+
+_ROWS_AT_ONCE = 4096  # as many as stay in a processor's cache
+
+
+def _best_scales(weights: npt.NDArray[np.float32], encoding: Encoding) -> npt.NDArray[np.uint16]:
+    """Of weights [cols, rows]."""
+    largest = np.abs(weights).max(0)
+    unit = np.where(largest > 0, largest, np.float32(1))
+    best, least = np.zeros(largest.shape, _SCALE), np.full(largest.shape, np.inf, np.float32)
+    for divisor in encoding.divisors:
+        scales = _rounded(largest / np.float32(divisor))
+        wide = _widened(scales)
+        usable = (wide != 0) & np.isfinite(wide)
+        steps = weights / np.where(usable, wide, np.float32(1))
+        off = (steps - np.rint(steps).clip(encoding.least, encoding.largest)) ** 2
+        while len(off) > 1:
+            off = off[: len(off) // 2] + off[len(off) // 2 :]
+        error = off[0] * (wide / unit) ** 2
+        better = usable & (error < least)
+        best[better], least[better] = scales[better], error[better]
+    return best
 
 
 def page_content(blocks: npt.NDArray[np.uint8], block: BlockShape, dtype: str, page_bytes: int) -> bytes:
@@ -133,9 +197,26 @@ def _raw(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(array).view(np.uint8)
 
 
-def _rounded_up(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Of values that aren't negative."""
-    return np.asarray(((values.view(np.uint32) + np.uint32(0xFFFF)) >> np.uint32(16)).astype(_SCALE))
+def _stored(numbers: npt.NDArray[Any], encoding: Encoding) -> npt.NDArray[np.uint8]:
+    """Numbers [n, rows, cols] as they lie in blocks, [n, bytes]."""
+    flat = _interleave(numbers, encoding.neighbours)
+    if encoding.bits != 4:
+        return _raw(flat)
+    ordered = flat.reshape(len(flat), -1, 8)[:, :, _INT4_ORDER]
+    return np.asarray((ordered[:, :, :4] | ordered[:, :, 4:] << 4).reshape(len(flat), -1))
+
+
+def _numbers(stored: npt.NDArray[np.uint8], block: BlockShape, encoding: Encoding) -> npt.NDArray[Any]:
+    """The inverse of `_stored`."""
+    if encoding.bits == 4:
+        octets = stored.reshape(len(stored), -1, 4)
+        halves = np.concatenate([octets & 15, octets >> 4], 2)
+        stored = np.ascontiguousarray(halves[:, :, _INT4_ORDER]).reshape(len(stored), -1)
+    return _deinterleave(stored.view(encoding.number), block, encoding.neighbours)
+
+
+_INT4_ORDER = [0, 2, 1, 3, 4, 6, 5, 7]
+"""Inputs in the low halves of a word's bytes, then in the high ones; of these, the other way, inputs in order."""
 
 
 def _interleave(blocks: npt.NDArray[Any], group: int) -> npt.NDArray[Any]:

@@ -58,7 +58,7 @@ def test_a_wrong_kernel_fails_everywhere(kernel: Kernel) -> None:
 def test_a_failure_names_the_product() -> None:
     def only_int8(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
         y = reference.paged_linear(x, weight, bias)
-        return y + 1 if weight.dtype == torch.int8 and x.dtype == torch.float32 else y
+        return y + 1 if weight.dtype == "int8" and x.dtype == torch.float32 else y
 
     found = self_test("wrong", only_int8, cases())
     assert len(found.failures) == found.checks // (2 * len(ENCODINGS))

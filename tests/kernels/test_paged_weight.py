@@ -49,7 +49,7 @@ def test_elements_lie_where_the_layout_says(dtype: torch.dtype) -> None:
         in_features=16,
         block_rows=8,
         block_cols=16,
-        dtype=dtype,
+        dtype=str(dtype).removeprefix("torch."),
     )
     expected = [[((c // p) * 8 + r) * p + c % p for c in range(16)] for r in range(8)]
     assert dense_weight(paged).tolist() == expected
@@ -61,11 +61,23 @@ def test_int8_blocks_have_their_scales_after_the_last_block() -> None:
     unused = torch.full((16,), 0xFF, dtype=torch.uint8)  # the scales of a second block would begin here
     page = torch.cat([numbers.view(torch.uint8), scales.view(torch.uint8), unused[:7]])
     index = torch.zeros(1, dtype=torch.int32)
-    paged = PagedWeight(page[None], index, int32(0, 1), index, index, 8, 16, 8, 16, torch.int8)
+    paged = PagedWeight(page[None], index, int32(0, 1), index, index, 8, 16, 8, 16, "int8")
     assert (paged.block_bytes, paged.scale_bytes, paged.blocks_per_page) == (128, 16, 1)
     dense = dense_weight(paged)
     for r, scale in enumerate(scales.tolist()):
         assert dense[r].tolist() == [scale * int(numbers[((c // 2) * 8 + r) * 2 + c % 2]) for c in range(16)]
+
+
+def test_int4_numbers_lie_where_the_layout_says() -> None:
+    first_bits = (0, 16, 8, 24, 4, 20, 12, 28)
+    words = torch.randint(-(2**31), 2**31, (2, 8), dtype=torch.int32)  # [cols / 8, rows]
+    scales = torch.tensor([0.5, -1, 2, 4, 8, 16, -32, 64]).bfloat16()
+    arena = torch.cat([words.view(torch.uint8).flatten(), scales.view(torch.uint8)])[None]
+    index = torch.zeros(1, dtype=torch.int32)
+    dense = dense_weight(PagedWeight(arena, index, int32(0, 1), index, index, 8, 16, 8, 16, "int4"))
+    for r, scale in enumerate(scales.tolist()):
+        numbers = [(int(words[c // 8, r]) >> first_bits[c % 8] & 15) - 8 for c in range(16)]
+        assert dense[r].tolist() == [scale * number for number in numbers]
 
 
 def test_the_dense_weight_is_the_masked_one() -> None:
@@ -80,7 +92,7 @@ def int32(*values: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dtype": torch.float16}, "dtype: expected torch.bfloat16, torch.float32 or torch.int8, got torch.float16"),
+        ({"dtype": "float16"}, "dtype: expected bfloat16, float32, int8 or int4, got float16"),
         ({"out_features": 0}, "out_features: expected 1 to"),
         ({"in_features": 2**31}, "in_features: expected 1 to"),
         ({"block_rows": 4}, "block_rows: expected a power of two from 8 to 256, got 4"),

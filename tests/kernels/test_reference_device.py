@@ -8,12 +8,15 @@ import torch
 
 from paging import page
 from weightpager.kernels import PagedWeight, reference
+from weightpager.page_dtype import ENCODINGS
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
-def test_all_tensors_are_made_on_the_device_of_the_weight(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", ENCODINGS)
+def test_all_tensors_are_made_on_the_device_of_the_weight(dtype: str) -> None:
     random = torch.Generator().manual_seed(0)
-    weight = page(torch.randint(-9, 9, (24, 40), generator=random).to(dtype), torch.eye(3, 5) > 0, 8, 8)
+    numbers = torch.randint(-8, 8, (24, 40), generator=random)
+    dense = numbers.to(torch.int8 if dtype == "int4" else getattr(torch, dtype))
+    weight = page(dense, torch.eye(3, 5) > 0, 8, 8, dtype=dtype)
     x, bias = torch.ones(2, 40), torch.ones(24)
     linear = reference.paged_linear(x, weight, bias)
     gated = reference.paged_gated(x, weight, weight, "silu", (bias, None))

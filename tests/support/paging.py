@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from weightpager.kernels import PagedWeight
+from weightpager.page_dtype import ENCODINGS
 
 PAGE_BLOCKS = 3
 """No power of two, so that a wrong page or place doesn't go unseen."""
@@ -25,18 +26,23 @@ def masked(dense: Tensor, mask: Tensor, block_rows: int, block_cols: int) -> Ten
     return dense * keep[: dense.shape[0], : dense.shape[1]]
 
 
-def page(dense: Tensor, mask: Tensor, block_rows: int, block_cols: int, seed: int = 0, trailer: int = 0) -> PagedWeight:
+def page(
+    dense: Tensor, mask: Tensor, block_rows: int, block_cols: int, seed: int = 0, trailer: int = 0, dtype: str = ""
+) -> PagedWeight:
     """Page the kept blocks of ``dense`` [O, I]; each page ends with ``trailer`` bytes that belong to no block.
 
-    An int8 weight gets random scales; `dense_weight` multiplies them out. Blocks are spread over more places than
+    The pages' dtype is that of ``dense`` where none is given; "int4" takes whole numbers from -8 to 7 in int8.
+    Whole numbers get random scales; `dense_weight` multiplies them out. Blocks are spread over more places than
     needed, pages over more slots than needed, and whatever isn't a kept block is filled with bytes that would spoil
     any result.
     """
     random = torch.Generator().manual_seed(seed)
-    step = 1 if dense.dtype == torch.float32 else 2
+    dtype = dtype or str(dense.dtype).removeprefix("torch.")
+    step = {"float32": 1, "int4": 8}.get(dtype, 2)
     blocks = cut(dense, block_rows, block_cols)[mask]  # [kept, block_rows, block_cols]
     steps = blocks.view(-1, block_rows, block_cols // step, step).transpose(1, 2).contiguous()
-    raw = steps.view(torch.uint8).view(len(blocks), block_rows * block_cols * dense.dtype.itemsize)
+    raw = _words(steps) if dtype == "int4" else steps.view(torch.uint8)
+    raw = raw.view(len(blocks), block_rows * block_cols * ENCODINGS[dtype].bits // 8)
 
     pages = len(blocks) // PAGE_BLOCKS + 2
     slots = pages + 2
@@ -60,5 +66,12 @@ def page(dense: Tensor, mask: Tensor, block_rows: int, block_cols: int, seed: in
         in_features=dense.shape[1],
         block_rows=block_rows,
         block_cols=block_cols,
-        dtype=dense.dtype,
+        dtype=dtype,
     )
+
+
+def _words(numbers: Tensor) -> Tensor:
+    """Numbers from -8 to 7, eight in a word, as the layout of int4 says it bit by bit."""
+    first_bits = torch.tensor([0, 16, 8, 24, 4, 20, 12, 28])
+    words = ((numbers.long() + 8) << first_bits).sum(-1)  # [..., block_rows]
+    return words.to(torch.int32).contiguous().view(torch.uint8)

@@ -20,7 +20,7 @@ STRINGS = (
     '"../../etc/passwd"', '"/etc/passwd"', '"//etc/passwd"', '"./manifest.json"', '"tasks/../../x"', '"model/."', '"."',
     '"model"', '"model/config.json"', '"~root"', '"CON"', '"a\\\\b"', '"\\n"', '" "', '"file:///etc/passwd"',
     '"' + "x" * 300 + '"', '"' + "x" * 100_000 + '"', '"' + "d/" * 3000 + 'x"', '"' + "\\u0000" * 1000 + '"',
-    '"16x32"', '"8x8"', '"256x256"', '"bfloat16"', '"float32"', '"int8"', '"text-classification"',
+    '"16x32"', '"8x8"', '"256x256"', '"bfloat16"', '"float32"', '"int8"', '"int4"', '"text-classification"',
     '"language-modeling"', '"token-classification"', '"image-classification"',
 )  # fmt: skip
 

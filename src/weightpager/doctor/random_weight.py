@@ -38,7 +38,7 @@ def random_weight(
         in_features=in_features,
         block_rows=block.rows,
         block_cols=block.cols,
-        dtype=getattr(torch, dtype),
+        dtype=dtype,
     )
 
 

@@ -95,7 +95,7 @@ def paged_weight(
         in_features=entry.in_features,
         block_rows=block.rows,
         block_cols=block.cols,
-        dtype=getattr(torch, bundle.manifest.dtype),
+        dtype=bundle.manifest.dtype,
     )
 
 

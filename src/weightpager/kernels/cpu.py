@@ -12,7 +12,7 @@ import weightpager.kernels._native as _native
 from weightpager.kernels.operands import check_memory, operands
 from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
 
-READS = frozenset({torch.bfloat16, torch.float32, torch.int8})
+READS = frozenset({"bfloat16", "float32", "int8"})
 """The pages' dtypes that these kernels read."""
 
 
@@ -120,7 +120,7 @@ def _native_weight(weight: PagedWeight) -> _native.Weight:
                 in_features=weight.in_features,
                 block_rows=weight.block_rows,
                 block_cols=weight.block_cols,
-                dtype=str(weight.dtype).removeprefix("torch."),
+                dtype=weight.dtype,
             )
         )
     made: _native.Weight = weight.native[0]

@@ -21,7 +21,7 @@ from weightpager.kernels import triton as kernels
 from weightpager.kernels.operands import operands
 from weightpager.kernels.paged_weight import PagedWeight
 
-_WORDS = {torch.float32: torch.float32, torch.bfloat16: torch.int32, torch.int8: torch.int16}
+_WORDS = {"float32": torch.float32, "bfloat16": torch.int32, "int8": torch.int16}
 """What an output's neighbouring features are read as, by the weight's dtype."""
 
 READS = frozenset(_WORDS)
@@ -86,7 +86,7 @@ def check(device: str | torch.device) -> None:
             x = torch.randn(tokens, weight.in_features, generator=drawn, device="cpu").bfloat16().to(device)
             what = f"{dtype} weights and {tokens} tokens"
             _compare(what, paged_linear(x, weight, None), reference.paged_linear(x, weight))
-            if dtype != torch.bfloat16:  # compiling takes time, and gated kernels of other weights differ in little
+            if dtype != "bfloat16":  # compiling takes time, and gated kernels of other weights differ in little
                 continue
             for name in reference.ACTIVATIONS:
                 found, expected = (of(x, weight, weight, name, biases) for of in (paged_gated, reference.paged_gated))
@@ -98,18 +98,18 @@ def _compare(what: str, found: Tensor, expected: Tensor) -> None:
         raise RuntimeError(f"{what}: other results than the reference has")
 
 
-def _sample(dtype: torch.dtype, device: str | torch.device, drawn: torch.Generator) -> PagedWeight:
+def _sample(dtype: str, device: str | torch.device, drawn: torch.Generator) -> PagedWeight:
     """Two rows of blocks, one of them full, with partial blocks at the weight's edges and pages in shuffled order."""
     rows, cols, per_page = 16, 32, 2
     values = torch.randn(4, per_page * rows * cols, generator=drawn, device="cpu")
-    blocks = (values * 40).clamp(-127, 127).to(dtype).view(torch.uint8)
+    blocks = (values * 40).clamp(-127, 127).to(getattr(torch, dtype)).view(torch.uint8)
     scales = torch.rand(4, per_page * rows, generator=drawn, device="cpu").bfloat16().view(torch.uint8)
 
     def table(*entries: int) -> Tensor:
         return torch.tensor(entries, dtype=torch.int32, device=device)
 
     return PagedWeight(
-        arena=torch.cat([blocks, scales] if dtype == torch.int8 else [blocks], 1).to(device),
+        arena=torch.cat([blocks, scales] if dtype == "int8" else [blocks], 1).to(device),
         page_table=table(3, 0, 1),
         crow_indices=table(0, 3, 4),
         col_indices=table(0, 1, 2, 1),
@@ -148,7 +148,7 @@ def _tile(rows: Tensor, weight: PagedWeight) -> _Tile:
     outputs = min(weight.block_rows, 32)
     matrix = tokens >= _MATRIX and min(outputs, steps) >= _MATRIX
     # bfloat16 is exact for int8 weights, too, before they are scaled. Triton's interpreter can't multiply it.
-    bfloat16 = rows.dtype == torch.bfloat16 and weight.dtype != torch.float32 and not _INTERPRETED
+    bfloat16 = rows.dtype == torch.bfloat16 and weight.dtype != "float32" and not _INTERPRETED
     words = 64
     if matrix and weight.encoding.scaled:
         words = min(words, steps)  # of one block, so that its scales can wait until its sums are there
@@ -158,7 +158,7 @@ def _tile(rows: Tensor, weight: PagedWeight) -> _Tile:
         "PER_PAGE": weight.blocks_per_page,
         "BLOCK_ROWS": weight.block_rows,
         "BLOCK_COLS": weight.block_cols,
-        "DTYPE": str(weight.dtype).removeprefix("torch."),
+        "DTYPE": weight.dtype,
         "TOKENS": at_once,
         "OUTPUTS": outputs,
         "WORDS": words,

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from weightpager.page_dtype import ENCODINGS, Encoding
 
-_ENCODINGS: dict[torch.dtype, Encoding] = {getattr(torch, name): encoding for name, encoding in ENCODINGS.items()}
-
 
 class PageNotResidentError(RuntimeError):
     """A kernel met a page that isn't in the arena; nothing was computed."""
@@ -41,7 +39,7 @@ class PagedWeight:
         in_features: of the layer, which needn't be a multiple of ``block_cols``.
         block_rows: output features of a block, a power of two from 8 to 256.
         block_cols: input features of a block, a power of two from 8 to 256.
-        dtype: torch's name for the pages' dtype.
+        dtype: the pages' dtype, a name in `ENCODINGS`.
         native: what the native kernels made of all this, at their first call.
 
     Raises:
@@ -57,7 +55,7 @@ class PagedWeight:
     in_features: int
     block_rows: int
     block_cols: int
-    dtype: torch.dtype
+    dtype: str
     native: list[Any] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +79,7 @@ class PagedWeight:
     @property
     def encoding(self) -> Encoding:
         """How its blocks are stored."""
-        return _ENCODINGS[self.dtype]
+        return ENCODINGS[self.dtype]
 
     @property
     def block_bytes(self) -> int:
@@ -109,8 +107,8 @@ class PagedWeight:
         return int(self.col_indices.shape[0])
 
     def _check_sizes(self) -> None:
-        if self.dtype not in _ENCODINGS:
-            *others, last = map(str, _ENCODINGS)
+        if self.dtype not in ENCODINGS:
+            *others, last = ENCODINGS
             raise ValueError(f"dtype: expected {', '.join(others)} or {last}, got {self.dtype}")
         for name in ("out_features", "in_features"):
             size = getattr(self, name)

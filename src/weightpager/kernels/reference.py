@@ -66,10 +66,19 @@ def _blocks(weight: PagedWeight) -> Tensor:
         raise PageNotResidentError(int(pages[absent][0]))
     used = per_page * weight.block_bytes
     raw = weight.arena[:, :used].view(-1, per_page, weight.block_bytes)[slots, places]  # [kept, block_bytes], a copy
-    steps = raw.view(weight.dtype).view(-1, weight.block_cols // step, weight.block_rows, step)
+    steps = _numbers(raw, weight.dtype).view(-1, weight.block_cols // step, weight.block_rows, step)
     blocks = steps.transpose(1, 2).reshape(-1, weight.block_rows, weight.block_cols)
     if not weight.encoding.scaled:
         return blocks
     trailer = weight.arena[:, used : used + per_page * weight.scale_bytes]
     scales = trailer.view(-1, per_page, weight.scale_bytes)[slots, places].view(torch.bfloat16)  # [kept, block_rows]
     return blocks.float() * scales.float()[:, :, None]
+
+
+def _numbers(raw: Tensor, dtype: str) -> Tensor:
+    """What lies in blocks, uint8 [kept, block_bytes], in the order in which it lies there."""
+    if dtype != "int4":
+        return raw.view(getattr(torch, dtype))
+    octets = raw.view(len(raw), raw.shape[1] // 4, 4)
+    halves = torch.cat([octets & 15, octets >> 4], 2)  # inputs 0, 2, 1, 3 and 4, 6, 5, 7 of a word
+    return torch.stack([halves[:, :, at] for at in (0, 2, 1, 3, 4, 6, 5, 7)], 2).to(torch.int8) - 8

@@ -118,7 +118,7 @@ def test_merge_keys_work(write: Writer) -> None:
         ("xyz: 1", "xyz: unknown key; the keys here are model, block"),
         ("block: 16x33", "block cols: expected a power of two from 8 to 256, got 33"),
         ("block: big", "block: expected ROWSxCOLS such as 16x32, got 'big'"),
-        ("dtype: int9", "dtype: expected 'bfloat16', 'float32' or 'int8', found 'int9'; did you mean 'int8'?"),
+        ("dtype: int9", "dtype: expected 'bfloat16', 'float32', 'int8' or 'int4', found 'int9'; did you mean 'int8'?"),
         ("sparsity: 1", "sparsity: expected less than 1, found 1"),
         ("sparsity: -0.1", "sparsity: expected at least 0, found -0.1"),
         ("sparsity: half", "sparsity: expected a number, found 'half'"),

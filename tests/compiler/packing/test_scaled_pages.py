@@ -1,4 +1,4 @@
-"""Bundles whose pages hold int8: the same values through every path that reads or writes a page."""
+"""Bundles whose pages hold int8 or int4: the same values through every path that reads or writes a page."""
 
 from __future__ import annotations
 
@@ -38,27 +38,28 @@ def outputs(bundle: Bundle) -> dict[str, torch.Tensor]:
         return found
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("int8")
-    return wp.compile(tiny.assistant(folder, dtype="int8"), out=folder / "int8.bundle")
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp(request.param)
+    return wp.compile(tiny.assistant(folder, dtype=request.param), out=folder / "pages.bundle")
 
 
-def rounded(grid: BlockGrid, weight: torch.Tensor) -> torch.Tensor:
+def rounded(grid: BlockGrid, weight: torch.Tensor, dtype: str) -> torch.Tensor:
     cut = grid.cut(weight.numpy())  # [rows, cols, BH, BW]
-    coded = encode(cut.reshape(-1, *cut.shape[2:]), "int8")
-    return torch.from_numpy(grid.join(decode(coded, grid.block, "int8").reshape(cut.shape)))
+    coded = encode(cut.reshape(-1, *cut.shape[2:]), dtype)
+    return torch.from_numpy(grid.join(decode(coded, grid.block, dtype).reshape(cut.shape)))
 
 
-def test_pages_hold_the_values_in_int8(bundle: Bundle, tmp_path: Path) -> None:
+def test_pages_hold_the_values_as_they_are_rounded(bundle: Bundle, tmp_path: Path) -> None:
     exact = wp.compile(tiny.assistant(bundle.path.parent, dtype="float32"), out=tmp_path / "exact.bundle")
     assert verify(bundle.path).problems == ()
     for task in bundle.tasks:
         ours, theirs = dense_weights(bundle, task), dense_weights(exact, task)
         for entry in bundle.manifest.weights:
-            assert torch.equal(ours[entry.name], rounded(bundle.manifest.grid(entry), theirs[entry.name]))
+            expected = rounded(bundle.manifest.grid(entry), theirs[entry.name], bundle.manifest.dtype)
+            assert torch.equal(ours[entry.name], expected)
     block = bundle.manifest.block_shape
-    assert bundle.block_bytes == block.size + 2 * block.rows
+    assert bundle.block_bytes == block.size * int(bundle.manifest.dtype[3:]) // 8 + 2 * block.rows
     assert bundle.block_bytes < exact.block_bytes / 3
 
 
@@ -68,7 +69,7 @@ def test_a_task_computes_with_them(bundle: Bundle, tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export").eval()
     with torch.inference_mode():
         expected = model(**INPUTS).logits
-    # Beside int8 weights the kernels round activations to int16.
+    # Beside such weights the kernels round activations to int16.
     torch.testing.assert_close(logits[next(iter(bundle.tasks))], expected, rtol=1e-3, atol=3e-4)
 
 
@@ -86,6 +87,6 @@ def test_a_grown_bundle_keeps_its_old_outputs(bundle: Bundle, tmp_path: Path) ->
     grown = wp.compile(pet(tmp_path), out=tmp_path / "grown.bundle", base=bundle.path)
     before, after = outputs(bundle), outputs(grown)
     assert all(torch.equal(before[task], after[task]) for task in before)
-    assert grown.manifest.dtype == "int8"
+    assert grown.manifest.dtype == bundle.manifest.dtype
     used = grown.pages_of("pet")
     assert np.isin(used, np.arange(len(bundle.pages))).any()
