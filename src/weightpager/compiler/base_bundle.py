@@ -18,8 +18,8 @@ from weightpager.blocks import MAX_TASKS
 from weightpager.bundle import Bundle, WeightEntry
 from weightpager.bundle.format.names import RESIDENT
 from weightpager.bundle.format.permutations import Permutations
-from weightpager.compiler.model.checkpoint import PLAIN
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
+from weightpager.compiler.model.directory import PLAIN
 from weightpager.compiler.reorder.apply import apply, for_new_tasks
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.engine.model import architecture

@@ -21,8 +21,8 @@ from weightpager.compiler.estimates.storage import check_storage
 from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.measuring.controls import compared, cost
 from weightpager.compiler.model import dense_model as dense_source
-from weightpager.compiler.model.checkpoint import check_known
 from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.directory import check_known
 from weightpager.compiler.recovery.low_rank import check_rank
 from weightpager.compiler.recovery.own_parameters import separate, train_own
 from weightpager.compiler.recovery.steps import with_steps

@@ -30,8 +30,8 @@ from transformers.models.t5 import T5ForConditionalGeneration
 import tiny_models as tiny
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model, paged_weights
+from weightpager.compiler.model.checkpoint import check_base
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.kind import check_base
 from weightpager.errors import CompileError
 
 PER_LAYER = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]

@@ -8,7 +8,6 @@ from weightpager.bundle.format.manifest import FORMS
 from weightpager.compiler.data.splits import at_once
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import multiplies_in_bfloat16, training_device
-from weightpager.compiler.model.named_parameters import parameters
 from weightpager.compiler.reorder.dimensions import dimensions
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.errors import CompileError
@@ -30,15 +29,11 @@ _SCORE_BYTES = 5
 _LOGIT_BYTES = 12
 """Logits in float32, their softmax and their gradient, per class or word."""
 
-_SUM_BYTES = 4
-"""Bytes that `Calibration` holds for an element."""
-
 _ELEMENT_BYTES = 12
 """Copies of one weight's elements, in float32, while saliency is made of them."""
 
 _ASSIGNED_BYTES = 12
 """Per unit and place of a dimension whose units are assigned: three matrices in float32."""
-
 
 _GRADIENT_AND_MOMENTS = 3
 """Copies of what is trained: its gradient, and Adam's two moments."""
@@ -52,7 +47,7 @@ def training_bytes(source: Source, batch: int, copies: int) -> int:
         batch: texts or images in a batch.
         copies: of the model beside it.
     """
-    return model_bytes(source) * (_GRADIENT_AND_MOMENTS + copies) + _most_activations(source, batch)
+    return source.parameter_bytes * (_GRADIENT_AND_MOMENTS + copies) + _most_activations(source, batch)
 
 
 def recover_bytes(source: Source) -> int:
@@ -62,7 +57,7 @@ def recover_bytes(source: Source) -> int:
     """
     spec = source.task_file.recover
     best, waiting = 1 if spec.patience else 0, 0 if source.task_file.compare == "none" else 1
-    needed = training_bytes(source, spec.batch, copies=1 + best + waiting) + paged_bytes(source)
+    needed = training_bytes(source, spec.batch, copies=1 + best + waiting) + source.paged_bytes
     return max(needed, private_bytes(source)) if spec.trains_alone else needed
 
 
@@ -73,7 +68,7 @@ def private_bytes(source: Source) -> int:
     """
     spec = source.task_file.recover
     copies = 3 + _GRADIENT_AND_MOMENTS + (1 if spec.patience else 0)
-    return model_bytes(source) + copies * paged_bytes(source) + _most_activations(source, spec.batch)
+    return source.parameter_bytes + copies * source.paged_bytes + _most_activations(source, spec.batch)
 
 
 def own_bytes(source: Source) -> int:
@@ -85,18 +80,7 @@ def own_bytes(source: Source) -> int:
     needed = _most_activations(source, file.training.batch)
     if file.recover.method == "finetune":
         return needed
-    return needed + model_bytes(source) + len(file.trained_tasks) * paged_bytes(source)
-
-
-def model_bytes(source: Source) -> int:
-    """Of all parameters in float32, each once."""
-    tensors = {id(t): t for task in source.models for t in parameters(source.models[task]).values()}
-    return sum(4 * tensor.numel() for tensor in tensors.values())
-
-
-def paged_bytes(source: Source) -> int:
-    """Of one task's paged weights in float32."""
-    return sum(4 * info.grid.out_features * info.grid.in_features for info in source.paged)
+    return needed + source.parameter_bytes + len(file.trained_tasks) * source.paged_bytes
 
 
 def _most_activations(source: Source, batch: int) -> int:
@@ -131,11 +115,6 @@ def _patches(source: Source, config: PretrainedConfig) -> int:
     return (height // patch) * (width // patch) + 1
 
 
-def sums_bytes(source: Source) -> int:
-    """Bytes that a task's calibration holds."""
-    return sum(_SUM_BYTES * info.grid.out_features * info.grid.in_features for info in source.paged)
-
-
 def saliency_bytes(source: Source, *, moves: bool) -> int:
     """What saliency takes at its most, beside the model and a batch's activations.
 
@@ -146,7 +125,7 @@ def saliency_bytes(source: Source, *, moves: bool) -> int:
         source: the dense model.
         moves: whether it will be reordered.
     """
-    sums = sums_bytes(source)
+    sums = source.paged_bytes  # of one task
     work = max(_ELEMENT_BYTES * info.grid.out_features * info.grid.in_features for info in source.paged)
     assigned = max((_ASSIGNED_BYTES * d.groups * d.units**2 for d in dimensions(source.models)), default=0)
     held = len(source.models) if moves else 1

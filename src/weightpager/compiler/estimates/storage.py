@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightpager.compiler.base_bundle import BaseBundle
-from weightpager.compiler.estimates.memory import model_bytes, paged_bytes, sums_bytes
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.named_parameters import parameters
 from weightpager.compiler.model.parameter_format import ParameterFormat
@@ -78,7 +77,7 @@ def journal_bytes(source: Source, *, adds: bool = False, bundle: int = 0) -> int
 
 def cache_bytes(source: Source) -> int:
     """A rough upper estimate of what a compile gives to the cache."""
-    return model_bytes(source) + _PER_FILE + len(source.models) * (sums_bytes(source) + _PER_FILE)
+    return source.parameter_bytes + _PER_FILE + len(source.models) * (source.paged_bytes + _PER_FILE)
 
 
 def check_storage(source: Source, journal: Path | None, cache: Cache, base: BaseBundle | None = None) -> None:
@@ -117,7 +116,7 @@ def check_storage(source: Source, journal: Path | None, cache: Cache, base: Base
 def _stages(source: Source, adds: bool) -> Iterator[_Stage]:
     """The stages that have entries in a journal, in order."""
     file, spec = source.task_file, source.task_file.recover
-    values, paged = model_bytes(source) + _PER_FILE, paged_bytes(source)
+    values, paged = source.parameter_bytes + _PER_FILE, source.paged_bytes
     best = 1 if spec.patience else 0
     if file.trained_tasks:
         yield _Stage((1 + _MOMENTS) * values, values)

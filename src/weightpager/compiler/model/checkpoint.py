@@ -1,208 +1,131 @@
-"""Model directories: loading them without running their code, and refusing what can't be used."""
+"""A checkpoint: a model directory's weights in a module for one kind of tasks, read and checked once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
 from weightpager.bundle.format.manifest import TaskKind
-from weightpager.compiler.model.kind import check_kind
-from weightpager.compiler.model.named_parameters import canonical, parameters
-from weightpager.compiler.task_file.file import TaskFile
-from weightpager.engine.model.architecture import CLASSES, position_table
-from weightpager.engine.model.image_reader import ImageReader, load_image_processor
-from weightpager.engine.model.transformers_version import later_writer
-from weightpager.errors import CompileError, WeightpagerError, first_line
-from weightpager.machine.panics import panics_as_errors
+from weightpager.compiler.model.directory import ModelDirectory, call
+from weightpager.compiler.model.named_parameters import canonical, parameters, replace_tensors
+from weightpager.engine.model.architecture import BASE, CLASSES
+from weightpager.errors import CompileError
 from weightpager.nn import empty_on_meta, set_upright
 
-_NOT_COMPUTING = {
-    "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "num_labels",
-    "problem_type", "finetuning_task", "use_cache", "initializer_range", "initializer_factor",
-    "output_attentions", "output_hidden_states", "return_dict", "gradient_checkpointing", "name_or_path",
-    "task_specific_params", "tokenizer_class", "summary_first_dropout", "keys_to_ignore_at_inference",
-    "pretraining_tp", "chunk_size_feed_forward",
-}  # fmt: skip
 
-PLAIN = {"chunk_size_feed_forward": 0, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
-"""Settings of how a model answers, not of what."""
+def _nothing(_weight: str) -> bool:
+    return False
 
 
-def check_config(config: PretrainedConfig, task_file: TaskFile) -> None:
-    """Refuse a kind of model that can't be compiled, and texts longer than it takes."""
-    path = task_file.model
-    if config.is_encoder_decoder:
-        raise CompileError(f"{path}: expected an encoder or a decoder, found the encoder-decoder {config.model_type}")
-    if getattr(config, "quantization_config", None) is not None:
-        raise CompileError(f"{path}: expected float weights, found a quantised checkpoint")
-    if task_file.takes_images:
-        return
-    most = getattr(config, "max_position_embeddings", None)
-    for name in task_file.tasks:
-        length = task_file.max_length_of(name)
-        if isinstance(most, int) and 0 < most < length:
-            raise CompileError(f"tasks.{name}.max_length: expected at most the {most} tokens of {path}, found {length}")
+@dataclass(frozen=True)
+class Checkpoint:
+    """A module of transformers' with weights that are all there and finite.
 
-
-_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
-
-
-def has_tokenizer(path: Path) -> bool:
-    """Whether a directory has words: without, transformers makes a tokenizer that knows none, and says nothing."""
-    return any(file.is_file() for pattern in _VOCABULARIES for file in path.glob(pattern))
-
-
-def load_tokenizer(path: Path) -> Any:
-    """The directory's tokenizer as it is, but that it can pad.
-
-    Raises:
-        CompileError: there is none that can be used.
+    Attributes:
+        model: in float32 and evaluation mode; linear layers hold their weights as [out, in], also those that are saved
+            otherwise.
+        parameters: of the model, by canonical name.
+        where: what errors about it begin with.
     """
-    if not has_tokenizer(path):
-        raise CompileError(
-            f"{path}: expected a tokenizer, found none of {', '.join(_VOCABULARIES)}; save it beside the model "
-            "(tokenizer.save_pretrained)"
-        )
-    options = {"config": load_config(path), "trust_remote_code": False, "local_files_only": True}
-    tokenizer = call(path, AutoTokenizer.from_pretrained, path, **options)
-    call(path, tokenizer, "a")  # some of what is wrong with one shows only when it is used
-    if not tokenizer.is_fast:
-        raise CompileError(f"{path}: expected a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise CompileError(f"{path}: expected a tokenizer with a padding or an end token, found neither")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
+    model: PreTrainedModel
+    parameters: dict[str, Tensor]
+    where: str
 
-def check_known(tokenizer: Any, number: int, words: int, where: str) -> None:
-    """Refuse a word that only the tokenizer knows: it was given to it, and not to the model.
+    @classmethod
+    def load(
+        cls,
+        directory: ModelDirectory,
+        kind: TaskKind,
+        where: str,
+        *,
+        may_lack: Callable[[str], bool] = _nothing,
+        hint: str = "",
+        seed: int = 0,
+        **options: Any,
+    ) -> Checkpoint:
+        """Load a directory's weights under a head for a kind of tasks.
 
-    Args:
-        tokenizer: of the model.
-        number: the word's id.
-        words: how many the model knows.
-        where: for the error.
-    """
-    if number >= words:
-        token = tokenizer.convert_ids_to_tokens(number)
-        raise CompileError(
-            f"{where}: expected words that the model knows, with ids below {words}, found {token!r}, {number}; "
-            "give the model as many as its tokenizer has (model.resize_token_embeddings), and save it again"
-        )
+        Args:
+            directory: with the weights.
+            kind: of the task.
+            where: what errors begin with.
+            may_lack: whether the directory may lack a weight, by canonical name.
+            hint: what to do if it lacks another one.
+            seed: by which new weights are drawn.
+            options: settings of the configuration that are changed.
 
+        Raises:
+            CompileError: transformers has no such head, or no base under it; a weight is missing or isn't finite.
+        """
+        config = directory.configured(**options)
+        _check_kind(config, kind, directory.path)
+        model, info = _from_pretrained(directory.path, kind, config, seed)
+        check_base(model, directory.path)
+        _check_complete(model, info, where, may_lack, hint)
+        found = parameters(model)
+        _check_finite(found, directory.path)
+        return cls(model, found, where)
 
-def padding_of(config: PretrainedConfig, tokenizer: Any, words: int, path: Path) -> int:
-    """The padding that a model is built with: its tokenizer's, but its own where its positions begin behind that.
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the head's classes in the order of their ids."""
+        return class_names(self.model.config)
 
-    A classifier over a decoder looks for the last token before the padding; but RoBERTa's tokens would all have
-    other positions than it was trained with.
+    def with_classes(self) -> Checkpoint:
+        """The same.
 
-    Args:
-        config: of the model.
-        tokenizer: of the model, which can pad.
-        words: how many the model knows.
-        path: for errors.
-    """
-    own: int | None = getattr(config, "pad_token_id", None)
-    if own is not None and own != tokenizer.pad_token_id and 0 <= own < words:
-        with empty_on_meta():
-            if position_table(call(path, AutoModel.from_config, config, trust_remote_code=False)) is not None:
-                return own
-    return int(tokenizer.pad_token_id)
+        Raises:
+            CompileError: its head has fewer than two different classes.
+        """
+        if len(set(self.classes)) < max(2, len(self.classes)):
+            raise CompileError(f"{self.where}: expected two or more different classes, found {', '.join(self.classes)}")
+        return self
 
+    def take_head(self, other: Checkpoint) -> None:
+        """Copy another checkpoint's head over this one's.
 
-def load_image_reader(path: Path, config: PretrainedConfig) -> ImageReader:
-    """The directory's image processor, with what the model expects of it."""
-    if not (path / "preprocessor_config.json").is_file():
-        raise CompileError(f"{path}: expected an image processor, found no preprocessor_config.json in it")
-    return cast(ImageReader, call(path, lambda: ImageReader(load_image_processor(path, load_config(path)), config)))
+        Raises:
+            CompileError: the two don't have parameters of the same names and shapes.
+        """
+        for key, tensor in self.parameters.items():
+            found = other.parameters.get(key)
+            if found is None or found.shape != tensor.shape:
+                shape = "nothing" if found is None else list(found.shape)
+                raise CompileError(f"{other.where}: expected {key!r} of shape {list(tensor.shape)}, found {shape}")
+            if not key.startswith(BASE):
+                tensor.data.copy_(found.data)
 
+    def share(self, shared: dict[str, Tensor], *, with_head: bool) -> PreTrainedModel:
+        """The module over the tensors that tasks share, in place of its own; those that aren't shared yet are its own.
 
-def from_pretrained(path: Path, kind: TaskKind, seed: int, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A module in float32 and evaluation mode, new weights by ``seed``; and how its loading went.
+        Args:
+            shared: by canonical name; what this module has and others may share is added.
+            with_head: whether its head is shared, too.
 
-    Linear layers hold their weights as [out, in], also those that are saved otherwise.
-    """
-    arguments = {"trust_remote_code": False, "local_files_only": True}
-    with torch.random.fork_rng(devices=[]):
-        config = load_config(path, **options)
-        check_kind(config, kind, path)
-        with empty_on_meta():  # which stops where the configuration asks for too much
-            call(path, CLASSES[kind].from_config, config, trust_remote_code=False)
-        torch.manual_seed(seed)
-        model, info = call(
-            path, CLASSES[kind].from_pretrained, path, config=config, output_loading_info=True,
-            ignore_mismatched_sizes=True, **arguments,
-        )  # fmt: skip
-    set_upright(model)
-    return model.float().eval(), info
+        Raises:
+            CompileError: tensors of the same name differ in shape.
+        """
+        swap: dict[int, Tensor] = {}
+        for name, tensor in self.parameters.items():
+            if with_head or name.startswith(BASE):
+                first = shared.setdefault(name, tensor)
+                if first.shape != tensor.shape:
+                    raise CompileError(f"{self.where}: {name!r} differs in shape between tasks")
+                swap[id(tensor)] = first
+        replace_tensors(self.model, swap)
+        return self.model
 
-
-def load_config(path: Path, **options: Any) -> PretrainedConfig:
-    """The directory's configuration, some of it changed."""
-    found = call(path, AutoConfig.from_pretrained, path, local_files_only=True, trust_remote_code=False, **options)
-    if (writer := later_writer(found)) is not None:
-        raise CompileError(
-            f"{path}: expected a model that transformers {transformers.__version__} reads, found one that {writer} "
-            "wrote; update transformers"
-        )
-    return plain(cast(PretrainedConfig, found))
-
-
-def plain(config: PretrainedConfig) -> PretrainedConfig:
-    """The same, in place, with outputs as they are read here, and nothing computed in chunks: values stay the same."""
-    for key, value in PLAIN.items():
-        if hasattr(config, key):
-            setattr(config, key, value)
-    return config
-
-
-def check_same_architecture(ours: PretrainedConfig, theirs: PretrainedConfig, where: str) -> None:
-    """Refuse a checkpoint that computes something else than the model, given the same weights."""
-    if ours.model_type != theirs.model_type:
-        raise CompileError(f"{where}: expected a checkpoint of {ours.model_type}, found one of {theirs.model_type}")
-    wanted, found = (_computing(config) for config in (ours, theirs))
-    # What one of them doesn't state is as ever; what this transformers has no such setting for, it doesn't look at.
-    usual = _computing(plain(type(ours)()))
-    for key in sorted(usual):
-        if wanted.get(key, usual[key]) != found.get(key, usual[key]):
-            raise CompileError(f"{where}: expected {key} {wanted.get(key)!r} as in the model, found {found.get(key)!r}")
-
-
-def _computing(config: PretrainedConfig) -> dict[str, Any]:
-    """The settings that change what a model computes."""
-    return {
-        key: value
-        for key, value in config.to_dict().items()
-        if key not in _NOT_COMPUTING and not key.startswith("_") and "drop" not in key and not key.endswith("_token_id")
-    }
-
-
-def check_same_words(ours: Any, directory: Path, where: str) -> None:
-    """Refuse a checkpoint whose own tokenizer, if it has one, numbers words otherwise than the model's."""
-    if not has_tokenizer(directory):
-        return
-    if load_tokenizer(directory).get_vocab() != ours.get_vocab():
-        raise CompileError(f"{where}: expected the model's tokenizer, found one with another vocabulary")
-
-
-def check_same_pixels(ours: ImageReader, directory: Path, config: PretrainedConfig, where: str) -> None:
-    """Refuse a checkpoint whose own image processor, if it has one, makes other pixels than the model's."""
-    if not (directory / "preprocessor_config.json").is_file():
-        return
-    wanted, found = (reader.processor.to_dict() for reader in (ours, load_image_reader(directory, config)))
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted.get(key) != found.get(key):
-            raise CompileError(
-                f"{where}: expected the model's image processor with {key} {wanted.get(key)!r}, "
-                f"found {found.get(key)!r}"
-            )
+    def has_base_of(self, other: Checkpoint) -> bool:
+        """Whether everything but the heads is equal."""
+        own = self.parameters.items()
+        return all(torch.equal(other.parameters[key], tensor) for key, tensor in own if key.startswith(BASE))
 
 
 def class_names(config: PretrainedConfig) -> tuple[str, ...]:
@@ -210,15 +133,53 @@ def class_names(config: PretrainedConfig) -> tuple[str, ...]:
     return tuple(str(config.id2label.get(number, f"LABEL_{number}")) for number in range(config.num_labels))
 
 
-def check_classes(config: PretrainedConfig, where: str) -> None:
-    """Refuse a head with fewer than two different classes."""
-    names = class_names(config)
-    if len(set(names)) < max(2, len(names)):
-        raise CompileError(f"{where}: expected two or more different classes, found {', '.join(names)}")
+def check_base(model: PreTrainedModel, path: Path) -> None:
+    """Refuse a model that isn't a head over a base model, which is what tasks share.
+
+    Raises:
+        CompileError: says what was found.
+    """
+    if model.base_model is model:
+        raise CompileError(
+            f"{path}: expected a head over one base model, which tasks share, found {type(model).__name__}, whose "
+            f"layers lie beside its head{_two_encoders(model.config)}"
+        )
 
 
-def check_complete(
-    model: PreTrainedModel, info: dict[str, Any], where: str, may_lack: Callable[[str], bool], hint: str = ""
+def _check_kind(config: PretrainedConfig, kind: TaskKind, path: Path) -> None:
+    able = [other for other in CLASSES if type(config) in CLASSES[other]._model_mapping]
+    if kind not in able:
+        instead = f"it has one for {' and '.join(able)}" if able else "nor for any other kind of task"
+        raise CompileError(
+            f"{path}: expected a model that can have a head for {kind}, found {config.model_type}, "
+            f"for which transformers has none; {instead}{_two_encoders(config)}"
+        )
+
+
+def _two_encoders(config: PretrainedConfig) -> str:
+    if not (hasattr(config, "text_config") and hasattr(config, "vision_config")):
+        return ""
+    return ". It is a text and a vision encoder side by side, and tasks of a bundle share one model"
+
+
+def _from_pretrained(
+    path: Path, kind: TaskKind, config: PretrainedConfig, seed: int
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The module, and how its loading went."""
+    with torch.random.fork_rng(devices=[]):
+        with empty_on_meta():  # which stops where the configuration asks for too much
+            call(path, CLASSES[kind].from_config, config, trust_remote_code=False)
+        torch.manual_seed(seed)
+        model, info = call(
+            path, CLASSES[kind].from_pretrained, path, config=config, output_loading_info=True,
+            ignore_mismatched_sizes=True, trust_remote_code=False, local_files_only=True,
+        )  # fmt: skip
+    set_upright(model)
+    return model.float().eval(), info
+
+
+def _check_complete(
+    model: PreTrainedModel, info: dict[str, Any], where: str, may_lack: Callable[[str], bool], hint: str
 ) -> None:
     """Refuse weights that transformers filled with random numbers, except those that will be trained or copied."""
     prefix = model.base_model_prefix + "."
@@ -228,38 +189,7 @@ def check_complete(
             raise CompileError(f"{where}: expected the weight {name!r}, the checkpoint has none of that shape{hint}")
 
 
-def check_finite(model: PreTrainedModel, task: str, path: Path) -> None:
-    """Refuse weights that are NaN or infinite."""
-    for name, tensor in parameters(model).items():
+def _check_finite(found: dict[str, Tensor], path: Path) -> None:
+    for name, tensor in found.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CompileError(f"{path}: expected finite weights, found NaN or infinity in {name!r} (task {task})")
-
-
-def check_positions(model: PreTrainedModel, length: int, where: str) -> None:
-    """Refuse texts longer than a table of positions that, as RoBERTa's, begins behind its padding."""
-    most = position_table(model)
-    if most is not None and length > most:
-        raise CompileError(f"{where}.max_length: expected at most the model's {most} tokens, found {length}")
-
-
-def check_causal(model: PreTrainedModel, path: Path, name: str) -> None:
-    """An encoder with a language-model head sees the token that it should predict; its perplexity means nothing."""
-    ids = torch.zeros(1, 4, dtype=torch.long)
-    changed = ids.clone()
-    changed[0, -1] = 1
-    with torch.inference_mode():
-        mask = torch.ones_like(ids)
-        first, second = (model(input_ids=i, attention_mask=mask).logits[:, :-1] for i in (ids, changed))
-    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4):
-        raise CompileError(f"tasks.{name}: language-modeling needs a causal model, {path} looks at later tokens")
-
-
-def call(path: Path, function: Any, *arguments: Any, **options: Any) -> Any:
-    """Whatever a library says about a broken model directory, as our error."""
-    try:
-        with panics_as_errors():
-            return function(*arguments, **options)
-    except WeightpagerError:
-        raise
-    except Exception as error:
-        raise CompileError(f"{path}: cannot be loaded: {first_line(error)}") from error
+            raise CompileError(f"{path}: expected finite weights, found NaN or infinity in {name!r}")

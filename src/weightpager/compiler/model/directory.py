@@ -1,12 +1,14 @@
-"""Model directories: what their settings ask for, before anything is made of them."""
+"""Model directories: what they say of a model, read without running their code, and refused where it can't be used."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from transformers import GenerationConfig
+import transformers
+from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from weightpager.bundle.settings.checks import (
     CONFIG,
@@ -22,9 +24,13 @@ from weightpager.bundle.settings.checks import (
 )
 from weightpager.bundle.settings.foreign_code import foreign_code
 from weightpager.bundle.settings.models import GENERATION_KEYS, GenerationSettings
-from weightpager.compiler.model.checkpoint import call
+from weightpager.engine.model.architecture import position_table
+from weightpager.engine.model.image_reader import ImageReader, load_image_processor
 from weightpager.engine.model.model_types import check_config_class, check_tokenizer_class
-from weightpager.errors import BundleFormatError, CompileError
+from weightpager.engine.model.transformers_version import later_writer
+from weightpager.errors import BundleFormatError, CompileError, WeightpagerError, first_line
+from weightpager.machine.panics import panics_as_errors
+from weightpager.nn import empty_on_meta
 
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p")
 
@@ -32,6 +38,124 @@ _FILES = (CONFIG, TOKENIZER, TOKENIZER_FILE, IMAGES, PROCESSOR)
 """What transformers reads beside weights and words."""
 
 _ADAPTER = "adapter_config.json"
+
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
+"""Without one of these, transformers makes a tokenizer that knows no words, and says nothing."""
+
+_NOT_COMPUTING = {
+    "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id", "num_labels",
+    "problem_type", "finetuning_task", "use_cache", "initializer_range", "initializer_factor",
+    "output_attentions", "output_hidden_states", "return_dict", "gradient_checkpointing", "name_or_path",
+    "task_specific_params", "tokenizer_class", "summary_first_dropout", "keys_to_ignore_at_inference",
+    "pretraining_tp", "chunk_size_feed_forward",
+}  # fmt: skip
+
+PLAIN = {"chunk_size_feed_forward": 0, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
+"""Settings of how a model answers, not of what."""
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A model directory whose settings are checked. Its weights aren't read.
+
+    Attributes:
+        path: the directory.
+        config: its configuration, without any task's head.
+    """
+
+    path: Path
+    config: PretrainedConfig
+
+    @classmethod
+    def open(cls, path: Path) -> ModelDirectory:
+        """Check a directory, and read its configuration.
+
+        Raises:
+            CompileError: as `check_directory`, or transformers can't read the configuration.
+        """
+        check_directory(path)
+        return cls(path, _read_config(path))
+
+    def configured(self, **options: Any) -> PretrainedConfig:
+        """The configuration, some of it changed."""
+        return _read_config(self.path, **options)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer as it is, but that it can pad.
+
+        Raises:
+            CompileError: there is none that can be used.
+        """
+        path = self.path
+        if not self._has_tokenizer():
+            raise CompileError(
+                f"{path}: expected a tokenizer, found none of {', '.join(_VOCABULARIES)}; save it beside the model "
+                "(tokenizer.save_pretrained)"
+            )
+        options = {"config": self.configured(), "trust_remote_code": False, "local_files_only": True}
+        tokenizer = call(path, AutoTokenizer.from_pretrained, path, **options)
+        call(path, tokenizer, "a")  # some of what is wrong with one shows only when it is used
+        if not tokenizer.is_fast:
+            raise CompileError(f"{path}: expected a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
+        if tokenizer.pad_token_id is None:
+            if tokenizer.eos_token is None:
+                raise CompileError(f"{path}: expected a tokenizer with a padding or an end token, found neither")
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def padding(self, tokenizer: Any) -> int:
+        """The padding that a model is built with: its tokenizer's, but its own where its positions begin behind that.
+
+        A classifier over a decoder looks for the last token before the padding; but RoBERTa's tokens would all have
+        other positions than it was trained with.
+
+        Raises:
+            CompileError: the tokenizer pads with a word that the model doesn't know.
+        """
+        words = getattr(self.config.get_text_config(), "vocab_size", tokenizer.pad_token_id + 1)
+        check_known(tokenizer, tokenizer.pad_token_id, words, str(self.path))
+        own: int | None = getattr(self.config, "pad_token_id", None)
+        if own is not None and own != tokenizer.pad_token_id and 0 <= own < words:
+            with empty_on_meta():
+                model = call(self.path, AutoModel.from_config, self.config, trust_remote_code=False)
+                if position_table(model) is not None:
+                    return own
+        return int(tokenizer.pad_token_id)
+
+    def image_reader(self) -> ImageReader:
+        """The image processor, with what the model expects of it.
+
+        Raises:
+            CompileError: there is none that can be used.
+        """
+        if not (self.path / IMAGES).is_file():
+            raise CompileError(f"{self.path}: expected an image processor, found no {IMAGES} in it")
+
+        def read() -> ImageReader:
+            return ImageReader(load_image_processor(self.path, self.configured()), self.config)
+
+        return cast(ImageReader, call(self.path, read))
+
+    def check_same(self, model: ModelDirectory, reads: Any, where: str) -> None:
+        """Refuse a checkpoint's directory whose weights would compute something else in the model's place.
+
+        Args:
+            model: the model's directory.
+            reads: its tokenizer or image reader.
+            where: what errors begin with.
+
+        Raises:
+            CompileError: another architecture, or a tokenizer or image processor of its own that reads otherwise.
+        """
+        _check_same_architecture(model.config, self.config, where)
+        if isinstance(reads, ImageReader):
+            if (self.path / IMAGES).is_file():
+                _check_same_pixels(reads, self.image_reader(), where)
+        elif self._has_tokenizer() and self.tokenizer().get_vocab() != reads.get_vocab():
+            raise CompileError(f"{where}: expected the model's tokenizer, found one with another vocabulary")
+
+    def _has_tokenizer(self) -> bool:
+        return any(file.is_file() for pattern in _VOCABULARIES for file in self.path.glob(pattern))
 
 
 def check_directory(path: Path) -> None:
@@ -66,14 +190,6 @@ def _check_file(path: Path, name: str) -> None:
         _checked(path, check_tokenizer_class, name, values)
 
 
-def _checked(path: Path, check: Callable[..., Any], *arguments: Any) -> Any:
-    """What a check of the bundle's format says, as an error about a directory."""
-    try:
-        return check(*arguments)
-    except BundleFormatError as error:
-        raise CompileError(f"{path}: cannot be loaded: {error}") from None
-
-
 def load_generation(path: Path) -> dict[str, Any]:
     """How the directory's decoder goes on unless told otherwise: what a bundle keeps of it; empty if it doesn't say.
 
@@ -90,3 +206,87 @@ def load_generation(path: Path) -> dict[str, Any]:
     kept = {key: value for key, value in kept.items() if not (key.endswith("_token_id") and value == -1)}
     settings: GenerationSettings = _checked(path, generation_settings, GENERATION, kept)
     return settings.stated()
+
+
+def check_known(tokenizer: Any, number: int, words: int, where: str) -> None:
+    """Refuse a word that only the tokenizer knows: it was given to it, and not to the model.
+
+    Args:
+        tokenizer: of the model.
+        number: the word's id.
+        words: how many the model knows.
+        where: for the error.
+    """
+    if number >= words:
+        token = tokenizer.convert_ids_to_tokens(number)
+        raise CompileError(
+            f"{where}: expected words that the model knows, with ids below {words}, found {token!r}, {number}; "
+            "give the model as many as its tokenizer has (model.resize_token_embeddings), and save it again"
+        )
+
+
+def _read_config(path: Path, **options: Any) -> PretrainedConfig:
+    found = call(path, AutoConfig.from_pretrained, path, local_files_only=True, trust_remote_code=False, **options)
+    if (writer := later_writer(found)) is not None:
+        raise CompileError(
+            f"{path}: expected a model that transformers {transformers.__version__} reads, found one that {writer} "
+            "wrote; update transformers"
+        )
+    return _plain(cast(PretrainedConfig, found))
+
+
+def _plain(config: PretrainedConfig) -> PretrainedConfig:
+    """The same, in place, with outputs as they are read here, and nothing computed in chunks: values stay the same."""
+    for key, value in PLAIN.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
+    return config
+
+
+def _check_same_architecture(ours: PretrainedConfig, theirs: PretrainedConfig, where: str) -> None:
+    if ours.model_type != theirs.model_type:
+        raise CompileError(f"{where}: expected a checkpoint of {ours.model_type}, found one of {theirs.model_type}")
+    wanted, found = (_computing(config) for config in (ours, theirs))
+    # What one of them doesn't state is as ever; what this transformers has no such setting for, it doesn't look at.
+    usual = _computing(_plain(type(ours)()))
+    for key in sorted(usual):
+        if wanted.get(key, usual[key]) != found.get(key, usual[key]):
+            raise CompileError(f"{where}: expected {key} {wanted.get(key)!r} as in the model, found {found.get(key)!r}")
+
+
+def _computing(config: PretrainedConfig) -> dict[str, Any]:
+    """The settings that change what a model computes."""
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in _NOT_COMPUTING and not key.startswith("_") and "drop" not in key and not key.endswith("_token_id")
+    }
+
+
+def _check_same_pixels(ours: ImageReader, theirs: ImageReader, where: str) -> None:
+    wanted, found = (reader.processor.to_dict() for reader in (ours, theirs))
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            raise CompileError(
+                f"{where}: expected the model's image processor with {key} {wanted.get(key)!r}, "
+                f"found {found.get(key)!r}"
+            )
+
+
+def _checked(path: Path, check: Callable[..., Any], *arguments: Any) -> Any:
+    """What a check of the bundle's format says, as an error about a directory."""
+    try:
+        return check(*arguments)
+    except BundleFormatError as error:
+        raise CompileError(f"{path}: cannot be loaded: {error}") from None
+
+
+def call(path: Path, function: Any, *arguments: Any, **options: Any) -> Any:
+    """Whatever a library says about a broken model directory, as our error."""
+    try:
+        with panics_as_errors():
+            return function(*arguments, **options)
+    except WeightpagerError:
+        raise
+    except Exception as error:
+        raise CompileError(f"{path}: cannot be loaded: {first_line(error)}") from error

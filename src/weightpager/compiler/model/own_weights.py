@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 def lay_over(
     models: Mapping[str, PreTrainedModel],
-    checkpoints: Mapping[str, PreTrainedModel],
+    checkpoints: Mapping[str, Mapping[str, Tensor]],
     paged: Sequence[PagedWeightInfo],
     tolerance: float,
     form: ParameterFormat,
@@ -46,7 +46,7 @@ def lay_over(
 
     Args:
         models: of all tasks, in their order, over the model's own parameters; changed in place.
-        checkpoints: of the tasks that have one.
+        checkpoints: parameters by canonical name, of the tasks that have a checkpoint.
         paged: the paged weights.
         tolerance: of the relative difference.
         form: in which a bundle holds what is not paged.
@@ -96,12 +96,12 @@ def _agree(own: _Blocks, theirs: _Blocks, tolerance: float) -> npt.NDArray[np.bo
 
 def _take_paged(
     models: Mapping[str, PreTrainedModel],
-    checkpoints: Mapping[str, PreTrainedModel],
+    checkpoints: Mapping[str, Mapping[str, Tensor]],
     info: PagedWeightInfo,
     tolerance: float,
 ) -> Versions:
     name, numbers = f"{info.name}.weight", {task: number for number, task in enumerate(models)}
-    own = {numbers[task]: _cut(info, parameters(checkpoints[task])[name]) for task in models if task in checkpoints}
+    own = {numbers[task]: _cut(info, checkpoints[task][name]) for task in models if task in checkpoints}
     base = _cut(info, parameters(next(iter(models.values())))[name])
     versions, values = group(base, own, len(models), tolerance)
     for task in checkpoints:
@@ -115,13 +115,12 @@ def _take_paged(
 
 def _take_resident(
     model: PreTrainedModel,
-    checkpoint: PreTrainedModel,
+    theirs: Mapping[str, Tensor],
     task: str,
     paged: set[str],
     tolerance: float,
     form: ParameterFormat,
 ) -> None:
-    theirs = parameters(checkpoint)
     for name, ours in parameters(model).items():
         if name in paged or not name.startswith(BASE) or torch.equal(ours, theirs[name]):
             continue
