@@ -7,14 +7,11 @@ from statistics import median
 
 from benchmarks.report.tables import mean, ms, table
 from weightpager.config import format_size
-from weightpager.lab.contest.results.figures import RIVALS
+from weightpager.lab.contest.results.figures import NEVER_LOAD, RIVALS
 from weightpager.lab.contest.results.result import Contest, Row
 
 OURS = ("ours", "ours_while_loading")
 """Rows of the system as it is; without alignment it is a rival."""
-
-NEVER_LOAD = ("shared_mask", "shared_bf16", "shared_int8")
-"""Methods that have all that they need in memory from the start."""
 
 Value = Callable[[Row], float | None]
 
@@ -64,7 +61,7 @@ def winners(contests: Mapping[str, Contest]) -> str:
             own = [pair for pair in known if pair[1].method in OURS]
             if not own or len(known) == len(own):
                 continue
-            loading = [pair for pair in known if pair[1].method not in NEVER_LOAD]
+            loading = [pair for pair in known if pair[1].method not in NEVER_LOAD.values()]
             ours = min(own, key=lambda pair: pair[0])
             lines.append([name, what, _best(known, form), _best(loading, form), form(ours[0])])
     return table(["contest", "least of", "best", "best of those that load", "ours"], lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contests import contest, found, row
-from weightpager.bundle.report.compile_report import TaskScore
+from weightpager.bundle.report.compile_report import ControlScore, TaskScore
 from weightpager.lab.contest.results.figures import figures, speedup, spread
 
 
@@ -31,6 +31,22 @@ def test_memory_is_compared_by_part() -> None:
     assert flat["memory.paged_below_shared_bf16"] == 0.75
     assert flat["memory.process_below_shared_bf16"] == 0.5
     assert flat["memory.paged_below_checkpoints"] == 0.8
+
+
+def test_the_best_rival_loses_no_more_than_we_do() -> None:
+    controls = [
+        ControlScore(name="int4", resident_bytes=1, scores={"a": 0.9, "b": 0.86}),
+        ControlScore(name="shared mask", resident_bytes=1, scores={"a": 0.8, "b": 0.9}),
+    ]
+    ours, strict = row("ours", found(0.01, paged=100)), row("sparse_strict", found(0.04, paged=500))
+    int4, mask = row("dense_int4", found(0.0, paged=350)), row("shared_mask", found(0.0, paged=90))
+    asked = contest(ours, strict, int4, mask, controls=controls)
+    assert figures(asked)["memory.weights_vs_best_rival"] == pytest.approx(150 / 400)
+    worse = [controls[0].model_copy(update={"scores": {"a": 0.8, "b": 0.8}}), controls[1]]
+    assert figures(asked.model_copy(update={"controls": worse}))["memory.weights_vs_best_rival"] == pytest.approx(
+        150 / 550, rel=1e-4
+    )
+    assert "memory.weights_vs_best_rival" not in figures(contest(ours, mask, controls=controls))
 
 
 def test_a_row_that_a_limit_of_ours_missed_is_in_no_figure() -> None:

@@ -22,6 +22,7 @@ from weightpager.lab.contest.measure.worker import do
 from weightpager.lab.contest.results.facts import budget_for
 from weightpager.lab.contest.results.found import Job
 from weightpager.lab.contest.rivals import assets
+from weightpager.lab.contest.rivals.backbone.checkpoint import write_quantised
 from weightpager.lab.contest.rivals.methods import METHODS, method
 from weightpager.lab.contest.rivals.pace import Pace
 from weightpager.lab.contest.rivals.rival import Rival, Setting
@@ -44,7 +45,8 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
 def folder(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints")
     assets.write_sparse(bundle, list(bundle.tasks), path, said)
-    assets.write_int8(bundle, path, said)
+    write_quantised(bundle, path, "int8", said)
+    write_quantised(bundle, path, "int4", said)
     assets.write_dense(bundle, list(bundle.tasks), path, said, distinct=True)
     return path
 
@@ -127,10 +129,10 @@ def test_what_rivals_hold_is_counted_in_their_own_precision(pages: str, tmp_path
     bundle = wp.compile(tiny.writer(tmp_path, dtype=pages), out=tmp_path / "writer.bundle")
     tasks = list(bundle.tasks)
     assets.write_dense(bundle, tasks, tmp_path, said, distinct=False)
-    assets.write_int8(bundle, tmp_path, said)
+    write_quantised(bundle, tmp_path, "int8", said)
     shapes = [(weight.out_features, weight.in_features) for weight in bundle.manifest.weights]
     wide, narrow = sum(2 * rows * cols for rows, cols in shapes), sum(rows * cols + 2 * rows for rows, cols in shapes)
-    wanted = {"dense_direct": wide, "dense_copied": wide, "dense_mapped": wide}
+    wanted = {"dense_direct": wide, "dense_copied": wide, "dense_mapped": wide, "dense_int8": narrow}
     if not method("shared_bf16").skipped:
         wanted |= {"shared_bf16": wide, "shared_int8": narrow}
     for name, size in wanted.items():

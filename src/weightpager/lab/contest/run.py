@@ -19,6 +19,7 @@ from weightpager.lab.contest.results.figures import figures
 from weightpager.lab.contest.results.plan import LEAST_SECONDS, Plan
 from weightpager.lab.contest.results.result import Contest, Row
 from weightpager.lab.contest.rivals import assets
+from weightpager.lab.contest.rivals.backbone.checkpoint import FewBits, write_quantised
 from weightpager.lab.contest.rivals.methods import METHODS, Method
 from weightpager.progress import Progress
 
@@ -113,8 +114,10 @@ def _write_assets(plan: Plan, asked: Sequence[Method], folder: Path, progress: P
         absent["dense"] = f"dense checkpoints of all tasks would take {format_enough(size)} of disk"
     if "sparse" in needed:
         assets.write_sparse(plan.bundle, plan.tasks, folder, progress)
-    if "int8" in needed:
-        assets.write_int8(plan.bundle, folder, progress)
+    few_bits: tuple[FewBits, ...] = ("int8", "int4")
+    for dtype in few_bits:
+        if dtype in needed:
+            write_quantised(plan.bundle, folder, dtype, progress)
     if "dense" in needed and "dense" not in absent:
         assets.write_dense(plan.bundle, plan.tasks, folder, progress, distinct=not plan.quick)
     return absent

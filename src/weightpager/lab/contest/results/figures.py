@@ -22,6 +22,27 @@ RIVALS = {
 }
 """Word in a figure's key → method whose time is divided by ours."""
 
+NEVER_LOAD = {
+    "bf16": "shared_bf16",
+    "int8": "shared_int8",
+    "mask": "shared_mask",
+    "dense_int8": "dense_int8",
+    "dense_int4": "dense_int4",
+}
+"""Word in a figure's key → method that has all that it needs in memory from the start."""
+
+ACCURACY = {
+    "sparse_whole": "accuracy.mean",
+    "sparse_copied": "accuracy.mean",
+    "sparse_strict": "accuracy.mean",
+    "dense_direct": "accuracy.dense_mean",
+    "dense_copied": "accuracy.dense_mean",
+    "dense_int8": "accuracy.int8_mean",
+    "dense_int4": "accuracy.int4_mean",
+    "shared_mask": "accuracy.shared_mask_mean",
+}
+"""Method → the figure that is its mean accuracy: sparse checkpoints have the bundle's. Adapters' isn't measured."""
+
 STRICT_SHARE = 0.7
 """Share of the speed-up that overlap alone promises over the strict baseline; the goal."""
 
@@ -91,7 +112,7 @@ def _memory(contest: Contest) -> dict[str, float | None]:
         "memory.process_proportional_bytes": ours.found.memory.proportional,
         "memory.paged_below_checkpoints": 1 - paged / facts.kept_bytes,
     }
-    for word, name in (("bf16", "shared_bf16"), ("int8", "shared_int8"), ("mask", "shared_mask")):
+    for word, name in NEVER_LOAD.items():
         theirs = contest.row(name)
         if theirs is None or theirs.found is None:
             continue
@@ -101,7 +122,24 @@ def _memory(contest: Contest) -> dict[str, float | None]:
         found[f"memory.process_below_shared_{word}_proportional"] = _below(
             ours.found.memory.proportional, theirs.found.memory.proportional
         )
+    best = best_rival(contest)
+    found["memory.weights_vs_best_rival"] = best and ours.found.memory.weights / best
     return found
+
+
+def best_rival(contest: Contest) -> int | None:
+    """The least weights in memory of a rival that is known to lose at most as much accuracy as we do; None of none."""
+    known = _accuracy(contest)
+    ours = known.get("accuracy.mean")
+    lower = any(score.metric == LOWER_IS_BETTER for score in contest.scores)
+    found = []
+    for name, key in ACCURACY.items():
+        row, value = contest.row(name), known.get(key)
+        if row is None or row.found is None or ours is None or value is None:
+            continue
+        if (value <= ours if lower else value >= ours) and row.found.memory.weights:
+            found.append(row.found.memory.weights)
+    return min(found, default=None)
 
 
 def _below(ours: int | None, theirs: int | None) -> float | None:

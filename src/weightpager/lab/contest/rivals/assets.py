@@ -1,4 +1,4 @@
-"""What rivals read: the bundle's own tasks as one checkpoint each, dense and sparse, in the precision people ship."""
+"""What rivals read: the bundle's own tasks as one checkpoint each, dense and sparse."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from torch import Tensor
 
 from weightpager.bundle import BlockTable, Bundle
 from weightpager.bundle.format.block_table import FIELDS
-from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.format.names import RESIDENT
 from weightpager.engine.export import dense_weights
-from weightpager.engine.parameters import read_parameters
 from weightpager.lab.contest.rivals.checkpoint_file import CheckpointFile, write_checkpoint
+from weightpager.lab.contest.rivals.few_bits.replacement import SCALE
+from weightpager.lab.contest.rivals.parameters import as_shipped, private, resident
 from weightpager.page_dtype import page_content
 from weightpager.progress import Progress
 from weightpager.store import BlockReader
 
 BLOCKS = "blocks"
 """The tensor of a sparse checkpoint that holds its blocks, as pages without gaps: uint8 [pages, page_bytes]."""
-
-SCALE = ".scale"
-"""Follows an int8 weight's name: its scales, bfloat16 [out_features]."""
 
 
 def dense_path(folder: Path, task: str) -> Path:
@@ -36,11 +34,6 @@ def dense_path(folder: Path, task: str) -> Path:
 def sparse_path(folder: Path, task: str) -> Path:
     """A task's sparse checkpoint: every parameter of its model, paged weights as kept blocks and their tables."""
     return folder / f"{task}.sparse.safetensors"
-
-
-def int8_path(folder: Path) -> Path:
-    """The dense checkpoint in int8 that all tasks share."""
-    return folder / "shared.int8.safetensors"
 
 
 def dense_bytes(bundle: Bundle) -> int:
@@ -65,7 +58,7 @@ def write_sparse(bundle: Bundle, tasks: Sequence[str], folder: Path, progress: P
     for done, task in enumerate(tasks):
         progress("write sparse checkpoints", done, len(tasks))
         blocks, tables = compact(bundle, task)
-        found = {BLOCKS: blocks, **parameters_of(bundle, task)}
+        found = {BLOCKS: blocks, **resident(bundle), **private(bundle, task)}
         for name, table in tables.items():
             found |= {f"{name}.{field}": torch.from_numpy(getattr(table, field)) for field in FIELDS}
         write_checkpoint(sparse_path(folder, task), found)
@@ -88,7 +81,7 @@ def write_dense(bundle: Bundle, tasks: Sequence[str], folder: Path, progress: Pr
     progress("write dense checkpoints", 0, len(tasks))
     weights = dense_weights(bundle, tasks[0])
     shared = {f"{name}.weight": as_shipped(weight) for name, weight in weights.items()}
-    write_checkpoint(first, shared | shipped(bundle, RESIDENT))
+    write_checkpoint(first, shared | resident(bundle, "bfloat16"))
     for done, path in enumerate(others, 1):
         progress("write dense checkpoints", done, len(tasks))
         if distinct:
@@ -96,37 +89,6 @@ def write_dense(bundle: Bundle, tasks: Sequence[str], folder: Path, progress: Pr
         else:
             path.hardlink_to(first)
     progress("write dense checkpoints", len(tasks), len(tasks))
-
-
-def write_int8(bundle: Bundle, folder: Path, progress: Progress) -> None:
-    """Write one dense checkpoint whose paged weights are int8 with a scale for each output.
-
-    Errors are those of `write_sparse`.
-    """
-    progress("write the int8 checkpoint", 0, 1)
-    found = shipped(bundle, RESIDENT)
-    for name, weight in dense_weights(bundle, next(iter(bundle.tasks))).items():
-        wide = weight.float()
-        scale = wide.abs().amax(1).clamp(min=1e-9) / 127
-        found[f"{name}.weight"] = (wide / scale[:, None]).round().to(torch.int8)
-        found[f"{name}{SCALE}"] = scale.to(torch.bfloat16)
-    write_checkpoint(int8_path(folder), found)
-    progress("write the int8 checkpoint", 1, 1)
-
-
-def parameters_of(bundle: Bundle, task: str) -> dict[str, Tensor]:
-    """All of a task's parameters but its paged weights, by canonical name."""
-    return shipped(bundle, RESIDENT) | shipped(bundle, private_file(task))
-
-
-def shipped(bundle: Bundle, file: str) -> dict[str, Tensor]:
-    """A parameter file's tensors, as checkpoints have them."""
-    return {name: as_shipped(value) for name, value in read_parameters(bundle, file).items()}
-
-
-def as_shipped(tensor: Tensor) -> Tensor:
-    """In bfloat16, as checkpoints are shipped; numbers that aren't floating as they are."""
-    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
 
 
 def compact(bundle: Bundle, task: str) -> tuple[Tensor, dict[str, BlockTable]]:

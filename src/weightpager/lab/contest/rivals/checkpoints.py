@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.format.names import private_file
-from weightpager.lab.contest.rivals.assets import BLOCKS, dense_path, paged_bytes, shipped, sparse_path, split
+from weightpager.lab.contest.rivals.assets import BLOCKS, dense_path, paged_bytes, sparse_path, split
 from weightpager.lab.contest.rivals.checkpoint_file import open_checkpoint
 from weightpager.lab.contest.rivals.modules import assign_values, dense_module, sparse_module
+from weightpager.lab.contest.rivals.parameters import private
 from weightpager.lab.contest.rivals.rival import Rival, Setting
 from weightpager.lab.direct_reader import DirectReader, new_buffer
 
@@ -48,7 +48,7 @@ class WholeCheckpoints(Rival):
         for task, file in self._files.items():
             self._views[task] = views = file.views(self._memory)
             if kind == "dense":
-                self._modules[task] = dense_module(bundle, task, views | shipped(bundle, private_file(task)))
+                self._modules[task] = dense_module(bundle, task, views | private(bundle, task))
             else:
                 self._load(task)  # paged weights check their tables
                 self._modules[task] = _sparse_module(bundle, task, views)
@@ -87,7 +87,7 @@ class MappedCheckpoints(Rival):
         bundle = setting.bundle
         self._paths = {task: dense_path(setting.folder, task) for task in setting.tasks}
         self._paged = {task: paged_bytes(open_checkpoint(path), bundle) for task, path in self._paths.items()}
-        self._private = {task: shipped(bundle, private_file(task)) for task in setting.tasks}
+        self._private = {task: private(bundle, task) for task in setting.tasks}
         self._modules = {}
         for task, path in self._paths.items():
             self._modules[task] = dense_module(bundle, task, load_file(path) | self._private[task])

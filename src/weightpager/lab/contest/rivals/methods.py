@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from weightpager.lab.contest.rivals.rival import Rival, Setting
 
-Asset = Literal["dense", "sparse", "int8"]
+Asset = Literal["dense", "sparse", "int8", "int4"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,10 @@ _DENSE = _lazily("checkpoints", "WholeCheckpoints", kind="dense", direct=True)
 _DENSE_COPIED = _lazily("checkpoints", "WholeCheckpoints", kind="dense", direct=False)
 _DENSE_MAPPED = _lazily("checkpoints", "MappedCheckpoints")
 _OFFLOAD = _lazily("offload", "DiskOffload")
-_SHARED_BF16 = _lazily("shared_backbone", "SharedBackbone", int8=False)
-_SHARED_INT8 = _lazily("shared_backbone", "SharedBackbone", int8=True)
+_SHARED_BF16 = _lazily("backbone.adapters", "SharedBackbone", dtype="bfloat16")
+_SHARED_INT8 = _lazily("backbone.adapters", "SharedBackbone", dtype="int8")
+_DENSE_INT8 = _lazily("backbone.dense", "DenseBackbone", dtype="int8")
+_DENSE_INT4 = _lazily("backbone.dense", "DenseBackbone", dtype="int4")
 _SHARED_MASK = _lazily("sparse_tasks", "SharedMask")
 _LIBRARY: dict[str, Any] = {"quick": False, "reads_by_library": True}
 
@@ -81,6 +83,8 @@ METHODS: Sequence[Method] = (
     Method("ours_unaligned", "weightpager without alignment", _OURS, unaligned=True),
     Method("sparse_whole", "sparse checkpoint per task, whole, direct", _SPARSE, ("sparse",)),
     Method("sparse_strict", "sparse checkpoint per task, paged weights only", _SPARSE_STRICT, ("sparse",)),
+    Method("dense_int4", "dense int4 and int8 tables, a head per task", _DENSE_INT4, ("int4",)),
+    Method("shared_mask", "one shared mask", _SHARED_MASK, ("sparse",)),
     Method("shared_bf16", "shared dense backbone, PEFT adapters", _SHARED_BF16, ("dense",), ("peft",)),
     Method(
         "sparse_copied", "sparse checkpoint per task, whole, by safetensors", _SPARSE_COPIED, ("sparse",), **_LIBRARY
@@ -91,7 +95,7 @@ METHODS: Sequence[Method] = (
     Method("dense_mapped", "dense checkpoint per task, mapped", _DENSE_MAPPED, ("dense",), lazy=True, **_LIBRARY),
     Method("offload", "accelerate disk offload", _OFFLOAD, ("dense",), ("accelerate",), lazy=True, tasks=2, **_LIBRARY),
     Method("shared_int8", "shared int8 backbone, PEFT adapters", _SHARED_INT8, ("int8",), ("peft",)),
-    Method("shared_mask", "one shared mask", _SHARED_MASK, ("sparse",)),
+    Method("dense_int8", "dense int8 and int8 tables, a head per task", _DENSE_INT8, ("int8",)),
 )
 """Ours first, then the most telling rivals: a quick contest may not reach the last ones."""
 

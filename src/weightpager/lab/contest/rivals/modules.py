@@ -10,6 +10,8 @@ from weightpager.bundle import BlockTable, Bundle
 from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.engine.model.architecture import empty_module, full_name, read_config
 from weightpager.engine.task_module import assign, build
+from weightpager.lab.contest.rivals.few_bits.replacement import put_into
+from weightpager.lab.contest.rivals.parameters import wide
 from weightpager.runtime.paging.task_gate import TaskGate
 
 
@@ -29,7 +31,7 @@ def sparse_module(
     bundle: Bundle,
     task: str,
     tables: Mapping[str, BlockTable],
-    values: dict[str, Tensor],
+    values: Mapping[str, Tensor],
     arena: Tensor,
     page_table: Tensor,
 ) -> nn.Module:
@@ -39,11 +41,14 @@ def sparse_module(
         bundle: that the architecture is taken from.
         task: whose it is.
         tables: of its paged weights, in terms of the page table's pages.
-        values: its other parameters, by canonical name.
+        values: its other parameters, by canonical name; tables may be in few bits.
         arena: uint8 [slots, page_bytes].
         page_table: int32 [pages].
     """
     gate = TaskGate(task)
     gate.hold()
     low_rank = read_adapter(bundle, task)
-    return build(bundle, task, tables, read_config(bundle), values, arena, page_table, gate, low_rank)
+    config = read_config(bundle)
+    module = build(bundle, task, tables, config, wide(values), arena, page_table, gate, low_rank)
+    put_into(module, values)
+    return module

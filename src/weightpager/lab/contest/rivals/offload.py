@@ -9,9 +9,9 @@ from accelerate import disk_offload
 from safetensors.torch import load_file
 from torch import nn
 
-from weightpager.bundle.format.names import private_file
-from weightpager.lab.contest.rivals.assets import dense_path, shipped
+from weightpager.lab.contest.rivals.assets import dense_path
 from weightpager.lab.contest.rivals.modules import dense_module
+from weightpager.lab.contest.rivals.parameters import private
 from weightpager.lab.contest.rivals.rival import Rival, Setting
 
 TASKS = 2
@@ -25,7 +25,7 @@ class DiskOffload(Rival):
         self._modules: dict[str, nn.Module] = {}
         self._folders: dict[str, Path] = {}
         for task in setting.tasks[:TASKS]:
-            values = load_file(dense_path(setting.folder, task)) | shipped(setting.bundle, private_file(task))
+            values = load_file(dense_path(setting.folder, task)) | private(setting.bundle, task)
             module = dense_module(setting.bundle, task, values)
             folder = setting.folder / f"{task}.offload"
             folder.mkdir(exist_ok=True)

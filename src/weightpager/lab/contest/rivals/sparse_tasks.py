@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.bundle.format.names import RESIDENT, private_file
-from weightpager.lab.contest.rivals.assets import BLOCKS, read_tables, shipped, sparse_path
+from weightpager.lab.contest.rivals.assets import BLOCKS, read_tables, sparse_path
 from weightpager.lab.contest.rivals.checkpoint_file import CheckpointFile, open_checkpoint
 from weightpager.lab.contest.rivals.modules import sparse_module
+from weightpager.lab.contest.rivals.parameters import private, resident
 from weightpager.lab.contest.rivals.rival import DTYPE, Rival, Setting
 from weightpager.lab.direct_reader import DirectReader, new_buffer
 
@@ -124,11 +124,11 @@ def modules_over(
         arena: uint8 [slots, page_bytes].
         page_tables: by task.
     """
-    resident = shipped(bundle, RESIDENT)
+    shared = resident(bundle)
     tables = {owner: read_tables(files[owner], bundle) for owner in dict.fromkeys(masks.values())}
     modules = {}
     for task, owner in masks.items():
-        values = resident | shipped(bundle, private_file(task))
+        values = shared | private(bundle, task)
         modules[task] = sparse_module(bundle, task, tables[owner], values, arena, page_tables[task])
     return modules
 
