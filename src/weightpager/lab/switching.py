@@ -90,10 +90,17 @@ def doubt(proof: ColdProof) -> str:
 
 
 @contextmanager
-def sparse_checkpoint(bundle: Bundle, task: str, folder: Path) -> Iterator[Path]:
-    """A task's kept blocks as one compact file, as a tool without sharing would store them; removed afterwards."""
+def sparse_checkpoint(bundle: Bundle, task: str, folder: Path, beside: int = 0) -> Iterator[Path]:
+    """A task's kept blocks as one compact file, as a tool without sharing would store them; removed afterwards.
+
+    Args:
+        bundle: of the task.
+        task: its name.
+        folder: to write to.
+        beside: bytes of other parameters in the same file.
+    """
     path = folder / f"{task}.sparse"
-    count = len(bundle.kept_locations(task)) * bundle.block_bytes
+    count = len(bundle.kept_locations(task)) * bundle.block_bytes + beside
     path.write_bytes(os.urandom(count))
     with path.open("rb") as file:
         os.fsync(file.fileno())

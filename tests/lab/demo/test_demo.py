@@ -42,6 +42,8 @@ def made_up() -> DemoResult:
                 gbps=1.0,
                 whole_sparse_bytes=40960,
                 whole_sparse_ms=10.0,
+                own_checkpoint_bytes=80960,
+                own_checkpoint_ms=20.0,
                 dense_ms=30.0,
             )
             for a, b in (names, names[::-1])
@@ -53,6 +55,7 @@ def made_up() -> DemoResult:
         duality_gap=0.0,
         budget=100,
         sparsity=0.3,
+        dtype="int4",
         alignment=0.5,
         training_steps=240,
         recover_steps=120,
@@ -66,6 +69,8 @@ def made_up() -> DemoResult:
         compile_seconds={"align": 0.5},
         seconds=1.0,
         machine=describe(),
+        figures={"memory.weights_vs_best_rival": 0.4},
+        verdict="Memory: <i>ours</i> wins.",
     )
 
 
@@ -75,6 +80,7 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows() -> None:
     assert "5.0 ×" in page
     assert "15.0 ×" in page
     assert "<b>ours</b>" not in page
+    assert "&lt;i&gt;ours&lt;/i&gt; wins" in page
     assert "npm is missing" in page
     for explained in (
         "duality gap of the alignment: how far",

@@ -70,19 +70,21 @@ def _print(result: DemoResult) -> None:
         rows,
     )
     output.table(
-        f"Memory; mean overlap {result.mean_overlap:.3f} (unaligned {result.mean_overlap_unaligned:.3f})",
-        ["in memory", "all weights", "paged weights", "loaded per switch", "mean metric"],
+        f"Ways to serve them; mean overlap {result.mean_overlap:.3f} (unaligned {result.mean_overlap_unaligned:.3f})",
+        ["in memory", "weights", "of which paged", "mean metric", "a switch reads", "ms"],
         [
             [
                 row.name,
                 output.size(row.bytes),
                 output.size(row.paged_bytes),
-                output.size(row.mean_bytes_per_switch),
                 f"{row.mean_metric:.3f}",
+                output.size(row.mean_bytes_per_switch) if row.mean_bytes_per_switch else "nothing",
+                "-" if row.ms_per_switch is None else f"{row.ms_per_switch:.2g}",
             ]
             for row in result.memory
         ],
     )
+    output.say(result.verdict)
     output.explain("overlap", "arena")
     if not result.cold:
         output.say(f"note: not proved cold: {result.cold_note}")

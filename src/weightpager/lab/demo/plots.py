@@ -93,22 +93,36 @@ def load_map(result: DemoResult) -> str:
 
 
 def memory(result: DemoResult) -> str:
-    """Bytes of paged weights in memory against the mean metric."""
+    """Weights in memory against the mean metric of every row of the table, numbered as there."""
 
     def draw(axes: Axes) -> None:
-        rows = list(reversed(result.memory))
-        at = np.arange(len(rows))
-        colours = [_OURS if row.name.startswith("weightpager") else _DENSE for row in rows]
-        axes.barh(at, [row.paged_bytes / 2**20 for row in rows], color=colours, height=0.36)
-        for y, row in zip(at, rows, strict=True):
-            axes.text(row.paged_bytes / 2**20, float(y), f"  {row.mean_metric:.3f}", va="center")
-            axes.text(0, float(y) + 0.24, row.name, va="bottom")  # beside the bars, names would take half the width
-        axes.margins(x=0.15)  # room for the longest bar's number
-        axes.set_yticks([])
-        axes.set_xlabel("MiB of paged weights in memory;\nbeside each bar, the tasks' mean accuracy")
+        points = [(row.bytes / 2**20, row.mean_metric) for row in result.memory]
+        for number, (row, (x, y)) in enumerate(zip(result.memory, points, strict=True)):
+            colour = next(colour for start, colour in _FAMILIES.items() if row.name.startswith(start))
+            axes.scatter(x, y, color=colour, s=56 if row.ours else 36, marker="*" if row.ours else "o", zorder=3)
+            above = sum(_beside(points, (x, y), other) for other in points[:number])
+            axes.annotate(str(number + 1), (x, y), (0, 6 + 11 * above), textcoords="offset points", ha="center")
+        for start, colour in _FAMILIES.items():
+            if any(row.name.startswith(start) for row in result.memory):
+                axes.scatter([], [], color=colour, label=start.strip() or "others")
+        axes.set_xlim(left=0)
+        axes.margins(y=0.2)
+        axes.set_xlabel("MiB of weights in memory")
+        axes.set_ylabel("mean accuracy")
+        axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
-    width, height = _WIDE
-    return svg(draw, (width, height + 0.25 * max(0, len(result.memory) - 6)))
+    return svg(draw, _WIDE)
+
+
+_FAMILIES = {"weightpager": _OURS, "one shared mask": _SAME, "own sparse": "#0ea5e9", "dense": _QUANTISED, "": _DENSE}
+"""How rows' names begin, and their colour."""
+
+
+def _beside(points: Sequence[tuple[float, float]], one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two points are so near that their numbers would touch."""
+    spans = [max(axis) - min(axis) or 1.0 for axis in zip(*points, strict=True)]
+    near = (abs(a - b) / span for a, b, span in zip(one, other, spans, strict=True))
+    return all(share < limit for share, limit in zip(near, (0.06, 0.08), strict=True))
 
 
 def heat_map(names: Sequence[str], cells: Sequence[Sequence[float]], form: str) -> str:

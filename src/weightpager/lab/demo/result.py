@@ -34,8 +34,10 @@ class DemoSwitch(Strict):
         bytes: that the switch read; exactly what the plan said.
         ms: of the switch, checked pages in place.
         gbps: bytes per nanosecond while loading.
-        whole_sparse_bytes: of the next task's own sparse checkpoint, paged weights only.
+        whole_sparse_bytes: of the next task's own sparse checkpoint, paged weights only, in the pages' dtype.
         whole_sparse_ms: to read that whole.
+        own_checkpoint_bytes: of all that the task has, tables in int8 included.
+        own_checkpoint_ms: to read that whole.
         dense_ms: to read the whole dense checkpoint.
     """
 
@@ -46,21 +48,46 @@ class DemoSwitch(Strict):
     gbps: float
     whole_sparse_bytes: int
     whole_sparse_ms: float
+    own_checkpoint_bytes: int
+    own_checkpoint_ms: float
     dense_ms: float
 
 
+OURS = "weightpager, arena of one task"
+"""The row of memory that all others are compared with."""
+
+
 class Resident(Strict):
-    """A way to serve all tasks: its bytes in memory, what a switch must load, and the mean metric of the tasks."""
+    """A way to serve all tasks: its bytes in memory, what a switch must load, and the mean metric of the tasks.
+
+    Attributes:
+        name: for people; ours begin with ``weightpager``.
+        bytes: of all weights in memory.
+        paged_bytes: the part of them that holds paged weights.
+        mean_bytes_per_switch: that are read.
+        mean_metric: over the tasks.
+        ms_per_switch: mean over the pairs, cold; 0 where nothing is read, None where it wasn't measured.
+    """
 
     name: str
     bytes: int
     paged_bytes: int
     mean_bytes_per_switch: int
     mean_metric: float
+    ms_per_switch: float | None = None
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is weightpager's."""
+        return self.name.startswith("weightpager")
 
 
 class DemoResult(Strict):
-    """Everything that the table and the page show."""
+    """Everything that the table and the page show.
+
+    ``figures`` are what was found of what was asked for, by flat key, and ``verdict`` says in one sentence who wins at
+    what.
+    """
 
     tasks: list[DemoTask]
     switches: list[DemoSwitch]
@@ -71,6 +98,7 @@ class DemoResult(Strict):
     duality_gap: float
     budget: int
     sparsity: float
+    dtype: str
     alignment: float
     training_steps: int
     recover_steps: int
@@ -84,6 +112,8 @@ class DemoResult(Strict):
     compile_seconds: dict[str, float]
     seconds: float
     machine: dict[str, Any]
+    figures: dict[str, float]
+    verdict: str
 
     def mean(self, field: str) -> float:
         """Mean over the tasks of ``dense``, ``sparse``, ``shared_mask``, ``int8`` or ``int4``."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
-from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint, smallest_budget
+from weightpager.bundle.footprint import smallest_budget
 from weightpager.bundle.report.compile_report import DENSE, MASK, CompileReport, read_report
 from weightpager.bundle.report.overlap import overlap
 from weightpager.config import EngineConfig
@@ -27,7 +26,9 @@ from weightpager.lab.demo.compiled import (
     compiled,
     writing_to,
 )
-from weightpager.lab.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
+from weightpager.lab.demo.ranking import memory_figures, switch_figures, verdict
+from weightpager.lab.demo.result import DemoResult, DemoSwitch, DemoTask
+from weightpager.lab.demo.table import own_parameters, rows
 from weightpager.lab.samples import SampleUnavailable, minilm, prepare
 from weightpager.lab.switching import doubt, sparse_checkpoint, time_switches, time_whole_read
 from weightpager.progress import Progress
@@ -58,16 +59,18 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
     budget = smallest_budget(ours.bundle)
     switches, note = _measure(ours, budget, progress)
     report = read_report(ours.bundle)
+    memory = rows(ours.bundle, report, switches)
     return DemoResult(
         tasks=_tasks(report),
         switches=switches,
-        memory=_memory(ours.bundle, report),
+        memory=memory,
         overlap=overlap(ours.bundle).tolist(),
         mean_overlap=report.mean_overlap,
         mean_overlap_unaligned=ours.unaligned_overlap,
         duality_gap=report.duality_gap,
         budget=budget,
         sparsity=SPARSITY,
+        dtype=ours.bundle.manifest.dtype,
         alignment=ALIGNMENT,
         training_steps=TRAINING_STEPS,
         recover_steps=RECOVER_STEPS,
@@ -81,6 +84,10 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
         compile_seconds=report.seconds,
         seconds=time.perf_counter() - start,
         machine=describe(),
+        figures={
+            key: float(f"{value:.5g}") for key, value in (memory_figures(memory) | switch_figures(switches)).items()
+        },
+        verdict=verdict(memory),
     )
 
 
@@ -106,77 +113,55 @@ def _measure(ours: Compiled, budget: int, progress: Progress) -> tuple[list[Demo
     """Every cold switch beside what it replaces; and why one wasn't cold, else an empty text."""
     bundle = ours.bundle
     planned = {(cost.from_task, cost.to_task): cost.bytes for cost in all_switches(bundle, StorageModel())}
-    whole, dense, doubts = _baselines(bundle, ours.dense)
+    theirs, dense, doubts = _baselines(bundle, ours.dense)
     files = [bundle.path / name for name in bundle.manifest.page_file_names()]
     with Engine(bundle, EngineConfig(budget, io_threads=IO_THREADS)) as engine, cold_read(files) as proof:
         timed = time_switches(engine, REPEATS, partial(progress, "switch"))
         direct = engine.report().direct_io
     doubts += [doubt(proof)] if direct else ["this file system refuses direct I/O"]
-    rows = []
+    found = []
     for switch in timed:
         if switch.bytes != planned[switch.from_task, switch.to_task]:
             raise WeightpagerError(f"{switch.from_task} → {switch.to_task}: read other bytes than planned")
-        rows.append(
+        found.append(
             DemoSwitch(
                 from_task=switch.from_task,
                 to_task=switch.to_task,
                 bytes=switch.bytes,
                 ms=switch.seconds * 1e3,
                 gbps=switch.bytes / switch.load_seconds / 1e9 if switch.load_seconds else 0.0,
-                whole_sparse_bytes=whole[switch.to_task][0],
-                whole_sparse_ms=whole[switch.to_task][1] * 1e3,
+                whole_sparse_bytes=theirs[switch.to_task].paged_bytes,
+                whole_sparse_ms=theirs[switch.to_task].paged_ms,
+                own_checkpoint_bytes=theirs[switch.to_task].bytes,
+                own_checkpoint_ms=theirs[switch.to_task].ms,
                 dense_ms=dense * 1e3,
             )
         )
-    return rows, next(filter(None, doubts), "")
+    return found, next(filter(None, doubts), "")
 
 
-def _baselines(bundle: Bundle, dense: Path) -> tuple[dict[str, tuple[int, float]], float, list[str]]:
-    """Bytes and seconds of each task's own sparse weights, seconds of the dense checkpoint, and doubts."""
-    whole, doubts = {}, []
+@dataclass(frozen=True)
+class _OwnCheckpoint:
+    """A task's own sparse checkpoint: bytes and medians of reading them, of its paged weights and of all it has."""
+
+    paged_bytes: int
+    paged_ms: float
+    bytes: int
+    ms: float
+
+
+def _baselines(bundle: Bundle, dense: Path) -> tuple[dict[str, _OwnCheckpoint], float, list[str]]:
+    """Each task's own sparse checkpoint, seconds of the dense one, and doubts."""
+    found, doubts = {}, []
     with writing_to(bundle.path.parent), tempfile.TemporaryDirectory(dir=bundle.path.parent) as folder:
+        beside = own_parameters(bundle)
         for task in bundle.tasks:
-            with sparse_checkpoint(bundle, task, Path(folder)) as path:
-                seconds, found = time_whole_read(path, REPEATS, IO_THREADS)
-                whole[task] = path.stat().st_size, seconds
-                doubts.append(found)
-    seconds, found = time_whole_read(dense, REPEATS, IO_THREADS)
-    return whole, seconds, [*doubts, found]
-
-
-def _memory(bundle: Bundle, report: CompileReport) -> list[Resident]:
-    count = len(bundle.tasks)
-    most = max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
-    switches = all_switches(bundle, StorageModel())
-    mean_switch = sum(cost.bytes for cost in switches) // max(1, len(switches))
-    checkpoints = sum(len(bundle.kept_locations(task)) * bundle.block_bytes for task in bundle.tasks)
-    stored = len(bundle.pages) * bundle.page_bytes
-    fixed = footprint(bundle)
-    parameters = fixed.resident + fixed.private
-    ours = _mean(task.sparse for task in report.tasks)
-    rows = [
-        ("weightpager, arena of one task", fixed.total, most, mean_switch, ours),
-        ("weightpager, everything resident", fixed.total, stored, 0, ours),
-        ("one sparse checkpoint per task, all resident", parameters, checkpoints, 0, ours),
-        ("one sparse checkpoint per task, one resident", parameters, checkpoints // count, checkpoints // count, ours),
-        *(
-            (_CONTROLS[control.name], parameters, control.resident_bytes, 0, _mean(control.scores.values()))
-            for control in sorted(report.controls, key=lambda control: control.resident_bytes)
-        ),
-    ]
-    return [
-        Resident(name=name, bytes=always + paged, paged_bytes=paged, mean_bytes_per_switch=load, mean_metric=metric)
-        for name, always, paged, load, metric in rows
-    ]
-
-
-_CONTROLS = {
-    MASK: "one shared mask",
-    "int4": "dense model in int4",
-    "int8": "dense model in int8",
-    DENSE: "dense model",
-}
-
-
-def _mean(values: Iterable[float]) -> float:
-    return statistics.fmean(values)
+            reads: list[float] = []
+            for extra in (0, beside[task]):
+                with sparse_checkpoint(bundle, task, Path(folder), extra) as path:
+                    seconds, doubted = time_whole_read(path, REPEATS, IO_THREADS)
+                    reads += path.stat().st_size, 1e3 * seconds
+                    doubts.append(doubted)
+            found[task] = _OwnCheckpoint(int(reads[0]), reads[1], int(reads[2]), reads[3])
+    seconds, doubted = time_whole_read(dense, REPEATS, IO_THREADS)
+    return found, seconds, [*doubts, doubted]
