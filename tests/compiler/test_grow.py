@@ -122,6 +122,18 @@ def test_old_tasks_stay_bit_for_bit(private_bundle: Path, grown_bundle: Path, tm
     assert [score.name for score in report.tasks] == [*old, "pet"]
 
 
+@pytest.mark.parametrize("recover", ["none", "finetune"])
+def test_int4_pages_of_a_base_stay_where_training_rounds(tmp_path: Path, recover: str) -> None:
+    spec = TRAINED if recover == "finetune" else "none"
+    base = wp.compile(tiny.assistant(tmp_path, recover=TRAINED, dtype="int4"), out=tmp_path / "base.bundle")
+    new = new_tasks(folder_of(tmp_path, "new"), recover=spec)
+    grown = wp.compile(new, out=tmp_path / "grown.bundle", base=base.path)
+    assert grown.manifest.dtype == "int4"
+    assert (grown.pages.ids[: len(base.pages)] == base.pages.ids).all()
+    assert same_outputs(base.path, grown.path, list(base.tasks))
+    assert verify(grown.path).problems == ()
+
+
 def test_growth_counts_low_rank_parts_and_goes_with_its_tasks(private_bundle: Path, tmp_path: Path) -> None:
     trained = {"method": "finetune", "steps": 2, "low_rank": 2}
     grown = wp.compile(new_tasks(tmp_path, recover=trained), out=tmp_path / "grown.bundle", base=private_bundle)

@@ -104,7 +104,7 @@ def test_nothing_measured_is_no_advice(assistant_bundle: Path) -> None:
 def test_a_compile_measures_its_controls(assistant_bundle: Path) -> None:
     bundle = Bundle.open(assistant_bundle)
     controls = {control.name: control for control in read_report(bundle).controls}
-    assert list(controls) == ["int8", "int4", "shared mask"]
+    assert list(controls) == ["int8", "int4", "int3", "int2", "shared mask"]
     assert controls["int4"].resident_bytes < controls["int8"].resident_bytes < bundle.dense_bytes
     assert controls["shared mask"].resident_bytes == pytest.approx(0.4 * bundle.dense_bytes, rel=0.05)
     assert all(control.scores.keys() == bundle.tasks.keys() for control in controls.values())
@@ -203,7 +203,7 @@ def test_where_closed_form_loses_what_loses_less_is_named(assistant_bundle: Path
         facts = measured(bundle, sparse, {"int8": (3 * arena(bundle), 0.9)}, recover=recover)
         return getattr(advise(bundle, facts), "words", "")
 
-    ways = "'recover: finetune', or less sparsity, or 'dtype: int8', in which as many bytes hold twice the blocks."
+    ways = "'recover: finetune', or less sparsity, or 'dtype: int4', in which as many bytes hold 3.2 times the blocks."
     assert f"closed form loses more than chance explains: take {ways}" in words(0.864, "closed-form")
     assert "fine-tuning loses more than chance explains: take less sparsity" in words(0.864, "finetune")
     assert "more than chance" not in words(0.895, "closed-form")

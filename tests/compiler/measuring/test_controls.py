@@ -25,6 +25,7 @@ from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.errors import ConfigError
+from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.progress import silent
 
 RECOVER = {"method": "finetune", "steps": 6, "batch": 8, "learning_rate": 3e-3}
@@ -45,7 +46,7 @@ def test_the_dense_model_is_trained_as_long_before_it_is_quantised(
     prepared, told = prepared_of(tmp_path), []
     before = {name: tensor.clone() for name, tensor in prepared.source.parameters("animal").items()}
     found = {control.name: control for control in measure_controls(prepared, Run(lambda *step: told.append(step)))}
-    assert list(found) == ["dense", "int8", "int4"]
+    assert list(found) == ["dense", "int8", "int4", "int3", "int2"]
     assert [done for stage, done, _ in told if stage == "control dense: train on"] == list(range(1, 7))
     assert all(torch.equal(tensor, before[name]) for name, tensor in prepared.source.parameters("animal").items())
     longer = trained_on(prepared.source, prepared.data, Journal.none(), silent)
@@ -65,7 +66,7 @@ def test_a_dense_model_that_training_harms_is_compared_as_it_was(
 ) -> None:
     prepared = prepared_of(tmp_path)
     monkeypatch.setattr(controls, "gain", lambda _now, _before: -0.001)
-    dense, int8, _ = measure_controls(prepared, Run())
+    dense, int8, *_ = measure_controls(prepared, Run())
     assert dense.scores == prepared.dense
     task, data = next(iter(prepared.data.items()))
     with torch.no_grad():
@@ -112,17 +113,30 @@ def test_controls_that_are_skipped_cost_nothing_and_no_verdict_is_given(
 def test_what_too_few_items_could_tell_nothing_of_is_not_trained_unless_asked_for(tmp_path: Path) -> None:
     asked = content(tmp_path)
     unsaid = {key: value for key, value in asked.items() if key != "compare"}  # 40 held-out items a task
-    assert [len(measure_controls(prepare(from_dict(of)), Run())) for of in (asked, unsaid)] == [3, 0]
+    assert [len(measure_controls(prepare(from_dict(of)), Run())) for of in (asked, unsaid)] == [5, 0]
     untrained = prepare(from_dict(unsaid)).changed(recover=from_dict({**unsaid, "recover": "none"}).recover)
-    assert len(measure_controls(untrained, Run())) == 3
+    assert len(measure_controls(untrained, Run())) == 5
 
 
 def test_one_shared_mask_is_trained_by_the_same_spec(tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
     prepared = prepared_of(tmp_path, compare=True, alignment=0.5)
     found = measure_controls(prepared, Run(lambda stage, done, _total: told.append((stage, done))))
-    assert [control.name for control in found] == ["dense", "int8", "int4", "shared mask"]
+    assert [control.name for control in found] == ["dense", "int8", "int4", "int3", "int2", "shared mask"]
     assert [done for stage, done in told if stage == "shared mask: fine-tune"] == list(range(1, 7))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int4"])
+def test_one_shared_mask_is_measured_in_the_dtype_of_the_bundle(dtype: PageDtype, tmp_path: Path) -> None:
+    """It is what `alignment: inf` compiles: of the same bytes, and of the same score."""
+    task_file = content(tmp_path, compare=True, dtype=dtype)
+    control = read_report(wp.compile(task_file, out=tmp_path / "a.bundle")).controls[-1]
+    same = wp.compile(task_file | {"alignment": "inf", "compare": "none"}, out=tmp_path / "b.bundle")
+    found = {task.name: task.sparse for task in read_report(same).tasks}
+    assert control.name == "shared mask"
+    assert control.scores == pytest.approx(found, abs=1 / 40)  # kernels add in another order
+    kept = len(same.kept_locations("animal"))
+    assert control.resident_bytes == kept * block_bytes(same.manifest.block_shape, dtype)
 
 
 def test_a_compile_killed_while_controls_train_goes_on_there_even_without_them(

@@ -27,6 +27,7 @@ from weightpager.compiler.recovery.early_stopping import CHECKS, check_steps, va
 from weightpager.compiler.recovery.finetune import Lesson, divergence, finetune
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.recover import recover
+from weightpager.compiler.recovery.rounding import stored
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training
 from weightpager.compiler.resume.journal import Journal, kept_beside
 from weightpager.compiler.resume.run import Run
@@ -247,11 +248,12 @@ def model_of(export: Path, kind: str) -> Any:
     return cls.from_pretrained(export).eval()
 
 
-def test_a_killed_compile_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
+def test_a_killed_compile_goes_on_where_it_was(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
     monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", float("inf"))
     recover = {"method": "finetune", "steps": 12, "batch": 8, "private_blocks": 0.2, "private_steps": 3}
-    content = tiny.assistant(tmp_path, recover=recover)
+    content = tiny.assistant(tmp_path, recover=recover, dtype=dtype)
     whole = wp.compile(content, out=tmp_path / "whole.bundle")
 
     stages: dict[str, list[int]] = {}
@@ -273,6 +275,67 @@ def test_a_killed_compile_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     assert stages["fine-tune"] == list(range(1, 13))
     assert (again.pages.ids == whole.pages.ids).all()
     assert not (tmp_path / ".again.bundle.resume").exists()
+
+
+def rounded_error(lesson: Lesson) -> float:
+    """The loss of what an int4 bundle would hold."""
+    grids = {info.name: info.grid for info in lesson.sparse.paged}
+    with torch.no_grad():
+        return sum(
+            float(lesson.error(task, batch, lambda name, weight: stored(weight, grids[name], "int4")))
+            for task, of_task in lesson.data.items()
+            for batch in of_task.batches(of_task.train, 16)
+        )
+
+
+def test_training_knows_what_rounding_will_do(tmp_path: Path) -> None:
+    spec = RecoverSpec(steps=60, batch=8, learning_rate=3e-3, distillation=0.3, patience=0)
+    found = {}
+    for dtype in ("bfloat16", "int4"):
+        dense, data = load(tmp_path, dtype=dtype)
+        lesson = Lesson(dense, copied(dense), masks_of(dense), data, spec)
+        finetune(lesson, QUIET, nothing)
+        found[dtype] = error(lesson), rounded_error(lesson)
+    assert found["int4"][1] < found["bfloat16"][1]
+    assert found["bfloat16"][0] < found["bfloat16"][1]
+
+
+def test_a_training_whose_entry_lacks_its_divisors_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", float("inf"))
+    dense, data = load(tmp_path, dtype="int4")
+    journal, steps = Journal(tmp_path / "j", "one"), []
+    spec = RecoverSpec(steps=6, batch=8, patience=0)
+
+    def train(stop_at: int | None) -> None:
+        def progress(done: int, _total: int) -> None:
+            steps.append(done)
+            if done == stop_at:
+                raise KeyboardInterrupt
+
+        finetune(Lesson(dense, copied(dense), masks_of(dense), data, spec), journal, progress)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stop_at=3)
+    step, tensors = journal.read("finetune") or (0, {})
+    journal.write("finetune", step, {name: found for name, found in tensors.items() if "divisors" not in name})
+    train(stop_at=None)
+    assert steps == [1, 2, 3, 1, 2, 3, 4, 5, 6]
+
+
+def test_the_closed_form_gives_values_that_int4_pages_hold(tmp_path: Path) -> None:
+    dense, data = load(tmp_path, dtype="int4")
+    masks = masks_of(dense)
+    found, _ = recovered(dense, data, masks, QUIET, method="closed-form")
+    for info in dense.paged:
+        for task in masks.tasks:
+            kept = masks.masked(task, info, found.linear(task, info.name).weight.detach())
+            assert torch.equal(stored(kept, info.grid, "int4"), kept)
+    started, _ = recovered(dense, data, masks, QUIET, method="finetune", start="closed-form", learning_rate=1e-9)
+    whole = [info for info in dense.paged if masks.keep[info.name].any()]
+    assert any(not torch.equal(*(s.linear("animal", info.name).weight for s in (found, started))) for info in whole)
 
 
 def test_a_journal_lies_beside_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report.choice import Choice, Losses
 from weightpager.bundle.report.compile_report import FEW, LOWER_IS_BETTER, CompileReport
 from weightpager.bundle.report.verdict import Verdict
-from weightpager.page_dtype import PageDtype
+from weightpager.page_dtype import block_bytes
 
 _RECOVERY = {"none": "doing without recovery", "closed-form": "closed form", "finetune": "fine-tuning"}
 
@@ -41,7 +41,7 @@ def advise(bundle: Bundle, report: CompileReport, budget: int | None = None) -> 
     choices = sorted([ours, *others], key=lambda choice: choice.resident_bytes)
     room = arena if budget is None else budget
     verdict = Verdict(ours, others, room, _unit(report), sum(task.items for task in report.tasks))
-    words = [verdict.words(), _remedy(ours, report.recover, bundle.manifest.dtype), few_items(report)]
+    words = [verdict.words(), _remedy(ours, report.recover, bundle), few_items(report)]
     if ours.interval is None:
         words.append("How much of this is chance was not measured: the report is an earlier version's.")
     return Advice(tuple(choices), " ".join(filter(None, words)))
@@ -54,12 +54,14 @@ def few_items(report: CompileReport) -> str:
     return f"Few held-out items ({few}): with fewer than {FEW} of a task, differences are mostly chance." if few else ""
 
 
-def _remedy(ours: Choice, recover: str | None, dtype: PageDtype) -> str:
+def _remedy(ours: Choice, recover: str | None, bundle: Bundle) -> str:
     """What to do about a bundle that has lost accuracy, beyond chance."""
     if recover is None or ours.interval is None or not ours.lost:
         return ""
     ways = ["'recover: finetune'"] * (recover != "finetune") + ["less sparsity"]
-    ways += ["'dtype: int8', in which as many bytes hold twice the blocks"] * (dtype != "int8")
+    if bundle.manifest.dtype != "int4":
+        times = bundle.block_bytes / block_bytes(bundle.manifest.block_shape, "int4")
+        ways.append(f"'dtype: int4', in which as many bytes hold {times:.1f} times the blocks")
     loses = f"At this sparsity {_RECOVERY.get(recover, recover)} loses more than chance explains"
     return f"{loses}: take {', or '.join(ways)}."
 

@@ -60,7 +60,8 @@ class ControlScore(Strict):
     Where recovery trains, all of them have been trained as long.
 
     Attributes:
-        name: ``shared mask``, ``dense``, ``int8`` or ``int4``. ``dense`` is there where recovery trains.
+        name: ``shared mask``, ``dense``, ``int8``, ``int4``, ``int3`` or ``int2``. ``dense`` is there where recovery
+            trains; the shared mask is in the bundle's dtype, in earlier versions in bfloat16.
         resident_bytes: of paged weights, in memory at any time.
         scores: task → metric, on the same held-out items.
         intervals: of the scores. These and the next two lack tasks of which nothing is known, as in earlier versions.

@@ -14,7 +14,9 @@ _HOW = {
     DENSE: " 'sparsity: 0' with as many more steps of 'training' makes that.",
     MASK: " 'alignment: inf' compiles that.",
     "int8": " 'sparsity: 0' with 'dtype: int8' compiles that.",
-    "int4": " Other libraries make that.",
+    "int4": " 'sparsity: 0' with 'dtype: int4' compiles that.",
+    "int3": " Other libraries make that.",
+    "int2": " Other libraries make that.",
 }
 """How to make a control."""
 

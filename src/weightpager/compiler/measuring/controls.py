@@ -25,8 +25,9 @@ from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.low_rank import dense_part
-from weightpager.compiler.recovery.quantise import INT4, INT8, Quantisation
+from weightpager.compiler.recovery.quantise import QUANTISATIONS, Quantisation
 from weightpager.compiler.recovery.recover import recover
+from weightpager.compiler.recovery.rounding import stored
 from weightpager.compiler.recovery.train import dense_error, groups
 from weightpager.compiler.recovery.training_loop import Training, in_turn
 from weightpager.compiler.resume.journal import Journal
@@ -34,6 +35,7 @@ from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.page_dtype import block_bytes
 from weightpager.progress import Progress, Steps
 
 Values = Callable[[str, PagedWeightInfo], Tensor]
@@ -41,8 +43,6 @@ Values = Callable[[str, PagedWeightInfo], Tensor]
 
 _STAGE = "dense"
 """The journal's stage in which the dense model is trained further."""
-
-_QUANTISED = {"int8": INT8, "int4": INT4}
 
 
 def compared(task_file: TaskFile, data: Mapping[str, TaskData]) -> Compared:
@@ -60,7 +60,7 @@ def control_names(task_file: TaskFile, data: Mapping[str, TaskData]) -> list[str
         return []
     trains = task_file.recovery_steps > 0
     several = len(task_file.tasks) > 1 and bool(np.isfinite(task_file.alignment))
-    return [DENSE] * trains + [*_QUANTISED] + [MASK] * (several and (what == "all" or not trains))
+    return [DENSE] * trains + [*QUANTISATIONS] + [MASK] * (several and (what == "all" or not trains))
 
 
 def measure_controls(prepared: Prepared, run: Run) -> list[Control]:
@@ -90,12 +90,12 @@ def cost(task_file: TaskFile, what: Compared | None = None) -> str | None:
 
 
 def _dense_controls(prepared: Prepared, run: Run) -> list[Control]:
-    """The dense model, if it is trained on, and with its paged weights in int8 and int4: one copy for all tasks."""
+    """The dense model, if it is trained on, and with its paged weights quantised: one copy for all tasks."""
     dense, controls = prepared.source, []
     if dense.task_file.recovery_steps:
         dense, scores = _dense_or_longer(prepared, run)
         controls.append(Control(DENSE, _bytes(dense, None), scores))
-    for name, quantisation in _QUANTISED.items():
+    for name, quantisation in QUANTISATIONS.items():
         scores = _scores(name, dense, prepared.data, _quantised(dense, quantisation), run.progress)
         controls.append(Control(name, _bytes(dense, quantisation), scores))
     return controls
@@ -136,23 +136,25 @@ def gain(now: Score, before: Score) -> float:
 
 
 def _shared_mask(prepared: Prepared, run: Run) -> Control:
-    """One mask for all tasks, chosen and recovered as the bundle's masks were."""
+    """One mask for all tasks, in the bundle's dtype, chosen and recovered as the bundle's masks were."""
 
     def told(stage: str, done: int, total: int) -> None:
         run.progress(f"{MASK}: {stage}", done, total)
 
+    dtype = prepared.source.task_file.dtype
     masks, _ = choose_blocks(prepared.changed(alignment=float("inf")))
     weights = recover(prepared.source, prepared.data, masks, run.journal.part("shared-mask"), told)
 
     def values(task: str, info: PagedWeightInfo) -> Tensor:
-        kept = masks.masked(task, info, weights.weight(task, info))
+        kept = masks.masked(task, info, stored(weights.weight(task, info), info.grid, dtype))
         return kept + dense_part(weights.low_rank.get(task, {}), info.name)
 
     kept = sum(
-        len(StoredBlocks.of(info.layer, masks.keep[info.name], weights.versions(info)).blocks) * info.grid.block.size
+        len(StoredBlocks.of(info.layer, masks.keep[info.name], weights.versions(info)).blocks)
         for info in weights.source.paged
     )
-    return Control(MASK, 2 * kept, _scores(MASK, weights.source, prepared.data, values, run.progress))
+    size = block_bytes(prepared.source.task_file.block, dtype)
+    return Control(MASK, kept * size, _scores(MASK, weights.source, prepared.data, values, run.progress))
 
 
 def _scores(
@@ -163,11 +165,7 @@ def _scores(
     def with_values(task: str) -> Callable[..., Any]:
         model = source.models[task]
         with torch.no_grad():
-            weights = {
-                # Pages hold bfloat16, and so does what a control would keep unquantised.
-                module_name(info, model.base_model_prefix): values(task, info).bfloat16().float()
-                for info in source.paged
-            }
+            weights = {module_name(info, model.base_model_prefix): values(task, info) for info in source.paged}
         return lambda **inputs: functional_call(model, weights, kwargs=inputs)
 
     return _evaluated(name, data, with_values, progress)
@@ -183,7 +181,7 @@ def _evaluated(
 
 
 def _quantised(dense: Source, quantisation: Quantisation) -> Values:
-    return lambda task, info: quantisation.apply(dense.linear(task, info.name).weight.detach())
+    return lambda task, info: quantisation.apply(dense.linear(task, info.name).weight.detach()).bfloat16().float()
 
 
 def _bytes(dense: Source, quantisation: Quantisation | None) -> int:

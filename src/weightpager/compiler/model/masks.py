@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,6 +21,9 @@ from weightpager.engine.model.architecture import BASE
 
 Keep = Mapping[str, npt.NDArray[np.bool_]]
 """Paged weight → keep masks [blocks of the grid, tasks]."""
+
+Rounded = Callable[[str, Tensor], Tensor]
+"""(paged weight, its values ``[out_features, in_features]``) → the same as its pages will hold them."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,27 @@ class Masks:
         """A task's mask of one weight by element, float32 [out_features, in_features]."""
         return self.masked(task, info, torch.ones(info.grid.out_features, info.grid.in_features))
 
-    def parameters(self, source: Source, task: str, infos: Iterable[PagedWeightInfo]) -> dict[str, Tensor]:
-        """Masked weights by the names that they have in the task's module, for `torch.func.functional_call`."""
+    def parameters(
+        self, source: Source, task: str, infos: Iterable[PagedWeightInfo], rounded: Rounded | None = None
+    ) -> dict[str, Tensor]:
+        """Masked weights by the names that they have in the task's module, for `torch.func.functional_call`.
+
+        They are ``rounded``, if that is given.
+        """
         model = source.models[task]
-        return {
-            module_name(info, model.base_model_prefix): self.masked(task, info, source.linear(task, info.name).weight)
-            for info in infos
-        }
+        found = {}
+        for info in infos:
+            weight: Tensor = source.linear(task, info.name).weight
+            kept = weight if rounded is None else rounded(info.name, weight)
+            found[module_name(info, model.base_model_prefix)] = self.masked(task, info, kept)
+        return found
 
 
-def masked_logits(sparse: Source, masks: Masks | None, task: str, batch: Batch) -> Tensor:
+def masked_logits(
+    sparse: Source, masks: Masks | None, task: str, batch: Batch, rounded: Rounded | None = None
+) -> Tensor:
     """A task's logits, under its masks if there are any; gradients reach the module's own parameters."""
-    weights = {} if masks is None else masks.parameters(sparse, task, sparse.paged)
+    weights = {} if masks is None else masks.parameters(sparse, task, sparse.paged, rounded)
     return logits_with(sparse.models[task], weights, batch)
 
 

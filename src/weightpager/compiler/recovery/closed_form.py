@@ -7,7 +7,8 @@ earlier layers have been refitted), and keep masks m_t, the new values minimise 
 
 that is, they solve  Σ_t D_t A_t D_t w + r w = Σ_t D_t C_t w₀ + r w₀  with D_t = diag(m_t), A_t = X̃_tᵀX̃_t / N_t and
 C_t = X̃_tᵀX_t / N_t. Every row has a system of its own; conjugate gradients solve all of them at once. Layers are
-refitted in the order of execution; of the data only the hidden states at one layer boundary are kept.
+refitted in the order of execution; of the data only the hidden states at one layer boundary are kept. Where pages have
+few bits a weight, the new values are rounded with error feedback before the next layer is refitted.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from torch import Tensor
 from weightpager.answers.evaluate import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.masks import Masks
+from weightpager.compiler.recovery.error_feedback import fed_back
 from weightpager.compiler.recovery.layer_stream import LayerStream
 from weightpager.compiler.resume.journal import Journal
+from weightpager.page_dtype import Encoding
 from weightpager.progress import Steps
 
 STAGE = "refit"
@@ -58,6 +61,8 @@ def refit(
     batches: Mapping[str, Sequence[Batch]],
     journal: Journal,
     progress: Steps,
+    *,
+    encoding: Encoding | None = None,
 ) -> None:
     """Refit the paged weights of ``sparse`` in place, from where the journal stands; all its modules share them.
 
@@ -68,6 +73,7 @@ def refit(
         batches: calibration data, by task; `tokens_wanted` says how much is worth its time.
         journal: told now and then, and at the end, which layers have been refitted.
         progress: told (layers done, layers in all).
+        encoding: of the pages, if the values shall be such as these give back.
 
     Raises:
         CompileError: the model's layers don't feed each other one by one; the storage refused the journal.
@@ -81,7 +87,7 @@ def refit(
     }
     for layer in range(layers):
         if layer >= refitted:
-            _refit_layer(dense, sparse, masks, streams, layer)
+            _refit_layer(dense, sparse, masks, streams, layer, encoding)
         for task, both in streams.items():
             both.dense.advance(layer, {})
             both.sparse.advance(layer, _weights(sparse, masks, task, layer))
@@ -111,14 +117,26 @@ def _values(sparse: Source) -> dict[str, Tensor]:
     return {info.name: sparse.linear(first, info.name).weight.detach() for info in sparse.paged}
 
 
-def _refit_layer(dense: Source, sparse: Source, masks: Masks, streams: Mapping[str, _Streams], layer: int) -> None:
+def _refit_layer(
+    dense: Source,
+    sparse: Source,
+    masks: Masks,
+    streams: Mapping[str, _Streams],
+    layer: int,
+    encoding: Encoding | None,
+) -> None:
     here = [info for info in dense.paged if info.layer == layer]
     for group in next(iter(streams.values())).dense.fed_alike(layer, [info.name for info in here]):
-        _refit_group(dense, sparse, masks, streams, [info for info in here if info.name in group])
+        _refit_group(dense, sparse, masks, streams, [info for info in here if info.name in group], encoding)
 
 
 def _refit_group(
-    dense: Source, sparse: Source, masks: Masks, streams: Mapping[str, _Streams], group: Sequence[PagedWeightInfo]
+    dense: Source,
+    sparse: Source,
+    masks: Masks,
+    streams: Mapping[str, _Streams],
+    group: Sequence[PagedWeightInfo],
+    encoding: Encoding | None,
 ) -> None:
     """Refit linear layers that take the same inputs."""
     first, layer = group[0], group[0].layer
@@ -132,6 +150,9 @@ def _refit_group(
         original, shared = (model.linear(next(iter(streams)), info.name).weight for model in (dense, sparse))
         with torch.no_grad():
             shared.copy_(solve(original.detach(), a, c, keep))
+            if encoding is not None:
+                blocks = [torch.from_numpy(masks.blocks(task, info)) for task in streams]
+                shared.copy_(fed_back(shared.detach(), a, blocks, ridge_of(a), info.grid, encoding))
 
 
 def _weights(sparse: Source, masks: Masks, task: str, layer: int) -> dict[str, Tensor]:
@@ -155,6 +176,11 @@ def _moments(both: _Streams, layer: int, name: str, weights: Mapping[str, Tensor
     return a / max(1, tokens), c / max(1, tokens)
 
 
+def ridge_of(a: Sequence[Tensor]) -> float:
+    """r; 1 where all inputs are zero."""
+    return RIDGE * sum(float(moment.diagonal().mean()) for moment in a) or 1.0
+
+
 def solve(original: Tensor, a: Sequence[Tensor], c: Sequence[Tensor], keep: Sequence[Tensor]) -> Tensor:
     """The values ``[O, I]`` that minimise the sum over the tasks, by conjugate gradients from the original ones.
 
@@ -164,7 +190,7 @@ def solve(original: Tensor, a: Sequence[Tensor], c: Sequence[Tensor], keep: Sequ
         c: of every task, E[x̃ xᵀ], [I, I].
         keep: of every task, [O, I]: 1 where the task keeps the value, else 0.
     """
-    ridge = RIDGE * sum(float(moment.diagonal().mean()) for moment in a) or 1.0
+    ridge = ridge_of(a)
 
     def apply(w: Tensor) -> Tensor:
         return sum((m * ((m * w) @ moment) for m, moment in zip(keep, a, strict=True)), ridge * w)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import placed, training_device
-from weightpager.compiler.model.masks import Masks, masked_logits
+from weightpager.compiler.model.masks import Masks, Rounded, masked_logits
 from weightpager.compiler.recovery.early_stopping import validation_of
+from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.recovery.train import groups
 from weightpager.compiler.recovery.training_loop import Training, in_turn
 from weightpager.compiler.resume.journal import Journal
@@ -51,9 +53,9 @@ class Lesson:
     data: Mapping[str, TaskData]
     spec: RecoverSpec
 
-    def error(self, task: str, batch: Batch) -> Tensor:
-        """The loss of a task under its masks."""
-        return self.error_of(task, masked_logits(self.sparse, self.masks, task, batch), batch)
+    def error(self, task: str, batch: Batch, rounded: Rounded | None = None) -> Tensor:
+        """The loss of a task under its masks; through the rounding of its weights, if that is given."""
+        return self.error_of(task, masked_logits(self.sparse, self.masks, task, batch, rounded), batch)
 
     def error_of(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of these logits; labels have the weight that the teacher leaves."""
@@ -101,4 +103,8 @@ def _training(lesson: Lesson) -> Training:
     tasks, spec = list(lesson.sparse.models), lesson.spec
     turns = in_turn(lesson.data, tasks, spec.batch, spec.seed)
     watched = validation_of(lesson.data, tasks, spec.patience)
-    return Training(groups(lesson.sparse, tasks, spec), turns, lesson.error, spec.steps, watched, spec.patience)
+    shared = {info.name: lesson.sparse.linear(tasks[0], info.name).weight for info in lesson.sparse.paged}
+    rounding = Rounding.of(lesson.sparse, shared, spec.steps)
+    error = partial(lesson.error, rounded=rounding)
+    rates = groups(lesson.sparse, tasks, spec)
+    return Training(rates, turns, error, spec.steps, watched, spec.patience, rounding)

@@ -17,6 +17,7 @@ from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.masks import Masks, logits_with
 from weightpager.compiler.model.named_parameters import requiring_gradients
+from weightpager.compiler.recovery.rounding import stored_if_coarse
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.engine.model.architecture import BASE
@@ -62,7 +63,7 @@ def train_own(
         return
     own = {f"{task}/{name}": tensor for task in tasks for name, tensor in _own_parameters(source.models[task]).items()}
     with torch.no_grad():
-        frozen = {} if masks is None else {task: masks.parameters(source, task, source.paged) for task in tasks}
+        frozen = {} if masks is None else {task: _as_stored(source, masks, task) for task in tasks}
 
     def error(task: str, batch: Batch) -> Tensor:
         logits = logits_with(source.models[task], frozen.get(task, {}), batch)
@@ -74,6 +75,14 @@ def train_own(
         for task in tasks:
             stack.enter_context(requiring_gradients(source.models[task], list(own.values())))
         Training(groups, turns, error, settings.steps).run(journal, stage, progress)
+
+
+def _as_stored(source: Source, masks: Masks, task: str) -> dict[str, Tensor]:
+    """A task's masked weights, rounded where its pages round coarsely."""
+    grids, dtype = {info.name: info.grid for info in source.paged}, source.task_file.dtype
+    return masks.parameters(
+        source, task, source.paged, lambda name, weight: stored_if_coarse(weight, grids[name], dtype)
+    )
 
 
 def _own_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:

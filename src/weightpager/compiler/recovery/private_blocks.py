@@ -23,6 +23,7 @@ from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import LowRankParameters
 from weightpager.compiler.recovery.own_parameters import separate
+from weightpager.compiler.recovery.rounding import Rounding, stored_if_coarse
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.engine.model.architecture import BASE
@@ -96,15 +97,16 @@ def _train_task(
         moving = (masks.keep[info.name][:, number] & alone) | chosen[info.name]
         free[info.name] = torch.from_numpy(moving.reshape(info.grid.rows, info.grid.cols))
         own[info.name] = nn.Parameter(weight.clone())
-        frozen[info.name] = drop(masks.masked(task, info, weight), ~free[info.name], info.grid)
+        kept = stored_if_coarse(weight, info.grid, sparse.task_file.dtype)
+        frozen[info.name] = drop(masks.masked(task, info, kept), ~free[info.name], info.grid)
+    rounding = Rounding.of(sparse, own, spec.private_steps)
 
     def error(_task: str, batch: Batch) -> Tensor:
-        weights = {
-            module_name(info, model.base_model_prefix): added.added(
-                info.name, frozen[info.name] + drop(own[info.name], free[info.name], info.grid)
-            )
-            for info in sparse.paged
-        }
+        weights = {}
+        for info in sparse.paged:
+            moving = own[info.name] if rounding is None else rounding(info.name, own[info.name])
+            whole = frozen[info.name] + drop(moving, free[info.name], info.grid)
+            weights[module_name(info, model.base_model_prefix)] = added.added(info.name, whole)
         return lesson.error_of(task, logits_with(model, weights, batch), batch)
 
     separate(model, lambda _name, parameter: parameter.ndim == 1)
@@ -115,7 +117,7 @@ def _train_task(
     ]
     turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 1)
     watched = validation_of(lesson.data, [task], spec.patience)
-    training = Training(groups, turns, error, spec.private_steps, watched, spec.patience)
+    training = Training(groups, turns, error, spec.private_steps, watched, spec.patience, rounding)
     training.run(journal, f"private-{task}", progress)
     with torch.no_grad():
         return {

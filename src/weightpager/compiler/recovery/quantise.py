@@ -1,4 +1,4 @@
-"""Weight-only quantisation, as values: what int8 and int4 do to accuracy and to bytes."""
+"""Weight-only quantisation of a dense model, as values: what 8 to 2 bits do to accuracy and to bytes."""
 
 from __future__ import annotations
 
@@ -43,3 +43,9 @@ INT8 = Quantisation(8, 0)
 
 INT4 = Quantisation(4, 32)
 """As GGUF's Q4_0 and most 4-bit formats do it: a scale per 32 values."""
+
+INT3, INT2 = Quantisation(3, 32), Quantisation(2, 32)
+"""The same with fewer bits."""
+
+QUANTISATIONS = {"int8": INT8, "int4": INT4, "int3": INT3, "int2": INT2}
+"""Those that a bundle is compared with, most bits first."""

@@ -14,7 +14,9 @@ from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.closed_form import refit, tokens_wanted
 from weightpager.compiler.recovery.finetune import Lesson, finetune, resumes
 from weightpager.compiler.recovery.private_blocks import choose, train_private
+from weightpager.compiler.recovery.rounding import ROUNDED
 from weightpager.compiler.resume.journal import Journal
+from weightpager.page_dtype import ENCODINGS
 from weightpager.progress import Progress
 
 
@@ -37,7 +39,9 @@ def recover(
             name: of_task.calibration(calibration.items, calibration.batch, tokens=tokens)
             for name, of_task in data.items()
         }
-        refit(dense, sparse, masks, batches, journal, partial(progress, "refit"))
+        dtype = dense.task_file.dtype
+        encoding = ENCODINGS[dtype] if spec.method == "closed-form" and dtype in ROUNDED else None
+        refit(dense, sparse, masks, batches, journal, partial(progress, "refit"), encoding=encoding)
     if spec.method == "closed-form":
         return TaskWeights(sparse)
     finetune(lesson, journal, partial(progress, "fine-tune"))

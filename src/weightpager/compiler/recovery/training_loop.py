@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from weightpager.answers.evaluate import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.recovery.early_stopping import EarlyStopping, Validation
+from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.resume.journal import Journal
 from weightpager.errors import CompileError
 from weightpager.progress import Steps
@@ -55,6 +56,7 @@ class Training:
         steps: int,
         watched: Validation | None = None,
         patience: int = 0,
+        rounding: Rounding | None = None,
     ) -> None:
         """State a training; nothing is done yet.
 
@@ -65,10 +67,12 @@ class Training:
             steps: in all.
             watched: for early stopping; None has none.
             patience: of early stopping.
+            rounding: that errors go through; told after which step the training stands.
         """
         self.done = 0
         self._whole = True
         self._turns, self._error, self._steps = turns, error, steps
+        self._rounding = rounding
         self._groups = [group for group in groups if group.parameters]
         self._named = {name: parameter for group in self._groups for name, parameter in group.parameters.items()}
         self._device = next(iter(self._named.values())).device
@@ -94,8 +98,10 @@ class Training:
         entry = journal.read(stage, self._fits)
         if entry is not None:
             self._restore(*entry)
-        elif self.watch is not None:
-            self.watch.ends(0, self._named)
+        else:
+            self._search()
+            if self.watch is not None:
+                self.watch.ends(0, self._named)
         try:
             self._make_steps(journal, stage, progress)
         except KeyboardInterrupt:
@@ -117,6 +123,7 @@ class Training:
             if step < self.done:
                 continue
             self._step(self._error(task, batch.to(self._device)), f"tasks.{task}, step {step + 1}")
+            self._search()
             if self.watch is not None:
                 if self.watch.ends(self.done, self._named):
                     self.done = self._steps
@@ -126,6 +133,10 @@ class Training:
             if journal.due() or self.done == self._steps:
                 journal.write(stage, self.done, self._state())
             progress(self.done, self._steps)
+
+    def _search(self) -> None:
+        if self._rounding is not None:
+            self._rounding.at(self.done)
 
     def _step(self, error: Tensor, where: str) -> None:
         """Go down the gradient of ``error``; ``where`` says in a message whose it is."""
@@ -149,14 +160,17 @@ class Training:
         goes_on = self.done < self._steps
         for name, parameter in self._named.items() if goes_on else ():
             state |= {f"{name}#{key}": value for key, value in self._optimizer.state[parameter].items()}
+        if goes_on and self._rounding is not None:
+            state |= self._rounding.state()
         return state if self.watch is None else state | self.watch.state(with_best=goes_on)
 
     def _fits(self, state: Mapping[str, Tensor]) -> bool:
         """Whether `_restore` finds all that it needs."""
         # A parameter that no task uses has no moments.
-        moments = (sum(f"{name}#{key}" in state for key in _MOMENTS) for name in self._named)
+        moments = [sum(f"{name}#{key}" in state for key in _MOMENTS) for name in self._named]
         whole = state.keys() >= self._named.keys() and all(count in (0, len(_MOMENTS)) for count in moments)
-        return whole and (self.watch is None or self.watch.fits(state, self._named))
+        rounds = self._rounding is None or not any(moments) or self._rounding.fits(state)
+        return whole and rounds and (self.watch is None or self.watch.fits(state, self._named))
 
     def _restore(self, done: int, state: Mapping[str, Tensor]) -> None:
         """Go on where another training of parameters of the same names stood after ``done`` steps."""
@@ -168,6 +182,8 @@ class Training:
                 moments = {key: state[f"{name}#{key}"].to(parameter.device, copy=True) for key in keys}
                 if moments:
                     self._optimizer.state[parameter] = moments
+        if self._rounding is not None and done < self._steps:
+            self._rounding.restore(state)
         if self.watch is not None:
             self.watch.restore(state)
 

@@ -1,0 +1,124 @@
+"""Training through the rounding of pages, and rounding with error feedback."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from weightpager.blocks import BlockGrid, BlockShape
+from weightpager.compiler.model.dense_model import PagedWeightInfo
+from weightpager.compiler.recovery.error_feedback import fed_back, feed_back
+from weightpager.compiler.recovery.rounding import EVERY, Rounding, divisors, scales, stored
+from weightpager.page_dtype import ENCODINGS, best_scales
+
+INT4 = ENCODINGS["int4"]
+GRIDS = st.builds(
+    BlockGrid,
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.sampled_from([BlockShape(8, 8), BlockShape(16, 32), BlockShape(64, 16)]),
+)
+
+
+def drawn(grid: BlockGrid, seed: int) -> Tensor:
+    random = np.random.default_rng(seed)
+    weight = random.standard_normal((grid.out_features, grid.in_features))
+    weight *= 10.0 ** random.integers(-6, 6, (grid.out_features, 1))
+    weight[random.random(weight.shape) < 0.1] = 0
+    weight[random.random(grid.out_features) < 0.1] = 0
+    return torch.from_numpy(weight.astype(np.float32))
+
+
+def rounding(grid: BlockGrid, weight: Tensor, steps: int) -> Rounding:
+    return Rounding({"w": weight}, [PagedWeightInfo("w", 0, grid)], INT4, steps)
+
+
+@given(GRIDS, st.sampled_from(["int4", "int8"]), st.integers(0, 2**16))
+def test_torch_finds_the_scales_that_packing_finds(grid: BlockGrid, dtype: str, seed: int) -> None:
+    weight, encoding = drawn(grid, seed), ENCODINGS[dtype]
+    bits = best_scales(np.ascontiguousarray(grid.cut(weight.numpy())), encoding)  # [rows, cols, block rows]
+    wanted = torch.from_numpy(bits.astype(np.int32) << 16).view(torch.float32)
+    found = scales(weight, grid, divisors(weight, grid, encoding))
+    some = wanted != 0
+    assert torch.equal(found.transpose(1, 2)[some], wanted[some])
+    assert not found.transpose(1, 2)[~some].any()
+
+
+@given(GRIDS, st.integers(0, 2**16))
+def test_training_sees_what_pages_give_back(grid: BlockGrid, seed: int) -> None:
+    weight = nn.Parameter(drawn(grid, seed))
+    seen = rounding(grid, weight, 10)
+    seen.at(0)
+    found = seen("w", weight)
+    assert torch.equal(found, stored(weight, grid, "int4"))
+    torch.autograd.backward((found * 3).sum())
+    assert weight.grad is not None
+    assert (weight.grad == 3).all()  # as if nothing had been rounded
+
+
+def test_scales_are_searched_now_and_then_and_follow_the_largest_weight_between() -> None:
+    grid = BlockGrid(16, 32, BlockShape(16, 32))
+    weight = nn.Parameter(drawn(grid, 0) + 0.5)
+    seen = rounding(grid, weight, 100)
+    seen.at(0)
+    first = seen("w", weight)
+    with torch.no_grad():
+        weight *= 4
+    seen.at(1)
+    assert torch.equal(seen("w", weight), 4 * first)
+    with torch.no_grad():
+        weight += 7 * drawn(grid, 1)
+    seen.at(EVERY - 1)
+    kept = {name: found.clone() for name, found in seen.state().items()}
+    assert not torch.equal(seen("w", weight), stored(weight, grid, "int4"))
+    seen.at(EVERY)
+    assert torch.equal(seen("w", weight), stored(weight, grid, "int4"))
+    other = rounding(grid, weight, 100)
+    assert other.fits(kept)
+    assert not other.fits({})
+    other.restore(kept)
+    assert not torch.equal(other("w", weight), stored(weight, grid, "int4"))
+
+
+@given(st.integers(1, 12), st.integers(0, 2**16))
+def test_feedback_is_the_best_answer_of_the_columns_that_are_left(columns: int, seed: int) -> None:
+    """Against what GPTQ stands for: after each column those behind it are solved for anew, by dense linear algebra."""
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(3, columns, generator=random, dtype=torch.float64)
+    x = torch.randn(2 * columns, columns, generator=random, dtype=torch.float64)
+    hessian = x.T @ x + 0.1 * torch.eye(columns, dtype=torch.float64)
+    scaled = torch.full_like(weight, 0.25)
+    left, wanted = weight.clone(), torch.empty_like(weight)
+    for at in range(columns):
+        wanted[:, at] = (left[:, at] / 0.25).round().clamp(-8, 7) * 0.25
+        moved, behind = wanted[:, at] - left[:, at], slice(at + 1, None)
+        answer = torch.linalg.solve(hessian[behind, behind], hessian[behind, at, None])[:, 0]
+        left[:, behind] -= moved[:, None] * answer
+    assert torch.equal(feed_back(weight, scaled, hessian, INT4), wanted)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (40, 100)])
+def test_values_with_feedback_lie_on_the_grid_and_cost_less(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    grid = BlockGrid(*size, BlockShape(16, 32))
+    weight = 0.05 * torch.randn(size)
+    inputs = [torch.randn(500, 20) @ torch.randn(20, size[1]) + 0.3 * torch.randn(500, size[1]) for _ in range(2)]
+    moments = [x.T @ x / len(x) for x in inputs]
+    keep = [torch.rand(grid.rows, grid.cols) < 0.6 for _ in inputs]
+    keep[0][0] = keep[1][0] = False  # a row of blocks that no task keeps
+    found = fed_back(weight, moments, keep, 1e-3, grid, INT4)
+    used = torch.stack(keep).any(0)
+    spread = [mask.repeat_interleave(16, 0).repeat_interleave(32, 1)[: size[0], : size[1]] for mask in (used, *keep)]
+    assert torch.equal(found[~spread[0]], weight[~spread[0]])
+    kept = torch.where(spread[0], found, 0.0)
+    assert torch.equal(stored(kept, grid, "int4"), kept)
+
+    def cost(values: Tensor) -> float:
+        off = [(values - weight) * mask for mask in spread[1:]]
+        return sum(float((d @ moment * d).sum()) for d, moment in zip(off, moments, strict=True))
+
+    assert cost(found) < 0.6 * cost(stored(weight, grid, "int4"))
