@@ -13,6 +13,7 @@
 #include "memory.hpp"
 #include "paged_linear.hpp"
 #include "parallel.hpp"
+#include "rows.hpp"
 
 namespace nb = nanobind;
 using namespace weightpager;
@@ -104,6 +105,13 @@ void read_memory(uintptr_t address, int64_t bytes, int threads) {
     read_all(at<const uint8_t>(address), bytes, std::max(1, threads));
 }
 
+void widen(uintptr_t base, uintptr_t offsets, uintptr_t rows, int64_t count, int64_t columns, uintptr_t out,
+           bool bfloat16) {
+    nb::gil_scoped_release release;
+    widen_rows(at<const uint8_t>(base), at<const int64_t>(offsets), at<const int64_t>(rows), count, columns,
+               at<void>(out), bfloat16);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -111,6 +119,7 @@ NB_MODULE(_native, m) {
     m.def("exact", &exact);
     m.def("threading", [] { return std::string(have_openmp() ? "gomp" : "serial"); });
     m.def("read_memory", &read_memory);
+    m.def("widen_rows", &widen);
     nb::class_<Weight>(m, "Weight")
         .def(nb::init<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t,
                       int64_t, int64_t, int64_t, const std::string&>(),

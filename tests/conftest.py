@@ -50,6 +50,18 @@ def assistant_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wordy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The assistant with words and positions as rows in pages: 400 and 64 of them."""
+    import weightpager as wp
+
+    folder = tmp_path_factory.mktemp("wordy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096)
+        wp.compile(tiny.wordy(folder), out=folder / "wordy.bundle")
+    return folder / "wordy.bundle"
+
+
+@pytest.fixture(scope="session")
 def writer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two language-modeling tasks on a tiny decoder."""
     import weightpager as wp

@@ -42,7 +42,7 @@ class Original:
         """Of a bundle that lies there."""
         files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
         manifest = Bundle.open(path).manifest
-        pages = dict(zip(manifest.page_file_names(), manifest.page_files, strict=True))
+        pages = dict(zip(manifest.page_file_names(), manifest.page_files + manifest.row_files, strict=True))
         return cls(path.parent.name, path, tuple(files), pages, trial.outputs(path))
 
     def link(self, target: Path) -> None:

@@ -118,6 +118,7 @@ class EngineConfig:
         dtype: what tasks compute in: ``"bfloat16"``, or ``"auto"`` for what the bundle's parameters are in.
         io_threads: reads in flight while pages are loaded.
         kv_reserve: bytes of the budget that are left to KV caches.
+        rows: bytes of the budget for rows of tables that come on demand; None for what saves the most time.
         real_time: tasks that are loaded when the engine opens, before any other, and never leave memory.
         read_timeout: seconds without any page after which a load fails.
         prefetch: whether to prefetch what the next task probably needs; or a function that tells the next task from
@@ -130,6 +131,7 @@ class EngineConfig:
     dtype: str = "auto"
     io_threads: int = 4
     kv_reserve: int = 0
+    rows: int | None = None
     real_time: tuple[str, ...] = ()
     read_timeout: float = 30.0
     prefetch: bool | Callable[..., Mapping[str, float]] = False
@@ -146,6 +148,8 @@ class EngineConfig:
             raise ConfigError(f"io_threads: expected 1 to 64, got {self.io_threads}")
         if self.kv_reserve < 0:
             raise ConfigError(f"kv_reserve: expected zero bytes or more, got {self.kv_reserve}")
+        if self.rows is not None and self.rows <= 0:
+            raise ConfigError(f"rows: expected more than zero bytes, got {self.rows}")
         if not 0 < self.read_timeout <= threading.TIMEOUT_MAX:
             raise ConfigError(f"read_timeout: expected a number of seconds above zero, got {self.read_timeout}")
         if not (isinstance(self.prefetch, bool) or callable(self.prefetch)):

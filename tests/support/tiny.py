@@ -38,10 +38,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def bert(folder: Path, seed: int = 0) -> Path:
+def bert(folder: Path, seed: int = 0, words: int = 16) -> Path:
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=16,
+        vocab_size=words,
         hidden_size=64,
         num_hidden_layers=3,
         num_attention_heads=4,
@@ -203,6 +203,11 @@ def assistant(folder: Path, **changes: Any) -> dict[str, Any]:
         },
     }
     return content | changes
+
+
+def wordy(folder: Path, **changes: Any) -> dict[str, Any]:
+    """The assistant on a model with more words than its texts have, whose rows come on demand if large enough."""
+    return assistant(folder, model=str(bert(folder / "wordy", words=400)), rows="on-demand") | changes
 
 
 def writer(folder: Path, **changes: Any) -> dict[str, Any]:

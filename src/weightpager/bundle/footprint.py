@@ -9,6 +9,7 @@ import numpy as np
 
 from weightpager.bundle.files.tensor_file import read_header
 from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.reader import Bundle
 from weightpager.config import format_enough, format_room
@@ -18,6 +19,13 @@ _SPARE_PAGES = 1024  # page numbers beyond twice the bundle's pages, for tasks t
 _NUMBER_BYTES = 34  # bookkeeping for each page number, beside a byte for each task: slots, users and time of arrival
 _PAGE_BYTES = 80  # bookkeeping for each page: its entry in the engine's index, and a slot in the list of free ones
 
+_LEAST_ROWS = 32
+"""One row of so many is in memory whatever the budget; on texts of the demo's tasks these serve about two look-ups of
+three."""
+
+_ROW_BOOKKEEPING = 9  # bytes for each row in memory: which it is, when it was used last, and whether it may go
+_SLOT_BYTES = 4  # for each row of a table, where in memory it is
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -26,16 +34,18 @@ class Footprint:
     Attributes:
         resident: parameters that tasks share.
         private: parameters of all tasks' own, with their low-rank parts.
-        tables: all tasks' block tables, the page index and the page table.
+        tables: all tasks' block tables, the page index and the page table, and where rows of tables are.
+        rows: rows of tables: the least of them, or as many as were asked for.
     """
 
     resident: int
     private: int
     tables: int
+    rows: int = 0
 
     @property
     def total(self) -> int:
-        return self.resident + self.private + self.tables
+        return self.resident + self.private + self.tables + self.rows
 
 
 def page_numbers(bundle: Bundle) -> int:
@@ -44,46 +54,74 @@ def page_numbers(bundle: Bundle) -> int:
     return int(min(2 * len(bundle.pages) + _SPARE_PAGES, most))
 
 
-def footprint(bundle: Bundle, dtype: str = "auto") -> Footprint:
+def least_rows(entry: RowTableEntry) -> int:
+    """Rows of a table that are in memory whatever the budget."""
+    return -(-entry.rows // _LEAST_ROWS)
+
+
+def row_memory(entry: RowTableEntry) -> int:
+    """Bytes of memory that a row of a table takes."""
+    return entry.row_bytes + _ROW_BOOKKEEPING
+
+
+def whole_rows(bundle: Bundle) -> int:
+    """Bytes of memory that all rows of a bundle's tables take."""
+    return sum(entry.rows * row_memory(entry) for entry in bundle.manifest.row_tables)
+
+
+def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> Footprint:
     """What an engine over this bundle holds beside its arena.
 
     Args:
         bundle: to be opened.
         dtype: of the engine's configuration.
+        rows: bytes for rows of tables, of the same; None where the budget decides.
 
     Raises:
         BundleFormatError: a parameter file is damaged.
     """
     tables = sum(table.nbytes for task in bundle.tasks for table in bundle.tables(task).values())
-    index = bundle.pages.ids.nbytes + bundle.pages.layers.nbytes + bundle.pages.signatures.nbytes
+    index = bundle.index.ids.nbytes + bundle.index.layers.nbytes + bundle.index.signatures.nbytes
     bookkeeping = page_numbers(bundle) * (_NUMBER_BYTES + len(bundle.tasks)) + len(bundle.pages) * _PAGE_BYTES
     return Footprint(
         resident=_parameter_bytes(bundle, RESIDENT, dtype),
         private=sum(
             _parameter_bytes(bundle, private_file(task), dtype) + adapter_bytes(bundle, task) for task in bundle.tasks
         ),
-        tables=tables + index + bookkeeping,
+        tables=tables + index + bookkeeping + _row_places(bundle),
+        rows=_row_bytes(bundle, rows),
     )
 
 
-def smallest_budget(bundle: Bundle, task: str | None = None, dtype: str = "auto") -> int:
+def smallest_budget(bundle: Bundle, task: str | None = None, dtype: str = "auto", rows: int | None = None) -> int:
     """Bytes that hold what is always in memory and the pages of one task; by default of the largest task."""
     most = max(len(bundle.pages_of(name)) for name in ([task] if task else bundle.tasks))
-    return footprint(bundle, dtype).total + most * bundle.page_bytes
+    return footprint(bundle, dtype, rows).total + most * bundle.page_bytes
 
 
-def check_fits(bundle: Bundle, task: str, budget: int, dtype: str = "auto") -> None:
+def check_fits(bundle: Bundle, task: str, budget: int, dtype: str = "auto", rows: int | None = None) -> None:
     """Refuse a budget, in bytes, that is too small for a task.
 
     Raises:
         BudgetError: it is too small; the message says the smallest budget that would do.
     """
-    least = smallest_budget(bundle, task, dtype)
+    least = smallest_budget(bundle, task, dtype, rows)
     if budget < least:
         cannot = f"{task!r} does not fit into {format_room(budget)}"
         raise BudgetError(
             f"{cannot}; the smallest budget that would do is {least} bytes ({format_enough(least)})", least
         )
+
+
+def _row_places(bundle: Bundle) -> int:
+    """Where each row lies in the pages, and where in memory."""
+    return sum(table.places.nbytes + table.entry.rows * _SLOT_BYTES for table in bundle.row_tables.values())
+
+
+def _row_bytes(bundle: Bundle, stated: int | None) -> int:
+    if stated is not None:
+        return min(stated, whole_rows(bundle))
+    return sum(least_rows(entry) * row_memory(entry) for entry in bundle.manifest.row_tables)
 
 
 def _parameter_bytes(bundle: Bundle, file: str, dtype: str) -> int:

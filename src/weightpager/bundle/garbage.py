@@ -73,24 +73,26 @@ def _write(
 ) -> None:
     bundle = subset.bundle
     counts = _write_pages(writer, bundle, used, report)
-    writer.put_index(PageIndex(bundle.pages.ids[used], bundle.pages.layers[used], signatures[used]))
+    index = PageIndex(bundle.pages.ids[used], bundle.pages.layers[used], signatures[used])
+    writer.put_index(index.with_rows(bundle.row_ids))
     moved = np.cumsum(used) - 1  # old page index → new one
     for task in subset.names:
         writer.put_tables(task, _tables(bundle, task, moved))
     subset.carry_over(writer)
+    subset.carry_over_rows(writer)
     subset.finish(writer, subset.manifest(page_bytes=bundle.page_bytes, page_files=counts))
 
 
 def _write_pages(writer: BundleWriter, bundle: Bundle, used: npt.NDArray[np.bool_], report: Steps) -> list[int]:
     """Write the page files without unused pages, leave out empty files, check what is written; pages of each file."""
     counts: list[int] = []
-    for name, first, pages in bundle.manifest.page_ranges():
+    for name, first, pages in bundle.manifest.block_page_ranges():
         staying = first + np.flatnonzero(used[first : first + pages])
         if len(staying) == pages:
             writer.link(page_file.file_name(len(counts)), bundle.path / name)
         elif len(staying):
             content = _pages(bundle, name, pages, first, staying.tolist())
-            ids = writer.put_pages(len(counts), content, len(staying), bundle.page_bytes)
+            ids = writer.put_pages(page_file.file_name(len(counts)), content, len(staying), bundle.page_bytes)
             for page, found in zip(staying.tolist(), ids, strict=True):
                 if found != bundle.pages.ids[page].tobytes():
                     raise PageCorruptError(page, name)

@@ -17,11 +17,13 @@ from weightpager.bundle.files.tensor_file import Header, read_arrays
 from weightpager.bundle.format import page_file
 from weightpager.bundle.format import page_index as page_index_file
 from weightpager.bundle.format import permutations as permutations_file
+from weightpager.bundle.format import row_table as row_table_file
 from weightpager.bundle.format.block_table import FIELDS, BlockTable
 from weightpager.bundle.format.manifest import Manifest, TaskEntry
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, tables_file
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.format.permutations import Permutations
+from weightpager.bundle.format.row_table import RowTable
 from weightpager.bundle.format.size_limits import check_sizes
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
 from weightpager.machine.paths import has_directory
@@ -33,14 +35,17 @@ _MANIFEST_LIMIT = 64 * 2**20  # no honest manifest is larger; a hostile one must
 class Bundle:
     """A validated bundle: what is in it and where. Reads no page.
 
+    ``index`` is of all pages, ``pages`` of those that hold blocks: the first ones.
+
     Opening checks the manifest and its hash, the page index, every task's block tables and the shape of every page
     file; `entry` and `read` check any other file when it is used. Pages are checked when they are loaded.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, pages: PageIndex) -> None:
+    def __init__(self, path: Path, manifest: Manifest, index: PageIndex) -> None:
         self.path = path
         self.manifest = manifest
-        self.pages = pages
+        self.index = index
+        self.pages = index.first(manifest.pages)
         self.tasks: dict[str, TaskEntry] = {task.name: task for task in manifest.tasks}
         self._tables: dict[str, dict[str, BlockTable]] = {}
 
@@ -61,7 +66,13 @@ class Bundle:
         bundle._check_page_files()
         bundle._check_tables()
         bundle.permutations()
+        bundle._check_rows()
         return bundle
+
+    @property
+    def row_ids(self) -> npt.NDArray[np.uint8]:
+        """Ids of the pages that hold rows, uint8 [row pages, 32]."""
+        return self.index.ids[self.manifest.pages :]
 
     @property
     def page_bytes(self) -> int:
@@ -125,6 +136,21 @@ class Bundle:
                 raise BundleFormatError(file, f"{tensor}:{axis}", f"an axis of {list(shape)}", f"{len(order)} indices")
         return found
 
+    @cached_property
+    def row_tables(self) -> dict[str, RowTable]:
+        """Tables whose rows are in pages, by the parameter's canonical name.
+
+        Raises:
+            BundleFormatError: the file of their places is damaged, or fits other tables.
+        """
+        file, entries = row_table_file.FILE, self.manifest.row_tables
+        if not entries:
+            return {}
+        arrays = read_arrays(
+            self.path, file, self.entry(file), lambda header: row_table_file.check_header(header, entries)
+        )
+        return row_table_file.parse(arrays, entries, self.page_bytes)
+
     def entry(self, name: str) -> FileEntry:
         """The manifest's entry of a file.
 
@@ -140,6 +166,16 @@ class Bundle:
     def _check_page_files(self) -> None:
         for name, _, pages in self.manifest.page_ranges():
             page_file.check(self.path / name, pages, self.page_bytes)
+
+    def _check_rows(self) -> None:
+        file, rows = page_index_file.FILE, slice(self.manifest.pages, None)
+        if self.index.signatures[rows].any():
+            raise BundleFormatError(file, "signatures", "no tasks of pages that hold rows", "others")
+        if self.index.layers[rows].any():
+            raise BundleFormatError(file, "layers", "0 of pages that hold rows", "others")
+        for table in self.row_tables:
+            if table in {f"{weight.name}.weight" for weight in self.manifest.weights}:
+                raise BundleFormatError(MANIFEST, f"row_tables.{table}", "a table that isn't paged in blocks", "both")
 
     def _check_tables(self) -> None:
         for task in self.tasks:
@@ -183,18 +219,19 @@ def _no_bundle(root: Path, found: str) -> BundleError:
 
 def opened_files(manifest: Manifest) -> set[str]:
     """Names of the files that `Bundle.open` reads and compares with their hashes."""
-    return {page_index_file.FILE, permutations_file.FILE, *(tables_file(task.name) for task in manifest.tasks)}
+    tables = (row_table_file.FILE,) if manifest.row_tables else ()
+    return {page_index_file.FILE, permutations_file.FILE, *tables, *(tables_file(task.name) for task in manifest.tasks)}
 
 
 def read_page_index(root: Path, manifest: Manifest) -> PageIndex:
-    """A bundle's page index, checked against its entry.
+    """A bundle's page index, pages of rows included, checked against its entry.
 
     Raises:
         BundleFormatError: it is missing, damaged, or not what the manifest says.
     """
-    name, pages = page_index_file.FILE, manifest.pages
+    name, pages = page_index_file.FILE, manifest.pages + manifest.row_pages
     arrays = read_arrays(root, name, manifest.entry(name), lambda header: PageIndex.check_header(header, pages))
-    return PageIndex.parse(arrays, manifest.page_files, manifest.layers)
+    return PageIndex.parse(arrays, manifest.page_files + manifest.row_files, manifest.layers)
 
 
 def read_manifest(root: Path) -> Manifest:

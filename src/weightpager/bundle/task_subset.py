@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle.files.entry import check_file
+from weightpager.bundle.format import row_table
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import MODEL, REPORT, RESIDENT, private_file
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
@@ -57,7 +58,12 @@ class TaskSubset:
         """The bundle's manifest with these tasks and with other pages."""
         whole = self.bundle.manifest
         transitions = Transitions(tuple(self.bundle.tasks), np.array(whole.transitions))
+        tables = [
+            table.model_copy(update={"uses": {task: table.uses[task] for task in self.names if task in table.uses}})
+            for table in whole.row_tables
+        ]
         changes = {
+            "row_tables": tables,
             "tasks": [self.bundle.task(name) for name in self.names],
             "transitions": transitions.only(self.names).matrix.tolist(),
             "page_bytes": page_bytes,
@@ -66,7 +72,7 @@ class TaskSubset:
         return whole.model_copy(update=changes)
 
     def carry_over(self, writer: BundleWriter, added: Permutations = NOTHING_MOVED) -> None:
-        """Take over the model, all parameters and the permutations; each file is checked.
+        """Take over the model, all parameters, the permutations and where rows lie; each file is checked.
 
         Args:
             writer: of the other bundle.
@@ -77,11 +83,20 @@ class TaskSubset:
             CompileError: the storage refused it.
         """
         own = (file for name in self.names for file in (private_file(name), *adapter_files(name)))
-        wanted = {RESIDENT, *own}
+        wanted = {RESIDENT, row_table.FILE, *own}
         for name, entry in self.bundle.manifest.files.items():
             if name in wanted or name.startswith(f"{MODEL}/"):
                 writer.link(name, check_file(self.bundle.path, name, entry))
         writer.put_permutations(Permutations({**self.bundle.permutations().only(self.names).orders, **added.orders}))
+
+    def carry_over_rows(self, writer: BundleWriter) -> None:
+        """Take over the page files of rows as they are.
+
+        Raises:
+            CompileError: the storage refused it.
+        """
+        for name in self.bundle.manifest.row_file_names():
+            writer.link(name, self.bundle.path / name)
 
     def finish(self, writer: BundleWriter, manifest: Manifest) -> None:
         """Write the manifest and, if the bundle has a report, the parts of it that still hold.

@@ -94,7 +94,7 @@ def verify(path: str | Path, progress: Steps = silent) -> Verification:
         findings.run(read_adapter, bundle, task)
     if has_report(bundle):
         findings.run(read_report, bundle)
-    return _verify_pages(root, manifest, bundle.pages.ids, findings, progress)
+    return _verify_pages(root, manifest, bundle.index.ids, findings, progress)
 
 
 def _verify_closed(root: Path, refusal: BundleError, progress: Steps) -> Verification:

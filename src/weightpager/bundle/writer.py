@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
 from blake3 import blake3
 from safetensors.numpy import save
 
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.files.permissions import imitate_tree
-from weightpager.bundle.format import page_file, page_index, permutations
+from weightpager.bundle.format import page_file, page_index, permutations, row_table
 from weightpager.bundle.format.block_table import BlockTable
 from weightpager.bundle.format.manifest import VERSION, Manifest
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, tables_file
@@ -53,8 +55,8 @@ class BundleWriter:
         """
         self.add(name, lambda file: file.write(content))
 
-    def put_pages(self, number: int, pages: Iterator[bytes], count: int, page_bytes: int) -> list[bytes]:
-        """Create page file ``number`` of so many pages; their ids. Errors are those of `put`, as for what follows."""
+    def put_pages(self, name: str, pages: Iterator[bytes], count: int, page_bytes: int) -> list[bytes]:
+        """Create a page file of so many pages; their ids. Errors are those of `put`, as for what follows."""
         ids: list[bytes] = []
 
         def seen(page: bytes) -> bytes:
@@ -62,7 +64,7 @@ class BundleWriter:
             return page
 
         some = map(seen, islice(pages, count))
-        self.add(page_file.file_name(number), lambda file: page_file.write(file, some, count, page_bytes))
+        self.add(name, lambda file: page_file.write(file, some, count, page_bytes))
         return ids
 
     def put_index(self, index: PageIndex) -> None:
@@ -78,6 +80,11 @@ class BundleWriter:
         """Create the file of permutations, if anything was moved."""
         if orders.orders:
             self.put(permutations.FILE, save(dict(orders.arrays())))
+
+    def put_row_places(self, places: Mapping[str, npt.NDArray[np.unsignedinteger[Any]]]) -> None:
+        """Create the file that says where each table's rows lie, if there is a table."""
+        if places:
+            self.put(row_table.FILE, save(dict(places)))
 
     def link(self, name: str, original: Path) -> None:
         """Take over a file of another bundle: as a hard link, which costs no space, where the file system can.

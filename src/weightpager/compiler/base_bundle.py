@@ -20,11 +20,12 @@ from weightpager.bundle.format.names import RESIDENT
 from weightpager.bundle.format.permutations import Permutations
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
 from weightpager.compiler.model.directory import PLAIN
+from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.reorder.apply import apply, for_new_tasks
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.engine.model import architecture
 from weightpager.engine.model.architecture import BASE
-from weightpager.engine.parameters import read_parameters
+from weightpager.engine.parameters import read_parameters, read_rows
 from weightpager.errors import CompileError, ConfigError
 from weightpager.page_dtype import decode
 from weightpager.store import BlockReader
@@ -55,7 +56,7 @@ class BaseBundle:
             most_used = _most_used(where)
             self.keep[weight.name], self.locations[weight.name] = where >= 0, most_used
             self.shared[weight.name] = (where >= 0) & (where == most_used[:, None])
-        self.resident: Mapping[str, Tensor] = read_parameters(bundle, RESIDENT)
+        self.resident: Mapping[str, Tensor] = read_parameters(bundle, RESIDENT) | read_rows(bundle)
 
     @classmethod
     def open(cls, path: str | Path) -> BaseBundle:
@@ -68,7 +69,7 @@ class BaseBundle:
 
     def identity(self) -> str:
         """A hash of all that is in the bundle."""
-        return blake3(self.bundle.manifest.dump() + self.bundle.pages.ids.tobytes()).hexdigest()
+        return blake3(self.bundle.manifest.dump() + self.bundle.index.ids.tobytes()).hexdigest()
 
     def settle(self, task_file: TaskFile) -> TaskFile:
         """The task file with the bundle's block, dtype and page where it states none.
@@ -81,6 +82,7 @@ class BaseBundle:
             "block": manifest.block_shape,
             "dtype": manifest.dtype,
             "page": manifest.page_bytes,
+            "rows": "on-demand" if manifest.row_tables else "resident",
         }
         for key, value in ours.items():
             stated = getattr(task_file, key)
@@ -138,13 +140,16 @@ class BaseBundle:
         """The permutations that bring what new tasks add into the bundle's order."""
         return for_new_tasks(self.bundle.permutations(), source.models)
 
-    def holds(self, name: str, tensor: Tensor, dtype: torch.dtype) -> bool:
-        """Whether the bundle's resident parameters have exactly this one, in this dtype or a wider one.
+    def holds(self, name: str, tensor: Tensor, form: ParameterFormat) -> bool:
+        """Whether the bundle's resident parameters, or tables, have exactly this one, in a dtype that is wide enough.
 
-        A table that older tasks only look rows up in may be too narrow for one that multiplies by it.
+        A table that older tasks only look rows up in may be too narrow, or not whole in memory, for one that
+        multiplies by it.
         """
-        found = self.resident.get(name)
+        found, dtype = self.resident.get(name), form.dtype_of(name, tensor)
         if found is None or found.shape != tensor.shape or found.dtype.itemsize < dtype.itemsize:
+            return False
+        if name in self.bundle.row_tables and name not in form.tables:
             return False
         return torch.equal(found, tensor.to(found.dtype))
 

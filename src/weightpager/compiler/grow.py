@@ -164,7 +164,7 @@ class _Addition:
             np.concatenate([bundle.pages.layers, packing.layers]),
             np.concatenate([signatures, packing.signatures << np.uint64(len(bundle.tasks))]),
         )
-        writer.put_index(index)
+        writer.put_index(index.with_rows(bundle.row_ids))
         manifest = self._manifest()
         writer.finish(manifest)
         return manifest
@@ -183,7 +183,7 @@ class _Addition:
         private = {
             name: tensor
             for name, tensor in parameters(self.source.models[task.name]).items()
-            if name not in skipped and not self.base.holds(name, tensor, form.dtype_of(name, tensor))
+            if name not in skipped and not self.base.holds(name, tensor, form)
         }
         writer.put(private_file(task.name), form.content(private))
 

@@ -31,6 +31,7 @@ from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal, kept_beside
 from weightpager.compiler.resume.run import Run
+from weightpager.compiler.rows.row_uses import choose_tables
 from weightpager.compiler.selection.alignment_target import choose_alignment
 from weightpager.compiler.selection.block_choice import choose_blocks, transitions_of
 from weightpager.compiler.selection.prepared import Prepared
@@ -167,7 +168,8 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Run)
         packing = _pack(sparse.weights, keep, transitions)
     with run.stage("write"):
         entries, moved = prepared.entries(), prepared.permutations
-        plan = BundlePlan(task_file.dtype, sparse.weights, keep, packing, entries, transitions, strength, moved)
+        rows = choose_tables(prepared.source, prepared.data)
+        plan = BundlePlan(task_file.dtype, sparse.weights, keep, packing, entries, transitions, strength, moved, rows)
         write_bundle(writer, plan)
     with run.stage("measure sparse"):
         bundle, scores = measure_written(writer.root, prepared.data, run.progress)

@@ -12,15 +12,18 @@ import numpy.typing as npt
 
 from weightpager.bundle import BlockTable, Bundle, BundleWriter, PageIndex, writing
 from weightpager.bundle.format import page_file
+from weightpager.bundle.format.row_table import cut
 from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.packing.pack import Packing, pack, pack_best
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import page_file_counts, write_page_files
+from weightpager.compiler.rows.write import write_row_pages
 from weightpager.errors import ConfigError
 from weightpager.page_dtype import page_content
 from weightpager.progress import Steps, silent
 from weightpager.store import BlockReader, StorageModel
+from weightpager.store.row_reader import RowReader
 from weightpager.transitions import Transitions
 
 PageSize = int | Literal["auto"] | None
@@ -175,11 +178,21 @@ class _Repacking:
             ids = write_page_files(writer, self.packing, self._pages(reader, report))
         finally:
             reader.close()
-        writer.put_index(PageIndex(ids, self.packing.layers, self.packing.signatures))
+        row_ids, row_files = self._write_rows(writer)
+        writer.put_index(PageIndex(ids, self.packing.layers, self.packing.signatures).with_rows(row_ids))
         for number, task in enumerate(self.subset.names):
             writer.put_tables(task, self._tables(number, task))
         self.subset.carry_over(writer)
-        self.subset.finish(writer, self.subset.manifest(page_bytes=self.packing.page_bytes, page_files=files))
+        manifest = self.subset.manifest(page_bytes=self.packing.page_bytes, page_files=files)
+        self.subset.finish(writer, manifest.model_copy(update={"row_files": row_files}))
+
+    def _write_rows(self, writer: BundleWriter) -> tuple[npt.NDArray[np.uint8], list[int]]:
+        """Cut the tables' rows into pages of the new size; the pages' ids, and how many each file has."""
+        bundle, size = self.subset.bundle, self.packing.page_bytes
+        count = sum(entry.pages(size) for entry in bundle.manifest.row_tables)
+        with RowReader(bundle) as reader:
+            pages = (page for name in bundle.row_tables for page in cut(reader.stream(name), size))
+            return write_row_pages(writer, pages, count, size)
 
     def _pages(self, reader: BlockReader, report: Steps) -> Iterator[bytes]:
         """The bytes of every page in order; one model layer's blocks in memory at a time."""

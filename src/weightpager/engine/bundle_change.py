@@ -11,6 +11,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from weightpager.bundle import BlockTable, Bundle, PageIndex
+from weightpager.bundle.format import row_table
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
 from weightpager.bundle.parts.adapter import adapter_files
 from weightpager.errors import BundleError
@@ -68,7 +69,9 @@ def _other_model(bundle: Bundle, what: str) -> BundleError:
 
 def _shared_files(bundle: Bundle) -> dict[str, str]:
     files = bundle.manifest.files
-    return {name: files[name].blake3 for name in files if name == RESIDENT or name.startswith(f"{MODEL}/")}
+    shared = (RESIDENT, row_table.FILE)
+    found = {name: files[name].blake3 for name in files if name in shared or name.startswith(f"{MODEL}/")}
+    return found | {"rows": blake3(bundle.row_ids.tobytes()).hexdigest()}
 
 
 def _fingerprint(bundle: Bundle, task: str) -> bytes:

@@ -87,6 +87,7 @@ class Engine(EngineMaintenance):
         dtype: str = "auto",
         io_threads: int = 4,
         kv_reserve: str | int = 0,
+        rows: str | int | None = None,
         real_time: Sequence[str] = (),
         read_timeout: float = 30.0,
         prefetch: bool | Planner = False,
@@ -102,6 +103,8 @@ class Engine(EngineMaintenance):
                 speed where the CPU multiplies bfloat16; pages keep their own.
             io_threads: reads in flight while pages are loaded.
             kv_reserve: part of the budget that is left to KV caches.
+            rows: part of the budget for rows of embedding tables that come on demand, such as ``"4MiB"``; None for what
+                saves the most time.
             real_time: tasks that are loaded now and never leave memory.
             read_timeout: seconds without any page after which a load fails.
             prefetch: whether to prefetch, between switches, what the next task probably needs, as far as the budget has
@@ -125,6 +128,7 @@ class Engine(EngineMaintenance):
             dtype=dtype,
             io_threads=io_threads,
             kv_reserve=0 if kv_reserve == 0 else parse_size(kv_reserve),
+            rows=None if rows is None else parse_size(rows),
             real_time=tuple(real_time),
             read_timeout=read_timeout,
             prefetch=prefetch,

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from weightpager import kernels
 from weightpager.bundle import BlockTable, Bundle
-from weightpager.bundle.footprint import footprint, page_numbers
+from weightpager.bundle.footprint import footprint, page_numbers, whole_rows
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.parts.adapter import LowRank, read_adapter
 from weightpager.config import EngineConfig
 from weightpager.engine import task_module
 from weightpager.engine.bundle_change import BundleChange, PageNumbers, pages_of, tables_of
 from weightpager.engine.model import architecture
-from weightpager.engine.parameters import activation_dtype, read_parameters
+from weightpager.engine.parameters import activation_dtype, device_rows, read_parameters
 from weightpager.errors import TaskTooLargeError
+from weightpager.nn import RowSource
 from weightpager.runtime.memory import device
 from weightpager.runtime.memory.budget import MemoryController, Needs
 from weightpager.runtime.memory.memory_watch import MemoryWatch
@@ -35,7 +36,10 @@ from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.task_gate import TaskGate
 from weightpager.runtime.planning.block_manager import BlockManager
+from weightpager.runtime.rows.row_pages import Ids, ReadPages
+from weightpager.runtime.rows.row_tables import RowTables
 from weightpager.store import LocalStore, PageStore, VerifyingStore
+from weightpager.store.row_share import NO_MORE_ROWS, row_share
 
 
 @dataclass
@@ -90,7 +94,9 @@ class OpenBundle:
         watch: warns when the budget is more than the machine has.
         residency: the arena's contents.
         page_check: compares them with the bundle's hashes.
-        reads: reads pages, checks them, and counts their bytes.
+        reads: reads pages of blocks, checks them, and counts their bytes.
+        row_reads: the same of pages that hold rows.
+        rows: tables whose rows come on demand.
         direct: whether reads bypass the page cache.
     """
 
@@ -102,11 +108,14 @@ class OpenBundle:
         staging: Staging | None = None,
     ) -> None:
         """Open it; nothing is resident. Arguments and errors are those of `Engine`."""
-        self._dtype = config.dtype
+        self._dtype, self._stated_rows = config.dtype, config.rows
+        on_host = not config.device.startswith("cuda")
+        if not on_host:  # kernels there can't wait for storage: tables are whole
+            self._stated_rows = whole_rows(bundle)
         self._open_store = open_store
         self.memory = MemoryController(
             config.budget,
-            needs_of(bundle, config.dtype),
+            needs_of(bundle, config.dtype, self._stated_rows),
             page_bytes=bundle.page_bytes,
             kv_reserve=config.kv_reserve,
             capacity=page_numbers(bundle),
@@ -134,6 +143,10 @@ class OpenBundle:
             self._state = _State(bundle, tasks)
             pager = Pager(arena, config.io_threads)
             undone.callback(pager.close)
+            self.row_reads = VerifyingStore(store, bundle.index)  # closed with the other
+            self.rows = RowTables(bundle, self.memory.rows if on_host else 0, self._row_reader(pager, config))
+            self._device_rows = {} if on_host else device_rows(bundle, arena.pages.device)
+            self.rows.fill()
             needs = [pages_of(bundle, name, numbers) for name in bundle.tasks]
             self._paging = PagingState(
                 BlockManager(needs, page_numbers(bundle), self.memory.slots, arena.capacity),
@@ -200,8 +213,16 @@ class OpenBundle:
 
     def resize(self, budget: int) -> None:
         """Use another budget. Errors are those of `Residency.resize`."""
-        self.residency.resize(budget)
+        self._resize(budget)
         self.watch.check(self.memory.arena.untouched)
+
+    def _resize(self, budget: int) -> None:
+        # What shrinks shrinks first: rows and pages together never take more than the larger budget.
+        self.rows.resize(min(self.rows.room, self.memory.rows_for(budget)))
+        try:
+            self.residency.resize(budget)
+        finally:
+            self.rows.resize(self.memory.rows)
 
     def reload(self) -> BundleChange:
         """Take over what has become of the bundle since; what that was. Errors are those of `Engine.reload`."""
@@ -210,12 +231,18 @@ class OpenBundle:
         self.residency.check_unused(self._leaving(change))  # before the budget could be blamed
         before = self.memory.needs
         try:
-            self.resize(self.memory.refit(needs_of(bundle, self._dtype)))
+            self.resize(self.memory.refit(needs_of(bundle, self._dtype, self._stated_rows)))
             self._take_over(bundle, change)
         except BaseException:
-            self.residency.resize(self.memory.refit(before))
+            self._resize(self.memory.refit(before))
             raise
         return change
+
+    def _row_reader(self, pager: Pager, config: EngineConfig) -> ReadPages:
+        def read(pages: Ids, into: npt.NDArray[np.uint8]) -> int:
+            return pager.read(self.row_reads, pages, into, config.read_timeout)
+
+        return read
 
     def _leaving(self, change: BundleChange) -> dict[str, int]:
         """The numbers of the tasks that a change takes away, by name."""
@@ -244,9 +271,11 @@ class OpenBundle:
 
     def _build(self, bundle: Bundle, name: str, task: OpenTask) -> nn.Module:
         values = {**self._resident, **task.private}
+        rows: dict[str, RowSource | Tensor] = {**self.rows.caches, **self._device_rows}
+        tables = {name: rows[name] for name in bundle.row_tables if name not in values}
         arena, table = self.memory.arena.pages, self._page_table
         module = task_module.build(
-            bundle, name, task.tables, self._config, values, arena, table, task.gate, task.low_rank
+            bundle, name, task.tables, self._config, values, arena, table, task.gate, task.low_rank, tables
         )
         architecture.set_generation(module, self._generation)
         return module
@@ -257,10 +286,11 @@ def _task(state: _State, name: str) -> OpenTask:
     return state.tasks[name]
 
 
-def needs_of(bundle: Bundle, dtype: str = "auto") -> Needs:
-    """What a bundle asks of a budget, for tasks that compute in a dtype of `EngineConfig`."""
+def needs_of(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> Needs:
+    """What a bundle asks of a budget, for tasks that compute in a dtype, and rows, of `EngineConfig`."""
     return Needs(
         pages=len(bundle.pages),
         least_pages=min(len(bundle.pages_of(name)) for name in bundle.tasks),
-        fixed=footprint(bundle, dtype),
+        fixed=footprint(bundle, dtype, rows),
+        more_rows=row_share(bundle) if rows is None else NO_MORE_ROWS,
     )

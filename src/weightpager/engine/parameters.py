@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from weightpager.bundle import Bundle
+from weightpager.bundle.format.row_table import decode_rows
 from weightpager.bundle.parts.parameter_file import checked_parameters
+from weightpager.store.row_reader import RowReader
 
 _HOST = torch.device("cpu")
 
@@ -28,6 +30,22 @@ def read_parameters(bundle: Bundle, file: str, device: torch.device = _HOST, dty
     with checked_parameters(bundle.path, bundle.manifest, file, framework="pt") as tensors:
         # A copy: safe_open maps the file, and a mapping would come and go with the page cache
         return {name: _placed(tensors.get_tensor(name), device, dtype) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+
+
+def device_rows(bundle: Bundle, device: torch.device) -> dict[str, Tensor]:
+    """The tables whose rows are in pages, whole on a device: uint8 [rows, columns + 2] each, by name, by row.
+
+    Raises:
+        BundleError, StoreError: a page is damaged, or can't be read.
+    """
+    with RowReader(bundle) as reader:
+        return {name: torch.from_numpy(reader.stored(name)).to(device) for name in bundle.row_tables}
+
+
+def read_rows(bundle: Bundle) -> dict[str, Tensor]:
+    """The values of the tables whose rows are in pages, float32 [rows, columns], by name. Errors as `device_rows`."""
+    with RowReader(bundle) as reader:
+        return {name: torch.from_numpy(decode_rows(reader.stored(name))) for name in bundle.row_tables}
 
 
 def _placed(value: Tensor, device: torch.device, dtype: str) -> Tensor:

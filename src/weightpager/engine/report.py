@@ -62,6 +62,29 @@ class PrefetchReport:
 
 
 @dataclass(frozen=True)
+class RowReport:
+    """Rows of tables that come on demand.
+
+    Attributes:
+        rows: that there are.
+        resident: that are in memory.
+        resident_bytes: of memory that these take.
+        lookups: of rows, since the engine was opened.
+        hits: of these, that found the row in memory.
+        faults: rows that were read for a batch.
+        bytes_read: for that, of whole pages.
+    """
+
+    rows: int
+    resident: int
+    resident_bytes: int
+    lookups: int
+    hits: int
+    faults: int
+    bytes_read: int
+
+
+@dataclass(frozen=True)
 class EngineReport:
     """The state of an engine.
 
@@ -82,6 +105,7 @@ class EngineReport:
         reloaded_pages: loaded though they had been in the arena before.
         switches: the latest ones, oldest first.
         prefetch: None if nothing is prefetched.
+        rows: None if the bundle has no tables whose rows come on demand.
     """
 
     budget: int
@@ -98,6 +122,7 @@ class EngineReport:
     reloaded_pages: int
     switches: tuple[SwitchReport, ...]
     prefetch: PrefetchReport | None = None
+    rows: RowReport | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from weightpager.bundle import BlockTable, Bundle, WeightEntry
+from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.parts.adapter import LowRank
 from weightpager.engine.model.architecture import empty_module, full_name
 from weightpager.engine.parameters import activation_dtype
@@ -19,10 +20,14 @@ from weightpager.errors import BundleFormatError, InferenceOnlyError
 from weightpager.kernels import PagedWeight
 from weightpager.nn import (
     FlatLinear,
+    Int8Embedding,
+    PagedEmbedding,
     PagedLinear,
     PageGate,
+    RowSource,
     fuse_gated_mlps,
     is_linear,
+    is_plain_embedding,
     keep_tables_narrow,
     missing_values,
 )
@@ -43,6 +48,7 @@ def build(
     page_table: Tensor,
     gate: PageGate,
     low_rank: Mapping[str, LowRank],
+    rows: Mapping[str, RowSource | Tensor] | None = None,
 ) -> nn.Module:
     """The task's own module: resident parameters shared with the other tasks', private ones its own.
 
@@ -56,6 +62,7 @@ def build(
         page_table: int32 [pages].
         gate: what its layers ask before they read pages.
         low_rank: the task's low-rank parts by paged weight; referred to, not copied.
+        rows: tables that come on demand, or as they are stored whole on the arena's device, by canonical name.
 
     Raises:
         BundleFormatError: the bundle's parameters don't make up the module.
@@ -68,10 +75,12 @@ def build(
         part = low_rank.get(entry.name)
         added = None if part is None else (_on(arena, part.down), _on(arena, part.up))
         _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, gate, added))
+    dtype = activation_dtype(state.values())
+    for table, source in (rows or {}).items():
+        _replace_embedding(module, bundle.row_tables[table].entry, source, dtype)
     fuse_gated_mlps(module)
     _flatten_head(module)
     assign(module, state, task)
-    dtype = activation_dtype(state.values())
     keep_tables_narrow(module, dtype)
     module.register_load_state_dict_pre_hook(_refuse_values)  # type: ignore[no-untyped-call]
     module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
@@ -118,6 +127,26 @@ def _replace_linear(module: nn.Module, name: str, paged: PagedLinear) -> None:
     if paged.bias is not None and paged.bias.dtype not in _DTYPES:
         raise BundleFormatError("parameters", f"{name}.bias", _FLOATS, paged.bias.dtype)
     module.set_submodule(name, paged)
+
+
+def _replace_embedding(module: nn.Module, entry: RowTableEntry, source: RowSource | Tensor, dtype: torch.dtype) -> None:
+    name = full_name(module, entry.name).removesuffix(".weight")
+    try:
+        old = module.get_submodule(name)
+    except AttributeError:
+        old = None
+    shape = (entry.rows, entry.columns)
+    if old is None or not is_plain_embedding(old) or old.weight.shape != shape or _is_tied(module, old.weight):
+        wanted = f"an embedding of {entry.rows}x{entry.columns} in the architecture that is only looked up"
+        raise BundleFormatError("manifest.json", f"row_tables.{name}", wanted, old)
+    if isinstance(source, Tensor):
+        module.set_submodule(name, Int8Embedding(source, dtype, old.padding_idx))
+    else:
+        module.set_submodule(name, PagedEmbedding(source, entry.rows, entry.columns, dtype, old.padding_idx))
+
+
+def _is_tied(module: nn.Module, weight: Tensor) -> bool:
+    return sum(each is weight for _, each in module.named_parameters(remove_duplicate=False)) > 1
 
 
 def _refuse_values(*_: Any) -> None:

@@ -13,7 +13,7 @@ from weightpager.bundle import Bundle
 from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.model import architecture
 from weightpager.engine.open_bundle import OpenBundle, OpenTask
-from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, SwitchLog, SwitchReport
+from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchLog, SwitchReport
 from weightpager.errors import EngineClosedError
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.planning.block_manager import BlockManager
@@ -99,11 +99,12 @@ class EngineView:
             active=tuple(name for name, task in self._tasks.items() if task.gate.holders),
             direct_io=self._open.direct,
             kernel=kernels.isa(self._memory.arena.pages.device),
-            bytes_read=self._open.reads.bytes,
+            bytes_read=self._open.reads.bytes + self._open.row_reads.bytes,
             working_set_pages=self._switches.working_set(),
             reloaded_pages=blocks.reloads,
             switches=self._switches.latest(),
             prefetch=self._prefetch_report(),
+            rows=self._row_report(),
         )
 
     @property
@@ -147,6 +148,15 @@ class EngineView:
         self._check_process()
         if self._closed:
             raise EngineClosedError("the engine is closed; open the bundle again")
+
+    def _row_report(self) -> RowReport | None:
+        rows = self._open.rows
+        if not rows.caches:
+            return None
+        counts = rows.counts
+        return RowReport(
+            rows.rows, rows.resident, rows.resident_bytes, counts.lookups, counts.hits, counts.faults, counts.bytes
+        )
 
     def _prefetch_report(self) -> PrefetchReport | None:
         if self._prefetcher is None:

@@ -21,7 +21,7 @@ class PagedLayer(Protocol):
     """A layer that graphs call."""
 
     def compute(self, x: Tensor) -> Tensor:
-        """``[..., in_features]`` to ``[..., out_features]``, in x's dtype."""
+        """Of a linear layer ``[..., in_features]`` to ``[..., out_features]`` in x's dtype; of a table ids to rows."""
 
 
 # A CUDA graph would launch the kernels again without asking whether pages are there: `torch.compile` is told to leave
@@ -50,13 +50,28 @@ def is_wanted() -> bool:
 @torch.library.custom_op("weightpager::paged_linear", mutates_args=(), **_TAGS)
 def paged_linear(x: Tensor, layer: int, out_features: int) -> Tensor:  # noqa: ARG001 - for the fake below
     """The layer's output ``[..., out_features]``."""
+    return _found(layer).compute(x)
+
+
+def _found(layer: int) -> PagedLayer:
     found = _layers.get(layer)
     if found is None:
         raise EngineClosedError(
             "a graph calls a paged layer that no longer exists: graphs live as long as the engine and the process that "
             "they were made in. Compile or export again."
         )
-    return found.compute(x)
+    return found
+
+
+@torch.library.custom_op("weightpager::paged_embedding", mutates_args=(), **_TAGS)
+def paged_embedding(ids: Tensor, layer: int, columns: int, dtype: torch.dtype) -> Tensor:  # noqa: ARG001 - as above
+    """The rows ``[..., columns]``."""
+    return _found(layer).compute(ids)
+
+
+@paged_embedding.register_fake
+def _(ids: Tensor, layer: int, columns: int, dtype: torch.dtype) -> Tensor:  # noqa: ARG001 - the operation's signature
+    return ids.new_empty(*ids.shape, columns, dtype=dtype)
 
 
 @paged_linear.register_fake

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
@@ -14,7 +15,8 @@ from weightpager.blocks import MAX_TASKS, BlockGrid, BlockShape
 from weightpager.bundle.files.entry import FileEntry, Hash
 from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.format.names import MANIFEST
-from weightpager.bundle.format.page_file import ALIGNMENT, file_name
+from weightpager.bundle.format.page_file import ALIGNMENT, file_name, row_file_name
+from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.transitions import Transitions
@@ -130,6 +132,8 @@ class Manifest(Strict):
     transitions: list[list[Annotated[float, Field(ge=0, le=1)]]]
     alignment: float | None
     resident_reasons: dict[str, str]
+    row_files: Annotated[list[Count], Field(max_length=10_000)] = Field(default_factory=list)
+    row_tables: Annotated[list[RowTableEntry], Field(max_length=2**16)] = Field(default_factory=list)
     files: dict[str, FileEntry]
 
     @field_validator("version")
@@ -160,7 +164,9 @@ class Manifest(Strict):
             raise ValueError(f"page_bytes a multiple of {ALIGNMENT} that holds a block, got {self.page_bytes}")
         if self.pages * self.blocks_per_page >= 2**31:
             raise ValueError(f"fewer than 2^31 block locations, got {self.pages * self.blocks_per_page}")
-        for what, names in (("task", [t.name for t in self.tasks]), ("weight", [w.name for w in self.weights])):
+        self._check_rows()
+        for what, named in (("task", self.tasks), ("weight", self.weights), ("row table", self.row_tables)):
+            names = [each.name for each in named]
             if len(set(names)) != len(names):
                 raise ValueError(f"{what} names that differ")
         if len({task.takes_images for task in self.tasks}) != 1:
@@ -175,6 +181,15 @@ class Manifest(Strict):
             raise ValueError(str(error)) from error
         return self
 
+    def _check_rows(self) -> None:
+        wanted = sum(table.pages(self.page_bytes) for table in self.row_tables)
+        if sum(self.row_files) != wanted:
+            raise ValueError(f"row_files of {wanted} pages, as row_tables need, got {sum(self.row_files)}")
+        if self.pages + wanted >= 2**31:
+            raise ValueError(f"fewer than 2^31 pages, got {self.pages + wanted}")
+        if self.row_tables and self.version < 2:
+            raise ValueError(f"version 2 with row_tables, got {self.version}")
+
     @property
     def block_shape(self) -> BlockShape:
         """The parsed ``block``."""
@@ -187,8 +202,13 @@ class Manifest(Strict):
 
     @property
     def pages(self) -> int:
-        """Pages in all page files."""
+        """Pages of blocks, in all their page files."""
         return sum(self.page_files)
+
+    @property
+    def row_pages(self) -> int:
+        """Pages of rows; they are numbered behind those of blocks."""
+        return sum(self.row_files)
 
     def grid(self, weight: WeightEntry) -> BlockGrid:
         """The blocks of a paged weight."""
@@ -205,13 +225,21 @@ class Manifest(Strict):
         return self.files[name]
 
     def page_file_names(self) -> list[str]:
-        """Names of the page files, in order."""
-        return [file_name(number) for number in range(len(self.page_files))]
+        """Names of all page files, in order: those of blocks, then those of rows."""
+        return [*(file_name(number) for number in range(len(self.page_files))), *self.row_file_names()]
+
+    def row_file_names(self) -> list[str]:
+        """Names of the page files of rows, in order."""
+        return [row_file_name(number) for number in range(len(self.row_files))]
+
+    def block_page_ranges(self) -> Iterator[tuple[str, int, int]]:
+        """Name of each page file of blocks, its first page and how many pages it has."""
+        return islice(self.page_ranges(), len(self.page_files))
 
     def page_ranges(self) -> Iterator[tuple[str, int, int]]:
-        """Name of each page file, its first page and how many pages it has."""
+        """Name of each page file, its first page and how many pages it has, as `page_file_names` has them."""
         first = 0
-        for name, count in zip(self.page_file_names(), self.page_files, strict=True):
+        for name, count in zip(self.page_file_names(), self.page_files + self.row_files, strict=True):
             yield name, first, count
             first += count
 

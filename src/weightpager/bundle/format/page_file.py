@@ -22,12 +22,26 @@ from weightpager.errors import BundleFormatError
 ALIGNMENT = 4096
 """Direct I/O wants offsets, lengths and addresses on this boundary."""
 
+_FILE_BYTES = 4 << 30
+"""Page files are cut here, which every file system can hold."""
+
 _PIECE = 2**20  # bytes that are read at once
 
 
 def file_name(number: int) -> str:
     """Name of page file ``number``."""
     return f"pages-{number:04d}.safetensors"
+
+
+def row_file_name(number: int) -> str:
+    """Name of page file ``number`` of those that hold rows."""
+    return f"rows-{number:04d}.safetensors"
+
+
+def file_counts(pages: int, page_bytes: int) -> list[int]:
+    """Pages in each page file, where there are so many."""
+    most = max(1, _FILE_BYTES // page_bytes)
+    return [min(most, pages - start) for start in range(0, pages, most)]
 
 
 def header(pages: int, page_bytes: int) -> bytes:

@@ -1,4 +1,7 @@
-"""``page-index.safetensors``: for every page its id, its model layer and the tasks that need it."""
+"""``page-index.safetensors``: for every page its id, its model layer and the tasks that need it.
+
+Pages of rows come last. Their layer is 0, and no task's blocks are in them.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,18 @@ class PageIndex:
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """What the file holds."""
         return {"ids": self.ids, "layers": self.layers, "signatures": self.signatures}
+
+    def first(self, pages: int) -> PageIndex:
+        """Only the first pages."""
+        return PageIndex(self.ids[:pages], self.layers[:pages], self.signatures[:pages])
+
+    def with_rows(self, ids: npt.NDArray[np.uint8]) -> PageIndex:
+        """With pages of rows behind these, uint8 [row pages, 32]."""
+        return PageIndex(
+            np.concatenate([self.ids, ids]),
+            np.concatenate([self.layers, np.zeros(len(ids), np.int32)]),
+            np.concatenate([self.signatures, np.zeros(len(ids), np.uint64)]),
+        )
 
     @staticmethod
     def check_header(header: Header, pages: int) -> None:

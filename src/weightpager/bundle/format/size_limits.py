@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weightpager.bundle.format import page_index, permutations
+from weightpager.bundle.format import page_index, permutations, row_table
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import MANIFEST, MODEL, tables_file
 from weightpager.errors import BundleFormatError
@@ -34,8 +34,9 @@ def check_sizes(manifest: Manifest) -> None:
     """
     tables = _of_tables(manifest)
     most = {
-        page_index.FILE: _HEADER + manifest.pages * _INDEX_PAGE,
+        page_index.FILE: _HEADER + (manifest.pages + manifest.row_pages) * _INDEX_PAGE,
         permutations.FILE: _of_permutations(manifest),
+        row_table.FILE: _of_row_places(manifest),
         **{tables_file(task.name): tables for task in manifest.tasks},
     }
     for name, entry in manifest.files.items():
@@ -58,6 +59,12 @@ def _of_permutations(manifest: Manifest) -> int:
     """Most bytes of the permutations of all axes, if as many resident weights as paged ones were reordered."""
     axes = sum(weight.out_features + weight.in_features for weight in manifest.weights)
     return _JSON + 16 * _INT32 * axes
+
+
+def _of_row_places(manifest: Manifest) -> int:
+    """Most bytes of the places of all rows, whose pages justify them."""
+    headers = sum(_TENSOR_HEADER + _LETTER * len(table.name) for table in manifest.row_tables)
+    return _HEADER + headers + _INT32 * sum(table.rows for table in manifest.row_tables)
 
 
 def _of_other_file(manifest: Manifest, name: str) -> int:

@@ -135,7 +135,7 @@ class _Mending:
 
     def result(self) -> Repair:
         """What has happened so far."""
-        files, pages = len(self._manifest.files), self._manifest.pages
+        files, pages = len(self._manifest.files), self._manifest.pages + self._manifest.row_pages
         return Repair(files, pages, tuple(self._files), tuple(self._frames), tuple(self._pages), tuple(self._problems))
 
     def mend_files(self) -> None:
@@ -189,7 +189,7 @@ class _Mending:
 
     def _is_damaged(self, file: DamagedPageFile, place: int, first: int) -> bool:
         damaged = file.is_damaged(place)
-        self._progress(first + place + 1, self._manifest.pages)
+        self._progress(first + place + 1, self._manifest.pages + self._manifest.row_pages)
         return damaged
 
 

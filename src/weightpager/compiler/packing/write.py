@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import weightpager
 from weightpager.bundle import BlockTable, BundleWriter, Manifest, PageIndex, TaskEntry, WeightEntry
 from weightpager.bundle.format.manifest import VERSION
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
+from weightpager.bundle.format.page_file import file_counts, file_name
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.settings.checks import GENERATION
 from weightpager.bundle.writer import storage_errors
@@ -26,11 +27,10 @@ from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import Packing
 from weightpager.compiler.recovery.low_rank import write_adapters
+from weightpager.compiler.rows.row_uses import NO_ROWS, RowChoice
+from weightpager.compiler.rows.write import WrittenRows, write_rows
 from weightpager.page_dtype import PageDtype, block_bytes, encode, page_content
 from weightpager.transitions import Transitions
-
-_PAGE_FILE_BYTES = 4 << 30
-"""Page files are cut here, which every file system can hold."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class BundlePlan:
         transitions: between them.
         alignment: strength λ that the masks were aligned with; None for one shared mask.
         permutations: that the values have gone through.
+        rows: embedding tables that come on demand.
     """
 
     dtype: PageDtype
@@ -56,21 +57,23 @@ class BundlePlan:
     transitions: Transitions
     alignment: float | None
     permutations: Permutations = NOTHING_MOVED
+    rows: RowChoice = NO_ROWS
 
 
 def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     """Write all files of a bundle; the manifest last."""
     source = plan.weights.source
     ids = write_pages(writer, plan)
-    writer.put_index(PageIndex(ids, plan.packing.layers, plan.packing.signatures))
     counts = [info.grid.count for info in source.paged]
     write_tables(writer, plan, lambda weight, task: plan.packing.locations(weight, counts[weight], task))
     writer.put_permutations(plan.permutations)
     form = ParameterFormat.of(source.config, source.models, plan.dtype)
-    _write_parameters(writer, source, form, [task.name for task in plan.tasks])
+    tables = _write_parameters(writer, plan, form)
+    rows = write_rows(writer, plan.rows.tables, tables, plan.packing.page_bytes)
+    writer.put_index(PageIndex(ids, plan.packing.layers, plan.packing.signatures).with_rows(rows.ids))
     write_adapters(writer, plan.weights, plan.tasks)
     _write_model(writer, source)
-    writer.finish(_manifest(plan))
+    writer.finish(_manifest(plan, rows))
 
 
 def write_pages(writer: BundleWriter, plan: BundlePlan, first: int = 0) -> npt.NDArray[np.uint8]:
@@ -84,15 +87,13 @@ def write_page_files(
     """Write a packing's pages, given in order, into files from number ``first`` on; their ids, uint8 [pages, 32]."""
     ids: list[bytes] = []
     for number, count in enumerate(page_file_counts(packing), first):
-        ids += writer.put_pages(number, pages, count, packing.page_bytes)
+        ids += writer.put_pages(file_name(number), pages, count, packing.page_bytes)
     return np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32)
 
 
 def page_file_counts(packing: Packing) -> list[int]:
     """Pages in each page file."""
-    most = max(1, _PAGE_FILE_BYTES // packing.page_bytes)
-    total = len(packing.layers)
-    return [min(most, total - start) for start in range(0, total, most)]
+    return file_counts(len(packing.layers), packing.page_bytes)
 
 
 def _pages(plan: BundlePlan) -> Iterator[bytes]:
@@ -139,8 +140,13 @@ def write_tables(writer: BundleWriter, plan: BundlePlan, located: Callable[[int,
         writer.put_tables(task.name, tables)
 
 
-def _write_parameters(writer: BundleWriter, source: Source, form: ParameterFormat, tasks: Sequence[str]) -> None:
-    """Of each name, the values that the most tasks agree on are resident; tasks with others have them private."""
+def _write_parameters(writer: BundleWriter, plan: BundlePlan, form: ParameterFormat) -> dict[str, Tensor]:
+    """Of each name, the values that the most tasks agree on are resident; tasks with others have them private.
+
+    Returns:
+        Of those that all tasks agree on, the tables that come on demand. They aren't written.
+    """
+    source, tasks = plan.weights.source, [task.name for task in plan.tasks]
     skipped = {f"{info.name}.weight" for info in source.paged}
     of_task = {task: parameters(source.models[task]) for task in tasks}
     resident: dict[str, Tensor] = {}
@@ -154,9 +160,12 @@ def _write_parameters(writer: BundleWriter, source: Source, form: ParameterForma
             else:
                 for task in group:
                     private[task][name] = of_task[task][name]
+    in_all = {name for name in plan.rows.tables if not any(name in own for own in private.values())}
+    tables = {name: resident.pop(name) for name in sorted(in_all & resident.keys())}
     writer.put(RESIDENT, form.content(resident))
     for task in tasks:
         writer.put(private_file(task), form.content(private[task]))
+    return tables
 
 
 def _agreeing(tensors: Mapping[str, Tensor]) -> list[list[str]]:
@@ -194,8 +203,8 @@ def _preprocessor(source: Source) -> Any:
     return tokenizer
 
 
-def _manifest(plan: BundlePlan) -> Manifest:
-    source = plan.weights.source
+def _manifest(plan: BundlePlan, rows: WrittenRows) -> Manifest:
+    source, tables = plan.weights.source, {entry.name for entry in rows.entries}
     return Manifest(
         format="weightpager-bundle",
         version=VERSION,
@@ -218,6 +227,10 @@ def _manifest(plan: BundlePlan) -> Manifest:
         tasks=list(plan.tasks),
         transitions=plan.transitions.matrix.tolist(),
         alignment=plan.alignment,
-        resident_reasons=dict(source.resident),
+        resident_reasons={
+            name: plan.rows.reasons.get(name, reason) for name, reason in source.resident.items() if name not in tables
+        },
+        row_files=rows.files,
+        row_tables=rows.entries,
         files={},
     )

@@ -131,6 +131,7 @@ Page = Annotated[int | None, BeforeValidator(_page), _text(rf"^(auto|{_SIZE})$",
 Size = Annotated[int | None, BeforeValidator(_size), _text(rf"^{_SIZE}$", "integer", "null")]
 Strength = Annotated[float, BeforeValidator(_strength), Field(ge=0), _text("^inf$", "number", minimum=0)]
 Saliency = Annotated[Literal["gradient"], BeforeValidator(_saliency)]
+Rows = Literal["on-demand", "resident"]
 Column = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Length = Annotated[int, Field(ge=8, le=2**20)]

@@ -20,6 +20,7 @@ from weightpager.compiler.task_file.fields import (
     Frozen,
     ModelDirectory,
     Page,
+    Rows,
     Saliency,
     Size,
     Sparsity,
@@ -52,6 +53,7 @@ class TaskFile(Frozen):
         tasks: by name.
         compare: what else to measure; where recovery trains, the dense model is trained as long, and for ``all`` one
             shared mask too, each of which takes as long again.
+        rows: whether rows of large embedding tables come on demand, as int8, or whole tables stay in memory.
         page: bytes; ``auto``, or None, lets the packer choose.
     """
 
@@ -65,6 +67,7 @@ class TaskFile(Frozen):
     saliency: Saliency = "gradient"
     reorder: bool = True
     page: Page = None
+    rows: Rows = "resident"
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
     transitions: ExistingFile | None = None
     calibration: CalibrationSpec = CalibrationSpec()

@@ -13,6 +13,7 @@ from weightpager.errors import BudgetError
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.page_arena import PageArena
 from weightpager.runtime.memory.staged_arena import StagedArena, Staging
+from weightpager.store.row_share import NO_MORE_ROWS, RowShare
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class MemoryUse:
     tables: int
     kv_reserve: int = 0
     staging: int = 0
+    rows: int = 0
 
     @property
     def total(self) -> int:
         """The sum."""
-        return self.arena + self.resident + self.private + self.tables + self.kv_reserve + self.staging
+        always = self.resident + self.private + self.tables
+        return self.arena + always + self.kv_reserve + self.staging + self.rows
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,17 @@ class Needs:
         pages: it has: more slots are never useful.
         least_pages: of its smallest task.
         fixed: bytes that are in memory whatever is in the arena.
+        more_rows: what rows of tables get beyond those of ``fixed``.
     """
 
     pages: int
     least_pages: int
     fixed: Footprint
+    more_rows: RowShare = NO_MORE_ROWS
 
 
 class MemoryController:
-    """Splits a budget into what always stays in memory and an arena of page slots.
+    """Splits a budget into what always stays in memory, rows of tables, and an arena of page slots.
 
     An elastic arena reserves address space for all pages at once, so that a budget can change while the arena stays
     where it is; where so much is refused, for the budget's slots only. Others take memory for those, and keep it.
@@ -74,7 +79,7 @@ class MemoryController:
         """Reserve the arena.
 
         Args:
-            budget: bytes; None for what all pages need.
+            budget: bytes; None for what all pages and rows need.
             needs: of the bundle.
             page_bytes: bytes of a page.
             kv_reserve: bytes of the budget that are left to the caller's KV caches.
@@ -90,7 +95,7 @@ class MemoryController:
         self._kv_reserve = kv_reserve
         self._staging = staging
         self._whole = budget is None
-        self.budget = budget if budget is not None else self.smallest_budget(needs.pages)
+        self.budget = budget if budget is not None else self._for_all(needs.pages)
         wanted = needs.pages if capacity is None else capacity
         self.slots = self._slots_for(self.budget, wanted)
         self.arena = self._reserve(wanted)
@@ -99,7 +104,13 @@ class MemoryController:
     def use(self) -> MemoryUse:
         """Bytes by purpose."""
         parts, arena = self.needs.fixed, self._taken(self.slots) * self.page_bytes
-        return MemoryUse(arena, parts.resident, parts.private, parts.tables, self._kv_reserve, self._staging_bytes)
+        extra = self._kv_reserve, self._staging_bytes, self.rows
+        return MemoryUse(arena, parts.resident, parts.private, parts.tables, *extra)
+
+    @property
+    def rows(self) -> int:
+        """Bytes for rows of tables."""
+        return self.rows_for(self.budget)
 
     @property
     def on_host(self) -> int:
@@ -119,7 +130,8 @@ class MemoryController:
         return self._slots_for(budget, self.arena.capacity)
 
     def _slots_for(self, budget: int, capacity: int) -> int:
-        slots = max(0, min(self.needs.pages, capacity, (budget - self._fixed) // self.page_bytes))
+        room = budget - self._fixed - self._more_rows(budget)
+        slots = max(0, min(self.needs.pages, capacity, room // self.page_bytes))
         if slots < self.needs.least_pages:
             raise self.too_small("the smallest task", self.needs.least_pages, budget)
         return slots
@@ -127,11 +139,22 @@ class MemoryController:
     def refit(self, needs: Needs) -> int:
         """The bundle has changed; the budget to `resize` to: what it was, or again what all pages need."""
         self.needs = needs
-        return self.smallest_budget(self._taken(needs.pages)) if self._whole else self.budget
+        return self._for_all(self._taken(needs.pages)) if self._whole else self.budget
 
     @property
     def _fixed(self) -> int:
         return self.needs.fixed.total + self._kv_reserve + self._staging_bytes
+
+    def rows_for(self, budget: int) -> int:
+        """Bytes for rows of tables that a budget has."""
+        return self.needs.fixed.rows + self._more_rows(budget)
+
+    def _more_rows(self, budget: int) -> int:
+        return self.needs.more_rows.of(budget - self._fixed)
+
+    def _for_all(self, pages: int) -> int:
+        """The budget for so many pages and all rows."""
+        return self._fixed + pages * self.page_bytes + self.needs.more_rows.all
 
     @property
     def _staging_bytes(self) -> int:
@@ -144,13 +167,14 @@ class MemoryController:
     def resize(self, budget: int, *, retired: Iterable[int] = (), restored: Iterable[int] = ()) -> None:
         """Change the budget, and with it the slots that may be used."""
         self.slots, self.budget = self.slots_for(budget), budget
-        self._whole = self._whole and budget == self.smallest_budget(self._taken(self.needs.pages))
+        self._whole = self._whole and budget == self._for_all(self._taken(self.needs.pages))
         self.arena.release(retired)
         self.arena.commit(restored)
 
     def smallest_budget(self, pages: int) -> int:
-        """Bytes that hold everything fixed and ``pages`` pages."""
-        return self._fixed + pages * self.page_bytes
+        """Bytes that hold everything fixed and ``pages`` pages, beside the rows that come before these."""
+        size = pages * self.page_bytes
+        return self._fixed + size + self.needs.more_rows.beside(size)
 
     def too_small(self, what: str, pages: int, budget: int | None = None) -> BudgetError:
         """The error for something that needs ``pages`` pages in the arena at once."""
@@ -160,12 +184,13 @@ class MemoryController:
 
     def _need(self, what: str, pages: int) -> str:
         smallest = self.smallest_budget(pages)
-        extra = {"KV caches": self._kv_reserve, "staging": self._staging_bytes}
+        rows = self.needs.more_rows.beside(pages * self.page_bytes)
+        extra = {"KV caches": self._kv_reserve, "staging": self._staging_bytes, "rows": self.needs.fixed.rows + rows}
         parts = [f"{format_enough(size)} for {purpose}" for purpose, size in extra.items() if size]
         more = f" (with {', '.join(parts)})" if parts else ""
         return (
-            f"To hold {what} takes {format_enough(self._fixed)} for resident and private parameters and tables{more}, "
-            f"and {format_enough(pages * self.page_bytes)} for {pages} pages. "
+            f"To hold {what} takes {format_enough(self._fixed + rows)} for resident and private parameters and tables"
+            f"{more}, and {format_enough(pages * self.page_bytes)} for {pages} pages. "
             f"The smallest budget that would do is {smallest} bytes ({format_enough(smallest)})."
         )
 

@@ -1,0 +1,145 @@
+"""Which tables come on demand, and in what order their rows lie: the most used first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedModel
+
+from weightpager.bundle.format.row_table import CURVE, RowTableEntry
+from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.data.texts import Example
+from weightpager.compiler.model.dense_model import Source, parameters
+from weightpager.compiler.model.paged_weights import embedding_tables
+from weightpager.compiler.rows.lookups import Lookups, watch
+from weightpager.engine.model.architecture import BASE
+
+LEAST_BYTES = 1 << 20
+"""A smaller table, in bfloat16, stays in memory: little is saved, and a fault costs as much as any."""
+
+_WATCHED = 32
+"""Texts of each task that are run to see what is looked up; the words of all training texts are counted beside."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RowUses:
+    """A table that comes on demand, before its values are known.
+
+    Attributes:
+        order: int64 [rows], the row in each place.
+        lookups: rows that a text looks up, on average.
+        curves: task → share of its look-ups that the first i/64 of the places serve, [65].
+    """
+
+    order: npt.NDArray[np.int64]
+    lookups: float
+    curves: Mapping[str, Floats]
+
+    @classmethod
+    def of(cls, counts: Mapping[str, Floats], texts: Mapping[str, int]) -> RowUses:
+        """From how often each task's texts look each row up, [rows], and how many texts these were.
+
+        Every task counts as much as any other one, however many texts it has. Of rows that are used equally often,
+        lower numbers come first: vocabularies begin with what is frequent.
+        """
+        shares = {task: of_task / max(1.0, of_task.sum()) for task, of_task in counts.items()}
+        order = np.argsort(-np.sum(list(shares.values()), axis=0), kind="stable")
+        edges = np.arange(CURVE + 1) * len(order) // CURVE
+        curves = {task: _curve(share[order], edges) for task, share in shares.items()}
+        means = [counts[task].sum() / max(1, texts[task]) for task in counts]
+        return cls(order, float(np.mean(means)), curves)
+
+    @property
+    def places(self) -> npt.NDArray[np.int64]:
+        """Each row's place, int64 [rows]."""
+        places = np.empty_like(self.order)
+        places[self.order] = np.arange(len(self.order))
+        return places
+
+    def entry(self, name: str, columns: int) -> RowTableEntry:
+        """As the manifest has it."""
+        uses = {task: curve.tolist() for task, curve in self.curves.items()}
+        return RowTableEntry(name=name, rows=len(self.order), columns=columns, lookups=self.lookups, uses=uses)
+
+
+@dataclass(frozen=True)
+class RowChoice:
+    """What becomes of embedding tables.
+
+    Attributes:
+        tables: those that come on demand, by canonical name.
+        reasons: why others stay in memory, by name.
+    """
+
+    tables: Mapping[str, RowUses]
+    reasons: Mapping[str, str]
+
+
+NO_ROWS = RowChoice({}, {})
+"""All tables stay in memory."""
+
+
+def choose_tables(source: Source, data: Mapping[str, TaskData]) -> RowChoice:
+    """Find the tables of the shared base that are large and only looked up.
+
+    Args:
+        source: the dense model.
+        data: of each task.
+    """
+    if source.task_file.rows != "on-demand" or source.task_file.dtype == "float32" or source.images is not None:
+        return NO_ROWS
+    large, reasons = _large_tables(source)
+    if not large:
+        return RowChoice({}, reasons)
+    seen = {task: watch(model, _batch(data[task])) for task, model in source.models.items()}
+    tables = {}
+    for name, rows in large.items():
+        of_tasks = {task: found[name] for task, found in seen.items() if name in found}
+        if len(of_tasks) < len(seen) or any(one.read for one in of_tasks.values()):
+            reasons[name] = "embedding that is used past its lookup"
+            continue
+        counts = {task: _counts(one, data[task], rows) for task, one in of_tasks.items()}
+        texts = {task: len(data[task].train) if one.words else _WATCHED for task, one in of_tasks.items()}
+        tables[name] = RowUses.of(counts, texts)
+    return RowChoice(tables, reasons)
+
+
+def _large_tables(source: Source) -> tuple[dict[str, int], dict[str, str]]:
+    """Rows of each large table that all tasks share and only look up; why others stay, of those that look like it."""
+    large, reasons = {}, {}
+    first: PreTrainedModel = next(iter(source.models.values()))
+    shared = parameters(first)
+    for name in sorted(embedding_tables(source.models)):
+        tensor = shared.get(name)
+        if tensor is None or not name.startswith(BASE):
+            continue
+        if any(parameters(model).get(name) is not tensor for model in source.models.values()):
+            reasons[name] = "embedding that tasks have values of their own for"
+        elif 2 * tensor.numel() < LEAST_BYTES:
+            reasons[name] = "embedding too small to come on demand"
+        else:
+            large[name] = tensor.shape[0]
+    return large, reasons
+
+
+def _batch(data: TaskData) -> dict[str, Any]:
+    return dict(data.calibration(_WATCHED, _WATCHED)[0].inputs)
+
+
+def _counts(seen: Lookups, data: TaskData, rows: int) -> Floats:
+    """How often each row is looked up by a task's training texts, or where their words don't say, by those watched."""
+    words: Sequence[npt.NDArray[np.int64]] = seen.ids
+    if seen.words:
+        words = [np.asarray(item.tokens, np.int64) for item in data.train if isinstance(item, Example)]
+    return np.asarray(np.bincount(np.concatenate(words), minlength=rows), np.float64)
+
+
+def _curve(shares: Floats, edges: npt.NDArray[np.int64]) -> Floats:
+    served = np.concatenate([[0.0], np.cumsum(shares)])[edges]
+    return np.asarray(np.minimum(served / max(served[-1], np.finfo(float).tiny), 1.0))

@@ -1,0 +1,124 @@
+"""Embeddings whose tables are stored as int8 rows: in pages that come on demand, or whole on a device."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from weightpager.nn import graph_op
+
+
+class RowSource(Protocol):
+    """What looks a table's rows up."""
+
+    def look_up(self, ids: npt.NDArray[np.int64], out: Tensor) -> None:
+        """Write the rows ``ids`` [n] to ``out`` [n, columns], float32 or bfloat16.
+
+        Raises:
+            IndexError: a row isn't in the table.
+        """
+
+    def all(self) -> Tensor:
+        """The whole table, float32 [rows, columns]."""
+
+
+class PagedEmbedding(nn.Module):
+    """`torch.nn.Embedding` whose rows come from pages when a batch wants them; on the host.
+
+    All that a batch lacks is read at once, before anything is computed with it. `torch.compile` and `torch.export` see
+    one operation, ``weightpager::paged_embedding``. Inference only: there is no weight that a gradient could go to.
+    Models that read ``weight`` past the lookup get a wide copy of the whole table, read from storage each time.
+
+    Args:
+        source: of the rows.
+        num_embeddings, embedding_dim: shape of the table.
+        dtype: of what is looked up. ``module.to(dtype)`` changes it.
+        padding_idx: as that of `torch.nn.Embedding`; tells nothing but that.
+    """
+
+    wide: Tensor
+
+    def __init__(
+        self,
+        source: RowSource,
+        num_embeddings: int,
+        embedding_dim: int,
+        dtype: torch.dtype,
+        padding_idx: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        self.register_buffer("wide", torch.empty(0, dtype=dtype), persistent=False)
+        self._number = graph_op.register(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is another layer."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = graph_op.register(self)
+
+    @property
+    def weight(self) -> Tensor:
+        """The table as the model would have it."""
+        return self.source.all().to(self.wide.dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``[...]`` of whole numbers to ``[..., embedding_dim]``.
+
+        Raises:
+            IndexError: a row isn't in the table.
+            StoreError, PageCorruptError: a row can't be read, or isn't what it should be.
+        """
+        if graph_op.is_wanted():
+            found: Tensor = graph_op.paged_embedding(ids, self._number, self.embedding_dim, self.wide.dtype)
+            return found
+        return self.compute(ids)
+
+    def compute(self, ids: Tensor) -> Tensor:
+        """The rows."""
+        if ids.dtype not in (torch.int64, torch.int32):  # as torch does
+            raise TypeError(f"expected ids to be int64 or int32, got {ids.dtype}")
+        out = torch.empty((*ids.shape, self.embedding_dim), dtype=self.wide.dtype)
+        flat = ids.detach().reshape(-1).to(torch.int64).numpy()
+        self.source.look_up(np.ascontiguousarray(flat), out.view(-1, self.embedding_dim))
+        return out
+
+    def extra_repr(self) -> str:
+        """As `torch.nn.Embedding` prints itself, with both dtypes."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, int8 in pages to {self.wide.dtype}"
+
+
+class Int8Embedding(nn.Module):
+    """`torch.nn.Embedding` whose whole table is int8 rows on a device; gives what `PagedEmbedding` does.
+
+    Args:
+        stored: uint8 [num_embeddings, embedding_dim + 2]: a row's numbers, int8, and its scale, a bfloat16.
+        dtype: of what is looked up. ``module.to(dtype)`` changes it.
+        padding_idx: as that of `torch.nn.Embedding`.
+    """
+
+    stored: Tensor
+    wide: Tensor
+
+    def __init__(self, stored: Tensor, dtype: torch.dtype, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = stored.shape[0], stored.shape[1] - 2
+        self.padding_idx = padding_idx
+        self.register_buffer("stored", stored, persistent=False)
+        self.register_buffer("wide", torch.empty(0, dtype=dtype), persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The table as the model would have it."""
+        return self(torch.arange(self.num_embeddings, device=self.stored.device))  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``[...]`` of whole numbers to ``[..., embedding_dim]``."""
+        rows = self.stored[ids.to(torch.int64)]
+        numbers = rows[..., :-2].contiguous().view(torch.int8).float()
+        scales = rows[..., -2:].contiguous().view(torch.bfloat16).float()
+        return (numbers * scales).to(self.wide.dtype)

@@ -1,0 +1,143 @@
+"""`RowCache`: one table, looked up: rows that are in memory, and those that are read for a batch."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from weightpager.bundle.format.row_table import RowTable
+from weightpager.kernels.rows import widen_rows
+from weightpager.runtime.rows.row_memory import RowMemory
+from weightpager.runtime.rows.row_pages import ReadRows, RowPages
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What look-ups came to.
+
+    Attributes:
+        lookups: rows that were looked up.
+        hits: of these, in memory.
+        faults: rows that were read for a batch; several look-ups of a batch may want the same one.
+        bytes: that were read, of whole pages.
+    """
+
+    lookups: int = 0
+    hits: int = 0
+    faults: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: RowCounts) -> RowCounts:
+        return RowCounts(
+            self.lookups + other.lookups, self.hits + other.hits, self.faults + other.faults, self.bytes + other.bytes
+        )
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the look-ups that found their row in memory; 1 of none."""
+        return self.hits / self.lookups if self.lookups else 1.0
+
+
+class RowCache:
+    """Looks rows of one table up. Safe to use from several threads.
+
+    The lock is never kept while storage works, and no row is pinned: what a batch lacks is read into memory of its own
+    and widened from there, before rows that are kept replace others. So a batch may want more rows than there is room
+    for, and nothing that happens to the memory meanwhile can make it wrong.
+
+    Args:
+        table: of the bundle.
+        pages: that hold it.
+        slots: rows that may be in memory.
+    """
+
+    def __init__(self, table: RowTable, pages: RowPages, slots: int) -> None:
+        self.entry = table.entry
+        self._places = table.places
+        self._pages = pages
+        self._memory = RowMemory(table.places, table.entry.row_bytes, slots)
+        self._lock = threading.Lock()
+        self._counts = RowCounts()
+
+    @property
+    def counts(self) -> RowCounts:
+        """So far."""
+        return self._counts
+
+    @property
+    def resident(self) -> int:
+        """Rows in memory."""
+        return len(self._memory)
+
+    @property
+    def slots(self) -> int:
+        """Rows that may be."""
+        return self._memory.slots
+
+    def fill(self) -> None:
+        """Read the most used rows, as many as there is room for. Errors are those of `look_up`."""
+        with self._lock:
+            wanted = np.argsort(self._places, kind="stable")[: self._memory.slots]
+            wanted = wanted[self._memory.absent(wanted)]
+        for read in self._pages.read(self._places[wanted].astype(np.int64)):
+            with self._lock:
+                self._keep(wanted[read.start : read.end], read, trial=False)
+
+    def look_up(self, ids: Ids, out: Tensor) -> None:
+        """Write the rows ``ids``, int64 [n], to ``out`` [n, columns], float32 or bfloat16, contiguous, on the host.
+
+        Raises:
+            IndexError: a row isn't in the table.
+            StoreError, PageCorruptError: a page can't be read, or isn't what it should be.
+            StoreTimeoutError: storage hangs.
+            EngineClosedError: rows are missing, and the engine has been closed.
+        """
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.entry.rows:
+            raise IndexError(f"index out of range: expected rows from 0 to {self.entry.rows - 1} of {self.entry.name}")
+        with self._lock:
+            slots = self._memory.look_up(ids)
+            here = np.flatnonzero(slots >= 0)
+            widen_rows(self._memory.stored, slots[here] * self.entry.row_bytes, here, out)
+            self._counts += RowCounts(len(ids), len(here))
+        if len(here) < len(ids):
+            self._fault(ids, np.flatnonzero(slots < 0), out)
+
+    def all(self) -> Tensor:
+        """The whole table, float32 [rows, columns], in memory of its own. Errors are those of `look_up`."""
+        ids = np.arange(self.entry.rows)
+        out = torch.empty(len(ids), self.entry.columns)
+        self._fault(ids, ids, out, keep=False)
+        return out
+
+    def resize(self, slots: int) -> None:
+        """Keep so many rows at most."""
+        with self._lock:
+            self._memory.resize(slots)
+
+    def _fault(self, ids: Ids, missing: Ids, out: Tensor, *, keep: bool = True) -> None:
+        """Read the rows that a batch lacks, at the positions ``missing`` of ``ids``."""
+        rows, which = np.unique(ids[missing], return_inverse=True)
+        order = np.argsort(self._places[rows])
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        of_position = rank[which.reshape(-1)]
+        rows = rows[order]
+        for read in self._pages.read(self._places[rows].astype(np.int64)):
+            here = np.flatnonzero((of_position >= read.start) & (of_position < read.end))
+            widen_rows(read.stored, read.offsets[of_position[here] - read.start], missing[here], out)
+            with self._lock:
+                self._counts += RowCounts(faults=read.end - read.start, bytes=len(read.stored))
+                if keep:
+                    self._keep(rows[read.start : read.end], read)
+
+    def _keep(self, rows: npt.NDArray[Any], read: ReadRows, *, trial: bool = True) -> None:
+        stored = read.stored[read.offsets[:, None] + np.arange(self.entry.row_bytes)]
+        self._memory.insert(rows, stored, trial=trial)

@@ -1,0 +1,153 @@
+"""`RowMemory`: which of a table's rows are in memory, where, and which go for others."""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+
+_PINNED = 2
+"""One of so many slots belongs to the rows that are used most, which never go."""
+
+_TRIAL = 5
+"""One of so many other slots is for rows that were looked up once since they came: they go before all others do."""
+
+_ONCE, _AGAIN, _STAYS = 0, 1, 2
+
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, which Python doesn't name before 3.11
+_LAST_TICK = np.iinfo(np.uint32).max
+
+
+class RowMemory:
+    """Slots for a table's stored rows. Whoever calls makes sure that one thread at a time does.
+
+    Half of the slots are for the rows of the first places, which were used the most when the bundle was compiled. The
+    others are a segmented LRU: rows that were looked up once since they came go first, as far as they are more than a
+    fifth; then those that were used longest ago.
+
+    Attributes:
+        row_bytes: bytes of a stored row.
+        stored: uint8 [bytes], what is in the slots, one after the other. Memory is taken when it is filled.
+        slots: rows that may be in memory.
+    """
+
+    def __init__(self, places: npt.NDArray[np.unsignedinteger[Any]], row_bytes: int, slots: int) -> None:
+        """Nothing is in memory.
+
+        Args:
+            places: [rows], each row's place in the order of use.
+            row_bytes: bytes of a stored row.
+            slots: rows that may be in memory, as many as there are at most.
+
+        Raises:
+            OSError: the machine refuses address space.
+        """
+        rows = len(places)
+        self.row_bytes = row_bytes
+        self.slots = min(slots, rows)
+        self._places = places
+        self._memory, self._capacity = _reserve(rows, self.slots, row_bytes)
+        self.stored = np.frombuffer(self._memory, np.uint8, self._capacity * row_bytes)
+        self._slot_of = np.full(rows, -1, np.int32)
+        self._row_in = np.zeros(self._capacity, np.int32)
+        self._last_use = np.zeros(self._capacity, np.uint32)
+        self._stay = np.zeros(self._capacity, np.uint8)
+        self._filled = 0
+        self._tick = 0
+
+    def __len__(self) -> int:
+        return self._filled
+
+    def absent(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Which of these rows aren't in memory."""
+        return np.asarray(self._slot_of[ids] < 0)
+
+    def look_up(self, ids: Ids) -> Ids:
+        """The slots of these rows, −1 where one is absent; they count as used."""
+        slots = self._slot_of[ids].astype(np.int64)
+        here = slots[slots >= 0]
+        self._last_use[here] = self._next_tick()
+        self._stay[here] = np.maximum(self._stay[here], _AGAIN)
+        return slots
+
+    def insert(self, ids: Ids, stored: npt.NDArray[np.uint8], *, trial: bool = True) -> None:
+        """Take rows in, in the place of others if there is no room; those that are there already, or too many, aren't.
+
+        Args:
+            ids: int64 [n], each once, the most wanted first.
+            stored: uint8 [n, row_bytes].
+            trial: whether they were looked up for the first time just now.
+        """
+        new = self.absent(ids)
+        ids, stored = ids[new], stored[new]
+        slots = self._slots_for(len(ids))
+        ids, stored = ids[: len(slots)], stored[: len(slots)]
+        gone = self._row_in[slots[slots < self._filled]]
+        self._slot_of[gone] = -1
+        self._filled = max(self._filled, int(slots.max(initial=-1)) + 1)
+        self._slot_of[ids], self._row_in[slots] = slots, ids
+        self._last_use[slots] = self._next_tick()
+        self._stay[slots] = np.where(self._pinned(ids), _STAYS, _ONCE if trial else _AGAIN)
+        self.stored.reshape(-1, self.row_bytes)[slots] = stored
+
+    def resize(self, slots: int) -> None:
+        """Keep so many rows at most. Rows of slots that are given up go, and their memory with them."""
+        self.slots = min(slots, self._capacity)
+        gone = np.arange(self.slots, self._filled)
+        self._slot_of[self._row_in[gone]] = -1
+        self._filled = min(self._filled, self.slots)
+        here = np.arange(self._filled)
+        pinned, stay = self._pinned(self._row_in[here]), self._stay[here]
+        self._stay[here] = np.where(pinned, _STAYS, np.minimum(stay, _AGAIN))
+        if len(gone):
+            self._give_back()
+
+    def _slots_for(self, count: int) -> Ids:
+        """At most so many slots that are free, or whose rows may go."""
+        free = np.arange(self._filled, min(self._filled + count, self.slots))
+        count -= len(free)
+        if count <= 0:
+            return free
+        stay = self._stay[: self._filled]
+        once, again = np.flatnonzero(stay == _ONCE), np.flatnonzero(stay == _AGAIN)
+        over = max(0, len(once) + count + len(free) - (len(once) + len(again)) // _TRIAL)
+        from_once = min(count, len(once), max(over, count - len(again)))
+        found = [free, self._oldest(once, from_once), self._oldest(again, count - from_once)]
+        return np.concatenate(found)
+
+    def _oldest(self, slots: Ids, count: int) -> Ids:
+        """At most so many of these slots, those that were used longest ago."""
+        if count >= len(slots):
+            return slots
+        if count <= 0:
+            return slots[:0]
+        return slots[np.argpartition(self._last_use[slots], count - 1)[:count]]
+
+    def _pinned(self, ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+        return np.asarray(self._places[ids] < self.slots // _PINNED)
+
+    def _next_tick(self) -> int:
+        if self._tick == _LAST_TICK:
+            self._last_use[:] = self._tick = 0  # once in four billion look-ups nobody knows what is old
+        self._tick += 1
+        return self._tick
+
+    def _give_back(self) -> None:
+        first = -(-self.slots * self.row_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = len(self._memory) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < end:
+            with suppress(OSError):
+                self._memory.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
+def _reserve(rows: int, slots: int, row_bytes: int) -> tuple[mmap.mmap, int]:
+    """Address space, and for how many rows it is: all, or where so much is refused, those that are to be kept."""
+    try:
+        return mmap.mmap(-1, rows * row_bytes, _FLAGS), rows
+    except OSError:
+        return mmap.mmap(-1, max(1, slots * row_bytes), _FLAGS), slots

@@ -1,0 +1,81 @@
+"""`RowPages`: a table's rows, read from their pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.bundle.format.row_table import RowTableEntry
+from weightpager.machine.direct_file import aligned_memory
+
+Ids = npt.NDArray[np.int64]
+
+ReadPages = Callable[[Ids, npt.NDArray[np.uint8]], int]
+"""Reads pages, ascending, into uint8 [pages, page_bytes], each checked by its hash; how many reads that took."""
+
+_AT_ONCE = 1 << 20
+"""Bytes of pages that are read before their rows are taken out. Memory for them is beside the budget, as activations
+are, and given back at once."""
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """Rows that have been read.
+
+    Attributes:
+        start, end: which of the wanted ones these are.
+        stored: uint8 [bytes] of their pages.
+        offsets: int64 [end − start], where in ``stored`` each begins.
+        pages, reads: that were read for them.
+    """
+
+    start: int
+    end: int
+    stored: npt.NDArray[np.uint8]
+    offsets: Ids
+    pages: int
+    reads: int
+
+
+class RowPages:
+    """Knows where a table's rows lie.
+
+    Args:
+        entry: of the table.
+        first: number of its first page.
+        page_bytes: bytes of a page.
+        read: reads pages by number.
+    """
+
+    def __init__(self, entry: RowTableEntry, first: int, page_bytes: int, read: ReadPages) -> None:
+        self._row_bytes = entry.row_bytes
+        self._first = first
+        self._page_bytes = page_bytes
+        self._read = read
+
+    def read(self, places: Ids) -> Iterator[ReadRows]:
+        """Read the rows of these places, ascending, each once, a piece at a time.
+
+        Raises:
+            StoreError, PageCorruptError, EngineClosedError: as reading the pages.
+        """
+        row, page = self._row_bytes, self._page_bytes
+        most = max(1, _AT_ONCE // (page * (1 + -(-row // page))))  # rows whose pages surely are no more
+        for start in range(0, len(places), most):
+            begin = places[start : start + most] * row
+            pages = self._pages(begin)
+            buffer = np.frombuffer(aligned_memory(len(pages) * page), np.uint8)
+            reads = self._read(pages + self._first, buffer.reshape(-1, page))
+            # A row's pages follow each other in the buffer as they do in the table.
+            offsets = np.searchsorted(pages, begin // page) * page + begin % page
+            yield ReadRows(start, start + len(begin), buffer, offsets, len(pages), reads)
+
+    def _pages(self, begin: Ids) -> Ids:
+        """The table's pages that hold rows which begin at these bytes of its stream, ascending."""
+        first, last = begin // self._page_bytes, (begin + self._row_bytes - 1) // self._page_bytes
+        across = int((last - first).max(initial=0)) + 1
+        every = first[:, None] + np.arange(across)
+        return np.unique(every[every <= last[:, None]])

@@ -1,0 +1,73 @@
+"""`RowTables`: all tables of an open bundle whose rows are in pages, and the memory that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import row_memory
+from weightpager.runtime.rows.row_cache import RowCache, RowCounts
+from weightpager.runtime.rows.row_pages import ReadPages, RowPages
+from weightpager.store.row_share import split
+
+
+class RowTables:
+    """Tables by the canonical name of their parameter.
+
+    Attributes:
+        caches: one for each table.
+        room: bytes of memory for rows.
+    """
+
+    def __init__(self, bundle: Bundle, room: int, read: ReadPages) -> None:
+        """Nothing is in memory.
+
+        Args:
+            bundle: with the tables.
+            room: bytes of memory for rows.
+            read: reads pages by number, those of rows behind those of blocks.
+
+        Raises:
+            OSError: the machine refuses address space.
+        """
+        self.room = room
+        self._entries = bundle.manifest.row_tables
+        first = bundle.manifest.pages
+        self.caches: Mapping[str, RowCache] = {
+            table.entry.name: RowCache(
+                table, RowPages(table.entry, first + table.first, bundle.page_bytes, read), slots
+            )
+            for table, slots in zip(bundle.row_tables.values(), split(self._entries, room), strict=True)
+        }
+
+    @property
+    def counts(self) -> RowCounts:
+        """Of all tables, so far."""
+        return reduce(RowCounts.__add__, (cache.counts for cache in self.caches.values()), RowCounts())
+
+    @property
+    def resident(self) -> int:
+        """Rows in memory."""
+        return sum(cache.resident for cache in self.caches.values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of memory that they take."""
+        return sum(cache.resident * row_memory(cache.entry) for cache in self.caches.values())
+
+    @property
+    def rows(self) -> int:
+        """Rows that there are."""
+        return sum(entry.rows for entry in self._entries)
+
+    def fill(self) -> None:
+        """Read the most used rows. Errors are those of `RowCache.look_up`."""
+        for cache in self.caches.values():
+            cache.fill()
+
+    def resize(self, room: int) -> None:
+        """Use so many bytes of memory for rows."""
+        self.room = room
+        for cache, slots in zip(self.caches.values(), split(self._entries, room), strict=True):
+            cache.resize(slots)

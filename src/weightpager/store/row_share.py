@@ -1,0 +1,121 @@
+"""How a budget is shared between rows of tables and pages of blocks, and rows between tables: pure.
+
+Whatever there is, rows get the least of them, and blocks the pages of the largest task, so that every task runs. What
+is left goes where a byte saves the most time, as far as is known before anything runs:
+
+* A byte of rows saves the faults of the next most used rows: look-ups of a text × texts between two switches × their
+  share of the look-ups by the tables' use curves × the time of a read, as every cold row is a read of its own.
+* A byte of blocks saves a part of what an average switch loads: all of it where every task's pages fit, nothing where
+  only the largest task's do, and evenly between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import least_rows, row_memory
+from weightpager.bundle.format.row_table import CURVE, RowTableEntry
+from weightpager.store.read_plan import GROUP_BYTES, StorageModel
+from weightpager.transitions import Transitions
+
+TEXTS_PER_SWITCH = 8
+"""Texts that are taken to be read between two switches. Twice as many double what a byte of rows saves."""
+
+
+@dataclass(frozen=True)
+class RowShare:
+    """What rows get beyond the least that they always have.
+
+    Attributes:
+        hot: bytes of those rows that save more than blocks do.
+        all: bytes of all rows beyond the least, hot ones included.
+        blocks: bytes of pages that come before hot rows; the largest task's.
+        every: bytes of all pages.
+    """
+
+    hot: int = 0
+    all: int = 0
+    blocks: int = 0
+    every: int = 0
+
+    def of(self, room: int) -> int:
+        """Bytes for rows of those that a budget leaves to rows and pages together; it never falls with more room."""
+        left = room - self.blocks
+        if left <= 0:
+            return 0
+        hot = min(self.hot, left)
+        return hot + min(self.all - self.hot, max(0, left - hot - (self.every - self.blocks)))
+
+    def beside(self, pages: int) -> int:
+        """Bytes that rows get where room is just enough for so many bytes of pages."""
+        return self.hot if pages > self.blocks else 0
+
+
+NO_MORE_ROWS = RowShare()
+"""Rows have what they have, whatever the budget."""
+
+
+def row_share(bundle: Bundle, storage: StorageModel | None = None) -> RowShare:
+    """How a bundle's tables share a budget with its blocks, on storage as a model has it."""
+    entries = bundle.manifest.row_tables
+    if not entries:
+        return NO_MORE_ROWS
+    storage = storage or StorageModel()
+    page = bundle.page_bytes
+    largest = max(len(bundle.pages_of(task)) for task in bundle.tasks) * page
+    every = len(bundle.pages) * page
+    save = _switch_seconds(bundle, storage) / (every - largest) if every > largest else 0.0
+    read = storage.seconds(1, page) * TEXTS_PER_SWITCH
+    segments = [segment for entry in entries for segment in _segments(entry)]
+    hot = sum(segment.bytes for segment in segments if segment.lookups * read > save * segment.bytes)
+    return RowShare(hot, sum(segment.bytes for segment in segments), largest, every)
+
+
+def split(entries: Sequence[RowTableEntry], room: int) -> list[int]:
+    """How many rows of each table are kept where all have so many bytes: first the least, then those used the most."""
+    rows = [0] * len(entries)
+    for number, entry in enumerate(entries):
+        rows[number] = min(least_rows(entry), room // row_memory(entry))
+        room -= rows[number] * row_memory(entry)
+    segments = [(number, segment) for number, entry in enumerate(entries) for segment in _segments(entry)]
+    for number, segment in sorted(segments, key=lambda pair: -pair[1].lookups / pair[1].bytes):
+        more = min(segment.rows, room // row_memory(entries[number]))
+        rows[number] += more
+        room -= more * row_memory(entries[number])
+    return rows
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Rows of neighbouring places: how many, their bytes in memory, and how often a text looks one of them up."""
+
+    rows: int
+    bytes: int
+    lookups: float
+
+
+def _segments(entry: RowTableEntry) -> list[_Segment]:
+    """A table's rows beyond the least, in the order of their places."""
+    edges = np.unique(np.clip(np.arange(CURVE + 1) * entry.rows // CURVE, least_rows(entry), entry.rows))
+    served = np.interp(edges / entry.rows, np.linspace(0, 1, CURVE + 1), entry.curve())
+    size = row_memory(entry)
+    return [
+        _Segment(int(rows), int(rows) * size, float(uses) * entry.lookups)
+        for rows, uses in zip(np.diff(edges), np.diff(served), strict=True)
+    ]
+
+
+def _switch_seconds(bundle: Bundle, storage: StorageModel) -> float:
+    """Mean time to load what the next task needs and the last one doesn't, read in groups."""
+    rate = Transitions(tuple(bundle.tasks), np.array(bundle.manifest.transitions)).switch_rate()
+    needs: npt.NDArray[np.float64] = np.zeros((len(bundle.tasks), len(bundle.pages)))
+    for number, task in enumerate(bundle.tasks):
+        needs[number, bundle.pages_of(task)] = 1
+    loaded = (needs.sum(1)[None, :] - needs @ needs.T) * bundle.page_bytes  # [last, next]
+    total = float((rate * loaded * (1 - np.eye(len(rate)))).sum())
+    return storage.seconds(0, int(total)) + total / GROUP_BYTES * storage.seconds_per_read

@@ -1,0 +1,178 @@
+"""Tables whose rows come on demand: the same answers as from whole tables, whatever is in memory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import weightpager as wp
+from encoder_tasks import TASKS
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint, smallest_budget, whole_rows
+from weightpager.bundle.verify import verify
+from weightpager.config import EngineConfig
+from weightpager.engine.parameters import read_rows
+from weightpager.errors import BudgetError
+from weightpager.nn import PagedEmbedding
+
+WORDS = "base_model.embeddings.word_embeddings.weight"
+POSITIONS = "base_model.embeddings.position_embeddings.weight"
+
+
+def texts(seed: int, count: int = 4, length: int = 12) -> dict[str, torch.Tensor]:
+    ids = torch.randint(0, 400, (count, length), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def logits(module: torch.nn.Module, seed: int = 0) -> torch.Tensor:
+    with torch.inference_mode():
+        return module(**texts(seed)).logits
+
+
+@pytest.fixture(scope="module")
+def bundle(wordy_bundle: Path) -> Bundle:
+    return Bundle.open(wordy_bundle)
+
+
+@pytest.fixture(scope="module")
+def expected(bundle: Bundle) -> dict[tuple[str, int], torch.Tensor]:
+    with wp.Engine(bundle, EngineConfig()) as engine:
+        found = {}
+        for task in TASKS:
+            with engine.task(task) as module:
+                found |= {(task, seed): logits(module, seed) for seed in range(8)}
+        return found
+
+
+def test_the_bundle_is_sound_and_its_tables_are_rows(bundle: Bundle) -> None:
+    assert verify(bundle.path).problems == ()
+    assert {entry.name: (entry.rows, entry.columns) for entry in bundle.manifest.row_tables} == {
+        WORDS: (400, 64),
+        POSITIONS: (64, 64),
+    }
+    assert not {WORDS, POSITIONS} & set(bundle.manifest.resident_reasons)
+    words = bundle.row_tables[WORDS]
+    assert set(words.entry.uses) == set(TASKS)
+    assert words.entry.curve()[8] > 0.99  # 16 words occur, and 50 rows serve them
+    assert set(words.places[:16].tolist()) == set(range(16))
+
+
+def test_rows_give_what_whole_tables_of_the_same_values_give(
+    bundle: Bundle, expected: dict[tuple[str, int], torch.Tensor]
+) -> None:
+    with wp.Engine(bundle, EngineConfig()) as engine:
+        for task in TASKS:
+            with engine.task(task) as module:
+                assert torch.equal(logits(module), expected[task, 0])
+                for name, table in read_rows(bundle).items():
+                    path = name.replace("base_model", "bert").removesuffix(".weight")
+                    assert isinstance(module.get_submodule(path), PagedEmbedding)
+                    assert torch.equal(module.get_submodule(path).weight, table)
+                    module.set_submodule(path, torch.nn.Embedding.from_pretrained(table))
+                assert torch.equal(logits(module), expected[task, 0])
+
+
+def test_without_a_budget_nothing_is_read_after_opening(bundle: Bundle) -> None:
+    with wp.Engine(bundle, EngineConfig()) as engine:
+        with engine.task("animal") as module:
+            logits(module)
+        rows = engine.report().rows
+        assert (rows.rows, rows.resident, rows.faults) == (464, 464, 0)
+        assert rows.lookups == rows.hits == 4 * 12 + 12
+
+
+@pytest.mark.parametrize("rows", [1, 700, 5000, None])
+def test_any_number_of_rows_in_memory_gives_the_same(
+    bundle: Bundle, expected: dict[tuple[str, int], torch.Tensor], rows: int | None
+) -> None:
+    budget = smallest_budget(bundle, rows=rows)
+    with wp.Engine(bundle, EngineConfig(budget=budget, rows=rows)) as engine:
+        for seed in range(4):
+            for task in TASKS:
+                assert torch.equal(logits(engine.activate(task), seed), expected[task, seed])
+        report = engine.report()
+        assert report.rows.faults > 0
+        assert report.memory.total <= budget
+        assert report.memory.rows == (footprint(bundle).rows if rows is None else rows)
+        assert report.rows.resident_bytes <= report.memory.rows
+        assert report.bytes_read >= report.rows.bytes_read > 0
+
+
+def test_the_printed_budget_is_enough_and_one_byte_less_is_not(bundle: Bundle) -> None:
+    with pytest.raises(BudgetError) as refused:
+        wp.Engine(bundle, EngineConfig(budget=1000))
+    least = refused.value.smallest
+    assert "rows" in str(refused.value)
+    wp.Engine(bundle, EngineConfig(budget=least)).close()
+    with pytest.raises(BudgetError):
+        wp.Engine(bundle, EngineConfig(budget=least - 1))
+
+
+def test_a_budget_is_shared_by_rows_and_blocks(bundle: Bundle) -> None:
+    least, pages = smallest_budget(bundle), len(bundle.pages)
+    before = (0, 0)
+    with wp.Engine(bundle, EngineConfig(budget=least)) as engine:
+        most = footprint(bundle).total - footprint(bundle).rows + whole_rows(bundle) + pages * bundle.page_bytes
+        for budget in range(least, most + 1, 1000):
+            engine.set_budget(budget)
+            report = engine.report()
+            assert report.memory.total <= budget
+            assert (report.memory.rows, report.slots) >= before
+            before = report.memory.rows, report.slots
+        engine.set_budget(most)
+        report = engine.report()
+        assert (report.memory.rows, report.slots) == (whole_rows(bundle), pages)
+        assert report.memory.total == most
+
+
+def test_a_stated_part_of_the_budget_is_for_rows(bundle: Bundle) -> None:
+    with wp.Engine.from_pretrained(bundle.path, rows="4KiB") as engine:
+        assert engine.report().memory.rows == 4096
+        assert engine.report().slots == len(bundle.pages)
+    with wp.Engine.from_pretrained(bundle.path, rows="1GiB") as engine:
+        assert engine.report().memory.rows == whole_rows(bundle)
+
+
+def test_a_row_that_isnt_there_is_refused_as_torch_does(bundle: Bundle) -> None:
+    with wp.Engine(bundle, EngineConfig()) as engine, engine.task("animal") as module, torch.inference_mode():
+        inputs = texts(0)
+        inputs["input_ids"][1, 3] = 400
+        with pytest.raises(IndexError, match="index out of range"):
+            module(**inputs)
+
+
+def test_growing_keeps_tables_and_answers(
+    bundle: Bundle, expected: dict[tuple[str, int], torch.Tensor], tmp_path: Path
+) -> None:
+    import tiny
+
+    content = tiny.wordy(tmp_path)
+    del content["block"], content["page"], content["rows"]
+    content["tasks"] = {"pet": tiny.classification(tmp_path, "pet", {"cat": ["cat"], "dog": ["dog"]})}
+    grown = wp.compile(content, out=tmp_path / "grown.bundle", base=bundle.path)
+    assert verify(grown.path).problems == ()
+    assert (grown.row_ids == bundle.row_ids).all()
+    with wp.Engine(grown, EngineConfig(budget=smallest_budget(grown))) as engine:
+        logits(engine.activate("pet"))
+        for task in TASKS:
+            assert torch.equal(logits(engine.activate(task)), expected[task, 0])
+
+
+def test_an_engine_takes_over_a_grown_bundle(
+    bundle: Bundle, expected: dict[tuple[str, int], torch.Tensor], tmp_path: Path
+) -> None:
+    import tiny
+
+    path = Path(shutil.copytree(bundle.path, tmp_path / "a.bundle"))
+    content = tiny.wordy(tmp_path)
+    del content["block"], content["page"], content["rows"]
+    content["tasks"] = {"pet": tiny.classification(tmp_path, "pet", {"cat": ["cat"], "dog": ["dog"]})}
+    with wp.Engine(Bundle.open(path), EngineConfig(budget=smallest_budget(bundle) + 60_000)) as engine:
+        wp.compile(content, out=path, base=path, force=True)
+        assert engine.reload().added == ("pet",)
+        logits(engine.activate("pet"), 3)
+        for task in TASKS:
+            assert torch.equal(logits(engine.activate(task), 1), expected[task, 1])
