@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from weightpager.answers.evaluate import Score, evaluate
+from weightpager.answers.evaluate import Score
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler import data as task_data
 from weightpager.compiler.base_bundle import BaseBundle
@@ -20,6 +20,7 @@ from weightpager.compiler.estimates.memory import check_memory
 from weightpager.compiler.estimates.storage import check_storage
 from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.measuring.controls import compared, cost
+from weightpager.compiler.measuring.torch_score import torch_score
 from weightpager.compiler.model import dense_model as dense_source
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.directory import check_known
@@ -159,7 +160,7 @@ def _train_added(source: Source, data: Mapping[str, TaskData], journal: Journal,
 
 def _dense_scores(source: Source, data: Mapping[str, TaskData], progress: Progress) -> dict[str, Score]:
     return {
-        name: evaluate(source.models[name], of.held_out(), of.kind, partial(progress, f"measure dense {name}"))
+        name: torch_score(source.models[name], of, source.task_file.dtype, partial(progress, f"measure dense {name}"))
         for name, of in data.items()
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import tiny
 import weightpager as wp
@@ -39,6 +40,13 @@ def prepared_of(folder: Path, **changes: Any) -> Prepared:
     return prepare(from_dict(content(folder, **changes)))
 
 
+def round_tables(model: nn.Module) -> None:
+    """Who quantises a model has its embedding tables in int8."""
+    for part in model.modules():
+        if isinstance(part, nn.Embedding):
+            part.weight.copy_(INT8.apply(part.weight))
+
+
 def test_the_dense_model_is_trained_as_long_before_it_is_quantised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +65,7 @@ def test_the_dense_model_is_trained_as_long_before_it_is_quantised(
             for info in longer.paged:
                 linear = longer.linear(task, info.name)
                 linear.weight.copy_(INT8.apply(linear.weight).bfloat16())
+            round_tables(longer.models[task])
         assert found["int8"].scores[task] == evaluate(longer.models[task], batches, data.kind)
         break  # the tasks share their weights, which are quantised now
 
@@ -73,6 +82,7 @@ def test_a_dense_model_that_training_harms_is_compared_as_it_was(
         for info in prepared.source.paged:
             weight = prepared.source.linear(task, info.name).weight
             weight.copy_(INT8.apply(weight).bfloat16())
+        round_tables(prepared.source.models[task])
     batches = data.batches(data.eval, 32)
     assert int8.scores[task] == evaluate(prepared.source.models[task], batches, data.kind)
 
@@ -134,7 +144,7 @@ def test_one_shared_mask_is_measured_in_the_dtype_of_the_bundle(dtype: PageDtype
     same = wp.compile(task_file | {"alignment": "inf", "compare": "none"}, out=tmp_path / "b.bundle")
     found = {task.name: task.sparse for task in read_report(same).tasks}
     assert control.name == "shared mask"
-    assert control.scores == pytest.approx(found, abs=1 / 40)  # kernels add in another order
+    assert control.scores == pytest.approx(found, abs=2 / 40)  # other kernels, another precision
     kept = len(same.kept_locations("animal"))
     assert control.resident_bytes == kept * block_bytes(same.manifest.block_shape, dtype)
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from weightpager.answers.evaluate import Score, evaluate
+from weightpager.answers.evaluate import Score
 from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.report import Control
+from weightpager.compiler.measuring.torch_score import torch_score
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.device import placed, training_device
 from weightpager.compiler.model.masks import module_name
@@ -35,6 +36,7 @@ from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.nn import is_plain_embedding
 from weightpager.page_dtype import block_bytes
 from weightpager.progress import Progress, Steps
 
@@ -90,13 +92,17 @@ def cost(task_file: TaskFile, what: Compared | None = None) -> str | None:
 
 
 def _dense_controls(prepared: Prepared, run: Run) -> list[Control]:
-    """The dense model, if it is trained on, and with its paged weights quantised: one copy for all tasks."""
+    """The dense model, if it is trained on, and with its paged weights quantised: one copy for all tasks.
+
+    Who quantises a model has its embedding tables in int8.
+    """
     dense, controls = prepared.source, []
     if dense.task_file.recovery_steps:
         dense, scores = _dense_or_longer(prepared, run)
         controls.append(Control(DENSE, _bytes(dense, None), scores))
     for name, quantisation in QUANTISATIONS.items():
-        scores = _scores(name, dense, prepared.data, _quantised(dense, quantisation), run.progress)
+        few_bits = _quantised(dense, quantisation)
+        scores = _scores(name, dense, prepared.data, few_bits, run.progress, QUANTISATIONS["int8"])
         controls.append(Control(name, _bytes(dense, quantisation), scores))
     return controls
 
@@ -106,7 +112,7 @@ def _dense_or_longer(prepared: Prepared, run: Run) -> tuple[Source, Mapping[str,
     longer = trained_on(
         prepared.source, prepared.data, run.journal, partial(run.progress, f"control {DENSE}: train on")
     )
-    scores = _evaluated(DENSE, prepared.data, longer.models.__getitem__, run.progress)
+    scores = _evaluated(DENSE, longer, prepared.data, longer.models.__getitem__, run.progress)
     gained = sum(gain(scores[task], prepared.dense[task]) for task in scores)
     return (longer, scores) if gained >= 0 else (prepared.source, prepared.dense)
 
@@ -158,24 +164,45 @@ def _shared_mask(prepared: Prepared, run: Run) -> Control:
 
 
 def _scores(
-    name: str, source: Source, data: Mapping[str, TaskData], values: Values, progress: Progress
+    name: str,
+    source: Source,
+    data: Mapping[str, TaskData],
+    values: Values,
+    progress: Progress,
+    tables: Quantisation | None = None,
 ) -> dict[str, Score]:
-    """The scores of a source's modules with other values in their paged weights."""
+    """The scores of a source's modules with other values in their paged weights, and with quantised ``tables``."""
 
     def with_values(task: str) -> Callable[..., Any]:
         model = source.models[task]
         with torch.no_grad():
             weights = {module_name(info, model.base_model_prefix): values(task, info) for info in source.paged}
+            if tables is not None:
+                weights |= _rounded_tables(model, tables)
         return lambda **inputs: functional_call(model, weights, kwargs=inputs)
 
-    return _evaluated(name, data, with_values, progress)
+    return _evaluated(name, source, data, with_values, progress)
+
+
+def _rounded_tables(model: nn.Module, quantisation: Quantisation) -> dict[str, Tensor]:
+    """A module's embedding tables as they come back, by name."""
+    return {
+        f"{name}.weight": quantisation.apply(part.weight.detach())
+        for name, part in model.named_modules()
+        if is_plain_embedding(part)
+    }
 
 
 def _evaluated(
-    name: str, data: Mapping[str, TaskData], model_of: Callable[[str], Callable[..., Any]], progress: Progress
+    name: str,
+    source: Source,
+    data: Mapping[str, TaskData],
+    model_of: Callable[[str], Callable[..., Any]],
+    progress: Progress,
 ) -> dict[str, Score]:
+    dtype = source.task_file.dtype
     return {
-        task: evaluate(model_of(task), of.held_out(), of.kind, partial(progress, f"control {name}: {task}"))
+        task: torch_score(model_of(task), of, dtype, partial(progress, f"control {name}: {task}"))
         for task, of in data.items()
     }
 

@@ -1,0 +1,36 @@
+"""A task's score on held-out data by torch alone: of the dense model, and of what is compared with a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from weightpager.answers.evaluate import Score, evaluate
+from weightpager.bundle.format.manifest import FORMS
+from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.model.device import autocast
+from weightpager.page_dtype import PageDtype
+from weightpager.progress import Steps
+
+
+def torch_score(model: Callable[..., Any], task: TaskData, dtype: PageDtype, progress: Steps) -> Score:
+    """Score anything that takes a batch's inputs and returns an object with ``logits``.
+
+    Where right answers are counted, matrices are multiplied in bfloat16 if that is faster on this machine, as in
+    training. A text's likelihood would suffer from logits of eight bits.
+
+    Args:
+        model: to score.
+        task: whose held-out data it is scored on.
+        dtype: of the pages; with float32 nothing is rounded.
+        progress: of the batches.
+
+    Raises:
+        ValueError: no label counts.
+    """
+    exact = dtype == "float32" or FORMS[task.kind].labels == "none"
+    with nullcontext() if exact else autocast(torch.device("cpu")):
+        return evaluate(model, task.held_out(), task.kind, progress)
