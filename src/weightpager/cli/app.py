@@ -32,7 +32,7 @@ from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What a storage says that takes no more."""
+"""Errors of a storage that is full."""
 
 app = typer.Typer(
     name="weightpager",
@@ -46,7 +46,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _root(
-    # WEIGHTPAGER_VERSION is what people call a variable of their own.
+    # People may well have a variable WEIGHTPAGER_VERSION of their own.
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", allow_from_autoenv=False),
 ) -> None:
     if version:
@@ -82,13 +82,13 @@ for command in (
 
 
 def main() -> None:
-    """The process ``weightpager``: run a command, then end without being disturbed."""
-    if isinstance(sys.stdout, TextIOWrapper):  # as standard error does: a name that it can't show ends no command
+    """The process ``weightpager``: run a command, then end undisturbed by Ctrl-C."""
+    if isinstance(sys.stdout, TextIOWrapper):  # as for standard error: a name that it can't show must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         run()
     finally:
-        # The work is done or undone; Ctrl-C while libraries tidy up at exit would only print their tracebacks.
+        # The command has ended. Ctrl-C while libraries tidy up at exit would only print their tracebacks.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -101,7 +101,7 @@ def run() -> None:
         output.errors.print(f"error: {error}", style="red")
         sys.exit(USAGE if isinstance(error, ConfigError | UnknownTaskError) else FAILURE)
     except KeyboardInterrupt:
-        # Typer turns Ctrl-C inside a command into this code itself; this is for the moments before and after.
+        # Typer itself gives this code for Ctrl-C inside a command; this is for the moments before and after.
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has gone.
@@ -117,5 +117,5 @@ def run() -> None:
 
 
 def _forget_output() -> None:
-    """Python would complain again when it flushes at exit."""
+    """Send the rest of the output nowhere: Python would fail once more when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""What a shell completes beside commands and options: the names of a bundle's tasks."""
+"""The names of a bundle's tasks, which a shell completes beside commands and options."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from weightpager.errors import BundleError
 
 
 def task_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Tasks of the bundle that the line names, from its manifest alone; none where there is no bundle to read."""
-    # While an option still wants its value, arguments are only split off the line, not yet parsed.
+    """Tasks of the bundle that the command line names, read from its manifest; none if there is no such bundle."""
+    # While the value of an option is being completed, arguments are split off the line, but not yet parsed.
     bundle = ctx.params.get("bundle") or next(iter(ctx.args), None)
     if bundle is None:
         return []
     try:
-        # What is completed hasn't been expanded by the shell.
+        # The shell doesn't expand a line that it completes.
         manifest = read_manifest(Path(bundle).expanduser())
         return [task.name for task in manifest.tasks if task.name.startswith(incomplete)]
-    except (BundleError, OSError, RuntimeError):  # the last if nobody has the home that a ~ stands for
+    except (BundleError, OSError, RuntimeError):  # RuntimeError: a ~ names a user without a home
         return []

@@ -1,4 +1,4 @@
-"""Ctrl-C, also where a library makes an ordinary error of it."""
+"""Ctrl-C, even if a library turns it into an ordinary error."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from types import FrameType
 
 @contextmanager
 def interruptions() -> Iterator[None]:
-    """Let any error that follows Ctrl-C be a `KeyboardInterrupt`.
+    """Raise `KeyboardInterrupt` in place of any error that follows Ctrl-C.
 
-    pydantic's serializer, for one, raises an error of its own when the Python code that it calls is interrupted. A
-    process that ignores Ctrl-C, or that handles it in its own way, goes on doing so.
+    pydantic's serializer, for example, raises an error of its own when the Python code that it calls is interrupted.
+    Nothing changes for a process that ignores Ctrl-C or has its own handler.
     """
     came = False
 

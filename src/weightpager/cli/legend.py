@@ -1,4 +1,4 @@
-"""What the words mean that output can't do without: one clause each, where they are printed."""
+"""Short explanations of words in the output. They are printed where the words are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MEANINGS = {
     "there in time": "of the pages that had to be loaded, the share that prefetching had brought before the switch",
     "without a wait": "switches that found all their pages in memory, prefetched or still there from before",
 }
-"""Shorter than the glossary, which has each of them or the words that they are made of."""
+"""Shorter than the glossary, which has each of these words or the words that they are made of."""
 
 
 def legend(*words: str) -> str:

@@ -1,4 +1,4 @@
-"""What long work has to say beside its progress: the log of the compiler, as lines for people."""
+"""The compiler's log, shown as lines for people beside the progress."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from weightpager.logs import logging_by
 
 
 def notes(quiet: bool = False) -> AbstractContextManager[None]:
-    """Show what is logged inside, on standard error; quiet work shows warnings only."""
+    """Show what the block logs on standard error; if ``quiet``, warnings only."""
     return logging_by(_Console(), "weightpager.compiler", logging.WARNING if quiet else logging.INFO)
 
 
 class _Console(logging.Handler):
-    """Lines above the bars, if there are any."""
+    """Prints lines; above the progress bars, if there are any."""
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None

@@ -30,7 +30,7 @@ Storage = Annotated[
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Imports that need an extra of the package.
+    """A block of imports that need an extra of the package.
 
     Raises:
         ConfigError: it isn't installed.

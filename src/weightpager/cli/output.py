@@ -1,4 +1,4 @@
-"""How commands speak: tables for people, JSON for programs."""
+"""Output of commands: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from weightpager.cli.legend import legend
 from weightpager.config import format_enough, format_size
 
 _WIDE = None if sys.stdout.isatty() else 160
-"""A table that goes to a file or a pipe isn't cut at 80 columns."""
+"""Columns of a table that goes to a file or a pipe; rich would cut it at 80."""
 
 size, enough = format_size, format_enough
-"""A size as people read it; one that is needed, as they may state it."""
+"""``size``: as people read it. ``enough``: of what is needed, rounded up, in a form that options take."""
 
 console = Console(soft_wrap=True, width=_WIDE)
 errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output; a number that isn't finite is null, as JSON has no other word for it."""
+    """Print one JSON document on standard output. A number that isn't finite becomes null, since JSON has none."""
     plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
     typer.echo(json.dumps(plain, indent=1, allow_nan=False))
 
@@ -46,7 +46,7 @@ def _plain(value: Any) -> Any:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; all columns but the first are numbers. Columns without names have no row for them."""
+    """Print a table. All columns but the first hold numbers. Without any column name there is no header."""
     view = Table(title=escape(title), title_justify="left", title_style="bold", show_header=any(columns))
     for number, column in enumerate(columns):
         view.add_column(escape(column), justify="left" if number == 0 else "right")
@@ -60,7 +60,7 @@ def _cell(value: object) -> str:
 
 
 def facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Print named facts, one a line; words rather than numbers."""
+    """Print named facts, one a line, aligned on the left: they are words, not numbers."""
     view = Table(title=escape(title), title_justify="left", title_style="bold", show_header=False)
     for name, fact in rows:
         view.add_row(escape(name), escape(fact))
@@ -108,14 +108,14 @@ def _interval(loss: str, choice: Choice) -> str:
 
 
 def _ends(interval: tuple[float, float], digits: int) -> str:
-    """The ends of an interval; infinite ones come of one text, of which nothing follows for others."""
+    """The ends of an interval. They are infinite if there was one text only, which says nothing of others."""
     if not all(map(math.isfinite, interval)):
         return "too few texts to tell"
     return f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
 
 
 def matrix(title: str, names: Sequence[str], cells: Sequence[Sequence[object]]) -> None:
-    """Print a square matrix, rows being where a switch comes from; in parts, where it is wider than the output."""
+    """Print a square matrix, a row for each task that a switch leaves; in parts if it is wider than the output."""
     corner = "from \\ to"
     widths = [_width([name, *(row[number] for row in cells)]) for number, name in enumerate(names)]
     room = console.width - _width([corner, *names]) - 1
@@ -125,12 +125,12 @@ def matrix(title: str, names: Sequence[str], cells: Sequence[Sequence[object]]) 
 
 
 def _width(cells: Sequence[object]) -> int:
-    """Of a column, with the blanks around its cells and a line."""
+    """The width of a column, with the blanks around its cells and the line beside it."""
     return max(len(str(cell)) for cell in cells) + 3
 
 
 def _parts(widths: Sequence[int], room: int) -> list[slice]:
-    """Columns that fit into the room side by side, one at least."""
+    """Runs of columns that fit into the room side by side; each has one column at least."""
     starts, used = [0], 0
     for number, width in enumerate(widths):
         if used and used + width > room:
@@ -141,27 +141,27 @@ def _parts(widths: Sequence[int], room: int) -> list[slice]:
 
 
 def say(text: str) -> None:
-    """A line on standard output, as it is: names in it are not markup."""
+    """Print a line on standard output as it is: nothing in it is markup."""
     console.print(text, markup=False, highlight=False)
 
 
 def explain(*words: str) -> None:
-    """A line that explains words that were printed before."""
+    """Print a line that explains words of the output before it."""
     console.print(legend(*words), style="dim", markup=False, highlight=False)
 
 
 def hint(text: str) -> None:
-    """What is good to know beforehand; on standard error."""
+    """Print something that is good to know, on standard error."""
     errors.print(text, style="dim")
 
 
 def next_step(command: str) -> None:
-    """What people usually do next; on standard error, so that it is no part of what a command prints."""
+    """Print what people usually do next; on standard error, so that it is no part of the command's output."""
     errors.print(f"next: {command}", style="dim")
 
 
 def measured(value: float | None, interval: tuple[float, float] | None) -> str:
-    """A metric, with what chance leaves open where that is known."""
+    """A metric as people read it, with its interval if that is known."""
     if value is None:
         return "-"
     return f"{value:.4f}" if interval is None else f"{value:.4f} ({_ends(interval, 3)})"

@@ -1,4 +1,4 @@
-"""A file that a command writes once its work is done: it is refused before, not after."""
+"""A file that a command writes once its work is done. A file that can't be written is refused before the work."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from weightpager.machine.paths import has_directory
 
 
 def check_writable(option: str, path: Path) -> None:
-    """See that a file can be written, as far as that can be told without touching it.
+    """Check that a file can be written, as far as that shows without touching it.
 
     Raises:
-        ConfigError: it can't be; the text starts with ``option``.
+        ConfigError: it can't be written; the text starts with ``option``.
     """
     target = Path(os.path.realpath(path))
     if not has_directory(target.parent):

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar for each stage where a person looks on, lines in a log."""
+"""Progress of long work: a bar for each stage in a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from weightpager.config import format_duration
 from weightpager.progress import Progress, silent
 
 SECONDS = 60.0
-"""Between two lines of one stage."""
+"""Seconds between two lines of one stage."""
 
 FIRST = 5
-"""Seconds into a whole work before it is said how long it takes: sooner, the first steps are no measure."""
+"""Seconds after which the time left of the whole is shown; the first steps alone are no measure of it."""
 
 
 @contextmanager
 def progress(quiet: bool = False, whole: str | None = None) -> Iterator[Progress]:
-    """Show the progress of what runs inside, on standard error.
+    """Show the progress of the block on standard error.
 
     Args:
-        quiet: show none.
-        whole: the stage that all others are part of, whose steps are seconds; None if there is none.
+        quiet: show no progress.
+        whole: the name of the stage that all others are part of, whose steps are seconds; None if there is none.
     """
     if quiet:
         yield silent
@@ -48,7 +48,7 @@ def progress(quiet: bool = False, whole: str | None = None) -> Iterator[Progress
 
 
 class Bars:
-    """A bar for each stage, that of the whole first."""
+    """A bar for each stage; that of the whole comes first."""
 
     def __init__(self, bars: RichProgress, whole: str | None = None) -> None:
         self._bars = bars
@@ -82,7 +82,14 @@ class Bars:
 
 @dataclass
 class _Stage:
-    """When a stage began, with how many steps over; how many are over now; and when that was last said."""
+    """A stage's pace.
+
+    Attributes:
+        since: when it was first heard of.
+        first: steps that were over then.
+        done: steps that are over now.
+        said: when a line about it was last printed.
+    """
 
     since: float
     first: int
@@ -90,12 +97,12 @@ class _Stage:
     said: float
 
     def left(self, now: float, done: int, total: int) -> float | None:
-        """Seconds that it will take by its pace so far; None if it has none yet."""
+        """Seconds that it will still take at its pace so far; None before its first step."""
         return (now - self.since) / (done - self.first) * (total - done) if done > self.first else None
 
 
 class Lines:
-    """A line when a stage begins, and once a minute how far it is and how much longer it, and the whole, will take."""
+    """A line when a stage begins, then one a minute: how far it is, and the time left of it and of the whole."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic, whole: str | None = None) -> None:
         self._console = console
@@ -110,7 +117,7 @@ class Lines:
             self._hear_of_whole(done, total)
             return
         now, known = self._clock(), self._stages.get(stage)
-        if known is None or done < known.done:  # the first time, or once more
+        if known is None or done < known.done:  # it begins, or begins again
             self._stages[stage] = _Stage(now, done, done, now)
             self._say(f"{stage} …")
             return
@@ -122,7 +129,7 @@ class Lines:
             self._say(f"{stage}: {done} of {total}, {format_duration(left)} left{behind}")
 
     def _hear_of_whole(self, done: int, total: int) -> None:
-        """Said at once the first time that it means something; after that with the stages."""
+        """Print the time left of the whole as soon as it means something; later it is printed with the stages."""
         if self._all_left is None and done >= FIRST:
             self._say(f"{self._whole}: {format_duration(total - done)} left")
         if done >= FIRST:

@@ -1,4 +1,4 @@
-"""``python -m weightpager.cli.reference > docs/cli.md``: all commands, as a page."""
+"""``python -m weightpager.cli.reference > docs/cli.md`` writes the page of all commands."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _command(name: str | None, callback: Callable[..., Any]) -> str:
 
 
 def _parameters(callback: Callable[..., Any]) -> Iterator[tuple[str, ArgumentInfo | OptionInfo, Any, Any]]:
-    """Name, what typer is told of it, type and default of each."""
+    """Each parameter's name, its typer description, its type and its default."""
     hints = get_type_hints(callback, include_extras=True)
     for key, parameter in inspect.signature(callback).parameters.items():
         kind, info = get_args(hints[key])
@@ -65,7 +65,7 @@ def _row(command: str, key: str, info: ArgumentInfo | OptionInfo, kind: Any, def
 
 
 def _flags(info: OptionInfo) -> list[str]:
-    """Those that are stated; of an annotation, typer takes the first for the default until it runs."""
+    """The flags that are stated. In an annotation, typer takes the first one for the default until it runs."""
     return [flag for flag in (info.default, *(info.param_decls or ())) if isinstance(flag, str)]
 
 
@@ -74,7 +74,7 @@ def _cells(*cells: str) -> str:
 
 
 def _value(kind: Any) -> str:
-    """What stands for a value of this type; nothing for a flag."""
+    """The placeholder for a value of this type; empty for a flag."""
     if get_origin(kind) in (Union, UnionType):
         kind = next(part for part in get_args(kind) if part is not NoneType)
     if get_origin(kind) is list:

@@ -1,4 +1,4 @@
-"""``weightpager bench``: ours against what people use today, on this machine."""
+"""``weightpager bench``: weightpager beside what people use today, measured on this machine."""
 
 from __future__ import annotations
 

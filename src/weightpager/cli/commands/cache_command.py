@@ -1,4 +1,4 @@
-"""``weightpager cache``: what compiles have kept for each other."""
+"""``weightpager cache``: what compiles keep for each other."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def cache(
 ) -> None:
     """List what compiles have kept for each other: trained dense models, their scores, calibrations.
 
-    A compile that differs in sparsity, alignment, dtype or recovery only takes them from there. They lie in the user's
-    cache directory, at most 8 GiB of them unless the environment states another limit; what was used longest ago goes
-    first.
+    A compile that differs from an earlier one in sparsity, alignment, dtype or recovery only takes them from there.
+    They lie in the user's cache directory, at most 8 GiB of them unless the environment states another limit; those
+    that were used longest ago go first.
 
     Example: `weightpager cache --clear`
     """

@@ -72,7 +72,7 @@ def run(
 
 
 def _opened(bundle: Path, task: str, budget: str | None, dtype: str) -> Engine:
-    """An engine. A budget that holds no task at all is refused by what the wanted one takes."""
+    """An engine. If the budget holds no task at all, the error tells what the wanted task needs."""
     from weightpager.engine import Engine
 
     try:
@@ -156,7 +156,7 @@ def _images(task: str, images: list[Path] | None, texts: list[str] | None) -> li
 
 
 def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> list[str]:
-    """The texts to run on: arguments, else or for a lone ``-`` the lines of standard input."""
+    """The texts to run on: the arguments; without any, or with a lone ``-``, the lines of standard input."""
     if images:
         raise ConfigError(f"run: expected texts, since {task} reads texts, found '--image'")
     if texts == ["-"]:
@@ -164,12 +164,14 @@ def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> li
     if not texts and sys.stdin.isatty():
         output.hint("texts, one a line; Ctrl-D ends them")
     try:
-        # Editors of other systems put a byte order mark before a file; it is no part of the first text.
+        # Some editors put a byte order mark before a file; it is no part of the first text.
         inputs = texts or sys.stdin.read().removeprefix("\ufeff").removesuffix("\n").split("\n")
         for text in inputs:
             text.encode()  # an argument that isn't UTF-8 arrives as lone surrogates
     except UnicodeError as error:
         raise ConfigError(f"run: expected UTF-8 text: {error}") from error
-    if not any(text.strip() for text in inputs):  # blank ones among others are answered too: answers line up with lines
+    if not any(
+        text.strip() for text in inputs
+    ):  # a blank one among others is answered, so that lines match
         raise ConfigError("run: expected a text as argument or on standard input")
     return inputs

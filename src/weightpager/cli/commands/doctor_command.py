@@ -1,4 +1,4 @@
-"""``weightpager doctor``: what this machine can do, and whether it does it rightly."""
+"""``weightpager doctor``: what this machine can do, and whether its kernels compute rightly."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def doctor(
 
 
 def _document(found: Diagnosis) -> dict[str, Any]:
-    """What was found, for programs; sizes in bytes."""
+    """The findings for programs; sizes are in bytes."""
     memory, storage = found.memory, found.storage
     return {
         "processor": found.processor,
@@ -156,7 +156,7 @@ def _self_test_row(test: SelfTest) -> tuple[str, str]:
 
 
 def _notes(found: Diagnosis) -> list[str]:
-    """What the figures don't say, each thing once."""
+    """Notes on the figures, each once."""
     reads = [*found.memory_reads, *_reads(found.storage)]
     texts = [_busy(found.memory_reads), found.storage.problem, *(read.doubt for read in reads)]
     return list(dict.fromkeys(text for text in texts if text))

@@ -1,4 +1,4 @@
-"""``init`` and ``schema``: a task file to start from, and what editors check it with."""
+"""``init`` and ``schema``: a task file to start from, and the schema that editors check it with."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _starter(model: Path | None) -> dict[str, str]:
 
 
 def _quoted(text: str) -> str:
-    """The text as YAML, which has no pairs of surrogates as JSON has, and folds more kinds of line breaks.
+    """The text as a YAML string. JSON's escapes won't do: YAML has no surrogate pairs, and folds more line breaks.
 
     Raises:
         ConfigError: it isn't Unicode.
@@ -81,10 +81,10 @@ def _quoted(text: str) -> str:
 
 
 def _check_free(folder: Path, names: Iterable[str]) -> None:
-    """See that nothing is in the way.
+    """Check that no file is in the way.
 
     Raises:
-        ConfigError: something is.
+        ConfigError: one is.
     """
     if os.path.lexists(folder) and not has_directory(folder):
         found = "a link that leads to none" if folder.is_symlink() else "a file"

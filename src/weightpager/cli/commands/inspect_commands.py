@@ -1,4 +1,4 @@
-"""``inspect`` and ``verify``: they read a bundle without torch and load no page into an engine."""
+"""``inspect`` and ``verify``: they read a bundle without torch, and need no engine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def verify(
 ) -> None:
     """Check every hash, index and bound of a bundle; with `--repair`, mend it first.
 
-    Only what is damaged is written to, and whatever another bundle has is compared with its hash before. Mending may
+    Mending writes only to what is damaged, and compares everything from the other bundle with its hash before. It may
     be stopped at any moment and started again.
 
     Example: `weightpager verify assistant.bundle --repair --from backup/assistant.bundle`

@@ -45,7 +45,7 @@ def ls(
 
 
 def _bundles(folder: Path) -> list[Path]:
-    """The folder itself if it is a bundle, else those in it, by name; hidden ones are unfinished."""
+    """The folder itself if it is a bundle, else the bundles in it, by name. Hidden ones are unfinished."""
     try:
         if _is_bundle(folder):
             return [folder]
@@ -69,7 +69,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _bytes(path: Path) -> int:
-    """Of all files, links not followed; what can't be read counts nothing."""
+    """Bytes of all files. Links aren't followed; files that can't be read don't count."""
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:

@@ -1,4 +1,4 @@
-"""``plan``: what a switch would load, or the slowest one; reads a bundle without torch and loads nothing."""
+"""``plan``: what a switch would load, or which one is slowest. It reads a bundle without torch and loads nothing."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def plan(
 ) -> None:
     """Show what a switch would load, how long it would take and the memory it needs; loads nothing.
 
-    With `--worst`, the slowest switch from a task to another with none but the old task's pages in memory, as few as a
-    budget can have kept, and the slowest start with nothing in memory; of the tasks that fit into the budget.
-    No switch takes longer than "at most", whatever else is in memory: pages that are there may cut a read in two.
+    With `--worst`: the slowest switch between two tasks when only the old task's pages are in memory, and the slowest
+    start when nothing is; only tasks that fit into the budget count. No switch takes longer than "at most", whatever
+    else is in memory: a page that is there already may cut a read in two.
 
     Example: `weightpager plan assistant.bundle --from spam --to topic --storage 300MB/s`
     """
@@ -65,7 +65,7 @@ def plan(
 
 
 def _slowest(bundle: Bundle, tasks: Sequence[str], model: StorageModel, slots: int | None) -> list[SwitchCost]:
-    """From one of the tasks to another, if there are two; and from an empty arena."""
+    """The slowest switch between two of the tasks, if there are two; and the slowest one from an empty arena."""
     pairs = [switch_cost(bundle, a, b, model, slots) for a in tasks for b in tasks if a != b]
     starts = [switch_cost(bundle, None, name, model, slots) for name in tasks]
     return [max(costs, key=lambda cost: cost.most_seconds) for costs in (pairs, starts) if costs]

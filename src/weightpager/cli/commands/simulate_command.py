@@ -1,4 +1,4 @@
-"""``simulate``: what a trace of switches would wait for, on a device that needn't be there."""
+"""``simulate``: how long the switches of a trace would wait on a device that needn't be there."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def simulate(
 ) -> None:
     """Replay a trace of switches in virtual time, to size a device before it is bought; loads nothing.
 
-    Policy and bookkeeping are those of the engine, only storage is a model. A trace given by name has tasks of its own,
-    which stand for the bundle's in their order.
+    Policy and bookkeeping are those of the engine; only the storage is a model. A trace given by name has tasks of its
+    own: the first one stands for the bundle's first task, and so on.
 
     Example: `weightpager simulate assistant.bundle --trace day.jsonl --budget 48MiB --storage 300MB/s --max-wait 20`
     """

@@ -1,4 +1,4 @@
-"""``repack`` and ``gc``: they tidy a bundle up after tasks have come and gone."""
+"""``repack`` and ``gc``: they tidy up a bundle after tasks have come and gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ps``: the servers of this user that run."""
+"""``ps``: the running servers of this user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weightpager.errors import WeightpagerError
 from weightpager.server.http.presence import Presence, running
 
 _SECONDS = 3.0
-"""That a server may take to answer."""
+"""Seconds that a server may take to answer."""
 
 
 def ps(
@@ -45,7 +45,7 @@ def ps(
 
 
 def _facts(presence: Presence, token: str | None) -> dict[str, Any]:
-    """What a server says of itself; with why not, where it doesn't."""
+    """What a server says of itself, or why it says nothing."""
     facts: dict[str, Any] = presence.model_dump() | dict.fromkeys(("budget", "memory", "current", "waiting", "problem"))
     try:
         state = read_status(presence.url, token, timeout=_SECONDS)

@@ -1,4 +1,4 @@
-"""``top``: what a server does, live in a terminal."""
+"""``top``: what a server does, shown live in a terminal."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def read_status(url: str, token: str | None = None, timeout: float = 10.0) -> St
     """A server's state, if it answers within ``timeout`` seconds.
 
     Raises:
-        ConfigError: the URL is none of HTTP.
+        ConfigError: the URL isn't one of HTTP.
         WeightpagerError: no weightpager server answers there, or it asks for a token.
     """
     content = _fetch(url, token, timeout)
@@ -94,15 +94,15 @@ def _fetch(url: str, token: str | None, timeout: float) -> bytes:
 
 
 def _checked(url: str) -> str:
-    """The URL, if it is one that may be asked.
+    """The URL.
 
     Raises:
-        ConfigError: it isn't.
+        ConfigError: it isn't one of HTTP.
     """
     try:
         parts = urlsplit(url)
         well = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and _PRINTABLE.fullmatch(url)
-    except ValueError:  # an address or a port that is none
+    except ValueError:  # the address or the port isn't one
         well = False
     if not well:
         raise ConfigError(f"expected the URL of a server, such as http://127.0.0.1:8000, found {url!r}")

@@ -1,4 +1,4 @@
-"""A server's state as ``weightpager top`` shows it: as much as fits into the terminal, the most telling first."""
+"""A server's state as ``weightpager top`` shows it: as much as fits into the terminal, the most important first."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SWITCHES = 8
 _LEAST_SWITCHES = 2
 _FORETOLD = 4
 _NAME = 18
-"""Most characters of a task's name where there is little room."""
+"""Characters of a task's name, at most, if there is little room."""
 
 _FRAME = 10
-"""Lines besides those of tasks and switches, and a bar that is drawn where there is room for it."""
+"""Lines besides those of tasks and switches, without the bar, which is drawn if there is room for it."""
 
 _BESIDE_LAYERS = _NAME + 32
 """Characters of a task's other columns."""
@@ -38,7 +38,7 @@ def view(found: Status, width: int, height: int | None = None) -> RenderableType
     Args:
         found: the state.
         width: of the terminal, in characters.
-        height: in lines; None for no end.
+        height: in lines; None for any.
     """
     tasks, switches = _rows(len(found.tasks), min(_SWITCHES, len(found.switches)), height)
     # Padded, the bar ends its line.
@@ -55,7 +55,7 @@ def view(found: Status, width: int, height: int | None = None) -> RenderableType
 
 
 def _rows(tasks: int, switches: int, height: int | None) -> tuple[int, int]:
-    """How many tasks and how many switches there is room for."""
+    """How many tasks and how many switches the terminal has room for."""
     if height is None:
         return tasks, switches
     room = max(_LEAST_SWITCHES + 1, height - _FRAME)
@@ -128,7 +128,7 @@ def _foremost(found: Status, count: int) -> Sequence[TaskStatus]:
 
 
 def _fitting(layers: Sequence[tuple[int, int]], room: int) -> list[tuple[int, int]]:
-    """The layers, or where there are more than there is room for, neighbours put together."""
+    """The layers; if there is no room for all of them, neighbours are put together."""
     count = min(len(layers), max(1, room))
     edges = [len(layers) * number // count for number in range(count + 1)] if count else [0]
     groups = [layers[start:end] for start, end in pairwise(edges)]

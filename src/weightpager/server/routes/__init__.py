@@ -1,1 +1,1 @@
-"""Bodies in, answers out: of OpenAI's routes, the admin's, and those that look on. A route is a file and its schema."""
+"""HTTP routes: OpenAI's, the admin's, and those that only look. Adding one takes a file here and a file in `schema`."""

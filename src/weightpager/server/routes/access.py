@@ -14,13 +14,13 @@ _BEARER = {"WWW-Authenticate": "Bearer"}
 
 
 async def service_of(request: Request) -> Service:
-    """What serves the application."""
+    """The application's service."""
     found: Service = request.app.state.service
     return found
 
 
 Serving = Annotated[Service, Depends(service_of)]
-"""As an argument of a route."""
+"""The type of a route's argument that gets the service."""
 
 
 async def user(request: Request, service: Serving) -> None:
@@ -51,7 +51,7 @@ async def admin(request: Request, service: Serving) -> None:
 
 def _brings(request: Request, *tokens: str | None) -> bool:
     scheme, _, found = request.headers.get("authorization", "").partition(" ")
-    # Every token is compared, whatever the others say: time tells nothing.
+    # Every token is compared, whatever the others gave, so that the time taken tells nothing.
     matches = [hmac.compare_digest(found.encode(), token.encode()) for token in tokens if token is not None]
     return scheme.lower() == "bearer" and any(matches)
 

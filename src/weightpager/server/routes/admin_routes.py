@@ -1,6 +1,6 @@
-"""What only the admin may do. What changes something happens between two batches, when no task is in use.
+"""Routes that only the admin may use. Changes wait for a moment between two steps, when no task is in use.
 
-Prefetching doesn't wait for that: it changes nothing for the tasks in use.
+Prefetching doesn't wait, since it changes nothing for the tasks in use.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def load(body: TaskBody, service: Serving) -> Loaded:
 
 @router.post("/pin")
 async def pin(body: TaskBody, service: Serving) -> Loaded:
-    """Load a task and keep its pages until it is unpinned as often."""
+    """Load a task, and keep its pages until it has been unpinned as often as it was pinned."""
     service.task(body.task)
     return await _loading(service, body.task, lambda: service.engine.pin(body.task))
 
@@ -71,10 +71,10 @@ async def budget(body: BudgetBody, service: Serving) -> BudgetAnswer:
 
 @router.post("/reload")
 async def reload(service: Serving) -> Reloaded:
-    """Take over what has become of the bundle since: tasks that were added, removed, or compiled anew."""
+    """Take over changes of the bundle on disk: tasks that were added, removed or compiled anew."""
     try:
         change = await _between(service, service.reload)
-    except BundleError as error:  # the admin may know, and mend, what lies there; the server goes on with what it has
+    except BundleError as error:  # the admin can mend what lies there; the server goes on with the bundle that it has
         raise ConflictError(f"the server goes on with the bundle that it has: {error}", code="bundle") from error
     return Reloaded(added=list(change.added), removed=list(change.removed), changed=list(change.changed))
 
@@ -109,7 +109,7 @@ async def _between(service: Service, act: Callable[[], _Result]) -> _Result:
 
 @contextmanager
 def _conflicts() -> Iterator[None]:
-    """What there is no room for: not a matter of trying again, as it would be in a user's request."""
+    """Say that there is no room as a wrong request: unlike a user, the admin gains nothing by asking again."""
     try:
         yield
     except (BudgetError, BusyError) as error:

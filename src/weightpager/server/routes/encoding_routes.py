@@ -46,7 +46,7 @@ async def model(name: str, service: Serving) -> Model:
 
 @router.post("/embeddings")
 async def embeddings(body: EmbeddingBody, request: Request, service: Serving) -> EmbeddingList:
-    """The mean over a text's tokens of the last hidden state below the task's head; any task on texts has one."""
+    """Vectors of texts: the last hidden state below the task's head, averaged over tokens. Any task on texts has it."""
     task = service.task(body.model)
     texts, given = service.texts, separate(body.input)
     async with exchange(service, request, task, len(given)) as events:
@@ -62,7 +62,7 @@ async def embeddings(body: EmbeddingBody, request: Request, service: Serving) ->
 
 @router.post("/classifications")
 async def classifications(body: ClassificationBody, request: Request, service: Serving) -> ClassificationList:
-    """Classes of texts or images, or tags of words: weightpager's own, as OpenAI has no such route."""
+    """Classes of texts or images, or tags of words. The route is weightpager's own; OpenAI has none for it."""
     task = service.task(body.model)
     given = [body.input] if isinstance(body.input, str) else body.input
     if kind_of(task.kind).writes:
@@ -77,7 +77,7 @@ async def classifications(body: ClassificationBody, request: Request, service: S
 
 
 def separate(given: TextsOrIds) -> list[str | list[int]]:
-    """One or several texts, or what a client has split into tokens itself."""
+    """The inputs of a request as a list: each is a text, or the token ids that a client sends in its place."""
     if isinstance(given, str):
         return [given]
     numbers = [item for item in given if isinstance(item, int)]

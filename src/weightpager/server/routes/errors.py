@@ -49,7 +49,7 @@ _KINDS: tuple[tuple[type[WeightpagerError], int, str, str | None], ...] = (
 )
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 GONE = 499
-"""What nginx's log has where the client went away before the answer."""
+"""The status that nginx logs when a client goes away before the answer."""
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": words}
@@ -57,11 +57,11 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         400: "The request is wrong.",
         401: "The token is missing or wrong.",
         404: "The bundle has no such task.",
-        409: "What there is forbids it.",
+        409: "The server's present state forbids it.",
         413: "The body is too large.",
         422: "The request is wrong.",
         429: "Too many requests wait; `Retry-After` says when to ask again.",
-        503: "Not now; `Retry-After` says when to ask again.",
+        503: "The server can't do it now; `Retry-After` says when to ask again.",
         504: "The request took too long.",
         507: "The server's budget never holds the task.",
     }.items()
@@ -70,7 +70,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def register(app: FastAPI, retry_after: int) -> None:
-    """Answer every error in OpenAI's form; what nobody foresaw is `RequestLog`'s to answer."""
+    """Answer every known error in OpenAI's form; `RequestLog` answers the others."""
     retry = {"Retry-After": str(retry_after)}
     headers = {429: retry, 503: retry, 507: {"x-should-retry": "false"}}  # OpenAI's clients retry other errors from 500
 
@@ -101,18 +101,18 @@ def register(app: FastAPI, retry_after: int) -> None:
 
 
 def _first(problems: Sequence[Any]) -> tuple[str | None, str]:
-    """The field that is to blame, and why. Of the forms that a field may have, the one that was followed furthest."""
+    """The field that is to blame, and why. If the field may have several forms, the one that fits furthest is meant."""
     field = problems[0]["loc"][:2]
     found = max((problem for problem in problems if problem["loc"][:2] == field), key=lambda one: len(one["loc"]))
     if found["type"] == "json_invalid":
         return None, f"expected JSON, found none from character {found['loc'][-1]} on"
-    # What pydantic adds of its own, such as the name of a form, is no name of a field.
+    # pydantic adds names of its own to the path, such as that of a form; they name no field.
     path = [str(part) for part in found["loc"][1:] if isinstance(part, int) or part.isidentifier()]
     return ".".join(path) or None, str(found["msg"]).removeprefix("Value error, ")
 
 
 def _said(request: Request, error: HTTPException) -> str:
-    """What an error of the framework's says, in our words where its own tell nothing."""
+    """The text of a framework's error, in our words where its own say nothing."""
     cause = error.__cause__
     if isinstance(cause, UnicodeDecodeError):
         return f"body: expected JSON in UTF-8, found the byte {cause.object[cause.start]:#04x} at {cause.start}"
@@ -125,11 +125,11 @@ def _said(request: Request, error: HTTPException) -> str:
 
 
 def describe(error: Exception, field: str = "model") -> tuple[int, ErrorDetail]:
-    """An error's status and body. What isn't the client's to know goes to the log only.
+    """An error's status and body. An error that clients shouldn't see goes to the log only.
 
     Args:
         error: whatever was raised.
-        field: of the request, in which a task is named.
+        field: of the request, that names the task.
     """
     for kind, status, name, code in _KINDS:
         if isinstance(error, kind):
@@ -142,6 +142,6 @@ def describe(error: Exception, field: str = "model") -> tuple[int, ErrorDetail]:
 
 
 def answer(status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The response. Text that came from a client is shown as far as it is Unicode."""
+    """The response. Characters from a client that aren't Unicode are replaced."""
     shown = detail.model_copy(update={"message": detail.message.encode("utf-8", "replace").decode()})
     return JSONResponse(ErrorAnswer(error=shown).model_dump(), status, headers=dict(headers or {}))

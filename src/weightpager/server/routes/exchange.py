@@ -1,4 +1,4 @@
-"""A request's side of its jobs: events from the worker's thread, an end when the client goes away."""
+"""Between a request and its jobs: it brings events from the worker's thread, and ends when the client goes away."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from weightpager.server.scheduling.job import Done, Event, Failed, Job
 from weightpager.server.scheduling.service import Service
 
 _GRACE = 1.0
-"""Seconds that the worker has to say itself that a request's time is over."""
+"""Seconds beyond a request's time in which the worker may say itself that it is over."""
 
 _TOO_LONG = "the request took longer than the server gives it"
 _Result = TypeVar("_Result")
 
 
 class ClientGoneError(Exception):
-    """Nobody reads the answer any more."""
+    """The client has gone away: nobody reads the answer."""
 
 
 class Exchange:
     """Events of one request's jobs, in the order in which they happened."""
 
     def __init__(self, deadline: float) -> None:
-        """``deadline`` by `time.monotonic`."""
+        """``deadline`` is by `time.monotonic`."""
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._gone = self._loop.create_future()
@@ -40,8 +40,8 @@ class Exchange:
         self.jobs: list[Job] = []
 
     def listen(self, event: Event) -> None:
-        """From the worker's thread: never waits, as events pile up here and not there."""
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody wants to know
+        """Take an event from the worker's thread. It never waits: events pile up here, not there."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, so nobody waits for events
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def until_gone(self, request: Request) -> None:
@@ -53,11 +53,11 @@ class Exchange:
         self._events.put_nowait(None)
 
     async def during(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        """What comes of some work that goes before the jobs; it is cancelled if nobody waits for it any more.
+        """The result of work that comes before the jobs. The work is cancelled if the client goes away.
 
         Raises:
             RequestTimeoutError: it wasn't done in time.
-            ClientGoneError: nobody wants it any more.
+            ClientGoneError: the client has gone away.
             Exception: whatever the work raises.
         """
         task = asyncio.ensure_future(work)
@@ -73,11 +73,11 @@ class Exchange:
             task.cancel()
 
     def submit(self, service: Service, task: TaskEntry, works: Sequence[Work]) -> None:
-        """Queue what was read. Errors are those of `Service.submit`."""
+        """Queue the works that were read. Errors are those of `Service.submit`."""
         self.jobs = service.submit(task, works, self.listen, self._deadline)
 
     def cancel(self) -> None:
-        """Nobody wants the jobs any more."""
+        """Cancel the jobs."""
         for job in self.jobs:
             job.cancel()
 
@@ -86,12 +86,12 @@ class Exchange:
 
         Raises:
             RequestTimeoutError: none came in time.
-            ClientGoneError: nobody wants it any more.
+            ClientGoneError: the client has gone away.
             Exception: whatever a job failed with.
         """
         left = self._deadline + _GRACE - time.monotonic()
         try:
-            # What is there already is no matter of time: a slow reader gets it however late it asks.
+            # An event that is there already is given however late it is: a slow reader loses nothing.
             event = self._events.get_nowait() if self._events.qsize() else await self._come(left)
         except asyncio.TimeoutError:
             raise RequestTimeoutError(_TOO_LONG) from None
@@ -105,7 +105,7 @@ class Exchange:
         return await asyncio.wait_for(self._events.get(), max(0.0, seconds))
 
     async def outcomes(self, count: int) -> list[Outcome]:
-        """Of all jobs, in their order. Errors are those of `next`."""
+        """The outcomes of all jobs, in the order of the texts. Errors are those of `next`."""
         found: dict[int, Outcome] = {}
         while len(found) < count:
             event = await self.next()
@@ -116,7 +116,7 @@ class Exchange:
 
 @asynccontextmanager
 async def exchange(service: Service, request: Request, task: TaskEntry, texts: int) -> AsyncIterator[Exchange]:
-    """A request's places in the queue, taken before its texts are read; what hasn't ended with the block is cancelled.
+    """Reserve a request's places in the queue, before its texts are read. Jobs that outlive the block are cancelled.
 
     Raises:
         RequestError, QueueFullError, ServerClosedError, TaskTooLargeError: as `Service.admit`.

@@ -1,4 +1,4 @@
-"""Generated texts in the form of each of the two routes."""
+"""Generated texts in the form of each route: of a conversation, or of continuations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from weightpager.server.schema.generation import (
 
 
 def generated(event: Event) -> Generated:
-    """What has come of a text that has ended."""
+    """The outcome of a text that has ended."""
     assert isinstance(event, Done)
     assert isinstance(event.outcome, Generated)
     return event.outcome

@@ -32,7 +32,7 @@ from weightpager.server.schema.generation import (
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(user)], responses=RESPONSES)
 _GREEDY = 1e-3
-"""Temperatures below it draw the likeliest token anyway, and divide scores until they overflow."""
+"""Lower temperatures would draw the likeliest token anyway, and would make scores overflow."""
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -113,7 +113,7 @@ async def _stream(
     texts: int,
     form: ChatFormat | CompletionFormat,
 ) -> AsyncIterator[str]:
-    """Server-sent events. The block that cancels what hasn't ended is left when the client stops reading."""
+    """Server-sent events. When the client stops reading, the block ends and cancels the jobs that are left."""
     async with stack:
         left, tokens = texts, 0
         for chunk in form.opening(texts):

@@ -7,7 +7,7 @@ import time
 
 
 def new_id(prefix: str) -> str:
-    """An id that nobody else has."""
+    """A random id, which no other answer has."""
     return f"{prefix}-{secrets.token_hex(12)}"
 
 

@@ -1,4 +1,4 @@
-"""The server's state in one document: what the page at ``/`` and ``weightpager top`` show."""
+"""The server's state in one document. The page at ``/`` and ``weightpager top`` show it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from weightpager.server.schema.status import (
 )
 
 _MOST_PAGES = 8192
-"""Above that, pages aren't listed one by one."""
+"""If there are more pages than this, they aren't listed one by one."""
 
 
 def status(service: Service) -> Status:
@@ -30,7 +30,7 @@ def status(service: Service) -> Status:
     report, found, waiting = engine.report(), engine.residency(), service.queue.waiting()
     forecast, fetched = engine.forecast(), report.prefetch
     known = engine.bundle.tasks
-    # A reload may have come between: what isn't in both has left, or will be there the next time.
+    # A reload may have come between the two: only tasks that are in both are shown.
     monitor, names = engine.monitor, [name for name in found.needs if name in known]
     return Status(
         version=__version__,

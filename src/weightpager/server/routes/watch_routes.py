@@ -1,4 +1,4 @@
-"""Looking on: health, metrics, the state, and the page that shows it. None of these loads anything."""
+"""Routes that only look: health, metrics, the state, and the page that shows it. None of them loads anything."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def metrics(service: Serving) -> Response:
 @router.get("/status", dependencies=_GUARDED, responses=RESPONSES)
 def status(service: Serving) -> Status:
     """The server's state, as the page and ``weightpager top`` show it."""
-    # Not async: a long history takes a moment to learn from, and nobody else should wait for that.
+    # Not async, so that it runs in a thread: learning from a long history takes a moment, and others shouldn't wait.
     return read_status(service)
 
 

@@ -1,1 +1,1 @@
-"""What waits, what runs together, and the one thread that runs it."""
+"""Which requests wait, which of them run together, and the one thread that runs them."""

@@ -24,7 +24,12 @@ class Batch:
     """
 
     def __init__(self, jobs: Sequence[Job], now: float) -> None:
-        """It begins now, by `time.monotonic`; ``jobs`` are in the order of arrival."""
+        """Begin a batch.
+
+        Args:
+            jobs: of one task and kind, in the order of arrival.
+            now: by `time.monotonic`.
+        """
         for job in jobs:
             job.began = now
         waiting = [job.waiting for job in jobs]
@@ -36,7 +41,7 @@ class Batch:
 
     @property
     def jobs(self) -> Sequence[Job]:
-        """Those that haven't ended."""
+        """The jobs that haven't ended."""
         return [job for job in self._jobs if not job.over]
 
     def step(self, module: nn.Module, tokenizer: Any, until: float) -> int:
@@ -58,10 +63,10 @@ class Batch:
             return self._run.step(until)
 
     def fail(self, error: Exception) -> None:
-        """Tell whoever still waits; the batch is over."""
+        """End the batch: every job that hasn't ended fails with this error."""
         for job in self.jobs:
             job.fail(error)
 
     def paused(self, now: float) -> None:
-        """Others may have a step; this has been ready for another one since now."""
+        """Note that a step has ended: from now on the batch waits for its next one."""
         self.started = replace(self.started, ready=now)

@@ -1,4 +1,4 @@
-"""Which requests may begin, and which of them together: pure."""
+"""Which requests may begin, and which of them begin together. Pure."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from weightpager.answers.generation.forward_size import PIECE
 from weightpager.server.scheduling.policy import Policy
 
 HEAVY = 4 * PIECE
-"""Tokens above which a prompt is heavy: reading it takes so long that only one batch of such is under way at a time."""
+"""Tokens above which a prompt is heavy. Reading one takes long: only one batch of them is under way at a time."""
 
 _MOST_READ = 32 * PIECE
-"""Tokens of a batch's prompts, padding included, unless it is of one."""
+"""Tokens that a batch's prompts may have, padding included. A batch of one prompt may have more."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """One request in the queue; only those of the same task and ``kind`` can run together.
+    """One request in the queue. Requests run together only if their task and ``kind`` are the same.
 
     Attributes:
         task: that it is for.
-        arrived: by any clock.
-        kind: what it can run together with.
-        prompt: tokens to be read.
-        fresh: at most as many are to be generated.
-        cached: whether keys and values are kept for it, and it is done in steps; else it is read at once.
+        arrived: when it came, by any clock.
+        kind: equal for requests that can run together.
+        prompt: tokens to read.
+        fresh: tokens to generate, at most.
+        cached: True if its keys and values are kept and it is done in steps, False if it is read at once.
     """
 
     task: str
@@ -38,7 +38,7 @@ class Waiting:
 
     @property
     def heavy(self) -> bool:
-        """Whether others of its sort must have ended before it begins."""
+        """Whether it begins only when no other heavy request is under way."""
         return self.cached and self.prompt > HEAVY
 
 
@@ -48,10 +48,10 @@ class Started:
 
     Attributes:
         task: that it is for.
-        arrived: its oldest request.
+        arrived: when its oldest request came.
         ready: when its latest step ended.
-        tokens: that its caches may hold.
-        heavy: whether its prompts are.
+        tokens: that its caches may come to hold.
+        heavy: whether one of its requests is.
     """
 
     task: str
@@ -62,10 +62,10 @@ class Started:
 
 
 def beginnable(waiting: Sequence[Waiting], started: Sequence[Started], now: float, policy: Policy) -> list[int]:
-    """Places of the requests that may begin now; all of them while nothing is under way.
+    """Places of the requests that may begin now. While nothing is under way, all of them may.
 
-    Who has waited for longer than ``patience`` begins as soon as caches have room for it, and until then nobody who
-    came later and needs a cache.
+    A request that has waited for longer than ``patience`` begins as soon as the caches have room for it. Until then, no
+    later request that needs a cache may begin.
     """
     found, crowded = [], False
     for place, request in enumerate(waiting):
@@ -83,7 +83,14 @@ def beginnable(waiting: Sequence[Waiting], started: Sequence[Started], now: floa
 def together(
     waiting: Sequence[Waiting], places: Sequence[int], started: Sequence[Started], policy: Policy
 ) -> tuple[int, ...]:
-    """Of requests of one task and kind: the first, and as many others as can run with it, in the order of arrival."""
+    """Places of requests that begin together: the first one, and as many others as can run with it.
+
+    Args:
+        waiting: all requests, in the order of arrival.
+        places: of those that may begin; one task, one kind.
+        started: batches under way.
+        policy: bounds of a batch.
+    """
     first = waiting[places[0]]
     free = _free(started, policy)
     found, sizes = [places[0]], _Sizes(first.prompt, first.fresh, first.prompt)
@@ -98,7 +105,7 @@ def together(
 
 
 def held(batch: Sequence[Waiting]) -> int:
-    """Tokens that a batch's caches may come to hold: what is shorter is padded, and stays until all have ended."""
+    """Tokens that a batch's caches may come to hold. Shorter texts are padded, and stay until all texts have ended."""
     if not batch[0].cached:
         return 0
     return len(batch) * (max(one.prompt for one in batch) + max(one.fresh for one in batch))
@@ -106,7 +113,7 @@ def held(batch: Sequence[Waiting]) -> int:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Of a batch's prompts: the longest, the most that any is continued by, and the shortest."""
+    """Tokens of a batch: of its longest prompt, of its longest continuation, and of its shortest prompt."""
 
     prompt: int
     fresh: int
@@ -117,14 +124,14 @@ class _Sizes:
         return _Sizes(max(self.prompt, request.prompt), fresh, shortest)
 
     def fit(self, texts: int, first: Waiting, free: float, policy: Policy) -> bool:
-        """Whether so many texts, of one kind, make a batch."""
+        """Whether this many texts of one kind make a batch."""
         context = math.inf if policy.context is None else policy.context
         if policy.together is not None and first.prompt <= policy.together:  # as all others are
             context = min(context, policy.together)
         if self.prompt + self.fresh > context:
             return False
         padded = texts * self.prompt
-        if padded > PIECE and self.prompt > 2 * self.shortest:  # somebody would be mostly padding
+        if padded > PIECE and self.prompt > 2 * self.shortest:  # one of them would be mostly padding
             return False
         if first.cached:
             return padded <= _MOST_READ and texts * (self.prompt + self.fresh) <= free

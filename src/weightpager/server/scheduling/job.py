@@ -14,7 +14,7 @@ from weightpager.server.scheduling.batching import Waiting
 
 @dataclass(frozen=True)
 class Delta:
-    """More of a text that is being generated. ``index`` says which of a request's texts."""
+    """A piece of a text that is being generated. ``index`` is the text's number in its request."""
 
     index: int
     text: str
@@ -22,7 +22,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Done:
-    """A text's outcome."""
+    """A text has its outcome."""
 
     index: int
     outcome: Outcome
@@ -30,7 +30,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A text has none."""
+    """A text gets no outcome."""
 
     index: int
     error: Exception
@@ -40,10 +40,10 @@ Event = Delta | Done | Failed
 
 
 class Listener(Protocol):
-    """Who asked. Called from the worker's thread, and must return at once: a slow client can't hold a task."""
+    """Is told what happens to jobs, in the worker's thread. It must return at once: a slow client can't hold a task."""
 
     def __call__(self, event: Event) -> None:
-        """Something happened to a job."""
+        """Take note of what happened to a job."""
 
 
 @dataclass(eq=False)
@@ -51,15 +51,15 @@ class Job:
     """One text of a request.
 
     Attributes:
-        entry: of the task that it is for, as the request was read by it.
+        entry: its task, as it was when the request was read.
         work: to be done.
-        index: of the text in its request.
+        index: number of the text in its request.
         arrived, deadline: by `time.monotonic`.
-        listener: who asked.
-        long: whether shorter texts of its batch would be read in another way for it.
-        cached: whether keys and values are kept for it, and it is done in steps; else it is read at once.
-        began: when its batch began, None before.
-        over: whether the listener has been told how it ended.
+        listener: is told what happens to it.
+        long: whether it would change how shorter texts in its batch are read.
+        cached: True if its keys and values are kept and it is done in steps, False if it is read at once.
+        began: when its batch began; None before.
+        over: whether it has ended, and the listener knows how.
     """
 
     entry: TaskEntry
@@ -81,7 +81,7 @@ class Job:
 
     @property
     def waiting(self) -> Waiting:
-        """As the scheduler sees it."""
+        """The job as the scheduler sees it."""
         work = self.work
         fresh = work.max_new_tokens if isinstance(work, Generate) else 0
         kind = (work.kind, self.long, self.cached)
@@ -89,19 +89,16 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody wants it any more."""
+        """Whether nobody waits for it any more."""
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """Nobody wants it any more: it won't begin, or ends after the forward that is being computed.
-
-        May be called from any thread.
-        """
+        """Give it up: it won't begin, or it ends after the forward that is being computed. Any thread may call this."""
         self._cancelled.set()
 
     def given_up(self, now: float) -> bool:
-        """Whether it needs no more work: it is over, nobody waits for it, or its time is up. The listener is told."""
-        if not self.over and self.cancelled:  # or nobody listens
+        """Whether it needs no more work: it is over, it was cancelled, or its time is up. The listener is told."""
+        if not self.over and self.cancelled:  # the server stops, or the client has gone and doesn't read this
             self.fail(ServerClosedError("the server is shutting down; ask again when it is back"))
         elif not self.over and now > self.deadline:
             late = "the request waited longer" if self.began is None else "the request took longer"
@@ -109,15 +106,15 @@ class Job:
         return self.over
 
     def more(self, text: str) -> None:
-        """Tell the listener how its text goes on."""
+        """Tell the listener the next piece of its text."""
         self.listener(Delta(self.index, text))
 
     def fail(self, error: Exception) -> None:
-        """Tell the listener that it has no outcome."""
+        """End the job, and tell the listener why there is no outcome."""
         self._end(Failed(self.index, error))
 
     def done(self, outcome: Outcome) -> None:
-        """Tell the listener what has come of it."""
+        """End the job, and tell the listener its outcome."""
         self._end(Done(self.index, outcome))
 
     def _end(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""What waits for the worker: bounded, emptied as the scheduler says."""
+"""The queue before the worker: it is bounded, and the scheduler says which jobs leave it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Command = Callable[[], None]
 
 @dataclass(frozen=True)
 class Taken:
-    """Jobs that begin together, or the number of the batch under way that goes on."""
+    """Jobs that begin together; or, if ``run`` is a number, the batch under way that goes on."""
 
     jobs: list[Job]
     run: int | None
 
 
 class JobQueue:
-    """At most ``limit`` jobs in the order of arrival, and commands, which go first. Safe for several threads."""
+    """At most ``limit`` jobs in the order of arrival, and commands, which go first. Several threads may use it."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -36,12 +36,12 @@ class JobQueue:
         self._closed = False
 
     def reserve(self, count: int) -> None:
-        """Places for a request's texts, all or none, before anything is done for them.
+        """Reserve places for all texts of a request, before any work is done for them.
 
         Raises:
-            RequestError: there never is room for so many.
-            QueueFullError: there isn't room for all.
-            ServerClosedError: nothing is taken any more.
+            RequestError: the queue never has room for so many.
+            QueueFullError: the queue has no room for all of them now.
+            ServerClosedError: the queue is closed.
         """
         with self._changed:
             self._check_open()
@@ -54,15 +54,15 @@ class JobQueue:
             self._reserved += count
 
     def give_up(self, count: int) -> None:
-        """So many reserved places aren't needed."""
+        """Free places that were reserved."""
         with self._changed:
             self._reserved -= count
 
     def put(self, jobs: Sequence[Job]) -> None:
-        """Jobs, in as many reserved places.
+        """Queue jobs in places that were reserved for them.
 
         Raises:
-            ServerClosedError: nothing is taken any more; the places are still reserved.
+            ServerClosedError: the queue is closed; the places stay reserved.
         """
         with self._changed:
             self._check_open()
@@ -71,10 +71,10 @@ class JobQueue:
             self._changed.notify()
 
     def command(self, command: Command) -> None:
-        """Have something done between two batches.
+        """Have a command run between two steps.
 
         Raises:
-            ServerClosedError: nothing is taken any more.
+            ServerClosedError: the queue is closed.
         """
         with self._changed:
             self._check_open()
@@ -82,10 +82,13 @@ class JobQueue:
             self._changed.notify()
 
     def take(self, choose: Callable[[Sequence[Job]], Plan]) -> Command | Taken | None:
-        """Wait for something to do: a command, jobs that begin, or a batch that goes on.
+        """Wait for something to do: a command, jobs that begin, or a batch that goes on. Cancelled jobs are dropped.
 
-        None once the queue is closed and ``choose`` finds nothing. Jobs that were cancelled are dropped. Times of
-        ``choose`` are those of `time.monotonic`.
+        Args:
+            choose: which jobs begin, or which batch goes on; times are those of `time.monotonic`.
+
+        Returns:
+            What to do; None once the queue is closed and ``choose`` finds nothing.
         """
         with self._changed:
             while True:
@@ -100,12 +103,12 @@ class JobQueue:
                 self._changed.wait(None if plan.again == math.inf else max(0.0, plan.again - time.monotonic()))
 
     def waiting(self) -> dict[str, int]:
-        """How many wait, by task."""
+        """How many jobs wait, by task."""
         with self._changed:
             return dict(Counter(job.task for job in self._jobs if not job.cancelled))
 
     def close(self) -> list[Job]:
-        """Take nothing any more; the jobs that were waiting, which won't be taken either."""
+        """Close the queue. The jobs that were waiting leave it, and are returned."""
         with self._changed:
             self._closed = True
             left, self._jobs = self._jobs, []
@@ -114,7 +117,7 @@ class JobQueue:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing is taken any more."""
+        """Whether `close` was called."""
         return self._closed
 
     @property

@@ -1,4 +1,4 @@
-"""What requests are grouped by, and the bound on waiting that follows from it."""
+"""How requests are grouped, and the longest wait that follows from it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from weightpager.errors import ConfigError
 
 @dataclass(frozen=True)
 class Policy:
-    """What requests are grouped by.
+    """How requests are grouped.
 
     Attributes:
         patience: seconds after which a waiting task is overdue.
-        linger: seconds that a switch which must load waits for more requests of its task, at most as long as
-            ``patience``; a full batch doesn't wait.
+        linger: seconds that a switch that has to load pages waits for more requests of its task. It waits no longer
+            than ``patience``, and a full batch doesn't wait.
         turn: requests after which an overdue task may interrupt the current one.
-        turn_seconds: or after which time.
-        step: seconds after which work that takes many forwards lets others have one.
-        batch: requests that run together; 1 makes answers independent of who else asks, bit for bit.
-        runs: batches of a task that may be under way at a time, unless a request has lost its patience.
-        room: tokens that caches may hold together: for each text the longest prompt of its batch and as many more as
-            any of the batch may have. None for any number.
-        context: tokens that the model can read; the longest prompt of all and as many more as any may have are no
-            more, since what is finished is fed padding until all are. None for any number.
-        together: the same where a prompt isn't longer than this: more tokens would change how it is read. None for
-            as many as ``context``.
-        activations: what a forward takes; batches that are read at once are kept within what one may. None for any.
-        order: ``grouped`` by task, or by ``arrival``, which is what grouping is measured against.
+        turn_seconds: seconds after which it may, too.
+        step: seconds after which work of many forwards lets other work have a step.
+        batch: requests that run together, at most; with 1, answers don't depend on other requests, bit for bit.
+        runs: batches of a task that may be under way at a time; a request that has lost its patience may exceed it.
+        room: tokens that all caches may hold together; None for any number. A batch holds, for each of its texts, as
+            many tokens as its longest prompt and its longest continuation have.
+        context: tokens that the model can read; None for any number. A batch's longest prompt and longest continuation
+            fit into it together, because a text that has ended is fed padding until all have.
+        together: the limit instead of ``context`` for batches whose prompts aren't longer than this: more tokens would
+            change how these are read. None where there is no such limit.
+        activations: memory that a forward takes, which bounds batches that are read at once; None for no bound.
+        order: ``grouped`` by task; or by ``arrival``, to measure what grouping gains.
     """
 
     patience: float = 2.0
@@ -57,16 +57,16 @@ class Policy:
             raise ConfigError(f"order: expected 'grouped' or 'arrival', got {self.order!r}")
 
     def longest_wait(self, tasks: int, step_seconds: float, switch_seconds: float, ahead: int = 0) -> float:
-        """Seconds after which a request of one of so many tasks has begun, however many others there are.
+        """Seconds within which a request begins, however many requests other tasks have.
 
         Args:
-            tasks: that are asked for.
-            step_seconds: of the longest step: a batch that is read at once, or as much as `step` and one more forward.
+            tasks: how many are asked for.
+            step_seconds: of the longest step: a batch that is read at once, or ``step`` and one more forward.
             switch_seconds: of the longest switch.
-            ahead: requests and batches under way of its own task that were there before it.
+            ahead: requests and batches under way of its own task that came before it.
         """
         others = (tasks - 1) * (self.turn_seconds + step_seconds) + tasks * switch_seconds
         spent = ahead * step_seconds / self.turn_seconds if self.turn_seconds else ahead
         turns = 1 + math.floor(min(ahead, max(spent, ahead / self.turn)))
-        # One step is under way, which may have switched, when the request comes; then there are rounds of the tasks.
+        # When the request comes, one step is under way, and may just have switched. Then the tasks have their turns.
         return self.patience + switch_seconds + (1 + ahead) * step_seconds + turns * others

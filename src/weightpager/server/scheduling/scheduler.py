@@ -1,15 +1,16 @@
-"""Which task runs next, and which of its work: pure, tested without threads or an engine.
+"""Which task runs next, and which of its requests. Pure: it is tested without threads or an engine.
 
-Work of the current task goes first, since it needs no switch; then that of tasks that are in memory anyway or have
-begun; then whoever has waited longest. Once the oldest request of a task has waited for ``patience``, the task is
-*overdue*: as soon as the current turn is over, the overdue task that was served longest ago gets the next one. Within
-a task, whoever has been ready for longest goes first: a request since it came, a batch under way since its latest step.
-So a request that had no other of its task before it is begun after at most
+The current task goes first, since it needs no switch; then tasks that are in memory or have a batch under way; then the
+task that has waited longest. A task is *overdue* once its oldest request has waited for ``patience``. When the current
+turn is over, the next one goes to the overdue task that was served longest ago. Within a task, the work that has been
+ready for longest goes first: a request is ready when it comes, a batch under way when its latest step ends.
+
+So a request that is the first one of its task begins after at most
 
     patience + (tasks − 1) × (turn_seconds + a step) + a step + (tasks + 1) × a switch
 
-whatever the others ask for: before its turn there is the rest of a step, and at most one turn of every other task.
-`Policy.longest_wait` says what others before it add to that.
+whatever other tasks are asked for: the rest of a step comes before its turn, and at most one turn of every other task.
+`Policy.longest_wait` says what earlier requests of the same task add to that.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from weightpager.server.scheduling.policy import Policy
 
 @dataclass(frozen=True)
 class Turn:
-    """The current task, since when and for how many requests; and when each task was served last."""
+    """The current task: since when it has its turn, and how many requests it has begun; when each task was served."""
 
     task: str | None = None
     since: float = 0.0
@@ -32,18 +33,25 @@ class Turn:
     served_at: Mapping[str, float] = field(default_factory=dict)
 
     def after(self, task: str, served: int, start: float, end: float) -> Turn:
-        """A step of a task was run, from a time to another, in which so many requests began."""
+        """The turn after a step of a task.
+
+        Args:
+            task: whose step it was.
+            served: requests that began with it.
+            start: of the step.
+            end: of the step.
+        """
         times = {**self.served_at, task: end}
         if task == self.task:
             return Turn(task, self.since, self.served + served, times)
         return Turn(task, start, served, times)
 
     def is_over(self, now: float, policy: Policy) -> bool:
-        """Whether an overdue task may interrupt."""
+        """Whether an overdue task may interrupt it."""
         return self.served >= policy.turn or now - self.since >= policy.turn_seconds
 
     def renewed(self, now: float) -> Turn:
-        """The same task has another turn."""
+        """Another turn of the same task."""
         return Turn(self.task, now, 0, self.served_at)
 
 
@@ -52,9 +60,9 @@ class Plan:
     """What to do now.
 
     Attributes:
-        places: of the requests in the queue that begin together.
-        run: the number of the batch under way that has its next step instead.
-        again: when to look again, where there is neither.
+        places: in the queue, of the requests that begin together.
+        run: the number of the batch under way that takes its next step instead; None if requests begin.
+        again: when to look again, if there is nothing to do now.
     """
 
     places: tuple[int, ...] = ()
@@ -76,8 +84,8 @@ def next_batch(
         waiting: in the order of arrival.
         turn: the current one.
         now: on the clock of arrivals.
-        policy: what requests are grouped by.
-        resident: tasks that need no loading.
+        policy: how requests are grouped.
+        resident: tasks that are in memory.
         started: batches under way.
     """
     places = beginnable(waiting, started, now, policy)
@@ -108,7 +116,7 @@ def next_task(
     resident: Collection[str] = (),
     started: Sequence[Started] = (),
 ) -> str:
-    """The task whose turn it is; at least one request waits that may begin, or one batch is under way."""
+    """The task whose turn it is. There must be a request that may begin, or a batch under way."""
     oldest: dict[str, float] = {}
     ready: list[Waiting | Started] = [*waiting, *started]
     for one in ready:
@@ -123,13 +131,13 @@ def next_task(
 
 
 def _longest_ready(started: Sequence[Started], task: str | None = None) -> int | None:
-    """The number of the batch that has been ready for longest, of a task or of all."""
+    """The number of the batch that has been ready for longest, among those of a task or among all."""
     own = [number for number, run in enumerate(started) if task in (None, run.task)]
     return min(own, key=lambda number: started[number].ready, default=None)
 
 
 def _by_arrival(waiting: Sequence[Waiting], places: Sequence[int], policy: Policy, started: Sequence[Started]) -> Plan:
-    """Whoever has been ready for longest; of requests, those right behind it that can run with it."""
+    """The work that has been ready for longest; with a request, those right behind it that can run with it."""
     run = _longest_ready(started)
     if run is not None and not (places and waiting[places[0]].arrived < started[run].ready):
         return Plan(run=run)
@@ -143,5 +151,5 @@ def _by_arrival(waiting: Sequence[Waiting], places: Sequence[int], policy: Polic
 
 
 def _unbroken(places: Sequence[int], batch: Sequence[int]) -> tuple[int, ...]:
-    """The part of a batch before which nobody was left out."""
+    """The beginning of a batch, up to the first request that was left out."""
     return tuple(place for place, chosen in zip(places, batch, strict=False) if place == chosen)

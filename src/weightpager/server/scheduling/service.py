@@ -1,4 +1,4 @@
-"""An engine with a queue before it: what the routes talk to."""
+"""The service that the routes talk to: an engine with a queue before it."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from weightpager.server.statistics.metrics import Metrics
 _log = logging.getLogger(__name__)
 
 _STUCK = 10.0
-"""Seconds that no step should take: requests are better sent elsewhere."""
+"""Seconds that a step may take. With a longer one the server isn't ready, and a balancer sends requests elsewhere."""
 
 _LAST = 3.0
-"""Seconds that the worker has to end once it is told to, and as many to be cut off."""
+"""Seconds that the worker has to end by itself, and again once the engine is closed under it."""
 
 
 class Service:
@@ -51,7 +51,7 @@ class Service:
     Attributes:
         engine: closed with the service.
         settings: how it serves.
-        inputs: what requests are read by.
+        inputs: reads requests' texts or images.
         queue, worker, metrics: of this server.
         started: seconds since 1970.
     """
@@ -83,7 +83,7 @@ class Service:
         self.worker.start()
 
     def fits(self, task: str) -> bool:
-        """Whether the budget, as it is now, ever holds a task.
+        """Whether the present budget has room for a task.
 
         Raises:
             UnknownTaskError: there is none of that name.
@@ -95,7 +95,7 @@ class Service:
         return True
 
     def warn_of_missing(self) -> None:
-        """Say in the log which tasks can't run, and the budget that holds each."""
+        """Log a warning for every task that can't run; it names the budget that the task needs."""
         for task in self.engine.bundle.tasks:
             try:
                 self.engine.check_fits(task)
@@ -109,12 +109,12 @@ class Service:
 
     @property
     def stuck(self) -> bool:
-        """Whether the worker has been busy with one thing, such as a load, for longer than a request should wait."""
+        """Whether one step or load has kept the worker busy for longer than a request should wait."""
         return self.worker.busy > min(_STUCK, self.settings.timeout)
 
     @property
     def texts(self) -> TextInputs:
-        """Texts to token ids.
+        """Reads texts into token ids.
 
         Raises:
             RequestError: the bundle's tasks read images.
@@ -157,8 +157,8 @@ class Service:
         Args:
             task: that they are for.
             works: one for each text.
-            listener: hears of each by its place in ``works``.
-            deadline: by `time.monotonic`; the whole time of a request from now on if None.
+            listener: is told of each by its number in ``works``.
+            deadline: by `time.monotonic`; None gives the request its whole time from now on.
 
         Raises:
             RequestError: one is too long.
@@ -182,28 +182,28 @@ class Service:
         self.warn_of_missing()
 
     def reload(self) -> BundleChange:
-        """Take over what has become of the bundle; only in the worker's own thread. Errors are those of the engine."""
+        """Take over changes of the bundle; only in the worker's own thread. Errors are those of the engine."""
         change = self.engine.reload()
         self._limit = self._text_limit()
         if self.inputs.vocabulary is not None:
-            # Tasks may compute in wider numbers now.
+            # Tasks may compute in a wider dtype now.
             self.inputs.vocabulary.most_cached = _room(self.engine, self._config)
         self.worker.policy = self._policy()
         self.warn_of_missing()
         return change
 
     def retry_after(self) -> int:
-        """Seconds after which a client that was turned away may try again."""
+        """Seconds after which a client whose request was refused may try again."""
         return max(1, round(self.settings.policy.patience))
 
     def close(self) -> None:
-        """Refuse what waits, have what is under way end, and close the engine.
+        """Refuse the jobs that wait, end those under way, and close the engine.
 
-        What can't be stopped within some seconds is left behind in its thread; then the worker is still alive.
+        Work that doesn't end within some seconds is left behind in its thread; the worker is still alive then.
         """
         self.inputs.close()
         self.worker.stop(timeout=_LAST)
-        # The engine waits for the layer that is being computed, and the next one finds it closed: not in this thread.
+        # Closing waits for the layer that is being computed, which may take long: it has a thread of its own.
         closing = threading.Thread(target=self.engine.close, name="weightpager-close", daemon=True)
         closing.start()
         closing.join(_LAST)
@@ -232,7 +232,7 @@ class Service:
         return TextLimit(tokens, in_pieces, Activations.of(self._config, widest))
 
     def _policy(self) -> Policy:
-        """With what the model and the KV reserve have room for."""
+        """The settings' policy, with the bounds that the model and the KV reserve set."""
         read, limit = self.inputs.vocabulary, self._limit
         policy = replace(self.settings.policy, activations=limit.activations)
         if read is None:
@@ -250,7 +250,7 @@ def _texts(engine: Engine, config: Any, settings: Settings) -> TextInputs:
 
 
 def _room(engine: Engine, config: Any) -> int | None:
-    """Tokens that the budget's KV reserve holds; None without one, as caches then are no part of the budget."""
+    """Tokens that the budget's KV reserve holds; None without a reserve: the budget then doesn't cover caches."""
     reserve = engine.report().memory.kv_reserve
     widest = max(engine.dtype(task).itemsize for task in engine.bundle.tasks)
     return reserve // bytes_per_token(config, widest) if reserve else None

@@ -1,4 +1,4 @@
-"""How a server serves: parsed once, frozen, contradictory settings refused."""
+"""A server's settings. They are parsed once and frozen; contradictory ones are refused."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _MAKE_ONE = "'openssl rand -hex 32 > FILE' makes one"
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server serves.
+    """A server's settings.
 
     Attributes:
         policy: which task runs next, and how much of it at once.
         queue: texts that may wait; more are refused.
-        timeout: seconds after which a request is given up, waiting or running.
+        timeout: seconds after which a request is given up, whether it waits or runs.
         grace: seconds that requests have to finish once the server is told to end.
-        most_new_tokens: that one request may ask for.
-        most_text_tokens: of one text, however many the model can read; None for what `default_limit` says.
+        most_new_tokens: that a request may ask for.
+        most_text_tokens: that a text may have; None for what `default_limit` says.
         body_bytes: of the largest request body.
-        token: that requests must bring; None lets everybody in. Never printed.
-        admin_token: that the admin's requests must bring; without one there are no admin routes. Never printed.
+        token: that requests must bring; None asks for none. Never printed.
+        admin_token: that the admin's requests must bring; None makes no admin routes. Never printed.
         remote_admin: whether the admin may come from another machine.
     """
 
@@ -57,7 +57,7 @@ class Settings:
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token in a file, blanks around it cut off; None where there is no file.
+    """The token in a file, without blanks around it; None if there is no path.
 
     Raises:
         ConfigError: there is no such file, or it holds no token of 16 to 512 printable ASCII characters.

@@ -1,4 +1,4 @@
-"""The one thread that switches tasks and runs them: carries out what the scheduler says."""
+"""The one thread that switches tasks and runs them, as the scheduler says."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Worker:
     """Runs jobs of a queue on an engine, step by step, in a thread of its own.
 
     Attributes:
-        policy: what is run next, and together; replaced in the worker's own thread.
+        policy: how requests are grouped; replaced in the worker's own thread.
     """
 
     def __init__(self, engine: Engine, queue: JobQueue, policy: Policy, metrics: Metrics) -> None:
@@ -59,7 +59,7 @@ class Worker:
 
     @property
     def busy(self) -> float:
-        """Seconds since it last looked at the queue; 0 while there is nothing to do."""
+        """Seconds since it last looked at the queue; 0 while it has nothing to do."""
         since = self._since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -68,7 +68,11 @@ class Worker:
         self._thread.start()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Refuse what waits, have what is under way end soon, and return when it has, or after the timeout."""
+        """Refuse the jobs that wait, and end those under way after their present forward.
+
+        Args:
+            timeout: seconds to wait for them; None waits until they have ended.
+        """
         self._stopping = True
         for job in self._queue.close():
             job.fail(ServerClosedError("the server is shutting down; ask again when it is back"))
@@ -77,7 +81,7 @@ class Worker:
         self._thread.join(timeout)
 
     def between(self, act: Callable[[], _Result]) -> Future[_Result]:
-        """Have something done between two steps, while no task is in use.
+        """Have something done in the worker's thread between two steps, while no task is in use.
 
         Raises:
             ServerClosedError: the worker takes nothing any more.
@@ -91,14 +95,14 @@ class Worker:
                 self._active = None
                 self._engine.deactivate()
                 future.set_result(act())
-            except Exception as error:  # noqa: BLE001 - it belongs to who asked
+            except Exception as error:  # noqa: BLE001 - the caller gets it from the future
                 future.set_exception(error)
 
         self._queue.command(command)
         return future
 
     def enter(self, task: str) -> nn.Module:
-        """Switch to a task; only in the worker's own thread, so inside `between`. Errors are those of the engine."""
+        """Switch to a task; only in the worker's own thread (`between`). Errors are those of the engine."""
         before, self._active = self._engine.monitor.current, None
         module = self._engine.activate(task)
         self._active = task
@@ -127,7 +131,7 @@ class Worker:
         return plan
 
     def _serve(self, taken: Taken) -> None:
-        """Have a batch's next step, or the first one of jobs that begin."""
+        """Take the next step of a batch under way, or the first step of jobs that begin."""
         start = time.monotonic()
         batch, begun = (self._batches[taken.run], 0) if taken.run is not None else self._begin(taken.jobs, start)
         if batch is None:
@@ -144,7 +148,7 @@ class Worker:
         self._tell_running()
 
     def _begin(self, jobs: Sequence[Job], now: float) -> tuple[Batch | None, int]:
-        """A batch of those that somebody still waits for, and how many these are."""
+        """A batch of the jobs that somebody still waits for, and their number; None if there are none."""
         jobs = [job for job in jobs if not job.given_up(now) and not self._outdated(job)]
         if not jobs:
             return None, 0
@@ -154,7 +158,7 @@ class Worker:
         return batch, len(jobs)
 
     def _step(self, batch: Batch, begun: int, start: float) -> float:
-        """When it began to compute: a turn begins after its switch."""
+        """Take a step; when it began to compute, since a turn begins after its switch."""
         task = batch.started.task
         ready = batch.started.arrived if begun else batch.started.ready
         waits = [start - job.arrived for job in batch.jobs] if begun else []
@@ -167,7 +171,7 @@ class Worker:
             self._metrics.ran(task, begun, tokens, time.monotonic() - computed)
         except WeightpagerError as error:
             batch.fail(error)
-        except Exception as error:  # noqa: BLE001 - who asked is told, and the next batch may go well
+        except Exception as error:  # noqa: BLE001 - its clients are told, and the next batch may go well
             _log.exception("a batch of task %r failed", task)
             batch.fail(error)
         return computed
@@ -176,7 +180,7 @@ class Worker:
         self._running = [job for batch in self._batches for job in batch.jobs]
 
     def _outdated(self, job: Job) -> bool:
-        """Tell the listener of a job whose task reads other texts, or has other classes, since a reload."""
+        """Whether a reload has changed how the job's task reads or answers; then the job fails."""
         now = self._engine.bundle.tasks.get(job.task)
         if now is None or _read_by(now) == _read_by(job.entry):
             return False
@@ -185,5 +189,5 @@ class Worker:
 
 
 def _read_by(task: TaskEntry) -> tuple[object, ...]:
-    """What a request was read by, and its answer will be written by."""
+    """What a request was read by, and what its answer is written by."""
     return (task.kind, task.classes, task.max_length)

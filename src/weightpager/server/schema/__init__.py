@@ -1,1 +1,1 @@
-"""Bodies of requests and answers: what is taken, and how it is said. Needs neither torch nor a server."""
+"""Bodies of requests and answers. They need neither torch nor a server."""

@@ -10,7 +10,7 @@ from weightpager.server.schema.common import Answer, Body, Name, Text
 
 
 class AdminBody(Body):
-    """What an admin asks; unlike elsewhere, unknown fields are refused."""
+    """A request of the admin. Unknown fields are refused here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,14 +28,14 @@ class BudgetBody(AdminBody):
 
 
 class Loaded(Answer):
-    """A task, and the bytes that its loading read."""
+    """A task, and the bytes that were read to load it."""
 
     task: str
     loaded_bytes: int
 
 
 class Queued(Answer):
-    """A task, and the bytes that are to be read for it."""
+    """A task, and the bytes that will be read for it."""
 
     task: str
     queued_bytes: int
@@ -48,7 +48,7 @@ class BudgetAnswer(Answer):
 
 
 class Reloaded(Answer):
-    """What has changed in the bundle."""
+    """Names of the tasks that have changed in the bundle."""
 
     added: list[str]
     removed: list[str]
@@ -56,7 +56,7 @@ class Reloaded(Answer):
 
 
 class Verified(Answer):
-    """Numbers of resident pages whose bytes are wrong."""
+    """How many pages were compared, and the numbers of those whose bytes are wrong."""
 
     resident_pages: int
     damaged: list[int]

@@ -1,4 +1,4 @@
-"""Parts that bodies of several routes share."""
+"""What bodies of several routes share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 MOST_TEXTS = 128
-"""In one request."""
+"""Texts that a request may have."""
 
 
 def encodable(text: str) -> str:
@@ -31,7 +31,7 @@ ManyIds = Annotated[list[Ids], Field(min_length=1, max_length=MOST_TEXTS)]
 
 
 def _some(forms: str, one: str) -> BeforeValidator:
-    """What pydantic would say of each form of a field, in one sentence."""
+    """Say what is wrong with a field of several forms in one sentence; pydantic would say one for each form."""
 
     def check(value: object) -> object:
         if not isinstance(value, (str, list)):
@@ -52,7 +52,7 @@ TextsOrIds = Annotated[
 
 
 class Body(BaseModel):
-    """A request's body. Fields that aren't listed are ignored, as OpenAI's clients send more of them every year."""
+    """A request's body. Unknown fields are ignored, since OpenAI's clients send more of them every year."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -76,7 +76,7 @@ class Usage(Answer):
 
 
 class ErrorDetail(Answer):
-    """What is wrong, in words; the field that is to blame, and a code for programs, where there is one."""
+    """What is wrong, in words; and, where there is one, the field that is to blame and a code for programs."""
 
     message: str
     type: str
@@ -91,13 +91,13 @@ class ErrorAnswer(Answer):
 
 
 class Model(Answer):
-    """One task. What follows ``owned_by`` is weightpager's own.
+    """One task. The fields behind ``owned_by`` are weightpager's own.
 
     Attributes:
-        kind: what it does.
+        kind: of the task.
         classes: that it tells apart.
-        max_length: tokens that it was compiled with; null for images.
-        available: whether the server's budget ever holds it.
+        max_length: tokens of the longest text that it was compiled for; null for images.
+        available: whether the server's budget has room for it.
     """
 
     id: str

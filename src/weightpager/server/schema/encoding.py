@@ -36,7 +36,7 @@ class EmbeddingList(Answer):
 
 
 class ClassificationBody(Body):
-    """Texts for a task that classifies texts or tags words; data URLs of images for a task that classifies these."""
+    """Texts, for a task that classifies texts or tags words; data URLs of images, for a task that classifies images."""
 
     model: Name
     input: OneOrMoreTexts
@@ -59,10 +59,10 @@ class TaggedWord(Answer):
 
 
 class Classification(Answer):
-    """One text or image.
+    """The answer for one text or image.
 
-    A classification task gives ``label``, ``score`` and ``scores``, the likeliest class first. A token task gives
-    ``words``: those that it read; what is longer than the task's `max_length` is cut off.
+    A classification task gives ``label``, ``score`` and ``scores``, the likeliest class first. A token task gives the
+    ``words`` that it read: a text longer than the task's `max_length` is cut off there.
     """
 
     object: Literal["classification"] = "classification"

@@ -13,19 +13,19 @@ _Nothing = Annotated[list[Any], Field(max_length=0)] | None
 
 
 class StreamOptions(Body):
-    """Whether the last chunk of a stream tells how many tokens there were."""
+    """Options of a stream. With ``include_usage`` its last chunk tells how many tokens there were."""
 
     include_usage: bool = False
 
 
 class PlainText(Body):
-    """The only form of an answer."""
+    """The form of an answer; this is the only one."""
 
     type: Literal["text"]
 
 
 class GenerationBody(Body):
-    """What both routes take. Fields that would change the answer, and that a bundle can't serve, are refused."""
+    """The fields of both routes. A field that would change the answer, and that a bundle can't serve, is refused."""
 
     model: Name
     stream: bool | None = False
@@ -52,14 +52,14 @@ class GenerationBody(Body):
 
 
 class TextPart(Body):
-    """A piece of a message; there are no pictures."""
+    """A piece of a message. Only text is taken, no pictures."""
 
     type: Literal["text"]
     text: Text
 
 
 class Message(Body):
-    """One of a conversation."""
+    """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(max_length=64)]
@@ -97,7 +97,7 @@ Reason = Literal["stop", "length"]
 
 
 class ChatMessage(Answer):
-    """What the task says."""
+    """The message that the task answers with."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -125,14 +125,14 @@ class ChatCompletion(Answer):
 
 
 class ChatDelta(Answer):
-    """More of an answer."""
+    """A piece of an answer."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
 class ChatChunkChoice(Answer):
-    """A part of an answer; ``finish_reason`` only in the last one."""
+    """A piece of an answer; only the last one has a ``finish_reason``."""
 
     index: int
     delta: ChatDelta
@@ -152,7 +152,7 @@ class ChatChunk(Answer):
 
 
 class CompletionChoice(Answer):
-    """A continuation, or with streaming a part of it; ``finish_reason`` only in the last one."""
+    """A continuation, or in a stream a piece of it; only the last piece has a ``finish_reason``."""
 
     index: int
     text: str

@@ -1,4 +1,4 @@
-"""The server's state as a document; needs neither torch nor a server to be read."""
+"""The server's state as a document. Reading it needs neither torch nor a server."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class TaskStatus(Answer):
     """One task.
 
     Attributes:
-        available: whether the budget ever holds it.
-        layers: for each layer how many of its pages are resident, and how many it needs.
+        available: whether the budget has room for it.
+        layers: for each layer, how many of the task's pages are resident and how many there are.
     """
 
     name: str
@@ -25,7 +25,7 @@ class TaskStatus(Answer):
 
 
 class SwitchStatus(Answer):
-    """One switch; ``time`` in seconds since 1970."""
+    """One switch; ``time`` is in seconds since 1970."""
 
     time: float
     from_task: str | None
@@ -38,10 +38,11 @@ class TrafficStatus(Answer):
     """Requests for work in the last minute.
 
     Attributes:
-        seconds: looked back, less than a minute where the server is younger or very busy.
-        requests: answered then.
-        median_seconds, p95_seconds: from a request to the end of its answer, of those that succeeded; None of none.
-        errors: by HTTP status, how many did not; 499 for clients that went away.
+        seconds: that are covered; less than a minute if the server is younger or very busy.
+        requests: that were answered in them.
+        median_seconds, p95_seconds: from a request to the end of its answer, over those that succeeded; None if none
+            did.
+        errors: how many failed, by HTTP status; 499 counts clients that went away.
     """
 
     seconds: float
@@ -52,7 +53,7 @@ class TrafficStatus(Answer):
 
 
 class PrefetchStatus(Answer):
-    """What prefetching does: pages that it brought, and their fate."""
+    """What prefetching does: the pages that it brought, and what became of them."""
 
     active: bool
     loaded: int
@@ -63,13 +64,15 @@ class PrefetchStatus(Answer):
 
 
 class ForecastStatus(Answer):
-    """What comes next, as far as the past tells.
+    """Which task comes next, as far as the past tells.
 
     Attributes:
-        next: probability of each task to be the next one, in the order of ``tasks``; all 0 while none is current.
-        seconds: until then; None if unknown.
-        after: of each task, the probability of each other to follow it, whatever came before.
-        switches, foreseen, log_loss_bits: that were foretold, how many of them rightly, and by what they were missed.
+        next: probability of each task to be the next one, in the order of ``tasks``; all 0 while no task is current.
+        seconds: until the next switch; None if unknown.
+        after: for each task, the probability of each other one to follow it, whatever came before.
+        switches: that were forecast.
+        foreseen: the share of them whose task was the likeliest one.
+        log_loss_bits: their mean log loss.
     """
 
     next: list[float]
@@ -81,17 +84,17 @@ class ForecastStatus(Answer):
 
 
 class Status(Answer):
-    """All of it.
+    """The whole state.
 
     Attributes:
-        state: whether requests are taken; ``stuck`` while the worker takes too long over one thing.
+        state: whether requests are taken; ``stuck`` while one step or load keeps the worker too long.
         memory: bytes by purpose.
-        process_bytes: of memory that the whole process holds, what the budget covers included; None where unknown.
-        traffic: None of a server of an older version.
-        pages: for each layer a digit per page, 1 where it is resident; None where there are too many.
-        prefetch: None if nothing is prefetched.
+        process_bytes: memory of the whole process, that of the budget included; None where unknown.
+        traffic: None from a server of an older version.
+        pages: for each layer a digit per page, 1 for a resident one; None if there are too many pages.
+        prefetch: None if prefetching is off.
         forecast: None before the first request.
-        followed: how often each task was followed by each other, in the order of ``tasks``.
+        followed: how often each task followed each other one, in the order of ``tasks``.
     """
 
     version: str
