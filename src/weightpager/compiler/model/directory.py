@@ -129,7 +129,7 @@ class ModelDirectory:
             CompileError: there is none that can be used.
         """
         if not (self.path / IMAGES).is_file():
-            raise CompileError(f"{self.path}: expected an image processor, found no {IMAGES} in it")
+            raise CompileError(f"{self.path}: expected an image processor, found no preprocessor_config.json in it")
 
         def read() -> ImageReader:
             return ImageReader(load_image_processor(self.path, self.configured()), self.config)
