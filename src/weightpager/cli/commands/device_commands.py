@@ -170,8 +170,6 @@ def _inputs(task: str, images: list[Path] | None, texts: list[str] | None) -> li
             text.encode()  # an argument that isn't UTF-8 arrives as lone surrogates
     except UnicodeError as error:
         raise ConfigError(f"run: expected UTF-8 text: {error}") from error
-    if not any(
-        text.strip() for text in inputs
-    ):  # a blank one among others is answered, so that lines match
+    if not any(text.strip() for text in inputs):  # a blank one among others is answered, so that lines match
         raise ConfigError("run: expected a text as argument or on standard input")
     return inputs
