@@ -48,12 +48,12 @@ def run(
     Images: `weightpager run drive.bundle --task traffic-light --image frame.png`; needs `weightpager[images]`.
     """
     from weightpager.answers.predict import predict
-    from weightpager.engine.model.architecture import image_reader
+    from weightpager.engine.model.architecture import input_reader
 
     with _opened(bundle, task, budget, dtype) as engine:
         entry = engine.bundle.task(task)
         inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
-        reader = image_reader(engine.bundle) if entry.takes_images else engine.tokenizer()
+        reader = input_reader(engine.bundle)
         with engine.task(task) as module:
             found = predict(module, reader, entry, inputs, max_new_tokens=max_new_tokens)
             report = engine.report()

@@ -205,13 +205,19 @@ def image_reader(bundle: Bundle) -> ImageReader:
         raise BundleFormatError(f"{MODEL}/", "image processor", "one that transformers can read", error) from error
 
 
-def preprocessor(bundle: Bundle) -> Any:
-    """What transformers calls a preprocessor: the bundle's tokenizer, or its image processor.
+def input_reader(bundle: Bundle) -> Any:
+    """What reads the tasks' inputs: the bundle's tokenizer, or its image reader.
 
     Raises:
         BundleFormatError, ConfigError: as `tokenizer` and `image_reader`.
     """
-    return image_reader(bundle).processor if takes_images(bundle) else tokenizer(bundle)
+    return image_reader(bundle) if takes_images(bundle) else tokenizer(bundle)
+
+
+def preprocessor(bundle: Bundle) -> Any:
+    """What transformers calls a preprocessor: the bundle's tokenizer, or its image processor. Errors are as above."""
+    reader = input_reader(bundle)
+    return reader.processor if isinstance(reader, ImageReader) else reader
 
 
 @contextmanager

@@ -44,12 +44,12 @@ class Batch:
         """The jobs that haven't ended."""
         return [job for job in self._jobs if not job.over]
 
-    def step(self, module: nn.Module, tokenizer: Any, until: float) -> int:
+    def step(self, module: nn.Module, reader: Any, until: float) -> int:
         """Compute a step, as `Run.step`.
 
         Args:
             module: of the task, which is active.
-            tokenizer: the calling thread's own.
+            reader: of inputs; the calling thread's own.
             until: by `time.monotonic`.
 
         Raises:
@@ -57,7 +57,7 @@ class Batch:
         """
         with torch.inference_mode():
             if self._run is None:
-                self._module, self._run = module, begin(self._jobs[0].entry.kind, module, tokenizer, self._jobs)
+                self._module, self._run = module, begin(self._jobs[0].entry.kind, module, reader, self._jobs)
             if module is not self._module:
                 raise BusyError(f"task {self.started.task!r} was compiled anew meanwhile; ask again")
             return self._run.step(until)

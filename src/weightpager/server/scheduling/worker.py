@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
-from weightpager.engine.model.architecture import takes_images
+from weightpager.engine.model.architecture import input_reader
 from weightpager.errors import BusyError, ServerClosedError, WeightpagerError
 from weightpager.server.scheduling.batch import Batch
 from weightpager.server.scheduling.job import Job
@@ -38,7 +38,7 @@ class Worker:
         self._queue = queue
         self.policy = policy
         self._metrics = metrics
-        self._tokenizer: Any = None if takes_images(engine.bundle) else engine.tokenizer()  # this thread's own
+        self._reader = input_reader(engine.bundle)  # this thread's own
         self._turn = Turn()
         self._batches: list[Batch] = []  # under way
         self._running: Sequence[Job] = ()  # all of their jobs, for other threads to read
@@ -167,7 +167,7 @@ class Worker:
         try:
             module = self._engine.module(task) if task == self._active and not begun else self.enter(task)
             computed = time.monotonic()
-            tokens = batch.step(module, self._tokenizer, computed + self.policy.step)
+            tokens = batch.step(module, self._reader, computed + self.policy.step)
             self._metrics.ran(task, begun, tokens, time.monotonic() - computed)
         except WeightpagerError as error:
             batch.fail(error)
