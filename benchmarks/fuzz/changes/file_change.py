@@ -13,7 +13,7 @@ from benchmarks.fuzz.sealing import entry, rewrite_manifest
 _EXTRA = (
     "model/tokenizer.model", "model/special_tokens_map.json", "model/added_tokens.json", "model/vocab.txt",
     "model/chat_template.jinja", "model/generation_config.json", "model/modeling_x.py", "model/sub/x.json",
-    "model/chat_templates/x.jinja", "model/merges.txt", "x", "tasks/x/tables.safetensors", "pages-0001.safetensors",
+    "model/chat_templates/x.jinja", "model/merges.txt", "x", "placement.safetensors", "pages-0001.safetensors",
     "permutations.safetensors", "model/\udcff", "model/a\nb",
 )  # fmt: skip
 

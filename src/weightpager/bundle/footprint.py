@@ -80,7 +80,7 @@ def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> F
     Raises:
         BundleFormatError: a parameter file is damaged.
     """
-    tables = sum(table.nbytes for task in bundle.tasks for table in bundle.tables(task).values())
+    tables = sum(map(bundle.placement.table_bytes, range(len(bundle.tasks)))) + bundle.placement.nbytes
     index = bundle.index.ids.nbytes + bundle.index.layers.nbytes + bundle.index.signatures.nbytes
     bookkeeping = page_numbers(bundle) * (_NUMBER_BYTES + len(bundle.tasks)) + len(bundle.pages) * _PAGE_BYTES
     return Footprint(

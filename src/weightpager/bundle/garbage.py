@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle.format import page_file
-from weightpager.bundle.format.block_table import BlockTable
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.task_subset import TaskSubset
@@ -75,9 +74,7 @@ def _write(
     counts = _write_pages(writer, bundle, used, report)
     index = PageIndex(bundle.pages.ids[used], bundle.pages.layers[used], signatures[used])
     writer.put_index(index.with_rows(bundle.row_ids))
-    moved = np.cumsum(used) - 1  # old page index → new one
-    for task in subset.names:
-        writer.put_tables(task, _tables(bundle, task, moved))
+    writer.put_placement(bundle.placement.only(used, subset.numbers))
     subset.carry_over(writer)
     subset.carry_over_rows(writer)
     subset.finish(writer, subset.manifest(page_bytes=bundle.page_bytes, page_files=counts))
@@ -110,12 +107,3 @@ def _pages(bundle: Bundle, name: str, pages: int, first: int, wanted: Sequence[i
         for page in wanted:
             file.seek(start + (page - first) * size)
             yield file.read(size)
-
-
-def _tables(bundle: Bundle, task: str, moved: npt.NDArray[np.int64]) -> dict[str, BlockTable]:
-    places = bundle.manifest.blocks_per_page
-    tables = {}
-    for name, table in bundle.tables(task).items():
-        page, place = np.divmod(table.locations.astype(np.int64), places)
-        tables[name] = replace(table, locations=(moved[page] * places + place).astype(np.int32))
-    return tables

@@ -10,21 +10,24 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from weightpager.blocks import MAX_TASKS
 from weightpager.bundle.files.entry import FileEntry, read_checked
 from weightpager.bundle.files.regular_file import is_hollow, open_regular
-from weightpager.bundle.files.tensor_file import Header, read_arrays
-from weightpager.bundle.format import page_file
+from weightpager.bundle.files.tensor_file import read_arrays
+from weightpager.bundle.format import page_file, version_1
 from weightpager.bundle.format import page_index as page_index_file
 from weightpager.bundle.format import permutations as permutations_file
+from weightpager.bundle.format import placement as placement_file
 from weightpager.bundle.format import row_table as row_table_file
-from weightpager.bundle.format.block_table import FIELDS, BlockTable
+from weightpager.bundle.format.block_numbers import BlockNumbers
+from weightpager.bundle.format.block_table import BlockTable
 from weightpager.bundle.format.manifest import Manifest, TaskEntry
-from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, tables_file
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.format.permutations import Permutations
+from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.format.row_table import RowTable
 from weightpager.bundle.format.size_limits import check_sizes
+from weightpager.bundle.format.version_1 import tables_file
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
 from weightpager.machine.paths import has_directory
 from weightpager.page_dtype import block_bytes
@@ -37,17 +40,17 @@ class Bundle:
 
     ``index`` is of all pages, ``pages`` of those that hold blocks: the first ones.
 
-    Opening checks the manifest and its hash, the page index, every task's block tables and the shape of every page
-    file; `entry` and `read` check any other file when it is used. Pages are checked when they are loaded.
+    Opening checks the manifest and its hash, the page index, the block tables and the shape of every page file;
+    `entry` and `read` check any other file when it is used. Pages are checked when they are loaded.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, index: PageIndex) -> None:
+    def __init__(self, path: Path, manifest: Manifest, index: PageIndex, placement: Placement) -> None:
         self.path = path
         self.manifest = manifest
         self.index = index
         self.pages = index.first(manifest.pages)
+        self.placement = placement
         self.tasks: dict[str, TaskEntry] = {task.name: task for task in manifest.tasks}
-        self._tables: dict[str, dict[str, BlockTable]] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -62,9 +65,10 @@ class Bundle:
         if not any(os.path.lexists(root / name) for name in (MANIFEST, MANIFEST_HASH)):
             raise _no_bundle(root, f"a directory without {MANIFEST}")
         manifest = read_manifest(root)
-        bundle = cls(root, manifest, read_page_index(root, manifest))
+        index = read_page_index(root, manifest)
+        bundle = cls(root, manifest, index, read_placement(root, manifest, index.first(manifest.pages)))
         bundle._check_page_files()
-        bundle._check_tables()
+        bundle._check_signatures()
         bundle.permutations()
         bundle._check_rows()
         return bundle
@@ -105,18 +109,19 @@ class Bundle:
         return self.tasks[name]
 
     def tables(self, task: str) -> dict[str, BlockTable]:
-        """Block tables of a task, by paged weight, in execution order."""
+        """Block tables of a task, by paged weight, in execution order; made anew each time."""
         self.task(task)
-        return self._tables[task]
+        return self.placement.tables(self.task_numbers[task])
 
     def pages_of(self, task: str) -> npt.NDArray[np.int64]:
         """Indices of the pages that a task needs, ascending: in execution order inside each page file."""
         self.task(task)
         return self.pages.of_task(self.task_numbers[task])
 
-    def kept_locations(self, task: str) -> npt.NDArray[np.int32]:
+    def kept_locations(self, task: str) -> npt.NDArray[np.int64]:
         """Locations of all blocks that a task keeps, ascending, each once."""
-        return np.unique(np.concatenate([table.locations for table in self.tables(task).values()]))
+        self.task(task)
+        return self.placement.locations_of(self.task_numbers[task])
 
     def permutations(self) -> Permutations:
         """The order in which the compiler has put the tensors' axes; empty where it changed none.
@@ -177,39 +182,10 @@ class Bundle:
             if table in {f"{weight.name}.weight" for weight in self.manifest.weights}:
                 raise BundleFormatError(MANIFEST, f"row_tables.{table}", "a table that isn't paged in blocks", "both")
 
-    def _check_tables(self) -> None:
-        for task in self.tasks:
-            self._tables[task] = self._read_tables(task)
-            self._check_signature(task)
-        bits = np.arange(len(self.tasks), MAX_TASKS, dtype=np.uint64)
-        if (self.pages.signatures & np.bitwise_or.reduce(np.uint64(1) << bits)).any():
-            # A task that is added to the bundle would seem to use these pages.
-            expected = f"bits of {len(self.tasks)} tasks only"
+    def _check_signatures(self) -> None:
+        if not np.array_equal(self.placement.signatures(), self.pages.signatures):
+            expected = "the tasks that use a block in each page"
             raise BundleFormatError(page_index_file.FILE, "signatures", expected, "others")
-
-    def _read_tables(self, task: str) -> dict[str, BlockTable]:
-        file = tables_file(task)
-        arrays = read_arrays(
-            self.path, file, self.entry(file), lambda header: check_tables_header(header, self.manifest, file)
-        )
-        tables = {}
-        locations = len(self.pages) * self.manifest.blocks_per_page
-        for weight in self.manifest.weights:
-            table = BlockTable(*(arrays.pop(f"{weight.name}.{field}") for field in FIELDS))
-            table.validate(self.manifest.grid(weight), locations, file, weight.name)
-            layers = self.pages.layers[table.locations // self.manifest.blocks_per_page]
-            if (layers != weight.layer).any():
-                field = f"{weight.name}.locations"
-                raise BundleFormatError(file, field, f"pages of layer {weight.layer}", "pages of another layer")
-            tables[weight.name] = table
-        return tables
-
-    def _check_signature(self, task: str) -> None:
-        used = np.unique(self.kept_locations(task) // self.manifest.blocks_per_page)
-        if not np.array_equal(used, self.pages_of(task)):
-            raise BundleFormatError(
-                page_index_file.FILE, "signatures", f"the {len(used)} pages that {task!r} uses", "other pages"
-            )
 
 
 def _no_bundle(root: Path, found: str) -> BundleError:
@@ -219,8 +195,9 @@ def _no_bundle(root: Path, found: str) -> BundleError:
 
 def opened_files(manifest: Manifest) -> set[str]:
     """Names of the files that `Bundle.open` reads and compares with their hashes."""
-    tables = (row_table_file.FILE,) if manifest.row_tables else ()
-    return {page_index_file.FILE, permutations_file.FILE, *tables, *(tables_file(task.name) for task in manifest.tasks)}
+    rows = {row_table_file.FILE} if manifest.row_tables else set()
+    tables = {placement_file.FILE} if manifest.version > 1 else {tables_file(task.name) for task in manifest.tasks}
+    return {page_index_file.FILE, permutations_file.FILE, *rows, *tables}
 
 
 def read_page_index(root: Path, manifest: Manifest) -> PageIndex:
@@ -232,6 +209,30 @@ def read_page_index(root: Path, manifest: Manifest) -> PageIndex:
     name, pages = page_index_file.FILE, manifest.pages + manifest.row_pages
     arrays = read_arrays(root, name, manifest.entry(name), lambda header: PageIndex.check_header(header, pages))
     return PageIndex.parse(arrays, manifest.page_files + manifest.row_files, manifest.layers)
+
+
+def read_placement(root: Path, manifest: Manifest, pages: PageIndex) -> Placement:
+    """A bundle's block tables, checked against its entry.
+
+    Args:
+        root: bundle directory.
+        manifest: of the bundle.
+        pages: that hold blocks.
+
+    Raises:
+        BundleFormatError: they are missing, damaged, or not what manifest and page index say.
+    """
+    numbers = BlockNumbers.of(manifest)
+    if manifest.version == 1:
+        placement = version_1.read_placement(root, manifest, numbers, pages)
+    else:
+        name = placement_file.FILE
+        arrays = read_arrays(
+            root, name, manifest.entry(name), lambda header: Placement.check_header(header, numbers, manifest)
+        )
+        placement = Placement(numbers, pages.layers, **arrays)
+    placement.validate()
+    return placement
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -257,18 +258,3 @@ def read_manifest(root: Path) -> Manifest:
     manifest = Manifest.parse(text)
     check_sizes(manifest)
     return manifest
-
-
-def check_tables_header(header: Header, manifest: Manifest, file: str) -> None:
-    """Refuse a file that holds anything else than one table for each paged weight.
-
-    Raises:
-        BundleFormatError: a tensor is missing, of another dtype or shape, or one too many.
-    """
-    wanted = {f"{weight.name}.{field}" for weight in manifest.weights for field in FIELDS}
-    if header.keys() != wanted:
-        odd = min(header.keys() ^ wanted)[:400]
-        raise BundleFormatError(file, odd, "one table for every paged weight", "missing or unknown tensor")
-    for weight in manifest.weights:
-        stated = {field: header[f"{weight.name}.{field}"] for field in FIELDS}
-        BlockTable.check_header(stated, manifest.grid(weight), file, weight.name)

@@ -46,12 +46,16 @@ class TaskSubset:
             )
         return cls(bundle, names)
 
+    @property
+    def numbers(self) -> list[int]:
+        """The tasks' numbers in the bundle."""
+        return [self.bundle.task_numbers[name] for name in self.names]
+
     def signatures(self, signatures: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """Signatures over the bundle's tasks as signatures over these."""
         found = np.zeros_like(signatures)
-        for number, name in enumerate(self.names):
-            bit = (signatures >> np.uint64(self.bundle.task_numbers[name])) & np.uint64(1)
-            found |= bit << np.uint64(number)
+        for number, before in enumerate(self.numbers):
+            found |= ((signatures >> np.uint64(before)) & np.uint64(1)) << np.uint64(number)
         return found
 
     def manifest(self, *, page_bytes: int, page_files: list[int]) -> Manifest:

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,12 +18,12 @@ from safetensors.numpy import save
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.files.permissions import imitate_tree
-from weightpager.bundle.format import page_file, page_index, permutations, row_table
-from weightpager.bundle.format.block_table import BlockTable
+from weightpager.bundle.format import page_file, page_index, permutations, placement, row_table
 from weightpager.bundle.format.manifest import VERSION, Manifest
-from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, tables_file
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.format.permutations import Permutations
+from weightpager.bundle.format.placement import Placement
 from weightpager.errors import CompileError, ConfigError
 from weightpager.machine.paths import has_directory, has_file
 
@@ -71,10 +71,9 @@ class BundleWriter:
         """Create the page index."""
         self.put(page_index.FILE, save(dict(index.arrays())))
 
-    def put_tables(self, task: str, tables: Mapping[str, BlockTable]) -> None:
-        """Create a task's block tables, by paged weight."""
-        arrays = (table.arrays(name).items() for name, table in tables.items())
-        self.put(tables_file(task), save(dict(chain.from_iterable(arrays))))
+    def put_placement(self, found: Placement) -> None:
+        """Create the block tables of all tasks."""
+        self.put(placement.FILE, save(dict(found.arrays())))
 
     def put_permutations(self, orders: Permutations) -> None:
         """Create the file of permutations, if anything was moved."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from weightpager.blocks import MAX_TASKS
-from weightpager.bundle import Bundle, WeightEntry
+from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT
 from weightpager.bundle.format.permutations import Permutations
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
@@ -51,8 +51,12 @@ class BaseBundle:
         self.keep: dict[str, npt.NDArray[np.bool_]] = {}
         self.locations: dict[str, npt.NDArray[np.int64]] = {}
         self.shared: dict[str, npt.NDArray[np.bool_]] = {}
-        for weight in bundle.manifest.weights:
-            where = _whereabouts(bundle, weight)  # [blocks, tasks]
+        users = bundle.placement.users()
+        for weight, (blocks, locations) in zip(bundle.manifest.weights, bundle.placement.by_weight(), strict=True):
+            where = np.full((bundle.manifest.grid(weight).count, len(bundle.tasks)), -1, np.int64)  # [blocks, tasks]
+            for number in range(len(bundle.tasks)):
+                own = (users[locations] >> np.uint64(number) & np.uint64(1)).astype(bool)
+                where[blocks[own], number] = locations[own]
             most_used = _most_used(where)
             self.keep[weight.name], self.locations[weight.name] = where >= 0, most_used
             self.shared[weight.name] = (where >= 0) & (where == most_used[:, None])
@@ -197,16 +201,6 @@ class BaseBundle:
         cut = info.grid.cut(weight.numpy()).copy()  # [rows, cols, BH, BW]
         cut[np.divmod(has, info.grid.cols)] = decode(blocks, info.grid.block, self.bundle.manifest.dtype)
         return info.grid.join(cut)
-
-
-def _whereabouts(bundle: Bundle, weight: WeightEntry) -> npt.NDArray[np.int64]:
-    """Where each task finds each block, ``[blocks, tasks]``; −1 where it keeps none."""
-    grid = bundle.manifest.grid(weight)
-    where = np.full((grid.count, len(bundle.tasks)), -1, np.int64)
-    for number, task in enumerate(bundle.tasks):
-        table = bundle.tables(task)[weight.name]
-        where[table.blocks(grid), number] = table.locations
-    return where
 
 
 def _most_used(where: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

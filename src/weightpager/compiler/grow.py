@@ -13,8 +13,8 @@ import numpy.typing as npt
 import weightpager
 from weightpager.answers.evaluate import Score
 from weightpager.bundle import Bundle, BundleWriter, Manifest, PageIndex, TaskEntry
-from weightpager.bundle.files.entry import check_file
-from weightpager.bundle.format.names import REPORT, private_file, tables_file
+from weightpager.bundle.format.names import REPORT, private_file
+from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.compile_report import CompileReport, Growth, has_report, read_report
 from weightpager.bundle.task_subset import TaskSubset
@@ -27,7 +27,7 @@ from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import pack
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
-from weightpager.compiler.packing.write import BundlePlan, page_file_counts, write_pages, write_tables
+from weightpager.compiler.packing.write import BundlePlan, page_file_counts, write_pages
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import write_adapters
 from weightpager.compiler.recovery.own_parameters import train_own
@@ -151,13 +151,11 @@ class _Addition:
         ids = write_pages(writer, self.plan, first=len(bundle.manifest.page_files))
         old = TaskSubset(bundle, tuple(bundle.tasks))
         old.carry_over(writer, self.base.added(self.source))
-        for name in map(tables_file, bundle.tasks):
-            writer.link(name, check_file(bundle.path, name, bundle.entry(name)))
         signatures = bundle.pages.signatures.copy()
         for number, task in enumerate(self.plan.tasks):
             self._write_private(writer, task)
             signatures[self.reused_pages(number)] |= np.uint64(1) << np.uint64(len(bundle.tasks) + number)
-        write_tables(writer, self.plan, self._locations)
+        writer.put_placement(self._placement())
         write_adapters(writer, self.plan.weights, self.plan.tasks)
         index = PageIndex(
             np.concatenate([bundle.pages.ids, ids]),
@@ -187,12 +185,16 @@ class _Addition:
         }
         writer.put(private_file(task.name), form.content(private))
 
-    def _locations(self, position: int, number: int) -> npt.NDArray[np.int64]:
-        """Where a new task finds each block of paged weight ``position``, [blocks]; −1 where it keeps none."""
-        info, packing = self.source.paged[position], self.plan.packing
-        own = packing.locations(position, info.grid.count, number)
-        first = len(self.base.bundle.pages) * packing.blocks_per_page
-        return np.where(self.reused[info.name][:, number], self.base.locations[info.name], own + first)
+    def _placement(self) -> Placement:
+        """The base's block tables, and those of the new tasks, whose pages follow."""
+        old, packing = self.base.bundle.placement, self.plan.packing
+        used = [old.locations_of(task) for task in range(len(self.base.bundle.tasks))]
+        for number in range(len(self.plan.tasks)):
+            own = packing.locations_of(number) + old.locations
+            used.append(np.concatenate([self.reused_locations(number), own]))
+        layers = np.concatenate([old.layers, packing.layers])
+        blocks = np.concatenate([old.blocks, packing.blocks_in_layers(old.numbers)])
+        return Placement.of(old.numbers, layers, blocks, used)
 
     def _manifest(self) -> Manifest:
         whole = self.base.bundle.manifest

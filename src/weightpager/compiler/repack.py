@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.bundle import BlockTable, Bundle, BundleWriter, PageIndex, writing
+from weightpager.bundle import Bundle, BundleWriter, PageIndex, writing
 from weightpager.bundle.format import page_file
 from weightpager.bundle.format.row_table import cut
 from weightpager.bundle.report.fill import over_read, page_fill
@@ -122,23 +122,16 @@ class _Versions:
     locations: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, subset: TaskSubset, weight: int) -> _Versions:
-        """Collect them from the block tables; tasks that share a location share a version."""
-        manifest = subset.bundle.manifest
-        entry = manifest.weights[weight]
-        blocks: list[npt.NDArray[np.int64]] = []
-        bits: list[npt.NDArray[np.uint64]] = []
-        locations: list[npt.NDArray[np.int64]] = []
-        for number, task in enumerate(subset.names):
-            table = subset.bundle.tables(task)[entry.name]
-            blocks.append(table.blocks(manifest.grid(entry)))
-            locations.append(table.locations.astype(np.int64))
-            bits.append(np.full(table.kept, np.uint64(1) << np.uint64(number)))
-        pairs = np.stack([np.concatenate(blocks), np.concatenate(locations)], 1)
-        versions, which = np.unique(pairs, axis=0, return_inverse=True)
-        signatures = np.zeros(len(versions), np.uint64)
-        np.bitwise_or.at(signatures, which.reshape(-1), np.concatenate(bits))
-        return cls(StoredBlocks(entry.layer, versions[:, 0], signatures), versions[:, 1])
+    def of(cls, subset: TaskSubset) -> list[_Versions]:
+        """Those of every paged weight; tasks that share a location share a version."""
+        bundle = subset.bundle
+        users = subset.signatures(bundle.placement.users())
+        found = []
+        for entry, (blocks, locations) in zip(bundle.manifest.weights, bundle.placement.by_weight(), strict=True):
+            used = users[locations] != 0
+            stored = StoredBlocks(entry.layer, blocks[used], users[locations[used]])
+            found.append(cls(stored, locations[used]))
+        return found
 
     def locate(self, blocks: npt.NDArray[np.int64], users: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Where the versions with these users of these blocks lie now."""
@@ -162,7 +155,7 @@ class _Repacking:
     def of(cls, subset: TaskSubset, page: int | Literal["auto"]) -> _Repacking:
         """Decide where each block goes."""
         bundle = subset.bundle
-        versions = tuple(_Versions.of(subset, number) for number in range(len(bundle.manifest.weights)))
+        versions = tuple(_Versions.of(subset))
         stored = [weight.stored for weight in versions]
         if page != "auto":
             return cls(subset, versions, pack(stored, page, bundle.block_bytes))
@@ -180,8 +173,8 @@ class _Repacking:
             reader.close()
         row_ids, row_files = self._write_rows(writer)
         writer.put_index(PageIndex(ids, self.packing.layers, self.packing.signatures).with_rows(row_ids))
-        for number, task in enumerate(self.subset.names):
-            writer.put_tables(task, self._tables(number, task))
+        numbers = self.subset.bundle.placement.numbers
+        writer.put_placement(self.packing.placement(numbers, len(self.subset.names)))
         self.subset.carry_over(writer)
         manifest = self.subset.manifest(page_bytes=self.packing.page_bytes, page_files=files)
         self.subset.finish(writer, manifest.model_copy(update={"row_files": row_files}))
@@ -216,13 +209,3 @@ class _Repacking:
             here = weights == number
             found[here] = self.versions[number].locate(blocks[here], users[here])
         return found
-
-    def _tables(self, number: int, task: str) -> dict[str, BlockTable]:
-        """A task's block tables; only locations change."""
-        bundle = self.subset.bundle
-        tables = {}
-        for position, weight in enumerate(bundle.manifest.weights):
-            grid, table = bundle.manifest.grid(weight), bundle.tables(task)[weight.name]
-            where = self.packing.locations(position, grid.count, number)
-            tables[weight.name] = replace(table, locations=where[table.blocks(grid)].astype(np.int32))
-        return tables

@@ -158,13 +158,5 @@ def pages_of(bundle: Bundle, task: str, numbers: npt.NDArray[np.int64]) -> Pages
 
 
 def tables_of(bundle: Bundle, task: str, numbers: npt.NDArray[np.int64]) -> Mapping[str, BlockTable]:
-    """A task's block tables with its pages' numbers in the locations; the bundle's own where those are the same."""
-    if np.array_equal(numbers, np.arange(len(numbers))):
-        return bundle.tables(task)
-    places = bundle.manifest.blocks_per_page
-
-    def renumbered(table: BlockTable) -> BlockTable:
-        page, place = np.divmod(table.locations.astype(np.int64), places)
-        return BlockTable(table.crow_indices, table.col_indices, (numbers[page] * places + place).astype(np.int32))
-
-    return {name: renumbered(table) for name, table in bundle.tables(task).items()}
+    """A task's block tables with its pages' numbers in the locations."""
+    return bundle.placement.tables(bundle.task_numbers[task], numbers)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import weightpager as wp
-from benchmarks.fuzz.sealing import rewrite_manifest
+from benchmarks.fuzz.sealing import Arrays, rewrite_arrays, rewrite_file, rewrite_manifest
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.manifest import VERSION
+from weightpager.bundle.format.version_1 import tables_file
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.verify import verify
 from weightpager.compiler.repack import repack
@@ -69,4 +73,53 @@ def test_packing_it_anew_brings_it_to_todays_version(old: Path, tmp_path: Path) 
 def test_other_versions_are_refused(old: Path, version: object) -> None:
     rewrite_manifest(old, lambda manifest: manifest.update(version=version))
     with pytest.raises(BundleFormatError, match="version: expected"):
+        Bundle.open(old)
+
+
+def _first(arrays: Arrays, field: str) -> np.ndarray:
+    return next(array for name, array in arrays.items() if name.endswith(field) and array.size)
+
+
+def _twice(arrays: Arrays) -> None:
+    """Two blocks of a weight in one place."""
+    where = next(array for name, array in arrays.items() if name.endswith("locations") and len(array) > 1)
+    where[1] = where[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: _first(arrays, "locations").fill(2**31 - 1),
+        lambda arrays: _first(arrays, "locations").fill(-1),
+        lambda arrays: _first(arrays, "col_indices").fill(2**30),
+        lambda arrays: _first(arrays, "crow_indices").fill(7),
+        lambda arrays: arrays.popitem(),
+        lambda arrays: arrays.update(surprise=np.zeros(3, np.int32)),
+        lambda arrays: arrays.update({name: array.astype(np.int64) for name, array in arrays.items()}),
+        _twice,
+    ],
+)
+def test_wild_tables_of_version_1_are_refused(old: Path, change: Callable[[Arrays], object]) -> None:
+    rewrite_arrays(old, tables_file("colour"), change)
+    with pytest.raises(BundleFormatError, match=r"tasks/colour/tables.safetensors: .*: expected"):
+        Bundle.open(old)
+
+
+def test_a_block_in_a_page_of_another_layer_is_refused(old: Path) -> None:
+    def swap(arrays: Arrays) -> None:
+        first, last = (
+            next(a for name, a in arrays.items() if f".layer.{layer}." in name and "locations" in name and len(a))
+            for layer in (0, 1)
+        )
+        first[0] = last[0]
+
+    rewrite_arrays(old, tables_file("colour"), swap)
+    with pytest.raises(BundleFormatError, match="another layer"):
+        Bundle.open(old)
+
+
+def test_a_table_of_version_1_that_promises_the_moon_is_refused(old: Path) -> None:
+    header = json.dumps({"x": {"dtype": "I32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    rewrite_file(old, tables_file("animal"), len(header).to_bytes(8, "little") + header)
+    with pytest.raises(BundleFormatError, match="safetensors"):
         Bundle.open(old)

@@ -52,9 +52,9 @@ def test_each_task_finds_its_own_version_of_each_block(stored: list[StoredBlocks
     for number, weight in enumerate(stored):
         for task in range(TASKS):
             uses = (weight.signatures >> np.uint64(task) & np.uint64(1)).astype(bool)
-            locations = packing.locations(number, 60, task)
-            assert np.flatnonzero(locations >= 0).tolist() == sorted(weight.blocks[uses].tolist())
-            at = locations[locations >= 0]
+            at = packing.locations_of(task)
+            at = at[packing.weights[at] == number]
+            assert sorted(packing.blocks[at].tolist()) == sorted(weight.blocks[uses].tolist())
             assert (packing.users[at] >> np.uint64(task) & np.uint64(1)).all()
             assert (packing.signatures[at // 8] >> np.uint64(task) & np.uint64(1)).all()
 

@@ -15,7 +15,7 @@ def test_held_out_data_that_cannot_be_looked_at_is_not_measured_again(assistant_
         entry.model_copy(update={"eval": entry.eval and entry.eval.model_copy(update={"file": "/" + "a" * 300})})
         for entry in bundle.tasks.values()
     ]
-    hidden = Bundle(bundle.path, bundle.manifest.model_copy(update={"tasks": entries}), bundle.pages)
+    hidden = Bundle(bundle.path, bundle.manifest.model_copy(update={"tasks": entries}), bundle.index, bundle.placement)
     report = read_report(bundle)
     found, source = scores(hidden, report, again=True, progress=lambda *_: None)
     assert (found, source) == (report.tasks, "the compile")

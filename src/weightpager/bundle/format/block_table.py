@@ -49,10 +49,6 @@ class BlockTable:
         """Bytes of the three arrays."""
         return self.crow_indices.nbytes + self.col_indices.nbytes + self.locations.nbytes
 
-    def arrays(self, name: str) -> dict[str, Int32]:
-        """What a task's table file holds of the paged weight ``name``."""
-        return {f"{name}.{field}": getattr(self, field) for field in FIELDS}
-
     def rows(self) -> npt.NDArray[np.int64]:
         """Block row of each kept block, [kept]."""
         return np.repeat(np.arange(len(self.crow_indices) - 1), np.diff(self.crow_indices))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +24,11 @@ from weightpager.transitions import Transitions
 
 VERSION = 2
 """What is written. Version 1 is read too."""
+
+_ROWS, _ROWS_PER_PLACE = 2**20, 64
+_BLOCKS, _BLOCKS_PER_PLACE = 2**24, 4096
+"""Rows of blocks, and blocks, that weights may have without any place, and for each place of a page. Readers take four
+bytes for a row and three bits for a block, so that few places must not ask for many of them."""
 
 _DTYPES_OF_VERSION_1 = ("bfloat16", "float32", "int8")
 
@@ -165,6 +171,7 @@ class Manifest(Strict):
         if self.pages * self.blocks_per_page >= 2**31:
             raise ValueError(f"fewer than 2^31 block locations, got {self.pages * self.blocks_per_page}")
         self._check_rows()
+        self._check_counts()
         for what, named in (("task", self.tasks), ("weight", self.weights), ("row table", self.row_tables)):
             names = [each.name for each in named]
             if len(set(names)) != len(names):
@@ -189,6 +196,21 @@ class Manifest(Strict):
             raise ValueError(f"fewer than 2^31 pages, got {self.pages + wanted}")
         if self.row_tables and self.version < 2:
             raise ValueError(f"version 2 with row_tables, got {self.version}")
+
+    def _check_counts(self) -> None:
+        """Refuse weights whose block tables take more memory than the pages justify, or whose blocks have no number."""
+        grids, blocks = [self.grid(weight) for weight in self.weights], Counter[int]()
+        for weight, grid in zip(self.weights, grids, strict=True):
+            blocks[weight.layer] += grid.count
+        if max(blocks.values()) >= 2**32:
+            raise ValueError(f"weights of fewer than 2^32 blocks in a layer, got {max(blocks.values())}")
+        places = self.pages * self.blocks_per_page
+        rows, most = sum(grid.rows + 1 for grid in grids), _ROWS + _ROWS_PER_PLACE * places
+        if rows > most:
+            raise ValueError(f"weights of at most {most} rows of blocks for so many pages, got {rows}")
+        count, most = blocks.total(), _BLOCKS + _BLOCKS_PER_PLACE * places
+        if count > most:
+            raise ValueError(f"weights of at most {most} blocks for so many pages, got {count}")
 
     @property
     def block_shape(self) -> BlockShape:

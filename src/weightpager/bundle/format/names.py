@@ -9,11 +9,6 @@ REPORT = "report.json"
 MODEL = "model"
 
 
-def tables_file(task: str) -> str:
-    """Where a task's block tables lie."""
-    return f"tasks/{task}/tables.safetensors"
-
-
 def private_file(task: str) -> str:
     """Where a task's private parameters lie."""
     return f"tasks/{task}/private.safetensors"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from weightpager.bundle.format import page_index, permutations, row_table
+from weightpager.bundle.format import page_index, permutations, placement, row_table
 from weightpager.bundle.format.manifest import Manifest
-from weightpager.bundle.format.names import MANIFEST, MODEL, tables_file
+from weightpager.bundle.format.names import MANIFEST, MODEL
+from weightpager.bundle.format.version_1 import tables_file
 from weightpager.errors import BundleFormatError
 
 _JSON = 16 * 2**20  # most bytes of a report, or of a low-rank part's configuration
@@ -32,12 +33,11 @@ def check_sizes(manifest: Manifest) -> None:
     Raises:
         BundleFormatError: one is larger.
     """
-    tables = _of_tables(manifest)
     most = {
         page_index.FILE: _HEADER + (manifest.pages + manifest.row_pages) * _INDEX_PAGE,
         permutations.FILE: _of_permutations(manifest),
         row_table.FILE: _of_row_places(manifest),
-        **{tables_file(task.name): tables for task in manifest.tasks},
+        **_of_tables(manifest),
     }
     for name, entry in manifest.files.items():
         limit = most.get(name) or _of_other_file(manifest, name)
@@ -45,7 +45,16 @@ def check_sizes(manifest: Manifest) -> None:
             raise BundleFormatError(MANIFEST, f"files.{name}.bytes", f"at most {limit}", entry.bytes)
 
 
-def _of_tables(manifest: Manifest) -> int:
+def _of_tables(manifest: Manifest) -> dict[str, int]:
+    """Most bytes of the files that hold block tables."""
+    if manifest.version > 1:
+        places = manifest.pages * manifest.blocks_per_page
+        return {placement.FILE: _HEADER + _INT32 * places + len(manifest.tasks) * (places // 8 + 1)}
+    tables = _of_tables_of_version_1(manifest)
+    return {tables_file(task.name): tables for task in manifest.tasks}
+
+
+def _of_tables_of_version_1(manifest: Manifest) -> int:
     """Most bytes of one task's block tables, which may keep every block."""
     headers, entries = _HEADER, 0
     for weight in manifest.weights:

@@ -9,8 +9,8 @@ from weightpager.bundle.reader import Bundle
 
 def page_fill(bundle: Bundle) -> float:
     """Share of the pages' bytes that some task uses."""
-    used = np.unique(np.concatenate([bundle.kept_locations(task) for task in bundle.tasks]))
-    return len(used) * bundle.block_bytes / max(1, len(bundle.pages) * bundle.page_bytes)
+    used = int(np.count_nonzero(bundle.placement.users()))
+    return used * bundle.block_bytes / max(1, len(bundle.pages) * bundle.page_bytes)
 
 
 def over_read(bundle: Bundle) -> dict[str, float]:

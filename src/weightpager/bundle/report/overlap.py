@@ -12,10 +12,7 @@ _CHUNK = 1 << 16
 
 def overlap(bundle: Bundle) -> npt.NDArray[np.float64]:
     """`overlap_of` the blocks that lie in a bundle's pages, which are all of one size."""
-    users = np.zeros(len(bundle.pages) * bundle.manifest.blocks_per_page, np.uint64)  # signature of each location
-    for number, task in enumerate(bundle.tasks):
-        users[bundle.kept_locations(task)] |= np.uint64(1) << np.uint64(number)
-    signatures, counts = np.unique(users, return_counts=True)
+    signatures, counts = np.unique(bundle.placement.users(), return_counts=True)
     shared = np.zeros((len(bundle.tasks), len(bundle.tasks)))
     for start in range(0, len(signatures), _CHUNK):
         some = slice(start, start + _CHUNK)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.bundle.format.block_numbers import BlockNumbers
+from weightpager.bundle.format.placement import Placement
 from weightpager.compiler.packing.stored_blocks import LayerBlocks, Signatures, StoredBlocks, ordered
 from weightpager.store import StorageModel, read_count
 
@@ -50,20 +51,19 @@ class Packing:
     layers: npt.NDArray[np.int32]
     signatures: Signatures
 
-    def locations(self, weight: int, blocks: int, task: int) -> npt.NDArray[np.int64]:
-        """Where task number ``task`` finds each of a weight's ``blocks`` blocks, -1 where it keeps none."""
-        order, weights = self._by_weight
-        here = order[slice(*np.searchsorted(weights, (weight, weight + 1)))]
-        here = here[(self.users[here] >> np.uint64(task) & np.uint64(1)).astype(bool)]
-        found = np.full(blocks, -1, np.int64)
-        found[self.blocks[here]] = here
-        return found
+    def blocks_in_layers(self, numbers: BlockNumbers) -> npt.NDArray[np.int64]:
+        """The number in its layer of the block in each place, int64 [pages, blocks_per_page]."""
+        found = np.where(self.weights < 0, numbers.unused, numbers.in_layer(self.weights, self.blocks))
+        return found.reshape(-1, self.blocks_per_page)
 
-    @cached_property
-    def _by_weight(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32]]:
-        """The places sorted by the weight whose block lies there, and those weights, ascending."""
-        order = np.argsort(self.weights, kind="stable")
-        return order, self.weights[order]
+    def locations_of(self, task: int) -> npt.NDArray[np.int64]:
+        """Where the blocks lie that task number ``task`` uses, ascending."""
+        return np.flatnonzero(self.users >> np.uint64(task) & np.uint64(1))
+
+    def placement(self, numbers: BlockNumbers, tasks: int) -> Placement:
+        """The same as the block tables of so many tasks."""
+        used = map(self.locations_of, range(tasks))
+        return Placement.of(numbers, self.layers, self.blocks_in_layers(numbers), used)
 
     def page_counts(self, tasks: int) -> npt.NDArray[np.int64]:
         """Pages that each task needs, [tasks]."""

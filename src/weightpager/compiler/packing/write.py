@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import weightpager
-from weightpager.bundle import BlockTable, BundleWriter, Manifest, PageIndex, TaskEntry, WeightEntry
+from weightpager.bundle import BundleWriter, Manifest, PageIndex, TaskEntry, WeightEntry
+from weightpager.bundle.format.block_numbers import BlockNumbers
 from weightpager.bundle.format.manifest import VERSION
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
 from weightpager.bundle.format.page_file import file_counts, file_name
@@ -64,8 +65,6 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     """Write all files of a bundle; the manifest last."""
     source = plan.weights.source
     ids = write_pages(writer, plan)
-    counts = [info.grid.count for info in source.paged]
-    write_tables(writer, plan, lambda weight, task: plan.packing.locations(weight, counts[weight], task))
     writer.put_permutations(plan.permutations)
     form = ParameterFormat.of(source.config, source.models, plan.dtype)
     tables = _write_parameters(writer, plan, form)
@@ -73,7 +72,9 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     writer.put_index(PageIndex(ids, plan.packing.layers, plan.packing.signatures).with_rows(rows.ids))
     write_adapters(writer, plan.weights, plan.tasks)
     _write_model(writer, source)
-    writer.finish(_manifest(plan, rows))
+    manifest = _manifest(plan, rows)
+    writer.put_placement(plan.packing.placement(BlockNumbers.of(manifest), len(plan.tasks)))
+    writer.finish(manifest)
 
 
 def write_pages(writer: BundleWriter, plan: BundlePlan, first: int = 0) -> npt.NDArray[np.uint8]:
@@ -127,17 +128,6 @@ def _blocks_in_place(
             cut = paged[number].grid.cut(plan.weights.weight(task, paged[number]).numpy())  # [rows, cols, BH, BW]
             flat[at] = encode(cut.reshape(-1, *cut.shape[2:])[blocks[at]], plan.dtype)
     return flat
-
-
-def write_tables(writer: BundleWriter, plan: BundlePlan, located: Callable[[int, int], npt.NDArray[np.int64]]) -> None:
-    """Write the block tables of the plan's tasks; ``located(weight, task)`` says where each block lies."""
-    for number, task in enumerate(plan.tasks):
-        tables = {}
-        for position, info in enumerate(plan.weights.source.paged):
-            shape = (info.grid.rows, info.grid.cols)
-            keep = plan.keep[info.name][:, number].reshape(shape)
-            tables[info.name] = BlockTable.build(keep, located(position, number).reshape(shape))
-        writer.put_tables(task.name, tables)
 
 
 def _write_parameters(writer: BundleWriter, plan: BundlePlan, form: ParameterFormat) -> dict[str, Tensor]:

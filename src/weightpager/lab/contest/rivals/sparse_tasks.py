@@ -95,7 +95,7 @@ class SharedMask(Rival):
         tables = dict.fromkeys(setting.tasks, torch.arange(len(arena), dtype=torch.int32))
         self._modules = modules_over(bundle, dict.fromkeys(setting.tasks, first), files, arena, tables)
         fixed = footprint(bundle, DTYPE)
-        own = sum(table.nbytes for table in bundle.tables(first).values())
+        own = bundle.placement.table_bytes(bundle.task_numbers[first])
         self._fixed = fixed.resident + fixed.private + own
 
     def switch(self, task: str) -> nn.Module:

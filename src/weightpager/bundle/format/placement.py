@@ -1,0 +1,173 @@
+"""``placement.safetensors``: which block lies in each place of each page, and which of these blocks each task uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.bundle.files.tensor_file import Header, Stated
+from weightpager.bundle.format.block_numbers import BlockNumbers, Int64
+from weightpager.bundle.format.block_table import BlockTable
+from weightpager.bundle.format.manifest import Manifest
+from weightpager.errors import BundleFormatError
+
+FILE = "placement.safetensors"
+
+Bits = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Block tables of all tasks: a block's number once for each place, and a bit for each place and task.
+
+    A block that several tasks have own values of lies in several places. A task uses at most one of these.
+
+    Attributes:
+        numbers: of the blocks.
+        layers: int32 [pages], the model layer of each page.
+        blocks: uint16 or uint32 [pages, places], the number in its layer of the block in each place.
+        used: uint8 [tasks, ⌈pages · places / 8⌉], bit ``location % 8`` of byte ``location // 8`` set where the task
+            uses the block.
+    """
+
+    numbers: BlockNumbers
+    layers: npt.NDArray[np.int32]
+    blocks: npt.NDArray[np.unsignedinteger]
+    used: Bits
+
+    @classmethod
+    def of(
+        cls,
+        numbers: BlockNumbers,
+        layers: npt.NDArray[np.int32],
+        blocks: npt.NDArray[np.integer],
+        used: Iterable[npt.NDArray[np.integer]],
+    ) -> Placement:
+        """Of numbers in layers [pages, places], and the locations that each task uses."""
+        bits = []
+        for locations in used:
+            flags = np.zeros(blocks.size, bool)
+            flags[locations] = True
+            bits.append(np.packbits(flags, bitorder="little"))
+        return cls(numbers, layers, blocks.astype(numbers.dtype), np.stack(bits))
+
+    @property
+    def locations(self) -> int:
+        """Places in all pages."""
+        return int(self.blocks.size)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it holds."""
+        return self.blocks.nbytes + self.used.nbytes
+
+    def kept(self, task: int) -> int:
+        """How many blocks a task uses."""
+        return int(np.unpackbits(self.used[task]).sum())
+
+    def locations_of(self, task: int) -> Int64:
+        """Locations of all blocks that a task uses, ascending."""
+        return np.flatnonzero(np.unpackbits(self.used[task], count=self.locations, bitorder="little"))
+
+    def users(self) -> npt.NDArray[np.uint64]:
+        """The signature of each location, uint64 [locations]."""
+        found = np.zeros(self.locations, np.uint64)
+        for task in range(len(self.used)):
+            found[self.locations_of(task)] |= np.uint64(1) << np.uint64(task)
+        return found
+
+    def signatures(self) -> npt.NDArray[np.uint64]:
+        """The signature of each page, uint64 [pages]."""
+        return np.asarray(np.bitwise_or.reduce(self.users().reshape(self.blocks.shape), axis=1, initial=0), np.uint64)
+
+    def numbers_at(self, locations: npt.NDArray[np.integer]) -> Int64:
+        """The numbers in the bundle of the blocks that lie there."""
+        pages = locations // self.blocks.shape[1]
+        return np.asarray(self.numbers.starts[self.layers[pages]] + self.blocks.reshape(-1)[locations])
+
+    def by_weight(self) -> list[tuple[Int64, Int64]]:
+        """Of each paged weight its blocks' indices in the grid, ascending, and the locations where they lie."""
+        there = np.flatnonzero(self.blocks.reshape(-1) != self.numbers.unused)
+        return self._sorted(there)
+
+    def tables(self, task: int, pages: npt.NDArray[np.integer] | None = None) -> dict[str, BlockTable]:
+        """A task's block tables, by paged weight in manifest order.
+
+        Args:
+            task: number of the task.
+            pages: numbers that pages have in these tables [pages]; their positions in the bundle if None.
+        """
+        tables = {}
+        for name, grid, (blocks, locations) in zip(
+            self.numbers.names, self.numbers.grids, self._sorted(self.locations_of(task)), strict=True
+        ):
+            crow = np.searchsorted(blocks, np.arange(grid.rows + 1) * grid.cols).astype(np.int32)
+            if pages is not None:
+                page, place = np.divmod(locations, self.blocks.shape[1])
+                locations = pages[page] * self.blocks.shape[1] + place
+            tables[name] = BlockTable(crow, (blocks % grid.cols).astype(np.int32), locations.astype(np.int32))
+        return tables
+
+    def table_bytes(self, task: int) -> int:
+        """Bytes of a task's block tables."""
+        return 4 * (sum(self.numbers.rows) + len(self.numbers.rows) + 2 * self.kept(task))
+
+    def only(self, pages: npt.NDArray[np.bool_], tasks: Sequence[int]) -> Placement:
+        """With some of the pages [pages] and of the tasks, which use nothing in the others."""
+        places = self.blocks.shape[1]
+        kept = np.repeat(pages, places)
+        moved = np.cumsum(kept) - 1
+        used = [moved[self.locations_of(task)] for task in tasks]
+        return Placement.of(self.numbers, self.layers[pages], self.blocks[pages], used)
+
+    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """What the file holds."""
+        return {"blocks": self.blocks, "used": self.used}
+
+    @staticmethod
+    def check_header(header: Header, numbers: BlockNumbers, manifest: Manifest) -> None:
+        """Refuse a file that holds anything else than the manifest's counts say.
+
+        Raises:
+            BundleFormatError: a tensor is missing, of another dtype or shape, or one too many.
+        """
+        pages, places = manifest.pages, manifest.blocks_per_page
+        wanted = {
+            "blocks": Stated(str(numbers.dtype), (pages, places)),
+            "used": Stated("uint8", (len(manifest.tasks), -(-pages * places // 8))),
+        }
+        if header.keys() != wanted.keys():
+            raise BundleFormatError(FILE, "tensors", sorted(wanted), str(sorted(header))[:400])
+        for name, expected in wanted.items():
+            if header[name] != expected:
+                raise BundleFormatError(FILE, name, expected, header[name])
+
+    def validate(self) -> None:
+        """Refuse numbers that no block of a page's layer has, and bits that can't be.
+
+        Raises:
+            BundleFormatError: a value is wrong.
+        """
+        counts = np.diff(self.numbers.starts)[self.layers]  # [pages]
+        unused = self.blocks == self.numbers.unused
+        if (~unused & (self.blocks >= counts[:, None])).any():
+            raise BundleFormatError(FILE, "blocks", "numbers of blocks of the page's layer", "larger ones")
+        empty = np.packbits(unused, bitorder="little")
+        beyond = np.packbits(np.arange(8) >= (self.locations - 1) % 8 + 1, bitorder="little")
+        for task, bits in enumerate(self.used):
+            if (bits & empty).any() or (len(bits) and bits[-1] & beyond[0]):
+                raise BundleFormatError(FILE, f"used.{task}", "bits of places that hold a block", "others")
+            numbers = self.numbers_at(self.locations_of(task))
+            if len(np.unique(numbers)) != len(numbers):
+                raise BundleFormatError(FILE, f"used.{task}", "one location for each block of a task", "several")
+
+    def _sorted(self, locations: Int64) -> list[tuple[Int64, Int64]]:
+        """Of each paged weight those of some locations that hold its blocks, by block and then by location."""
+        numbers = self.numbers_at(locations)
+        order = np.argsort(numbers, kind="stable")
+        numbers, locations = numbers[order], locations[order]
+        parts = self.numbers.split(numbers)
+        return [(numbers[part] - first, locations[part]) for part, first in zip(parts, self.numbers.first, strict=True)]
