@@ -14,6 +14,7 @@ from weightpager.errors import ConfigError
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Bundle directory to create.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
 Budget = Annotated[
     str | None,
@@ -22,6 +23,9 @@ Budget = Annotated[
 Dtype = Annotated[
     Literal["auto", "bfloat16"],
     typer.Option(help="What tasks compute in. auto: as the model was; bfloat16: faster where the CPU has it."),
+]
+TokenFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="File with the server's token, if it asks for one.")
 ]
 Storage = Annotated[
     str, typer.Option(metavar="SIZE/s", help="Bandwidth of the storage that predictions assume, such as 300MB/s.")

@@ -12,13 +12,13 @@ from weightpager.bundle.report.compile_report import CompileReport
 from weightpager.bundle.report.paged_share import paged_share
 from weightpager.cli import output
 from weightpager.cli.notes import notes
-from weightpager.cli.options import Force, Json, Quiet, extra
+from weightpager.cli.options import Force, Json, Out, Quiet, extra
 from weightpager.cli.progress import progress
 
 
 def compile_(
     tasks: Annotated[Path, typer.Argument(metavar="TASKS.yaml", help="Task file.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Bundle directory to create.", show_default=False)],
+    out: Out,
     base: Annotated[
         Path | None,
         typer.Option(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +11,7 @@ import typer
 from weightpager.bundle.garbage import collect
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
-from weightpager.cli.options import BundlePath, Force, Json, Quiet, extra
+from weightpager.cli.options import BundlePath, Force, Json, Out, Quiet, extra
 from weightpager.cli.progress import progress
 from weightpager.config import parse_size
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 def repack(
     bundle: BundlePath,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Bundle directory to create.", show_default=False)],
+    out: Out,
     without: Annotated[
         list[str] | None,
         typer.Option(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from weightpager.cli import output
-from weightpager.cli.options import Json
+from weightpager.cli.options import Json, TokenFile
 from weightpager.cli.serving.top_command import read_status
 from weightpager.errors import WeightpagerError
 from weightpager.server.http.presence import Presence, running
@@ -19,9 +16,7 @@ _SECONDS = 3.0
 
 
 def ps(
-    token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File with the servers' token, if they ask for one.")
-    ] = None,
+    token_file: TokenFile = None,
     json: Json = False,
 ) -> None:
     """List the servers of this user that run: where they listen, their budget and current task. Loads nothing.

@@ -7,7 +7,6 @@ import re
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -16,7 +15,7 @@ from pydantic import ValidationError
 from rich.live import Live
 
 from weightpager.cli import output
-from weightpager.cli.options import Json
+from weightpager.cli.options import Json, TokenFile
 from weightpager.cli.serving.top_view import view
 from weightpager.errors import ConfigError, WeightpagerError
 from weightpager.server.schema.status import Status
@@ -30,9 +29,7 @@ def top(
     url: Annotated[str, typer.Argument(metavar="[URL]", help="Of the server.")] = "http://127.0.0.1:8000",
     interval: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Time between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
-    token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File with the server's token, if it asks for one.")
-    ] = None,
+    token_file: TokenFile = None,
     json: Json = False,
 ) -> None:
     """Watch a server: pages in memory, switches, who waits. Loads nothing; Ctrl-C ends it.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from weightpager.answers.work import Generated
 from weightpager.server.routes.identity import new_id, now
 from weightpager.server.scheduling.job import Delta, Done, Event
 from weightpager.server.schema.common import Usage
 from weightpager.server.schema.generation import (
-    ChatBody,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -18,8 +17,8 @@ from weightpager.server.schema.generation import (
     ChatDelta,
     ChatMessage,
     Completion,
-    CompletionBody,
     CompletionChoice,
+    GenerationBody,
 )
 
 
@@ -30,12 +29,20 @@ def generated(event: Event) -> Generated:
     return event.outcome
 
 
-class ChatFormat:
+class _Format:
+    """Fields that all parts of an answer have in common; and whether its stream ends with the usage."""
+
+    _PREFIX: ClassVar[str]
+
+    def __init__(self, body: GenerationBody) -> None:
+        self.with_usage = body.with_usage
+        self._stamp: dict[str, Any] = {"id": new_id(self._PREFIX), "created": now(), "model": body.model}
+
+
+class ChatFormat(_Format):
     """Writes the answer to one conversation."""
 
-    def __init__(self, body: ChatBody) -> None:
-        self.with_usage = body.with_usage
-        self._stamp: dict[str, Any] = {"id": new_id("chatcmpl"), "created": now(), "model": body.model}
+    _PREFIX = "chatcmpl"
 
     def whole(self, found: Sequence[Generated], usage: Usage) -> ChatCompletion:
         """All at once."""
@@ -65,12 +72,10 @@ class ChatFormat:
         return ChatChunk(choices=list(choices), usage=usage, **self._stamp)
 
 
-class CompletionFormat:
+class CompletionFormat(_Format):
     """Writes one or more continuations."""
 
-    def __init__(self, body: CompletionBody) -> None:
-        self.with_usage = body.with_usage
-        self._stamp: dict[str, Any] = {"id": new_id("cmpl"), "created": now(), "model": body.model}
+    _PREFIX = "cmpl"
 
     def whole(self, found: Sequence[Generated], usage: Usage) -> Completion:
         """All at once."""
