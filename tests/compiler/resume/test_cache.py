@@ -14,8 +14,10 @@ import torch
 import tiny
 import weightpager as wp
 from weightpager.bundle.report.compile_report import read_report
+from weightpager.compiler.resume import identities
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import cache_limit
 from weightpager.errors import CompileError, ConfigError
 
@@ -227,3 +229,11 @@ def test_clearing_says_what_it_could_not_remove(tmp_path: Path, monkeypatch: pyt
             cache.clear()
     assert cache.clear() > 10**6
     assert cache.entries() == []
+
+
+def test_what_other_code_has_trained_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task_file = from_dict(tiny.assistant(tmp_path))
+    found = identities.stage_identities(task_file, "")
+    assert found == identities.stage_identities(task_file, "")
+    monkeypatch.setattr(identities, "own_code", lambda: "other code")
+    assert not set(found) & set(identities.stage_identities(task_file, ""))

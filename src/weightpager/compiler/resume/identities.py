@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import tokenizers
@@ -10,6 +11,7 @@ import transformers
 from blake3 import blake3
 
 import weightpager
+from weightpager.bundle.files.entry import hash_file
 from weightpager.compiler.data.rows import hashed
 from weightpager.compiler.data.splits import fingerprint
 from weightpager.compiler.model.device import training_device
@@ -69,12 +71,19 @@ def _weight_facts(folder: Path) -> list[str]:
     return [f"{path.name} {hashed(path, str(path))}" for path in files]
 
 
+@cache
+def own_code() -> str:
+    """A hash of the code that trains and measures. In a checkout it changes while the version stays."""
+    rooms = [Path(weightpager.__file__).parent / room for room in ("answers", "compiler")]
+    return _hash(*(hash_file(path).blake3 for room in rooms for path in sorted(room.rglob("*.py"))))
+
+
 def _machine() -> list[str]:
-    """Versions and hardware, which decide the last digits."""
+    """Code, versions and hardware, which decide the last digits."""
     device = training_device()
     kind = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     versions = [package.__version__ for package in (weightpager, torch, transformers, tokenizers)]
-    return [*versions, device.type, kind, str(torch.get_num_threads())]
+    return [own_code(), *versions, device.type, kind, str(torch.get_num_threads())]
 
 
 def _learnt(task_file: TaskFile) -> list[str]:

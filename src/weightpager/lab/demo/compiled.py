@@ -16,13 +16,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import weightpager
-from weightpager import compiler
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.report.overlap import mean_overlap, overlap_of
 from weightpager.compiler.model.dense_model import parameters
 from weightpager.compiler.pipeline import build
 from weightpager.compiler.prepare import prepare
+from weightpager.compiler.resume.cache import Cache
+from weightpager.compiler.resume.identities import compile_identity, own_code
+from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
@@ -99,7 +101,7 @@ def _task_file(model: Path, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _identity(content: dict[str, Any], samples: Sequence[Sample]) -> str:
-    """Names the cache folder: task file, data, model, versions and the compiler's own sources decide on a bundle."""
+    """Names the cache folder: task file, data, model, versions and the compiler's own code decide on a bundle."""
     facts = {
         "tasks": content,
         "versions": [weightpager.__version__, torch.__version__],
@@ -107,7 +109,7 @@ def _identity(content: dict[str, Any], samples: Sequence[Sample]) -> str:
         "data": [
             hash_file(path).blake3 for sample in samples for path in (sample.train, sample.validation, sample.eval)
         ],
-        "compiler": [hash_file(path).blake3 for path in sorted(Path(compiler.__file__).parent.rglob("*.py"))],
+        "code": own_code(),
     }
     return blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -123,9 +125,10 @@ def _open(folder: Path) -> Compiled:
 def _compile(content: dict[str, Any], folder: Path, progress: Progress) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "unaligned.json").unlink(missing_ok=True)
-    run = Run(progress)
-    prepared = prepare(from_dict(content), run)
-    with writing(folder / "aligned.bundle", force=True) as writer:
+    task_file = from_dict(content)
+    run = Run(progress, Journal(folder / "journal", compile_identity(task_file)))
+    with run.journal.held(), writing(folder / "aligned.bundle", force=True) as writer:
+        prepared = prepare(task_file, run, cache=Cache.of_user())
         build(writer, prepared, run)
     # What a device would hold without us: the whole model of one task, in the precision of the pages.
     model = next(iter(prepared.source.models.values()))
