@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, settings
 
 import tiny
 from command import Command, run
+from cores import on_all_cores
 from weightpager.machine.mounts import mount_of
 
 # Time is measured in benchmarks; a busy machine must not fail a property.
@@ -90,9 +91,14 @@ def weightpager(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def all_cores() -> Iterator[None]:
     """Real models do gain from threads."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(1)
+    with on_all_cores():
+        yield
+
+
+@pytest.fixture
+def shared_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of real models take the trained dense model from the user's cache, as users' compiles do."""
+    monkeypatch.setenv("WEIGHTPAGER_CACHE_LIMIT", "8GiB")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import json
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import pytest
 
 from weightpager.config import cache_dir
 from weightpager.lab import samples
-from weightpager.lab.samples import Missing, Sample
+from weightpager.lab.samples import Missing, Sample, tasks
 from weightpager.lab.samples.download import archives, pins
-from weightpager.lab.samples.items import normalise
+from weightpager.lab.samples.download.archives import Fetcher
+from weightpager.lab.samples.items import Item, normalise
+from weightpager.lab.samples.recipes import Recipe
 from weightpager.lab.samples.text import brown, pos
 
 pytestmark = pytest.mark.slow
@@ -44,6 +48,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("cache")
     (directory / "archives").symlink_to(shared)
     return directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _archives_are_parsed_once() -> Iterator[None]:
+    """Samples of other sizes are made of the same items."""
+    parsed: dict[str, list[Item]] = {}
+
+    def once(recipe: Recipe) -> Recipe:
+        def read(fetch: Fetcher) -> list[Item]:
+            if recipe.name not in parsed:
+                parsed[recipe.name] = list(recipe.read(fetch))
+            return parsed[recipe.name]
+
+        return replace(recipe, read=read)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "_RECIPES", [once(recipe) for recipe in tasks._RECIPES])
+        yield
 
 
 def ready(made: tuple[list[Sample], list[Missing]], name: str) -> Sample:
