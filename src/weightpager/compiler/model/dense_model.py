@@ -117,7 +117,7 @@ def load(task_file: TaskFile) -> Source:
     with quiet_transformers():
         directory = ModelDirectory.open(path)
         check_config(directory, task_file)
-        images = directory.image_reader() if task_file.takes_images else None
+        images = directory.images() if task_file.takes_images else None
         own_tokenizer = directory.tokenizer() if images is None else None
         generation = load_generation(path)  # also without a language model: one may be added later
         tokenizer = copy.deepcopy(own_tokenizer)

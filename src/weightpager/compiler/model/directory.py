@@ -122,8 +122,8 @@ class ModelDirectory:
                     return own
         return int(tokenizer.pad_token_id)
 
-    def image_reader(self) -> ImageReader:
-        """The image processor, with what the model expects of it.
+    def images(self) -> ImageReader:
+        """What reads images: the image processor, with what the model expects of it.
 
         Raises:
             CompileError: there is none that can be used.
@@ -150,7 +150,7 @@ class ModelDirectory:
         _check_same_architecture(model.config, self.config, where)
         if isinstance(reads, ImageReader):
             if (self.path / IMAGES).is_file():
-                _check_same_pixels(reads, self.image_reader(), where)
+                _check_same_pixels(reads, self.images(), where)
         elif self._has_tokenizer() and self.tokenizer().get_vocab() != reads.get_vocab():
             raise CompileError(f"{where}: expected the model's tokenizer, found one with another vocabulary")
 
