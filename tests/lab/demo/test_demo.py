@@ -18,7 +18,7 @@ from weightpager.config import cache_dir
 from weightpager.doctor.machine import describe
 from weightpager.lab.demo import compiled, run
 from weightpager.lab.demo.page import render
-from weightpager.lab.demo.result import DemoResult, DemoSwitch, DemoTask, Resident
+from weightpager.lab.demo.result import OURS, DemoResult, DemoSwitch, DemoTask, Resident
 from weightpager.lab.samples import SampleUnavailable
 from weightpager.lab.samples.sample import Missing, Sample
 
@@ -48,7 +48,11 @@ def made_up() -> DemoResult:
             )
             for a, b in (names, names[::-1])
         ],
-        memory=[Resident(name="<b>ours</b>", bytes=9, paged_bytes=5, mean_bytes_per_switch=1, mean_metric=0.9)],
+        memory=[
+            Resident(name=OURS, bytes=5, paged_bytes=3, mean_bytes_per_switch=1, mean_metric=0.88, ms_per_switch=0.5),
+            Resident(name="<b>theirs</b>", bytes=9, paged_bytes=5, mean_bytes_per_switch=0, mean_metric=0.9),
+            Resident(name="dense in int2", bytes=7, paged_bytes=5, mean_bytes_per_switch=0, mean_metric=0.5),
+        ],
         overlap=[[1.0, 0.8], [0.7, 1.0]],
         mean_overlap=0.75,
         mean_overlap_unaligned=0.6,
@@ -79,9 +83,10 @@ def test_the_page_is_self_contained_and_escapes_what_it_shows() -> None:
     assert page.count("<svg") == 5
     assert "5.0 ×" in page
     assert "15.0 ×" in page
-    assert "<b>ours</b>" not in page
+    assert "<b>theirs</b>" not in page
     assert "&lt;i&gt;ours&lt;/i&gt; wins" in page
     assert "npm is missing" in page
+    assert "ten points or more below" in page
     for explained in (
         "duality gap of the alignment: how far",
         "λ: what a block loaded per switch costs",
@@ -171,5 +176,7 @@ def test_the_demo_reaches_what_it_promises(weightpager: Command, tmp_path: Path)
     assert all(0 < switch["bytes"] < switch["whole_sparse_bytes"] for switch in result["switches"])
     loaded, reloaded = (sum(switch[key] for switch in result["switches"]) for key in ("bytes", "whole_sparse_bytes"))
     assert loaded < reloaded / 2
+    assert result["figures"]["memory.weights_vs_best_rival"] <= 0.4
+    assert result["verdict"].startswith("Memory: weightpager wins")
     assert "<svg" in (tmp_path / "page.html").read_text()
     assert (cache_dir() / "demo").is_dir()

@@ -35,6 +35,7 @@ from weightpager.progress import Progress
 
 ALIGNMENT = 0.5
 SPARSITY = 0.75
+DTYPE = "int4"
 TRAINING_STEPS = 260
 RECOVER_STEPS = 120
 RATE = 2e-4
@@ -84,6 +85,8 @@ def _task_file(model: Path, samples: Sequence[Sample]) -> dict[str, Any]:
     return {
         "model": str(model),
         "sparsity": SPARSITY,
+        "dtype": DTYPE,
+        "rows": "on-demand",
         "alignment": ALIGNMENT,
         "calibration": {"items": 128, "max_length": 64, "batch": 32},
         "training": {"steps": TRAINING_STEPS, "learning_rate": RATE, "batch": BATCH},

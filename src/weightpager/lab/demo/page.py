@@ -29,4 +29,5 @@ def render(result: DemoResult) -> str:
             ("memory", plots.memory),
         )
     }
-    return template.render(result=result, plots=drawn)
+    shown = next((row.mean_metric for row in result.memory if row.ours), 0.0) - plots.SHOWN
+    return template.render(result=result, plots=drawn, shown=shown)

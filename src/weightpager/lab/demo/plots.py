@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from weightpager.lab.demo.result import DemoResult
+from weightpager.lab.demo.result import DemoResult, Resident
 
 _STYLE = {
     "font.family": "sans-serif",
@@ -93,20 +93,28 @@ def load_map(result: DemoResult) -> str:
 
 
 def memory(result: DemoResult) -> str:
-    """Weights in memory against the mean metric of every row of the table, numbered as there."""
+    """Weights in memory against the mean metric of the table's rows, numbered as there.
+
+    Rows far below ours would press the others together, and are left out.
+    """
+    ours = next(row.mean_metric for row in result.memory if row.ours)
+    drawn = [(number, row) for number, row in enumerate(result.memory, 1) if row.mean_metric > ours - SHOWN]
 
     def draw(axes: Axes) -> None:
-        points = [(row.bytes / 2**20, row.mean_metric) for row in result.memory]
-        for number, (row, (x, y)) in enumerate(zip(result.memory, points, strict=True)):
-            colour = next(colour for start, colour in _FAMILIES.items() if row.name.startswith(start))
-            axes.scatter(x, y, color=colour, s=56 if row.ours else 36, marker="*" if row.ours else "o", zorder=3)
-            above = sum(_beside(points, (x, y), other) for other in points[:number])
-            axes.annotate(str(number + 1), (x, y), (0, 6 + 11 * above), textcoords="offset points", ha="center")
-        for start, colour in _FAMILIES.items():
-            if any(row.name.startswith(start) for row in result.memory):
-                axes.scatter([], [], color=colour, label=start.strip() or "others")
+        points = [(row.bytes / 2**20, row.mean_metric) for _, row in drawn]
+        for at, (number, row) in enumerate(drawn):
+            family = _family(row)
+            marker, size = ("*", 90) if row.ours else ("o", 36)
+            axes.scatter(*points[at], color=_FAMILIES[family], s=size, marker=marker, zorder=3)
+            above = sum(_beside(points, points[at], other) for other in points[:at])
+            axes.annotate(
+                str(number), points[at], (0, 6 + 11 * above), textcoords="offset points", ha="center",
+                color=_FAMILIES[family],
+            )  # fmt: skip
+        for family in dict.fromkeys(_family(row) for _, row in drawn):
+            axes.scatter([], [], color=_FAMILIES[family], label=family or "others")
         axes.set_xlim(left=0)
-        axes.margins(y=0.2)
+        axes.margins(y=0.25)
         axes.set_xlabel("MiB of weights in memory")
         axes.set_ylabel("mean accuracy")
         axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -114,8 +122,15 @@ def memory(result: DemoResult) -> str:
     return svg(draw, _WIDE)
 
 
+SHOWN = 0.1
+"""How far below ours a row's accuracy may lie to be drawn."""
+
 _FAMILIES = {"weightpager": _OURS, "one shared mask": _SAME, "own sparse": "#0ea5e9", "dense": _QUANTISED, "": _DENSE}
 """How rows' names begin, and their colour."""
+
+
+def _family(row: Resident) -> str:
+    return next(start for start in _FAMILIES if row.name.startswith(start))
 
 
 def _beside(points: Sequence[tuple[float, float]], one: tuple[float, float], other: tuple[float, float]) -> bool:

@@ -15,17 +15,20 @@ class Ranking:
 
     Attributes:
         ours: with memory for one task.
+        resident: ours with everything in memory; None where the table lacks it.
         rivals: all rows but weightpager's.
     """
 
     ours: Resident
+    resident: Resident | None
     rivals: tuple[Resident, ...]
 
     @classmethod
     def of(cls, rows: Sequence[Resident]) -> Ranking:
         """Of a table that has our row and those of others."""
         ours = next(row for row in rows if row.name == OURS)
-        return cls(ours, tuple(row for row in rows if not row.ours))
+        resident = next((row for row in rows if row.ours and not row.mean_bytes_per_switch), None)
+        return cls(ours, resident, tuple(row for row in rows if not row.ours))
 
     @property
     def best(self) -> Resident | None:
@@ -100,10 +103,12 @@ def _accuracy(ranking: Ranking) -> str:
 
 
 def _switching(ranking: Ranking) -> str:
-    ours, never, reload = ranking.ours, ranking.best_resident, ranking.reload
+    ours, reload = ranking.ours, ranking.reload
+    never = [row for row in (ranking.resident, ranking.best_resident) if row is not None]
     parts = []
-    if never is not None:
-        parts.append(f"what never loads wins where it fits (as accurate: {never.name}, {format_size(never.bytes)})")
+    if never:
+        sizes = "; ".join(f"{row.name}, {format_size(row.bytes)}" for row in sorted(never, key=_bytes))
+        parts.append(f"what never loads wins where it fits (as accurate: {sizes})")
     if reload is not None and ours.ms_per_switch and reload.ms_per_switch:
         ratio = reload.ms_per_switch / ours.ms_per_switch
         who = "weightpager" if ratio >= 1 else reload.name

@@ -28,14 +28,15 @@ from weightpager.lab.demo.compiled import (
 )
 from weightpager.lab.demo.ranking import memory_figures, switch_figures, verdict
 from weightpager.lab.demo.result import DemoResult, DemoSwitch, DemoTask
-from weightpager.lab.demo.table import own_parameters, rows
+from weightpager.lab.demo.row_cost import row_figures
+from weightpager.lab.demo.table import own_parameters, row_bytes, rows
 from weightpager.lab.samples import SampleUnavailable, minilm, prepare
 from weightpager.lab.switching import doubt, sparse_checkpoint, time_switches, time_whole_read
 from weightpager.progress import Progress
 from weightpager.store import StorageModel, all_switches
 
-EVAL_ITEMS = 500
-"""Held-out items a task: five models are measured on them within the demo's five minutes."""
+EVAL_ITEMS = 400
+"""Held-out items a task: eight models are measured on them within the demo's five minutes."""
 
 REPEATS = 5
 IO_THREADS = 4
@@ -56,10 +57,11 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
         raise SampleUnavailable(f"expected two tasks to switch between, got {samples[0].name} alone:\n{reasons}")
     progress("fetch model and data", 1, 1)
     ours = compiled(model, samples, cache, progress)
-    budget = smallest_budget(ours.bundle)
-    switches, note = _measure(ours, budget, progress)
+    budget = smallest_budget(ours.bundle, rows=row_bytes(ours.bundle))
+    switches, of_rows, note = _measure(ours, budget, progress)
     report = read_report(ours.bundle)
     memory = rows(ours.bundle, report, switches)
+    figures = memory_figures(memory) | switch_figures(switches) | of_rows
     return DemoResult(
         tasks=_tasks(report),
         switches=switches,
@@ -84,9 +86,7 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
         compile_seconds=report.seconds,
         seconds=time.perf_counter() - start,
         machine=describe(),
-        figures={
-            key: float(f"{value:.5g}") for key, value in (memory_figures(memory) | switch_figures(switches)).items()
-        },
+        figures={key: float(f"{value:.5g}") for key, value in figures.items()},
         verdict=verdict(memory),
     )
 
@@ -109,15 +109,17 @@ def _tasks(report: CompileReport) -> list[DemoTask]:
     ]
 
 
-def _measure(ours: Compiled, budget: int, progress: Progress) -> tuple[list[DemoSwitch], str]:
-    """Every cold switch beside what it replaces; and why one wasn't cold, else an empty text."""
+def _measure(ours: Compiled, budget: int, progress: Progress) -> tuple[list[DemoSwitch], dict[str, float], str]:
+    """Every cold switch beside what it replaces, figures of rows, and why a switch wasn't cold, else an empty text."""
     bundle = ours.bundle
     planned = {(cost.from_task, cost.to_task): cost.bytes for cost in all_switches(bundle, StorageModel())}
     theirs, dense, doubts = _baselines(bundle, ours.dense)
     files = [bundle.path / name for name in bundle.manifest.page_file_names()]
-    with Engine(bundle, EngineConfig(budget, io_threads=IO_THREADS)) as engine, cold_read(files) as proof:
-        timed = time_switches(engine, REPEATS, partial(progress, "switch"))
+    with Engine(bundle, EngineConfig(budget, io_threads=IO_THREADS, rows=row_bytes(bundle))) as engine:
+        with cold_read(files) as proof:
+            timed = time_switches(engine, REPEATS, partial(progress, "switch"))
         direct = engine.report().direct_io
+        of_rows = row_figures(engine)
     doubts += [doubt(proof)] if direct else ["this file system refuses direct I/O"]
     found = []
     for switch in timed:
@@ -137,7 +139,7 @@ def _measure(ours: Compiled, budget: int, progress: Progress) -> tuple[list[Demo
                 dense_ms=dense * 1e3,
             )
         )
-    return found, next(filter(None, doubts), "")
+    return found, of_rows, next(filter(None, doubts), "")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,21 @@ from statistics import fmean
 from torch import Tensor
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint
+from weightpager.bundle.footprint import footprint, whole_rows
 from weightpager.bundle.report.compile_report import DENSE, MASK, CompileReport
 from weightpager.lab.contest.rivals.parameters import private, resident
 from weightpager.lab.demo.result import OURS, DemoSwitch, Resident
 
 _CONTROLS = {MASK: "one shared mask in {dtype}", DENSE: "dense in bfloat16"}
+
+
+ROW_SHARE = 8
+"""One row of so many of the tables that come on demand is in memory."""
+
+
+def row_bytes(bundle: Bundle) -> int | None:
+    """Bytes of the budget for rows of tables; None where none come on demand."""
+    return whole_rows(bundle) // ROW_SHARE or None
 
 
 def own_parameters(bundle: Bundle) -> dict[str, int]:
@@ -23,14 +32,20 @@ def own_parameters(bundle: Bundle) -> dict[str, int]:
 
 
 def rows(bundle: Bundle, report: CompileReport, switches: Sequence[DemoSwitch]) -> list[Resident]:
-    """The table. What isn't ours has its embedding tables in int8, beside weights in bfloat16 in bfloat16."""
+    """The table.
+
+    What isn't ours has its embedding tables in int8, beside weights in bfloat16 in bfloat16. One shared mask has what
+    we have but for the mask: it is a bundle as well.
+    """
     heads = sum(_bytes(private(bundle, task).values()) for task in bundle.tasks)
     few_bits, wide = (_bytes(resident(bundle, dtype).values()) + heads for dtype in ("int8", "bfloat16"))
     ours = fmean(task.sparse for task in report.tasks)
+    always = footprint(bundle, rows=row_bytes(bundle))
+    parameters = {DENSE: wide, MASK: always.total - always.tables}
     controls = [
         Resident(
             name=_CONTROLS.get(control.name, f"dense in {control.name}").format(dtype=bundle.manifest.dtype),
-            bytes=(wide if control.name == DENSE else few_bits) + control.resident_bytes,
+            bytes=parameters.get(control.name, few_bits) + control.resident_bytes,
             paged_bytes=control.resident_bytes,
             mean_bytes_per_switch=0,
             mean_metric=fmean(control.scores.values()),
@@ -42,7 +57,7 @@ def rows(bundle: Bundle, report: CompileReport, switches: Sequence[DemoSwitch]) 
 
 
 def _of_engine(bundle: Bundle, metric: float, switches: Sequence[DemoSwitch]) -> list[Resident]:
-    always = footprint(bundle).total
+    always = footprint(bundle, rows=row_bytes(bundle)).total
     arena = max(len(bundle.pages_of(task)) for task in bundle.tasks) * bundle.page_bytes
     stored = len(bundle.pages) * bundle.page_bytes
     return [

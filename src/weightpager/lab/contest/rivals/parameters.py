@@ -10,7 +10,7 @@ from torch import Tensor
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.engine.model.architecture import BASE, empty_module, read_config
-from weightpager.engine.parameters import read_parameters
+from weightpager.engine.parameters import read_parameters, read_rows
 from weightpager.lab.contest.rivals.few_bits.numbers import int8_rows
 from weightpager.lab.contest.rivals.few_bits.replacement import SCALE
 from weightpager.nn import is_plain_embedding
@@ -25,7 +25,7 @@ def resident(bundle: Bundle, dtype: str | None = None) -> dict[str, Tensor]:
         bundle: whose parameters these are.
         dtype: of the paged weights beside them; None for the bundle's.
     """
-    values = _shipped(bundle, RESIDENT)
+    values = _shipped(bundle, RESIDENT) | {name: as_shipped(table) for name, table in read_rows(bundle).items()}
     for name in _tables(bundle) & values.keys() if (dtype or bundle.manifest.dtype) in _FEW_BITS else ():
         values[name], values[name.removesuffix(".weight") + SCALE] = int8_rows(values[name])
     return values
@@ -34,6 +34,12 @@ def resident(bundle: Bundle, dtype: str | None = None) -> dict[str, Tensor]:
 def private(bundle: Bundle, task: str) -> dict[str, Tensor]:
     """A task's own parameters, by canonical name."""
     return _shipped(bundle, private_file(task))
+
+
+def fixed_bytes(bundle: Bundle) -> int:
+    """Bytes of all parameters that aren't paged, of all tasks together."""
+    own = (value for task in bundle.tasks for value in private(bundle, task).values())
+    return sum(value.nbytes for value in (*resident(bundle).values(), *own))
 
 
 def wide(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

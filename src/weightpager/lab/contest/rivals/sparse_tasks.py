@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint
 from weightpager.lab.contest.rivals.assets import BLOCKS, read_tables, sparse_path
 from weightpager.lab.contest.rivals.checkpoint_file import CheckpointFile, open_checkpoint
 from weightpager.lab.contest.rivals.modules import sparse_module
-from weightpager.lab.contest.rivals.parameters import private, resident
-from weightpager.lab.contest.rivals.rival import DTYPE, Rival, Setting
+from weightpager.lab.contest.rivals.parameters import fixed_bytes, private, resident
+from weightpager.lab.contest.rivals.rival import Rival, Setting
 from weightpager.lab.direct_reader import DirectReader, new_buffer
 
 
@@ -30,7 +29,8 @@ class SparseTasks(Rival):
 
     def __init__(self, setting: Setting, *, places: int | None = None) -> None:
         bundle = setting.bundle
-        self._fixed = footprint(bundle, DTYPE).total
+        self._fixed = fixed_bytes(bundle)
+        self._table_bytes = {task: bundle.placement.table_bytes(bundle.task_numbers[task]) for task in setting.tasks}
         self._files = {task: open_checkpoint(sparse_path(setting.folder, task)) for task in setting.tasks}
         self._page_bytes = bundle.page_bytes
         self._most = max(_pages(file) for file in self._files.values())
@@ -60,7 +60,7 @@ class SparseTasks(Rival):
         return [self._files[task].path]
 
     def weight_bytes(self) -> int:
-        return self._fixed + self.paged_bytes()
+        return self._fixed + self.paged_bytes() + sum(self._table_bytes[task] for task in self._places)
 
     def paged_bytes(self) -> int:
         return sum(_pages(self._files[task]) for task in self._places) * self._page_bytes
@@ -94,9 +94,7 @@ class SharedMask(Rival):
         arena = torch.frombuffer(memory, dtype=torch.uint8)[: self._paged].view(-1, bundle.page_bytes)
         tables = dict.fromkeys(setting.tasks, torch.arange(len(arena), dtype=torch.int32))
         self._modules = modules_over(bundle, dict.fromkeys(setting.tasks, first), files, arena, tables)
-        fixed = footprint(bundle, DTYPE)
-        own = bundle.placement.table_bytes(bundle.task_numbers[first])
-        self._fixed = fixed.resident + fixed.private + own
+        self._fixed = fixed_bytes(bundle) + bundle.placement.table_bytes(bundle.task_numbers[first])
 
     def switch(self, task: str) -> nn.Module:
         return self._modules[task]
