@@ -81,6 +81,8 @@ class BaseBundle:
         Raises:
             ConfigError: it states others, names a task that the bundle has, or asks for what can't be done.
         """
+        if task_file.fit is not None:
+            raise ConfigError("fit: expected none with a base, whose dtype and pages stay; state sparsity")
         manifest = self.bundle.manifest
         ours: dict[str, Any] = {
             "block": manifest.block_shape,

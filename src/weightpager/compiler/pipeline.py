@@ -8,39 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from weightpager.bundle import Bundle, BundleWriter, writing
 from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.report.compile_report import CompileReport, FrontierPoint
 from weightpager.compiler import task_file as task_files
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.estimates.time_left import WholeProgress
+from weightpager.compiler.fit import fit_of, fitted
 from weightpager.compiler.grow import grow
 from weightpager.compiler.measuring.controls import compared, measure_controls
 from weightpager.compiler.measuring.measure import measure_written
 from weightpager.compiler.measuring.report import Control, common_fields, control_scores
-from weightpager.compiler.model.masks import Keep, Masks
+from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.task_weights import TaskWeights
-from weightpager.compiler.packing.pack import Packing, pack, pack_best
-from weightpager.compiler.packing.stored_blocks import StoredBlocks
-from weightpager.compiler.packing.write import BundlePlan, write_bundle
+from weightpager.compiler.packing.plan import plan_bundle
+from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal, kept_beside
 from weightpager.compiler.resume.run import Run
-from weightpager.compiler.rows.row_uses import choose_tables
 from weightpager.compiler.selection.alignment_target import choose_alignment
-from weightpager.compiler.selection.block_choice import choose_blocks, transitions_of
+from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.page_dtype import block_bytes
 from weightpager.progress import Progress, silent
-from weightpager.store import StorageModel
 from weightpager.trace_file import read_trace
-from weightpager.transitions import Transitions
 
 TaskFileLike = str | Path | TaskFile | Mapping[str, Any]
 
@@ -144,6 +138,7 @@ def build(writer: BundleWriter, prepared: Prepared, run: Run | None = None) -> C
     run = run or Run()
     with run.stage("align"):
         prepared, frontier = choose_alignment(prepared, run.progress)
+        prepared = fitted(prepared, run)
         masks, gap = choose_blocks(prepared)
     with run.stage("recover"):
         weights = recover(prepared.source, prepared.data, masks, run.journal, run.progress)
@@ -161,25 +156,21 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Run)
         sparse: what is written.
         run: whose stages these are.
     """
-    task_file, keep = prepared.source.task_file, sparse.masks.keep
-    transitions = transitions_of(task_file)
-    strength = task_file.alignment if np.isfinite(task_file.alignment) else None
+    task_file = prepared.source.task_file
     with run.stage("pack"):
-        packing = _pack(sparse.weights, keep, transitions)
+        plan = plan_bundle(prepared, sparse.weights, sparse.masks.keep)
     with run.stage("write"):
-        entries, moved = prepared.entries(), prepared.permutations
-        rows = choose_tables(prepared.source, prepared.data)
-        plan = BundlePlan(task_file.dtype, sparse.weights, keep, packing, entries, transitions, strength, moved, rows)
         write_bundle(writer, plan)
     with run.stage("measure sparse"):
         bundle, scores = measure_written(writer.root, prepared.data, run.progress)
     own = {
         "duality_gap": sparse.gap,
-        "alignment": strength,
+        "alignment": plan.alignment,
         "frontier": list(sparse.frontier),
         "controls": control_scores(sparse.controls, scores, prepared.dense),
         "compare": compared(task_file, prepared.data),
         "recover": task_file.recover.method,
+        "fit": fit_of(prepared, bundle),
     }
     report = CompileReport(**(common_fields(bundle, prepared, scores, run) | own))
     writer.put(REPORT, report.dump())
@@ -191,12 +182,3 @@ def _parse(tasks: TaskFileLike) -> TaskFile:
     if isinstance(tasks, TaskFile):
         return tasks
     return task_files.from_dict(tasks) if isinstance(tasks, Mapping) else task_files.load(tasks)
-
-
-def _pack(weights: TaskWeights, keep: Keep, transitions: Transitions) -> Packing:
-    task_file, paged = weights.source.task_file, weights.source.paged
-    stored = [StoredBlocks.of(info.layer, keep[info.name], weights.versions(info)) for info in paged]
-    size = block_bytes(task_file.block, task_file.dtype)
-    if task_file.page is not None:
-        return pack(stored, task_file.page, size)
-    return pack_best(stored, size, transitions.switch_rate(), StorageModel())

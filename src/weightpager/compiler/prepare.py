@@ -19,6 +19,7 @@ from weightpager.compiler.data.texts import Example
 from weightpager.compiler.estimates.memory import check_memory
 from weightpager.compiler.estimates.storage import check_storage
 from weightpager.compiler.estimates.work_plan import work_plan
+from weightpager.compiler.fit import roughly_fitted
 from weightpager.compiler.measuring.controls import compared, cost
 from weightpager.compiler.measuring.torch_score import torch_score
 from weightpager.compiler.model import dense_model as dense_source
@@ -72,6 +73,7 @@ def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache
         check_rank(source, task_file.recover.low_rank)
         data = _load_data(source)
         source = replace(source, task_file=with_steps(source.task_file, data))
+        source = roughly_fitted(source, data, run)
         check_memory(source, adds=base is not None, moves=base is None and _moves(source))
         check_storage(source, run.journal.folder, shared.cache, base)
         run.expect(work_plan(source, data, adds=base is not None))

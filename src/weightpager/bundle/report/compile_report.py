@@ -116,6 +116,24 @@ class FrontierPoint(Strict):
     loss: float | None
 
 
+class Fit(Strict):
+    """What a compile made of a budget that was stated in place of sparsity and dtype.
+
+    Attributes:
+        budget: bytes, as stated.
+        bytes: what is always in memory, an eighth of the rows that come on demand, and the pages of the largest task.
+        density: share of the blocks that a task keeps.
+        dtype: of the pages.
+        why: these two were chosen.
+    """
+
+    budget: Bytes
+    bytes: Bytes
+    density: float
+    dtype: str
+    why: str
+
+
 class CompileReport(Strict):
     """One compile.
 
@@ -140,6 +158,7 @@ class CompileReport(Strict):
         recover: the method by which accuracy was won back; the same.
         paged_share: of a task's parameters, those in paged weights; None in older bundles.
         not_paged: parameters that stay in memory, by why they aren't paged.
+        fit: what was made of a budget; None where sparsity and dtype were stated.
     """
 
     tasks: list[TaskScore]
@@ -161,6 +180,7 @@ class CompileReport(Strict):
     recover: str | None = None
     paged_share: Annotated[float, Field(ge=0, le=1)] | None = None
     not_paged: dict[str, Bytes] = Field(default_factory=dict)
+    fit: Fit | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> CompileReport:

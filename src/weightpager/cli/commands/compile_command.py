@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from weightpager.bundle.report.compile_report import CompileReport
+from weightpager.bundle.report.compile_report import CompileReport, Fit
 from weightpager.bundle.report.paged_share import paged_share
 from weightpager.cli import output
 from weightpager.cli.notes import notes
 from weightpager.cli.options import Force, Json, Out, Quiet, extra
 from weightpager.cli.progress import progress
+from weightpager.config import format_room
 
 
 def compile_(
@@ -23,6 +24,14 @@ def compile_(
         Path | None,
         typer.Option(
             "--base", metavar="BUNDLE", help="Add the tasks to this bundle, whose own tasks stay bit for bit."
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Choose how many blocks are kept, and in which dtype, so that weights take at most this in memory, "
+            "such as 8MiB.",
         ),
     ] = None,
     max_switch: Annotated[
@@ -60,10 +69,11 @@ def compile_(
         from weightpager.bundle.report.compile_report import read_report
         from weightpager.compiler import compile as compile_bundle
         from weightpager.compiler.estimates.time_left import WHOLE
-        from weightpager.compiler.task_file.file import load, with_comparison, with_wish
+        from weightpager.compiler.task_file.file import load, with_comparison, with_fit, with_wish
 
     try:
-        task_file = with_comparison(with_wish(load(tasks), max_switch, accuracy_loss), compare)
+        task_file = with_wish(with_fit(load(tasks), fit), max_switch, accuracy_loss)
+        task_file = with_comparison(task_file, compare)
         with progress(quiet or json, WHOLE) as stages, notes(quiet or json):
             bundle = compile_bundle(task_file, out, base=base, force=force, cache=not no_cache, progress=stages)
     except KeyboardInterrupt as error:
@@ -75,6 +85,8 @@ def compile_(
         output.print_json(report)
         return
     _print_report(str(out), report)
+    if report.fit is not None:
+        _print_fit(report.fit)
     output.say(f"paged: {paged_share(bundle).words}")
     output.advice(advise(bundle, report), report)
     output.say("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
@@ -104,6 +116,14 @@ def _print_report(title: str, report: CompileReport) -> None:
         )
     if report.growth is not None:
         _print_growth(report)
+
+
+def _print_fit(fit: Fit) -> None:
+    output.say(f"fit: {fit.why}. With its largest task it takes {output.enough(fit.bytes)}.")
+    if fit.bytes > fit.budget:
+        output.say(
+            f"note: that is more than {format_room(fit.budget)}, by what recovery changed; compile with a little less"
+        )
 
 
 def _print_growth(report: CompileReport) -> None:

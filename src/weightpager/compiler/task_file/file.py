@@ -44,6 +44,8 @@ class TaskFile(Frozen):
         alignment: what a block loaded per switch costs, in mean block saliencies; infinity asks for one shared mask.
         saliency: how a block's importance is measured.
         reorder: permute the model so that blocks hold weights that the same tasks need.
+        fit: bytes; density and dtype are chosen so that the weights in memory take no more, instead of ``sparsity`` and
+            ``dtype``.
         max_switch: bytes; the weakest alignment whose average switch loads no more is taken instead of ``alignment``.
         accuracy_loss: points; the strongest alignment that costs no more is taken instead of ``alignment``.
         recover: a method, or its name alone.
@@ -61,6 +63,7 @@ class TaskFile(Frozen):
     block: Block = BlockShape(16, 32)
     dtype: PageDtype = "bfloat16"
     sparsity: Sparsity = 0.3
+    fit: Size = None
     alignment: Strength = 0.5
     max_switch: Size = None
     accuracy_loss: Annotated[float | None, Field(gt=0, le=100)] = None
@@ -81,6 +84,7 @@ class TaskFile(Frozen):
         least = block_bytes(self.block, self.dtype)
         if self.page is not None and self.page < least:
             raise broken(f"page: expected at least one {self.dtype} block of {least} bytes, found {self.page}")
+        self._check_fit()
         self._check_own_weights()
         images = [name for name, task in self.tasks.items() if task.takes_images]
         if 0 < len(images) < len(self.tasks):
@@ -96,6 +100,15 @@ class TaskFile(Frozen):
         if self.recover.method != "finetune" and self.recover.start != "dense":
             raise broken(f"recover.start: expected method finetune, found {self.recover.method}")
         return self
+
+    def _check_fit(self) -> None:
+        stated = sorted(self.model_fields_set & {"sparsity", "dtype"})
+        stated += [f"tasks.{name}.sparsity" for name, task in self.tasks.items() if task.sparsity is not None]
+        if self.fit is not None and stated:
+            raise broken(
+                f"fit: expected no {' and no '.join(stated)} beside it, since it chooses sparsity and dtype; leave "
+                "out one or the other"
+            )
 
     def _check_own_weights(self) -> None:
         own = next((name for name, task in self.tasks.items() if task.checkpoint is not None), None)
@@ -169,6 +182,15 @@ def with_wish(task_file: TaskFile, max_switch: str | None, accuracy_loss: float 
     if not stated:
         return task_file
     return _restated(task_file, stated, {"alignment", *given})
+
+
+def with_fit(task_file: TaskFile, fit: str | None) -> TaskFile:
+    """The same with what a command line asks the weights in memory to take at most.
+
+    Raises:
+        ConfigError: it is no size, or the file states sparsity or dtype.
+    """
+    return task_file if fit is None else _restated(task_file, {"fit": fit}, {"fit"})
 
 
 def with_comparison(task_file: TaskFile, compare: str | None) -> TaskFile:

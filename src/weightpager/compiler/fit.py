@@ -1,0 +1,203 @@
+"""A budget in place of density and dtype: the largest density that fits, in four bits unless all fits in more.
+
+What fits is measured, not reckoned: a trial bundle is written, with the dense values under masks of the density, and
+asked for its smallest budget. So all counts that an engine will hold.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import gettempdir
+
+import numpy as np
+import torch
+
+from weightpager.answers.evaluate import Score
+from weightpager.bundle import Bundle, BundleWriter
+from weightpager.bundle.files.new_directory import scratch
+from weightpager.bundle.footprint import footprint, smallest_budget, whole_rows
+from weightpager.bundle.parts.adapter import LowRank
+from weightpager.bundle.report.compile_report import Fit
+from weightpager.bundle.writer import storage_errors
+from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
+from weightpager.compiler.model.masks import Masks, block_sums
+from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
+from weightpager.compiler.packing.plan import plan_bundle
+from weightpager.compiler.packing.write import write_bundle
+from weightpager.compiler.recovery.own_parameters import separate
+from weightpager.compiler.resume.run import Run
+from weightpager.compiler.selection.block_choice import choose_blocks
+from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks
+from weightpager.config import format_enough, format_room
+from weightpager.errors import CompileError
+from weightpager.page_dtype import PageDtype, block_bytes
+
+LEAST = 0.05
+"""Density below which nothing has been measured."""
+
+_COARSE: PageDtype = "int4"
+_ROOMY: tuple[PageDtype, ...] = ("bfloat16", "int8")  # taken where all blocks fit
+_ROWS = 8  # one row of so many, of tables that come on demand: on held-out texts these serve 82 to 88 % of the look-ups
+_CLOSE = 0.01  # of the budget may be left
+_SPARE = 0.02  # before training: it makes parameters differ that began alike, such as biases of heads
+_ROUGH, _EXACT = 2, 6  # trials, after the one at the least density
+
+
+def roughly_fitted(source: Source, data: Mapping[str, TaskData], run: Run) -> Source:
+    """Before anything is trained, the dense model with about the density and dtype that ``fit`` leads to, if stated.
+
+    Raises:
+        CompileError: not even the least density fits; says which budget would do.
+    """
+    if source.task_file.fit is None:
+        return source
+    unknown = dict.fromkeys(data, Score("accuracy", 0.0, 1))
+    return _fitted(Prepared(source, data, unknown, _energies(source)), run, _ROUGH, LEAST, _SPARE).source
+
+
+def fitted(prepared: Prepared, run: Run) -> Prepared:
+    """The same with the density and dtype that the task file's ``fit`` leads to, if it has one.
+
+    Raises:
+        CompileError: as `roughly_fitted`.
+    """
+    if prepared.source.task_file.fit is None:
+        return prepared
+    return _fitted(prepared, run, _EXACT, LEAST / 2, 0.0)  # a budget that has been accepted must do
+
+
+def fit_of(prepared: Prepared, bundle: Bundle) -> Fit | None:
+    """What was chosen and why, for the report of the bundle that came of it; None if density and dtype were stated."""
+    task_file = prepared.source.task_file
+    if task_file.fit is None:
+        return None
+    density, room = 1 - task_file.sparsity, format_room(task_file.fit)
+    if density == 1:
+        why = f"{room} hold all blocks in {task_file.dtype}, so none is dropped"
+    else:
+        share = block_bytes(task_file.block, task_file.dtype) / block_bytes(task_file.block, "int8")
+        why = (
+            f"{room} hold {density:.0%} of a task's blocks in {task_file.dtype}, or {density * share:.0%} in int8: "
+            "more blocks are worth more than finer numbers"
+        )
+    return Fit(budget=task_file.fit, bytes=_taken(bundle), density=density, dtype=bundle.manifest.dtype, why=why)
+
+
+def largest(size: Callable[[float], int], budget: int, slope: float, trials: int, least: float) -> float | None:
+    """The largest density that is known to fit; None if not even the least does.
+
+    Args:
+        size: bytes at a density; rises with it, not quite steadily.
+        budget: bytes.
+        slope: about the bytes that all blocks take; may be too small.
+        trials: how often ``size`` may be asked for, beside ``least``.
+        least: density, above 0.
+    """
+    density, taken = least, size(least)
+    if taken > budget:
+        return None
+    for _ in range(trials):
+        if density == 1 or budget - taken <= _CLOSE * budget:
+            break
+        tried = min(1.0, density + 0.99 * (budget - taken) / slope)
+        found = size(tried)
+        slope = max(slope, (found - taken) / (tried - density))
+        if found <= budget:
+            density, taken = tried, found
+    return density
+
+
+def _fitted(prepared: Prepared, run: Run, trials: int, least: float, spare: float) -> Prepared:
+    """``spare`` is the share of the budget that is left for what isn't known yet."""
+    task_file = prepared.source.task_file
+    assert task_file.fit is not None
+    budget = math.floor((1 - spare) * task_file.fit)
+    blocks, asked = sum(info.grid.count for info in prepared.source.paged), 0
+
+    def size(density: float, dtype: PageDtype = _COARSE) -> int:
+        nonlocal asked
+        asked += 1
+        run.progress("find what fits", asked, max(asked, trials + 1))
+        return _trial(prepared.changed(sparsity=1 - density, dtype=dtype), run)
+
+    for dtype in _ROOMY:
+        if blocks * block_bytes(task_file.block, dtype) <= budget and size(1.0, dtype) <= budget:
+            return prepared.changed(sparsity=0.0, dtype=dtype)
+    density = largest(size, budget, blocks * block_bytes(task_file.block, _COARSE), trials, least)
+    if density is None:
+        enough = format_enough(size(least) / (1 - spare))
+        raise CompileError(
+            f"fit: expected at least {enough}, which {least:.0%} of the blocks in {_COARSE} and "
+            f"what is always in memory take, found {format_room(task_file.fit)}; give more, or compile a smaller model"
+        )
+    return prepared.changed(sparsity=1 - density, dtype=_COARSE)
+
+
+def _trial(prepared: Prepared, run: Run) -> int:
+    """The smallest budget of a bundle of these settings, and a page a layer where recovery decides how it is packed."""
+    masks, _ = choose_blocks(prepared)
+    kept = run.journal.folder
+    parent, prefix = (Path(gettempdir()), "weightpager-fit-") if kept is None else (kept.parent, f"{kept.name}-fit-")
+    with scratch(parent, prefix, storage_errors) as folder:
+        write_bundle(BundleWriter(folder), plan_bundle(prepared, _recovered(prepared, masks), masks.keep))
+        bundle = Bundle.open(folder)
+        unknown = bundle.manifest.layers if prepared.source.task_file.recover.trains_alone else 0
+        return _taken(bundle) + unknown * bundle.page_bytes
+
+
+def _taken(bundle: Bundle) -> int:
+    """Bytes in memory with the largest task and, of tables on demand, so many rows that most look-ups find theirs."""
+    return smallest_budget(bundle, rows=max(footprint(bundle).rows, whole_rows(bundle) // _ROWS))
+
+
+def _recovered(prepared: Prepared, masks: Masks) -> TaskWeights:
+    """Values that take as much memory as those that recovery will find."""
+    source, spec = prepared.source, prepared.source.task_file.recover
+    if not spec.trains_alone:
+        return TaskWeights(source)
+    source = replace(source, models=copy.deepcopy(source.models))
+    private, low_rank = {}, {}
+    for number, (task, model) in enumerate(source.models.items()):
+        separate(model, lambda _name, tensor: tensor.ndim == 1)
+        with torch.no_grad():
+            for tensor in parameters(model).values():
+                if tensor.ndim == 1 and tensor.is_floating_point():
+                    tensor.add_(number)  # so that no two tasks agree
+        private[task] = {info.name: _private(prepared, masks, task, info) for info in source.paged}
+        low_rank[task] = {
+            info.name: LowRank(
+                np.zeros((spec.low_rank, info.grid.in_features), np.float32),
+                np.zeros((info.grid.out_features, spec.low_rank), np.float32),
+            )
+            for info in source.paged
+            if spec.low_rank
+        }
+    return TaskWeights(source, private, low_rank)
+
+
+def _private(prepared: Prepared, masks: Masks, task: str, info: PagedWeightInfo) -> PrivateBlocks:
+    """Those of a weight's shared blocks that matter most to a task, as many as it will have of its own."""
+    keep, grid = masks.keep[info.name], info.grid
+    mine = keep[:, masks.tasks.index(task)]
+    can = np.flatnonzero(mine & (keep.sum(1) > 1))
+    wanted = int(prepared.source.task_file.recover.private_blocks * mine.sum())
+    blocks = np.sort(can[np.argsort(-prepared.saliency[task][info.name][can], kind="stable")[:wanted]])
+    return PrivateBlocks(blocks, torch.zeros(len(blocks), grid.block.rows, grid.block.cols))
+
+
+def _energies(source: Source) -> SaliencyOfTasks:
+    """Something for masks to be chosen by while nothing has been measured: squares, differently drawn for each task."""
+    found: SaliencyOfTasks = {}
+    for number, task in enumerate(source.models):
+        drawn = np.random.default_rng(number)
+        found[task] = {
+            info.name: block_sums(source.linear(task, info.name).weight.detach().square(), info.grid).double().numpy()
+            * drawn.lognormal(size=info.grid.count)
+            for info in source.paged
+        }
+    return found
