@@ -72,9 +72,9 @@ def _near_dense(fraction: float, points_lost: float, overlap: float = 0.0, worst
     return judge
 
 
-def _above_shared(fraction: float, gain: float, *, beyond_spread: bool = False) -> Judge:
+def _above_shared(fraction: float, gain: float, *, beyond_spread: bool = False, control: str = "shared_mask") -> Judge:
     def judge(points: Sequence[Point], method: str) -> Verdict:
-        pair = _pair(points, "A", fraction, method, "shared_mask")
+        pair = _pair(points, "A", fraction, method, control)
         if pair is None:
             return NOT_MEASURED
         ours, shared = pair
@@ -86,6 +86,19 @@ def _above_shared(fraction: float, gain: float, *, beyond_spread: bool = False) 
             return Verdict(None, f"{found}: one seed has no spread")
         apart = 100 * (min(ours.values) - max(shared.values))
         return Verdict(gained >= gain - _SLACK and apart > 0, f"{found}; our worst seed {apart:+.2f} to its best")
+
+    return judge
+
+
+def _near_quantised(fraction: float, points_lost: float, quantised: str) -> Judge:
+    def judge(points: Sequence[Point], method: str) -> Verdict:
+        ours = find(points, "A", fraction, method, "finetune")
+        other = next((point for point in points if (point.domain, point.method) == ("A", quantised)), None)
+        pair = paired(ours, other) if ours and other else None
+        if pair is None:
+            return NOT_MEASURED
+        lost = 100 * (pair[1].value() - pair[0].value())
+        return Verdict(lost <= points_lost + _SLACK, f"{-lost:+.2f}{_seeds(pair[0])}")
 
     return judge
 
@@ -152,6 +165,8 @@ def _gap_closed(fraction: float, share: float) -> Judge:
     return judge
 
 
+_FOUR_BITS = ("ours_int4",)
+
 GOALS = (
     Goal("A", 0.25, "mean within 1.5 points of dense, at an overlap of at least 0.6", _near_dense(0.25, 1.5, 0.6)),
     Goal(
@@ -171,6 +186,16 @@ GOALS = (
     Goal("A", 0.1, "reported", _reported(0.1)),
     Goal("A", 0.5, "within 0.5 points of dense, no task more than 1.5 below", _near_dense(0.5, 0.5, worst=1.5)),
     Goal("A", 0.5, "closed-form alone: within 4 points of dense", _closed_form(0.5, 4.0), ("ours",)),
+    Goal("A", 0.07, "at most 0.2 points below dense in int4", _near_quantised(0.07, 0.2, "int4"), _FOUR_BITS),
+    Goal(
+        "A",
+        0.07,
+        "at least 1.0 point above one shared mask in int4",
+        _above_shared(0.07, 1.0, control="shared_mask_int4"),
+        _FOUR_BITS,
+    ),
+    Goal("A", 0.14, "at most 0.3 points below dense", _near_dense(0.14, 0.3), _FOUR_BITS),
+    Goal("A", 0.035, "at most 1.5 points below dense", _near_dense(0.035, 1.5), _FOUR_BITS),
     Goal("B", 0.7, "perplexity at most 1.15 × dense", _perplexity(0.7, 1.15), ("ours",)),
     Goal(
         "B",

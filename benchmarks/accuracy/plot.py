@@ -14,21 +14,28 @@ NAMES = {
     "ours": "weightpager",
     "ours_private": "weightpager, private blocks",
     "ours_int8": "weightpager in int8",
+    "ours_int4": "weightpager in int4",
     "shared_mask": "one shared mask",
     "shared_mask_int8": "one shared mask in int8",
+    "shared_mask_int4": "one shared mask in int4",
     "unaligned": "unaligned",
     "per_task_checkpoint": "whole checkpoint per task",
     "int8": "dense in int8",
     "int4": "dense in int4",
+    "int3": "dense in int3",
+    "int2": "dense in int2",
 }
 """What readers call the methods of the rows, in the order of tables and legends."""
 
-QUANTISED = ("int8", "int4")
+QUANTISED = ("int8", "int4", "int3", "int2")
 """Methods whose fraction follows from their bits; the others are measured where they are asked to be."""
 
 _TRAINED = ("finetune", "closed-form", "none")
-_COLOURS = ("#0f766e", "#2563eb", "#0891b2", "#d97706", "#ca8a04", "#94a3b8", "#9333ea", "#be123c", "#e11d48")
-_MARKS = ("o", "s", "^", "D", "d", "v", "P", "X", "*")
+_COLOURS = (
+    "#0f766e", "#2563eb", "#0891b2", "#059669", "#d97706", "#ca8a04", "#a16207", "#94a3b8", "#9333ea", "#be123c",
+    "#e11d48", "#f43f5e", "#fb7185",
+)  # fmt: skip
+_MARKS = ("o", "s", "^", "h", "D", "d", "p", "v", "P", "X", "*", "<", ">")
 _DENSE = "#64748b"
 
 

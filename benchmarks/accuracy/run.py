@@ -20,7 +20,7 @@ from benchmarks.accuracy.rows import Row
 from benchmarks.accuracy.study import Outcome, Setting, Study
 from weightpager.blocks import BlockShape
 from weightpager.cli.progress import progress
-from weightpager.compiler.recovery.quantise import INT4, INT8
+from weightpager.compiler.recovery.quantise import QUANTISATIONS
 from weightpager.compiler.task_file.fields import RecoverMethod, RecoverStart
 from weightpager.compiler.task_file.file import TaskFile, from_dict
 from weightpager.compiler.task_file.sections import RecoverSpec
@@ -30,18 +30,27 @@ from weightpager.lab.samples import prepare as text_tasks
 from weightpager.page_dtype import block_bytes
 
 _BLOCK = BlockShape(16, 32)
-INT8_BYTES = block_bytes(_BLOCK, "int8") / block_bytes(_BLOCK, "bfloat16")
+BYTES = {dtype: block_bytes(_BLOCK, dtype) / block_bytes(_BLOCK, "bfloat16") for dtype in ("int8", "int4")}
 """Of a block with its scales, as a share of the same one in bfloat16."""
 
-METHODS = ("ours", "ours_private", "ours_int8", "unaligned", "shared_mask", "shared_mask_int8", "per_task_checkpoint")
+METHODS = (
+    "ours", "ours_private", "ours_int8", "ours_int4", "unaligned", "shared_mask", "shared_mask_int8",
+    "shared_mask_int4", "per_task_checkpoint",
+)  # fmt: skip
 
 FRACTIONS = {"A": (0.25, 0.15, 0.5, 0.1, 0.7), "B": (0.7, 0.5)}
-SEEDS = {0.25: (0, 1, 2), 0.15: (0, 1, 2)}
+INT4_FRACTIONS = {"A": (0.07, 0.14, 0.035, 0.1, 0.21), "B": ()}
+"""Where four bits are measured: a quarter of the blocks first, then half, an eighth, a third, three quarters."""
+
+SEEDS = {0.25: (0, 1, 2), 0.15: (0, 1, 2), 0.07: (0, 1, 2), 0.14: (0, 1, 2)}
 ALIGNMENT = 0.5
 """λ, chosen on validation data."""
 
 LOOSE_ALIGNMENT = {0.7: 2.0}
 """λ where most blocks are kept, chosen on validation data."""
+
+LOOSE = 0.6
+"""The density above which λ is that."""
 
 PRIVATE = {0.15: 0.1, 0.1: 0.1}
 """Share of a task's blocks that `ours_private` makes private; 0.05 elsewhere."""
@@ -119,6 +128,24 @@ QUICK = Effort(
 
 def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: bool) -> Iterator[Setting]:
     """The sparse methods at one fraction of resident bytes."""
+    if fraction in FRACTIONS[domain] or fraction not in INT4_FRACTIONS[domain]:
+        yield from _wide_settings(domain, fraction, effort, seed, quick=quick)
+    if fraction in INT4_FRACTIONS[domain]:
+        yield from _narrow_settings(fraction, effort, seed, eights=not quick and fraction not in FRACTIONS[domain])
+
+
+def _narrow_settings(fraction: float, effort: Effort, seed: int, *, eights: bool) -> Iterator[Setting]:
+    """Ours and one shared mask in int4, and ours in int8 with the fewer blocks that as many bytes hold of these."""
+    shared, density = effort.finetune(seed), fraction / BYTES["int4"]
+    chosen = LOOSE_ALIGNMENT[0.7] if density > LOOSE else ALIGNMENT
+    yield Setting("ours_int4", fraction, density, chosen, shared, "int4")
+    yield Setting("shared_mask_int4", fraction, density, float("inf"), shared, "int4")
+    if eights:
+        yield Setting("ours_int8", fraction, fraction / BYTES["int8"], ALIGNMENT, shared, "int8")
+
+
+def _wide_settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: bool) -> Iterator[Setting]:
+    """In bfloat16; and in int8, with about twice the blocks."""
     chosen = LOOSE_ALIGNMENT.get(fraction, ALIGNMENT)
     if fraction >= TRAINING_FREE:
         yield Setting("ours", fraction, fraction, chosen, RecoverSpec(method="closed-form"))
@@ -136,7 +163,7 @@ def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: 
         return
     yield Setting("unaligned", fraction, fraction, 0.0, shared)
     yield Setting("per_task_checkpoint", fraction, fraction, 0.0, whole)
-    density = min(1.0, fraction / INT8_BYTES)
+    density = min(1.0, fraction / BYTES["int8"])
     yield Setting("ours_int8", fraction, density, chosen, shared, "int8")
     yield Setting("shared_mask_int8", fraction, density, float("inf"), shared, "int8")
 
@@ -156,7 +183,7 @@ def main(
     if unknown := set(method or ()) - set(METHODS):
         raise typer.BadParameter(f"expected {', '.join(METHODS)}; found {', '.join(sorted(unknown))}")
     effort = QUICK if quick else EFFORTS[domain]
-    fractions = tuple(fraction or ((0.25,) if quick else FRACTIONS[domain]))
+    fractions = tuple(fraction or ((0.25,) if quick else dict.fromkeys(FRACTIONS[domain] + INT4_FRACTIONS[domain])))
     for number in (0, 1, 2):
         todo = [at for at in fractions if number in ((0,) if quick else SEEDS.get(at, (0,)))]
         if todo and seed in (None, number):
@@ -186,7 +213,7 @@ def _run(study: Study, domain: str, seed: int, chosen: list[Setting], effort: Ef
 
     rows = [row for row in table.read(file) if row.domain == domain and row.seed == seed]
     known = {(row.method, row.recover, row.resident_fraction) for row in rows}
-    for name, quantisation in (("int8", INT8), ("int4", INT4)):
+    for name, quantisation in QUANTISATIONS.items():
         if not any(key[0] == name for key in known):
             outcome = study.quantised(quantisation)
             note(None, name, round(outcome.fraction, 3), outcome)

@@ -25,6 +25,7 @@ from weightpager.compiler.prepare import calibrated, trained
 from weightpager.compiler.recovery.finetune import Lesson, finetune
 from weightpager.compiler.recovery.quantise import Quantisation
 from weightpager.compiler.recovery.recover import recover
+from weightpager.compiler.recovery.rounding import ROUNDED
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
@@ -62,8 +63,14 @@ class Setting:
     def joint(self) -> str:
         """Names the joint training, which settings that differ only afterwards share."""
         spec = self.recover
-        parts = [self.density, self.alignment, spec.steps, spec.learning_rate, spec.distillation, spec.seed]
-        return "-".join(map(str, parts if spec.start == "dense" else [*parts, spec.start]))
+        parts: list[object] = [self.density, self.alignment, spec.steps, spec.learning_rate, spec.distillation]
+        parts += [spec.seed, *[spec.start] * (spec.start != "dense"), *[self.dtype] * (self.dtype in ROUNDED)]
+        return "-".join(map(str, parts))
+
+    @property
+    def ordered_for(self) -> float:
+        """The density that the model is reordered for."""
+        return round(self.density, 4) if self.dtype in ROUNDED else self.fraction
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ class Study:
 
     def sparse(self, setting: Setting) -> Outcome:
         """A bundle compiled by this setting, measured through the engine."""
-        prepared = self.prepared(setting.fraction).changed(
+        prepared = self.prepared(setting.ordered_for).changed(
             sparsity=1 - setting.density, alignment=setting.alignment, recover=setting.recover, dtype=setting.dtype
         )
         run = Run(self._told(setting), self._journal(f"{setting.fraction}-{setting.joint}"))

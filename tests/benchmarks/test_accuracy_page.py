@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.accuracy import rows
 from benchmarks.accuracy.goals import GOALS, Goal
 from benchmarks.accuracy.points import gather
 from benchmarks.accuracy.rows import Row
+from benchmarks.accuracy.run import EFFORTS, INT4_FRACTIONS, settings
 
 
 def measured(
@@ -104,6 +106,32 @@ def test_one_bad_task_is_not_hidden_by_the_mean() -> None:
 def test_methods_are_judged_apart() -> None:
     known = [*measured("ours", 0.15, (0.5, 0.5)), *measured("ours_private", 0.15, (0.9, 0.8))]
     assert [verdict("3 points of dense", known, method) for method in ("ours", "ours_private")] == ["no", "yes"]
+
+
+def test_four_bits_are_judged_by_dense_in_int4_and_by_one_shared_mask() -> None:
+    dense4 = measured("int4", 0.281, (0.89, 0.79), recover="none")
+    for value, word in ((0.888, "yes"), (0.887, "no")):
+        ours = measured("ours_int4", 0.07, (value, value - 0.1))
+        assert verdict("below dense in int4", [*dense4, *ours], "ours_int4") == word
+    assert verdict("below dense in int4", ours, "ours_int4") == "not measured"
+    ours = measured("ours_int4", 0.07, (0.88, 0.78))
+    for value, word in ((0.87, "yes"), (0.871, "no")):
+        shared = measured("shared_mask_int4", 0.07, (value, value - 0.1))
+        assert verdict("shared mask in int4", [*ours, *shared], "ours_int4") == word
+    assert verdict("0.3 points below dense", measured("ours_int4", 0.14, (0.897, 0.797)), "ours_int4") == "yes"
+    assert verdict("1.5 points below dense", measured("ours_int4", 0.035, (0.88, 0.78)), "ours_int4") == "no"
+
+
+def test_four_bits_are_measured_beside_as_many_bytes_of_eight() -> None:
+    for fraction in INT4_FRACTIONS["A"]:
+        found = {setting.method: setting for setting in settings("A", fraction, EFFORTS["A"], 0, quick=False)}
+        ours, mask, eight = (found[name] for name in ("ours_int4", "shared_mask_int4", "ours_int8"))
+        assert (ours.density, ours.dtype) == (mask.density, mask.dtype)
+        assert ours.density * 4.5 == pytest.approx(fraction * 16)
+        assert eight.density * 8.5 == pytest.approx(fraction * 16)
+        assert ours.joint != mask.joint
+        assert replace(ours, dtype="bfloat16").joint != ours.joint  # it isn't trained through any rounding
+    assert not any(s.dtype == "int4" for s in settings("B", 0.5, EFFORTS["B"], 0, quick=False))
 
 
 def test_perplexities_are_compared_as_ratios() -> None:
