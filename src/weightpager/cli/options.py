@@ -20,6 +20,13 @@ Budget = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Memory for weights, such as 64MiB. Default: all that the bundle holds."),
 ]
+Rows = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Part of the budget for rows of embedding tables that come on demand. Default: what saves the most time.",
+    ),
+]
 Dtype = Annotated[
     Literal["auto", "bfloat16"],
     typer.Option(help="What tasks compute in. auto: as the model was; bfloat16: faster where the CPU has it."),

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from weightpager.cli.serving.top_view import view
-from weightpager.server.schema.status import ForecastStatus, PrefetchStatus, Status, SwitchStatus, TaskStatus
+from weightpager.server.schema.status import ForecastStatus, PrefetchStatus, RowStatus, Status, SwitchStatus, TaskStatus
 from weightpager.server.schema.status import TrafficStatus as Traffic
 
 ERRORS = Traffic(seconds=60.0, requests=120, median_seconds=0.0123, p95_seconds=0.5, errors={429: 3, 504: 1})
@@ -52,11 +52,16 @@ def plain(found: Status, width: int = 160, height: int | None = None) -> list[st
     return console.file.getvalue().splitlines()
 
 
+ROWS = RowStatus(rows=464, resident=100, resident_bytes=7500, lookups=200, hits=190, faults=8, bytes_read=32768)
+
+
 @pytest.mark.parametrize("size", [(70, 20), (80, 24), (60, 14), (200, 60)])
 @pytest.mark.parametrize(("tasks", "layers"), [(1, 1), (8, 6), (12, 80), (64, 32)])
-def test_it_fits(size: tuple[int, int], tasks: int, layers: int) -> None:
+@pytest.mark.parametrize("rows", [None, ROWS])
+def test_it_fits(size: tuple[int, int], tasks: int, layers: int, rows: RowStatus | None) -> None:
     width, height = size
-    lines = plain(state(tasks, layers), width, height)
+    lines = plain(state(tasks, layers, rows=rows), width, height)
+    assert any("95.0% of 200 look-ups hit" in line for line in lines) == (rows is not None)
     assert len(lines) <= height
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)

@@ -51,6 +51,18 @@ def test_looking_on_loads_nothing(assistant_bundle: Path) -> None:
         assert (report.bytes_read, report.resident_pages, report.switches) == (0, 0, ())
 
 
+def test_rows_are_counted_and_shown(wordy_bundle: Path) -> None:
+    with serving(wordy_bundle) as running, running.http() as client:
+        running.openai.embeddings.create(model="weather", input=["sun", "rain"])
+        rows = running.service.engine.report().rows
+        assert rows is not None
+        assert sample(running, "weightpager_row_lookups_total") == rows.lookups > 0
+        assert sample(running, "weightpager_row_hits_total") == rows.hits
+        assert sample(running, "weightpager_row_read_bytes_total") == rows.bytes_read
+        assert sample(running, "weightpager_resident_rows") == rows.resident == 464
+        assert client.get("/status").json()["rows"]["rows"] == 464
+
+
 def test_metrics_count_what_happens(assistant_bundle: Path) -> None:
     with serving(assistant_bundle) as running:
         for task in ("weather", "animal", "weather"):

@@ -12,6 +12,7 @@ from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.reader import Bundle
 
 _SMALL = "norms, biases and other vectors"
+_ROWS = "embedding rows, which come on demand"
 _MOST_NAMED = 3
 
 
@@ -59,7 +60,8 @@ class PagedShare:
             return said
         every = max(1, self.paged + sum(self.others.values()))
         named = [f"{count / every:.1%} {why}" for why, count in list(self.others.items())[:_MOST_NAMED]]
-        rest = "only these become sparse, and the rest stays in memory for all tasks"
+        stays = "what isn't paged or on demand stays" if _ROWS in self.others else "the rest stays"
+        rest = f"only these become sparse, and {stays} in memory for all tasks"
         return f"{said}, less than half: {rest}: {'; '.join(named)}"
 
 
@@ -72,7 +74,9 @@ def paged_share(bundle: Bundle) -> PagedShare:
     resident = _counts(bundle, RESIDENT)
     private = max((_counts(bundle, private_file(task)) for task in bundle.tasks), key=lambda own: sum(own.values()))
     paged = (weight.out_features * weight.in_features for weight in bundle.manifest.weights)
-    return PagedShare.of(paged, resident | private, bundle.manifest.resident_reasons)
+    tables = {table.name: table.rows * table.columns for table in bundle.manifest.row_tables}
+    reasons = {**bundle.manifest.resident_reasons, **dict.fromkeys(tables, _ROWS)}
+    return PagedShare.of(paged, tables | resident | private, reasons)
 
 
 def _counts(bundle: Bundle, file: str) -> dict[str, int]:

@@ -12,7 +12,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import check_fits
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
-from weightpager.cli.options import Budget, BundlePath, Dtype, Json, Quiet, extra
+from weightpager.cli.options import Budget, BundlePath, Dtype, Json, Quiet, Rows, extra
 from weightpager.cli.progress import progress
 from weightpager.config import parse_size
 from weightpager.errors import BudgetError, ConfigError
@@ -37,6 +37,7 @@ def run(
         typer.Option("--image", "-i", metavar="FILE", help="Image, for tasks that read images; may be repeated."),
     ] = None,
     budget: Budget = None,
+    rows: Rows = None,
     dtype: Dtype = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a generated continuation.")] = 32,
     json: Json = False,
@@ -50,7 +51,7 @@ def run(
     from weightpager.answers.predict import predict
     from weightpager.engine.model.architecture import input_reader
 
-    with _opened(bundle, task, budget, dtype) as engine:
+    with _opened(bundle, task, budget, dtype, rows) as engine:
         entry = engine.bundle.task(task)
         inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
         reader = input_reader(engine.bundle)
@@ -71,15 +72,16 @@ def run(
     )
 
 
-def _opened(bundle: Path, task: str, budget: str | None, dtype: str) -> Engine:
+def _opened(bundle: Path, task: str, budget: str | None, dtype: str, rows: str | None) -> Engine:
     """An engine. If the budget holds no task at all, the error tells what the wanted task needs."""
     from weightpager.engine import Engine
 
     try:
-        return Engine.from_pretrained(bundle, budget=budget, dtype=dtype)
+        return Engine.from_pretrained(bundle, budget=budget, rows=rows, dtype=dtype)
     except BudgetError:
         if budget is not None:
-            check_fits(Bundle.open(bundle), task, parse_size(budget), dtype)
+            stated = None if rows is None else parse_size(rows)
+            check_fits(Bundle.open(bundle), task, parse_size(budget), dtype, stated)
         raise
 
 
@@ -89,6 +91,7 @@ def eval_(
         list[str] | None, typer.Option("--task", "-t", help="Only these tasks.", autocompletion=task_names)
     ] = None,
     budget: Budget = None,
+    rows: Rows = None,
     dtype: Dtype = "auto",
     json: Json = False,
     quiet: Quiet = False,
@@ -103,10 +106,11 @@ def eval_(
         from weightpager.compiler.measuring.measure import measure
     from weightpager.engine import Engine
 
-    with Engine.from_pretrained(bundle, budget=budget, dtype=dtype) as engine, progress(quiet or json) as stages:
-        rows = measure(engine, task or list(engine.bundle.tasks), stages)
+    opened = Engine.from_pretrained(bundle, budget=budget, rows=rows, dtype=dtype)
+    with opened as engine, progress(quiet or json) as stages:
+        measured = measure(engine, task or list(engine.bundle.tasks), stages)
     if json:
-        output.print_json({"tasks": rows})
+        output.print_json({"tasks": measured})
         return
     output.table(
         str(bundle),
@@ -119,11 +123,11 @@ def eval_(
                 output.measured(row.sparse, row.sparse_interval),
                 row.items,
             ]
-            for row in rows
+            for row in measured
         ],
     )
     output.explain("brackets")
-    if any(row.dense is None for row in rows):
+    if any(row.dense is None for row in measured):
         output.say("note: '-' where the held-out data is no longer what the dense model was measured on.")
 
 

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint, smallest_budget
+from weightpager.bundle.footprint import footprint, row_memory, smallest_budget, whole_rows
 from weightpager.bundle.format.names import private_file
+from weightpager.bundle.format.row_table import CURVE, RowTableEntry
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.repair.mend import Repair
 from weightpager.bundle.repair.mend import repair as repair_bundle
@@ -27,6 +28,7 @@ from weightpager.cli.progress import progress
 from weightpager.config import parse_bandwidth, parse_size
 from weightpager.errors import ConfigError
 from weightpager.store import LocalStore, StorageModel, all_switches
+from weightpager.store.row_share import room_for_pages, row_bytes
 
 _MOST_NAMED = 20
 _MOST_PAIRS = 4
@@ -131,9 +133,10 @@ def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, ban
     matrix = overlap(bundle)
     store = LocalStore(bundle)
     store.close()
-    room = None if budget is None else max(0, budget - fixed.total)
+    room = None if budget is None else max(0, room_for_pages(bundle, budget))
     share = paged_share(bundle)
-    slots = None if budget is None else (budget - fixed.total) // bundle.page_bytes
+    slots = None if budget is None else room_for_pages(bundle, budget) // bundle.page_bytes
+    every = fixed.total - fixed.rows + whole_rows(bundle) + stored
     return {
         "bundle": str(bundle.path),
         "block": bundle.manifest.block,
@@ -147,7 +150,10 @@ def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, ban
         "private_bytes": fixed.private,
         "tables_bytes": fixed.tables,
         "smallest_budget": smallest_budget(bundle),
-        "largest_budget": fixed.total + stored,
+        "largest_budget": every,
+        "rows": [_row_facts(entry) for entry in bundle.manifest.row_tables],
+        "least_row_bytes": fixed.rows,
+        "row_bytes": row_bytes(bundle, every if budget is None else budget),
         "direct_io": store.direct,
         "tasks": [_task_facts(bundle, name) for name in names],
         "task_names": names,
@@ -182,6 +188,19 @@ def _task_facts(bundle: Bundle, name: str) -> dict[str, Any]:
         "page_bytes": pages * bundle.page_bytes,
         "over_read": 1 - kept / (pages * bundle.page_bytes) if pages else 0.0,
         "private_bytes": bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name),
+    }
+
+
+def _row_facts(entry: RowTableEntry) -> dict[str, Any]:
+    curve = entry.curve()
+    return {
+        "name": entry.name,
+        "rows": entry.rows,
+        "columns": entry.columns,
+        "stored_bytes": entry.bytes,
+        "memory_bytes": entry.rows * row_memory(entry),
+        "lookups": entry.lookups,
+        "hits": {f"1/{part}": float(curve[CURVE // part]) for part in (32, 16, 8, 4, 2)},
     }
 
 
@@ -238,9 +257,19 @@ def _size_rows(facts: dict[str, Any]) -> list[list[object]]:
         ["resident parameters", output.size(facts["resident_bytes"])],
         ["private parameters, all tasks", output.size(facts["private_bytes"])],
         ["block tables, page index and page table", output.size(facts["tables_bytes"])],
+        *_table_rows(facts),
         ["smallest budget for every task", output.enough(facts["smallest_budget"])],
         ["budget that holds everything", output.enough(facts["largest_budget"])],
     ]
+
+
+def _table_rows(facts: dict[str, Any]) -> list[list[object]]:
+    found: list[list[object]] = [
+        [f"rows on demand: {each['name']}, {each['rows']} rows", output.size(each["memory_bytes"])]
+        for each in facts["rows"]
+    ]
+    least: list[list[object]] = [["rows that are always in memory", output.size(facts["least_row_bytes"])]]
+    return [*found, *(least if found else [])]
 
 
 def _print_notes(facts: dict[str, Any]) -> None:
@@ -251,6 +280,9 @@ def _print_notes(facts: dict[str, Any]) -> None:
     if apart := _pairs_apart(facts):
         output.say(apart)
     output.say(f"paged: {facts['parameters'].words}")
+    for table in facts["rows"]:
+        shares = ", ".join(f"{part} {share:.0%}" for part, share in table["hits"].items())
+        output.say(f"rows on demand: of training texts' look-ups in {table['name']}, its most used rows serve {shares}")
     if facts["not_paged"]:
         names = list(facts["not_paged"])
         output.say(f"not paged: {len(names)} tensors ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})")

@@ -11,10 +11,11 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import check_fits, footprint
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
-from weightpager.cli.options import Budget, BundlePath, Json, Storage
+from weightpager.cli.options import Budget, BundlePath, Json, Rows, Storage
 from weightpager.config import parse_bandwidth, parse_size
 from weightpager.errors import ConfigError
 from weightpager.store import StorageModel, SwitchCost, switch_cost
+from weightpager.store.row_share import room_for_pages, row_bytes, row_share
 
 
 def plan(
@@ -28,6 +29,7 @@ def plan(
         bool, typer.Option("--worst", help="Show the slowest switch: from any task, and with nothing in memory.")
     ] = False,
     budget: Budget = None,
+    rows: Rows = None,
     storage: Storage = "1GB/s",
     json: Json = False,
 ) -> None:
@@ -44,17 +46,18 @@ def plan(
     if worst == (to_task is not None) or (worst and from_task is not None):
         raise ConfigError("plan: expected either --to TASK, with or without --from TASK, or --worst alone")
     size = None if budget is None else parse_size(budget)
-    slots = None if size is None else max(0, (size - footprint(opened).total) // opened.page_bytes)
+    stated = None if rows is None else parse_size(rows)
+    slots = None if size is None else max(0, room_for_pages(opened, size, stated) // opened.page_bytes)
     fitting = [name for name in opened.tasks if slots is None or len(opened.pages_of(name)) <= slots]
     if size is not None and (to_task or not fitting):
-        check_fits(opened, to_task or min(opened.tasks, key=lambda name: len(opened.pages_of(name))), size)
+        check_fits(opened, to_task or min(opened.tasks, key=lambda name: len(opened.pages_of(name))), size, rows=stated)
     costs = (
         _slowest(opened, fitting, model, slots)
         if to_task is None
         else [switch_cost(opened, from_task, to_task, model, slots)]
     )
     left_out = [name for name in opened.tasks if worst and name not in fitting]
-    facts = [_facts(opened, cost, size) for cost in costs]
+    facts = [_facts(opened, cost, size, stated) for cost in costs]
     if json:
         output.print_json(facts[0] | ({"from_empty": facts[-1], "tasks_that_do_not_fit": left_out} if worst else {}))
         return
@@ -83,12 +86,15 @@ def _print(cost: SwitchCost, facts: dict[str, Any], storage: str) -> None:
             ["at most, whatever else is in memory", output.milliseconds(cost.most_seconds)],
             ["peak memory for weights", output.enough(facts["peak_bytes"])],
             ["both tasks fit", facts["both_fit"]],
+            *([["of the budget for rows", output.size(facts["row_bytes"])]] if facts["row_bytes"] else []),
         ],
     )
 
 
-def _facts(bundle: Bundle, cost: SwitchCost, budget: int | None) -> dict[str, Any]:
-    both = footprint(bundle).total + cost.peak_pages * bundle.page_bytes
+def _facts(bundle: Bundle, cost: SwitchCost, budget: int | None, rows: int | None) -> dict[str, Any]:
+    pages = cost.peak_pages * bundle.page_bytes
+    more = row_share(bundle).beside(pages) if rows is None else 0
+    both = footprint(bundle, rows=rows).total + more + pages
     limit = both if budget is None else budget
     return {
         "from": cost.from_task,
@@ -100,4 +106,5 @@ def _facts(bundle: Bundle, cost: SwitchCost, budget: int | None) -> dict[str, An
         "at_most_ms": cost.most_seconds * 1e3,
         "peak_bytes": min(both, limit),
         "both_fit": both <= limit,
+        "row_bytes": row_bytes(bundle, limit, rows),
     }

@@ -11,7 +11,7 @@ import typer
 
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
-from weightpager.cli.options import Budget, BundlePath, Dtype, extra
+from weightpager.cli.options import Budget, BundlePath, Dtype, Rows, extra
 from weightpager.config import parse_size
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def serve(
     bundle: BundlePath,
     budget: Budget = None,
+    rows: Rows = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any free one.")] = 8000,
     token_file: Annotated[
@@ -116,6 +117,7 @@ def serve(
         Engine.from_pretrained(
             bundle,
             budget=budget,
+            rows=rows,
             device=device,
             dtype=dtype,
             kv_reserve=kv_reserve or 0,

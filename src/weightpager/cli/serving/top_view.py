@@ -14,7 +14,7 @@ from rich.text import Text
 
 from weightpager.cli import output
 from weightpager.cli.legend import legend
-from weightpager.server.schema.status import Status, SwitchStatus, TaskStatus, TrafficStatus
+from weightpager.server.schema.status import RowStatus, Status, SwitchStatus, TaskStatus, TrafficStatus
 
 _SHADES = " ░▒▓█"
 _SWITCHES = 8
@@ -40,7 +40,8 @@ def view(found: Status, width: int, height: int | None = None) -> RenderableType
         width: of the terminal, in characters.
         height: in lines; None for any.
     """
-    tasks, switches = _rows(len(found.tasks), min(_SWITCHES, len(found.switches)), height)
+    height = None if height is None else height - (found.rows is not None)
+    tasks, switches = _lines(len(found.tasks), min(_SWITCHES, len(found.switches)), height)
     # Padded, the bar ends its line.
     bar = [Padding(ProgressBar(total=max(1, found.budget), completed=sum(found.memory.values())), 0)]
     return Group(
@@ -54,7 +55,7 @@ def view(found: Status, width: int, height: int | None = None) -> RenderableType
     )
 
 
-def _rows(tasks: int, switches: int, height: int | None) -> tuple[int, int]:
+def _lines(tasks: int, switches: int, height: int | None) -> tuple[int, int]:
     """How many tasks and how many switches the terminal has room for."""
     if height is None:
         return tasks, switches
@@ -83,6 +84,8 @@ def _head(found: Status) -> Iterator[RenderableType]:
     parts = [f"{name.replace('_', ' ')} {_size(count)}" for name, count in found.memory.items() if count]
     yield _line(", ".join(parts))
     yield _line(_pages(found))
+    if found.rows is not None:
+        yield _line(_rows(found.rows))
 
 
 def _traffic(traffic: TrafficStatus) -> Text:
@@ -99,6 +102,11 @@ def _traffic(traffic: TrafficStatus) -> Text:
 def _pages(found: Status) -> Text:
     words = f"arena {found.resident_pages} of {found.slots} slots; latest tasks need {found.working_set_pages} pages"
     return Text(f"{words}, more than fit", _WRONG) if found.working_set_pages > found.slots else Text(words)
+
+
+def _rows(rows: RowStatus) -> str:
+    hits = f"{rows.hits / rows.lookups:.1%} of {rows.lookups} look-ups hit" if rows.lookups else "none looked up yet"
+    return f"rows {rows.resident} of {rows.rows} in memory; {hits}, {rows.faults} read, {_size(rows.bytes_read)}"
 
 
 def _tasks(found: Status, count: int, width: int) -> RenderableType:

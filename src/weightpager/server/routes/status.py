@@ -15,6 +15,7 @@ from weightpager.server.scheduling.service import Service
 from weightpager.server.schema.status import (
     ForecastStatus,
     PrefetchStatus,
+    RowStatus,
     Status,
     SwitchStatus,
     TaskStatus,
@@ -54,6 +55,7 @@ def status(service: Service) -> Status:
         tasks=[_task(service, found, known[name], waiting.get(name, 0)) for name in names],
         pages=_pages(found),
         prefetch=None if fetched is None else PrefetchStatus(active=fetched.pays, **vars(fetched.pages)),
+        rows=None if report.rows is None else RowStatus(**vars(report.rows)),
         forecast=None if forecast is None else _forecast(forecast, names),
         switches_total=monitor.switches,
         switches=[SwitchStatus(time=at, **vars(switch)) for at, switch in list(service.metrics.latest_switches)],

@@ -63,6 +63,18 @@ class PrefetchStatus(Answer):
     wasted: int
 
 
+class RowStatus(Answer):
+    """Rows of tables that come on demand, and what look-ups came to; as `RowReport` has it."""
+
+    rows: int
+    resident: int
+    resident_bytes: int
+    lookups: int
+    hits: int
+    faults: int
+    bytes_read: int
+
+
 class ForecastStatus(Answer):
     """Which task comes next, as far as the past tells.
 
@@ -93,6 +105,7 @@ class Status(Answer):
         traffic: None from a server of an older version.
         pages: for each layer a digit per page, 1 for a resident one; None if there are too many pages.
         prefetch: None if prefetching is off.
+        rows: None if no table's rows come on demand.
         forecast: None before the first request.
         followed: how often each task followed each other one, in the order of ``tasks``.
     """
@@ -118,6 +131,7 @@ class Status(Answer):
     tasks: list[TaskStatus]
     pages: list[str] | None
     prefetch: PrefetchStatus | None
+    rows: RowStatus | None = None
     forecast: ForecastStatus | None
     switches_total: int
     switches: list[SwitchStatus]

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from weightpager import __version__
 from weightpager.engine import Engine
-from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, SwitchReport
+from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchReport
 from weightpager.server.statistics.traffic import Traffic
 
 _LATEST = 120
@@ -135,6 +135,8 @@ class _EngineState(Collector):
         report = self._engine.report()
         yield from _memory(report)
         yield from _pages(report)
+        if report.rows is not None:
+            yield from _rows(report.rows)
         if report.prefetch is not None:
             yield from _prefetch(report.prefetch, self._engine.bundle.page_bytes)
         yield from _residency(self._engine.residency())
@@ -158,6 +160,16 @@ def _pages(report: EngineReport) -> Iterator[Metric]:
     )
     yield _counter("weightpager_read_bytes", "Read from storage.", report.bytes_read)
     yield _counter("weightpager_reloaded_pages", "Loaded though they had been in the arena.", report.reloaded_pages)
+
+
+def _rows(report: RowReport) -> Iterator[Metric]:
+    yield _gauge("weightpager_rows", "Rows of tables that come on demand.", report.rows)
+    yield _gauge("weightpager_resident_rows", "Of these, in memory.", report.resident)
+    yield _gauge("weightpager_resident_row_bytes", "Memory that they take.", report.resident_bytes)
+    yield _counter("weightpager_row_lookups", "Rows that were looked up.", report.lookups)
+    yield _counter("weightpager_row_hits", "Look-ups that found their row in memory.", report.hits)
+    yield _counter("weightpager_row_faults", "Rows that were read for a batch.", report.faults)
+    yield _counter("weightpager_row_read_bytes", "Read from storage for that.", report.bytes_read)
 
 
 def _prefetch(report: PrefetchReport, page_bytes: int) -> Iterator[Metric]:

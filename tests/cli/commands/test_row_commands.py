@@ -1,0 +1,52 @@
+"""What commands tell of rows that come on demand, and how their part of a budget is stated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from command import Command
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import smallest_budget, whole_rows
+from weightpager.engine import Engine
+from weightpager.store.row_share import room_for_pages, row_bytes
+
+WORDS = "base_model.embeddings.word_embeddings.weight"
+
+
+def test_inspect_shows_tables_and_what_their_rows_serve(weightpager: Command, wordy_bundle: Path) -> None:
+    shown = weightpager("inspect", wordy_bundle)
+    assert f"rows on demand: {WORDS}, 400 rows" in shown.out
+    assert "1/8 100%" in shown.out
+    facts = json.loads(weightpager("inspect", wordy_bundle, "--json").out)
+    assert [(table["rows"], table["columns"]) for table in facts["rows"]] == [(64, 64), (400, 64)]
+    assert facts["row_bytes"] == whole_rows(Bundle.open(wordy_bundle))
+    with Engine.from_pretrained(wordy_bundle) as engine:
+        assert facts["largest_budget"] == engine.report().budget
+    least = facts["smallest_budget"]
+    with Engine.from_pretrained(wordy_bundle, budget=least) as engine:
+        assert engine.report().memory.rows == facts["least_row_bytes"]
+
+
+def test_plan_counts_with_rows(weightpager: Command, wordy_bundle: Path) -> None:
+    bundle = Bundle.open(wordy_bundle)
+    for stated in (None, 5000):
+        least = smallest_budget(bundle, rows=stated)
+        for budget in range(least, least + 150_000, 9_000):
+            with Engine.from_pretrained(wordy_bundle, budget=budget, rows=stated) as engine:
+                report = engine.report()
+                assert report.memory.rows == row_bytes(bundle, budget, stated)
+                assert report.slots == min(len(bundle.pages), room_for_pages(bundle, budget, stated) // 4096)
+    size = str(smallest_budget(bundle, rows=5000))
+    arguments = ("plan", wordy_bundle, "--to", "animal", "--budget", size, "--rows", "5000", "--json")
+    assert json.loads(weightpager(*arguments).out)["row_bytes"] == 5000
+
+
+def test_run_takes_a_size_for_rows(weightpager: Command, wordy_bundle: Path) -> None:
+    found = weightpager("run", wordy_bundle, "--task", "animal", "--rows", "1KiB", "--json", "a cat")
+    engine = json.loads(found.out)["engine"]
+    assert engine["memory"]["rows"] == 1024
+    assert engine["rows"]["lookups"] > engine["rows"]["hits"] > 0
+    refused = weightpager("run", wordy_bundle, "--task", "animal", "--budget", "1KiB", "--rows", "1KiB", "a cat")
+    assert refused.code != 0
+    assert "smallest budget" in refused.err
