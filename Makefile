@@ -28,12 +28,15 @@ native-test: | $(CMAKE)
 		-DWEIGHTPAGER_OPTIMISATION=-O1 -DCMAKE_CXX_FLAGS="$(SANITIZERS)"
 	$(CMAKE) --build build/native-test --parallel $(JOBS)
 	build/native-test/native_tests --cases 1000
+	tests/native/loads.sh -fsanitize=address,undefined -fno-sanitize-recover=all
+	tests/native/loads.sh -fsanitize=thread
 
 # As they are installed. Tile instructions are carried out in software on a processor that has none.
 release-test: | $(CMAKE)
 	$(CMAKE) -S . -B build/release-test -DWEIGHTPAGER_NATIVE_TESTS=ON
 	$(CMAKE) --build build/release-test --parallel $(JOBS)
 	build/release-test/native_tests --cases 1000
+	tests/native/loads.sh
 
 aarch64-test: | $(CMAKE)
 	CMAKE=$(CMAKE) JOBS=$(JOBS) tests/native/aarch64.sh
@@ -62,7 +65,7 @@ clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The sources of the compiled kernels and the project's metadata: when they change, install again.
-BUILD := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+BUILD := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/load/*)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

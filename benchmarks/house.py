@@ -10,13 +10,10 @@ A room is a folder with Python files. Nothing here is a limit: the figures show 
 from __future__ import annotations
 
 import ast
-import heapq
 import json as json_module
-import os
 import subprocess
 import sys
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -123,30 +120,30 @@ def main(
 
 
 def calls_to_a_read(bundle: Path) -> list[str]:
-    """The calls from `Engine.activate` to ``os.preadv``: those of the thread that asks, then those of the pager's."""
-    first = {heapq.heappush: "activate", os.preadv: "_work"}  # by the last call of each thread, its first
-    found: dict[Callable[..., object], list[str]] = {}
+    """The calls from `Engine.activate` to the one that hands a load's reads on: to the native module, or to threads."""
+    calls: list[str] = []
 
-    def watch(frame: FrameType | None, event: str, called: Callable[..., object]) -> None:
-        if event != "c_call" or called not in first or called in found:
+    def watch(frame: FrameType | None, event: str, _argument: object) -> None:
+        if event != "call" or frame is None or _name(frame) not in ("native_reads.py: start", "thread_reads.py: start"):
             return
-        calls: list[str] = []
-        while frame is not None and not (calls and calls[-1].endswith(f": {first[called]}")):
-            calls.append(f"{Path(frame.f_code.co_filename).name}: {frame.f_code.co_name}")
+        calls.clear()  # who was asked before could not
+        while frame is not None and "engine.py: activate" not in calls:
+            calls.append(_name(frame))
             frame = frame.f_back
-        found[called] = calls[::-1]
 
-    threading.setprofile(watch)  # of the threads that the engine starts
-    try:
-        with Engine.from_pretrained(bundle) as engine:
-            task = next(iter(engine.bundle.tasks))
-            engine.module(task)
-            sys.setprofile(watch)
+    with Engine.from_pretrained(bundle) as engine:
+        task = next(iter(engine.bundle.tasks))
+        engine.module(task)
+        sys.setprofile(watch)
+        try:
             engine.activate(task)
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
-    return [*found[heapq.heappush], *found[os.preadv], "os.preadv"]
+        finally:
+            sys.setprofile(None)
+    return calls[::-1]
+
+
+def _name(frame: FrameType) -> str:
+    return f"{Path(frame.f_code.co_filename).name}: {frame.f_code.co_name}"
 
 
 def _show(house: House, before: House | None) -> None:

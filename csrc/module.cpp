@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "load/bindings.hpp"
 #include "memory.hpp"
 #include "paged_linear.hpp"
 #include "parallel.hpp"
@@ -129,4 +130,6 @@ NB_MODULE(_native, m) {
              nb::arg("dtype"))
         .def("linear", &Weight::linear)
         .def("gated", &Weight::gated);
+    bind_loads(m);
+    nb::set_leak_warnings(false);  // what a read that hangs may still write to is kept when the interpreter ends
 }

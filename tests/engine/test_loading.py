@@ -33,7 +33,7 @@ from weightpager.errors import (
 )
 from weightpager.runtime.paging.page_waits import PendingPages, Waiters
 from weightpager.runtime.paging.switch_request import SwitchRequest
-from weightpager.store import LocalStore
+from weightpager.store import LocalStore, PageStore
 from weightpager.trace_file import Visit
 
 
@@ -214,10 +214,19 @@ def test_ctrl_c_during_a_load_leaves_a_sound_engine(bundle: Bundle, monkeypatch:
 
 
 @pytest.mark.parametrize("ask", [wp.Engine.activate, wp.Engine.prefetch])
+@pytest.mark.parametrize(
+    ("where", "open_store"),
+    [
+        ("native_reads.most_pages", LocalStore),
+        ("thread_reads.coalesce", lambda bundle: FaultyStore(LocalStore(bundle))),
+    ],
+)
 def test_ctrl_c_while_reads_are_planned_leaves_no_slot_taken(
     bundle: Bundle,
     expected: dict[str, torch.Tensor],
     monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    open_store: Callable[[Bundle], PageStore],
     ask: Callable[[wp.Engine, str], object],
 ) -> None:
     """It may take long: a task may need many pages."""
@@ -226,8 +235,8 @@ def test_ctrl_c_while_reads_are_planned_leaves_no_slot_taken(
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    with wp.Engine.from_pretrained(bundle.path) as engine:
-        monkeypatch.setattr("weightpager.runtime.paging.pager.coalesce", pressed)
+    with wp.Engine(bundle, EngineConfig(), open_store) as engine:
+        monkeypatch.setattr(f"weightpager.runtime.paging.{where}", pressed)
         with pytest.raises(KeyboardInterrupt):
             ask(engine, "animal")
         assert torch.equal(logits(engine.activate("animal")), expected["animal"])

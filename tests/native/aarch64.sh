@@ -31,3 +31,4 @@ if emulated cortex-a72 --kernel neon_bf16 --cases 0; then
     exit 1
 fi
 emulated cortex-a72 --cases 100
+CXX=aarch64-linux-gnu-g++ RUN=qemu-aarch64 tests/native/loads.sh -static

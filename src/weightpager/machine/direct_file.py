@@ -20,6 +20,7 @@ class DirectFile:
 
     Attributes:
         direct: whether reads bypass the page cache (O_DIRECT).
+        descriptor: of the open file.
     """
 
     def __init__(self, path: Path, *, direct: bool = True, cached: bool = True) -> None:
@@ -36,16 +37,16 @@ class DirectFile:
         self.direct = direct
         flags = os.O_RDONLY | os.O_CLOEXEC
         try:
-            self._descriptor = os.open(path, flags | (os.O_DIRECT if direct else 0))
+            self.descriptor = os.open(path, flags | (os.O_DIRECT if direct else 0))
         except OSError as error:
             if not (direct and cached and error.errno == errno.EINVAL):
                 raise
-            self._descriptor, self.direct = os.open(path, flags), False
+            self.descriptor, self.direct = os.open(path, flags), False
 
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return os.fstat(self._descriptor).st_size
+        return os.fstat(self.descriptor).st_size
 
     def read(self, into: Sequence[memoryview], offset: int, wanted: int | None = None) -> int:
         """Fill buffers, one after the other, from an offset on; bytes read, fewer than wanted where the file ends.
@@ -61,7 +62,7 @@ class DirectFile:
         """
         wanted, done = sum(map(len, into)) if wanted is None else wanted, 0
         while done < wanted:
-            count = os.preadv(self._descriptor, into, offset + done)
+            count = os.preadv(self.descriptor, into, offset + done)
             if count == 0:
                 break
             done += count
@@ -71,7 +72,7 @@ class DirectFile:
 
     def close(self) -> None:
         """Give the descriptor back."""
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 def aligned_memory(count: int) -> mmap.mmap:

@@ -1,6 +1,6 @@
 """Where pages come from. No torch, no policy."""
 
-from weightpager.store.base import PageStore
+from weightpager.store.base import PageStore, Sources
 from weightpager.store.block_reader import BlockReader
 from weightpager.store.joined import JoinedStore
 from weightpager.store.local import LocalStore
@@ -14,6 +14,7 @@ __all__ = [
     "LocalStore",
     "PageStore",
     "Run",
+    "Sources",
     "StorageModel",
     "SwitchCost",
     "VerifyingStore",

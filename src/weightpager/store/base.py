@@ -3,7 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Where pages lie in files, for who reads them without the store.
+
+    A store whose `PageStore.read` does no more than read files may have a method ``sources(pages) -> Sources | None``:
+    pages int64 [N], ascending; None if it can't say.
+
+    Attributes:
+        descriptors: int32 [N], of the open file that holds each page; open until the store is closed.
+        offsets: int64 [N], where it begins there.
+    """
+
+    descriptors: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
 
 
 class PageStore(Protocol):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.store.base import PageStore
+from weightpager.store.base import PageStore, Sources
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,27 @@ class JoinedStore:
         part = self._part(first)
         place = first - part.first
         return min(int(part.lasts[place]) - place, part.store.span(int(part.pages[place])))
+
+    def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
+        """See `Sources`; None if one of the stores can't say."""
+        firsts, parts = self._firsts, self._parts
+        cuts = [*np.searchsorted(pages, firsts).tolist(), len(pages)]
+        found: list[Sources] = []
+        for part, begin, end in zip(parts, cuts, cuts[1:], strict=False):
+            if begin == end:
+                continue
+            sources = getattr(part.store, "sources", None)
+            here = None if sources is None else sources(part.pages[pages[begin:end] - part.first])
+            if here is None:
+                return None
+            found.append(here)
+        if len(found) == 1:
+            return found[0]
+        none = Sources(np.zeros(0, np.int32), np.zeros(0, np.int64))
+        return Sources(
+            np.concatenate([of.descriptors for of in (none, *found)]),
+            np.concatenate([of.offsets for of in (none, *found)]),
+        )
 
     def close(self) -> None:
         with ExitStack() as closing:

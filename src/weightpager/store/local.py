@@ -5,14 +5,20 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.format import page_file, page_index
 from weightpager.bundle.reader import read_manifest
 from weightpager.errors import BundleError, StoreError
 from weightpager.machine.direct_file import MOST_VIEWS, DirectFile
+from weightpager.store.base import Sources
 
 
+@final
 class LocalStore:
     """Reads the page files of a bundle, past the page cache where the file system allows it.
 
@@ -42,6 +48,10 @@ class LocalStore:
                 self._files.append((file, offset))
                 self._starts.append(first)
                 self._end = first + pages
+            self._first_pages = np.array(self._starts, np.int64)
+            self._descriptors = np.array([file.descriptor for file, _ in self._files], np.int32)
+            offsets = np.array([offset for _, offset in self._files], np.int64)
+            self._origins = offsets - self._first_pages * self._page_bytes  # where page 0 would lie
             _check_same(bundle)
         except BaseException:
             self.close()
@@ -64,6 +74,11 @@ class LocalStore:
             raise StoreError(f"cannot read page {first}: {error.strerror}") from error
         if count < wanted:
             raise StoreError(f"cannot read page {first}: the file ends too early")
+
+    def sources(self, pages: npt.NDArray[np.int64]) -> Sources:
+        """See `Sources`."""
+        files = np.searchsorted(self._first_pages, pages, side="right") - 1
+        return Sources(self._descriptors[files], self._origins[files] + pages * self._page_bytes)
 
     def close(self) -> None:
         while self._files:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+import numpy.typing as npt
 from blake3 import blake3
 
 from weightpager.bundle import PageIndex
 from weightpager.errors import PageCorruptError, StoreError, WeightpagerError, first_line
-from weightpager.store.base import PageStore
+from weightpager.store.base import PageStore, Sources
 
 
 class VerifyingStore:
@@ -34,11 +36,20 @@ class VerifyingStore:
     def read(self, first: int, into: Sequence[memoryview]) -> None:
         with _documented(f"read page {first}"):
             self._inner.read(first, into)
-            with self._lock:
-                self.bytes += sum(map(len, into))
+            self.count(sum(map(len, into)))
             for page, view in enumerate(into, first):
                 if blake3(view).digest() != self.index.ids[page].tobytes():
                     raise PageCorruptError(page, "on load")
+
+    def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
+        """See `Sources`. Who reads there has to check what comes, and to `count` it."""
+        sources: Callable[[npt.NDArray[np.int64]], Sources | None] | None = getattr(self._inner, "sources", None)
+        return None if sources is None else sources(pages)
+
+    def count(self, read: int) -> None:
+        """So many bytes have been read."""
+        with self._lock:
+            self.bytes += read
 
     def span(self, first: int) -> int:
         """See `PageStore.span`.

@@ -16,7 +16,8 @@ from weightpager.runtime.memory.budget import MemoryController, Needs
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.read_fence import ReadFence
 from weightpager.runtime.memory.staged_arena import StagedArena, Staging
-from weightpager.runtime.paging.pager import Pager, Priority
+from weightpager.runtime.paging.load import Priority
+from weightpager.runtime.paging.pager import Pager
 
 PAGE = 4096
 PAGES = 16
@@ -198,10 +199,10 @@ class Ends:
 
 def test_reads_wait_for_a_stage_where_they_can_be_cancelled_and_overtaken(copier: LateCopier) -> None:
     arena, table = arena_of(copier, slots=8, buffers=2)
-    store, ends, pager = GatedStore(), Ends(), Pager(arena, threads=4)
-    pager.load(store, {page: page for page in range(5)}, Priority.PREFETCH, ends)
+    store, ends, pager = GatedStore(), Ends(), Pager(arena, reads=4)
+    pager.load(store, np.arange(5), np.arange(5), Priority.PREFETCH, ends)
     store.wait_for(0, 1)
-    pager.load(store, {7: 7}, Priority.ON_DEMAND, ends)
+    pager.load(store, np.array([7]), np.array([7]), Priority.ON_DEMAND, ends)
     assert sorted(pager.cancel(but=[2, 7])) == [3, 4]
     assert sorted(store.begun) == [0, 1]
     store.let_through(0, 7, 2)  # page 1 hangs, and keeps its buffer
@@ -217,10 +218,10 @@ def test_reads_wait_for_a_stage_where_they_can_be_cancelled_and_overtaken(copier
 
 
 def test_a_pager_whose_stages_all_hang_can_be_closed(copier: LateCopier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.runtime.paging.pager._JOIN_SECONDS", 0.05)
+    monkeypatch.setattr("weightpager.runtime.paging.thread_reads.JOIN_SECONDS", 0.05)
     arena, _ = arena_of(copier, buffers=1)
-    store, ends, pager = GatedStore(), Ends(), Pager(arena, threads=2)
-    pager.load(store, {0: 0, 1: 1}, Priority.ON_DEMAND, ends)
+    store, ends, pager = GatedStore(), Ends(), Pager(arena, reads=2)
+    pager.load(store, np.arange(2), np.arange(2), Priority.ON_DEMAND, ends)
     store.wait_for(0)
     assert not pager.close()
     assert list(ends.of) == [1]

@@ -14,8 +14,9 @@ from faults import HangingStore
 from weightpager.errors import StoreError, StoreTimeoutError
 from weightpager.machine.direct_file import aligned_memory
 from weightpager.runtime.memory.host_arena import Arena
-from weightpager.runtime.paging.pager import Pager, Priority
-from weightpager.store import read_plan
+from weightpager.runtime.paging.load import Priority
+from weightpager.runtime.paging.pager import Pager
+from weightpager.store import PageStore, read_plan
 
 PAGE = 4096
 
@@ -50,9 +51,13 @@ def arena() -> Arena:
 @pytest.fixture
 def pager(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pager]:
     monkeypatch.setattr(read_plan, "GROUP_BYTES", 3 * PAGE)
-    made = Pager(arena, threads=1)
+    made = Pager(arena, reads=1)
     yield made
     assert made.close()
+
+
+def start(pager: Pager, store: PageStore, slots: dict[int, int], *more: object) -> int:
+    return pager.load(store, np.array([*slots]), np.array([*slots.values()]), *more)
 
 
 def loaded(pager: Pager, store: Pages, slots: dict[int, int]) -> list[tuple[list[int], BaseException | None]]:
@@ -65,7 +70,7 @@ def loaded(pager: Pager, store: Pages, slots: dict[int, int]) -> list[tuple[list
         if sum(len(pages) for pages, _ in told) == len(slots):
             over.set()
 
-    pager.load(store, slots, Priority.ON_DEMAND, ended)
+    start(pager, store, slots, Priority.ON_DEMAND, ended)
     assert over.wait(20)
     return told
 
@@ -95,9 +100,9 @@ def test_groups_that_run_are_changed_under_the_lock_only(pager: Pager) -> None:
         told.set()
         go.wait(20)
 
-    pager.load(Pages(), {1: 9, 2: 0}, Priority.ON_DEMAND, ended)
+    start(pager, Pages(), {1: 9, 2: 0}, Priority.ON_DEMAND, ended)
     assert told.wait(20)
-    with pager._changed:
+    with pager._ways[-1]._changed:
         go.set()
         time.sleep(0.05)  # enough for the thread to come to where it wants the lock
         assert pager.pages == {1, 2}
@@ -147,7 +152,7 @@ def test_a_private_read_waits_behind_others_as_long_as_these_end(pager: Pager) -
             super().read(first, into)
 
     told = threading.Event()
-    pager.load(Slow(), {1: 1, 4: 2, 7: 3, 10: 4, 13: 5}, Priority.REAL_TIME, lambda *_: told.set())
+    start(pager, Slow(), {1: 1, 4: 2, 7: 3, 10: 4, 13: 5}, Priority.REAL_TIME, lambda *_: told.set())
     into = private(1)
     pager.read(Pages(), np.array([6]), into, patience=0.9)
     assert told.is_set()

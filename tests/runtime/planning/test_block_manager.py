@@ -23,7 +23,8 @@ def bring_in(blocks: BlockManager, task: int) -> None:
     plan = blocks.plan(task)
     assert plan is not None
     blocks.evict(plan.evict)
-    blocks.publish(blocks.reserve(plan.prepare))
+    blocks.reserve(plan.prepare)
+    blocks.publish(plan.prepare)
     blocks.hold(task)
     blocks.release(task)
 
@@ -87,7 +88,8 @@ def test_what_will_be_used_least_goes_first_and_among_equals_the_least_recent(
         spare = resident(blocks) - set(needs[task])
         assert plan.evict.tolist() == sorted(sorted(spare), key=rank)[: len(plan.evict)]
         blocks.evict(plan.evict)
-        blocks.publish(blocks.reserve(plan.prepare))
+        blocks.reserve(plan.prepare)
+        blocks.publish(plan.prepare)
         blocks.release(task)
 
 
@@ -185,7 +187,8 @@ class Residency(RuleBasedStateMachine):
         assert plan.prepare.tolist() == sorted(absent)
         assert not len(plan.commit)
         self.blocks.evict(plan.evict)
-        pages = list(self.blocks.reserve(plan.prepare))
+        self.blocks.reserve(plan.prepare)
+        pages = plan.prepare.tolist()
         self.blocks.publish(pages[:come])
         if fail:
             self.blocks.cancel(pages[come:])

@@ -55,13 +55,13 @@ class Arena:
         self._start = -mapped.data_ptr() % HUGE
         self.pages: Tensor = mapped[self._start :][: self.capacity * page_bytes].view(self.capacity, page_bytes)
         self._committed = np.zeros(self.capacity, bool)
-        self._touched: set[int] = set()
+        self._touched = np.zeros(self.capacity, bool)
         self._huge: npt.NDArray[np.bool_] = np.zeros(self.pages.nbytes // HUGE if huge_pages else 0, bool)
         self.commit(range(slots))
 
     @property
     def untouched(self) -> int:
-        return (int(self._committed.sum()) - len(self._touched)) * self.page_bytes
+        return (int(self._committed.sum()) - int(self._touched.sum())) * self.page_bytes
 
     def table(self, page_table: npt.NDArray[np.int32]) -> Tensor:
         """The table itself: kernels read the same memory."""
@@ -69,6 +69,10 @@ class Arena:
 
     def stage(self) -> Stage:
         return self
+
+    def address(self, slots: npt.NDArray[np.int64]) -> int:
+        self._touched[slots] = True
+        return self.pages.data_ptr()
 
     def views(self, slots: Sequence[int]) -> list[memoryview]:
         return [self.content(slot) for slot in slots]
@@ -86,7 +90,7 @@ class Arena:
         return ()
 
     def content(self, slot: int) -> memoryview:
-        self._touched.add(slot)
+        self._touched[slot] = True
         start = self._start + slot * self.page_bytes
         return memoryview(self._memory)[start : start + self.page_bytes]
 
@@ -100,7 +104,7 @@ class Arena:
     def release(self, slots: Iterable[int]) -> None:
         gone = list(slots)
         self._committed[gone] = False
-        self._touched.difference_update(gone)
+        self._touched[gone] = False
         self._advise()  # first: a range that still asks for huge pages would be filled up again in the background
         for slot in gone:
             self._give_back(slot)

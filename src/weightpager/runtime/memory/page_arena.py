@@ -45,6 +45,9 @@ class StageSource(Protocol):
     def stage(self) -> Stage | None:
         """What one more read needs; None if others must end first. Never waits."""
 
+    def address(self, slots: npt.NDArray[np.int64]) -> int | None:
+        """Where slot 0 begins, for who will fill these slots without a stage; None if there is no way but stages."""
+
     def reads(self) -> Sequence[Event]:
         """Events after which all kernels noted until now have run."""
 

@@ -35,6 +35,9 @@ class PageBuffer:
     def stage(self) -> Stage:
         return self
 
+    def address(self, slots: npt.NDArray[np.int64]) -> int:  # noqa: ARG002 - the protocol's
+        return int(self.rows.ctypes.data)
+
     def reads(self) -> Sequence[Event]:
         """No kernel reads these."""
         return ()

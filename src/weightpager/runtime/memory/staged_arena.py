@@ -89,6 +89,9 @@ class StagedArena:
         with self._order:
             return _Staged(self, self._free.pop()) if self._free else None
 
+    def address(self, slots: npt.NDArray[np.int64]) -> None:
+        """Pages pass through buffers."""
+
     def note_read(self) -> None:
         self._copier.note_read()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
+from weightpager.runtime.paging.load import Priority
 from weightpager.runtime.paging.page_waits import PendingPages
-from weightpager.runtime.paging.pager import Priority
 from weightpager.runtime.paging.slot_waits import SlotWaits
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import Loading, LoadStats, SwitchRequest
@@ -51,8 +51,8 @@ class Loader:
     def prefetch(self, pages: Pages) -> None:
         """Load absent pages, ascending, that nobody waits for. The lock is held."""
         slots = self._state.blocks.reserve(pages)
-        self._state.pager.load(self._state.store, slots, Priority.PREFETCH, self._ended)
-        self._state.prefetched.begun(slots)
+        self._state.pager.load(self._state.store, pages, slots, Priority.PREFETCH, self._ended)
+        self._state.prefetched.begun(pages.tolist())
 
     def stop_prefetch(self) -> None:
         """Don't begin any more of the reads that nobody waits for. The lock is held."""
@@ -94,11 +94,11 @@ class Loader:
         self._slots.evict(plan.evict)
         before = state.blocks.reserved().tolist()
         slots = state.blocks.reserve(plan.prepare)
-        pages = [*plan.loading.tolist(), *slots]
+        pages = [*plan.loading.tolist(), *plan.prepare.tolist()]
         pending = PendingPages(pages, state.index.layers, state.patience, before)
-        load = state.pager.load(state.store, slots, request.priority, self._ended)
+        reads = state.pager.load(state.store, plan.prepare, slots, request.priority, self._ended)
         state.waiters.add(pending, pages)
-        loading = Loading(load, pending, state.memory.page_bytes)
+        loading = Loading(reads, len(plan.prepare) * state.memory.page_bytes, pending)
         if not request.wait:
             others = [of for of in self._loadings.get(request.task, ()) if not of.pending.complete]
             self._loadings[request.task] = [*others, loading]

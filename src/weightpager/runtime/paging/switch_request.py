@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.runtime.paging.load import Priority
 from weightpager.runtime.paging.page_waits import PendingPages
-from weightpager.runtime.paging.pager import Load, Priority
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,24 @@ class LoadStats:
 
 @dataclass(frozen=True, eq=False)
 class Loading:
-    """Pages on their way for one task: those of its own load, and those that an earlier one was bringing already."""
+    """Pages on their way for one task.
 
-    load: Load
+    Attributes:
+        reads: of its own load.
+        bytes: in them.
+        pending: its pages, and those that an earlier load was bringing already.
+        start: when it began, by `time.perf_counter`.
+    """
+
+    reads: int
+    bytes: int
     pending: PendingPages
-    page_bytes: int
     start: float = field(default_factory=time.perf_counter)
 
     def cost(self, *, until_now: bool) -> LoadStats:
         """Of its own load."""
-        seconds = time.perf_counter() - self.start if until_now and self.load.reads else 0.0
-        return LoadStats(self.load.reads, len(self.load.slots) * self.page_bytes, seconds)
+        seconds = time.perf_counter() - self.start if until_now and self.reads else 0.0
+        return LoadStats(self.reads, self.bytes, seconds)
 
 
 def seconds_until(deadline: float | None) -> float | None:

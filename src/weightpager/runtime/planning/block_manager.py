@@ -168,8 +168,8 @@ class BlockManager:
         """Resident pages that no held task needs, least recently used first."""
         return self._order.sort(self._spare(), None)
 
-    def reserve(self, pages: Pages) -> dict[int, int]:
-        """Take a free slot for each absent page; absent they stay until `publish`."""
+    def reserve(self, pages: Pages) -> npt.NDArray[np.int32]:
+        """Take a free slot for each absent page, int32 [pages]; absent they stay until `publish`."""
         return self._slots.reserve(pages)
 
     def publish(self, pages: Iterable[int]) -> None:

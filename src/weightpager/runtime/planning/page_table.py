@@ -51,8 +51,8 @@ class Slots:
         """Slots that nothing is in or on its way to."""
         return len(self._free)
 
-    def reserve(self, pages: Pages) -> dict[int, int]:
-        """Take a free slot for each absent page; absent they stay until `publish`."""
+    def reserve(self, pages: Pages) -> npt.NDArray[np.int32]:
+        """Take a free slot for each absent page, int32 [pages]; absent they stay until `publish`."""
         absent = (self.page_table[pages] == ABSENT).all() and (self.reserved[pages] == ABSENT).all()
         if not absent or len(pages) > len(self._free):
             raise ValueError("expected absent pages and a free slot for each")
@@ -60,7 +60,7 @@ class Slots:
         slots = np.array(self._free[rest:][::-1], np.int32)
         del self._free[rest:]  # first: should Ctrl-C come between, no slot is given away twice
         self.reserved[pages] = slots
-        return dict(zip(pages.tolist(), slots.tolist(), strict=True))
+        return slots
 
     def publish(self, pages: Iterable[int]) -> Pages:
         """Pages are in their reserved slots; which these are."""

@@ -152,7 +152,8 @@ class VirtualArena:
         if plan is None:
             raise ValueError("expected a task that fits into the arena")
         self._evict(plan.evict)
-        self.blocks.publish(self.blocks.reserve(plan.prepare))
+        self.blocks.reserve(plan.prepare)
+        self.blocks.publish(plan.prepare)
         return plan.prepare
 
     def _leave(self) -> None:

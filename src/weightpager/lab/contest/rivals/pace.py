@@ -36,13 +36,20 @@ class Pace:
             time.sleep(wait)
 
 
-class PacedStore(LocalStore):
+class PacedStore:
     """A bundle's files on a slower disk."""
 
     def __init__(self, bundle: Bundle, pace: Pace) -> None:
-        super().__init__(bundle)
+        self._files = LocalStore(bundle)
         self._pace = pace
+        self.direct = self._files.direct
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:
         with self._pace.reading(sum(map(len, into))):
-            super().read(first, into)
+            self._files.read(first, into)
+
+    def span(self, first: int) -> int:
+        return self._files.span(first)
+
+    def close(self) -> None:
+        self._files.close()

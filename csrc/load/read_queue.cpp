@@ -1,0 +1,263 @@
+#include "read_queue.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+#include <thread>
+
+namespace weightpager {
+namespace {
+
+struct Later {
+    bool operator()(const std::unique_ptr<Read>& a, const std::unique_ptr<Read>& b) const {
+        return a->priority != b->priority ? a->priority > b->priority : a->number > b->number;
+    }
+};
+
+}  // namespace
+
+bool ReadQueue::add(uint64_t load, int priority, bool common, std::vector<Read> reads) {
+    const std::lock_guard<std::mutex> held(lock_);
+    if (closed_) return false;
+    if (reads.empty()) over_.push_back(load);
+    if (!reads.empty()) left_[load] += reads.size();
+    for (Read& read : reads) {
+        read.load = load;
+        read.priority = priority;
+        read.common = common;
+        read.number = next_number_++;
+        waiting_.push_back(std::make_unique<Read>(std::move(read)));
+        std::push_heap(waiting_.begin(), waiting_.end(), Later());
+    }
+    wake();
+    return true;
+}
+
+bool ReadQueue::drive(Report& report) {
+    std::vector<Read*> ended;
+    Held held(lock_);
+    telling_.clear();
+    if (!device_ && !closed_) {
+        device_ = open_();
+        device_name_ = device_->name();
+    }
+    while (device_ && !abandoned_) {
+        begin_some();
+        if (must_report()) {
+            fill(report);
+            return true;
+        }
+        if (closed_ && idle()) break;
+        const int64_t microseconds = landed_.empty() ? patience() : 0;
+        asleep_ = microseconds != 0;
+        held.unlock();
+        ended.clear();
+        device_->wait(ended, microseconds);
+        held.lock();
+        asleep_ = false;
+        land(ended);
+        ask_for_help();
+        check_one(held);
+    }
+    if (flying_.empty()) device_.reset();  // else what hangs may still end, and be written to its slots
+    return false;
+}
+
+std::vector<int64_t> ReadQueue::cancel(const uint8_t* keep, size_t count) {
+    const std::lock_guard<std::mutex> held(lock_);
+    const auto kept = [&](int64_t page) { return static_cast<size_t>(page) < count && keep[page] != 0; };
+    const auto gone = take_back([&](const Read& read) {
+        return read.common && std::none_of(read.pages.begin(), read.pages.end(), kept);
+    });
+    std::vector<int64_t> pages;
+    for (const Owned& read : gone) pages.insert(pages.end(), read->pages.begin(), read->pages.end());
+    return pages;
+}
+
+void ReadQueue::withdraw(uint64_t load) {
+    const std::lock_guard<std::mutex> held(lock_);
+    take_back([&](const Read& read) { return read.load == load; });
+}
+
+std::vector<int64_t> ReadQueue::outstanding() const {
+    const std::lock_guard<std::mutex> held(lock_);
+    std::vector<int64_t> pages;
+    const auto note = [&](const Read& read) {
+        if (read.common) pages.insert(pages.end(), read.pages.begin(), read.pages.end());
+    };
+    for (const auto& flying : flying_) note(*flying.second);
+    for (const Read* read : checking_) note(*read);
+    for (const Owned& read : landed_) note(*read);
+    for (const std::vector<Owned>* some : {&waiting_, &finished_, &telling_})
+        for (const Owned& read : *some) note(*read);
+    return pages;
+}
+
+std::vector<Told> ReadQueue::close() {
+    const std::lock_guard<std::mutex> held(lock_);
+    closed_ = true;
+    std::vector<Told> dropped;
+    for (const Owned& read : take_back([](const Read&) { return true; })) dropped.push_back({read->load, read->pages});
+    wake();
+    work_.notify_all();
+    return dropped;
+}
+
+void ReadQueue::abandon() {
+    const std::lock_guard<std::mutex> held(lock_);
+    abandoned_ = true;
+    wake();
+}
+
+size_t ReadQueue::in_flight() const {
+    const std::lock_guard<std::mutex> held(lock_);
+    return flying_.size();
+}
+
+const char* ReadQueue::device() const {
+    const std::lock_guard<std::mutex> held(lock_);
+    return device_name_;
+}
+
+void ReadQueue::begin_some() {
+    while (!waiting_.empty() && flying_.size() < limits_.reads && flying_bytes_ < limits_.bytes) {
+        std::pop_heap(waiting_.begin(), waiting_.end(), Later());
+        Owned read = std::move(waiting_.back());
+        waiting_.pop_back();
+        Read& begun = *read;
+        flying_bytes_ += begun.bytes();
+        flying_.emplace(&begun, std::move(read));
+        device_->begin(begun);
+    }
+}
+
+void ReadQueue::land(const std::vector<Read*>& ended) {
+    for (Read* read : ended) {
+        const bool again = read->result == -EINTR || read->result == -EAGAIN;
+        if (read->result > 0) read->advance(static_cast<size_t>(read->result));
+        if (again || (read->result > 0 && read->done < read->bytes())) {
+            device_->begin(*read);  // storage may give less than was asked for
+        } else if (read->result > 0) {
+            landed_bytes_ += read->bytes();
+            landed_.push_back(landed(read));
+        } else {
+            read->failure = read->result == 0 ? Failure::end_of_file : Failure::storage;
+            read->error = static_cast<int>(-read->result);
+            finish(landed(read));
+        }
+    }
+}
+
+ReadQueue::Owned ReadQueue::landed(Read* read) {
+    const auto place = flying_.find(read);
+    Owned owned = std::move(place->second);
+    flying_.erase(place);
+    flying_bytes_ -= owned->bytes();
+    return owned;
+}
+
+// Hashes the read that landed first, if there is one; others may have the lock meanwhile.
+void ReadQueue::check_one(Held& held) {
+    if (landed_.empty()) return;
+    Owned read = std::move(landed_.front());
+    landed_.pop_front();
+    landed_bytes_ -= read->bytes();
+    checking_.push_back(read.get());
+    held.unlock();
+    read->check(hasher_);
+    held.lock();
+    checking_.erase(std::find(checking_.begin(), checking_.end(), read.get()));
+    finish(std::move(read));
+}
+
+void ReadQueue::finish(Owned read) {
+    if (finished_.empty()) first_finished_ = Clock::now();
+    urgent_ = urgent_ || read->failure != Failure::none;
+    forget_read(*read);
+    finished_.push_back(std::move(read));
+}
+
+void ReadQueue::forget_read(const Read& read) {
+    const auto place = left_.find(read.load);
+    if (--place->second != 0) return;
+    left_.erase(place);
+    over_.push_back(read.load);
+    urgent_ = true;
+}
+
+bool ReadQueue::idle() const {
+    return waiting_.empty() && flying_.empty() && landed_.empty() && checking_.empty();
+}
+
+bool ReadQueue::must_report() const {
+    if (finished_.empty()) return false;
+    return urgent_ || idle() || Clock::now() - first_finished_ >= std::chrono::microseconds(limits_.group_microseconds);
+}
+
+// Microseconds until what has finished must be told.
+int64_t ReadQueue::patience() const {
+    if (finished_.empty()) return -1;
+    const auto since = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - first_finished_).count();
+    return std::max<int64_t>(1, limits_.group_microseconds - since);
+}
+
+void ReadQueue::fill(Report& report) {
+    for (const Owned& read : finished_) {
+        if (read->failure != Failure::none) {
+            report.told.push_back({read->load, read->pages, read->failure, read->error, read->corrupt_page});
+            continue;
+        }
+        const auto same = std::find_if(report.told.begin(), report.told.end(), [&](const Told& told) {
+            return told.load == read->load && told.failure == Failure::none;
+        });
+        if (same == report.told.end())
+            report.told.push_back({read->load, read->pages});
+        else
+            same->pages.insert(same->pages.end(), read->pages.begin(), read->pages.end());
+    }
+    report.over = std::move(over_);
+    over_.clear();
+    telling_ = std::move(finished_);
+    finished_.clear();
+    urgent_ = false;
+}
+
+void ReadQueue::ask_for_help() {
+    if (landed_bytes_ <= limits_.backlog) return;
+    if (idle_helpers_ > 0) {
+        work_.notify_one();
+    } else if (helpers_ < limits_.helpers && !closed_) {
+        try {
+            std::thread([queue = shared_from_this()] { queue->help(); }).detach();
+            ++helpers_;
+        } catch (const std::system_error&) {  // no thread to be had: one hashes alone
+        }
+    }
+}
+
+void ReadQueue::help() {
+    Held held(lock_);
+    while (!closed_) {
+        while (!landed_.empty()) check_one(held);
+        if (asleep_ && must_report()) wake();
+        ++idle_helpers_;
+        work_.wait(held, [&] { return closed_ || !landed_.empty(); });
+        --idle_helpers_;
+    }
+    if (asleep_) wake();
+}
+
+void ReadQueue::wake() {
+    if (device_ && asleep_) device_->wake();
+}
+
+std::vector<ReadQueue::Owned> ReadQueue::take_back(const std::function<bool(const Read&)>& which) {
+    std::vector<Owned> gone, stay;
+    for (Owned& read : waiting_) (which(*read) ? gone : stay).push_back(std::move(read));
+    waiting_ = std::move(stay);
+    std::make_heap(waiting_.begin(), waiting_.end(), Later());
+    for (const Owned& read : gone) forget_read(*read);
+    return gone;
+}
+
+}  // namespace weightpager

@@ -1,0 +1,89 @@
+#include <sys/uio.h>
+
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+#include "device.hpp"
+
+namespace weightpager {
+namespace {
+
+// Outlives the device for threads that hang in a read.
+struct Shared {
+    std::mutex lock;
+    std::condition_variable work, news;
+    std::deque<Read*> begun;
+    std::vector<Read*> ended;
+    bool woken = false, closed = false;
+};
+
+void serve(const std::shared_ptr<Shared>& shared) {
+    std::unique_lock<std::mutex> held(shared->lock);
+    for (;;) {
+        shared->work.wait(held, [&] { return shared->closed || !shared->begun.empty(); });
+        if (shared->closed) return;
+        Read* read = shared->begun.front();
+        shared->begun.pop_front();
+        held.unlock();
+        const ssize_t found = preadv(read->file, read->views.data(), static_cast<int>(read->views.size()),
+                                     static_cast<off_t>(read->offset + static_cast<int64_t>(read->done)));
+        const int64_t result = found < 0 ? -errno : found;
+        held.lock();
+        if (shared->closed) return;  // nobody has the read any more
+        read->result = result;
+        shared->ended.push_back(read);
+        shared->news.notify_one();
+    }
+}
+
+class Threads : public Device {
+   public:
+    explicit Threads(unsigned threads) : shared_(std::make_shared<Shared>()) {
+        for (unsigned i = 0; i < threads; ++i) std::thread([shared = shared_] { serve(shared); }).detach();
+    }
+
+    ~Threads() override {
+        const std::lock_guard<std::mutex> held(shared_->lock);
+        shared_->closed = true;
+        shared_->work.notify_all();
+    }
+
+    const char* name() const override { return "threads"; }
+
+    void begin(Read& read) override {
+        const std::lock_guard<std::mutex> held(shared_->lock);
+        shared_->begun.push_back(&read);
+        shared_->work.notify_one();
+    }
+
+    void wait(std::vector<Read*>& ended, int64_t microseconds) override {
+        std::unique_lock<std::mutex> held(shared_->lock);
+        const auto news = [&] { return shared_->woken || !shared_->ended.empty(); };
+        if (microseconds < 0)
+            shared_->news.wait(held, news);
+        else
+            shared_->news.wait_for(held, std::chrono::microseconds(microseconds), news);
+        shared_->woken = false;
+        ended.insert(ended.end(), shared_->ended.begin(), shared_->ended.end());
+        shared_->ended.clear();
+    }
+
+    void wake() override {
+        const std::lock_guard<std::mutex> held(shared_->lock);
+        shared_->woken = true;
+        shared_->news.notify_one();
+    }
+
+   private:
+    std::shared_ptr<Shared> shared_;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> open_threads(unsigned threads) { return std::make_unique<Threads>(threads); }
+
+}  // namespace weightpager

@@ -1,0 +1,91 @@
+"""Pages that are to be loaded, and who brings them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.errors import EngineClosedError
+from weightpager.runtime.memory.page_arena import StageSource
+from weightpager.runtime.planning.plans import Pages
+from weightpager.store import PageStore
+
+JOIN_SECONDS = 5.0
+"""How long closing waits for a read that hangs."""
+
+
+class Priority(IntEnum):
+    """Whose reads go first; what is being read already is finished."""
+
+    REAL_TIME = 0
+    ON_DEMAND = 1
+    PREFETCH = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Load:
+    """Pages on their way into slots.
+
+    Attributes:
+        store: where the pages come from; it checks them.
+        into: whose slots they are.
+        pages: int64 [N], ascending.
+        slots: [N], the slot of each. It belongs to its read until that has ended.
+        priority: who may overtake whom.
+        ended: told of pages that have come, or of those of a read that failed and why. Pages that came are in place and
+            checked. Called in a thread of the pager.
+        common: whether it is for the arena, where others may want its slots and take back what hasn't begun.
+    """
+
+    store: PageStore
+    into: StageSource
+    pages: Pages
+    slots: npt.NDArray[np.integer]
+    priority: Priority
+    ended: Callable[[Collection[int], BaseException | None], None]
+    common: bool = True
+
+
+class Reads(Protocol):
+    """Carries loads out. Safe to use from several threads."""
+
+    @property
+    def ended(self) -> int:
+        """How often reads have ended until now, well or not."""
+
+    @property
+    def pages(self) -> set[int]:
+        """Those of common loads that have not ended."""
+
+    def start(self, load: Load) -> int | None:
+        """Begin, as soon as what goes before it has begun; how many reads it takes.
+
+        None if it can't bring these pages, or not to there: then nothing has changed.
+
+        Raises:
+            EngineClosedError: it has been closed.
+        """
+
+    def cancel(self, but: Collection[int]) -> list[int]:
+        """Take back common reads that have not begun, but those with pages ``but``; their pages, which won't come."""
+
+    def withdraw(self, load: Load) -> None:
+        """Take back what has not begun of one load. Its pages aren't told."""
+
+    def close(self) -> bool:
+        """Drop what has not begun; False if a read hangs and had to be left."""
+
+
+def closed() -> EngineClosedError:
+    """For who wants to load."""
+    return EngineClosedError("the engine has been closed; open the bundle again")
+
+
+def closed_meanwhile() -> EngineClosedError:
+    """For who waits for a load."""
+    return EngineClosedError("the engine was closed while pages were being loaded")

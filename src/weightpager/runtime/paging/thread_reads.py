@@ -1,0 +1,159 @@
+"""Reads by threads of Python's: of any store, into any arena."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count, islice
+
+from weightpager.errors import StoreError, first_line
+from weightpager.runtime.memory.page_arena import Stage
+from weightpager.runtime.memory.read_fence import Event
+from weightpager.runtime.paging.load import JOIN_SECONDS, Load, Priority, closed, closed_meanwhile
+from weightpager.store import Run, coalesce, group
+
+
+@dataclass(order=True)
+class _Group:
+    """Runs of a load that one thread reads together.
+
+    Attributes:
+        slots: of the load, by page.
+        after: kernels that may still read these slots have run once these have passed.
+    """
+
+    priority: Priority
+    number: int
+    load: Load = field(compare=False)
+    runs: Sequence[Run] = field(compare=False)
+    slots: Mapping[int, int] = field(compare=False)
+    after: Sequence[Event] = field(compare=False)
+
+    @property
+    def pages(self) -> list[int]:
+        return [page for run in self.runs for page in range(run.first, run.first + run.count)]
+
+
+class ThreadReads:
+    """See `Reads`. Those of higher priority go first, in the order of their submission.
+
+    A thread makes a group of short reads, or one long one, and then looks for other work. A group begins when there is
+    a stage for it; until then it can be cancelled, and overtaken. The threads start with the first load.
+
+    Args:
+        threads: reads in flight; storage reaches its bandwidth only with several.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._changed = threading.Condition()
+        self._queue: list[_Group] = []
+        self._running: list[_Group] = []
+        self._numbers = count()
+        self._closed = False
+        self._count = threads
+        self._threads: list[threading.Thread] = []
+        self.ended = 0
+
+    def start(self, load: Load) -> int:
+        runs = coalesce(load.pages.tolist(), load.store.span, load.into.page_bytes)
+        groups = group(runs, load.into.page_bytes)
+        slots = dict(zip(load.pages.tolist(), load.slots.tolist(), strict=True))
+        after = load.into.reads()
+        with self._changed:
+            if self._closed:
+                raise closed()
+            self._start_threads()
+            try:
+                for some in groups:
+                    heapq.heappush(self._queue, _Group(load.priority, next(self._numbers), load, some, slots, after))
+                self._changed.notify(len(groups))
+            except BaseException:  # Ctrl-C, say: what is queued by now would stay there until something else is loaded
+                self._changed.notify_all()
+                raise
+        return len(runs)
+
+    @property
+    def pages(self) -> set[int]:
+        with self._changed:
+            return {page for some in (*self._queue, *self._running) if some.load.common for page in some.pages}
+
+    def cancel(self, but: Collection[int]) -> list[int]:
+        with self._changed:
+            return self._take_back(lambda some: some.load.common and not any(page in but for page in some.pages))
+
+    def withdraw(self, load: Load) -> None:
+        with self._changed:
+            self._take_back(lambda some: some.load is load)
+
+    def close(self) -> bool:
+        with self._changed:
+            self._closed = True
+            dropped, self._queue = self._queue, []
+            self._changed.notify_all()
+        for some in dropped:
+            some.load.ended(some.pages, closed_meanwhile())
+        for thread in self._threads:
+            if thread is not threading.current_thread():  # the garbage collector may close the engine, in any thread
+                thread.join(JOIN_SECONDS)
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _start_threads(self) -> None:
+        while len(self._threads) < self._count:
+            name = f"weightpager-pager-{len(self._threads)}"
+            # Daemons: a read that hangs in the kernel must not keep the interpreter from ending.
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _work(self) -> None:
+        while (begun := self._next()) is not None:
+            some, stage = begun
+            with self._ending(some, stage):
+                slots = {page: some.slots[page] for page in some.pages}
+                views = iter(stage.views(list(slots.values())))
+                for run in some.runs:
+                    some.load.store.read(run.first, list(islice(views, run.count)))
+                stage.place(slots, some.after)
+            del begun, some, stage  # else this thread keeps the last load's store and callbacks alive while it waits
+
+    @contextmanager
+    def _ending(self, some: _Group, stage: Stage) -> Iterator[None]:
+        """Tell of a group's end, and why its pages didn't come if they didn't."""
+        failure: BaseException | None = None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whoever waits for the pages raises it
+            failure = error
+        except BaseException as error:  # noqa: BLE001 - raised there, `SystemExit` would end a process that goes on well
+            failure = StoreError(f"cannot read pages: {type(error).__name__}: {first_line(error)}")
+            failure.__cause__ = error
+        stage.give_back()
+        some.load.ended(some.pages, failure)
+        with self._changed:  # it compares groups, and another thread may come between
+            self._running.remove(some)
+            self.ended += 1
+
+    def _next(self) -> tuple[_Group, Stage] | None:
+        """The next group and its stage; None once it is closed."""
+        with self._changed:
+            while not self._closed:
+                # Nobody needs to be woken when a stage is given back: whoever did that comes here next.
+                stage = self._queue[0].load.into.stage() if self._queue else None
+                if stage is not None:
+                    self._running.append(heapq.heappop(self._queue))
+                    return self._running[-1], stage
+                self._changed.wait()
+        return None
+
+    def _take_back(self, which: Callable[[_Group], bool]) -> list[int]:
+        """Groups that have not begun won't; the pages of those that were taken back. The lock is held."""
+        gone: list[_Group] = []
+        stay: list[_Group] = []
+        for some in self._queue:
+            (gone if which(some) else stay).append(some)
+        self._queue = stay
+        heapq.heapify(self._queue)
+        return [page for some in gone for page in some.pages]

@@ -1,0 +1,452 @@
+// Tests of loads without Python: with a device whose reads end as a test wants, and with the real ones. Exit code 1 if one
+// fails.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <iostream>
+#include <map>
+#include <mutex>
+#include <random>
+#include <set>
+#include <string>
+#include <thread>
+
+#include "load/read_queue.hpp"
+
+using namespace weightpager;
+
+namespace {
+
+int failures = 0;
+
+#define EXPECT(condition)                                                               \
+    do {                                                                                \
+        if (!(condition)) {                                                             \
+            std::cout << __func__ << ":" << __LINE__ << ": " << #condition << std::endl; \
+            ++failures;                                                                 \
+        }                                                                               \
+    } while (false)
+
+constexpr size_t kPage = 4096;
+constexpr int64_t kHangs = INT64_MIN;
+
+uint8_t byte_of(int64_t page, size_t i) {
+    return static_cast<uint8_t>((static_cast<size_t>(page) * 2654435761u + i * 40503u) >> 7);
+}
+
+std::vector<uint8_t> content(int64_t page) {
+    std::vector<uint8_t> bytes(kPage);
+    for (size_t i = 0; i < kPage; ++i) bytes[i] = byte_of(page, i);
+    return bytes;
+}
+
+Digest digest(const std::vector<uint8_t>& bytes) {
+    const uint8_t* buffer = bytes.data();
+    Digest found;
+    blake3(*hashers()[0], &buffer, 1, bytes.size(), &found);
+    return found;
+}
+
+// What a load is made of. Slots are given in falling order, so that pages are scattered.
+struct Pages {
+    std::vector<int64_t> pages, offsets, slots;
+    std::vector<int32_t> files;
+    std::vector<uint8_t> expected, memory;
+
+    explicit Pages(std::vector<int64_t> wanted, int file = 0) : pages(std::move(wanted)) {
+        for (size_t i = 0; i < pages.size(); ++i) {
+            offsets.push_back(pages[i] * static_cast<int64_t>(kPage));
+            slots.push_back(static_cast<int64_t>(pages.size() - 1 - i));
+            files.push_back(file);
+            const Digest one = digest(content(pages[i]));
+            expected.insert(expected.end(), one.begin(), one.end());
+        }
+        memory.resize(pages.size() * kPage);
+    }
+
+    std::vector<Read> reads(size_t most = 4) {
+        return plan_reads({pages.size(), pages.data(), files.data(), offsets.data(), slots.data(), expected.data(),
+                           memory.data(), kPage},
+                          most);
+    }
+
+    bool right() const {
+        for (size_t i = 0; i < pages.size(); ++i)
+            if (std::memcmp(&memory[static_cast<size_t>(slots[i]) * kPage], content(pages[i]).data(), kPage) != 0) return false;
+        return true;
+    }
+};
+
+// Fills a read's views with `count` bytes from where it stands; as the kernel would.
+void fill(Read& read, size_t count) {
+    size_t at = read.done;
+    for (const iovec& view : read.views)
+        for (size_t i = 0; i < view.iov_len && count > 0; ++i, ++at, --count)
+            static_cast<uint8_t*>(view.iov_base)[i] = byte_of(read.pages[at / kPage], at % kPage);
+}
+
+// What the reads of a scripted device do.
+struct Script {
+    std::function<int64_t(Read&)> result = [](Read& read) { return static_cast<int64_t>(read.bytes() - read.done); };
+    std::mutex lock;
+    std::condition_variable changed;
+    bool woken = false;
+    std::vector<int64_t> begun;  // the first page of each
+    std::vector<Read*> ended, hanging;
+    size_t most = 0, bytes = 0;  // in flight
+
+    void resume() {
+        const std::lock_guard<std::mutex> held(lock);
+        for (Read* read : hanging) end(*read, static_cast<int64_t>(read->bytes() - read->done));
+        hanging.clear();
+        changed.notify_all();
+    }
+
+    void end(Read& read, int64_t result_of) {
+        if (result_of > 0) fill(read, static_cast<size_t>(result_of));
+        read.result = result_of;
+        ended.push_back(&read);
+    }
+};
+
+class Scripted : public Device {
+   public:
+    explicit Scripted(Script& script) : script_(script) {}
+
+    const char* name() const override { return "scripted"; }
+
+    void begin(Read& read) override {
+        const std::lock_guard<std::mutex> held(script_.lock);
+        if (read.done == 0) script_.begun.push_back(read.pages[0]);
+        const int64_t result = script_.result(read);
+        if (result == kHangs)
+            script_.hanging.push_back(&read);
+        else
+            script_.end(read, result);
+        script_.most = std::max(script_.most, script_.hanging.size() + script_.ended.size());
+    }
+
+    void wait(std::vector<Read*>& ended, int64_t microseconds) override {
+        std::unique_lock<std::mutex> held(script_.lock);
+        const auto news = [&] { return script_.woken || !script_.ended.empty(); };
+        if (microseconds < 0)
+            script_.changed.wait(held, news);
+        else
+            script_.changed.wait_for(held, std::chrono::microseconds(microseconds), news);
+        script_.woken = false;
+        ended.insert(ended.end(), script_.ended.begin(), script_.ended.end());
+        script_.ended.clear();
+    }
+
+    void wake() override {
+        const std::lock_guard<std::mutex> held(script_.lock);
+        script_.woken = true;
+        script_.changed.notify_all();
+    }
+
+   private:
+    Script& script_;
+};
+
+std::shared_ptr<ReadQueue> queue_of(Script& script, const QueueLimits& limits = {}) {
+    return std::make_shared<ReadQueue>([&] { return std::make_unique<Scripted>(script); }, *hashers()[0], limits);
+}
+
+// Drives until as many loads are over; what was told.
+std::vector<Told> driven(ReadQueue& queue, size_t loads = 1) {
+    std::vector<Told> told;
+    for (size_t over = 0; over < loads;) {
+        Report report;
+        if (!queue.drive(report)) break;
+        told.insert(told.end(), report.told.begin(), report.told.end());
+        over += report.over.size();
+    }
+    return told;
+}
+
+void neighbours_are_one_read() {
+    Pages pages({1, 2, 3, 7, 8, 9, 10, 11, 12});
+    pages.files[2] = 5;
+    pages.offsets[8] += 1;
+    std::vector<std::vector<int64_t>> found;
+    for (const Read& read : pages.reads()) found.push_back(read.pages);
+    EXPECT((found == std::vector<std::vector<int64_t>>{{1, 2}, {3}, {7, 8, 9, 10}, {11}, {12}}));
+    Pages rising({1, 2, 4});
+    rising.slots = {0, 1, 2};
+    const std::vector<Read> reads = rising.reads();
+    EXPECT(reads[0].views.size() == 1 && reads[0].views[0].iov_len == 2 * kPage);
+}
+
+void a_load_comes_and_is_told_at_once() {
+    Script script;
+    QueueLimits limits;
+    limits.group_microseconds = 60'000'000;
+    const auto queue = queue_of(script, limits);
+    Pages pages({1, 2, 3, 7, 9});
+    EXPECT(queue->add(5, 1, true, pages.reads()));
+    EXPECT(queue->outstanding().size() == 5);
+    Report report;
+    EXPECT(queue->drive(report));
+    EXPECT(report.told.size() == 1 && report.told[0].load == 5 && report.told[0].pages.size() == 5);
+    EXPECT(report.over == std::vector<uint64_t>{5});
+    EXPECT(pages.right());
+    EXPECT(queue->outstanding().size() == 5);  // whoever was told may not have heard yet
+    queue->close();
+    EXPECT(!queue->drive(report));
+    EXPECT(queue->outstanding().empty());
+    EXPECT(!queue->add(6, 1, true, pages.reads()));
+}
+
+void short_and_interrupted_reads_go_on() {
+    Script script;
+    std::mt19937 random(7);
+    script.result = [&](Read& read) -> int64_t {
+        if (random() % 4 == 0) return random() % 2 ? -EINTR : -EAGAIN;
+        return 1 + static_cast<int64_t>(random() % (read.bytes() - read.done));
+    };
+    const auto queue = queue_of(script);
+    Pages pages({1, 2, 3, 4, 5, 6, 20, 21, 22, 40});
+    queue->add(0, 1, true, pages.reads());
+    for (const Told& told : driven(*queue)) EXPECT(told.failure == Failure::none);
+    EXPECT(pages.right());
+}
+
+void what_fails_fails_alone() {
+    Script script;
+    script.result = [](Read& read) -> int64_t {
+        if (read.pages[0] == 10) return -EIO;
+        if (read.pages[0] == 20) return read.done == 0 ? 100 : 0;
+        return static_cast<int64_t>(read.bytes() - read.done);
+    };
+    const auto queue = queue_of(script);
+    Pages pages({1, 10, 11, 20, 30, 31, 40});
+    pages.expected[5 * 32] ^= 1;  // of page 31
+    queue->add(0, 1, true, pages.reads());
+    std::map<int64_t, Told> failed;
+    std::set<int64_t> came;
+    for (const Told& told : driven(*queue)) {
+        if (told.failure == Failure::none)
+            came.insert(told.pages.begin(), told.pages.end());
+        else
+            failed[told.pages[0]] = told;
+    }
+    EXPECT((came == std::set<int64_t>{1, 40}));
+    EXPECT(failed.size() == 3);
+    EXPECT(failed[10].failure == Failure::storage && failed[10].error == EIO && failed[10].pages.size() == 2);
+    EXPECT(failed[20].failure == Failure::end_of_file);
+    EXPECT(failed[30].failure == Failure::corrupt && failed[30].corrupt_page == 31);
+}
+
+void what_is_urgent_overtakes_what_has_not_begun() {
+    Script script;
+    QueueLimits limits;
+    limits.reads = 1;
+    const auto queue = queue_of(script, limits);
+    Pages late({1, 3, 5}), wanted({11, 13}), urgent({21});
+    queue->add(0, 2, true, late.reads());
+    queue->add(1, 1, true, wanted.reads());
+    queue->add(2, 0, true, urgent.reads());
+    driven(*queue, 3);
+    EXPECT((script.begun == std::vector<int64_t>{21, 11, 13, 1, 3, 5}));
+    EXPECT(script.most == 1);
+}
+
+void bytes_in_flight_are_bounded() {
+    Script script;
+    script.result = [](Read&) { return kHangs; };
+    QueueLimits limits;
+    limits.bytes = 6 * kPage;
+    const auto queue = queue_of(script, limits);
+    Pages pages({1, 2, 3, 4, 11, 12, 13, 14, 21, 31});
+    queue->add(0, 1, true, pages.reads());
+    std::thread driver([&] { driven(*queue); });
+    while (queue->in_flight() < 2) std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    EXPECT(queue->in_flight() == 2);
+    script.result = [](Read& read) { return static_cast<int64_t>(read.bytes()); };
+    script.resume();
+    driver.join();
+    EXPECT(pages.right());
+}
+
+void what_has_not_begun_is_taken_back() {
+    Script script;
+    script.result = [](Read& read) { return read.pages[0] == 1 ? kHangs : static_cast<int64_t>(read.bytes()); };
+    QueueLimits limits;
+    limits.reads = 1;
+    const auto queue = queue_of(script, limits);
+    Pages common({1, 3, 5, 6}), own({11}), other({21});
+    queue->add(0, 1, true, common.reads());
+    queue->add(1, 1, false, own.reads());
+    queue->add(2, 1, false, other.reads());
+    std::thread driver([&] {
+        const std::vector<Told> told = driven(*queue, 3);
+        std::set<int64_t> pages;
+        for (const Told& one : told) pages.insert(one.pages.begin(), one.pages.end());
+        EXPECT((pages == std::set<int64_t>{1, 5, 6, 11}));
+    });
+    while (queue->in_flight() < 1) std::this_thread::yield();
+    const std::vector<uint8_t> keep = {0, 0, 0, 0, 0, 0, 1};
+    EXPECT(queue->cancel(keep.data(), keep.size()) == std::vector<int64_t>{3});
+    queue->withdraw(2);
+    script.resume();
+    driver.join();
+    EXPECT((script.begun == std::vector<int64_t>{1, 5, 11}));
+}
+
+void a_read_that_hangs_keeps_nothing_but_itself() {
+    Script script;
+    script.result = [](Read& read) { return read.pages[0] == 3 ? kHangs : static_cast<int64_t>(read.bytes()); };
+    QueueLimits limits;
+    limits.reads = 2;
+    const auto queue = queue_of(script, limits);
+    Pages pages({1, 3, 5, 7});
+    queue->add(0, 1, true, pages.reads());
+    Report report;
+    std::set<int64_t> came;
+    while (came.size() < 3 && queue->drive(report)) {
+        for (const Told& told : report.told) came.insert(told.pages.begin(), told.pages.end());
+        report = {};
+    }
+    EXPECT((came == std::set<int64_t>{1, 5, 7}));
+    script.result = [](Read&) { return kHangs; };
+    Pages more({20, 22});
+    queue->add(1, 1, true, more.reads());
+    std::thread driver([&] { EXPECT(!queue->drive(report)); });
+    while (queue->in_flight() < 2) std::this_thread::yield();
+    const std::vector<Told> dropped = queue->close();
+    EXPECT(dropped.size() == 1 && dropped[0].load == 1 && dropped[0].pages == std::vector<int64_t>{22});
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    queue->abandon();
+    driver.join();
+    EXPECT(queue->in_flight() == 2);
+}
+
+// Threads that add and take back, while others hash.
+void many_threads_lose_nothing() {
+    Script script;
+    std::mt19937 chance(3);
+    script.result = [&](Read& read) -> int64_t {
+        return chance() % 3 == 0 ? 1 + static_cast<int64_t>(chance() % (read.bytes() - read.done))
+                                 : static_cast<int64_t>(read.bytes() - read.done);
+    };
+    QueueLimits limits;
+    limits.backlog = 0;
+    limits.group_microseconds = 50;
+    const auto queue = queue_of(script, limits);
+    std::vector<std::unique_ptr<Pages>> loads;
+    for (int64_t i = 0; i < 40; ++i) {
+        std::vector<int64_t> pages;
+        for (int64_t page = 0; page < 12; ++page)
+            if (page % 5 != i % 5) pages.push_back(100 * i + page);
+        loads.push_back(std::make_unique<Pages>(pages));
+    }
+    std::mutex lock;
+    std::multiset<int64_t> told, taken;
+    std::thread driver([&] {
+        Report report;
+        while (queue->drive(report)) {
+            const std::lock_guard<std::mutex> held(lock);
+            for (const Told& one : report.told) told.insert(one.pages.begin(), one.pages.end());
+            report = {};
+        }
+    });
+    std::vector<std::thread> adders;
+    for (size_t first = 0; first < 4; ++first)
+        adders.emplace_back([&, first] {
+            for (size_t i = first; i < loads.size(); i += 4) queue->add(i, static_cast<int>(i % 3), true, loads[i]->reads());
+        });
+    std::thread taker([&] {
+        for (int i = 0; i < 20; ++i) {
+            const std::vector<uint8_t> keep(2000, 1);
+            const std::vector<int64_t> gone = queue->cancel(keep.data(), keep.size());
+            queue->outstanding();
+            const std::lock_guard<std::mutex> held(lock);
+            taken.insert(gone.begin(), gone.end());
+        }
+    });
+    for (std::thread& adder : adders) adder.join();
+    taker.join();
+    size_t wanted = 0;
+    for (const auto& load : loads) wanted += load->pages.size();
+    for (;;) {
+        const std::lock_guard<std::mutex> held(lock);
+        if (told.size() + taken.size() >= wanted) break;
+    }
+    queue->close();
+    driver.join();
+    std::set<int64_t> every(told.begin(), told.end());
+    every.insert(taken.begin(), taken.end());
+    EXPECT(told.size() + taken.size() == wanted && every.size() == wanted);
+    for (const auto& load : loads)
+        if (std::none_of(load->pages.begin(), load->pages.end(), [&](int64_t page) { return taken.count(page) > 0; }))
+            EXPECT(load->right());
+}
+
+void real_devices_read_files() {
+    char path[] = "/tmp/load_tests.XXXXXX";
+    const int file = mkstemp(path);
+    unlink(path);
+    for (int64_t page = 0; page < 64; ++page)
+        if (pwrite(file, content(page).data(), kPage, page * static_cast<int64_t>(kPage)) < 0) std::abort();
+    for (const bool ring : {true, false}) {
+        QueueLimits limits;
+        limits.reads = 4;
+        const auto queue = std::make_shared<ReadQueue>(
+            [=] {
+                std::unique_ptr<Device> device = ring ? open_ring(4) : nullptr;
+                return device ? std::move(device) : open_threads(4);
+            },
+            *hashers()[0], limits);
+        std::thread driver([&] {
+            Report report;
+            while (queue->drive(report)) report = {};
+        });
+        std::mt19937 random(1);
+        std::vector<std::unique_ptr<Pages>> loads;
+        for (uint64_t i = 0; i < 30; ++i) {
+            std::vector<int64_t> pages;
+            for (int64_t page = 0; page < 64; ++page)
+                if (random() % 3 != 0) pages.push_back(page);
+            loads.push_back(std::make_unique<Pages>(pages, file));
+            queue->add(i, 1, true, loads.back()->reads());
+        }
+        Pages beyond({64}, file), nowhere({1}, -1);
+        queue->add(100, 1, true, beyond.reads());
+        queue->add(101, 1, true, nowhere.reads());
+        while (!queue->outstanding().empty()) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            queue->add(1000, 1, true, {});  // it comes round: what was told is known now
+        }
+        queue->close();
+        driver.join();
+        for (const auto& load : loads) EXPECT(load->right());
+        std::cout << "read by " << queue->device() << std::endl;
+    }
+    close(file);
+}
+
+}  // namespace
+
+int main() {
+    neighbours_are_one_read();
+    a_load_comes_and_is_told_at_once();
+    short_and_interrupted_reads_go_on();
+    what_fails_fails_alone();
+    what_is_urgent_overtakes_what_has_not_begun();
+    bytes_in_flight_are_bounded();
+    what_has_not_begun_is_taken_back();
+    a_read_that_hangs_keeps_nothing_but_itself();
+    many_threads_lose_nothing();
+    real_devices_read_files();
+    std::cout << (failures == 0 ? "loads: all is well" : "loads: failed") << std::endl;
+    return failures == 0 ? 0 : 1;
+}

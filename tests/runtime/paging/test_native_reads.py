@@ -1,0 +1,286 @@
+"""Reads without Python between them: the same pages as by threads, and what files, forks and closing do to them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weightpager.bundle import PageIndex
+from weightpager.errors import EngineClosedError, PageCorruptError, StoreError
+from weightpager.machine.direct_file import aligned_memory
+from weightpager.runtime.memory.host_arena import Arena
+from weightpager.runtime.memory.page_buffer import PageBuffer
+from weightpager.runtime.paging.load import Load, Priority, Reads
+from weightpager.runtime.paging.thread_reads import ThreadReads
+from weightpager.store import Sources, VerifyingStore
+
+_native = pytest.importorskip("weightpager.kernels._native")
+from weightpager.runtime.paging import native_reads  # noqa: E402 - it needs the native module
+
+PAGE, PAGES = 8192, 48
+
+
+class Files:
+    """Pages of two files, of which the second follows the first in numbers and not in place."""
+
+    def __init__(self, folder: Path, flags: int) -> None:
+        content = np.random.default_rng(0).integers(0, 256, (PAGES, PAGE), np.uint8)
+        self.pages = content
+        for name, rows in (("a", content[: PAGES // 2]), ("b", content[PAGES // 2 :])):
+            (folder / name).write_bytes(bytes(PAGE) + rows.tobytes())
+        self.paths = [folder / name for name in "ab"]
+        self.files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags) for path in self.paths]
+
+    def sources(self, pages: np.ndarray) -> Sources:
+        which, place = np.divmod(pages, PAGES // 2)
+        return Sources(np.array(self.files, np.int32)[which], (place + 1) * PAGE)
+
+    def read(self, first: int, into: list[memoryview]) -> None:
+        sources = self.sources(np.array([first]))
+        assert os.preadv(int(sources.descriptors[0]), into, int(sources.offsets[0])) == sum(map(len, into))
+
+    def span(self, first: int) -> int:
+        return PAGES // 2 - first % (PAGES // 2)
+
+    def close(self) -> None:
+        while self.files:
+            os.close(self.files.pop())
+
+
+@pytest.fixture(params=["direct", "buffered"])
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Files]:
+    try:
+        made = Files(tmp_path, os.O_DIRECT if request.param == "direct" else 0)
+    except OSError:
+        pytest.skip("no direct reads here")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def store(files: Files) -> VerifyingStore:
+    ids = np.stack([np.frombuffer(blake3(page).digest(), np.uint8) for page in files.pages])
+    return VerifyingStore(files, PageIndex(ids, np.zeros(PAGES, np.int32), np.zeros(PAGES, np.uint64)))
+
+
+@pytest.fixture(params=["io_uring", "threads"])
+def reads(request: pytest.FixtureRequest) -> Iterator[native_reads.NativeReads]:
+    made = native_reads.NativeReads(4, ring=request.param == "io_uring")
+    yield made
+    assert made.close()
+
+
+class Loaded:
+    """Loads pages and waits for what is told."""
+
+    def __init__(
+        self, reads: Reads, store: VerifyingStore, pages: np.ndarray, slots: np.ndarray, arena: object
+    ) -> None:
+        self.came: set[int] = set()
+        self.failed: dict[int, BaseException] = {}
+        self._left = len(pages)
+        self._over = threading.Event()
+        self.count = reads.start(Load(store, arena, pages, slots, Priority.ON_DEMAND, self._told))
+
+    def _told(self, pages: Collection[int], error: BaseException | None) -> None:
+        if error is None:
+            self.came.update(pages)
+        else:
+            self.failed.update(dict.fromkeys(pages, error))
+        self._left -= len(pages)
+        if not self._left:
+            self._over.set()
+
+    def wait(self) -> Loaded:
+        assert self._over.wait(20)
+        return self
+
+
+@given(seed=st.integers(0, 2**32 - 1), share=st.floats(0.05, 1))
+@settings(max_examples=20, deadline=None)
+def test_pages_come_as_by_threads_of_pythons(tmp_path_factory: pytest.TempPathFactory, seed: int, share: float) -> None:
+    files = Files(tmp_path_factory.mktemp("files"), 0)
+    ids = np.stack([np.frombuffer(blake3(page).digest(), np.uint8) for page in files.pages])
+    index = PageIndex(ids, np.zeros(PAGES, np.int32), np.zeros(PAGES, np.uint64))
+    random = np.random.default_rng(seed)
+    pages = np.flatnonzero(random.random(PAGES) < share)
+    slots = random.permutation(PAGES)[: len(pages)]
+    found = []
+    for reads in (native_reads.NativeReads(4), ThreadReads(2)):
+        arena, store = Arena(PAGES, PAGES, PAGE), VerifyingStore(files, index)
+        if len(pages):
+            loaded = Loaded(reads, store, pages, slots, arena).wait()
+            assert loaded.came == set(pages.tolist())
+            assert (arena.pages.numpy()[slots] == files.pages[pages]).all()
+            found.append((loaded.count, store.bytes, arena.untouched))
+        assert reads.close()
+    assert found[:1] == found[1:]
+    files.close()
+
+
+def test_who_makes_the_reads(reads: native_reads.NativeReads, store: VerifyingStore, request) -> None:
+    Loaded(reads, store, np.arange(4), np.arange(4), Arena(8, 8, PAGE)).wait()
+    wanted = request.node.callspec.params["reads"]
+    assert reads.device in ({wanted, "threads"} if wanted == "io_uring" else {wanted})
+    assert reads.pages == set()
+    assert reads.ended > 0
+
+
+def test_a_damaged_page_is_named_and_others_come(
+    reads: native_reads.NativeReads, store: VerifyingStore, files: Files
+) -> None:
+    with files.paths[0].open("r+b") as file:
+        file.seek(PAGE * 4 + 77)
+        file.write(bytes([int(files.pages[3, 77]) ^ 4]))
+        os.fsync(file.fileno())
+    pages = np.array([0, 2, 3, 4, 30])
+    loaded = Loaded(reads, store, pages, pages, Arena(PAGES, PAGES, PAGE)).wait()
+    assert loaded.came == {0, 30}
+    assert set(loaded.failed) == {2, 3, 4}
+    assert isinstance(loaded.failed[2], PageCorruptError)
+    assert loaded.failed[2].page == 3
+    assert store.bytes == 5 * PAGE
+
+
+def test_a_file_that_ends_too_early_is_said(
+    reads: native_reads.NativeReads, store: VerifyingStore, files: Files
+) -> None:
+    os.truncate(files.paths[1], PAGE * 5)
+    pages = np.array([1, PAGES // 2 + 2, PAGES - 1])
+    loaded = Loaded(reads, store, pages, pages, Arena(PAGES, PAGES, PAGE)).wait()
+    assert loaded.came == {1, PAGES // 2 + 2}
+    assert str(loaded.failed[PAGES - 1]) == f"cannot read page {PAGES - 1}: the file ends too early"
+    assert store.bytes == 2 * PAGE
+
+
+def test_what_storage_says_is_said(reads: native_reads.NativeReads, store: VerifyingStore, files: Files) -> None:
+    files.files[1], kept = os.open(files.paths[1], os.O_WRONLY), files.files[1]
+    pages = np.array([1, PAGES - 1])
+    loaded = Loaded(reads, store, pages, pages, Arena(PAGES, PAGES, PAGE)).wait()
+    assert str(loaded.failed[PAGES - 1]) == f"cannot read page {PAGES - 1}: Bad file descriptor"
+    assert isinstance(loaded.failed[PAGES - 1], StoreError)
+    files.files.append(kept)
+
+
+def test_other_stores_and_arenas_go_another_way(reads: native_reads.NativeReads, files: Files) -> None:
+    class Elsewhere:
+        def sources(self, pages: np.ndarray) -> None:
+            """Not in files."""
+
+    class Staged(Arena):
+        def address(self, slots: np.ndarray) -> None:  # type: ignore[override]
+            """Through buffers."""
+
+    index = PageIndex(np.zeros((1, 32), np.uint8), np.zeros(1, np.int32), np.zeros(1, np.uint64))
+    page, arena = np.zeros(1, np.int64), Arena(1, 1, PAGE)
+    for inner, into in ((object(), arena), (Elsewhere(), arena), (files, Staged(1, 1, PAGE))):
+        store = VerifyingStore(inner, index)  # type: ignore[arg-type]
+        assert reads.start(Load(store, into, page, page, Priority.ON_DEMAND, lambda *_: None)) is None
+    assert reads.start(Load(files, arena, page, page, Priority.ON_DEMAND, lambda *_: None)) is None  # nobody checks
+
+
+def test_a_closed_one_takes_nothing(store: VerifyingStore) -> None:
+    reads = native_reads.NativeReads(2)
+    Loaded(reads, store, np.arange(2), np.arange(2), Arena(8, 8, PAGE)).wait()
+    before = len(os.listdir("/proc/self/fd"))
+    assert reads.close()
+    assert len(os.listdir("/proc/self/fd")) < before or reads.device == "threads"
+    with pytest.raises(EngineClosedError, match="open the bundle again"):
+        Loaded(reads, store, np.arange(2), np.arange(2), Arena(8, 8, PAGE))
+    assert reads.pages == set()
+
+
+def test_closing_during_a_load_tells_whoever_waits(store: VerifyingStore) -> None:
+    for _ in range(20):
+        reads = native_reads.NativeReads(1)
+        loaded = Loaded(reads, store, np.arange(0, PAGES, 2), np.arange(0, PAGES, 2), Arena(PAGES, PAGES, PAGE))
+        assert reads.close()
+        loaded.wait()
+        assert loaded.came | set(loaded.failed) == set(range(0, PAGES, 2))
+        assert all(isinstance(error, EngineClosedError) for error in loaded.failed.values())
+
+
+def test_what_has_not_begun_is_taken_back_and_never_told(store: VerifyingStore) -> None:
+    for _ in range(20):
+        reads = native_reads.NativeReads(1)
+        pages = np.arange(0, PAGES, 2)
+        loaded = Loaded(reads, store, pages, pages, Arena(PAGES, PAGES, PAGE))
+        gone = reads.cancel([4, 6])
+        assert not {4, 6}.intersection(gone)
+        assert reads.close()
+        assert loaded.came.isdisjoint(gone)
+        assert loaded.came | set(loaded.failed) | set(gone) == set(pages.tolist())
+
+
+def test_private_memory_is_filled_without_slots(reads: native_reads.NativeReads, store: VerifyingStore) -> None:
+    pages = np.array([5, 6, 9, 40])
+    rows = np.frombuffer(aligned_memory(len(pages) * PAGE), np.uint8).reshape(len(pages), PAGE)
+    Loaded(reads, store, pages, np.arange(len(pages)), PageBuffer(rows)).wait()
+    assert rows[:, :3].tolist() == store._inner.pages[pages, :3].tolist()  # type: ignore[attr-defined]
+
+
+def test_nobody_keeps_a_pager_that_is_not_used_any_more(store: VerifyingStore) -> None:
+    reads = native_reads.NativeReads(2)
+    Loaded(reads, store, np.arange(2), np.arange(2), Arena(8, 8, PAGE)).wait()
+    thread = reads._thread
+    del reads
+    gc.collect()
+    assert thread is not None
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_forked_process_ends_by_itself(store: VerifyingStore) -> None:
+    reads = native_reads.NativeReads(2)
+    Loaded(reads, store, np.arange(2), np.arange(2), Arena(8, 8, PAGE)).wait()
+    child = os.fork()
+    if not child:
+        try:
+            del reads
+            gc.collect()
+        finally:
+            os._exit(7)
+    signal.alarm(20)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    signal.alarm(0)
+    Loaded(reads, store, np.arange(4), np.arange(4), Arena(8, 8, PAGE)).wait()
+    assert reads.close()
+
+
+def test_the_interpreter_ends_while_nobody_closed_it() -> None:
+    code = (
+        "from weightpager.runtime.paging.native_reads import NativeReads\n"
+        "reads = NativeReads(2)\n"
+        "reads._start_thread()\n"
+        "import time; time.sleep(0.2)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@given(data=st.binary(max_size=3000), times=st.integers(1, 12), count=st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_every_instruction_set_hashes_as_blake3_does(data: bytes, times: int, count: int) -> None:
+    buffers = np.frombuffer(data * times * count, np.uint8).reshape(count, -1)
+    wanted = b"".join(blake3(row.tobytes()).digest() for row in buffers)
+    for number in range(len(_native.hashers())):
+        assert _native.digests(number, buffers.ctypes.data, count, buffers.shape[1]) == wanted
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 1023, 1024, 1025, 2048, 3072, 8192, 31744, 65536, 102401])
+def test_trees_of_every_shape_are_hashed(size: int) -> None:
+    data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    for number in range(len(_native.hashers())):
+        assert _native.digests(number, data.ctypes.data, 1, size) == blake3(data.tobytes()).digest()
