@@ -75,12 +75,12 @@ def test_who_waits_behind_a_long_load_does_not_think_that_storage_hangs(bundle: 
 
 def test_pages_that_are_read_first_show_that_storage_works() -> None:
     pending, waiters = PendingPages([7], np.zeros(9, np.int32), 0.4, before=[0, 1, 2, 3, 7]), Waiters()
-    waiters.add(pending, [7])
+    waiters.add(pending)
     waiting = InThread(pending.wait)
     for page in range(4):
         time.sleep(0.2)
         waiters.passed([page])
-    assert waiters.take([7]) == [pending]
+    assert waiters.waiting_for([7]) == [pending]
     pending.arrived([7])
     waiting.result()
 

@@ -183,7 +183,8 @@ class SwitchLog:
         report = SwitchReport(before, name, pages, stats.bytes, stats.reads, stats.seconds, seconds, waited)
         with self._lock:
             self._reports.append(report)
-            if pages and not self._warned and self._open.residency.blocks.reloads:
+            blocks = self._open.residency.blocks
+            if pages and not self._warned and blocks.reloads and blocks.ever_loaded > blocks.slots:
                 self._warn_of_thrashing(self.working_set())
         return before
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -55,19 +55,18 @@ class JoinedStore:
 
     def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
         """See `Sources`; None if one of the stores can't say."""
+        if len(pages) and (part := self._part(int(pages[0]))) is self._part(int(pages[-1])):
+            return _sources(part, pages)
         firsts, parts = self._firsts, self._parts
         cuts = [*np.searchsorted(pages, firsts).tolist(), len(pages)]
         found: list[Sources] = []
         for part, begin, end in zip(parts, cuts, cuts[1:], strict=False):
             if begin == end:
                 continue
-            sources = getattr(part.store, "sources", None)
-            here = None if sources is None else sources(part.pages[pages[begin:end] - part.first])
+            here = _sources(part, pages[begin:end])
             if here is None:
                 return None
             found.append(here)
-        if len(found) == 1:
-            return found[0]
         none = Sources(np.zeros(0, np.int32), np.zeros(0, np.int64))
         return Sources(
             np.concatenate([of.descriptors for of in (none, *found)]),
@@ -84,3 +83,9 @@ class JoinedStore:
         # pages begin where the next one does, and are passed over.
         firsts = self._firsts
         return self._parts[bisect_right(firsts, page) - 1]
+
+
+def _sources(part: _Part, pages: npt.NDArray[np.int64]) -> Sources | None:
+    """Of pages of one part."""
+    sources: Callable[[npt.NDArray[np.int64]], Sources | None] | None = getattr(part.store, "sources", None)
+    return None if sources is None else sources(part.pages[pages - part.first])

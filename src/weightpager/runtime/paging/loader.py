@@ -60,7 +60,9 @@ class Loader:
 
     def cancel_lost(self) -> None:
         """Free slots of reads that nobody makes: Ctrl-C came between. The lock is held, and the pager isn't closed."""
-        self._forget(set(self._state.blocks.reserved().tolist()) - self._state.pager.pages)
+        reserved = self._state.blocks.reserved().tolist()
+        if reserved:
+            self._forget(set(reserved) - self._state.pager.pages)
 
     def abandon(self, task: int) -> None:
         """Nobody holds a task any more; what hasn't begun, and nobody else wants, isn't read. The lock is held."""
@@ -97,7 +99,7 @@ class Loader:
         pages = [*plan.loading.tolist(), *plan.prepare.tolist()]
         pending = PendingPages(pages, state.index.layers, state.patience, before)
         reads = state.pager.load(state.store, plan.prepare, slots, request.priority, self._ended)
-        state.waiters.add(pending, pages)
+        state.waiters.add(pending)
         loading = Loading(reads, len(plan.prepare) * state.memory.page_bytes, pending)
         if not request.wait:
             others = [of for of in self._loadings.get(request.task, ()) if not of.pending.complete]
@@ -130,6 +132,8 @@ class Loader:
 
     def _forget(self, pages: Collection[int]) -> None:
         """Pages that won't come: their slots are free again."""
+        if not pages:
+            return
         self._state.prefetched.cancelled(pages)
         self._state.blocks.cancel(pages)
 
@@ -144,7 +148,7 @@ class Loader:
             state.prefetched.ended(pages, error)
             if state.prefetched.error is not None:
                 self.stop_prefetch()
-            for pending in state.waiters.take(pages):
+            for pending in state.waiters.waiting_for(pages):
                 if error is None:
                     pending.arrived(pages)
                 else:

@@ -25,13 +25,13 @@ class PendingPages:
     """
 
     def __init__(
-        self, pages: Iterable[int], layers: npt.NDArray[np.int32], patience: float, before: Iterable[int] = ()
+        self, pages: Iterable[int], layers: npt.NDArray[np.int32], patience: float, before: Collection[int] = ()
     ) -> None:
         self._changed = threading.Condition()
         self._left = set(pages)
-        self._before = set(before) - self._left
+        self._before = set(before) - self._left if before else set()
         self._layers = layers
-        self._of_layer = Counter(int(layers[page]) for page in self._left)
+        self._of_layer: Counter[int] | None = None  # counted when the first layer asks
         self._patience = patience
         self._steps = 0
         self._error: BaseException | None = None
@@ -42,6 +42,11 @@ class PendingPages:
         return self._error
 
     @property
+    def left(self) -> set[int]:
+        """Pages that haven't arrived. Not to be changed."""
+        return self._left
+
+    @property
     def complete(self) -> bool:
         """Whether all have arrived."""
         return not self._left
@@ -49,9 +54,10 @@ class PendingPages:
     def arrived(self, pages: Iterable[int]) -> None:
         """Pages are in place and checked."""
         with self._changed:
-            for page in self._left.intersection(pages):
-                self._left.discard(page)
-                self._of_layer[int(self._layers[page])] -= 1
+            came = self._left.intersection(pages)
+            self._left -= came
+            if self._of_layer is not None:
+                self._of_layer.subtract(self._layers[list(came)].tolist())
             self._steps += 1
             self._changed.notify_all()
 
@@ -90,6 +96,8 @@ class PendingPages:
         if not self._left:
             return
         with self._changed:
+            if self._of_layer is None:
+                self._of_layer = Counter(self._layers[list(self._left)].tolist())
             while self._of_layer[layer]:
                 self._wait_for_change()
 
@@ -151,24 +159,21 @@ class Waiters:
     """Those who wait for pages that are on their way. Not thread-safe: its owner holds a lock around every call."""
 
     def __init__(self) -> None:
-        self._of_page: dict[int, list[PendingPages]] = {}
         self._all: list[PendingPages] = []
 
     @property
-    def pages(self) -> Collection[int]:
+    def pages(self) -> set[int]:
         """That anybody waits for."""
-        return self._of_page.keys()
+        return set().union(*(pending.left for pending in self._all))
 
-    def add(self, pending: PendingPages, pages: Iterable[int]) -> None:
-        """One more waits for these pages."""
+    def add(self, pending: PendingPages) -> None:
+        """One more waits."""
         if not pending.complete:
             self._all.append(pending)
-        for page in pages:
-            self._of_page.setdefault(page, []).append(pending)
 
-    def take(self, pages: Iterable[int]) -> list[PendingPages]:
-        """Those who waited for any of these pages, each once; for these pages they wait no more."""
-        return list(dict.fromkeys(pending for page in pages for pending in self._of_page.pop(page, ())))
+    def waiting_for(self, pages: Collection[int]) -> list[PendingPages]:
+        """Those who wait for any of these pages."""
+        return [pending for pending in self._all if not pending.left.isdisjoint(pages)]
 
     def passed(self, pages: Collection[int]) -> None:
         """Tell everybody that pages have come: storage works, also for those who wait for others."""
@@ -179,8 +184,3 @@ class Waiters:
     def remove(self, pending: PendingPages) -> None:
         """One waits no more."""
         self._all = [other for other in self._all if other is not pending]
-        for page, waiting in list(self._of_page.items()):
-            if pending in waiting:
-                waiting.remove(pending)
-            if not waiting:
-                del self._of_page[page]

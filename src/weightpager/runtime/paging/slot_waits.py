@@ -47,6 +47,8 @@ class SlotWaits:
 
     def evict(self, pages: Pages) -> None:
         """Give up resident pages that no held task needs."""
+        if not len(pages):
+            return
         self._blocks.evict(pages)
         self._state.prefetched.ledger.went(pages)
 

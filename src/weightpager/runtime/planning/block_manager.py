@@ -61,17 +61,22 @@ class BlockManager:
         return self._slots.free
 
     @property
+    def ever_loaded(self) -> int:
+        """Pages that have been resident, or are."""
+        return int(np.count_nonzero(self._seen))
+
+    @property
     def loading(self) -> int:
         """How many pages have a slot reserved."""
         return len(self.reserved())
 
     def reserved(self) -> Pages:
         """Pages that have a slot reserved, ascending."""
-        return np.flatnonzero(self._slots.reserved != ABSENT)
+        return _where(self._slots.reserved != ABSENT)
 
     def resident(self) -> Pages:
         """Pages in the arena, ascending."""
-        return np.flatnonzero(self.page_table != ABSENT)
+        return _where(self.page_table != ABSENT)
 
     @property
     def tasks(self) -> int:
@@ -227,7 +232,7 @@ class BlockManager:
         holders = self._holders.copy()
         for task in but_one_hold_of:
             holders[task] -= 1
-        return self._needs.needed_by_any(np.flatnonzero(holders > 0))
+        return self._needs.needed_by_any(_where(holders > 0))
 
     def _freed_by_leaving(self, task: int, leaving: int | None) -> Pages:
         """Resident pages that can go only if the task that is being left is given up."""
@@ -242,4 +247,10 @@ class BlockManager:
         keep = self._is_locked()
         if but is not None:
             keep |= self._needs.needed_by(but)
-        return np.flatnonzero((self.page_table != ABSENT) & ~keep)
+        return _where((self.page_table != ABSENT) & ~keep)
+
+
+def _where(chosen: npt.NDArray[np.bool_]) -> Pages:
+    """`numpy.flatnonzero` without what it does for arrays of other shapes."""
+    found: Pages = chosen.nonzero()[0]
+    return found

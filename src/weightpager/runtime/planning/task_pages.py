@@ -24,7 +24,7 @@ class TaskPages:
             pages: numbers that pages can have.
         """
         self._needs = list(needs)
-        self._needed_by: npt.NDArray[np.bool_] = np.zeros((pages, len(needs)), bool)
+        self._needed_by: npt.NDArray[np.bool_] = np.zeros((pages, len(needs)), bool, order="F")
         for task, need in enumerate(needs):
             self._needed_by[need, task] = True
         self._group()
@@ -44,7 +44,9 @@ class TaskPages:
 
     def needed_by_any(self, tasks: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Whether at least one of these tasks needs it, of each page [pages]."""
-        needed: npt.NDArray[np.bool_] = np.any(self._needed_by[:, tasks], axis=1)
+        needed = np.zeros(len(self._needed_by), bool)
+        for task in tasks:
+            needed |= self._needed_by[:, task]
         return needed
 
     def count(self, pages: Pages) -> npt.NDArray[np.int64]:
@@ -78,7 +80,7 @@ class TaskPages:
         self._needs.append(need)
         column = np.zeros((len(self._needed_by), 1), bool)
         column[need] = True
-        self._needed_by = np.hstack([self._needed_by, column])
+        self._needed_by = np.asfortranarray(np.hstack([self._needed_by, column]))
         self._group()
         return len(self._needs) - 1
 
