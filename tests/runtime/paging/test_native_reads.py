@@ -104,7 +104,7 @@ class Loaded:
             self._over.set()
 
     def wait(self) -> Loaded:
-        assert self._over.wait(20)
+        assert self._over.wait(60)
         return self
 
 
@@ -249,10 +249,9 @@ def test_a_forked_process_ends_by_itself(store: VerifyingStore) -> None:
     if not child:
         try:
             del reads
-            gc.collect()
         finally:
             os._exit(7)
-    signal.alarm(20)
+    signal.alarm(60)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     signal.alarm(0)
     Loaded(reads, store, np.arange(4), np.arange(4), Arena(8, 8, PAGE)).wait()
