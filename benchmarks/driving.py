@@ -101,6 +101,7 @@ def visits() -> tuple[Visit, ...]:
 
 _SETTINGS: dict[str, Any] = {
     "sparsity": 0.75,
+    "dtype": "int4",
     "alignment": 0.5,
     "calibration": {"items": 256, "batch": 32},
     "training": {"steps": 300, "learning_rate": 3e-4, "batch": 16},

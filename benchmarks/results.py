@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import TypeAdapter
 
 from benchmarks import provenance
 from benchmarks.report import results_file
@@ -23,6 +24,7 @@ from weightpager.lab.contest.results.plan import Plan
 from weightpager.lab.contest.results.result import Limits
 from weightpager.lab.contest.run import run_contest
 from weightpager.lab.synthetic_bundle import billion, bundle_of, quarter_kept
+from weightpager.page_dtype import PageDtype
 
 SYNTHETIC = {"half a billion parameters, random": quarter_kept, "one billion parameters, random": billion}
 """Contests about speed and memory only, and what they are about."""
@@ -35,12 +37,13 @@ def main(
     memory: Annotated[str, typer.Option(help="Of every process.")] = "2GiB",
     storage: Annotated[str, typer.Option(help="Of the disk.")] = "300MB/s",
     cpus: Annotated[int, typer.Option(help="Of every process.")] = 2,
+    dtype: Annotated[str, typer.Option(help="Of the pages of random weights.")] = "int4",
     repeats: Annotated[int, typer.Option(help="Of every ordered pair.")] = 3,
     seconds: Annotated[float, typer.Option(help="For the pairs of one method.")] = 60.0,
 ) -> None:
     """Run contests."""
     limits = Limits(memory=parse_size(memory), storage=int(parse_bandwidth(storage)), cpus=cpus)
-    for name, ours, unaligned, is_random in _subjects(bundle or [], only):
+    for name, ours, unaligned, is_random in _subjects(bundle or [], only, dtype):
         plan = Plan(
             ours,
             unaligned,
@@ -57,17 +60,18 @@ def main(
             typer.echo(f"{name}: {key} = {value}")
 
 
-def _subjects(named: list[str], only: str) -> Iterator[tuple[str, Bundle, Bundle | None, bool]]:
+def _subjects(named: list[str], only: str, dtype: str) -> Iterator[tuple[str, Bundle, Bundle | None, bool]]:
     """Names, bundles, the same without alignment, and whether their weights are random."""
     for text in named:
         name, path, *unaligned = text.split("=")
         if only in name:
             yield name, Bundle.open(path), Bundle.open(unaligned[0]) if unaligned else None, False
     folder = cache_dir() / "benchmarks" / "contest"
+    known: PageDtype = TypeAdapter(PageDtype).validate_python(dtype)
     for name, recipe in SYNTHETIC.items():
         if only in name:
             ours, unaligned_bundle = (
-                bundle_of(recipe(aligned=aligned), folder, typer.echo) for aligned in (True, False)
+                bundle_of(recipe(aligned=aligned).stored_in(known), folder, typer.echo) for aligned in (True, False)
             )
             yield name, ours, unaligned_bundle, True
 

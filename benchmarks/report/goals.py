@@ -19,15 +19,25 @@ class Goal:
         key: of the figure.
         asked: in words.
         least: the figure must be at least that.
+        most: the figure must be at most that.
         least_key: the figure that it must reach instead of a fixed one.
-        sparse: whether it is asked only from 75 % sparsity on, or in int8.
+        sparse: whether it is asked only from 75 % sparsity on, or in few bits.
+        contest: how the names of contests begin of which it is asked; all if empty.
+        dtype: of the pages of which it is asked; any if empty.
     """
 
     key: str
     asked: str
     least: float | None = None
+    most: float | None = None
     least_key: str = ""
     sparse: bool = False
+    contest: str = ""
+    dtype: str = ""
+
+    def asked_of(self, name: str) -> bool:
+        """Whether it is asked of a contest of this name."""
+        return name.startswith(self.contest)
 
 
 GOALS: Sequence[Goal] = (
@@ -58,6 +68,23 @@ GOALS: Sequence[Goal] = (
         "at least 70 % below one sparse checkpoint for each task",
         least=0.7,
     ),
+    Goal(
+        "memory.weights_vs_best_rival",
+        "weights in memory at most 0.4 × of the best rival that is as accurate",
+        most=0.4,
+        contest="text assistant",
+        dtype="int4",
+    ),
+    *(
+        Goal(
+            "switch.speedup_whole_mean",
+            f"from int4 pages, mean cold switch at least {least:g} × faster than loading a whole sparse checkpoint",
+            least=least,
+            contest=contest,
+            dtype="int4",
+        )
+        for contest, least in (("text assistant", 20.0), ("driving", 5.0), ("half a billion", 8.0))
+    ),
 )
 
 LEAST_AHEAD = 20.0
@@ -78,12 +105,14 @@ PUBLISHED: Mapping[str, tuple[str, float]] = {
 
 def verdict(goal: Goal, contest: Contest) -> tuple[str, str]:
     """``yes``, ``no``, ``not measured`` or ``not asked``, and what was found."""
-    if goal.sparse and contest.facts.sparsity < 0.745 and contest.facts.dtype != "int8":
+    if goal.sparse and contest.facts.sparsity < 0.745 and contest.facts.dtype not in ("int8", "int4"):
+        return "not asked", "–"
+    if goal.dtype and contest.facts.dtype != goal.dtype:
         return "not asked", "–"
     found = contest.figures.get(goal.key)
     least = contest.figures.get(goal.least_key) if goal.least_key else goal.least
     if found is None or (goal.least_key and least is None):
         return "not measured", "–"
-    reached = found >= (least or 0.0)
+    reached = found <= goal.most if goal.most is not None else found >= (least or 0.0)
     text = f"{found:.3g}" if not goal.least_key else f"{found:.3g}, asked {least:.3g}"
     return ("yes" if reached else "no"), text

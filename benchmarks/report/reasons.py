@@ -16,7 +16,7 @@ def reasons(contests: Mapping[str, Contest]) -> list[str]:
     """A line for each contest and each reason."""
     lines = []
     for name, contest in contests.items():
-        missed = [goal.key for goal in GOALS if verdict(goal, contest)[0] == "no"]
+        missed = [goal.key for goal in GOALS if goal.asked_of(name) and verdict(goal, contest)[0] == "no"]
         found = dict.fromkeys(REASONS[key](contest) for key in missed if key in REASONS)
         lines += [f"{title(name)}: {reason}" for reason in found if reason]
     return lines

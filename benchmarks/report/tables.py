@@ -48,7 +48,7 @@ def goals(contests: Mapping[str, Contest], compiling: CompileRow | None, ahead: 
     lines = []
     for goal in GOALS:
         for name, contest in contests.items():
-            reached, found = verdict(goal, contest)
+            reached, found = verdict(goal, contest) if goal.asked_of(name) else ("not asked", "")
             if reached != "not asked":
                 word = f"**{reached}**" if reached == "no" else reached
                 lines.append([f"`{goal.key}`", goal.asked, name, word, found])

@@ -133,6 +133,20 @@ def test_figures_of_sparse_bundles_are_asked_of_them_alone() -> None:
     assert verdict(goal, dense)[0] == "not measured"
 
 
+def test_figures_of_int4_are_asked_of_int4_and_of_their_contest_alone() -> None:
+    goal = next(goal for goal in GOALS if goal.most is not None)
+    plain = contest(row("ours", found(0.01, paged=100)), row("sparse_strict", found(0.04, paged=500)))
+    plain = plain.model_copy(update={"figures": figures(plain)})
+    few_bits = plain.model_copy(update={"facts": plain.facts.model_copy(update={"dtype": "int4"})})
+    assert verdict(goal, plain)[0] == "not asked"
+    assert verdict(goal, few_bits) == ("yes", "0.273")
+    assert goal.asked_of("text assistant, six tasks")
+    assert not goal.asked_of("driving, rendered scenes")
+    line = f"`{goal.key}`"
+    assert line in run.tables.goals({"text assistant": few_bits}, None, {})
+    assert line not in run.tables.goals({"driving": few_bits}, None, {})
+
+
 def test_alignment_is_held_against_calibration() -> None:
     row = CompileRow(
         tasks=6,

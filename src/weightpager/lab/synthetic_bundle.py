@@ -25,7 +25,7 @@ from weightpager.compiler.packing.pack import pack, pack_best
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import BundlePlan, write_bundle
 from weightpager.compiler.task_file.file import from_dict
-from weightpager.page_dtype import block_bytes
+from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions
 
@@ -44,6 +44,7 @@ class Recipe:
         page_bytes: bytes of a page; None lets the packer choose.
         groups: a layer's blocks are kept or dropped in so many groups, few enough for pages of one kind, as the aligner
             leaves them where there are many tasks; None draws every block by itself.
+        dtype: of the pages.
     """
 
     name: str
@@ -54,6 +55,11 @@ class Recipe:
     common: float
     page_bytes: int | None = None
     groups: int | None = None
+    dtype: PageDtype = "bfloat16"
+
+    def stored_in(self, dtype: PageDtype) -> Recipe:
+        """The same with pages of another dtype."""
+        return self if dtype == self.dtype else replace(self, name=f"{self.name} {dtype}", dtype=dtype)
 
 
 def half_billion(tasks: int = 6) -> Recipe:
@@ -162,7 +168,7 @@ def write(recipe: Recipe, path: Path) -> None:
         keep = _masks(recipe, source)
         transitions = Transitions.uniform(names)
         stored = [StoredBlocks.of(info.layer, keep[info.name]) for info in source.paged]
-        size = block_bytes(recipe.block, "bfloat16")
+        size = block_bytes(recipe.block, recipe.dtype)
         packing = (
             pack_best(stored, size, transitions.switch_rate(), StorageModel())
             if recipe.page_bytes is None
@@ -175,7 +181,7 @@ def write(recipe: Recipe, path: Path) -> None:
             )
             for name in names
         )  # fmt: skip
-        plan = BundlePlan("bfloat16", TaskWeights(source), keep, packing, entries, transitions, None)
+        plan = BundlePlan(recipe.dtype, TaskWeights(source), keep, packing, entries, transitions, None)
         with writing(path) as writer:
             write_bundle(writer, plan)
     finally:
