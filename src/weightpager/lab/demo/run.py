@@ -35,7 +35,7 @@ from weightpager.lab.switching import doubt, sparse_checkpoint, time_switches, t
 from weightpager.progress import Progress
 from weightpager.store import StorageModel, all_switches
 
-EVAL_ITEMS = 400
+EVAL_ITEMS = 300
 """Held-out items a task: eight models are measured on them within the demo's five minutes."""
 
 REPEATS = 5
