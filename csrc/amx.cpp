@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "amx_tiles.hpp"
+#include "dequantise.hpp"
 #include "lanes.hpp"
 #include "paged_linear.hpp"
 #include "sweep.hpp"
@@ -16,6 +17,7 @@ constexpr int kTokens = 16, kOutputs = 16, kGroups = 6;
 constexpr int kWidest = kTokens * kGroups;
 constexpr int64_t kLineBytes = 64;       // of a tile's row
 constexpr int64_t kLeastTokens = kTokens;
+constexpr int64_t kLeastDequantised = kWidest + 1;  // tokens: for more than one tile
 using Out = Outputs<kOutputs, 1>;
 
 // Tile registers have numbers in the instruction itself: 0 to 5 sum up a group of tokens each.
@@ -27,45 +29,16 @@ struct Totals {
     alignas(64) float of[kTokens][kOutputs];
 };
 
-// The scales of 16 outputs, each twice: once for either input of a pair.
-struct PairScales {
-    __m512 low, high;
-
-    WEIGHTPAGER_INLINE void read(const uint16_t* from) {
-        const auto scale = (__m512)widen<kOutputs>(from);
-        const auto twice = [](int first) {
-            const __m512i lane = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-            return _mm512_add_epi32(lane, _mm512_set1_epi32(first));
-        };
-        low = _mm512_permutexvar_ps(twice(0), scale);
-        high = _mm512_permutexvar_ps(twice(8), scale);
-    }
-};
-
-// 16 pairs of int8 times their scales, rounded to bfloat16.
-WEIGHTPAGER_INLINE __m512bh dequantised(const uint8_t* pairs, const PairScales& scales) {
-    // GCC converts vectors of bytes one by one when it isn't told how.
-    const auto half = [&](int first, __m512 scale) {
-        const __m512i wide = _mm512_cvtepi8_epi32(load<__m128i>(pairs + first));
-        return _mm512_mul_ps(_mm512_cvtepi32_ps(wide), scale);
-    };
-    return _mm512_cvtne2ps_pbh(half(kOutputs, scales.high), half(0, scales.low));
-}
-
 // Loads 32 inputs of 16 outputs.
-template <bool Int8>
+template <Dtype Weights>
 WEIGHTPAGER_INLINE void load_weights(const Problem& p, const Place& place, int64_t first_input, int64_t row_in_block) {
-    const int64_t pair_bytes = p.block_rows * (Int8 ? 2 : 4);
-    const uint8_t* from = place.block + first_input / 2 * pair_bytes + row_in_block * (Int8 ? 2 : 4);
-    if constexpr (Int8) {
-        alignas(64) __m512bh pairs[kTileInputs / 2];
-        PairScales scales;
-        scales.read(place.scales + row_in_block);
-        for (int64_t pair = 0; pair < kTileInputs / 2; ++pair)
-            pairs[pair] = dequantised(from + pair * pair_bytes, scales);
-        WEIGHTPAGER_TILE_LOAD(WEIGHTPAGER_W, pairs, kLineBytes);
+    if constexpr (Weights == Dtype::bfloat16) {
+        const uint8_t* from = place.block + (first_input / 2 * p.block_rows + row_in_block) * 4;
+        WEIGHTPAGER_TILE_LOAD(WEIGHTPAGER_W, from, p.block_rows * 4);
     } else {
-        WEIGHTPAGER_TILE_LOAD(WEIGHTPAGER_W, from, pair_bytes);
+        alignas(64) uint8_t pairs[kTileInputs / 2 * kLineBytes];
+        dequantise<Weights>(p, place, first_input, row_in_block, kTileInputs, pairs, kLineBytes);
+        WEIGHTPAGER_TILE_LOAD(WEIGHTPAGER_W, pairs, kLineBytes);
     }
 }
 
@@ -107,7 +80,7 @@ Tile group_of(const Problem& p, const Tile& tile, int group) {
     return part;
 }
 
-template <bool Int8, int Groups>
+template <Dtype Weights, int Groups>
 int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int64_t row_in_block) {
     const int64_t first_output = grid_row * p.block_rows + row_in_block;
     if (first_output >= p.out_features) return kAllResident;
@@ -125,7 +98,7 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
         for (int64_t input = 0; input < p.block_cols; input += kTileInputs) {
             const int64_t first_input = p.col_indices[k] * p.block_cols + input;
             if (first_input >= p.in_features) break;
-            load_weights<Int8>(p, place, input, row_in_block);
+            load_weights<Weights>(p, place, input, row_in_block);
             multiply<Groups>(static_cast<const uint8_t*>(tile.x) + first_input / kTileInputs * tile.width * kLineBytes);
         }
     }
@@ -141,7 +114,9 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
 
 template <int Groups>
 int64_t sweep_groups(const Problem& p, const Tile& tile, int64_t grid_row) {
-    const auto outputs = p.weight_dtype == Dtype::int8 ? sweep_outputs<true, Groups> : sweep_outputs<false, Groups>;
+    const auto outputs = p.weight_dtype == Dtype::int8   ? sweep_outputs<Dtype::int8, Groups>
+                         : p.weight_dtype == Dtype::int4 ? sweep_outputs<Dtype::int4, Groups>
+                                                         : sweep_outputs<Dtype::bfloat16, Groups>;
     for (int64_t row = 0; row < p.block_rows; row += kOutputs) {
         const int64_t missing = outputs(p, tile, grid_row, row);
         if (missing != kAllResident) return missing;
@@ -172,6 +147,7 @@ bool suits(const Problem& p) {
 extern const Kernel avx512_bf16;
 extern const Kernel WEIGHTPAGER_KERNEL;
 const Kernel WEIGHTPAGER_KERNEL = {
-    WEIGHTPAGER_TEXT(WEIGHTPAGER_KERNEL), Packing::lines, kWidest, width, sweep, suits, &avx512_bf16};
+    WEIGHTPAGER_TEXT(WEIGHTPAGER_KERNEL), Packing::lines, kWidest, width, sweep, suits, &avx512_bf16, dequantise_row,
+    kLeastDequantised};
 
 }  // namespace weightpager

@@ -1,4 +1,4 @@
-// int8 weights times int16 activations, summed up in int32: two or three instructions for a register of weights.
+// int8 or int4 weights times int16 activations, summed up in int32: two or three instructions for a register of pairs.
 #pragma once
 
 #include "lanes.hpp"
@@ -12,21 +12,25 @@
 namespace weightpager {
 namespace {  // see bfloat16.hpp
 
-// N pairs of int8, as read, and a pair of int16 for all of them.
+// N pairs of int16, as multiplied: widened from int8, or from every fourth part of N words of int4.
 #if defined(__AVX2__)
 
 template <int N>
 struct IntegerPairs {
-    typedef int16_t Values __attribute__((vector_size(N * 4)));
-    Values values;
+    typename Lanes<N>::Short values;
 };
+
+template <int N>
+WEIGHTPAGER_INLINE IntegerPairs<N> integer_pairs(typename Lanes<N>::Short values) {
+    return {values};
+}
 
 template <int N>
 WEIGHTPAGER_INLINE IntegerPairs<N> read_integers(const uint8_t* pairs) {
 #if defined(__AVX512BW__)
-    if constexpr (N == 16) return {(typename IntegerPairs<N>::Values)_mm512_cvtepi8_epi16(load<__m256i>(pairs))};
+    if constexpr (N == 16) return {(typename Lanes<N>::Short)_mm512_cvtepi8_epi16(load<__m256i>(pairs))};
 #endif
-    if constexpr (N == 8) return {(typename IntegerPairs<N>::Values)_mm256_cvtepi8_epi16(load<__m128i>(pairs))};
+    if constexpr (N == 8) return {(typename Lanes<N>::Short)_mm256_cvtepi8_epi16(load<__m128i>(pairs))};
 }
 
 // sum[o] + weights[o].even * x.even + weights[o].odd * x.odd
@@ -50,6 +54,11 @@ template <int N>
 using IntegerPairs = int16x8_t;
 
 template <int N>
+WEIGHTPAGER_INLINE int16x8_t integer_pairs(typename Lanes<N>::Short values) {
+    return (int16x8_t)values;
+}
+
+template <int N>
 WEIGHTPAGER_INLINE int16x8_t read_integers(const uint8_t* pairs) {
     static_assert(N == 4);
     return vmovl_s8(load<int8x8_t>(pairs));
@@ -71,6 +80,13 @@ struct IntegerPairs {
 };
 
 template <int N>
+WEIGHTPAGER_INLINE IntegerPairs<N> integer_pairs(typename Lanes<N>::Short values) {
+    using L = Lanes<N>;
+    const auto bits = reinterpret_cast<typename L::Bits>(values);
+    return {reinterpret_cast<typename L::Int>(bits << 16) >> 16, reinterpret_cast<typename L::Int>(bits) >> 16};
+}
+
+template <int N>
 WEIGHTPAGER_INLINE IntegerPairs<N> read_integers(const uint8_t* pairs) {
     using L = Lanes<N>;
     const auto bits = __builtin_convertvector(load<typename L::Half>(pairs), typename L::Bits);
@@ -85,6 +101,15 @@ WEIGHTPAGER_INLINE typename Lanes<N>::Int multiply_add(typename Lanes<N>::Int su
 }
 
 #endif
+
+// A pair of inputs, `Pair` of four, of N words of int4 whose numbers have been made two's complements.
+template <int N, int Pair>
+WEIGHTPAGER_INLINE IntegerPairs<N> pair_of_int4(typename Lanes<N>::Bits words) {
+    using Short = typename Lanes<N>::Short;
+    constexpr int to_the_top[] = {12, 4, 8, 0};
+    typedef uint16_t Halves __attribute__((vector_size(sizeof(Short))));
+    return integer_pairs<N>((Short)((Halves)words << to_the_top[Pair]) >> 12);
+}
 
 }  // namespace
 }  // namespace weightpager

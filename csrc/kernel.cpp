@@ -5,6 +5,8 @@
 // Nothing here may have external linkage but WEIGHTPAGER_KERNEL, not even an inline function of the standard
 // library: the linker could give every instruction set the copy that only the newest processors can run.
 
+#include <cstddef>
+
 #include "integers.hpp"
 #include "lanes.hpp"
 #include "paged_linear.hpp"
@@ -14,21 +16,31 @@
 #include "dot.hpp"
 #endif
 
+#if defined(__AVX512BF16__)
+#include "dequantise.hpp"
+#endif
+
 namespace weightpager {
 namespace {
 
 constexpr int kLanes = WEIGHTPAGER_LANES, kHalfLanes = kLanes < 8 ? kLanes : 8;
 
-// A step is two input features: what a block holds of them for N outputs becomes an operand. How weights are stored
+// A step is two input features, or eight: what a block holds of them for N outputs is read at once. How weights are stored
 // decides what that is, what activations it is multiplied with, and what sums them up:
-//   Input, rows_per_step   activations of a step: a row of them for each, or one row of pairs
+//   Input, inputs, rows    activations of a step: how many, in rows of single ones or of pairs
 //   bytes, row_bytes       of a step per output, and from one output to the next
+//   operand                what a row of activations is multiplied with
+//   scaled, integers       whether a block's sums are multiplied by its rows' scales, and by those of the activations
+
+struct Unscaled {
+    static constexpr bool scaled = false, integers = false;
+};
 
 #if defined(WEIGHTPAGER_EXACT)
 
-struct Bfloat16Weights {
+struct Bfloat16Weights : Unscaled {
     using Input = uint32_t;  // a pair of bfloat16
-    static constexpr int rows_per_step = 1, bytes = 4, row_bytes = 4;
+    static constexpr int inputs = 2, rows = 1, bytes = 4, row_bytes = 4;
 
     template <int N>
     using Sum = typename Lanes<N>::Float;
@@ -39,29 +51,43 @@ struct Bfloat16Weights {
     }
 
     template <int N, int>
-    static WEIGHTPAGER_INLINE void add(Sum<N>& sum, Sum<N>&, const typename Lanes<N>::Bits& weights, const Input* x) {
-        sum = dot<N>(sum, weights, *x);
+    static WEIGHTPAGER_INLINE typename Lanes<N>::Bits operand(typename Lanes<N>::Bits pairs) {
+        return pairs;
+    }
+
+    template <int N>
+    static WEIGHTPAGER_INLINE Sum<N> add(Sum<N> sum, typename Lanes<N>::Bits weights, Input x) {
+        return dot<N>(sum, weights, x);
     }
 };
 
+#if defined(__AVX512BF16__)
+
+// A block's numbers are exact in bfloat16; its sums are multiplied by the scales.
+struct PairedInt4Weights : Bfloat16Weights {
+    static constexpr bool scaled = true;
+    static constexpr int inputs = 8, rows = 4, bytes = 4, row_bytes = 4;
+
+    template <int N, int Row>
+    static WEIGHTPAGER_INLINE typename Lanes<N>::Bits operand(typename Lanes<N>::Bits words) {
+        return bfloat16_of_int4<N, Row>(words);
+    }
+};
+
+#endif
+
 #else
 
-struct FloatWeights {
+struct FloatWeights : Unscaled {
     using Input = float;
-    static constexpr int rows_per_step = 2;
+    static constexpr int inputs = 2, rows = 2;
 
     template <int N>
     using Sum = typename Lanes<N>::Float;
 
     template <int N>
-    struct Operand {
-        typename Lanes<N>::Float even, odd;
-    };
-
-    template <int N, int Width>
-    static WEIGHTPAGER_INLINE void add(Sum<N>& even, Sum<N>& odd, const Operand<N>& weights, const Input* x) {
-        even += weights.even * x[0];
-        odd += weights.odd * x[Width];
+    static WEIGHTPAGER_INLINE Sum<N> add(Sum<N> sum, typename Lanes<N>::Float weights, Input x) {
+        return sum + weights * x;
     }
 };
 
@@ -69,11 +95,13 @@ struct Bfloat16Weights : FloatWeights {
     static constexpr int bytes = 4, row_bytes = 4;
 
     template <int N>
-    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t) {
-        using L = Lanes<N>;
-        const auto pairs = load<typename L::Bits>(step);
-        return {reinterpret_cast<typename L::Float>(pairs << 16),
-                reinterpret_cast<typename L::Float>(pairs & 0xffff0000u)};
+    static WEIGHTPAGER_INLINE typename Lanes<N>::Bits read(const uint8_t* step, int64_t) {
+        return load<typename Lanes<N>::Bits>(step);
+    }
+
+    template <int N, int Row>
+    static WEIGHTPAGER_INLINE typename Lanes<N>::Float operand(typename Lanes<N>::Bits pairs) {
+        return reinterpret_cast<typename Lanes<N>::Float>(Row == 0 ? pairs << 16 : pairs & 0xffff0000u);
     }
 };
 
@@ -82,20 +110,39 @@ struct Float32Weights : FloatWeights {
     static constexpr int bytes = 8, row_bytes = 4;
 
     template <int N>
-    static WEIGHTPAGER_INLINE Operand<N> read(const uint8_t* step, int64_t block_rows) {
+    struct Read {
+        typename Lanes<N>::Float even, odd;
+    };
+
+    template <int N>
+    static WEIGHTPAGER_INLINE Read<N> read(const uint8_t* step, int64_t block_rows) {
         using Float = typename Lanes<N>::Float;
         return {load<Float>(step), load<Float>(step + block_rows * 4)};
+    }
+
+    template <int N, int Row>
+    static WEIGHTPAGER_INLINE typename Lanes<N>::Float operand(const Read<N>& both) {
+        return Row == 0 ? both.even : both.odd;
     }
 };
 
 #endif
 
-struct Int8Weights {
+struct IntegerWeights {
+    static constexpr bool scaled = true, integers = true;
     using Input = uint32_t;  // a pair of int16
-    static constexpr int rows_per_step = 1, bytes = 2, row_bytes = 2;
 
     template <int N>
     using Sum = typename Lanes<N>::Int;
+
+    template <int N>
+    static WEIGHTPAGER_INLINE Sum<N> add(Sum<N> sum, const IntegerPairs<N>& weights, Input x) {
+        return multiply_add<N>(sum, weights, x);
+    }
+};
+
+struct Int8Weights : IntegerWeights {
+    static constexpr int inputs = 2, rows = 1, bytes = 2, row_bytes = 2;
 
     template <int N>
     static WEIGHTPAGER_INLINE IntegerPairs<N> read(const uint8_t* step, int64_t) {
@@ -103,8 +150,22 @@ struct Int8Weights {
     }
 
     template <int N, int>
-    static WEIGHTPAGER_INLINE void add(Sum<N>& sum, Sum<N>&, const IntegerPairs<N>& weights, const Input* x) {
-        sum = multiply_add<N>(sum, weights, *x);
+    static WEIGHTPAGER_INLINE const IntegerPairs<N>& operand(const IntegerPairs<N>& pairs) {
+        return pairs;
+    }
+};
+
+struct Int4Weights : IntegerWeights {
+    static constexpr int inputs = 8, rows = 4, bytes = 4, row_bytes = 4;
+
+    template <int N>
+    static WEIGHTPAGER_INLINE typename Lanes<N>::Bits read(const uint8_t* step, int64_t) {
+        return load<typename Lanes<N>::Bits>(step) ^ 0x88888888u;
+    }
+
+    template <int N, int Row>
+    static WEIGHTPAGER_INLINE IntegerPairs<N> operand(typename Lanes<N>::Bits words) {
+        return pair_of_int4<N, Row>(words);
     }
 };
 
@@ -131,14 +192,16 @@ struct Accumulators {
 
     template <int Step>
     WEIGHTPAGER_INLINE void add(const uint8_t* step, int64_t block_rows, const typename Weights::Input* x) {
-        constexpr int first = Step * Weights::rows_per_step;
         unroll<Out::Registers>([&](auto r) WEIGHTPAGER_INLINED {
             constexpr int R = decltype(r)::value;
-            const auto weights = Weights::template read<Out::N>(step + R * Out::N * Weights::row_bytes, block_rows);
-            unroll<Width>([&](auto t) WEIGHTPAGER_INLINED {
-                constexpr int T = decltype(t)::value;
-                Weights::template add<Out::N, Width>(sum[first % chains][T][R], sum[(first + 1) % chains][T][R],
-                                                     weights, x + T);
+            const auto read = Weights::template read<Out::N>(step + R * Out::N * Weights::row_bytes, block_rows);
+            unroll<Weights::rows>([&](auto row) WEIGHTPAGER_INLINED {
+                constexpr int Row = decltype(row)::value, chain = (Step * Weights::rows + Row) % chains;
+                const auto weights = Weights::template operand<Out::N, Row>(read);
+                unroll<Width>([&](auto t) WEIGHTPAGER_INLINED {
+                    constexpr int T = decltype(t)::value;
+                    sum[chain][T][R] = Weights::template add<Out::N>(sum[chain][T][R], weights, x[Row * Width + T]);
+                });
             });
         });
     }
@@ -168,8 +231,7 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
     const int64_t ahead = blocks_ahead(bytes);
     // The first to see a row of blocks fetches all of it; then it is in the cache.
     const int64_t fetched = tile.first && row_in_block == 0 ? 2 * step_bytes : 0;
-    constexpr bool scaled = std::is_same_v<Weights, Int8Weights>;
-    constexpr int width = Width * Weights::rows_per_step;
+    constexpr int width = Width * Weights::rows;
     using Float = typename Lanes<Out::N>::Float;
     using Input = typename Weights::Input;
 
@@ -182,10 +244,10 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
         Place next = k + ahead < kept ? find_block(p, bytes, k + ahead) : place;
         if (next.block == nullptr) next = place;  // from null, even the address of a prefetch isn't defined
         const int64_t distance = next.block - place.block;
-        if constexpr (scaled) __builtin_prefetch(next.scales + row_in_block);
+        if constexpr (Weights::scaled) __builtin_prefetch(next.scales + row_in_block);
         const int64_t first_input = p.col_indices[k] * p.block_cols, inputs = p.in_features - first_input;
-        const int64_t steps = ((inputs < p.block_cols ? inputs : p.block_cols) + 1) / 2;
-        const Input* x = static_cast<const Input*>(tile.x) + first_input / 2 * width;
+        const int64_t steps = ((inputs < p.block_cols ? inputs : p.block_cols) + Weights::inputs - 1) / Weights::inputs;
+        const Input* x = static_cast<const Input*>(tile.x) + first_input / Weights::inputs * width;
         const uint8_t* step = place.block + row_in_block * Weights::row_bytes;
         int64_t s = 0;
         for (; s + 2 <= steps; s += 2) {
@@ -196,18 +258,21 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
             x += 2 * width;
         }
         if (s < steps) sums.template add<0>(step, block_rows, x);
-        if constexpr (scaled) {
-            // A block's sums are whole numbers, at the scale of its rows and of the activations that it met.
-            const float* x_scales = tile.x_scales + p.col_indices[k] * Width;
+        if constexpr (Weights::scaled) {
+            // A block's sums are at the scale of its rows, whole numbers also at that of the activations that they met.
+            const float* x_scales = Weights::integers ? tile.x_scales + p.col_indices[k] * Width : nullptr;
             Float scales[Out::Registers];
             for (int r = 0; r < Out::Registers; ++r) scales[r] = widen<Out::N>(place.scales + row_in_block + r * Out::N);
             sums.totals([&](auto t, auto r, const auto& sum) WEIGHTPAGER_INLINED {
-                total[t][r] += __builtin_convertvector(sum, Float) * (scales[r] * x_scales[t]);
+                if constexpr (Weights::integers)
+                    total[t][r] += __builtin_convertvector(sum, Float) * (scales[r] * x_scales[t]);
+                else
+                    total[t][r] += sum * scales[r];
             });
             sums.clear();
         }
     }
-    if constexpr (!scaled) sums.totals([&](auto t, auto r, const auto& sum) WEIGHTPAGER_INLINED { total[t][r] = sum; });
+    if constexpr (!Weights::scaled) sums.totals([&](auto t, auto r, const auto& sum) WEIGHTPAGER_INLINED { total[t][r] = sum; });
     store<Out, Width>(p, tile, first_output, row_in_block, total);
     return kAllResident;
 }
@@ -261,7 +326,11 @@ int64_t sweep(const Problem& p, const Tile& tile, int64_t grid_row) {
 
 constexpr const char* kName = WEIGHTPAGER_TEXT(WEIGHTPAGER_KERNEL);
 
-bool is_int8(const Problem& p) { return p.weight_dtype == Dtype::int8; }
+bool has_scales(const Problem& p) { return scaled(p.weight_dtype); }
+
+int64_t sweep_integers(const Problem& p, const Tile& tile, int64_t grid_row) {
+    return p.weight_dtype == Dtype::int8 ? sweep<Int8Weights>(p, tile, grid_row) : sweep<Int4Weights>(p, tile, grid_row);
+}
 
 #if defined(WEIGHTPAGER_EXACT)
 
@@ -269,16 +338,28 @@ bool is_int8(const Problem& p) { return p.weight_dtype == Dtype::int8; }
 extern const Kernel WEIGHTPAGER_EXACT;
 namespace {
 
-const Kernel integers = {kName, Packing::integers, kWidest, width, sweep<Int8Weights>, is_int8, &WEIGHTPAGER_EXACT};
+const Kernel integers = {
+    kName, Packing::integers, kWidest, width, sweep_integers, has_scales, &WEIGHTPAGER_EXACT, nullptr, 0};
 
 constexpr Packing kPacking = Packing::pairs;
-constexpr auto kSweep = sweep<Bfloat16Weights>;
 
-bool suits(const Problem& p) { return p.dtype == Dtype::bfloat16 && p.weight_dtype == Dtype::bfloat16; }
+int64_t kSweep(const Problem& p, const Tile& tile, int64_t grid_row) {
+#if defined(__AVX512BF16__)
+    if (p.weight_dtype == Dtype::int4) return sweep<PairedInt4Weights>(p, tile, grid_row);
+#endif
+    return sweep<Bfloat16Weights>(p, tile, grid_row);
+}
+
+bool suits(const Problem& p) {
+#if defined(__AVX512BF16__)
+    if (p.dtype == Dtype::bfloat16 && p.weight_dtype == Dtype::int4) return true;
+#endif
+    return p.dtype == Dtype::bfloat16 && p.weight_dtype == Dtype::bfloat16;
+}
 
 #else
 
-const Kernel integers = {kName, Packing::integers, kWidest, width, sweep<Int8Weights>, is_int8, nullptr};
+const Kernel integers = {kName, Packing::integers, kWidest, width, sweep_integers, has_scales, nullptr, nullptr, 0};
 
 constexpr Packing kPacking = Packing::floats;
 
@@ -287,13 +368,21 @@ int64_t kSweep(const Problem& p, const Tile& tile, int64_t grid_row) {
     return sweep<Bfloat16Weights>(p, tile, grid_row);
 }
 
-bool suits(const Problem& p) { return !is_int8(p); }
+bool suits(const Problem& p) { return !has_scales(p); }
 
 #endif
+
+#if defined(__AVX512BF16__)
+constexpr auto kDequantiseRow = static_cast<int64_t (*)(const Problem&, int64_t, uint8_t*)>(dequantise_row);
+#else
+constexpr std::nullptr_t kDequantiseRow = nullptr;
+#endif
+constexpr int64_t kLeastDequantised = 40;  // tokens
 
 }  // namespace
 
 extern const Kernel WEIGHTPAGER_KERNEL;
-const Kernel WEIGHTPAGER_KERNEL = {kName, kPacking, kWidest, width, kSweep, suits, &integers};
+const Kernel WEIGHTPAGER_KERNEL = {
+    kName, kPacking, kWidest, width, kSweep, suits, &integers, kDequantiseRow, kLeastDequantised};
 
 }  // namespace weightpager

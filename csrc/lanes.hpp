@@ -22,7 +22,7 @@ struct Lanes {
     typedef uint32_t Bits __attribute__((vector_size(N * sizeof(uint32_t))));
     typedef int32_t Int __attribute__((vector_size(N * sizeof(int32_t))));
     typedef uint16_t Half __attribute__((vector_size(N * sizeof(uint16_t))));
-    typedef int8_t Byte __attribute__((vector_size(N)));
+    typedef int16_t Short __attribute__((vector_size(2 * N * sizeof(int16_t))));  // a pair in each lane
 };
 
 template <class V>

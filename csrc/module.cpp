@@ -30,6 +30,7 @@ Dtype dtype_named(const std::string& name) {
     if (name == "float32") return Dtype::float32;
     if (name == "bfloat16") return Dtype::bfloat16;
     if (name == "int8") return Dtype::int8;
+    if (name == "int4") return Dtype::int4;
     throw std::invalid_argument("no dtype '" + name + "'");
 }
 

@@ -5,9 +5,11 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <optional>
 
 #include "bfloat16.hpp"
 #include "parallel.hpp"
+#include "wide_row.hpp"
 
 namespace weightpager {
 namespace {
@@ -15,12 +17,15 @@ namespace {
 constexpr int64_t kPanelBytes = 1 << 19;           // of packed activations; one full tile if that is more
 constexpr int64_t kPanelBytesPerThread = 1 << 17;  // packing less than this is done before another thread wakes up
 constexpr int64_t kSerialWork = 1 << 16;           // multiplications that are done before other threads have woken up
+constexpr int64_t kOutputsAtOnce = 16;             // of a block that is dequantised
 constexpr int64_t kChunksPerThread = 8;            // so that a thread that is held up doesn't hold up the rest
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What is packed of one token at a time: a cache line.
 constexpr int64_t kLine = 64 / sizeof(uint32_t);
+
+constexpr int64_t kStepInputs = 8;  // at most
 
 // Some of the tokens, cut into tiles and packed as the kernel wants them: the values of a tile's tokens for one input,
 // or one pair of them, lie together. Padded with zeros, which makes an odd number of input features even and the last
@@ -38,6 +43,7 @@ class Panel {
     }
 
     int64_t capacity() const { return capacity_; }
+    int64_t tokens() const { return tokens_; }
     int64_t tiles() const { return divide_up(tokens_, kernel_.widest); }
 
     void fill(int64_t first_token, int threads) {
@@ -66,7 +72,8 @@ class Panel {
     // 32-bit numbers of a token.
     static int64_t rows(Packing packing, int64_t in_features) {
         if (packing == Packing::lines) return divide_up(in_features, kTileInputs) * kLine;
-        return divide_up(in_features, 2) * (packing == Packing::floats ? 2 : 1);
+        // As many as a step of any weight needs.
+        return divide_up(in_features, kStepInputs) * kStepInputs / (packing == Packing::floats ? 1 : 2);
     }
 
     // Of inputs that have a scale in common.
@@ -237,24 +244,52 @@ class Sweep {
         const int64_t first_tile = panel_.tiles() * tile_share / tile_shares_;
         const int64_t end_tile = panel_.tiles() * (tile_share + 1) / tile_shares_;
         float* gate = gates_ == nullptr ? nullptr : gates_.get() + i * gate_size_;
-        for (int64_t row = first_row(work_, row_share, row_shares_); row < end_row; ++row)
-            for (int64_t tile = first_tile; tile < end_tile; ++tile) {
-                const int64_t found = sweep(panel_.tile(tile), row, gate);
+        Factor other(*this, &work_.problem), gated(*this, work_.gate);
+        for (int64_t row = first_row(work_, row_share, row_shares_); row < end_row; ++row) {
+            for (Factor* factor : {&gated, &other}) {
+                const int64_t found = factor->prepare(row);
                 if (found != kAllResident) return found;
             }
+            for (int64_t tile = first_tile; tile < end_tile; ++tile) {
+                const int64_t found = sweep(panel_.tile(tile), row, gate, gated, other);
+                if (found != kAllResident) return found;
+            }
+        }
         return kAllResident;
     }
 
-    int64_t sweep(Tile tile, int64_t row, float* gate) const {
+    // A weight as the kernel takes it: its blocks as they are, or a row of them in bfloat16 after the other.
+    class Factor {
+       public:
+        Factor(const Sweep& sweep, const Problem* problem) : kernel_(sweep.kernel_), problem_(problem) {
+            // The number of tokens in a panel doesn't depend on that of threads, and so the result doesn't either.
+            if (problem == nullptr || kernel_.dequantise_row == nullptr || !scaled(problem->weight_dtype) ||
+                problem->block_rows % kOutputsAtOnce != 0 || sweep.panel_.tokens() < kernel_.least_tokens)
+                return;
+            wide_.emplace(*problem);
+            if (!wide_->has_room()) wide_.reset();
+        }
+
+        int64_t prepare(int64_t row) { return wide_ ? wide_->fill(kernel_, *problem_, row) : kAllResident; }
+
+        const Problem& problem() const { return wide_ ? wide_->problem() : *problem_; }
+
+       private:
+        const Kernel& kernel_;
+        const Problem* problem_;
+        std::optional<WideRow> wide_;
+    };
+
+    int64_t sweep(Tile tile, int64_t row, float* gate, const Factor& gated, const Factor& other) const {
         tile.activation = work_.activation;
         if (gate != nullptr) {
             tile.gate_out = gate;
-            const int64_t found = kernel_.sweep(*work_.gate, tile, row);
+            const int64_t found = kernel_.sweep(gated.problem(), tile, row);
             if (found != kAllResident) return found;
             tile.gate_out = nullptr;
             tile.gate = gate;
         }
-        return kernel_.sweep(work_.problem, tile, row);
+        return kernel_.sweep(other.problem(), tile, row);
     }
 
     const Kernel& kernel_;

@@ -8,7 +8,7 @@
 
 namespace weightpager {
 
-enum class Dtype : int { float32, bfloat16, int8 };
+enum class Dtype : int { float32, bfloat16, int8, int4 };
 
 // What a gated layer does to its gate before it multiplies.
 enum class Activation : int { silu, gelu_tanh };
@@ -38,9 +38,14 @@ namespace {  // as in bfloat16.hpp, and for the same reason
 
 inline int64_t grid_rows(const Problem& p) { return (p.out_features + p.block_rows - 1) / p.block_rows; }
 
-inline int64_t element_bytes(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::bfloat16 ? 2 : 1; }
+inline int64_t element_bits(Dtype dtype) {
+    return dtype == Dtype::float32 ? 32 : dtype == Dtype::bfloat16 ? 16 : dtype == Dtype::int8 ? 8 : 4;
+}
 
-inline int64_t block_bytes(const Problem& p) { return p.block_rows * p.block_cols * element_bytes(p.weight_dtype); }
+inline int64_t block_bytes(const Problem& p) { return p.block_rows * p.block_cols * element_bits(p.weight_dtype) / 8; }
+
+// Whether each row of a block has a scale.
+inline bool scaled(Dtype dtype) { return dtype == Dtype::int8 || dtype == Dtype::int4; }
 
 }  // namespace
 
@@ -77,6 +82,11 @@ struct Kernel {
     int64_t (*sweep)(const Problem& problem, const Tile& tile, int64_t grid_row);
     bool (*suits)(const Problem& problem);  // whether it computes this exactly enough, and well
     const Kernel* otherwise;                // serves what doesn't suit this one; the last suits everything
+
+    // Null, or writes a row of blocks that are scaled as blocks of bfloat16 that this kernel takes too, one after the
+    // other; returns as `sweep` does. Pays from so many tokens on; blocks have a multiple of 16 rows.
+    int64_t (*dequantise_row)(const Problem& problem, int64_t grid_row, uint8_t* to);
+    int64_t least_tokens;
 };
 
 // What this machine can run, best first; never empty.

@@ -25,7 +25,7 @@ inline int64_t blocks_ahead(int64_t bytes) { return bytes < kBytesAhead ? kBytes
 // Where a block lies, or null if its page isn't resident.
 struct Place {
     const uint8_t* block;
-    const uint16_t* scales;  // [block_rows] bfloat16, in the trailer of an int8 page
+    const uint16_t* scales;  // [block_rows] bfloat16, in the trailer of a page whose dtype is scaled
 };
 
 WEIGHTPAGER_INLINE Place find_block(const Problem& p, int64_t bytes, int64_t kept) {

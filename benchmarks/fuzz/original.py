@@ -69,6 +69,10 @@ def _int8(folder: Path) -> Path:
     return _compiled(_pair(folder, dtype="int8", recover=_LOW_RANK), folder)
 
 
+def _int4(folder: Path) -> Path:
+    return _compiled(_pair(folder, dtype="int4"), folder)
+
+
 def _grown(folder: Path) -> Path:
     """Of two page files."""
     base = _compiled(_pair(folder), folder, "base.bundle")
@@ -94,6 +98,7 @@ RECIPES: dict[str, Callable[[Path], Path]] = {
     "writer": _writer,
     "camera": _camera,
     "int8": _int8,
+    "int4": _int4,
     "grown": _grown,
 }
 """Name → what compiles it into a folder."""

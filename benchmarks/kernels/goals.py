@@ -16,6 +16,7 @@ GOALS: dict[tuple[str, float, int], Goal] = {
     }.items()
     for tokens, goal in zip(_TOKENS, goals, strict=True)
 } | {
+    ("int4", 0.0, 1): 3.0,
     ("decode bfloat16", 0.5, 24): 1.3,
     ("decode bfloat16", 0.75, 24): 1.5,
     ("decode int8", 0.5, 24): 1.5,
@@ -27,8 +28,11 @@ GOALS: dict[tuple[str, float, int], Goal] = {
 LEAST_SHARE_OF_READ = 0.85
 """Of a plain read's bandwidth, at one token."""
 
-INT8_SPEEDUP = 1.6
-"""Of int8 over bfloat16, at one token."""
+SMALLER_SPEEDUP = {("int8", "bfloat16"): 1.6, ("int4", "int8"): 1.6}
+"""Of a dtype over a wider one of the same blocks, at one token."""
+
+INT4_SHARE = 0.9
+"""Of bfloat16's speed at 32 tokens and more, for int4 of the same blocks."""
 
 MOST_TOKENS_IN_FLOAT32 = 8
 """Up to so many the goals are asked for on instruction sets without bfloat16, where dense layers are in float32."""

@@ -18,7 +18,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.kernels.run import ROTATED, SHAPES, Call, Key, Shape, timed
+from benchmarks.kernels.run import DTYPES, ROTATED, SHAPES, Call, Key, Shape, timed
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.runtime.memory.host_arena import Arena
@@ -50,7 +50,7 @@ def main(
         arena.pages.copy_(filled_arena(SLOTS * PAGE_BYTES))
     ratios = []
     for shape in SHAPES:
-        for dtype in ("bfloat16", "int8"):
+        for dtype in DTYPES:
             tables = BlockTables.draw(shape.out_features, shape.in_features, Variant(BLOCK, dtype, 0.5))
             row = measured(shape, tables, arenas, repeats)
             ratios.append(row.speedup)

@@ -13,7 +13,14 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.kernels.goals import GOALS, INT8_SPEEDUP, LEAST_SHARE_OF_READ, MOST_TOKENS_IN_FLOAT32, Goal
+from benchmarks.kernels.goals import (
+    GOALS,
+    INT4_SHARE,
+    LEAST_SHARE_OF_READ,
+    MOST_TOKENS_IN_FLOAT32,
+    SMALLER_SPEEDUP,
+    Goal,
+)
 from benchmarks.kernels.run import Row
 
 _TOP = """# Kernels, measured
@@ -61,7 +68,16 @@ def page(rows: Sequence[Row], json_name: str) -> str:
                 some = [row for row in of_isa if (row.block, row.dtype) == (block, dtype)]
                 parts.append(f"Blocks of {block} in {dtype}\n\n{_speedups(some)}\n")
         parts.append(f"At one token, share of a plain read's bandwidth for as many bytes:\n\n{_bandwidth(of_isa)}\n")
-        parts.append(f"At one token, int8 against bfloat16 of the same blocks:\n\n{_int8(of_isa)}\n")
+        for dtype, wider in SMALLER_SPEEDUP:
+            if any(row.dtype == dtype for row in of_isa):
+                at_one = [row for row in of_isa if row.tokens == 1]
+                goal = SMALLER_SPEEDUP[dtype, wider]
+                title = f"At one token, {dtype} against {wider} of the same blocks:"
+                parts.append(f"{title}\n\n{_against(at_one, dtype, wider, goal)}\n")
+        many = [row for row in of_isa if row.tokens >= 32]
+        if any(row.dtype == "int4" for row in many):
+            title = "At 32 tokens and more, int4 against bfloat16 of the same blocks:"
+            parts.append(f"{title}\n\n{_against(many, 'int4', 'bfloat16', INT4_SHARE)}\n")
         if of_isa[0].prepacked_ms is not None:
             parts.append(f"Dense, prepacked for its shape, against unpacked:\n\n{_prepacked(of_isa)}\n")
     calls = {row.kernel: row for row in rows if row.kernel in ("module", "alternating")}
@@ -102,23 +118,25 @@ def _bandwidth(rows: Sequence[Row]) -> str:
             row = next(r for r in single if (r.shape, r.block, r.dtype, r.sparsity) == (shape, block, dtype, sparsity))
             share = (row.gbps or 0) / (row.read_gbps or 1)
             text = f"{share:.0%} of {row.read_gbps:.0f} GB/s"
-            cells.append(text if share >= LEAST_SHARE_OF_READ or dtype == "int8" else f"**{text}**")
+            cells.append(text if share >= LEAST_SHARE_OF_READ or dtype != "bfloat16" else f"**{text}**")
         lines.append(cells)
     return _table(["", *shapes], lines)
 
 
-def _int8(rows: Sequence[Row]) -> str:
-    single = {(row.shape, row.block, row.sparsity, row.dtype): row.ms for row in rows if row.tokens == 1}
-    sparsities = sorted({row.sparsity for row in rows})
-    cells = []
-    for sparsity in sparsities:
-        found = [
-            single[shape, block, at, "bfloat16"] / ms
-            for (shape, block, at, dtype), ms in single.items()
-            if dtype == "int8" and at == sparsity
-        ]
-        cells.append(_cell(found, INT8_SPEEDUP))
-    return _table([f"{sparsity:.0%}" for sparsity in sparsities], [cells])
+def _against(rows: Sequence[Row], dtype: str, wider: str, goal: Goal) -> str:
+    """How much faster a dtype is than a wider one, by sparsity and tokens."""
+    ms = {(row.dtype, row.sparsity, row.tokens, row.shape, row.block): row.ms for row in rows}
+    tokens = sorted({row.tokens for row in rows if row.dtype == dtype})
+    layers = {(row.shape, row.block) for row in rows}
+    lines = []
+    for sparsity in sorted({row.sparsity for row in rows}):
+        cells = [f"{sparsity:.0%}"]
+        for count in tokens:
+            ours, theirs = ([ms.get((of, sparsity, count, *layer)) for layer in layers] for of in (dtype, wider))
+            found = [slow / fast for slow, fast in zip(theirs, ours, strict=True) if slow and fast]
+            cells.append(_cell(found, goal) if found else "-")
+        lines.append(cells)
+    return _table(["sparsity", *(f"{count} tokens" for count in tokens)], lines)
 
 
 def _prepacked(rows: Sequence[Row]) -> str:

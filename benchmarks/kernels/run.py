@@ -53,6 +53,7 @@ SHAPES = (
     Shape("Llama-3.2-1B", 8192, 2048),
 )
 BLOCKS = ("16x32", "64x64")
+DTYPES = ("bfloat16", "int8", "int4")
 SPARSITIES = (0.0, 0.5, 0.75)
 TOKENS = (1, 8, 32, 128, 512)
 
@@ -121,7 +122,7 @@ def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Ten
         calls["prepacked"] = prepacked_layer(shape, tokens)
     sizes: dict[Variant, int] = {}
     for block in blocks:
-        for dtype in ("bfloat16", "int8"):
+        for dtype in DTYPES:
             for sparsity in SPARSITIES:
                 variant = Variant(block, dtype, sparsity)
                 calls[variant], size = paged_layer(shape, variant, arena)
@@ -219,7 +220,7 @@ def line(row: Row) -> str:
 def summary(rows: Sequence[Row]) -> str:
     """Median and worst speed-up by sparsity and tokens."""
     lines = []
-    for dtype in ("bfloat16", "int8"):
+    for dtype in DTYPES:
         for sparsity in SPARSITIES:
             cells = []
             for tokens in TOKENS:

@@ -92,7 +92,7 @@ class BlockTables:
 
 
 def filled_arena(bytes_: int) -> Tensor:
-    """Pages whose bytes are small numbers in bfloat16, float32 and int8 alike."""
+    """Pages whose bytes are small numbers in every dtype."""
     size = (1 << 22,)
     piece = torch.randint(0x3800, 0x3D00, size).short() | torch.randint(0, 2, size).short() << 15
     pages = -(-bytes_ // PAGE_BYTES)

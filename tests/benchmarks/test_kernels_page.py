@@ -49,6 +49,14 @@ def test_what_misses_its_goal_is_bold() -> None:
     assert "| 1.25 | 1.25 |" in text  # prepacked over unpacked
 
 
+def test_int4_is_held_against_int8_and_bfloat16() -> None:
+    rows = [row(), row(dtype="int8", ms=0.3), row(dtype="int4", ms=0.1), row(dtype="int4", tokens=32)]
+    text = page.page([*rows, row(tokens=32, ms=0.4)], "kernels.json")
+    assert "| 50% | 3.00 (3.00) |" in text
+    assert "| 50% | **0.80 (0.80)** |" in text
+    assert "| 50% | - |" not in text
+
+
 def test_a_whole_model_has_a_table_of_its_own() -> None:
     rows = [row(kernel="decode", tokens=24, speedup=1.2), row(kernel="prefill", tokens=512, speedup=1.4)]
     text = page.page(rows, "kernels.json")

@@ -18,6 +18,7 @@ from torch import Tensor
 from paging import page
 from weightpager import kernels
 from weightpager.kernels import PagedWeight, dispatch, reference
+from weightpager.page_dtype import ENCODINGS
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -35,14 +36,19 @@ def on_device(weight: PagedWeight) -> PagedWeight:
     return PagedWeight(**{name: of.to(DEVICE) if isinstance(of, Tensor) else of for name, of in values.items()})
 
 
-def drawn_weight(
-    block: tuple[int, int], outputs: int, inputs: int, dtype: torch.dtype, share: float, seed: int
-) -> PagedWeight:
+def drawn_weight(block: tuple[int, int], outputs: int, inputs: int, dtype: str, share: float, seed: int) -> PagedWeight:
     random = torch.Generator().manual_seed(seed)
     values = torch.randn(outputs, inputs, generator=random)
-    dense = (values * 40).clamp(-127, 127).to(dtype) if dtype == torch.int8 else values.to(dtype)
+    if dtype in ("int8", "int4"):
+        dense = (
+            (values * (40 if dtype == "int8" else 4))
+            .clamp(*((-127, 127) if dtype == "int8" else (-8, 7)))
+            .to(torch.int8)
+        )
+    else:
+        dense = values.to(getattr(torch, dtype))
     mask = torch.rand(-(-outputs // block[0]), -(-inputs // block[1]), generator=random) < share
-    return on_device(page(dense, mask, *block, seed=seed, trailer=64))
+    return on_device(page(dense, mask, *block, seed=seed, trailer=32, dtype=dtype))
 
 
 @st.composite
@@ -50,7 +56,7 @@ def weights(draw: st.DrawFn, copies: int = 1) -> list[PagedWeight]:
     """Weights of one shape and different blocks."""
     block = draw(st.sampled_from([8, 16, 64])), draw(st.sampled_from([8, 32, 64, 128]))
     outputs, inputs = draw(st.integers(1, 2 * block[0] + 9)), draw(st.integers(1, 3 * block[1] + 9))
-    dtype = draw(st.sampled_from([*DTYPES, torch.int8]))
+    dtype = draw(st.sampled_from(list(ENCODINGS)))
     seeds = [draw(st.integers(0, 2**16)) for _ in range(copies)]
     share = st.sampled_from([0.0, 0.3, 0.7, 1.0])
     return [drawn_weight(block, outputs, inputs, dtype, draw(share), seed) for seed in seeds]
@@ -97,9 +103,9 @@ def test_a_gated_layer_is_what_the_reference_says(data: st.DataObject, activatio
 
 
 @pytest.mark.parametrize("tokens", [1, 40])
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.int8])
+@pytest.mark.parametrize("dtype", ENCODINGS)
 @pytest.mark.parametrize("slot", [-1, -(2**31), 10_000, 2**31 - 1])
-def test_what_needs_a_page_that_is_absent_is_not_a_number(slot: int, dtype: torch.dtype, tokens: int) -> None:
+def test_what_needs_a_page_that_is_absent_is_not_a_number(slot: int, dtype: str, tokens: int) -> None:
     weight = drawn_weight((16, 32), 64, 96, dtype, 0.5, seed=1)
     absent = weight.locations[weight.kept // 2] // weight.blocks_per_page
     rows = torch.arange(4, device=DEVICE).repeat_interleave(weight.crow_indices.diff().long())
@@ -116,7 +122,7 @@ def test_what_needs_a_page_that_is_absent_is_not_a_number(slot: int, dtype: torc
 
 
 def test_the_page_table_is_read_at_every_call() -> None:
-    weight = drawn_weight((16, 32), 40, 70, torch.bfloat16, 1.0, seed=2)
+    weight = drawn_weight((16, 32), 40, 70, "bfloat16", 1.0, seed=2)
     x = torch.randn(2, 70).to(DEVICE)
     before = gpu.paged_linear(x, weight, None)
     weight.arena.copy_(weight.arena.roll(1, 0))
@@ -142,7 +148,7 @@ def test_the_check_passes_here_and_notices_other_results(monkeypatch: pytest.Mon
 
 
 def test_more_tokens_than_a_grid_is_high() -> None:
-    weight = drawn_weight((8, 8), 8, 8, torch.float32, 1.0, seed=5)
+    weight = drawn_weight((8, 8), 8, 8, "float32", 1.0, seed=5)
     tile = gpu._tile(torch.empty(8 * 65_536, 8), weight)
     assert tile.grid == (65_536,)
 
@@ -155,7 +161,7 @@ def test_the_interpreter_serves_no_gpu() -> None:
 
 def test_calls_go_through_the_same_door(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "isa", lambda device: "triton")
-    weight = drawn_weight((16, 32), 40, 70, torch.bfloat16, 0.5, seed=3)
+    weight = drawn_weight((16, 32), 40, 70, "bfloat16", 0.5, seed=3)
     x, before = torch.randn(2, 3, 70).to(DEVICE), kernels.calls().get("triton", 0)
     assert close(kernels.paged_linear(x, weight), reference.paged_linear(x, weight))
     found = kernels.paged_gated(x, weight, weight, "silu")
@@ -171,7 +177,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(capability: int) -> None:
     ran = subprocess.run([sys.executable, script, str(capability)], capture_output=True, text=True, env=alone)
     assert ran.returncode == 0, ran.stderr
     made = json.loads(ran.stdout)
-    assert len(made) == 14
+    assert len(made) == 18
     assert all(("mma" in kernel["uses"]) == (kernel["bfloat16"] and kernel["matrix"]) for kernel in made)
     assert max(kernel["shared"] for kernel in made) <= 48 << 10  # bytes that any GPU gives a program
     assert max(kernel["stack"] for kernel in made) == 0  # no register is spilt

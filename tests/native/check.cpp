@@ -23,7 +23,7 @@ struct Expected {
 };
 
 std::vector<double> read_values(const std::vector<uint8_t>& from, Dtype dtype) {
-    const size_t bytes = static_cast<size_t>(element_bytes(dtype));
+    const size_t bytes = static_cast<size_t>(element_bits(dtype) / 8);
     std::vector<double> values(from.size() / bytes);
     for (size_t i = 0; i < values.size(); ++i) values[i] = read_value(from.data() + i * bytes, dtype);
     return values;
@@ -132,7 +132,7 @@ class Trial {
    private:
     // The result starts as NaN, so that what isn't written shows.
     std::vector<uint8_t> run(const Kernel& kernel, int threads, int64_t missing) {
-        const int64_t bytes = test_.tokens * test_.out_features * element_bytes(test_.dtype);
+        const int64_t bytes = test_.tokens * test_.out_features * element_bits(test_.dtype) / 8;
         std::vector<uint8_t> y(static_cast<size_t>(bytes), 0xff);
         Problem problem = layer_.problem(x_);
         problem.y = y.data();
@@ -143,11 +143,11 @@ class Trial {
         return y;
     }
 
-    // Beside int8 weights activations are rounded to int16.
+    // Beside weights with scales activations are rounded to int16.
     double limit() const {
-        const bool int8 = test_.weight_dtype == Dtype::int8;
-        if (test_.dtype == Dtype::float32) return int8 ? 1e-3 : 1e-5;
-        return int8 ? 2e-2 : 1e-2;
+        const bool rounded = scaled(test_.weight_dtype);
+        if (test_.dtype == Dtype::float32) return rounded ? 1e-3 : 1e-5;
+        return rounded ? 2e-2 : 1e-2;
     }
 
     // By the norm, and element by element: one that is wrong hardly shows in the norm of many.

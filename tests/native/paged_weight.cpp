@@ -24,7 +24,7 @@ bool keeps_block(Mask mask, Random& random) { return mask == Mask::everything ||
 
 PagedWeight::PagedWeight(const TestCase& test, Random& random)
     : test_(test),
-      block_bytes_(test.block_rows * test.block_cols * element_bytes(test.weight_dtype)),
+      block_bytes_(test.block_rows * test.block_cols * element_bits(test.weight_dtype) / 8),
       dense_(static_cast<size_t>(test.out_features * test.in_features)) {
     keep_blocks(random);
     place_pages(random);
@@ -82,7 +82,7 @@ void PagedWeight::place_pages(Random& random) {
         const size_t page = static_cast<size_t>(page_of(k));
         page_table_[page] = slots[page];
     }
-    const int64_t scale_bytes = test_.weight_dtype == Dtype::int8 ? test_.block_rows * kScaleBytes : 0;
+    const int64_t scale_bytes = scaled(test_.weight_dtype) ? test_.block_rows * kScaleBytes : 0;
     page_bytes_ = test_.blocks_per_page * (block_bytes_ + scale_bytes) + test_.unused_bytes;
     arena_.assign(static_cast<size_t>(slots_ * page_bytes_), kSpoilt);
 }
@@ -92,7 +92,7 @@ void PagedWeight::fill_block(int64_t grid_row, int64_t kept, Random& random) {
     uint8_t* page = arena_.data() + page_table_[static_cast<size_t>(page_of(kept))] * page_bytes_;
     const int64_t first_input = col_indices_[static_cast<size_t>(kept)] * test_.block_cols;
     for (int64_t r = 0; r < test_.block_rows; ++r) {
-        const double scale = test_.weight_dtype == Dtype::int8 ? double{fill_scale(page, place, r, random)} : 1.0;
+        const double scale = scaled(test_.weight_dtype) ? double{fill_scale(page, place, r, random)} : 1.0;
         for (int64_t c = 0; c < test_.block_cols; ++c)
             fill_element(page + place * block_bytes_, scale, r, c, grid_row * test_.block_rows + r, first_input + c,
                          random);
@@ -102,10 +102,16 @@ void PagedWeight::fill_block(int64_t grid_row, int64_t kept, Random& random) {
 void PagedWeight::fill_element(uint8_t* block, double scale, int64_t r, int64_t c, int64_t output, int64_t input,
                                Random& random) {
     const int64_t p = test_.weight_dtype == Dtype::float32 ? 1 : 2;
-    uint8_t* to = block + ((c / p * test_.block_rows + r) * p + c % p) * element_bytes(test_.weight_dtype);
+    uint8_t* to = block + ((c / p * test_.block_rows + r) * p + c % p) * element_bits(test_.weight_dtype) / 8;
     const bool padding = output >= test_.out_features || input >= test_.in_features;
     double value;
-    if (test_.weight_dtype == Dtype::int8) {
+    if (test_.weight_dtype == Dtype::int4) {
+        constexpr int64_t kFirstBits[] = {0, 16, 8, 24, 4, 20, 12, 28};  // of the eight numbers in a word
+        const int64_t number = padding ? 0 : random.between(-8, 7), bit = kFirstBits[c % 8];
+        uint8_t& both = block[(c / 8 * test_.block_rows + r) * 4 + bit / 8];
+        both = static_cast<uint8_t>((both & ~(15 << bit % 8)) | (number + 8) << bit % 8);
+        value = static_cast<double>(number) * scale;
+    } else if (test_.weight_dtype == Dtype::int8) {
         const auto number = static_cast<int8_t>(padding ? 0 : random.between(-127, 127));
         std::memcpy(to, &number, 1);
         value = number * scale;
@@ -119,6 +125,8 @@ void PagedWeight::fill_element(uint8_t* block, double scale, int64_t r, int64_t 
 // The scales of all places lie behind the last place.
 float PagedWeight::fill_scale(uint8_t* page, int64_t place, int64_t row, Random& random) {
     uint8_t* to = page + test_.blocks_per_page * block_bytes_ + (place * test_.block_rows + row) * kScaleBytes;
-    write_value(to, Dtype::bfloat16, (random.number() + 1.5f) / 127);
+    const bool int4 = test_.weight_dtype == Dtype::int4;
+    const float scale = (random.number() + 1.5f) / (int4 ? 8 : 127);
+    write_value(to, Dtype::bfloat16, int4 && random.one_in(2) ? -scale : scale);
     return static_cast<float>(read_value(to, Dtype::bfloat16));
 }

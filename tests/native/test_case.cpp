@@ -10,7 +10,7 @@ struct Shape {
     int64_t rows, cols;
 };
 
-constexpr Dtype kWeights[] = {Dtype::float32, Dtype::bfloat16, Dtype::int8};
+constexpr Dtype kWeights[] = {Dtype::float32, Dtype::bfloat16, Dtype::int8, Dtype::int4};
 constexpr Dtype kActivations[] = {Dtype::float32, Dtype::bfloat16};
 constexpr Shape kBlocks[] = {{8, 8}, {16, 32}, {32, 32}, {32, 64}, {64, 64}, {64, 16}};
 
@@ -18,13 +18,13 @@ constexpr Shape kBlocks[] = {{8, 8}, {16, 32}, {32, 32}, {32, 64}, {64, 64}, {64
 constexpr int64_t kStride = 1597;
 
 constexpr int64_t kManyTokens = 300, kMostTokens = 70;
-static_assert(kFullRound == 6 * 6 * (kMostTokens + 2));
+static_assert(kFullRound == 8 * 6 * (kMostTokens + 2));
 
 // 300 tokens of more inputs than this don't fit the scratch, so that several rounds are taken.
 constexpr int64_t kManyInputs = 500, kMostFeatures = 200;
 
 const char* name(Dtype dtype) {
-    constexpr const char* names[] = {"float32", "bfloat16", "int8"};
+    constexpr const char* names[] = {"float32", "bfloat16", "int8", "int4"};
     return names[static_cast<int>(dtype)];
 }
 
@@ -49,7 +49,7 @@ std::optional<Dtype> bias(Random& random) {
 TestCase test_case(int64_t number, Random& random) {
     TestCase test;
     const int64_t at = number * kStride % kFullRound;
-    const int64_t dtypes = at % 6, block = at / 6 % 6, tokens = at / 36;
+    const int64_t dtypes = at % 8, block = at / 8 % 6, tokens = at / 48;
     const bool many = tokens > kMostTokens;
     test.weight_dtype = kWeights[dtypes / 2];
     test.dtype = kActivations[dtypes % 2];

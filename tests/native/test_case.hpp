@@ -19,7 +19,7 @@ struct TestCase {
 };
 
 // After so many cases every pair of dtypes has met every block shape and every number of tokens.
-constexpr int64_t kFullRound = 6 * 6 * 72;
+constexpr int64_t kFullRound = 8 * 6 * 72;
 
 // Case `number`; what the number doesn't decide is drawn from `random`.
 TestCase test_case(int64_t number, Random& random);

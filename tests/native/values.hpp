@@ -29,7 +29,7 @@ inline void write_value(uint8_t* to, weightpager::Dtype dtype, float value) {
 
 // Values in [-1, 1), in an allocation of just their size: AddressSanitizer sees what reads beyond.
 inline std::vector<uint8_t> random_values(int64_t count, weightpager::Dtype dtype, Random& random) {
-    const int64_t bytes = weightpager::element_bytes(dtype);
+    const int64_t bytes = weightpager::element_bits(dtype) / 8;
     std::vector<uint8_t> values(static_cast<size_t>(count * bytes));
     for (int64_t i = 0; i < count; ++i) write_value(values.data() + i * bytes, dtype, random.number());
     return values;

@@ -12,7 +12,7 @@ import weightpager.kernels._native as _native
 from weightpager.kernels.operands import check_memory, operands
 from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
 
-READS = frozenset({"bfloat16", "float32", "int8"})
+READS = frozenset({"bfloat16", "float32", "int8", "int4"})
 """The pages' dtypes that these kernels read."""
 
 

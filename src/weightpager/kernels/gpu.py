@@ -20,8 +20,9 @@ from weightpager.kernels import reference
 from weightpager.kernels import triton as kernels
 from weightpager.kernels.operands import operands
 from weightpager.kernels.paged_weight import PagedWeight
+from weightpager.page_dtype import ENCODINGS
 
-_WORDS = {"float32": torch.float32, "bfloat16": torch.int32, "int8": torch.int16}
+_WORDS = {"float32": torch.float32, "bfloat16": torch.int32, "int8": torch.int16, "int4": torch.int32}
 """What an output's neighbouring features are read as, by the weight's dtype."""
 
 READS = frozenset(_WORDS)
@@ -101,15 +102,19 @@ def _compare(what: str, found: Tensor, expected: Tensor) -> None:
 def _sample(dtype: str, device: str | torch.device, drawn: torch.Generator) -> PagedWeight:
     """Two rows of blocks, one of them full, with partial blocks at the weight's edges and pages in shuffled order."""
     rows, cols, per_page = 16, 32, 2
-    values = torch.randn(4, per_page * rows * cols, generator=drawn, device="cpu")
-    blocks = (values * 40).clamp(-127, 127).to(getattr(torch, dtype)).view(torch.uint8)
+    encoding, of_page = ENCODINGS[dtype], (4, per_page * rows * cols)
+    if dtype == "int4":
+        blocks = torch.randint(0, 256, (4, of_page[1] // 2), generator=drawn, dtype=torch.uint8, device="cpu")
+    else:
+        values = torch.randn(of_page, generator=drawn, device="cpu")
+        blocks = (values * 40).clamp(-127, 127).to(getattr(torch, dtype)).view(torch.uint8)
     scales = torch.rand(4, per_page * rows, generator=drawn, device="cpu").bfloat16().view(torch.uint8)
 
     def table(*entries: int) -> Tensor:
         return torch.tensor(entries, dtype=torch.int32, device=device)
 
     return PagedWeight(
-        arena=torch.cat([blocks, scales] if dtype == "int8" else [blocks], 1).to(device),
+        arena=torch.cat([blocks, scales] if encoding.scaled else [blocks], 1).to(device),
         page_table=table(3, 0, 1),
         crow_indices=table(0, 3, 4),
         col_indices=table(0, 1, 2, 1),
@@ -146,12 +151,14 @@ def _tile(rows: Tensor, weight: PagedWeight) -> _Tile:
     tokens = rows.numel() // weight.in_features
     steps = weight.block_cols // weight.encoding.neighbours
     outputs = min(weight.block_rows, 32)
-    matrix = tokens >= _MATRIX and min(outputs, steps) >= _MATRIX
-    # bfloat16 is exact for int8 weights, too, before they are scaled. Triton's interpreter can't multiply it.
-    bfloat16 = rows.dtype == torch.bfloat16 and weight.dtype != "float32" and not _INTERPRETED
-    words = 64
-    if matrix and weight.encoding.scaled:
+    int4 = weight.dtype == "int4"
+    matrix = tokens >= _MATRIX and outputs >= _MATRIX and (int4 or steps >= _MATRIX)
+    words = 16 if int4 else 64  # of two or eight features
+    if matrix and weight.dtype == "int8":
         words = min(words, steps)  # of one block, so that its scales can wait until its sums are there
+    # bfloat16 is exact for int8 weights, too, before they are scaled; int4 ones are rounded to it once they are.
+    # Triton's interpreter can't multiply it.
+    bfloat16 = rows.dtype == torch.bfloat16 and weight.dtype != "float32" and not _INTERPRETED
     at_once = min(64 if matrix else 8, triton.next_power_of_2(tokens))
     constants = {
         "PAGE": weight.arena.shape[1],

@@ -2,9 +2,9 @@
 
 One program computes OUTPUTS outputs of one row of blocks for TOKENS tokens. It walks along the kept blocks of its row,
 WORDS words of each output at a time: in a block the neighbouring features of an output are one word (see
-`PagedWeight`). So a step reads words that lie one after another, wherever the page table says that their blocks are,
-and multiplies them with the activations of their features: few tokens on the vector units, since they wait for the
-weights anyway, many on the matrix units (MATRIX), as bfloat16 if that is exact (BFLOAT16).
+`weightpager.page_dtype`). So a step reads words that lie one after another, wherever the page table says that their
+blocks are, and multiplies them with the activations of their features: few tokens on the vector units, since they wait
+for the weights anyway, many on the matrix units (MATRIX), as bfloat16 beside activations of bfloat16 (BFLOAT16).
 
 An output that needs a page which isn't in the arena is NaN.
 """
@@ -73,7 +73,7 @@ def _product(
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, WORDS: tl.constexpr, MATRIX: tl.constexpr, BFLOAT16: tl.constexpr,
 ):  # fmt: skip
     """``x Wᵀ + bias`` for this program's tokens and outputs, float32 [TOKENS, OUTPUTS]."""
-    neighbours: tl.constexpr = 1 if DTYPE == "float32" else 2
+    neighbours: tl.constexpr = 1 if DTYPE == "float32" else 8 if DTYPE == "int4" else 2
     steps: tl.constexpr = BLOCK_COLS // neighbours  # words of an output in a block
     page_words: tl.constexpr = PAGE // (2 if DTYPE == "int8" else 4)
     one_block: tl.constexpr = DTYPE == "int8" and MATRIX  # at a time
@@ -91,18 +91,19 @@ def _product(
         found = tl.load(words + at[:, None] + output[None, :], mask=there[:, None], other=0)  # [WORDS, OUTPUTS]
         feature = tl.load(col_indices + block, mask=wanted, other=0) * BLOCK_COLS + step * neighbours
         feature = tl.where(wanted, feature, in_features)  # beyond the last there is nothing to multiply
-        even, odd = _unpacked(found, DTYPE)
-        if DTYPE == "int8":
-            at = slot * (PAGE // 2) + PER_PAGE * BLOCK_ROWS * BLOCK_COLS // 2 + place * BLOCK_ROWS
+        if DTYPE == "int8" or DTYPE == "int4":
+            # Numbers before it in its page are counted in words of a scale's size.
+            numbers: tl.constexpr = PER_PAGE * BLOCK_ROWS * BLOCK_COLS // (2 if DTYPE == "int8" else 4)
+            at = slot * (PAGE // 2) + numbers + place * BLOCK_ROWS
             scale = tl.load(scales + at[:, None] + output[None, :], mask=there[:, None], other=0).to(tl.float32)
-            if not MATRIX:
-                even, odd = even * scale, odd * scale
         absent = (wanted & (there == 0))[:, None]
-        even, odd = tl.where(absent, float("nan"), even), tl.where(absent, float("nan"), odd)
         fresh = tl.zeros((TOKENS, OUTPUTS), tl.float32) if one_block else sums
-        fresh = _add(fresh, x, token, feature, even, tokens, in_features, MATRIX, BFLOAT16)
-        if neighbours == 2:
-            fresh = _add(fresh, x, token, feature + 1, odd, tokens, in_features, MATRIX, BFLOAT16)
+        for neighbour in tl.static_range(neighbours):
+            weights = _unpacked(found, DTYPE, neighbour)
+            if (DTYPE == "int8" or DTYPE == "int4") and not one_block:
+                weights = weights * scale
+            weights = tl.where(absent, float("nan"), weights)
+            fresh = _add(fresh, x, token, feature + neighbour, weights, tokens, in_features, MATRIX, BFLOAT16)
         sums = sums + fresh * tl.max(scale, 0)[None, :] if one_block else fresh  # all words have the same scales
     if HAS_BIAS:
         number = row * BLOCK_ROWS + output
@@ -132,19 +133,21 @@ def _find(block, wanted, locations, page_table, slots, PER_PAGE: tl.constexpr):
 
 
 @triton.jit
-def _unpacked(found, DTYPE: tl.constexpr):
-    """The weights of a word's two features; for float32, whose words hold one, the same weight twice."""
+def _unpacked(found, DTYPE: tl.constexpr, NEIGHBOUR: tl.constexpr):
+    """The weights of one of a word's neighbouring features."""
     if DTYPE == "bfloat16":
-        even = (found << 16).to(tl.float32, bitcast=True)
-        odd = (found & -65536).to(tl.float32, bitcast=True)
+        bits = (found << 16) if NEIGHBOUR == 0 else (found & -65536)
+        weights = bits.to(tl.float32, bitcast=True)
     elif DTYPE == "int8":
         wide = found.to(tl.int32)
-        even = ((wide << 24) >> 24).to(tl.float32)
-        odd = (wide >> 8).to(tl.float32)
+        weights = (((wide << 24) >> 24) if NEIGHBOUR == 0 else (wide >> 8)).to(tl.float32)
+    elif DTYPE == "int4":
+        # Of neighbours 0 to 7 the first bits are 0, 16, 8, 24, 4, 20, 12, 28: a number's own bits the other way round.
+        first: tl.constexpr = NEIGHBOUR % 2 * 16 + NEIGHBOUR // 2 % 2 * 8 + NEIGHBOUR // 4 * 4
+        weights = (((found >> first) & 15) - 8).to(tl.float32)
     else:
-        even = found
-        odd = found
-    return even, odd
+        weights = found
+    return weights
 
 
 @triton.jit
