@@ -12,11 +12,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from torch import nn
@@ -27,6 +29,7 @@ from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.overlap import overlap
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine import Engine
+from weightpager.lab.raw_reads import RawReads
 from weightpager.lab.switching import sparse_checkpoint, time_whole_read
 from weightpager.lab.synthetic_bundle import bundle_of, half_billion, many_pages
 
@@ -52,6 +55,8 @@ class Row:
         load_ms: from planning to the last page checked and in place.
         load_gbps: of those bytes.
         direct_gbps: of a plain sequential direct read of as many bytes, by as many threads, nothing checked.
+        raw_ms: the same reads by eight plain native threads, every page hashed.
+        over_raw: ``load_ms`` over that.
         whole_ms: to read all of the next task's kept blocks from a file of their own.
         resident_p99_ms: of switches that have nothing to load.
         first_output_ms: from an empty arena to the logits of a prompt, loading while it runs.
@@ -70,6 +75,8 @@ class Row:
     load_ms: float | None = None
     load_gbps: float | None = None
     direct_gbps: float | None = None
+    raw_ms: float | None = None
+    over_raw: float | None = None
     whole_ms: float | None = None
     resident_p99_ms: float | None = None
     first_output_ms: float | None = None
@@ -104,9 +111,10 @@ def pairs(model: str, bundle: Bundle, repeats: int) -> Iterator[Row]:
     """Every ordered pair of two tasks, just the first of which is in the arena."""
     shared = overlap(bundle)
     names = list(bundle.tasks)[:3]
-    with Engine(bundle, EngineConfig()) as engine:
+    with Engine(bundle, EngineConfig()) as engine, closing(RawReads(bundle)) as raw:
         for a, b in permutations(names, 2):
-            loads, directs, wholes = [], [], []
+            missing = np.setdiff1d(bundle.pages_of(b), bundle.pages_of(a), assume_unique=True)
+            loads, directs, raws, wholes = [], [], [], []
             with (
                 tempfile.TemporaryDirectory(dir=bundle.path.parent) as scratch,
                 sparse_checkpoint(bundle, b, Path(scratch)) as whole,
@@ -119,14 +127,18 @@ def pairs(model: str, bundle: Bundle, repeats: int) -> Iterator[Row]:
                     switch = engine.report().switches[-1]
                     loads.append(switch.seconds)
                     directs.append(direct_read(bundle, switch.bytes))
+                    raws.append(raw.seconds(missing))
                     wholes.append(time_whole_read(whole, 1, EngineConfig().io_threads)[0])
             load = statistics.median(loads)
+            plain = None if None in raws else statistics.median(found for found in raws if found is not None)
             yield _row(
                 model, engine, a, b, switch.bytes,
                 overlap=round(float(shared[bundle.task_numbers[a], bundle.task_numbers[b]]), 4),
                 load_ms=round(1e3 * load, 2),
                 load_gbps=round(switch.bytes / load / 1e9, 3),
                 direct_gbps=round(switch.bytes / statistics.median(directs) / 1e9, 3),
+                raw_ms=None if plain is None else round(1e3 * plain, 2),
+                over_raw=None if plain is None else round(load / plain, 3),
                 whole_ms=round(1e3 * statistics.median(wholes), 2),
             )  # fmt: skip
 

@@ -129,7 +129,7 @@ class EngineConfig:
     budget: int | None = None
     device: str = "cpu"
     dtype: str = "auto"
-    io_threads: int = 4
+    io_threads: int = 8
     kv_reserve: int = 0
     rows: int | None = None
     real_time: tuple[str, ...] = ()

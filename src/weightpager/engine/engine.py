@@ -85,7 +85,7 @@ class Engine(EngineMaintenance):
         budget: str | int | None = None,
         device: str = "cpu",
         dtype: str = "auto",
-        io_threads: int = 4,
+        io_threads: int = 8,
         kv_reserve: str | int = 0,
         rows: str | int | None = None,
         real_time: Sequence[str] = (),

@@ -10,18 +10,25 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from weightpager.bundle import Bundle
 from weightpager.doctor.cold import ColdProof, cold_read
 from weightpager.engine import Engine
 from weightpager.errors import WeightpagerError
 from weightpager.lab.direct_reader import DirectReader, new_buffer
+from weightpager.lab.raw_reads import RawReads
 from weightpager.machine.direct_file import DirectFile
 from weightpager.progress import Steps, silent
 
 
 @dataclass(frozen=True)
 class TimedSwitch:
-    """Medians over the repeats of one ordered pair. ``seconds`` is the whole switch, ``load_seconds`` its reads."""
+    """Medians over the repeats of one ordered pair.
+
+    ``seconds`` is the whole switch, ``load_seconds`` its reads; ``raw_seconds`` are the same reads made and hashed by
+    plain native threads, right before or after each switch, None without the native module.
+    """
 
     from_task: str
     to_task: str
@@ -29,6 +36,7 @@ class TimedSwitch:
     bytes: int
     seconds: float
     load_seconds: float
+    raw_seconds: float | None = None
 
 
 def time_switches(engine: Engine, repeats: int, progress: Steps = silent) -> list[TimedSwitch]:
@@ -36,20 +44,26 @@ def time_switches(engine: Engine, repeats: int, progress: Steps = silent) -> lis
     names = list(engine.bundle.tasks)
     pairs = [(a, b) for a in names for b in names if a != b]
     found = []
-    for done, (a, b) in enumerate(pairs, 1):
-        found.append(_time_pair(engine, a, b, repeats))
-        progress(done, len(pairs))
+    with closing(RawReads(engine.bundle)) as raw:
+        for done, (a, b) in enumerate(pairs, 1):
+            found.append(_time_pair(engine, raw, a, b, repeats))
+            progress(done, len(pairs))
     return found
 
 
-def _time_pair(engine: Engine, a: str, b: str, repeats: int) -> TimedSwitch:
-    reports = []
-    for _ in range(repeats):
+def _time_pair(engine: Engine, raw: RawReads, a: str, b: str, repeats: int) -> TimedSwitch:
+    missing = np.setdiff1d(engine.bundle.pages_of(b), engine.bundle.pages_of(a), assume_unique=True)
+    reports, raws = [], []
+    for number in range(repeats):
         engine.deactivate()
         engine.evict()
         engine.activate(a)
+        if number % 2:  # in turns: storage may be faster at what it has just read
+            raws.append(raw.seconds(missing))
         engine.activate(b)
         reports.append(engine.report().switches[-1])
+        if not number % 2:
+            raws.append(raw.seconds(missing))
     if len({report.bytes for report in reports}) != 1:
         raise WeightpagerError(f"{a} → {b}: expected the same bytes in every repeat")
     return TimedSwitch(
@@ -59,6 +73,7 @@ def _time_pair(engine: Engine, a: str, b: str, repeats: int) -> TimedSwitch:
         reports[0].bytes,
         statistics.median(report.seconds for report in reports),
         statistics.median(report.load_seconds for report in reports),
+        statistics.median(seconds for seconds in raws if seconds is not None) if None not in raws else None,
     )
 
 

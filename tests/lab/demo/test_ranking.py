@@ -64,7 +64,7 @@ def test_where_all_others_lose_more_there_is_no_ratio() -> None:
 
 
 def test_switches_are_compared_over_all_pairs() -> None:
-    def switch(ms: float, own: float, whole: float) -> DemoSwitch:
+    def switch(ms: float, own: float, whole: float, raw: float | None = None) -> DemoSwitch:
         return DemoSwitch(
             from_task="a",
             to_task="b",
@@ -76,6 +76,7 @@ def test_switches_are_compared_over_all_pairs() -> None:
             own_checkpoint_bytes=1,
             own_checkpoint_ms=whole,
             dense_ms=9.0,
+            raw_ms=raw,
         )
 
     assert switch_figures([switch(1.0, 4.0, 20.0), switch(3.0, 6.0, 20.0)]) == {
@@ -84,3 +85,5 @@ def test_switches_are_compared_over_all_pairs() -> None:
         "switch.speedup_own_sparse_min": 2.0,
         "switch.speedup_own_sparse_whole_mean": 10.0,
     }
+    found = switch_figures([switch(1.0, 4.0, 20.0, raw=0.5), switch(3.0, 6.0, 20.0, raw=1.5)])
+    assert (found["switch.over_raw_reads"], found["switch.raw_ms_mean"]) == (2.0, 1.0)

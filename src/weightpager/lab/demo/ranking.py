@@ -62,7 +62,10 @@ def memory_figures(rows: Sequence[Resident]) -> dict[str, float]:
 
 
 def switch_figures(switches: Sequence[DemoSwitch]) -> dict[str, float]:
-    """Mean milliseconds of a switch, and how many times as long the reloads take, all pairs together and the worst."""
+    """Mean milliseconds of a switch, and how many times as long the reloads take, all pairs together and the worst.
+
+    Also how many times as long as its raw reads a switch takes, and those reads' mean, where they were measured.
+    """
     ours = sum(switch.ms for switch in switches)
     reload = "switch.speedup_own_sparse"
     return {
@@ -70,7 +73,19 @@ def switch_figures(switches: Sequence[DemoSwitch]) -> dict[str, float]:
         f"{reload}_mean": sum(switch.whole_sparse_ms for switch in switches) / ours,
         f"{reload}_min": min(switch.whole_sparse_ms / switch.ms for switch in switches),
         f"{reload}_whole_mean": sum(switch.own_checkpoint_ms for switch in switches) / ours,
-    }
+    } | _raw_figures([(switch.ms, switch.raw_ms) for switch in switches if switch.raw_ms])
+
+
+def _raw_figures(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """All pairs together; empty where there are none.
+
+    Args:
+        pairs: milliseconds of a switch, and of its raw reads.
+    """
+    if not pairs:
+        return {}
+    ours, raw = (sum(column) for column in zip(*pairs, strict=True))
+    return {"switch.over_raw_reads": ours / raw, "switch.raw_ms_mean": raw / len(pairs)}
 
 
 def verdict(rows: Sequence[Resident]) -> str:

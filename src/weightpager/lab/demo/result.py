@@ -39,6 +39,7 @@ class DemoSwitch(Strict):
         own_checkpoint_bytes: of all that the task has, tables in int8 included.
         own_checkpoint_ms: to read that whole.
         dense_ms: to read the whole dense checkpoint.
+        raw_ms: of the same reads by eight plain native threads, every page hashed; None without the native module.
     """
 
     from_task: str
@@ -51,6 +52,7 @@ class DemoSwitch(Strict):
     own_checkpoint_bytes: int
     own_checkpoint_ms: float
     dense_ms: float
+    raw_ms: float | None = None
 
 
 OURS = "weightpager, arena of one task"

@@ -39,7 +39,7 @@ EVAL_ITEMS = 300
 """Held-out items a task: eight models are measured on them within the demo's five minutes."""
 
 REPEATS = 5
-IO_THREADS = 4
+IO_THREADS = 8
 
 
 def run_demo(cache: Path, progress: Progress) -> DemoResult:
@@ -137,6 +137,7 @@ def _measure(ours: Compiled, budget: int, progress: Progress) -> tuple[list[Demo
                 own_checkpoint_bytes=theirs[switch.to_task].bytes,
                 own_checkpoint_ms=theirs[switch.to_task].ms,
                 dense_ms=dense * 1e3,
+                raw_ms=None if switch.raw_seconds is None else switch.raw_seconds * 1e3,
             )
         )
     return found, of_rows, next(filter(None, doubts), "")
