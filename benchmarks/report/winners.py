@@ -24,9 +24,13 @@ HEADLINES: Mapping[str, tuple[str, Callable[[float], str]]] = {
         "memory.paged_below_shared_bf16",
         lambda value: f"{-value:+.0%}",
     ),
+    "all weights in memory, of the best rival as accurate": (
+        "memory.weights_vs_best_rival",
+        lambda value: f"{value:.2f} ×",
+    ),
     "whole process, against the same": ("memory.process_below_shared_bf16", lambda value: f"{-value:+.0%}"),
 }
-"""Column → the figure that it shows, and how it is written."""
+"""Column → the figure that it shows, and how it is written. A column that no contest has a figure for isn't shown."""
 
 _COMPARED = tuple(RIVALS[word] for word in ("whole", "strict", "dense"))
 
@@ -83,16 +87,18 @@ def _best(known: Sequence[tuple[float, Row]], form: Callable[[float], str]) -> s
 
 def headlines(contests: Mapping[str, Contest]) -> str:
     """A line for each contest, with the pairs that every one of its speed-ups rests on."""
+    found = {key for contest in contests.values() for key in contest.figures}
+    columns = {column: (key, form) for column, (key, form) in HEADLINES.items() if key in found}
     lines = [
         [
             name,
             f"{contest.facts.mean_overlap:.2f}",
-            *(form(contest.figures[key]) if key in contest.figures else "–" for key, form in HEADLINES.values()),
+            *(form(contest.figures[key]) if key in contest.figures else "–" for key, form in columns.values()),
             _pairs(contest),
         ]
         for name, contest in contests.items()
     ]
-    return table(["contest", "overlap", *HEADLINES, "pairs"], lines)
+    return table(["contest", "overlap", *columns, "pairs"], lines)
 
 
 def _pairs(contest: Contest) -> str:

@@ -36,7 +36,7 @@ def said(*_: Any) -> None:
     """No progress."""
 
 
-@pytest.fixture(scope="module", params=["assistant_bundle", "writer_bundle", "camera_bundle"])
+@pytest.fixture(scope="module", params=["assistant_bundle", "wordy_bundle", "writer_bundle", "camera_bundle"])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
     return Bundle.open(request.getfixturevalue(request.param))
 

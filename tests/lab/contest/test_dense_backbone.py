@@ -82,7 +82,7 @@ def test_only_what_the_product_takes_is_in_int4() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-@pytest.mark.parametrize("domain", ["assistant_bundle", "writer_bundle", "camera_bundle"])
+@pytest.mark.parametrize("domain", ["assistant_bundle", "wordy_bundle", "writer_bundle", "camera_bundle"])
 def test_every_task_has_the_answers_of_the_quantised_model(
     dtype: str, domain: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -125,9 +125,18 @@ def _print(found: Contest) -> None:
         output.say(f"note: not proved cold: {line}")
     if found.load > _BUSY:
         output.say(f"note: {found.load:.1f} other processes were running, which disturbs every figure")
-    for key in ("switch.speedup_whole_mean", "switch.speedup_strict_mean", "memory.paged_below_shared_bf16"):
+    for key in _SAID:
         if key in found.figures:
             output.say(f"{key} = {found.figures[key]}")
+
+
+_SAID = (
+    "switch.speedup_whole_mean",
+    "switch.speedup_strict_mean",
+    "memory.paged_below_shared_bf16",
+    "memory.weights_vs_best_rival",
+)
+"""Figures that are printed; the others are in the JSON."""
 
 
 _BUSY = 0.5
