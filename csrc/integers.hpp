@@ -102,6 +102,22 @@ WEIGHTPAGER_INLINE typename Lanes<N>::Int multiply_add(typename Lanes<N>::Int su
 
 #endif
 
+#if defined(__ARM_FEATURE_DOTPROD)
+
+// Four inputs in signed bytes, `Half` of two, of four words of int4 whose numbers have been made two's complements.
+template <int Half>
+WEIGHTPAGER_INLINE int8x16_t bytes_of_int4(Lanes<4>::Bits words) {
+    const int8x16_t bytes = (int8x16_t)words;
+    return vshrq_n_s8(Half == 0 ? vshlq_n_s8(bytes, 4) : bytes, 4);
+}
+
+// sum[o] + weights[o] . x, of four bytes each
+WEIGHTPAGER_INLINE Lanes<4>::Int multiply_add_bytes(Lanes<4>::Int sum, int8x16_t weights, uint32_t x) {
+    return (Lanes<4>::Int)vdotq_s32((int32x4_t)sum, weights, vreinterpretq_s8_u32(vdupq_n_u32(x)));
+}
+
+#endif
+
 // A pair of inputs, `Pair` of four, of N words of int4 whose numbers have been made two's complements.
 template <int N, int Pair>
 WEIGHTPAGER_INLINE IntegerPairs<N> pair_of_int4(typename Lanes<N>::Bits words) {

@@ -31,9 +31,11 @@ constexpr int kLanes = WEIGHTPAGER_LANES, kHalfLanes = kLanes < 8 ? kLanes : 8;
 //   bytes, row_bytes       of a step per output, and from one output to the next
 //   operand                what a row of activations is multiplied with
 //   scaled, integers       whether a block's sums are multiplied by its rows' scales, and by those of the activations
+//   passes                 over a block; after the first its sums count 256 times, and the activations' next rows follow
 
 struct Unscaled {
     static constexpr bool scaled = false, integers = false;
+    static constexpr int passes = 1;
 };
 
 #if defined(WEIGHTPAGER_EXACT)
@@ -130,6 +132,7 @@ struct Float32Weights : FloatWeights {
 
 struct IntegerWeights {
     static constexpr bool scaled = true, integers = true;
+    static constexpr int passes = 1;
     using Input = uint32_t;  // a pair of int16
 
     template <int N>
@@ -169,6 +172,25 @@ struct Int4Weights : IntegerWeights {
     }
 };
 
+#if defined(__ARM_FEATURE_DOTPROD)
+
+// Sums of four products: with the activations' high bytes, then with the low ones.
+struct DottedInt4Weights : Int4Weights {
+    static constexpr int passes = 2, rows = 2;
+
+    template <int N, int Row>
+    static WEIGHTPAGER_INLINE int8x16_t operand(typename Lanes<N>::Bits words) {
+        return bytes_of_int4<Row>(words);
+    }
+
+    template <int N>
+    static WEIGHTPAGER_INLINE Sum<N> add(Sum<N> sum, int8x16_t weights, Input x) {
+        return multiply_add_bytes(sum, weights, x);
+    }
+};
+
+#endif
+
 // Several chains per output where few outputs are in flight, so that one addition needn't wait for the last.
 // The order of additions thus depends on the tile's width, but on nothing else.
 template <class Weights, class Out, int Width>
@@ -182,11 +204,16 @@ struct Accumulators {
 
     WEIGHTPAGER_INLINE Accumulators() { clear(); }
 
-    // One by one: an array this large that is cleared in one go stays in memory.
     WEIGHTPAGER_INLINE void clear() {
+        each([](Sum& one) WEIGHTPAGER_INLINED { one = Sum{}; });
+    }
+
+    // One by one: an array this large that is changed in one go stays in memory.
+    template <class Change>
+    WEIGHTPAGER_INLINE void each(const Change& change) {
         unroll<chains * Width * Out::Registers>([&](auto i) WEIGHTPAGER_INLINED {
             constexpr int I = decltype(i)::value, R = I % Out::Registers, T = I / Out::Registers % Width;
-            sum[I / Out::Registers / Width][T][R] = Sum{};
+            change(sum[I / Out::Registers / Width][T][R]);
         });
     }
 
@@ -231,7 +258,7 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
     const int64_t ahead = blocks_ahead(bytes);
     // The first to see a row of blocks fetches all of it; then it is in the cache.
     const int64_t fetched = tile.first && row_in_block == 0 ? 2 * step_bytes : 0;
-    constexpr int width = Width * Weights::rows;
+    constexpr int pass_width = Width * Weights::rows, width = pass_width * Weights::passes;
     using Float = typename Lanes<Out::N>::Float;
     using Input = typename Weights::Input;
 
@@ -247,17 +274,23 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
         if constexpr (Weights::scaled) __builtin_prefetch(next.scales + row_in_block);
         const int64_t first_input = p.col_indices[k] * p.block_cols, inputs = p.in_features - first_input;
         const int64_t steps = ((inputs < p.block_cols ? inputs : p.block_cols) + Weights::inputs - 1) / Weights::inputs;
-        const Input* x = static_cast<const Input*>(tile.x) + first_input / Weights::inputs * width;
-        const uint8_t* step = place.block + row_in_block * Weights::row_bytes;
-        int64_t s = 0;
-        for (; s + 2 <= steps; s += 2) {
-            for (int64_t line = 0; line < fetched; line += 64) __builtin_prefetch(step + distance + line, 0, kIntoL2);
-            sums.template add<0>(step, block_rows, x);
-            sums.template add<1>(step + step_bytes, block_rows, x + width);
-            step += 2 * step_bytes;
-            x += 2 * width;
+        for (int pass = 0; pass < Weights::passes; ++pass) {
+            const Input* x =
+                static_cast<const Input*>(tile.x) + first_input / Weights::inputs * width + pass * pass_width;
+            const uint8_t* step = place.block + row_in_block * Weights::row_bytes;
+            if constexpr (Weights::passes > 1)
+                if (pass > 0) sums.each([](auto& one) WEIGHTPAGER_INLINED { one = one * 256; });
+            int64_t s = 0;
+            for (; s + 2 <= steps; s += 2) {
+                for (int64_t line = 0; line < fetched; line += 64)
+                    __builtin_prefetch(step + distance + line, 0, kIntoL2);
+                sums.template add<0>(step, block_rows, x);
+                sums.template add<1>(step + step_bytes, block_rows, x + width);
+                step += 2 * step_bytes;
+                x += 2 * width;
+            }
+            if (s < steps) sums.template add<0>(step, block_rows, x);
         }
-        if (s < steps) sums.template add<0>(step, block_rows, x);
         if constexpr (Weights::scaled) {
             // A block's sums are at the scale of its rows, whole numbers also at that of the activations that they met.
             const float* x_scales = Weights::integers ? tile.x_scales + p.col_indices[k] * Width : nullptr;
@@ -338,8 +371,7 @@ int64_t sweep_integers(const Problem& p, const Tile& tile, int64_t grid_row) {
 extern const Kernel WEIGHTPAGER_EXACT;
 namespace {
 
-const Kernel integers = {
-    kName, Packing::integers, kWidest, width, sweep_integers, has_scales, &WEIGHTPAGER_EXACT, nullptr, 0};
+constexpr const Kernel* kExact = &WEIGHTPAGER_EXACT;
 
 constexpr Packing kPacking = Packing::pairs;
 
@@ -359,8 +391,7 @@ bool suits(const Problem& p) {
 
 #else
 
-const Kernel integers = {kName, Packing::integers, kWidest, width, sweep_integers, has_scales, nullptr, nullptr, 0};
-
+constexpr const Kernel* kExact = nullptr;
 constexpr Packing kPacking = Packing::floats;
 
 int64_t kSweep(const Problem& p, const Tile& tile, int64_t grid_row) {
@@ -379,10 +410,20 @@ constexpr std::nullptr_t kDequantiseRow = nullptr;
 #endif
 constexpr int64_t kLeastDequantised = 40;  // tokens
 
+const Kernel integers = {kName, Packing::integers, kWidest, width, sweep_integers, has_scales, kExact, nullptr, 0};
+
+#if defined(__ARM_FEATURE_DOTPROD)
+bool is_int4(const Problem& p) { return p.weight_dtype == Dtype::int4; }
+
+const Kernel rounded = {kName, Packing::bytes, kWidest, width, sweep<DottedInt4Weights>, is_int4, &integers, nullptr, 0};
+#else
+const Kernel& rounded = integers;
+#endif
+
 }  // namespace
 
 extern const Kernel WEIGHTPAGER_KERNEL;
 const Kernel WEIGHTPAGER_KERNEL = {
-    kName, kPacking, kWidest, width, kSweep, suits, &integers, kDequantiseRow, kLeastDequantised};
+    kName, kPacking, kWidest, width, kSweep, suits, &rounded, kDequantiseRow, kLeastDequantised};
 
 }  // namespace weightpager

@@ -21,13 +21,14 @@ extern const Kernel avx512_bf16;
 extern const Kernel amx_bf16;
 #endif
 #elif defined(__aarch64__)
-extern const Kernel neon, neon_bf16;
+extern const Kernel neon, neon_dot, neon_bf16;
 #endif
 
 namespace {
 
 #if defined(__aarch64__)
-constexpr unsigned long kBfloat16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
+constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
+constexpr unsigned long kBfloat16 = 1ul << 14;    // HWCAP2_BF16, which older headers lack
 #endif
 
 #if defined(WEIGHTPAGER_EMULATED_TILES)
@@ -61,7 +62,9 @@ std::vector<const Kernel*> find_kernels() {
     if (wide) found.push_back(&avx512);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2);
 #elif defined(__aarch64__)
-    if (getauxval(AT_HWCAP2) & kBfloat16) found.push_back(&neon_bf16);
+    const bool dots = getauxval(AT_HWCAP) & kDotProduct;
+    if (dots && getauxval(AT_HWCAP2) & kBfloat16) found.push_back(&neon_bf16);
+    if (dots) found.push_back(&neon_dot);
     found.push_back(&neon);
 #endif
     found.push_back(&generic);

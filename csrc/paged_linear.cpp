@@ -39,7 +39,7 @@ class Panel {
         capacity_ = std::min(tiles * kernel.widest, problem.tokens);
         const int64_t columns = divide_up(capacity_, kernel.widest) * kernel.widest;
         packed_.reset(new uint32_t[static_cast<size_t>(columns * rows_)]);
-        if (kernel.packing == Packing::integers) scales_.reset(new float[static_cast<size_t>(columns * groups())]);
+        if (integers()) scales_.reset(new float[static_cast<size_t>(columns * groups())]);
     }
 
     int64_t capacity() const { return capacity_; }
@@ -76,15 +76,17 @@ class Panel {
         return divide_up(in_features, kStepInputs) * kStepInputs / (packing == Packing::floats ? 1 : 2);
     }
 
+    bool integers() const { return kernel_.packing == Packing::integers || kernel_.packing == Packing::bytes; }
+
     // Of inputs that have a scale in common.
     int64_t groups() const { return divide_up(p_.in_features, p_.block_cols); }
 
     void pack(int64_t i) {
         const Tile to = tile(i);
         uint32_t* packed = packed_.get() + i * kernel_.widest * rows_;
-        if (kernel_.packing == Packing::integers && p_.dtype == Dtype::float32)
+        if (integers() && p_.dtype == Dtype::float32)
             interleave_integers(to, packed, static_cast<const float*>(p_.x), [](float value) { return value; });
-        else if (kernel_.packing == Packing::integers)
+        else if (integers())
             interleave_integers(to, packed, static_cast<const uint16_t*>(p_.x), from_bfloat16);
         else if (p_.dtype == Dtype::float32)
             interleave(to, packed, static_cast<const uint32_t*>(p_.x), [](uint32_t value) { return value; });
@@ -132,12 +134,30 @@ class Panel {
                 const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
                 for (; i < end; ++i) integers[i] = rounded(widen(from[i]) * inverse);
             }
+            if (kernel_.packing == Packing::bytes) {
+                for (int64_t first_of = 0; first_of < 2 * kLine; first_of += kStepInputs)
+                    split(integers + first_of, line + first_of / 2);
+                return;
+            }
             std::memcpy(line, integers, sizeof integers);
         });
     }
 
-    // So that not even the sum of a whole row of a block leaves an int32.
+    // Eight inputs into the rows of bytes that `Packing` says.
+    static void split(const int16_t* integers, uint32_t* rows) {
+        constexpr int kOrder[kStepInputs] = {0, 2, 1, 3, 4, 6, 5, 7};
+        int8_t bytes[2][kStepInputs];
+        for (int i = 0; i < kStepInputs; ++i) {
+            const int value = integers[kOrder[i]], high = (value + 128) >> 8;
+            bytes[0][i] = static_cast<int8_t>(high);
+            bytes[1][i] = static_cast<int8_t>(value - high * 256);
+        }
+        std::memcpy(rows, bytes, sizeof bytes);
+    }
+
+    // So that not even the sum of a whole row of a block leaves an int32, nor a high byte an int8.
     float largest_integer() const {
+        if (kernel_.packing == Packing::bytes) return 127 * 256 + 127;
         constexpr int64_t kLargest = 32767, kSum = (int64_t{1} << 31) - 1, kLargestWeight = 128;
         return static_cast<float>(std::min(kLargest, kSum / (kLargestWeight * p_.block_cols)));
     }

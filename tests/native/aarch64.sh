@@ -25,10 +25,13 @@ emulated() { # PROCESSOR, then options of the tests
 
 # Fails if the kernel isn't found there. A part of the cases: emulated, all of them take minutes.
 emulated max --kernel neon_bf16 --cases 600
+emulated max --kernel neon_dot --cases 300
 emulated max --kernel neon --cases 300
-if emulated cortex-a72 --kernel neon_bf16 --cases 0; then
-    echo "neon_bf16 was chosen on a processor without BFDOT" >&2
-    exit 1
-fi
+for newer in neon_bf16 neon_dot; do
+    if emulated cortex-a72 --kernel $newer --cases 0; then
+        echo "$newer was chosen on a processor that lacks its instructions" >&2
+        exit 1
+    fi
+done
 emulated cortex-a72 --cases 100
 CXX=aarch64-linux-gnu-g++ RUN=qemu-aarch64 tests/native/loads.sh -static
