@@ -182,8 +182,8 @@ class Engine(EngineMaintenance):
         """
         self._check_open()
         with self._activating:
-            if name == self._current and self._holds.enter_again(name, wait=wait):
-                return self.module(name)
+            if name == self._current and (again := self._holds.enter_again(name, wait=wait)) is not None:
+                return again
             leaving = None if name == self._current else self._current
             module = self._holds.hold(name, leaving, self._leave_current, wait=wait, timeout=timeout)
             left, self._current = self._current, name

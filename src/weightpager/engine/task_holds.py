@@ -97,14 +97,14 @@ class TaskHolds:
         finally:
             self._open.residency.let_go(task.number)
 
-    def enter_again(self, name: str, *, wait: bool) -> bool:
-        """A task that is held is asked for again; False if it must be held anew, to be loaded or waited for."""
+    def enter_again(self, name: str, *, wait: bool) -> nn.Module | None:
+        """A task that is held is asked for again; its module, or None if it must be held anew, to be waited for."""
         task = self._open.tasks[name]
         if not task.gate.is_ready and (wait or task.gate.has_failed):
-            return False
+            return None
         if self._switches.monitor.record(name) != name:
             self._tell(task.number, LoadStats())
-        return True
+        return task.module
 
     def pin(self, name: str) -> None:
         """Hold a task until `unpin`."""

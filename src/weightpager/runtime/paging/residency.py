@@ -235,9 +235,10 @@ class Residency:
         if not self._turn.acquire(timeout=-1 if left is None else left):
             raise BusyError("another switch was still going on when the timeout passed; try again, or allow more time")
         try:
-            if stop_prefetch:
-                self.stop_prefetch()
             with self._lock:
+                if stop_prefetch:
+                    self._loader.stop_prefetch()
+                    self._lock.notify_all()
                 if not self._state.closed:
                     self._loader.cancel_lost()
             yield

@@ -81,6 +81,8 @@ class ThreadReads:
             return {page for some in (*self._queue, *self._running) if some.load.common for page in some.pages}
 
     def cancel(self, but: Collection[int]) -> list[int]:
+        if not self._queue:  # a load that is just beginning begins after this
+            return []
         with self._changed:
             return self._take_back(lambda some: some.load.common and not any(page in but for page in some.pages))
 
