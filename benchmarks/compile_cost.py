@@ -53,6 +53,7 @@ def content(cache: Path) -> dict[str, Any]:
     samples, _ = prepare(cache, report=typer.echo)
     return {
         "model": str(minilm(cache)),
+        "dtype": "bfloat16",
         "sparsity": 0.75,
         "alignment": 0.5,
         "calibration": {"items": ITEMS, "max_length": TOKENS, "batch": 16},

@@ -46,6 +46,7 @@ def six_tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reports, 
     found, missing = samples.prepare(cache_dir(), eval_items=500, report=lambda line: None)
     content = {
         "model": str(samples.minilm(cache_dir())),
+        "dtype": "bfloat16",
         "sparsity": 0.3,
         "calibration": {"items": 128, "max_length": 64},
         "training": {"steps": 260, "learning_rate": 2e-4, "batch": 16},
@@ -121,6 +122,7 @@ def test_a_real_decoder(tmp_path: Path) -> None:
     domains = {sample.name: sample for sample in samples.language_modeling(cache, report=lambda line: None)[0]}
     content = {
         "model": str(samples.smollm2(cache)),
+        "dtype": "bfloat16",
         "sparsity": 0.1,
         "calibration": {"items": 8, "max_length": 64, "batch": 4},
         "tasks": {

@@ -59,7 +59,7 @@ def same_outputs(first: Path, second: Path, tasks: list[str]) -> bool:
 def new_tasks(folder: Path, **changes: Any) -> dict[str, Any]:
     """A task file of one new task on the tiny encoder."""
     content = tiny.assistant(folder)
-    for key in ("block", "page"):
+    for key in ("block", "page", "dtype"):
         del content[key]
     content["tasks"] = {"pet": tiny.classification(folder, "pet", {"cat": ["cat"], "dog": ["dog"], "cow": ["cow"]})}
     return content | changes

@@ -150,7 +150,7 @@ def test_growing_keeps_tables_and_answers(
     import tiny
 
     content = tiny.wordy(tmp_path)
-    del content["block"], content["page"], content["rows"]
+    del content["block"], content["page"], content["rows"], content["dtype"]
     content["tasks"] = {"pet": tiny.classification(tmp_path, "pet", {"cat": ["cat"], "dog": ["dog"]})}
     grown = wp.compile(content, out=tmp_path / "grown.bundle", base=bundle.path)
     assert verify(grown.path).problems == ()
@@ -168,7 +168,7 @@ def test_an_engine_takes_over_a_grown_bundle(
 
     path = Path(shutil.copytree(bundle.path, tmp_path / "a.bundle"))
     content = tiny.wordy(tmp_path)
-    del content["block"], content["page"], content["rows"]
+    del content["block"], content["page"], content["rows"], content["dtype"]
     content["tasks"] = {"pet": tiny.classification(tmp_path, "pet", {"cat": ["cat"], "dog": ["dog"]})}
     with wp.Engine(Bundle.open(path), EngineConfig(budget=smallest_budget(bundle) + 60_000)) as engine:
         wp.compile(content, out=path, base=path, force=True)

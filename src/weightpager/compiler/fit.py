@@ -76,7 +76,7 @@ def fit_of(prepared: Prepared, bundle: Bundle) -> Fit | None:
     task_file = prepared.source.task_file
     if task_file.fit is None:
         return None
-    density, room = 1 - task_file.sparsity, format_room(task_file.fit)
+    density, room = 1 - task_file.sparsity_of(next(iter(task_file.tasks))), format_room(task_file.fit)
     if density == 1:
         why = f"{room} hold all blocks in {task_file.dtype}, so none is dropped"
     else:

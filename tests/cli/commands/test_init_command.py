@@ -39,7 +39,8 @@ def test_a_starter_without_a_model_says_what_is_missing(
     assert refused.code == 2
     assert "hf download" in refused.err
     tiny.bert(tmp_path / "model")
-    assert load("tasks.yaml").sparsity == 0.75
+    starter = load("tasks.yaml")
+    assert (starter.dtype, starter.sparsity_of("spam")) == ("int4", 0.75)
 
 
 def test_nothing_is_overwritten(weightpager: Command, tmp_path: Path) -> None:

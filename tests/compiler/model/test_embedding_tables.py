@@ -71,7 +71,7 @@ def unrounded(table: Tensor) -> Tensor:
 
 def pet(folder: Path) -> dict[str, Any]:
     content = tiny.assistant(folder)
-    del content["block"], content["page"]
+    del content["block"], content["page"], content["dtype"]
     return content | {"tasks": {"pet": tiny.classification(folder, "pet", {"cat": ["cat"], "dog": ["dog"]})}}
 
 
@@ -83,7 +83,12 @@ def llama(folder: Path, kind: str, *, tied: bool) -> dict[str, Any]:
         "words": lambda: tiny.text(folder, "words", tiny.WORDS[:3]),
         "animal": lambda: tiny.classification(folder, "animal", {"cat": ["cat"], "dog": ["dog"]}),
     }
-    content = {"model": str(folder / "llama"), "sparsity": 0.5, "training": {"steps": 4, "batch": 4}}
+    content = {
+        "model": str(folder / "llama"),
+        "dtype": "bfloat16",
+        "sparsity": 0.5,
+        "training": {"steps": 4, "batch": 4},
+    }
     calibration = {"items": 8, "max_length": 16, "batch": 4}
     return content | {"calibration": calibration, "tasks": {kind: made[kind]()}}
 

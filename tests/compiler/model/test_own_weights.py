@@ -63,7 +63,14 @@ def content(folder: Path, **moves: dict[str, float]) -> dict[str, Any]:
             "checkpoint": checkpoint(folder / name, base, words, moved)
         }
     calibration = {"items": 16, "max_length": 16, "batch": 8}
-    return {"model": str(base), "block": "8x16", "sparsity": 0.5, "calibration": calibration, "tasks": tasks}
+    return {
+        "model": str(base),
+        "block": "8x16",
+        "dtype": "bfloat16",
+        "sparsity": 0.5,
+        "calibration": calibration,
+        "tasks": tasks,
+    }
 
 
 def load(entries: dict[str, Any]) -> Source:

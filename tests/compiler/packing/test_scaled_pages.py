@@ -24,7 +24,7 @@ INPUTS = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch
 
 def pet(folder: Path) -> dict[str, Any]:
     content = tiny.assistant(folder)
-    del content["block"], content["page"]
+    del content["block"], content["page"], content["dtype"]
     content["tasks"] = {"pet": tiny.classification(folder, "pet", {"cat": ["cat"], "dog": ["dog"], "cow": ["cow"]})}
     return content
 

@@ -55,13 +55,15 @@ def write(folder: Path) -> Writer:
 def test_defaults(write: Writer, folder: Path) -> None:
     parsed = task_file.load(write())
     assert parsed.block == BlockShape(16, 32)
-    assert (parsed.dtype, parsed.sparsity, parsed.alignment, parsed.saliency) == ("bfloat16", 0.3, 0.5, "gradient")
+    assert (parsed.dtype, parsed.sparsity, parsed.alignment, parsed.saliency) == ("int4", None, 0.5, "gradient")
     assert (parsed.page, parsed.transitions) == (None, None)
     assert (parsed.calibration.items, parsed.calibration.max_length, parsed.calibration.batch) == (256, 64, 32)
     assert (parsed.training.steps, parsed.training.learning_rate, parsed.training.seed) == (360, 3e-4, 0)
     spam = parsed.tasks["spam"]
     assert spam.columns == ("text", "label")
     assert parsed.sparsity_of("spam") == 0.3
+    trained = parsed.model_copy(update={"recover": parsed.recover.model_copy(update={"method": "finetune"})})
+    assert trained.sparsity_of("spam") == 0.75
     assert parsed.max_length_of("spam") == 64
     assert parsed.model == folder / "model"
     assert spam.train == folder / "spam.train.jsonl"
@@ -131,7 +133,7 @@ def test_merge_keys_work(write: Writer) -> None:
         ("page: 5000", "page: expected auto or a power of two from 4KiB to 256MiB, found 5000"),
         ("page: tiny", "page: expected auto or a size such as 64KiB, found 'tiny'"),
         ("page: true", "page: expected auto or"),
-        ("block: 256x256\npage: 4096", "page: expected at least one bfloat16 block of 131072 bytes, found 4096"),
+        ("block: 256x256\npage: 4096", "page: expected at least one int4 block of 33280 bytes, found 4096"),
         ("transitions: nowhere.jsonl", "transitions: expected a file, found none at"),
         ("transitions: model", "transitions: expected a file, found none at"),
         ("calibration: {items: 0}", "calibration.items: expected at least 1, found 0"),
@@ -298,7 +300,8 @@ def test_the_documented_file_parses(folder: Path) -> None:
     parsed = task_file.load(folder / "tasks.yaml")
     plain = task_file.from_dict({"model": folder / "model", "tasks": {"code": parsed.tasks["code"]}}, folder)
     changed = {name for name in TaskFile.model_fields if getattr(parsed, name) != getattr(plain, name)}
-    assert changed == {"transitions", "tasks"}, "the example states the defaults"
+    assert changed == {"sparsity", "transitions", "tasks"}, "the example states the defaults"
+    assert parsed.sparsity == 0.75  # that of a training, which this file makes none of
 
 
 def test_every_key_is_documented() -> None:

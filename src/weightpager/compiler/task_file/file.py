@@ -32,6 +32,10 @@ from weightpager.compiler.task_file.sections import CalibrationSpec, Recover, Re
 from weightpager.errors import ConfigError
 from weightpager.page_dtype import PageDtype, block_bytes
 
+_SPARSITY = {"finetune": 0.75}
+_SPARSITY_UNTRAINED = 0.3
+"""Fractions of blocks dropped where none is stated: what training wins back, and what is borne without."""
+
 
 class TaskFile(Frozen):
     """The whole file; paths are absolute or start from the working directory.
@@ -40,7 +44,8 @@ class TaskFile(Frozen):
         model: a Hugging Face model directory: an encoder or a decoder, of texts or of images.
         block: rows × columns of weights that are kept or dropped together.
         dtype: of the paged weights.
-        sparsity: fraction of blocks dropped by tasks that state none.
+        sparsity: fraction of blocks dropped by tasks that state none; if this states none either, 0.75 where recovery
+            trains, or else 0.3.
         alignment: what a block loaded per switch costs, in mean block saliencies; infinity asks for one shared mask.
         saliency: how a block's importance is measured.
         reorder: permute the model so that blocks hold weights that the same tasks need.
@@ -61,8 +66,8 @@ class TaskFile(Frozen):
 
     model: ModelDirectory
     block: Block = BlockShape(16, 32)
-    dtype: PageDtype = "bfloat16"
-    sparsity: Sparsity = 0.3
+    dtype: PageDtype = "int4"
+    sparsity: Sparsity | None = None
     fit: Size = None
     alignment: Strength = 0.5
     max_switch: Size = None
@@ -133,8 +138,9 @@ class TaskFile(Frozen):
 
     def sparsity_of(self, task: str) -> float:
         """The fraction of blocks that the task drops."""
-        own = self.tasks[task].sparsity
-        return self.sparsity if own is None else own
+        stated = (self.tasks[task].sparsity, self.sparsity)
+        usual = _SPARSITY.get(self.recover.method, _SPARSITY_UNTRAINED)
+        return next((value for value in stated if value is not None), usual)
 
     @property
     def trained_tasks(self) -> tuple[str, ...]:
