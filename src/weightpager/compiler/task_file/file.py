@@ -75,7 +75,7 @@ class TaskFile(Frozen):
     saliency: Saliency = "gradient"
     reorder: bool = True
     page: Page = None
-    rows: Rows = "resident"
+    rows: Rows = "on-demand"
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
     transitions: ExistingFile | None = None
     calibration: CalibrationSpec = CalibrationSpec()
