@@ -3,13 +3,16 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "block_tables.hpp"
 #include "load/bindings.hpp"
 #include "memory.hpp"
 #include "paged_linear.hpp"
@@ -102,6 +105,27 @@ class Weight {
     Problem problem_;
 };
 
+// Which block lies in each place of a bundle's pages. The memory belongs to the caller's arrays.
+class Placed {
+   public:
+    Placed(uintptr_t blocks, uintptr_t layers, uintptr_t page_numbers, uintptr_t starts, int64_t pages, int64_t places,
+           bool wide, int64_t total, const std::vector<std::tuple<int64_t, int64_t, int64_t>>& grids)
+        : placement_{at<const void>(blocks), wide, at<const int32_t>(layers), at<const int64_t>(page_numbers),
+                     pages, places, at<const int64_t>(starts), total} {
+        for (const auto& [first, rows, cols] : grids) grids_.push_back({first, rows, cols});
+    }
+
+    void expand(uintptr_t used, uintptr_t crow, uintptr_t columns, uintptr_t locations) const {
+        nb::gil_scoped_release release;
+        expand_tables(placement_, grids_, at<const uint8_t>(used), at<int32_t>(crow), at<int32_t>(columns),
+                      at<int32_t>(locations));
+    }
+
+   private:
+    Placement placement_;
+    std::vector<Grid> grids_;
+};
+
 void read_memory(uintptr_t address, int64_t bytes, int threads) {
     nb::gil_scoped_release release;
     read_all(at<const uint8_t>(address), bytes, std::max(1, threads));
@@ -117,11 +141,16 @@ void widen(uintptr_t base, uintptr_t offsets, uintptr_t rows, int64_t count, int
 }  // namespace
 
 NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false);  // a process may end with an engine open; that is nothing to tell its user
     m.def("isas", &isas);
     m.def("exact", &exact);
     m.def("threading", [] { return std::string(have_openmp() ? "gomp" : "serial"); });
     m.def("read_memory", &read_memory);
     m.def("widen_rows", &widen);
+    nb::class_<Placed>(m, "Placement")
+        .def(nb::init<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, bool, int64_t,
+                      const std::vector<std::tuple<int64_t, int64_t, int64_t>>&>())
+        .def("expand", &Placed::expand);
     nb::class_<Weight>(m, "Weight")
         .def(nb::init<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t,
                       int64_t, int64_t, int64_t, const std::string&>(),

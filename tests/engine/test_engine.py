@@ -21,7 +21,7 @@ import weightpager as wp
 from faults import FaultyStore
 from weightpager.bundle import Bundle
 from weightpager.bundle.files import tensor_file
-from weightpager.bundle.footprint import footprint
+from weightpager.bundle.footprint import expanded_bytes, footprint
 from weightpager.bundle.format.names import RESIDENT
 from weightpager.config import EngineConfig
 from weightpager.engine.export import export_task
@@ -54,17 +54,13 @@ def fresh(path: Path, task: str) -> torch.Tensor:
         return logits(module)
 
 
-def fixed_bytes(path: Path) -> int:
-    with wp.Engine.from_pretrained(path) as engine:
-        use = engine.report().memory
-        return use.total - use.arena
-
-
 def tight(path: Path, *tasks: str) -> int:
     """The budget that just holds these tasks together."""
     bundle = Bundle.open(path)
     pages = set().union(*(bundle.pages_of(task).tolist() for task in tasks))
-    return fixed_bytes(path) + len(pages) * bundle.page_bytes
+    fixed = footprint(bundle)
+    tables = sum(expanded_bytes(bundle.placement, bundle.task_numbers[task]) for task in tasks)
+    return fixed.total + max(0, tables - fixed.largest_table) + len(pages) * bundle.page_bytes
 
 
 @pytest.mark.parametrize("task", ["animal", "weather", "number", "colour"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import weightpager as wp
-from encoder_tasks import TASKS, logits, room_for
+from encoder_tasks import TASKS, logits, room_for, room_in_use
 from engines import InThread, hanging, settle
 from faults import FaultyStore, HangingStore
 from weightpager.bundle import Bundle
@@ -337,7 +337,7 @@ def test_a_budget_that_needs_the_slot_of_a_read_that_hangs_is_refused_for_that(b
     with hanging(bundle, budget=room_for(bundle, large), io_threads=1, read_timeout=0.05) as (engine, store):
         engine.set_budget(room_for(bundle, smallest, spare=1))
         with engine.task(smallest):
-            engine.set_budget(room_for(bundle, large, smallest))
+            engine.set_budget(room_in_use(bundle, large, smallest))
             store.begun.clear()
             store.hang()
             with engine.task(large, wait=False):
@@ -413,7 +413,7 @@ def test_memory_of_slots_that_are_given_up_goes_back_to_the_machine(bundle: Bund
 
 
 def test_real_time_tasks_never_leave(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
-    budget = max(room_for(bundle, "animal", task) for task in TASKS)
+    budget = max(room_in_use(bundle, "animal", task) for task in TASKS)
     config = EngineConfig(budget, real_time=("animal",))
     with wp.Engine(bundle, config) as engine:
         assert engine.report().active == ("animal",)

@@ -115,7 +115,7 @@ def test_a_budget_is_shared_by_rows_and_blocks(bundle: Bundle) -> None:
     least, pages = smallest_budget(bundle), len(bundle.pages)
     before = (0, 0)
     with wp.Engine(bundle, EngineConfig(budget=least)) as engine:
-        most = footprint(bundle).total - footprint(bundle).rows + whole_rows(bundle) + pages * bundle.page_bytes
+        most = footprint(bundle).largest - footprint(bundle).rows + whole_rows(bundle) + pages * bundle.page_bytes
         for budget in range(least, most + 1, 1000):
             engine.set_budget(budget)
             report = engine.report()

@@ -11,10 +11,11 @@ import torch
 
 import weightpager as wp
 from devices import LateCopier
-from encoder_tasks import TASKS, logits, room_for
+from encoder_tasks import TASKS, logits
 from engines import settle
 from faults import FaultyStore, HangingStore
 from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig
 from weightpager.errors import (
     BudgetError,
@@ -50,8 +51,10 @@ def staged(
 
 
 def staged_room(bundle: Bundle, copier: LateCopier, *tasks: str, buffers: int = 2) -> int:
-    """The budget that just holds these tasks together, and the staging buffers."""
-    return room_for(bundle, *tasks) + Staging(copier, buffers).bytes(bundle.page_bytes)
+    """The budget that just holds these tasks together, the staging buffers, and all tasks' block tables."""
+    pages = set().union(*(bundle.pages_of(task).tolist() for task in tasks))
+    staging = Staging(copier, buffers).bytes(bundle.page_bytes)
+    return footprint(bundle).largest + len(pages) * bundle.page_bytes + staging
 
 
 @pytest.mark.parametrize("buffers", [1, 4])

@@ -14,7 +14,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 import weightpager as wp
-from encoder_tasks import TASKS, logits, room_for
+from encoder_tasks import TASKS, logits, room_for, room_in_use
 from engines import InThread, hanging, settle
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import private_file
@@ -47,15 +47,15 @@ def test_a_budget_that_grows_makes_room_for_who_waits_for_it(bundle: Bundle, exp
         with engine.task(small) as module:
             waiting = InThread(other)
             waits(waiting)
-            engine.set_budget(room_for(bundle, small, large))
+            engine.set_budget(room_in_use(bundle, small, large))
             assert torch.equal(waiting.result(), expected[large])
             assert torch.equal(logits(module), expected[small])
 
 
 def test_others_switch_while_a_thread_waits_for_room(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
     first, second, *_, large = by_pages(bundle)
-    budget = max(room_for(bundle, first, second), room_for(bundle, large))
-    assert budget < room_for(bundle, first, large)
+    budget = max(room_in_use(bundle, first, second), room_for(bundle, large))
+    assert budget < room_in_use(bundle, first, large)
     with wp.Engine.from_pretrained(bundle.path, budget=budget) as engine:
 
         def other() -> torch.Tensor:
@@ -88,10 +88,12 @@ def test_a_real_time_task_asked_for_while_another_is_given_up_does_not_wait_for_
 ) -> None:
     always, old, new = max(
         permutations(TASKS, 3),
-        key=lambda tasks: room_for(bundle, *tasks) - max(room_for(bundle, *tasks[:2]), room_for(bundle, *tasks[::2])),
+        key=lambda tasks: (
+            room_in_use(bundle, *tasks) - max(room_in_use(bundle, *tasks[:2]), room_in_use(bundle, *tasks[::2]))
+        ),
     )
-    budget = max(room_for(bundle, always, old), room_for(bundle, always, new))
-    assert budget < room_for(bundle, always, old, new)
+    budget = max(room_in_use(bundle, always, old), room_in_use(bundle, always, new))
+    assert budget < room_in_use(bundle, always, old, new)
     with hanging(bundle, budget=budget, io_threads=1, real_time=(always,)) as (engine, store):
         engine.activate(old)
         leaving, go_on = threading.Event(), threading.Event()

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
+import mmap
 from dataclasses import dataclass
 
 import numpy as np
 
 from weightpager.bundle.files.tensor_file import read_header
 from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.reader import Bundle
 from weightpager.config import format_enough, format_room
 from weightpager.errors import BudgetError
 
-_SPARE_PAGES = 1024  # page numbers beyond twice the bundle's pages, for tasks that are added while an engine runs
+_SPARE_PAGES = 256  # page numbers beyond twice the bundle's pages, for tasks that are added while an engine runs
 _NUMBER_BYTES = 34  # bookkeeping for each page number, beside a byte for each task: slots, users and time of arrival
-_PAGE_BYTES = 80  # bookkeeping for each page: its entry in the engine's index, and a slot in the list of free ones
+_PAGE_BYTES = 44  # bookkeeping for each page: its number, and a slot in the list of free ones
 
 _LEAST_ROWS = 32
 """One row of so many is in memory whatever the budget; on texts of the demo's tasks these serve about two look-ups of
@@ -34,18 +36,33 @@ class Footprint:
     Attributes:
         resident: parameters that tasks share.
         private: parameters of all tasks' own, with their low-rank parts.
-        tables: all tasks' block tables, the page index and the page table, and where rows of tables are.
+        placement: block tables as the bundle has them, page index and page table, and where rows of tables are.
+        largest_table: the expanded block tables of the task that has the largest; a task in use has its own.
+        all_tables: those of all tasks.
         rows: rows of tables: the least of them, or as many as were asked for.
     """
 
     resident: int
     private: int
-    tables: int
+    placement: int
+    largest_table: int = 0
+    all_tables: int = 0
     rows: int = 0
 
     @property
+    def tables(self) -> int:
+        """What tables take while one task is in use."""
+        return self.placement + self.largest_table
+
+    @property
     def total(self) -> int:
+        """What is in memory while one task is in use."""
         return self.resident + self.private + self.tables + self.rows
+
+    @property
+    def largest(self) -> int:
+        """What may be in memory: with the expanded tables of all tasks."""
+        return self.total - self.largest_table + self.all_tables
 
 
 def page_numbers(bundle: Bundle) -> int:
@@ -69,6 +86,11 @@ def whole_rows(bundle: Bundle) -> int:
     return sum(entry.rows * row_memory(entry) for entry in bundle.manifest.row_tables)
 
 
+def expanded_bytes(placement: Placement, task: int) -> int:
+    """Memory of a task's expanded block tables, in whole pages of the machine."""
+    return -(-placement.table_bytes(task) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
 def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> Footprint:
     """What an engine over this bundle holds beside its arena.
 
@@ -80,7 +102,7 @@ def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> F
     Raises:
         BundleFormatError: a parameter file is damaged.
     """
-    tables = sum(map(bundle.placement.table_bytes, range(len(bundle.tasks)))) + bundle.placement.nbytes
+    tables = [expanded_bytes(bundle.placement, task) for task in range(len(bundle.tasks))]
     index = bundle.index.ids.nbytes + bundle.index.layers.nbytes + bundle.index.signatures.nbytes
     bookkeeping = page_numbers(bundle) * (_NUMBER_BYTES + len(bundle.tasks)) + len(bundle.pages) * _PAGE_BYTES
     return Footprint(
@@ -88,7 +110,9 @@ def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> F
         private=sum(
             _parameter_bytes(bundle, private_file(task), dtype) + adapter_bytes(bundle, task) for task in bundle.tasks
         ),
-        tables=tables + index + bookkeeping + _row_places(bundle),
+        placement=bundle.placement.nbytes + index + bookkeeping + _row_places(bundle),
+        largest_table=max(tables),
+        all_tables=sum(tables),
         rows=_row_bytes(bundle, rows),
     )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from weightpager.bundle import BlockTable, Bundle, PageIndex
+from weightpager.bundle import Bundle, PageIndex
 from weightpager.bundle.format import row_table
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
 from weightpager.bundle.parts.adapter import adapter_files
@@ -136,10 +136,14 @@ class PageNumbers:
             return
         old, added = self.index, bundle.pages
         self.store.add(store, new)
-        self.index = PageIndex(
-            np.concatenate([old.ids, added.ids[new]]),
-            np.concatenate([old.layers, added.layers[new]]),
-            np.concatenate([old.signatures, added.signatures[new]]),
+        self.index = (
+            added
+            if not len(old)
+            else PageIndex(
+                np.concatenate([old.ids, added.ids[new]]),
+                np.concatenate([old.layers, added.layers[new]]),
+                np.concatenate([old.signatures, added.signatures[new]]),
+            )
         )
 
 
@@ -155,8 +159,3 @@ def _keys(index: PageIndex) -> Iterator[tuple[bytes, int, int]]:
 def pages_of(bundle: Bundle, task: str, numbers: npt.NDArray[np.int64]) -> Pages:
     """A task's pages by these numbers, ascending."""
     return np.sort(numbers[bundle.pages_of(task)])
-
-
-def tables_of(bundle: Bundle, task: str, numbers: npt.NDArray[np.int64]) -> Mapping[str, BlockTable]:
-    """A task's block tables with its pages' numbers in the locations."""
-    return bundle.placement.tables(bundle.task_numbers[task], numbers)

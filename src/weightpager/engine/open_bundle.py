@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from weightpager import kernels
-from weightpager.bundle import BlockTable, Bundle
+from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, page_numbers, whole_rows
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.parts.adapter import LowRank, read_adapter
 from weightpager.config import EngineConfig
 from weightpager.engine import task_module
-from weightpager.engine.bundle_change import BundleChange, PageNumbers, pages_of, tables_of
+from weightpager.engine.bundle_change import BundleChange, PageNumbers, pages_of
 from weightpager.engine.model import architecture
 from weightpager.engine.parameters import activation_dtype, device_rows, read_parameters
+from weightpager.engine.task_tables import TableSource, TaskTables
 from weightpager.errors import TaskTooLargeError
 from weightpager.nn import RowSource
 from weightpager.runtime.memory import device
@@ -48,7 +49,7 @@ class OpenTask:
 
     Attributes:
         number: by which the runtime knows it.
-        tables: its block tables, in terms of the page table's pages.
+        tables: its block tables, in terms of the page table's pages, expanded while it is held.
         private: parameters of its own.
         low_rank: its low-rank parts.
         gate: what its layers ask before they read pages.
@@ -58,7 +59,7 @@ class OpenTask:
     """
 
     number: int
-    tables: Mapping[str, BlockTable]
+    tables: TaskTables
     private: dict[str, Tensor]
     low_rank: dict[str, LowRank]
     gate: TaskGate
@@ -68,12 +69,13 @@ class OpenTask:
 
     @classmethod
     def read(
-        cls, bundle: Bundle, name: str, number: int, numbers: npt.NDArray[np.int64], arena: PageArena, dtype: str
+        cls, bundle: Bundle, name: str, number: int, source: TableSource, arena: PageArena, dtype: str
     ) -> OpenTask:
-        """Read all that its module is built from, for a page table with these numbers of the bundle's pages."""
+        """Read all that its module is built from, with block tables from this source."""
         private = read_parameters(bundle, private_file(name), arena.pages.device, dtype)
         gate = TaskGate(name, arena.note_read)
-        return cls(number, tables_of(bundle, name, numbers), private, read_adapter(bundle, name), gate)
+        tables = TaskTables(source, bundle.task_numbers[name])
+        return cls(number, tables, private, read_adapter(bundle, name), gate)
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,9 @@ class OpenBundle:
             self.reads = VerifyingStore(self._numbers.store, self._numbers.index)
             undone.callback(self.reads.close)
             numbers = np.arange(len(bundle.pages))
+            tables = TableSource(bundle.placement, numbers)
             tasks = {
-                name: OpenTask.read(bundle, name, number, numbers, arena, config.dtype)
+                name: OpenTask.read(bundle, name, number, tables, arena, config.dtype)
                 for number, name in enumerate(bundle.tasks)
             }
             self._state = _State(bundle, tasks)
@@ -205,10 +208,12 @@ class OpenBundle:
 
     def check_fits(self, name: str, beside: Iterable[str]) -> None:
         """Whether the budget ever holds a task beside these. Errors are those of `Engine.check_fits`."""
-        real_time = [self.tasks[other].number for other in beside]
-        pages = self.residency.blocks.needed_together([self.task(name).number, *real_time])
-        if pages > self.residency.blocks.slots:
-            found = self.memory.too_small(f"task {name!r}{' beside the real-time tasks' if real_time else ''}", pages)
+        together = {name: self.task(name), **{other: self.tasks[other] for other in beside}}
+        pages = self.residency.blocks.needed_together([task.number for task in together.values()])
+        tables = sum(task.tables.nbytes for task in together.values())
+        if pages > self.memory.slots_beside(tables):
+            what = f"task {name!r}{' beside the real-time tasks' if beside else ''}"
+            found = self.memory.too_small(what, pages, tables=tables)
             raise TaskTooLargeError(f"task {name!r} can't run: {found}", found.smallest)
 
     def resize(self, budget: int) -> None:
@@ -251,8 +256,9 @@ class OpenBundle:
     def _take_over(self, bundle: Bundle, change: BundleChange) -> None:
         """Take over a changed bundle; all that can fail comes first."""
         numbers = self._numbers.of(bundle)
+        tables = TableSource(bundle.placement, numbers)
         come = {
-            name: OpenTask.read(bundle, name, -1, numbers, self.memory.arena, self._dtype)
+            name: OpenTask.read(bundle, name, -1, tables, self.memory.arena, self._dtype)
             for name in (*change.added, *change.changed)
         }
         gone = self._leaving(change)
@@ -267,6 +273,10 @@ class OpenBundle:
         for task, number in zip(come.values(), added, strict=True):
             task.number = number
         stay = {name: task for name, task in self.tasks.items() if name not in gone}
+        for name, task in stay.items():
+            task.tables.follow(tables, bundle.task_numbers[name])
+        for name in gone:
+            self.memory.tables.forget(self.tasks[name].tables)
         self._state = _State(bundle, stay | come)
 
     def _build(self, bundle: Bundle, name: str, task: OpenTask) -> nn.Module:
@@ -274,9 +284,10 @@ class OpenBundle:
         rows: dict[str, RowSource | Tensor] = {**self.rows.caches, **self._device_rows}
         tables = {name: rows[name] for name in bundle.row_tables if name not in values}
         arena, table = self.memory.arena.pages, self._page_table
-        module = task_module.build(
-            bundle, name, task.tables, self._config, values, arena, table, task.gate, task.low_rank, tables
-        )
+        with self.memory.tables.borrowed(task.tables):
+            module = task_module.build(
+                bundle, name, task.tables.tables, self._config, values, arena, table, task.gate, task.low_rank, tables
+            )
         architecture.set_generation(module, self._generation)
         return module
 

@@ -72,6 +72,8 @@ class TaskHolds:
             wait=wait,
             priority=Priority.REAL_TIME if name in self._real_time else Priority.ON_DEMAND,
             reuse=partial(reuse_after, task.number, self._open, self._switches.monitor),
+            tables=task.tables,
+            leaving_tables=None if leaving is None else self._open.tasks[leaving].tables,
         )
         try:
             stats, loading = self._open.residency.bring_in(request)
@@ -95,7 +97,7 @@ class TaskHolds:
         try:
             task.gate.release()
         finally:
-            self._open.residency.let_go(task.number)
+            self._open.residency.let_go(task.number, task.tables)
 
     def enter_again(self, name: str, *, wait: bool) -> nn.Module | None:
         """A task that is held is asked for again; its module, or None if it must be held anew, to be waited for."""

@@ -48,6 +48,22 @@ class ReadQueue:
     @property
     def device(self) -> str: ...
 
+class Placement:
+    def __init__(
+        self,
+        blocks: int,
+        layers: int,
+        page_numbers: int,
+        starts: int,
+        pages: int,
+        places: int,
+        wide: bool,
+        total: int,
+        grids: list[tuple[int, int, int]],
+        /,
+    ) -> None: ...
+    def expand(self, used: int, crow: int, columns: int, locations: int, /) -> None: ...
+
 class Weight:
     def __init__(
         self,

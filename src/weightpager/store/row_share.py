@@ -43,9 +43,15 @@ class RowShare:
     blocks: int = 0
     every: int = 0
 
-    def of(self, room: int) -> int:
-        """Bytes for rows of those that a budget leaves to rows and pages together; it never falls with more room."""
-        left = room - self.blocks
+    def of(self, room: int, tables: int = 0) -> int:
+        """Bytes for rows of those that a budget leaves to rows, pages and tables; it never falls with more room.
+
+        Args:
+            room: what it leaves.
+            tables: bytes for expanded block tables that come after all pages, and before rows that aren't hot.
+        """
+        enough = self.every + self.hot
+        left = min(room, max(enough, room - tables)) - self.blocks
         if left <= 0:
             return 0
         hot = min(self.hot, left)
@@ -79,7 +85,9 @@ def row_share(bundle: Bundle, storage: StorageModel | None = None) -> RowShare:
 def row_bytes(bundle: Bundle, budget: int, stated: int | None = None) -> int:
     """Bytes for rows of tables that an engine has under a budget; those that are stated, if any are."""
     always = footprint(bundle, rows=stated)
-    return always.rows + (0 if stated is not None else row_share(bundle).of(budget - always.total))
+    return always.rows + (
+        0 if stated is not None else row_share(bundle).of(budget - always.total, always.largest - always.total)
+    )
 
 
 def room_for_pages(bundle: Bundle, budget: int, stated: int | None = None) -> int:

@@ -136,7 +136,7 @@ def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, ban
     room = None if budget is None else max(0, room_for_pages(bundle, budget))
     share = paged_share(bundle)
     slots = None if budget is None else room_for_pages(bundle, budget) // bundle.page_bytes
-    every = fixed.total - fixed.rows + whole_rows(bundle) + stored
+    every = fixed.largest - fixed.rows + whole_rows(bundle) + stored
     return {
         "bundle": str(bundle.path),
         "block": bundle.manifest.block,
@@ -149,6 +149,8 @@ def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, ban
         "resident_bytes": fixed.resident,
         "private_bytes": fixed.private,
         "tables_bytes": fixed.tables,
+        "block_tables_bytes": bundle.placement.nbytes,
+        "expanded_tables_bytes": fixed.largest_table,
         "smallest_budget": smallest_budget(bundle),
         "largest_budget": every,
         "rows": [_row_facts(entry) for entry in bundle.manifest.row_tables],
@@ -251,12 +253,17 @@ def _pairs_apart(facts: dict[str, Any]) -> str:
 
 def _size_rows(facts: dict[str, Any]) -> list[list[object]]:
     pages = f"{facts['pages']} pages of {output.size(facts['page_bytes'])}, {facts['page_fill']:.1%} full"
+    expanded = facts["expanded_tables_bytes"]
+    tables = facts["block_tables_bytes"] + expanded
+    share = tables / max(1, *(task["kept_bytes"] for task in facts["tasks"]))
     return [
         ["paged weights, dense", output.size(facts["dense_paged_bytes"])],
         [f"paged weights, stored ({pages})", output.size(facts["stored_paged_bytes"])],
         ["resident parameters", output.size(facts["resident_bytes"])],
         ["private parameters, all tasks", output.size(facts["private_bytes"])],
-        ["block tables, page index and page table", output.size(facts["tables_bytes"])],
+        ["block tables, all tasks", output.size(facts["block_tables_bytes"])],
+        [f"block tables, expanded for a task in use (both {share:.1%} of its blocks)", output.size(expanded)],
+        ["page index and page table", output.size(facts["tables_bytes"] - tables)],
         *_table_rows(facts),
         ["smallest budget for every task", output.enough(facts["smallest_budget"])],
         ["budget that holds everything", output.enough(facts["largest_budget"])],

@@ -13,6 +13,7 @@ from weightpager.errors import BudgetError
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.page_arena import PageArena
 from weightpager.runtime.memory.staged_arena import StagedArena, Staging
+from weightpager.runtime.memory.table_room import TableRoom
 from weightpager.store.row_share import NO_MORE_ROWS, RowShare
 
 
@@ -64,6 +65,8 @@ class MemoryController:
         page_bytes: bytes of a page.
         slots: pages that may be in the arena.
         needs: of the bundle.
+        tables: room for expanded block tables: what pages and rows leave, at least what the tasks in use take.
+        least_tables: bytes of it that tasks in use together want, whatever slots must go for it.
     """
 
     def __init__(
@@ -95,17 +98,20 @@ class MemoryController:
         self._kv_reserve = kv_reserve
         self._staging = staging
         self._whole = budget is None
+        self.least_tables = 0
         self.budget = budget if budget is not None else self._for_all(needs.pages)
         wanted = needs.pages if capacity is None else capacity
         self.slots = self._slots_for(self.budget, wanted)
         self.arena = self._reserve(wanted)
+        self.tables = TableRoom(self._table_room())
 
     @property
     def use(self) -> MemoryUse:
         """Bytes by purpose."""
         parts, arena = self.needs.fixed, self._taken(self.slots) * self.page_bytes
+        tables = parts.placement + max(self.tables.size, self.tables.taken)
         extra = self._kv_reserve, self._staging_bytes, self.rows
-        return MemoryUse(arena, parts.resident, parts.private, parts.tables, *extra)
+        return MemoryUse(arena, parts.resident, parts.private, tables, *extra)
 
     @property
     def rows(self) -> int:
@@ -130,11 +136,18 @@ class MemoryController:
         return self._slots_for(budget, self.arena.capacity)
 
     def _slots_for(self, budget: int, capacity: int) -> int:
-        room = budget - self._fixed - self._more_rows(budget)
-        slots = max(0, min(self.needs.pages, capacity, room // self.page_bytes))
+        slots = self._most_slots(budget, capacity, self.least_tables)
         if slots < self.needs.least_pages:
             raise self.too_small("the smallest task", self.needs.least_pages, budget)
         return slots
+
+    def slots_beside(self, tables: int) -> int:
+        """Pages that the budget has room for beside so many bytes of expanded block tables."""
+        return self._most_slots(self.budget, self.arena.capacity, tables)
+
+    def _most_slots(self, budget: int, capacity: int, tables: int) -> int:
+        room = budget - self._fixed - self._more_rows(budget) - self._more_tables(tables)
+        return max(0, min(self.needs.pages, capacity, room // self.page_bytes))
 
     def refit(self, needs: Needs) -> int:
         """The bundle has changed; the budget to `resize` to: what it was, or again what all pages need."""
@@ -143,18 +156,41 @@ class MemoryController:
 
     @property
     def _fixed(self) -> int:
-        return self.needs.fixed.total + self._kv_reserve + self._staging_bytes
+        """Bytes that neither pages nor more rows can have, with the fewest expanded tables."""
+        fixed = self.needs.fixed
+        return fixed.total - fixed.largest_table + self._fewest_tables + self._kv_reserve + self._staging_bytes
+
+    @property
+    def _fewest_tables(self) -> int:
+        """Bytes of expanded tables that always have room: one task's, or all where a device keeps copies of them."""
+        return self.needs.fixed.largest_table if self._staging is None else self.needs.fixed.all_tables
+
+    @property
+    def tables_have_grown(self) -> bool:
+        """Whether slots have made room for expanded tables that the tasks in use no longer need."""
+        return self.least_tables > max(self._fewest_tables, self.tables.in_use)
+
+    def _more_tables(self, wanted: int) -> int:
+        """Bytes of these beyond the fewest."""
+        return max(0, wanted - self._fewest_tables)
+
+    def _table_room(self) -> int:
+        """Bytes for expanded tables: what pages and rows leave of the budget, as far as it is of use."""
+        left = self.budget - self._fixed - self._more_rows(self.budget) - self._taken(self.slots) * self.page_bytes
+        most, least = self._more_tables(self.needs.fixed.all_tables), self._more_tables(self.least_tables)
+        return self._fewest_tables + max(least, min(left, most))
 
     def rows_for(self, budget: int) -> int:
         """Bytes for rows of tables that a budget has."""
         return self.needs.fixed.rows + self._more_rows(budget)
 
     def _more_rows(self, budget: int) -> int:
-        return self.needs.more_rows.of(budget - self._fixed)
+        return self.needs.more_rows.of(budget - self._fixed, self._more_tables(self.needs.fixed.all_tables))
 
     def _for_all(self, pages: int) -> int:
-        """The budget for so many pages and all rows."""
-        return self._fixed + pages * self.page_bytes + self.needs.more_rows.all
+        """The budget for so many pages, all rows and all tasks' expanded tables."""
+        tables = self._more_tables(max(self.needs.fixed.all_tables, self.least_tables))
+        return self._fixed + pages * self.page_bytes + self.needs.more_rows.all + tables
 
     @property
     def _staging_bytes(self) -> int:
@@ -170,26 +206,34 @@ class MemoryController:
         self._whole = self._whole and budget == self._for_all(self._taken(self.needs.pages))
         self.arena.release(retired)
         self.arena.commit(restored)
+        self.tables.resize(self._table_room())
 
-    def smallest_budget(self, pages: int) -> int:
-        """Bytes that hold everything fixed and ``pages`` pages, beside the rows that come before these."""
-        size = pages * self.page_bytes
+    def smallest_budget(self, pages: int, tables: int = 0) -> int:
+        """Bytes that hold everything fixed and ``pages`` pages, beside the rows that come before these.
+
+        Args:
+            pages: in the arena at once.
+            tables: bytes of expanded block tables.
+        """
+        size = pages * self.page_bytes + self._more_tables(max(tables, self.least_tables))
         return self._fixed + size + self.needs.more_rows.beside(size)
 
-    def too_small(self, what: str, pages: int, budget: int | None = None) -> BudgetError:
-        """The error for something that needs ``pages`` pages in the arena at once."""
+    def too_small(self, what: str, pages: int, budget: int | None = None, tables: int = 0) -> BudgetError:
+        """The error for something that needs ``pages`` pages at once, and so many bytes of expanded block tables."""
         stated = self.budget if budget is None else budget
         cannot = f"a budget of {format_room(stated)} ({stated} bytes) is too small. "
-        return BudgetError(f"{cannot}{self._need(what, pages)}", self.smallest_budget(pages))
+        return BudgetError(f"{cannot}{self._need(what, pages, tables)}", self.smallest_budget(pages, tables))
 
-    def _need(self, what: str, pages: int) -> str:
-        smallest = self.smallest_budget(pages)
-        rows = self.needs.more_rows.beside(pages * self.page_bytes)
+    def _need(self, what: str, pages: int, tables: int = 0) -> str:
+        smallest = self.smallest_budget(pages, tables)
+        more_tables = self._more_tables(max(tables, self.least_tables))
+        rows = self.needs.more_rows.beside(pages * self.page_bytes + more_tables)
         extra = {"KV caches": self._kv_reserve, "staging": self._staging_bytes, "rows": self.needs.fixed.rows + rows}
         parts = [f"{format_enough(size)} for {purpose}" for purpose, size in extra.items() if size]
         more = f" (with {', '.join(parts)})" if parts else ""
+        fixed = format_enough(self._fixed + rows + more_tables)
         return (
-            f"To hold {what} takes {format_enough(self._fixed + rows)} for resident and private parameters and tables"
+            f"To hold {what} takes {fixed} for resident and private parameters and tables"
             f"{more}, and {format_enough(pages * self.page_bytes)} for {pages} pages. "
             f"The smallest budget that would do is {smallest} bytes ({format_enough(smallest)})."
         )

@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.errors import BudgetError, BusyError, EngineClosedError
+from weightpager.runtime.memory.table_room import Expandable
 from weightpager.runtime.paging.loader import Loader
 from weightpager.runtime.paging.slot_waits import SlotWaits
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import Loading, LoadStats, SwitchRequest, seconds_until
+from weightpager.runtime.paging.table_holds import TableHolds
 from weightpager.runtime.planning.plans import NO_PAGES, Occupancy, Pages
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.runtime.planning.prefetch_planner import PrefetchPlan
@@ -36,6 +38,7 @@ class Residency:
         self._turn = threading.Lock()
         self._slots = SlotWaits(state)
         self._loader = Loader(state, self._slots)
+        self._tables = TableHolds(state, self._slots)
         self.blocks = state.blocks
 
     def bring_in(self, request: SwitchRequest) -> tuple[LoadStats, Loading | None]:
@@ -57,9 +60,12 @@ class Residency:
             try:
                 with self._my_turn(request.deadline):
                     with self._lock:
+                        self._slots.restore()
                         self._hold(request)
                     try:
-                        return self._loader.bring_in(request)
+                        found = self._loader.bring_in(request)
+                        self._tables.hold(request)
+                        return found
                     except BaseException:
                         with self._lock:
                             self._release(request.task)  # no news for who waits for room: only this turn held it
@@ -68,9 +74,14 @@ class Residency:
                 if not self._await_room(request, changes):
                     raise
 
-    def let_go(self, task: int) -> None:
-        """Undo one hold; pages stay until their slots are wanted. What nobody waits for any more isn't read."""
+    def let_go(self, task: int, tables: Expandable | None = None) -> None:
+        """Undo one hold, of a task's expanded block tables too.
+
+        Pages stay until their slots are wanted, tables until their room is. What nobody waits for any more isn't read.
+        """
         with self._lock:
+            if tables is not None:
+                self._state.memory.tables.release(tables)
             self._release(task)
             self._state.changed()
 
@@ -200,7 +211,8 @@ class Residency:
         """Wait until there may be room for a task that had none before these changes; False if that can't be."""
         with self._lock:
             left = seconds_until(request.deadline)
-            if not left or len(self.blocks.needs(request.task)) > self.blocks.slots:
+            most = self._state.memory.slots_beside(0)
+            if not left or len(self.blocks.needs(request.task)) > most:
                 return False
             return self._lock.wait_for(lambda: self._state.changes != changes, left)
 
@@ -225,6 +237,9 @@ class Residency:
             if self._state.committing or not self.blocks.is_resident(request.task):
                 return False
             self._hold(request)
+            if not self._tables.hold_at_once(request):
+                self._release(request.task)
+                return False
             self._state.prefetched.needed(self.blocks.needs(request.task), NO_PAGES, 0)
             return True
 

@@ -36,7 +36,7 @@ class SlotWaits:
                 return plan
             if plan is None and not self.fits(request):
                 what = f"task {request.name!r} beside the tasks in use"
-                raise self._state.memory.too_small(what, self._beside(request))
+                raise self._state.memory.too_small(what, self._beside(request), tables=self._tables(request))
             if hangs:
                 raise self._hangs()
             hangs = not self._await_a_read()
@@ -59,13 +59,31 @@ class SlotWaits:
         self.evict(pages)
         return len(pages)
 
-    def resize(self, budget: int) -> None:
+    def resize(self, budget: int, tables: int | None = None) -> None:
         """Use the slots of another budget, evicting what must go.
+
+        Args:
+            budget: bytes.
+            tables: bytes of expanded block tables that must have room; those of the tasks in use if None.
 
         Raises:
             BudgetError: tasks in use need more, or not even the smallest task would fit; nothing has changed.
             StoreTimeoutError: reads that hang have slots that must go; nothing has changed.
         """
+        memory = self._state.memory
+        before, memory.least_tables = memory.least_tables, memory.tables.in_use if tables is None else tables
+        try:
+            self._resize(budget)
+        except BaseException:
+            memory.least_tables = before
+            raise
+
+    def restore(self) -> None:
+        """Use slots again that made room for block tables of tasks which have left."""
+        if self._state.memory.tables_have_grown:
+            self.resize(self._state.memory.budget)
+
+    def _resize(self, budget: int) -> None:
         memory = self._state.memory
         fewer = self._blocks.slots - memory.slots_for(budget)
         if fewer <= 0:
@@ -85,6 +103,11 @@ class SlotWaits:
         """Pages of a task and of those in use, as if the one that is left for it weren't."""
         own = [request.task] if request.leaving is None else [request.task, request.leaving]
         return len(np.union1d(self._blocks.needs(request.task), self._blocks.locked(but_one_hold_of=own)))
+
+    def _tables(self, request: SwitchRequest) -> int:
+        """Bytes of their expanded block tables."""
+        room = self._state.memory.tables
+        return 0 if request.tables is None else room.needed(request.tables, request.leaving_tables)
 
     def _await_a_read(self) -> bool:
         """Wait until a read in flight has ended, whoever wanted it; False if storage hangs."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.runtime.memory.table_room import Expandable
 from weightpager.runtime.paging.load import Priority
 from weightpager.runtime.paging.page_waits import PendingPages
 
@@ -28,6 +29,8 @@ class SwitchRequest:
         wait: whether to return only when all pages are there.
         priority: of its reads.
         reuse: gives the expected uses of each task in the near future [tasks], for eviction.
+        tables: its block tables, expanded while it is held; None if it has none.
+        leaving_tables: those of the task that is left.
     """
 
     task: int
@@ -38,6 +41,8 @@ class SwitchRequest:
     wait: bool = True
     priority: Priority = Priority.ON_DEMAND
     reuse: Callable[[], npt.NDArray[np.floating]] | None = None
+    tables: Expandable | None = None
+    leaving_tables: Expandable | None = None
 
 
 @dataclass(frozen=True)

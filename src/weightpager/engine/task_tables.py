@@ -1,0 +1,103 @@
+"""A task's block tables where its kernels read them."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.bundle import BlockTable
+from weightpager.bundle.footprint import expanded_bytes
+from weightpager.bundle.format.placement import Placement
+from weightpager.kernels.block_tables import AVAILABLE, TableExpander
+
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
+
+class TableSource:
+    """A bundle's placement, and what an engine calls its pages: tables of any task follow from them.
+
+    Args:
+        placement: of the bundle.
+        numbers: int64 [pages], the page table's number of each of the bundle's pages.
+    """
+
+    def __init__(self, placement: Placement, numbers: npt.NDArray[np.int64]) -> None:
+        self.placement = placement
+        self._numbers = numbers[: len(placement.layers)]
+        of = placement.numbers
+        grids = [(first, grid.rows, grid.cols) for first, grid in zip(of.first.tolist(), of.grids, strict=True)]
+        self._native = (
+            TableExpander(placement.blocks, placement.layers, self._numbers, of.starts, grids) if AVAILABLE else None
+        )
+
+    def expand(self, task: int, out: npt.NDArray[np.int32]) -> None:
+        """Write the tables of task number ``task``, as `views` finds them."""
+        if self._native is not None:
+            self._native.expand(self.placement.used[task], out)
+            return
+        views = self.views(task, out)
+        for name, table in self.placement.tables(task, self._numbers).items():
+            views[name].crow_indices[:] = table.crow_indices
+            views[name].col_indices[:] = table.col_indices
+            views[name].locations[:] = table.locations
+
+    def views(self, task: int, memory: npt.NDArray[np.int32]) -> dict[str, BlockTable]:
+        """The tables in this memory, by paged weight: all weights' rows, then their columns, then their locations."""
+        of, placement = self.placement.numbers, self.placement
+        parts = of.split(np.sort(placement.numbers_at(placement.locations_of(task))))
+        row_ends = np.cumsum([grid.rows + 1 for grid in of.grids])
+        ends = np.cumsum([part.stop - part.start for part in parts])[:-1]
+        columns, locations = (np.split(half, ends) for half in np.split(memory[row_ends[-1] :], 2))
+        rows = np.split(memory[: row_ends[-1]], row_ends[:-1])
+        return {name: BlockTable(*found) for name, *found in zip(of.names, rows, columns, locations, strict=True)}
+
+
+class TaskTables:
+    """See `Expandable`. The tables lie at an address that stays, whether they are expanded or not.
+
+    Attributes:
+        tables: by paged weight; all zero, and not to be used, while they aren't expanded.
+        nbytes: of memory that they take while they are.
+    """
+
+    def __init__(self, source: TableSource, task: int) -> None:
+        """Reserve address space; no memory is taken.
+
+        Args:
+            source: of the tables.
+            task: the task's number in the bundle.
+        """
+        self.nbytes = expanded_bytes(source.placement, task)
+        self._origin = source, task
+        self._memory = mmap.mmap(-1, self.nbytes, _FLAGS)
+        self._entries = np.frombuffer(self._memory, np.int32)[: source.placement.table_bytes(task) // 4]
+        self.tables: Mapping[str, BlockTable] = source.views(task, self._entries)
+
+    def expand(self) -> None:
+        source, task = self._origin
+        source.expand(task, self._entries)
+
+    def give_back(self) -> None:
+        self._memory.madvise(mmap.MADV_DONTNEED)
+
+    def follow(self, source: TableSource, task: int) -> None:
+        """Expand the same tables from another state of the bundle from now on, so that the old one needn't be kept.
+
+        Where they wouldn't be the same, as where equal pages have changed places, they are expanded as before.
+
+        Args:
+            source: of the tables.
+            task: the task's number in that state.
+        """
+        size = source.placement.table_bytes(task)
+        if size == self._entries.nbytes and np.array_equal(_expanded(*self._origin), _expanded(source, task)):
+            self._origin = source, task
+
+
+def _expanded(source: TableSource, task: int) -> npt.NDArray[np.int32]:
+    entries = np.empty(source.placement.table_bytes(task) // 4, np.int32)
+    source.expand(task, entries)
+    return entries

@@ -1,0 +1,48 @@
+"""Room for the expanded block tables of tasks that are held."""
+
+from __future__ import annotations
+
+from weightpager.errors import SwitchFailedError, WeightpagerError
+from weightpager.runtime.paging.slot_waits import SlotWaits
+from weightpager.runtime.paging.state import PagingState
+from weightpager.runtime.paging.switch_request import SwitchRequest
+
+
+class TableHolds:
+    """Has a task's block tables expanded, in the room that there is or that slots make."""
+
+    def __init__(self, state: PagingState, slots: SlotWaits) -> None:
+        self._state = state
+        self._slots = slots
+
+    def hold_at_once(self, request: SwitchRequest) -> bool:
+        """Hold a task's tables, unless those of tasks in use leave no room. The lock is held."""
+        return request.tables is None or self._state.memory.tables.hold(request.tables)
+
+    def hold(self, request: SwitchRequest) -> None:
+        """Hold a task's tables, once its pages are there or on their way.
+
+        If there is no room, the task that is left gives up its own: all that could fail has been done. If others hold
+        that too, or none is left, slots make room. Whoever calls has the turn, and not the lock.
+
+        Raises:
+            BudgetError: tasks in use leave no room.
+            StoreTimeoutError: reads that hang have slots that must go.
+            SwitchFailedError: either, after ``give_up``.
+        """
+        room = self._state.memory.tables
+        with self._state.lock:
+            if self.hold_at_once(request):
+                return
+            alone = request.leaving_tables is not None and room.alone(request.leaving_tables)
+        if alone:
+            request.give_up()
+        try:
+            with self._state.lock:
+                if request.tables is not None and not room.hold(request.tables):
+                    self._slots.resize(self._state.memory.budget, room.needed(request.tables))
+                    room.hold(request.tables)
+        except WeightpagerError as error:
+            if not alone:
+                raise
+            raise SwitchFailedError(f"switching to {request.name!r} failed, no task is active now: {error}") from error

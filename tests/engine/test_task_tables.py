@@ -1,0 +1,171 @@
+"""Expanded block tables of an engine: they come and go with the tasks in use, and answers don't change."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import weightpager as wp
+from placements import Drawn, placements
+from weightpager.bundle import Bundle, garbage
+from weightpager.bundle.footprint import footprint
+from weightpager.bundle.format.block_table import FIELDS
+from weightpager.engine import task_tables
+from weightpager.engine.task_tables import TableSource, TaskTables
+from weightpager.errors import BudgetError, TaskTooLargeError
+
+INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 3, 0]])}
+TASKS = ("animal", "weather", "number", "colour")
+
+
+def right(tables: TaskTables, drawn: Drawn, task: int, numbers: np.ndarray) -> bool:
+    wanted = drawn.placement.tables(task, numbers)
+    found = tables.tables
+    assert list(found) == list(wanted)
+    return all(np.array_equal(getattr(found[name], f), getattr(wanted[name], f)) for name in wanted for f in FIELDS)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@given(drawn=placements(), seed=st.integers(0, 2**32))
+def test_tables_are_expanded_as_the_placement_says(native: bool, drawn: Drawn, seed: int) -> None:
+    pages = len(drawn.placement.layers)
+    numbers = np.random.default_rng(seed).permutation(2 * pages + 1)[:pages].astype(np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task_tables, "AVAILABLE", native and task_tables.AVAILABLE)
+        source = TableSource(drawn.placement, numbers)
+    for task in range(3):
+        tables = TaskTables(source, task)
+        address = next(iter(tables.tables.values())).crow_indices.ctypes.data
+        for _ in range(2):
+            tables.expand()
+            assert right(tables, drawn, task, numbers)
+            tables.give_back()
+            assert not any(getattr(table, field).any() for table in tables.tables.values() for field in FIELDS)
+        assert next(iter(tables.tables.values())).crow_indices.ctypes.data == address
+
+
+def logits(module: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return module(**INPUTS).logits
+
+
+def expanded(engine: wp.Engine) -> set[str]:
+    return {name for name, task in engine._open.tasks.items() if task.tables in engine._memory.tables._here}
+
+
+@pytest.fixture(scope="module")
+def bundle(assistant_bundle: Path) -> Bundle:
+    return Bundle.open(assistant_bundle)
+
+
+@pytest.fixture(scope="module")
+def expected(assistant_bundle: Path) -> dict[str, torch.Tensor]:
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        return {task: logits(engine.activate(task)) for task in TASKS}
+
+
+def test_a_budget_for_one_task_holds_one_tasks_tables(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    most = max(len(bundle.pages_of(task)) for task in TASKS)
+    budget = footprint(bundle).total + most * bundle.page_bytes
+    with wp.Engine.from_pretrained(bundle.path, budget=budget) as engine:
+        for task in TASKS * 2:
+            assert torch.equal(logits(engine.activate(task)), expected[task])
+            memory = engine.report().memory
+            assert memory.total <= budget
+            assert (
+                engine._memory.tables.taken <= engine._memory.tables.size == memory.tables - footprint(bundle).placement
+            )
+            assert task in expanded(engine)
+        assert len(expanded(engine)) < len(TASKS)
+
+
+def test_a_budget_for_everything_holds_all_tables(bundle: Bundle) -> None:
+    with wp.Engine.from_pretrained(bundle.path) as engine:
+        for task in TASKS:
+            engine.activate(task)
+        assert expanded(engine) == set(TASKS)
+        assert engine.report().memory.total == engine.report().budget
+        assert engine.report().memory.tables == footprint(bundle).placement + footprint(bundle).all_tables
+
+
+def test_tables_of_tasks_in_use_take_the_place_of_pages(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    fixed = footprint(bundle)
+    every = len(np.unique(np.concatenate([bundle.pages_of(task) for task in TASKS])))
+    budget = fixed.largest + every * bundle.page_bytes - 1  # a byte too small for everything
+    with wp.Engine.from_pretrained(bundle.path, budget=budget) as engine:
+        for task in TASKS[:-1]:
+            engine.pin(task)
+        assert set(TASKS[:-1]) <= expanded(engine)
+        assert engine.report().memory.total <= budget
+        for task in TASKS[:-1]:
+            assert torch.equal(logits(engine.module(task)), expected[task])
+            engine.unpin(task)
+        engine.set_budget(budget)
+        assert engine.report().memory.total <= budget
+
+
+def test_tasks_that_fit_but_for_their_tables_are_refused(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    fixed = footprint(bundle)
+    a, b = TASKS[:2]
+    together = len(np.union1d(bundle.pages_of(a), bundle.pages_of(b)))
+    with wp.Engine.from_pretrained(bundle.path, budget=fixed.total + together * bundle.page_bytes) as engine:
+        with engine.task(a) as module:
+            before = engine.report().slots
+            with pytest.raises(BudgetError, match="smallest budget that would do"), engine.task(b):
+                pass
+            assert torch.equal(logits(module), expected[a])
+            assert (engine.report().active, engine.report().slots) == ((a,), before)
+        engine.activate(a)
+        assert torch.equal(logits(engine.activate(b)), expected[b])  # the one that is left gives its tables up
+    with pytest.raises((BudgetError, TaskTooLargeError)) as refused:
+        wp.Engine.from_pretrained(bundle.path, budget=fixed.total + together * bundle.page_bytes, real_time=[a, b])
+    with wp.Engine.from_pretrained(bundle.path, budget=refused.value.smallest, real_time=[a, b]) as engine:
+        assert torch.equal(logits(engine.module(a)), expected[a])
+
+
+def test_tables_outlive_a_reload_that_leaves_their_task(
+    assistant_bundle: Path, tmp_path: Path, expected: dict[str, torch.Tensor]
+) -> None:
+    copy = Path(shutil.copytree(assistant_bundle, tmp_path / "copy.bundle"))
+    with wp.Engine.from_pretrained(copy) as engine:
+        modules = {task: engine.module(task) for task in TASKS}
+        garbage.collect(copy, drop=["animal"])
+        old = engine._open.tasks["colour"].tables._origin
+        engine.reload()
+        assert engine._open.tasks["colour"].tables._origin != old  # else the old state of the bundle stays in memory
+        for _ in range(2):
+            for task in TASKS[1:]:
+                engine.activate(task)
+                assert torch.equal(logits(modules[task]), expected[task])
+            engine.deactivate()
+            engine._memory.tables.resize(0)  # all go
+            assert expanded(engine) == set()
+            engine._memory.tables.resize(footprint(engine.bundle).all_tables)
+
+
+def test_many_threads_find_their_tables(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    fixed = footprint(bundle)
+    most = max(len(bundle.pages_of(task)) for task in TASKS)
+    wrong: list[str] = []
+
+    def work(engine: wp.Engine, task: str) -> None:
+        for _ in range(10):
+            with engine.task(task, timeout=30) as module:
+                if not torch.equal(logits(module), expected[task]):
+                    wrong.append(task)
+
+    with wp.Engine.from_pretrained(bundle.path, budget=fixed.total + (most + 3) * bundle.page_bytes) as engine:
+        threads = [threading.Thread(target=work, args=(engine, task)) for task in TASKS * 2]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert engine.report().memory.total <= engine.report().budget
+    assert wrong == []
