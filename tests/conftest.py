@@ -21,7 +21,6 @@ from hypothesis import HealthCheck, settings
 
 import tiny
 from command import Command, run
-from cores import on_all_cores
 from weightpager.machine.mounts import mount_of
 
 # Time is measured in benchmarks; a busy machine must not fail a property.
@@ -88,11 +87,12 @@ def weightpager(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     return lambda *arguments: run(capsys, monkeypatch, *arguments)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def all_cores() -> Iterator[None]:
-    """Real models do gain from threads."""
-    with on_all_cores():
-        yield
+    """Real models do gain from threads: one a core, and one again behind the module's last test."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

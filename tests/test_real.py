@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import weightpager as wp
-from cores import on_all_cores
 from weightpager.bundle import writing
 from weightpager.bundle.report.compile_report import CompileReport
 from weightpager.bundle.verify import verify
@@ -38,7 +37,7 @@ Reports = tuple[CompileReport, CompileReport]
 
 
 @pytest.fixture(scope="module")
-def six_tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reports, list[str]]:
+def six_tasks(tmp_path_factory: pytest.TempPathFactory, all_cores: None) -> tuple[Path, Reports, list[str]]:
     """Six tasks on MiniLM, aligned: the bundle; reports without and with alignment; tasks that can't be had.
 
     The dense model is the demo's: whichever comes first trains it.
@@ -58,11 +57,10 @@ def six_tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reports, 
     task_file, kept = from_dict(content), Cache(cache_dir() / "compile", 8 << 30)
     run = Run(journal=Journal(folder / "journal", compile_identity(task_file)))
     reports = []
-    with on_all_cores():
-        prepared = prepare(task_file, run, cache=kept)
-        for name, alignment in (("unaligned", 0.0), ("assistant", 2.0)):
-            with writing(folder / f"{name}.bundle") as writer:
-                reports.append(build(writer, prepared.changed(alignment=alignment, compare="none")))
+    prepared = prepare(task_file, run, cache=kept)
+    for name, alignment in (("unaligned", 0.0), ("assistant", 2.0)):
+        with writing(folder / f"{name}.bundle") as writer:
+            reports.append(build(writer, prepared.changed(alignment=alignment, compare="none")))
     return folder / "assistant.bundle", (reports[0], reports[1]), [task.name for task in missing]
 
 

@@ -20,7 +20,7 @@ from benchmarks.accuracy.rows import Row
 from benchmarks.accuracy.study import Outcome, Setting, Study
 from weightpager.blocks import BlockShape
 from weightpager.cli.progress import progress
-from weightpager.compiler.recovery.quantise import QUANTISATIONS
+from weightpager.compiler.measuring.quantise import QUANTISATIONS
 from weightpager.compiler.task_file.fields import RecoverMethod, RecoverStart
 from weightpager.compiler.task_file.file import TaskFile, from_dict
 from weightpager.compiler.task_file.sections import RecoverSpec

@@ -18,12 +18,12 @@ from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.footprint import footprint
 from weightpager.compiler.data.splits import EVAL_BATCH, Item
+from weightpager.compiler.measuring.quantise import Quantisation
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.pipeline import Sparse, assemble
 from weightpager.compiler.prepare import calibrated, trained
 from weightpager.compiler.recovery.finetune import Lesson, finetune
-from weightpager.compiler.recovery.quantise import Quantisation
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import ROUNDED
 from weightpager.compiler.resume.identities import compile_identity

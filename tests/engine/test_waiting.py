@@ -19,8 +19,8 @@ from engines import InThread, hanging, settle
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import private_file
 from weightpager.config import EngineConfig
-from weightpager.engine import task_module
 from weightpager.engine.model.architecture import empty_module, read_config
+from weightpager.engine.tasks import task_module
 from weightpager.errors import BudgetError, BundleError, ConfigError, EngineClosedError, TaskNotActiveError
 from weightpager.runtime.paging.page_waits import PendingPages
 from weightpager.runtime.paging.task_gate import TaskGate

@@ -27,7 +27,7 @@ from weightpager.engine.model.architecture import (
     set_generation,
 )
 from weightpager.engine.parameters import activation_dtype, read_parameters, read_rows
-from weightpager.engine.task_module import assign, paged_weight
+from weightpager.engine.tasks.task_module import assign, paged_weight
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.kernels import reference
 from weightpager.machine.paths import has_directory

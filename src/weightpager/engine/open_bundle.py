@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,67 +14,30 @@ from torch import Tensor, nn
 from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, page_numbers, whole_rows
-from weightpager.bundle.format.names import RESIDENT, private_file
-from weightpager.bundle.parts.adapter import LowRank, read_adapter
+from weightpager.bundle.format.names import RESIDENT
 from weightpager.config import EngineConfig
-from weightpager.engine import task_module
 from weightpager.engine.bundle_change import BundleChange, PageNumbers, pages_of
 from weightpager.engine.model import architecture
 from weightpager.engine.parameters import activation_dtype, device_rows, read_parameters
-from weightpager.engine.task_tables import TableSource, TaskTables
+from weightpager.engine.tasks import task_module
+from weightpager.engine.tasks.open_task import OpenTask
+from weightpager.engine.tasks.task_tables import TableSource
 from weightpager.errors import TaskTooLargeError
 from weightpager.nn import RowSource
 from weightpager.runtime.memory import device
 from weightpager.runtime.memory.budget import MemoryController, Needs
 from weightpager.runtime.memory.memory_watch import MemoryWatch
-from weightpager.runtime.memory.page_arena import PageArena
 from weightpager.runtime.memory.staged_arena import Staging
 from weightpager.runtime.paging.page_check import PageCheck
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
 from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.state import PagingState
-from weightpager.runtime.paging.task_gate import TaskGate
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.rows.row_pages import Ids, ReadPages
 from weightpager.runtime.rows.row_tables import RowTables
 from weightpager.store import LocalStore, PageStore, VerifyingStore
 from weightpager.store.row_share import NO_MORE_ROWS, row_share
-
-
-@dataclass
-class OpenTask:
-    """A task of an open bundle.
-
-    Attributes:
-        number: by which the runtime knows it.
-        tables: its block tables, in terms of the page table's pages, expanded while it is held.
-        private: parameters of its own.
-        low_rank: its low-rank parts.
-        gate: what its layers ask before they read pages.
-        pins: how often it is pinned.
-        module: built when first asked for.
-        building: guards that.
-    """
-
-    number: int
-    tables: TaskTables
-    private: dict[str, Tensor]
-    low_rank: dict[str, LowRank]
-    gate: TaskGate
-    pins: int = 0
-    module: nn.Module | None = None
-    building: threading.Lock = field(default_factory=threading.Lock)
-
-    @classmethod
-    def read(
-        cls, bundle: Bundle, name: str, number: int, source: TableSource, arena: PageArena, dtype: str
-    ) -> OpenTask:
-        """Read all that its module is built from, with block tables from this source."""
-        private = read_parameters(bundle, private_file(name), arena.pages.device, dtype)
-        gate = TaskGate(name, arena.note_read)
-        tables = TaskTables(source, bundle.task_numbers[name])
-        return cls(number, tables, private, read_adapter(bundle, name), gate)
 
 
 @dataclass(frozen=True)

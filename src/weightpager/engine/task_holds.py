@@ -13,7 +13,7 @@ from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.prefetch_policy import reuse_after
 from weightpager.engine.report import SwitchLog
 from weightpager.errors import BudgetError, ConfigError, TaskNotActiveError
-from weightpager.runtime.paging.load import Priority
+from weightpager.runtime.paging.reads.load import Priority
 from weightpager.runtime.paging.switch_request import LoadStats, SwitchRequest
 from weightpager.runtime.prefetch.prefetcher import Prefetcher, Switched
 

@@ -12,8 +12,9 @@ from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.model import architecture
-from weightpager.engine.open_bundle import OpenBundle, OpenTask
+from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchLog, SwitchReport
+from weightpager.engine.tasks.open_task import OpenTask
 from weightpager.errors import EngineClosedError
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.planning.block_manager import BlockManager

@@ -19,8 +19,8 @@ from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import ControlScore, read_report
 from weightpager.compiler.measuring import controls
 from weightpager.compiler.measuring.controls import cost, measure_controls, trained_on
+from weightpager.compiler.measuring.quantise import INT8
 from weightpager.compiler.prepare import prepare
-from weightpager.compiler.recovery.quantise import INT8
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.prepared import Prepared

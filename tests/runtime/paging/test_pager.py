@@ -14,8 +14,8 @@ from faults import HangingStore
 from weightpager.errors import StoreError, StoreTimeoutError
 from weightpager.machine.direct_file import aligned_memory
 from weightpager.runtime.memory.host_arena import Arena
-from weightpager.runtime.paging.load import Priority
 from weightpager.runtime.paging.pager import Pager
+from weightpager.runtime.paging.reads.load import Priority
 from weightpager.store import PageStore, read_plan
 
 PAGE = 4096

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from weightpager.answers.evaluate import Score
 from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared
 from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.measuring.quantise import QUANTISATIONS, Quantisation
 from weightpager.compiler.measuring.report import Control
 from weightpager.compiler.measuring.torch_score import torch_score
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
@@ -26,7 +27,6 @@ from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.low_rank import dense_part
-from weightpager.compiler.recovery.quantise import QUANTISATIONS, Quantisation
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import stored
 from weightpager.compiler.recovery.train import dense_error, groups

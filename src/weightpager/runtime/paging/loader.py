@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
-from weightpager.runtime.paging.load import Priority
 from weightpager.runtime.paging.page_waits import PendingPages
+from weightpager.runtime.paging.reads.load import Priority
 from weightpager.runtime.paging.slot_waits import SlotWaits
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import Loading, LoadStats, SwitchRequest

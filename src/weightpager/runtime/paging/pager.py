@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from weightpager.runtime.memory.page_arena import StageSource
 from weightpager.runtime.memory.page_buffer import PageBuffer
-from weightpager.runtime.paging.load import Load, Priority, Reads
 from weightpager.runtime.paging.page_waits import WholeRead
-from weightpager.runtime.paging.thread_reads import ThreadReads
+from weightpager.runtime.paging.reads.load import Load, Priority, Reads
+from weightpager.runtime.paging.reads.thread_reads import ThreadReads
 from weightpager.runtime.planning.plans import Pages
 from weightpager.store import PageStore
 
@@ -109,7 +109,7 @@ class Pager:
 
 def _native(reads: int) -> list[Reads]:
     try:
-        from weightpager.runtime.paging.native_reads import NativeReads
+        from weightpager.runtime.paging.reads.native_reads import NativeReads
     except ImportError:  # it hasn't been built
         return []
     return [NativeReads(reads)]

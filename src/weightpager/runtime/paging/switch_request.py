@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.runtime.memory.table_room import Expandable
-from weightpager.runtime.paging.load import Priority
 from weightpager.runtime.paging.page_waits import PendingPages
+from weightpager.runtime.paging.reads.load import Priority
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 import weightpager.kernels._native as _native
 from weightpager.errors import PageCorruptError, StoreError, WeightpagerError
-from weightpager.runtime.paging.load import JOIN_SECONDS, Load, closed, closed_meanwhile
+from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, closed, closed_meanwhile
 from weightpager.store import VerifyingStore, most_pages
 
 _BYTES_IN_FLIGHT = 4 << 20

@@ -17,8 +17,8 @@ from placements import Drawn, placements
 from weightpager.bundle import Bundle, garbage
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.block_table import FIELDS
-from weightpager.engine import task_tables
-from weightpager.engine.task_tables import TableSource, TaskTables
+from weightpager.engine.tasks import task_tables
+from weightpager.engine.tasks.task_tables import TableSource, TaskTables
 from weightpager.errors import BudgetError, TaskTooLargeError
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 3, 0]])}

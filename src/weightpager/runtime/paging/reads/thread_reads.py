@@ -12,7 +12,7 @@ from itertools import count, islice
 from weightpager.errors import StoreError, first_line
 from weightpager.runtime.memory.page_arena import Stage
 from weightpager.runtime.memory.read_fence import Event
-from weightpager.runtime.paging.load import JOIN_SECONDS, Load, Priority, closed, closed_meanwhile
+from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, Priority, closed, closed_meanwhile
 from weightpager.store import Run, coalesce, group
 
 

@@ -1,0 +1,1 @@
+"""What an engine has of each task: parameters of its own, block tables, and the module over them."""
