@@ -25,6 +25,8 @@ from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import EngineConfig, cache_dir
 from weightpager.engine.export import export_task
 from weightpager.lab import samples
+from weightpager.lab.demo.compiled import BATCH, RATE, TRAINING_STEPS
+from weightpager.lab.demo.run import EVAL_ITEMS
 from weightpager.limits.cgroup import run_limited
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -42,13 +44,13 @@ def six_tasks(tmp_path_factory: pytest.TempPathFactory, all_cores: None) -> tupl
 
     The dense model is the demo's: whichever comes first trains it.
     """
-    found, missing = samples.prepare(cache_dir(), eval_items=500, report=lambda line: None)
+    found, missing = samples.prepare(cache_dir(), eval_items=EVAL_ITEMS, report=lambda line: None)
     content = {
         "model": str(samples.minilm(cache_dir())),
         "dtype": "bfloat16",
         "sparsity": 0.3,
-        "calibration": {"items": 128, "max_length": 64},
-        "training": {"steps": 260, "learning_rate": 2e-4, "batch": 16},
+        "calibration": {"items": 96, "max_length": 64, "batch": 32},
+        "training": {"steps": TRAINING_STEPS, "learning_rate": RATE, "batch": BATCH},
         "tasks": {
             sample.name: {"kind": sample.kind, "train": str(sample.train), "eval": str(sample.eval)} for sample in found
         },
