@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.bundle.format import row_table
-from weightpager.kernels.rows import reference, widen_rows
+from weightpager.kernels.rows import reference, widen_rows, widened
 
 
 @given(
@@ -73,3 +73,10 @@ def test_what_would_be_read_or_written_elsewhere_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match="expected"):
             widen_rows(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("columns", [5, 8])
+def test_a_single_row_is_widened_wherever_its_scale_begins(columns: int) -> None:
+    stored = torch.zeros(3, columns + 2, dtype=torch.uint8)
+    stored[1, :columns], stored[1, columns:] = 3, torch.tensor([0x80, 0xBF])  # a scale of -1
+    assert widened(stored[1:2], torch.float32).tolist() == [[-3.0] * columns]

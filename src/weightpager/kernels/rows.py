@@ -46,11 +46,16 @@ def widen_rows(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions,
 
 def reference(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions, out: Tensor) -> None:
     """What `widen_rows` must do."""
-    columns = out.shape[1]
-    rows = stored[offsets[:, None] + np.arange(columns + 2)]  # [n, columns + 2]
-    numbers = torch.from_numpy(rows[:, :columns].copy().view(np.int8)).float()
-    scales = torch.from_numpy(rows[:, columns:].copy().view(np.int16)).view(torch.bfloat16).float()
-    out[torch.from_numpy(at)] = (numbers * scales).to(out.dtype)
+    rows = stored[offsets[:, None] + np.arange(out.shape[1] + 2)]
+    out[torch.from_numpy(at)] = widened(torch.from_numpy(rows), out.dtype)
+
+
+def widened(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values [..., columns] of stored rows, uint8 [..., columns + 2], on any device."""
+    numbers = rows[..., :-2].view(torch.int8).float()
+    scales = rows[..., -2:].clone(memory_format=torch.contiguous_format)  # of one row too: it may begin anywhere
+    scales = scales.view(torch.bfloat16).float()
+    return (numbers * scales).to(dtype)
 
 
 def _check(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions, out: Tensor) -> None:

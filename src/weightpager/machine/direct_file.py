@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+_NORESERVE = 0x4000  # which Python doesn't name before 3.11
+
 ALIGNMENT = 4096
 """Direct reads want offsets, lengths and addresses on this boundary."""
 
@@ -78,6 +80,15 @@ class DirectFile:
 def aligned_memory(count: int) -> mmap.mmap:
     """Page-aligned memory for so many bytes; taken when it is first written to."""
     return mmap.mmap(-1, count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def address_space(count: int) -> mmap.mmap:
+    """As `aligned_memory`, and no promise of the machine's that it has so much.
+
+    Raises:
+        OSError: it refuses even that.
+    """
+    return mmap.mmap(-1, count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
 
 
 def _rest(views: Sequence[memoryview], count: int) -> list[memoryview]:

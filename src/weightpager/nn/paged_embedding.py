@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from weightpager.kernels.rows import widened
 from weightpager.nn import graph_op
 
 
@@ -118,7 +119,4 @@ class Int8Embedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """``[...]`` of whole numbers to ``[..., embedding_dim]``."""
-        rows = self.stored[ids.to(torch.int64)]
-        numbers = rows[..., :-2].contiguous().view(torch.int8).float()
-        scales = rows[..., -2:].contiguous().view(torch.bfloat16).float()
-        return (numbers * scales).to(self.wide.dtype)
+        return widened(self.stored[ids.to(torch.int64)], self.wide.dtype)

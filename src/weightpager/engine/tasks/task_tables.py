@@ -12,8 +12,7 @@ from weightpager.bundle import BlockTable
 from weightpager.bundle.footprint import expanded_bytes
 from weightpager.bundle.format.placement import Placement
 from weightpager.kernels.block_tables import AVAILABLE, TableExpander
-
-_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+from weightpager.machine.direct_file import aligned_memory
 
 
 class TableSource:
@@ -72,7 +71,7 @@ class TaskTables:
         """
         self.nbytes = expanded_bytes(source.placement, task)
         self._origin = source, task
-        self._memory = mmap.mmap(-1, self.nbytes, _FLAGS)
+        self._memory = aligned_memory(self.nbytes)
         self._entries = np.frombuffer(self._memory, np.int32)[: source.placement.table_bytes(task) // 4]
         self.tables: Mapping[str, BlockTable] = source.views(task, self._entries)
 

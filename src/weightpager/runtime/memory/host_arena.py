@@ -11,13 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from weightpager.machine.direct_file import address_space
 from weightpager.runtime.memory.page_arena import Stage
 from weightpager.runtime.memory.read_fence import Event
 
 HUGE = 2 << 20
 """Bytes of a huge page, and what the arena is aligned to."""
-
-_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, which Python doesn't name before 3.11
 
 
 class Arena:
@@ -137,9 +136,9 @@ class Arena:
 def _reserve(capacity: int, slots: int, page_bytes: int) -> tuple[mmap.mmap, int]:
     """Address space whose memory is taken when it is first written to, and for how many slots it is."""
     try:
-        return mmap.mmap(-1, capacity * page_bytes + HUGE, _FLAGS), capacity
+        return address_space(capacity * page_bytes + HUGE), capacity
     except OSError:
-        return mmap.mmap(-1, slots * page_bytes + HUGE, _FLAGS), slots
+        return address_space(slots * page_bytes + HUGE), slots
 
 
 def _runs(chosen: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -125,12 +125,13 @@ class RowCache:
     def _fault(self, ids: Ids, missing: Ids, out: Tensor, *, keep: bool = True) -> None:
         """Read the rows that a batch lacks, at the positions ``missing`` of ``ids``."""
         rows, which = np.unique(ids[missing], return_inverse=True)
-        order = np.argsort(self._places[rows])
+        places = self._places[rows].astype(np.int64)
+        order = np.argsort(places)
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         of_position = rank[which.reshape(-1)]
         rows = rows[order]
-        for read in self._pages.read(self._places[rows].astype(np.int64)):
+        for read in self._pages.read(places[order]):
             here = np.flatnonzero((of_position >= read.start) & (of_position < read.end))
             widen_rows(read.stored, read.offsets[of_position[here] - read.start], missing[here], out)
             with self._lock:

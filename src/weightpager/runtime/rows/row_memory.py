@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.machine.direct_file import address_space
+
 Ids = npt.NDArray[np.int64]
 
 _PINNED = 2
@@ -19,7 +21,6 @@ _TRIAL = 5
 
 _ONCE, _AGAIN, _STAYS = 0, 1, 2
 
-_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, which Python doesn't name before 3.11
 _LAST_TICK = np.iinfo(np.uint32).max
 
 
@@ -148,6 +149,6 @@ class RowMemory:
 def _reserve(rows: int, slots: int, row_bytes: int) -> tuple[mmap.mmap, int]:
     """Address space, and for how many rows it is: all, or where so much is refused, those that are to be kept."""
     try:
-        return mmap.mmap(-1, rows * row_bytes, _FLAGS), rows
+        return address_space(rows * row_bytes), rows
     except OSError:
-        return mmap.mmap(-1, max(1, slots * row_bytes), _FLAGS), slots
+        return address_space(max(1, slots * row_bytes)), slots

@@ -29,15 +29,12 @@ class ReadRows:
         start, end: which of the wanted ones these are.
         stored: uint8 [bytes] of their pages.
         offsets: int64 [end − start], where in ``stored`` each begins.
-        pages, reads: that were read for them.
     """
 
     start: int
     end: int
     stored: npt.NDArray[np.uint8]
     offsets: Ids
-    pages: int
-    reads: int
 
 
 class RowPages:
@@ -68,10 +65,10 @@ class RowPages:
             begin = places[start : start + most] * row
             pages = self._pages(begin)
             buffer = np.frombuffer(aligned_memory(len(pages) * page), np.uint8)
-            reads = self._read(pages + self._first, buffer.reshape(-1, page))
+            self._read(pages + self._first, buffer.reshape(-1, page))
             # A row's pages follow each other in the buffer as they do in the table.
             offsets = np.searchsorted(pages, begin // page) * page + begin % page
-            yield ReadRows(start, start + len(begin), buffer, offsets, len(pages), reads)
+            yield ReadRows(start, start + len(begin), buffer, offsets)
 
     def _pages(self, begin: Ids) -> Ids:
         """The table's pages that hold rows which begin at these bytes of its stream, ascending."""
