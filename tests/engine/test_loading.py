@@ -236,7 +236,7 @@ def test_ctrl_c_while_reads_are_planned_leaves_no_slot_taken(
         raise KeyboardInterrupt
 
     with wp.Engine(bundle, EngineConfig(), open_store) as engine:
-        monkeypatch.setattr(f"weightpager.runtime.paging.{where}", pressed)
+        monkeypatch.setattr(f"weightpager.runtime.paging.reads.{where}", pressed)
         with pytest.raises(KeyboardInterrupt):
             ask(engine, "animal")
         assert torch.equal(logits(engine.activate("animal")), expected["animal"])
