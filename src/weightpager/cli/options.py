@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,6 +40,16 @@ Storage = Annotated[
 ]
 
 
+_COMPILE = ("datasets", "pandas", "scipy", "yaml")
+
+_PACKAGES = {
+    "compile": _COMPILE,
+    "demo": (*_COMPILE, "jinja2", "matplotlib"),
+    "serve": ("fastapi", "jinja2", "prometheus_client", "uvicorn"),
+}
+"""What an extra's commands can't do without: looked for before seconds are spent on importing torch."""
+
+
 @contextmanager
 def extra(name: str) -> Iterator[None]:
     """A block of imports that need an extra of the package.
@@ -47,6 +58,9 @@ def extra(name: str) -> Iterator[None]:
         ConfigError: it isn't installed.
     """
     try:
+        for package in _PACKAGES.get(name, ()):
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(name=package)
         yield
     except ModuleNotFoundError as error:
         raise ConfigError(
