@@ -200,9 +200,9 @@ def test_blocks_that_the_base_has_in_another_version_count_as_absent(
 
 
 def test_a_new_task_learns(tmp_path: Path) -> None:
-    steps = {"steps": 200, "batch": 16, "head_learning_rate": 1e-2}
+    steps = {"steps": 60, "batch": 16, "head_learning_rate": 1e-2}
     base = wp.compile(tiny.assistant(tmp_path, training=steps, sparsity=0.1), out=tmp_path / "base.bundle")
-    content = new_tasks(tmp_path, training=steps, sparsity=0.1)
+    content = new_tasks(tmp_path, training=steps | {"steps": 200}, sparsity=0.1)
     grown = wp.compile(content, out=tmp_path / "grown.bundle", base=base.path)
     score = next(score for score in read_report(grown).tasks if score.name == "pet")
     assert score.sparse > 0.4  # of three classes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -41,18 +42,27 @@ def fresh(path: Path) -> dict[str, torch.Tensor]:
         return {task: logits(engine.activate(task)) for task in engine.bundle.tasks}
 
 
-@pytest.fixture
-def content(tmp_path: Path) -> dict[str, Any]:
-    """Of a task file with two of the tiny assistant's tasks."""
-    whole = tiny.assistant(tmp_path)
-    (tmp_path / "whole.json").write_text(json.dumps(whole))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A task file of the tiny assistant's four tasks."""
+    return tiny.assistant(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def content(whole: dict[str, Any]) -> dict[str, Any]:
+    """Of a task file with two of them."""
     return whole | {"tasks": {name: whole["tasks"][name] for name in OLD}}
 
 
+@pytest.fixture(scope="module")
+def compiled(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wp.compile(content, out=tmp_path_factory.mktemp("compiled") / "a.bundle").path
+
+
 @pytest.fixture
-def path(tmp_path: Path, content: dict[str, Any]) -> Path:
-    wp.compile(content, out=tmp_path / "a.bundle")
-    return tmp_path / "a.bundle"
+def path(tmp_path: Path, whole: dict[str, Any], compiled: Path) -> Path:
+    (tmp_path / "whole.json").write_text(json.dumps(whole))
+    return Path(shutil.copytree(compiled, tmp_path / "a.bundle"))
 
 
 def grow(path: Path, *names: str, **settings: float) -> None:

@@ -77,7 +77,9 @@ def job_of(name: str, bundle: Bundle, folder: Path, **changes: int) -> Job:
     return plain.model_copy(update=changes)
 
 
+@pytest.fixture(scope="module")
 def answers(bundle: Bundle) -> dict[str, torch.Tensor]:
+    """What an engine answers to each task's prompt."""
     with Engine.from_pretrained(bundle.path) as engine, torch.inference_mode():
         return {task: engine.activate(task)(**prompt(bundle, task, 1)).logits for task in bundle.tasks}
 
@@ -88,25 +90,27 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", SAME_ANSWERS)
-def test_a_sparse_rival_gives_each_task_its_answers(name: str, bundle: Bundle, folder: Path) -> None:
-    wanted = answers(bundle)
+def test_a_sparse_rival_gives_each_task_its_answers(
+    name: str, bundle: Bundle, folder: Path, answers: dict[str, torch.Tensor]
+) -> None:
     room = 2.0 if name == "sparse_lru" else 1.0
     with made(name, bundle, folder, room) as rival, torch.inference_mode():
         for task in [*bundle.tasks, *reversed(bundle.tasks)]:
             found = rival.switch(task)(**prompt(bundle, task, 1)).logits
-            assert distance(found, wanted[task]) < 0.05, task
+            assert distance(found, answers[task]) < 0.05, task
 
 
 @pytest.mark.parametrize("name", ["dense_direct", "dense_copied", "dense_mapped", "offload"])
-def test_a_dense_rival_has_the_first_tasks_weights(name: str, bundle: Bundle, folder: Path) -> None:
+def test_a_dense_rival_has_the_first_tasks_weights(
+    name: str, bundle: Bundle, folder: Path, answers: dict[str, torch.Tensor]
+) -> None:
     if method(name).skipped:
         pytest.skip(method(name).skipped)
     task = next(iter(bundle.tasks))
-    wanted = answers(bundle)[task]
     with made(name, bundle, folder) as rival, torch.inference_mode():
         for _ in range(2):
             found = rival.switch(task)(**prompt(bundle, task, 1)).logits
-            assert distance(found, wanted) < 0.05
+            assert distance(found, answers[task]) < 0.05
             rival.forget()
 
 
@@ -168,7 +172,8 @@ def test_an_lru_keeps_what_has_room(bundle: Bundle, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in METHODS])
-def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path) -> None:
+def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weightpager.lab.contest.measure.measuring.FORWARD_SECONDS", 0.0)  # the fewest forwards
     if method(name).skipped:
         pytest.skip(method(name).skipped)
     job = job_of(name, bundle, folder)
