@@ -60,6 +60,17 @@ def test_views_and_weights_cost_nothing() -> None:
     assert frequencies[1] < frequencies[0]
 
 
+def test_what_has_memory_gets_its_first_values_and_nothing_else_does() -> None:
+    with empty_on_meta():
+        wide = nn.init.normal_(torch.empty(2**20, 2**20))
+        ones, noise = nn.init.ones_(torch.zeros(3)), nn.init.normal_(torch.zeros(100))
+        assert torch.empty(2).zero_().fill_(1.0).uniform_().is_meta
+    assert wide.is_meta
+    assert wide.shape == (2**20, 2**20)
+    assert ones.tolist() == [1, 1, 1]
+    assert 0 < noise.std() < 2
+
+
 def test_wherever_it_is_given_up_gradients_are_noted_as_before() -> None:
     for most in range(60):
         with pytest.raises(ValueError, match="far more parts"), empty_on_meta(most):

@@ -26,6 +26,12 @@ _NEW = _EMPTY | {
 }
 """Where a module may be given up. Elsewhere torch may be setting something back, such as whether it notes gradients."""
 
+_FILLS = {"constant_", "fill_", "kaiming_uniform_", "normal_", "uniform_", "zero_"}
+"""What gives a tensor its first values, by name, since transformers has functions of its own for them.
+
+On a tensor without memory they do nothing, and take most of a construction's time.
+"""
+
 MOST_CALLS = 2**18
 """Calls of torch while a module is built, where nothing says how many tensors it has."""
 
@@ -78,6 +84,10 @@ class _EmptyOnMeta(TorchFunctionMode):
         if self._left < 0 and func in _NEW:
             raise ValueError("its configuration asks for far more parts than it has weights")
         kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") in _FILLS:
+            filled = args[0] if args else kwargs["tensor"]
+            if filled.is_meta:
+                return filled
         if func in _EMPTY and kwargs.get("device") is None:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
