@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from command import Command
 
 # Before anything imports transformers: a test must never look for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # A test must not find what another one has trained.
 os.environ["WEIGHTPAGER_CACHE_LIMIT"] = "0"
-# Before anything imports triton: without a GPU its kernels are interpreted.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from hypothesis import HealthCheck, settings
-
-import tiny
-from command import Command, run
-from weightpager.machine.mounts import mount_of
 
 # Time is measured in benchmarks; a busy machine must not fail a property.
 settings.register_profile("weightpager", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("weightpager")
 
-# Tiny models gain nothing from threads, and lose much when something else runs on the machine.
-torch.set_num_threads(1)
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What takes seconds to import is left to the processes that run tests; the one that hands them out runs none."""
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return
+    import torch
+
+    # Before anything imports triton: without a GPU its kernels are interpreted.
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+    # Tiny models gain nothing from threads, and lose much when something else runs on the machine.
+    torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays; looking through it for garbage again and again took seconds of each minute."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,6 +54,7 @@ def _no_groups_of_reads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def assistant_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four tasks on a tiny encoder."""
+    import tiny
     import weightpager as wp
 
     folder = tmp_path_factory.mktemp("assistant")
@@ -52,6 +65,7 @@ def assistant_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def wordy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The assistant with words and positions as rows in pages: 400 and 64 of them."""
+    import tiny
     import weightpager as wp
 
     folder = tmp_path_factory.mktemp("wordy")
@@ -64,6 +78,7 @@ def wordy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def writer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two language-modeling tasks on a tiny decoder."""
+    import tiny
     import weightpager as wp
 
     folder = tmp_path_factory.mktemp("writer")
@@ -74,6 +89,7 @@ def writer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def camera_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three tasks on a tiny model of images."""
+    import tiny
     import weightpager as wp
 
     folder = tmp_path_factory.mktemp("camera")
@@ -84,12 +100,16 @@ def camera_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def weightpager(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs the command in this process: ``weightpager("inspect", path)``."""
+    from command import run
+
     return lambda *arguments: run(capsys, monkeypatch, *arguments)
 
 
 @pytest.fixture(scope="module")
 def all_cores() -> Iterator[None]:
     """Real models do gain from threads: one a core, and one again behind the module's last test."""
+    import torch
+
     torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(1)
@@ -104,6 +124,8 @@ def shared_training(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory on a file system that can drop what it has cached."""
+    from weightpager.machine.mounts import mount_of
+
     directory = tmp_path_factory.mktemp("disk")
     mount = mount_of(directory)
     if mount.kind not in {"btrfs", "ext4", "xfs"} or mount.source.startswith("/dev/loop"):
@@ -114,6 +136,8 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def memory_file_system() -> Path:
     """A directory whose files live in memory."""
+    from weightpager.machine.mounts import mount_of
+
     directory = Path("/dev/shm")
     if not directory.is_dir() or mount_of(directory).kind != "tmpfs":
         pytest.skip("no tmpfs at /dev/shm")

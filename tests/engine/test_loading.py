@@ -319,7 +319,7 @@ def test_a_task_is_left_while_its_pages_are_still_being_loaded(
 def test_slots_of_reads_that_hang_are_given_up_in_time(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
     """It isn't the budget that is too small."""
     small, large, only = by_size(bundle)
-    with hanging(bundle, budget=room_for(bundle, large), io_threads=1, read_timeout=0.05) as (engine, store):
+    with hanging(bundle, budget=room_for(bundle, large), io_threads=1, read_timeout=0.2) as (engine, store):
         store.hang(only)
         with engine.task(small, wait=False):
             store.wait_for_a_read(only)
@@ -334,7 +334,7 @@ def test_a_budget_that_needs_the_slot_of_a_read_that_hangs_is_refused_for_that(b
     large = by_size(bundle)[1]
     smallest = min(TASKS, key=lambda task: len(bundle.pages_of(task)))
     wanted = room_for(bundle, smallest)
-    with hanging(bundle, budget=room_for(bundle, large), io_threads=1, read_timeout=0.05) as (engine, store):
+    with hanging(bundle, budget=room_for(bundle, large), io_threads=1, read_timeout=0.2) as (engine, store):
         engine.set_budget(room_for(bundle, smallest, spare=1))
         with engine.task(smallest):
             engine.set_budget(room_in_use(bundle, large, smallest))
