@@ -43,6 +43,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """At exit all of it is garbage."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_groups_of_reads() -> Iterator[None]:
     """All pages of a tiny bundle would be one group of reads, and nothing could come between them."""
