@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 
+# Where a container forbids it, each process that a test starts would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 CMAKE := $(or $(shell command -v cmake),$(BIN)/cmake)
 
 .PHONY: demo test test-slow native-test release-test aarch64-test check lint types imports house format clean
