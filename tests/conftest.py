@@ -63,7 +63,7 @@ def assistant_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import weightpager as wp
 
     folder = tmp_path_factory.mktemp("assistant")
-    wp.compile(tiny.assistant(folder), out=folder / "assistant.bundle")
+    wp.compile(tiny.assistant(folder, compare="dense"), out=folder / "assistant.bundle")
     return folder / "assistant.bundle"
 
 

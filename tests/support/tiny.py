@@ -186,7 +186,7 @@ def text(folder: Path, name: str, words: list[str]) -> dict[str, Any]:
 
 
 def assistant(folder: Path, **changes: Any) -> dict[str, Any]:
-    """A task file of four tasks on a tiny encoder, as a mapping."""
+    """A task file of four tasks on a tiny encoder, as a mapping. Controls only if a change says so."""
     content = {
         "model": str(bert(folder / "bert")),
         "block": "8x16",
@@ -194,6 +194,7 @@ def assistant(folder: Path, **changes: Any) -> dict[str, Any]:
         "dtype": "bfloat16",
         "sparsity": 0.6,
         "alignment": 0.0,
+        "compare": "none",
         "calibration": {"items": 16, "max_length": 16, "batch": 8},
         "training": {"steps": 16, "batch": 8, "seed": 32},
         "tasks": {

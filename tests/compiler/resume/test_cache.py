@@ -145,7 +145,7 @@ def test_a_journal_gives_a_finished_stage_to_the_cache(tmp_path: Path) -> None:
 
 
 def test_a_sweep_trains_and_calibrates_once(tmp_path: Path, user: Cache, caplog: pytest.LogCaptureFixture) -> None:
-    content = tiny.assistant(tmp_path)
+    content = tiny.assistant(tmp_path, compare="dense")
     work = {"train the dense model", *(f"measure dense {name}" for name in content["tasks"])}
     assert work <= stages_of(content, tmp_path / "first.bundle")
     changes = [
@@ -178,7 +178,7 @@ def test_a_bundle_from_the_cache_is_the_one_that_it_would_be_without(tmp_path: P
 
 
 def test_new_data_is_learnt_from(tmp_path: Path, user: Cache) -> None:
-    content = tiny.assistant(tmp_path)
+    content = tiny.assistant(tmp_path, compare="dense")
     stages_of(content, tmp_path / "a.bundle", until="control")
     held_out = Path(content["tasks"]["animal"]["eval"])
     held_out.write_text(held_out.read_text() * 2)
