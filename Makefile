@@ -68,7 +68,7 @@ clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The sources of the compiled kernels and the project's metadata: when they change, install again.
-BUILD := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/load/*)
+BUILD := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/load/* csrc/rows/*)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

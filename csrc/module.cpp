@@ -17,7 +17,7 @@
 #include "memory.hpp"
 #include "paged_linear.hpp"
 #include "parallel.hpp"
-#include "rows.hpp"
+#include "rows/bindings.hpp"
 
 namespace nb = nanobind;
 using namespace weightpager;
@@ -131,13 +131,6 @@ void read_memory(uintptr_t address, int64_t bytes, int threads) {
     read_all(at<const uint8_t>(address), bytes, std::max(1, threads));
 }
 
-void widen(uintptr_t base, uintptr_t offsets, uintptr_t rows, int64_t count, int64_t columns, uintptr_t out,
-           bool bfloat16) {
-    nb::gil_scoped_release release;
-    widen_rows(at<const uint8_t>(base), at<const int64_t>(offsets), at<const int64_t>(rows), count, columns,
-               at<void>(out), bfloat16);
-}
-
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -146,7 +139,6 @@ NB_MODULE(_native, m) {
     m.def("exact", &exact);
     m.def("threading", [] { return std::string(have_openmp() ? "gomp" : "serial"); });
     m.def("read_memory", &read_memory);
-    m.def("widen_rows", &widen);
     nb::class_<Placed>(m, "Placement")
         .def(nb::init<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, bool, int64_t,
                       const std::vector<std::tuple<int64_t, int64_t, int64_t>>&>())
@@ -161,5 +153,6 @@ NB_MODULE(_native, m) {
         .def("linear", &Weight::linear)
         .def("gated", &Weight::gated);
     bind_loads(m);
+    bind_rows(m);
     nb::set_leak_warnings(false);  // what a read that hangs may still write to is kept when the interpreter ends
 }

@@ -37,19 +37,14 @@ nb::list listed(const std::vector<Told>& told) {
     return found;
 }
 
-std::unique_ptr<Device> opened(bool ring, unsigned reads, unsigned threads) {
-    std::unique_ptr<Device> device = ring ? open_ring(reads) : nullptr;
-    return device ? std::move(device) : open_threads(threads);
-}
-
 class Queue {
    public:
-    Queue(unsigned reads, unsigned threads, size_t bytes, int64_t group_microseconds, bool ring) {
+    Queue(unsigned reads, size_t bytes, int64_t group_microseconds, bool ring) {
         QueueLimits limits;
         limits.reads = reads;
         limits.bytes = bytes;
         limits.group_microseconds = group_microseconds;
-        queue_ = std::make_shared<ReadQueue>([=] { return opened(ring, reads, threads); }, *hashers()[0], limits);
+        queue_ = std::make_shared<ReadQueue>([=] { return open_device(ring, reads); }, *hashers()[0], limits);
     }
 
     // How many reads it takes; -1 if the queue has been closed.
@@ -122,8 +117,8 @@ void bind_loads(nb::module_& module) {
     module.def("digests", &digests);
     module.def("raw_reads", &raw_reads);
     nb::class_<Queue>(module, "ReadQueue")
-        .def(nb::init<unsigned, unsigned, size_t, int64_t, bool>(), nb::kw_only(), nb::arg("reads"), nb::arg("threads"),
-             nb::arg("most_bytes"), nb::arg("group_microseconds"), nb::arg("ring"))
+        .def(nb::init<unsigned, size_t, int64_t, bool>(), nb::kw_only(), nb::arg("reads"), nb::arg("most_bytes"),
+             nb::arg("group_microseconds"), nb::arg("ring"))
         .def("load", &Queue::load)
         .def("drive", &Queue::drive)
         .def("cancel", &Queue::cancel)

@@ -10,7 +10,7 @@
 
 namespace weightpager {
 
-// `begin` and `wait` are called by one thread, `wake` by any.
+// `begin` and `wait` are called by one thread at a time, `wake` by any.
 class Device {
    public:
     virtual ~Device() = default;
@@ -28,11 +28,14 @@ class Device {
     virtual void wake() = 0;
 };
 
-// io_uring by its system calls; nothing where the kernel lacks it or refuses it. The calling thread is the one that
-// begins and waits. At most `depth` reads may be in flight.
-std::unique_ptr<Device> open_ring(unsigned depth);
+// io_uring by its system calls; nothing where the kernel lacks it or refuses it. At most `depth` reads may be in flight.
+// The calling thread is the one that begins and waits, unless the ring is for `any_thread`, which takes a little longer.
+std::unique_ptr<Device> open_ring(unsigned depth, bool any_thread = false);
 
 // Threads with `preadv`, one for each read in flight.
 std::unique_ptr<Device> open_threads(unsigned threads);
+
+// A ring, or threads where there is none; with `ring` false always threads.
+std::unique_ptr<Device> open_device(bool ring, unsigned reads, bool any_thread = false);
 
 }  // namespace weightpager

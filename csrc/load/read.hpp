@@ -10,7 +10,8 @@
 
 namespace weightpager {
 
-enum class Failure { none, storage, end_of_file, corrupt };
+// The last two are of reads that a thread makes itself.
+enum class Failure { none, storage, end_of_file, corrupt, hangs, closed };
 
 struct Read {
     uint64_t load = 0;  // whose read it is

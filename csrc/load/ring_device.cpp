@@ -66,9 +66,9 @@ struct File {
 
 class Ring : public Device {
    public:
-    static std::unique_ptr<Device> open(unsigned depth) {
+    static std::unique_ptr<Device> open(unsigned depth, bool any_thread) {
         auto ring = std::make_unique<Ring>();
-        return ring->set_up(depth) ? std::move(ring) : nullptr;
+        return ring->set_up(depth, any_thread) ? std::move(ring) : nullptr;
     }
 
     const char* name() const override { return "io_uring"; }
@@ -97,11 +97,12 @@ class Ring : public Device {
     }
 
    private:
-    bool set_up(unsigned depth) {
+    bool set_up(unsigned depth, bool any_thread) {
         unsigned entries = 1;
         while (entries < depth + 1) entries *= 2;  // and the bell's
         io_uring_params parameters;
         for (unsigned flags : {IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_COOP_TASKRUN, 0u}) {
+            if (any_thread && (flags & IORING_SETUP_SINGLE_ISSUER) != 0) continue;
             std::memset(&parameters, 0, sizeof parameters);
             parameters.flags = flags;
             ring_.number = static_cast<int>(syscall(SYS_io_uring_setup, entries, &parameters));
@@ -196,7 +197,7 @@ class Ring : public Device {
 
 }  // namespace
 
-std::unique_ptr<Device> open_ring(unsigned depth) { return Ring::open(depth); }
+std::unique_ptr<Device> open_ring(unsigned depth, bool any_thread) { return Ring::open(depth, any_thread); }
 
 }  // namespace weightpager
 
@@ -206,6 +207,6 @@ std::unique_ptr<Device> open_ring(unsigned depth) { return Ring::open(depth); }
 
 #if !defined(WEIGHTPAGER_RING)
 namespace weightpager {
-std::unique_ptr<Device> open_ring(unsigned) { return nullptr; }
+std::unique_ptr<Device> open_ring(unsigned, bool) { return nullptr; }
 }  // namespace weightpager
 #endif

@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 
 import weightpager as wp
 from devices import HostCopier
-from faults import FaultyStore
+from faults import FaultyBlocks, FaultyStore
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig
@@ -103,11 +103,12 @@ STAGED = Staging(HostCopier(), 1)
         pytest.param("assistant", None, True, id="direct-ahead"),
         pytest.param("assistant", STAGED, True, id="staged-ahead"),
         pytest.param("wordy", None, False, id="rows"),
+        pytest.param("wordy-files", None, True, id="rows-from-files-ahead"),
         pytest.param("wordy", STAGED, True, id="rows-staged-ahead"),
     ],
 )
 def test_any_sequence(request: pytest.FixtureRequest, which: str, staging: Staging | None, ahead: bool) -> None:
-    bundle = Bundle.open(request.getfixturevalue(f"{which}_bundle"))
+    bundle = Bundle.open(request.getfixturevalue(f"{which.partition('-')[0]}_bundle"))
     expected = {}
     for task in TASKS:
         with wp.Engine(bundle, EngineConfig()) as engine, engine.task(task) as module:
@@ -137,7 +138,8 @@ def test_any_sequence(request: pytest.FixtureRequest, which: str, staging: Stagi
         )
         def open(self, spare: int, patience: float, together: int) -> None:
             self.patch.setattr("weightpager.store.read_plan.GROUP_BYTES", together * bundle.page_bytes)
-            self.store = FaultyStore(LocalStore(bundle))
+            files = LocalStore(bundle)
+            self.store = FaultyBlocks(files, bundle.manifest.pages) if "-files" in which else FaultyStore(files)
             budget = fixed + (least + spare) * bundle.page_bytes
             # One thread: which reads come after one that fails must not be a matter of chance.
             self.patience, self.together = patience, together

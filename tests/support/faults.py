@@ -6,8 +6,11 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from weightpager.errors import StoreError
-from weightpager.store import PageStore
+from weightpager.store import LocalStore, PageStore, Sources
 
 HANG_SECONDS = 0.06
 
@@ -49,6 +52,21 @@ class FaultyStore:
 
     def close(self) -> None:
         self.inner.close()
+
+
+class FaultyBlocks(FaultyStore):
+    """As `FaultyStore`, but rows of tables are read from their files by whoever wants them.
+
+    Args:
+        first: number of the first page of rows.
+    """
+
+    def __init__(self, inner: LocalStore, first: int) -> None:
+        super().__init__(inner)
+        self.files, self.first = inner, first
+
+    def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
+        return self.files.sources(pages) if pages.min() >= self.first else None
 
 
 class HangingStore:

@@ -34,7 +34,7 @@ from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
 from weightpager.runtime.paging.residency import Residency
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.planning.block_manager import BlockManager
-from weightpager.runtime.rows.row_pages import Ids, ReadPages
+from weightpager.runtime.rows.row_pages import RowReads
 from weightpager.runtime.rows.row_tables import RowTables
 from weightpager.store import LocalStore, PageStore, VerifyingStore
 from weightpager.store.row_share import NO_MORE_ROWS, row_share
@@ -109,7 +109,8 @@ class OpenBundle:
             pager = Pager(arena, config.io_threads)
             undone.callback(pager.close)
             self.row_reads = VerifyingStore(store, bundle.index)  # closed with the other
-            self.rows = RowTables(bundle, self.memory.rows if on_host else 0, self._row_reader(pager, config))
+            row_reads = RowReads(pager, self.row_reads, config.read_timeout)
+            self.rows = RowTables(bundle, self.memory.rows if on_host else 0, row_reads)
             self._device_rows = {} if on_host else device_rows(bundle, arena.pages.device)
             self.rows.fill()
             needs = [pages_of(bundle, name, numbers) for name in bundle.tasks]
@@ -204,12 +205,6 @@ class OpenBundle:
             self._resize(self.memory.refit(before))
             raise
         return change
-
-    def _row_reader(self, pager: Pager, config: EngineConfig) -> ReadPages:
-        def read(pages: Ids, into: npt.NDArray[np.uint8]) -> int:
-            return pager.read(self.row_reads, pages, into, config.read_timeout)
-
-        return read
 
     def _leaving(self, change: BundleChange) -> dict[str, int]:
         """The numbers of the tasks that a change takes away, by name."""

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 def isas() -> list[str]: ...
 def exact(isa: int, /) -> str: ...
 def threading() -> str: ...
@@ -20,7 +22,7 @@ def raw_reads(
 ) -> float: ...
 
 class ReadQueue:
-    def __init__(self, *, reads: int, threads: int, most_bytes: int, group_microseconds: int, ring: bool) -> None: ...
+    def __init__(self, *, reads: int, most_bytes: int, group_microseconds: int, ring: bool) -> None: ...
     def load(
         self,
         number: int,
@@ -47,6 +49,42 @@ class ReadQueue:
     def in_flight(self) -> int: ...
     @property
     def device(self) -> str: ...
+
+class OwnReads:
+    def __init__(self, *, reads: int, ring: bool) -> None: ...
+    def close(self, seconds: float, /) -> bool: ...
+    @property
+    def device(self) -> str: ...
+
+class RowTable:
+    def __init__(
+        self,
+        reads: OwnReads,
+        *,
+        places: int,
+        wide: int,
+        rows: int,
+        row_bytes: int,
+        capacity: int,
+        stored: int,
+        slot_of: int,
+        row_in: int,
+        last_use: int,
+        stay: int,
+        state: int,
+        tally: int,
+        ids: int,
+        first_page: int,
+        page_bytes: int,
+        most: int,
+        bytes_at_once: int,
+        extents: list[tuple[int, int, int]],
+    ) -> None: ...
+    def look_up(
+        self, ids: int, count: int, out: int, bfloat16: bool, patience: float, ended: Callable[[], int], /
+    ) -> tuple[int, int, int, int] | None: ...
+    def lock(self) -> None: ...
+    def unlock(self) -> None: ...
 
 class Placement:
     def __init__(

@@ -58,6 +58,17 @@ def widened(rows: Tensor, dtype: torch.dtype) -> Tensor:
     return (numbers * scales).to(dtype)
 
 
+def check_wide(out: Tensor, rows: int, columns: int) -> None:
+    """See that so many rows can be widened to memory.
+
+    Raises:
+        ValueError: it isn't contiguous float32 or bfloat16 of that shape on the host.
+    """
+    right = out.dtype in (torch.float32, torch.bfloat16) and out.is_contiguous() and out.is_cpu
+    if not right or out.shape != (rows, columns):
+        raise ValueError(f"expected contiguous float32 or bfloat16 [{rows}, {columns}] on the host to write to")
+
+
 def _check(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions, out: Tensor) -> None:
     if stored.dtype != np.uint8 or stored.ndim != 1 or not stored.flags.c_contiguous:
         raise ValueError("expected stored rows as contiguous uint8 [bytes]")

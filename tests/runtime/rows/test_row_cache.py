@@ -94,6 +94,17 @@ def test_the_most_used_rows_are_filled_in_and_half_of_them_stay() -> None:
     assert cache.counts.hits == before.hits + 10
 
 
+def test_after_filling_rows_of_the_last_places_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weightpager.runtime.rows.row_pages.AT_ONCE", 256)  # they come in several pieces
+    table = Table(100, 8, 64)
+    cache = table.cache(20)
+    cache.fill()
+    looked_up(cache, table.order[50:53].astype(np.int64))
+    before = cache.counts.hits
+    looked_up(cache, table.order[:17].astype(np.int64))
+    assert cache.counts.hits == before + 17
+
+
 def test_rows_that_come_once_dont_drive_out_those_that_are_used_again() -> None:
     table = Table(200, 8, 64)
     cache = table.cache(40)
@@ -118,7 +129,7 @@ def test_what_a_batch_lacks_is_read_once_and_in_one_go() -> None:
 
 
 def test_many_pages_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.runtime.rows.row_pages._AT_ONCE", 256)
+    monkeypatch.setattr("weightpager.runtime.rows.row_pages.AT_ONCE", 256)
     table = Table(50, 30, 48)
     cache = table.cache(50)
     assert torch.equal(looked_up(cache, np.arange(50)), table.values)
@@ -177,7 +188,7 @@ def test_threads_get_what_they_ask_for_while_memory_changes() -> None:
 
 
 def test_ticks_may_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weightpager.runtime.rows.row_memory._LAST_TICK", 3)
+    monkeypatch.setattr("weightpager.runtime.rows.row_memory._LAST_TICK", 8)
     table = Table(30, 8, 64)
     cache = table.cache(6)
     for start in range(0, 30, 3):

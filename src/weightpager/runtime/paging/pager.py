@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +11,13 @@ import numpy.typing as npt
 from weightpager.runtime.memory.page_arena import StageSource
 from weightpager.runtime.memory.page_buffer import PageBuffer
 from weightpager.runtime.paging.page_waits import WholeRead
-from weightpager.runtime.paging.reads.load import Load, Priority, Reads
+from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, Priority, Reads
 from weightpager.runtime.paging.reads.thread_reads import ThreadReads
 from weightpager.runtime.planning.plans import Pages
 from weightpager.store import PageStore
+
+if TYPE_CHECKING:
+    from weightpager.kernels import _native
 
 
 class Pager:
@@ -22,14 +26,18 @@ class Pager:
     Pages of files that can be read straight into host memory come without Python between their reads, where the native
     module is there; all others by threads.
 
+    Attributes:
+        own_reads: for threads that read themselves; None without the native module.
+
     Args:
         arena: whose slots are filled.
-        reads: in flight; storage reaches its bandwidth only with several.
+        reads: in flight, of each thread that reads itself too; storage reaches its bandwidth only with several.
     """
 
     def __init__(self, arena: StageSource, reads: int) -> None:
         self._arena = arena
-        self._ways: list[Reads] = [*_native(reads), ThreadReads(reads)]
+        self._ways: list[Reads] = [*_native_reads(reads), ThreadReads(reads)]
+        self.own_reads = _own_reads(reads)
 
     def load(
         self,
@@ -71,7 +79,7 @@ class Pager:
             StoreTimeoutError: storage hangs. A late answer may still be written to ``into``, which must be dropped.
             EngineClosedError: the pager has been closed.
         """
-        whole = WholeRead(len(pages), patience, lambda: sum(way.ended for way in self._ways))
+        whole = WholeRead(len(pages), patience, self.ended)
         load = Load(store, PageBuffer(into), pages, np.arange(len(pages)), priority, whole.told, common=False)
         reads = self._start(load)
         try:
@@ -81,6 +89,10 @@ class Pager:
                 way.withdraw(load)
             raise
         return reads
+
+    def ended(self) -> int:
+        """How often reads have ended until now, well or not, but those that threads make themselves."""
+        return sum(way.ended for way in self._ways)
 
     @property
     def pages(self) -> set[int]:
@@ -97,6 +109,8 @@ class Pager:
     def close(self) -> bool:
         """Drop what is queued and end the threads; False if one hangs in a read and had to be left."""
         ends = [way.close() for way in self._ways]
+        if self.own_reads is not None:
+            ends.append(self.own_reads.close(JOIN_SECONDS))
         return all(ends)
 
     def _start(self, load: Load) -> int:
@@ -107,9 +121,17 @@ class Pager:
         raise AssertionError("threads bring any pages")
 
 
-def _native(reads: int) -> list[Reads]:
+def _native_reads(reads: int) -> list[Reads]:
     try:
         from weightpager.runtime.paging.reads.native_reads import NativeReads
     except ImportError:  # it hasn't been built
         return []
     return [NativeReads(reads)]
+
+
+def _own_reads(reads: int) -> _native.OwnReads | None:
+    try:
+        from weightpager.kernels import _native
+    except ImportError:
+        return None
+    return _native.OwnReads(reads=reads, ring=True)

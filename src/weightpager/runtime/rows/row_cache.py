@@ -13,6 +13,7 @@ from torch import Tensor
 
 from weightpager.bundle.format.row_table import RowTable
 from weightpager.kernels.rows import widen_rows
+from weightpager.runtime.rows.native_rows import NativeRows, RowFiles
 from weightpager.runtime.rows.row_memory import RowMemory
 from weightpager.runtime.rows.row_pages import ReadRows, RowPages
 
@@ -57,20 +58,23 @@ class RowCache:
         table: of the bundle.
         pages: that hold it.
         slots: rows that may be in memory.
+        files: that hold the pages, where the thread that looks rows up may read them itself.
     """
 
-    def __init__(self, table: RowTable, pages: RowPages, slots: int) -> None:
+    def __init__(self, table: RowTable, pages: RowPages, slots: int, files: RowFiles | None = None) -> None:
         self.entry = table.entry
         self._places = table.places
         self._pages = pages
         self._memory = RowMemory(table.places, table.entry.row_bytes, slots)
-        self._lock = threading.Lock()
-        self._counts = RowCounts()
+        self._tally = np.zeros(4, np.int64)
+        self._native = None if files is None else NativeRows(self._memory, self._tally, files)
+        self._lock = self._native or threading.Lock()  # of the memory and the tally
 
     @property
     def counts(self) -> RowCounts:
         """So far."""
-        return self._counts
+        with self._lock:
+            return RowCounts(*self._tally.tolist())
 
     @property
     def resident(self) -> int:
@@ -90,6 +94,8 @@ class RowCache:
         for read in self._pages.read(self._places[wanted].astype(np.int64)):
             with self._lock:
                 self._keep(wanted[read.start : read.end], read, trial=False)
+        with self._lock:
+            self._memory.age_by_place()
 
     def look_up(self, ids: Ids, out: Tensor) -> None:
         """Write the rows ``ids``, int64 [n], to ``out`` [n, columns], float32 or bfloat16, contiguous, on the host.
@@ -100,13 +106,17 @@ class RowCache:
             StoreTimeoutError: storage hangs.
             EngineClosedError: rows are missing, and the engine has been closed.
         """
+        if self._native is not None:
+            if not self._native.look_up(ids, out):
+                raise self._out_of_range()
+            return
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.entry.rows:
-            raise IndexError(f"index out of range: expected rows from 0 to {self.entry.rows - 1} of {self.entry.name}")
+            raise self._out_of_range()
         with self._lock:
             slots = self._memory.look_up(ids)
             here = np.flatnonzero(slots >= 0)
             widen_rows(self._memory.stored, slots[here] * self.entry.row_bytes, here, out)
-            self._counts += RowCounts(len(ids), len(here))
+            self._tally[:2] += len(ids), len(here)
         if len(here) < len(ids):
             self._fault(ids, np.flatnonzero(slots < 0), out)
 
@@ -135,9 +145,12 @@ class RowCache:
             here = np.flatnonzero((of_position >= read.start) & (of_position < read.end))
             widen_rows(read.stored, read.offsets[of_position[here] - read.start], missing[here], out)
             with self._lock:
-                self._counts += RowCounts(faults=read.end - read.start, bytes=len(read.stored))
+                self._tally[2:] += read.end - read.start, len(read.stored)
                 if keep:
                     self._keep(rows[read.start : read.end], read)
+
+    def _out_of_range(self) -> IndexError:
+        return IndexError(f"index out of range: expected rows from 0 to {self.entry.rows - 1} of {self.entry.name}")
 
     def _keep(self, rows: npt.NDArray[Any], read: ReadRows, *, trial: bool = True) -> None:
         stored = read.stored[read.offsets[:, None] + np.arange(self.entry.row_bytes)]

@@ -23,9 +23,13 @@ _ONCE, _AGAIN, _STAYS = 0, 1, 2
 
 _LAST_TICK = np.iinfo(np.uint32).max
 
+_SLOTS, _FILLED, _TICK = 0, 1, 2
+
 
 class RowMemory:
     """Slots for a table's stored rows. Whoever calls makes sure that one thread at a time does.
+
+    Native code works on the same arrays: ``csrc/rows/row_memory.cpp`` does what `look_up` and `insert` do.
 
     Half of the slots are for the rows of the first places, which were used the most when the bundle was compiled. The
     others are a segmented LRU: rows that were looked up once since they came go first, as far as they are more than a
@@ -34,7 +38,6 @@ class RowMemory:
     Attributes:
         row_bytes: bytes of a stored row.
         stored: uint8 [bytes], what is in the slots, one after the other. Memory is taken when it is filled.
-        slots: rows that may be in memory.
     """
 
     def __init__(self, places: npt.NDArray[np.unsignedinteger[Any]], row_bytes: int, slots: int) -> None:
@@ -50,19 +53,42 @@ class RowMemory:
         """
         rows = len(places)
         self.row_bytes = row_bytes
-        self.slots = min(slots, rows)
-        self._places = places
+        self._state = np.array([min(slots, rows), 0, 0], np.int64)
+        self._places = np.ascontiguousarray(places)
         self._memory, self._capacity = _reserve(rows, self.slots, row_bytes)
         self.stored = np.frombuffer(self._memory, np.uint8, self._capacity * row_bytes)
         self._slot_of = np.full(rows, -1, np.int32)
         self._row_in = np.zeros(self._capacity, np.int32)
         self._last_use = np.zeros(self._capacity, np.uint32)
         self._stay = np.zeros(self._capacity, np.uint8)
-        self._filled = 0
-        self._tick = 0
 
     def __len__(self) -> int:
         return self._filled
+
+    @property
+    def slots(self) -> int:
+        """Rows that may be in memory."""
+        return int(self._state[_SLOTS])
+
+    @property
+    def _filled(self) -> int:
+        return int(self._state[_FILLED])
+
+    def addresses(self) -> dict[str, int]:
+        """What native code needs to know. The arrays stay where they are."""
+        return {
+            "places": self._places.ctypes.data,
+            "wide": self._places.itemsize == 4,
+            "rows": len(self._places),
+            "row_bytes": self.row_bytes,
+            "capacity": self._capacity,
+            "stored": self.stored.ctypes.data,
+            "slot_of": self._slot_of.ctypes.data,
+            "row_in": self._row_in.ctypes.data,
+            "last_use": self._last_use.ctypes.data,
+            "stay": self._stay.ctypes.data,
+            "state": self._state.ctypes.data,
+        }
 
     def absent(self, ids: Ids) -> npt.NDArray[np.bool_]:
         """Which of these rows aren't in memory."""
@@ -72,7 +98,8 @@ class RowMemory:
         """The slots of these rows, −1 where one is absent; they count as used."""
         slots = self._slot_of[ids].astype(np.int64)
         here = slots[slots >= 0]
-        self._last_use[here] = self._next_tick()
+        self._begin_uses(len(ids))
+        self._last_use[here] = self._ticks(len(here))  # of a row that occurs twice the last one stays
         self._stay[here] = np.maximum(self._stay[here], _AGAIN)
         return slots
 
@@ -90,18 +117,26 @@ class RowMemory:
         ids, stored = ids[: len(slots)], stored[: len(slots)]
         gone = self._row_in[slots[slots < self._filled]]
         self._slot_of[gone] = -1
-        self._filled = max(self._filled, int(slots.max(initial=-1)) + 1)
+        self._state[_FILLED] = max(self._filled, int(slots.max(initial=-1)) + 1)
         self._slot_of[ids], self._row_in[slots] = slots, ids
-        self._last_use[slots] = self._next_tick()
+        self._begin_uses(len(slots))
+        self._last_use[slots] = self._ticks(len(slots))[::-1]  # the most wanted is the youngest
         self._stay[slots] = np.where(self._pinned(ids), _STAYS, _ONCE if trial else _AGAIN)
         self.stored.reshape(-1, self.row_bytes)[slots] = stored
 
+    def age_by_place(self) -> None:
+        """Forget when rows were used: those of the last places go first."""
+        here = np.arange(self._filled)
+        here = here[np.argsort(self._places[self._row_in[here]])]
+        self._begin_uses(len(here))
+        self._last_use[here] = self._ticks(len(here))[::-1]
+
     def resize(self, slots: int) -> None:
         """Keep so many rows at most. Rows of slots that are given up go, and their memory with them."""
-        self.slots = min(slots, self._capacity)
+        self._state[_SLOTS] = min(slots, self._capacity)
         gone = np.arange(self.slots, self._filled)
         self._slot_of[self._row_in[gone]] = -1
-        self._filled = min(self._filled, self.slots)
+        self._state[_FILLED] = min(self._filled, self.slots)
         here = np.arange(self._filled)
         pinned, stay = self._pinned(self._row_in[here]), self._stay[here]
         self._stay[here] = np.where(pinned, _STAYS, np.minimum(stay, _AGAIN))
@@ -122,21 +157,21 @@ class RowMemory:
         return np.concatenate(found)
 
     def _oldest(self, slots: Ids, count: int) -> Ids:
-        """At most so many of these slots, those that were used longest ago."""
-        if count >= len(slots):
-            return slots
-        if count <= 0:
-            return slots[:0]
-        return slots[np.argpartition(self._last_use[slots], count - 1)[:count]]
+        """At most so many of these slots, those that were used longest ago, the oldest first."""
+        return slots[np.argsort(self._last_use[slots], kind="stable")[: max(0, count)]]
 
     def _pinned(self, ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
         return np.asarray(self._places[ids] < self.slots // _PINNED)
 
-    def _next_tick(self) -> int:
-        if self._tick == _LAST_TICK:
-            self._last_use[:] = self._tick = 0  # once in four billion look-ups nobody knows what is old
-        self._tick += 1
-        return self._tick
+    def _begin_uses(self, count: int) -> None:
+        """So many ticks come, at most."""
+        if self._state[_TICK] + count > _LAST_TICK:
+            self._last_use[:] = self._state[_TICK] = 0  # once in four billion look-ups nobody knows what is old
+
+    def _ticks(self, count: int) -> Ids:
+        """So many, rising."""
+        self._state[_TICK] += count
+        return np.arange(self._state[_TICK] - count, self._state[_TICK]) + 1
 
     def _give_back(self) -> None:
         first = -(-self.slots * self.row_bytes // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -10,15 +10,36 @@ import numpy.typing as npt
 
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.machine.direct_file import aligned_memory
+from weightpager.runtime.paging.pager import Pager
+from weightpager.store import VerifyingStore
 
 Ids = npt.NDArray[np.int64]
 
 ReadPages = Callable[[Ids, npt.NDArray[np.uint8]], int]
 """Reads pages, ascending, into uint8 [pages, page_bytes], each checked by its hash; how many reads that took."""
 
-_AT_ONCE = 1 << 20
+AT_ONCE = 1 << 20
 """Bytes of pages that are read before their rows are taken out. Memory for them is beside the budget, as activations
 are, and given back at once."""
+
+
+@dataclass(frozen=True)
+class RowReads:
+    """Reads pages of rows.
+
+    Attributes:
+        pager: whose threads read, and what threads that read themselves need.
+        store: where pages come from.
+        patience: seconds in which no read ends, after which storage is given up.
+    """
+
+    pager: Pager
+    store: VerifyingStore
+    patience: float
+
+    def read(self, pages: Ids, into: npt.NDArray[np.uint8]) -> int:
+        """Read by threads of the pager. Arguments and errors are those of `Pager.read`."""
+        return self.pager.read(self.store, pages, into, self.patience)
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,7 @@ class RowPages:
             StoreError, PageCorruptError, EngineClosedError: as reading the pages.
         """
         row, page = self._row_bytes, self._page_bytes
-        most = max(1, _AT_ONCE // (page * (1 + -(-row // page))))  # rows whose pages surely are no more
+        most = max(1, AT_ONCE // (page * (1 + -(-row // page))))  # rows whose pages surely are no more
         for start in range(0, len(places), most):
             begin = places[start : start + most] * row
             pages = self._pages(begin)

@@ -7,8 +7,10 @@ from functools import reduce
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import row_memory
+from weightpager.bundle.format.row_table import RowTable
+from weightpager.runtime.rows.native_rows import RowFiles
 from weightpager.runtime.rows.row_cache import RowCache, RowCounts
-from weightpager.runtime.rows.row_pages import ReadPages, RowPages
+from weightpager.runtime.rows.row_pages import RowPages, RowReads
 from weightpager.store.row_share import split
 
 
@@ -20,24 +22,21 @@ class RowTables:
         room: bytes of memory for rows.
     """
 
-    def __init__(self, bundle: Bundle, room: int, read: ReadPages) -> None:
+    def __init__(self, bundle: Bundle, room: int, reads: RowReads) -> None:
         """Nothing is in memory.
 
         Args:
             bundle: with the tables.
             room: bytes of memory for rows.
-            read: reads pages by number, those of rows behind those of blocks.
+            reads: reads pages by number, those of rows behind those of blocks.
 
         Raises:
             OSError: the machine refuses address space.
         """
         self.room = room
         self._entries = bundle.manifest.row_tables
-        first = bundle.manifest.pages
         self.caches: Mapping[str, RowCache] = {
-            table.entry.name: RowCache(
-                table, RowPages(table.entry, first + table.first, bundle.page_bytes, read), slots
-            )
+            table.entry.name: _cache(bundle, table, slots, reads)
             for table, slots in zip(bundle.row_tables.values(), split(self._entries, room), strict=True)
         }
 
@@ -71,3 +70,9 @@ class RowTables:
         self.room = room
         for cache, slots in zip(self.caches.values(), split(self._entries, room), strict=True):
             cache.resize(slots)
+
+
+def _cache(bundle: Bundle, table: RowTable, slots: int, reads: RowReads) -> RowCache:
+    first, page_bytes = bundle.manifest.pages + table.first, bundle.page_bytes
+    pages = RowPages(table.entry, first, page_bytes, reads.read)
+    return RowCache(table, pages, slots, RowFiles.of(first, table.entry.pages(page_bytes), page_bytes, reads))

@@ -40,7 +40,7 @@ class NativeReads:
 
     def __init__(self, reads: int, *, ring: bool = True) -> None:
         self._queue = _native.ReadQueue(
-            reads=reads, threads=reads, most_bytes=_BYTES_IN_FLIGHT, group_microseconds=_GROUP_MICROSECONDS, ring=ring
+            reads=reads, most_bytes=_BYTES_IN_FLIGHT, group_microseconds=_GROUP_MICROSECONDS, ring=ring
         )
         self._loads: dict[int, Load] = {}
         self._ended = [0]
@@ -138,7 +138,7 @@ def _drive(queue: _native.ReadQueue, loads: dict[int, Load], ended: list[int]) -
             if failure not in (_STORAGE, _END_OF_FILE):
                 load.store.count(len(pages) * load.into.page_bytes)  # type: ignore[attr-defined]
             ended[0] += 1
-            load.ended(pages, _error(failure, error, pages[0], corrupt))
+            load.ended(pages, read_error(failure, error, corrupt if failure == _CORRUPT else pages[0]))
             del load
         for number in report[1]:
             loads.pop(number, None)
@@ -149,12 +149,19 @@ _STORAGE, _END_OF_FILE, _CORRUPT = 1, 2, 3
 """Why a read failed, as the native module says it."""
 
 
-def _error(failure: int, number: int, first: int, corrupt: int) -> WeightpagerError | None:
+def read_error(failure: int, number: int, page: int) -> WeightpagerError | None:
+    """What a read's failure is to Python; None where there was none.
+
+    Args:
+        failure: as the native module says it.
+        number: of the storage's error.
+        page: the read's first, or the one that isn't what it should be.
+    """
     if failure == _STORAGE:
-        return StoreError(f"cannot read page {first}: {os.strerror(number)}")
+        return StoreError(f"cannot read page {page}: {os.strerror(number)}")
     if failure == _END_OF_FILE:
-        return StoreError(f"cannot read page {first}: the file ends too early")
-    return PageCorruptError(corrupt, "on load") if failure == _CORRUPT else None
+        return StoreError(f"cannot read page {page}: the file ends too early")
+    return PageCorruptError(page, "on load") if failure == _CORRUPT else None
 
 
 def _pages(packed: bytes) -> list[int]:

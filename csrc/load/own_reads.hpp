@@ -1,0 +1,88 @@
+// Reads that a thread makes itself and waits for: nothing is handed to another one.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "device.hpp"
+#include "read.hpp"
+
+namespace weightpager {
+
+// How long a caller waits.
+class Patience {
+   public:
+    virtual ~Patience() = default;
+
+    // Some of what it waits for has come.
+    virtual void came() = 0;
+
+    // Asked again and again while nothing comes, without any lock; whether to go on waiting. May throw.
+    virtual bool left() = 0;
+};
+
+struct Outcome {
+    Failure failure = Failure::none;
+    int error = 0;      // of the storage
+    int64_t page = -1;  // the first of the read that failed, or the one that isn't what it should be
+    size_t bytes = 0;   // that have been read, checked and used
+};
+
+// Where pages are, and what they should be.
+struct PagesToRead {
+    std::vector<int64_t> pages, offsets;  // ascending
+    std::vector<int32_t> files;
+    std::vector<uint8_t> expected;  // [pages, 32]
+};
+
+// Lanes that threads read in, each with a device and memory that pages land in. Any thread may call.
+class OwnReads {
+   public:
+    using Open = std::function<std::unique_ptr<Device>()>;
+    using Use = std::function<void(const uint8_t*)>;
+
+    // At most `depth` reads of a caller are in flight. More callers than there are lanes wait for each other.
+    OwnReads(Open open, const Hasher& hasher, size_t depth, size_t lanes = 4);
+
+    // What still hangs is left alone, with its memory.
+    ~OwnReads();
+
+    // Reads pages, in reads of at most `most`, checks each, and calls `use` with where they have landed, one behind the
+    // other. Storage that hangs keeps the lane until its reads end, and not the caller.
+    Outcome read(const PagesToRead& wanted, size_t page_bytes, size_t most, Patience& patience, const Use& use);
+
+    // Nothing begins any more. Waits for callers that are reading, and for what hangs; false if something still does.
+    bool close(std::chrono::microseconds wait);
+
+    const char* device() const;  // empty before the first read
+
+   private:
+    struct Lane;
+    using Held = std::unique_lock<std::mutex>;
+
+    Lane* take(Patience& patience, Outcome& outcome);
+    void give_back(Lane& lane);
+    void collect_hanging();
+    Outcome fly(Lane& lane, Patience& patience);
+    void land(Lane& lane, Read& read, Outcome& outcome);
+
+    const Open open_;
+    const Hasher& hasher_;
+    const size_t depth_, most_lanes_;
+    const pid_t process_;
+
+    mutable std::mutex lock_;  // of all that follows
+    std::condition_variable changed_;
+    std::vector<std::unique_ptr<Lane>> lanes_;
+    const char* device_name_ = "";
+    bool closed_ = false;
+};
+
+}  // namespace weightpager

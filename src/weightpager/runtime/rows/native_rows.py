@@ -1,0 +1,120 @@
+"""`NativeRows`: rows looked up without Python between ids and rows, read by the thread that wants them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from weightpager.errors import StoreTimeoutError
+from weightpager.kernels.rows import check_wide
+from weightpager.runtime.paging.reads.load import closed
+from weightpager.runtime.rows.row_memory import RowMemory
+from weightpager.runtime.rows.row_pages import AT_ONCE, RowReads
+from weightpager.store import most_pages
+
+_HANGS, _CLOSED = 4, 5
+"""How reads of a thread's own fail beside others, as the native module says it."""
+
+
+@dataclass(frozen=True)
+class RowFiles:
+    """Where a table's pages lie in files.
+
+    Attributes:
+        first: number of its first page.
+        page_bytes: bytes of a page.
+        ids: uint8 [pages, 32], what each should be.
+        extents: pages that follow each other: the first, counted from the table's first one, descriptor, and offset.
+        reads: of them.
+    """
+
+    first: int
+    page_bytes: int
+    ids: npt.NDArray[np.uint8]
+    extents: list[tuple[int, int, int]]
+    reads: RowReads
+
+    @classmethod
+    def of(cls, first: int, count: int, page_bytes: int, reads: RowReads) -> RowFiles | None:
+        """Of so many pages; None where only the store can read them, or the native module hasn't been built."""
+        pages = np.arange(first, first + count)
+        sources = None if reads.pager.own_reads is None else reads.store.sources(pages)
+        if sources is None:
+            return None
+        follows = (np.diff(sources.descriptors) == 0) & (np.diff(sources.offsets) == page_bytes)
+        begins = np.flatnonzero(np.concatenate([[True], ~follows]))
+        files, offsets = sources.descriptors[begins], sources.offsets[begins]
+        extents = list(zip(begins.tolist(), files.tolist(), offsets.tolist(), strict=True))
+        return cls(first, page_bytes, reads.store.index.ids[first : first + count], extents, reads)
+
+
+class NativeRows:
+    """Looks rows up in a memory and reads those that it lacks; does what `RowCache` does without it.
+
+    Used as a context, it keeps others from the memory and the tally; native code does so for itself.
+
+    Args:
+        memory: of the table.
+        tally: int64 [4]: look-ups, hits, faults and bytes, to be added to.
+        files: that hold the pages.
+    """
+
+    def __init__(self, memory: RowMemory, tally: npt.NDArray[np.int64], files: RowFiles) -> None:
+        from weightpager.kernels import _native
+
+        own_reads = files.reads.pager.own_reads
+        assert own_reads is not None
+        self._kept = memory, tally, files  # native code has addresses of what these own
+        self._columns = memory.row_bytes - 2
+        self._reads = files.reads
+        self._table = _native.RowTable(
+            own_reads,
+            **memory.addresses(),
+            tally=tally.ctypes.data,
+            ids=files.ids.ctypes.data,
+            first_page=files.first,
+            page_bytes=files.page_bytes,
+            most=most_pages(files.page_bytes),
+            bytes_at_once=AT_ONCE,
+            extents=files.extents,
+        )
+
+    def __enter__(self) -> None:
+        self._table.lock()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._table.unlock()
+
+    def look_up(self, ids: npt.NDArray[np.int64], out: Tensor) -> bool:
+        """As `RowCache.look_up`; False where a row isn't in the table."""
+        check_wide(out, len(ids), self._columns)
+        ids = np.ascontiguousarray(ids, np.int64)
+        reads = self._reads
+        found = self._table.look_up(
+            ids.ctypes.data, len(ids), out.data_ptr(), out.dtype == torch.bfloat16, reads.patience, reads.pager.ended
+        )
+        if found is None:
+            return False
+        failure, number, page, read = found
+        if read:
+            reads.store.count(read)
+        if failure:
+            raise self._error(failure, number, page)
+        return True
+
+    def _error(self, failure: int, number: int, page: int) -> Exception:
+        from weightpager.runtime.paging.reads.native_reads import read_error
+
+        if failure == _HANGS:
+            return StoreTimeoutError(
+                f"storage has delivered nothing for {self._reads.patience:g} s while rows of a table were read; "
+                "check the device, or raise read_timeout if it is only slow"
+            )
+        return closed() if failure == _CLOSED else read_error(failure, number, page) or AssertionError(failure)
