@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +58,14 @@ def _no_groups_of_reads() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def layers_apart() -> Iterator[None]:
+    """Compile so that each layer's pages lie together: a tiny bundle's would all come by one read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weightpager.compiler.packing.pack.WORTH_THE_ORDER", math.inf)
+        yield
+
+
 @pytest.fixture(scope="session")
 def assistant_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four tasks on a tiny encoder."""
@@ -63,7 +73,8 @@ def assistant_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import weightpager as wp
 
     folder = tmp_path_factory.mktemp("assistant")
-    wp.compile(tiny.assistant(folder, compare="dense"), out=folder / "assistant.bundle")
+    with layers_apart():
+        wp.compile(tiny.assistant(folder, compare="dense"), out=folder / "assistant.bundle")
     return folder / "assistant.bundle"
 
 
@@ -74,7 +85,7 @@ def wordy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import weightpager as wp
 
     folder = tmp_path_factory.mktemp("wordy")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, layers_apart():
         patch.setattr("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096)
         wp.compile(tiny.wordy(folder), out=folder / "wordy.bundle")
     return folder / "wordy.bundle"

@@ -114,7 +114,7 @@ class Bundle:
         return self.placement.tables(self.task_numbers[task])
 
     def pages_of(self, task: str) -> npt.NDArray[np.int64]:
-        """Indices of the pages that a task needs, ascending: in execution order inside each page file."""
+        """Indices of the pages that a task needs, ascending."""
         self.task(task)
         return self.pages.of_task(self.task_numbers[task])
 
@@ -208,7 +208,7 @@ def read_page_index(root: Path, manifest: Manifest) -> PageIndex:
     """
     name, pages = page_index_file.FILE, manifest.pages + manifest.row_pages
     arrays = read_arrays(root, name, manifest.entry(name), lambda header: PageIndex.check_header(header, pages))
-    return PageIndex.parse(arrays, manifest.page_files + manifest.row_files, manifest.layers)
+    return PageIndex.parse(arrays, manifest.layers)
 
 
 def read_placement(root: Path, manifest: Manifest, pages: PageIndex) -> Placement:

@@ -38,6 +38,7 @@ from weightpager.compiler.selection.block_choice import alignment_problem
 from weightpager.compiler.selection.placement import place
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.progress import Progress
+from weightpager.store import StorageModel
 from weightpager.trace_file import read_trace
 from weightpager.transitions import Transitions
 
@@ -134,7 +135,8 @@ class _Addition:
             here = keep[info.name] & (base.locations[info.name] >= 0)[:, None] & ~_private(weights, info)
             stored.append(StoredBlocks.of(info.layer, keep[info.name] & ~here, weights.versions(info)))
             reused[info.name] = here
-        packing = pack(stored, manifest.page_bytes, base.bundle.block_bytes)
+        rate = Transitions.uniform([task.name for task in entries]).switch_rate()
+        packing = pack(stored, base.bundle.block_bytes, rate, StorageModel(), manifest.page_bytes)
         plan = BundlePlan(manifest.dtype, weights, keep, packing, entries, transitions, manifest.alignment)
         return cls(base, plan, reused)
 

@@ -15,7 +15,7 @@ from weightpager.bundle.format import page_file
 from weightpager.bundle.format.row_table import cut
 from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.task_subset import TaskSubset
-from weightpager.compiler.packing.pack import Packing, pack, pack_best
+from weightpager.compiler.packing.pack import Packing, pack
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import page_file_counts, write_page_files
 from weightpager.compiler.rows.write import write_row_pages
@@ -157,11 +157,10 @@ class _Repacking:
         bundle = subset.bundle
         versions = tuple(_Versions.of(subset))
         stored = [weight.stored for weight in versions]
-        if page != "auto":
-            return cls(subset, versions, pack(stored, page, bundle.block_bytes))
         transitions = Transitions(tuple(bundle.tasks), np.array(bundle.manifest.transitions)).only(subset.names)
-        best = pack_best(stored, bundle.block_bytes, transitions.switch_rate(), StorageModel())
-        return cls(subset, versions, best)
+        size = None if page == "auto" else page
+        packing = pack(stored, bundle.block_bytes, transitions.switch_rate(), StorageModel(), size)
+        return cls(subset, versions, packing)
 
     def write(self, writer: BundleWriter, report: Steps) -> None:
         """Write all files of the new bundle."""
@@ -188,18 +187,17 @@ class _Repacking:
             return write_row_pages(writer, pages, count, size)
 
     def _pages(self, reader: BlockReader, report: Steps) -> Iterator[bytes]:
-        """The bytes of every page in order; one model layer's blocks in memory at a time."""
+        """The bytes of every page in order; the blocks of one stretch of layers in memory at a time."""
         packing, places = self.packing, self.packing.blocks_per_page
-        for layer in np.unique(packing.layers):
-            here = np.flatnonzero(packing.layers == layer)
-            span = slice(here[0] * places, (here[-1] + 1) * places)
+        for pages in packing.stretches():
+            span = slice(pages.start * places, pages.stop * places)
             filled = packing.weights[span] >= 0
             flat = np.zeros((len(filled), self.subset.bundle.block_bytes), np.uint8)
             flat[filled] = reader.read(self._locations(span)[filled])
             manifest = self.subset.bundle.manifest
-            for page in flat.reshape(len(here), places, -1):
+            for page in flat.reshape(-1, places, flat.shape[1]):
                 yield page_content(page, manifest.block_shape, manifest.dtype, packing.page_bytes)
-            report(int(here[-1]) + 1, len(packing.layers))
+            report(pages.stop, len(packing.layers))
 
     def _locations(self, span: slice) -> npt.NDArray[np.int64]:
         """Where the blocks that will lie in these places lie now; −1 for an empty place."""

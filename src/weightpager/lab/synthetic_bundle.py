@@ -21,7 +21,7 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.masks import Keep
 from weightpager.compiler.model.paged_weights import sort_weights
 from weightpager.compiler.model.task_weights import TaskWeights
-from weightpager.compiler.packing.pack import pack, pack_best
+from weightpager.compiler.packing.pack import pack
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import BundlePlan, write_bundle
 from weightpager.compiler.task_file.file import from_dict
@@ -169,11 +169,7 @@ def write(recipe: Recipe, path: Path) -> None:
         transitions = Transitions.uniform(names)
         stored = [StoredBlocks.of(info.layer, keep[info.name]) for info in source.paged]
         size = block_bytes(recipe.block, recipe.dtype)
-        packing = (
-            pack_best(stored, size, transitions.switch_rate(), StorageModel())
-            if recipe.page_bytes is None
-            else pack(stored, recipe.page_bytes, size)
-        )
+        packing = pack(stored, size, transitions.switch_rate(), StorageModel(), recipe.page_bytes)
         entries = tuple(
             TaskEntry(
                 name=name, kind="language-modeling", classes=[], max_length=512, sparsity=1 - recipe.density,

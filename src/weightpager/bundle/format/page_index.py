@@ -5,7 +5,6 @@ Pages of rows come last. Their layer is 0, and no task's blocks are in them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +22,7 @@ class PageIndex:
 
     Attributes:
         ids: uint8 [pages, 32], BLAKE3 digests.
-        layers: int32 [pages], never decreasing inside a page file: pages lie in execution order there.
+        layers: int32 [pages], the model layer of each.
         signatures: uint64 [pages], bit t set where task t needs the page.
     """
 
@@ -73,19 +72,17 @@ class PageIndex:
                 raise BundleFormatError(FILE, name, expected, header[name])
 
     @classmethod
-    def parse(cls, arrays: dict[str, npt.NDArray[np.generic]], page_files: Sequence[int], layers: int) -> PageIndex:
+    def parse(cls, arrays: dict[str, npt.NDArray[np.generic]], layers: int) -> PageIndex:
         """Validate what a file with the right header held.
 
         Args:
             arrays: its tensors.
-            page_files: number of pages in each page file.
             layers: number of model layers.
 
         Raises:
             BundleFormatError: a value is not what the manifest says.
         """
-        for of_page in np.split(arrays["layers"].astype(np.int64), np.cumsum(page_files)[:-1]):
-            if len(of_page) and not (of_page[0] >= 0 and of_page[-1] < layers and (np.diff(of_page) >= 0).all()):
-                expected = f"rising from 0 to at most {layers - 1} in each page file"
-                raise BundleFormatError(FILE, "layers", expected, "other values")
+        of_page = arrays["layers"].astype(np.int64)
+        if len(of_page) and not 0 <= of_page.min() <= of_page.max() < layers:
+            raise BundleFormatError(FILE, "layers", f"from 0 to at most {layers - 1}", "other values")
         return cls(**arrays)  # type: ignore[arg-type]

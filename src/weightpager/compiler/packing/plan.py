@@ -6,7 +6,7 @@ import numpy as np
 
 from weightpager.compiler.model.masks import Keep
 from weightpager.compiler.model.task_weights import TaskWeights
-from weightpager.compiler.packing.pack import Packing, pack, pack_best
+from weightpager.compiler.packing.pack import Packing, pack
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.packing.write import BundlePlan
 from weightpager.compiler.rows.row_uses import choose_tables
@@ -38,6 +38,4 @@ def _pack(weights: TaskWeights, keep: Keep, transitions: Transitions) -> Packing
     task_file, paged = weights.source.task_file, weights.source.paged
     stored = [StoredBlocks.of(info.layer, keep[info.name], weights.versions(info)) for info in paged]
     size = block_bytes(task_file.block, task_file.dtype)
-    if task_file.page is not None:
-        return pack(stored, task_file.page, size)
-    return pack_best(stored, size, transitions.switch_rate(), StorageModel())
+    return pack(stored, size, transitions.switch_rate(), StorageModel(), task_file.page)

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_CHAINED = 4096
-"""Signatures of a layer that are put into a chain: all that twelve tasks can make."""
-
-Signatures = npt.NDArray[np.uint64]
+from weightpager.compiler.packing.signature_chain import SignatureChain, Signatures
 
 
 @dataclass(frozen=True)
@@ -68,42 +65,13 @@ class LayerBlocks:
 
 
 def ordered(stored: Sequence[StoredBlocks]) -> list[LayerBlocks]:
-    """Layer by layer, blocks of one signature together."""
+    """Layer by layer, blocks of one signature together, along a chain."""
     found = []
     for layer in sorted({weight.layer for weight in stored}):
         here = [(number, weight) for number, weight in enumerate(stored) if weight.layer == layer]
         weights = np.concatenate([np.full(len(weight.blocks), number) for number, weight in here])
         blocks = np.concatenate([weight.blocks for _, weight in here])
         signatures = np.concatenate([weight.signatures for _, weight in here])
-        order = np.lexsort((blocks, weights, _ranks(signatures)))
+        order = np.lexsort((blocks, weights, SignatureChain.of(signatures).positions(signatures)))
         found.append(LayerBlocks(layer, weights[order], blocks[order], signatures[order]))
     return found
-
-
-def _ranks(signatures: Signatures) -> npt.NDArray[np.int64]:
-    """Position of each block's signature in a chain of similar neighbours.
-
-    Along the chain every task's groups should form few runs, since each run is a read: a run begins where a task's bit
-    turns on, so the chain goes to the nearest signature by Hamming distance, from the set of the most tasks on. That
-    takes time with the square of the signatures; of many, neighbours in Gray's code are similar enough.
-    """
-    present, inverse = np.unique(signatures, return_inverse=True)
-    if len(present) > _CHAINED:
-        return np.asarray(np.unique(_gray(signatures), return_inverse=True)[1])
-    rest = sorted((int(signature) for signature in present), key=lambda s: (-s.bit_count(), s))
-    chain = rest[:1]
-    rest = rest[1:]
-    while rest:
-        nearest = min(rest, key=lambda s: (s ^ chain[-1]).bit_count())
-        rest.remove(nearest)
-        chain.append(nearest)
-    rank = {signature: position for position, signature in enumerate(chain)}
-    return np.array([rank[int(signature)] for signature in present], np.int64)[inverse]
-
-
-def _gray(signatures: Signatures) -> Signatures:
-    """Each signature's position among all 2^64 in the order of Gray's code, in which neighbours differ in one bit."""
-    found = signatures.copy()
-    for shift in (1, 2, 4, 8, 16, 32):
-        found ^= found >> np.uint64(shift)
-    return np.asarray(found, np.uint64)

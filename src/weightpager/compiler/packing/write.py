@@ -98,15 +98,14 @@ def page_file_counts(packing: Packing) -> list[int]:
 
 
 def _pages(plan: BundlePlan) -> Iterator[bytes]:
-    """The bytes of every page, in order; one model layer's blocks in memory at a time."""
+    """The bytes of every page, in order; the blocks of one stretch of layers in memory at a time."""
     packing = plan.packing
     places = packing.blocks_per_page
-    for layer in np.unique(packing.layers):
-        here = np.flatnonzero(packing.layers == layer)
-        span = slice(here[0] * places, (here[-1] + 1) * places)
+    for pages in packing.stretches():
+        span = slice(pages.start * places, pages.stop * places)
         flat = _blocks_in_place(plan, packing.weights[span], packing.blocks[span], packing.users[span])
         block = plan.weights.source.paged[0].grid.block
-        for page in flat.reshape(len(here), places, -1):
+        for page in flat.reshape(-1, places, flat.shape[1]):
             yield page_content(page, block, plan.dtype, packing.page_bytes)
 
 

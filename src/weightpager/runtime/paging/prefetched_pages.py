@@ -54,6 +54,8 @@ class PrefetchedPages:
 
     def ended(self, pages: Collection[int], error: BaseException | None) -> None:
         """A read of these pages has ended, well or not."""
+        if not self._pages:
+            return
         came = self._pages.intersection(pages)
         self._pages -= came
         if error is None:

@@ -145,7 +145,7 @@ class BlockManager:
         spare = self._spare(but=task)
         now = min(len(absent), self.free + len(spare))
         going = max(0, now - self.free)
-        evict = self._order.sort(spare, reuse and reuse())[:going] if going else NO_PAGES
+        evict = self._first_to_go(spare, going, reuse)
         plan = SwitchPlan(evict, loading, absent[:now], absent[now:])
         fits = not len(plan.commit) or len(plan.commit) <= len(self._freed_by_leaving(task, leaving))
         return plan if fits else None
@@ -233,6 +233,12 @@ class BlockManager:
         for task in but_one_hold_of:
             holders[task] -= 1
         return self._needs.needed_by_any(_where(holders > 0))
+
+    def _first_to_go(self, spare: Pages, count: int, reuse: Callable[[], npt.NDArray[np.floating]] | None) -> Pages:
+        """So many of these resident pages. Who goes first is asked only where some can stay."""
+        if count in (0, len(spare)):
+            return spare[:count]
+        return self._order.sort(spare, reuse and reuse())[:count]
 
     def _freed_by_leaving(self, task: int, leaving: int | None) -> Pages:
         """Resident pages that can go only if the task that is being left is given up."""

@@ -36,8 +36,8 @@ class SwitchPlan:
     Attributes:
         evict: resident pages that no task in use needs, given up in the prepare phase.
         loading: pages that an earlier load is bringing already.
-        prepare: pages loaded while the old task is still whole; in execution order.
-        commit: pages for which the old task must be given up first; in execution order. Empty if both fit together.
+        prepare: pages loaded while the old task is still whole; ascending.
+        commit: pages for which the old task must be given up first; ascending. Empty if both fit together.
     """
 
     evict: Pages

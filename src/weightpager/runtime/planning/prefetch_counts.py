@@ -58,13 +58,19 @@ class PrefetchLedger:
 
     def went(self, pages: Pages) -> None:
         """Pages were evicted."""
-        self._wasted += int(self._unused[pages].sum())
-        self._unused[pages] = False
+        if self._waiting:
+            self._wasted += int(self._unused[pages].sum())
+            self._unused[pages] = False
 
     def needed(self, pages: Pages, late: int = 0, misses: int = 0) -> None:
         """A task needs its pages, of which some are still coming, and some were not even begun."""
         self._late += late
         self._misses += misses
-        if self._loaded > self._hits + self._wasted:
+        if self._waiting:
             self._hits += int(self._unused[pages].sum())
             self._unused[pages] = False
+
+    @property
+    def _waiting(self) -> bool:
+        """Whether any prefetched page is there that no task has needed yet."""
+        return self._loaded > self._hits + self._wasted
