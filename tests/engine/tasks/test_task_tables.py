@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import weightpager as wp
+from engines import InThread, hanging
+from faults import FaultyStore
 from placements import Drawn, placements
 from weightpager.bundle import Bundle, garbage
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.block_table import FIELDS
+from weightpager.config import EngineConfig
 from weightpager.engine.tasks import task_tables
 from weightpager.engine.tasks.task_tables import TableSource, TaskTables
-from weightpager.errors import BudgetError, TaskTooLargeError
+from weightpager.errors import BudgetError, StoreError, TaskTooLargeError
+from weightpager.store import LocalStore
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 3, 0]])}
 TASKS = ("animal", "weather", "number", "colour")
@@ -93,6 +98,32 @@ def test_a_budget_for_everything_holds_all_tables(bundle: Bundle) -> None:
         assert expanded(engine) == set(TASKS)
         assert engine.report().memory.total == engine.report().budget
         assert engine.report().memory.tables == footprint(bundle).placement + footprint(bundle).all_tables
+
+
+def test_tables_are_expanded_while_storage_works(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    with hanging(bundle) as (engine, store):
+        engine.activate("animal")
+        store.hang()
+        switch = InThread(lambda: engine.activate("weather"))
+        store.wait_for_a_read()
+        while "weather" not in expanded(engine):
+            assert switch.is_alive()
+            time.sleep(0.001)
+        store.resume()
+        assert torch.equal(logits(switch.result()), expected["weather"])
+
+
+def test_a_load_that_fails_holds_no_tables(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
+    store = FaultyStore(LocalStore(bundle))
+    with wp.Engine(bundle, EngineConfig(), lambda _: store) as engine:
+        engine.activate("animal")
+        held = engine._memory.tables.in_use
+        store.failing = 1000
+        with pytest.raises(StoreError):
+            engine.activate("weather")
+        store.failing = 0
+        assert engine._memory.tables.in_use == held
+        assert torch.equal(logits(engine.activate("weather")), expected["weather"])
 
 
 def test_tables_of_tasks_in_use_take_the_place_of_pages(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
 from weightpager.runtime.paging.page_waits import PendingPages
@@ -28,10 +28,14 @@ class Loader:
         self._slots = slots
         self._loadings: dict[int, Sequence[Loading]] = {}  # of each held task, what nobody has waited for
 
-    def bring_in(self, request: SwitchRequest) -> tuple[LoadStats, Loading | None]:
+    def bring_in(self, request: SwitchRequest, meanwhile: Callable[[], None]) -> tuple[LoadStats, Loading | None]:
         """Load what a held task lacks: first what fits beside the task that is left, then the rest in its place.
 
         Whoever calls has the turn, and not the lock. Results and errors are those of `Residency.bring_in`.
+
+        Args:
+            request: for the task.
+            meanwhile: called whenever reads have begun.
         """
         state, stats = self._state, LoadStats()
         while True:
@@ -41,7 +45,8 @@ class Loader:
                 state.committing = len(plan.commit) > 0 and not (beside and request.wait)
                 loading = None if state.committing else self._start(plan, request)
             if loading is None:
-                return self._commit(request, stats)
+                return self._commit(request, stats, meanwhile)
+            meanwhile()
             if not request.wait:
                 return loading.cost(until_now=False), loading
             stats += self._finish(loading)
@@ -72,7 +77,9 @@ class Loader:
         if loadings:
             self._cancel_unwanted()
 
-    def _commit(self, request: SwitchRequest, stats: LoadStats) -> tuple[LoadStats, Loading | None]:
+    def _commit(
+        self, request: SwitchRequest, stats: LoadStats, meanwhile: Callable[[], None]
+    ) -> tuple[LoadStats, Loading | None]:
         """Give up the task that is left; until its place is taken, nobody else can hold one."""
         try:
             try:
@@ -84,6 +91,7 @@ class Loader:
                 with self._lock:
                     self._state.committing = False
                     self._lock.notify_all()
+            meanwhile()
             if not request.wait:
                 return stats + loading.cost(until_now=False), loading
             return stats + self._finish(loading), None

@@ -63,8 +63,9 @@ class Residency:
                         self._slots.restore()
                         self._hold(request)
                     try:
-                        found = self._loader.bring_in(request)
-                        self._tables.hold(request)
+                        with self._tables.to_hold(request) as tables:
+                            found = self._loader.bring_in(request, meanwhile=tables.hold_at_once)
+                            tables.hold()
                         return found
                     except BaseException:
                         with self._lock:

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from weightpager.errors import SwitchFailedError, WeightpagerError
 from weightpager.runtime.paging.slot_waits import SlotWaits
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import SwitchRequest
+
+
+class TableHold:
+    """One request's hold of its task's tables."""
+
+    def __init__(self, holds: TableHolds, request: SwitchRequest) -> None:
+        self._holds = holds
+        self._request = request
+        self.held = False
+
+    def hold_at_once(self) -> None:
+        """Hold them if there is room: while storage works, expanding them takes no time."""
+        self.held = self.held or self._holds.hold_at_once(self._request)
+
+    def hold(self) -> None:
+        """Hold them, once the task's pages are there or on their way. Errors are those of `TableHolds.hold`."""
+        if not self.held:
+            self._holds.hold(self._request)
 
 
 class TableHolds:
@@ -15,8 +36,19 @@ class TableHolds:
         self._state = state
         self._slots = slots
 
+    @contextmanager
+    def to_hold(self, request: SwitchRequest) -> Iterator[TableHold]:
+        """For whoever loads a task's pages: a hold that is undone if that fails."""
+        hold = TableHold(self, request)
+        try:
+            yield hold
+        except BaseException:
+            if hold.held and request.tables is not None:
+                self._state.memory.tables.release(request.tables)
+            raise
+
     def hold_at_once(self, request: SwitchRequest) -> bool:
-        """Hold a task's tables, unless those of tasks in use leave no room. The lock is held."""
+        """Hold a task's tables, unless those of tasks in use leave no room."""
         return request.tables is None or self._state.memory.tables.hold(request.tables)
 
     def hold(self, request: SwitchRequest) -> None:
