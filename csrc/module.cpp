@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "block_rows.hpp"
 #include "block_tables.hpp"
 #include "load/bindings.hpp"
 #include "memory.hpp"
@@ -131,6 +132,13 @@ void read_memory(uintptr_t address, int64_t bytes, int threads) {
     read_all(at<const uint8_t>(address), bytes, std::max(1, threads));
 }
 
+void look_up(uintptr_t pages, int64_t blocks, int64_t block_rows, int64_t block_cols, bool int4, int64_t columns,
+             uintptr_t ids, int64_t count, uintptr_t out, bool bfloat16) {
+    nb::gil_scoped_release release;
+    look_up_rows({at<const uint8_t>(pages), blocks, block_rows, block_cols, int4, columns}, at<const int64_t>(ids),
+                 count, at<void>(out), bfloat16);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -139,6 +147,7 @@ NB_MODULE(_native, m) {
     m.def("exact", &exact);
     m.def("threading", [] { return std::string(have_openmp() ? "gomp" : "serial"); });
     m.def("read_memory", &read_memory);
+    m.def("look_up_rows", &look_up);
     nb::class_<Placed>(m, "Placement")
         .def(nb::init<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, bool, int64_t,
                       const std::vector<std::tuple<int64_t, int64_t, int64_t>>&>())

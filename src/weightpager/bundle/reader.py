@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from weightpager.bundle.files.entry import FileEntry, read_checked
 from weightpager.bundle.files.regular_file import is_hollow, open_regular
-from weightpager.bundle.files.tensor_file import read_arrays
+from weightpager.bundle.files.tensor_file import read_arrays, read_header
 from weightpager.bundle.format import page_file, version_1
 from weightpager.bundle.format import page_index as page_index_file
 from weightpager.bundle.format import permutations as permutations_file
@@ -27,6 +27,7 @@ from weightpager.bundle.format.permutations import Permutations
 from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.format.row_table import RowTable
 from weightpager.bundle.format.size_limits import check_sizes
+from weightpager.bundle.format.tied_table import TiedTableEntry, stored_in
 from weightpager.bundle.format.version_1 import tables_file
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
 from weightpager.machine.paths import has_directory
@@ -122,6 +123,15 @@ class Bundle:
         """Locations of all blocks that a task keeps, ascending, each once."""
         self.task(task)
         return self.placement.locations_of(self.task_numbers[task])
+
+    def tied_tables(self, file: str) -> list[TiedTableEntry]:
+        """The tables that a parameter file has as blocks.
+
+        Raises:
+            BundleFormatError: the file is missing, of another size, or no safetensors file.
+        """
+        entries = self.manifest.tied_tables
+        return stored_in(read_header(self.path, file, self.entry(file)), entries) if entries else []
 
     def permutations(self) -> Permutations:
         """The order in which the compiler has put the tensors' axes; empty where it changed none.

@@ -66,8 +66,11 @@ class TaskSubset:
             table.model_copy(update={"uses": {task: table.uses[task] for task in self.names if task in table.uses}})
             for table in whole.row_tables
         ]
+        files = [RESIDENT, *(private_file(name) for name in self.names)]
+        tied = {table.name for file in files for table in self.bundle.tied_tables(file)}
         changes = {
             "row_tables": tables,
+            "tied_tables": [table for table in whole.tied_tables if table.name in tied],
             "tasks": [self.bundle.task(name) for name in self.names],
             "transitions": transitions.only(self.names).matrix.tolist(),
             "page_bytes": page_bytes,

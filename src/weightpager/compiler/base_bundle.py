@@ -25,7 +25,7 @@ from weightpager.compiler.reorder.apply import apply, for_new_tasks
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.engine.model import architecture
 from weightpager.engine.model.architecture import BASE
-from weightpager.engine.parameters import read_parameters, read_rows
+from weightpager.engine.parameters import read_parameters, read_rows, widened
 from weightpager.errors import CompileError, ConfigError
 from weightpager.page_dtype import decode
 from weightpager.store import BlockReader
@@ -60,7 +60,7 @@ class BaseBundle:
             most_used = _most_used(where)
             self.keep[weight.name], self.locations[weight.name] = where >= 0, most_used
             self.shared[weight.name] = (where >= 0) & (where == most_used[:, None])
-        self.resident: Mapping[str, Tensor] = read_parameters(bundle, RESIDENT) | read_rows(bundle)
+        self.resident: Mapping[str, Tensor] = widened(bundle, read_parameters(bundle, RESIDENT)) | read_rows(bundle)
 
     @classmethod
     def open(cls, path: str | Path) -> BaseBundle:

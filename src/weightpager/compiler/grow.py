@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 import weightpager
 from weightpager.answers.evaluate import Score
@@ -178,14 +179,23 @@ class _Addition:
         return np.unique(self.reused_locations(number) // self.base.bundle.manifest.blocks_per_page)
 
     def _write_private(self, writer: BundleWriter, task: TaskEntry) -> None:
-        skipped = {f"{info.name}.weight" for info in self.source.paged}
-        form = ParameterFormat.of(self.source.config, self.source.models, self.plan.dtype)
-        private = {
+        writer.put(private_file(task.name), self._form.content(self._private_of(task)))
+
+    def _private_of(self, task: TaskEntry) -> dict[str, Tensor]:
+        """What a new task has for itself, by canonical name."""
+        skipped, form = {f"{info.name}.weight" for info in self.source.paged}, self._form
+        return {
             name: tensor
             for name, tensor in parameters(self.source.models[task.name]).items()
             if name not in skipped and not self.base.holds(name, tensor, form)
         }
-        writer.put(private_file(task.name), form.content(private))
+
+    @property
+    def _form(self) -> ParameterFormat:
+        """As what the new tasks' own parameters are written; a table that the base has keeps its dtype."""
+        manifest = self.base.bundle.manifest
+        form = ParameterFormat.of(self.source.config, self.source.models, manifest.dtype, manifest.block_shape)
+        return replace(form, tied={**form.tied, **{table.name: table for table in manifest.tied_tables}})
 
     def _placement(self) -> Placement:
         """The base's block tables, and those of the new tasks, whose pages follow."""
@@ -199,13 +209,18 @@ class _Addition:
         return Placement.of(old.numbers, layers, blocks, used)
 
     def _manifest(self) -> Manifest:
-        whole = self.base.bundle.manifest
+        whole, form = self.base.bundle.manifest, self._form
+        own, known = (
+            {n for task in self.plan.tasks for n in self._private_of(task)},
+            {t.name for t in whole.tied_tables},
+        )
         changes = {
             "generator": f"weightpager {weightpager.__version__}",
             "tasks": [*whole.tasks, *self.plan.tasks],
             "transitions": self.plan.transitions.matrix.tolist(),
             "page_files": [*whole.page_files, *page_file_counts(self.plan.packing)],
             "resident_reasons": {**self.source.resident, **whole.resident_reasons},
+            "tied_tables": [*whole.tied_tables, *(form.tied[name] for name in sorted(own & form.tied.keys() - known))],
         }
         return whole.model_copy(update=changes)
 

@@ -26,7 +26,7 @@ from weightpager.engine.model.architecture import (
     read_generation,
     set_generation,
 )
-from weightpager.engine.parameters import activation_dtype, read_parameters, read_rows
+from weightpager.engine.parameters import activation_dtype, read_parameters, read_rows, widened
 from weightpager.engine.tasks.task_module import assign, paged_weight
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.kernels import reference
@@ -54,12 +54,10 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
         raise ConfigError(f"out: expected a directory to write into, but {target.parent} does not exist")
     config = read_config(bundle)
     values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}
-    values = {
-        **{name: table.to(activation_dtype(values.values())) for name, table in read_rows(bundle).items()},
-        **values,
-    }
-    module = empty_module(config, bundle.task(task), len(values) + len(bundle.manifest.weights))
     dtype = activation_dtype(values.values())
+    rows = {name: table.to(dtype) for name, table in read_rows(bundle).items()}
+    values = rows | widened(bundle, values, dtype)
+    module = empty_module(config, bundle.task(task), len(values) + len(bundle.manifest.weights))
     values = {name: value.to(dtype) if value.dtype == torch.bfloat16 else value for name, value in values.items()}
     low_rank = read_adapter(bundle, task)
     for name, weight in dense_weights(bundle, task).items():

@@ -18,7 +18,7 @@ from weightpager.bundle.format.names import RESIDENT
 from weightpager.config import EngineConfig
 from weightpager.engine.bundle_change import BundleChange, PageNumbers, pages_of
 from weightpager.engine.model import architecture
-from weightpager.engine.parameters import activation_dtype, device_rows, read_parameters
+from weightpager.engine.parameters import activation_dtype, device_rows, read_parameters, tied_weights
 from weightpager.engine.tasks import task_module
 from weightpager.engine.tasks.open_task import OpenTask
 from weightpager.engine.tasks.task_tables import TableSource
@@ -93,6 +93,7 @@ class OpenBundle:
         self._config = architecture.read_config(bundle)
         self._generation = architecture.read_generation(bundle, self._config)
         self._resident = read_parameters(bundle, RESIDENT, arena.pages.device, config.dtype)
+        self._tied = tied_weights(bundle, self._resident)  # of all tasks' modules
         with ExitStack() as undone:
             store = open_store(bundle)
             self.direct = bool(getattr(store, "direct", False))
@@ -241,9 +242,20 @@ class OpenBundle:
         rows: dict[str, RowSource | Tensor] = {**self.rows.caches, **self._device_rows}
         tables = {name: rows[name] for name in bundle.row_tables if name not in values}
         arena, table = self.memory.arena.pages, self._page_table
+        tied = {**self._tied, **task.tied}
         with self.memory.tables.borrowed(task.tables):
             module = task_module.build(
-                bundle, name, task.tables.tables, self._config, values, arena, table, task.gate, task.low_rank, tables
+                bundle,
+                name,
+                task.tables.tables,
+                self._config,
+                values,
+                arena,
+                table,
+                task.gate,
+                task.low_rank,
+                tables,
+                tied,
             )
         architecture.set_generation(module, self._generation)
         return module

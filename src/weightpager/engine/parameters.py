@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.row_table import decode_rows
+from weightpager.bundle.format.tied_table import STORED, TiedTableEntry, decode_table
 from weightpager.bundle.parts.parameter_file import checked_parameters
+from weightpager.kernels import PagedWeight
+from weightpager.kernels.whole_weight import whole_weight
 from weightpager.store.row_reader import RowReader
 
 _HOST = torch.device("cpu")
@@ -46,6 +49,35 @@ def read_rows(bundle: Bundle) -> dict[str, Tensor]:
     """The values of the tables whose rows are in pages, float32 [rows, columns], by name. Errors as `device_rows`."""
     with RowReader(bundle) as reader:
         return {name: torch.from_numpy(decode_rows(reader.stored(name))) for name in bundle.row_tables}
+
+
+def tied_weights(bundle: Bundle, values: Mapping[str, Tensor]) -> dict[str, PagedWeight]:
+    """What kernels take for the tables that a head is tied to, of those that these parameters have as blocks, by name.
+
+    Args:
+        bundle: whose they are.
+        values: of a parameter file; referred to, not copied.
+    """
+    block = bundle.manifest.block_shape
+    return {
+        entry.name: whole_weight(values[entry.name], entry.rows, entry.columns, (block.rows, block.cols), entry.dtype)
+        for entry in _in_blocks(bundle, values)
+    }
+
+
+def widened(bundle: Bundle, values: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The parameters of a file, tables in blocks as ``[rows, columns]`` of a dtype."""
+    block = bundle.manifest.block_shape
+    tables = {
+        entry.name: torch.from_numpy(decode_table(values[entry.name].numpy(), entry, block)).to(dtype)
+        for entry in _in_blocks(bundle, values)
+    }
+    return {**values, **tables}
+
+
+def _in_blocks(bundle: Bundle, values: Mapping[str, Tensor]) -> list[TiedTableEntry]:
+    stored = getattr(torch, STORED)
+    return [each for each in bundle.manifest.tied_tables if each.name in values and values[each.name].dtype == stored]
 
 
 def _placed(value: Tensor, device: torch.device, dtype: str) -> Tensor:

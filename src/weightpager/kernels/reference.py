@@ -66,7 +66,7 @@ def _blocks(weight: PagedWeight) -> Tensor:
         raise PageNotResidentError(int(pages[absent][0]))
     used = per_page * weight.block_bytes
     raw = weight.arena[:, :used].view(-1, per_page, weight.block_bytes)[slots, places]  # [kept, block_bytes], a copy
-    steps = _numbers(raw, weight.dtype).view(-1, weight.block_cols // step, weight.block_rows, step)
+    steps = numbers(raw, weight.dtype).view(-1, weight.block_cols // step, weight.block_rows, step)
     blocks = steps.transpose(1, 2).reshape(-1, weight.block_rows, weight.block_cols)
     if not weight.encoding.scaled:
         return blocks
@@ -75,7 +75,7 @@ def _blocks(weight: PagedWeight) -> Tensor:
     return blocks.float() * scales.float()[:, :, None]
 
 
-def _numbers(raw: Tensor, dtype: str) -> Tensor:
+def numbers(raw: Tensor, dtype: str) -> Tensor:
     """What lies in blocks, uint8 [kept, block_bytes], in the order in which it lies there."""
     if dtype != "int4":
         return raw.view(getattr(torch, dtype))

@@ -7,6 +7,7 @@ from weightpager.nn.narrow_embedding import NarrowEmbedding, is_plain_embedding,
 from weightpager.nn.paged_embedding import Int8Embedding, PagedEmbedding, RowSource
 from weightpager.nn.paged_linear import PagedLinear, PageGate
 from weightpager.nn.skeleton import calls_for, empty_on_meta, missing_values
+from weightpager.nn.tied_table import TiedEmbedding, TiedHead
 
 __all__ = [
     "FlatLinear",
@@ -17,6 +18,8 @@ __all__ = [
     "PagedGatedMLP",
     "PagedLinear",
     "RowSource",
+    "TiedEmbedding",
+    "TiedHead",
     "calls_for",
     "empty_on_meta",
     "fuse_gated_mlps",

@@ -22,6 +22,7 @@ import tiny
 import tiny_models
 import weightpager as wp
 from benchmarks.fuzz.sealing import rewrite_tensors
+from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.verify import verify
@@ -107,7 +108,7 @@ def test_tables_are_bfloat16_and_all_else_is_float32(assistant_bundle: Path, tmp
 @pytest.mark.parametrize(("pages", "rounded"), [("bfloat16", True), ("int8", True), ("float32", False)])
 def test_tables_are_rounded_where_pages_are(tmp_path: Path, pages: PageDtype, rounded: bool) -> None:
     found = dense_model.load(task_file.from_dict(tiny.assistant(tmp_path)))
-    form = ParameterFormat.of(found.config, found.models, pages)
+    form = ParameterFormat.of(found.config, found.models, pages, BlockShape(8, 16))
     assert form.dtype == torch.float32
     assert form.tables == (TABLES if rounded else set())
 
@@ -205,4 +206,4 @@ def test_a_checkpoint_without_a_type_brings_no_warning(monkeypatch: pytest.Monke
         pytest.fail("`torch_dtype` is deprecated! Use `dtype` instead!")
 
     monkeypatch.setattr(DebertaV2Config, "torch_dtype", property(warns))
-    assert ParameterFormat.of(DebertaV2Config(dtype=None), {}, "float32").dtype == torch.float32
+    assert ParameterFormat.of(DebertaV2Config(dtype=None), {}, "float32", BlockShape(8, 16)).dtype == torch.float32

@@ -18,6 +18,7 @@ from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.format.names import MANIFEST
 from weightpager.bundle.format.page_file import ALIGNMENT, file_name, row_file_name
 from weightpager.bundle.format.row_table import RowTableEntry
+from weightpager.bundle.format.tied_table import TiedTableEntry
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.transitions import Transitions
@@ -140,6 +141,7 @@ class Manifest(Strict):
     resident_reasons: dict[str, str]
     row_files: Annotated[list[Count], Field(max_length=10_000)] = Field(default_factory=list)
     row_tables: Annotated[list[RowTableEntry], Field(max_length=2**16)] = Field(default_factory=list)
+    tied_tables: Annotated[list[TiedTableEntry], Field(max_length=2**16)] = Field(default_factory=list)
     files: dict[str, FileEntry]
 
     @field_validator("version")
@@ -172,7 +174,8 @@ class Manifest(Strict):
             raise ValueError(f"fewer than 2^31 block locations, got {self.pages * self.blocks_per_page}")
         self._check_rows()
         self._check_counts()
-        for what, named in (("task", self.tasks), ("weight", self.weights), ("row table", self.row_tables)):
+        tables = ("row table", self.row_tables), ("tied table", self.tied_tables)
+        for what, named in (("task", self.tasks), ("weight", self.weights), *tables):
             names = [each.name for each in named]
             if len(set(names)) != len(names):
                 raise ValueError(f"{what} names that differ")
@@ -194,8 +197,8 @@ class Manifest(Strict):
             raise ValueError(f"row_files of {wanted} pages, as row_tables need, got {sum(self.row_files)}")
         if self.pages + wanted >= 2**31:
             raise ValueError(f"fewer than 2^31 pages, got {self.pages + wanted}")
-        if self.row_tables and self.version < 2:
-            raise ValueError(f"version 2 with row_tables, got {self.version}")
+        if (self.row_tables or self.tied_tables) and self.version < 2:
+            raise ValueError(f"version 2 with row_tables or tied_tables, got {self.version}")
 
     def _check_counts(self) -> None:
         """Refuse weights whose block tables take more memory than the pages justify, or whose blocks have no number."""

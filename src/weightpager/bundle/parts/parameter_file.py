@@ -10,6 +10,7 @@ from typing import Any
 from weightpager.bundle.files.tensor_file import Header, checked_tensors
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.format.tied_table import check_tables
 from weightpager.errors import BundleFormatError
 
 _DTYPES = ("bfloat16", "float32", "bool", "int8", "int16", "int32", "int64", "uint8")
@@ -34,14 +35,16 @@ def checked_parameters(root: Path, manifest: Manifest, name: str, framework: str
         framework: whose tensors ``get_tensor`` gives.
 
     Raises:
-        BundleFormatError: it is missing, damaged or no safetensors file, or a tensor is none that a module can have.
+        BundleFormatError: it is missing, damaged or no safetensors file, or a tensor is none that a module can have, or
+            no table as the manifest has it.
     """
-    return checked_tensors(root, name, manifest.entry(name), lambda header: _check(header, name), framework)
+    return checked_tensors(root, name, manifest.entry(name), lambda header: _check(header, manifest, name), framework)
 
 
-def _check(header: Header, name: str) -> None:
+def _check(header: Header, manifest: Manifest, name: str) -> None:
     for key, stated in header.items():
         if stated.dtype not in _DTYPES:
             raise BundleFormatError(name, key[:400], f"one of {', '.join(_DTYPES)}", stated.dtype)
         if len(stated.shape) > _MOST_AXES or math.prod(max(1, axis) for axis in stated.shape) > _MOST_VALUES:
             raise BundleFormatError(name, key[:400], f"at most {_MOST_AXES} axes and {_MOST_VALUES} values", stated)
+    check_tables(header, manifest.tied_tables, manifest.block_shape, name)

@@ -127,7 +127,7 @@ def _print_problems(problems: Sequence[str], advice: Sequence[str]) -> None:
 def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, bandwidth: float) -> dict[str, Any]:
     names = list(bundle.tasks)
     switches = all_switches(bundle, StorageModel(bandwidth))
-    fixed = footprint(bundle)
+    fixed, block = footprint(bundle), bundle.manifest.block_shape
     stored = len(bundle.pages) * bundle.page_bytes
     used = len(set().union(*(bundle.kept_locations(task).tolist() for task in names))) * bundle.block_bytes
     matrix = overlap(bundle)
@@ -171,6 +171,7 @@ def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, ban
         "parameters": share,
         "not_paged": bundle.manifest.resident_reasons,
         "tied": {} if report is None else report.tied,
+        "tied_tables": [one.model_dump() | {"memory_bytes": one.memory(block)} for one in bundle.manifest.tied_tables],
         "scores": [] if report is None else report.tasks,
         "advice": None if report is None else advise(bundle, report, room),
     }
@@ -293,5 +294,8 @@ def _print_notes(facts: dict[str, Any]) -> None:
     if facts["not_paged"]:
         names = list(facts["not_paged"])
         output.say(f"not paged: {len(names)} tensors ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})")
-    for name, others in facts["tied"].items():
-        output.say(f"tied: {name} = {' = '.join(others)}, stored once")
+    whole = {table["name"]: table for table in facts["tied_tables"]}
+    for name in {**facts["tied"], **whole}:
+        table, all_names = whole.get(name), " = ".join([name, *facts["tied"].get(name, [])])
+        size = f", whole in memory as {table['dtype']}: {output.size(table['memory_bytes'])}" if table else ""
+        output.say(f"tied: {all_names}, stored once{size}")

@@ -149,15 +149,16 @@ def _vector_bytes(source: Source) -> int:
 
 def _resident_bytes(source: Source) -> int:
     """What isn't paged, and once more for each task what a training of its own parameters may change."""
-    form = ParameterFormat.of(source.config, source.models, source.task_file.dtype)
+    file = source.task_file
+    form = ParameterFormat.of(source.config, source.models, file.dtype, file.block)
     paged = {f"{info.name}.weight" for info in source.paged}
     found = {
-        id(tensor): tensor.numel() * form.dtype_of(name, tensor).itemsize
+        id(tensor): form.bytes_of(name, tensor)
         for model in source.models.values()
         for name, tensor in parameters(model).items()
         if name not in paged
     }
-    spec = source.task_file.recover
+    spec = file.recover
     own = spec.method == "finetune" and spec.trains_alone
     return sum(found.values()) + (len(source.models) * _vector_bytes(source) if own else 0)
 

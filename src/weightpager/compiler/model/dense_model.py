@@ -137,7 +137,7 @@ def load(task_file: TaskFile) -> Source:
         _log.warning("%s: paged is %s", path, small.words)
     tied = {name: others for model in models.values() for name, others in tied_tensors(model).items()}
     config = directory.config
-    form = ParameterFormat.of(config, models, task_file.dtype)
+    form = ParameterFormat.of(config, models, task_file.dtype, task_file.block)
     versions = lay_over(models, checkpoints, paged, task_file.tolerance, form)
     return Source(
         task_file, path, config, tokenizer, models, paged, resident, tied, versions, images, own_tokenizer, generation

@@ -128,7 +128,7 @@ def _take_resident(
             if (theirs[name] - ours).detach().norm() <= tolerance * ours.detach().norm():
                 continue
             text = "tasks.%s.checkpoint: %r differs from the model's: %d bytes of memory for this task alone"
-            _log.warning(text, task, name, theirs[name].numel() * form.dtype_of(name, theirs[name]).itemsize)
+            _log.warning(text, task, name, form.bytes_of(name, theirs[name]))
         _replace(model, name, theirs[name].detach())
 
 

@@ -110,6 +110,29 @@ def embedding_tables(models: Mapping[str, PreTrainedModel]) -> frozenset[str]:
     return frozenset(tables - tied)
 
 
+def tied_tables(models: Mapping[str, PreTrainedModel]) -> dict[str, tuple[int, int]]:
+    """Shapes of the tables, by canonical name, that some task's head is tied to.
+
+    Left out are those that a module looks up or multiplies by in other ways than plain embeddings and linear layers do.
+    """
+    tied: dict[str, tuple[int, int]] = {}
+    others: set[str] = set()
+    for model in models.values():
+        users: dict[int, list[nn.Module]] = {}
+        for module in model.modules():
+            for tensor in module._parameters.values():
+                if tensor is not None:
+                    users.setdefault(id(tensor), []).append(module)
+        for name, tensor in parameters(model).items():
+            found = users.get(id(tensor), [])
+            looked_up = [module for module in found if is_plain_embedding(module)]
+            if len(looked_up) + sum(map(is_linear, found)) < len(found) or not looked_up:
+                others.add(name)
+            elif len(looked_up) < len(found):
+                tied[name] = (tensor.shape[0], tensor.shape[1])
+    return {name: shape for name, shape in tied.items() if name not in others}
+
+
 def why_resident(model: PreTrainedModel, block: BlockShape) -> dict[str, str]:
     """Why matrices stay resident, by canonical name; a pageable one is absent."""
     prefix = model.base_model_prefix + "."

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from weightpager.compiler.model.paged_weights import embedding_tables
+from weightpager.blocks import BlockShape
+from weightpager.bundle.format.tied_table import TiedDtype, TiedTableEntry, encode_table
+from weightpager.compiler.model.paged_weights import embedding_tables, tied_tables
 from weightpager.page_dtype import PageDtype
+
+_FEW_BITS = ("int8", "int4")
+
+_TIED: TiedDtype = "int8"
+"""Of tables that a head is tied to, beside pages of few bits; in int4 they cost language models much (decision 53)."""
 
 
 @dataclass(frozen=True)
@@ -20,25 +27,54 @@ class ParameterFormat:
 
     Attributes:
         dtype: of floating-point parameters, in which activations are computed.
+        block: of the bundle.
         tables: canonical names of those that are written in bfloat16 in any case.
+        tied: those that are written as blocks of few bits, by canonical name.
     """
 
     dtype: torch.dtype
-    tables: frozenset[str]
+    block: BlockShape
+    tables: frozenset[str] = frozenset()
+    tied: Mapping[str, TiedTableEntry] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: PretrainedConfig, models: Mapping[str, PreTrainedModel], pages: PageDtype) -> ParameterFormat:
-        """bfloat16 for a checkpoint that has it; else float32, but for embedding tables beside rounded pages."""
+    def of(
+        cls, config: PretrainedConfig, models: Mapping[str, PreTrainedModel], pages: PageDtype, block: BlockShape
+    ) -> ParameterFormat:
+        """bfloat16 for a checkpoint that has it; else float32, but for embedding tables beside rounded pages.
+
+        A table that a head is tied to is in int8 beside pages of few bits, where that takes less memory.
+        """
         dtype = torch.bfloat16 if config.dtype == torch.bfloat16 else torch.float32  # None where none is stated
-        return cls(dtype, frozenset() if pages == "float32" else embedding_tables(models))
+        shapes = tied_tables(models) if pages in _FEW_BITS else {}
+        entries = {
+            name: TiedTableEntry(name=name, rows=rows, columns=columns, dtype=_TIED)
+            for name, (rows, columns) in shapes.items()
+        }
+        tied = {
+            name: entry
+            for name, entry in entries.items()
+            if entry.memory(block) < entry.rows * entry.columns * dtype.itemsize
+        }
+        return cls(dtype, block, frozenset() if pages == "float32" else embedding_tables(models), tied)
 
     def dtype_of(self, name: str, tensor: Tensor) -> torch.dtype:
-        """Of a parameter by canonical name; whole numbers stay what they are."""
+        """Of a parameter by canonical name, if it isn't written as blocks; whole numbers stay what they are."""
         if not tensor.is_floating_point():
             return tensor.dtype
         return torch.bfloat16 if name in self.tables else self.dtype
 
+    def bytes_of(self, name: str, tensor: Tensor) -> int:
+        """Of a parameter by canonical name, as it is written."""
+        if name in self.tied:
+            return self.tied[name].bytes(self.block)
+        return tensor.numel() * self.dtype_of(name, tensor).itemsize
+
     def content(self, tensors: Mapping[str, Tensor]) -> bytes:
         """A parameter file's content."""
-        written = {name: tensor.detach().to(self.dtype_of(name, tensor)) for name, tensor in tensors.items()}
-        return bytes(save({name: tensor.contiguous().clone() for name, tensor in written.items()}))
+        return bytes(save({name: self._written(name, tensor.detach()) for name, tensor in tensors.items()}))
+
+    def _written(self, name: str, tensor: Tensor) -> Tensor:
+        if name in self.tied:
+            return torch.from_numpy(encode_table(tensor.float().numpy(), self.tied[name], self.block))
+        return tensor.to(self.dtype_of(name, tensor)).contiguous().clone()

@@ -66,13 +66,13 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     source = plan.weights.source
     ids = write_pages(writer, plan)
     writer.put_permutations(plan.permutations)
-    form = ParameterFormat.of(source.config, source.models, plan.dtype)
+    form = ParameterFormat.of(source.config, source.models, plan.dtype, source.paged[0].grid.block)
     tables = _write_parameters(writer, plan, form)
     rows = write_rows(writer, plan.rows.tables, tables, plan.packing.page_bytes)
     writer.put_index(PageIndex(ids, plan.packing.layers, plan.packing.signatures).with_rows(rows.ids))
     write_adapters(writer, plan.weights, plan.tasks)
     _write_model(writer, source)
-    manifest = _manifest(plan, rows)
+    manifest = _manifest(plan, rows, form)
     writer.put_placement(plan.packing.placement(BlockNumbers.of(manifest), len(plan.tasks)))
     writer.finish(manifest)
 
@@ -192,7 +192,7 @@ def _preprocessor(source: Source) -> Any:
     return tokenizer
 
 
-def _manifest(plan: BundlePlan, rows: WrittenRows) -> Manifest:
+def _manifest(plan: BundlePlan, rows: WrittenRows, form: ParameterFormat) -> Manifest:
     source, tables = plan.weights.source, {entry.name for entry in rows.entries}
     return Manifest(
         format="weightpager-bundle",
@@ -221,5 +221,6 @@ def _manifest(plan: BundlePlan, rows: WrittenRows) -> Manifest:
         },
         row_files=rows.files,
         row_tables=rows.entries,
+        tied_tables=list(form.tied.values()),
         files={},
     )

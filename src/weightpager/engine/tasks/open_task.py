@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import private_file
 from weightpager.bundle.parts.adapter import LowRank, read_adapter
-from weightpager.engine.parameters import read_parameters
+from weightpager.engine.parameters import read_parameters, tied_weights
 from weightpager.engine.tasks.task_tables import TableSource, TaskTables
+from weightpager.kernels import PagedWeight
 from weightpager.runtime.memory.page_arena import PageArena
 from weightpager.runtime.paging.task_gate import TaskGate
 
@@ -24,6 +25,7 @@ class OpenTask:
         number: by which the runtime knows it.
         tables: its block tables, in terms of the page table's pages, expanded while it is held.
         private: parameters of its own.
+        tied: tables among these that a head is tied to, in blocks.
         low_rank: its low-rank parts.
         gate: what its layers ask before they read pages.
         pins: how often it is pinned.
@@ -34,6 +36,7 @@ class OpenTask:
     number: int
     tables: TaskTables
     private: dict[str, Tensor]
+    tied: dict[str, PagedWeight]
     low_rank: dict[str, LowRank]
     gate: TaskGate
     pins: int = 0
@@ -48,4 +51,4 @@ class OpenTask:
         private = read_parameters(bundle, private_file(name), arena.pages.device, dtype)
         gate = TaskGate(name, arena.note_read)
         tables = TaskTables(source, bundle.task_numbers[name])
-        return cls(number, tables, private, read_adapter(bundle, name), gate)
+        return cls(number, tables, private, tied_weights(bundle, private), read_adapter(bundle, name), gate)

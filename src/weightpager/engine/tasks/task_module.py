@@ -16,6 +16,7 @@ from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.parts.adapter import LowRank
 from weightpager.engine.model.architecture import empty_module, full_name
 from weightpager.engine.parameters import activation_dtype
+from weightpager.engine.tasks.tied_tables import put_tied, without_ties
 from weightpager.errors import BundleFormatError, InferenceOnlyError
 from weightpager.kernels import PagedWeight
 from weightpager.nn import (
@@ -25,6 +26,7 @@ from weightpager.nn import (
     PagedLinear,
     PageGate,
     RowSource,
+    TiedHead,
     fuse_gated_mlps,
     is_linear,
     is_plain_embedding,
@@ -49,6 +51,7 @@ def build(
     gate: PageGate,
     low_rank: Mapping[str, LowRank],
     rows: Mapping[str, RowSource | Tensor] | None = None,
+    tied: Mapping[str, PagedWeight] | None = None,
 ) -> nn.Module:
     """The task's own module: resident parameters shared with the other tasks', private ones its own.
 
@@ -63,6 +66,7 @@ def build(
         gate: what its layers ask before they read pages.
         low_rank: the task's low-rank parts by paged weight; referred to, not copied.
         rows: tables that come on demand, or as they are stored whole on the arena's device, by canonical name.
+        tied: tables that a head is tied to, by canonical name, where ``values`` has them as blocks.
 
     Raises:
         BundleFormatError: the bundle's parameters don't make up the module.
@@ -78,6 +82,10 @@ def build(
     dtype = activation_dtype(state.values())
     for table, source in (rows or {}).items():
         _replace_embedding(module, bundle.row_tables[table].entry, source, dtype)
+    for name, weight in (tied or {}).items():
+        if values[name] is weight.arena:  # else the task has ordinary values of its own
+            put_tied(module, full_name(module, name), weight, dtype)
+            del state[full_name(module, name)]
     fuse_gated_mlps(module)
     _flatten_head(module)
     assign(module, state, task)
@@ -191,8 +199,11 @@ def assign(module: nn.Module, state: dict[str, Tensor], task: str) -> None:
         floating = wanted[name].is_floating_point() or state[name].is_floating_point()
         if floating and state[name].dtype not in _DTYPES:
             raise BundleFormatError(f"tasks/{task}", name, _FLOATS, state[name].dtype)
-    module.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False, assign=True)
     tie = getattr(module, "tie_weights", None)
+    if any(isinstance(part, TiedHead) for part in module.modules()):
+        # It would be tied to the embedding's weight, which is no parameter any more.
+        tie, state = None, without_ties(wanted, state)
+    module.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False, assign=True)
     if tie is not None:
         tie()
     module.requires_grad_(False)

@@ -1,0 +1,116 @@
+"""Embedding tables that a head is tied to, in blocks of few bits: always whole in memory, and read by the kernels.
+
+A parameter file holds such a table as uint8 [rows of blocks, bytes of such a row]: a row of blocks lies as it would in
+a page of just that size, the numbers of all its blocks and then their scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from weightpager.blocks import BlockGrid, BlockShape
+from weightpager.bundle.files.strict import Strict
+from weightpager.bundle.files.tensor_file import Header, Stated
+from weightpager.errors import BundleFormatError
+from weightpager.page_dtype import ENCODINGS, block_bytes, decode, encode
+
+TiedDtype = Literal["int8", "int4"]
+
+STORED = "uint8"
+"""The dtype of a table in blocks. A tensor of its name that has another one is an ordinary parameter."""
+
+_KERNEL_BYTES = 8
+"""Of memory for each block: its column and its location, as kernels want them."""
+
+_ROW_BYTES = 8
+"""Of memory for each row of blocks: where it begins, and its page."""
+
+_BLOCKS_HIGH = 64
+"""Rows of blocks that are encoded or decoded at once."""
+
+
+class TiedTableEntry(Strict):
+    """One table.
+
+    Attributes:
+        name: of the parameter.
+        rows, columns: its shape.
+        dtype: of its blocks.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=512)]
+    rows: Annotated[int, Field(ge=1, lt=2**31)]
+    columns: Annotated[int, Field(ge=1, le=2**24)]
+    dtype: TiedDtype
+
+    def stored(self, block: BlockShape) -> Stated:
+        """What the header of a parameter file says of it."""
+        grid = self.grid(block)
+        return Stated(STORED, (grid.rows, grid.cols * block_bytes(block, self.dtype)))
+
+    def grid(self, block: BlockShape) -> BlockGrid:
+        """Its blocks."""
+        return BlockGrid(self.rows, self.columns, block)
+
+    def bytes(self, block: BlockShape) -> int:
+        """Bytes of its blocks."""
+        rows, size = self.stored(block).shape
+        return rows * size
+
+    def memory(self, block: BlockShape) -> int:
+        """Bytes of memory: its blocks, and what kernels need to find them."""
+        grid = self.grid(block)
+        return self.bytes(block) + _KERNEL_BYTES * grid.count + _ROW_BYTES * (grid.rows + 1)
+
+
+def encode_table(values: npt.NDArray[np.float32], entry: TiedTableEntry, block: BlockShape) -> npt.NDArray[np.uint8]:
+    """A table ``[rows, columns]`` as it is stored; a block is rounded as those of pages are."""
+    size, parts = _number_bytes(entry, block), []
+    for first in range(0, entry.rows, _BLOCKS_HIGH * block.rows):
+        part = values[first : first + _BLOCKS_HIGH * block.rows]
+        cut = BlockGrid(len(part), entry.columns, block).cut(part)  # [n, cols, BH, BW]
+        blocks = encode(np.ascontiguousarray(cut, np.float32).reshape(-1, block.rows, block.cols), entry.dtype)
+        by_row = blocks.reshape(*cut.shape[:2], -1)
+        parts.append(np.concatenate([piece.reshape(len(cut), -1) for piece in np.split(by_row, [size], 2)], 1))
+    return np.concatenate(parts)
+
+
+def decode_table(stored: npt.NDArray[np.uint8], entry: TiedTableEntry, block: BlockShape) -> npt.NDArray[np.float32]:
+    """The values ``[rows, columns]`` of a table as it is stored; exact."""
+    size, cols = _number_bytes(entry, block), entry.grid(block).cols
+    values = np.empty((entry.rows, entry.columns), np.float32)
+    for first in range(0, len(stored), _BLOCKS_HIGH):
+        pieces = np.split(stored[first : first + _BLOCKS_HIGH], [cols * size], 1)
+        n = len(pieces[0])
+        blocks = np.concatenate([piece.reshape(n * cols, -1) for piece in pieces], 1)
+        cut = decode(blocks, block, entry.dtype).reshape(n, cols, block.rows, block.cols)
+        into = values[first * block.rows : (first + n) * block.rows]
+        into[:] = BlockGrid(len(into), entry.columns, block).join(cut)
+    return values
+
+
+def _number_bytes(entry: TiedTableEntry, block: BlockShape) -> int:
+    return ENCODINGS[entry.dtype].number_bytes(block.rows, block.cols)
+
+
+def check_tables(header: Header, entries: Iterable[TiedTableEntry], block: BlockShape, file: str) -> None:
+    """Refuse a parameter file that has a table in blocks of another size than its entry says.
+
+    Raises:
+        BundleFormatError: it has.
+    """
+    for entry in entries:
+        found = header.get(entry.name)
+        if found is not None and found.dtype == STORED and found != entry.stored(block):
+            wanted = f"{entry.stored(block)} for {entry.rows}x{entry.columns} in blocks of {block} {entry.dtype}"
+            raise BundleFormatError(file, entry.name[:400], wanted, found)
+
+
+def stored_in(header: Header, entries: Iterable[TiedTableEntry]) -> list[TiedTableEntry]:
+    """The tables that a parameter file has in blocks."""
+    return [entry for entry in entries if entry.name in header and header[entry.name].dtype == STORED]
