@@ -195,9 +195,9 @@ class _Repacking:
             flat = np.zeros((len(filled), self.subset.bundle.block_bytes), np.uint8)
             flat[filled] = reader.read(self._locations(span)[filled])
             manifest = self.subset.bundle.manifest
-            for page in flat.reshape(-1, places, flat.shape[1]):
+            for done, page in enumerate(flat.reshape(-1, places, flat.shape[1]), pages.start + 1):
                 yield page_content(page, manifest.block_shape, manifest.dtype, packing.page_bytes)
-            report(pages.stop, len(packing.layers))
+                report(done, len(packing.layers))
 
     def _locations(self, span: slice) -> npt.NDArray[np.int64]:
         """Where the blocks that will lie in these places lie now; −1 for an empty place."""

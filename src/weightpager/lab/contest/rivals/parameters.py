@@ -10,7 +10,7 @@ from torch import Tensor
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.engine.model.architecture import BASE, empty_module, read_config
-from weightpager.engine.parameters import read_parameters, read_rows
+from weightpager.engine.parameters import read_parameters, read_rows, widened
 from weightpager.lab.contest.rivals.few_bits.numbers import int8_rows
 from weightpager.lab.contest.rivals.few_bits.replacement import SCALE
 from weightpager.nn import is_plain_embedding
@@ -57,7 +57,7 @@ def as_shipped(tensor: Tensor) -> Tensor:
 
 
 def _shipped(bundle: Bundle, file: str) -> dict[str, Tensor]:
-    return {name: as_shipped(value) for name, value in read_parameters(bundle, file).items()}
+    return {name: as_shipped(value) for name, value in widened(bundle, read_parameters(bundle, file)).items()}
 
 
 def _tables(bundle: Bundle) -> set[str]:
