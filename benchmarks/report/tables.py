@@ -40,7 +40,8 @@ def accuracy_beside(contests: Mapping[str, Contest]) -> str:
             dense = "–" if score.dense is None else f"{score.dense:.4f}"
             beside = [controls.get(control, "–") for control in names]
             lines.append([name, score.name, score.metric, dense, f"{score.sparse:.4f}", *beside])
-    return table(["contest", "task", "metric", "dense", "weightpager", *names], lines) if lines else ""
+    heads = ["dense, trained as long" if name == "dense" else name for name in names]
+    return table(["contest", "task", "metric", "dense", "weightpager", *heads], lines) if lines else ""
 
 
 def goals(contests: Mapping[str, Contest], compiling: CompileRow | None, ahead: Mapping[str, float]) -> str:
