@@ -61,6 +61,11 @@ def _writer(folder: Path) -> Path:
     return _compiled(tiny.writer(folder), folder)
 
 
+def _tied(folder: Path) -> Path:
+    """With a table in blocks that the head is tied to."""
+    return _compiled(tiny.writer(folder, dtype="int4"), folder)
+
+
 def _camera(folder: Path) -> Path:
     return _compiled(tiny.camera(folder), folder)
 
@@ -96,6 +101,7 @@ def _compiled(content: dict[str, Any], folder: Path, name: str = WHOLE, base: Pa
 RECIPES: dict[str, Callable[[Path], Path]] = {
     "assistant": _assistant,
     "writer": _writer,
+    "tied": _tied,
     "camera": _camera,
     "int8": _int8,
     "int4": _int4,
