@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from torch import Tensor
 
 import weightpager
 from weightpager.answers.evaluate import Score
-from weightpager.bundle import Bundle, BundleWriter, Manifest, PageIndex, TaskEntry
+from weightpager.bundle import Bundle, BundleWriter, Manifest, PageIndex
 from weightpager.bundle.format.names import REPORT, private_file
 from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.parts.adapter import adapter_bytes
@@ -156,7 +156,7 @@ class _Addition:
         old.carry_over(writer, self.base.added(self.source))
         signatures = bundle.pages.signatures.copy()
         for number, task in enumerate(self.plan.tasks):
-            self._write_private(writer, task)
+            writer.put(private_file(task.name), self._form.content(self._private[task.name]))
             signatures[self.reused_pages(number)] |= np.uint64(1) << np.uint64(len(bundle.tasks) + number)
         writer.put_placement(self._placement())
         write_adapters(writer, self.plan.weights, self.plan.tasks)
@@ -178,19 +178,20 @@ class _Addition:
         """The base's pages that hold blocks of new task ``number``."""
         return np.unique(self.reused_locations(number) // self.base.bundle.manifest.blocks_per_page)
 
-    def _write_private(self, writer: BundleWriter, task: TaskEntry) -> None:
-        writer.put(private_file(task.name), self._form.content(self._private_of(task)))
-
-    def _private_of(self, task: TaskEntry) -> dict[str, Tensor]:
-        """What a new task has for itself, by canonical name."""
-        skipped, form = {f"{info.name}.weight" for info in self.source.paged}, self._form
+    @cached_property
+    def _private(self) -> dict[str, dict[str, Tensor]]:
+        """What each new task has for itself, by task and canonical name."""
+        skipped = {f"{info.name}.weight" for info in self.source.paged}
         return {
-            name: tensor
-            for name, tensor in parameters(self.source.models[task.name]).items()
-            if name not in skipped and not self.base.holds(name, tensor, form)
+            task.name: {
+                name: tensor
+                for name, tensor in parameters(self.source.models[task.name]).items()
+                if name not in skipped and not self.base.holds(name, tensor, self._form)
+            }
+            for task in self.plan.tasks
         }
 
-    @property
+    @cached_property
     def _form(self) -> ParameterFormat:
         """As what the new tasks' own parameters are written; a table that the base has keeps its dtype."""
         manifest = self.base.bundle.manifest
@@ -209,18 +210,16 @@ class _Addition:
         return Placement.of(old.numbers, layers, blocks, used)
 
     def _manifest(self) -> Manifest:
-        whole, form = self.base.bundle.manifest, self._form
-        own, known = (
-            {n for task in self.plan.tasks for n in self._private_of(task)},
-            {t.name for t in whole.tied_tables},
-        )
+        whole, tied = self.base.bundle.manifest, self._form.tied
+        known = {table.name for table in whole.tied_tables}
+        own = {name for values in self._private.values() for name in values if name in tied}
         changes = {
             "generator": f"weightpager {weightpager.__version__}",
             "tasks": [*whole.tasks, *self.plan.tasks],
             "transitions": self.plan.transitions.matrix.tolist(),
             "page_files": [*whole.page_files, *page_file_counts(self.plan.packing)],
             "resident_reasons": {**self.source.resident, **whole.resident_reasons},
-            "tied_tables": [*whole.tied_tables, *(form.tied[name] for name in sorted(own & form.tied.keys() - known))],
+            "tied_tables": [*whole.tied_tables, *(tied[name] for name in sorted(own - known))],
         }
         return whole.model_copy(update=changes)
 

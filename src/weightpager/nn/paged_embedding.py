@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.kernels.rows import widened
-from weightpager.nn import graph_op
+from weightpager.nn.graph_embedding import GraphEmbedding
 
 
 class RowSource(Protocol):
@@ -27,21 +27,16 @@ class RowSource(Protocol):
         """The whole table, float32 [rows, columns]."""
 
 
-class PagedEmbedding(nn.Module):
+class PagedEmbedding(GraphEmbedding):
     """`torch.nn.Embedding` whose rows come from pages when a batch wants them; on the host.
 
-    All that a batch lacks is read at once, before anything is computed with it. `torch.compile` and `torch.export` see
-    one operation, ``weightpager::paged_embedding``. Inference only: there is no weight that a gradient could go to.
-    Models that read ``weight`` past the lookup get a wide copy of the whole table, read from storage each time.
+    All that a batch lacks is read at once, before anything is computed with it. Models that read ``weight`` past the
+    lookup get a wide copy of the whole table, read from storage each time.
 
     Args:
         source: of the rows.
-        num_embeddings, embedding_dim: shape of the table.
-        dtype: of what is looked up. ``module.to(dtype)`` changes it.
-        padding_idx: as that of `torch.nn.Embedding`; tells nothing but that.
+        num_embeddings, embedding_dim, dtype, padding_idx: see `GraphEmbedding`.
     """
-
-    wide: Tensor
 
     def __init__(
         self,
@@ -51,36 +46,21 @@ class PagedEmbedding(nn.Module):
         dtype: torch.dtype,
         padding_idx: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_embeddings, embedding_dim, dtype, padding_idx)
         self.source = source
-        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
-        self.register_buffer("wide", torch.empty(0, dtype=dtype), persistent=False)
-        self._number = graph_op.register(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy is another layer."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._number = graph_op.register(self)
 
     @property
     def weight(self) -> Tensor:
         """The table as the model would have it."""
         return self.source.all().to(self.wide.dtype)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """``[...]`` of whole numbers to ``[..., embedding_dim]``.
+    def compute(self, ids: Tensor) -> Tensor:
+        """The rows.
 
         Raises:
             IndexError: a row isn't in the table.
             StoreError, PageCorruptError: a row can't be read, or isn't what it should be.
         """
-        if graph_op.is_wanted():
-            found: Tensor = graph_op.paged_embedding(ids, self._number, self.embedding_dim, self.wide.dtype)
-            return found
-        return self.compute(ids)
-
-    def compute(self, ids: Tensor) -> Tensor:
-        """The rows."""
         if ids.dtype not in (torch.int64, torch.int32):  # as torch does
             raise TypeError(f"expected ids to be int64 or int32, got {ids.dtype}")
         out = torch.empty((*ids.shape, self.embedding_dim), dtype=self.wide.dtype)

@@ -17,8 +17,8 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from row_caches import RandomTable, looked_up, wrong_while_memory_changes
 from weightpager.bundle import PageIndex
-from weightpager.bundle.format.row_table import RowTable, RowTableEntry, decode_rows, encode_rows, table_pages
 from weightpager.errors import EngineClosedError, PageCorruptError, StoreError, StoreTimeoutError
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.paging.pager import Pager
@@ -36,15 +36,10 @@ class Files:
     """A table's pages in two files, the second half in the first one."""
 
     def __init__(self, folder: Path, rows: int, columns: int, page_bytes: int) -> None:
-        random = np.random.default_rng(rows)
-        values = random.standard_normal((rows, columns)).astype(np.float32)
-        order = random.permutation(rows)
-        places = np.empty(rows, np.uint16)
-        places[order] = np.arange(rows)
-        self.values = torch.from_numpy(decode_rows(encode_rows(values)))
-        self.table = RowTable(RowTableEntry(name="t", rows=rows, columns=columns, lookups=0.0, uses={}), 0, places)
+        random = RandomTable.of(rows, columns, page_bytes, rows)
+        self.table, self.values = random.table, random.values
         self.page_bytes = page_bytes
-        self.pages = [bytes(page_bytes)] * FIRST + list(table_pages(values, order, page_bytes))
+        self.pages = [bytes(page_bytes)] * FIRST + random.pages
         self.half = len(self.pages) // 2
         self.paths = [folder / "b", folder / "a"]
         self.paths[0].write_bytes(b"".join(self.pages[: self.half]))
@@ -91,12 +86,6 @@ def files(tmp_path: Path) -> Iterator[Files]:
     made = Files(tmp_path, 200, 24, 64)
     yield made
     made.close()
-
-
-def looked_up(cache: RowCache, ids: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    out = torch.full((len(ids), cache.entry.columns), float("nan"), dtype=dtype)
-    cache.look_up(np.asarray(ids, np.int64), out)
-    return out
 
 
 def in_memory(cache: RowCache) -> set[int]:
@@ -210,31 +199,7 @@ def test_what_storage_says_is_said(pager: Pager, files: Files) -> None:
 
 def test_threads_get_what_they_ask_for_while_memory_changes(pager: Pager, files: Files) -> None:
     cache = files.cache(pager, 40)
-    wrong: list[int] = []
-    ended = threading.Event()
-
-    def look_up(seed: int) -> None:
-        random = np.random.default_rng(seed)
-        for _ in range(100):
-            ids = random.integers(0, 200, 30) ** 2 // 200
-            if not torch.equal(looked_up(cache, ids), files.values[torch.from_numpy(ids)]):
-                wrong.append(seed)
-
-    def resize() -> None:
-        random = np.random.default_rng(9)
-        while not ended.is_set():
-            cache.resize(int(random.integers(0, 200)))
-            time.sleep(0)
-
-    threads = [threading.Thread(target=look_up, args=(seed,)) for seed in range(6)]
-    resizer = threading.Thread(target=resize)
-    for thread in (*threads, resizer):
-        thread.start()
-    for thread in threads:
-        thread.join()
-    ended.set()
-    resizer.join()
-    assert not wrong
+    assert not wrong_while_memory_changes(cache, files.values, threads=6, times=100)
     assert cache.counts.lookups == 6 * 100 * 30
     in_memory(cache)
 

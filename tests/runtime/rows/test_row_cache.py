@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightpager.bundle.format.row_table import RowTable, RowTableEntry, decode_rows, encode_rows, table_pages
+from row_caches import RandomTable, looked_up, wrong_while_memory_changes
 from weightpager.runtime.rows.row_cache import RowCache, RowCounts
 from weightpager.runtime.rows.row_pages import RowPages
 
@@ -22,16 +20,10 @@ class Table:
     """A table of random rows in pages, and what its rows are."""
 
     def __init__(self, rows: int, columns: int, page_bytes: int, seed: int = 0) -> None:
-        random = np.random.default_rng(seed)
-        values = random.standard_normal((rows, columns)).astype(np.float32)
-        order = random.permutation(rows)
-        places = np.empty(rows, np.uint16)
-        places[order] = np.arange(rows)
-        self.values = torch.from_numpy(decode_rows(encode_rows(values)))
-        self.pages = list(table_pages(values, order, page_bytes))
-        self.page_bytes, self.order = page_bytes, order
+        random = RandomTable.of(rows, columns, page_bytes, seed)
+        self.table, self.values, self.order, self.pages = random.table, random.values, random.order, random.pages
+        self.page_bytes = page_bytes
         self.reads: list[list[int]] = []
-        self.table = RowTable(RowTableEntry(name="t", rows=rows, columns=columns, lookups=0.0, uses={}), 0, places)
 
     def read(self, pages: npt.NDArray[np.int64], into: npt.NDArray[np.uint8]) -> int:
         assert (np.diff(pages) > 0).all()
@@ -42,12 +34,6 @@ class Table:
 
     def cache(self, slots: int) -> RowCache:
         return RowCache(self.table, RowPages(self.table.entry, FIRST, self.page_bytes, self.read), slots)
-
-
-def looked_up(cache: RowCache, ids: npt.NDArray[np.int64], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    out = torch.full((len(ids), cache.entry.columns), float("nan"), dtype=dtype)
-    cache.look_up(ids, out)
-    return out
 
 
 @settings(max_examples=60)
@@ -160,30 +146,7 @@ def test_a_failed_read_leaves_all_as_it_was() -> None:
 def test_threads_get_what_they_ask_for_while_memory_changes() -> None:
     table = Table(300, 24, 128)
     cache = table.cache(40)
-    wrong: list[int] = []
-    ended = threading.Event()
-
-    def look_up(seed: int) -> None:
-        random = np.random.default_rng(seed)
-        for _ in range(150):
-            ids = random.integers(0, 300, 30) ** 2 // 300
-            if not torch.equal(looked_up(cache, ids), table.values[torch.from_numpy(ids)]):
-                wrong.append(seed)
-
-    def resize() -> None:
-        random = np.random.default_rng(9)
-        while not ended.is_set():
-            cache.resize(int(random.integers(0, 300)))
-
-    threads = [threading.Thread(target=look_up, args=(seed,)) for seed in range(4)]
-    resizer = threading.Thread(target=resize)
-    for thread in (*threads, resizer):
-        thread.start()
-    for thread in threads:
-        thread.join()
-    ended.set()
-    resizer.join()
-    assert not wrong
+    assert not wrong_while_memory_changes(cache, table.values, threads=4, times=150)
     assert cache.counts.lookups == 4 * 150 * 30
 
 

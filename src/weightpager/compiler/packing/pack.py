@@ -129,21 +129,21 @@ def pack(
     layers = ordered(stored)
     sizes = [page_bytes] if page_bytes else _page_sizes(block_bytes)
     cuts = (_cut(layers, size, size // block_bytes) for size in reversed(sizes))
-    packings = (_in_stretches(cut, cut.model_layers) for cut in cuts)
 
     def seconds(packing: Packing) -> float:
         return expected_seconds(packing, switch_rate, storage)
 
-    def price(packing: Packing) -> tuple[bool, float]:
-        waste = float(over_read(packing, stored, len(switch_rate)).mean())
+    def price(cut: Packing) -> tuple[bool, float]:
+        waste = float(over_read(cut, stored, len(switch_rate)).mean())
         wasteful = waste > OVER_READ_LIMIT
-        return wasteful, waste if wasteful else seconds(packing)
+        return wasteful, waste if wasteful else seconds(_in_stretches(cut, _positions(cut), cut.model_layers))
 
-    best = min(packings, key=price)
-    limit = WORTH_THE_ORDER * seconds(best)
-    cut = _cut(layers, best.page_bytes, best.blocks_per_page)
-    shorter = (_in_stretches(cut, length) for length in _lengths(cut.model_layers))
-    return next((packing for packing in shorter if seconds(packing) <= limit), best)
+    cut = min(cuts, key=price)
+    positions = _positions(cut)
+    whole = _in_stretches(cut, positions, cut.model_layers)
+    limit = WORTH_THE_ORDER * seconds(whole)
+    shorter = (_in_stretches(cut, positions, length) for length in _lengths(cut.model_layers))
+    return next((packing for packing in shorter if seconds(packing) <= limit), whole)
 
 
 def _cut(layers: Sequence[LayerBlocks], page_bytes: int, places: int) -> Packing:
@@ -168,11 +168,15 @@ def _cut(layers: Sequence[LayerBlocks], page_bytes: int, places: int) -> Packing
     )
 
 
-def _in_stretches(packing: Packing, length: int) -> Packing:
-    """Put pages that lie by layer in stretches of so many layers; in a stretch they follow a chain of signatures."""
+def _positions(packing: Packing) -> npt.NDArray[np.int64]:
+    """Of each page along a chain of the pages' signatures, [pages]."""
+    return SignatureChain.of(packing.signatures).positions(packing.signatures)
+
+
+def _in_stretches(packing: Packing, positions: npt.NDArray[np.int64], length: int) -> Packing:
+    """Put pages that lie by layer in stretches of so many layers; in a stretch they follow their positions."""
     if length == 1:
         return packing
-    positions = SignatureChain.of(packing.signatures).positions(packing.signatures)
     return packing.reordered(np.lexsort((packing.layers, positions, packing.layers // length)))
 
 

@@ -1,0 +1,47 @@
+"""`GraphEmbedding`: what embeddings have in common that graphs call as one operation."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightpager.nn import graph_op
+
+
+class GraphEmbedding(nn.Module):
+    """A `torch.nn.Embedding` without a parameter. Inference only: there is no weight that a gradient could go to.
+
+    `torch.compile` and `torch.export` see one operation, ``weightpager::paged_embedding``.
+
+    Args:
+        num_embeddings, embedding_dim: shape of the table.
+        dtype: of what is looked up. ``module.to(dtype)`` changes it.
+        padding_idx: as that of `torch.nn.Embedding`; tells nothing but that.
+    """
+
+    wide: Tensor
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, dtype: torch.dtype, padding_idx: int | None) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        self.register_buffer("wide", torch.empty(0, dtype=dtype), persistent=False)
+        self._number = graph_op.register(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is another layer."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = graph_op.register(self)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``[...]`` of whole numbers to ``[..., embedding_dim]``. Errors are those of `compute`."""
+        if graph_op.is_wanted():
+            found: Tensor = graph_op.paged_embedding(ids, self._number, self.embedding_dim, self.wide.dtype)
+            return found
+        return self.compute(ids)
+
+    @abstractmethod
+    def compute(self, ids: Tensor) -> Tensor:
+        """The rows."""
