@@ -33,6 +33,8 @@ native-test: | $(CMAKE)
 	build/native-test/native_tests --cases 1000
 	tests/native/loads.sh -fsanitize=address,undefined -fno-sanitize-recover=all
 	tests/native/loads.sh -fsanitize=thread
+	tests/native/pool.sh -fsanitize=address,undefined -fno-sanitize-recover=all
+	tests/native/pool.sh -fsanitize=thread
 
 # As they are installed. Tile instructions are carried out in software on a processor that has none.
 release-test: | $(CMAKE)
@@ -40,6 +42,7 @@ release-test: | $(CMAKE)
 	$(CMAKE) --build build/release-test --parallel $(JOBS)
 	build/release-test/native_tests --cases 1000
 	tests/native/loads.sh
+	tests/native/pool.sh
 
 aarch64-test: | $(CMAKE)
 	CMAKE=$(CMAKE) JOBS=$(JOBS) tests/native/aarch64.sh
@@ -68,7 +71,7 @@ clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The sources of the compiled kernels and the project's metadata: when they change, install again.
-BUILD := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/load/* csrc/rows/*)
+BUILD := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/load/* csrc/rows/* csrc/threads/*)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -145,7 +145,7 @@ NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // a process may end with an engine open; that is nothing to tell its user
     m.def("isas", &isas);
     m.def("exact", &exact);
-    m.def("threading", [] { return std::string(have_openmp() ? "gomp" : "serial"); });
+    m.def("threading", [] { return std::string(have_openmp() ? "gomp" : "own"); });
     m.def("read_memory", &read_memory);
     m.def("look_up_rows", &look_up);
     nb::class_<Placed>(m, "Placement")

@@ -1,6 +1,7 @@
 #include "parallel.hpp"
 
-#if defined(__linux__)
+#if defined(__linux__) && !defined(WEIGHTPAGER_NATIVE_TESTS)
+#define WEIGHTPAGER_LOOKS_FOR_TORCH
 #include <dlfcn.h>
 #include <link.h>
 
@@ -14,7 +15,7 @@ namespace {
 // libgomp's stable entry point, what a compiler emits for `#pragma omp parallel`; LLVM's libomp has it too.
 using GompParallel = void (*)(Region region, void* data, unsigned threads, unsigned flags);
 
-#if defined(__linux__)
+#if defined(WEIGHTPAGER_LOOKS_FOR_TORCH)
 
 bool is_torch(const char* path) {
     const char* slash = std::strrchr(path, '/');
@@ -55,11 +56,11 @@ GompParallel gomp() {
 bool have_openmp() { return gomp() != nullptr; }
 
 void run_region(int threads, Region region, void* data) {
-    // One thread never enters the runtime: after a fork, its threads are gone and it would wait for them.
-    if (threads <= 1 || !have_openmp())
-        region(data);
-    else
+    // One thread never enters torch's runtime: after a fork, its threads are gone and it would wait for them.
+    if (threads > 1 && have_openmp())
         gomp()(region, data, static_cast<unsigned>(threads), 0);
+    else
+        run_on_pool(threads, region, data);
 }
 
 }  // namespace weightpager

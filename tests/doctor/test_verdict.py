@@ -58,7 +58,6 @@ def test_a_wrong_kernel_is_not_ready_and_has_a_way_out(wrong: list[str], words: 
             replace(SOUND, kernels=replace(KERNELS, chosen="avx2", asked="avx2")),
             "=avx2 holds back avx512: unset it",
         ),
-        (replace(SOUND, kernels=replace(KERNELS, threading="serial")), "no OpenMP"),
         (replace(SOUND, storage=replace(SOUND.storage, direct=False)), "reads from /srv go through the page cache"),
         (replace(SOUND, storage=replace(SOUND.storage, direct=None, problem="too little space")), "too little space"),
     ],

@@ -35,3 +35,4 @@ for newer in neon_bf16 neon_dot; do
 done
 emulated cortex-a72 --cases 100
 CXX=aarch64-linux-gnu-g++ RUN=qemu-aarch64 tests/native/loads.sh -static
+CXX=aarch64-linux-gnu-g++ RUN=qemu-aarch64 tests/native/pool.sh -static

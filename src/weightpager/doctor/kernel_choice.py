@@ -22,7 +22,7 @@ class KernelChoice:
         chosen: the one that serves.
         asked: what ``WEIGHTPAGER_ISA`` names; None if it doesn't.
         exact: the one that serves float32 activations and weights.
-        threading: ``"gomp"``, ``"serial"`` or, for the reference, ``"torch"``.
+        threading: ``"gomp"``, ``"own"`` or, for the reference, ``"torch"``.
         threads: of torch, which the kernels spread their work over.
         missing: why the native kernels are not there; empty if they are.
         gpu: the one that serves on a GPU; None where torch sees none.

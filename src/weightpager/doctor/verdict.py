@@ -49,8 +49,6 @@ def _slow_kernels(found: Diagnosis) -> list[str]:
     slow = []
     if found.kernels.chosen != best:
         slow.append(f"WEIGHTPAGER_ISA={found.kernels.chosen} holds back {best}: unset it for speed")
-    if found.kernels.threading == "serial" and found.kernels.threads > 1:
-        slow.append("the kernels run on one thread, since this torch has no OpenMP: install a build that has")
     return slow
 
 

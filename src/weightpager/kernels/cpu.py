@@ -27,7 +27,7 @@ def exact(isa: int) -> str:
 
 
 def threading() -> str:
-    """``"gomp"`` if work is spread over torch's OpenMP threads, else ``"serial"``."""
+    """``"gomp"`` if work is spread over torch's OpenMP threads, ``"own"`` if over the native module's own."""
     return _native.threading()
 
 

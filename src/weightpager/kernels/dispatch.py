@@ -124,7 +124,7 @@ def exact(name: str) -> str:
 
 
 def threading() -> str:
-    """``"gomp"`` if the native kernels spread their work over torch's OpenMP threads, else ``"serial"``.
+    """``"gomp"`` if the native kernels spread their work over torch's OpenMP threads, ``"own"`` if over their own.
 
     The reference kernel runs on whatever torch's own operations do, and says ``"torch"``.
     """
