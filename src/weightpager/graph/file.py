@@ -1,0 +1,85 @@
+"""A graph's file: canonical JSON, and a reader that takes nothing but what the format says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from weightpager.errors import BundleFormatError
+from weightpager.graph.fields import Field
+from weightpager.graph.graph import Array, Graph, Node, Operand
+from weightpager.graph.validate import read_document
+
+FORMAT = 1
+
+MOST_BYTES = 16 * 2**20
+"""Of a file."""
+
+
+def graph_file(kind: str) -> str:
+    """The name of a task kind's graph in a bundle."""
+    return f"model/graph-{kind}.json"
+
+
+def write_graph(graph: Graph) -> bytes:
+    """A graph's file: the same bytes for the same graph."""
+    document = {
+        "format": FORMAT,
+        "kind": graph.kind,
+        "dims": list(graph.dims),
+        "inputs": [{"name": each.name, "dtype": each.dtype, "shape": list(each.shape)} for each in graph.inputs],
+        "nodes": [_node(node) for node in graph.nodes],
+        "outputs": [{"name": each.name, "value": each.value} for each in graph.outputs],
+        "constants": [_constant(each) for each in graph.constants],
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def read_graph(name: str, content: bytes) -> Graph:
+    """Validate a graph's file.
+
+    What it doesn't check is what needs the parameters: that they exist, and that shapes fit.
+
+    Args:
+        name: of the file, for errors.
+        content: of the file.
+
+    Raises:
+        BundleFormatError: names the first field that is wrong.
+    """
+    if len(content) > MOST_BYTES:
+        raise BundleFormatError(name, "size", f"at most {MOST_BYTES} bytes", len(content))
+    try:
+        document = json.loads(content, parse_constant=_refuse, object_pairs_hook=_each_once)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise BundleFormatError(name, "document", "JSON", str(error)[:120]) from None
+    return read_document(Field(name, "", document), FORMAT)
+
+
+def _node(node: Node) -> dict[str, Any]:
+    return {
+        "op": node.op,
+        "inputs": [None if each is None else _operand(each) for each in node.inputs],
+        "attributes": dict(node.attributes),
+        "outputs": list(node.outputs),
+    }
+
+
+def _operand(operand: Operand) -> dict[str, str | int]:
+    return {operand.kind: operand.key}
+
+
+def _constant(array: Array) -> dict[str, Any]:
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "data": array.reshape(-1).tolist()}
+
+
+def _refuse(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
