@@ -28,6 +28,7 @@ from weightpager.config import EngineConfig
 from weightpager.engine.model.architecture import image_reader
 from weightpager.engine.parameters import read_parameters
 from weightpager.errors import WeightpagerError
+from weightpager.readers.tokenizer import open_tokenizer
 from weightpager.store import LocalStore, StorageModel, VerifyingStore, all_switches
 
 _TEXT = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
@@ -158,7 +159,7 @@ def _run(trial: Trial, bundle: Bundle, task: str) -> None:
             trial.run("image", lambda: _look(module, bundle))
             return
         with trial.step("tokenizer"):
-            predict(module, engine.tokenizer(), entry, ["red cat"], max_new_tokens=1)
+            predict(module, open_tokenizer(engine.bundle), entry, ["red cat"], max_new_tokens=1)
         if entry.kind == "language-modeling":
             trial.run("generate", lambda: module.generate(**_TEXT, max_new_tokens=2))  # type: ignore[operator]
 

@@ -17,7 +17,7 @@ def test_short_texts_are_padded_and_masked(assistant_bundle: Path, left: bool, i
         assert found["input_ids"].tolist() == ids
         assert torch.equal(found["attention_mask"], (found["input_ids"] != 0).long())
         tokenizer = tiny.tokenizer()
-        assert pad_id(module, tokenizer) == 0
+        assert pad_id(module, tiny.reader(tokenizer)) == 0
         tokenizer.add_special_tokens({"pad_token": "[NEW]"})  # the model has no such word
         assert tokenizer.pad_token_id == 16
-        assert pad_id(module, tokenizer) == 0
+        assert pad_id(module, tiny.reader(tokenizer)) == 0

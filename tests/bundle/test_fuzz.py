@@ -33,6 +33,7 @@ from weightpager.bundle.verify import Verification, verify
 from weightpager.engine.model.architecture import read_config, tokenizer
 from weightpager.engine.parameters import read_parameters
 from weightpager.errors import BundleError, BundleFormatError
+from weightpager.readers.tokenizer import open_tokenizer
 
 MUTANTS = 300
 
@@ -212,7 +213,7 @@ def test_a_tokenizer_that_gives_no_mask_works(writer_bundle: Path, tmp_path: Pat
     for path in (writer_bundle, copy):
         with wp.Engine.from_pretrained(path) as engine:
             task = next(iter(engine.bundle.tasks.values()))
-            answers.append(predict(engine.activate(task.name), engine.tokenizer(), task, ["red cat"]))
+            answers.append(predict(engine.activate(task.name), open_tokenizer(engine.bundle), task, ["red cat"]))
     assert answers[0] == answers[1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from transformers import (
     ViTModel,
 )
 
+from weightpager.readers.tokenizer import Tokenizer as Reader
+from weightpager.readers.tokenizer import read_tokenizer
+
 WORDS = ["red", "green", "blue", "cat", "dog", "cow", "sun", "rain", "snow", "one", "two", "three"]
 
 
@@ -36,6 +40,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
+
+
+def reader(own: PreTrainedTokenizerFast | None = None) -> Reader:
+    """What a device reads of the files that a tokenizer of transformers is saved in."""
+    with TemporaryDirectory() as folder:
+        (own or tokenizer()).save_pretrained(folder)
+        return read_tokenizer(Path(folder))
 
 
 def bert(folder: Path, seed: int = 0, words: int = 16) -> Path:

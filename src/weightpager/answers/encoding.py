@@ -15,12 +15,13 @@ from weightpager.answers.generation.forward_size import Activations
 from weightpager.answers.padded import pad_id, padded
 from weightpager.answers.query import Query
 from weightpager.answers.work import Embed, Embedded, Outcome
+from weightpager.readers.tokenizer import Tokenizer
 
 Encode = Callable[[nn.Module, Any, Sequence[Any]], list[Outcome]]
 """The outcomes of works that are read together, by a module and a tokenizer."""
 
 
-def embed(module: nn.Module, tokenizer: Any, works: Sequence[Embed]) -> list[Outcome]:
+def embed(module: nn.Module, tokenizer: Tokenizer, works: Sequence[Embed]) -> list[Outcome]:
     """The mean over a text's tokens of the last hidden state below the task's head."""
     batch = padded(module, [work.ids for work in works], pad_id(module, tokenizer), left=False)
     base: Any = module.base_model

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.answers.work import Ids
+from weightpager.readers.tokenizer import Tokenizer
 
 
 def padded(module: nn.Module, texts: Sequence[Ids], pad: int, *, left: bool) -> dict[str, Tensor]:
@@ -33,9 +34,9 @@ def padded_rows(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False)
     return found
 
 
-def pad_id(module: nn.Module, tokenizer: Any) -> int:
+def pad_id(module: nn.Module, tokenizer: Tokenizer) -> int:
     """A token id to pad with; it is masked, so that any will do that the model has."""
     embeddings: Any = module.get_input_embeddings()  # type: ignore[operator]
-    named = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    named = (tokenizer.pad_id, tokenizer.end_id)
     # Tokenizers are given padding tokens that nobody has told the model of.
     return next((int(found) for found in named if found is not None and found < embeddings.num_embeddings), 0)

@@ -18,6 +18,7 @@ from weightpager.answers.work import Generate, Outcome, Work
 from weightpager.bundle import TaskEntry
 from weightpager.engine.model.architecture import context_length
 from weightpager.errors import ConfigError
+from weightpager.readers.tokenizer import Tokenizer
 
 
 @dataclass
@@ -49,7 +50,7 @@ def predict(
 
     Args:
         module: the task's.
-        reader: the bundle's tokenizer, or for images its `ImageReader`.
+        reader: the bundle's `Tokenizer`, or for images its `ImageReader`.
         task: whose answers are wanted.
         inputs: texts, or paths of images.
         max_new_tokens: of a continuation.
@@ -74,7 +75,7 @@ def predict(
     return found
 
 
-def _check(work: Work, text: str, module: nn.Module, tokenizer: Any) -> None:
+def _check(work: Work, text: str, module: nn.Module, tokenizer: Tokenizer) -> None:
     if not work.tokens:
         raise ConfigError(f"expected a text with at least one token, found {text!r}")
     if not isinstance(work, Generate):

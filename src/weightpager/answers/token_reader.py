@@ -5,22 +5,23 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from weightpager.answers.work import Ids
 from weightpager.bundle.format.names import MODEL
 from weightpager.errors import BundleFormatError
+from weightpager.readers.tokenizer import ANY_LENGTH, Encoded, Tokenizer
 
 _Reader = TypeVar("_Reader", bound="TokenReader")
 
 
 class TokenReader:
-    """A bundle's tokenizer, as inputs need it. Safe to use from several threads: a fast tokenizer itself isn't.
+    """A bundle's tokenizer, as inputs need it. Safe to use from several threads: a tokenizer itself isn't.
 
     All methods raise a `BundleFormatError` where the tokenizer knows words that the model doesn't.
     """
 
-    def __init__(self, tokenizer: Any, size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
         """``tokenizer`` is used by nobody else; the model's token ids are below ``size``."""
         self.size = size
         self._tokenizer = tokenizer
@@ -31,34 +32,37 @@ class TokenReader:
         found = copy.copy(self)
         found._lock = threading.Lock()
         with self._lock:
-            found._tokenizer = copy.deepcopy(self._tokenizer)
+            found._tokenizer = self._tokenizer.copy()
         return found
 
     def whole(self, text: str) -> Ids:
         """A text, as it is trained with, never cut."""
-        return self._read(text)[0]
+        return self._read(text).ids
 
     def cut(self, text: str, max_length: int | None) -> Ids:
         """A text of so many tokens at most, special ones included."""
-        return self._read(text, truncation=True, max_length=max_length)[0]
+        return self._read(text, most=self._most(max_length)).ids
 
     def cut_words(self, words: Sequence[str], max_length: int | None) -> tuple[Ids, tuple[int | None, ...]]:
         """Words in a row, cut as well, and of each token the word that it begins, if it begins one."""
-        options = {"truncation": True, "max_length": max_length, "return_offsets_mapping": True}
-        ids, found = self._read(" ".join(words), **options)
-        return ids, tuple(word_starts(words, found["offset_mapping"]))
+        found = self._read(" ".join(words), most=self._most(max_length))
+        return found.ids, tuple(word_starts(words, found.spans))
 
     def prompt(self, text: str) -> Ids:
         """A text that is to be continued, without special tokens."""
-        return self._read(text, add_special_tokens=False)[0]
+        return self._read(text, special=False).ids
 
-    def _read(self, text: str, **options: Any) -> tuple[Ids, Any]:
+    def _most(self, max_length: int | None) -> int | None:
+        longest = self._tokenizer.longest
+        return max_length or (None if longest == ANY_LENGTH else longest)
+
+    def _read(self, text: str, *, most: int | None = None, special: bool = True) -> Encoded:
         with self._lock:
-            found = self._tokenizer(text, **options)
+            found = self._tokenizer.encode(text, most=most, special=special)
         # Checked here, so that nobody else's texts fail with one that the model can't read.
-        if max(found["input_ids"], default=0) >= self.size:
+        if max(found.ids, default=0) >= self.size:
             raise BundleFormatError(f"{MODEL}/", "tokenizer", f"ids below {self.size}, as the model has", "larger ones")
-        return tuple(found["input_ids"]), found
+        return found
 
 
 def word_starts(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int | None]:

@@ -22,6 +22,7 @@ from weightpager.answers.predict import predict
 from weightpager.answers.work import Embed
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.errors import ConfigError, RequestTimeoutError
+from weightpager.readers.tokenizer import open_tokenizer
 from weightpager.server.routes.exchange import Exchange
 from weightpager.server.scheduling.job import Delta
 from weightpager.server.scheduling.policy import Policy
@@ -41,7 +42,7 @@ def classify(running: Running, task: str, texts: list[str] | str) -> list[dict[s
 
 def direct(bundle: Path, task: str, texts: list[str]) -> list[Any]:
     with wp.Engine.from_pretrained(bundle) as engine, engine.task(task) as module:
-        return predict(module, engine.tokenizer(), engine.bundle.task(task), texts)
+        return predict(module, open_tokenizer(engine.bundle), engine.bundle.task(task), texts)
 
 
 def test_classes_are_what_the_engine_says(assistant: Running, assistant_bundle: Path) -> None:
@@ -81,7 +82,7 @@ def test_deterministic_answers_are_the_engines_bit_for_bit(assistant_bundle: Pat
     with serving(writer_bundle, settings) as running:
         choices = running.openai.completions.create(model="animals", prompt=TEXTS, max_tokens=8, temperature=0).choices
     with wp.Engine.from_pretrained(writer_bundle) as engine, engine.task("animals") as module:
-        wanted = predict(module, engine.tokenizer(), engine.bundle.task("animals"), TEXTS, max_new_tokens=8)
+        wanted = predict(module, open_tokenizer(engine.bundle), engine.bundle.task("animals"), TEXTS, max_new_tokens=8)
     assert [choice.text for choice in choices] == [one.label for one in wanted]
 
 

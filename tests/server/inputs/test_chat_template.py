@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import tiny
 from running import Running, serving
-from weightpager.engine import Engine
+from weightpager.bundle import Bundle
 from weightpager.errors import RequestError
+from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 from weightpager.server.inputs.chat_template import ChatTemplate
+from weightpager.server.scheduling import service
 
 MESSAGES = [
     {"role": "system", "content": "  be brief\n"},
@@ -49,7 +50,7 @@ def test_conversations_are_written_as_transformers_writes_them(source: str) -> N
     tokenizer.chat_template = source
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
     wanted = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
-    with closing(ChatTemplate.of(tokenizer, 10_000)) as found:
+    with closing(ChatTemplate.of(tiny.reader(tokenizer), 10_000)) as found:
         assert found.render(MESSAGES, "any") == wanted
         assert found.render(MESSAGES, "any") == wanted
 
@@ -57,15 +58,18 @@ def test_conversations_are_written_as_transformers_writes_them(source: str) -> N
 def test_the_default_one_of_several_counts() -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = {"tool_use": "a", "default": "b"}
-    with closing(ChatTemplate.of(tokenizer, 10)) as found:
+    with closing(ChatTemplate.of(tiny.reader(tokenizer), 10)) as found:
         assert found.render(MESSAGES, "any") == "b"
     tokenizer.chat_template = {"tool_use": "a"}
-    with closing(ChatTemplate.of(tokenizer, 10)) as found, pytest.raises(RequestError, match="no default one"):
+    with (
+        closing(ChatTemplate.of(tiny.reader(tokenizer), 10)) as found,
+        pytest.raises(RequestError, match="no default one"),
+    ):
         found.render(MESSAGES, "any")
 
 
 def test_without_one_texts_are_lines() -> None:
-    with closing(ChatTemplate.of(tiny.tokenizer(), 10)) as found:
+    with closing(ChatTemplate.of(tiny.reader(), 10)) as found:
         assert found.render(MESSAGES[2:], "any") == "cat\nsun"
 
 
@@ -128,14 +132,13 @@ def test_a_process_that_was_ended_is_replaced() -> None:
 @pytest.fixture
 def endless(writer_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """Whose conversations never end."""
-    read = Engine.tokenizer
 
-    def tokenizer(engine: Engine) -> Any:
-        found = read(engine)
+    def endless(bundle: Bundle) -> Tokenizer:
+        found = open_tokenizer(bundle)
         found.chat_template = ENDLESS
         return found
 
-    monkeypatch.setattr(Engine, "tokenizer", tokenizer)
+    monkeypatch.setattr(service, "open_tokenizer", endless)
     with serving(writer_bundle) as running:
         yield running
 

@@ -13,7 +13,7 @@ from weightpager.server.inputs.vocabulary import Vocabulary
 
 
 def vocabulary(words: int = 16, room: int | None = None) -> Vocabulary:
-    return Vocabulary(tiny.tokenizer(), words, 8, room)
+    return Vocabulary(tiny.reader(), words, 8, room)
 
 
 def test_texts_are_cut_for_classes_and_tags_only() -> None:
@@ -74,13 +74,13 @@ def phi(context: int = 32, until: int = 8) -> Phi3Config:
 def test_texts_that_run_together_are_read_as_if_alone() -> None:
     torch.manual_seed(0)
     config = phi()
-    found = Vocabulary(tiny.tokenizer(), 16, 32, together=even_length(config))
+    found = Vocabulary(tiny.reader(), 16, 32, together=even_length(config))
     assert (found.context, found.together) == (32, 8)
     model = Phi3ForSequenceClassification(config).eval()
     short, most, more = Embed((4, 7, 9)), Embed((5,) * 8), Embed((5,) * 9)
     with torch.inference_mode():
         alone, with_most, with_more = (
-            torch.tensor(embed(model, tiny.tokenizer(), works)[0].vector)  # type: ignore[union-attr]
+            torch.tensor(embed(model, tiny.reader(), works)[0].vector)  # type: ignore[union-attr]
             for works in ([short], [short, most], [short, more])
         )
     torch.testing.assert_close(with_most, alone, rtol=1e-4, atol=1e-5)

@@ -23,6 +23,7 @@ from weightpager.answers.generation.attention_cache import CACHE
 from weightpager.answers.predict import predict
 from weightpager.answers.work import Embed, Embedded, Generate, Generated, Sampling, Work
 from weightpager.errors import RequestTimeoutError, ServerClosedError
+from weightpager.readers.tokenizer import open_tokenizer
 from weightpager.server.inputs.text_limit import default_limit
 from weightpager.server.scheduling import batching
 from weightpager.server.scheduling.batch import Batch
@@ -72,7 +73,7 @@ class Asked:
 
     def run(self, engine: wp.Engine, module: nn.Module, between: Callable[[], object] = lambda: None) -> int:
         """Every step, something happening between two of them; how many there were."""
-        steps, tokenizer = 0, engine.tokenizer()
+        steps, tokenizer = 0, open_tokenizer(engine.bundle)
         while self.batch.jobs:
             self.batch.step(module, tokenizer, 0.0)
             steps += 1
@@ -131,7 +132,7 @@ def test_run_reads_long_prompts_as_a_deterministic_server_does(writer_bundle: Pa
     with serving(writer_bundle, Settings(policy=Policy(batch=1, step=0.0))) as running:
         found = complete(running, LONG, 8)
     with wp.Engine.from_pretrained(writer_bundle) as engine, engine.task("animals") as own:
-        wanted = predict(own, engine.tokenizer(), engine.bundle.task("animals"), [LONG], max_new_tokens=8)
+        wanted = predict(own, open_tokenizer(engine.bundle), engine.bundle.task("animals"), [LONG], max_new_tokens=8)
     assert found == wanted[0].label
 
 

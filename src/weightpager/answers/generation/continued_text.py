@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+
+from weightpager.readers.tokenizer import Tokenizer
 
 _CONTEXT = 8
 """Tokens of a prompt that are decoded together with what follows, or more if need be."""
@@ -18,7 +19,7 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 Decode = Callable[[Sequence[int]], str]
 
 
-def decoder_after(tokenizer: Any, prompt: Sequence[int]) -> Decode:
+def decoder_after(tokenizer: Tokenizer, prompt: Sequence[int]) -> Decode:
     """Decodes what follows a prompt, special tokens left out.
 
     A token's text may depend on what stands before it: many decoders drop the blank that a text's first word begins
@@ -29,12 +30,7 @@ def decoder_after(tokenizer: Any, prompt: Sequence[int]) -> Decode:
         tokenizer: of the model.
         prompt: token ids.
     """
-
-    def decode(ids: Sequence[int]) -> str:
-        # Tidying blanks before punctuation would change what has been said already, and isn't what was generated.
-        text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
-
+    decode = tokenizer.decode
     context = _context(decode, prompt)
     befores = [decode(context), decode(_complete(decode, context))]
 

@@ -17,6 +17,7 @@ from weightpager.answers.generation.growing_texts import GrowingTexts
 from weightpager.answers.padded import pad_id, padded
 from weightpager.answers.query import Query
 from weightpager.answers.work import Generate, Sampling
+from weightpager.readers.tokenizer import Tokenizer
 
 
 class GenerationRun:
@@ -26,7 +27,11 @@ class GenerationRun:
     """
 
     def __init__(
-        self, module: nn.Module, tokenizer: Any, queries: Sequence[Query], clock: Callable[[], float] = time.monotonic
+        self,
+        module: nn.Module,
+        tokenizer: Tokenizer,
+        queries: Sequence[Query],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing has been read; ``tokenizer`` is the calling thread's own."""
         self._rows = [_Row(query, module, tokenizer) for query in queries]
@@ -70,10 +75,10 @@ class GenerationRun:
         return len(left)
 
 
-def end_tokens(module: nn.Module, tokenizer: Any) -> frozenset[int]:
+def end_tokens(module: nn.Module, tokenizer: Tokenizer) -> frozenset[int]:
     """Tokens that end a text, by the model or by its tokenizer."""
     named = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
-    found = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
+    found = [*(named if isinstance(named, list) else [named]), tokenizer.end_id]
     return frozenset(number for number in found if number is not None)
 
 
@@ -113,7 +118,7 @@ class _Draws:
 
 
 class _Row:
-    def __init__(self, query: Query, module: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, query: Query, module: nn.Module, tokenizer: Tokenizer) -> None:
         assert isinstance(query.work, Generate)
         self.query, self.work = query, query.work
         decode, end = decoder_after(tokenizer, self.work.ids), end_tokens(module, tokenizer)

@@ -15,7 +15,7 @@ from weightpager.compiler.data.splits import EVAL_BATCH, TaskData
 from weightpager.compiler.measuring.report import task_score
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
-from weightpager.engine.model.architecture import input_reader
+from weightpager.engine.model.architecture import image_reader, takes_images
 from weightpager.errors import CompileError
 from weightpager.machine.paths import has_directory, has_file
 from weightpager.progress import Progress
@@ -28,7 +28,7 @@ def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[Ta
         CompileError: a task names no data, or its file isn't there or can't be read.
         UnknownTaskError: the bundle has no such task.
     """
-    reads = input_reader(engine.bundle)
+    reads = image_reader(engine.bundle) if takes_images(engine.bundle) else engine.tokenizer()
     entries = [engine.bundle.task(name) for name in tasks]
     held_out = [_held_out(entry, reads) for entry in entries]
     scores = []

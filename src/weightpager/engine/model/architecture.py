@@ -31,6 +31,7 @@ from weightpager.engine.model.transformers_version import later_writer
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn import calls_for, empty_on_meta, set_upright
+from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 
 CLASSES: dict[TaskKind, Any] = {kind: getattr(transformers, form.model) for kind, form in FORMS.items()}
 """Task kind → the transformers class that runs it."""
@@ -148,12 +149,12 @@ def tokenizer(bundle: Bundle) -> Any:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one that transformers can read", error) from error
 
 
-def context_length(module: nn.Module, tokenizer: Any) -> int:
+def context_length(module: nn.Module, tokenizer: Tokenizer) -> int:
     """Tokens that a model can read, prompt and continuation together, as far as it and its tokenizer say."""
     config: Any = module.config
     said = getattr(config.get_text_config(), "max_position_embeddings", None) or _MOST_TOKENS
     found = position_table(module)
-    return int(min(said, _MOST_TOKENS if found is None else found, tokenizer.model_max_length, _MOST_TOKENS))
+    return int(min(said, _MOST_TOKENS if found is None else found, tokenizer.longest, _MOST_TOKENS))
 
 
 def position_table(module: nn.Module) -> int | None:
@@ -209,15 +210,14 @@ def input_reader(bundle: Bundle) -> Any:
     """What reads the tasks' inputs: the bundle's tokenizer, or its image reader.
 
     Raises:
-        BundleFormatError, ConfigError: as `tokenizer` and `image_reader`.
+        BundleFormatError, ConfigError: as `open_tokenizer` and `image_reader`.
     """
-    return image_reader(bundle) if takes_images(bundle) else tokenizer(bundle)
+    return image_reader(bundle) if takes_images(bundle) else open_tokenizer(bundle)
 
 
 def preprocessor(bundle: Bundle) -> Any:
     """What transformers calls a preprocessor: the bundle's tokenizer, or its image processor. Errors are as above."""
-    reader = input_reader(bundle)
-    return reader.processor if isinstance(reader, ImageReader) else reader
+    return image_reader(bundle).processor if takes_images(bundle) else tokenizer(bundle)
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any
 
 from weightpager.errors import RequestError, shortened
+from weightpager.readers.tokenizer import Tokenizer
 
 _SECONDS = 2.0
 """Of the processor's time that one conversation may take."""
@@ -62,13 +62,9 @@ class ChatTemplate:
         self._process: tuple[subprocess.Popen[bytes], Connection] | None = None
 
     @classmethod
-    def of(cls, tokenizer: Any, most_characters: int) -> ChatTemplate:
-        """That of a tokenizer: its only one, or that named ``default``."""
-        source = tokenizer.chat_template or None
-        if isinstance(source, Mapping):
-            source = source.get("default", "{{ raise_exception('the model has several templates, no default one') }}")
-        tokens = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-        return cls(source, tokens, most_characters)
+    def of(cls, tokenizer: Tokenizer, most_characters: int) -> ChatTemplate:
+        """That of a tokenizer."""
+        return cls(tokenizer.chat_template, tokenizer.special, most_characters)
 
     def render(self, messages: Sequence[Mapping[str, str]], task: str) -> str:
         """What is to be continued; without a template, the messages' texts, a line each.

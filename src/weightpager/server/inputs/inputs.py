@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Ids, Work
 from weightpager.bundle import TaskEntry
 from weightpager.engine.model.image_reader import ImageReader
+from weightpager.readers.tokenizer import Tokenizer
 from weightpager.server.inputs.chat_template import ChatTemplate
 from weightpager.server.inputs.image_inputs import ImageInputs, check_together
 from weightpager.server.inputs.reading import Lane, Reading
@@ -35,7 +36,7 @@ class TextInputs:
         reading: who reads them.
     """
 
-    def __init__(self, vocabulary: Vocabulary, tokenizer: Any, *, most: int, body_bytes: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, tokenizer: Tokenizer, *, most: int, body_bytes: int) -> None:
         """Nothing is read yet.
 
         Args:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import Ids
 from weightpager.errors import RequestError
+from weightpager.readers.tokenizer import Tokenizer
 
 
 class Vocabulary(TokenReader):
@@ -20,7 +20,7 @@ class Vocabulary(TokenReader):
     """
 
     def __init__(
-        self, tokenizer: Any, size: int, context: int, room: int | None = None, together: int | None = None
+        self, tokenizer: Tokenizer, size: int, context: int, room: int | None = None, together: int | None = None
     ) -> None:
         """Any text is read.
 

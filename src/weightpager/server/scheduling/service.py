@@ -26,6 +26,7 @@ from weightpager.engine.model.architecture import (
     takes_images,
 )
 from weightpager.errors import RequestError, TaskTooLargeError
+from weightpager.readers.tokenizer import open_tokenizer
 from weightpager.server.inputs.inputs import PictureInputs, TextInputs
 from weightpager.server.inputs.text_limit import TextLimit, default_limit
 from weightpager.server.inputs.vocabulary import Vocabulary
@@ -242,7 +243,7 @@ class Service:
 
 
 def _texts(engine: Engine, config: Any, settings: Settings) -> TextInputs:
-    tokenizer, task = engine.tokenizer(), next(iter(engine.bundle.tasks.values()))
+    tokenizer, task = open_tokenizer(engine.bundle), next(iter(engine.bundle.tasks.values()))
     context = context_length(empty_module(config, task), tokenizer)
     size, together = int(config.get_text_config().vocab_size), even_length(config)
     vocabulary = Vocabulary(tokenizer, size, context, _room(engine, config), together)

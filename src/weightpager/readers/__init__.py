@@ -1,0 +1,1 @@
+"""What reads a task's inputs: texts to token ids, images to pixels, as transformers does and without it."""

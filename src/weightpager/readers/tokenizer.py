@@ -1,0 +1,163 @@
+"""`Tokenizer`: a bundle's tokenizer, over the tokenizers library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.format.names import MODEL
+from weightpager.bundle.parts.model_files import model_dir
+from weightpager.bundle.settings.checks import TOKENIZER, TOKENIZER_FILE
+from weightpager.errors import BundleFormatError
+from weightpager.machine.panics import panics_as_errors
+
+_TEMPLATE = "chat_template.jinja"
+_MORE_TEMPLATES = "additional_chat_templates"
+
+ANY_LENGTH = 2**40
+"""Tokens. Some tokenizers say that they read any length; a larger number means that."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text's tokens.
+
+    Attributes:
+        ids: of the tokens.
+        spans: of each token the characters [begin, end) that it stands for; (0, 0) of a special one.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+class Tokenizer:
+    """A tokenizer that gives the ids that transformers' tokenizer of the same files gives. For one thread at a time.
+
+    Attributes:
+        longest: tokens that it says the model can read; `ANY_LENGTH` if it doesn't say.
+        special: texts of special tokens by their name, such as ``eos_token``.
+        chat_template: the only one, or that named ``default``; None if there is none.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, settings: Mapping[str, Any], chat_template: str | None) -> None:
+        """``settings`` are those of ``tokenizer_config.json``."""
+        self._inner = inner
+        inner.no_padding()
+        inner.no_truncation()
+        inner.encode_special_tokens = bool(settings.get("split_special_tokens", False))
+        self._settings = settings
+        self._cut: int | None = None
+        self._side = settings.get("truncation_side") or "right"
+        self.special = {name: text for name, value in settings.items() if (text := _special(name, value)) is not None}
+        self.longest = min(int(settings.get("model_max_length") or ANY_LENGTH), ANY_LENGTH)
+        self.chat_template = chat_template
+
+    @property
+    def pad_id(self) -> int | None:
+        """The token to fill batches with; None if none is named."""
+        return self._named("pad_token")
+
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a text; None if none is named."""
+        return self._named("eos_token")
+
+    def copy(self) -> Tokenizer:
+        """Another one, for another thread."""
+        return Tokenizer(tokenizers.Tokenizer.from_str(self._inner.to_str()), self._settings, self.chat_template)
+
+    def encode(self, text: str, *, most: int | None = None, special: bool = True) -> Encoded:
+        """A text's tokens.
+
+        Args:
+            text: any.
+            most: tokens to cut it to, special ones included; None to keep all.
+            special: whether those are added that the model expects around a text.
+        """
+        if most != self._cut:
+            self._set_cut(most)
+        found = self._inner.encode(text, add_special_tokens=special)
+        return Encoded(tuple(found.ids), tuple(found.offsets))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens; special ones are left out."""
+        return self._inner.decode(ids, skip_special_tokens=True)
+
+    def _set_cut(self, most: int | None) -> None:
+        if most is None:
+            self._inner.no_truncation()
+        else:
+            self._inner.enable_truncation(most, direction=self._side)
+        self._cut = most
+
+    def _named(self, name: str) -> int | None:
+        text = self.special.get(name)
+        return None if text is None else self._inner.token_to_id(text)
+
+
+def open_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The tokenizer of a bundle, from its own files only.
+
+    Raises:
+        BundleFormatError: the tasks read images, or the files are damaged or no tokenizer.
+    """
+    if any(task.takes_images for task in bundle.tasks.values()):
+        raise BundleFormatError(f"{MODEL}/", "tokenizer", "one", "none: the tasks read images")
+    return read_tokenizer(model_dir(bundle))
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder whose files have been checked.
+
+    Raises:
+        BundleFormatError: there is none, or it doesn't work.
+    """
+    name = f"{MODEL}/{TOKENIZER_FILE}"
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise BundleFormatError(name, "file", "the tokenizer of a bundle whose tasks read texts", "none")
+    settings = _settings(folder)
+    try:
+        with panics_as_errors():
+            found = Tokenizer(
+                tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE)), settings, _template(folder, settings)
+            )
+            found.decode(found.encode("a").ids)  # some of what is wrong with one shows only when it is used
+    except Exception as error:
+        raise BundleFormatError(name, "content", "a tokenizer that the tokenizers library can read", error) from error
+    return found
+
+
+def _settings(folder: Path) -> Mapping[str, Any]:
+    file = folder / TOKENIZER
+    found: Mapping[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+    return found
+
+
+def _special(name: str, value: Any) -> str | None:
+    """A special token's text; None if a setting names none."""
+    if not name.endswith("_token"):
+        return None
+    if isinstance(value, dict):  # as older versions of transformers write tokens
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The chat template, where transformers of any version wrote it."""
+    if (folder / _TEMPLATE).is_file():
+        return (folder / _TEMPLATE).read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    if isinstance(found, list):  # of several, each with its name
+        found = {str(each.get("name")): each.get("template") for each in found if isinstance(each, dict)}
+    if isinstance(found, dict):
+        found = found.get("default", "{{ raise_exception('the model has several templates, no default one') }}")
+    elif found is None and (folder / _MORE_TEMPLATES).is_dir():
+        found = "{{ raise_exception('the model has several templates, no default one') }}"
+    return found if isinstance(found, str) and found else None
