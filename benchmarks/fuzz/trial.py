@@ -167,7 +167,7 @@ def _run(trial: Trial, bundle: Bundle, task: str) -> None:
 def _look(module: nn.Module, bundle: Bundle) -> None:
     pixels = image_reader(bundle).read(_PICTURE)
     with torch.inference_mode():
-        module(pixel_values=pixels[None])
+        module(pixel_values=torch.from_numpy(pixels[None]))
 
 
 def _answer(module: nn.Module, task: TaskEntry) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+from weightpager.readers.image_processor import Pixels
 
 Ids = tuple[int, ...]
 
@@ -76,7 +76,7 @@ class Embed(_Text):
 class Look:
     """Find an image's class. ``pixels`` is float32 [channels, height, width]."""
 
-    pixels: Tensor
+    pixels: Pixels
 
     @property
     def ids(self) -> Ids:
@@ -86,7 +86,8 @@ class Look:
     @property
     def tokens(self) -> int:
         """As many as patches of the usual size: what it takes to compute on it."""
-        return max(1, self.pixels.shape[1] * self.pixels.shape[2] // _PATCH**2)
+        _, height, width = self.pixels.shape
+        return max(1, int(height * width) // _PATCH**2)
 
     @property
     def kind(self) -> Hashable:

@@ -17,13 +17,15 @@ from weightpager.compiler import data, task_file
 from weightpager.compiler.data import images
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.task_file.sections import TaskSpec
-from weightpager.engine.model.image_reader import ImageReader, load_image_processor
+from weightpager.engine.model.image_processor import TransformersImageReader, load_image_processor
 from weightpager.errors import CompileError, ConfigError
+from weightpager.readers.image_reader import ImageReader
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> ImageReader:
-    return ImageReader(load_image_processor(tiny.vit(tmp_path_factory.mktemp("vit"))), ViTConfig(image_size=16))
+    processor = load_image_processor(tiny.vit(tmp_path_factory.mktemp("vit")))
+    return TransformersImageReader(processor, ViTConfig(image_size=16))
 
 
 def spec(folder: Path, **changes: Any) -> TaskSpec:

@@ -19,8 +19,8 @@ from PIL import Image
 
 from running import ADMIN, Running, serving
 from weightpager.answers.token_reader import TokenReader
-from weightpager.engine.model.image_reader import ImageReader
 from weightpager.errors import QueueFullError
+from weightpager.readers.image_reader import ImageReader
 from weightpager.server.inputs.reading import Reading
 from weightpager.server.scheduling.settings import Settings
 

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from weightpager.answers.kinds.classification import Classification
 from weightpager.answers.work import Look
 from weightpager.bundle import TaskEntry
-from weightpager.engine.model.image_reader import ImageReader
 from weightpager.errors import ImageError
+from weightpager.readers.image_reader import ImageReader
 
 
 class ImageClassification(Classification):
@@ -29,7 +30,7 @@ class ImageClassification(Classification):
     def batch(self, module: nn.Module, tokenizer: Any, works: Sequence[Look]) -> dict[str, Tensor]:  # noqa: ARG002
         """All pixels, float32 [images, channels, height, width]."""
         device: Any = module.device
-        return {"pixel_values": torch.stack([work.pixels for work in works]).to(device)}
+        return {"pixel_values": torch.from_numpy(np.stack([work.pixels for work in works])).to(device)}
 
 
 KIND = ImageClassification()

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from blake3 import blake3
 
 from weightpager.answers.evaluate import Batch
 from weightpager.compiler.data.rows import hashed, label_ids, labels_of, read_rows, texts_of
-from weightpager.engine.model.image_reader import MOST_OF_A_PATH, ImageReader
 from weightpager.errors import CompileError, ImageError, shortened
 from weightpager.machine.paths import has_directory, has_file
+from weightpager.readers.image_file import MOST_OF_A_PATH
+from weightpager.readers.image_reader import ImageReader
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 """Endings of image files in a class's folder."""
@@ -86,8 +88,8 @@ def collate(pictures: Sequence[Picture], reader: ImageReader) -> Batch:
     Raises:
         CompileError: an image can't be read any more.
     """
-    pixels = [_pixels(picture, reader, "images") for picture in pictures]
-    return Batch({"pixel_values": torch.stack(pixels)}, torch.tensor([picture.label for picture in pictures]))
+    pixels = torch.from_numpy(np.stack([_pixels(picture, reader, "images") for picture in pictures]))
+    return Batch({"pixel_values": pixels}, torch.tensor([picture.label for picture in pictures]))
 
 
 def fingerprint(path: Path, where: str, image: str, label: str) -> str:

@@ -27,7 +27,7 @@ from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.task_module import check_config, load_module
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.engine.model.architecture import BASE, quiet_transformers
-from weightpager.engine.model.image_reader import ImageReader
+from weightpager.engine.model.image_processor import TransformersImageReader
 
 __all__ = ["PagedWeightInfo", "Source", "load", "parameters", "repeated_layers"]
 
@@ -64,7 +64,7 @@ class Source:
     resident: dict[str, str]
     tied: Mapping[str, Sequence[str]] = field(default_factory=dict)
     versions: Mapping[str, Versions] = field(default_factory=dict)
-    images: ImageReader | None = None
+    images: TransformersImageReader | None = None
     own_tokenizer: Any = None
     generation: Mapping[str, Any] = field(default_factory=dict)
 

@@ -25,7 +25,7 @@ from weightpager.bundle.settings.checks import (
 from weightpager.bundle.settings.foreign_code import foreign_code
 from weightpager.bundle.settings.models import GENERATION_KEYS, GenerationSettings
 from weightpager.engine.model.architecture import position_table
-from weightpager.engine.model.image_reader import ImageReader, load_image_processor
+from weightpager.engine.model.image_processor import TransformersImageReader, load_image_processor
 from weightpager.engine.model.model_types import check_config_class, check_tokenizer_class
 from weightpager.engine.model.transformers_version import later_writer
 from weightpager.errors import BundleFormatError, CompileError, WeightpagerError, first_line
@@ -122,7 +122,7 @@ class ModelDirectory:
                     return own
         return int(tokenizer.pad_token_id)
 
-    def images(self) -> ImageReader:
+    def images(self) -> TransformersImageReader:
         """What reads images: the image processor, with what the model expects of it.
 
         Raises:
@@ -131,10 +131,10 @@ class ModelDirectory:
         if not (self.path / IMAGES).is_file():
             raise CompileError(f"{self.path}: expected an image processor, found no preprocessor_config.json in it")
 
-        def read() -> ImageReader:
-            return ImageReader(load_image_processor(self.path, self.configured()), self.config)
+        def read() -> TransformersImageReader:
+            return TransformersImageReader(load_image_processor(self.path, self.configured()), self.config)
 
-        return cast(ImageReader, call(self.path, read))
+        return cast(TransformersImageReader, call(self.path, read))
 
     def check_same(self, model: ModelDirectory, reads: Any, where: str) -> None:
         """Refuse a checkpoint's directory whose weights would compute something else in the model's place.
@@ -148,7 +148,7 @@ class ModelDirectory:
             CompileError: another architecture, or a tokenizer or image processor of its own that reads otherwise.
         """
         _check_same_architecture(model.config, self.config, where)
-        if isinstance(reads, ImageReader):
+        if isinstance(reads, TransformersImageReader):
             if (self.path / IMAGES).is_file():
                 _check_same_pixels(reads, self.images(), where)
         elif self._has_tokenizer() and self.tokenizer().get_vocab() != reads.get_vocab():
@@ -263,7 +263,7 @@ def _computing(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def _check_same_pixels(ours: ImageReader, theirs: ImageReader, where: str) -> None:
+def _check_same_pixels(ours: TransformersImageReader, theirs: TransformersImageReader, where: str) -> None:
     wanted, found = (reader.processor.to_dict() for reader in (ours, theirs))
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):

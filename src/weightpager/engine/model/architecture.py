@@ -25,12 +25,13 @@ from weightpager.bundle.format.manifest import FORMS
 from weightpager.bundle.format.names import MODEL
 from weightpager.bundle.parts.model_files import check_model_file, model_dir
 from weightpager.bundle.settings.checks import GENERATION, generation_settings
-from weightpager.engine.model.image_reader import ImageReader, load_image_processor
+from weightpager.engine.model.image_processor import TransformersImageReader, load_image_processor
 from weightpager.engine.model.model_types import check_config_class, check_tokenizer_class
 from weightpager.engine.model.transformers_version import later_writer
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn import calls_for, empty_on_meta, set_upright
+from weightpager.readers.image_reader import open_image_reader
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 
 CLASSES: dict[TaskKind, Any] = {kind: getattr(transformers, form.model) for kind, form in FORMS.items()}
@@ -187,7 +188,7 @@ def takes_images(bundle: Bundle) -> bool:
     return any(task.takes_images for task in bundle.tasks.values())
 
 
-def image_reader(bundle: Bundle) -> ImageReader:
+def image_reader(bundle: Bundle) -> TransformersImageReader:
     """The bundle's image processor, from its own files only, with what the model expects of it.
 
     Raises:
@@ -199,7 +200,7 @@ def image_reader(bundle: Bundle) -> ImageReader:
     folder = model_dir(bundle)
     try:
         config = read_config(bundle)
-        return ImageReader(load_image_processor(folder, config), config)
+        return TransformersImageReader(load_image_processor(folder, config), config)
     except (BundleFormatError, ConfigError):
         raise
     except Exception as error:
@@ -212,7 +213,9 @@ def input_reader(bundle: Bundle) -> Any:
     Raises:
         BundleFormatError, ConfigError: as `open_tokenizer` and `image_reader`.
     """
-    return image_reader(bundle) if takes_images(bundle) else open_tokenizer(bundle)
+    if takes_images(bundle):
+        return open_image_reader(bundle) or image_reader(bundle)
+    return open_tokenizer(bundle)
 
 
 def preprocessor(bundle: Bundle) -> Any:

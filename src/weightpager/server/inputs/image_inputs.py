@@ -9,8 +9,9 @@ import re
 from dataclasses import dataclass, field
 
 from weightpager.answers.work import Look
-from weightpager.engine.model.image_reader import ImageReader, pixel_count
 from weightpager.errors import ImageError, RequestError
+from weightpager.readers.image_file import pixel_count
+from weightpager.readers.image_reader import ImageReader
 
 MOST_PIXELS = 2**23
 """Of an image: more than a frame of 3840 × 2160, and little enough to be decoded for anybody who asks."""

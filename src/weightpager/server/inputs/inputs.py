@@ -8,7 +8,7 @@ from typing import TypeVar
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Ids, Work
 from weightpager.bundle import TaskEntry
-from weightpager.engine.model.image_reader import ImageReader
+from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
 from weightpager.server.inputs.chat_template import ChatTemplate
 from weightpager.server.inputs.image_inputs import ImageInputs, check_together

@@ -21,7 +21,7 @@ from weightpager.engine.model.architecture import (
     context_length,
     empty_module,
     even_length,
-    image_reader,
+    input_reader,
     read_config,
     takes_images,
 )
@@ -69,7 +69,7 @@ class Service:
         self._config = read_config(engine.bundle)
         self.inputs: TextInputs | PictureInputs
         if takes_images(engine.bundle):
-            self.inputs = PictureInputs(image_reader(engine.bundle), most=settings.queue // 2)
+            self.inputs = PictureInputs(input_reader(engine.bundle), most=settings.queue // 2)
         else:
             self.inputs = _texts(engine, self._config, settings)
         self.queue = JobQueue(settings.queue)

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from weightpager.bundle import Bundle
 from weightpager.engine.model.architecture import read_config
-from weightpager.engine.model.image_reader import expected_shape
+from weightpager.engine.model.image_processor import image_model
 from weightpager.errors import ConfigError
 
 TOKENS = 32
@@ -36,7 +36,7 @@ def items(bundle: Bundle, task: str) -> int:
 
 
 def _shape(config: PretrainedConfig) -> tuple[int, int, int]:
-    shape = expected_shape(config)
+    shape = image_model(config).shape
     if shape is None:
         raise ConfigError("expected a model whose configuration has num_channels and image_size, found none")
     return shape

@@ -1,0 +1,128 @@
+"""`ImageProcessor`: an image as a model expects it, over Pillow and numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
+Pixels = npt.NDArray[np.float32]
+
+MOST_SIDE = 2**11
+"""Pixels that an image may be scaled to."""
+
+_SIZES = ("size", "crop_size", "pad_size", "size_divisor")
+
+_TYPES = ("Beit", "Bit", "DeiT", "Segformer", "ViT")
+"""Beginnings of the names of transformers' processors that do the same steps in the same order."""
+
+_BILINEAR = 2
+"""Pillow's number."""
+
+_ENDINGS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil")
+_KNOWN = frozenset(begin + end for begin in _TYPES for end in _ENDINGS)
+
+
+class ImageProcessor:
+    """Scales, crops and normalises images bit for bit as transformers does with Pillow.
+
+    Other processors of transformers pad, cut into tiles, or do steps of their own: `of` knows none of these.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        """``settings`` are those of ``preprocessor_config.json``, all stated, as transformers saves them."""
+        self._settings = settings
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> ImageProcessor | None:
+        """The processor with some settings; None if it does other steps than these.
+
+        Raises:
+            ValueError: it scales to absurd sizes.
+        """
+        check_sides(settings)
+        stated = settings.get("do_center_crop") is not None or settings.get("crop_size") is None
+        plain = settings.get("image_processor_type") in _KNOWN and not settings.get("do_pad")
+        sized = not settings.get("do_resize") or _kind_of(settings.get("size")) is not None
+        cropped = not settings.get("do_center_crop") or _kind_of(settings.get("crop_size")) == "fixed"
+        return cls(settings) if stated and plain and sized and cropped else None
+
+    def __call__(self, image: PilImage) -> Pixels:
+        """The pixels of an image in RGB, float32 [channels, height, width]."""
+        own = self._settings
+        if own.get("do_resize"):
+            height, width = _target(own["size"], image.height, image.width)
+            filtered = own.get("resample")
+            image = image.resize((width, height), _BILINEAR if filtered is None else filtered)
+        pixels = np.moveaxis(np.array(image), -1, 0)
+        if own.get("do_center_crop"):
+            pixels = _center(pixels, own["crop_size"]["height"], own["crop_size"]["width"])
+        if own.get("do_rescale"):
+            pixels = (pixels.astype(np.float64) * own["rescale_factor"]).astype(np.float32)
+        found = pixels.astype(np.float32)
+        if own.get("do_normalize"):
+            mean, deviation = (_each(own[name], len(found)) for name in ("image_mean", "image_std"))
+            found = (found - mean) / deviation
+        return np.ascontiguousarray(found)
+
+
+def check_sides(settings: Mapping[str, Any]) -> None:
+    """Refuse a processor that scales to absurd sizes.
+
+    Raises:
+        ValueError: it does.
+    """
+    sides = [side for key in _SIZES for side in _numbers(settings.get(key))]
+    if any(not 0 < side <= MOST_SIDE for side in sides):
+        raise ValueError(f"expected sizes of 1 to {MOST_SIDE}, found {max(sides)}")
+
+
+def _numbers(size: Any) -> list[int]:
+    found = size.values() if isinstance(size, Mapping) else [size]
+    return [int(side) for side in found if side is not None]
+
+
+def _kind_of(size: Any) -> str | None:
+    """How a size is stated: both sides, or the shorter one."""
+    stated = {key for key, value in size.items() if value} if isinstance(size, Mapping) else set()
+    return {frozenset({"height", "width"}): "fixed", frozenset({"shortest_edge"}): "shorter"}.get(frozenset(stated))
+
+
+def _target(size: Mapping[str, int], height: int, width: int) -> tuple[int, int]:
+    """Height and width of a scaled image."""
+    if _kind_of(size) == "fixed":
+        return size["height"], size["width"]
+    short = size["shortest_edge"]
+    long = int(short * max(height, width) / min(height, width))
+    return (long, short) if width <= height else (short, long)
+
+
+def _center(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
+    """The middle of an image, with zeros around it where it is smaller."""
+    inner = pixels[:, _middle(pixels.shape[1], height), _middle(pixels.shape[2], width)]
+    if inner.shape[1:] == (height, width):
+        return inner
+    found = np.zeros((len(pixels), height, width), pixels.dtype)
+    top, left = (_border(have, want) for have, want in zip(pixels.shape[1:], (height, width), strict=True))
+    found[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
+    return found
+
+
+def _middle(have: int, want: int) -> slice:
+    start = max(0, (have - want) // 2)
+    return slice(start, start + min(have, want))
+
+
+def _border(have: int, want: int) -> int:
+    """Where an image begins in a larger one."""
+    return max(0, -((have - want) // 2))
+
+
+def _each(value: float | Sequence[float], channels: int) -> npt.NDArray[np.float32]:
+    """A value for each channel, [channels, 1, 1]."""
+    return np.broadcast_to(np.array(value, np.float32), channels)[:, None, None]

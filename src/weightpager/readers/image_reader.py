@@ -1,0 +1,138 @@
+"""`ImageReader`: images in, the pixels that a model takes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.format.names import MODEL
+from weightpager.bundle.parts.model_files import model_dir
+from weightpager.bundle.settings.checks import CONFIG, IMAGES
+from weightpager.errors import BundleFormatError, ConfigError, ImageError, first_line
+from weightpager.readers.image_file import MOST_PIXELS, read_image
+from weightpager.readers.image_processor import MOST_SIDE, ImageProcessor, Pixels
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
+_ANY_SIZE = frozenset({"dinov2", "dinov2_with_registers", "segformer", "swin", "swinv2"})
+"""Models that take images of any size: their configuration's is that of their training, 518 where DINOv2's processor
+cuts to 224."""
+
+_TRIAL = (24, 32)
+"""Height and width of a blank image."""
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """What a model's configuration says of the images that it takes; None is what it doesn't say."""
+
+    type: str
+    channels: int | None
+    size: int | list[int] | None
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width; None if the configuration doesn't say."""
+        if self.channels is None or self.size is None:
+            return None
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        return self.channels, height, width
+
+
+class ImageReader:
+    """An image processor, and what its model expects of it.
+
+    Attributes:
+        shape: channels, height and width that the model takes; of one that takes any size, what the processor makes of
+            a square image. None if its configuration doesn't say.
+    """
+
+    def __init__(self, process: Callable[[PilImage], Pixels], model: ImageModel) -> None:
+        """Try the processor: some of what is wrong with one shows only when it is used.
+
+        Args:
+            process: gives the pixels of an image in RGB.
+            model: that takes them.
+
+        Raises:
+            Exception: whatever it raises about its settings.
+            ValueError: it gives no finite pixels.
+        """
+        self._process = process
+        self.shape = model.shape
+        any_size = self.shape is not None and model.type in _ANY_SIZE
+        channels, height, width = self.shape if self.shape is not None and any_size else (3, *_TRIAL)
+        blank = _blank(process, min(height, MOST_SIDE), min(width, MOST_SIDE))  # it may say anything
+        if any_size:
+            self.shape = channels, blank.shape[-2], blank.shape[-1]
+
+    def read(self, source: Path | bytes, most_pixels: int = MOST_PIXELS) -> Pixels:
+        """The pixels of a file, or of a file's content, float32 [channels, height, width].
+
+        Raises:
+            ImageError: there is no such file, it is no whole image, has too many pixels, or the processor makes
+                something else of it than the model takes.
+        """
+        image = read_image(source, most_pixels)
+        try:
+            pixels = self._process(image)
+        except Exception as error:
+            raise ImageError(
+                f"expected an image that the model's image processor takes: {first_line(error)}"
+            ) from error
+        if pixels.ndim != 3 or (self.shape is not None and pixels.shape != self.shape):
+            wanted = "one image" if self.shape is None else f"pixels {list(self.shape)}, as the model takes"
+            raise ImageError(f"expected {wanted}, the model's image processor gave {list(pixels.shape)}")
+        return pixels
+
+
+def open_image_reader(bundle: Bundle) -> ImageReader | None:
+    """What reads a bundle's images, from its own files only; None if its processor does more than `ImageProcessor`.
+
+    Raises:
+        BundleFormatError: the tasks read texts, or the files are damaged.
+        ConfigError: Pillow isn't installed.
+    """
+    if not any(task.takes_images for task in bundle.tasks.values()):
+        raise BundleFormatError(f"{MODEL}/", "image processor", "one", "none: the tasks read texts")
+    folder = model_dir(bundle)
+    check_pillow()
+    try:
+        processor = ImageProcessor.of(_values(folder / IMAGES))
+        config = _values(folder / CONFIG)
+        model = ImageModel(str(config.get("model_type")), config.get("num_channels"), config.get("image_size"))
+        return None if processor is None else ImageReader(processor, model)
+    except Exception as error:
+        raise BundleFormatError(f"{MODEL}/{IMAGES}", "content", "an image processor that works", error) from error
+
+
+def check_pillow() -> None:
+    """Say what is missing before anything is read.
+
+    Raises:
+        ConfigError: Pillow isn't installed.
+    """
+    if find_spec("PIL") is None:
+        raise ConfigError("expected the package 'PIL', found none; install 'weightpager[images]' for tasks on images")
+
+
+def _values(file: Path) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+    return found
+
+
+def _blank(process: Callable[[PilImage], Pixels], height: int, width: int) -> Pixels:
+    from PIL import Image
+
+    pixels = process(Image.new("RGB", (width, height)))
+    if not np.isfinite(pixels).all():
+        raise ValueError("expected finite pixels of a blank image, found others")
+    return pixels
