@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 from benchmarks.kernels.run import Row, replace_rows
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
+from weightpager.kernels.torch import paged_linear
 from weightpager.nn import PagedLinear
 from weightpager.runtime.paging.task_gate import TaskGate
 
@@ -41,7 +42,7 @@ def main(json: Annotated[Path, typer.Option(help="File to put the rows into.")])
 def module_overhead() -> Row:
     """A module over a weight that has nothing to multiply; ``dense_ms`` is the bare kernel."""
     layer, x = paged_layer(64, 64, 0.5), torch.randn(1, 64).bfloat16()
-    bare, whole = seconds([lambda: kernels.paged_linear(x, layer.paged_weight), lambda: layer(x)])
+    bare, whole = seconds([lambda: paged_linear(x, layer.paged_weight), lambda: layer(x)])
     return row("module", 64, 64, 1, whole, bare)
 
 

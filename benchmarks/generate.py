@@ -25,6 +25,7 @@ from transformers import Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaLis
 from benchmarks.kernels.run import Row, replace_rows
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
+from weightpager.kernels.torch import calls
 from weightpager.lab.synthetic_bundle import half_billion_config
 from weightpager.nn import FlatLinear, PagedLinear, fuse_gated_mlps
 from weightpager.runtime.paging.task_gate import TaskGate
@@ -48,9 +49,9 @@ def main(
     models: dict[Variant | None, Qwen2ForCausalLM] = {None: dense_model()}
     models |= {variant: paged_model(models[None], variant) for variant in VARIANTS}
     rows = []
-    before = kernels.calls().get(kernels.isa(), 0)
+    before = calls().get(kernels.isa(), 0)
     found = timed(models, repeats)
-    assert kernels.calls()[kernels.isa()] > before, "the paged kernel must have run"
+    assert calls()[kernels.isa()] > before, "the paged kernel must have run"
     for kernel, tokens in (("prefill", PREFILL), ("body", PREFILL), ("decode", DECODED)):
         rows += [row(kernel, tokens, variant, found[kernel]) for variant in VARIANTS]
     for of in rows:

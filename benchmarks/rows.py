@@ -24,6 +24,7 @@ import torch
 import typer
 from safetensors.torch import load_file, save
 
+from weightpager.backends.torch.model.architecture import tokenizer
 from weightpager.bundle import Bundle, BundleWriter
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.footprint import whole_rows
@@ -33,7 +34,6 @@ from weightpager.compiler.rows.row_uses import LEAST_BYTES, RowUses
 from weightpager.compiler.rows.write import write_rows
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
-from weightpager.engine.model.architecture import tokenizer
 
 WORDS = "base_model.embeddings.word_embeddings.weight"
 MIXED = 8
@@ -83,7 +83,7 @@ def _hit_rate(bundle: Bundle, room: int, stream: Sequence[Text]) -> float:
         cache = engine._open.rows.caches[WORDS]
         for text in stream:
             ids = np.array(text)
-            cache.look_up(ids, torch.empty(len(ids), cache.entry.columns))
+            cache.look_up(ids, np.empty((len(ids), cache.entry.columns), np.float32))
         return round(cache.counts.hit_rate, 4)
 
 

@@ -18,8 +18,8 @@ from transformers import (
 
 import tiny
 import weightpager as wp
+from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
-from weightpager.engine.export import export_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -19,7 +19,7 @@ def test_a_bundle_is_verified_without_torch() -> None:
 
 def test_an_engine_needs_no_compiler() -> None:
     code = (
-        "import sys, weightpager.answers.predict, weightpager.engine.export;"
+        "import sys, weightpager.answers.predict, weightpager.backends.torch.export;"
         "assert not {'datasets', 'sklearn', 'scipy', 'weightpager.compiler'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import weightpager as wp
+from weightpager.backends.torch.export import export_task
 from weightpager.bundle import writing
 from weightpager.bundle.report.compile_report import CompileReport
 from weightpager.bundle.verify import verify
@@ -23,7 +24,6 @@ from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.config import EngineConfig, cache_dir
-from weightpager.engine.export import export_task
 from weightpager.lab import samples
 from weightpager.lab.demo.compiled import BATCH, RATE, TRAINING_STEPS
 from weightpager.lab.demo.run import EVAL_ITEMS

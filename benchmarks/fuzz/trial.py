@@ -15,6 +15,8 @@ from torch import nn
 
 import weightpager as wp
 from weightpager.answers.predict import predict
+from weightpager.backends.torch.model.architecture import image_reader
+from weightpager.backends.torch.parameters import read_parameters
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.footprint import footprint, smallest_budget
 from weightpager.bundle.format.names import RESIDENT, private_file
@@ -25,8 +27,6 @@ from weightpager.bundle.report.compile_report import has_report, read_report
 from weightpager.bundle.report.overlap import overlap
 from weightpager.bundle.verify import verify
 from weightpager.config import EngineConfig
-from weightpager.engine.model.architecture import image_reader
-from weightpager.engine.parameters import read_parameters
 from weightpager.errors import WeightpagerError
 from weightpager.readers.tokenizer import open_tokenizer
 from weightpager.store import LocalStore, StorageModel, VerifyingStore, all_switches
@@ -161,7 +161,7 @@ def _run(trial: Trial, bundle: Bundle, task: str) -> None:
         with trial.step("tokenizer"):
             predict(module, open_tokenizer(engine.bundle), entry, ["red cat"], max_new_tokens=1)
         if entry.kind == "language-modeling":
-            trial.run("generate", lambda: module.generate(**_TEXT, max_new_tokens=2))  # type: ignore[operator]
+            trial.run("generate", lambda: module.generate(**_TEXT, max_new_tokens=2))
 
 
 def _look(module: nn.Module, bundle: Bundle) -> None:

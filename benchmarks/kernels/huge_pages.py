@@ -20,7 +20,7 @@ import typer
 
 from benchmarks.kernels.run import DTYPES, ROTATED, SHAPES, Call, Key, Shape, timed
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
-from weightpager import kernels
+from weightpager.kernels.torch import paged_linear
 from weightpager.runtime.memory.host_arena import Arena
 
 SLOTS = ROTATED // 2 // PAGE_BYTES
@@ -47,7 +47,7 @@ def main(
     torch.set_num_threads(threads)
     arenas = {kind: Arena(SLOTS, SLOTS, PAGE_BYTES, huge_pages=kind == "huge") for kind in ("small", "huge")}
     for arena in arenas.values():
-        arena.pages.copy_(filled_arena(SLOTS * PAGE_BYTES))
+        arena.pages[:] = filled_arena(SLOTS * PAGE_BYTES).numpy()
     ratios = []
     for shape in SHAPES:
         for dtype in DTYPES:
@@ -72,8 +72,9 @@ def paged(tables: BlockTables, arena: Arena) -> Call:
     """A paged layer that is another one at every call, its pages in slots by chance."""
     slots = torch.randperm(SLOTS, generator=torch.Generator().manual_seed(0)).int()
     starts = range(0, SLOTS - tables.pages + 1, tables.pages)
-    turns = cycle([tables.weight(arena.pages, slots[first : first + tables.pages]) for first in starts])
-    return lambda x: kernels.paged_linear(x, next(turns))
+    pages = torch.from_numpy(arena.pages)
+    turns = cycle([tables.weight(pages, slots[first : first + tables.pages]) for first in starts])
+    return lambda x: paged_linear(x, next(turns))
 
 
 def filled(slots: int = SLOTS // 4) -> dict[str, float]:

@@ -25,7 +25,8 @@ from torch.nn.functional import linear
 from benchmarks.kernels.synthetic import BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.blocks import BlockShape
-from weightpager.kernels.cpu import read_memory
+from weightpager.kernels.native import read_memory
+from weightpager.kernels.torch import paged_linear
 
 ROTATED = 1 << 30
 """Bytes of weights that lie between two uses of one."""
@@ -193,7 +194,7 @@ def paged_layer(shape: Shape, variant: Variant, arena: Tensor) -> tuple[Call, in
     slots = torch.randperm(len(arena), generator=torch.Generator().manual_seed(0)).int()
     starts = range(0, len(arena) - tables.pages + 1, tables.pages)
     turns = cycle([tables.weight(arena, slots[first : first + tables.pages]) for first in starts])
-    return lambda x: kernels.paged_linear(x, next(turns)), tables.bytes
+    return lambda x: paged_linear(x, next(turns)), tables.bytes
 
 
 def plain_read(arena: Tensor, size: int) -> Call:
@@ -202,7 +203,7 @@ def plain_read(arena: Tensor, size: int) -> Call:
     turns = cycle([flat[first : first + size] for first in range(0, len(flat) - size + 1, size)])
 
     def call(x: Tensor) -> Tensor:
-        read_memory(next(turns))
+        read_memory(next(turns).numpy(), torch.get_num_threads())
         return x
 
     return call

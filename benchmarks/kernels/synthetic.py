@@ -78,11 +78,11 @@ class BlockTables:
     def weight(self, arena: Tensor, page_table: Tensor) -> PagedWeight:
         """The weight whose pages lie in these slots of an arena."""
         return PagedWeight(
-            arena=arena,
-            page_table=page_table,
-            crow_indices=self.crow_indices,
-            col_indices=self.col_indices,
-            locations=self.locations,
+            arena=arena.numpy(),
+            page_table=page_table.numpy(),
+            crow_indices=self.crow_indices.numpy(),
+            col_indices=self.col_indices.numpy(),
+            locations=self.locations.numpy(),
             out_features=self.out_features,
             in_features=self.in_features,
             block_rows=self.variant.block.rows,

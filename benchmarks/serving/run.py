@@ -32,11 +32,11 @@ from benchmarks.serving import attack as attacks
 from benchmarks.serving.attack import AttackRow
 from benchmarks.serving.clients import Answers, Ask, Ids, Tally, crowd, replay, watch
 from benchmarks.serving.rows import Row, line, table
+from weightpager.backends.torch.model.architecture import read_config
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.config import cache_dir
 from weightpager.engine import Engine
-from weightpager.engine.model.architecture import read_config
 from weightpager.lab.synthetic_bundle import bundle_of, small
 from weightpager.lab.traces import TRACES
 from weightpager.server.scheduling.policy import Policy

@@ -8,9 +8,9 @@ import pytest
 
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Kind
+from weightpager.backends.torch.model.architecture import CLASSES
 from weightpager.bundle import TaskKind
 from weightpager.bundle.format.manifest import FORMS
-from weightpager.engine.model.architecture import CLASSES
 
 
 @pytest.mark.parametrize("name", get_args(TaskKind))

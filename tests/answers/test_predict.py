@@ -21,8 +21,8 @@ import weightpager as wp
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.predict import predict
 from weightpager.answers.work import Classify
+from weightpager.backends.torch.model.architecture import context_length, empty_module
 from weightpager.bundle import TaskEntry
-from weightpager.engine.model.architecture import context_length, empty_module
 from weightpager.errors import ConfigError
 from weightpager.readers.tokenizer import ANY_LENGTH, open_tokenizer
 

@@ -26,12 +26,12 @@ from benchmarks.fuzz.original import Original
 from benchmarks.fuzz.sealing import entry, rewrite_file, rewrite_manifest, rewrite_tensors
 from benchmarks.fuzz.trial import Plan, attempt
 from weightpager.answers.predict import predict
+from weightpager.backends.torch.model.architecture import read_config, tokenizer
+from weightpager.backends.torch.parameters import read_parameters
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import REPORT, RESIDENT
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.verify import Verification, verify
-from weightpager.engine.model.architecture import read_config, tokenizer
-from weightpager.engine.parameters import read_parameters
 from weightpager.errors import BundleError, BundleFormatError
 from weightpager.readers.tokenizer import open_tokenizer
 

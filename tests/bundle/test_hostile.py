@@ -220,7 +220,7 @@ def test_code_from_elsewhere_is_refused(copy: Path) -> None:
 
 
 def test_code_from_elsewhere_is_refused_by_export_and_verify_too(copy: Path, tmp_path: Path) -> None:
-    from weightpager.engine.export import export_task
+    from weightpager.backends.torch.export import export_task
 
     config = json.loads((copy / "model/config.json").read_bytes()) | {"model_type": "evil"}
     rewrite_file(copy, "model/config.json", json.dumps(config | {"auto_map": {"AutoConfig": "evil.Evil"}}).encode())
@@ -257,7 +257,7 @@ def test_parameters_that_do_not_make_up_the_module_are_refused(
     copy: Path, tmp_path: Path, change: Callable[[dict[str, Tensor]], None]
 ) -> None:
     import weightpager as wp
-    from weightpager.engine.export import export_task
+    from weightpager.backends.torch.export import export_task
 
     rewrite_tensors(copy, "resident.safetensors", change)
     with pytest.raises(BundleFormatError, match="expected"):
@@ -383,7 +383,7 @@ def test_a_hostile_generation_configuration_is_refused_at_open(
 def test_a_hostile_image_processor_is_refused_before_it_reads_an_image(
     camera_bundle: Path, tmp_path: Path, change: dict[str, Any], field: str
 ) -> None:
-    from weightpager.engine.model.architecture import image_reader
+    from weightpager.backends.torch.model.architecture import image_reader
 
     copy = Path(shutil.copytree(camera_bundle, tmp_path / "copy.bundle"))
     change_json(copy, "model/preprocessor_config.json", change)

@@ -18,6 +18,7 @@ from transformers import BertConfig, BertLMHeadModel
 
 import tiny
 import weightpager as wp
+from weightpager.backends.torch.export import dense_weights
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.garbage import collect
@@ -35,7 +36,6 @@ from weightpager.compiler.reorder.apply import apply
 from weightpager.compiler.repack import repack
 from weightpager.compiler.selection.placement import place
 from weightpager.compiler.task_file import from_dict
-from weightpager.engine.export import dense_weights
 from weightpager.errors import CompileError, ConfigError, UnknownTaskError
 
 INPUTS = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}

@@ -11,7 +11,8 @@ from weightpager import kernels
 from weightpager.blocks import BlockShape
 from weightpager.doctor.random_weight import random_weight
 from weightpager.doctor.self_test import Kernel, cases, kernels_here, self_test
-from weightpager.kernels import PagedWeight, PageNotResidentError, exact, reference
+from weightpager.kernels import PagedWeight, PageNotResidentError, exact
+from weightpager.kernels.torch import reference
 from weightpager.page_dtype import ENCODINGS
 
 

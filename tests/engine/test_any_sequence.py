@@ -41,7 +41,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, PageCorruptError, StoreError, SwitchFailedError, WeightpagerError
-from weightpager.runtime.memory.staged_arena import Staging
+from weightpager.runtime.memory.staged.staged_arena import Staging
 from weightpager.runtime.prefetch.trial import PrefetchTrial
 from weightpager.store import LocalStore
 from weightpager.store.row_reader import RowReader

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import weightpager as wp
-from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.errors import ConfigError, TaskNotActiveError
-from weightpager.runtime.memory.cuda_copier import CudaCopier
+from weightpager.kernels.torch import calls, isa
+from weightpager.runtime.memory.staged.cuda_copier import CudaCopier
 
 TASKS = ("animal", "weather", "number", "colour")
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
@@ -50,8 +50,8 @@ def test_a_device_number_that_is_not_there_is_refused(assistant_bundle: Path) ->
 
 @needs_gpu
 def test_the_gpus_own_kernels_answer_as_the_cpu_does(assistant_bundle: Path, expected: dict[str, torch.Tensor]) -> None:
-    assert kernels.isa("cuda") == "triton"
-    assert kernels.calls()["triton"] > 0
+    assert isa("cuda") == "triton"
+    assert calls()["triton"] > 0
     with wp.Engine.from_pretrained(assistant_bundle) as engine:
         for task in TASKS:
             torch.testing.assert_close(expected[task].cpu(), logits(engine.activate(task), "cpu"), rtol=1e-2, atol=1e-2)

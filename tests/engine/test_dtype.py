@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import tiny
 import weightpager as wp
 from command import Command
+from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.engine.export import export_task
 from weightpager.errors import BudgetError, ConfigError
 
 TEXT = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}

@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 import tiny
 import weightpager as wp
 from faults import FaultyStore
+from weightpager.backends.torch.export import export_task
+from weightpager.backends.torch.parameters import read_parameters
 from weightpager.bundle import Bundle
 from weightpager.bundle.files import tensor_file
 from weightpager.bundle.footprint import expanded_bytes, footprint
 from weightpager.bundle.format.names import RESIDENT
 from weightpager.config import EngineConfig
-from weightpager.engine.export import export_task
-from weightpager.engine.parameters import read_parameters
 from weightpager.errors import (
     BudgetError,
     ConfigError,

@@ -373,7 +373,7 @@ def test_nobody_waits_for_room_that_can_never_be(bundle: Bundle) -> None:
 def test_a_budget_changes_while_the_engine_runs(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
     with wp.Engine.from_pretrained(bundle.path) as engine:
         whole = engine.report().budget
-        address = engine._memory.arena.pages.data_ptr()
+        address = engine._memory.arena.pages.ctypes.data
         for task in TASKS:
             engine.activate(task)
         animal = engine.activate("animal")
@@ -393,7 +393,7 @@ def test_a_budget_changes_while_the_engine_runs(bundle: Bundle, expected: dict[s
         assert engine.report().slots == len(bundle.pages)
         for task in TASKS:
             assert torch.equal(logits(engine.activate(task)), expected[task])
-        assert engine._memory.arena.pages.data_ptr() == address
+        assert engine._memory.arena.pages.ctypes.data == address
         settle(engine)
         for wrong in ("a lot", 0, "-1MiB"):
             with pytest.raises(ConfigError, match="size"):

@@ -10,11 +10,11 @@ import torch
 
 import weightpager as wp
 from encoder_tasks import TASKS
+from weightpager.backends.torch.parameters import read_rows
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, smallest_budget, whole_rows
 from weightpager.bundle.verify import verify
 from weightpager.config import EngineConfig
-from weightpager.engine.parameters import read_rows
 from weightpager.errors import BudgetError
 from weightpager.nn import PagedEmbedding
 

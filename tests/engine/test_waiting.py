@@ -16,11 +16,11 @@ from transformers.utils import logging as transformers_logging
 import weightpager as wp
 from encoder_tasks import TASKS, logits, room_for, room_in_use
 from engines import InThread, hanging, settle
+from weightpager.backends.torch import task_module
+from weightpager.backends.torch.model.architecture import empty_module, read_config
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import private_file
 from weightpager.config import EngineConfig
-from weightpager.engine.model.architecture import empty_module, read_config
-from weightpager.engine.tasks import task_module
 from weightpager.errors import BudgetError, BundleError, ConfigError, EngineClosedError, TaskNotActiveError
 from weightpager.runtime.paging.page_waits import PendingPages
 from weightpager.runtime.paging.task_gate import TaskGate

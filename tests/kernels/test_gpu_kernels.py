@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from paging import page
-from weightpager import kernels
-from weightpager.kernels import PagedWeight, dispatch, reference
+from weightpager.kernels import PagedWeight
+from weightpager.kernels.torch import DeviceWeight, calls, dispatch, paged_gated, paged_linear, reference
 from weightpager.page_dtype import ENCODINGS
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from weightpager.kernels import gpu
+from weightpager.kernels.torch import gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16]
@@ -31,12 +30,13 @@ DTYPES = [torch.float32, torch.bfloat16]
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
 
 
-def on_device(weight: PagedWeight) -> PagedWeight:
-    values = {field.name: getattr(weight, field.name) for field in fields(weight) if field.init}
-    return PagedWeight(**{name: of.to(DEVICE) if isinstance(of, Tensor) else of for name, of in values.items()})
+def on_device(weight: PagedWeight) -> DeviceWeight:
+    return DeviceWeight.of(weight, DEVICE)
 
 
-def drawn_weight(block: tuple[int, int], outputs: int, inputs: int, dtype: str, share: float, seed: int) -> PagedWeight:
+def drawn_weight(
+    block: tuple[int, int], outputs: int, inputs: int, dtype: str, share: float, seed: int
+) -> DeviceWeight:
     random = torch.Generator().manual_seed(seed)
     values = torch.randn(outputs, inputs, generator=random)
     if dtype in ("int8", "int4"):
@@ -52,7 +52,7 @@ def drawn_weight(block: tuple[int, int], outputs: int, inputs: int, dtype: str, 
 
 
 @st.composite
-def weights(draw: st.DrawFn, copies: int = 1) -> list[PagedWeight]:
+def weights(draw: st.DrawFn, copies: int = 1) -> list[DeviceWeight]:
     """Weights of one shape and different blocks."""
     block = draw(st.sampled_from([8, 16, 64])), draw(st.sampled_from([8, 32, 64, 128]))
     outputs, inputs = draw(st.integers(1, 2 * block[0] + 9)), draw(st.integers(1, 3 * block[1] + 9))
@@ -63,7 +63,7 @@ def weights(draw: st.DrawFn, copies: int = 1) -> list[PagedWeight]:
 
 
 @st.composite
-def activations(draw: st.DrawFn, weight: PagedWeight) -> tuple[Tensor, Tensor | None]:
+def activations(draw: st.DrawFn, weight: DeviceWeight) -> tuple[Tensor, Tensor | None]:
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     tokens = draw(st.sampled_from([[], [0], [1], [3], [2, 4], [17], [70]]))
     x = torch.randn(*tokens, weight.in_features, generator=random).to(DEVICE, draw(st.sampled_from(DTYPES)))
@@ -162,11 +162,11 @@ def test_the_interpreter_serves_no_gpu() -> None:
 def test_calls_go_through_the_same_door(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "isa", lambda device: "triton")
     weight = drawn_weight((16, 32), 40, 70, "bfloat16", 0.5, seed=3)
-    x, before = torch.randn(2, 3, 70).to(DEVICE), kernels.calls().get("triton", 0)
-    assert close(kernels.paged_linear(x, weight), reference.paged_linear(x, weight))
-    found = kernels.paged_gated(x, weight, weight, "silu")
+    x, before = torch.randn(2, 3, 70).to(DEVICE), calls().get("triton", 0)
+    assert close(paged_linear(x, weight), reference.paged_linear(x, weight))
+    found = paged_gated(x, weight, weight, "silu")
     assert close(found, reference.paged_gated(x, weight, weight, "silu", (None, None)))
-    assert kernels.calls()["triton"] == before + 2
+    assert calls()["triton"] == before + 2
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensorMode
 from paging import page
 from weightpager import kernels
 from weightpager.errors import ConfigError
-from weightpager.kernels import dispatch
+from weightpager.kernels.torch import calls, dispatch, isa, paged_gated, paged_linear
 
 X86 = platform.machine() in {"x86_64", "AMD64"}
 
@@ -41,16 +41,16 @@ def test_what_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) 
     monkeypatch.setenv("WEIGHTPAGER_ISA", name)
     weight = page(torch.ones(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 8)
     with pytest.raises(ConfigError, match=rf"expected one of .*reference on this machine, got '{name}'"):
-        kernels.paged_linear(torch.ones(1, 8), weight)
+        paged_linear(torch.ones(1, 8), weight)
 
 
 def test_calls_are_counted_by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = page(torch.ones(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 8)
     for name in kernels.available():
         monkeypatch.setenv("WEIGHTPAGER_ISA", name)
-        before = kernels.calls().get(name, 0)
-        kernels.paged_linear(torch.ones(1, 8), weight)
-        assert kernels.calls()[name] == before + 1
+        before = calls().get(name, 0)
+        paged_linear(torch.ones(1, 8), weight)
+        assert calls()[name] == before + 1
 
 
 def test_a_device_without_kernels_is_served_by_the_reference_with_one_warning(
@@ -59,7 +59,7 @@ def test_a_device_without_kernels_is_served_by_the_reference_with_one_warning(
     monkeypatch.setenv("WEIGHTPAGER_ISA", kernels.available()[0])
     dispatch._elsewhere.cache_clear()
     with caplog.at_level("WARNING", "weightpager"):
-        assert kernels.isa("xpu") == kernels.isa("xpu") == "reference"
+        assert isa("xpu") == isa("xpu") == "reference"
     assert [record.message for record in caplog.records] == [
         "no kernels for xpu (there are none); the reference kernel serves, and is slow"
     ]
@@ -75,7 +75,7 @@ def test_a_gpu_whose_kernels_do_not_work_is_served_by_the_reference(
     monkeypatch.setattr(dispatch, "_gpu", broken)
     dispatch._elsewhere.cache_clear()
     with caplog.at_level("WARNING", "weightpager"):
-        assert kernels.isa("cuda") == "reference"
+        assert isa("cuda") == "reference"
     dispatch._elsewhere.cache_clear()
     assert str(why).splitlines()[0] in caplog.text
     assert "the reference kernel serves, and is slow" in caplog.text
@@ -93,7 +93,7 @@ def test_the_log_says_why_a_kernel_could_not_be_compiled(
     monkeypatch.setattr(dispatch, "_gpu", lambda: SimpleNamespace(check=check))
     dispatch._elsewhere.cache_clear()
     with caplog.at_level("WARNING", "weightpager"):
-        assert kernels.isa("cuda") == "reference"
+        assert isa("cuda") == "reference"
     dispatch._elsewhere.cache_clear()
     assert "Cannot bitcast" in caplog.text
 
@@ -106,16 +106,16 @@ def test_each_gpu_has_its_own_trial(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     monkeypatch.setattr(dispatch, "_gpu", lambda: SimpleNamespace(check=check))
     dispatch._elsewhere.cache_clear()
     with caplog.at_level("WARNING", "weightpager"):
-        assert [kernels.isa(name) for name in ("cuda:0", "cuda:1")] == ["reference", "triton"]
+        assert [isa(name) for name in ("cuda:0", "cuda:1")] == ["reference", "triton"]
     dispatch._elsewhere.cache_clear()
     assert "no kernels for cuda:0 (CUDA out of memory)" in caplog.text
 
 
 def test_the_reference_can_be_asked_for_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_elsewhere", lambda device: "triton")
-    assert kernels.isa("cuda") == "triton"
+    assert isa("cuda") == "triton"
     monkeypatch.setenv("WEIGHTPAGER_ISA", "reference")
-    assert kernels.isa("cuda") == "reference"
+    assert isa("cuda") == "reference"
 
 
 def test_without_the_native_module_the_reference_serves_with_one_warning() -> None:
@@ -176,8 +176,8 @@ def test_tensors_without_values_are_refused() -> None:
     fake = mode.from_tensor(torch.ones(1, 8))
     for x, bias in ((fake, None), (torch.ones(1, 8), mode.from_tensor(torch.ones(8)))):
         with pytest.raises(ValueError, match="outside of FakeTensorMode"):
-            kernels.paged_linear(x, weight, bias)
+            paged_linear(x, weight, bias)
         with pytest.raises(ValueError, match="outside of FakeTensorMode"):
-            kernels.paged_gated(x, weight, weight, "silu", (None, bias))
+            paged_gated(x, weight, weight, "silu", (None, bias))
     with mode, pytest.raises(ValueError, match="outside of FakeTensorMode"):
-        kernels.paged_linear(torch.ones(1, 8), weight)
+        paged_linear(torch.ones(1, 8), weight)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from paging import masked, page
-from weightpager.kernels import PagedWeight, PageNotResidentError, available, calls, dispatch, paged_gated, paged_linear
-from weightpager.kernels.reference import dense_weight
+from weightpager.kernels import PagedWeight, PageNotResidentError, available
+from weightpager.kernels.torch import calls, dispatch, paged_gated, paged_linear
+from weightpager.kernels.torch.reference import dense_weight
 from weightpager.page_dtype import ENCODINGS
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -183,7 +185,7 @@ def test_activations_keep_their_head_at_any_size(size: float) -> None:
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_gated_layer_names_the_page_that_is_missing(which: int) -> None:
     weights = [page(torch.ones(16, 16), torch.ones(2, 2, dtype=torch.bool), 8, 8, seed=seed) for seed in (0, 1)]
-    weights[which].page_table.fill_(-1)
+    weights[which].page_table.fill(-1)
     with pytest.raises(PageNotResidentError):
         paged_gated(torch.ones(3, 16), *weights, "silu")
 
@@ -247,7 +249,7 @@ def test_a_page_that_is_not_resident_is_an_error(isa: str, slot: int, threads: i
 def test_a_page_that_no_kept_block_lies_in_may_be_absent() -> None:
     weight = page(torch.ones(16, 16), torch.tensor([[1, 0], [0, 0]], dtype=torch.bool), 8, 8)
     needed = int(weight.locations[0]) // weight.blocks_per_page
-    weight.page_table[torch.arange(len(weight.page_table)) != needed] = -1
+    weight.page_table[np.arange(len(weight.page_table)) != needed] = -1
     assert paged_linear(torch.ones(1, 16), weight).tolist() == [[8.0] * 8 + [0.0] * 8]
 
 
@@ -304,5 +306,5 @@ def test_operands_are_checked(x: Tensor, bias: Tensor | None, message: str) -> N
 
 def test_an_arena_without_slots_serves_an_empty_weight() -> None:
     weight = page(torch.ones(20, 20), torch.zeros(3, 3, dtype=torch.bool), 8, 8)
-    empty = replace(weight, arena=torch.zeros(0, 256, dtype=torch.uint8), page_table=torch.zeros(0, dtype=torch.int32))
+    empty = replace(weight, arena=np.zeros((0, 256), np.uint8), page_table=np.zeros(0, np.int32))
     assert paged_linear(torch.ones(2, 20), empty, torch.arange(20.0)).tolist() == [list(range(20))] * 2

@@ -4,12 +4,15 @@ import re
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from paging import PAGE_BLOCKS, masked, page
 from weightpager.kernels import PagedWeight
-from weightpager.kernels.reference import dense_weight
+from weightpager.kernels.torch import DeviceWeight
+from weightpager.kernels.torch.reference import dense_weight
 
 MASK = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]], dtype=torch.bool)
 
@@ -38,11 +41,11 @@ def test_it_is_frozen() -> None:
 def test_elements_lie_where_the_layout_says(dtype: torch.dtype) -> None:
     p = 4 // dtype.itemsize
     stored = torch.arange(8 * 16).to(dtype)
-    index = torch.zeros(1, dtype=torch.int32)
+    index = int32(0)
     paged = PagedWeight(
-        arena=stored.view(torch.uint8).view(1, -1),
+        arena=stored.view(torch.uint8).view(1, -1).numpy(),
         page_table=index,
-        crow_indices=torch.tensor([0, 1], dtype=torch.int32),
+        crow_indices=int32(0, 1),
         col_indices=index,
         locations=index,
         out_features=8,
@@ -60,8 +63,8 @@ def test_int8_blocks_have_their_scales_after_the_last_block() -> None:
     scales = torch.tensor([0.5, 1, 2, 4, 8, 16, 32, 64]).bfloat16()
     unused = torch.full((16,), 0xFF, dtype=torch.uint8)  # the scales of a second block would begin here
     page = torch.cat([numbers.view(torch.uint8), scales.view(torch.uint8), unused[:7]])
-    index = torch.zeros(1, dtype=torch.int32)
-    paged = PagedWeight(page[None], index, int32(0, 1), index, index, 8, 16, 8, 16, "int8")
+    index = int32(0)
+    paged = PagedWeight(page[None].numpy(), index, int32(0, 1), index, index, 8, 16, 8, 16, "int8")
     assert (paged.block_bytes, paged.scale_bytes, paged.blocks_per_page) == (128, 16, 1)
     dense = dense_weight(paged)
     for r, scale in enumerate(scales.tolist()):
@@ -73,8 +76,8 @@ def test_int4_numbers_lie_where_the_layout_says() -> None:
     words = torch.randint(-(2**31), 2**31, (2, 8), dtype=torch.int32)  # [cols / 8, rows]
     scales = torch.tensor([0.5, -1, 2, 4, 8, 16, -32, 64]).bfloat16()
     arena = torch.cat([words.view(torch.uint8).flatten(), scales.view(torch.uint8)])[None]
-    index = torch.zeros(1, dtype=torch.int32)
-    dense = dense_weight(PagedWeight(arena, index, int32(0, 1), index, index, 8, 16, 8, 16, "int4"))
+    index = int32(0)
+    dense = dense_weight(PagedWeight(arena.numpy(), index, int32(0, 1), index, index, 8, 16, 8, 16, "int4"))
     for r, scale in enumerate(scales.tolist()):
         numbers = [(int(words[c // 8, r]) >> first_bits[c % 8] & 15) - 8 for c in range(16)]
         assert dense[r].tolist() == [scale * number for number in numbers]
@@ -85,8 +88,8 @@ def test_the_dense_weight_is_the_masked_one() -> None:
     assert torch.equal(dense_weight(page(dense, MASK, 8, 8, trailer=5)), masked(dense, MASK, 8, 8))
 
 
-def int32(*values: int) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int32)
+def int32(*values: int) -> npt.NDArray[np.int32]:
+    return np.array(values, np.int32)
 
 
 @pytest.mark.parametrize(
@@ -99,16 +102,13 @@ def int32(*values: int) -> torch.Tensor:
         ({"block_cols": 512}, "block_cols: expected a power of two from 8 to 256, got 512"),
         ({"block_rows": 24}, "block_rows: expected a power of two from 8 to 256, got 24"),
         ({"block_rows": 16}, "crow_indices: expected 3 entries, got 4"),
-        ({"arena": torch.zeros(3, 768)}, "arena: expected 2-d torch.uint8, got 2-d torch.float32"),
-        ({"arena": torch.zeros(768, dtype=torch.uint8)}, "arena: expected 2-d torch.uint8, got 1-d"),
-        ({"arena": torch.zeros(3, 255, dtype=torch.uint8)}, "arena: expected pages of at least 256 bytes, got 255"),
-        ({"arena": torch.zeros(768, 3, dtype=torch.uint8).T}, "arena: expected a contiguous tensor"),
-        (
-            {"arena": torch.zeros(3, 768, dtype=torch.uint8, device="meta")},
-            "page_table: expected a dense tensor on meta",
-        ),
-        ({"page_table": torch.zeros(4, dtype=torch.int64)}, "page_table: expected 1-d torch.int32, got 1-d"),
-        ({"page_table": torch.zeros(8, dtype=torch.int32)[::2]}, "page_table: expected a contiguous tensor"),
+        ({"arena": torch.zeros(3, 768)}, "arena: expected a numpy array, got Tensor"),
+        ({"arena": np.zeros((3, 768), np.float32)}, "arena: expected 2-d uint8, got 2-d float32"),
+        ({"arena": np.zeros(768, np.uint8)}, "arena: expected 2-d uint8, got 1-d"),
+        ({"arena": np.zeros((3, 255), np.uint8)}, "arena: expected pages of at least 256 bytes, got 255"),
+        ({"arena": np.zeros((768, 3), np.uint8).T}, "arena: expected a contiguous array"),
+        ({"page_table": np.zeros(4, np.int64)}, "page_table: expected 1-d int32, got 1-d"),
+        ({"page_table": np.zeros(8, np.int32)[::2]}, "page_table: expected a contiguous array"),
         ({"crow_indices": int32(0, 3, 6)}, "crow_indices: expected 4 entries, got 3"),
         ({"crow_indices": int32(0, 3, 3, 5)}, "crow_indices: expected them to go from 0 to 6, got 0 to 5"),
         ({"crow_indices": int32(1, 3, 3, 6)}, "crow_indices: expected them to go from 0 to 6, got 1 to 6"),
@@ -128,3 +128,21 @@ def int32(*values: int) -> torch.Tensor:
 def test_corrupt_tables_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         weight(**changes)
+
+
+def test_a_device_refuses_what_the_host_does() -> None:
+    on_device = DeviceWeight.of(weight())
+    assert (on_device.grid, on_device.kept, on_device.blocks_per_page) == ((3, 4), 6, PAGE_BLOCKS)
+    assert torch.equal(dense_weight(on_device), dense_weight(weight()))
+    for changes, message in (
+        ({"arena": torch.zeros(3, 768)}, "arena: expected 2-d torch.uint8, got 2-d torch.float32"),
+        ({"arena": torch.zeros(768, 3, dtype=torch.uint8).T}, "arena: expected a contiguous tensor"),
+        (
+            {"arena": torch.zeros(3, 768, dtype=torch.uint8, device="meta")},
+            "page_table: expected a dense tensor on meta",
+        ),
+        ({"page_table": torch.zeros(4, dtype=torch.int64)}, "page_table: expected 1-d torch.int32, got 1-d"),
+        ({"col_indices": torch.tensor([0, 2, 2, 0, 1, 3]).int()}, "col_indices: expected strictly ascending"),
+    ):
+        with pytest.raises(ValueError, match="^" + re.escape(message)):
+            replace(on_device, **changes)  # type: ignore[arg-type]

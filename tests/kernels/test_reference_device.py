@@ -3,11 +3,13 @@ test is the other way round: tensors that don't say where they belong would have
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from paging import page
-from weightpager.kernels import PagedWeight, reference
+from weightpager.kernels.torch import DeviceWeight, reference
 from weightpager.page_dtype import ENCODINGS
 
 
@@ -16,12 +18,11 @@ def test_all_tensors_are_made_on_the_device_of_the_weight(dtype: str) -> None:
     random = torch.Generator().manual_seed(0)
     numbers = torch.randint(-8, 8, (24, 40), generator=random)
     dense = numbers.to(torch.int8 if dtype == "int4" else getattr(torch, dtype))
-    weight = page(dense, torch.eye(3, 5) > 0, 8, 8, dtype=dtype)
+    weight = DeviceWeight.of(page(dense, torch.eye(3, 5) > 0, 8, 8, dtype=dtype))
     x, bias = torch.ones(2, 40), torch.ones(24)
     linear = reference.paged_linear(x, weight, bias)
     gated = reference.paged_gated(x, weight, weight, "silu", (bias, None))
     with torch.device("meta"):
-        tensors = {name: getattr(weight, name) for name in PagedWeight.__dataclass_fields__ if name != "native"}
-        again = PagedWeight(**tensors)
+        again = replace(weight)
         assert torch.equal(reference.paged_linear(x, again, bias), linear)
         assert torch.equal(reference.paged_gated(x, again, again, "silu", (bias, None)), gated)

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from weightpager.blocks import BlockShape
 from weightpager.bundle.format.tied_table import TiedDtype, TiedTableEntry, decode_table, encode_table
-from weightpager.kernels import PagedWeight, paged_linear
-from weightpager.kernels.reference import dense_weight
-from weightpager.kernels.whole_weight import look_up, reference, whole_weight
+from weightpager.kernels import PagedWeight
+from weightpager.kernels.torch import paged_linear
+from weightpager.kernels.torch.reference import dense_weight
+from weightpager.kernels.torch.tables import look_up, reference
+from weightpager.kernels.whole_weight import whole_weight
 
 BLOCKS = st.builds(BlockShape, st.sampled_from([8, 16, 64]), st.sampled_from([8, 32, 256]))
 DTYPES: st.SearchStrategy[TiedDtype] = st.sampled_from(["int8", "int4"])
@@ -29,7 +31,7 @@ def table(rows: int, columns: int, block: BlockShape, dtype: TiedDtype, seed: in
     assert stored.nbytes == entry.bytes(block) < entry.memory(block)
     again = decode_table(stored, entry, block)
     assert (decode_table(encode_table(again, entry, block), entry, block) == again).all()
-    made = whole_weight(torch.from_numpy(stored), rows, columns, (block.rows, block.cols), dtype)
+    made = whole_weight(stored, rows, columns, (block.rows, block.cols), dtype)
     return made, torch.from_numpy(again)
 
 
@@ -67,7 +69,7 @@ def test_a_table_is_multiplied_by_as_any_paged_weight(dtype: TiedDtype, tokens: 
     weight, values = table(301, 200, BlockShape(16, 32), dtype)
     values = values / values.abs().max(1, keepdim=True).values
     entry = TiedTableEntry(name="t", rows=301, columns=200, dtype=dtype)
-    stored = torch.from_numpy(encode_table(values.numpy(), entry, BlockShape(16, 32)))
+    stored = encode_table(values.numpy(), entry, BlockShape(16, 32))
     weight = whole_weight(stored, 301, 200, (16, 32), dtype)
     x = torch.randn(2, tokens, 200, generator=torch.Generator().manual_seed(0))
     expected = x @ dense_weight(weight).T
@@ -100,8 +102,13 @@ def test_ids_that_are_no_whole_numbers_are_refused() -> None:
 def test_memory_that_is_no_such_table_is_refused() -> None:
     weight, _ = table(40, 50, BlockShape(16, 32), "int8")
     pages = weight.arena
-    for some, rows, dtype in ((pages[:2], 40, "int8"), (pages, 49, "int8"), (pages[:, :-2].contiguous(), 40, "int8")):
+    narrow = np.ascontiguousarray(pages[:, :-2])
+    for some, rows, dtype in (
+        (pages[:2], 40, "int8"),
+        (pages, 49, "int8"),
+        (narrow, 40, "int8"),
+    ):
         with pytest.raises(ValueError, match="expected"):
             whole_weight(some, rows, 50, (16, 32), dtype)
     with pytest.raises(ValueError, match="with scales"):
-        whole_weight(torch.zeros(3, 2 * 1024, dtype=torch.uint8), 40, 50, (16, 32), "bfloat16")
+        whole_weight(np.zeros((3, 2 * 1024), np.uint8), 40, 50, (16, 32), "bfloat16")

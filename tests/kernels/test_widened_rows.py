@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightpager.bundle.format import row_table
-from weightpager.kernels.rows import reference, widen_rows, widened
+from weightpager.kernels.rows import reference, widen_rows
+from weightpager.kernels.torch.arrays import as_array
+from weightpager.kernels.torch.tables import widened
 
 
 @given(
@@ -28,8 +30,8 @@ def test_rows_are_widened_as_the_reference_does(
     which = random.integers(0, rows, lookups)
     at = random.permutation(lookups).astype(np.int64)
     found, expected = (torch.zeros(lookups, columns, dtype=dtype) for _ in range(2))
-    widen_rows(stored, which * (columns + 2), at, found)
-    reference(stored, which * (columns + 2), at, expected)
+    widen_rows(stored, which * (columns + 2), at, as_array(found))
+    reference(stored, which * (columns + 2), at, as_array(expected))
     assert torch.equal(found, expected)
     exact = torch.from_numpy(row_table.decode_rows(stored.reshape(rows, -1)))[torch.from_numpy(which)]
     assert torch.equal(found[torch.from_numpy(at)], exact.to(dtype))
@@ -60,7 +62,7 @@ def test_pages_hold_a_tables_rows_without_gaps(rows: int, columns: int, page_byt
 
 
 def test_what_would_be_read_or_written_elsewhere_is_refused() -> None:
-    stored, out = np.zeros(40, np.uint8), torch.zeros(2, 8)
+    stored, out = np.zeros(40, np.uint8), np.zeros((2, 8), np.float32)
     one = np.zeros(1, np.int64)
     for arguments in (
         (stored, one + 31, one, out),
@@ -69,7 +71,7 @@ def test_what_would_be_read_or_written_elsewhere_is_refused() -> None:
         (stored, one, np.zeros(2, np.int64), out),
         (stored.astype(np.int8), one, one, out),
         (stored, one, one, out.T),
-        (stored, one, one, out.half()),
+        (stored, one, one, out.astype(np.float16)),
     ):
         with pytest.raises(ValueError, match="expected"):
             widen_rows(*arguments)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import weightpager as wp
-from weightpager.engine.export import export_task
+from weightpager.backends.torch.export import export_task
 from weightpager.nn import PagedGatedMLP, PagedLinear
 
 INPUTS = {"input_ids": torch.tensor([[2, 4, 9, 12, 7, 3]]), "attention_mask": torch.ones(1, 6, dtype=torch.int64)}

@@ -27,8 +27,8 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 
 import tiny
-from weightpager.engine.model.image_processor import TransformersImageReader as Reader
-from weightpager.engine.model.image_processor import load_image_processor
+from weightpager.backends.torch.model.image_processor import TransformersImageReader as Reader
+from weightpager.backends.torch.model.image_processor import load_image_processor
 from weightpager.errors import ImageError
 from weightpager.readers.image_file import FORMATS, read_image
 from weightpager.readers.image_processor import ImageProcessor

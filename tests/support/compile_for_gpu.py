@@ -19,8 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from paging import page
-from weightpager.kernels import gpu
-from weightpager.kernels import triton as kernels
+from weightpager.kernels.torch import DeviceWeight, gpu
+from weightpager.kernels.torch import triton as kernels
 from weightpager.page_dtype import ENCODINGS
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int16: "*i16"}
@@ -74,7 +74,7 @@ def main() -> None:
     capability, made = int(sys.argv[1]), []
     for dtype in ENCODINGS:
         ones = torch.ones(64, 128).to(torch.int8 if dtype == "int4" else getattr(torch, dtype))
-        weight = page(ones, torch.ones(4, 4) > 0, 16, 32, trailer=64, dtype=dtype)
+        weight = DeviceWeight.of(page(ones, torch.ones(4, 4) > 0, 16, 32, trailer=64, dtype=dtype))
         few, many = torch.ones(1, 128), torch.ones(64, 128)
         calls = [(x, weight, torch.ones(64)) for x in (few, few.bfloat16(), many, many.bfloat16())]
         made += [compiled("linear", capability, *call) for call in calls]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -23,13 +23,30 @@ class Done:
         pass
 
 
+class TensorMemory:
+    """Slots of host memory, as a tensor."""
+
+    elastic = True
+
+    def __init__(self, capacity: int, slots: int, page_bytes: int) -> None:
+        self._arena = Arena(capacity, slots, page_bytes)
+        self.pages = torch.from_numpy(self._arena.pages)
+        self.capacity = self._arena.capacity
+
+    def commit(self, slots: Iterable[int]) -> None:
+        self._arena.commit(slots)
+
+    def release(self, slots: Iterable[int]) -> None:
+        self._arena.release(slots)
+
+
 class HostCopier:
     """Host memory, in which everything happens at once."""
 
     device = torch.device("cpu")
 
-    def memory(self, capacity: int, slots: int, page_bytes: int) -> Arena:
-        return Arena(capacity, slots, page_bytes)
+    def memory(self, capacity: int, slots: int, page_bytes: int) -> TensorMemory:
+        return TensorMemory(capacity, slots, page_bytes)
 
     def buffer(self, size: int) -> torch.Tensor:
         return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
@@ -114,7 +131,7 @@ class LateCopier:
         self.failing = 0
         self._fence = ReadFence(lambda: self.computing)
 
-    def memory(self, capacity: int, slots: int, page_bytes: int) -> Arena:
+    def memory(self, capacity: int, slots: int, page_bytes: int) -> TensorMemory:
         return HostCopier().memory(capacity, slots, page_bytes)
 
     def buffer(self, size: int) -> torch.Tensor:

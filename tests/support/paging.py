@@ -57,11 +57,11 @@ def page(
     arena = torch.nn.functional.pad(torch.cat([places.flatten(1), scales], 1), (0, trailer), value=0xFF)
 
     return PagedWeight(
-        arena=arena,
-        page_table=page_table.int(),
-        crow_indices=torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int(),
-        col_indices=mask.nonzero()[:, 1].int(),
-        locations=locations.int(),
+        arena=arena.numpy(),
+        page_table=page_table.int().numpy(),
+        crow_indices=torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int().numpy(),
+        col_indices=mask.nonzero()[:, 1].int().numpy(),
+        locations=locations.int().numpy(),
         out_features=dense.shape[0],
         in_features=dense.shape[1],
         block_rows=block_rows,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from weightpager.bundle.format.row_table import RowTable, RowTableEntry, decode_rows, encode_rows, table_pages
+from weightpager.kernels.torch.arrays import as_array
 from weightpager.runtime.rows.row_cache import RowCache
 
 
@@ -37,7 +38,7 @@ class RandomTable:
 
 def looked_up(cache: RowCache, ids: npt.NDArray[np.int64], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     out = torch.full((len(ids), cache.entry.columns), float("nan"), dtype=dtype)
-    cache.look_up(np.asarray(ids, np.int64), out)
+    cache.look_up(np.asarray(ids, np.int64), as_array(out))
     return out
 
 

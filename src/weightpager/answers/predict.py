@@ -15,8 +15,8 @@ from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import Generate, Outcome, Work
+from weightpager.backends.torch.model.architecture import context_length
 from weightpager.bundle import TaskEntry
-from weightpager.engine.model.architecture import context_length
 from weightpager.errors import ConfigError
 from weightpager.readers.tokenizer import Tokenizer
 

@@ -14,6 +14,9 @@ from blake3 import blake3
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from weightpager.backends.torch.model import architecture
+from weightpager.backends.torch.model.architecture import BASE
+from weightpager.backends.torch.parameters import read_parameters, read_rows, widened
 from weightpager.blocks import MAX_TASKS
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT
@@ -23,9 +26,6 @@ from weightpager.compiler.model.directory import PLAIN
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.reorder.apply import apply, for_new_tasks
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.engine.model import architecture
-from weightpager.engine.model.architecture import BASE
-from weightpager.engine.parameters import read_parameters, read_rows, widened
 from weightpager.errors import CompileError, ConfigError
 from weightpager.page_dtype import decode
 from weightpager.store import BlockReader

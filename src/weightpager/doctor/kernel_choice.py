@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from dataclasses import dataclass
 
 import torch
 
 from weightpager import kernels
+from weightpager.kernels.choice import NO_NATIVE
+from weightpager.kernels.torch import isa
 
 REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """What `weightpager.kernels.paged_linear` runs on in this process.
+    """What `weightpager.kernels.torch.paged_linear` runs on in this process.
 
     Attributes:
         available: kernels that can run here, best first.
@@ -52,14 +53,6 @@ def kernel_choice() -> KernelChoice:
         exact=kernels.exact(chosen),
         threading=kernels.threading(),
         threads=torch.get_num_threads(),
-        missing=_why_not_native(),
-        gpu=kernels.isa("cuda") if torch.cuda.is_available() else None,
+        missing=NO_NATIVE,
+        gpu=isa("cuda") if torch.cuda.is_available() else None,
     )
-
-
-def _why_not_native() -> str:
-    try:
-        importlib.import_module("weightpager.kernels.cpu")
-    except ImportError as error:
-        return str(error)
-    return ""

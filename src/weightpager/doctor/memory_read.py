@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from weightpager.doctor.kernel_choice import REFERENCE
 from weightpager.doctor.machine import Bandwidth, memory_read_bandwidth
@@ -35,27 +34,16 @@ def kernel_read_bandwidth(total_bytes: int, threads: int, *, repeats: int = 5) -
     if available() == (REFERENCE,):
         measured = memory_read_bandwidth(total_bytes, threads, repeats=repeats)
         return replace(measured, doubt="read by numpy, which may be slower than memory is")
-    with _torch_threads(threads):
-        seconds = _native_seconds(torch.ones(total_bytes, dtype=torch.uint8), repeats)
+    seconds = _native_seconds(np.ones(total_bytes, np.uint8), threads, repeats)
     return Bandwidth(total_bytes, total_bytes // threads, threads, seconds)
 
 
-def _native_seconds(content: torch.Tensor, repeats: int) -> tuple[float, ...]:
-    from weightpager.kernels.cpu import read_memory  # only where the native module has been built
+def _native_seconds(content: npt.NDArray[np.uint8], threads: int, repeats: int) -> tuple[float, ...]:
+    from weightpager.kernels.native import read_memory  # only where the native module has been built
 
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        read_memory(content)
+        read_memory(content, threads)
         seconds.append(time.perf_counter() - start)
     return tuple(seconds[1:])
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from weightpager.blocks import BlockShape
 from weightpager.kernels import PagedWeight
@@ -53,12 +52,12 @@ def _values(
     return np.ascontiguousarray(blocks[keep])
 
 
-def _arena(places: npt.NDArray[np.uint8], block: BlockShape, dtype: str) -> torch.Tensor:
+def _arena(places: npt.NDArray[np.uint8], block: BlockShape, dtype: str) -> npt.NDArray[np.uint8]:
     """Slots as pages lie in them, uint8 [slots, page bytes]."""
     page_bytes = places.shape[1] * places.shape[2]
     pages = b"".join(page_content(slot, block, dtype, page_bytes) for slot in places)
-    return torch.frombuffer(bytearray(pages), dtype=torch.uint8).view(len(places), page_bytes)
+    return np.frombuffer(bytearray(pages), np.uint8).reshape(len(places), page_bytes)
 
 
-def _indices(array: npt.NDArray[np.int64]) -> torch.Tensor:
-    return torch.from_numpy(array.astype(np.int32))
+def _indices(array: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    return array.astype(np.int32)

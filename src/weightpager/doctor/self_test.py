@@ -13,7 +13,8 @@ from torch import Tensor
 from weightpager.blocks import BlockShape
 from weightpager.doctor.kernel_choice import REFERENCE
 from weightpager.doctor.random_weight import random_weight
-from weightpager.kernels import PagedWeight, available, reference
+from weightpager.kernels import PagedWeight, available
+from weightpager.kernels.torch import reference
 from weightpager.page_dtype import ENCODINGS
 
 Kernel = Callable[[Tensor, PagedWeight, Tensor | None], Tensor]
@@ -111,10 +112,11 @@ def _outcome(kernel: Kernel, case: Case) -> str:
 
 def _native(number: int) -> Kernel:
     """The native kernel of that number, which must exist; the reference beside weights that it doesn't read."""
-    from weightpager.kernels import cpu  # only where the native module has been built
+    from weightpager.kernels import native
+    from weightpager.kernels.torch import cpu  # only where the native module has been built
 
     def served(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
-        if weight.dtype in cpu.READS:
+        if weight.dtype in native.READS:
             return cpu.paged_linear(x, weight, bias, number)
         return reference.paged_linear(x, weight, bias)
 

@@ -10,8 +10,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-
-from torch import nn
+from typing import Any
 
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size
@@ -22,7 +21,7 @@ from weightpager.engine.task_holds import TaskHolds
 from weightpager.errors import ConfigError
 from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.runtime.history.task_monitor import TaskMonitor
-from weightpager.runtime.memory.staged_arena import Staging
+from weightpager.runtime.memory.page_arena import ArenaSource
 from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.runtime.prediction.planner import Planner
 from weightpager.runtime.prefetch.prefetcher import Prefetcher
@@ -44,7 +43,7 @@ class Engine(EngineMaintenance):
         bundle: Bundle,
         config: EngineConfig,
         open_store: Callable[[Bundle], PageStore] = LocalStore,
-        staging: Staging | None = None,
+        staging: ArenaSource | None = None,
     ) -> None:
         """Open a bundle; `from_pretrained` is the usual way.
 
@@ -138,7 +137,7 @@ class Engine(EngineMaintenance):
         return cls(Bundle.open(Path(bundle).absolute()), config)
 
     @contextmanager
-    def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Iterator[nn.Module]:
+    def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Iterator[Any]:
         """A task's module, usable inside the ``with`` block; its pages stay until the block ends.
 
         Nests, and several threads may each hold a task, as long as the tasks fit together.
@@ -167,7 +166,7 @@ class Engine(EngineMaintenance):
         finally:
             self._holds.release(name)
 
-    def activate(self, name: str, *, wait: bool = True, timeout: float | None = None) -> nn.Module:
+    def activate(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Any:
         """Make a task the current one until the next `activate`; its module.
 
         The task that was current before is left only when the new one is in place. If both don't fit together, it is
@@ -191,7 +190,7 @@ class Engine(EngineMaintenance):
                 self._holds.release(left)
             return module
 
-    def module(self, name: str) -> nn.Module:
+    def module(self, name: str) -> Any:
         """A task's module, built now if it wasn't yet, so that its first use takes no longer than any other.
 
         It runs while the task is active, and raises `TaskNotActiveError` otherwise.

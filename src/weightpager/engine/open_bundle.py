@@ -5,29 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
-from weightpager import kernels
+from weightpager.backends.parameters import read_parameters
+from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, page_numbers, whole_rows
 from weightpager.bundle.format.names import RESIDENT
 from weightpager.config import EngineConfig
+from weightpager.engine.backend import open_backend
 from weightpager.engine.bundle_change import BundleChange, PageNumbers, pages_of
-from weightpager.engine.model import architecture
-from weightpager.engine.parameters import activation_dtype, device_rows, read_parameters, tied_weights
-from weightpager.engine.tasks import task_module
-from weightpager.engine.tasks.open_task import OpenTask
-from weightpager.engine.tasks.task_tables import TableSource
+from weightpager.engine.open_task import OpenTask, TaskReader
+from weightpager.engine.task_tables import TableSource
 from weightpager.errors import TaskTooLargeError
-from weightpager.nn import RowSource
 from weightpager.runtime.memory import device
 from weightpager.runtime.memory.budget import MemoryController, Needs
 from weightpager.runtime.memory.memory_watch import MemoryWatch
-from weightpager.runtime.memory.staged_arena import Staging
+from weightpager.runtime.memory.page_arena import ArenaSource
 from weightpager.runtime.paging.page_check import PageCheck
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.prefetched_pages import PrefetchedPages
@@ -54,6 +51,7 @@ class OpenBundle:
     Safe to use from several threads, save that one `reload` must follow another.
 
     Attributes:
+        backend: makes of tasks what callers run.
         memory: the budget and the arena.
         watch: warns when the budget is more than the machine has.
         residency: the arena's contents.
@@ -69,7 +67,7 @@ class OpenBundle:
         bundle: Bundle,
         config: EngineConfig,
         open_store: Callable[[Bundle], PageStore] = LocalStore,
-        staging: Staging | None = None,
+        staging: ArenaSource | None = None,
     ) -> None:
         """Open it; nothing is resident. Arguments and errors are those of `Engine`."""
         self._dtype, self._stated_rows = config.dtype, config.rows
@@ -86,14 +84,12 @@ class OpenBundle:
             staging=staging or device.staging(config.device, bundle.page_bytes, config.io_threads),
         )
         arena = self.memory.arena
-        kernels.isa(arena.pages.device)  # what doesn't work on this machine shows now, not at the first request
         self.watch = MemoryWatch(self.memory)
         self.watch.check(self.memory.on_host)  # nothing of it is in memory yet
-        # All that a module is built from is read now: the bundle may be replaced while the engine runs.
-        self._config = architecture.read_config(bundle)
-        self._generation = architecture.read_generation(bundle, self._config)
-        self._resident = read_parameters(bundle, RESIDENT, arena.pages.device, config.dtype)
-        self._tied = tied_weights(bundle, self._resident)  # of all tasks' modules
+        # All that a task is built from is read now: the bundle may be replaced while the engine runs.
+        self.backend = open_backend(bundle, arena.device)
+        self._resident = self.backend.place(read_parameters(bundle, RESIDENT, config.dtype))  # of all tasks
+        self._read = TaskReader(self.backend, arena, config.dtype).read
         with ExitStack() as undone:
             store = open_store(bundle)
             self.direct = bool(getattr(store, "direct", False))
@@ -102,17 +98,13 @@ class OpenBundle:
             undone.callback(self.reads.close)
             numbers = np.arange(len(bundle.pages))
             tables = TableSource(bundle.placement, numbers)
-            tasks = {
-                name: OpenTask.read(bundle, name, number, tables, arena, config.dtype)
-                for number, name in enumerate(bundle.tasks)
-            }
+            tasks = {name: self._read(bundle, name, number, tables) for number, name in enumerate(bundle.tasks)}
             self._state = _State(bundle, tasks)
             pager = Pager(arena, config.io_threads)
             undone.callback(pager.close)
             self.row_reads = VerifyingStore(store, bundle.index)  # closed with the other
             row_reads = RowReads(pager, self.row_reads, config.read_timeout)
             self.rows = RowTables(bundle, self.memory.rows if on_host else 0, row_reads)
-            self._device_rows = {} if on_host else device_rows(bundle, arena.pages.device)
             self.rows.fill()
             needs = [pages_of(bundle, name, numbers) for name in bundle.tasks]
             self._paging = PagingState(
@@ -152,8 +144,8 @@ class OpenBundle:
         """
         return _task(self._state, name)
 
-    def entrance(self, name: str) -> tuple[OpenTask, nn.Module]:
-        """A task and its torch module, of the same state of the bundle.
+    def entrance(self, name: str) -> tuple[OpenTask, Any]:
+        """A task and what its callers run, of the same state of the bundle.
 
         Raises:
             UnknownTaskError: the bundle has no such task.
@@ -166,9 +158,9 @@ class OpenBundle:
                 task.module = task.module or self._build(state.bundle, name, task)
         return task, task.module
 
-    def dtype(self, name: str) -> torch.dtype:
+    def dtype(self, name: str) -> str:
         """What a task computes in. Errors are those of `Engine.dtype`."""
-        return activation_dtype((self._resident | self.task(name).private).values())
+        return self.backend.dtype(self._resident | self.task(name).private)
 
     def check_fits(self, name: str, beside: Iterable[str]) -> None:
         """Whether the budget ever holds a task beside these. Errors are those of `Engine.check_fits`."""
@@ -215,10 +207,7 @@ class OpenBundle:
         """Take over a changed bundle; all that can fail comes first."""
         numbers = self._numbers.of(bundle)
         tables = TableSource(bundle.placement, numbers)
-        come = {
-            name: OpenTask.read(bundle, name, -1, tables, self.memory.arena, self._dtype)
-            for name in (*change.added, *change.changed)
-        }
+        come = {name: self._read(bundle, name, -1, tables) for name in (*change.added, *change.changed)}
         gone = self._leaving(change)
         store = self._open_store(bundle)
         try:
@@ -237,28 +226,21 @@ class OpenBundle:
             self.memory.tables.forget(self.tasks[name].tables)
         self._state = _State(bundle, stay | come)
 
-    def _build(self, bundle: Bundle, name: str, task: OpenTask) -> nn.Module:
-        values = {**self._resident, **task.private}
-        rows: dict[str, RowSource | Tensor] = {**self.rows.caches, **self._device_rows}
-        tables = {name: rows[name] for name in bundle.row_tables if name not in values}
-        arena, table = self.memory.arena.pages, self._page_table
-        tied = {**self._tied, **task.tied}
+    def _build(self, bundle: Bundle, name: str, task: OpenTask) -> Any:
         with self.memory.tables.borrowed(task.tables):
-            module = task_module.build(
-                bundle,
-                name,
-                task.tables.tables,
-                self._config,
-                values,
-                arena,
-                table,
-                task.gate,
-                task.low_rank,
-                tables,
-                tied,
+            return self.backend.build(
+                TaskParts(
+                    bundle,
+                    name,
+                    task.tables.tables,
+                    self._resident | task.private,
+                    task.low_rank,
+                    task.gate,
+                    self.memory.arena.pages,
+                    self._page_table,
+                    self.rows.caches,
+                )
             )
-        architecture.set_generation(module, self._generation)
-        return module
 
 
 def _task(state: _State, name: str) -> OpenTask:

@@ -6,8 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from functools import partial
-
-from torch import nn
+from typing import Any
 
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.prefetch_policy import reuse_after
@@ -50,7 +49,7 @@ class TaskHolds:
         wait: bool = True,
         timeout: float | None = None,
         asked: bool = True,
-    ) -> nn.Module:
+    ) -> Any:
         """Hold a task until `release`; its module. Errors are those of `Engine.task` and `Engine.activate`.
 
         Args:
@@ -99,7 +98,7 @@ class TaskHolds:
         finally:
             self._open.residency.let_go(task.number, task.tables)
 
-    def enter_again(self, name: str, *, wait: bool) -> nn.Module | None:
+    def enter_again(self, name: str, *, wait: bool) -> Any:
         """A task that is held is asked for again; its module, or None if it must be held anew, to be waited for."""
         task = self._open.tasks[name]
         if not task.gate.is_ready and (wait or task.gate.has_failed):

@@ -6,15 +6,11 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-
-from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.engine.forecasts import ForecastReport, Forecasts
-from weightpager.engine.model import architecture
 from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.open_task import OpenTask
 from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchLog, SwitchReport
-from weightpager.engine.tasks.open_task import OpenTask
 from weightpager.errors import EngineClosedError
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.planning.block_manager import BlockManager
@@ -46,8 +42,8 @@ class EngineView:
         """The page table and its policy, for inspection and tests."""
         return self._residency.blocks
 
-    def dtype(self, name: str) -> torch.dtype:
-        """What a task computes in.
+    def dtype(self, name: str) -> str:
+        """What a task computes in: "float32" or "bfloat16".
 
         Raises:
             UnknownTaskError: the bundle has no such task.
@@ -70,6 +66,8 @@ class EngineView:
         Raises:
             BundleFormatError: transformers can't read it, or the tasks read images.
         """
+        from weightpager.backends.torch.model import architecture
+
         return architecture.tokenizer(self.bundle)
 
     def image_processor(self) -> Any:
@@ -79,6 +77,8 @@ class EngineView:
             BundleFormatError: transformers can't read it, or the tasks read texts.
             ConfigError: Pillow isn't installed.
         """
+        from weightpager.backends.torch.model import architecture
+
         return architecture.image_reader(self.bundle).processor
 
     def verify(self) -> list[int]:
@@ -99,7 +99,7 @@ class EngineView:
             locked_pages=len(blocks.locked()),
             active=tuple(name for name, task in self._tasks.items() if task.gate.holders),
             direct_io=self._open.direct,
-            kernel=kernels.isa(self._memory.arena.pages.device),
+            kernel=self._open.backend.kernel,
             bytes_read=self._open.reads.bytes + self._open.row_reads.bytes,
             working_set_pages=self._switches.working_set(),
             reloaded_pages=blocks.reloads,

@@ -1,16 +1,6 @@
-"""Tensors in, tensors out: the linear layer of a weight that lies in pages of an arena."""
+"""The linear layer of a weight that lies in pages of an arena. Arrays everywhere but in `kernels.torch`."""
 
-from weightpager.kernels.dispatch import available, calls, exact, isa, paged_gated, paged_linear, threading
+from weightpager.kernels.choice import available, exact, isa, threading
 from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
 
-__all__ = [
-    "PageNotResidentError",
-    "PagedWeight",
-    "available",
-    "calls",
-    "exact",
-    "isa",
-    "paged_gated",
-    "paged_linear",
-    "threading",
-]
+__all__ = ["PageNotResidentError", "PagedWeight", "available", "exact", "isa", "threading"]

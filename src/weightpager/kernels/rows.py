@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+from weightpager.page_dtype import ENCODINGS
 
 try:
     import weightpager.kernels._native as _native
-except ImportError:  # `dispatch` warns of it
+except ImportError:  # `choice` warns of it
     _HAS_NATIVE = False
 else:
     _HAS_NATIVE = True
 
 Positions = npt.NDArray[np.int64]
 
+Wide = npt.NDArray[Any]
+"""float32, or bfloat16 as uint16."""
 
-def widen_rows(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions, out: Tensor) -> None:
+_WIDE = (np.dtype(np.float32), np.dtype(np.uint16))
+
+
+def widen_rows(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions, out: Wide) -> None:
     """Widen stored rows into rows of ``out``; exact in float32, rounded to nearest in bfloat16.
 
     Args:
         stored: uint8 [bytes], contiguous; a row is int8 [columns] and its scale, a bfloat16, at any offset.
         offsets: int64 [n], where each row begins.
         at: int64 [n], the row of ``out`` that it goes to.
-        out: float32 or bfloat16 [rows, columns], contiguous, on the host.
+        out: float32, or bfloat16 as uint16, [rows, columns], contiguous.
 
     Raises:
         ValueError: an argument isn't as described, or a row isn't inside of ``stored`` or ``out``.
@@ -39,41 +46,41 @@ def widen_rows(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions,
         at.ctypes.data,
         len(offsets),
         out.shape[1],
-        out.data_ptr(),
-        out.dtype == torch.bfloat16,
+        out.ctypes.data,
+        is_bfloat16(out),
     )
 
 
-def reference(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions, out: Tensor) -> None:
+def reference(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions, out: Wide) -> None:
     """What `widen_rows` must do."""
-    rows = stored[offsets[:, None] + np.arange(out.shape[1] + 2)]
-    out[torch.from_numpy(at)] = widened(torch.from_numpy(rows), out.dtype)
+    columns, bfloat16 = out.shape[1], ENCODINGS["bfloat16"]
+    rows = stored[offsets[:, None] + np.arange(columns + 2)]
+    scales = np.ascontiguousarray(rows[:, columns:]).view(np.uint16)  # [n, 1]
+    values = rows[:, :columns].view(np.int8).astype(np.float32) * bfloat16.widen(scales)
+    out[at] = bfloat16.narrow(values) if is_bfloat16(out) else values
 
 
-def widened(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """The values [..., columns] of stored rows, uint8 [..., columns + 2], on any device."""
-    numbers = rows[..., :-2].view(torch.int8).float()
-    scales = rows[..., -2:].clone(memory_format=torch.contiguous_format)  # of one row too: it may begin anywhere
-    scales = scales.view(torch.bfloat16).float()
-    return (numbers * scales).to(dtype)
+def is_bfloat16(out: Wide) -> bool:
+    """Whether values are bfloat16, for which numpy has no dtype of its own."""
+    return bool(out.dtype == np.uint16)
 
 
-def check_wide(out: Tensor, rows: int, columns: int) -> None:
+def check_wide(out: Wide, rows: int, columns: int) -> None:
     """See that so many rows can be widened to memory.
 
     Raises:
-        ValueError: it isn't contiguous float32 or bfloat16 of that shape on the host.
+        ValueError: it isn't contiguous float32 or bfloat16 of that shape.
     """
-    right = out.dtype in (torch.float32, torch.bfloat16) and out.is_contiguous() and out.is_cpu
-    if not right or out.shape != (rows, columns):
-        raise ValueError(f"expected contiguous float32 or bfloat16 [{rows}, {columns}] on the host to write to")
+    if out.dtype not in _WIDE or not out.flags.c_contiguous or out.shape != (rows, columns):
+        raise ValueError(f"expected contiguous float32 or bfloat16 [{rows}, {columns}] to write to")
 
 
-def _check(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions, out: Tensor) -> None:
+def _check(stored: npt.NDArray[np.uint8], offsets: Positions, at: Positions, out: Wide) -> None:
     if stored.dtype != np.uint8 or stored.ndim != 1 or not stored.flags.c_contiguous:
         raise ValueError("expected stored rows as contiguous uint8 [bytes]")
-    if out.dtype not in (torch.float32, torch.bfloat16) or out.ndim != 2 or not out.is_contiguous() or not out.is_cpu:
-        raise ValueError("expected contiguous float32 or bfloat16 [rows, columns] on the host to write to")
+    if out.ndim != 2:
+        raise ValueError("expected contiguous float32 or bfloat16 [rows, columns] to write to")
+    check_wide(out, *out.shape)
     for positions, end in ((offsets, len(stored) - out.shape[1] - 2), (at, len(out) - 1)):
         if positions.dtype != np.int64 or positions.shape != offsets.shape or not positions.flags.c_contiguous:
             raise ValueError("expected contiguous int64 [n] of offsets and of rows")

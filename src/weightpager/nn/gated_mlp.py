@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from weightpager.kernels import paged_gated
+from weightpager.kernels.torch import paged_gated
 from weightpager.nn import graph_op
 from weightpager.nn.paged_linear import PagedLinear, refuse_gradients
 
@@ -31,7 +31,7 @@ class PagedGatedMLP(nn.Module):
         gate_proj: whose outputs go through the activation.
         up_proj: what they are multiplied with; of the same shape and blocks.
         down_proj: back to the model's width.
-        activation: as `weightpager.kernels.paged_gated` names it.
+        activation: as `weightpager.kernels.torch.paged_gated` names it.
     """
 
     def __init__(self, gate_proj: PagedLinear, up_proj: PagedLinear, down_proj: PagedLinear, activation: str) -> None:

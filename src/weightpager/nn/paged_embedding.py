@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from weightpager.kernels.rows import widened
+from weightpager.kernels.torch.arrays import as_array
+from weightpager.kernels.torch.tables import widened
 from weightpager.nn.graph_embedding import GraphEmbedding
 
 
 class RowSource(Protocol):
     """What looks a table's rows up."""
 
-    def look_up(self, ids: npt.NDArray[np.int64], out: Tensor) -> None:
-        """Write the rows ``ids`` [n] to ``out`` [n, columns], float32 or bfloat16.
+    def look_up(self, ids: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
+        """Write the rows ``ids`` [n] to ``out`` [n, columns], float32, or bfloat16 as uint16.
 
         Raises:
             IndexError: a row isn't in the table.
         """
 
-    def all(self) -> Tensor:
+    def all(self) -> npt.NDArray[np.float32]:
         """The whole table, float32 [rows, columns]."""
 
 
@@ -52,7 +53,7 @@ class PagedEmbedding(GraphEmbedding):
     @property
     def weight(self) -> Tensor:
         """The table as the model would have it."""
-        return self.source.all().to(self.wide.dtype)
+        return torch.from_numpy(self.source.all()).to(self.wide.dtype)
 
     def compute(self, ids: Tensor) -> Tensor:
         """The rows.
@@ -65,7 +66,7 @@ class PagedEmbedding(GraphEmbedding):
             raise TypeError(f"expected ids to be int64 or int32, got {ids.dtype}")
         out = torch.empty((*ids.shape, self.embedding_dim), dtype=self.wide.dtype)
         flat = ids.detach().reshape(-1).to(torch.int64).numpy()
-        self.source.look_up(np.ascontiguousarray(flat), out.view(-1, self.embedding_dim))
+        self.source.look_up(np.ascontiguousarray(flat), as_array(out.view(-1, self.embedding_dim)))
         return out
 
     def extra_repr(self) -> str:

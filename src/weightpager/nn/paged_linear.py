@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.nn.functional import linear
 
 from weightpager.errors import InferenceOnlyError
-from weightpager.kernels import PagedWeight, paged_linear
+from weightpager.kernels.torch import Weight, paged_linear
 from weightpager.nn import graph_op
 
 
@@ -65,7 +65,7 @@ class PagedLinear(nn.Module):
 
     def __init__(
         self,
-        weight: PagedWeight,
+        weight: Weight,
         bias: Tensor | None,
         layer: int,
         gate: PageGate,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weightpager.kernels import PagedWeight, reference
-from weightpager.kernels.whole_weight import look_up
+from weightpager.kernels.torch import Weight, reference
+from weightpager.kernels.torch.tables import look_up
 from weightpager.nn.graph_embedding import GraphEmbedding
 from weightpager.nn.paged_linear import PagedLinear
 
@@ -21,7 +21,7 @@ class TiedEmbedding(GraphEmbedding):
         dtype, padding_idx: see `GraphEmbedding`.
     """
 
-    def __init__(self, table: PagedWeight, dtype: torch.dtype, padding_idx: int | None = None) -> None:
+    def __init__(self, table: Weight, dtype: torch.dtype, padding_idx: int | None = None) -> None:
         super().__init__(table.out_features, table.in_features, dtype, padding_idx)
         self.table = table
 
@@ -54,7 +54,7 @@ class TiedHead(PagedLinear):
 
     wide: Tensor
 
-    def __init__(self, table: PagedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, table: Weight, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__(table, bias, 0, _Open())
         self.register_buffer("wide", torch.empty(0, dtype=dtype), persistent=False)
 

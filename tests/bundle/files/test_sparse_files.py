@@ -15,6 +15,7 @@ from blake3 import blake3
 from safetensors.numpy import save
 
 from benchmarks.fuzz.sealing import Arrays, rewrite_arrays, rewrite_file, rewrite_manifest
+from weightpager.backends.torch.parameters import read_parameters
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.regular_file import is_hole, is_hollow
 from weightpager.bundle.format import page_file
@@ -22,7 +23,6 @@ from weightpager.bundle.format.page_index import FILE as PAGE_INDEX
 from weightpager.bundle.reader import read_manifest
 from weightpager.bundle.repair.mend import repair
 from weightpager.bundle.verify import verify
-from weightpager.engine.parameters import read_parameters
 from weightpager.errors import BundleError, BundleFormatError
 
 TEBIBYTE = 2**40

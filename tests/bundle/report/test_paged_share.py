@@ -12,10 +12,10 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 import tiny
 from command import Command
+from weightpager.backends.torch.model.architecture import empty_module, read_config
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.report.paged_share import PagedShare, paged_share
-from weightpager.engine.model.architecture import empty_module, read_config
 
 
 def test_parameters_are_counted_by_why_they_are_not_paged() -> None:

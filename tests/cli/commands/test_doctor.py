@@ -16,7 +16,8 @@ from command import Command
 from weightpager import kernels
 from weightpager.doctor import memory_read, storage
 from weightpager.doctor.machine import Bandwidth
-from weightpager.kernels import PagedWeight, reference
+from weightpager.kernels import PagedWeight
+from weightpager.kernels.torch import isa, reference
 from weightpager.machine.mounts import mount_of
 
 NATIVE = kernels.available() != ("reference",)
@@ -57,7 +58,7 @@ def test_json_tells_the_same(weightpager: Command, tmp_path: Path) -> None:
     assert told["kernels"]["available"] == list(kernels.available())
     assert told["kernels"]["chosen"] == kernels.isa()
     assert told["kernels"]["asked"] is None
-    assert told["kernels"]["gpu"] == (kernels.isa("cuda") if torch.cuda.is_available() else None)
+    assert told["kernels"]["gpu"] == (isa("cuda") if torch.cuda.is_available() else None)
     assert told["storage"]["directory"] == str(tmp_path)
     assert [test["kernel"] for test in told["self_tests"]] == list(kernels.available())
     assert all(test["failures"] == [] for test in told["self_tests"])
@@ -72,7 +73,7 @@ def test_a_kernel_that_computes_wrongly_is_reported(
 ) -> None:
     if not NATIVE:
         pytest.skip("the native kernels are not built")
-    from weightpager.kernels import cpu
+    from weightpager.kernels.torch import cpu
 
     real = cpu.paged_linear
 

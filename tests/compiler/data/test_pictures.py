@@ -13,11 +13,11 @@ from transformers import ViTConfig
 
 import tiny
 import tiny_models
+from weightpager.backends.torch.model.image_processor import TransformersImageReader, load_image_processor
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data import images
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.task_file.sections import TaskSpec
-from weightpager.engine.model.image_processor import TransformersImageReader, load_image_processor
 from weightpager.errors import CompileError, ConfigError
 from weightpager.readers.image_reader import ImageReader
 

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 import tiny
 import weightpager as wp
 from benchmarks.fuzz.sealing import rewrite_file
+from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.engine.export import export_task
 from weightpager.errors import BundleFormatError
 
 PROMPT = {"input_ids": torch.tensor([[4, 9, 12]]), "attention_mask": torch.ones(1, 3, dtype=torch.int64)}

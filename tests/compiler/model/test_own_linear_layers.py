@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM, 
 
 import tiny
 import weightpager as wp
+from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
 from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.bundle.report.compile_report import read_report
-from weightpager.engine.export import export_task
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

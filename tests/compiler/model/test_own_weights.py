@@ -19,6 +19,7 @@ from transformers import BertForSequenceClassification, BertModel
 import tiny
 import tiny_models
 import weightpager as wp
+from weightpager.backends.torch.model.architecture import BASE, quiet_transformers
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import task_file
@@ -30,7 +31,6 @@ from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.selection.block_choice import choose_blocks
-from weightpager.engine.model.architecture import BASE, quiet_transformers
 from weightpager.errors import CompileError, ConfigError
 
 CLASSES = {"animal": ["cat", "dog"], "weather": ["sun", "rain"], "number": ["one", "two"], "sky": ["snow", "blue"]}

@@ -19,6 +19,8 @@ import tiny_models
 import weightpager as wp
 from benchmarks.fuzz.sealing import rewrite_manifest, rewrite_tensors
 from command import Command
+from weightpager.backends.torch.export import export_task
+from weightpager.backends.torch.parameters import read_parameters, widened
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.format.names import RESIDENT, private_file
@@ -27,8 +29,6 @@ from weightpager.bundle.report.paged_share import paged_share
 from weightpager.bundle.verify import verify
 from weightpager.compiler.model.paged_weights import tied_tables
 from weightpager.compiler.repack import repack
-from weightpager.engine.export import export_task
-from weightpager.engine.parameters import read_parameters, widened
 from weightpager.errors import BundleError
 from weightpager.nn import FlatLinear, TiedEmbedding, TiedHead
 

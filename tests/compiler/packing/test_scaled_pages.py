@@ -12,11 +12,11 @@ from transformers import AutoModelForSequenceClassification
 
 import tiny
 import weightpager as wp
+from weightpager.backends.torch.export import dense_weights, export_task
 from weightpager.blocks import BlockGrid
 from weightpager.bundle import Bundle
 from weightpager.bundle.verify import verify
 from weightpager.compiler.repack import PageSize, repack
-from weightpager.engine.export import dense_weights, export_task
 from weightpager.page_dtype import decode, encode
 
 INPUTS = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}

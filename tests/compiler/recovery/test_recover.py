@@ -14,6 +14,7 @@ import torch
 import tiny
 import weightpager as wp
 from weightpager.answers.evaluate import Batch
+from weightpager.backends.torch.export import export_task
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.report.overlap import overlap
 from weightpager.bundle.verify import verify
@@ -33,7 +34,6 @@ from weightpager.compiler.resume.journal import Journal, kept_beside
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.task_file.sections import RecoverSpec
-from weightpager.engine.export import export_task
 from weightpager.errors import CompileError, ConfigError, WeightpagerError
 
 QUIET = Journal.none()

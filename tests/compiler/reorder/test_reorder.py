@@ -44,6 +44,7 @@ from transformers import (
 
 import tiny
 import weightpager as wp
+from weightpager.backends.torch.export import export_task
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.permutations import Permutations
@@ -57,7 +58,6 @@ from weightpager.compiler.reorder.search import Elements, gather
 from weightpager.compiler.selection import block_choice
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.selection.saliency import block_saliency, calibrate
-from weightpager.engine.export import export_task
 from weightpager.nn import set_upright
 
 _SIZES: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}

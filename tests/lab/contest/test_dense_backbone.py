@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import linear
 
+from weightpager.backends.torch.export import dense_weights
+from weightpager.backends.torch.model.architecture import full_name
 from weightpager.bundle import Bundle
-from weightpager.engine.export import dense_weights
-from weightpager.engine.model.architecture import full_name
 from weightpager.lab.contest.measure.prompt import prompt
 from weightpager.lab.contest.results.facts import budget_for
 from weightpager.lab.contest.rivals.backbone.checkpoint import write_quantised

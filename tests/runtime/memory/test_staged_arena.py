@@ -15,7 +15,7 @@ from weightpager.errors import BudgetError, StoreError
 from weightpager.runtime.memory.budget import MemoryController, Needs
 from weightpager.runtime.memory.host_arena import Arena
 from weightpager.runtime.memory.read_fence import ReadFence
-from weightpager.runtime.memory.staged_arena import StagedArena, Staging
+from weightpager.runtime.memory.staged.staged_arena import StagedArena, Staging
 from weightpager.runtime.paging.pager import Pager
 from weightpager.runtime.paging.reads.load import Priority
 

@@ -80,7 +80,7 @@ def test_each_page_of_a_group_comes_into_its_slot(pager: Pager, arena: Arena) ->
     slots = {1: 9, 2: 0, 5: 4, 7: 3, 8: 15, 9: 1, 12: 2}
     assert loaded(pager, store, slots) == [([1, 2, 5], None), ([7, 8, 9], None), ([12], None)]
     assert store.reads == [range(1, 3), range(5, 6), range(7, 10), range(12, 13)]
-    assert {page: arena.pages[slot].unique().tolist() for page, slot in slots.items()} == {
+    assert {page: np.unique(arena.pages[slot]).tolist() for page, slot in slots.items()} == {
         page: [page] for page in slots
     }
 

@@ -12,7 +12,7 @@ import tiny
 import weightpager as wp
 from running import Running
 from weightpager.answers.predict import predict
-from weightpager.engine.model.architecture import image_reader
+from weightpager.backends.torch.model.architecture import image_reader
 
 
 def data_url(path: Path) -> str:

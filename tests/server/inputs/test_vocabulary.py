@@ -7,7 +7,7 @@ from transformers import Phi3Config, Phi3ForSequenceClassification
 import tiny
 from weightpager.answers.encoding import embed
 from weightpager.answers.work import Embed
-from weightpager.engine.model.architecture import even_length
+from weightpager.backends.torch.model.architecture import even_length
 from weightpager.errors import BundleFormatError, RequestError
 from weightpager.server.inputs.vocabulary import Vocabulary
 

@@ -17,7 +17,7 @@ from weightpager.answers.kinds.kind import Kind
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
-from weightpager.runtime.memory.staged_arena import Staging
+from weightpager.runtime.memory.staged.staged_arena import Staging
 from weightpager.server.http.json_log import JsonFormatter
 from weightpager.server.routes.status import status
 from weightpager.server.scheduling.service import Service

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from weightpager.answers.generation.attention_cache import CACHE, new_cache, reads_in_pieces
 from weightpager.answers.generation.forward_size import Activations
-from weightpager.engine.model.architecture import quiet_transformers
+from weightpager.backends.torch.model.architecture import quiet_transformers
 
 
 class GrowingTexts:

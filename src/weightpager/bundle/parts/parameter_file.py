@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from weightpager.bundle.files.tensor_file import Header, checked_tensors
+from weightpager.bundle.files.tensor_file import Header, StoredTensors, checked_tensors, stored_tensors
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.format.tied_table import check_tables
@@ -25,20 +25,24 @@ def parameter_files(manifest: Manifest) -> list[str]:
     return [RESIDENT, *(private_file(task.name) for task in manifest.tasks)]
 
 
-def checked_parameters(root: Path, manifest: Manifest, name: str, framework: str = "np") -> AbstractContextManager[Any]:
+def checked_parameters(root: Path, manifest: Manifest, name: str) -> AbstractContextManager[Any]:
     """A file of parameters, checked and open.
 
     Args:
         root: bundle directory.
         manifest: the bundle's.
         name: of the file.
-        framework: whose tensors ``get_tensor`` gives.
 
     Raises:
         BundleFormatError: it is missing, damaged or no safetensors file, or a tensor is none that a module can have, or
             no table as the manifest has it.
     """
-    return checked_tensors(root, name, manifest.entry(name), lambda header: _check(header, manifest, name), framework)
+    return checked_tensors(root, name, manifest.entry(name), lambda header: _check(header, manifest, name))
+
+
+def stored_parameters(root: Path, manifest: Manifest, name: str) -> AbstractContextManager[StoredTensors]:
+    """A file of parameters whose bytes can be read. Arguments and errors are those of `checked_parameters`."""
+    return stored_tensors(root, name, manifest.entry(name), lambda header: _check(header, manifest, name))
 
 
 def _check(header: Header, manifest: Manifest, name: str) -> None:

@@ -49,7 +49,7 @@ def run(
     Images: `weightpager run drive.bundle --task traffic-light --image frame.png`; needs `weightpager[images]`.
     """
     from weightpager.answers.predict import predict
-    from weightpager.engine.model.architecture import input_reader
+    from weightpager.backends.torch.model.architecture import input_reader
 
     with _opened(bundle, task, budget, dtype, rows) as engine:
         entry = engine.bundle.task(task)
@@ -141,8 +141,8 @@ def export(
 
     Example: `weightpager export assistant.bundle --task spam --out spam-hf/`
     """
+    from weightpager.backends.torch.export import export_task
     from weightpager.bundle import Bundle
-    from weightpager.engine.export import export_task
 
     written = export_task(Bundle.open(bundle), task, out)
     if json:

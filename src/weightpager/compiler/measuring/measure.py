@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from weightpager import kernels
 from weightpager.answers.evaluate import Batch, Score, evaluate
+from weightpager.backends.torch.model.architecture import image_reader, takes_images
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.report.compile_report import TaskScore, has_report, read_report
 from weightpager.compiler import data
@@ -15,8 +15,8 @@ from weightpager.compiler.data.splits import EVAL_BATCH, TaskData
 from weightpager.compiler.measuring.report import task_score
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
-from weightpager.engine.model.architecture import image_reader, takes_images
 from weightpager.errors import CompileError
+from weightpager.kernels.torch import calls
 from weightpager.machine.paths import has_directory, has_file
 from weightpager.progress import Progress
 
@@ -58,10 +58,10 @@ def measure_written(root: Path, data: Mapping[str, TaskData], progress: Progress
 def score_task(engine: Engine, name: str, batches: Sequence[Batch], progress: Progress) -> Score:
     """One task's score through the engine."""
     entry = engine.bundle.task(name)
-    calls = kernels.calls()
+    before = calls()
     with engine.task(name) as module:
         score = evaluate(module, batches, entry.kind, partial(progress, f"measure {name}"))
-    if kernels.calls() == calls:
+    if calls() == before:
         raise CompileError(f"{name}: expected the paged kernel to run, but it did not")
     return score
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from weightpager.backends.torch.model.architecture import BASE, CLASSES
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.model.directory import ModelDirectory, call
 from weightpager.compiler.model.named_parameters import canonical, parameters, replace_tensors
-from weightpager.engine.model.architecture import BASE, CLASSES
 from weightpager.errors import CompileError
 from weightpager.nn import empty_on_meta, set_upright
 

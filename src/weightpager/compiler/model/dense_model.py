@@ -12,6 +12,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from weightpager.backends.torch.model.architecture import BASE, quiet_transformers
+from weightpager.backends.torch.model.image_processor import TransformersImageReader
 from weightpager.compiler.model.checkpoint import class_names
 from weightpager.compiler.model.directory import ModelDirectory, load_generation
 from weightpager.compiler.model.named_parameters import parameters
@@ -26,8 +28,6 @@ from weightpager.compiler.model.paged_weights import (
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.task_module import check_config, load_module
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.engine.model.architecture import BASE, quiet_transformers
-from weightpager.engine.model.image_processor import TransformersImageReader
 
 __all__ = ["PagedWeightInfo", "Source", "load", "parameters", "repeated_layers"]
 

@@ -10,6 +10,10 @@ from typing import Any, cast
 import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PretrainedConfig
 
+from weightpager.backends.torch.model.architecture import position_table
+from weightpager.backends.torch.model.image_processor import TransformersImageReader, load_image_processor
+from weightpager.backends.torch.model.model_types import check_config_class, check_tokenizer_class
+from weightpager.backends.torch.model.transformers_version import later_writer
 from weightpager.bundle.settings.checks import (
     CONFIG,
     GENERATION,
@@ -24,10 +28,6 @@ from weightpager.bundle.settings.checks import (
 )
 from weightpager.bundle.settings.foreign_code import foreign_code
 from weightpager.bundle.settings.models import GENERATION_KEYS, GenerationSettings
-from weightpager.engine.model.architecture import position_table
-from weightpager.engine.model.image_processor import TransformersImageReader, load_image_processor
-from weightpager.engine.model.model_types import check_config_class, check_tokenizer_class
-from weightpager.engine.model.transformers_version import later_writer
 from weightpager.errors import BundleFormatError, CompileError, WeightpagerError, first_line
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn import empty_on_meta

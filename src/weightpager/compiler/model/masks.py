@@ -14,10 +14,10 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from weightpager.answers.evaluate import Batch
+from weightpager.backends.torch.model.architecture import BASE
 from weightpager.blocks import BlockGrid
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.device import autocast
-from weightpager.engine.model.architecture import BASE
 
 Keep = Mapping[str, npt.NDArray[np.bool_]]
 """Paged weight → keep masks [blocks of the grid, tasks]."""

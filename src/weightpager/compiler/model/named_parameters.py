@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from weightpager.engine.model.architecture import BASE
+from weightpager.backends.torch.model.architecture import BASE
 
 
 def parameters(model: PreTrainedModel) -> dict[str, Tensor]:

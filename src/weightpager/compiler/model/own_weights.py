@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.model.named_parameters import parameters, replace_tensors
 from weightpager.compiler.model.paged_weights import PagedWeightInfo
 from weightpager.compiler.model.parameter_format import ParameterFormat
-from weightpager.engine.model.architecture import BASE
 
 Versions = npt.NDArray[np.int8]
 """[blocks, tasks]: tasks with the same number share a block's values."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from weightpager.backends.torch.model.architecture import BASE
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle.report.paged_share import PagedShare
 from weightpager.compiler.model.named_parameters import canonical, parameters
-from weightpager.engine.model.architecture import BASE
 from weightpager.errors import CompileError
 from weightpager.nn import is_linear, is_plain_embedding
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from weightpager.backends.torch.model.architecture import BASE, position_table
 from weightpager.compiler import data
 from weightpager.compiler.model.checkpoint import Checkpoint, class_names
 from weightpager.compiler.model.directory import ModelDirectory
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import TaskSpec
-from weightpager.engine.model.architecture import BASE, position_table
 from weightpager.errors import CompileError
 
 _log = logging.getLogger(__name__)

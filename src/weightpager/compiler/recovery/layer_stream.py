@@ -13,9 +13,9 @@ from torch.func import functional_call
 from transformers import Cache, PreTrainedModel
 
 from weightpager.answers.evaluate import Batch
+from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.model.dense_model import repeated_layers
 from weightpager.compiler.model.device import autocast
-from weightpager.engine.model.architecture import BASE
 from weightpager.errors import CompileError
 
 _ELSE = "use 'recover: {method: finetune}' or none"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from weightpager.answers.evaluate import Batch, loss
+from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.masks import Masks, logits_with
@@ -20,7 +21,6 @@ from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.recovery.rounding import stored_if_coarse
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
-from weightpager.engine.model.architecture import BASE
 from weightpager.progress import Steps
 
 

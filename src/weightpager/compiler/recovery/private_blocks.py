@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.answers.evaluate import Batch
+from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
 from weightpager.compiler.model.masks import block_sums, drop, logits_with, module_name
 from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
@@ -26,7 +27,6 @@ from weightpager.compiler.recovery.own_parameters import separate
 from weightpager.compiler.recovery.rounding import Rounding, stored_if_coarse
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
-from weightpager.engine.model.architecture import BASE
 from weightpager.progress import Steps
 
 Chosen = Mapping[str, npt.NDArray[np.bool_]]

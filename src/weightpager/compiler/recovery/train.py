@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor, nn
 
 from weightpager.answers.evaluate import Batch, loss
+from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.device import placed, training_device
@@ -15,7 +16,6 @@ from weightpager.compiler.model.masks import masked_logits
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec, TrainingSpec
-from weightpager.engine.model.architecture import BASE
 from weightpager.progress import Steps, silent
 
 _log = logging.getLogger(__name__)

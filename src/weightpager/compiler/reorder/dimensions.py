@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedModel
 
+from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.model.dense_model import parameters
 from weightpager.compiler.reorder.families import RESIDUAL, Axes, axes_of
-from weightpager.engine.model.architecture import BASE
 
 Indices = npt.NDArray[np.int64]
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from weightpager.engine.model.architecture import BASE
+from weightpager.backends.torch.model.architecture import BASE
 
 Along = Literal["", "residual", "neurons", "query", "key", "value", "mixed", "channels"]
 """What an axis runs over. With K key/value heads, G query heads to each and D channels to a head: ``query`` and

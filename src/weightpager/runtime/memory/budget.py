@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
 from weightpager.bundle.footprint import Footprint
 from weightpager.config import format_enough, format_room
 from weightpager.errors import BudgetError
 from weightpager.runtime.memory.host_arena import Arena
-from weightpager.runtime.memory.page_arena import PageArena
-from weightpager.runtime.memory.staged_arena import StagedArena, Staging
+from weightpager.runtime.memory.page_arena import ArenaSource, PageArena
 from weightpager.runtime.memory.table_room import TableRoom
 from weightpager.store.row_share import NO_MORE_ROWS, RowShare
 
@@ -77,7 +74,7 @@ class MemoryController:
         page_bytes: int,
         kv_reserve: int = 0,
         capacity: int | None = None,
-        staging: Staging | None = None,
+        staging: ArenaSource | None = None,
     ) -> None:
         """Reserve the arena.
 
@@ -242,8 +239,8 @@ class MemoryController:
         try:
             if self._staging is None:
                 return Arena(capacity, self.slots, self.page_bytes)
-            return StagedArena(capacity, self.slots, self.page_bytes, self._staging)
-        except (OSError, torch.OutOfMemoryError) as error:
+            return self._staging.arena(capacity, self.slots, self.page_bytes)
+        except OSError as error:
             size, least = format_enough(self.slots * self.page_bytes), self.needs.least_pages
             refused = f"this machine refuses an arena of {size}: state a smaller budget. "
             raise BudgetError(refused + self._need("the smallest task", least), self.smallest_budget(least)) from error

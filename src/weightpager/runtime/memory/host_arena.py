@@ -8,8 +8,6 @@ from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from weightpager.machine.direct_file import address_space
 from weightpager.runtime.memory.page_arena import Stage
@@ -32,9 +30,11 @@ class Arena:
         page_bytes: bytes of a page.
         capacity: slots for which there is address space.
         elastic: True.
+        device: "cpu".
     """
 
     elastic = True
+    device = "cpu"
 
     def __init__(self, capacity: int, slots: int, page_bytes: int, *, huge_pages: bool = True) -> None:
         """Reserve address space, and commit the first slots.
@@ -50,9 +50,10 @@ class Arena:
         """
         self.page_bytes = page_bytes
         self._memory, self.capacity = _reserve(capacity, slots, page_bytes)
-        mapped = torch.frombuffer(self._memory, dtype=torch.uint8)
-        self._start = -mapped.data_ptr() % HUGE
-        self.pages: Tensor = mapped[self._start :][: self.capacity * page_bytes].view(self.capacity, page_bytes)
+        mapped = np.frombuffer(self._memory, np.uint8)
+        self._start = -mapped.ctypes.data % HUGE
+        size = self.capacity * page_bytes
+        self.pages: npt.NDArray[np.uint8] = mapped[self._start :][:size].reshape(self.capacity, page_bytes)
         self._committed = np.zeros(self.capacity, bool)
         self._touched = np.zeros(self.capacity, bool)
         self._huge: npt.NDArray[np.bool_] = np.zeros(self.pages.nbytes // HUGE if huge_pages else 0, bool)
@@ -62,16 +63,16 @@ class Arena:
     def untouched(self) -> int:
         return (int(self._committed.sum()) - int(self._touched.sum())) * self.page_bytes
 
-    def table(self, page_table: npt.NDArray[np.int32]) -> Tensor:
+    def table(self, page_table: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """The table itself: kernels read the same memory."""
-        return torch.from_numpy(page_table)
+        return page_table
 
     def stage(self) -> Stage:
         return self
 
     def address(self, slots: npt.NDArray[np.int64]) -> int:
         self._touched[slots] = True
-        return self.pages.data_ptr()
+        return self.pages.ctypes.data
 
     def views(self, slots: Sequence[int]) -> list[memoryview]:
         return [self.content(slot) for slot in slots]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from weightpager.runtime.memory.read_fence import Event
 
@@ -58,20 +57,25 @@ class PageArena(StageSource, Protocol):
     Safe to use from several threads, as long as each slot has one owner at a time.
 
     Attributes:
-        pages: uint8 [capacity, page_bytes], where kernels read.
+        pages: uint8 [capacity, page_bytes], where kernels read: an array on the host, a tensor on another device.
         capacity: slots that there are.
         elastic: whether `release` gives memory back; otherwise all of it is taken from the beginning.
+        device: where it lies, as torch names devices.
     """
 
-    pages: Tensor
+    pages: Any
     capacity: int
     elastic: bool
+
+    @property
+    def device(self) -> str:
+        """See above."""
 
     @property
     def untouched(self) -> int:
         """Bytes of committed slots that nobody has asked for yet: the host has still to give their memory."""
 
-    def table(self, page_table: npt.NDArray[np.int32]) -> Tensor:
+    def table(self, page_table: npt.NDArray[np.int32]) -> Any:
         """Where kernels look pages up, int32 [pages]: follows the block manager's table. To be called once."""
 
     def note_read(self) -> None:
@@ -88,3 +92,22 @@ class PageArena(StageSource, Protocol):
 
     def release(self, slots: Iterable[int]) -> None:
         """Nobody uses these any more, and they must not be filled until they are committed again."""
+
+
+class ArenaSource(Protocol):
+    """Makes an arena on a device with memory of its own."""
+
+    def bytes(self, page_bytes: int) -> int:
+        """Host memory that pages take on their way."""
+
+    def arena(self, capacity: int, slots: int, page_bytes: int) -> PageArena:
+        """Take memory on the device and on the host.
+
+        Args:
+            capacity: slots to reserve for, if the device can reserve what it doesn't take yet.
+            slots: to commit.
+            page_bytes: bytes of a page.
+
+        Raises:
+            OSError: there isn't so much.
+        """

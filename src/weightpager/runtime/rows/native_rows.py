@@ -7,11 +7,9 @@ from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from weightpager.errors import StoreTimeoutError
-from weightpager.kernels.rows import check_wide
+from weightpager.kernels.rows import Wide, check_wide, is_bfloat16
 from weightpager.runtime.paging.reads.load import closed
 from weightpager.runtime.rows.row_memory import RowMemory
 from weightpager.runtime.rows.row_pages import AT_ONCE, RowReads
@@ -92,13 +90,13 @@ class NativeRows:
     ) -> None:
         self._table.unlock()
 
-    def look_up(self, ids: npt.NDArray[np.int64], out: Tensor) -> bool:
+    def look_up(self, ids: npt.NDArray[np.int64], out: Wide) -> bool:
         """As `RowCache.look_up`; False where a row isn't in the table."""
         check_wide(out, len(ids), self._columns)
         ids = np.ascontiguousarray(ids, np.int64)
         reads = self._reads
         found = self._table.look_up(
-            ids.ctypes.data, len(ids), out.data_ptr(), out.dtype == torch.bfloat16, reads.patience, reads.pager.ended
+            ids.ctypes.data, len(ids), out.ctypes.data, is_bfloat16(out), reads.patience, reads.pager.ended
         )
         if found is None:
             return False

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from weightpager.bundle.format.row_table import RowTable
-from weightpager.kernels.rows import widen_rows
+from weightpager.kernels.rows import Wide, widen_rows
 from weightpager.runtime.rows.native_rows import NativeRows, RowFiles
 from weightpager.runtime.rows.row_memory import RowMemory
 from weightpager.runtime.rows.row_pages import ReadRows, RowPages
@@ -97,8 +95,8 @@ class RowCache:
         with self._lock:
             self._memory.age_by_place()
 
-    def look_up(self, ids: Ids, out: Tensor) -> None:
-        """Write the rows ``ids``, int64 [n], to ``out`` [n, columns], float32 or bfloat16, contiguous, on the host.
+    def look_up(self, ids: Ids, out: Wide) -> None:
+        """Write the rows ``ids``, int64 [n], to ``out`` [n, columns], contiguous: float32, or bfloat16 as uint16.
 
         Raises:
             IndexError: a row isn't in the table.
@@ -120,10 +118,10 @@ class RowCache:
         if len(here) < len(ids):
             self._fault(ids, np.flatnonzero(slots < 0), out)
 
-    def all(self) -> Tensor:
+    def all(self) -> npt.NDArray[np.float32]:
         """The whole table, float32 [rows, columns], in memory of its own. Errors are those of `look_up`."""
         ids = np.arange(self.entry.rows)
-        out = torch.empty(len(ids), self.entry.columns)
+        out = np.empty((len(ids), self.entry.columns), np.float32)
         self._fault(ids, ids, out, keep=False)
         return out
 
@@ -132,7 +130,7 @@ class RowCache:
         with self._lock:
             self._memory.resize(slots)
 
-    def _fault(self, ids: Ids, missing: Ids, out: Tensor, *, keep: bool = True) -> None:
+    def _fault(self, ids: Ids, missing: Ids, out: Wide, *, keep: bool = True) -> None:
         """Read the rows that a batch lacks, at the positions ``missing`` of ``ids``."""
         rows, which = np.unique(ids[missing], return_inverse=True)
         places = self._places[rows].astype(np.int64)

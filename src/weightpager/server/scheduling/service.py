@@ -14,10 +14,7 @@ from weightpager.answers.generation.attention_cache import bytes_per_token, read
 from weightpager.answers.generation.forward_size import Activations
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Embed, Generate, Work
-from weightpager.bundle import TaskEntry
-from weightpager.engine import Engine
-from weightpager.engine.bundle_change import BundleChange
-from weightpager.engine.model.architecture import (
+from weightpager.backends.torch.model.architecture import (
     context_length,
     empty_module,
     even_length,
@@ -25,7 +22,11 @@ from weightpager.engine.model.architecture import (
     read_config,
     takes_images,
 )
+from weightpager.bundle import TaskEntry
+from weightpager.engine import Engine
+from weightpager.engine.bundle_change import BundleChange
 from weightpager.errors import RequestError, TaskTooLargeError
+from weightpager.page_dtype import ENCODINGS
 from weightpager.readers.tokenizer import open_tokenizer
 from weightpager.server.inputs.inputs import PictureInputs, TextInputs
 from weightpager.server.inputs.text_limit import TextLimit, default_limit
@@ -223,7 +224,7 @@ class Service:
 
     def _text_limit(self) -> TextLimit:
         tasks = self.engine.bundle.tasks
-        widest = max(self.engine.dtype(task).itemsize for task in tasks)
+        widest = max(ENCODINGS[self.engine.dtype(task)].bits // 8 for task in tasks)
         writes = all(kind_of(task.kind).writes for task in tasks.values())
         in_pieces = writes and reads_in_pieces(self._config)
         context = None if self.inputs.vocabulary is None else self.inputs.vocabulary.context
@@ -253,5 +254,5 @@ def _texts(engine: Engine, config: Any, settings: Settings) -> TextInputs:
 def _room(engine: Engine, config: Any) -> int | None:
     """Tokens that the budget's KV reserve holds; None without a reserve: the budget then doesn't cover caches."""
     reserve = engine.report().memory.kv_reserve
-    widest = max(engine.dtype(task).itemsize for task in engine.bundle.tasks)
+    widest = max(ENCODINGS[engine.dtype(task)].bits // 8 for task in engine.bundle.tasks)
     return reserve // bytes_per_token(config, widest) if reserve else None

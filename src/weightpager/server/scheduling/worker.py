@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from torch import nn
 
+from weightpager.backends.torch.model.architecture import input_reader
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
-from weightpager.engine.model.architecture import input_reader
 from weightpager.errors import BusyError, ServerClosedError, WeightpagerError
 from weightpager.server.scheduling.batch import Batch
 from weightpager.server.scheduling.job import Job
@@ -104,7 +104,7 @@ class Worker:
     def enter(self, task: str) -> nn.Module:
         """Switch to a task; only in the worker's own thread (`between`). Errors are those of the engine."""
         before, self._active = self._engine.monitor.current, None
-        module = self._engine.activate(task)
+        module: nn.Module = self._engine.activate(task)
         self._active = task
         switch = self._engine.last_switch
         if task != before and switch is not None:

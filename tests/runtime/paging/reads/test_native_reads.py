@@ -123,7 +123,7 @@ def test_pages_come_as_by_threads_of_pythons(tmp_path_factory: pytest.TempPathFa
         if len(pages):
             loaded = Loaded(reads, store, pages, slots, arena).wait()
             assert loaded.came == set(pages.tolist())
-            assert (arena.pages.numpy()[slots] == files.pages[pages]).all()
+            assert (arena.pages[slots] == files.pages[pages]).all()
             found.append((loaded.count, store.bytes, arena.untouched))
         assert reads.close()
     assert found[:1] == found[1:]

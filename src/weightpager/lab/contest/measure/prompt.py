@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from weightpager.backends.torch.model.architecture import read_config
+from weightpager.backends.torch.model.image_processor import image_model
 from weightpager.bundle import Bundle
-from weightpager.engine.model.architecture import read_config
-from weightpager.engine.model.image_processor import image_model
 from weightpager.errors import ConfigError
 
 TOKENS = 32

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
+from weightpager.backends.torch.model.architecture import read_config
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.fill import page_fill
 from weightpager.bundle.report.overlap import mean_overlap, overlap
-from weightpager.engine.model.architecture import read_config
 from weightpager.lab.contest.results.result import Facts
 from weightpager.lab.contest.rivals.rival import DTYPE
 from weightpager.page_dtype import block_bytes

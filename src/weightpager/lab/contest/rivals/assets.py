@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from weightpager.backends.torch.export import dense_weights
 from weightpager.bundle import BlockTable, Bundle
 from weightpager.bundle.format.block_table import FIELDS
 from weightpager.bundle.format.names import RESIDENT
-from weightpager.engine.export import dense_weights
 from weightpager.lab.contest.rivals.checkpoint_file import CheckpointFile, write_checkpoint
 from weightpager.lab.contest.rivals.few_bits.replacement import SCALE
 from weightpager.lab.contest.rivals.parameters import as_shipped, private, resident

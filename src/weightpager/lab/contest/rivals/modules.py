@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from weightpager.backends.torch.model.architecture import empty_module, full_name, read_config
+from weightpager.backends.torch.task_module import assign, build
 from weightpager.bundle import BlockTable, Bundle
 from weightpager.bundle.parts.adapter import read_adapter
-from weightpager.engine.model.architecture import empty_module, full_name, read_config
-from weightpager.engine.tasks.task_module import assign, build
 from weightpager.lab.contest.rivals.few_bits.replacement import put_into
 from weightpager.lab.contest.rivals.parameters import wide
 from weightpager.runtime.paging.task_gate import TaskGate

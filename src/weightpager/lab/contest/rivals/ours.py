@@ -31,7 +31,8 @@ class Ours(Rival):
         self._files = [bundle.path / name for name in bundle.manifest.page_file_names()]
 
     def switch(self, task: str) -> nn.Module:
-        return self._engine.activate(task, wait=self._wait)
+        module: nn.Module = self._engine.activate(task, wait=self._wait)
+        return module
 
     def forget(self) -> None:
         self._engine.evict()

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from weightpager.backends.torch.model.architecture import BASE, empty_module, read_config
+from weightpager.backends.torch.parameters import read_parameters, read_rows, widened
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import RESIDENT, private_file
-from weightpager.engine.model.architecture import BASE, empty_module, read_config
-from weightpager.engine.parameters import read_parameters, read_rows, widened
 from weightpager.lab.contest.rivals.few_bits.numbers import int8_rows
 from weightpager.lab.contest.rivals.few_bits.replacement import SCALE
 from weightpager.nn import is_plain_embedding

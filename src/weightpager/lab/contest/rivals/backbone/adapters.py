@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
 
+from weightpager.backends.torch.model.architecture import BASE
 from weightpager.bundle import Bundle
-from weightpager.engine.model.architecture import BASE
 from weightpager.lab.contest.rivals.backbone.dense import DenseBackbone
 from weightpager.lab.contest.rivals.rival import Setting
 

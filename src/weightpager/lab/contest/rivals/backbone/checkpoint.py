@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from weightpager.backends.torch.export import dense_weights
 from weightpager.bundle import Bundle
-from weightpager.engine.export import dense_weights
 from weightpager.lab.contest.rivals.checkpoint_file import write_checkpoint
 from weightpager.lab.contest.rivals.few_bits.layers import pack_int4, takes_int4
 from weightpager.lab.contest.rivals.few_bits.numbers import int4_groups, int8_rows

@@ -6,9 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from weightpager.backends.torch.model.architecture import empty_module, read_config
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
-from weightpager.engine.model.architecture import empty_module, read_config
 from weightpager.lab.contest.rivals.assets import dense_path, paged_bytes
 from weightpager.lab.contest.rivals.backbone.checkpoint import quantised_path
 from weightpager.lab.contest.rivals.checkpoint_file import open_checkpoint

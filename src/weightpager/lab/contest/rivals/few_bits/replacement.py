@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightpager.engine.model.architecture import full_name
+from weightpager.backends.torch.model.architecture import full_name
 from weightpager.lab.contest.rivals.few_bits.layers import Int4Linear, Int8Embedding, Int8Linear
 
 SCALE = ".scale"

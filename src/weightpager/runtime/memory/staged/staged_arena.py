@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from weightpager.errors import StoreError
-from weightpager.runtime.memory.copier import Copier
 from weightpager.runtime.memory.page_arena import Stage
 from weightpager.runtime.memory.read_fence import Event
+from weightpager.runtime.memory.staged.copier import Copier
 from weightpager.store import most_pages
 
 _NOTHING = -1
@@ -23,7 +23,7 @@ _NOTHING = -1
 
 @dataclass(frozen=True)
 class Staging:
-    """How pages reach a device.
+    """See `ArenaSource`: how pages reach a device.
 
     Attributes:
         copier: of the device.
@@ -36,6 +36,13 @@ class Staging:
     def bytes(self, page_bytes: int) -> int:
         """Host memory that it takes: each buffer has room for the longest read."""
         return self.buffers * most_pages(page_bytes) * page_bytes
+
+    def arena(self, capacity: int, slots: int, page_bytes: int) -> StagedArena:
+        """See `ArenaSource`."""
+        try:
+            return StagedArena(capacity, slots, page_bytes, self)
+        except torch.OutOfMemoryError as error:
+            raise OSError(str(error)) from error
 
 
 class StagedArena:
@@ -50,6 +57,7 @@ class StagedArena:
         page_bytes: bytes of a page.
         capacity: slots that there are.
         elastic: whether `release` gives memory back.
+        device: where it lies.
     """
 
     def __init__(self, capacity: int, slots: int, page_bytes: int, staging: Staging) -> None:
@@ -74,6 +82,11 @@ class StagedArena:
         self._table = torch.empty(0, dtype=torch.int32)
         self._slot_of: npt.NDArray[np.int32] = np.empty(0, np.int32)  # what the table on the device will say
         self._page_of = np.full(self.capacity, _NOTHING, np.int64)
+
+    @property
+    def device(self) -> str:
+        """Of the copier."""
+        return str(self._copier.device)
 
     @property
     def untouched(self) -> int:

@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from weightpager.bundle import Bundle
-from weightpager.bundle.files.new_directory import new_directory
-from weightpager.bundle.format import permutations as permutations_file
-from weightpager.bundle.format.names import RESIDENT, private_file
-from weightpager.bundle.parts.adapter import read_adapter
-from weightpager.engine.model.architecture import (
+from weightpager.backends.paged_weights import of_entry
+from weightpager.backends.torch.model.architecture import (
     empty_module,
     full_name,
     preprocessor,
@@ -26,10 +23,15 @@ from weightpager.engine.model.architecture import (
     read_generation,
     set_generation,
 )
-from weightpager.engine.parameters import activation_dtype, read_parameters, read_rows, widened
-from weightpager.engine.tasks.task_module import assign, paged_weight
+from weightpager.backends.torch.parameters import activation_dtype, read_parameters, read_rows, widened
+from weightpager.backends.torch.task_module import assign
+from weightpager.bundle import Bundle
+from weightpager.bundle.files.new_directory import new_directory
+from weightpager.bundle.format import permutations as permutations_file
+from weightpager.bundle.format.names import RESIDENT, private_file
+from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.errors import BundleFormatError, ConfigError
-from weightpager.kernels import reference
+from weightpager.kernels.torch import reference
 from weightpager.machine.paths import has_directory
 from weightpager.nn import set_as_published
 from weightpager.store import LocalStore, VerifyingStore
@@ -105,17 +107,17 @@ def in_original_order(bundle: Bundle, task: str, values: dict[str, Tensor]) -> d
 def dense_weights(bundle: Bundle, task: str) -> dict[str, Tensor]:
     """Every paged weight of a task as a dense tensor ``[out_features, in_features]`` of the bundle's dtype."""
     pages = bundle.pages_of(task)
-    page_table = torch.full((len(bundle.pages),), -1, dtype=torch.int32)
-    page_table[torch.from_numpy(pages)] = torch.arange(len(pages), dtype=torch.int32)
-    arena = torch.zeros((max(1, len(pages)), bundle.page_bytes), dtype=torch.uint8)
+    page_table = np.full(len(bundle.pages), -1, np.int32)
+    page_table[pages] = np.arange(len(pages))
+    arena = np.zeros((max(1, len(pages)), bundle.page_bytes), np.uint8)
     store = VerifyingStore(LocalStore(bundle, direct=False), bundle.pages)
     try:
         for slot, page in enumerate(pages):
-            store.read(int(page), [arena[slot].numpy().data])
+            store.read(int(page), [arena[slot].data])
     finally:
         store.close()
     tables = bundle.tables(task)
     return {
-        entry.name: reference.dense_weight(paged_weight(bundle, entry, tables[entry.name], arena, page_table))
+        entry.name: reference.dense_weight(of_entry(bundle, entry, tables[entry.name], arena, page_table))
         for entry in bundle.manifest.weights
     }

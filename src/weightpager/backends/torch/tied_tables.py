@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.errors import BundleFormatError
-from weightpager.kernels import PagedWeight
+from weightpager.kernels.torch import Weight
 from weightpager.nn import TiedEmbedding, TiedHead, is_linear, is_plain_embedding
 
 
-def put_tied(module: nn.Module, name: str, table: PagedWeight, dtype: torch.dtype) -> None:
+def put_tied(module: nn.Module, name: str, table: Weight, dtype: torch.dtype) -> None:
     """Replace, in place, all layers that share a parameter; a module that lacks it stays as it is.
 
     Args:
@@ -50,7 +50,7 @@ def without_ties(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> d
     return {name: values[id(tensor)] for name, tensor in wanted.items() if id(tensor) in values}
 
 
-def _over(table: PagedWeight, part: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
+def _over(table: Weight, part: nn.Module, name: str, dtype: torch.dtype) -> nn.Module:
     if is_plain_embedding(part):
         return TiedEmbedding(table, dtype, part.padding_idx)
     if not is_linear(part):

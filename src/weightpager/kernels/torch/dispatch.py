@@ -1,4 +1,4 @@
-"""Which kernel runs: the best that this machine has, or the one that ``WEIGHTPAGER_ISA`` names."""
+"""The checked call of the kernel that serves a weight, wherever it is."""
 
 from __future__ import annotations
 
@@ -13,29 +13,26 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from weightpager.errors import ConfigError, first_line
-from weightpager.kernels import reference
+from weightpager.errors import first_line
+from weightpager.kernels import choice
+from weightpager.kernels.choice import NATIVE, REFERENCE
 from weightpager.kernels.paged_weight import PagedWeight
+from weightpager.kernels.torch import reference
+from weightpager.kernels.torch.device_weight import Weight, device_of
 
-_NATIVE: tuple[str, ...] = ()
-_NO_NATIVE = ""
-try:
-    from weightpager.kernels import cpu
-except ImportError as error:
-    _NO_NATIVE = str(error)
-else:
-    _NATIVE = cpu.isas()
+if NATIVE:
+    from weightpager.kernels import native
+    from weightpager.kernels.torch import cpu
 
 _log = logging.getLogger(__name__)
 _DTYPES = (torch.float32, torch.bfloat16)
-_REFERENCE = "reference"
 _TRITON = "triton"
 
 _calls: Counter[str] = Counter()
 _calls_lock = Lock()
 
 
-def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> Tensor:
+def paged_linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """``x @ W.T + bias``, accumulated in float32; for inference: no gradient flows through it.
 
     On one machine a result depends on the values and on the shape of x, never on the number of threads.
@@ -63,8 +60,8 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> 
 
 def paged_gated(
     x: Tensor,
-    gate: PagedWeight,
-    weight: PagedWeight,
+    gate: Weight,
+    weight: Weight,
     activation: str,
     biases: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Tensor:
@@ -99,36 +96,17 @@ def paged_gated(
 
 
 def isa(device: str | torch.device = "cpu") -> str:
-    """What `paged_linear` runs on, for weights on a device: one of `available`, or "triton" on a GPU.
+    """What weights on a device are multiplied by: one of `weightpager.kernels.available`, or "triton" on a GPU.
 
     ``WEIGHTPAGER_ISA=reference`` is obeyed on every device; what else it may name is the CPU's.
 
     Raises:
         ConfigError: ``WEIGHTPAGER_ISA`` names one that can't run here.
     """
-    wanted = os.environ.get("WEIGHTPAGER_ISA", "")
     device = torch.device(device)
     if device.type == "cpu":
-        return _choose(wanted)
-    return _REFERENCE if wanted == _REFERENCE else _elsewhere(device)
-
-
-def available() -> tuple[str, ...]:
-    """What ``WEIGHTPAGER_ISA`` may name on this machine, best first."""
-    return (*_NATIVE, _REFERENCE)
-
-
-def exact(name: str) -> str:
-    """Which kernel serves float32 activations and weights where this one is chosen: some would round them."""
-    return name if name == _REFERENCE else cpu.exact(_NATIVE.index(name))
-
-
-def threading() -> str:
-    """``"gomp"`` if the native kernels spread their work over torch's OpenMP threads, ``"own"`` if over their own.
-
-    The reference kernel runs on whatever torch's own operations do, and says ``"torch"``.
-    """
-    return "torch" if isa() == _REFERENCE else cpu.threading()
+        return choice.isa()
+    return REFERENCE if os.environ.get("WEIGHTPAGER_ISA") == REFERENCE else _elsewhere(device)
 
 
 def calls() -> dict[str, int]:
@@ -140,26 +118,14 @@ def calls() -> dict[str, int]:
         return dict(_calls)
 
 
-def _serving(weight: PagedWeight) -> tuple[str, ModuleType, tuple[int, ...]]:
+def _serving(weight: Weight) -> tuple[str, ModuleType, tuple[int, ...]]:
     """The kernel of a weight, by name, its module, and its number there where the module has several."""
-    chosen, dtype = isa(weight.arena.device), weight.dtype
+    chosen, dtype = isa(device_of(weight)), weight.dtype
     if chosen == _TRITON and dtype in (gpu := _gpu()).READS:
         return chosen, gpu, ()
-    if chosen in _NATIVE and dtype in cpu.READS:
-        return chosen, cpu, (_NATIVE.index(chosen),)
-    return _REFERENCE, reference, ()
-
-
-@cache
-def _choose(wanted: str) -> str:
-    if not wanted and not _NATIVE:
-        # Once, since the choice is cached.
-        _log.warning("the native kernels are not there (%s); the reference kernel serves, and is slow", _NO_NATIVE)
-    if not wanted:
-        return available()[0]
-    if wanted not in available():
-        raise ConfigError(f"WEIGHTPAGER_ISA: expected one of {', '.join(available())} on this machine, got {wanted!r}")
-    return wanted
+    if isinstance(weight, PagedWeight) and chosen in NATIVE and dtype in native.READS:
+        return chosen, cpu, (NATIVE.index(chosen),)
+    return REFERENCE, reference, ()
 
 
 @cache
@@ -175,12 +141,12 @@ def _elsewhere(device: torch.device) -> str:
     # Triton says in the first line only where its compiler stopped, and why in what led to the error.
     more = trouble if len(str(trouble).splitlines()) > 1 else None
     _log.warning("no kernels for %s (%s); the reference kernel serves, and is slow", device, why, exc_info=more)
-    return _REFERENCE
+    return REFERENCE
 
 
 def _gpu() -> ModuleType:
     """The GPU's kernels; imported when they are needed, since Triton takes a second to be."""
-    return import_module("weightpager.kernels.gpu")
+    return import_module("weightpager.kernels.torch.gpu")
 
 
 def _count(kernel: str) -> None:
@@ -188,13 +154,13 @@ def _count(kernel: str) -> None:
         _calls[kernel] += 1
 
 
-def _check_input(x: Tensor, weight: PagedWeight) -> None:
+def _check_input(x: Tensor, weight: Weight) -> None:
     _check_operand("x", x, weight)
     if x.dim() < 1 or x.shape[-1] != weight.in_features:
         raise ValueError(f"x: expected [..., {weight.in_features}], got {list(x.shape)}")
 
 
-def _checked_bias(name: str, bias: Tensor | None, weight: PagedWeight) -> Tensor | None:
+def _checked_bias(name: str, bias: Tensor | None, weight: Weight) -> Tensor | None:
     if bias is None:
         return None
     _check_operand(name, bias, weight)
@@ -203,9 +169,9 @@ def _checked_bias(name: str, bias: Tensor | None, weight: PagedWeight) -> Tensor
     return bias.contiguous()
 
 
-def _check_operand(name: str, operand: Tensor, weight: PagedWeight) -> None:
+def _check_operand(name: str, operand: Tensor, weight: Weight) -> None:
     if operand.dtype not in _DTYPES:
         raise ValueError(f"{name}: expected torch.float32 or torch.bfloat16, got {operand.dtype}")
-    device = weight.arena.device
+    device = device_of(weight)
     if operand.device != device or operand.layout != torch.strided:
         raise ValueError(f"{name}: expected a dense tensor on {device}, got {operand.layout} on {operand.device}")

@@ -20,14 +20,14 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from weightpager.backends.torch.model.image_processor import TransformersImageReader, load_image_processor
+from weightpager.backends.torch.model.model_types import check_config_class, check_tokenizer_class
+from weightpager.backends.torch.model.transformers_version import later_writer
 from weightpager.bundle import Bundle, TaskEntry, TaskKind
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.bundle.format.names import MODEL
 from weightpager.bundle.parts.model_files import check_model_file, model_dir
 from weightpager.bundle.settings.checks import GENERATION, generation_settings
-from weightpager.engine.model.image_processor import TransformersImageReader, load_image_processor
-from weightpager.engine.model.model_types import check_config_class, check_tokenizer_class
-from weightpager.engine.model.transformers_version import later_writer
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn import calls_for, empty_on_meta, set_upright

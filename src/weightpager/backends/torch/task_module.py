@@ -6,19 +6,21 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from weightpager.backends.paged_weights import of_entry
+from weightpager.backends.torch.model.architecture import empty_module, full_name
+from weightpager.backends.torch.parameters import activation_dtype
+from weightpager.backends.torch.tied_tables import put_tied, without_ties
 from weightpager.bundle import BlockTable, Bundle, WeightEntry
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.parts.adapter import LowRank
-from weightpager.engine.model.architecture import empty_module, full_name
-from weightpager.engine.parameters import activation_dtype
-from weightpager.engine.tasks.tied_tables import put_tied, without_ties
 from weightpager.errors import BundleFormatError, InferenceOnlyError
-from weightpager.kernels import PagedWeight
+from weightpager.kernels.torch import DeviceWeight, Weight
 from weightpager.nn import (
     FlatLinear,
     Int8Embedding,
@@ -34,6 +36,9 @@ from weightpager.nn import (
     missing_values,
 )
 
+Pages = Any
+"""The arena, or its page table: an array on the host, or a tensor on any device."""
+
 _DTYPES = (torch.float32, torch.bfloat16)
 """What kernels compute with."""
 
@@ -46,12 +51,12 @@ def build(
     tables: Mapping[str, BlockTable],
     config: PretrainedConfig,
     values: dict[str, Tensor],
-    arena: Tensor,
-    page_table: Tensor,
+    arena: Pages,
+    page_table: Pages,
     gate: PageGate,
     low_rank: Mapping[str, LowRank],
     rows: Mapping[str, RowSource | Tensor] | None = None,
-    tied: Mapping[str, PagedWeight] | None = None,
+    tied: Mapping[str, Weight] | None = None,
 ) -> nn.Module:
     """The task's own module: resident parameters shared with the other tasks', private ones its own.
 
@@ -61,31 +66,31 @@ def build(
         tables: the task's block tables by paged weight, in terms of the page table's pages.
         config: of the model.
         values: resident and private parameters by canonical name; referred to, not copied.
-        arena: uint8 [slots, page_bytes]; the module is built on its device.
+        arena: uint8 [slots, page_bytes], an array on the host or a tensor; the module is built on its device.
         page_table: int32 [pages].
         gate: what its layers ask before they read pages.
         low_rank: the task's low-rank parts by paged weight; referred to, not copied.
         rows: tables that come on demand, or as they are stored whole on the arena's device, by canonical name.
-        tied: tables that a head is tied to, by canonical name, where ``values`` has them as blocks.
+        tied: those of ``values`` that a head is tied to and that are blocks.
 
     Raises:
         BundleFormatError: the bundle's parameters don't make up the module.
     """
+    device = _device(arena)
     module = empty_module(config, bundle.task(task), len(values) + len(bundle.manifest.weights))
     state = {full_name(module, name): value for name, value in values.items()}
     for entry in bundle.manifest.weights:
         name = full_name(module, entry.name)
         weight = paged_weight(bundle, entry, tables[entry.name], arena, page_table)
         part = low_rank.get(entry.name)
-        added = None if part is None else (_on(arena, part.down), _on(arena, part.up))
+        added = None if part is None else (_on(device, part.down), _on(device, part.up))
         _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, gate, added))
     dtype = activation_dtype(state.values())
     for table, source in (rows or {}).items():
         _replace_embedding(module, bundle.row_tables[table].entry, source, dtype)
     for name, weight in (tied or {}).items():
-        if values[name] is weight.arena:  # else the task has ordinary values of its own
-            put_tied(module, full_name(module, name), weight, dtype)
-            del state[full_name(module, name)]
+        put_tied(module, full_name(module, name), weight, dtype)
+        del state[full_name(module, name)]
     fuse_gated_mlps(module)
     _flatten_head(module)
     assign(module, state, task)
@@ -94,20 +99,21 @@ def build(
     module.save_pretrained = _refuse_to_save  # type: ignore[assignment]
     if bundle.task(task).takes_images:
         module.register_forward_pre_hook(partial(_round_pixels, dtype), with_kwargs=True)
-    return module.to(arena.device)  # what its constructor computed was on the host
+    return module.to(device)  # what its constructor computed was on the host
 
 
-def paged_weight(
-    bundle: Bundle, entry: WeightEntry, table: BlockTable, arena: Tensor, page_table: Tensor
-) -> PagedWeight:
-    """A paged weight of one task, as kernels take it."""
+def paged_weight(bundle: Bundle, entry: WeightEntry, table: BlockTable, arena: Pages, page_table: Pages) -> Weight:
+    """A paged weight of one task, as kernels take it where its arena is."""
+    device = _device(arena)
+    if device.type == "cpu":
+        return of_entry(bundle, entry, table, np.asarray(arena), np.asarray(page_table))
     block = bundle.manifest.block_shape
-    return PagedWeight(
+    return DeviceWeight(
         arena=arena,
         page_table=page_table,
-        crow_indices=_on(arena, table.crow_indices),
-        col_indices=_on(arena, table.col_indices),
-        locations=_on(arena, table.locations),
+        crow_indices=_on(device, table.crow_indices),
+        col_indices=_on(device, table.col_indices),
+        locations=_on(device, table.locations),
         out_features=entry.out_features,
         in_features=entry.in_features,
         block_rows=block.rows,
@@ -116,9 +122,13 @@ def paged_weight(
     )
 
 
-def _on(arena: Tensor, values: npt.NDArray[Any]) -> Tensor:
-    """Where the arena is: the same memory, if that is the host's."""
-    return torch.from_numpy(values).to(arena.device)
+def _device(arena: Pages) -> torch.device:
+    return arena.device if isinstance(arena, Tensor) else torch.device("cpu")
+
+
+def _on(device: torch.device, values: npt.NDArray[Any]) -> Tensor:
+    """Values on a device: the same memory, if that is the host's."""
+    return torch.from_numpy(values).to(device)
 
 
 def _replace_linear(module: nn.Module, name: str, paged: PagedLinear) -> None:

@@ -16,10 +16,10 @@ import torch
 import triton
 from torch import Tensor
 
-from weightpager.kernels import reference
-from weightpager.kernels import triton as kernels
-from weightpager.kernels.operands import operands
-from weightpager.kernels.paged_weight import PagedWeight
+from weightpager.kernels.torch import reference
+from weightpager.kernels.torch import triton as kernels
+from weightpager.kernels.torch.device_weight import DeviceWeight
+from weightpager.kernels.torch.operands import operands
 from weightpager.page_dtype import ENCODINGS
 
 _WORDS = {"float32": torch.float32, "bfloat16": torch.int32, "int8": torch.int16, "int4": torch.int32}
@@ -34,11 +34,11 @@ _INTERPRETED = not isinstance(kernels.linear, triton.JITFunction)
 _MATRIX = 16  # least tokens, outputs and words of a step that matrix units multiply
 
 
-def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
+def paged_linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None) -> Tensor:
     """``x @ W.T + bias``, accumulated in float32.
 
-    ``x`` and ``bias`` have been checked by `weightpager.kernels.paged_linear`. An output that needs a page which isn't
-    in the arena is NaN.
+    ``x`` and ``bias`` have been checked by `weightpager.kernels.torch.paged_linear`. An output that needs a page which
+    isn't in the arena is NaN.
 
     Args:
         x: [..., in_features].
@@ -53,8 +53,8 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
 
 def paged_gated(
     x: Tensor,
-    gate: PagedWeight,
-    weight: PagedWeight,
+    gate: DeviceWeight,
+    weight: DeviceWeight,
     activation: str,
     biases: tuple[Tensor | None, Tensor | None],
 ) -> Tensor:
@@ -99,7 +99,7 @@ def _compare(what: str, found: Tensor, expected: Tensor) -> None:
         raise RuntimeError(f"{what}: other results than the reference has")
 
 
-def _sample(dtype: str, device: str | torch.device, drawn: torch.Generator) -> PagedWeight:
+def _sample(dtype: str, device: str | torch.device, drawn: torch.Generator) -> DeviceWeight:
     """Two rows of blocks, one of them full, with partial blocks at the weight's edges and pages in shuffled order."""
     rows, cols, per_page = 16, 32, 2
     encoding, of_page = ENCODINGS[dtype], (4, per_page * rows * cols)
@@ -113,7 +113,7 @@ def _sample(dtype: str, device: str | torch.device, drawn: torch.Generator) -> P
     def table(*entries: int) -> Tensor:
         return torch.tensor(entries, dtype=torch.int32, device=device)
 
-    return PagedWeight(
+    return DeviceWeight(
         arena=torch.cat([blocks, scales] if encoding.scaled else [blocks], 1).to(device),
         page_table=table(3, 0, 1),
         crow_indices=table(0, 3, 4),
@@ -127,7 +127,7 @@ def _sample(dtype: str, device: str | torch.device, drawn: torch.Generator) -> P
     )
 
 
-def _launch(kernel: Any, x: Tensor, factors: Sequence[tuple[PagedWeight, Tensor | None]], **constants: Any) -> Tensor:
+def _launch(kernel: Any, x: Tensor, factors: Sequence[tuple[DeviceWeight, Tensor | None]], **constants: Any) -> Tensor:
     weight = factors[0][0]
     rows, y = operands(x, weight.out_features)
     if y.numel():
@@ -147,7 +147,7 @@ class _Tile:
     constants: dict[str, Any]
 
 
-def _tile(rows: Tensor, weight: PagedWeight) -> _Tile:
+def _tile(rows: Tensor, weight: DeviceWeight) -> _Tile:
     tokens = rows.numel() // weight.in_features
     steps = weight.block_cols // weight.encoding.neighbours
     outputs = min(weight.block_rows, 32)
@@ -177,7 +177,7 @@ def _tile(rows: Tensor, weight: PagedWeight) -> _Tile:
     return _Tile((programs,), constants)
 
 
-def _tables(weight: PagedWeight) -> tuple[Any, ...]:
+def _tables(weight: DeviceWeight) -> tuple[Any, ...]:
     size = int(weight.arena.shape[1])
     if size % 4:
         raise ValueError(f"arena: expected pages of a multiple of 4 bytes on a GPU, got {size}")

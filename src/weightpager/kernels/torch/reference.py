@@ -9,33 +9,35 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
+from weightpager.kernels.paged_weight import PageNotResidentError
+from weightpager.kernels.torch.device_weight import Weight, device_of, tensors
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "gelu_tanh": partial(gelu, approximate="tanh")}
 """What a gated layer can do to its gate."""
 
 
-def dense_weight(weight: PagedWeight) -> Tensor:
+def dense_weight(weight: Weight) -> Tensor:
     """The weight as ``[out_features, in_features]``, zero where a block is dropped; float32 where blocks are scaled.
 
     Raises:
         PageNotResidentError: a block's page is not in the arena.
     """
     grid_rows, grid_cols = weight.grid
-    rows = torch.arange(grid_rows, device=weight.arena.device)
-    rows = rows.repeat_interleave(weight.crow_indices.diff().long())  # [kept]
+    _, _, crow, columns, _ = tensors(weight)
+    rows = torch.arange(grid_rows, device=device_of(weight))
+    rows = rows.repeat_interleave(crow.diff().long())  # [kept]
     blocks = _blocks(weight)
     dense = blocks.new_zeros(grid_rows, grid_cols, weight.block_rows, weight.block_cols)
-    dense[rows, weight.col_indices.long()] = blocks
+    dense[rows, columns.long()] = blocks
     padded = dense.transpose(1, 2).reshape(grid_rows * weight.block_rows, grid_cols * weight.block_cols)
     return padded[: weight.out_features, : weight.in_features]
 
 
 @torch.no_grad()
-def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> Tensor:
+def paged_linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """``x @ W.T + bias`` with `dense_weight`, computed in float32.
 
-    Takes and raises what `weightpager.kernels.paged_linear` does.
+    Takes and raises what `weightpager.kernels.torch.paged_linear` does.
     """
     y = x.float() @ dense_weight(weight).float().T
     if bias is not None:
@@ -46,8 +48,8 @@ def paged_linear(x: Tensor, weight: PagedWeight, bias: Tensor | None = None) -> 
 @torch.no_grad()
 def paged_gated(
     x: Tensor,
-    gate: PagedWeight,
-    weight: PagedWeight,
+    gate: Weight,
+    weight: Weight,
     activation: str,
     biases: tuple[Tensor | None, Tensor | None],
 ) -> Tensor:
@@ -56,21 +58,22 @@ def paged_gated(
     return (ACTIVATIONS[activation](gated) * other).to(x.dtype)
 
 
-def _blocks(weight: PagedWeight) -> Tensor:
+def _blocks(weight: Weight) -> Tensor:
     """The kept blocks, [kept, block_rows, block_cols]."""
     per_page, step = weight.blocks_per_page, weight.encoding.neighbours
-    pages, places = weight.locations.long() // per_page, weight.locations.long() % per_page
-    slots = weight.page_table[pages].long()
-    absent = (slots < 0) | (slots >= weight.arena.shape[0])
+    arena, page_table, _, _, locations = tensors(weight)
+    pages, places = locations.long() // per_page, locations.long() % per_page
+    slots = page_table[pages].long()
+    absent = (slots < 0) | (slots >= arena.shape[0])
     if bool(absent.any()):
         raise PageNotResidentError(int(pages[absent][0]))
     used = per_page * weight.block_bytes
-    raw = weight.arena[:, :used].view(-1, per_page, weight.block_bytes)[slots, places]  # [kept, block_bytes], a copy
+    raw = arena[:, :used].view(-1, per_page, weight.block_bytes)[slots, places]  # [kept, block_bytes], a copy
     steps = numbers(raw, weight.dtype).view(-1, weight.block_cols // step, weight.block_rows, step)
     blocks = steps.transpose(1, 2).reshape(-1, weight.block_rows, weight.block_cols)
     if not weight.encoding.scaled:
         return blocks
-    trailer = weight.arena[:, used : used + per_page * weight.scale_bytes]
+    trailer = arena[:, used : used + per_page * weight.scale_bytes]
     scales = trailer.view(-1, per_page, weight.scale_bytes)[slots, places].view(torch.bfloat16)  # [kept, block_rows]
     return blocks.float() * scales.float()[:, :, None]
 

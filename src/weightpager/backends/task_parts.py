@@ -1,0 +1,57 @@
+"""What an engine gives a backend to build tasks from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from weightpager.backends.parameters import Placed
+from weightpager.bundle import BlockTable, Bundle
+from weightpager.bundle.parts.adapter import LowRank
+from weightpager.runtime.rows.row_cache import RowCache
+
+P = TypeVar("P", bound="Placed[Any, Any]")
+
+
+class Gate(Protocol):
+    """What a task asks before it reads pages of the arena, and tells when it has read them."""
+
+    def enter(self, layer: int) -> None:
+        """Wait until the pages of model layer ``layer`` may be read; they stay until `leave`.
+
+        Raises:
+            TaskNotActiveError: the task isn't active, so its pages may be absent.
+            SwitchFailedError: one of the pages couldn't be loaded.
+        """
+
+    def leave(self, layer: int) -> None:
+        """The pages of ``layer`` have been read."""
+
+
+@dataclass(frozen=True)
+class TaskParts(Generic[P]):
+    """One task of an open bundle.
+
+    Attributes:
+        bundle: with the task.
+        name: of the task.
+        tables: its block tables by paged weight, in terms of the page table's pages; expanded while it is built and
+            while it is held.
+        parameters: resident ones and its own, as the backend has placed them.
+        low_rank: its low-rank parts by paged weight.
+        gate: of the task.
+        arena: uint8 [slots, page_bytes], where pages are: an array on the host, else a tensor.
+        page_table: int32 [pages], page number → slot; follows the arena.
+        rows: tables whose rows come on demand, by canonical name.
+    """
+
+    bundle: Bundle
+    name: str
+    tables: Mapping[str, BlockTable]
+    parameters: P
+    low_rank: Mapping[str, LowRank]
+    gate: Gate
+    arena: Any
+    page_table: Any
+    rows: Mapping[str, RowCache]

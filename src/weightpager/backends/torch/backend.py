@@ -1,0 +1,70 @@
+"""`TorchBackend`: a task as a torch module of transformers' architecture, on the CPU or a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from weightpager.backends.parameters import Parameters
+from weightpager.backends.task_parts import TaskParts
+from weightpager.backends.torch import parameters, task_module
+from weightpager.backends.torch.model import architecture
+from weightpager.backends.torch.parameters import Tensors
+from weightpager.bundle import Bundle
+from weightpager.kernels.torch import isa
+from weightpager.nn import RowSource
+
+
+class TorchBackend:
+    """See `weightpager.engine.backend.Backend`.
+
+    Attributes:
+        name: "torch".
+        kernel: what multiplies by paged weights.
+    """
+
+    name = "torch"
+
+    def __init__(self, bundle: Bundle, device: str) -> None:
+        """Read all that modules are built from but parameters: the bundle may be replaced later.
+
+        Args:
+            bundle: whose tasks are run.
+            device: where the arena is, as torch names it.
+
+        Raises:
+            BundleFormatError: transformers can't build its model.
+            BundleError, StoreError: tables of rows can't be read, which are whole on a GPU.
+            ConfigError: ``WEIGHTPAGER_ISA`` names a kernel that can't run here.
+        """
+        self._device = torch.device(device)
+        self.kernel = isa(self._device)  # what doesn't work here shows now, not at the first request
+        self._config = architecture.read_config(bundle)
+        self._generation = architecture.read_generation(bundle, self._config)
+        on_host = self._device.type == "cpu"
+        self._whole_rows: dict[str, Tensor] = {} if on_host else parameters.device_rows(bundle, self._device)
+
+    def place(self, read: Parameters) -> Tensors:
+        return parameters.placed(read, self._device)
+
+    def dtype(self, of: Tensors) -> str:
+        return parameters.dtype_name(parameters.activation_dtype(of.values.values()))
+
+    def build(self, parts: TaskParts[Tensors]) -> nn.Module:
+        rows: dict[str, RowSource | Tensor] = {**parts.rows, **self._whole_rows}
+        values = dict(parts.parameters.values)
+        module = task_module.build(
+            parts.bundle,
+            parts.name,
+            parts.tables,
+            self._config,
+            values,
+            parts.arena,
+            parts.page_table,
+            parts.gate,
+            parts.low_rank,
+            {name: rows[name] for name in parts.bundle.row_tables if name not in values},
+            parts.parameters.tied,
+        )
+        architecture.set_generation(module, self._generation)
+        return module

@@ -1,0 +1,51 @@
+"""`Backend`: what runs the tasks of an open bundle."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from weightpager.backends.parameters import Parameters
+from weightpager.backends.task_parts import TaskParts
+from weightpager.bundle import Bundle
+
+
+class Backend(Protocol):
+    """Makes of a task's parts what a caller runs. Safe to use from several threads.
+
+    Attributes:
+        name: by which it is asked for.
+        kernel: what multiplies by paged weights.
+    """
+
+    @property
+    def name(self) -> str:
+        """See above."""
+
+    @property
+    def kernel(self) -> str:
+        """See above."""
+
+    def place(self, read: Parameters) -> Any:
+        """Parameters where tasks read them, a `Placed`; the engine keeps nothing else of them."""
+
+    def dtype(self, of: Any) -> str:
+        """What a task of such placed parameters computes in: "float32" or "bfloat16"."""
+
+    def build(self, parts: TaskParts[Any]) -> Any:
+        """A task as its callers run it.
+
+        Raises:
+            BundleFormatError: the bundle's parameters don't make up the task.
+        """
+
+
+def open_backend(bundle: Bundle, device: str) -> Backend:
+    """What runs a bundle's tasks on a device.
+
+    Raises:
+        ConfigError: nothing here can.
+        BundleError: a file that it needs is damaged.
+    """
+    from weightpager.backends.torch.backend import TorchBackend
+
+    return TorchBackend(bundle, device)

@@ -1,1 +1,0 @@
-"""What an engine has of each task: parameters of its own, block tables, and the module over them."""

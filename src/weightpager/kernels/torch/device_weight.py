@@ -1,0 +1,87 @@
+"""`DeviceWeight`: a paged weight whose arena is a device's memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightpager.kernels.blocked import Blocked
+from weightpager.kernels.paged_weight import PagedWeight, check_tables
+
+TABLES = ("page_table", "crow_indices", "col_indices", "locations")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceWeight(Blocked):
+    """See `PagedWeight`, whose attributes these are, as tensors on one device.
+
+    Raises:
+        ValueError: something is not as described; the text says what.
+    """
+
+    arena: Tensor
+    page_table: Tensor
+    crow_indices: Tensor
+    col_indices: Tensor
+    locations: Tensor
+    out_features: int
+    in_features: int
+    block_rows: int
+    block_cols: int
+    dtype: str
+
+    def __post_init__(self) -> None:
+        self.check_sizes()
+        _check_tensor("arena", self.arena, torch.uint8, 2, self.arena.device)
+        for name in TABLES:
+            _check_tensor(name, getattr(self, name), torch.int32, 1, self.arena.device)
+        tables = (table.cpu().numpy() for table in (self.crow_indices, self.col_indices, self.locations))
+        check_tables(self, self.page_table.shape[0], *tables)
+
+    @classmethod
+    def of(cls, weight: PagedWeight, device: str | torch.device = "cpu") -> DeviceWeight:
+        """The same weight on a device; where that is the host, over the same memory."""
+        arena, page_table, crow, columns, locations = (tensor.to(device) for tensor in tensors(weight))
+        return cls(
+            arena=arena,
+            page_table=page_table,
+            crow_indices=crow,
+            col_indices=columns,
+            locations=locations,
+            out_features=weight.out_features,
+            in_features=weight.in_features,
+            block_rows=weight.block_rows,
+            block_cols=weight.block_cols,
+            dtype=weight.dtype,
+        )
+
+
+Weight = PagedWeight | DeviceWeight
+"""What torch's kernels multiply by: on the host arrays, elsewhere tensors."""
+
+_HOST = torch.device("cpu")
+
+
+def device_of(weight: Weight) -> torch.device:
+    """Where a weight is."""
+    return weight.arena.device if isinstance(weight, DeviceWeight) else _HOST
+
+
+def tensors(weight: Weight) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """A weight's arena, page table, rows, columns and locations, as tensors over the same memory."""
+    arena, table, crow, columns, locations = (getattr(weight, name) for name in ("arena", *TABLES))
+    if isinstance(weight, DeviceWeight):
+        return arena, table, crow, columns, locations
+    of = torch.from_numpy
+    return of(arena), of(table), of(crow), of(columns), of(locations)
+
+
+def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, dimensions: int, device: torch.device) -> None:
+    if tensor.dtype != dtype or tensor.dim() != dimensions:
+        raise ValueError(f"{name}: expected {dimensions}-d {dtype}, got {tensor.dim()}-d {tensor.dtype}")
+    if tensor.device != device or tensor.layout != torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor on {device}, got {tensor.layout} on {tensor.device}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
