@@ -18,51 +18,11 @@ from transformers import (
 
 import tiny
 import weightpager as wp
+from families import DECODERS, ENCODERS, IMAGES
 from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-_SIZES: Mapping[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-_ENCODER = {**_SIZES, "vocab_size": 16, "intermediate_size": 64, "max_position_embeddings": 64}
-_DECODER = {**_ENCODER, "num_key_value_heads": 1, "pad_token_id": 0}
-_HEADS = {"head_dim": 16}
-_IMAGES = {**_SIZES, "image_size": 16, "patch_size": 8, "intermediate_size": 64}
-_DISTIL = {"vocab_size": 16, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 64}
-_DEBERTA = {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]}
-_MODERN = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
-_OPT = {**_SIZES, "vocab_size": 16, "ffn_dim": 64, "max_position_embeddings": 64, "word_embed_proj_dim": 32}
-_SWIN = {"image_size": 16, "patch_size": 2, "embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
-_SEGFORMER = {
-    "num_encoder_blocks": 2,
-    "depths": [1, 1],
-    "hidden_sizes": [16, 32],
-    "num_attention_heads": [1, 2],
-    "sr_ratios": [2, 1],
-    "patch_sizes": [3, 3],
-    "strides": [2, 2],
-    "mlp_ratios": [2, 2],
-}
-
-ENCODERS = {
-    "DistilBert": _DISTIL,
-    "Electra": {**_ENCODER, "embedding_size": 16},
-    "Albert": {**_ENCODER, "embedding_size": 16},
-    "DebertaV2": {**_ENCODER, **_DEBERTA},
-    "ModernBert": {**_ENCODER, **_MODERN},
-}
-DECODERS = {
-    "GPT2": {"vocab_size": 16, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
-    "Falcon": {**_SIZES, "vocab_size": 16},
-    "Mixtral": {**_DECODER, "num_local_experts": 2},
-    "Gemma2": {**_DECODER, **_HEADS},
-    "Qwen3": {**_DECODER, **_HEADS},
-    "Phi3": _DECODER,
-    "GPTNeoX": _ENCODER,
-    "OPT": _OPT,
-    "Olmo2": _DECODER,
-}
-IMAGES = {"DeiT": _IMAGES, "Beit": _IMAGES, "Dinov2": _IMAGES, "Swin": _SWIN, "Segformer": _SEGFORMER}
 
 
 def built(family: str, config: Mapping[str, Any], suffix: str, folder: Path) -> PretrainedConfig:

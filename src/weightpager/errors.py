@@ -3,6 +3,7 @@
     WeightpagerError
     ├── ConfigError             an option, size, task file or environment variable is wrong
     ├── CompileError            a model or a data set cannot be compiled
+    │   └── NotExportableError  a kind of tasks has no graph: its module can't be said in a graph's operators
     ├── BundleError             a bundle cannot be used
     │   ├── BundleFormatError   a file, field, index or bound is not what the format says
     │   ├── PageCorruptError    a page's bytes do not match its id
@@ -43,6 +44,10 @@ class ConfigError(WeightpagerError):
 
 class CompileError(WeightpagerError):
     """A model or a data set cannot be compiled."""
+
+
+class NotExportableError(CompileError):
+    """A kind of tasks has no graph; the text says what of its module no operator of graphs can say."""
 
 
 class BundleError(WeightpagerError):

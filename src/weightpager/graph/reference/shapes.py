@@ -47,7 +47,7 @@ def full(*, shape: list[int], value: float, dtype: str) -> Array:
 
 
 def gather(x: Array, index: Array, *, axis: int) -> Array:
-    """Along an axis the element that the index says; index has as many axes as ``x``, the others of equal size."""
+    """Along an axis the element that the index says; index has as many axes as ``x``, the others of its size or 1."""
     return np.take_along_axis(x, index, axis)
 
 

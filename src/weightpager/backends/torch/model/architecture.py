@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
+    PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -110,18 +111,28 @@ def empty_module(config: PretrainedConfig, task: TaskEntry, tensors: int = 2**12
     Raises:
         BundleFormatError: transformers can't build it, or it has far more parts, or computes more, than any such model.
     """
+    module: nn.Module = module_of_kind(config, task.kind, task.classes, tensors)
+    return module
+
+
+def module_of_kind(
+    config: PretrainedConfig, kind: TaskKind, classes: Sequence[str], tensors: int = 2**12
+) -> PreTrainedModel:
+    """The module of a kind of tasks for these classes. Arguments and errors as `empty_module`'s."""
     own = copy.deepcopy(config)
-    if task.classes:
-        own.id2label = dict(enumerate(task.classes))
-        own.label2id = {name: number for number, name in enumerate(task.classes)}
+    if classes:
+        own.id2label = dict(enumerate(classes))
+        own.label2id = {name: number for number, name in enumerate(classes)}
         own.problem_type = None  # the model's directory may be of one with many labels for a text, or a number
     try:
         with empty_on_meta(calls_for(tensors)), quiet_transformers():
-            module: nn.Module = CLASSES[task.kind].from_config(own, trust_remote_code=False)
+            module: PreTrainedModel = CLASSES[kind].from_config(own, trust_remote_code=False)
     except Exception as error:
-        raise BundleFormatError(f"{MODEL}/config.json", "architecture", f"one for {task.kind}", error) from error
+        raise BundleFormatError(f"{MODEL}/config.json", "architecture", f"one for {kind}", error) from error
     set_upright(module)
-    return module.eval().requires_grad_(False)
+    module.requires_grad_(False)
+    module.eval()
+    return module
 
 
 def full_name(module: nn.Module, name: str) -> str:

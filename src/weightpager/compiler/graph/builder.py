@@ -1,0 +1,128 @@
+"""`Builder`: nodes put together one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from weightpager.compiler.graph.draft import Size, Type
+from weightpager.errors import NotExportableError
+from weightpager.graph import Node, Operand
+from weightpager.graph.graph import Array
+
+_DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.int32: "int64", torch.bool: "bool"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """Where something comes from, and what is known of it."""
+
+    operand: Operand
+    type: Type
+
+    @property
+    def shape(self) -> tuple[Size, ...]:
+        """Sizes of its axes."""
+        return self.type.shape
+
+    @property
+    def dtype(self) -> str:
+        """By name."""
+        return self.type.dtype
+
+
+class Builder:
+    """Nodes and constants so far.
+
+    Args:
+        dims: a traced size's symbol → the dimension that it is.
+        classes: the size that stands for the number of a task's classes: a graph must not depend on it.
+    """
+
+    def __init__(self, dims: dict[str, str], classes: int) -> None:
+        self.dims, self.classes = dims, classes
+        self.nodes: list[Node] = []
+        self.constants: list[Array] = []
+        self.types: dict[Operand, Type] = {}
+
+    def size(self, traced: object) -> Size:
+        """A traced size: a number, a dimension, or unknown."""
+        if isinstance(traced, int):
+            return None if traced == self.classes else traced
+        return self.dims.get(str(traced))
+
+    def type_of(self, tensor: Tensor) -> Type:
+        """What is known of a traced tensor.
+
+        Raises:
+            NotExportableError: graphs have no such dtype.
+        """
+        if tensor.dtype not in _DTYPES:
+            raise NotExportableError(f"values of {tensor.dtype}")
+        return Type(tuple(self.size(each) for each in tensor.shape), _DTYPES[tensor.dtype])
+
+    def given(self, operand: Operand, type_: Type) -> Value:
+        """An input or a parameter."""
+        self.types[operand] = type_
+        return Value(operand, type_)
+
+    def constant(self, array: Array) -> Value:
+        """A constant of the graph; whole numbers become int64, others float32."""
+        kind = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float32}[array.dtype.kind]
+        self.constants.append(np.ascontiguousarray(array, kind))
+        type_ = Type(tuple(array.shape), str(np.dtype(kind)))
+        return self.given(Operand.constant(len(self.constants) - 1), type_)
+
+    def emit(self, op: str, inputs: Sequence[Value | None], attributes: dict[str, Any], type_: Type) -> Value:
+        """A new node; its value."""
+        name = f"v{len(self.nodes)}"
+        operands = tuple(None if each is None else each.operand for each in inputs)
+        self.nodes.append(Node(op, operands, attributes, (name,)))
+        return self.given(Operand.value(name), type_)
+
+    def cast(self, value: Value, dtype: str) -> Value:
+        """The same in another dtype."""
+        if value.dtype == dtype:
+            return value
+        return self.emit("cast", [value], {"dtype": dtype}, Type(value.shape, dtype))
+
+    def reshaped(self, value: Value, shape: tuple[Size, ...]) -> Value:
+        """The same elements in another shape, at most one size of which is unknown."""
+        if shape == value.shape:
+            return value
+        return self.emit("reshape", [value], {"shape": stated(shape, 1)}, Type(shape, value.dtype))
+
+    def cut(self, value: Value, axis: int, start: Any, end: Any, step: int = 1) -> Value:
+        """A slice along an axis; ``end`` None for the rest."""
+        size = value.shape[axis]
+        whole = end is None or end == size or (isinstance(end, int) and isinstance(size, int) and end >= size)
+        if start == 0 and step == 1 and whole:
+            return value
+        shape = list(value.shape)
+        if all(isinstance(each, int) for each in (size, start)) and (end is None or isinstance(end, int)):
+            shape[axis] = len(range(int(size or 0))[start:end:step])
+        else:
+            shape[axis] = end if start == 0 and step == 1 and isinstance(end, str) else None
+        attributes = {"axis": axis, "start": start, "end": None if whole else end, "step": step}
+        return self.emit("slice", [value], attributes, Type(tuple(shape), value.dtype))
+
+
+def stated(shape: tuple[Size, ...], unknown: int) -> list[int | str]:
+    """A shape as an attribute states it: −1 for what is unknown.
+
+    Raises:
+        NotExportableError: more is unknown than may be.
+    """
+    if shape.count(None) > unknown:
+        raise NotExportableError(f"a shape of which {shape.count(None)} sizes depend on batch, length or classes")
+    return [-1 if each is None else each for each in shape]
+
+
+def traced_type(builder: Builder, node: fx.Node) -> Type:
+    """What a trace says of a node's value."""
+    return builder.type_of(node.meta["val"])

@@ -1,0 +1,123 @@
+"""A graph compared with its module, on values that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from weightpager.compiler.graph.form import CallForm
+from weightpager.compiler.model.named_parameters import parameters, replace_tensors
+from weightpager.errors import NotExportableError
+from weightpager.graph import Graph
+from weightpager.graph.graph import Array
+from weightpager.graph.reference import KeyValues, run
+
+_TOLERANCE = 1e-4
+"""Of the largest output; a wrong mask or a wrong norm is off by far more."""
+
+_SHAPES = ((2, 7), (1, 1))
+"""Texts and tokens of the inputs that are tried. Of the first, the last text is padded."""
+
+
+def check_graph(graph: Graph, module: PreTrainedModel, form: CallForm) -> None:
+    """Run a graph and its module, and a language model's graph in two pieces as well.
+
+    Args:
+        graph: of the module.
+        module: without values, which it is given here: matrices of one width share memory.
+        form: how both are called.
+
+    Raises:
+        NotExportableError: they differ.
+    """
+    give_values(module)
+    values = {name: np.asarray(tensor.detach()) for name, tensor in parameters(module).items()}
+    for texts, tokens in _SHAPES if "length" in form.dims else ((2, 0),):
+        inputs = made_up(form, module, texts, tokens)
+        found, wanted = run(graph, values, inputs)["logits"], logits(module, inputs)
+        seen = _seen(inputs, wanted)
+        _compare(found[seen], wanted[seen], "its module")
+        if "position_ids" in inputs and tokens > 1:
+            _compare(in_pieces(graph, values, inputs, (tokens - 2, tokens))[seen], wanted[seen], "itself in two pieces")
+
+
+def logits(module: PreTrainedModel, inputs: Mapping[str, Array]) -> Array:
+    """What the module makes of inputs."""
+    with torch.inference_mode():
+        given = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        found: Array = module(**given).logits.numpy()
+    return found
+
+
+def in_pieces(graph: Graph, values: Mapping[str, Array], inputs: Mapping[str, Array], ends: tuple[int, ...]) -> Array:
+    """A language model's logits, of calls that each bring the tokens up to an end."""
+    memory, found, start = KeyValues(), [], 0
+    for end in ends:
+        piece = {name: value[:, start:end] for name, value in inputs.items()}
+        piece["attention_mask"] = inputs["attention_mask"][:, :end]
+        found.append(run(graph, values, piece, memory)["logits"])
+        start = end
+    return np.concatenate(found, 1)
+
+
+def made_up(form: CallForm, module: PreTrainedModel, texts: int, tokens: int) -> dict[str, Array]:
+    """Inputs of some size, the same for the same size; of several texts the last is padded on the right."""
+    rng = np.random.default_rng(0)
+    if "length" not in form.dims:
+        shape = [texts if size == "batch" else int(size) for size in form.inputs[0].shape]
+        return {form.inputs[0].name: rng.normal(size=shape).astype(np.float32)}
+    config: Any = module.config.get_text_config()
+    padding = getattr(config, "pad_token_id", None)
+    words = [word for word in rng.integers(0, config.vocab_size, 2 * texts * tokens + 2) if word != padding]
+    ids = np.resize(np.array(words, np.int64), (texts, tokens))
+    mask = np.ones((texts, tokens), np.int64)
+    if texts > 1:
+        mask[-1, tokens - tokens // 3 :] = 0
+        ids[mask == 0] = 0 if padding is None else padding
+    positions = np.broadcast_to(np.arange(tokens), (texts, tokens)).copy()
+    found = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {each.name: found[each.name] for each in form.inputs}
+
+
+def give_values(module: PreTrainedModel) -> None:
+    """Random values for all parameters, such that activations stay of the size of 1; ties stay ties."""
+    generator = torch.Generator().manual_seed(0)
+    largest: dict[int, int] = {}
+    for tensor in parameters(module).values():
+        if tensor.is_floating_point() and tensor.ndim > 1:
+            width = tensor[0].numel()
+            largest[width] = max(largest.get(width, 0), tensor.numel())
+    pools = {width: torch.randn(count + 2**16, generator=generator) * width**-0.5 for width, count in largest.items()}
+    made: dict[int, Tensor] = {}
+    for number, (name, tensor) in enumerate(parameters(module).items()):
+        if not tensor.is_floating_point():
+            continue
+        if tensor.ndim > 1:
+            begin = number * 97 % 2**16  # else two matrices of one shape would be the same
+            value = pools[tensor[0].numel()][begin : begin + tensor.numel()].view(tensor.shape)
+        else:
+            value = 0.2 * torch.randn(tensor.shape, generator=generator) + float(name.endswith("weight"))
+        made[id(tensor)] = torch.nn.Parameter(value, requires_grad=False) if _is_parameter(tensor) else value
+    replace_tensors(module, made)
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    return isinstance(tensor, torch.nn.Parameter)
+
+
+def _seen(inputs: Mapping[str, Array], wanted: Array) -> Any:
+    """Which outputs count: those of tokens that aren't padding."""
+    per_token = "attention_mask" in inputs and wanted.ndim == 3
+    return inputs["attention_mask"] != 0 if per_token else slice(None)
+
+
+def _compare(found: Array, wanted: Array, other: str) -> None:
+    off = float(np.abs(found - wanted).max()) if found.shape == wanted.shape else np.inf
+    limit = _TOLERANCE * max(float(np.abs(wanted).max()), 1e-3)
+    if not off <= limit:  # a NaN is refused, too
+        raise NotExportableError(f"a graph that differs from {other} by {off:.2g}, more than {limit:.2g}")

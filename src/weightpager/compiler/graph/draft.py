@@ -1,0 +1,36 @@
+"""`Draft`: a graph that is being made, with what is known of its values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from weightpager.graph import Graph, Node, Operand
+
+Size = int | str | None
+"""Of an axis: a number, a dimension that a call states, or unknown."""
+
+
+@dataclass(frozen=True)
+class Type:
+    """What is known of a value: the sizes of its axes, and its dtype."""
+
+    shape: tuple[Size, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A graph, and the types of its nodes' values by name.
+
+    Attributes:
+        graph: so far.
+        types: of values; of inputs, parameters and constants by their operand.
+    """
+
+    graph: Graph
+    types: Mapping[Operand, Type]
+
+    def with_nodes(self, nodes: tuple[Node, ...]) -> Draft:
+        """The same with other nodes."""
+        return replace(self, graph=replace(self.graph, nodes=nodes))

@@ -1,0 +1,90 @@
+"""From a model's configuration to the graph of a kind of tasks."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from weightpager.backends.torch.model.architecture import module_of_kind
+from weightpager.bundle import TaskKind
+from weightpager.bundle.format.manifest import FORMS
+from weightpager.compiler.graph.check import check_graph
+from weightpager.compiler.graph.form import CallForm
+from weightpager.compiler.graph.passes import simplified
+from weightpager.compiler.graph.translate import draft_of
+from weightpager.errors import BundleFormatError, NotExportableError, first_line
+from weightpager.graph import Graph, GraphOutput, Operand, read_graph, write_graph
+from weightpager.graph.file import graph_file
+from weightpager.graph.graph import Node
+
+_STAND_INS = (9973, 9967, 9949)
+"""Numbers of classes that no architecture has as a size: one that isn't in the configuration stands for any number."""
+
+_FEW = 3
+"""Classes of the module that a graph is compared with."""
+
+_AFTER_HEAD = ("multiply", "divide", "add", "tanh")
+"""What a language model may do with its logits, one by one."""
+
+_MASK = Operand.input("attention_mask")
+
+
+def export_graph(config: PretrainedConfig, kind: TaskKind, image: tuple[int, int, int] | None = None) -> Graph:
+    """The graph of a kind of tasks, compared with its module.
+
+    Args:
+        config: of the model.
+        kind: of tasks.
+        image: channels, height and width of what the model's image processor gives; None where tasks read texts.
+
+    Raises:
+        NotExportableError: there is none; says why.
+    """
+    form, classes = CallForm.of(kind, image), _stand_in(config)
+    try:
+        graph = simplified(draft_of(empty_module_of(config, kind, classes), form, classes)).graph
+        graph = _with_hidden(graph) if FORMS[kind].labels == "none" else graph
+        graph = read_graph(graph_file(kind), write_graph(graph))
+        check_graph(graph, empty_module_of(config, kind, _FEW), form)
+    except BundleFormatError as error:
+        raise NotExportableError(first_line(error)) from error
+    return graph
+
+
+def empty_module_of(config: PretrainedConfig, kind: TaskKind, classes: int) -> PreTrainedModel:
+    """A module of float32 that keeps no earlier tokens, its weights without memory, with so many classes if it has any.
+
+    Raises:
+        BundleFormatError: transformers can't build it.
+    """
+    names = [str(each) for each in range(classes)] if FORMS[kind].labels != "none" else ()
+    own = copy.deepcopy(config)
+    own.dtype = torch.float32  # else what a constructor computes is rounded
+    module = module_of_kind(own, kind, names).float()
+    module.config.use_cache = False
+    return module
+
+
+def _stand_in(config: PretrainedConfig) -> int:
+    said = str(config.to_dict())
+    return next(each for each in _STAND_INS if str(each) not in said)
+
+
+def _with_hidden(graph: Graph) -> Graph:
+    """With what the head reads as an output, so that who wants the last token's logits alone computes no others."""
+    makers: dict[str, Node] = {name: node for node in graph.nodes for name in node.outputs}
+    node = makers[graph.outputs[0].value]
+    while node.op in _AFTER_HEAD and len([each for each in node.inputs if each is not None]) == 1:
+        before = node.inputs[0]
+        if before is None or before.kind != "value":
+            break
+        node = makers[str(before.key)]
+    if any(operand == _MASK and each.op != "attention" for each in graph.nodes for operand in each.inputs):
+        raise NotExportableError("a mask that others than attentions read")
+    hidden: Operand | None = node.inputs[0] if node.op == "linear" else None
+    if hidden is None or hidden.kind != "value":
+        raise NotExportableError("logits that no linear head gives")
+    return replace(graph, outputs=(*graph.outputs, GraphOutput("hidden", str(hidden.key))))

@@ -1,0 +1,79 @@
+"""How a kind of tasks calls its module: inputs, outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from weightpager.bundle import TaskKind
+from weightpager.bundle.format.manifest import FORMS
+from weightpager.errors import NotExportableError
+from weightpager.graph import GraphInput
+from weightpager.graph.attributes import DIMENSIONS
+
+_TEXT = ("input_ids", "attention_mask")
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """What a module of a kind is called with.
+
+    Attributes:
+        kind: of tasks.
+        inputs: as the graph has them.
+    """
+
+    kind: TaskKind
+    inputs: tuple[GraphInput, ...]
+
+    @classmethod
+    def of(cls, kind: TaskKind, image: tuple[int, int, int] | None = None) -> CallForm:
+        """Of a kind of tasks.
+
+        Args:
+            kind: of tasks.
+            image: channels, height and width of what its image processor gives; None where tasks read texts.
+
+        Raises:
+            NotExportableError: images have no known size.
+        """
+        if FORMS[kind].images:
+            if image is None:
+                raise NotExportableError("images of no fixed size")
+            return cls(kind, (GraphInput("pixel_values", "float32", ("batch", *image)),))
+        names = (*_TEXT, "position_ids") if FORMS[kind].labels == "none" else _TEXT
+        return cls(kind, tuple(GraphInput(name, "int64", DIMENSIONS) for name in names))
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Dimensions that a call states."""
+        return DIMENSIONS if "length" in self.inputs[0].shape else DIMENSIONS[:1]
+
+    def tensors(self, sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+        """Inputs of these sizes, without memory."""
+        return tuple(
+            torch.empty(
+                [sizes[size] if isinstance(size, str) else size for size in each.shape],
+                dtype=getattr(torch, each.dtype),
+                device="meta",
+            )
+            for each in self.inputs
+        )
+
+
+class Called(nn.Module):
+    """A module with positional inputs and its logits as its only output."""
+
+    def __init__(self, module: PreTrainedModel, form: CallForm) -> None:
+        super().__init__()
+        self.module, self.form = module, form
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits of inputs in the form's order."""
+        named = {each.name: tensor for each, tensor in zip(self.form.inputs, inputs, strict=True)}
+        logits: Tensor = self.module(**named).logits
+        return logits

@@ -1,0 +1,146 @@
+"""From a module to a draft: traced by torch.export, then translated node by node."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim, ExportedProgram
+from transformers import PreTrainedModel
+
+from weightpager.compiler.graph.aten import TRANSLATIONS
+from weightpager.compiler.graph.attention import traced
+from weightpager.compiler.graph.builder import Builder
+from weightpager.compiler.graph.draft import Draft
+from weightpager.compiler.graph.form import Called, CallForm
+from weightpager.compiler.model.named_parameters import canonical, parameters
+from weightpager.errors import NotExportableError
+from weightpager.graph import Graph, GraphOutput, Operand
+
+_SIZES = {"batch": 3, "length": 7}
+"""Of the traced inputs: neither is 1, and they differ, so that torch doesn't take one for the other."""
+
+_CHECKS = ("aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten._assert_scalar.default",
+           "aten.sym_constrain_range_for_size.default")  # fmt: skip
+
+
+def draft_of(module: PreTrainedModel, form: CallForm, classes: int) -> Draft:
+    """A module's forward pass in the operators of graphs.
+
+    Args:
+        module: in evaluation mode; parameters need no values, buffers that its constructor computes do.
+        form: how it is called.
+        classes: the size that stands for the number of a task's classes.
+
+    Raises:
+        NotExportableError: says what can't be translated.
+    """
+    values = dict(module.named_buffers())
+    module = module.to("meta")
+    named = {id(tensor): name for name, tensor in parameters(module).items()}
+    program = _traced(module, form)
+    own = dict(module.named_buffers()) | dict(module.named_parameters(remove_duplicate=False))
+    prefix = f"{module.base_model_prefix}."
+    persistent = {canonical(name, prefix) for name in module.state_dict()}
+    builder = Builder(_dimensions(program, form), classes)
+    found: dict[fx.Node, Any] = {}
+    signature = program.graph_signature
+    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    inputs = iter(form.inputs)
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in held:
+            name = held[node.name].removeprefix("module.")
+            canonical_name = named.get(id(own[name]), canonical(name, prefix))
+            if canonical_name in persistent:
+                found[node] = builder.given(Operand.parameter(canonical_name), builder.type_of(node.meta["val"]))
+            else:
+                found[node] = builder.constant(_values(values[name], name))
+        elif node.op == "placeholder" and node.name in signature.inputs_to_lifted_tensor_constants:
+            constant = program.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
+            found[node] = builder.constant(_values(constant, node.name))
+        elif node.op == "placeholder":
+            given = Operand.input(next(inputs).name)
+            found[node] = builder.given(given, builder.type_of(node.meta["val"]))
+        elif node.op == "call_function":
+            found[node] = _translated(builder, node, found)
+        elif node.op == "output":
+            (logits,) = (found[each] for each in node.args[0])
+        else:
+            raise NotExportableError(f"a traced {node.op}")
+    if logits.operand.kind != "value":
+        raise NotExportableError("a module that computes nothing")
+    outputs = (GraphOutput("logits", str(logits.operand.key)),)
+    graph = Graph(form.kind, form.dims, form.inputs, tuple(builder.nodes), outputs, tuple(builder.constants))
+    return Draft(graph, builder.types)
+
+
+def _traced(module: PreTrainedModel, form: CallForm) -> ExportedProgram:
+    shapes = tuple(
+        {axis: Dim.DYNAMIC for axis, size in enumerate(each.shape) if isinstance(size, str)} for each in form.inputs
+    )
+    try:
+        with traced(module), _quiet(), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            inputs = form.tensors(_SIZES)
+            return torch.export.export(Called(module, form), inputs, dynamic_shapes=(shapes,), strict=False)
+    except NotExportableError:
+        raise
+    except Exception as error:  # whatever torch or the architecture's own code says of a trace
+        reason = str(error).strip().splitlines()
+        raise NotExportableError(f"torch.export: {reason[0][:200] if reason else type(error).__name__}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch logs of a trace that fails: the error says it."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _dimensions(program: ExportedProgram, form: CallForm) -> dict[str, str]:
+    """The trace's symbols for the sizes that a call states."""
+    by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    found = {}
+    for name, given in zip(program.graph_signature.user_inputs, form.inputs, strict=True):
+        for traced_size, size in zip(by_name[str(name)].meta["val"].shape, given.shape, strict=True):
+            if isinstance(size, str):
+                found[str(traced_size)] = size
+    return found
+
+
+def _translated(builder: Builder, node: fx.Node, found: dict[fx.Node, Any]) -> Any:
+    traced_value = node.meta.get("val")
+    if isinstance(traced_value, (int, torch.SymInt)):
+        return builder.size(traced_value)
+    name = getattr(node.target, "__name__", "") if not hasattr(node.target, "_schema") else str(node.target)
+    if name in _CHECKS:
+        return None
+    translation = TRANSLATIONS.get(name)
+    if translation is None:
+        raise NotExportableError(f"the operator {name or node.target}")
+
+    def resolved(argument: Any) -> Any:
+        return fx.node.map_arg(argument, lambda each: found[each])
+
+    try:
+        return translation(builder, node, *resolved(node.args), **resolved(node.kwargs))
+    except TypeError as error:  # arguments that no translation knows
+        raise NotExportableError(f"the operator {name}: {error}") from error
+
+
+def _values(tensor: Tensor, name: str) -> Any:
+    if tensor.is_meta:
+        raise NotExportableError(f"the buffer {name}, which has no values")
+    if tensor.is_floating_point() and tensor.dtype != torch.float32:
+        tensor = tensor.float()
+    return tensor.detach().numpy()

@@ -1,0 +1,163 @@
+"""Graphs of tiny random models of every architecture that docs/own-model.md names, compared with torch's modules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, PIXELS, config_of
+from weightpager.bundle import TaskKind
+from weightpager.compiler.graph.check import give_values, in_pieces, logits, made_up
+from weightpager.compiler.graph.export import empty_module_of, export_graph
+from weightpager.compiler.graph.form import CallForm
+from weightpager.compiler.graph.passes import simplified
+from weightpager.compiler.graph.translate import draft_of
+from weightpager.compiler.model.named_parameters import parameters
+from weightpager.errors import NotExportableError
+from weightpager.graph import Graph, read_graph, write_graph
+from weightpager.graph.reference import run
+
+WITHOUT = {
+    "DebertaV2": "the attention of DebertaV2",
+    "Falcon": "the attention of Falcon",
+    "Mixtral": "the operator aten.topk",
+    "Swin": "attention with a mask, or a bias, of its own",
+}
+"""Architectures that have no graph, and why."""
+
+_KINDS: list[tuple[Mapping[str, Mapping[str, Any]], TaskKind]] = [
+    (ALL_ENCODERS, "text-classification"),
+    (ALL_ENCODERS, "token-classification"),
+    (ALL_IMAGES, "image-classification"),
+    (ALL_DECODERS, "language-modeling"),
+    (ALL_DECODERS, "text-classification"),
+    (ALL_DECODERS, "token-classification"),
+]
+_QUICK = ("Bert", "Roberta", "ViT", "Llama", "Qwen3", "GPT2")
+_WITHOUT_TOKENS = ("Olmo", "Olmo2", "OPT")  # transformers has no such class of them
+
+
+def _cases(slow: bool) -> list[Any]:
+    """Every architecture with every kind of tasks; of a few architectures the first kind isn't slow."""
+    found = []
+    for families, kind in _KINDS:
+        first = kind != "token-classification" and (families is not ALL_DECODERS or kind == "language-modeling")
+        missing = _WITHOUT_TOKENS if kind == "token-classification" else ()
+        found += [
+            pytest.param(family, config, kind, id=f"{family}-{kind}")
+            for family, config in families.items()
+            if family not in WITHOUT and family not in missing and (first and family in _QUICK) != slow
+        ]
+    return found
+
+
+def _image(kind: TaskKind) -> tuple[int, int, int] | None:
+    return PIXELS if kind == "image-classification" else None
+
+
+def check(family: str, settings: Mapping[str, Any], kind: TaskKind) -> Graph:
+    """Its graph, which gives what the module gives, however many texts and tokens there are."""
+    config = config_of(family, settings)
+    graph = export_graph(config, kind, _image(kind))
+    assert write_graph(read_graph("g.json", write_graph(graph))) == write_graph(graph)
+    form = CallForm.of(kind, _image(kind))
+    plain = draft_of(empty_module_of(config, kind, 997), form, 997).graph
+    module = empty_module_of(config, kind, 5)
+    give_values(module)
+    values = {name: np.asarray(tensor.detach()) for name, tensor in parameters(module).items()}
+    assert set(graph.parameters()) <= set(values)
+    for texts, tokens in ((3, 9), (1, 4), (2, 1)):
+        inputs = made_up(form, module, texts, tokens)
+        wanted = logits(module, inputs)
+        per_token = wanted.ndim == 3
+        seen: Any = inputs["attention_mask"] != 0 if per_token else slice(None)
+        limit = 1e-5 * max(1.0, float(np.abs(wanted).max()))
+        for each in (graph, plain):
+            np.testing.assert_allclose(run(each, values, inputs)["logits"][seen], wanted[seen], rtol=0, atol=limit)
+        if kind == "language-modeling":
+            for split in range(1, tokens):
+                found = in_pieces(graph, values, inputs, (split, tokens))
+                np.testing.assert_allclose(found[seen], wanted[seen], rtol=0, atol=limit)
+    return graph
+
+
+@pytest.mark.parametrize(("family", "settings", "kind"), _cases(slow=False))
+def test_a_graph_gives_what_its_module_gives(family: str, settings: Mapping[str, Any], kind: TaskKind) -> None:
+    check(family, settings, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "settings", "kind"), _cases(slow=True))
+def test_so_do_graphs_of_other_kinds(family: str, settings: Mapping[str, Any], kind: TaskKind) -> None:
+    check(family, settings, kind)
+
+
+@pytest.mark.parametrize("family", WITHOUT)
+def test_a_family_without_a_graph_says_why(family: str) -> None:
+    (families,) = (each for each in (ALL_ENCODERS, ALL_DECODERS, ALL_IMAGES) if family in each)
+    kind: TaskKind = "image-classification" if families is ALL_IMAGES else "text-classification"
+    with pytest.raises(NotExportableError, match=WITHOUT[family]):
+        export_graph(config_of(family, families[family]), kind, _image(kind))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("Mistral", {"sliding_window": 3}),
+        ("Qwen2", {"tie_word_embeddings": True}),
+        ("Gemma2", {"sliding_window": 3, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 7.0}),
+        ("GPT2", {"activation_function": "relu", "scale_attn_by_inverse_layer_idx": True}),
+        ("GPTNeoX", {"rotary_pct": 0.5, "use_parallel_residual": False}),
+        ("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "attention_bias": True, "mlp_bias": True}),
+        ("Phi3", {"partial_rotary_factor": 0.5}),
+    ],
+)
+def test_settings_that_change_what_is_computed(family: str, changes: Mapping[str, Any]) -> None:
+    graph = check(family, {**ALL_DECODERS[family], **changes}, "language-modeling")
+    assert [each.name for each in graph.outputs] == ["logits", "hidden"]
+
+
+def test_a_local_attention_looks_both_ways() -> None:
+    settings = {**ALL_ENCODERS["ModernBert"], "local_attention": 4, "global_attn_every_n_layers": 2}
+    graph = check("ModernBert", settings, "text-classification")
+    assert [node.attributes["window"] for node in graph.attentions] == [0, 3]
+
+
+def _operators(graph: Graph) -> Counter[str]:
+    return Counter(node.op for node in graph.nodes)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma"])
+def test_decoders_are_fused(family: str) -> None:
+    graph = export_graph(config_of(family, ALL_DECODERS[family]), "language-modeling")
+    found = _operators(graph)
+    assert found.keys() <= {
+        "embedding", "rms_norm", "add_rms_norm", "linear", "gated_linear", "reshape", "rotary", "attention", "multiply"
+    }  # fmt: skip
+    assert (found["gated_linear"], found["rotary"], found["add_rms_norm"]) == (2, 4, 4)
+    assert all(node.attributes["layout"] == "bthd" for node in graph.nodes if node.op in ("attention", "rotary"))
+
+
+def test_encoders_are_fused() -> None:
+    graph = export_graph(config_of("Bert", ALL_ENCODERS["Bert"]), "text-classification")
+    found = _operators(graph)
+    assert (found["add_layer_norm"], found["permute"], found["gelu"], found["cast"]) == (4, 0, 0, 0)
+    assert [node.inputs[3].key for node in graph.attentions if node.inputs[3]] == ["attention_mask"] * 2
+
+
+@pytest.mark.parametrize("family", ["GPT2", "Albert"])
+def test_a_gelu_written_out_is_one(family: str) -> None:
+    families, kind = (ALL_DECODERS, "language-modeling") if family == "GPT2" else (ALL_ENCODERS, "text-classification")
+    graph = export_graph(config_of(family, families[family]), kind)  # type: ignore[arg-type]
+    assert sum(node.attributes.get("activation") == "gelu_tanh" for node in graph.nodes) == 2
+
+
+def test_passes_change_nothing_that_is_simple_already() -> None:
+    form = CallForm.of("text-classification")
+    config = config_of("Bert", ALL_ENCODERS["Bert"])
+    once = simplified(draft_of(empty_module_of(config, form.kind, 997), form, 997))
+    assert write_graph(simplified(once).graph) == write_graph(once.graph)
