@@ -13,7 +13,7 @@ def test_what_serves_on_a_gpu_is_told_where_there_is_one(monkeypatch: pytest.Mon
         asked.append(device)
         return "triton"
 
-    monkeypatch.setattr("weightpager.doctor.kernel_choice.isa", isa)
+    monkeypatch.setattr("weightpager.kernels.torch.isa", isa)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert kernel_choice().gpu is None
     assert asked == []

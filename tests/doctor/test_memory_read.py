@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from weightpager.doctor import memory_read
-from weightpager.doctor.kernel_choice import REFERENCE
 from weightpager.machine.memory import Memory
 
 
@@ -26,7 +25,7 @@ def test_reading_leaves_torchs_threads_alone() -> None:
 
 
 def test_without_the_native_module_numpy_reads_and_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_read, "available", lambda: (REFERENCE,))
+    monkeypatch.setattr(memory_read, "NATIVE", ())
     measured = memory_read.kernel_read_bandwidth(1 << 20, 2, repeats=2)
     assert "numpy" in measured.doubt
     assert len(measured.seconds) == 2

@@ -5,28 +5,24 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-import torch
-
 from weightpager import kernels
-from weightpager.kernels.choice import NO_NATIVE
-from weightpager.kernels.torch import isa
-
-REFERENCE = "reference"
+from weightpager.kernels.choice import NATIVE, NO_NATIVE
+from weightpager.machine.packages import is_installed
 
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """What `weightpager.kernels.torch.paged_linear` runs on in this process.
+    """What multiplies by paged weights in this process.
 
     Attributes:
-        available: kernels that can run here, best first.
+        available: kernels that can run here, best first; the reference, which is plain torch, where that is installed.
         chosen: the one that serves.
         asked: what ``WEIGHTPAGER_ISA`` names; None if it doesn't.
         exact: the one that serves float32 activations and weights.
         threading: ``"gomp"``, ``"own"`` or, for the reference, ``"torch"``.
-        threads: of torch, which the kernels spread their work over.
+        threads: that the kernels spread their work over.
         missing: why the native kernels are not there; empty if they are.
-        gpu: the one that serves on a GPU; None where torch sees none.
+        gpu: the one that serves on a GPU; None where torch sees none, or isn't installed.
     """
 
     available: tuple[str, ...]
@@ -47,12 +43,30 @@ def kernel_choice() -> KernelChoice:
     """
     chosen = kernels.isa()
     return KernelChoice(
-        available=kernels.available(),
+        available=kernels.available() if is_installed("torch") else NATIVE,
         chosen=chosen,
         asked=os.environ.get("WEIGHTPAGER_ISA") or None,
         exact=kernels.exact(chosen),
         threading=kernels.threading(),
-        threads=torch.get_num_threads(),
+        threads=_threads(),
         missing=NO_NATIVE,
-        gpu=isa("cuda") if torch.cuda.is_available() else None,
+        gpu=_on_gpu(),
     )
+
+
+def _threads() -> int:
+    if not is_installed("torch"):
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _on_gpu() -> str | None:
+    if not is_installed("torch"):
+        return None
+    import torch
+
+    from weightpager.kernels.torch import isa
+
+    return isa("cuda") if torch.cuda.is_available() else None

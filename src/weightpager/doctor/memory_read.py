@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.doctor.kernel_choice import REFERENCE
 from weightpager.doctor.machine import Bandwidth, memory_read_bandwidth
-from weightpager.kernels import available
+from weightpager.kernels.choice import NATIVE
 from weightpager.machine.memory import Memory
 
 _MOST = 256 << 20  # bytes that are read; no cache of a processor that this runs on holds a large part of them
@@ -31,7 +30,7 @@ def kernel_read_bandwidth(total_bytes: int, threads: int, *, repeats: int = 5) -
         threads: that share it.
         repeats: runs, after one that isn't counted.
     """
-    if available() == (REFERENCE,):
+    if not NATIVE:
         measured = memory_read_bandwidth(total_bytes, threads, repeats=repeats)
         return replace(measured, doubt="read by numpy, which may be slower than memory is")
     seconds = _native_seconds(np.ones(total_bytes, np.uint8), threads, repeats)

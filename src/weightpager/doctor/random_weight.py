@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from weightpager.blocks import BlockShape
 from weightpager.kernels import PagedWeight
-from weightpager.page_dtype import block_bytes, encode, page_content
+from weightpager.page_dtype import block_bytes, decode, encode, page_content
 
 _PER_PAGE = 3  # no power of two, so that a wrong page or place doesn't go unseen
 _SPARE_PAGES, _SPARE_SLOTS = 2, 2
@@ -39,6 +39,24 @@ def random_weight(
         block_cols=block.cols,
         dtype=dtype,
     )
+
+
+def dense_weight(weight: PagedWeight) -> npt.NDArray[np.float64]:
+    """What its blocks say, [out_features, in_features], zero where a block is dropped."""
+    block = BlockShape(weight.block_rows, weight.block_cols)
+    pages, places = np.divmod(weight.locations, weight.blocks_per_page)
+    slots = weight.page_table[pages]
+    used = weight.blocks_per_page * weight.block_bytes
+    parts = []
+    for first, size in ((0, weight.block_bytes), (used, weight.scale_bytes)):
+        at = first + places[:, None] * size + np.arange(size)
+        parts.append(weight.arena[slots[:, None], at])
+    grid_rows, grid_cols = weight.grid
+    rows = np.repeat(np.arange(grid_rows), np.diff(weight.crow_indices))
+    dense: npt.NDArray[np.float64] = np.zeros((grid_rows, grid_cols, block.rows, block.cols))
+    dense[rows, weight.col_indices] = decode(np.concatenate(parts, 1), block, weight.dtype)
+    whole = dense.swapaxes(1, 2).reshape(grid_rows * block.rows, grid_cols * block.cols)
+    return np.asarray(whole[: weight.out_features, : weight.in_features])
 
 
 def _values(

@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
 from weightpager.blocks import BlockShape
-from weightpager.doctor.kernel_choice import REFERENCE
-from weightpager.doctor.random_weight import random_weight
-from weightpager.kernels import PagedWeight, available
-from weightpager.kernels.torch import reference
+from weightpager.doctor.random_weight import dense_weight, random_weight
+from weightpager.kernels import PagedWeight
+from weightpager.kernels.choice import NATIVE, REFERENCE
+from weightpager.machine.packages import is_installed
 from weightpager.page_dtype import ENCODINGS
 
-Kernel = Callable[[Tensor, PagedWeight, Tensor | None], Tensor]
+Values = npt.NDArray[Any]
+"""float32, or bfloat16 as uint16."""
+
+Kernel = Callable[[Values, PagedWeight, Values | None], Values]
 
 _OUT, _IN = 200, 301  # no multiples of a block's sides or of two, so that edges are tried as well
 _BLOCKS = (BlockShape(16, 32), BlockShape(64, 64))
 _TOKENS = (1, 5, 40)
-_ACTIVATIONS = (torch.float32, torch.bfloat16)
+_ACTIVATIONS = ("float32", "bfloat16")
+_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,10 @@ class Case:
     """
 
     name: str
-    x: Tensor
+    x: Values
     weight: PagedWeight
-    bias: Tensor
-    expected: Tensor
+    bias: Values
+    expected: npt.NDArray[np.float64]
     tolerance: float
 
 
@@ -72,8 +76,9 @@ def cases(seed: int = 0) -> list[Case]:
 
 
 def kernels_here() -> dict[str, Kernel]:
-    """By name, best first: every kernel that can run on this machine, the reference last."""
-    return {name: _native(number) for number, name in enumerate(available()[:-1])} | {REFERENCE: reference.paged_linear}
+    """By name, best first: every kernel that can run on this machine, the reference last where torch is installed."""
+    found = {name: _native(number) for number, name in enumerate(NATIVE)}
+    return found | ({REFERENCE: _reference()} if is_installed("torch") else {})
 
 
 def self_test(name: str, kernel: Kernel, tried: list[Case]) -> SelfTest:
@@ -82,18 +87,19 @@ def self_test(name: str, kernel: Kernel, tried: list[Case]) -> SelfTest:
     return SelfTest(name, len(outcomes), tuple(outcome for outcome in outcomes if outcome))
 
 
-def _case(weight: PagedWeight, block: BlockShape, tokens: int, dtype: torch.dtype, random: np.random.Generator) -> Case:
-    x = torch.from_numpy(random.standard_normal((tokens, _IN), np.float32)).to(dtype)
-    bias = torch.from_numpy(random.standard_normal(_OUT, np.float32))
-    expected = x.double() @ reference.dense_weight(weight).double().T + bias.double()
-    name = f"{tokens} {_name(dtype)} tokens, {weight.dtype} blocks of {block}"
-    return Case(name, x, weight, bias, expected, _tolerance(weight, dtype))
+def _case(weight: PagedWeight, block: BlockShape, tokens: int, dtype: str, random: np.random.Generator) -> Case:
+    x = random.standard_normal((tokens, _IN), np.float32)
+    stored = ENCODINGS[dtype].narrow(x)
+    bias = random.standard_normal(_OUT, np.float32)
+    expected = _wide(stored) @ dense_weight(weight).T + bias
+    name = f"{tokens} {dtype} tokens, {weight.dtype} blocks of {block}"
+    return Case(name, stored, weight, bias, expected, _tolerance(weight, dtype))
 
 
-def _tolerance(weight: PagedWeight, x: torch.dtype) -> float:
+def _tolerance(weight: PagedWeight, x: str) -> float:
     if weight.encoding.scaled:  # beside such weights activations are rounded to int16
-        return 2e-4 if x == torch.float32 else 2e-2
-    return 1e-2 if weight.dtype == "bfloat16" or x == torch.bfloat16 else 1e-5
+        return 2e-4 if x == "float32" else 2e-2
+    return 1e-2 if weight.dtype == "bfloat16" or x == "bfloat16" else 1e-5
 
 
 def _outcome(kernel: Kernel, case: Case) -> str:
@@ -104,24 +110,35 @@ def _outcome(kernel: Kernel, case: Case) -> str:
         return f"{case.name}: {error}"
     if y.shape != case.expected.shape:
         return f"{case.name}: expected a result of {list(case.expected.shape)}, got {list(y.shape)}"
-    error_norm = float((y.double() - case.expected).norm() / case.expected.norm())
+    with np.errstate(invalid="ignore"):  # NaN
+        error_norm = float(np.linalg.norm(_wide(y) - case.expected) / np.linalg.norm(case.expected))
     if error_norm < case.tolerance:  # never true of NaN
         return ""
     return f"{case.name}: expected a relative error below {case.tolerance:.0e}, got {error_norm:.1e}"
 
 
-def _native(number: int) -> Kernel:
-    """The native kernel of that number, which must exist; the reference beside weights that it doesn't read."""
-    from weightpager.kernels import native
-    from weightpager.kernels.torch import cpu  # only where the native module has been built
+def _wide(values: Values) -> npt.NDArray[np.float64]:
+    return ENCODINGS["bfloat16" if values.dtype == np.uint16 else "float32"].widen(values).astype(np.float64)
 
-    def served(x: Tensor, weight: PagedWeight, bias: Tensor | None) -> Tensor:
-        if weight.dtype in native.READS:
-            return cpu.paged_linear(x, weight, bias, number)
-        return reference.paged_linear(x, weight, bias)
+
+def _native(number: int) -> Kernel:
+    """The native kernel of that number, which must exist."""
+    from weightpager.kernels import native  # only where the native module has been built
+
+    def served(x: Values, weight: PagedWeight, bias: Values | None) -> Values:
+        return native.paged_linear(x, weight, bias, number, _THREADS)
 
     return served
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _reference() -> Kernel:
+    from weightpager.kernels.torch import reference
+    from weightpager.kernels.torch.arrays import as_array, as_tensor
+
+    def tensor(values: Values) -> Any:
+        return as_tensor(values, "bfloat16" if values.dtype == np.uint16 else "float32")
+
+    def served(x: Values, weight: PagedWeight, bias: Values | None) -> Values:
+        return as_array(reference.paged_linear(tensor(x), weight, None if bias is None else tensor(bias)))
+
+    return served

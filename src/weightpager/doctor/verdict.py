@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weightpager.doctor.examine import Diagnosis
-from weightpager.doctor.kernel_choice import REFERENCE
+from weightpager.kernels.choice import REFERENCE
 
 INSTALL_NATIVE = "install a C++ compiler (g++ or clang++), then weightpager again"
 
@@ -37,8 +37,11 @@ def judge(found: Diagnosis) -> Verdict:
 
 def _way_out(found: Diagnosis) -> str:
     right = [test.kernel for test in found.self_tests if not test.failures]
-    if REFERENCE not in right:
+    wrong = [test.kernel for test in found.self_tests if test.failures]
+    if REFERENCE in wrong:
         return "the reference is torch itself: install another version of torch"
+    if not right:
+        return "report it, and install torch to run without the native kernels"
     return f"set WEIGHTPAGER_ISA={right[0]}, and report it"
 
 

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 import weightpager.kernels._native as _native
-from weightpager.kernels.paged_weight import PagedWeight
+from weightpager.kernels.paged_weight import PagedWeight, PageNotResidentError
+
+Values = npt.NDArray[Any]
+"""float32, or bfloat16 as uint16."""
 
 READS = frozenset({"bfloat16", "float32", "int8", "int4"})
 """The pages' dtypes that these kernels read."""
@@ -29,6 +33,48 @@ def exact(isa: int) -> str:
 def threading() -> str:
     """``"gomp"`` if work is spread over torch's OpenMP threads, ``"own"`` if over the native module's own."""
     return _native.threading()
+
+
+def paged_linear(x: Values, weight: PagedWeight, bias: Values | None, isa: int, threads: int) -> Values:
+    """``x @ W.T + bias``, accumulated in float32; the number of threads doesn't change the result.
+
+    Args:
+        x: [..., in_features], float32, or bfloat16 as uint16; contiguous.
+        weight: the weight.
+        bias: [out_features], of either dtype; contiguous.
+        isa: which kernel, as an index into `isas`.
+        threads: at most.
+
+    Returns:
+        [..., out_features], in the dtype of x.
+
+    Raises:
+        ValueError: x or bias is not as described.
+        PageNotResidentError: a block's page is not in the arena.
+    """
+    _check("x", x, (*x.shape[:-1], weight.in_features))
+    if bias is not None:
+        _check("bias", bias, (weight.out_features,))
+    y = np.empty((*x.shape[:-1], weight.out_features), x.dtype)
+    missing = native_weight(weight).linear(
+        isa,
+        x.ctypes.data,
+        y.ctypes.data,
+        x.dtype == np.uint16,
+        x.size // weight.in_features,
+        0 if bias is None else bias.ctypes.data,
+        bias is not None and bias.dtype == np.uint16,
+        threads,
+    )
+    if missing >= 0:
+        raise PageNotResidentError(missing)
+    return y
+
+
+def _check(name: str, values: Values, shape: tuple[int, ...]) -> None:
+    if values.dtype not in (np.float32, np.uint16) or values.shape != shape or not values.flags.c_contiguous:
+        wanted = f"contiguous float32, or bfloat16 as uint16, {list(shape)}"
+        raise ValueError(f"{name}: expected {wanted}, got {values.dtype} {list(values.shape)}")
 
 
 def read_memory(array: npt.NDArray[Any], threads: int) -> None:

@@ -8,14 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from command import Command
 from weightpager import kernels
 from weightpager.doctor import memory_read, storage
 from weightpager.doctor.machine import Bandwidth
+from weightpager.doctor.self_test import Values
 from weightpager.kernels import PagedWeight
 from weightpager.kernels.torch import isa, reference
 from weightpager.machine.mounts import mount_of
@@ -73,14 +74,15 @@ def test_a_kernel_that_computes_wrongly_is_reported(
 ) -> None:
     if not NATIVE:
         pytest.skip("the native kernels are not built")
-    from weightpager.kernels.torch import cpu
+    from weightpager.kernels import native
 
-    real = cpu.paged_linear
+    real = native.paged_linear
 
-    def wrong(x: Tensor, weight: PagedWeight, bias: Tensor | None, isa: int) -> Tensor:
-        return real(x, weight, bias, isa) * (1.5 if isa == 0 else 1)
+    def wrong(x: Values, weight: PagedWeight, bias: Values | None, isa: int, threads: int) -> Values:
+        y = real(x, weight, bias, isa, threads)
+        return y if isa else y ^ 0x8000 if y.dtype == np.uint16 else -y
 
-    monkeypatch.setattr(cpu, "paged_linear", wrong)
+    monkeypatch.setattr(native, "paged_linear", wrong)
     best = kernels.available()[0]
     found = weightpager("doctor", "--path", tmp_path)
     assert found.code == 1
@@ -95,7 +97,7 @@ def test_a_kernel_that_computes_wrongly_is_reported(
 
 
 def test_a_wrong_reference_is_reported(weightpager: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "paged_linear", lambda x, weight, bias=None: x @ x.T)
+    monkeypatch.setattr(reference, "paged_linear", lambda x, weight, bias=None: x.float() @ x.float().T)
     found = weightpager("doctor", "--path", tmp_path)
     assert found.code == 1
     assert "install another version of torch" in last_line(found.out)

@@ -106,7 +106,7 @@ def _processor_rows(processor: Processor, threads: int) -> list[tuple[str, str]]
     return [
         ("model", f"{processor.model or _UNKNOWN} ({processor.machine})"),
         ("usable cores", str(processor.usable_cores)),
-        ("threads of torch", str(threads)),
+        ("threads", str(threads)),
         ("has", _UNKNOWN if features is None else _names(features, has=True)),
         ("lacks", _UNKNOWN if features is None else _names(features, has=False)),
     ]

@@ -1,0 +1,56 @@
+"""What a device does where torch and transformers aren't installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bare import python, weightpager
+from weightpager.kernels.choice import NATIVE
+
+native = pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+
+
+def test_the_package_and_the_engine_are_imported() -> None:
+    ran = python("import weightpager; weightpager.Engine, weightpager.Bundle")
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "BUNDLE", "--json"),
+        ("inspect", "BUNDLE", "--budget", "512KiB"),
+        ("verify", "BUNDLE", "--json"),
+        ("plan", "BUNDLE", "--to", "weather", "--json"),
+        ("simulate", "BUNDLE", "--trace", "TRACE", "--json"),
+        ("ls", "FOLDER"),
+        ("ps",),
+    ],
+    ids=lambda arguments: " ".join(arguments[:1]),
+)
+def test_verbs_that_run_no_task_work(arguments: tuple[str, ...], assistant_bundle: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "day.jsonl"
+    visits = [{"task": "animal", "time": 0}, {"task": "weather", "time": 1}]
+    trace.write_text("".join(json.dumps(visit) + "\n" for visit in visits))
+    places = {"BUNDLE": assistant_bundle, "FOLDER": assistant_bundle.parent, "TRACE": trace}
+    ran = weightpager(*(places.get(each, each) for each in arguments))
+    assert ran.returncode == 0, ran.stderr
+    assert "torch" not in ran.stderr
+
+
+@native
+def test_the_doctor_tests_the_native_kernels(tmp_path: Path) -> None:
+    ran = weightpager("doctor", "--path", tmp_path, "--json")
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert [test["kernel"] for test in told["self_tests"]] == told["kernels"]["available"] == list(NATIVE)
+    assert all(test["failures"] == [] for test in told["self_tests"])
+    assert told["kernels"]["gpu"] is None
+
+
+def test_a_gpu_is_refused_with_what_to_do(assistant_bundle: Path) -> None:
+    ran = python(f"import weightpager; weightpager.Engine.from_pretrained({str(assistant_bundle)!r}, device='cuda')")
+    assert "ConfigError: device: 'cuda' needs torch, which isn't installed" in ran.stderr
