@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from weightpager.answers.evaluate import Score, evaluate
+from weightpager.answers.score import Score
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.footprint import footprint
 from weightpager.compiler.data.splits import EVAL_BATCH, Item
 from weightpager.compiler.measuring.quantise import Quantisation
 from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.evaluate import evaluate
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.pipeline import Sparse, assemble
 from weightpager.compiler.prepare import calibrated, trained

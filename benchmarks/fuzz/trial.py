@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 import weightpager as wp
-from weightpager.answers.predict import predict
 from weightpager.backends.torch.model.architecture import image_reader
 from weightpager.backends.torch.parameters import read_parameters
 from weightpager.bundle import Bundle, TaskEntry
@@ -28,7 +27,6 @@ from weightpager.bundle.report.overlap import overlap
 from weightpager.bundle.verify import verify
 from weightpager.config import EngineConfig
 from weightpager.errors import WeightpagerError
-from weightpager.readers.tokenizer import open_tokenizer
 from weightpager.store import LocalStore, StorageModel, VerifyingStore, all_switches
 
 _TEXT = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
@@ -159,7 +157,7 @@ def _run(trial: Trial, bundle: Bundle, task: str) -> None:
             trial.run("image", lambda: _look(module, bundle))
             return
         with trial.step("tokenizer"):
-            predict(module, open_tokenizer(engine.bundle), entry, ["red cat"], max_new_tokens=1)
+            engine.predict(task, ["red cat"], max_new_tokens=1)
         if entry.kind == "language-modeling":
             trial.run("generate", lambda: module.generate(**_TEXT, max_new_tokens=2))
 

@@ -15,7 +15,7 @@ import torch
 import typer
 
 from weightpager.answers.generation import forward_size
-from weightpager.answers.generation.growing_texts import GrowingTexts
+from weightpager.backends.torch.growing_texts import GrowingTexts
 from weightpager.config import cache_dir, format_size
 from weightpager.engine import Engine
 from weightpager.lab.synthetic_bundle import bundle_of, long_context

@@ -22,6 +22,7 @@ from weightpager.answers.kinds import kind_of
 from weightpager.answers.predict import predict
 from weightpager.answers.work import Classify
 from weightpager.backends.torch.model.architecture import context_length, empty_module
+from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle import TaskEntry
 from weightpager.errors import ConfigError
 from weightpager.readers.tokenizer import ANY_LENGTH, open_tokenizer
@@ -31,19 +32,20 @@ from weightpager.readers.tokenizer import ANY_LENGTH, open_tokenizer
 def test_no_more_is_generated_than_model_and_tokenizer_can_read(writer_bundle: Path, said: int | None) -> None:
     with wp.Engine.from_pretrained(writer_bundle) as engine:
         module, tokenizer = engine.activate("numbers"), open_tokenizer(engine.bundle)
+        model = engine.model("numbers")
         tokenizer.longest = said or ANY_LENGTH
         most = said or module.config.max_position_embeddings
         task, prompt = engine.bundle.task("numbers"), "one two"
-        assert predict(module, tokenizer, task, [prompt], max_new_tokens=most - 2)
+        assert predict(model, tokenizer, task, [prompt], max_new_tokens=most - 2)
         with pytest.raises(ConfigError, match=f"at most {most} tokens, as the model can read, found 2 and {most - 1}"):
-            predict(module, tokenizer, task, [prompt], max_new_tokens=most - 1)
+            predict(model, tokenizer, task, [prompt], max_new_tokens=most - 1)
 
 
 def test_positions_behind_the_padding_are_not_read() -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = RobertaConfig(**sizes, vocab_size=len(tiny.WORDS), max_position_embeddings=12, pad_token_id=0)
     module = RobertaModel(config)
-    most = context_length(module, tiny.reader())
+    most = context_length(module)
     assert most == 11
     module(torch.full((1, most), 4))
     with pytest.raises((IndexError, RuntimeError)):
@@ -71,9 +73,9 @@ def test_token_types_are_not_taken_from_a_tokenizer() -> None:
     bert = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=32, initializer_range=0.5)).eval()
     entry = {"sparsity": 0.5, "dense": None, "eval": None, "max_length": 8}
     task = TaskEntry(name="a", kind="text-classification", classes=["b", "c"], **entry)  # type: ignore[arg-type]
-    served = kind_of("text-classification").encode(bert, reader, [Classify((2, 4, 3))])[0]
-    found = predict(bert, reader, task, ["red"])[0]
+    served = kind_of("text-classification").encode(TorchModel(bert), reader, [Classify((2, 4, 3))])[0]
+    found = predict(TorchModel(bert), reader, task, ["red"])[0]
     assert found.score == pytest.approx(max(served.probabilities), abs=1e-6)  # type: ignore[union-attr]
     llama = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=32, eos_token_id=3, pad_token_id=0)).eval()
     writing = TaskEntry(name="a", kind="language-modeling", classes=[], **entry)  # type: ignore[arg-type]
-    assert predict(llama, reader, writing, ["red"], max_new_tokens=2)
+    assert predict(TorchModel(llama), reader, writing, ["red"], max_new_tokens=2)

@@ -25,7 +25,6 @@ from benchmarks.fuzz.changes import config_change
 from benchmarks.fuzz.original import Original
 from benchmarks.fuzz.sealing import entry, rewrite_file, rewrite_manifest, rewrite_tensors
 from benchmarks.fuzz.trial import Plan, attempt
-from weightpager.answers.predict import predict
 from weightpager.backends.torch.model.architecture import read_config, tokenizer
 from weightpager.backends.torch.parameters import read_parameters
 from weightpager.bundle import Bundle
@@ -33,7 +32,6 @@ from weightpager.bundle.format.names import REPORT, RESIDENT
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.verify import Verification, verify
 from weightpager.errors import BundleError, BundleFormatError
-from weightpager.readers.tokenizer import open_tokenizer
 
 MUTANTS = 300
 
@@ -213,7 +211,7 @@ def test_a_tokenizer_that_gives_no_mask_works(writer_bundle: Path, tmp_path: Pat
     for path in (writer_bundle, copy):
         with wp.Engine.from_pretrained(path) as engine:
             task = next(iter(engine.bundle.tasks.values()))
-            answers.append(predict(engine.activate(task.name), open_tokenizer(engine.bundle), task, ["red cat"]))
+            answers.append(engine.predict(task.name, ["red cat"]))
     assert answers[0] == answers[1]
 
 

@@ -1,1 +1,1 @@
-"""The one way from a task and an input to an answer, for the command line, evaluation and the server. Needs torch."""
+"""The one way from a task and an input to an answer: command line, evaluation and server use it. Needs no torch."""

@@ -5,28 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from weightpager.answers.encoding import EmbeddingRun, Encode, EncodingRun, embed
 from weightpager.answers.generation.generation_run import GenerationRun
 from weightpager.answers.kinds import kind_of
+from weightpager.answers.model import TaskModel
 from weightpager.answers.query import Query, Run
 from weightpager.answers.work import Embed, Generate
 from weightpager.bundle import TaskKind
 
 
-def begin(kind: TaskKind, module: nn.Module, tokenizer: Any, queries: Sequence[Query]) -> Run:
+def begin(kind: TaskKind, model: TaskModel, tokenizer: Any, queries: Sequence[Query]) -> Run:
     """Nothing is computed yet.
 
     Args:
         kind: of the task.
-        module: of the task, which is active while the batch has its steps.
+        model: of the task, which is active while the batch has its steps.
         tokenizer: the calling thread's own.
         queries: whose work is of one kind.
     """
     if isinstance(queries[0].work, Generate):
-        return GenerationRun(module, tokenizer, queries)
+        return GenerationRun(model, tokenizer, queries)
     if queries[0].cached:
-        return EmbeddingRun(module, queries[0])
+        return EmbeddingRun(model, queries[0])
     encode: Encode = embed if isinstance(queries[0].work, Embed) else kind_of(kind).encode
-    return EncodingRun(encode, module, tokenizer, queries)
+    return EncodingRun(encode, model, tokenizer, queries)

@@ -7,27 +7,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
+import numpy as np
+import numpy.typing as npt
 
-from weightpager.answers.generation.attention_cache import CACHE, new_cache, without_cache
-from weightpager.answers.generation.forward_size import Activations
+from weightpager.answers.model import TaskModel
 from weightpager.answers.padded import pad_id, padded
 from weightpager.answers.query import Query
 from weightpager.answers.work import Embed, Embedded, Outcome
 from weightpager.readers.tokenizer import Tokenizer
 
-Encode = Callable[[nn.Module, Any, Sequence[Any]], list[Outcome]]
-"""The outcomes of works that are read together, by a module and a tokenizer."""
+Encode = Callable[[TaskModel, Any, Sequence[Any]], list[Outcome]]
+"""The outcomes of works that are read together, by a model and a tokenizer."""
 
 
-def embed(module: nn.Module, tokenizer: Tokenizer, works: Sequence[Embed]) -> list[Outcome]:
+def embed(model: TaskModel, tokenizer: Tokenizer, works: Sequence[Embed]) -> list[Outcome]:
     """The mean over a text's tokens of the last hidden state below the task's head."""
-    batch = padded(module, [work.ids for work in works], pad_id(module, tokenizer), left=False)
-    base: Any = module.base_model
-    hidden = base(**batch, **without_cache(base)).last_hidden_state.float()  # [texts, tokens, hidden]
-    mask = batch["attention_mask"][..., None]
-    means = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+    batch = padded([work.ids for work in works], pad_id(model, tokenizer))
+    mask = batch["attention_mask"][..., None].astype(np.float32)
+    means = (model.hidden(batch) * mask).sum(1) / np.maximum(mask.sum(1), 1)
     return [Embedded(tuple(row)) for row in means.tolist()]
 
 
@@ -36,13 +33,13 @@ class EncodingRun:
     """Reads a batch at once; a `Run` of one step."""
 
     encode: Encode
-    module: nn.Module
+    model: TaskModel
     tokenizer: Any
     queries: Sequence[Query]
 
     def step(self, until: float) -> int:  # noqa: ARG002 - a forward isn't stopped
         """Compute the outcomes; no token is generated."""
-        outcomes = self.encode(self.module, self.tokenizer, [query.work for query in self.queries])
+        outcomes = self.encode(self.model, self.tokenizer, [query.work for query in self.queries])
         for query, outcome in zip(self.queries, outcomes, strict=True):
             query.done(outcome)
         return 0
@@ -51,35 +48,19 @@ class EncodingRun:
 class EmbeddingRun:
     """Finds the vector of one text that is too long to be read at once; a `Run`."""
 
-    def __init__(self, module: nn.Module, query: Query, clock: Callable[[], float] = time.monotonic) -> None:
-        base: Any = module.base_model
-        self._base = base
+    def __init__(self, model: TaskModel, query: Query, clock: Callable[[], float] = time.monotonic) -> None:
         self._query = query
         self._clock = clock
-        self._ids = torch.tensor([query.work.ids], device=base.device)
-        self._cache = new_cache(base.config)
-        self._activations = Activations.of(base.config, base.dtype.itemsize)
-        self._sum = torch.zeros(1, device=base.device)  # float32 [hidden], or [1]
-        self._read = 0
+        self._pieces = model.pieces(np.array(query.work.ids, np.int64))
+        self._sum: npt.NDArray[np.float32] | float = 0.0  # [width], once something is read
 
     def step(self, until: float) -> int:
         """Read more of the text, until a time; no token is generated."""
         while not self._query.given_up(self._clock()):
-            self._read_piece()
+            self._sum = self._sum + self._pieces.read_piece().sum(0)
+            if self._pieces.over:
+                mean = self._sum / len(self._query.work.ids)
+                self._query.done(Embedded(tuple(np.asarray(mean).tolist())))
             if self._clock() >= until:
                 break
         return 0
-
-    def _read_piece(self) -> None:
-        length = self._ids.shape[1]
-        stop = self._read + self._activations.piece(1, self._read, length)
-        found = self._base(
-            input_ids=self._ids[:, self._read : stop],
-            attention_mask=torch.ones_like(self._ids[:, :stop]),
-            use_cache=True,
-            **{CACHE: self._cache},
-        )
-        self._sum = self._sum + found.last_hidden_state[0].float().sum(0)
-        self._read = stop
-        if stop == length:
-            self._query.done(Embedded(tuple((self._sum / length).tolist())))

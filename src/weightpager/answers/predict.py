@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
 from weightpager.answers.begin import begin
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Prediction
+from weightpager.answers.model import TaskModel
 from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import Generate, Outcome, Work
-from weightpager.backends.torch.model.architecture import context_length
 from weightpager.bundle import TaskEntry
 from weightpager.errors import ConfigError
 from weightpager.readers.tokenizer import Tokenizer
@@ -44,12 +41,12 @@ class _Lone:
 
 
 def predict(
-    module: nn.Module, reader: Any, task: TaskEntry, inputs: Sequence[str], *, max_new_tokens: int = 32
+    model: TaskModel, reader: Any, task: TaskEntry, inputs: Sequence[str], *, max_new_tokens: int = 32
 ) -> list[Prediction]:
-    """Run a task's module on inputs, one at a time: a batch's padding would change the last bits of a result.
+    """Run a task's model on inputs, one at a time: a batch's padding would change the last bits of a result.
 
     Args:
-        module: the task's.
+        model: the task's, which is active.
         reader: the bundle's `Tokenizer`, or for images its `ImageReader`.
         task: whose answers are wanted.
         inputs: texts, or paths of images.
@@ -62,25 +59,24 @@ def predict(
     """
     kind, own = kind_of(task.kind), reader
     if not task.takes_images:
-        own = TokenReader(reader, module.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+        own = TokenReader(reader, model.vocabulary)
     found = []
-    with torch.inference_mode():
-        for given in inputs:
-            query = _Lone(kind.read(own, task, given, max_new_tokens))
-            _check(query.work, given, module, reader)
-            run = begin(task.kind, module, reader, [query])
-            while not query.over:
-                run.step(math.inf)
-            found.append(kind.prediction(task, given, query.outcome))
+    for given in inputs:
+        query = _Lone(kind.read(own, task, given, max_new_tokens))
+        _check(query.work, given, model, reader)
+        run = begin(task.kind, model, reader, [query])
+        while not query.over:
+            run.step(math.inf)
+        found.append(kind.prediction(task, given, query.outcome))
     return found
 
 
-def _check(work: Work, text: str, module: nn.Module, tokenizer: Tokenizer) -> None:
+def _check(work: Work, text: str, model: TaskModel, tokenizer: Tokenizer) -> None:
     if not work.tokens:
         raise ConfigError(f"expected a text with at least one token, found {text!r}")
     if not isinstance(work, Generate):
         return
-    room, wanted = context_length(module, tokenizer), work.max_new_tokens
+    room, wanted = min(model.context, tokenizer.longest), work.max_new_tokens
     if work.tokens + wanted > room:
         raise ConfigError(
             f"expected at most {room} tokens, as the model can read, found {work.tokens} and {wanted} to be generated"

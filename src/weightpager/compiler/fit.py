@@ -16,7 +16,7 @@ from tempfile import gettempdir
 import numpy as np
 import torch
 
-from weightpager.answers.evaluate import Score
+from weightpager.answers.score import Score
 from weightpager.bundle import Bundle, BundleWriter
 from weightpager.bundle.files.new_directory import scratch
 from weightpager.bundle.footprint import footprint, smallest_budget, whole_rows

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 import weightpager
-from weightpager.answers.evaluate import Score
+from weightpager.answers.score import Score
 from weightpager.bundle import Bundle, BundleWriter, Manifest, PageIndex
 from weightpager.bundle.format.names import REPORT, private_file
 from weightpager.bundle.format.placement import Placement

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from weightpager.answers.evaluate import Score
+from weightpager.answers.score import Score
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler import data as task_data
 from weightpager.compiler.base_bundle import BaseBundle

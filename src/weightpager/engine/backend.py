@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from weightpager.answers.model import ModelLimits, TaskModel
 from weightpager.backends.parameters import Parameters
 from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle
+from weightpager.readers.image_reader import ImageReader
+from weightpager.readers.tokenizer import Tokenizer
 
 
 class Backend(Protocol):
@@ -30,6 +33,25 @@ class Backend(Protocol):
 
     def dtype(self, of: Any) -> str:
         """What a task of such placed parameters computes in: "float32" or "bfloat16"."""
+
+    def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:
+        """What the bundle's model can read, and what that takes.
+
+        Args:
+            bundle: with the model.
+            itemsize: bytes of a number that it computes with.
+        """
+
+    def reader(self, bundle: Bundle) -> Tokenizer | ImageReader:
+        """What reads the tasks' inputs, for one thread at a time.
+
+        Raises:
+            BundleFormatError: the bundle's files can't be read.
+            ConfigError: the tasks read images, and Pillow isn't installed.
+        """
+
+    def model(self, task: Any) -> TaskModel:
+        """What answers need of a task that `build` has made."""
 
     def build(self, parts: TaskParts[Any]) -> Any:
         """A task as its callers run it.

@@ -12,6 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from weightpager.answers.kinds.kind import Prediction
+from weightpager.answers.model import TaskModel
+from weightpager.answers.predict import predict
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine.maintenance import EngineMaintenance
@@ -202,6 +205,32 @@ class Engine(EngineMaintenance):
         """
         self._check_open()
         return self._open.entrance(name)[1]
+
+    def model(self, name: str) -> TaskModel:
+        """What answers need of a task, in numpy's arrays whatever backend runs it; otherwise as `module`."""
+        self._check_open()
+        task, _ = self._open.entrance(name)
+        assert task.model is not None
+        return task.model
+
+    def predict(self, name: str, inputs: Sequence[str], *, max_new_tokens: int = 32) -> list[Prediction]:
+        """A task's answers to texts, or to images by their paths.
+
+        The task is current afterwards. Each input is read alone, as `weightpager run` does it.
+
+        Args:
+            name: of the task.
+            inputs: texts, or paths of images.
+            max_new_tokens: of a continuation.
+
+        Raises:
+            ConfigError: a text has no tokens, or with its continuation more than the model can read.
+            BundleFormatError: the bundle's files can't read its inputs.
+            ImageError: a path leads to no image that can be used; it is named.
+            Others: those of `activate`.
+        """
+        self.activate(name)
+        return predict(self.model(name), self.reader(), self.bundle.task(name), inputs, max_new_tokens=max_new_tokens)
 
     def deactivate(self) -> None:
         """Leave the current task, if any; its pages stay until their slots are wanted."""

@@ -155,7 +155,9 @@ class OpenBundle:
         task = _task(state, name)
         if task.module is None:
             with task.building:
-                task.module = task.module or self._build(state.bundle, name, task)
+                if task.module is None:
+                    module = self._build(state.bundle, name, task)
+                    task.model, task.module = self.backend.model(module), module
         return task, task.module
 
     def dtype(self, name: str) -> str:

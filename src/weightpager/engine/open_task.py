@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+from weightpager.answers.model import TaskModel
 from weightpager.backends.parameters import read_parameters
 from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import private_file
@@ -28,7 +29,8 @@ class OpenTask:
         gate: what its layers ask before they read pages.
         pins: how often it is pinned.
         module: what callers run, built when first asked for.
-        building: guards that.
+        model: what answers need of that.
+        building: guards both.
     """
 
     number: int
@@ -38,6 +40,7 @@ class OpenTask:
     gate: TaskGate
     pins: int = 0
     module: Any = None
+    model: TaskModel | None = None
     building: threading.Lock = field(default_factory=threading.Lock)
 
 

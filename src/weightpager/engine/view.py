@@ -6,12 +6,16 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from weightpager.answers.model import ModelLimits
 from weightpager.bundle import Bundle
 from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.open_task import OpenTask
 from weightpager.engine.report import EngineReport, PrefetchReport, ResidencyMap, RowReport, SwitchLog, SwitchReport
 from weightpager.errors import EngineClosedError
+from weightpager.page_dtype import ENCODINGS
+from weightpager.readers.image_reader import ImageReader
+from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.planning.block_manager import BlockManager
 from weightpager.runtime.planning.page_table import ABSENT
@@ -59,6 +63,20 @@ class EngineView:
         """
         self._check_process()
         self._open.check_fits(name, self._real_time)
+
+    def limits(self) -> ModelLimits:
+        """What the bundle's model can read, and what that takes, in the widest numbers that a task computes with."""
+        widest = max(ENCODINGS[self.dtype(name)].bits // 8 for name in self.bundle.tasks)
+        return self._open.backend.limits(self.bundle, widest)
+
+    def reader(self) -> Tokenizer | ImageReader:
+        """What reads the tasks' inputs, for one thread at a time; read from the bundle's files when asked for.
+
+        Raises:
+            BundleFormatError: they can't be read.
+            ConfigError: the tasks read images, and Pillow isn't installed.
+        """
+        return self._open.backend.reader(self.bundle)
 
     def tokenizer(self) -> Any:
         """The bundle's tokenizer; read from its files when asked for.

@@ -14,12 +14,13 @@ from torch import nn
 import tiny
 import weightpager as wp
 from command import Command
-from weightpager.answers.evaluate import Score, evaluate
+from weightpager.answers.score import Score
 from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import ControlScore, read_report
 from weightpager.compiler.measuring import controls
 from weightpager.compiler.measuring.controls import cost, measure_controls, trained_on
 from weightpager.compiler.measuring.quantise import INT8
+from weightpager.compiler.model.evaluate import evaluate
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run

@@ -8,8 +8,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from weightpager.answers.evaluate import Outcomes, Score
 from weightpager.answers.kinds import kind_of
+from weightpager.answers.score import Outcomes, Score
 from weightpager.bundle import TaskKind
 from weightpager.bundle.report.interval import UNKNOWN, holds_zero
 from weightpager.compiler.measuring import intervals

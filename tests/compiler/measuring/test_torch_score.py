@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from weightpager.answers.evaluate import Batch
 from weightpager.bundle.format.manifest import TaskKind
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.torch_score import torch_score
 from weightpager.compiler.model import device

@@ -16,8 +16,8 @@ from torch.func import functional_call
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 import tiny
-from weightpager.answers.evaluate import Batch
 from weightpager.compiler import data as task_data
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import autocast

@@ -13,12 +13,12 @@ import torch
 
 import tiny
 import weightpager as wp
-from weightpager.answers.evaluate import Batch
 from weightpager.backends.torch.export import export_task
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.report.overlap import overlap
 from weightpager.bundle.verify import verify
 from weightpager.compiler import data as task_data
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source

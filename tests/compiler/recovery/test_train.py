@@ -11,11 +11,12 @@ import torch
 from transformers import BertForSequenceClassification
 
 import tiny_models as tiny
-from weightpager.answers.evaluate import Score, evaluate
+from weightpager.answers.score import Score
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model import dense_model, masks
 from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.evaluate import evaluate
 from weightpager.compiler.recovery import train
 from weightpager.errors import CompileError
 

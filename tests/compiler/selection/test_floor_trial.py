@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import tiny
-from weightpager.answers.evaluate import loss
 from weightpager.compiler.alignment.problem import floors
 from weightpager.compiler.model.device import autocast
+from weightpager.compiler.model.loss import loss
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.journal import Journal

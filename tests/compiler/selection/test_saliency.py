@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 import tiny_models as tiny
-from weightpager.answers.evaluate import Batch
 from weightpager.compiler import data, task_file
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model import dense_model, masks
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.selection.saliency import block_saliency, calibrate, normalised

@@ -10,17 +10,13 @@ import torch
 
 import weightpager as wp
 from running import Running
-from weightpager.answers.predict import predict
-from weightpager.readers.tokenizer import open_tokenizer
 
 MESSAGES = [{"role": "user", "content": "one two"}]
 
 
 def continued(bundle: Path, text: str, tokens: int, task: str = "numbers") -> str:
-    with wp.Engine.from_pretrained(bundle) as engine, engine.task(task) as module:
-        return predict(module, open_tokenizer(engine.bundle), engine.bundle.task(task), [text], max_new_tokens=tokens)[
-            0
-        ].label
+    with wp.Engine.from_pretrained(bundle) as engine:
+        return engine.predict(task, [text], max_new_tokens=tokens)[0].label
 
 
 def test_models_are_the_tasks(assistant: Running) -> None:

@@ -13,16 +13,13 @@ from typing import Any
 
 import openai
 import pytest
-import torch
 
 import tiny
 import weightpager as wp
 from running import Running, serving
-from weightpager.answers.predict import predict
 from weightpager.answers.work import Embed
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.errors import ConfigError, RequestTimeoutError
-from weightpager.readers.tokenizer import open_tokenizer
 from weightpager.server.routes.exchange import Exchange
 from weightpager.server.scheduling.job import Delta
 from weightpager.server.scheduling.policy import Policy
@@ -41,8 +38,8 @@ def classify(running: Running, task: str, texts: list[str] | str) -> list[dict[s
 
 
 def direct(bundle: Path, task: str, texts: list[str]) -> list[Any]:
-    with wp.Engine.from_pretrained(bundle) as engine, engine.task(task) as module:
-        return predict(module, open_tokenizer(engine.bundle), engine.bundle.task(task), texts)
+    with wp.Engine.from_pretrained(bundle) as engine:
+        return engine.predict(task, texts)
 
 
 def test_classes_are_what_the_engine_says(assistant: Running, assistant_bundle: Path) -> None:
@@ -81,8 +78,8 @@ def test_deterministic_answers_are_the_engines_bit_for_bit(assistant_bundle: Pat
     assert found == [one.score for one in direct(assistant_bundle, "weather", TEXTS)]
     with serving(writer_bundle, settings) as running:
         choices = running.openai.completions.create(model="animals", prompt=TEXTS, max_tokens=8, temperature=0).choices
-    with wp.Engine.from_pretrained(writer_bundle) as engine, engine.task("animals") as module:
-        wanted = predict(module, open_tokenizer(engine.bundle), engine.bundle.task("animals"), TEXTS, max_new_tokens=8)
+    with wp.Engine.from_pretrained(writer_bundle) as engine:
+        wanted = engine.predict("animals", TEXTS, max_new_tokens=8)
     assert [choice.text for choice in choices] == [one.label for one in wanted]
 
 
@@ -316,12 +313,12 @@ def test_a_slow_reader_gets_what_has_been_computed() -> None:
 
 
 def test_the_room_for_caches_follows_the_tasks(writer_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with wp.Engine.from_pretrained(writer_bundle, kv_reserve="64KiB") as engine:
+    with wp.Engine.from_pretrained(writer_bundle, kv_reserve="64KiB", dtype="bfloat16") as engine:
         service = Service(engine, Settings())
         room = service.vocabulary.most_cached
         assert room is not None
         assert service.worker.policy.room == room
-        monkeypatch.setattr(engine, "dtype", lambda _: torch.float64)  # tasks came that compute in wider numbers
+        monkeypatch.setattr(engine, "dtype", lambda _: "float32")  # tasks came that compute in wider numbers
         service.reload()
         assert service.vocabulary.most_cached == service.worker.policy.room == room // 2
 

@@ -11,8 +11,6 @@ import pytest
 import tiny
 import weightpager as wp
 from running import Running
-from weightpager.answers.predict import predict
-from weightpager.backends.torch.model.architecture import image_reader
 
 
 def data_url(path: Path) -> str:
@@ -28,9 +26,8 @@ def ask(running: Running, route: str, body: dict[str, Any]) -> tuple[int, dict[s
 def test_classes_are_what_the_engine_says(camera: Running, camera_bundle: Path, tmp_path: Path) -> None:
     colours = ["red", "green", "blue", "white"]
     files = [tiny.picture(tmp_path / f"{colour}.png", colour, "asked", size=(20, 18)) for colour in colours]
-    with wp.Engine.from_pretrained(camera_bundle) as engine, engine.task("colour") as module:
-        reader, entry = image_reader(engine.bundle), engine.bundle.task("colour")
-        wanted = predict(module, reader, entry, [str(file) for file in files])
+    with wp.Engine.from_pretrained(camera_bundle) as engine:
+        wanted = engine.predict("colour", [str(file) for file in files])
     status, found = ask(camera, "classifications", {"model": "colour", "input": [data_url(file) for file in files]})
     assert status == 200
     assert [row["label"] for row in found["data"]] == [row.label for row in wanted]

@@ -12,11 +12,10 @@ import pytest
 
 import tiny
 from running import Running, serving
-from weightpager.bundle import Bundle
+from weightpager.engine import Engine
 from weightpager.errors import RequestError
-from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
+from weightpager.readers.tokenizer import Tokenizer
 from weightpager.server.inputs.chat_template import ChatTemplate
-from weightpager.server.scheduling import service
 
 MESSAGES = [
     {"role": "system", "content": "  be brief\n"},
@@ -133,12 +132,15 @@ def test_a_process_that_was_ended_is_replaced() -> None:
 def endless(writer_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """Whose conversations never end."""
 
-    def endless(bundle: Bundle) -> Tokenizer:
-        found = open_tokenizer(bundle)
+    read = Engine.reader
+
+    def endless(engine: Engine) -> Tokenizer:
+        found = read(engine)
+        assert isinstance(found, Tokenizer)
         found.chat_template = ENDLESS
         return found
 
-    monkeypatch.setattr(service, "open_tokenizer", endless)
+    monkeypatch.setattr(Engine, "reader", endless)
     with serving(writer_bundle) as running:
         yield running
 

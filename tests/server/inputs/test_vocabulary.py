@@ -6,14 +6,21 @@ from transformers import Phi3Config, Phi3ForSequenceClassification
 
 import tiny
 from weightpager.answers.encoding import embed
+from weightpager.answers.generation.forward_size import Activations
+from weightpager.answers.model import ModelLimits
 from weightpager.answers.work import Embed
 from weightpager.backends.torch.model.architecture import even_length
+from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.errors import BundleFormatError, RequestError
 from weightpager.server.inputs.vocabulary import Vocabulary
 
 
+def limits(words: int, context: int, together: int | None = None) -> ModelLimits:
+    return ModelLimits(words, context, together, in_pieces=False, cache_bytes=0, activations=Activations(0, 0))
+
+
 def vocabulary(words: int = 16, room: int | None = None) -> Vocabulary:
-    return Vocabulary(tiny.reader(), words, 8, room)
+    return Vocabulary(tiny.reader(), limits(words, 8), room)
 
 
 def test_texts_are_cut_for_classes_and_tags_only() -> None:
@@ -74,14 +81,13 @@ def phi(context: int = 32, until: int = 8) -> Phi3Config:
 def test_texts_that_run_together_are_read_as_if_alone() -> None:
     torch.manual_seed(0)
     config = phi()
-    found = Vocabulary(tiny.reader(), 16, 32, together=even_length(config))
+    found = Vocabulary(tiny.reader(), limits(16, 32, even_length(config)))
     assert (found.context, found.together) == (32, 8)
-    model = Phi3ForSequenceClassification(config).eval()
+    model = TorchModel(Phi3ForSequenceClassification(config).eval())
     short, most, more = Embed((4, 7, 9)), Embed((5,) * 8), Embed((5,) * 9)
-    with torch.inference_mode():
-        alone, with_most, with_more = (
-            torch.tensor(embed(model, tiny.reader(), works)[0].vector)  # type: ignore[union-attr]
-            for works in ([short], [short, most], [short, more])
-        )
+    alone, with_most, with_more = (
+        torch.tensor(embed(model, tiny.reader(), works)[0].vector)  # type: ignore[union-attr]
+        for works in ([short], [short, most], [short, more])
+    )
     torch.testing.assert_close(with_most, alone, rtol=1e-4, atol=1e-5)
     assert (with_more - alone).abs().max() > 1e-2

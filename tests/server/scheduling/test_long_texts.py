@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 import torch
@@ -19,9 +20,9 @@ from torch import nn
 import weightpager as wp
 from running import Running, serving
 from weightpager.answers.generation import forward_size
-from weightpager.answers.generation.attention_cache import CACHE
-from weightpager.answers.predict import predict
+from weightpager.answers.model import TaskModel
 from weightpager.answers.work import Embed, Embedded, Generate, Generated, Sampling, Work
+from weightpager.backends.torch.attention_cache import CACHE
 from weightpager.errors import RequestTimeoutError, ServerClosedError
 from weightpager.readers.tokenizer import open_tokenizer
 from weightpager.server.inputs.text_limit import default_limit
@@ -71,11 +72,11 @@ class Asked:
         ]
         self.batch = Batch(self.jobs, 0.0)
 
-    def run(self, engine: wp.Engine, module: nn.Module, between: Callable[[], object] = lambda: None) -> int:
+    def run(self, engine: wp.Engine, between: Callable[[], object] = lambda: None) -> int:
         """Every step, something happening between two of them; how many there were."""
-        steps, tokenizer = 0, open_tokenizer(engine.bundle)
+        steps, model, tokenizer = 0, engine.model("animals"), open_tokenizer(engine.bundle)
         while self.batch.jobs:
-            self.batch.step(module, tokenizer, 0.0)
+            self.batch.step(model, tokenizer, 0.0)
             steps += 1
             between()
         return steps
@@ -116,14 +117,14 @@ def test_short_prompts_do_not_wait_for_a_long_one(stepwise: Running) -> None:
 def test_a_long_prompt_is_continued_as_if_it_had_been_read_at_once(
     module: tuple[wp.Engine, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, own = module
+    engine, _ = module
     works = [Generate(IDS, 9), Generate(IDS[:100], 6), Generate(IDS[:5], 9)]
     asked = Asked(engine, *works)
-    steps = asked.run(engine, own)
+    steps = asked.run(engine)
     monkeypatch.setattr(forward_size, "PIECE", 256)
     monkeypatch.setattr(forward_size, "FORWARD_TOKENS", 2048)
     at_once = [Asked(engine, work) for work in works]
-    assert [one.run(engine, own) for one in at_once] == [9, 6, 9]
+    assert [one.run(engine) for one in at_once] == [9, 6, 9]
     assert steps > 20
     assert asked.outcomes == [one.outcomes[0] for one in at_once]
 
@@ -131,32 +132,32 @@ def test_a_long_prompt_is_continued_as_if_it_had_been_read_at_once(
 def test_run_reads_long_prompts_as_a_deterministic_server_does(writer_bundle: Path) -> None:
     with serving(writer_bundle, Settings(policy=Policy(batch=1, step=0.0))) as running:
         found = complete(running, LONG, 8)
-    with wp.Engine.from_pretrained(writer_bundle) as engine, engine.task("animals") as own:
-        wanted = predict(own, open_tokenizer(engine.bundle), engine.bundle.task("animals"), [LONG], max_new_tokens=8)
+    with wp.Engine.from_pretrained(writer_bundle) as engine:
+        wanted = engine.predict("animals", [LONG], max_new_tokens=8)
     assert found == wanted[0].label
 
 
 def test_a_seed_draws_the_same_whoever_else_draws_between(module: tuple[wp.Engine, nn.Module]) -> None:
-    engine, own = module
+    engine, _ = module
     work = Generate(IDS[:20], 12, Sampling(temperature=2.0, seed=7))
     alone, beside = Asked(engine, work), Asked(engine, work)
-    alone.run(engine, own)
-    beside.run(engine, own, lambda: torch.rand(17))
+    alone.run(engine)
+    beside.run(engine, lambda: torch.rand(17))
     assert alone.outcomes == beside.outcomes
     state = torch.get_rng_state()
-    Asked(engine, work).run(engine, own)
+    Asked(engine, work).run(engine)
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_the_vector_of_a_long_text_is_the_same_but_for_rounding(
     module: tuple[wp.Engine, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, own = module
+    engine, _ = module
     in_pieces = Asked(engine, Embed(IDS))
-    assert in_pieces.run(engine, own) == 14
+    assert in_pieces.run(engine) == 14
     monkeypatch.setattr(forward_size, "FORWARD_TOKENS", 2048)
     at_once = Asked(engine, Embed(IDS), cached=False)
-    assert at_once.run(engine, own) == 1
+    assert at_once.run(engine) == 1
     (found,), (wanted,) = in_pieces.outcomes, at_once.outcomes
     assert isinstance(found, Embedded)
     assert found.vector == pytest.approx(wanted.vector, abs=1e-5)
@@ -168,7 +169,7 @@ def test_nothing_is_kept_of_a_text_that_is_read_at_once(
     engine, own = module
     kept = []
     own.base_model.register_forward_hook(lambda *given: kept.append(getattr(given[-1], CACHE, None)))  # type: ignore[operator]
-    Asked(engine, Embed(IDS[:20]), Embed(IDS[:16]), cached=False).run(engine, own)
+    Asked(engine, Embed(IDS[:20]), Embed(IDS[:16]), cached=False).run(engine)
     assert kept == [None]
 
 
@@ -176,11 +177,11 @@ def test_nothing_is_kept_of_a_text_that_is_read_at_once(
 def test_a_long_text_ends_with_the_piece_when_its_client_goes_or_its_time_is_over(
     module: tuple[wp.Engine, nn.Module], work: Work
 ) -> None:
-    engine, own = module
+    engine, _ = module
     gone = Asked(engine, work)
-    assert gone.run(engine, own, gone.jobs[0].cancel) == 2  # the second finds nobody there, and computes nothing
+    assert gone.run(engine, gone.jobs[0].cancel) == 2  # the second finds nobody there, and computes nothing
     late = Asked(engine, work, deadline=time.monotonic() + 1e6)
-    assert late.run(engine, own, lambda: setattr(late.jobs[0], "deadline", 0.0)) == 2
+    assert late.run(engine, lambda: setattr(late.jobs[0], "deadline", 0.0)) == 2
     for asked, kind in ((gone, ServerClosedError), (late, RequestTimeoutError)):
         (event,) = asked.events
         assert isinstance(event, Failed)
@@ -193,7 +194,7 @@ def test_who_has_ended_is_computed_no_further(module: tuple[wp.Engine, nn.Module
     own.base_model.register_forward_pre_hook(  # type: ignore[operator]
         lambda _, args, given: rows.append(len(given["input_ids"])), with_kwargs=True
     )
-    asked.run(engine, own)
+    asked.run(engine)
     assert [outcome.tokens for outcome in asked.outcomes if isinstance(outcome, Generated)] == [2, 5, 7]
     assert rows == [3, 3, 2, 2, 2, 1, 1]
 
@@ -264,9 +265,9 @@ def test_closing_cuts_off_a_forward_that_does_not_end(assistant_bundle: Path, mo
     monkeypatch.setattr("weightpager.server.scheduling.service._LAST", 0.1)
     forwards = []
 
-    def endless(module: nn.Module, *_: object) -> None:
+    def endless(model: TaskModel, *_: object) -> None:
         while True:
-            forwards.append(module(torch.tensor([[4, 5]])))
+            forwards.append(model.logits({"input_ids": np.array([[4, 5]])}))
 
     monkeypatch.setattr("weightpager.answers.begin.embed", endless)
     with serving(assistant_bundle) as running:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 PIECE = 256
 """Tokens of a text that are read at once; others may have a turn before the next ones."""
@@ -26,21 +25,6 @@ class Activations:
 
     per_token: int
     per_pair: int
-
-    @classmethod
-    def of(cls, config: Any, itemsize: int) -> Activations:
-        """Of a model.
-
-        Args:
-            config: the model's.
-            itemsize: bytes of a number that it computes with.
-        """
-        own = config.get_text_config()
-        width = int(getattr(own, "hidden_size", None) or 1024)
-        inner = int(getattr(own, "intermediate_size", None) or 4 * width)
-        heads = int(getattr(own, "num_attention_heads", None) or 16)
-        # The residual, its norm, queries, keys, values and what attention gives; gate, up and their product.
-        return cls(itemsize * (8 * width + 3 * inner), itemsize * heads)
 
     def bytes(self, texts: int, tokens: int, length: int) -> int:
         """Of a forward that reads so many tokens of each text, the last ones of ``length``."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from weightpager.answers.kinds.kind import Kind, Prediction
+from weightpager.answers.model import Floats
+from weightpager.answers.softmax import softmax
 from weightpager.answers.work import Classified, Outcome
 from weightpager.bundle import TaskEntry
 
@@ -16,9 +16,9 @@ class Classification(Kind):
 
     metric = "accuracy"
 
-    def outcomes(self, logits: Tensor, works: Sequence[object]) -> list[Outcome]:  # noqa: ARG002 - of any input
+    def outcomes(self, logits: Floats, works: Sequence[object]) -> list[Outcome]:  # noqa: ARG002 - of any input
         """Probabilities of the task's classes."""
-        return [Classified(tuple(row)) for row in logits.float().softmax(-1).tolist()]
+        return [Classified(tuple(row)) for row in softmax(logits).tolist()]
 
     def prediction(self, task: TaskEntry, given: str, outcome: Classified) -> Prediction:
         """The likeliest class."""

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from weightpager.answers.kinds.classification import Classification
+from weightpager.answers.model import Inputs, TaskModel
 from weightpager.answers.work import Look
 from weightpager.bundle import TaskEntry
 from weightpager.errors import ImageError
@@ -27,10 +26,9 @@ class ImageClassification(Classification):
         except ImageError as error:
             raise ImageError(f"{given}: {error}") from error
 
-    def batch(self, module: nn.Module, tokenizer: Any, works: Sequence[Look]) -> dict[str, Tensor]:  # noqa: ARG002
+    def batch(self, model: TaskModel, tokenizer: Any, works: Sequence[Look]) -> Inputs:  # noqa: ARG002
         """All pixels, float32 [images, channels, height, width]."""
-        device: Any = module.device
-        return {"pixel_values": torch.from_numpy(np.stack([work.pixels for work in works])).to(device)}
+        return {"pixel_values": np.stack([work.pixels for work in works])}
 
 
 KIND = ImageClassification()

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
-
-from weightpager.answers.generation.attention_cache import without_cache
+from weightpager.answers.model import Floats, Inputs, Integers, TaskModel
 from weightpager.answers.padded import pad_id, padded
 from weightpager.answers.work import Outcome, Work
 from weightpager.bundle import TaskEntry
@@ -63,32 +61,27 @@ class Kind(ABC):
             ImageError: the path leads to no image that can be used; it is named.
         """
 
-    def encode(self, module: nn.Module, tokenizer: Any, works: Sequence[Any]) -> list[Outcome]:
+    def encode(self, model: TaskModel, tokenizer: Any, works: Sequence[Any]) -> list[Outcome]:
         """The outcomes of works that are read together, and at once."""
-        logits = module(**self.batch(module, tokenizer, works), **without_cache(module)).logits
-        return self.outcomes(logits, works)
+        return self.outcomes(model.logits(self.batch(model, tokenizer, works)), works)
 
-    def batch(self, module: nn.Module, tokenizer: Any, works: Sequence[Any]) -> dict[str, Tensor]:
-        """The module's inputs."""
-        return padded(module, [work.ids for work in works], pad_id(module, tokenizer), left=False)
+    def batch(self, model: TaskModel, tokenizer: Any, works: Sequence[Any]) -> Inputs:
+        """The model's inputs."""
+        return padded([work.ids for work in works], pad_id(model, tokenizer))
 
     @abstractmethod
-    def outcomes(self, logits: Tensor, works: Sequence[Any]) -> list[Outcome]:
-        """What the module's outputs, [works, ...], say of each work."""
+    def outcomes(self, logits: Floats, works: Sequence[Any]) -> list[Outcome]:
+        """What the model's outputs, [works, ...], say of each work."""
 
     @abstractmethod
     def prediction(self, task: TaskEntry, given: str, outcome: Any) -> Prediction:
         """An outcome in the task's own words."""
 
-    def aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[N, C]`` and labels ``[N]`` that belong together."""
-        return logits.flatten(0, -2), labels.flatten()
-
-    def measured(self, logits: Tensor, labels: Tensor) -> tuple[list[float], list[int]]:
+    def measured(self, logits: Floats, labels: Integers) -> tuple[list[float], list[int]]:
         """Of each item, sum and count of what the metric averages: here the hits."""
         counted = (labels != IGNORED).reshape(len(labels), -1)
         hits = (logits.argmax(-1) == labels).reshape(len(labels), -1) & counted
-        return hits.sum(1).double().tolist(), counted.sum(1).tolist()
+        return hits.sum(1).astype(float).tolist(), counted.sum(1).tolist()
 
     def value(self, mean: float) -> float:
         """The metric, of the mean of what `measured` sums up."""

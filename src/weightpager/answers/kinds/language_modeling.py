@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+import numpy as np
 
 from weightpager.answers.kinds.kind import IGNORED, Kind, Prediction
+from weightpager.answers.model import Floats, Integers
+from weightpager.answers.softmax import log_softmax
 from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import Generate, Generated, Outcome
 from weightpager.bundle import TaskEntry
@@ -24,7 +24,7 @@ class LanguageModeling(Kind):
         """A prompt, never cut: a continuation of anything but its end would be no continuation."""
         return Generate(reader.prompt(given), max_new_tokens)
 
-    def outcomes(self, logits: Tensor, works: Sequence[Generate]) -> list[Outcome]:
+    def outcomes(self, logits: Floats, works: Sequence[Generate]) -> list[Outcome]:
         """There are none of a single forward: `GenerationRun` continues texts."""
         raise NotImplementedError
 
@@ -32,23 +32,20 @@ class LanguageModeling(Kind):
         """The continuation."""
         return Prediction(given, outcome.text)
 
-    def aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Each token's logits, and the next token."""
-        # Labels move, logits stay: the gradient of a slice would be one more copy of a large vocabulary's.
-        labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
-        return super().aligned(logits, labels)
-
-    def measured(self, logits: Tensor, labels: Tensor) -> tuple[list[float], list[int]]:
-        """Nats of each window."""
-        # One window at a time: a float32 copy of all logits of a large vocabulary is the peak of an evaluation.
-        parts = [self.aligned(logits[row : row + 1], labels[row : row + 1]) for row in range(len(labels))]
-        nats = [cross_entropy(x.float(), y, ignore_index=IGNORED, reduction="sum").item() for x, y in parts]
-        return nats, [int((y != IGNORED).sum()) for _, y in parts]
+    def measured(self, logits: Floats, labels: Integers) -> tuple[list[float], list[int]]:
+        """Nats of each window: the logits of a token are those of the next one."""
+        nats, counts = [], []
+        for own, wanted in zip(logits, labels[:, 1:], strict=True):  # one at a time: a large vocabulary takes memory
+            counted = wanted != IGNORED
+            found = log_softmax(own[:-1][counted])
+            nats.append(-float(found[np.arange(len(found)), wanted[counted]].sum(dtype=np.float64)))
+            counts.append(int(counted.sum()))
+        return nats, counts
 
     def value(self, mean: float) -> float:
         """The perplexity."""
-        # torch's exp: where math.exp overflows, a hopeless model has infinite perplexity.
-        return torch.tensor(mean, dtype=torch.float64).exp().item()
+        with np.errstate(over="ignore"):  # a hopeless model has infinite perplexity
+            return float(np.exp(mean))
 
 
 KIND = LanguageModeling()

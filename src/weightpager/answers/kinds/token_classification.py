@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+import numpy as np
 
 from weightpager.answers.kinds.kind import Kind, Prediction
+from weightpager.answers.model import Floats, Integers
+from weightpager.answers.softmax import softmax
 from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import Outcome, Tag, Tagged
 from weightpager.bundle import TaskEntry
@@ -22,9 +24,10 @@ class TokenClassification(Kind):
         words = given.split()
         return Tag(*reader.cut_words(words, task.max_length), tuple(words))
 
-    def outcomes(self, logits: Tensor, works: Sequence[Tag]) -> list[Outcome]:
+    def outcomes(self, logits: Floats, works: Sequence[Tag]) -> list[Outcome]:
         """Tags by the number of their class."""
-        best, choice = logits.float().softmax(-1).max(-1)  # [texts, tokens]
+        found = softmax(logits)
+        best, choice = found.max(-1), np.argmax(found, -1)  # [texts, tokens]
         return [_tagged(text, best[row], choice[row]) for row, text in enumerate(works)]
 
     def prediction(self, task: TaskEntry, given: str, outcome: Tagged) -> Prediction:
@@ -33,7 +36,7 @@ class TokenClassification(Kind):
         return Prediction(given, " ".join(f"{word}/{tag}" for word, tag in tags), None, tags)
 
 
-def _tagged(text: Tag, best: Tensor, choice: Tensor) -> Tagged:
+def _tagged(text: Tag, best: Floats, choice: Integers) -> Tagged:
     first = [(word, place) for place, word in enumerate(text.starts) if word is not None]
     return Tagged(tuple((text.words[word], int(choice[place]), float(best[place])) for word, place in first))
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from weightpager.answers.model import ModelLimits
 from weightpager.backends.parameters import Parameters
 from weightpager.backends.task_parts import TaskParts
 from weightpager.backends.torch import parameters, task_module
+from weightpager.backends.torch.limits import limits_of
 from weightpager.backends.torch.model import architecture
 from weightpager.backends.torch.parameters import Tensors
+from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle import Bundle
 from weightpager.kernels.torch import isa
 from weightpager.nn import RowSource
+from weightpager.readers.image_reader import ImageReader
+from weightpager.readers.tokenizer import Tokenizer
 
 
 class TorchBackend:
@@ -49,6 +54,15 @@ class TorchBackend:
 
     def dtype(self, of: Tensors) -> str:
         return parameters.dtype_name(parameters.activation_dtype(of.values.values()))
+
+    def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:
+        return limits_of(bundle, self._config, itemsize)
+
+    def reader(self, bundle: Bundle) -> Tokenizer | ImageReader:
+        return architecture.input_reader(bundle)
+
+    def model(self, task: nn.Module) -> TorchModel:
+        return TorchModel(task)
 
     def build(self, parts: TaskParts[Tensors]) -> nn.Module:
         rows: dict[str, RowSource | Tensor] = {**parts.rows, **self._whole_rows}

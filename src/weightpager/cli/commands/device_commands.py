@@ -48,16 +48,11 @@ def run(
 
     Images: `weightpager run drive.bundle --task traffic-light --image frame.png`; needs `weightpager[images]`.
     """
-    from weightpager.answers.predict import predict
-    from weightpager.backends.torch.model.architecture import input_reader
-
     with _opened(bundle, task, budget, dtype, rows) as engine:
         entry = engine.bundle.task(task)
         inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
-        reader = input_reader(engine.bundle)
-        with engine.task(task) as module:
-            found = predict(module, reader, entry, inputs, max_new_tokens=max_new_tokens)
-            report = engine.report()
+        found = engine.predict(task, inputs, max_new_tokens=max_new_tokens)
+        report = engine.report()
     if json:
         output.print_json({"task": task, "predictions": found, "engine": report})
         return

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from blake3 import blake3
 
-from weightpager.answers.evaluate import Batch
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.rows import hashed, label_ids, labels_of, read_rows, texts_of
 from weightpager.errors import CompileError, ImageError, shortened
 from weightpager.machine.paths import has_directory, has_file

@@ -12,9 +12,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
 
-from weightpager.answers.evaluate import Batch
 from weightpager.bundle.format.manifest import FORMS, TaskEntry, TaskKind
 from weightpager.compiler.data import doubts, images, texts
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.images import Picture
 from weightpager.compiler.data.rows import hashed, labels_of, read_rows
 from weightpager.compiler.data.texts import Example, TextReader

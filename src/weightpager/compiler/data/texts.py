@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import torch
 
-from weightpager.answers.evaluate import Batch
 from weightpager.answers.kinds.kind import IGNORED
-from weightpager.answers.padded import padded_rows, token_inputs
+from weightpager.answers.padded import padded, padded_rows
 from weightpager.answers.token_reader import word_starts
 from weightpager.bundle.format.manifest import FORMS, TaskKind
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.rows import FORMATS, label_ids, labels_of, read_rows, texts_of, words_of
 from weightpager.errors import CompileError
 
@@ -117,7 +117,8 @@ def first_pieces(words: Sequence[str], tags: Sequence[int], spans: Sequence[tupl
 def collate(examples: Sequence[Example], pad: int) -> Batch:
     """One batch, padded on the right to its longest example."""
     labels = [example.label for example in examples]
-    inputs = token_inputs([example.tokens for example in examples], pad)
+    arrays = padded([example.tokens for example in examples], pad)
+    inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if isinstance(labels[0], int):
         return Batch(inputs, torch.tensor(labels))
-    return Batch(inputs, padded_rows(cast(list[Sequence[int]], labels), IGNORED))
+    return Batch(inputs, torch.from_numpy(padded_rows(cast(list[Sequence[int]], labels), IGNORED)))

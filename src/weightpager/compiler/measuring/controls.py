@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from weightpager.answers.evaluate import Score
+from weightpager.answers.score import Score
 from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.quantise import QUANTISATIONS, Quantisation

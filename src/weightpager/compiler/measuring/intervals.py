@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest, bootstrap
 
-from weightpager.answers.evaluate import Outcomes, Score
+from weightpager.answers.score import Outcomes, Score
 from weightpager.bundle.report.interval import CONFIDENCE, UNKNOWN
 
 Floats = npt.NDArray[np.float64]

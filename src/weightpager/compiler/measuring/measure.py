@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from weightpager.answers.evaluate import Batch, Score, evaluate
+from weightpager.answers.evaluate import evaluate
+from weightpager.answers.score import Score
 from weightpager.backends.torch.model.architecture import image_reader, takes_images
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.report.compile_report import TaskScore, has_report, read_report
 from weightpager.compiler import data
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import EVAL_BATCH, TaskData
 from weightpager.compiler.measuring.report import task_score
+from weightpager.compiler.model.evaluate import arrays
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.errors import CompileError
@@ -59,8 +62,9 @@ def score_task(engine: Engine, name: str, batches: Sequence[Batch], progress: Pr
     """One task's score through the engine."""
     entry = engine.bundle.task(name)
     before = calls()
-    with engine.task(name) as module:
-        score = evaluate(module, batches, entry.kind, partial(progress, f"measure {name}"))
+    with engine.task(name):
+        told = partial(progress, f"measure {name}")
+        score = evaluate(engine.model(name).logits, arrays(batches, told), entry.kind)
     if calls() == before:
         raise CompileError(f"{name}: expected the paged kernel to run, but it did not")
     return score

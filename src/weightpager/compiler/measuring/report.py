@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from weightpager.answers.evaluate import Score
+from weightpager.answers.score import Score
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import DENSE, ControlScore, TaskScore
 from weightpager.bundle.report.fill import over_read, page_fill

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from weightpager.answers.evaluate import Score, evaluate
+from weightpager.answers.score import Score
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.device import autocast
+from weightpager.compiler.model.evaluate import evaluate
 from weightpager.page_dtype import PageDtype
 from weightpager.progress import Steps
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from weightpager.answers.evaluate import Batch
 from weightpager.backends.torch.model.architecture import BASE
 from weightpager.blocks import BlockGrid
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.device import autocast
 

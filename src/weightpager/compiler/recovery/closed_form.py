@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightpager.answers.evaluate import Batch
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.recovery.error_feedback import fed_back

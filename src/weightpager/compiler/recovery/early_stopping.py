@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from weightpager.answers.evaluate import Batch
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 
 CHECKS = 10

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from weightpager.answers.evaluate import Batch, loss
-from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle.format.manifest import TaskKind
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import placed, training_device
+from weightpager.compiler.model.loss import aligned, loss
 from weightpager.compiler.model.masks import Masks, Rounded, masked_logits
 from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.rounding import Rounding
@@ -74,8 +74,8 @@ class Lesson:
 
 def divergence(logits: Tensor, answers: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
     """Mean Kullback-Leibler divergence of a model from its teacher, over the positions whose label counts."""
-    ours, wanted = kind_of(kind).aligned(logits, labels)
-    theirs, _ = kind_of(kind).aligned(answers, labels)
+    ours, wanted = aligned(logits, labels, kind)
+    theirs, _ = aligned(answers, labels, kind)
     counted = wanted != IGNORED
     log_ours, log_theirs = (log_softmax(x[counted].float(), -1) for x in (ours, theirs))
     return kl_div(log_ours, log_theirs, reduction="sum", log_target=True) / counted.sum().clamp(min=1)

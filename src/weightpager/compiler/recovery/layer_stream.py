@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import Cache, PreTrainedModel
 
-from weightpager.answers.evaluate import Batch
 from weightpager.backends.torch.model.architecture import BASE
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import repeated_layers
 from weightpager.compiler.model.device import autocast
 from weightpager.errors import CompileError

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from weightpager.answers.evaluate import Batch, loss
 from weightpager.backends.torch.model.architecture import BASE
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
+from weightpager.compiler.model.loss import loss
 from weightpager.compiler.model.masks import Masks, logits_with
 from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.recovery.rounding import stored_if_coarse

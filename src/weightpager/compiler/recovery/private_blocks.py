@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from weightpager.answers.evaluate import Batch
 from weightpager.backends.torch.model.architecture import BASE
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
 from weightpager.compiler.model.masks import block_sums, drop, logits_with, module_name
 from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights

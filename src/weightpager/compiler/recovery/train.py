@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor, nn
 
-from weightpager.answers.evaluate import Batch, loss
 from weightpager.backends.torch.model.architecture import BASE
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.device import placed, training_device
+from weightpager.compiler.model.loss import loss
 from weightpager.compiler.model.masks import masked_logits
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from weightpager.answers.evaluate import Batch
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.recovery.early_stopping import EarlyStopping, Validation
 from weightpager.compiler.recovery.rounding import Rounding

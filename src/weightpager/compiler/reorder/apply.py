@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from weightpager.answers.evaluate import Batch, evaluating
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import Source, parameters
+from weightpager.compiler.model.evaluate import evaluating
 from weightpager.compiler.reorder.dimensions import Dimension, Indices, dimensions
 from weightpager.compiler.reorder.families import RESIDUAL
 from weightpager.compiler.reorder.search import Elements, Floats, gather

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from weightpager.answers.evaluate import Outcomes, Score
+from weightpager.answers.score import Outcomes, Score
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.identities import stage_identities

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from weightpager.answers.evaluate import evaluate
 from weightpager.bundle.report.compile_report import FrontierPoint
 from weightpager.compiler.alignment.problem import Bools, Floats, expected_switch_blocks
 from weightpager.compiler.data.splits import EVAL_BATCH, TaskData
 from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.evaluate import evaluate
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.own_weights import Versions
 from weightpager.compiler.selection.block_choice import aligned, transitions_of

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import torch
 
-from weightpager.answers.evaluate import Batch, loss
+from weightpager.compiler.data.batch import Batch
+from weightpager.compiler.model.loss import loss
 from weightpager.compiler.model.masks import Masks, masked_logits
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weightpager.answers.evaluate import Score
+from weightpager.answers.score import Score
 from weightpager.bundle import EvalData, TaskEntry
 from weightpager.bundle import Score as DenseScore
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations

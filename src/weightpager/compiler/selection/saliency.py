@@ -9,8 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from weightpager.answers.evaluate import Batch, evaluating, loss
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.evaluate import evaluating
+from weightpager.compiler.model.loss import loss
 from weightpager.compiler.model.masks import masked_logits
 from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.errors import CompileError

@@ -9,8 +9,8 @@ from statistics import median
 import torch
 from torch import nn
 
-from weightpager.answers.evaluate import Batch
 from weightpager.compiler.data import load_eval
+from weightpager.compiler.data.batch import Batch
 from weightpager.engine import Engine
 
 TEXTS = 40

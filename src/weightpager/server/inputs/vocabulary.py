@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weightpager.answers.model import ModelLimits
 from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import Ids
 from weightpager.errors import RequestError
@@ -19,22 +20,18 @@ class Vocabulary(TokenReader):
             changes how it reads the others.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, size: int, context: int, room: int | None = None, together: int | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, limits: ModelLimits, room: int | None = None) -> None:
         """Any text is read.
 
         Args:
             tokenizer: that nobody else uses.
-            size: token ids are below it.
-            context: tokens that the model can read.
+            limits: of the model.
             room: tokens that one text's cache may hold; None for any number. May be set anew.
-            together: tokens up to which a text doesn't change how others are read; None for any number.
         """
-        super().__init__(tokenizer, size)
+        super().__init__(tokenizer, limits.vocabulary)
         self.most_cached = room
-        self.context = context
-        self.together = min(context, together or context)
+        self.context = min(limits.context, tokenizer.longest)
+        self.together = min(self.context, limits.together or self.context)
 
     def embed(self, text: str) -> Ids:
         """A text whose vector is wanted, never cut.

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import nn
-
 from weightpager.answers.begin import begin
+from weightpager.answers.model import TaskModel
 from weightpager.answers.query import Run
 from weightpager.errors import BusyError
 from weightpager.server.scheduling.batching import Started, held
@@ -36,7 +34,7 @@ class Batch:
         heavy = any(one.heavy for one in waiting)
         self.started = Started(jobs[0].task, jobs[0].arrived, now, held(waiting), heavy)
         self._jobs = jobs
-        self._module: nn.Module | None = None
+        self._model: TaskModel | None = None
         self._run: Run | None = None
 
     @property
@@ -44,23 +42,22 @@ class Batch:
         """The jobs that haven't ended."""
         return [job for job in self._jobs if not job.over]
 
-    def step(self, module: nn.Module, reader: Any, until: float) -> int:
+    def step(self, model: TaskModel, reader: Any, until: float) -> int:
         """Compute a step, as `Run.step`.
 
         Args:
-            module: of the task, which is active.
+            model: of the task, which is active.
             reader: of inputs; the calling thread's own.
             until: by `time.monotonic`.
 
         Raises:
             BusyError: the task isn't what it was when the batch began.
         """
-        with torch.inference_mode():
-            if self._run is None:
-                self._module, self._run = module, begin(self._jobs[0].entry.kind, module, reader, self._jobs)
-            if module is not self._module:
-                raise BusyError(f"task {self.started.task!r} was compiled anew meanwhile; ask again")
-            return self._run.step(until)
+        if self._run is None:
+            self._model, self._run = model, begin(self._jobs[0].entry.kind, model, reader, self._jobs)
+        if model is not self._model:
+            raise BusyError(f"task {self.started.task!r} was compiled anew meanwhile; ask again")
+        return self._run.step(until)
 
     def fail(self, error: Exception) -> None:
         """End the batch: every job that hasn't ended fails with this error."""

@@ -8,26 +8,15 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from weightpager.answers.generation.attention_cache import bytes_per_token, reads_in_pieces
-from weightpager.answers.generation.forward_size import Activations
 from weightpager.answers.kinds import kind_of
+from weightpager.answers.model import ModelLimits
 from weightpager.answers.work import Embed, Generate, Work
-from weightpager.backends.torch.model.architecture import (
-    context_length,
-    empty_module,
-    even_length,
-    input_reader,
-    read_config,
-    takes_images,
-)
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.errors import RequestError, TaskTooLargeError
-from weightpager.page_dtype import ENCODINGS
-from weightpager.readers.tokenizer import open_tokenizer
+from weightpager.readers.image_reader import ImageReader
 from weightpager.server.inputs.inputs import PictureInputs, TextInputs
 from weightpager.server.inputs.text_limit import TextLimit, default_limit
 from weightpager.server.inputs.vocabulary import Vocabulary
@@ -67,15 +56,16 @@ class Service:
         """
         self.engine = engine
         self.settings = settings
-        self._config = read_config(engine.bundle)
+        reader, limits = engine.reader(), engine.limits()
         self.inputs: TextInputs | PictureInputs
-        if takes_images(engine.bundle):
-            self.inputs = PictureInputs(input_reader(engine.bundle), most=settings.queue // 2)
+        if isinstance(reader, ImageReader):
+            self.inputs = PictureInputs(reader, most=settings.queue // 2)
         else:
-            self.inputs = _texts(engine, self._config, settings)
+            vocabulary = Vocabulary(reader, limits, _room(engine, limits))
+            self.inputs = TextInputs(vocabulary, reader, most=settings.queue // 2, body_bytes=settings.body_bytes)
         self.queue = JobQueue(settings.queue)
         self.metrics = Metrics(engine, self.queue.waiting, self.queue.limit)
-        self._limit = self._text_limit()
+        self._limit = self._text_limit(limits)
         self.worker = Worker(engine, self.queue, self._policy(), self.metrics)
         self.started = time.time()
 
@@ -186,10 +176,11 @@ class Service:
     def reload(self) -> BundleChange:
         """Take over changes of the bundle; only in the worker's own thread. Errors are those of the engine."""
         change = self.engine.reload()
-        self._limit = self._text_limit()
+        limits = self.engine.limits()
+        self._limit = self._text_limit(limits)
         if self.inputs.vocabulary is not None:
             # Tasks may compute in a wider dtype now.
-            self.inputs.vocabulary.most_cached = _room(self.engine, self._config)
+            self.inputs.vocabulary.most_cached = _room(self.engine, limits)
         self.worker.policy = self._policy()
         self.warn_of_missing()
         return change
@@ -222,16 +213,15 @@ class Service:
     def _cached(self, work: Work) -> bool:
         return isinstance(work, Generate) or (isinstance(work, Embed) and self._limit.cached(len(work.ids)))
 
-    def _text_limit(self) -> TextLimit:
+    def _text_limit(self, limits: ModelLimits) -> TextLimit:
         tasks = self.engine.bundle.tasks
-        widest = max(ENCODINGS[self.engine.dtype(task)].bits // 8 for task in tasks)
         writes = all(kind_of(task.kind).writes for task in tasks.values())
-        in_pieces = writes and reads_in_pieces(self._config)
+        in_pieces = writes and limits.in_pieces
         context = None if self.inputs.vocabulary is None else self.inputs.vocabulary.context
         own = self.settings.most_text_tokens
         usual = default_limit(context, (task.max_length for task in tasks.values()), in_pieces=in_pieces)
         tokens = usual if own is None else own
-        return TextLimit(tokens, in_pieces, Activations.of(self._config, widest))
+        return TextLimit(tokens, in_pieces, limits.activations)
 
     def _policy(self) -> Policy:
         """The settings' policy, with the bounds that the model and the KV reserve set."""
@@ -243,16 +233,7 @@ class Service:
         return replace(policy, room=room, context=read.context, together=read.together)
 
 
-def _texts(engine: Engine, config: Any, settings: Settings) -> TextInputs:
-    tokenizer, task = open_tokenizer(engine.bundle), next(iter(engine.bundle.tasks.values()))
-    context = context_length(empty_module(config, task), tokenizer)
-    size, together = int(config.get_text_config().vocab_size), even_length(config)
-    vocabulary = Vocabulary(tokenizer, size, context, _room(engine, config), together)
-    return TextInputs(vocabulary, tokenizer, most=settings.queue // 2, body_bytes=settings.body_bytes)
-
-
-def _room(engine: Engine, config: Any) -> int | None:
+def _room(engine: Engine, limits: ModelLimits) -> int | None:
     """Tokens that the budget's KV reserve holds; None without a reserve: the budget then doesn't cover caches."""
     reserve = engine.report().memory.kv_reserve
-    widest = max(ENCODINGS[engine.dtype(task)].bits // 8 for task in engine.bundle.tasks)
-    return reserve // bytes_per_token(config, widest) if reserve else None
+    return reserve // limits.cache_bytes if reserve else None

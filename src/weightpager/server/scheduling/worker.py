@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from torch import nn
-
-from weightpager.backends.torch.model.architecture import input_reader
+from weightpager.answers.model import TaskModel
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
 from weightpager.errors import BusyError, ServerClosedError, WeightpagerError
@@ -38,7 +36,7 @@ class Worker:
         self._queue = queue
         self.policy = policy
         self._metrics = metrics
-        self._reader = input_reader(engine.bundle)  # this thread's own
+        self._reader = engine.reader()  # this thread's own
         self._turn = Turn()
         self._batches: list[Batch] = []  # under way
         self._running: Sequence[Job] = ()  # all of their jobs, for other threads to read
@@ -101,15 +99,15 @@ class Worker:
         self._queue.command(command)
         return future
 
-    def enter(self, task: str) -> nn.Module:
+    def enter(self, task: str) -> TaskModel:
         """Switch to a task; only in the worker's own thread (`between`). Errors are those of the engine."""
         before, self._active = self._engine.monitor.current, None
-        module: nn.Module = self._engine.activate(task)
+        self._engine.activate(task)
         self._active = task
         switch = self._engine.last_switch
         if task != before and switch is not None:
             self._metrics.switched(switch)
-        return module
+        return self._engine.model(task)
 
     def _run(self) -> None:
         while (taken := self._queue.take(self._choose)) is not None:
@@ -165,9 +163,9 @@ class Worker:
         self._metrics.began(task, waits, start - max(ready, self._turn.served_at.get(task, 0.0)))
         computed = start
         try:
-            module = self._engine.module(task) if task == self._active and not begun else self.enter(task)
+            model = self._engine.model(task) if task == self._active and not begun else self.enter(task)
             computed = time.monotonic()
-            tokens = batch.step(module, self._reader, computed + self.policy.step)
+            tokens = batch.step(model, self._reader, computed + self.policy.step)
             self._metrics.ran(task, begun, tokens, time.monotonic() - computed)
         except WeightpagerError as error:
             batch.fail(error)

@@ -32,7 +32,7 @@ from weightpager.bundle.settings.checks import GENERATION, generation_settings
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.machine.panics import panics_as_errors
 from weightpager.nn import calls_for, empty_on_meta, set_upright
-from weightpager.readers.image_reader import open_image_reader
+from weightpager.readers.image_reader import ImageReader, open_image_reader
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 
 CLASSES: dict[TaskKind, Any] = {kind: getattr(transformers, form.model) for kind, form in FORMS.items()}
@@ -161,12 +161,12 @@ def tokenizer(bundle: Bundle) -> Any:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one that transformers can read", error) from error
 
 
-def context_length(module: nn.Module, tokenizer: Tokenizer) -> int:
-    """Tokens that a model can read, prompt and continuation together, as far as it and its tokenizer say."""
+def context_length(module: nn.Module) -> int:
+    """Tokens that a model can read, prompt and continuation together, as far as it says."""
     config: Any = module.config
     said = getattr(config.get_text_config(), "max_position_embeddings", None) or _MOST_TOKENS
     found = position_table(module)
-    return int(min(said, _MOST_TOKENS if found is None else found, tokenizer.longest, _MOST_TOKENS))
+    return int(min(said, _MOST_TOKENS if found is None else found, _MOST_TOKENS))
 
 
 def position_table(module: nn.Module) -> int | None:
@@ -218,7 +218,7 @@ def image_reader(bundle: Bundle) -> TransformersImageReader:
         raise BundleFormatError(f"{MODEL}/", "image processor", "one that transformers can read", error) from error
 
 
-def input_reader(bundle: Bundle) -> Any:
+def input_reader(bundle: Bundle) -> Tokenizer | ImageReader:
     """What reads the tasks' inputs: the bundle's tokenizer, or its image reader.
 
     Raises:

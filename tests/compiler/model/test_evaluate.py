@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from weightpager.answers.evaluate import Batch, Score, evaluate, loss
 from weightpager.answers.kinds.kind import IGNORED
+from weightpager.answers.score import Score
 from weightpager.bundle.format.manifest import TaskKind
+from weightpager.compiler.data.batch import Batch
+from weightpager.compiler.model.evaluate import evaluate
+from weightpager.compiler.model.loss import loss
 
 
 class Lookup(nn.Module):

@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from weightpager.answers.generation import forward_size
-from weightpager.answers.generation.attention_cache import new_cache, reads_in_pieces, without_cache
 from weightpager.answers.generation.forward_size import Activations
-from weightpager.answers.generation.growing_texts import GrowingTexts
+from weightpager.backends.torch.attention_cache import new_cache, reads_in_pieces, without_cache
+from weightpager.backends.torch.growing_texts import GrowingTexts
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "eos_token_id": None}
 ROTARY = SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 256}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightpager.answers.generation.attention_cache import CACHE, new_cache, reads_in_pieces
-from weightpager.answers.generation.forward_size import Activations
+from weightpager.backends.torch.attention_cache import CACHE, new_cache, reads_in_pieces
+from weightpager.backends.torch.limits import activations_of
 from weightpager.backends.torch.model.architecture import quiet_transformers
 
 
@@ -42,7 +42,7 @@ class GrowingTexts:
         self._cache: Any = new_cache(own.config)
         self.stoppable = self._cache is not None
         self._in_pieces = reads_in_pieces(own.config)
-        self._activations = Activations.of(own.config, own.dtype.itemsize)
+        self._activations = activations_of(own.config, own.dtype.itemsize)
         self._read = 0
 
     @property

@@ -1,0 +1,118 @@
+"""What answers need of a task's model, whatever backend runs it. Arrays are numpy's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.answers.generation.forward_size import Activations
+from weightpager.answers.work import Sampling
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+Inputs = Mapping[str, npt.NDArray[Any]]
+"""``input_ids`` and ``attention_mask``, int64 [texts, tokens], or ``pixel_values``, float32 [images, ...]."""
+
+See = Callable[[Integers], npt.NDArray[np.bool_]]
+"""Gets the next token of each text, [texts]; tells which texts are over, or all of them for a pause."""
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What a bundle's model can read, and what that takes.
+
+    Attributes:
+        vocabulary: token ids are below it; 0 of a model that reads images.
+        context: tokens that it can read, prompt and continuation together, as far as it says.
+        together: tokens up to which a text doesn't change how others of its batch are read; None for any number.
+        in_pieces: whether a text may be read a piece after the other, with the same result as at once but for rounding.
+        cache_bytes: of a token that is kept to go on with.
+        activations: what a forward takes.
+    """
+
+    vocabulary: int
+    context: int
+    together: int | None
+    in_pieces: bool
+    cache_bytes: int
+    activations: Activations
+
+
+class GrowingTexts(Protocol):
+    """A batch of texts that a model goes on with, in as many steps as their reader likes.
+
+    Steps may lie far apart, and other texts may be read between. Long prompts are read in pieces, so that memory grows
+    with a piece times a text's length, not with its square.
+    """
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether `grow` may be stopped and called again, and texts let go."""
+
+    @property
+    def unread(self) -> int:
+        """Tokens of each prompt that `read_piece` should read before they grow; the last piece is read as they do."""
+
+    def read_piece(self) -> None:
+        """Read one more piece; some of it is `unread`."""
+
+    def grow(self, most: int, see: See) -> None:
+        """Read what is left, and go on by so many tokens at most, or until all texts are over.
+
+        Args:
+            most: tokens of each text.
+            see: is told of each token. After a pause, texts that are `stoppable` can grow on.
+        """
+
+    def keep(self, texts: Sequence[int]) -> None:
+        """Let go of all but these; only if `stoppable`."""
+
+
+class TextPieces(Protocol):
+    """One text that is read in pieces for its vector."""
+
+    @property
+    def over(self) -> bool:
+        """Whether all of it has been read."""
+
+    def read_piece(self) -> Floats:
+        """The last hidden states of the next piece's tokens, [tokens, width]."""
+
+
+class TaskModel(Protocol):
+    """A task's model; its task is active whenever it computes."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below it."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that it can read, prompt and continuation together, as far as it says."""
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end a text, by the model."""
+
+    def logits(self, inputs: Inputs) -> Floats:
+        """The outputs of the task's head: [items, classes], or [texts, tokens, classes]."""
+
+    def hidden(self, inputs: Inputs) -> Floats:
+        """The last hidden states below the task's head, [texts, tokens, width]."""
+
+    def grow(self, ids: Integers, mask: Integers, sampling: Sampling, pad: int) -> GrowingTexts:
+        """Prompts to go on with; nothing has been read.
+
+        Args:
+            ids: [texts, tokens], shorter ones padded on the left.
+            mask: the same shape, 0 for padding.
+            sampling: how tokens are drawn.
+            pad: what fills texts that are over.
+        """
+
+    def pieces(self, ids: Integers) -> TextPieces:
+        """A text, [tokens], to read in pieces; only of a model that reads `in_pieces`."""

@@ -1,0 +1,61 @@
+"""The metric of a task, the same for a dense model, a masked one and an engine's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.answers.kinds import kind_of
+from weightpager.answers.kinds.kind import Metric
+from weightpager.bundle import TaskKind
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What each text, window or image came to, so that two models can be compared item by item.
+
+    Attributes:
+        sums: float64 ``[N]``: right answers; of a language model, nats.
+        counts: int64 ``[N]``: labels that count.
+    """
+
+    sums: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+
+    @classmethod
+    def none(cls) -> Outcomes:
+        """Outcomes of no item."""
+        return cls(np.zeros(0), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's mean over ``items``: texts, images (accuracy), labelled words (token accuracy) or predicted tokens.
+
+    ``outcomes`` are those of each text, window or image, in the order of the batches.
+    """
+
+    metric: Metric
+    value: float
+    items: int
+    outcomes: Outcomes = field(default_factory=Outcomes.none, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, kind: TaskKind, outcomes: Outcomes) -> Score:
+        """What a task of this kind has reached with these outcomes.
+
+        Raises:
+            ValueError: no label counts.
+        """
+        items = int(outcomes.counts.sum())
+        if items == 0:
+            raise ValueError("expected at least one label to evaluate, got none")
+        own = kind_of(kind)
+        return cls(own.metric, own.value(sum(outcomes.sums.tolist()) / items), items, outcomes)
+
+    @property
+    def higher_is_better(self) -> bool:
+        """False for perplexity."""
+        return self.metric != "perplexity"

@@ -1,0 +1,36 @@
+"""`Batch`: what a model is trained on, and measured on, at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs and labels.
+
+    Texts are ``input_ids`` and ``attention_mask``, each ``[B, L]``; images are ``pixel_values``, ``[B, C, H, W]``.
+    Labels are ``[B]`` where texts or images are classified, else ``[B, L]``. For language modeling they are the input
+    ids; its `Kind` shifts them.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+
+    @property
+    def items(self) -> int:
+        """Texts, windows or images."""
+        return len(self.labels)
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """Bool ``[B, L]``, False at padding; None for images, which have none."""
+        mask = self.inputs.get("attention_mask")
+        return None if mask is None else mask.bool()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.labels.to(device))
