@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,12 @@ class CallForm:
         return cls(kind, tuple(GraphInput(name, "int64", DIMENSIONS) for name in names))
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """Of the module. What a language model's head reads is found in its graph."""
+        texts = "length" in self.inputs[0].shape
+        return ("logits", "hidden") if texts and FORMS[self.kind].labels != "none" else ("logits",)
+
+    @property
     def dims(self) -> tuple[str, ...]:
         """Dimensions that a call states."""
         return DIMENSIONS if "length" in self.inputs[0].shape else DIMENSIONS[:1]
@@ -66,14 +73,22 @@ class CallForm:
 
 
 class Called(nn.Module):
-    """A module with positional inputs and its logits as its only output."""
+    """A module with positional inputs, and the form's outputs."""
 
     def __init__(self, module: PreTrainedModel, form: CallForm) -> None:
         super().__init__()
         self.module, self.form = module, form
+        self._hidden: Tensor | None = None
+        module.base_model.register_forward_hook(self._keep)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Logits of inputs in the form's order."""
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Outputs for inputs in the form's order."""
         named = {each.name: tensor for each, tensor in zip(self.form.inputs, inputs, strict=True)}
         logits: Tensor = self.module(**named).logits
-        return logits
+        hidden, self._hidden = self._hidden, None
+        return (logits,) if hidden is None else (logits, hidden)
+
+    def _keep(self, _module: nn.Module, _inputs: object, found: Any) -> None:
+        """Note the last hidden states below the head."""
+        if "hidden" in self.form.outputs:
+            self._hidden = found.last_hidden_state

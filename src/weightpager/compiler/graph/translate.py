@@ -69,12 +69,12 @@ def draft_of(module: PreTrainedModel, form: CallForm, classes: int) -> Draft:
         elif node.op == "call_function":
             found[node] = _translated(builder, node, found)
         elif node.op == "output":
-            (logits,) = (found[each] for each in node.args[0])
+            results = [found[each] for each in node.args[0]]
         else:
             raise NotExportableError(f"a traced {node.op}")
-    if logits.operand.kind != "value":
+    if any(each.operand.kind != "value" for each in results):
         raise NotExportableError("a module that computes nothing")
-    outputs = (GraphOutput("logits", str(logits.operand.key)),)
+    outputs = tuple(GraphOutput(name, str(each.operand.key)) for name, each in zip(form.outputs, results, strict=True))
     graph = Graph(form.kind, form.dims, form.inputs, tuple(builder.nodes), outputs, tuple(builder.constants))
     return Draft(graph, builder.types)
 

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from graphs import classifier
+from weightpager.graph import GraphOutput
+from weightpager.graph.reference import run
+from weightpager.graph.split import split
+
+
+def test_both_parts_together_give_what_the_whole_gives() -> None:
+    features = 8
+    graph = classifier(features)
+    graph = replace(graph, outputs=(*graph.outputs, GraphOutput("hidden", "v6")))
+    rng = np.random.default_rng(0)
+    shapes = {"base_model.table.weight": (9, features), "norm.weight": (features,), "head.weight": (3, features)}
+    values = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    inputs = {"input_ids": rng.integers(0, 9, (2, 5)), "attention_mask": np.ones((2, 5), np.int64)}
+    below, head = split(graph, "hidden", features)
+    hidden = run(below, values, inputs)
+    assert list(hidden) == ["hidden"]
+    assert [node.op for node in head.nodes] == ["slice", "reshape", "linear"]
+    whole = run(graph, values, inputs)
+    assert np.array_equal(hidden["hidden"], whole["hidden"])
+    assert np.array_equal(run(head, values, hidden)["logits"], whole["logits"])
+
+
+def test_what_needs_more_than_the_output_is_named() -> None:
+    graph = classifier()
+    with pytest.raises(ValueError, match=r"output 'hidden', found \['logits'\]"):
+        split(graph, "hidden", 8)
+    early = replace(graph, outputs=(*graph.outputs, GraphOutput("hidden", "v3")))
+    with pytest.raises(ValueError, match="need input_ids"):
+        split(early, "hidden", 8)
