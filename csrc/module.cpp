@@ -162,6 +162,7 @@ NB_MODULE(_native, m) {
         .def("linear", &Weight::linear)
         .def("gated", &Weight::gated);
     bind_loads(m);
+    bind_own_reads(m);
     bind_rows(m);
     nb::set_leak_warnings(false);  // what a read that hangs may still write to is kept when the interpreter ends
 }

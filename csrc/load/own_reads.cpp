@@ -11,10 +11,10 @@
 namespace weightpager {
 namespace {
 
+constexpr size_t kLeastPage = 4096;            // of the machine
 constexpr int64_t kSliceMicroseconds = 10000;  // between two questions whether patience is left
-constexpr size_t kKeptBytes = 1 << 16;         // of memory that pages land in, between two reads
 
-// Memory for pages; what it holds doesn't outlast the next read.
+// Memory for pages. Between two reads it is the machine's for the taking, which mostly leaves it: then it is there at once.
 class Landing {
    public:
     Landing() = default;
@@ -31,11 +31,13 @@ class Landing {
             memory_ = static_cast<uint8_t*>(found);
             bytes_ = bytes;
         }
+        // Taken back before a device may write there: older kernels can lose what is read into memory that is free.
+        for (size_t at = 0; at < bytes; at += kLeastPage) static_cast<volatile uint8_t*>(memory_)[at] = 0;
         return memory_;
     }
 
-    void shrink() {
-        if (bytes_ > kKeptBytes) madvise(memory_ + kKeptBytes, bytes_ - kKeptBytes, MADV_DONTNEED);
+    void free() {
+        if (bytes_ != 0 && madvise(memory_, bytes_, MADV_FREE) != 0) madvise(memory_, bytes_, MADV_DONTNEED);
     }
 
    private:
@@ -74,20 +76,20 @@ Outcome OwnReads::read(const PagesToRead& wanted, size_t page_bytes, size_t most
     Outcome outcome;
     Lane* lane = take(patience, outcome);
     if (lane == nullptr) return outcome;
-    const std::unique_ptr<Lane, std::function<void(Lane*)>> given_back(lane, [this](Lane* one) { give_back(*one); });
-    if (!lane->device) lane->device = open_();
-    const size_t count = wanted.pages.size();
-    uint8_t* memory = lane->landing.of(count * page_bytes);
-    std::vector<int64_t> slots(count);
-    std::iota(slots.begin(), slots.end(), 0);
-    lane->reads = plan_reads({count, wanted.pages.data(), wanted.files.data(), wanted.offsets.data(), slots.data(),
-                              wanted.expected.data(), memory, page_bytes},
-                             most);
-    outcome = fly(*lane, patience);
-    if (outcome.failure != Failure::none) return outcome;
-    use(memory);
-    outcome.bytes = count * page_bytes;
+    Flight flight(*this, *lane, wanted, page_bytes, most);
+    outcome = flight.wait(patience);
+    if (outcome.failure == Failure::none) use(flight.landed());
     return outcome;
+}
+
+std::unique_ptr<OwnReads::Flight> OwnReads::begin(const PagesToRead& wanted, size_t page_bytes, size_t most) {
+    if (getpid() != process_) return nullptr;
+    Lane* lane;
+    {
+        const Held held(lock_);
+        lane = closed_ ? nullptr : free_lane();
+    }
+    return lane == nullptr ? nullptr : std::make_unique<Flight>(*this, *lane, wanted, page_bytes, most);
 }
 
 bool OwnReads::close(std::chrono::microseconds wait) {
@@ -123,16 +125,7 @@ OwnReads::Lane* OwnReads::take(Patience& patience, Outcome& outcome) {
             outcome.failure = Failure::closed;
             return nullptr;
         }
-        collect_hanging();
-        for (const std::unique_ptr<Lane>& lane : lanes_) {
-            if (lane->taken || lane->flying != 0) continue;
-            lane->taken = true;
-            return lane.get();
-        }
-        if (lanes_.size() < most_lanes_) {
-            lanes_.push_back(std::make_unique<Lane>());
-            return lanes_.back().get();
-        }
+        if (Lane* lane = free_lane()) return lane;
         if (changed_.wait_for(held, std::chrono::microseconds(kSliceMicroseconds)) == std::cv_status::no_timeout) continue;
         held.unlock();
         if (!patience.left()) {
@@ -143,8 +136,21 @@ OwnReads::Lane* OwnReads::take(Patience& patience, Outcome& outcome) {
     }
 }
 
+// A lane that is the caller's now; nothing if all are others'. The lock is held.
+OwnReads::Lane* OwnReads::free_lane() {
+    collect_hanging();
+    for (const std::unique_ptr<Lane>& lane : lanes_) {
+        if (lane->taken || lane->flying != 0) continue;
+        lane->taken = true;
+        return lane.get();
+    }
+    if (lanes_.size() == most_lanes_) return nullptr;
+    lanes_.push_back(std::make_unique<Lane>());
+    return lanes_.back().get();
+}
+
 void OwnReads::give_back(Lane& lane) {
-    if (lane.flying == 0) lane.landing.shrink();
+    if (lane.flying == 0) lane.landing.free();
     const Held held(lock_);
     if (lane.device) device_name_ = lane.device->name();
     lane.taken = false;
@@ -161,46 +167,79 @@ void OwnReads::collect_hanging() {
     }
 }
 
-// Makes a lane's reads. The first failure counts; what is in flight then is waited for, and no more begins.
-Outcome OwnReads::fly(Lane& lane, Patience& patience) {
-    Outcome outcome;
-    size_t next = 0;
-    for (;;) {
-        const size_t planned = outcome.failure == Failure::none ? lane.reads.size() : next;
-        for (; next < planned && lane.flying < depth_; ++next, ++lane.flying) lane.device->begin(lane.reads[next]);
-        if (lane.flying == 0) return outcome;
+OwnReads::Flight::Flight(OwnReads& reads, Lane& lane, const PagesToRead& wanted, size_t page_bytes, size_t most)
+    : reads_(reads), lane_(lane) {
+    try {
+        if (!lane.device) lane.device = reads.open_();
+        const size_t count = wanted.pages.size();
+        uint8_t* memory = lane.landing.of(count * page_bytes);
+        memory_ = memory;
+        std::vector<int64_t> slots(count);
+        std::iota(slots.begin(), slots.end(), 0);
+        lane.reads = plan_reads({count, wanted.pages.data(), wanted.files.data(), wanted.offsets.data(), slots.data(),
+                                 wanted.expected.data(), memory, page_bytes},
+                                most);
         lane.ended.clear();
-        lane.device->wait(lane.ended, kSliceMicroseconds);
-        if (lane.ended.empty()) {
-            if (patience.left()) continue;
-            outcome.failure = Failure::hangs;
-            return outcome;
-        }
-        patience.came();
-        for (Read* read : lane.ended) land(lane, *read, outcome);
+        begin_some();
+        lane.device->wait(lane.ended, 0);  // now the kernel knows of them
+    } catch (...) {
+        reads.give_back(lane);
+        throw;
     }
 }
 
+OwnReads::Flight::~Flight() {
+    if (getpid() != reads_.process_) return;  // the lane is the parent's
+    lane_.flying -= lane_.ended.size();
+    lane_.ended.clear();
+    reads_.give_back(lane_);
+}
+
+size_t OwnReads::Flight::reads() const { return lane_.reads.size(); }
+
+Outcome OwnReads::Flight::wait(Patience& patience) {
+    for (;;) {
+        for (Read* read : lane_.ended) land(*read);
+        lane_.ended.clear();
+        if (outcome_.failure == Failure::none) begin_some();
+        if (lane_.flying == 0) return outcome_;
+        lane_.device->wait(lane_.ended, kSliceMicroseconds);
+        if (!lane_.ended.empty()) {
+            patience.came();
+        } else if (!patience.left()) {
+            return {Failure::hangs};
+        }
+    }
+}
+
+void OwnReads::Flight::begin_some() {
+    for (; next_ < lane_.reads.size() && lane_.flying < reads_.depth_; ++next_, ++lane_.flying)
+        lane_.device->begin(lane_.reads[next_]);
+}
+
 // What has come of a read; the rest of it begins where storage gave less than was asked for.
-void OwnReads::land(Lane& lane, Read& read, Outcome& outcome) {
-    --lane.flying;
+void OwnReads::Flight::land(Read& read) {
+    --lane_.flying;
     if (read.result > 0) read.advance(static_cast<size_t>(read.result));
     const bool again = read.result == -EINTR || read.result == -EAGAIN;
-    if (outcome.failure != Failure::none) return;
+    if (outcome_.failure != Failure::none) return;
     if (again || (read.result > 0 && read.done < read.bytes())) {
-        lane.device->begin(read);
-        ++lane.flying;
+        lane_.device->begin(read);
+        ++lane_.flying;
         return;
     }
     if (read.result > 0) {
-        read.check(hasher_);
+        read.check(reads_.hasher_);
     } else {
         read.failure = read.result == 0 ? Failure::end_of_file : Failure::storage;
         read.error = static_cast<int>(-read.result);
     }
-    if (read.failure == Failure::none) return;
+    if (read.failure == Failure::none) {
+        outcome_.bytes += read.bytes();
+        return;
+    }
     const bool corrupt = read.failure == Failure::corrupt;
-    outcome = {read.failure, read.error, corrupt ? read.corrupt_page : read.pages.front(), 0};
+    outcome_ = {read.failure, read.error, corrupt ? read.corrupt_page : read.pages.front(), 0};
 }
 
 }  // namespace weightpager

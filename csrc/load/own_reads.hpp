@@ -47,6 +47,7 @@ class OwnReads {
    public:
     using Open = std::function<std::unique_ptr<Device>()>;
     using Use = std::function<void(const uint8_t*)>;
+    class Flight;
 
     // At most `depth` reads of a caller are in flight. More callers than there are lanes wait for each other.
     OwnReads(Open open, const Hasher& hasher, size_t depth, size_t lanes = 4);
@@ -58,6 +59,9 @@ class OwnReads {
     // other. Storage that hangs keeps the lane until its reads end, and not the caller.
     Outcome read(const PagesToRead& wanted, size_t page_bytes, size_t most, Patience& patience, const Use& use);
 
+    // Begins to read pages, as `read` does; nothing if no lane is free, or it is closed. Never waits.
+    std::unique_ptr<Flight> begin(const PagesToRead& wanted, size_t page_bytes, size_t most);
+
     // Nothing begins any more. Waits for callers that are reading, and for what hangs; false if something still does.
     bool close(std::chrono::microseconds wait);
 
@@ -68,10 +72,9 @@ class OwnReads {
     using Held = std::unique_lock<std::mutex>;
 
     Lane* take(Patience& patience, Outcome& outcome);
+    Lane* free_lane();
     void give_back(Lane& lane);
     void collect_hanging();
-    Outcome fly(Lane& lane, Patience& patience);
-    void land(Lane& lane, Read& read, Outcome& outcome);
 
     const Open open_;
     const Hasher& hasher_;
@@ -83,6 +86,36 @@ class OwnReads {
     std::vector<std::unique_ptr<Lane>> lanes_;
     const char* device_name_ = "";
     bool closed_ = false;
+};
+
+// Reads on their way in a lane that is the caller's as long as this lives; `reads` outlives it. One thread at a time.
+class OwnReads::Flight {
+   public:
+    Flight(OwnReads& reads, Lane& lane, const PagesToRead& wanted, size_t page_bytes, size_t most);
+    Flight(const Flight&) = delete;
+    Flight& operator=(const Flight&) = delete;
+
+    // What hangs keeps the lane until it ends.
+    ~Flight();
+
+    // Makes the rest of the reads, waits for all and checks each page. The first failure counts; what is in flight then
+    // is waited for, and no more begins.
+    Outcome wait(Patience& patience);
+
+    size_t reads() const;
+
+    // Where the pages have landed, one behind the other; right once `wait` has found no failure.
+    const uint8_t* landed() const { return memory_; }
+
+   private:
+    void begin_some();
+    void land(Read& read);
+
+    OwnReads& reads_;
+    Lane& lane_;
+    const uint8_t* memory_ = nullptr;
+    size_t next_ = 0;
+    Outcome outcome_;
 };
 
 }  // namespace weightpager

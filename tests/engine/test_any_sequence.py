@@ -1,7 +1,7 @@
 """What holds after any sequence of opening, switching, nesting, pinning, evicting, resizing, damaging and failing.
 
-Without prefetching, and with it, by a planner that names any tasks. On whole tables, and on tables whose rows come on
-demand, of texts that lack some.
+Without prefetching, and with it, by a planner that names any tasks. Pages read by a store, and natively as far as
+nothing is to fail. On whole tables, and on tables whose rows come on demand, of texts that lack some.
 
 Every output is bit-equal to that of a freshly opened engine, every resident page matches its hash, no slot, thread or
 descriptor is lost, tasks in use and no others hold block tables, and the budget is never
@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 
 import weightpager as wp
 from devices import HostCopier
-from faults import FaultyBlocks, FaultyStore
+from faults import FaultyBlocks, FaultyFiles, FaultyStore
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig
@@ -102,6 +102,8 @@ STAGED = Staging(HostCopier(), 1)
         pytest.param("assistant", STAGED, False, id="staged"),
         pytest.param("assistant", None, True, id="direct-ahead"),
         pytest.param("assistant", STAGED, True, id="staged-ahead"),
+        pytest.param("assistant-natively", None, False, id="natively"),
+        pytest.param("wordy-natively", None, True, id="natively-ahead"),
         pytest.param("wordy", None, False, id="rows"),
         pytest.param("wordy-files", None, True, id="rows-from-files-ahead"),
         pytest.param("wordy", STAGED, True, id="rows-staged-ahead"),
@@ -139,7 +141,10 @@ def test_any_sequence(request: pytest.FixtureRequest, which: str, staging: Stagi
         def open(self, spare: int, patience: float, together: int) -> None:
             self.patch.setattr("weightpager.store.read_plan.GROUP_BYTES", together * bundle.page_bytes)
             files = LocalStore(bundle)
-            self.store = FaultyBlocks(files, bundle.manifest.pages) if "-files" in which else FaultyStore(files)
+            if "-files" in which:
+                self.store = FaultyBlocks(files, bundle.manifest.pages)
+            else:
+                self.store = FaultyFiles(files) if "-natively" in which else FaultyStore(files)
             budget = fixed + (least + spare) * bundle.page_bytes
             # One thread: which reads come after one that fails must not be a matter of chance.
             self.patience, self.together = patience, together

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -213,12 +214,14 @@ def test_ctrl_c_during_a_load_leaves_a_sound_engine(bundle: Bundle, monkeypatch:
         settle(engine)
 
 
-@pytest.mark.parametrize("ask", [wp.Engine.activate, wp.Engine.prefetch])
 @pytest.mark.parametrize(
-    ("where", "open_store"),
+    ("ask", "where", "open_store"),
     [
-        ("native_reads.most_pages", LocalStore),
-        ("thread_reads.coalesce", lambda bundle: FaultyStore(LocalStore(bundle))),
+        (wp.Engine.activate, "landed_pages.most_pages", LocalStore),
+        (partial(wp.Engine.activate, wait=False), "native_reads.most_pages", LocalStore),
+        (wp.Engine.prefetch, "native_reads.most_pages", LocalStore),
+        (wp.Engine.activate, "thread_reads.coalesce", lambda bundle: FaultyStore(LocalStore(bundle))),
+        (wp.Engine.prefetch, "thread_reads.coalesce", lambda bundle: FaultyStore(LocalStore(bundle))),
     ],
 )
 def test_ctrl_c_while_reads_are_planned_leaves_no_slot_taken(

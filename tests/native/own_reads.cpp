@@ -110,6 +110,34 @@ void what_hangs_keeps_its_lane_and_nobody_else() {
     EXPECT(reader.reads.close(std::chrono::seconds(10)));
 }
 
+void reads_go_on_while_their_thread_does_something_else() {
+    Reader reader(2, 2);
+    std::mt19937 random(7);
+    reader.result = [&](Read& read) -> int64_t { return 1 + static_cast<int64_t>(random() % (read.bytes() - read.done)); };
+    const PagesToRead some = wanted({1, 2, 3, 9, 20, 30, 31}), others = wanted({4, 5});
+    for (int round = 0; round < 20; ++round) {
+        const auto first = reader.reads.begin(some, kPage, 2), second = reader.reads.begin(others, kPage, 2);
+        EXPECT(first && second && first->reads() == 5 && second->reads() == 1);
+        EXPECT(!reader.reads.begin(others, kPage, 2));  // both lanes are taken
+        Questions patient(1000);
+        EXPECT(second->wait(patient).failure == Failure::none && first->wait(patient).bytes == 7 * kPage);
+        for (size_t i = 0; i < 7; ++i)
+            EXPECT(std::memcmp(first->landed() + i * kPage, content(some.pages[i]).data(), kPage) == 0);
+    }
+    reader.reads.begin(some, kPage, 2).reset();  // nobody waits for what has begun
+    EXPECT(reader.read(some).failure == Failure::none);
+    reader.result = [](Read&) { return kHangs; };
+    {
+        const auto hangs = reader.reads.begin(some, kPage, 2);
+        Questions few(2);
+        EXPECT(hangs->wait(few).failure == Failure::hangs);
+    }
+    EXPECT(!reader.reads.close(std::chrono::milliseconds(1)));
+    EXPECT(!reader.reads.begin(some, kPage, 2));
+    for (const auto& script : reader.scripts) script->resume();
+    EXPECT(reader.reads.close(std::chrono::seconds(10)));
+}
+
 // A table in a file, its rows in places of their own, and threads that look it up while its memory is small.
 void a_table_gives_its_rows_to_many_threads() {
     constexpr int64_t kRows = 300, kColumns = 61, kRowBytes = kColumns + 2;
@@ -178,5 +206,6 @@ void test_own_reads() {
     pages_come_in_order_whatever_storage_gives();
     the_first_failure_counts_and_nothing_begins_after_it();
     what_hangs_keeps_its_lane_and_nobody_else();
+    reads_go_on_while_their_thread_does_something_else();
     a_table_gives_its_rows_to_many_threads();
 }

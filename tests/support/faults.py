@@ -69,6 +69,18 @@ class FaultyBlocks(FaultyStore):
         return self.files.sources(pages) if pages.min() >= self.first else None
 
 
+class FaultyFiles(FaultyStore):
+    """As `FaultyStore`, but all pages are read from their files without it while nothing is to fail."""
+
+    def __init__(self, inner: LocalStore) -> None:
+        super().__init__(inner)
+        self.files = inner
+
+    def sources(self, pages: npt.NDArray[np.int64]) -> Sources | None:
+        faults = self.failing or self.damaging or self.shortening or self.hanging or self.bad
+        return None if faults else self.files.sources(pages)
+
+
 class HangingStore:
     """Reads of all pages, or of some, wait until `resume`; which pages they were asked for is noted when they begin."""
 

@@ -198,6 +198,42 @@ class Residency(RuleBasedStateMachine):
             self.blocks.hold(task)
             self.held.append(task)
 
+    @rule(task=st.integers(0, 4), which=st.integers(0, 10), wanted=st.lists(st.integers(0, 3), min_size=5, max_size=5))
+    def switch_at_once(self, task: int, which: int, wanted: list[int]) -> None:
+        """From one of the tasks that are held, all pages in one step, as a plan of both phases says."""
+        task %= len(self.needs)
+        leaving = self.held[which % len(self.held)] if self.held else None
+        reuse = np.array(wanted[: len(self.needs)], np.float64)
+        plan = self.blocks.plan(task, leaving, lambda: reuse)
+        if self.coming:
+            return
+        stay = self.needs[task].union(*(self.needs[one] for one in self.others(leaving)))
+        assert self.blocks.has_room(task, leaving) == (plan is not None) == (len(stay) <= self.blocks.slots)
+        if plan is None:
+            return
+        absent = self.needs[task] - resident(self.blocks)
+        assert [*plan.prepare.tolist(), *plan.commit.tolist()] == sorted(absent)
+        assert not set(plan.evict.tolist()) & (self.kept() | self.needs[task])
+        assert len(plan.leave) == len(plan.commit)
+        assert not set(plan.leave.tolist()) & stay
+        if len(plan.commit):
+            assert leaving is not None
+            self.held.remove(leaving)
+            self.blocks.release(leaving)
+            plan = plan.at_once()
+        self.blocks.evict(plan.evict)
+        self.blocks.reserve(plan.prepare)
+        self.blocks.publish(plan.prepare)
+        self.blocks.hold(task)
+        self.held.append(task)
+
+    def others(self, leaving: int | None) -> list[int]:
+        """What is held beside one hold of a task."""
+        others = list(self.held)
+        if leaving is not None:
+            others.remove(leaving)
+        return others
+
     @rule()
     def arrive(self) -> None:
         self.blocks.publish(self.coming)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
 from weightpager.runtime.paging.page_waits import PendingPages
-from weightpager.runtime.paging.reads.load import Priority
+from weightpager.runtime.paging.reads.landed_pages import MOST_BYTES, LandedPages
+from weightpager.runtime.paging.reads.load import Priority, closed_meanwhile
 from weightpager.runtime.paging.slot_waits import SlotWaits
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import Loading, LoadStats, SwitchRequest
-from weightpager.runtime.planning.plans import Pages, SwitchPlan
+from weightpager.runtime.paging.table_holds import TableHold
+from weightpager.runtime.planning.plans import NO_PAGES, Pages, SwitchPlan
 
 
 class Loader:
@@ -28,16 +32,18 @@ class Loader:
         self._slots = slots
         self._loadings: dict[int, Sequence[Loading]] = {}  # of each held task, what nobody has waited for
 
-    def bring_in(self, request: SwitchRequest, meanwhile: Callable[[], None]) -> tuple[LoadStats, Loading | None]:
+    def bring_in(self, request: SwitchRequest, tables: TableHold) -> tuple[LoadStats, Loading | None]:
         """Load what a held task lacks: first what fits beside the task that is left, then the rest in its place.
 
         Whoever calls has the turn, and not the lock. Results and errors are those of `Residency.bring_in`.
 
         Args:
             request: for the task.
-            meanwhile: called whenever reads have begun.
+            tables: its block tables, to be held at once when reads have begun.
         """
         state, stats = self._state, LoadStats()
+        if request.wait and (found := self._bring_in_at_once(request, tables)) is not None:
+            return found, None
         while True:
             with self._lock:
                 plan = self._slots.plan(request)
@@ -45,8 +51,8 @@ class Loader:
                 state.committing = len(plan.commit) > 0 and not (beside and request.wait)
                 loading = None if state.committing else self._start(plan, request)
             if loading is None:
-                return self._commit(request, stats, meanwhile)
-            meanwhile()
+                return self._start_alone(request, stats, tables)
+            tables.hold_at_once()
             if not request.wait:
                 return loading.cost(until_now=False), loading
             stats += self._finish(loading)
@@ -77,26 +83,71 @@ class Loader:
         if loadings:
             self._cancel_unwanted()
 
-    def _commit(
-        self, request: SwitchRequest, stats: LoadStats, meanwhile: Callable[[], None]
+    def _bring_in_at_once(self, request: SwitchRequest, tables: TableHold) -> LoadStats | None:
+        """Read all that a held task lacks before anything is given up for it.
+
+        None, and nothing has changed, where that is much, some of it is on its way, or there is no room.
+        """
+        state, blocks, start = self._state, self._state.blocks, time.perf_counter()
+        with self._lock:
+            if blocks.loading or not blocks.has_room(request.task, request.leaving):
+                return None
+            landed = state.pager.land(state.store, blocks.missing(request.task))
+            if landed is None:
+                return None
+        tables.hold_at_once(beside=MOST_BYTES)
+        with self._lock:
+            plan, version = self._slots.plan(request), blocks.version
+        landed.wait(state.patience, state.pager.ended)
+        stats = LoadStats(landed.reads, landed.bytes, time.perf_counter() - start)
+        with self._lock:
+            if state.closed:
+                raise closed_meanwhile()
+            if blocks.version != version:  # others hold tasks that they didn't
+                plan = self._slots.plan(request)
+            state.committing = len(plan.commit) > 0
+            if not state.committing:
+                self._place(landed, plan, request)
+                return stats
+        with self._commit(request):
+            self._place(landed, plan.at_once(), request)
+        return stats
+
+    def _place(self, landed: LandedPages, plan: SwitchPlan, request: SwitchRequest) -> None:
+        """Pages that have landed take their slots. The lock is held, and no page is on its way."""
+        blocks = self._state.blocks
+        self._state.prefetched.needed(blocks.needs(request.task), NO_PAGES, len(plan.prepare))
+        self._slots.evict(plan.evict)
+        landed.place(blocks.reserve(plan.prepare))
+        blocks.publish(plan.prepare)
+
+    def _start_alone(
+        self, request: SwitchRequest, stats: LoadStats, tables: TableHold
     ) -> tuple[LoadStats, Loading | None]:
-        """Give up the task that is left; until its place is taken, nobody else can hold one."""
+        """Give up the task that is left, and load the rest in its place."""
+        with self._commit(request):
+            loading = self._start(self._slots.plan(request.alone()), request)
+        tables.hold_at_once()
+        if not request.wait:
+            return stats + loading.cost(until_now=False), loading
         try:
-            try:
-                request.give_up()
-                with self._lock:
-                    plan = self._slots.plan(SwitchRequest(request.task, request.name, reuse=request.reuse))
-                    loading = self._start(plan, request)
-            finally:
-                with self._lock:
-                    self._state.committing = False
-                    self._lock.notify_all()
-            meanwhile()
-            if not request.wait:
-                return stats + loading.cost(until_now=False), loading
             return stats + self._finish(loading), None
         except WeightpagerError as error:
-            raise SwitchFailedError(f"switching to {request.name!r} failed, no task is active now: {error}") from error
+            raise _failed(request, error) from error
+
+    @contextmanager
+    def _commit(self, request: SwitchRequest) -> Iterator[None]:
+        """Give up the task that is left; until its place is taken, with the lock held, nobody else can hold one."""
+        try:
+            request.give_up()
+            with self._lock:
+                yield
+        except WeightpagerError as error:
+            raise _failed(request, error) from error
+        finally:
+            with self._lock:
+                self._state.committing = False
+                self._lock.notify_all()
 
     def _start(self, plan: SwitchPlan, request: SwitchRequest) -> Loading:
         state = self._state
@@ -167,3 +218,7 @@ class Loader:
             else:
                 self._cancel_unwanted()
             self._lock.notify_all()
+
+
+def _failed(request: SwitchRequest, error: WeightpagerError) -> SwitchFailedError:
+    return SwitchFailedError(f"switching to {request.name!r} failed, no task is active now: {error}")

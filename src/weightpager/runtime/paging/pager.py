@@ -11,6 +11,7 @@ import numpy.typing as npt
 from weightpager.runtime.memory.page_arena import StageSource
 from weightpager.runtime.memory.page_buffer import PageBuffer
 from weightpager.runtime.paging.page_waits import WholeRead
+from weightpager.runtime.paging.reads.landed_pages import LandedPages
 from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, Priority, Reads
 from weightpager.runtime.paging.reads.thread_reads import ThreadReads
 from weightpager.runtime.planning.plans import Pages
@@ -89,6 +90,10 @@ class Pager:
                 way.withdraw(load)
             raise
         return reads
+
+    def land(self, store: PageStore, pages: Pages) -> LandedPages | None:
+        """Begin to read pages beside the arena. None where that can't be done. See `LandedPages.begin`."""
+        return LandedPages.begin(self.own_reads, store, self._arena, pages)
 
     def ended(self) -> int:
         """How often reads have ended until now, well or not, but those that threads make themselves."""

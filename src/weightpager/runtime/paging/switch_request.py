@@ -44,6 +44,10 @@ class SwitchRequest:
     tables: Expandable | None = None
     leaving_tables: Expandable | None = None
 
+    def alone(self) -> SwitchRequest:
+        """What is asked for once no task is left for it any more."""
+        return SwitchRequest(self.task, self.name, reuse=self.reuse)
+
 
 @dataclass(frozen=True)
 class LoadStats:

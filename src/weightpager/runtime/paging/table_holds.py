@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from weightpager.errors import SwitchFailedError, WeightpagerError
+from weightpager.runtime.memory.table_room import Expandable
 from weightpager.runtime.paging.slot_waits import SlotWaits
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import SwitchRequest
 
 
 class TableHold:
-    """One request's hold of its task's tables."""
+    """One request's hold of its task's tables.
+
+    Attributes:
+        held: whether they are held.
+        borrowed: gives them back if they are expanded though there is no room, for as long as reads take.
+    """
 
     def __init__(self, holds: TableHolds, request: SwitchRequest) -> None:
         self._holds = holds
         self._request = request
         self.held = False
+        self.borrowed = ExitStack()
+        self._is_borrowed = False
 
-    def hold_at_once(self) -> None:
-        """Hold them if there is room: while storage works, expanding them takes no time."""
+    def hold_at_once(self, *, beside: int = 0) -> None:
+        """Hold them if there is room: while storage works, expanding them takes no time.
+
+        Args:
+            beside: bytes that they may take beside the room, while the task that is left still has its own.
+        """
         self.held = self.held or self._holds.hold_at_once(self._request)
+        tables = self._request.tables
+        if not self.held and tables is not None and tables.nbytes <= beside:
+            self.borrowed.enter_context(self._holds.borrowed(tables))
+            self._is_borrowed = True
 
     def hold(self) -> None:
         """Hold them, once the task's pages are there or on their way. Errors are those of `TableHolds.hold`."""
         if not self.held:
-            self._holds.hold(self._request)
+            self._holds.hold(self._request, self.borrowed if self._is_borrowed else None)
 
 
 class TableHolds:
@@ -41,21 +57,30 @@ class TableHolds:
         """For whoever loads a task's pages: a hold that is undone if that fails."""
         hold = TableHold(self, request)
         try:
-            yield hold
+            with hold.borrowed:
+                yield hold
         except BaseException:
             if hold.held and request.tables is not None:
                 self._state.memory.tables.release(request.tables)
             raise
 
+    def borrowed(self, tables: Expandable) -> AbstractContextManager[None]:
+        """A task's tables for a moment, whether there is room or not."""
+        return self._state.memory.tables.borrowed(tables)
+
     def hold_at_once(self, request: SwitchRequest) -> bool:
         """Hold a task's tables, unless those of tasks in use leave no room."""
         return request.tables is None or self._state.memory.tables.hold(request.tables)
 
-    def hold(self, request: SwitchRequest) -> None:
+    def hold(self, request: SwitchRequest, borrowed: ExitStack | None = None) -> None:
         """Hold a task's tables, once its pages are there or on their way.
 
         If there is no room, the task that is left gives up its own: all that could fail has been done. If others hold
         that too, or none is left, slots make room. Whoever calls has the turn, and not the lock.
+
+        Args:
+            request: for the task.
+            borrowed: has them expanded already, though there was no room; closed as soon as there can be.
 
         Raises:
             BudgetError: tasks in use leave no room.
@@ -64,11 +89,13 @@ class TableHolds:
         """
         room = self._state.memory.tables
         with self._state.lock:
-            if self.hold_at_once(request):
+            if borrowed is None and self.hold_at_once(request):
                 return
             alone = request.leaving_tables is not None and room.alone(request.leaving_tables)
         if alone:
             request.give_up()
+        if borrowed is not None:
+            borrowed.close()  # what nobody uses goes, the least recently used first: those of the task that was left
         try:
             with self._state.lock:
                 if request.tables is not None and not room.hold(request.tables):

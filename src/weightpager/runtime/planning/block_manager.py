@@ -44,7 +44,7 @@ class BlockManager:
         self._slots = Slots(pages, slots, slots if capacity is None else capacity)
         self._order = EvictionOrder(self._needs)
         self._missing = np.array([len(need) for need in needs], np.int64)  # of each task's pages, how many
-        self._holders: npt.NDArray[np.int64] = np.zeros(len(needs), np.int64)
+        self._holders = [0] * len(needs)
         self._seen = np.zeros(pages, bool)
         self.page_table = self._slots.page_table
         self.reloads = 0
@@ -122,7 +122,7 @@ class BlockManager:
 
     def is_held(self, task: int) -> bool:
         """Whether anybody holds a task."""
-        return bool(self._holders[task] > 0)
+        return self._holders[task] > 0
 
     def locked(self, but_one_hold_of: Sequence[int] = ()) -> Pages:
         """Pages of held tasks, ascending: these may not be evicted; as if each of some tasks were held once less."""
@@ -142,13 +142,19 @@ class BlockManager:
         missing = self.missing(task)
         coming = self._slots.reserved[missing] != ABSENT
         loading, absent = missing[coming], missing[~coming]
-        spare = self._spare(but=task)
+        spare, freed = self._may_go(task, leaving)
         now = min(len(absent), self.free + len(spare))
-        going = max(0, now - self.free)
-        evict = self._first_to_go(spare, going, reuse)
-        plan = SwitchPlan(evict, loading, absent[:now], absent[now:])
-        fits = not len(plan.commit) or len(plan.commit) <= len(self._freed_by_leaving(task, leaving))
-        return plan if fits else None
+        going, later = max(0, now - self.free), len(absent) - now
+        if later > len(freed):
+            return None
+        evict, leave = self._first_to_go(spare, going, reuse), self._first_to_go(freed, later, reuse)
+        return SwitchPlan(evict, loading, absent[:now], absent[now:], leave)
+
+    def has_room(self, task: int, leaving: int | None = None) -> bool:
+        """Whether `plan` finds room for a task, where no page is loading."""
+        gone = self.page_table != ABSENT
+        gone &= ~self._is_kept(task, leaving)
+        return bool(self._missing[task] <= self.free + np.count_nonzero(gone))
 
     def occupancy(self, current: int | None = None) -> Occupancy:
         """What is where; the pages of a task that ran last are locked like those of held ones."""
@@ -201,7 +207,7 @@ class BlockManager:
         """The number of a task that came later; it needs these pages, ascending."""
         number = self._needs.add(need)
         self._missing = np.append(self._missing, (self.page_table[need] == ABSENT).sum())
-        self._holders = np.append(self._holders, 0)
+        self._holders.append(0)
         self._order.add_task()
         return number
 
@@ -215,7 +221,7 @@ class BlockManager:
 
     def is_gone(self, task: int) -> bool:
         """Whether a task has been removed."""
-        return bool(self._holders[task] == GONE)
+        return self._holders[task] == GONE
 
     def check_integrity(self) -> None:
         """Every slot is free, reserved, retired or names the page that names it; every count is right.
@@ -224,15 +230,13 @@ class BlockManager:
             AssertionError: a bug of ours.
         """
         self._slots.check_integrity()
-        assert ((self._holders >= 0) | (self._holders == GONE)).all(), "more releases than holds"
+        assert all(count >= 0 or count == GONE for count in self._holders), "more releases than holds"
         assert self._missing.tolist() == [len(self.missing(task)) for task in range(self.tasks)], "a wrong count"
 
     def _is_locked(self, but_one_hold_of: Sequence[int] = ()) -> npt.NDArray[np.bool_]:
         """Of each page [pages], as in `locked`."""
-        holders = self._holders.copy()
-        for task in but_one_hold_of:
-            holders[task] -= 1
-        return self._needs.needed_by_any(_where(holders > 0))
+        held = [task for task, count in enumerate(self._holders) if count > but_one_hold_of.count(task)]
+        return self._needs.needed_by_any(held)
 
     def _first_to_go(self, spare: Pages, count: int, reuse: Callable[[], npt.NDArray[np.floating]] | None) -> Pages:
         """So many of these resident pages. Who goes first is asked only where some can stay."""
@@ -240,20 +244,23 @@ class BlockManager:
             return spare[:count]
         return self._order.sort(spare, reuse and reuse())[:count]
 
-    def _freed_by_leaving(self, task: int, leaving: int | None) -> Pages:
-        """Resident pages that can go only if the task that is being left is given up."""
-        if leaving is None:
-            return NO_PAGES
-        kept = self._is_locked([leaving]) | self._needs.needed_by(task)
-        freed: Pages = np.flatnonzero(self._needs.needed_by(leaving) & (self.page_table != ABSENT) & ~kept)
-        return freed
+    def _may_go(self, task: int, leaving: int | None) -> tuple[Pages, Pages]:
+        """Resident pages that can go for a task: those no held one needs, and those that only the one left does."""
+        idle = _where((self.page_table != ABSENT) & ~self._is_kept(task, leaving))
+        if leaving is None or not self.is_held(leaving):
+            return idle, NO_PAGES
+        left = self._needs.needed_by(leaving)[idle]
+        return idle[~left], idle[left]
 
-    def _spare(self, but: int | None = None) -> Pages:
-        """Resident pages that no held task needs, nor this one."""
-        keep = self._is_locked()
-        if but is not None:
-            keep |= self._needs.needed_by(but)
-        return _where((self.page_table != ABSENT) & ~keep)
+    def _is_kept(self, task: int, leaving: int | None) -> npt.NDArray[np.bool_]:
+        """Whether this task or a held one needs it, as if the one that is left weren't held for that, of each page."""
+        kept = self._is_locked(() if leaving is None else (leaving,))
+        kept |= self._needs.needed_by(task)
+        return kept
+
+    def _spare(self) -> Pages:
+        """Resident pages that no held task needs."""
+        return _where((self.page_table != ABSENT) & ~self._is_locked())
 
 
 def _where(chosen: npt.NDArray[np.bool_]) -> Pages:

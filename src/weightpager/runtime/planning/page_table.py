@@ -117,7 +117,7 @@ class Slots:
 
     def _take_reserved(self, pages: Iterable[int]) -> tuple[Pages, npt.NDArray[np.int32]]:
         """Pages that were being loaded, and the slots that were reserved for them."""
-        loading = np.fromiter(pages, np.int64)
+        loading: Pages = np.asarray(pages if isinstance(pages, np.ndarray) else list(pages), np.int64)
         slots = self.reserved[loading]
         if (slots == ABSENT).any():
             raise ValueError("expected pages that a slot is reserved for")

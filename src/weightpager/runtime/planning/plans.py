@@ -38,9 +38,21 @@ class SwitchPlan:
         loading: pages that an earlier load is bringing already.
         prepare: pages loaded while the old task is still whole; ascending.
         commit: pages for which the old task must be given up first; ascending. Empty if both fit together.
+        leave: pages of the old task that are given up for these.
     """
 
     evict: Pages
     loading: Pages
     prepare: Pages
     commit: Pages
+    leave: Pages
+
+    def at_once(self) -> SwitchPlan:
+        """Both phases in one, once the old task has been given up."""
+        return SwitchPlan(
+            np.concatenate([self.evict, self.leave]),
+            self.loading,
+            np.concatenate([self.prepare, self.commit]),
+            NO_PAGES,
+            NO_PAGES,
+        )

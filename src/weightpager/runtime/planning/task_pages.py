@@ -42,10 +42,12 @@ class TaskPages:
         """Whether a task needs it, of each page [pages]; not to be changed."""
         return self._needed_by[:, task]
 
-    def needed_by_any(self, tasks: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def needed_by_any(self, tasks: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Whether at least one of these tasks needs it, of each page [pages]."""
-        needed = np.zeros(len(self._needed_by), bool)
-        for task in tasks:
+        if not len(tasks):
+            return np.zeros(len(self._needed_by), bool)
+        needed: npt.NDArray[np.bool_] = self._needed_by[:, tasks[0]].copy()
+        for task in tasks[1:]:
             needed |= self._needed_by[:, task]
         return needed
 

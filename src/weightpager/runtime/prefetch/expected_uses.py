@@ -105,7 +105,8 @@ def expected_reuse(switches: npt.NDArray[np.integer], task: int) -> npt.NDArray[
             followed by any other with the same probability.
         task: the one that runs next.
     """
-    return expected_uses(switches, _chances(switches)[task], DISCOUNT)
+    chances = _chances(switches)
+    return _uses(chances, chances[task], DISCOUNT)
 
 
 def expected_uses(
@@ -120,14 +121,19 @@ def expected_uses(
         following: [tasks], probability that each is the next.
         discount: what a use is worth that comes one switch later; or, for each task, what follows it [tasks].
     """
-    chances = _chances(switches)
-    later = np.broadcast_to(discount, len(chances))[:, None] * chances
-    uses: npt.NDArray[np.float64] = np.linalg.solve((np.eye(len(chances)) - later).T, following)
+    return _uses(_chances(switches), following, discount)
+
+
+def _uses(chances: Floats, following: npt.NDArray[np.floating], discount: float | npt.NDArray[np.floating]) -> Floats:
+    now_and_later = -chances.T * discount  # this and the next line run at every switch that must choose
+    now_and_later.flat[:: len(chances) + 1] += 1
+    uses: Floats = np.linalg.solve(now_and_later, following)
     return uses
 
 
-def _chances(switches: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+def _chances(switches: npt.NDArray[np.integer]) -> Floats:
     count = len(switches)
-    counts = switches + (1 - np.eye(count)) / max(1, count - 1)
-    chances: npt.NDArray[np.float64] = counts / np.maximum(counts.sum(1, keepdims=True), 1e-300)
+    counts = switches + 1 / max(1, count - 1)
+    counts.flat[:: count + 1] -= 1 / max(1, count - 1)
+    chances: Floats = counts / np.maximum(counts.sum(1, keepdims=True), 1e-300)
     return chances

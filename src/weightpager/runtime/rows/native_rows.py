@@ -8,15 +8,11 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from weightpager.errors import StoreTimeoutError
 from weightpager.kernels.rows import Wide, check_wide, is_bfloat16
-from weightpager.runtime.paging.reads.load import closed
+from weightpager.runtime.paging.reads.failures import own_read_error
 from weightpager.runtime.rows.row_memory import RowMemory
 from weightpager.runtime.rows.row_pages import AT_ONCE, RowReads
 from weightpager.store import most_pages
-
-_HANGS, _CLOSED = 4, 5
-"""How reads of a thread's own fail beside others, as the native module says it."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +100,5 @@ class NativeRows:
         if read:
             reads.store.count(read)
         if failure:
-            raise self._error(failure, number, page)
+            raise own_read_error(failure, number, page, reads.patience, "rows of a table") or AssertionError(failure)
         return True
-
-    def _error(self, failure: int, number: int, page: int) -> Exception:
-        from weightpager.runtime.paging.reads.native_reads import read_error
-
-        if failure == _HANGS:
-            return StoreTimeoutError(
-                f"storage has delivered nothing for {self._reads.patience:g} s while rows of a table were read; "
-                "check the device, or raise read_timeout if it is only slow"
-            )
-        return closed() if failure == _CLOSED else read_error(failure, number, page) or AssertionError(failure)

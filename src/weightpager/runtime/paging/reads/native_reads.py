@@ -14,7 +14,7 @@ from itertools import count
 import numpy as np
 
 import weightpager.kernels._native as _native
-from weightpager.errors import PageCorruptError, StoreError, WeightpagerError
+from weightpager.runtime.paging.reads.failures import CORRUPT, END_OF_FILE, STORAGE, read_error
 from weightpager.runtime.paging.reads.load import JOIN_SECONDS, Load, closed, closed_meanwhile
 from weightpager.store import VerifyingStore, most_pages
 
@@ -135,33 +135,14 @@ def _drive(queue: _native.ReadQueue, loads: dict[int, Load], ended: list[int]) -
     while (report := queue.drive()) is not None:
         for number, packed, failure, error, corrupt in report[0]:
             load, pages = loads[number], _pages(packed)
-            if failure not in (_STORAGE, _END_OF_FILE):
+            if failure not in (STORAGE, END_OF_FILE):
                 load.store.count(len(pages) * load.into.page_bytes)  # type: ignore[attr-defined]
             ended[0] += 1
-            load.ended(pages, read_error(failure, error, corrupt if failure == _CORRUPT else pages[0]))
+            load.ended(pages, read_error(failure, error, corrupt if failure == CORRUPT else pages[0]))
             del load
         for number in report[1]:
             loads.pop(number, None)
         del report
-
-
-_STORAGE, _END_OF_FILE, _CORRUPT = 1, 2, 3
-"""Why a read failed, as the native module says it."""
-
-
-def read_error(failure: int, number: int, page: int) -> WeightpagerError | None:
-    """What a read's failure is to Python; None where there was none.
-
-    Args:
-        failure: as the native module says it.
-        number: of the storage's error.
-        page: the read's first, or the one that isn't what it should be.
-    """
-    if failure == _STORAGE:
-        return StoreError(f"cannot read page {page}: {os.strerror(number)}")
-    if failure == _END_OF_FILE:
-        return StoreError(f"cannot read page {page}: the file ends too early")
-    return PageCorruptError(page, "on load") if failure == _CORRUPT else None
 
 
 def _pages(packed: bytes) -> list[int]:
