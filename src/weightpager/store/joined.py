@@ -67,6 +67,8 @@ class JoinedStore:
             if here is None:
                 return None
             found.append(here)
+        if len(found) == 1:
+            return found[0]
         none = Sources(np.zeros(0, np.int32), np.zeros(0, np.int64))
         return Sources(
             np.concatenate([of.descriptors for of in (none, *found)]),

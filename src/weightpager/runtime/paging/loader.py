@@ -49,15 +49,21 @@ class Loader:
                 plan = self._slots.plan(request)
                 beside = len(plan.prepare) + len(plan.loading)
                 state.committing = len(plan.commit) > 0 and not (beside and request.wait)
+                rest = None if state.blocks.loading else plan.at_once()
                 loading = None if state.committing else self._start(plan, request)
+                before = self._seen()
             if loading is None:
-                return self._start_alone(request, stats, tables)
+                return self._start_alone(request, rest, stats, tables)
             tables.hold_at_once()
             if not request.wait:
                 return loading.cost(until_now=False), loading
             stats += self._finish(loading)
             if not len(plan.commit):
                 return stats, None
+            with self._lock:
+                state.committing = self._seen() == before and not state.blocks.loading
+            if state.committing:
+                return self._start_alone(request, plan.rest(), stats, tables)
 
     def prefetch(self, pages: Pages) -> None:
         """Load absent pages, ascending, that nobody waits for. The lock is held."""
@@ -97,13 +103,13 @@ class Loader:
                 return None
         tables.hold_at_once(beside=MOST_BYTES)
         with self._lock:
-            plan, version = self._slots.plan(request), blocks.version
+            plan, before = self._slots.plan(request), self._seen()
         landed.wait(state.patience, state.pager.ended)
         stats = LoadStats(landed.reads, landed.bytes, time.perf_counter() - start)
         with self._lock:
             if state.closed:
                 raise closed_meanwhile()
-            if blocks.version != version:  # others hold tasks that they didn't
+            if self._seen() != before:
                 plan = self._slots.plan(request)
             state.committing = len(plan.commit) > 0
             if not state.committing:
@@ -121,12 +127,16 @@ class Loader:
         landed.place(blocks.reserve(plan.prepare))
         blocks.publish(plan.prepare)
 
+    def _seen(self) -> tuple[int, int]:
+        """Something else when others have come or gone: what was planned may not be the best any more."""
+        return self._state.blocks.version, self._state.changes
+
     def _start_alone(
-        self, request: SwitchRequest, stats: LoadStats, tables: TableHold
+        self, request: SwitchRequest, rest: SwitchPlan | None, stats: LoadStats, tables: TableHold
     ) -> tuple[LoadStats, Loading | None]:
-        """Give up the task that is left, and load the rest in its place."""
+        """Give up the task that is left, and load the rest in its place; what that is is planned anew if None."""
         with self._commit(request):
-            loading = self._start(self._slots.plan(request.alone()), request)
+            loading = self._start(rest or self._slots.plan(request.alone()), request)
         tables.hold_at_once()
         if not request.wait:
             return stats + loading.cost(until_now=False), loading

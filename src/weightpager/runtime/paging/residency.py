@@ -252,11 +252,12 @@ class Residency:
             raise BusyError("another switch was still going on when the timeout passed; try again, or allow more time")
         try:
             with self._lock:
-                if stop_prefetch:
-                    self._loader.stop_prefetch()
-                    self._lock.notify_all()
-                if not self._state.closed:
-                    self._loader.cancel_lost()
+                if self.blocks.loading:
+                    if stop_prefetch:
+                        self._loader.stop_prefetch()
+                        self._lock.notify_all()
+                    if not self._state.closed:
+                        self._loader.cancel_lost()
             yield
         finally:
             self._turn.release()

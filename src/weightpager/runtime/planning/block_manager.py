@@ -68,7 +68,7 @@ class BlockManager:
     @property
     def loading(self) -> int:
         """How many pages have a slot reserved."""
-        return len(self.reserved())
+        return int(np.count_nonzero(self._slots.reserved != ABSENT))
 
     def reserved(self) -> Pages:
         """Pages that have a slot reserved, ascending."""
@@ -169,7 +169,7 @@ class BlockManager:
 
     def evict(self, pages: Pages) -> None:
         """Give up resident pages that no held task needs; their slots are free at once."""
-        if self._is_locked()[pages].any():
+        if any(self._needs.needed_by(task)[pages].any() for task in self._held()):
             raise ValueError("expected pages that no held task needs")
         self._missing += self._needs.count(pages)  # first: should Ctrl-C come between, no task is thought complete
         self._slots.evict(pages)
@@ -235,8 +235,11 @@ class BlockManager:
 
     def _is_locked(self, but_one_hold_of: Sequence[int] = ()) -> npt.NDArray[np.bool_]:
         """Of each page [pages], as in `locked`."""
-        held = [task for task, count in enumerate(self._holders) if count > but_one_hold_of.count(task)]
-        return self._needs.needed_by_any(held)
+        return self._needs.needed_by_any(self._held(but_one_hold_of))
+
+    def _held(self, but_one_hold_of: Sequence[int] = ()) -> list[int]:
+        """Tasks that are held, as in `locked`."""
+        return [task for task, count in enumerate(self._holders) if count > but_one_hold_of.count(task)]
 
     def _first_to_go(self, spare: Pages, count: int, reuse: Callable[[], npt.NDArray[np.floating]] | None) -> Pages:
         """So many of these resident pages. Who goes first is asked only where some can stay."""

@@ -47,6 +47,10 @@ class SwitchPlan:
     commit: Pages
     leave: Pages
 
+    def rest(self) -> SwitchPlan:
+        """The second phase, once the first has ended and the old task has been given up."""
+        return SwitchPlan(self.leave, NO_PAGES, self.commit, NO_PAGES, NO_PAGES)
+
     def at_once(self) -> SwitchPlan:
         """Both phases in one, once the old task has been given up."""
         return SwitchPlan(
