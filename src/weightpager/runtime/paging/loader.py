@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from weightpager.errors import SwitchFailedError, TaskNotActiveError, WeightpagerError
@@ -13,7 +13,6 @@ from weightpager.runtime.paging.reads.load import Priority, closed_meanwhile
 from weightpager.runtime.paging.slot_waits import SlotWaits
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import Loading, LoadStats, SwitchRequest
-from weightpager.runtime.paging.table_holds import TableHold
 from weightpager.runtime.planning.plans import NO_PAGES, Pages, SwitchPlan
 
 
@@ -32,17 +31,17 @@ class Loader:
         self._slots = slots
         self._loadings: dict[int, Sequence[Loading]] = {}  # of each held task, what nobody has waited for
 
-    def bring_in(self, request: SwitchRequest, tables: TableHold) -> tuple[LoadStats, Loading | None]:
+    def bring_in(self, request: SwitchRequest, meanwhile: Callable[[int], None]) -> tuple[LoadStats, Loading | None]:
         """Load what a held task lacks: first what fits beside the task that is left, then the rest in its place.
 
         Whoever calls has the turn, and not the lock. Results and errors are those of `Residency.bring_in`.
 
         Args:
             request: for the task.
-            tables: its block tables, to be held at once when reads have begun.
+            meanwhile: called when reads have begun, with the bytes that may be taken beside the budget until they end.
         """
         state, stats = self._state, LoadStats()
-        if request.wait and (found := self._bring_in_at_once(request, tables)) is not None:
+        if request.wait and (found := self._bring_in_at_once(request, meanwhile)) is not None:
             return found, None
         while True:
             with self._lock:
@@ -53,8 +52,8 @@ class Loader:
                 loading = None if state.committing else self._start(plan, request)
                 before = self._seen()
             if loading is None:
-                return self._start_alone(request, rest, stats, tables)
-            tables.hold_at_once()
+                return self._start_alone(request, rest, stats, meanwhile)
+            meanwhile(0)
             if not request.wait:
                 return loading.cost(until_now=False), loading
             stats += self._finish(loading)
@@ -63,7 +62,7 @@ class Loader:
             with self._lock:
                 state.committing = self._seen() == before and not state.blocks.loading
             if state.committing:
-                return self._start_alone(request, plan.rest(), stats, tables)
+                return self._start_alone(request, plan.rest(), stats, meanwhile)
 
     def prefetch(self, pages: Pages) -> None:
         """Load absent pages, ascending, that nobody waits for. The lock is held."""
@@ -89,7 +88,7 @@ class Loader:
         if loadings:
             self._cancel_unwanted()
 
-    def _bring_in_at_once(self, request: SwitchRequest, tables: TableHold) -> LoadStats | None:
+    def _bring_in_at_once(self, request: SwitchRequest, meanwhile: Callable[[int], None]) -> LoadStats | None:
         """Read all that a held task lacks before anything is given up for it.
 
         None, and nothing has changed, where that is much, some of it is on its way, or there is no room.
@@ -101,7 +100,7 @@ class Loader:
             landed = state.pager.land(state.store, blocks.missing(request.task))
             if landed is None:
                 return None
-        tables.hold_at_once(beside=MOST_BYTES)
+        meanwhile(MOST_BYTES)
         with self._lock:
             plan, before = self._slots.plan(request), self._seen()
         landed.wait(state.patience, state.pager.ended)
@@ -132,12 +131,12 @@ class Loader:
         return self._state.blocks.version, self._state.changes
 
     def _start_alone(
-        self, request: SwitchRequest, rest: SwitchPlan | None, stats: LoadStats, tables: TableHold
+        self, request: SwitchRequest, rest: SwitchPlan | None, stats: LoadStats, meanwhile: Callable[[int], None]
     ) -> tuple[LoadStats, Loading | None]:
         """Give up the task that is left, and load the rest in its place; what that is is planned anew if None."""
         with self._commit(request):
             loading = self._start(rest or self._slots.plan(request.alone()), request)
-        tables.hold_at_once()
+        meanwhile(0)
         if not request.wait:
             return stats + loading.cost(until_now=False), loading
         try:

@@ -64,7 +64,7 @@ class Residency:
                         self._hold(request)
                     try:
                         with self._tables.to_hold(request) as tables:
-                            found = self._loader.bring_in(request, tables)
+                            found = self._loader.bring_in(request, tables.hold_at_once)
                             tables.hold()
                         return found
                     except BaseException:

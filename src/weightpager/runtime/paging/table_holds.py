@@ -27,7 +27,7 @@ class TableHold:
         self.borrowed = ExitStack()
         self._is_borrowed = False
 
-    def hold_at_once(self, *, beside: int = 0) -> None:
+    def hold_at_once(self, beside: int = 0) -> None:
         """Hold them if there is room: while storage works, expanding them takes no time.
 
         Args:
