@@ -20,7 +20,7 @@ from weightpager.bundle.format import placement as placement_file
 from weightpager.bundle.format import row_table as row_table_file
 from weightpager.bundle.format.block_numbers import BlockNumbers
 from weightpager.bundle.format.block_table import BlockTable
-from weightpager.bundle.format.manifest import Manifest, TaskEntry
+from weightpager.bundle.format.manifest import Manifest, TaskEntry, TaskKind
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.format.permutations import Permutations
@@ -30,6 +30,8 @@ from weightpager.bundle.format.size_limits import check_sizes
 from weightpager.bundle.format.tied_table import TiedTableEntry, stored_in
 from weightpager.bundle.format.version_1 import tables_file
 from weightpager.errors import BundleError, BundleFormatError, UnknownTaskError
+from weightpager.graph import Graph, read_graph
+from weightpager.graph.file import graph_file
 from weightpager.machine.paths import has_directory
 from weightpager.page_dtype import block_bytes
 
@@ -132,6 +134,21 @@ class Bundle:
         """
         entries = self.manifest.tied_tables
         return stored_in(read_header(self.path, file, self.entry(file)), entries) if entries else []
+
+    def graph(self, kind: TaskKind) -> Graph | None:
+        """The forward pass of a kind of tasks; None if the bundle has none.
+
+        Raises:
+            BundleFormatError: the file is damaged, or no graph of this kind.
+        """
+        name = graph_file(kind)
+        return read_graph(name, self.read(name), kind) if name in self.manifest.files else None
+
+    @property
+    def graph_kinds(self) -> tuple[TaskKind, ...]:
+        """The kinds of its tasks that have a graph."""
+        kinds = dict.fromkeys(task.kind for task in self.manifest.tasks)
+        return tuple(kind for kind in kinds if graph_file(kind) in self.manifest.files)
 
     def permutations(self) -> Permutations:
         """The order in which the compiler has put the tensors' axes; empty where it changed none.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.format import row_table
-from weightpager.bundle.format.manifest import Manifest
+from weightpager.bundle.format.manifest import Manifest, TaskKind
 from weightpager.bundle.format.names import MODEL, REPORT, RESIDENT, private_file
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.parts.adapter import adapter_files
@@ -20,6 +20,7 @@ from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.bundle.writer import BundleWriter
 from weightpager.errors import ConfigError
+from weightpager.graph.file import kind_of_file
 from weightpager.transitions import Transitions
 
 
@@ -91,8 +92,10 @@ class TaskSubset:
         """
         own = (file for name in self.names for file in (private_file(name), *adapter_files(name)))
         wanted = {RESIDENT, row_table.FILE, *own}
+        kinds = {self.bundle.task(name).kind for name in self.names}
         for name, entry in self.bundle.manifest.files.items():
-            if name in wanted or name.startswith(f"{MODEL}/"):
+            of_kind = kind_of_file(name)
+            if name in wanted or (name.startswith(f"{MODEL}/") and (of_kind is None or of_kind in kinds)):
                 writer.link(name, check_file(self.bundle.path, name, entry))
         writer.put_permutations(Permutations({**self.bundle.permutations().only(self.names).orders, **added.orders}))
 
@@ -105,8 +108,15 @@ class TaskSubset:
         for name in self.bundle.manifest.row_file_names():
             writer.link(name, self.bundle.path / name)
 
-    def finish(self, writer: BundleWriter, manifest: Manifest) -> None:
+    def finish(
+        self, writer: BundleWriter, manifest: Manifest, without_graph: Mapping[TaskKind, str] | None = None
+    ) -> None:
         """Write the manifest and, if the bundle has a report, the parts of it that still hold.
+
+        Args:
+            writer: of the other bundle.
+            manifest: of it.
+            without_graph: kinds that have no graph, and why; as the bundle's own report says if None.
 
         Raises:
             BundleFormatError: what has been written is no bundle, or the old report is damaged.
@@ -119,6 +129,8 @@ class TaskSubset:
         report = read_report(self.bundle)
         controls = [control.only(self.names) for control in report.controls if set(self.names) <= set(control.scores)]
         growth = report.growth
+        reasons = report.without_graph if without_graph is None else without_graph
+        kinds = {self.bundle.task(name).kind for name in self.names}
         changes = {
             "growth": growth if growth is not None and set(growth.tasks) <= set(self.names) else None,
             "tasks": [score for score in report.tasks if score.name in self.names],
@@ -127,6 +139,7 @@ class TaskSubset:
             "page_fill": page_fill(written),
             "over_read": over_read(written),
             "controls": controls,
+            "without_graph": {kind: why for kind, why in reasons.items() if kind in kinds},
         }
         writer.put(REPORT, report.model_copy(update=changes).dump())
         writer.finish(manifest)

@@ -63,6 +63,7 @@ for command in (
     cache_command.cache,
     tidy_commands.repack,
     tidy_commands.gc,
+    tidy_commands.upgrade,
     ls_command.ls,
     inspect_commands.inspect,
     inspect_commands.verify,

@@ -13,13 +13,14 @@ from torch import Tensor
 
 import weightpager
 from weightpager.answers.score import Score
-from weightpager.bundle import Bundle, BundleWriter, Manifest, PageIndex
+from weightpager.bundle import Bundle, BundleWriter, Manifest, PageIndex, TaskKind
 from weightpager.bundle.format.names import REPORT, private_file
 from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.compile_report import CompileReport, Growth, has_report, read_report
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.graph.write import write_graphs
 from weightpager.compiler.measuring.measure import measure_written
 from weightpager.compiler.measuring.report import common_fields
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
@@ -28,7 +29,7 @@ from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import pack
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
-from weightpager.compiler.packing.write import BundlePlan, page_file_counts, write_pages
+from weightpager.compiler.packing.write import BundlePlan, image_shape, page_file_counts, write_pages
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import write_adapters
 from weightpager.compiler.recovery.own_parameters import train_own
@@ -64,10 +65,10 @@ def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: Run) -
     with run.stage("pack"):
         added = _Addition.of(base, prepared, masks, weights, transitions)
     with run.stage("write"):
-        manifest = added.write(writer)
+        manifest, without_graph = added.write(writer)
     with run.stage("measure sparse"):
         bundle, scores = measure_written(writer.root, prepared.data, run.progress)
-    report = _report(bundle, added, prepared, scores, run)
+    report = _report(bundle, added, prepared, scores, run).model_copy(update={"without_graph": without_graph})
     writer.put(REPORT, report.dump())
     writer.finish(manifest)
     return report
@@ -146,8 +147,8 @@ class _Addition:
         """The new tasks' modules."""
         return self.plan.weights.source
 
-    def write(self, writer: BundleWriter) -> Manifest:
-        """Write all files; the manifest last, which is returned."""
+    def write(self, writer: BundleWriter) -> tuple[Manifest, dict[TaskKind, str]]:
+        """Write all files, the manifest last; it, and the kinds of tasks that have no graph, and why."""
         bundle, packing = self.base.bundle, self.plan.packing
         for name in bundle.manifest.page_file_names():
             writer.link(name, bundle.path / name)
@@ -167,8 +168,10 @@ class _Addition:
         )
         writer.put_index(index.with_rows(bundle.row_ids))
         manifest = self._manifest()
+        kinds = [task.kind for task in manifest.tasks]
+        without_graph = write_graphs(writer, self.source.config, kinds, image_shape(self.source))
         writer.finish(manifest)
-        return manifest
+        return manifest, without_graph
 
     def reused_locations(self, number: int) -> npt.NDArray[np.int64]:
         """Locations of the base's blocks that new task ``number`` takes."""

@@ -160,7 +160,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Run)
     with run.stage("pack"):
         plan = plan_bundle(prepared, sparse.weights, sparse.masks.keep)
     with run.stage("write"):
-        write_bundle(writer, plan)
+        without_graph = write_bundle(writer, plan)
     with run.stage("measure sparse"):
         bundle, scores = measure_written(writer.root, prepared.data, run.progress)
     own = {
@@ -171,6 +171,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Run)
         "compare": compared(task_file, prepared.data),
         "recover": task_file.recover.method,
         "fit": fit_of(prepared, bundle),
+        "without_graph": without_graph,
     }
     report = CompileReport(**(common_fields(bundle, prepared, scores, run) | own))
     writer.put(REPORT, report.dump())

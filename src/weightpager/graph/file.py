@@ -17,9 +17,18 @@ MOST_BYTES = 16 * 2**20
 """Of a file."""
 
 
+_PREFIX, _SUFFIX = "model/graph-", ".json"
+
+
 def graph_file(kind: str) -> str:
     """The name of a task kind's graph in a bundle."""
-    return f"model/graph-{kind}.json"
+    return f"{_PREFIX}{kind}{_SUFFIX}"
+
+
+def kind_of_file(name: str) -> str | None:
+    """The kind of tasks whose graph a bundle's file is; None if it is none."""
+    graph = name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+    return name.removeprefix(_PREFIX).removesuffix(_SUFFIX) if graph else None
 
 
 def write_graph(graph: Graph) -> bytes:
@@ -36,7 +45,7 @@ def write_graph(graph: Graph) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def read_graph(name: str, content: bytes) -> Graph:
+def read_graph(name: str, content: bytes, kind: str | None = None) -> Graph:
     """Validate a graph's file.
 
     What it doesn't check is what needs the parameters: that they exist, and that shapes fit.
@@ -44,6 +53,7 @@ def read_graph(name: str, content: bytes) -> Graph:
     Args:
         name: of the file, for errors.
         content: of the file.
+        kind: of tasks that it must be of, if any.
 
     Raises:
         BundleFormatError: names the first field that is wrong.
@@ -54,7 +64,10 @@ def read_graph(name: str, content: bytes) -> Graph:
         document = json.loads(content, parse_constant=_refuse, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise BundleFormatError(name, "document", "JSON", str(error)[:120]) from None
-    return read_document(Field(name, "", document), FORMAT)
+    graph = read_document(Field(name, "", document), FORMAT)
+    if kind is not None and graph.kind != kind:
+        raise BundleFormatError(name, "kind", kind, graph.kind)
+    return graph
 
 
 def _node(node: Node) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from weightpager.bundle.format.version_1 import tables_file
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.verify import verify
 from weightpager.compiler.repack import repack
+from weightpager.compiler.upgrade import upgrade
 from weightpager.errors import BundleFormatError
 
 STORED = Path(__file__).parent / "version-1.tar.xz"
@@ -123,3 +124,12 @@ def test_a_table_of_version_1_that_promises_the_moon_is_refused(old: Path) -> No
     rewrite_file(old, tables_file("animal"), len(header).to_bytes(8, "little") + header)
     with pytest.raises(BundleFormatError, match="safetensors"):
         Bundle.open(old)
+
+
+def test_a_bundle_of_version_1_is_upgraded(old: Path, tmp_path: Path) -> None:
+    done = upgrade(old, tmp_path / "new.bundle")
+    new = Bundle.open(tmp_path / "new.bundle")
+    assert new.manifest.version == 2
+    assert new.graph_kinds == done.graphs
+    assert verify(new.path).problems == ()
+    answers_as_then(new.path, {"animal", "colour"})

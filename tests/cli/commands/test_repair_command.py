@@ -38,11 +38,11 @@ def test_a_bundle_is_mended(weightpager: Command, damaged: Path, assistant_bundl
         f"{PAGES}: size and header mended",
         "pages mended: 0",
     ]
-    assert "1 of 12 files and 1 of" in found.out
+    assert "1 of 14 files and 1 of" in found.out
     assert found.out.endswith("pages mended: all well\n")
     again = weightpager("verify", damaged, "--repair", "--from", assistant_bundle, "--quiet")
     assert (again.code, again.err) == (0, "")
-    assert "0 of 12 files" in again.out
+    assert "0 of 14 files" in again.out
     assert weightpager("verify", damaged).code == 0
 
 
@@ -65,7 +65,7 @@ def test_what_no_hash_shows_is_left_to_verify(weightpager: Command, damaged: Pat
     facts = json.loads(found.out)
     assert (facts["mended_files"], facts["mended_frames"]) == (["resident.safetensors"], [PAGES])
     assert facts["mended_pages"] == [0]
-    assert facts["files"] == 12
+    assert facts["files"] == 14
     assert ["surprise.json" in problem for problem in facts["problems"]] == [True]
 
 
@@ -114,7 +114,7 @@ def test_all_damage_is_named_though_the_bundle_cannot_be_opened(
     for name in names:
         assert sum(problem.startswith(name) for problem in facts["problems"]) == 1
     assert len(facts["problems"]) == len(names)
-    assert facts["files"] == 12
+    assert facts["files"] == 14
 
 
 def test_pages_of_a_file_that_is_cut_short_are_compared(weightpager: Command, damaged: Path) -> None:

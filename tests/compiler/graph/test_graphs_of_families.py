@@ -105,6 +105,33 @@ def test_a_family_without_a_graph_says_why(family: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "changes", "reason"),
+    [
+        ("Beit", {"use_relative_position_bias": True}, "a bias, of its own for each pair"),
+        ("Llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "torch.export: .*data-dependent"),
+        (
+            "Phi3",
+            {
+                "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+                "original_max_position_embeddings": 32,
+            },
+            "made while the module runs",
+        ),
+    ],
+)
+def test_settings_that_leave_no_graph(
+    family: str, changes: Mapping[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind: TaskKind = "image-classification" if family in ALL_IMAGES else "language-modeling"
+    settings = {**ALL_DECODERS, **ALL_IMAGES}[family]
+    config = config_of(family, {**settings, **changes})
+    capsys.readouterr()
+    with pytest.raises(NotExportableError, match=reason):
+        export_graph(config, kind, _image(kind))
+    assert capsys.readouterr() == ("", "")  # a command may print JSON
+
+
+@pytest.mark.parametrize(
     ("family", "changes"),
     [
         ("Mistral", {"sliding_window": 3}),
@@ -114,6 +141,7 @@ def test_a_family_without_a_graph_says_why(family: str) -> None:
         ("GPTNeoX", {"rotary_pct": 0.5, "use_parallel_residual": False}),
         ("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "attention_bias": True, "mlp_bias": True}),
         ("Phi3", {"partial_rotary_factor": 0.5}),
+        ("Llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
     ],
 )
 def test_settings_that_change_what_is_computed(family: str, changes: Mapping[str, Any]) -> None:

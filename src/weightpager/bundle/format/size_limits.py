@@ -7,6 +7,7 @@ from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import MANIFEST, MODEL
 from weightpager.bundle.format.version_1 import tables_file
 from weightpager.errors import BundleFormatError
+from weightpager.graph.file import MOST_BYTES, kind_of_file
 
 _JSON = 16 * 2**20  # most bytes of a report, or of a low-rank part's configuration
 _CONFIGURATION = "config.json"  # how names of configurations in ``model/`` end
@@ -78,6 +79,8 @@ def _of_row_places(manifest: Manifest) -> int:
 
 def _of_other_file(manifest: Manifest, name: str) -> int:
     """Most bytes of a file in ``model/``, a report, or parameters that are resident, private or low-rank."""
+    if kind_of_file(name) is not None:
+        return MOST_BYTES
     if name.startswith(f"{MODEL}/") and not name.endswith(_CONFIGURATION):
         return _VOCABULARY
     if name.endswith(".json"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from weightpager.bundle.files.entry import check_file, read_checked
-from weightpager.bundle.format.manifest import Manifest
+from weightpager.bundle.format.manifest import FORMS, Manifest
 from weightpager.bundle.format.names import MODEL
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.settings.checks import (
@@ -20,6 +20,8 @@ from weightpager.bundle.settings.checks import (
 from weightpager.bundle.settings.foreign_code import foreign_code
 from weightpager.bundle.settings.walk import settings_of
 from weightpager.errors import BundleFormatError
+from weightpager.graph import read_graph
+from weightpager.graph.file import kind_of_file
 
 _ALLOWED: dict[str, tuple[object, ...]] = {
     "chunk_size_feed_forward": (0,),
@@ -70,7 +72,12 @@ def check_model_file(root: Path, manifest: Manifest, name: str) -> None:
         BundleFormatError: as `model_dir`.
     """
     entry = manifest.entry(name)
-    if name.endswith(".json"):
+    kind = kind_of_file(name)
+    if kind is not None:
+        if kind not in FORMS:
+            raise BundleFormatError(name, "file", f"a graph of {', '.join(FORMS)}", f"one of {kind[:40]!r}")
+        read_graph(name, read_checked(root, name, entry), kind)
+    elif name.endswith(".json"):
         _check_json(name, read_checked(root, name, entry))
     else:
         check_file(root, name, entry)

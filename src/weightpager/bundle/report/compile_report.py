@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from weightpager.bundle.files.strict import Strict
+from weightpager.bundle.format.manifest import TaskKind
 from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.report.interval import Interval
@@ -159,6 +160,7 @@ class CompileReport(Strict):
         paged_share: of a task's parameters, those in paged weights; None in older bundles.
         not_paged: parameters that stay in memory, by why they aren't paged.
         fit: what was made of a budget; None where sparsity and dtype were stated.
+        without_graph: kinds of tasks that have no graph, and why.
     """
 
     tasks: list[TaskScore]
@@ -181,6 +183,7 @@ class CompileReport(Strict):
     paged_share: Annotated[float, Field(ge=0, le=1)] | None = None
     not_paged: dict[str, Bytes] = Field(default_factory=dict)
     fit: Fit | None = None
+    without_graph: dict[TaskKind, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> CompileReport:

@@ -30,6 +30,7 @@ from weightpager.errors import ConfigError
 from weightpager.store import LocalStore, StorageModel, all_switches
 from weightpager.store.row_share import room_for_pages, row_bytes
 
+_NO_GRAPHS = "the bundle was written before there were graphs; weightpager upgrade adds them"
 _MOST_NAMED = 20
 _MOST_PAIRS = 4
 
@@ -170,11 +171,20 @@ def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, ban
         "paged_share": share.share,
         "parameters": share,
         "not_paged": bundle.manifest.resident_reasons,
+        "graphs": bundle.graph_kinds,
+        "without_graph": _without_graph(bundle, report),
         "tied": {} if report is None else report.tied,
         "tied_tables": [one.model_dump() | {"memory_bytes": one.memory(block)} for one in bundle.manifest.tied_tables],
         "scores": [] if report is None else report.tasks,
         "advice": None if report is None else advise(bundle, report, room),
     }
+
+
+def _without_graph(bundle: Bundle, report: CompileReport | None) -> dict[str, str]:
+    """The kinds of tasks that have no graph, and why."""
+    known = {} if report is None else report.without_graph
+    kinds = {task.kind for task in bundle.tasks.values()} - {*bundle.graph_kinds}
+    return {kind: known.get(kind, _NO_GRAPHS) for kind in sorted(kinds)}
 
 
 def _task_facts(bundle: Bundle, name: str) -> dict[str, Any]:
@@ -291,6 +301,10 @@ def _print_notes(facts: dict[str, Any]) -> None:
     for table in facts["rows"]:
         shares = ", ".join(f"{part} {share:.0%}" for part, share in table["hits"].items())
         output.say(f"rows on demand: of training texts' look-ups in {table['name']}, its most used rows serve {shares}")
+    if facts["graphs"]:
+        output.say(f"graph: {', '.join(facts['graphs'])}")
+    for kind, reason in facts["without_graph"].items():
+        output.say(f"no graph: {kind}: {reason}")
     if facts["not_paged"]:
         names = list(facts["not_paged"])
         output.say(f"not paged: {len(names)} tensors ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})")

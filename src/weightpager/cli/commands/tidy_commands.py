@@ -1,4 +1,4 @@
-"""``repack`` and ``gc``: they tidy up a bundle after tasks have come and gone."""
+"""``repack``, ``gc`` and ``upgrade``: they tidy up a bundle after tasks, or versions, have come and gone."""
 
 from __future__ import annotations
 
@@ -84,6 +84,31 @@ def _print_repacked(title: str, done: Repacked) -> None:
         output.say(
             f"note: to bring these tasks in reads more than before: {more}; smaller pages (--page) make that less."
         )
+
+
+def upgrade(
+    bundle: BundlePath,
+    out: Out,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Write a bundle that an older weightpager compiled as today's would: with a graph for each kind of tasks.
+
+    Pages and parameters stay as they are, and so do outputs. Needs `weightpager[compile]`.
+
+    Example: `weightpager upgrade assistant.bundle --out new.bundle`
+    """
+    with extra("compile"):
+        from weightpager.compiler.upgrade import upgrade as upgrade_bundle
+
+    done = upgrade_bundle(bundle, out, force=force)
+    if json:
+        output.print_json(done)
+        return
+    for kind in done.graphs:
+        output.say(f"{kind}: graph written")
+    for kind, reason in done.without_graph.items():
+        output.say(f"{kind}: no graph: {reason}")
 
 
 def gc(

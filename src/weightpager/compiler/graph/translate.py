@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import Any
 
 import torch
@@ -97,12 +98,13 @@ def _traced(module: PreTrainedModel, form: CallForm) -> ExportedProgram:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch logs of a trace that fails: the error says it."""
+    """Without what torch logs and prints of a trace that fails: the error says it."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
     finally:
         logger.setLevel(level)
 
@@ -140,7 +142,7 @@ def _translated(builder: Builder, node: fx.Node, found: dict[fx.Node, Any]) -> A
 
 def _values(tensor: Tensor, name: str) -> Any:
     if tensor.is_meta:
-        raise NotExportableError(f"the buffer {name}, which has no values")
+        raise NotExportableError(f"{name}, a tensor that is made while the module runs")
     if tensor.is_floating_point() and tensor.dtype != torch.float32:
         tensor = tensor.float()
     return tensor.detach().numpy()

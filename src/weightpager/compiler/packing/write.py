@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import weightpager
-from weightpager.bundle import BundleWriter, Manifest, PageIndex, TaskEntry, WeightEntry
+from weightpager.bundle import BundleWriter, Manifest, PageIndex, TaskEntry, TaskKind, WeightEntry
 from weightpager.bundle.format.block_numbers import BlockNumbers
 from weightpager.bundle.format.manifest import VERSION
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
@@ -22,6 +22,7 @@ from weightpager.bundle.format.page_file import file_counts, file_name
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.bundle.settings.checks import GENERATION
 from weightpager.bundle.writer import storage_errors
+from weightpager.compiler.graph.write import write_graphs
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.masks import Keep
 from weightpager.compiler.model.parameter_format import ParameterFormat
@@ -61,8 +62,12 @@ class BundlePlan:
     rows: RowChoice = NO_ROWS
 
 
-def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
-    """Write all files of a bundle; the manifest last."""
+def write_bundle(writer: BundleWriter, plan: BundlePlan) -> dict[TaskKind, str]:
+    """Write all files of a bundle; the manifest last.
+
+    Returns:
+        The kinds of tasks that have no graph, and why.
+    """
     source = plan.weights.source
     ids = write_pages(writer, plan)
     writer.put_permutations(plan.permutations)
@@ -72,9 +77,16 @@ def write_bundle(writer: BundleWriter, plan: BundlePlan) -> None:
     writer.put_index(PageIndex(ids, plan.packing.layers, plan.packing.signatures).with_rows(rows.ids))
     write_adapters(writer, plan.weights, plan.tasks)
     _write_model(writer, source)
+    without_graph = write_graphs(writer, source.config, [task.kind for task in plan.tasks], image_shape(source))
     manifest = _manifest(plan, rows, form)
     writer.put_placement(plan.packing.placement(BlockNumbers.of(manifest), len(plan.tasks)))
     writer.finish(manifest)
+    return without_graph
+
+
+def image_shape(source: Source) -> tuple[int, int, int] | None:
+    """Channels, height and width of the images that the tasks read; None where they read texts."""
+    return None if source.images is None else source.images.shape
 
 
 def write_pages(writer: BundleWriter, plan: BundlePlan, first: int = 0) -> npt.NDArray[np.uint8]:

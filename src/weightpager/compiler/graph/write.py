@@ -1,0 +1,71 @@
+"""Graphs of a bundle's kinds of tasks, written into it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from functools import lru_cache
+
+from transformers import PretrainedConfig
+
+from weightpager.bundle import BundleWriter, TaskKind
+from weightpager.compiler.graph.export import export_graph
+from weightpager.errors import NotExportableError
+from weightpager.graph import write_graph
+from weightpager.graph.file import graph_file
+
+_log = logging.getLogger(__name__)
+
+
+def write_graphs(
+    writer: BundleWriter, config: PretrainedConfig, kinds: Iterable[TaskKind], image: tuple[int, int, int] | None
+) -> dict[TaskKind, str]:
+    """Write a graph for every kind of tasks whose module can be said as one.
+
+    Args:
+        writer: of the bundle; a graph that is there already stays.
+        config: of the model.
+        kinds: of its tasks.
+        image: channels, height and width of the images that they read; None where they read texts.
+
+    Returns:
+        The kinds that have none, and why.
+
+    Raises:
+        CompileError: the storage refused a write.
+    """
+    reasons: dict[TaskKind, str] = {}
+    for kind in dict.fromkeys(kinds):
+        name = graph_file(kind)
+        if (writer.root / name).is_file():
+            continue
+        content = _exported(_Config(config), kind, image)
+        if isinstance(content, bytes):
+            writer.put(name, content)
+        else:
+            reasons[kind] = content
+            _log.warning("%s: no graph, so that these tasks need torch where they run: %s", kind, content)
+    return reasons
+
+
+class _Config:
+    """A configuration as a key: equal to any other that says the same."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        self.config = config
+        self.text = f"{type(config).__name__} {config.to_json_string(use_diff=False)}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Config) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+@lru_cache(maxsize=32)  # one process may compile the same model again and again: other sparsities, or more tasks
+def _exported(config: _Config, kind: TaskKind, image: tuple[int, int, int] | None) -> bytes | str:
+    """The content of a graph's file, or why there is none."""
+    try:
+        return write_graph(export_graph(config.config, kind, image))
+    except NotExportableError as error:
+        return str(error)

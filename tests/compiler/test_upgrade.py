@@ -1,0 +1,135 @@
+"""A bundle's graphs: written by the compiler, carried along, added to bundles that have none."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tiny
+import weightpager as wp
+from benchmarks.fuzz.sealing import rewrite_file, rewrite_manifest
+from weightpager.backends.torch.parameters import read_parameters
+from weightpager.bundle import Bundle
+from weightpager.bundle.garbage import collect
+from weightpager.bundle.report.compile_report import read_report
+from weightpager.bundle.verify import verify
+from weightpager.compiler.repack import repack
+from weightpager.compiler.upgrade import upgrade
+from weightpager.errors import BundleFormatError, ConfigError
+from weightpager.graph import write_graph
+from weightpager.graph.file import graph_file
+
+KIND = "text-classification"
+KINDS = (KIND, "token-classification")
+FILE = graph_file(KIND)
+
+
+def without_graphs(bundle: Path, target: Path) -> Path:
+    """The bundle as an older compiler wrote it."""
+    copy = Path(shutil.copytree(bundle, target))
+    for path in (copy / "model").glob("graph-*.json"):
+        name = path.relative_to(copy).as_posix()
+        path.unlink()
+        rewrite_manifest(copy, lambda manifest, name=name: manifest["files"].pop(name))
+    return copy
+
+
+def test_a_compiled_bundle_has_a_graph_of_its_own_parameters(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    assert bundle.graph_kinds == KINDS
+    graph = bundle.graph(KIND)
+    assert graph is not None
+    assert bundle.graph("language-modeling") is None
+    assert read_report(bundle).without_graph == {}
+    for task in (entry.name for entry in bundle.manifest.tasks if entry.kind == KIND):
+        files = ("resident.safetensors", f"tasks/{task}/private.safetensors")
+        held = {name for file in files for name in read_parameters(bundle, file)}
+        paged = {f"{weight.name}.weight" for weight in bundle.manifest.weights}
+        assert set(graph.parameters()) <= held | paged | set(bundle.row_tables)
+        assert paged <= set(graph.parameters())
+
+
+def test_an_older_bundle_opens_and_is_upgraded(assistant_bundle: Path, tmp_path: Path) -> None:
+    old = without_graphs(assistant_bundle, tmp_path / "old.bundle")
+    bundle = Bundle.open(old)
+    assert bundle.graph_kinds == ()
+    assert bundle.graph(KIND) is None
+    assert verify(old).problems == ()
+    done = upgrade(old, tmp_path / "new.bundle")
+    assert done.graphs == KINDS
+    assert done.without_graph == {}
+    new = Bundle.open(tmp_path / "new.bundle")
+    assert new.read(FILE) == Bundle.open(assistant_bundle).read(FILE)
+    assert verify(new.path).problems == ()
+    assert np.array_equal(new.index.ids, bundle.index.ids)
+    assert read_report(new) == read_report(bundle)
+    assert verify(old).problems == ()  # the old one stays as it was
+    with pytest.raises(ConfigError, match="exists"):
+        upgrade(old, new.path)
+    assert upgrade(new.path, new.path, force=True).graphs == KINDS
+    with (
+        wp.Engine.from_pretrained(old) as before,
+        wp.Engine.from_pretrained(new.path) as after,
+        before.task("animal") as first,
+        after.task("animal") as second,
+    ):
+        inputs = before.tokenizer()("the cat", return_tensors="pt")
+        assert first(**inputs).logits.equal(second(**inputs).logits)
+
+
+def test_a_bundle_of_an_architecture_without_a_graph_says_so(tmp_path: Path) -> None:
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    content = tiny.assistant(tmp_path)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    DebertaV2Model(DebertaV2Config(vocab_size=64, **sizes)).save_pretrained(content["model"])
+    content |= {"training": {"steps": 2, "batch": 8}, "tasks": dict(list(content["tasks"].items())[:1])}
+    bundle = wp.compile(content, out=tmp_path / "a.bundle")
+    assert bundle.graph_kinds == ()
+    assert "the attention of DebertaV2" in read_report(bundle).without_graph[KIND]
+    assert "the attention of DebertaV2" in upgrade(bundle.path, tmp_path / "b.bundle").without_graph[KIND]
+
+
+def test_graphs_stay_when_a_bundle_is_packed_again_or_loses_tasks(assistant_bundle: Path, tmp_path: Path) -> None:
+    repack(assistant_bundle, tmp_path / "packed.bundle")
+    packed = Bundle.open(tmp_path / "packed.bundle")
+    assert packed.graph_kinds == KINDS
+    (last,) = (task.name for task in packed.manifest.tasks if task.kind != KIND)
+    collect(packed.path, [last])
+    assert Bundle.open(packed.path).graph_kinds == (KIND,)
+    assert graph_file(KINDS[1]) not in Bundle.open(packed.path).manifest.files
+
+
+def test_a_graph_that_lies_is_refused(assistant_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(assistant_bundle, tmp_path / "copy.bundle"))
+    graph = Bundle.open(copy).graph(KIND)
+    assert graph is not None
+    content = write_graph(graph)
+    for wrong, field in (
+        (content.replace(b'"op":"linear"', b'"op":"system"', 1), "op"),
+        (content.replace(b'"kind":"text-', b'"kind":"token-'), "kind"),
+        (content[:-1], "document"),
+        (b" " * (17 * 2**20), "bytes"),
+    ):
+        rewrite_file(copy, FILE, wrong)
+        assert any(field in problem and "graph" in problem for problem in verify(copy).problems)
+        with pytest.raises(BundleFormatError, match=field):
+            Bundle.open(copy).graph(KIND)
+
+
+def test_a_graph_of_no_known_kind_is_refused(assistant_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(assistant_bundle, tmp_path / "copy.bundle"))
+    rewrite_file(copy, graph_file("speech"), (copy / FILE).read_bytes())
+    assert any("expected a graph of" in problem for problem in verify(copy).problems)
+
+
+def test_a_bundle_of_images_is_upgraded(camera_bundle: Path, tmp_path: Path) -> None:
+    old = without_graphs(camera_bundle, tmp_path / "old.bundle")
+    assert upgrade(old, tmp_path / "new.bundle").graphs == ("image-classification",)
+    graph = Bundle.open(tmp_path / "new.bundle").graph("image-classification")
+    assert graph is not None
+    assert graph.dims == ("batch",)
+    assert write_graph(graph) == Bundle.open(camera_bundle).read(graph_file("image-classification"))
