@@ -18,7 +18,9 @@
 #include "memory.hpp"
 #include "paged_linear.hpp"
 #include "parallel.hpp"
+#include "program/bindings.hpp"
 #include "rows/bindings.hpp"
+#include "weight.hpp"
 
 namespace nb = nanobind;
 using namespace weightpager;
@@ -29,22 +31,6 @@ template <class T>
 T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
-
-Dtype dtype_named(const std::string& name) {
-    if (name == "float32") return Dtype::float32;
-    if (name == "bfloat16") return Dtype::bfloat16;
-    if (name == "int8") return Dtype::int8;
-    if (name == "int4") return Dtype::int4;
-    throw std::invalid_argument("no dtype '" + name + "'");
-}
-
-Activation activation_named(const std::string& name) {
-    if (name == "silu") return Activation::silu;
-    if (name == "gelu_tanh") return Activation::gelu_tanh;
-    throw std::invalid_argument("no activation '" + name + "'");
-}
-
-Dtype dtype_of(bool bfloat16) { return bfloat16 ? Dtype::bfloat16 : Dtype::float32; }
 
 std::vector<std::string> isas() {
     std::vector<std::string> names;
@@ -58,53 +44,6 @@ std::string exact(size_t isa) {
     problem.dtype = problem.weight_dtype = Dtype::float32;
     return suitable(*kernels().at(isa), problem).name;
 }
-
-// A paged weight, and what a call adds to it. The memory belongs to the caller's tensors.
-class Weight {
-   public:
-    Weight(uintptr_t arena, uintptr_t page_table, uintptr_t crow_indices, uintptr_t col_indices, uintptr_t locations,
-           int64_t slots, int64_t page_bytes, int64_t blocks_per_page, int64_t out_features, int64_t in_features,
-           int64_t block_rows, int64_t block_cols, const std::string& dtype)
-        : problem_{at<const uint8_t>(arena), at<const int32_t>(page_table), at<const int32_t>(crow_indices),
-                   at<const int32_t>(col_indices), at<const int32_t>(locations),
-                   slots, page_bytes, blocks_per_page, out_features, in_features, block_rows, block_cols,
-                   dtype_named(dtype), nullptr, nullptr, Dtype::float32, 0, nullptr, Dtype::float32} {}
-
-    // `isa` is an index into `isas()`. Returns the index of a page that isn't resident, or -1.
-    int64_t linear(size_t isa, uintptr_t x, uintptr_t y, bool bfloat16, int64_t tokens, uintptr_t bias,
-                   bool bias_bfloat16, int threads) const {
-        const Kernel& kernel = *kernels().at(isa);
-        const Problem problem = with(x, y, bfloat16, tokens, bias, bias_bfloat16);
-        nb::gil_scoped_release release;
-        return paged_linear(kernel, problem, std::max(1, threads));
-    }
-
-    // The same, times the activation of the gate's outputs.
-    int64_t gated(size_t isa, const Weight& gate, const std::string& activation, uintptr_t x, uintptr_t y,
-                  bool bfloat16, int64_t tokens, uintptr_t gate_bias, bool gate_bias_bfloat16, uintptr_t bias,
-                  bool bias_bfloat16, int threads) const {
-        const Kernel& kernel = *kernels().at(isa);
-        const Activation chosen = activation_named(activation);
-        const Problem first = gate.with(x, 0, bfloat16, tokens, gate_bias, gate_bias_bfloat16);
-        const Problem second = with(x, y, bfloat16, tokens, bias, bias_bfloat16);
-        nb::gil_scoped_release release;
-        return paged_gated(kernel, first, second, chosen, std::max(1, threads));
-    }
-
-   private:
-    Problem with(uintptr_t x, uintptr_t y, bool bfloat16, int64_t tokens, uintptr_t bias, bool bias_bfloat16) const {
-        Problem problem = problem_;
-        problem.x = at<const void>(x);
-        problem.y = at<void>(y);
-        problem.dtype = dtype_of(bfloat16);
-        problem.tokens = tokens;
-        problem.bias = at<const void>(bias);
-        problem.bias_dtype = dtype_of(bias_bfloat16);
-        return problem;
-    }
-
-    Problem problem_;
-};
 
 // Which block lies in each place of a bundle's pages. The memory belongs to the caller's arrays.
 class Placed {
@@ -164,5 +103,6 @@ NB_MODULE(_native, m) {
     bind_loads(m);
     bind_own_reads(m);
     bind_rows(m);
+    bind_programs(m);
     nb::set_leak_warnings(false);  // what a read that hangs may still write to is kept when the interpreter ends
 }

@@ -4,10 +4,12 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <optional>
 
 #include "bfloat16.hpp"
+#include "lanes.hpp"
 #include "parallel.hpp"
 #include "wide_row.hpp"
 
@@ -26,6 +28,8 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t kLine = 64 / sizeof(uint32_t);
 
 constexpr int64_t kStepInputs = 8;  // at most
+
+constexpr int kSquare = 4;  // lines that are spread at once: as many as any processor has registers for
 
 // Some of the tokens, cut into tiles and packed as the kernel wants them: the values of a tile's tokens for one input,
 // or one pair of them, lie together. Padded with zeros, which makes an odd number of input features even and the last
@@ -163,16 +167,22 @@ class Panel {
     }
 
     // The largest magnitude in a group, NaN if one isn't finite: then nothing that the group takes part in is a number.
+    // Magnitudes are in the order of their bits, of which compilers make vectors as they may not of a maximum of floats.
     template <class T, class Widen>
     float magnitude(const T* x, int64_t group, const Widen& widen) const {
+        constexpr int32_t kMagnitude = 0x7fffffff, kInfinite = 0x7f800000;
         const int64_t first = group * p_.block_cols, end = std::min(first + p_.block_cols, p_.in_features);
-        float largest = 0.0f, none = 0.0f;
+        int32_t largest = 0;
         for (int64_t i = first; i < end; ++i) {
             const float value = widen(x[i]);
-            largest = std::max(largest, std::fabs(value));
-            none += value * 0.0f;
+            int32_t bits;
+            std::memcpy(&bits, &value, sizeof bits);
+            largest = std::max(largest, bits & kMagnitude);
         }
-        return largest + none;
+        if (largest >= kInfinite) return std::numeric_limits<float>::quiet_NaN();
+        float found;
+        std::memcpy(&found, &largest, sizeof found);
+        return found;
     }
 
     // To the nearest: what is added leaves no place for a fraction.
@@ -194,10 +204,43 @@ class Panel {
                 std::memcpy(packed + first * to.width, lines, static_cast<size_t>(to.width) * sizeof *lines);
                 continue;
             }
-            const int64_t count = std::min(kLine, rows_ - first);
-            for (int64_t i = 0; i < count; ++i)
-                for (int t = 0; t < to.width; ++t) packed[(first + i) * to.width + t] = lines[t][i];
+            spread(lines, std::min(kLine, rows_ - first), to.width, packed + first * to.width);
         }
+    }
+
+    // Element i of line t becomes element t of line i, `width` to a line.
+    static void spread(const uint32_t (*lines)[kLine], int64_t count, int width, uint32_t* packed) {
+        int64_t i = 0;
+        for (; i + kSquare <= count; i += kSquare) {
+            int t = 0;
+            for (; t + kSquare <= width; t += kSquare) spread_square(&lines[t][i], packed + i * width + t, width);
+            for (; t < width; ++t)
+                for (int64_t j = i; j < i + kSquare; ++j) packed[j * width + t] = lines[t][j];
+        }
+        for (; i < count; ++i)
+            for (int t = 0; t < width; ++t) packed[i * width + t] = lines[t][i];
+    }
+
+    static void spread_square(const uint32_t* from, uint32_t* to, int width) {
+        using Four = Lanes<kSquare>::Bits;
+        const Four a = load<Four>(from), b = load<Four>(from + kLine), c = load<Four>(from + 2 * kLine),
+                   d = load<Four>(from + 3 * kLine);
+        // Halves of pairs of lines, then of pairs of these.
+        const Four ab = low_halves(a, b), cd = low_halves(c, d), ab_high = high_halves(a, b), cd_high = high_halves(c, d);
+        const Four columns[kSquare] = {Four{ab[0], ab[1], cd[0], cd[1]}, Four{ab[2], ab[3], cd[2], cd[3]},
+                                       Four{ab_high[0], ab_high[1], cd_high[0], cd_high[1]},
+                                       Four{ab_high[2], ab_high[3], cd_high[2], cd_high[3]}};
+        for (int i = 0; i < kSquare; ++i) std::memcpy(to + i * width, &columns[i], sizeof columns[i]);
+    }
+
+    template <class Four>
+    static Four low_halves(Four a, Four b) {
+        return Four{a[0], b[0], a[1], b[1]};
+    }
+
+    template <class Four>
+    static Four high_halves(Four a, Four b) {
+        return Four{a[2], b[2], a[3], b[3]};
     }
 
     const Kernel& kernel_;

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "unary.hpp"
+
 namespace weightpager {
 
 enum class Dtype : int { float32, bfloat16, int8, int4 };
@@ -32,6 +34,7 @@ struct Problem {
     int64_t tokens;
     const void* bias;  // [out_features] or null
     Dtype bias_dtype;  // float32 or bfloat16
+    Unary finish = Unary::none;  // what is done with the outputs
 };
 
 namespace {  // as in bfloat16.hpp, and for the same reason

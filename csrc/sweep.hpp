@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bfloat16.hpp"
+#include "functions.hpp"
 #include "lanes.hpp"
 #include "paged_linear.hpp"
 
@@ -73,6 +74,7 @@ WEIGHTPAGER_INLINE void store(const Problem& p, const Tile& tile, int64_t first_
             }
             if (tile.gate != nullptr)
                 value *= activated<Out::N>(load<typename L::Float>(tile.gate + in_block), tile.activation);
+            if (p.finish != Unary::none) value = finished<Out::N>(p.finish, value);
             const size_t written = rest < Out::N ? static_cast<size_t>(rest) : size_t{Out::N};
             if (p.dtype == Dtype::float32) {
                 std::memcpy(static_cast<float*>(p.y) + at + r * Out::N, &value, written * sizeof(float));

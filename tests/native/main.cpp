@@ -1,5 +1,6 @@
 // Tests of the kernels without Python, so that sanitizers and emulators can run them. Exit code 1 if one fails, 2 for
 // wrong usage.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
@@ -8,7 +9,9 @@
 
 #include "check.hpp"
 #include "paged_linear.hpp"
+#include "programs.hpp"
 #include "test_case.hpp"
+#include "vectors.hpp"
 
 #if defined(WEIGHTPAGER_TRAPPED_TILES)
 #include "tile_traps.hpp"
@@ -93,6 +96,18 @@ bool passes(int64_t number, const std::vector<const weightpager::Kernel*>& kerne
     return found.empty();
 }
 
+// Operators of each instruction set, and programs of them.
+int operator_failures(int64_t cases, const std::vector<const weightpager::Kernel*>& kernels) {
+    std::vector<std::string> found;
+    for (const auto* kernel : kernels) {
+        const std::vector<std::string> mistakes[] = {vector_mistakes(weightpager::vectors_for(kernel->name), cases),
+                                                     program_mistakes(*kernel, 10 * cases)};
+        for (const auto& each : mistakes) found.insert(found.end(), each.begin(), each.end());
+    }
+    for (const std::string& mistake : found) std::cout << mistake << "\n";
+    return static_cast<int>(found.size());
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -107,7 +122,8 @@ int main(int count, char** arguments) {
     std::cout << std::endl;
 
     name_case_on_death();
-    int failures = 0;
+    constexpr int64_t kMostOperatorCases = 100;
+    int failures = operator_failures(std::min(options.cases, kMostOperatorCases), kernels);
     int64_t at = options.first;
     for (; at < options.first + options.cases && failures < kMostFailures; ++at) failures += !passes(at, kernels);
     std::cout << at - options.first << " cases, " << failures << " failed" << std::endl;

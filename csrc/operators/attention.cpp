@@ -1,0 +1,139 @@
+// Attention over grouped heads, with or without memory of earlier tokens.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "families.hpp"
+#include "parallel.hpp"
+#include "program/attention_memory.hpp"
+
+namespace weightpager {
+namespace {
+
+constexpr int64_t kMostAttentions = 1 << 16;
+
+// Of a view whose axes are as the layout says.
+Heads heads_at(const View& view, bool tokens_first) {
+    return {view.strides[0], view.strides[tokens_first ? 2 : 1], view.strides[tokens_first ? 1 : 2]};
+}
+
+// Of a mask that is an input of the call, how many keys it is about is known only then.
+void take_mask(const Step& step, const Running& running, Attention& a) {
+    const View& mask = step.numbers[1] != 0 ? running.inputs[static_cast<size_t>(step.in[3].number)] : step.in[3];
+    if (mask.sizes[0] != a.batch || mask.sizes[1] != a.keys)
+        throw std::invalid_argument("attention: expected a mask " + text_of(Sizes{a.batch, a.keys}) + ", found " +
+                                    text_of(mask.sizes));
+    a.wide_mask = mask.type == Type::int64;
+    a.mask = a.wide_mask ? static_cast<const void*>(running.data<int64_t>(mask)) : running.data<uint8_t>(mask);
+    a.mask_row = mask.strides[0];
+    a.mask_key = mask.strides[1];
+}
+
+// Writes new keys and values behind those that are remembered.
+void remember(const Attention& a, AttentionMemory::Layer& layer, int64_t before, int threads) {
+    parallel_for(a.batch * a.groups, threads, [&](int64_t i) {
+        const float* key = a.key + i / a.groups * a.key_at.batch + i % a.groups * a.key_at.head;
+        const float* value = a.value + i / a.groups * a.value_at.batch + i % a.groups * a.value_at.head;
+        for (int64_t t = 0; t < a.queries; ++t) {
+            const size_t block = static_cast<size_t>((before + t) / kKeysAtOnce);
+            const int64_t column = (before + t) % kKeysAtOnce;
+            float* keys = layer.keys[block].get() + i * a.depth * kKeysAtOnce + column;
+            for (int64_t d = 0; d < a.depth; ++d) keys[d * kKeysAtOnce] = key[t * a.key_at.token + d];
+            std::memcpy(layer.values[block].get() + (i * kKeysAtOnce + column) * a.value_depth, value + t * a.value_at.token,
+                        static_cast<size_t>(a.value_depth) * sizeof(float));
+        }
+    });
+}
+
+void run_attention(const Step& step, const Running& running) {
+    const View &query = step.in[0], &key = step.in[1], &value = step.in[2];
+    const bool tokens_first = step.numbers[0] != 0;
+    const size_t head = tokens_first ? 2 : 1, token = tokens_first ? 1 : 2;
+    Attention a{};
+    a.query = running.data(query);
+    a.key = running.data(key);
+    a.value = running.data(value);
+    a.out = running.data(step.out[0]);
+    a.query_at = heads_at(query, tokens_first);
+    a.key_at = heads_at(key, tokens_first);
+    a.value_at = heads_at(value, tokens_first);
+    a.out_at = heads_at(step.out[0], tokens_first);
+    a.batch = query.sizes[0];
+    a.heads = query.sizes[head];
+    a.groups = key.sizes[head];
+    a.queries = query.sizes[token];
+    a.keys = key.sizes[token];
+    a.depth = query.sizes[3];
+    a.value_depth = value.sizes[3];
+    a.scale = number_of<float>(step, "scale");
+    a.softcap = number_of<float>(step, "softcap");
+    a.causal = std::get<bool>(step.node->attributes.find("causal")->second);
+    a.window = number_of<int64_t>(step, "window");
+    if (a.batch == 0 || a.queries == 0) return;
+    if (running.memory != nullptr && a.causal) {
+        const int64_t before = running.memory->tokens();
+        auto& layer = running.memory->room_for(number_of<int64_t>(step, "index"), {a.batch, a.groups, a.depth, a.value_depth},
+                                               a.queries);
+        remember(a, layer, before, running.worth(a.batch * a.groups * a.queries * a.depth));
+        a.key_blocks = layer.key_blocks.data();
+        a.value_blocks = layer.value_blocks.data();
+        a.keys += before;
+    }
+    if (step.in[3].number >= 0) take_mask(step, running, a);
+    const int64_t rows = a.rows(), pieces = (rows + kQueriesAtOnce - 1) / kQueriesAtOnce, share = (rows + pieces - 1) / pieces;
+    parallel_for(a.batch * a.groups * pieces, running.worth(a.batch * a.heads * a.queries * a.keys * a.depth / 8), [&](int64_t i) {
+        const int64_t group = i / pieces, first = i % pieces * share;
+        running.vectors.attend(a, group / a.groups, group % a.groups, first, std::min(rows, first + share));
+    });
+}
+
+void infer_attention(Inference& inference) {
+    const std::string layout = inference.word("layout");
+    inference.expect(layout == "bhtd" || layout == "bthd", "attribute layout: expected bhtd or bthd, found " + layout);
+    const bool tokens_first = layout == "bthd";
+    const size_t head = tokens_first ? 2 : 1, token = tokens_first ? 1 : 2;
+    for (size_t i : {size_t{0}, size_t{1}, size_t{2}}) {
+        inference.expect_type(i, Type::float32);
+        inference.expect(inference.in(i).rank() == 4, "operand " + std::to_string(i) + ": expected four axes, found " +
+                                                          inference.in(i).text());
+        inference.dense_rows(i);
+    }
+    const View &query = inference.in(0), &key = inference.in(1), &value = inference.in(2);
+    const int64_t batch = query.sizes[0], heads = query.sizes[head], groups = key.sizes[head], keys = key.sizes[token];
+    inference.expect(key.sizes[0] == batch && value.sizes[0] == batch && groups > 0 && heads % groups == 0 &&
+                         value.sizes[head] == groups && value.sizes[token] == keys && key.sizes[3] == query.sizes[3],
+                     "expected queries, keys and values of one batch and grouped heads, found " + text_of(query.sizes) + ", " +
+                         text_of(key.sizes) + " and " + text_of(value.sizes));
+    inference.expect(query.sizes[3] <= kDeepestHead && value.sizes[3] <= kDeepestHead,
+                     "expected heads of at most " + std::to_string(kDeepestHead) + " features, found " + text_of(query.sizes));
+    const bool causal = inference.flag("causal");
+    const int64_t window = inference.integer("window"), index = inference.integer("index");
+    inference.expect(window >= 0 && window <= kLargestAxis && index >= 0 && index < kMostAttentions,
+                     "expected a window of at least 0, and an index from 0 to 65535");
+    inference.number("scale");
+    inference.number("softcap");
+    inference.expect(!causal || query.sizes[token] == keys, "expected as many keys as queries, found " + text_of(key.sizes));
+    if (inference.has(3)) {
+        const View& mask = inference.in(3);
+        inference.expect((mask.type == Type::int64 || mask.type == Type::boolean) && mask.rank() == 2,
+                         "operand 3: expected int64 or bool [batch, keys], found " + mask.text());
+    }
+    inference.remember(tokens_first ? 1 : 0);
+    inference.remember(inference.has(3) && inference.is_mask(3) ? 1 : 0);
+    // Tokens are written before heads, and looked at as the layout has it: what follows wants a token's heads together.
+    const int64_t tokens = query.sizes[token], depth = value.sizes[3];
+    View out = inference.own(Type::float32, {batch, tokens, heads, depth});
+    if (!tokens_first) {
+        std::swap(out.sizes[1], out.sizes[2]);
+        std::swap(out.strides[1], out.strides[2]);
+    }
+    inference.give_view(out);
+    inference.run_by(&run_attention);
+}
+
+}  // namespace
+
+std::vector<Operator> attention_operators() { return {{"attention", 1, infer_attention}}; }
+
+}  // namespace weightpager

@@ -1,0 +1,243 @@
+// Products with weights, and rows of tables.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "bfloat16.hpp"
+#include "block_rows.hpp"
+#include "families.hpp"
+#include "parallel.hpp"
+#include "products.hpp"
+
+namespace weightpager {
+namespace {
+
+// x [rows, inputs] without gaps.
+void multiply_paged(const Problem& weight, const View& x, const float* bias, float* y, Unary activation,
+                    const Running& running) {
+    Problem problem = weight;
+    problem.x = running.data(x);
+    problem.y = y;
+    problem.dtype = Dtype::float32;
+    problem.tokens = x.rows();
+    problem.bias = bias;
+    problem.bias_dtype = Dtype::float32;
+    problem.finish = activation;
+    const int64_t missing = paged_linear(running.kernel, problem, running.threads);
+    if (missing != kAllResident) *running.missing = missing;
+}
+
+void multiply(const Parameter& weight, const View& x, const float* bias, float* y, Unary activation, const Running& running) {
+    if (weight.paged) return multiply_paged(*weight.paged, x, bias, y, activation, running);
+    Dense dense{running.data(x), x.last(), weight.data, weight.type == Type::bfloat16, bias, y, weight.sizes[0],
+                weight.sizes[1], activation};
+    multiply_dense(dense, x.rows(), weight.sizes[0], running);
+}
+
+const float* optional(const Step& step, size_t i, const Running& running) {
+    return i < step.in.size() && step.in[i].number >= 0 ? running.data(step.in[i]) : nullptr;
+}
+
+const Parameter& weight_of(const Step& step, size_t i, const Running& running) {
+    return running.parameters[static_cast<size_t>(step.in[i].number)];
+}
+
+void run_linear(const Step& step, const Running& running) {
+    multiply(weight_of(step, 1, running), step.in[0], optional(step, 2, running), running.data(step.out[0]),
+             static_cast<Unary>(step.numbers[0]), running);
+}
+
+// x as rows of as many inputs as a weight has.
+Sizes expect_factor(Inference& inference, size_t i) {
+    inference.expect_type(0, Type::float32);
+    const View& x = inference.dense(0);
+    const Parameter& weight = inference.parameter(i);
+    inference.expect(weight.paged || weight.type == Type::float32 || weight.type == Type::bfloat16,
+                     "operand " + std::to_string(i) + ": expected a weight, found " + text_of(weight.type));
+    inference.expect(!weight.elsewhere, weight.name + ": expected a weight, found rows that come on demand");
+    inference.expect(weight.sizes.size() == 2 && !x.sizes.empty() && x.sizes.back() == weight.sizes[1],
+                     "operand 0: expected [..., inputs] for " + weight.name + " " + text_of(weight.sizes) + ", found " +
+                         text_of(x.sizes));
+    Sizes sizes = x.sizes;
+    sizes.back() = weight.sizes[0];
+    return sizes;
+}
+
+void infer_linear(Inference& inference) {
+    const Sizes sizes = expect_factor(inference, 1);
+    if (inference.has(2)) {
+        inference.expect_type(2, Type::float32);
+        inference.expect(inference.dense(2).sizes == Sizes{sizes.back()},
+                         "operand 2: expected " + text_of(Sizes{sizes.back()}) + ", found " + text_of(inference.in(2).sizes));
+    }
+    inference.remember(static_cast<int64_t>(activation_of(inference)));
+    inference.give(Type::float32, sizes);
+    inference.run_by(&run_linear);
+}
+
+void run_paged_gated(const Step& step, const Running& running) {
+    const View& x = step.in[0];
+    Problem gate = *weight_of(step, 1, running).paged, problem = *weight_of(step, 2, running).paged;
+    for (Problem* each : {&gate, &problem}) {
+        each->x = running.data(x);
+        each->y = running.data(step.out[0]);
+        each->dtype = Dtype::float32;
+        each->tokens = x.rows();
+    }
+    const int64_t missing =
+        paged_gated(running.kernel, gate, problem, static_cast<Activation>(step.numbers[1]), running.threads);
+    if (missing != kAllResident) *running.missing = missing;
+}
+
+void run_gated(const Step& step, const Running& running) {
+    float* y = running.data(step.out[0]);
+    float* gate = running.data(View{Type::float32, {}, {}, Place::buffer, step.scratch.number, 0});
+    multiply(weight_of(step, 1, running), step.in[0], nullptr, gate, static_cast<Unary>(step.numbers[0]), running);
+    multiply(weight_of(step, 2, running), step.in[0], nullptr, y, Unary::none, running);
+    running.vectors.binary(Binary::multiply, gate, 1, y, 1, y, step.out[0].elements());
+}
+
+bool alike(const Problem& a, const Problem& b) {
+    return a.block_rows == b.block_rows && a.block_cols == b.block_cols && a.weight_dtype == b.weight_dtype;
+}
+
+void infer_gated(Inference& inference) {
+    const Sizes sizes = expect_factor(inference, 1);
+    inference.expect(expect_factor(inference, 2) == sizes, "operand 2: expected a weight of as many outputs as operand 1");
+    const Unary activation = activation_of(inference);
+    const Parameter &gate = inference.parameter(1), &up = inference.parameter(2);
+    inference.remember(static_cast<int64_t>(activation));
+    const View out = inference.give(Type::float32, sizes);
+    const bool known = activation == Unary::silu || activation == Unary::gelu_tanh;
+    if (known && gate.paged && up.paged && alike(*gate.paged, *up.paged)) {
+        inference.remember(static_cast<int64_t>(activation == Unary::silu ? Activation::silu : Activation::gelu_tanh));
+        return inference.run_by(&run_paged_gated);
+    }
+    inference.want_scratch(out.elements() * int64_t{sizeof(float)});
+    inference.run_by(&run_gated);
+}
+
+void check_ids(const int64_t* ids, int64_t count, int64_t rows) {
+    for (int64_t i = 0; i < count; ++i)
+        if (ids[i] < 0 || ids[i] >= rows)
+            throw std::out_of_range("expected ids from 0 to " + std::to_string(rows - 1) + ", found " + std::to_string(ids[i]));
+}
+
+void run_embedding(const Step& step, const Running& running) {
+    const Parameter& table = weight_of(step, 0, running);
+    const auto* ids = running.data<int64_t>(step.in[1]);
+    float* out = running.data(step.out[0]);
+    const int64_t count = step.in[1].elements(), columns = table.sizes[1];
+    check_ids(ids, count, table.sizes[0]);
+    if (table.paged) {
+        const Problem& p = *table.paged;
+        return look_up_rows({p.arena, (p.in_features + p.block_cols - 1) / p.block_cols, p.block_rows, p.block_cols,
+                             p.weight_dtype == Dtype::int4, columns},
+                            ids, count, out, false);
+    }
+    for (int64_t i = 0; i < count; ++i)
+        if (table.type == Type::bfloat16)
+            std::transform(static_cast<const uint16_t*>(table.data) + ids[i] * columns,
+                           static_cast<const uint16_t*>(table.data) + (ids[i] + 1) * columns, out + i * columns, from_bfloat16);
+        else
+            std::memcpy(out + i * columns, static_cast<const float*>(table.data) + ids[i] * columns,
+                        static_cast<size_t>(columns) * sizeof(float));
+}
+
+// The caller looks these up before it goes on behind this node (`Program::wanted_rows`).
+void leave_to_caller(const Step&, const Running&) {}
+
+void infer_embedding(Inference& inference) {
+    inference.expect_type(1, Type::int64);
+    const View& ids = inference.dense(1);
+    const Parameter& table = inference.parameter(0);
+    inference.expect(table.sizes.size() == 2 && (!table.paged || table.table),
+                     table.name + ": expected a table [rows, columns] all of which is in memory");
+    inference.expect(table.paged || table.elsewhere || table.type == Type::float32 || table.type == Type::bfloat16,
+                     table.name + ": expected float32 or bfloat16, found " + text_of(table.type));
+    Sizes sizes = ids.sizes;
+    sizes.push_back(table.sizes[1]);
+    inference.give(Type::float32, sizes);
+    inference.run_by(table.elsewhere ? &leave_to_caller : &run_embedding);
+}
+
+// y[m, n] = x[m, k] . y[k, n], for each of the axes before.
+void run_matmul(const Step& step, const Running& running) {
+    const View &x = step.in[0], &y = step.in[1], &out = step.out[0];
+    const size_t last = out.sizes.size() - 1;
+    const int64_t rows = out.sizes[last - 1], columns = out.sizes[last], inner = x.sizes.back();
+    int64_t batches = 1;
+    for (size_t i = 0; i + 1 < last; ++i) batches *= out.sizes[i];
+    parallel_for(batches * rows, running.worth(batches * rows * columns * inner), [&](int64_t i) {
+        int64_t left = i / rows, at_x = i % rows * x.strides[x.strides.size() - 2], at_y = 0;
+        for (size_t axis = last - 1; axis-- > 0;) {
+            const int64_t index = left % out.sizes[axis];
+            left /= out.sizes[axis];
+            for (const View* view : {&x, &y}) {
+                const size_t skipped = out.sizes.size() - view->sizes.size();
+                if (axis < skipped || view->sizes[axis - skipped] == 1) continue;
+                (view == &x ? at_x : at_y) += index * view->strides[axis - skipped];
+            }
+        }
+        const float *a = running.data(x) + at_x, *b = running.data(y) + at_y;
+        float* to = running.data(out) + i * columns;
+        std::fill_n(to, columns, 0.0f);
+        for (int64_t k = 0; k < inner; ++k)
+            for (int64_t n = 0; n < columns; ++n) to[n] += a[k * x.strides.back()] * b[k * y.strides[y.strides.size() - 2] + n];
+    });
+}
+
+void infer_matmul(Inference& inference) {
+    for (size_t i : {size_t{0}, size_t{1}}) {
+        inference.expect_type(i, Type::float32);
+        inference.expect(inference.in(i).rank() >= 2, "operand " + std::to_string(i) + ": expected a matrix, found " +
+                                                          inference.in(i).text());
+        inference.dense_rows(i);
+    }
+    const View &x = inference.in(0), &y = inference.in(1);
+    const int64_t inner = x.sizes.back();
+    inference.expect(y.sizes[y.sizes.size() - 2] == inner, "operand 1: expected " + std::to_string(inner) +
+                                                               " rows, found " + text_of(y.sizes));
+    // The matrices broadcast by the axes before their own.
+    View &left = inference.change(0), &right = inference.change(1);
+    const View whole[] = {left, right};
+    for (View* each : {&left, &right}) each->sizes.resize(each->sizes.size() - 2);
+    Sizes sizes = broadcast(inference, {0, 1});
+    left = whole[0];
+    right = whole[1];
+    sizes.push_back(x.sizes[x.sizes.size() - 2]);
+    sizes.push_back(y.sizes.back());
+    inference.give(Type::float32, sizes);
+    inference.run_by(&run_matmul);
+}
+
+}  // namespace
+
+void multiply_dense(const Dense& dense, int64_t rows, int64_t outputs, const Running& running) {
+    // Pieces of rows and outputs that don't depend on the number of threads: few rows share a weight's rows.
+    constexpr int64_t kRows = 48, kOutputs = 32;
+    const int64_t row_pieces = (rows + kRows - 1) / kRows, output_pieces = (outputs + kOutputs - 1) / kOutputs;
+    parallel_for(row_pieces * output_pieces, running.worth(rows * outputs * dense.inputs / 8), [&](int64_t i) {
+        const int64_t row = i / output_pieces * kRows, output = i % output_pieces * kOutputs;
+        running.vectors.dense(dense, row, std::min(rows, row + kRows), output, std::min(outputs, output + kOutputs));
+    });
+}
+
+Unary activation_of(const Inference& inference) {
+    static const char* const kNames[] = {"none", "gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu"};
+    const std::string name = inference.word("activation");
+    for (int i = 0; i < 7; ++i)
+        if (name == kNames[i]) return static_cast<Unary>(i);
+    inference.fail("attribute activation: expected none, gelu, gelu_tanh, relu, silu, tanh or quick_gelu, found " + name);
+}
+
+std::vector<Operator> product_operators() {
+    return {
+        {"embedding", 1, infer_embedding, true},
+        {"linear", 1, infer_linear, true},
+        {"gated_linear", 1, infer_gated, true},
+        {"matmul", 1, infer_matmul},
+    };
+}
+
+}  // namespace weightpager

@@ -1,0 +1,90 @@
+// Elements and slices that indices name.
+#include <cstring>
+#include <stdexcept>
+
+#include "families.hpp"
+#include "parallel.hpp"
+
+namespace weightpager {
+namespace {
+
+// From 0 to before `size`, where a negative index counts from the end.
+int64_t checked_index(int64_t index, int64_t size) {
+    if (index < -size || index >= size)
+        throw std::out_of_range("expected indices from 0 to " + std::to_string(size - 1) + ", found " + std::to_string(index));
+    return index < 0 ? index + size : index;
+}
+
+struct Extents {
+    int64_t before = 1, along = 1, behind = 1;
+
+    Extents(const View& view, int64_t axis) {
+        for (int64_t i = 0; i < view.rank(); ++i)
+            (i < axis ? before : i == axis ? along : behind) *= view.sizes[static_cast<size_t>(i)];
+    }
+};
+
+void run_take(const Step& step, const Running& running) {
+    const int64_t size = bytes_of(step.in[0].type), count = step.in[1].elements();
+    const auto* x = running.data<uint8_t>(step.in[0]);
+    const auto* ids = running.data<int64_t>(step.in[1]);
+    auto* out = running.data<uint8_t>(step.out[0]);
+    const Extents extents(step.in[0], step.numbers[0]);
+    const int64_t bytes = extents.behind * size;
+    for (int64_t i = 0; i < extents.before; ++i)
+        for (int64_t j = 0; j < count; ++j) {
+            const int64_t from = i * extents.along + checked_index(ids[j], extents.along);
+            std::memcpy(out + (i * count + j) * bytes, x + from * bytes, static_cast<size_t>(bytes));
+        }
+}
+
+void infer_take(Inference& inference) {
+    inference.expect_type(1, Type::int64);
+    const int64_t axis = inference.axis("axis", inference.in(0).rank());
+    const View x = inference.dense(0), ids = inference.dense(1);
+    Sizes sizes(x.sizes.begin(), x.sizes.begin() + axis);
+    sizes.insert(sizes.end(), ids.sizes.begin(), ids.sizes.end());
+    sizes.insert(sizes.end(), x.sizes.begin() + axis + 1, x.sizes.end());
+    inference.remember(axis);
+    inference.give(x.type, sizes);
+    inference.run_by(&run_take);
+}
+
+template <class T>
+void gather(const Step& step, const Running& running) {
+    const T* x = running.data<T>(step.in[0]);
+    const auto* index = running.data<int64_t>(step.in[1]);
+    T* out = running.data<T>(step.out[0]);
+    const Extents from(step.in[0], step.numbers[0]), to(step.in[1], step.numbers[0]);
+    for (int64_t i = 0; i < to.before * to.along * to.behind; ++i) {
+        const int64_t row = i / (to.along * to.behind);
+        out[i] = x[(row * from.along + checked_index(index[i], from.along)) * from.behind + i % to.behind];
+    }
+}
+
+void run_gather(const Step& step, const Running& running) {
+    const int64_t bytes = bytes_of(step.in[0].type);
+    bytes == 8 ? gather<uint64_t>(step, running) : bytes == 4 ? gather<uint32_t>(step, running) : gather<uint8_t>(step, running);
+}
+
+void infer_gather(Inference& inference) {
+    inference.expect_type(1, Type::int64);
+    const int64_t axis = inference.axis("axis", inference.in(0).rank());
+    const View x = inference.dense(0), index = inference.dense(1);
+    bool right = x.rank() == index.rank();
+    for (int64_t i = 0; right && i < x.rank(); ++i)
+        right = i == axis || x.sizes[static_cast<size_t>(i)] == index.sizes[static_cast<size_t>(i)];
+    inference.expect(right, "operand 1: expected sizes as of operand 0, " + text_of(x.sizes) + ", but on axis " +
+                                std::to_string(axis) + ", found " + text_of(index.sizes));
+    inference.remember(axis);
+    inference.give(x.type, index.sizes);
+    inference.run_by(&run_gather);
+}
+
+}  // namespace
+
+std::vector<Operator> selection_operators() {
+    return {{"take", 1, infer_take}, {"gather", 1, infer_gather}};
+}
+
+}  // namespace weightpager

@@ -1,0 +1,103 @@
+#include "attention_memory.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "operators/vector/vectors.hpp"
+
+namespace weightpager {
+namespace {
+
+int64_t key_size(const AttentionMemory::Shape& shape) { return shape.groups * shape.depth * kKeysAtOnce; }
+int64_t value_size(const AttentionMemory::Shape& shape) { return shape.groups * shape.value_depth * kKeysAtOnce; }
+
+int64_t block_bytes(const AttentionMemory::Shape& shape) {
+    return shape.batch * (key_size(shape) + value_size(shape)) * int64_t{sizeof(float)};
+}
+
+using Block = std::unique_ptr<float[]>;
+
+Block selected(const float* from, int64_t size, const std::vector<int64_t>& rows) {
+    Block to(new float[rows.size() * static_cast<size_t>(size)]);
+    for (size_t i = 0; i < rows.size(); ++i)
+        std::copy_n(from + rows[i] * size, size, to.get() + static_cast<int64_t>(i) * size);
+    return to;
+}
+
+}  // namespace
+
+AttentionMemory::Layer& AttentionMemory::room_for(int64_t index, const Shape& shape, int64_t more) {
+    if (batch_ == 0) batch_ = shape.batch;
+    if (index >= static_cast<int64_t>(layers_.size())) layers_.resize(static_cast<size_t>(index) + 1);
+    Layer& layer = layers_[static_cast<size_t>(index)];
+    if (layer.keys.empty()) {
+        if (tokens_ != 0) throw std::invalid_argument("expected memory of the attentions of one program, found another's");
+        layer.shape = shape;
+    }
+    const Shape& had = layer.shape;
+    if (shape.batch != batch_ || had.batch != shape.batch || had.groups != shape.groups || had.depth != shape.depth ||
+        had.value_depth != shape.value_depth)
+        throw std::invalid_argument("expected memory of attention for a batch of " + std::to_string(batch_) +
+                                    " and heads as before, found a batch of " + std::to_string(shape.batch));
+    while (static_cast<int64_t>(layer.keys.size()) * kKeysAtOnce < tokens_ + more) add_block(layer);
+    return layer;
+}
+
+void AttentionMemory::add_block(Layer& layer) {
+    const int64_t bytes = block_bytes(layer.shape);
+    if (bytes_ + bytes > most_bytes_)
+        throw std::length_error("expected keys and values of at most " + std::to_string(most_bytes_) + " bytes, found " +
+                                std::to_string(bytes_ + bytes) + ": give fewer or shorter texts");
+    // Zeros: of keys that aren't there yet products are computed, too, before they are thrown away.
+    layer.keys.emplace_back(new float[static_cast<size_t>(layer.shape.batch * key_size(layer.shape))]());
+    layer.values.emplace_back(new float[static_cast<size_t>(layer.shape.batch * value_size(layer.shape))]());
+    layer.key_blocks.push_back(layer.keys.back().get());
+    layer.value_blocks.push_back(layer.values.back().get());
+    bytes_ += bytes;
+}
+
+void AttentionMemory::shorten(int64_t tokens) {
+    if (tokens < 0 || tokens > tokens_)
+        throw std::invalid_argument("expected 0 to " + std::to_string(tokens_) + " tokens, found " + std::to_string(tokens));
+    tokens_ = tokens;
+    const size_t blocks = static_cast<size_t>((tokens + kKeysAtOnce - 1) / kKeysAtOnce);
+    for (Layer& layer : layers_)
+        while (layer.keys.size() > blocks) {
+            layer.keys.pop_back();
+            layer.values.pop_back();
+            layer.key_blocks.pop_back();
+            layer.value_blocks.pop_back();
+            bytes_ -= block_bytes(layer.shape);
+        }
+}
+
+void AttentionMemory::select(const std::vector<int64_t>& rows) {
+    if (rows.empty()) throw std::invalid_argument("expected rows that stay, found none");
+    for (int64_t row : rows)
+        if (row < 0 || row >= batch_)
+            throw std::invalid_argument("expected rows from 0 to " + std::to_string(batch_ - 1) + ", found " + std::to_string(row));
+    int64_t bytes = 0;
+    for (const Layer& layer : layers_) {
+        Shape shape = layer.shape;
+        shape.batch = static_cast<int64_t>(rows.size());
+        bytes += static_cast<int64_t>(layer.keys.size()) * block_bytes(shape);
+    }
+    if (bytes > most_bytes_)
+        throw std::length_error("expected keys and values of at most " + std::to_string(most_bytes_) + " bytes, found " +
+                                std::to_string(bytes));
+    for (Layer& layer : layers_) {
+        for (size_t i = 0; i < layer.keys.size(); ++i) {
+            layer.keys[i] = selected(layer.keys[i].get(), key_size(layer.shape), rows);
+            layer.values[i] = selected(layer.values[i].get(), value_size(layer.shape), rows);
+            layer.key_blocks[i] = layer.keys[i].get();
+            layer.value_blocks[i] = layer.values[i].get();
+        }
+        layer.shape.batch = static_cast<int64_t>(rows.size());
+    }
+    bytes_ = bytes;
+    batch_ = static_cast<int64_t>(rows.size());
+}
+
+}  // namespace weightpager

@@ -1,0 +1,53 @@
+// Keys and values of earlier tokens, for each attention of a program.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace weightpager {
+
+// Grows by blocks of tokens; keys lie in them as attention multiplies them: [batch, groups, depth, tokens], and values
+// as [batch, groups, tokens, value depth]. One thread at a time.
+class AttentionMemory {
+   public:
+    explicit AttentionMemory(int64_t most_bytes) : most_bytes_(most_bytes) {}
+    AttentionMemory(const AttentionMemory&) = delete;
+    AttentionMemory& operator=(const AttentionMemory&) = delete;
+
+    // Tokens that whole runs have left here.
+    int64_t tokens() const { return tokens_; }
+    int64_t batch() const { return batch_; }
+    int64_t bytes() const { return bytes_; }
+
+    struct Shape {
+        int64_t batch, groups, depth, value_depth;
+    };
+
+    struct Layer {
+        Shape shape{};
+        std::vector<std::unique_ptr<float[]>> keys, values;  // [blocks]
+        std::vector<const float*> key_blocks, value_blocks;
+    };
+
+    // The layer of an attention with room for so many tokens behind those that are there. Throws std::invalid_argument
+    // where it isn't shaped as before, and std::length_error where it would take more than `most_bytes`.
+    Layer& room_for(int64_t index, const Shape& shape, int64_t more);
+
+    // What has been written behind the tokens counts from now on.
+    void keep(int64_t more) { tokens_ += more; }
+
+    // The last tokens are forgotten, `tokens` of them stay.
+    void shorten(int64_t tokens);
+
+    // Row i of the batch becomes what row `rows[i]` was.
+    void select(const std::vector<int64_t>& rows);
+
+   private:
+    void add_block(Layer& layer);
+
+    int64_t most_bytes_, bytes_ = 0, tokens_ = 0, batch_ = 0;
+    std::vector<Layer> layers_;
+};
+
+}  // namespace weightpager

@@ -1,0 +1,129 @@
+// What an operator is to a program: it says what comes of operands of some shapes, and computes that.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "node.hpp"
+#include "operators/vector/vectors.hpp"
+#include "value.hpp"
+
+namespace weightpager {
+
+class AttentionMemory;
+
+// One thing to do, with everything about shapes settled.
+struct Step {
+    const Node* node = nullptr;
+    void (*run)(const Step& step, const struct Running& running) = nullptr;
+    std::vector<View> in, out;  // what is left out is a view of no place: `number` is -1
+    View scratch;
+    std::vector<int64_t> numbers;  // what the operator wants to remember
+};
+
+// What a run knows.
+struct Running {
+    const Kernel& kernel;
+    const Vectors& vectors;
+    int threads;
+    const std::vector<Parameter>& parameters;
+    const std::vector<View>& inputs;  // of this call
+    const std::vector<const void*>& input_data;
+    uint8_t* activations;
+    const std::vector<int64_t>& buffer_offsets;  // in bytes
+    AttentionMemory* memory;
+    int64_t* missing;  // a page that isn't resident, or kAllResident
+
+    template <class T = float>
+    T* data(const View& view) const {
+        const void* start = view.place == Place::input       ? input_data[static_cast<size_t>(view.number)]
+                            : view.place == Place::parameter ? parameters[static_cast<size_t>(view.number)].data
+                                                             : activations + buffer_offsets[static_cast<size_t>(view.number)];
+        return static_cast<T*>(const_cast<void*>(start)) + view.offset;
+    }
+
+    // As many threads as so much work is worth; a unit is about an addition.
+    int worth(int64_t work) const {
+        constexpr int64_t kWorthAThread = 1 << 14;
+        const int64_t most = 1 + work / kWorthAThread;
+        return most < threads ? static_cast<int>(most) : threads;
+    }
+};
+
+// What a node's operands are, for its operator to check and to say what comes of them. Wrong ones throw
+// std::invalid_argument.
+class Inference {
+   public:
+    Inference(const Node& node, Step& step, struct Planning& planning) : node_(node), step_(step), planning_(planning) {}
+
+    size_t operands() const { return step_.in.size(); }
+    bool has(size_t i) const { return i < step_.in.size() && step_.in[i].number >= 0; }
+    const View& in(size_t i) const;
+    // The parameter that an operand is; throws if it is none.
+    const Parameter& parameter(size_t i) const;
+    bool is_parameter(size_t i) const;
+    // Whether an operand is an input that attention alone sees, whose length may be another in each call.
+    bool is_mask(size_t i) const;
+
+    // An operand as this step alone sees it.
+    View& change(size_t i) { return step_.in[i]; }
+
+    // Sees to it that an operand has no gaps (by a copy before the step), and returns it.
+    const View& dense(size_t i);
+    // The same, but only its last axis need have none.
+    const View& dense_rows(size_t i);
+
+    int64_t integer(const std::string& name) const;
+    double number(const std::string& name) const;
+    bool flag(const std::string& name) const;
+    std::string word(const std::string& name) const;
+    Sizes sizes(const std::string& name) const;  // with batch and length filled in
+    int64_t bound(const std::string& name) const;
+    bool given(const std::string& name) const { return node_.attributes.count(name) != 0; }
+    int64_t axis(const std::string& name, int64_t rank) const;
+
+    // A value of its own memory; of the second, the result may be another view.
+    View& give(Type type, const Sizes& sizes);
+    View own(Type type, const Sizes& sizes);
+    // One that looks at an operand's memory.
+    void give_view(View view);
+    void want_scratch(int64_t bytes);
+    // Memory that nodes of the same key have in common; true to the first, which fills it.
+    bool share(const std::string& key, int64_t bytes);
+    std::string name_of(size_t i) const;  // of an operand's value, for keys
+    void remember(int64_t number) { step_.numbers.push_back(number); }
+    void run_by(void (*run)(const Step&, const Running&)) { step_.run = run; }
+
+    void expect(bool right, const std::string& what) const {
+        if (!right) fail(what);
+    }
+    void expect_type(size_t i, Type type) const;
+    [[noreturn]] void fail(const std::string& what) const;
+
+   private:
+    const Attribute& attribute(const std::string& name) const;
+    int64_t stated(int64_t size) const;
+
+    const Node& node_;
+    Step& step_;
+    Planning& planning_;
+};
+
+struct Operator {
+    const char* name;
+    int outputs;
+    void (*infer)(Inference& inference);
+    bool weights = false;  // takes parameters that aren't arrays of float32: in blocks, in bfloat16, or elsewhere
+};
+
+// Null if there is none of this name.
+const Operator* find_operator(const std::string& name);
+
+std::vector<std::string> operator_names();
+
+// Copies a view's elements, in row-major order, to a dense one.
+void copy_elements(const Step& step, const Running& running);
+
+}  // namespace weightpager

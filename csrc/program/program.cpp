@@ -1,0 +1,182 @@
+#include "program.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+namespace weightpager {
+namespace {
+
+constexpr size_t kMostPlans = 16;
+constexpr int64_t kAlignment = 64;
+constexpr size_t kMostNodes = 20000;
+
+uint8_t* aligned(uint8_t* memory) {
+    const auto address = reinterpret_cast<uintptr_t>(memory);
+    return memory + (kAlignment - address % kAlignment) % kAlignment;
+}
+
+}  // namespace
+
+Program::Program(const Kernel& kernel, int64_t most_bytes)
+    : kernel_(kernel), vectors_(vectors_for(kernel.name)), most_bytes_(most_bytes) {}
+
+void Program::add_input(Input input) {
+    if (!description_.parameters.empty() || !description_.nodes.empty())
+        throw std::invalid_argument("expected inputs before parameters and nodes");
+    description_.inputs.push_back(std::move(input));
+}
+
+void Program::add_parameter(Parameter parameter) {
+    if (!description_.nodes.empty()) throw std::invalid_argument("expected parameters before nodes");
+    checked_elements(parameter.sizes);
+    if (parameter.paged && parameter.sizes != Sizes{parameter.paged->out_features, parameter.paged->in_features})
+        throw std::invalid_argument(parameter.name + ": expected the sizes of its weight, found " + text_of(parameter.sizes));
+    description_.parameters.push_back(std::move(parameter));
+}
+
+void Program::expect_value(int number, int before) const {
+    if (number < 0 || number >= before)
+        throw std::invalid_argument("expected a value that is defined before its use, below " + std::to_string(before) +
+                                    ", found " + std::to_string(number));
+}
+
+void Program::add_node(const std::string& op, std::vector<int> operands, std::map<std::string, Attribute> attributes,
+                       int outputs) {
+    const Operator* known = find_operator(op);
+    if (known == nullptr) throw std::invalid_argument("expected an operator that there is, found " + op);
+    if (description_.nodes.size() == kMostNodes) throw std::invalid_argument("expected at most 20000 nodes, found more");
+    if (outputs != known->outputs)
+        throw std::invalid_argument(op + ": expected " + std::to_string(known->outputs) + " outputs, found " + std::to_string(outputs));
+    const int before = description_.values();
+    for (int operand : operands)
+        if (operand != kNothing) expect_value(operand, before);
+    // An operand of a place of its own, so that none has to count them.
+    constexpr size_t kLeast = 4;
+    if (op != "concat") operands.resize(std::max(kLeast, operands.size()), kNothing);
+    description_.nodes.push_back({known, std::move(operands), std::move(attributes), before, outputs});
+    plans_.clear();
+}
+
+void Program::add_output(int value) {
+    expect_value(value, description_.values());
+    description_.outputs.push_back(value);
+    // What only attention sees as a mask may grow without another plan.
+    for (size_t i = 0; i < description_.inputs.size(); ++i) {
+        bool mask = description_.inputs[i].sizes.size() == 2, used = false;
+        for (const Node& node : description_.nodes)
+            for (size_t operand = 0; operand < node.operands.size(); ++operand)
+                if (node.operands[operand] == static_cast<int>(i)) {
+                    used = true;
+                    mask = mask && node.op->name == std::string("attention") && operand == 3;
+                }
+        for (int output : description_.outputs) mask = mask && output != static_cast<int>(i);
+        description_.inputs[i].is_mask = mask && used;
+    }
+    plans_.clear();
+}
+
+const Plan& Program::plan_for(const std::vector<Sizes>& sizes, int64_t earlier) {
+    const auto same = [&](const auto& known) {
+        if (known.first.size() != sizes.size()) return false;
+        for (size_t i = 0; i < sizes.size(); ++i) {
+            const bool mask = description_.inputs[i].is_mask && sizes[i].size() == 2 && known.first[i].size() == 2;
+            if (mask ? known.first[i][0] != sizes[i][0] : known.first[i] != sizes[i]) return false;
+        }
+        return true;
+    };
+    const auto found = std::find_if(plans_.begin(), plans_.end(), same);
+    if (found != plans_.end()) {
+        plans_.splice(plans_.begin(), plans_, found);
+        return plans_.front().second;
+    }
+    Plan plan = make_plan(description_, sizes, earlier, most_bytes_);
+    if (plans_.size() == kMostPlans) plans_.pop_back();
+    plans_.emplace_front(sizes, std::move(plan));
+    ++plans_made_;
+    return plans_.front().second;
+}
+
+void Program::begin(std::vector<const void*> data, const std::vector<Sizes>& sizes, std::shared_ptr<AttentionMemory> memory) {
+    call_.reset();
+    if (data.size() != sizes.size()) throw std::invalid_argument("expected as many addresses as sizes");
+    const Plan& plan = plan_for(sizes, memory == nullptr ? 0 : memory->tokens());
+    if (plan.layout.bytes > arena_bytes_) {
+        arena_.reset();
+        arena_bytes_ = 0;
+        arena_.reset(new uint8_t[static_cast<size_t>(plan.layout.bytes + kAlignment)]);
+        arena_bytes_ = plan.layout.bytes;
+    }
+    int64_t tokens = 0;
+    std::vector<View> inputs;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        const Input& input = description_.inputs[i];
+        inputs.push_back({input.type, sizes[i], dense_strides(sizes[i]), Place::input, static_cast<int64_t>(i), 0});
+        for (size_t axis = 0; axis < sizes[i].size() && tokens == 0; ++axis)
+            if (input.sizes[axis] == kLength && !input.is_mask) tokens = sizes[i][axis];
+    }
+    call_ = Call{&plan, std::move(inputs), std::move(data), std::move(memory), tokens};
+}
+
+const Program::Call& Program::call() const {
+    if (!call_) throw std::logic_error("expected a call that has begun");
+    return *call_;
+}
+
+Running Program::running(int threads, int64_t* missing) const {
+    const Call& now = call();
+    return {kernel_,  vectors_, threads, description_.parameters, now.inputs, now.data, arena_ == nullptr ? nullptr : aligned(arena_.get()),
+            now.plan->layout.offsets, now.memory.get(), missing};
+}
+
+int64_t Program::run(int first, int end, int threads) {
+    const Plan& plan = *call().plan;
+    const int nodes = static_cast<int>(plan.node_ends.size());
+    if (first < 0 || first > end || end > nodes)
+        throw std::invalid_argument("expected nodes from 0 to " + std::to_string(nodes) + ", found " + std::to_string(first) +
+                                    " to " + std::to_string(end));
+    int64_t missing = kAllResident;
+    const Running running = this->running(std::max(1, threads), &missing);
+    const size_t from = first == 0 ? 0 : plan.node_ends[static_cast<size_t>(first) - 1];
+    const size_t to = end == 0 ? 0 : plan.node_ends[static_cast<size_t>(end) - 1];
+    for (size_t i = from; i < to && missing == kAllResident; ++i) plan.steps[i].run(plan.steps[i], running);
+    return missing;
+}
+
+void Program::finish() {
+    if (call().memory != nullptr) call().memory->keep(call().tokens);
+    call_.reset();
+}
+
+const View& Program::value(int number) const {
+    expect_value(number, description_.values());
+    // Of an input, what this call has brought: a mask may be longer than that which the plan was made for.
+    const size_t at = static_cast<size_t>(number);
+    return at < call().inputs.size() ? call().inputs[at] : call().plan->values[at];
+}
+
+void Program::read(int number, void* to) const {
+    const View& from = value(number);
+    Step step;
+    step.in.push_back(from);
+    step.out.push_back({from.type, from.sizes, dense_strides(from.sizes), Place::input, 0, 0});
+    const Running running = this->running(1, nullptr);
+    // The place that is written to stands in for an input.
+    std::vector<const void*> data = call().data;
+    data.push_back(to);
+    step.out[0].number = static_cast<int64_t>(data.size()) - 1;
+    const Running copying{running.kernel,      running.vectors, 1, running.parameters, running.inputs, data,
+                          running.activations, running.buffer_offsets, nullptr, nullptr};
+    copy_elements(step, copying);
+}
+
+void Program::write(int number, const void* from, int64_t bytes) {
+    const View& to = value(number);
+    if (to.place != Place::buffer || !to.dense() || to.elements() * bytes_of(to.type) != bytes)
+        throw std::invalid_argument("expected " + to.text() + " of a node, found " + std::to_string(bytes) + " bytes");
+    const Running running = this->running(1, nullptr);
+    std::memcpy(running.activations + running.buffer_offsets[static_cast<size_t>(to.number)] + to.offset * bytes_of(to.type),
+                from, static_cast<size_t>(bytes));
+}
+
+}  // namespace weightpager

@@ -1,0 +1,76 @@
+// A graph with its parameters, ready to run on inputs of any shapes that go together.
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "attention_memory.hpp"
+#include "plan.hpp"
+
+namespace weightpager {
+
+// One thread at a time. Parameters' memory belongs to the caller and stays; paged weights' pages may come and go between
+// steps.
+class Program {
+   public:
+    // Activations of a call take `most_bytes` at most.
+    Program(const Kernel& kernel, int64_t most_bytes);
+    Program(const Program&) = delete;
+    Program& operator=(const Program&) = delete;
+
+    // The description is put together before the first call. They throw std::invalid_argument.
+    void add_input(Input input);
+    void add_parameter(Parameter parameter);
+    void add_node(const std::string& op, std::vector<int> operands, std::map<std::string, Attribute> attributes, int outputs);
+    void add_output(int value);
+
+    // Takes a call's inputs, whose memory must stay until it has ended, and finds or makes a plan for their shapes. A
+    // memory is that of causal attentions; a call that ends early leaves it as it was.
+    void begin(std::vector<const void*> data, const std::vector<Sizes>& sizes, std::shared_ptr<AttentionMemory> memory);
+
+    // Runs nodes [first, end). Returns `kAllResident`, or a page that isn't: the same nodes may then be run again.
+    int64_t run(int first, int end, int threads);
+
+    // All nodes have run: their keys and values count, and the inputs are forgotten.
+    void finish();
+
+    const View& value(int number) const;
+    // Copies a value, in row-major order.
+    void read(int number, void* to) const;
+    // Fills a node's value in its place.
+    void write(int number, const void* from, int64_t bytes);
+
+    const Description& description() const { return description_; }
+    int64_t activation_bytes() const { return arena_bytes_; }
+    int64_t plans_made() const { return plans_made_; }
+
+   private:
+    struct Call {
+        const Plan* plan;
+        std::vector<View> inputs;
+        std::vector<const void*> data;
+        std::shared_ptr<AttentionMemory> memory;
+        int64_t tokens;
+    };
+
+    const Plan& plan_for(const std::vector<Sizes>& sizes, int64_t earlier);
+    Running running(int threads, int64_t* missing) const;
+    void expect_value(int number, int before) const;
+    const Call& call() const;
+
+    const Kernel& kernel_;
+    const Vectors& vectors_;
+    const int64_t most_bytes_;
+    Description description_;
+    std::list<std::pair<std::vector<Sizes>, Plan>> plans_;  // the latest first
+    int64_t plans_made_ = 0;
+    std::unique_ptr<uint8_t[]> arena_;
+    int64_t arena_bytes_ = 0;
+    std::optional<Call> call_;
+};
+
+}  // namespace weightpager

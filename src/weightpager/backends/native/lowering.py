@@ -1,0 +1,182 @@
+"""From a graph to the native module's program: names become numbers, and what it lacks is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import weightpager.kernels._native as _native
+from weightpager.backends.native.operands import BFLOAT16, Array, Blocks, Parameter, dtype_name, widened
+from weightpager.graph import Graph, Node, Operand
+from weightpager.kernels.native import native_weight
+
+_DIMENSIONS = {"batch": -(2**63) + 1, "length": -(2**63) + 2}
+_OPEN = -(2**63) + 3
+
+_WEIGHTS = {"embedding": (0,), "linear": (1,), "gated_linear": (1, 2), "conv2d": (1,)}
+"""Operands that the native module takes in bfloat16; others are widened once."""
+
+_UNARY: dict[str, tuple[str, dict[str, Any]]] = {
+    "gelu": ("gelu", {"approximate": "none"}),
+    "gelu_tanh": ("gelu", {"approximate": "tanh"}),
+    "relu": ("relu", {}),
+    "silu": ("silu", {}),
+    "tanh": ("tanh", {}),
+}
+
+
+class Lowering:
+    """Puts a program together.
+
+    Attributes:
+        native: the program.
+        ends: of each of the graph's nodes, how many of the program's nodes are behind it.
+        arrays: what the program points to.
+        values: number of each value of the graph by name.
+    """
+
+    def __init__(self, native: _native.Program, graph: Graph, parameters: Mapping[str, Parameter]) -> None:
+        self.native, self._graph, self._parameters = native, graph, parameters
+        self.ends: list[int] = []
+        self.arrays: list[Array] = []
+        self.values: dict[str, int] = {}
+        self._numbers: dict[tuple[str, str | int, str], int] = {}
+        self._count = self._nodes = 0
+
+    def run(self) -> None:
+        """Add everything.
+
+        Raises:
+            ValueError: a parameter is missing, or isn't what its use needs.
+        """
+        for each in self._graph.inputs:
+            self.native.add_input(each.name, each.dtype, _sizes(each.shape))
+            self._numbers["input", each.name, ""] = self._next()
+        for node in self._graph.nodes:
+            self._add_parameters(node)
+        for node in self._graph.nodes:
+            self._add(node)
+            self.ends.append(self._nodes)
+        for output in self._graph.outputs:
+            self.native.add_output(self.values[output.value])
+
+    def _next(self, count: int = 1) -> int:
+        self._count += count
+        return self._count - count
+
+    def _add_parameters(self, node: Node) -> None:
+        for at, operand in enumerate(node.inputs):
+            if operand is None or operand.kind not in ("parameter", "constant"):
+                continue
+            weight = at in _WEIGHTS.get(node.op, ())
+            key = self._key(operand, weight)
+            if key in self._numbers:
+                continue
+            self._add_parameter(key, self._of(operand), weight)
+            found = self._of(operand)
+            if weight and isinstance(found, Blocks) and found.low_rank is not None:
+                for part, array in zip(("down", "up"), found.low_rank, strict=True):
+                    self._add_parameter((key[0], key[1], part), array, True)
+
+    def _key(self, operand: Operand, weight: bool) -> tuple[str, str | int, str]:
+        """Of a parameter; one in bfloat16 may be there twice, as it is and widened."""
+        if operand.kind not in ("parameter", "constant"):
+            return operand.kind, operand.key, ""
+        found = self._of(operand)
+        narrow = isinstance(found, np.ndarray) and found.dtype == BFLOAT16 and weight
+        return operand.kind, operand.key, "bfloat16" if narrow else ""
+
+    def _of(self, operand: Operand) -> Parameter:
+        if isinstance(operand.key, int):
+            return self._graph.constants[operand.key]
+        if operand.key not in self._parameters:
+            raise ValueError(f"parameter {operand.key}: expected it, as the graph uses it, found none")
+        return self._parameters[operand.key]
+
+    def _add_parameter(self, key: tuple[str, str | int, str], found: Parameter, weight: bool) -> None:
+        name = str(key[1])
+        if isinstance(found, Blocks):
+            self.native.add_weight(name, native_weight(found.weight), found.table)
+        elif isinstance(found, np.ndarray):
+            array = np.ascontiguousarray(found if weight else widened(found)).reshape(found.shape)
+            self.arrays.append(array)
+            self.native.add_array(name, array.ctypes.data, dtype_name(array), list(array.shape))
+        else:
+            self.native.add_rows(name, found.rows, found.columns)
+        self._numbers[key] = self._next()
+
+    def _number(self, node: Node, at: int) -> int:
+        operand = node.inputs[at]
+        if operand is None:
+            return -1
+        if operand.kind == "value":
+            return self.values[str(operand.key)]
+        return self._numbers[self._key(operand, at in _WEIGHTS.get(node.op, ()))]
+
+    def _emit(self, op: str, operands: list[int], attributes: Mapping[str, Any], outputs: int = 1) -> int:
+        self.native.add_node(
+            op,
+            operands,
+            {name: _attribute(name, value) for name, value in attributes.items() if value is not None or name == "end"},
+            outputs,
+        )
+        self._nodes += 1
+        return self._next(outputs)
+
+    def _add(self, node: Node) -> None:
+        operands = [self._number(node, at) for at in range(len(node.inputs))]
+        if node.op == "linear" and self._low_rank(node, 1):
+            first = self._adapted(node, operands[0], 1, operands[2], node.attributes["activation"])
+        elif node.op == "gated_linear" and (self._low_rank(node, 1) or self._low_rank(node, 2)):
+            gate = self._adapted(node, operands[0], 1, -1, node.attributes["activation"])
+            first = self._emit("multiply", [gate, self._adapted(node, operands[0], 2, -1, "none")], {})
+        else:
+            first = self._emit(node.op, operands, node.attributes, len(node.outputs))
+        for at, name in enumerate(node.outputs):
+            self.values[name] = first + at
+
+    def _low_rank(self, node: Node, at: int) -> bool:
+        operand = node.inputs[at]
+        if operand is None or operand.kind != "parameter":
+            return False
+        found = self._of(operand)
+        return isinstance(found, Blocks) and found.low_rank is not None
+
+    def _adapted(self, node: Node, x: int, at: int, bias: int, activation: str) -> int:
+        """A product with a weight that may have a low-rank part."""
+        if not self._low_rank(node, at):
+            return self._emit("linear", [x, self._number(node, at), bias], {"activation": activation})
+        operand = node.inputs[at]
+        assert operand is not None
+        product = self._emit("linear", [x, self._number(node, at), bias], {"activation": "none"})
+        down, up = (self._numbers[operand.kind, operand.key, part] for part in ("down", "up"))
+        inner = self._emit("linear", [x, down, -1], {"activation": "none"})
+        total = self._emit("add", [product, self._emit("linear", [inner, up, -1], {"activation": "none"})], {})
+        if activation == "quick_gelu":
+            share = self._emit("sigmoid", [self._emit("multiply", [total, -1], {"scalar": 1.702})], {})
+            return self._emit("multiply", [total, share], {})
+        if activation == "none":
+            return total
+        op, attributes = _UNARY[activation]
+        return self._emit(op, [total], attributes)
+
+
+def _size(value: int | str | None) -> int:
+    if value is None:
+        return _OPEN
+    return _DIMENSIONS[value] if isinstance(value, str) else value
+
+
+def _sizes(shape: tuple[int | str, ...] | list[int | str]) -> list[int]:
+    return [_size(size) for size in shape]
+
+
+def _attribute(name: str, value: Any) -> Any:
+    """As the native module has it: dimensions, and a bound that is left open, are numbers."""
+    if isinstance(value, (list, tuple)):
+        return _sizes(list(value))
+    if name in ("start", "end"):
+        return _size(value)
+    return value

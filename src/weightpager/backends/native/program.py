@@ -1,0 +1,186 @@
+"""`Program`: a graph with its parameters, run by native code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from threading import Lock
+from typing import Protocol
+
+import numpy as np
+
+import weightpager.kernels._native as _native
+from weightpager.backends.native.lowering import Lowering
+from weightpager.backends.native.operands import Array, Blocks, Parameter, RowsOnDemand
+from weightpager.backends.native.threads import thread_count
+from weightpager.graph import Graph, Node
+from weightpager.kernels import PageNotResidentError
+
+MOST_ACTIVATION_BYTES = 2**32
+"""Of one call, unless the caller states another number."""
+
+_NUMPY = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
+
+
+class Gate(Protocol):
+    """What a program asks before it reads pages of the arena, and tells when it has read them."""
+
+    def enter(self, layer: int) -> None:
+        """Wait until the pages of model layer ``layer`` may be read; they stay until `leave`."""
+
+    def leave(self, layer: int) -> None:
+        """The pages of ``layer`` have been read."""
+
+
+AttentionMemory = _native.AttentionMemory
+"""Keys and values of earlier tokens: ``AttentionMemory(most_bytes)``. Of one program, one thread at a time."""
+
+
+class Program:
+    """A graph with its parameters. Safe to use from several threads, which take turns.
+
+    Results don't depend on the number of threads. Memory for activations is taken at the first call of some shape, and
+    kept; calls of shapes that were among the last sixteen take none.
+
+    Args:
+        graph: validated.
+        parameters: by canonical name, all that the graph uses; referred to, not copied, but for arrays of bfloat16 that
+            aren't weights. A weight of bfloat16 is an array of uint16.
+        isa: which kernels, as an index into ``weightpager.kernels._native.isas()``.
+        most_activation_bytes: of one call.
+
+    Raises:
+        ValueError: a parameter is missing, or of a dtype that the native code doesn't take.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        parameters: Mapping[str, Parameter],
+        isa: int = 0,
+        most_activation_bytes: int = MOST_ACTIVATION_BYTES,
+    ) -> None:
+        self._graph, self._lock = graph, Lock()
+        self._native = _native.Program(isa, most_activation_bytes)
+        lowering = Lowering(self._native, graph, parameters)
+        lowering.run()
+        self._values, self._kept = lowering.values, (lowering.arrays, dict(parameters))
+        self._stretches = list(_stretches(graph, parameters, lowering.ends))
+
+    @property
+    def activation_bytes(self) -> int:
+        """Memory that activations have now."""
+        return self._native.activation_bytes
+
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        memory: AttentionMemory | None = None,
+        gate: Gate | None = None,
+        threads: int | None = None,
+    ) -> dict[str, Array]:
+        """The graph's outputs, by name.
+
+        Args:
+            inputs: by name, of the graph's dtypes. Beside a memory, a mask covers earlier tokens, too.
+            memory: of earlier tokens, which those of this call are appended to if it succeeds.
+            gate: what is asked before pages are read; None where they are there.
+            threads: at most; None for `thread_count`.
+
+        Raises:
+            ValueError: an input is missing, or its dtype or shape isn't what the graph takes.
+            IndexError: an id isn't in its table.
+            MemoryError: activations, or keys and values, would take more than they may.
+            PageNotResidentError: a block's page is not in the arena.
+        """
+        arrays = [self._input(each.name, each.dtype, inputs) for each in self._graph.inputs]
+        threads = thread_count() if threads is None else threads
+        with self._lock:
+            try:
+                self._native.begin([each.ctypes.data for each in arrays], [list(each.shape) for each in arrays], memory)
+                done = 0
+                for stretch in self._stretches:
+                    self._run(stretch, done, gate, threads)
+                    done = stretch.end
+                found = {each.name: self._read(self._values[each.value]) for each in self._graph.outputs}
+                self._native.finish()
+            except _native.TooLargeError as error:
+                raise MemoryError(str(error)) from None
+        return found
+
+    def _run(self, stretch: _Stretch, first: int, gate: Gate | None, threads: int) -> None:
+        if stretch.rows is not None:
+            self._look_up(stretch.rows, stretch.node)
+        if gate is None or stretch.layer is None:
+            missing = self._native.run(first, stretch.end, threads)
+        else:
+            gate.enter(stretch.layer)
+            try:
+                missing = self._native.run(first, stretch.end, threads)
+            finally:
+                gate.leave(stretch.layer)
+        if missing >= 0:
+            raise PageNotResidentError(missing)
+
+    def _look_up(self, rows: RowsOnDemand, node: Node) -> None:
+        """The rows of a table that come on demand."""
+        operand = node.inputs[1]
+        assert operand is not None
+        ids = self._read(self._number(operand.kind, operand.key)).reshape(-1)
+        if ids.size and not 0 <= ids.min() <= ids.max() < rows.rows:
+            raise IndexError(f"expected ids from 0 to {rows.rows - 1}, found {ids.min()} to {ids.max()}")
+        out = np.empty((len(ids), rows.columns), np.float32)
+        rows.look_up(ids, out)
+        self._native.write(self._values[node.output], out.ctypes.data, out.nbytes)
+
+    def _number(self, kind: str, key: str | int) -> int:
+        if kind == "input":
+            return next(at for at, each in enumerate(self._graph.inputs) if each.name == key)
+        if kind == "value":
+            return self._values[str(key)]
+        raise ValueError(f"expected ids that are an input or a value, found {kind} {key}")
+
+    def _read(self, number: int) -> Array:
+        out: Array = np.empty(self._native.sizes(number), _NUMPY[self._native.dtype(number)])
+        self._native.read(number, out.ctypes.data)
+        return out
+
+    def _input(self, name: str, dtype: str, inputs: Mapping[str, Array]) -> Array:
+        if name not in inputs:
+            raise ValueError(f"input {name}: expected it, found {', '.join(inputs) or 'none'}")
+        array = np.asarray(inputs[name])
+        if array.dtype != _NUMPY[dtype]:
+            raise ValueError(f"input {name}: expected {dtype}, found {array.dtype}")
+        return np.ascontiguousarray(array).reshape(array.shape)
+
+
+class _Stretch:
+    """Nodes up to ``end`` (of the native program) that need the pages of one model layer at most.
+
+    ``rows`` are what the first of them, ``node``, looks up.
+    """
+
+    def __init__(self, end: int, layer: int | None, rows: RowsOnDemand | None, node: Node) -> None:
+        self.end, self.layer, self.rows, self.node = end, layer, rows, node
+
+
+def _stretches(graph: Graph, parameters: Mapping[str, Parameter], ends: list[int]) -> Iterator[_Stretch]:
+    now: _Stretch | None = None
+    for node, end in zip(graph.nodes, ends, strict=True):
+        used = [
+            parameters[str(operand.key)]
+            for operand in node.inputs
+            if operand is not None and operand.kind == "parameter"
+        ]
+        layers = {each.layer for each in used if isinstance(each, Blocks) and each.layer is not None}
+        rows = next((each for each in used if not isinstance(each, (Blocks, np.ndarray))), None)
+        if len(layers) > 1:
+            raise ValueError(f"operator {node.op}: expected weights of one model layer, found {sorted(layers)}")
+        layer = next(iter(layers), None)
+        if now is not None and rows is None and (layer is None or now.layer is None or layer == now.layer):
+            now.end, now.layer = end, now.layer if layer is None else layer
+            continue
+        if now is not None:
+            yield now
+        now = _Stretch(end, layer, rows, node)
+    if now is not None:
+        yield now

@@ -1,0 +1,198 @@
+"""Native attention and rotary embeddings, compared with the reference."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from single_node import single_node
+from weightpager.graph import Graph, GraphInput, GraphOutput, Node, Operand
+from weightpager.graph.reference import KeyValues, run
+
+native = pytest.importorskip("weightpager.kernels._native")
+
+from weightpager.backends.native import AttentionMemory, Program  # noqa: E402 - without the native module there is none
+
+SEEDS = st.integers(0, 2**32 - 1)
+ISAS = st.integers(0, len(native.isas()) - 1)
+
+
+def _values(rng: np.random.Generator, *shape: int) -> Any:
+    return rng.normal(0, 1, shape).astype(np.float32)
+
+
+def _attributes(**changes: Any) -> dict[str, Any]:
+    return {"scale": 0.3, "causal": False, "window": 0, "softcap": 0.0, "index": 0, "layout": "bhtd", **changes}
+
+
+@given(
+    st.integers(1, 3),
+    st.sampled_from([(1, 1), (4, 4), (6, 2), (3, 1)]),
+    st.sampled_from([1, 2, 5, 47, 49, 64, 65, 130]),
+    st.sampled_from([1, 3, 16, 20, 32, 64, 80]),
+    st.sampled_from([1, 7, 16, 32, 48, 64, 70]),
+    SEEDS,
+    ISAS,
+    st.data(),
+)
+def test_attention(
+    batch: int,
+    heads: tuple[int, int],
+    tokens: int,
+    depth: int,
+    value_depth: int,
+    seed: int,
+    isa: int,
+    data: st.DataObject,
+) -> None:
+    rng = np.random.default_rng(seed)
+    causal = data.draw(st.booleans())
+    keys = tokens if causal else data.draw(st.sampled_from([1, 63, 64, tokens, 100]))
+    attributes = _attributes(
+        causal=causal,
+        window=data.draw(st.sampled_from([0, 0, 1, 5, 64, 100])) if keys == tokens else 0,
+        softcap=data.draw(st.sampled_from([0.0, 0.0, 2.0])),
+        layout=data.draw(st.sampled_from(["bhtd", "bthd"])),
+    )
+    query = _values(rng, batch, heads[0], tokens, depth)
+    key, value = _values(rng, batch, heads[1], keys, depth), _values(rng, batch, heads[1], keys, value_depth)
+    mask = data.draw(st.sampled_from([None, "int64", "bool"]))
+    seen = None if mask is None else (rng.integers(0, 3, (batch, keys)) > 0).astype(mask)
+    if attributes["layout"] == "bthd":
+        query, key, value = (each.swapaxes(1, 2) for each in (query, key, value))
+    orders = [rng.permutation(4) for _ in range(3)] + [rng.permutation(2)]
+    graph, inputs, _ = single_node("attention", [query, key, value, seen], attributes, orders=orders)
+    wanted = run(graph, {}, inputs)["y0"]
+    program = Program(graph, {}, isa)
+    found = [program.run(inputs, threads=threads)["y0"] for threads in (1, 2, 3, 4)]
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-5, atol=1e-5)
+    for other in found[1:]:
+        assert np.array_equal(other, found[0])
+
+
+def test_a_query_that_sees_nothing_gives_zeros() -> None:
+    rng = np.random.default_rng(0)
+    operands = [*(_values(rng, 2, 2, 70, 8) for _ in range(3)), np.zeros((2, 70), np.int64)]
+    operands[3][1, 69] = 1
+    graph, inputs, _ = single_node("attention", operands, _attributes(causal=True))
+    found = Program(graph, {}).run(inputs)["y0"]
+    assert not found[0].any()
+    assert not found[1, :, :69].any()
+    np.testing.assert_allclose(found[1, :, 69], operands[2][1, :, 69], rtol=1e-6)
+
+
+def test_scores_that_are_no_numbers_stay_so() -> None:
+    operands = [np.full((1, 1, 3, 4), np.nan, np.float32)] * 3
+    graph, inputs, _ = single_node("attention", [*operands, None], _attributes())
+    assert np.isnan(Program(graph, {}).run(inputs)["y0"]).all()
+
+
+def _texts(heads: int, groups: int, depth: int, window: int, masked: bool) -> Graph:
+    """Two attentions over what a call brings."""
+    shapes = {"query": heads, "key": groups, "value": groups}
+    inputs = [GraphInput(name, "float32", ("batch", "length", count, depth)) for name, count in shapes.items()]
+    mask = [GraphInput("attention_mask", "int64", ("batch", "length"))] if masked else []
+    operands = tuple(Operand.input(each.name) for each in [*inputs, *mask]) + (() if masked else (None,))
+    nodes = tuple(
+        Node("attention", operands, _attributes(causal=True, index=at, layout="bthd", window=window * at), (f"v{at}",))
+        for at in range(2)
+    )
+    outputs = (GraphOutput("first", "v0"), GraphOutput("second", "v1"))
+    return Graph("test", ("batch", "length"), (*inputs, *mask), nodes, outputs)
+
+
+@given(
+    st.sampled_from([(1, 1), (4, 2)]),
+    st.integers(1, 3),
+    st.lists(st.sampled_from([1, 1, 2, 30, 64, 70]), min_size=1, max_size=5),
+    SEEDS,
+    st.booleans(),
+    ISAS,
+)
+def test_memory_of_earlier_tokens(
+    heads: tuple[int, int], batch: int, pieces: list[int], seed: int, masked: bool, isa: int
+) -> None:
+    """As the reference has it, and as the whole text at once; rows may be chosen, and tokens forgotten, in between."""
+    rng = np.random.default_rng(seed)
+    graph = _texts(*heads, 8, 20, masked)
+    program, memory, remembered = Program(graph, {}, isa), AttentionMemory(2**24), KeyValues()
+    mask = np.zeros((batch, 0), np.int64)
+    for piece in pieces:
+        inputs = {each.name: _values(rng, batch, piece, int(each.shape[2]), 8) for each in graph.inputs[:3]}
+        mask = np.concatenate([mask, rng.integers(0, 4, (batch, piece)).clip(0, 1)], 1)
+        if masked:
+            inputs["attention_mask"] = mask
+        found, wanted = program.run(inputs, memory), run(graph, {}, inputs, remembered)
+        assert memory.tokens == mask.shape[1]
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
+        rows = rng.integers(0, batch, int(rng.integers(1, 4))).tolist()
+        memory.select(rows)
+        mask, batch = mask[rows], len(rows)
+        remembered.of = {at: (key[rows], value[rows]) for at, (key, value) in remembered.of.items()}
+        stay = int(rng.integers(mask.shape[1] + 1))
+        memory.shorten(stay)
+        mask = mask[:, :stay]
+        remembered.of = {at: (key[:, :, :stay], value[:, :, :stay]) for at, (key, value) in remembered.of.items()}
+        assert memory.batch == batch
+
+
+def test_one_plan_serves_all_lengths_of_memory() -> None:
+    graph = _texts(2, 1, 8, 0, True)
+    program, memory = Program(graph, {}), AttentionMemory(2**24)
+    for length in range(1, 80):
+        inputs = {each.name: np.ones((1, 1, int(each.shape[2]), 8), np.float32) for each in graph.inputs[:3]}
+        program.run({**inputs, "attention_mask": np.ones((1, length), np.int64)}, memory)
+    assert program._native.plans_made == 1
+
+
+def test_memory_has_a_bound_and_stays_as_it_was() -> None:
+    graph = _texts(2, 1, 8, 0, False)
+    block = 64 * (8 + 8) * 4
+    program, memory = Program(graph, {}), AttentionMemory(2 * block)
+    inputs = {each.name: np.ones((1, 64, int(each.shape[2]), 8), np.float32) for each in graph.inputs}
+    program.run(inputs, memory)
+    assert (memory.tokens, memory.bytes) == (64, 2 * block)
+    with pytest.raises(MemoryError, match=f"at most {2 * block} bytes"):
+        program.run({name: each[:, :1] for name, each in inputs.items()}, memory)
+    assert (memory.tokens, memory.bytes) == (64, 2 * block)
+    with pytest.raises(ValueError, match="batch of 1"):
+        program.run({name: np.repeat(each, 2, 0)[:, :0] for name, each in inputs.items()}, AttentionMemory(0)) and None
+        program.run({name: np.repeat(each, 2, 0) for name, each in inputs.items()}, memory)
+
+
+def test_a_mask_of_another_length_is_refused() -> None:
+    graph = _texts(2, 1, 8, 0, True)
+    inputs = {each.name: np.ones((1, 3, int(each.shape[2]), 8), np.float32) for each in graph.inputs[:3]}
+    for memory in (None, AttentionMemory(2**20)):
+        with pytest.raises(ValueError, match=r"expected a mask \[1, 3\], found \[1, 4\]"):
+            Program(graph, {}).run({**inputs, "attention_mask": np.ones((1, 4), np.int64)}, memory)
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    SEEDS,
+    st.booleans(),
+    st.booleans(),
+    st.data(),
+)
+def test_rotary(
+    batch: int, heads: int, tokens: int, half: int, seed: int, interleaved: bool, one: bool, data: st.DataObject
+) -> None:
+    rng = np.random.default_rng(seed)
+    layout = data.draw(st.sampled_from(["bhtd", "bthd"]))
+    shape = (batch, heads, tokens) if layout == "bhtd" else (batch, tokens, heads)
+    x = _values(rng, *shape, 2 * half + data.draw(st.integers(0, 5)))
+    positions = rng.integers(0, 500, (1 if one else batch, tokens))
+    frequencies = (0.01 ** np.linspace(0, 1, half)).astype(np.float32)
+    attributes = {"interleaved": interleaved, "scaling": data.draw(st.sampled_from([1.0, 1.3])), "layout": layout}
+    orders = [rng.permutation(4), rng.permutation(2)]
+    graph, inputs, parameters = single_node("rotary", [x, positions, frequencies], attributes, [2], orders)
+    wanted = run(graph, parameters, inputs)["y0"]
+    found = Program(graph, parameters).run(inputs, threads=2)["y0"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,195 @@
+#include "programs.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "paged_weight.hpp"
+#include "program/program.hpp"
+#include "random.hpp"
+#include "test_case.hpp"
+
+using namespace weightpager;
+
+namespace {
+
+constexpr int64_t kMostBytes = 1 << 22;
+
+class RandomProgram {
+   public:
+    RandomProgram(const Kernel& kernel, int64_t number)
+        : random_(static_cast<uint64_t>(number)), test_(test_case(number, random_)), weight_(test_, random_), program_(kernel, kMostBytes) {}
+
+    void build() {
+        add_inputs();
+        add_parameters();
+        for (int64_t i = random_.between(1, 6); i > 0; --i) add_node();
+        for (int value = 0; value < program_.description().values(); ++value)
+            if (value >= first_node_) program_.add_output(value);
+    }
+
+    // All that the nodes have come to.
+    std::vector<uint8_t> run(int threads, bool with_memory) {
+        std::vector<const void*> data;
+        for (const auto& bytes : contents_) data.push_back(bytes.data());
+        auto memory = with_memory ? std::make_shared<AttentionMemory>(kMostBytes) : nullptr;
+        std::vector<uint8_t> all;
+        for (int turn = 0; turn < (with_memory ? 2 : 1); ++turn) {
+            program_.begin(data, sizes_, memory);
+            const int nodes = static_cast<int>(program_.description().nodes.size());
+            for (int first = 0; first < nodes; ++first)
+                if (program_.run(first, first + 1, threads) != kAllResident) throw std::logic_error("a page is missing");
+            for (int output : program_.description().outputs) {
+                const View& view = program_.value(output);
+                std::vector<uint8_t> one(static_cast<size_t>(view.elements() * bytes_of(view.type)));
+                program_.read(output, one.data());
+                all.insert(all.end(), one.begin(), one.end());
+            }
+            program_.finish();
+        }
+        return all;
+    }
+
+   private:
+    int64_t size() { return random_.any<int64_t>({0, 1, 1, 2, 2, 3, 4, 5, 17, 33}); }
+
+    Sizes shape(int64_t rank) {
+        Sizes sizes;
+        for (int64_t i = 0; i < rank; ++i) sizes.push_back(size());
+        return sizes;
+    }
+
+    // Of just its size, so that a sanitizer sees what reads beyond.
+    std::vector<uint8_t> content(Type type, const Sizes& sizes) {
+        const int64_t count = checked_elements(sizes);
+        std::vector<uint8_t> bytes(static_cast<size_t>(count * bytes_of(type)));
+        for (int64_t i = 0; i < count; ++i) {
+            const float number = 3 * random_.number();
+            const int64_t whole = random_.between(-2, 5);
+            if (type == Type::float32)
+                std::memcpy(bytes.data() + i * 4, &number, 4);
+            else if (type == Type::int64)
+                std::memcpy(bytes.data() + i * 8, &whole, 8);
+            else
+                bytes[static_cast<size_t>(i * bytes_of(type))] = static_cast<uint8_t>(whole & 1);
+        }
+        return bytes;
+    }
+
+    void add_inputs() {
+        for (Type type : {Type::float32, Type::float32, Type::int64, Type::boolean, Type::float32}) {
+            sizes_.push_back(shape(random_.between(0, 4)));
+            contents_.push_back(content(type, sizes_.back()));
+            program_.add_input({"x" + std::to_string(sizes_.size()), type, sizes_.back()});
+        }
+        const Sizes heads{random_.between(1, 2), random_.between(1, 70), random_.between(1, 3), random_.between(1, 20)};
+        sizes_.push_back(heads);
+        contents_.push_back(content(Type::float32, heads));
+        Sizes declared = heads;
+        if (random_.one_in(2)) declared[1] = kLength;
+        program_.add_input({"heads", Type::float32, declared});
+        sizes_.push_back({random_.between(1, 3), test_.in_features});
+        contents_.push_back(content(Type::float32, sizes_.back()));
+        program_.add_input({"x", Type::float32, sizes_.back()});
+    }
+
+    void add_parameters() {
+        for (Type type : {Type::float32, Type::bfloat16, Type::float32, Type::int64}) {
+            Parameter parameter;
+            parameter.name = "array";
+            parameter.type = type;
+            parameter.sizes = shape(random_.between(1, 4));
+            kept_.push_back(content(type, parameter.sizes));
+            parameter.data = kept_.back().data();
+            program_.add_parameter(parameter);
+        }
+        Parameter paged;
+        paged.name = "paged";
+        paged.paged = weight_.problem();
+        paged.sizes = {test_.out_features, test_.in_features};
+        program_.add_parameter(paged);
+        first_node_ = program_.description().values();
+    }
+
+    Attribute attribute(const std::string& name) {
+        static const std::vector<std::string> words = {"none", "tanh", "gelu", "silu", "float32", "int64", "bool", "bhtd", "bthd"};
+        if (random_.one_in(30)) return random_.any<Attribute>({true, int64_t{3}, 0.5, std::string("none"), Sizes{1, 2}});
+        if (name == "shape" || name == "axes" || name == "stride" || name == "padding") {
+            Sizes sizes = name == "shape" ? shape(random_.between(0, 4)) : Sizes{};
+            for (int64_t i = random_.between(0, 4); name != "shape" && i > 0; --i) sizes.push_back(random_.between(0, 3));
+            if (random_.one_in(3)) sizes.push_back(random_.any<int64_t>({-1, kBatch, kLength, kLargestAxis, -7}));
+            return sizes;
+        }
+        if (name == "keep" || name == "causal" || name == "interleaved") return random_.one_in(2);
+        if (name == "activation" || name == "approximate" || name == "dtype") return random_.any(words);
+        if (name == "layout") return std::string(random_.one_in(4) ? "bhtd" : "bthd");
+        if (name == "scale" || name == "epsilon" || name == "scaling" || name == "value") return 0.5;
+        if (name == "softcap") return random_.one_in(2) ? 0.0 : 2.0;
+        return random_.any<int64_t>({0, 0, 1, 1, 2, 3, -1, 5, kOpen, kLength, kLargestAxis, INT64_MAX});
+    }
+
+    void add_node() {
+        static const std::vector<std::string> names = {
+            "shape", "axes", "stride", "padding", "keep", "causal", "interleaved", "activation", "approximate", "dtype",
+            "layout", "scale", "epsilon", "scaling", "value", "softcap", "axis", "start", "end", "step", "window",
+            "index", "groups", "offset"};
+        const std::string op = random_.one_in(6) ? std::string("attention") : random_.any(operator_names());
+        std::map<std::string, Attribute> attributes;
+        for (const std::string& name : names) attributes[name] = attribute(name);
+        std::vector<int> operands;
+        const int values = program_.description().values();
+        for (int64_t i = random_.between(1, 4); i > 0; --i)
+            operands.push_back(random_.one_in(8) ? kNothing : static_cast<int>(random_.below(values)));
+        if (operands.size() < 2 && random_.one_in(2)) attributes["scalar"] = 2.0;
+        if (op == "attention" && !random_.one_in(4)) operands = {5, 5, 5};  // the heads
+        if (op == "linear" && !random_.one_in(4)) operands = {6, first_node_ - 1};
+        program_.add_node(op, operands, attributes, find_operator(op)->outputs);
+    }
+
+    Random random_;
+    TestCase test_;
+    PagedWeight weight_;
+    Program program_;
+    std::vector<Sizes> sizes_;
+    std::vector<std::vector<uint8_t>> contents_, kept_;
+    int first_node_ = 0;
+};
+
+// Wrong programs and inputs throw these, and nothing else.
+template <class Body>
+bool refuses(const Body& body) {
+    try {
+        body();
+    } catch (const std::invalid_argument&) {
+        return true;
+    } catch (const std::length_error&) {
+        return true;
+    } catch (const std::out_of_range&) {
+        return true;
+    }
+    return false;
+}
+
+}  // namespace
+
+std::vector<std::string> program_mistakes(const Kernel& kernel, int64_t cases) {
+    std::vector<std::string> found;
+    int64_t ran = 0;
+    for (int64_t number = 0; number < cases; ++number) {
+        RandomProgram program(kernel, number);
+        std::vector<uint8_t> one, three;
+        const bool with_memory = number % 3 == 0;
+        if (refuses([&] {
+                program.build();
+                one = program.run(1, with_memory);
+                three = program.run(3, with_memory);
+            }))
+            continue;
+        ++ran;
+        if (one != three)
+            found.push_back(std::string(kernel.name) + ", program " + std::to_string(number) +
+                            ": the result depends on the number of threads");
+    }
+    if (ran * 50 < cases) found.push_back("only " + std::to_string(ran) + " of " + std::to_string(cases) + " programs ran");
+    return found;
+}
