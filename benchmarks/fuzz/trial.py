@@ -33,7 +33,7 @@ _TEXT = {"input_ids": torch.tensor([[2, 5, 9, 11, 3]]), "attention_mask": torch.
 _PIXELS = {"pixel_values": torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)}
 _PICTURE = b"P6 16 16 255\n" + bytes(range(256)) * 3
 
-_VERIFIED = ("model", "resident", "report", "adapter", "private", "pages")
+_VERIFIED = ("model", "graph", "resident", "report", "adapter", "private", "pages")
 """Steps that read what `verify` checks."""
 
 
@@ -124,6 +124,8 @@ def _read(trial: Trial, bundle: Bundle) -> None:
     trial.run("footprint", lambda: (footprint(bundle), smallest_budget(bundle), bundle.dense_bytes, overlap(bundle)))
     trial.run("switches", lambda: all_switches(bundle, StorageModel()))
     trial.run("model", lambda: model_dir(bundle))
+    for kind in bundle.graph_kinds:
+        trial.run("graph", lambda: bundle.graph(kind))  # noqa: B023 - called at once
     trial.run("resident", lambda: read_parameters(bundle, RESIDENT))
     if has_report(bundle):
         trial.run("report", lambda: advise(bundle, read_report(bundle)))

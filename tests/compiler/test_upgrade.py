@@ -12,7 +12,7 @@ import tiny
 import weightpager as wp
 from benchmarks.fuzz.sealing import rewrite_file, rewrite_manifest
 from weightpager.backends.torch.parameters import read_parameters
-from weightpager.bundle import Bundle
+from weightpager.bundle import Bundle, TaskKind
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.report.compile_report import read_report
 from weightpager.bundle.verify import verify
@@ -22,8 +22,8 @@ from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.graph import write_graph
 from weightpager.graph.file import graph_file
 
-KIND = "text-classification"
-KINDS = (KIND, "token-classification")
+KIND: TaskKind = "text-classification"
+KINDS: tuple[TaskKind, ...] = (KIND, "token-classification")
 FILE = graph_file(KIND)
 
 
@@ -37,19 +37,33 @@ def without_graphs(bundle: Path, target: Path) -> Path:
     return copy
 
 
-def test_a_compiled_bundle_has_a_graph_of_its_own_parameters(assistant_bundle: Path) -> None:
-    bundle = Bundle.open(assistant_bundle)
-    assert bundle.graph_kinds == KINDS
-    graph = bundle.graph(KIND)
-    assert graph is not None
-    assert bundle.graph("language-modeling") is None
+@pytest.mark.parametrize(
+    ("fixture", "kinds"),
+    [
+        ("assistant_bundle", KINDS),
+        ("wordy_bundle", KINDS),
+        ("writer_bundle", ("language-modeling",)),
+        ("camera_bundle", ("image-classification",)),
+    ],
+)
+def test_a_compiled_bundle_has_graphs_of_its_own_parameters(
+    request: pytest.FixtureRequest, fixture: str, kinds: tuple[TaskKind, ...]
+) -> None:
+    bundle = Bundle.open(request.getfixturevalue(fixture))
+    assert bundle.graph_kinds == kinds
     assert read_report(bundle).without_graph == {}
-    for task in (entry.name for entry in bundle.manifest.tasks if entry.kind == KIND):
-        files = ("resident.safetensors", f"tasks/{task}/private.safetensors")
+    paged = {f"{weight.name}.weight" for weight in bundle.manifest.weights}
+    for task in bundle.manifest.tasks:
+        graph = bundle.graph(task.kind)
+        assert graph is not None
+        files = ("resident.safetensors", f"tasks/{task.name}/private.safetensors")
         held = {name for file in files for name in read_parameters(bundle, file)}
-        paged = {f"{weight.name}.weight" for weight in bundle.manifest.weights}
         assert set(graph.parameters()) <= held | paged | set(bundle.row_tables)
         assert paged <= set(graph.parameters())
+
+
+def test_a_bundle_has_no_graph_of_a_kind_that_it_lacks(assistant_bundle: Path) -> None:
+    assert Bundle.open(assistant_bundle).graph("language-modeling") is None
 
 
 def test_an_older_bundle_opens_and_is_upgraded(assistant_bundle: Path, tmp_path: Path) -> None:
