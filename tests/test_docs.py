@@ -66,7 +66,7 @@ def test_the_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str], m
         assert done.code == 0, f"{command}: {done.err}"
 
 
-@pytest.mark.parametrize(("page", "count"), [("runtime.md", 3), ("prediction.md", 3), ("own-model.md", 4)])
+@pytest.mark.parametrize(("page", "count"), [("runtime.md", 4), ("prediction.md", 3), ("own-model.md", 4)])
 def test_the_examples_of_a_page_run(workplace: Path, monkeypatch: pytest.MonkeyPatch, page: str, count: int) -> None:
     monkeypatch.chdir(workplace)
     if not Path("page.bundle").exists():

@@ -54,3 +54,24 @@ def test_the_doctor_tests_the_native_kernels(tmp_path: Path) -> None:
 def test_a_gpu_is_refused_with_what_to_do(assistant_bundle: Path) -> None:
     ran = python(f"import weightpager; weightpager.Engine.from_pretrained({str(assistant_bundle)!r}, device='cuda')")
     assert "ConfigError: device: 'cuda' needs torch, which isn't installed" in ran.stderr
+
+
+@native
+@pytest.mark.parametrize("which", ["assistant", "wordy"])
+def test_tasks_are_switched_and_run(which: str, request: pytest.FixtureRequest) -> None:
+    bundle = request.getfixturevalue(f"{which}_bundle")
+    ran = python(f"""
+import numpy as np, weightpager
+with weightpager.Engine.from_pretrained({str(bundle)!r}) as engine:
+    for name in [*engine.bundle.tasks, *engine.bundle.tasks]:
+        logits = engine.activate(name)(input_ids=np.array([[2, 4, 9, 3]]))["logits"]
+        assert logits.dtype == np.float32 and np.isfinite(logits).all()
+        print(name, logits.shape, engine.verify(), len(engine.report().switches))
+""")
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stdout.splitlines()) == 8
+
+
+def test_torchs_backend_is_refused_with_what_to_do(assistant_bundle: Path) -> None:
+    ran = python(f"import weightpager; weightpager.Engine.from_pretrained({str(assistant_bundle)!r}, backend='torch')")
+    assert "ConfigError: backend: 'torch' needs torch and transformers" in ran.stderr

@@ -106,6 +106,20 @@ def cache_limit() -> int:
         raise ConfigError(f"WEIGHTPAGER_CACHE_LIMIT: {error}, or 0 to keep nothing") from None
 
 
+BACKENDS = ("auto", "native", "torch")
+"""What may run tasks."""
+
+
+def check_backend(name: str, where: str = "backend") -> None:
+    """See that a backend is one that may be asked for.
+
+    Raises:
+        ConfigError: it isn't; says where it was named.
+    """
+    if name not in BACKENDS:
+        raise ConfigError(f"{where}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """How an engine runs.
@@ -124,6 +138,8 @@ class EngineConfig:
         prefetch: whether to prefetch what the next task probably needs; or a function that tells the next task from
             the visits so far, by name with a weight each.
         history: file that keeps which task ran when, across restarts; None keeps it in memory only.
+        backend: what runs tasks: ``"native"``, ``"torch"``, or ``"auto"`` for what ``WEIGHTPAGER_BACKEND`` names, or
+            what suits where that isn't set.
     """
 
     budget: int | None = None
@@ -136,8 +152,10 @@ class EngineConfig:
     read_timeout: float = 30.0
     prefetch: bool | Callable[..., Mapping[str, float]] = False
     history: Path | None = None
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
+        check_backend(self.backend)
         if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {self.device!r}")
         if self.dtype not in ("auto", "bfloat16"):

@@ -1,7 +1,8 @@
 """What holds after any sequence of opening, switching, nesting, pinning, evicting, resizing, damaging and failing.
 
-Without prefetching, and with it, by a planner that names any tasks. Pages read by a store, and natively as far as
-nothing is to fail. On whole tables, and on tables whose rows come on demand, of texts that lack some.
+On either backend. Without prefetching, and with it, by a planner that names any tasks. Pages read by a store, and
+natively as far as nothing is to fail. On whole tables, and on tables whose rows come on demand, of texts that lack
+some.
 
 Every output is bit-equal to that of a freshly opened engine, every resident page matches its hash, no slot, thread or
 descriptor is lost, tasks in use and no others hold block tables, and the budget is never
@@ -18,6 +19,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +43,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import EngineConfig
 from weightpager.errors import BudgetError, PageCorruptError, StoreError, SwitchFailedError, WeightpagerError
+from weightpager.kernels.choice import NATIVE
 from weightpager.runtime.memory.staged.staged_arena import Staging
 from weightpager.runtime.prefetch.trial import PrefetchTrial
 from weightpager.store import LocalStore
@@ -56,9 +59,11 @@ MASK = torch.tensor([[1, 1, 1, 1, 1, 0], [1] * 6])
 tasks = st.sampled_from(TASKS)
 
 
-def logits(module: torch.nn.Module, text: int) -> torch.Tensor:
+def logits(module: Any, text: int) -> torch.Tensor:
     """Of a text; all but the first have words that no training text has."""
     words = SEEN + text * torch.arange(1, 13).view(2, 6) * 7
+    if not isinstance(module, torch.nn.Module):
+        return torch.from_numpy(module(input_ids=words.numpy(), attention_mask=MASK.numpy())["logits"])
     with torch.inference_mode():
         return module(input_ids=words, attention_mask=MASK).logits
 
@@ -94,30 +99,38 @@ def in_use() -> tuple[int, int]:
 
 STAGED = Staging(HostCopier(), 1)
 
+native = pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+
 
 @pytest.mark.parametrize(
-    ("which", "staging", "ahead"),
+    ("which", "staging", "ahead", "backend"),
     [
-        pytest.param("assistant", None, False, id="direct"),
-        pytest.param("assistant", STAGED, False, id="staged"),
-        pytest.param("assistant", None, True, id="direct-ahead"),
-        pytest.param("assistant", STAGED, True, id="staged-ahead"),
-        pytest.param("assistant-natively", None, False, id="natively"),
-        pytest.param("wordy-natively", None, True, id="natively-ahead"),
-        pytest.param("wordy", None, False, id="rows"),
-        pytest.param("wordy-files", None, True, id="rows-from-files-ahead"),
-        pytest.param("wordy", STAGED, True, id="rows-staged-ahead"),
+        pytest.param("assistant", None, False, "torch", id="direct"),
+        pytest.param("assistant", STAGED, False, "torch", id="staged"),
+        pytest.param("assistant", None, True, "torch", id="direct-ahead"),
+        pytest.param("assistant", STAGED, True, "torch", id="staged-ahead"),
+        pytest.param("assistant-natively", None, False, "torch", id="natively"),
+        pytest.param("wordy-natively", None, True, "torch", id="natively-ahead"),
+        pytest.param("wordy-natively", None, True, "native", id="native-natively-ahead", marks=native),
+        pytest.param("wordy", None, False, "torch", id="rows"),
+        pytest.param("wordy-files", None, True, "torch", id="rows-from-files-ahead"),
+        pytest.param("wordy", STAGED, True, "torch", id="rows-staged-ahead"),
+        pytest.param("assistant", None, False, "native", id="native", marks=native),
+        pytest.param("wordy", None, False, "native", id="native-rows", marks=native),
+        pytest.param("wordy-files", None, True, "native", id="native-rows-from-files-ahead", marks=native),
     ],
 )
-def test_any_sequence(request: pytest.FixtureRequest, which: str, staging: Staging | None, ahead: bool) -> None:
+def test_any_sequence(
+    request: pytest.FixtureRequest, which: str, staging: Staging | None, ahead: bool, backend: str
+) -> None:
     bundle = Bundle.open(request.getfixturevalue(f"{which.partition('-')[0]}_bundle"))
     expected = {}
     for task in TASKS:
-        with wp.Engine(bundle, EngineConfig()) as engine, engine.task(task) as module:
+        with wp.Engine(bundle, EngineConfig(backend=backend)) as engine, engine.task(task) as module:
             expected[task] = [logits(module, text) for text in range(4 if bundle.row_tables else 1)]
     with RowReader(bundle) as reader:
         stored = {name: reader.stored(name) for name in bundle.row_tables}
-    with wp.Engine(bundle, EngineConfig(), staging=staging) as engine:
+    with wp.Engine(bundle, EngineConfig(backend=backend), staging=staging) as engine:
         use = engine.report().memory
     tables = footprint(bundle)
     spared = tables.all_tables - tables.largest_table if staging is None else 0  # so that tables come and go
@@ -153,6 +166,7 @@ def test_any_sequence(request: pytest.FixtureRequest, which: str, staging: Stagi
                 io_threads=1,
                 read_timeout=patience,
                 prefetch=ahead and (lambda visits: self.named),
+                backend=backend,
             )
             self.engine = wp.Engine(bundle, config, lambda _: self.store, staging)
             if ahead:
@@ -168,7 +182,7 @@ def test_any_sequence(request: pytest.FixtureRequest, which: str, staging: Stagi
                     self.leave()
                 self.engine.close()
 
-        def compare(self, module: torch.nn.Module, task: str) -> bool:
+        def compare(self, module: Any, task: str) -> bool:
             """With what a fresh engine gives for the next text; False where storage failed to give a row."""
             self.texts += 1
             text = self.texts % len(expected[task])

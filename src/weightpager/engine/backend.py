@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Protocol
 
 from weightpager.answers.model import ModelLimits, TaskModel
 from weightpager.backends.parameters import Parameters
 from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle
+from weightpager.config import check_backend
+from weightpager.errors import ConfigError
+from weightpager.machine.packages import is_installed
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
+
+_TORCH = ("torch", "transformers")
+"""What torch's backend needs."""
 
 
 class Backend(Protocol):
@@ -61,13 +68,43 @@ class Backend(Protocol):
         """
 
 
-def open_backend(bundle: Bundle, device: str) -> Backend:
+def open_backend(bundle: Bundle, asked: str, device: str) -> Backend:
     """What runs a bundle's tasks on a device.
 
+    Args:
+        bundle: with the tasks.
+        asked: of an `EngineConfig`.
+        device: where the arena is, as torch names it.
+
     Raises:
-        ConfigError: nothing here can.
+        ConfigError: what is asked for can't run here; says why.
         BundleError: a file that it needs is damaged.
     """
-    from weightpager.backends.torch.backend import TorchBackend
+    if _chosen(asked, device) == "torch":
+        return _torch(bundle, device)
+    if device != "cpu":
+        raise ConfigError(f"backend: 'native' runs on the CPU only; use the backend 'torch' on {device!r}")
+    from weightpager.backends.native.backend import NativeBackend
 
+    return NativeBackend(bundle)
+
+
+def _torch(bundle: Bundle, device: str) -> Backend:
+    try:
+        from weightpager.backends.torch.backend import TorchBackend
+    except ModuleNotFoundError as error:
+        if error.name not in _TORCH:
+            raise
+        needs = f"backend: 'torch' needs {' and '.join(_TORCH)}, and {error.name} isn't installed"
+        raise ConfigError(f"{needs}; install it, or use the backend 'native'") from error
     return TorchBackend(bundle, device)
+
+
+def _chosen(asked: str, device: str) -> str:
+    """By name; a GPU's is torch."""
+    if asked == "auto":
+        asked = os.environ.get("WEIGHTPAGER_BACKEND") or "auto"
+        check_backend(asked, "WEIGHTPAGER_BACKEND")
+    if asked != "auto":
+        return asked
+    return "torch" if device != "cpu" or all(map(is_installed, _TORCH)) else "native"

@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,13 +18,10 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine.maintenance import EngineMaintenance
 from weightpager.engine.open_bundle import OpenBundle
-from weightpager.engine.prefetch_policy import reuse_after
-from weightpager.engine.task_holds import TaskHolds
 from weightpager.errors import ConfigError
 from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.page_arena import ArenaSource
-from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.runtime.prediction.planner import Planner
 from weightpager.runtime.prefetch.prefetcher import Prefetcher
 from weightpager.store import LocalStore, PageStore
@@ -70,7 +66,6 @@ class Engine(EngineMaintenance):
         monitor = TaskMonitor(file=None if config.history is None else HistoryFile(config.history))
         weakref.finalize(self, _in_process, process, monitor.close)
         super().__init__(opened, monitor, config)
-        self._holds = TaskHolds(opened, self._switches, self._real_time)
         self._lock = threading.RLock()  # closing; never kept while storage works
         self._current: str | None = None
         self._enter_real_time()
@@ -94,6 +89,7 @@ class Engine(EngineMaintenance):
         read_timeout: float = 30.0,
         prefetch: bool | Planner = False,
         history: str | Path | None = None,
+        backend: str = "auto",
     ) -> Engine:
         """Open a bundle directory.
 
@@ -114,6 +110,9 @@ class Engine(EngineMaintenance):
                 first, and gives a weight to each task that may come next.
             history: file that keeps which task ran when, so that habits needn't be learnt again after a restart; it
                 is made if there is none, and holds task names and times only.
+            backend: what runs tasks. "torch": transformers' module, as a torch module. "native": native code over the
+                graph in the bundle, numpy in and out, on the CPU; the process needs no torch. "auto": what
+                ``WEIGHTPAGER_BACKEND`` names; else torch where it is installed, and native where it isn't.
 
         Raises:
             ConfigError: an argument is wrong, or the device isn't there.
@@ -135,13 +134,17 @@ class Engine(EngineMaintenance):
             read_timeout=read_timeout,
             prefetch=prefetch,
             history=None if history is None else Path(history),
+            backend=backend,
         )
         # The tokenizer, and what the bundle becomes, are read later, when the process may have gone elsewhere.
         return cls(Bundle.open(Path(bundle).absolute()), config)
 
     @contextmanager
     def task(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Iterator[Any]:
-        """A task's module, usable inside the ``with`` block; its pages stay until the block ends.
+        """A task to be called, usable inside the ``with`` block; its pages stay until the block ends.
+
+        Of torch's backend it is transformers' module, tensors in and out; of the native one a
+        `weightpager.backends.native.task.NativeTask`, which takes numpy's arrays by name and gives them by name.
 
         Nests, and several threads may each hold a task, as long as the tasks fit together.
 
@@ -209,9 +212,7 @@ class Engine(EngineMaintenance):
     def model(self, name: str) -> TaskModel:
         """What answers need of a task, in numpy's arrays whatever backend runs it; otherwise as `module`."""
         self._check_open()
-        task, _ = self._open.entrance(name)
-        assert task.model is not None
-        return task.model
+        return self._open.model(name)
 
     def predict(self, name: str, inputs: Sequence[str], *, max_new_tokens: int = 32) -> list[Prediction]:
         """A task's answers to texts, or to images by their paths.
@@ -237,40 +238,6 @@ class Engine(EngineMaintenance):
         self._check_process()
         with self._activating:
             self._leave_current()
-
-    def pin(self, name: str) -> None:
-        """Load a task and keep its pages until `unpin`; that is no visit. Errors are those of `task`."""
-        self._check_open()
-        self._holds.pin(name)
-
-    def unpin(self, name: str) -> None:
-        """Undo one `pin`.
-
-        Raises:
-            UnknownTaskError: the bundle has no such task.
-            TaskNotActiveError: the task isn't pinned.
-        """
-        self._check_process()
-        self._holds.unpin(name)
-
-    def prefetch(self, name: str) -> int:
-        """Begin to load a task that comes soon, once no switch is going on; how many pages were queued for that.
-
-        They go where no task in use has any. Whatever somebody waits for is read first, and a switch that must load
-        takes back what hasn't begun; so does a task that is named later where both have no room. Nothing keeps the
-        pages once they are there: `pin` does.
-
-        Raises:
-            UnknownTaskError: the bundle has no such task.
-            BudgetError: its pages don't fit beside those in use; nothing has changed.
-            BusyError: the task has just left the bundle.
-            StoreTimeoutError: reads that hang have memory that is needed; what was named before may be taken back.
-            EngineClosedError: the engine has been closed.
-        """
-        self._check_open()
-        number = self._open.task(name).number
-        reuse = partial(reuse_after, number, self._open, self.monitor)
-        return self._residency.prefetch(SwitchRequest(number, name, reuse=reuse))
 
     def close(self) -> None:
         """Drop queued loads, finish those in flight and close the bundle's files; modules must not be called any more.

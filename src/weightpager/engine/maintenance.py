@@ -1,15 +1,18 @@
-"""What changes under an engine's tasks while they run: the budget, pages, the bundle, and what is prefetched."""
+"""What changes under an engine's tasks while they run: the budget, pages, what is kept and prefetched, the bundle."""
 
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine.bundle_change import BundleChange
 from weightpager.engine.open_bundle import OpenBundle
-from weightpager.engine.prefetch_policy import prefetch_policy
+from weightpager.engine.prefetch_policy import prefetch_policy, reuse_after
+from weightpager.engine.task_holds import TaskHolds
 from weightpager.engine.view import EngineView
 from weightpager.runtime.history.task_monitor import TaskMonitor
+from weightpager.runtime.paging.switch_request import SwitchRequest
 from weightpager.runtime.prediction.planner import Planner
 from weightpager.runtime.prefetch.prefetcher import PrefetchPolicy
 
@@ -21,7 +24,42 @@ class EngineMaintenance(EngineView):
         super().__init__(opened, monitor, config.real_time)
         self._activating = threading.RLock()  # `activate` and `deactivate`, one after the other
         self._changing = threading.Lock()  # budget or bundle
+        self._holds = TaskHolds(opened, self._switches, self._real_time)
         self._planner: Planner | None = None if isinstance(config.prefetch, bool) else config.prefetch
+
+    def pin(self, name: str) -> None:
+        """Load a task and keep its pages until `unpin`; that is no visit. Errors are those of `task`."""
+        self._check_open()
+        self._holds.pin(name)
+
+    def unpin(self, name: str) -> None:
+        """Undo one `pin`.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            TaskNotActiveError: the task isn't pinned.
+        """
+        self._check_process()
+        self._holds.unpin(name)
+
+    def prefetch(self, name: str) -> int:
+        """Begin to load a task that comes soon, once no switch is going on; how many pages were queued for that.
+
+        They go where no task in use has any. Whatever somebody waits for is read first, and a switch that must load
+        takes back what hasn't begun; so does a task that is named later where both have no room. Nothing keeps the
+        pages once they are there: `pin` does.
+
+        Raises:
+            UnknownTaskError: the bundle has no such task.
+            BudgetError: its pages don't fit beside those in use; nothing has changed.
+            BusyError: the task has just left the bundle.
+            StoreTimeoutError: reads that hang have memory that is needed; what was named before may be taken back.
+            EngineClosedError: the engine has been closed.
+        """
+        self._check_open()
+        number = self._open.task(name).number
+        reuse = partial(reuse_after, number, self._open, self.monitor)
+        return self._residency.prefetch(SwitchRequest(number, name, reuse=reuse))
 
     def evict(self) -> int:
         """Drop all pages that no task in use needs; how many went."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from weightpager.answers.model import TaskModel
 from weightpager.backends.parameters import read_parameters
 from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle
@@ -87,7 +88,7 @@ class OpenBundle:
         self.watch = MemoryWatch(self.memory)
         self.watch.check(self.memory.on_host)  # nothing of it is in memory yet
         # All that a task is built from is read now: the bundle may be replaced while the engine runs.
-        self.backend = open_backend(bundle, arena.device)
+        self.backend = open_backend(bundle, config.backend, arena.device)
         self._resident = self.backend.place(read_parameters(bundle, RESIDENT, config.dtype))  # of all tasks
         self._read = TaskReader(self.backend, arena, config.dtype).read
         with ExitStack() as undone:
@@ -155,10 +156,15 @@ class OpenBundle:
         task = _task(state, name)
         if task.module is None:
             with task.building:
-                if task.module is None:
-                    module = self._build(state.bundle, name, task)
-                    task.model, task.module = self.backend.model(module), module
+                task.module = task.module or self._build(state.bundle, name, task)
         return task, task.module
+
+    def model(self, name: str) -> TaskModel:
+        """What answers need of a task. Errors are those of `entrance`."""
+        task, module = self.entrance(name)
+        with task.building:
+            task.model = task.model or self.backend.model(module)
+        return task.model
 
     def dtype(self, name: str) -> str:
         """What a task computes in. Errors are those of `Engine.dtype`."""

@@ -1,0 +1,132 @@
+"""`NativeBackend`: a task as a program of native code over the graph of its kind; no torch in the process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager import kernels
+from weightpager.answers.model import ModelLimits, TaskModel
+from weightpager.backends.native.operands import Array, Blocks, Parameter
+from weightpager.backends.native.program import Program
+from weightpager.backends.native.task import NativeTask
+from weightpager.backends.paged_weights import of_entry
+from weightpager.backends.parameters import Parameters
+from weightpager.backends.task_parts import TaskParts
+from weightpager.bundle import Bundle, TaskKind
+from weightpager.errors import BundleFormatError, ConfigError
+from weightpager.graph import Graph
+from weightpager.kernels.choice import NATIVE, NO_NATIVE, REFERENCE
+from weightpager.readers.image_reader import ImageReader, open_image_reader
+from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
+from weightpager.runtime.rows.row_cache import RowCache
+
+
+class NativeBackend:
+    """See `weightpager.engine.backend.Backend`. A task is a `NativeTask`.
+
+    Attributes:
+        name: "native".
+        kernel: what multiplies by paged weights.
+    """
+
+    name = "native"
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Read the graphs of a bundle's tasks: it may be replaced later.
+
+        Raises:
+            ConfigError: the native module hasn't been built, ``WEIGHTPAGER_ISA`` names no native kernel, or a kind of
+                tasks has no graph.
+            BundleFormatError: a graph isn't what its manifest entry says.
+        """
+        self.kernel = kernels.isa()
+        if self.kernel == REFERENCE:
+            why = NO_NATIVE or "WEIGHTPAGER_ISA asks for the reference kernel, which is torch's"
+            raise ConfigError(f"backend: 'native' needs the native kernels ({why}); use the backend 'torch'")
+        self._graphs = {kind: _graph(bundle, kind) for kind in {task.kind for task in bundle.tasks.values()}}
+
+    def place(self, read: Parameters) -> Parameters:
+        return read
+
+    def dtype(self, of: Parameters) -> str:  # noqa: ARG002 - the interface's
+        return "float32"
+
+    def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:  # noqa: ARG002 - the interface's
+        raise _no_answers()
+
+    def reader(self, bundle: Bundle) -> Tokenizer | ImageReader:
+        if not any(task.takes_images for task in bundle.tasks.values()):
+            return open_tokenizer(bundle)
+        found = open_image_reader(bundle)
+        if found is None:
+            raise ConfigError("backend: 'native' can't read images as this model's image processor; use 'torch'")
+        return found
+
+    def model(self, task: NativeTask) -> TaskModel:  # noqa: ARG002 - the interface's
+        raise _no_answers()
+
+    def build(self, parts: TaskParts[Parameters]) -> NativeTask:
+        graph = self._graphs[parts.bundle.task(parts.name).kind]
+        wanted = set(graph.parameters())
+        parameters = {name: found for name, found in _parameters(parts) if name in wanted}
+        try:
+            program = Program(graph, parameters, NATIVE.index(self.kernel))
+        except ValueError as error:
+            raise BundleFormatError(f"tasks/{parts.name}", "parameters", "those that its graph takes", error) from error
+        return NativeTask(graph, program, parts.gate)
+
+
+def _no_answers() -> ConfigError:
+    return ConfigError(
+        "backend: 'native' gives a task's outputs, and no answers yet; use the backend 'torch' for these"
+    )
+
+
+def _graph(bundle: Bundle, kind: TaskKind) -> Graph:
+    found = bundle.graph(kind)
+    if found is None:
+        raise ConfigError(
+            f"backend: 'native' needs a graph of {kind} in the bundle, and {bundle.path} has none; use the backend "
+            "'torch', or see whether 'weightpager upgrade' can add one"
+        )
+    return found
+
+
+def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, Parameter]]:
+    """By canonical name, all that a task has."""
+    for name, cache in parts.rows.items():
+        yield name, _Rows(cache)
+    for name, parameter in parts.parameters.values.items():
+        tied = parts.parameters.tied.get(name)
+        yield name, _in_dtype(parameter.values) if tied is None else Blocks(tied, table=True)
+    for entry in parts.bundle.manifest.weights:
+        weight = of_entry(parts.bundle, entry, parts.tables[entry.name], parts.arena, parts.page_table)
+        part = parts.low_rank.get(entry.name)
+        low_rank = None if part is None else (part.down, part.up)
+        yield f"{entry.name}.weight", Blocks(weight, entry.layer, low_rank=low_rank)
+
+
+def _in_dtype(values: Array) -> Array:
+    """In one of the dtypes that programs take: whole numbers as int64."""
+    return values.astype(np.int64) if values.dtype.kind == "i" and values.dtype != np.int64 else values
+
+
+class _Rows:
+    """A table whose rows come on demand, as programs look them up."""
+
+    def __init__(self, cache: RowCache) -> None:
+        self._cache = cache
+
+    @property
+    def rows(self) -> int:
+        return self._cache.entry.rows
+
+    @property
+    def columns(self) -> int:
+        return self._cache.entry.columns
+
+    def look_up(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
+        self._cache.look_up(ids, out)

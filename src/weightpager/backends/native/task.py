@@ -1,0 +1,70 @@
+"""`NativeTask`: a task's forward pass, numpy in and numpy out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from weightpager.backends.native.operands import Array
+from weightpager.backends.native.program import AttentionMemory, Program
+from weightpager.backends.task_parts import Gate
+from weightpager.graph import Graph
+
+
+class NativeTask:
+    """One task of an open engine. Safe to use from several threads, which take turns.
+
+    Attributes:
+        graph: of its kind: what it takes and gives.
+    """
+
+    def __init__(self, graph: Graph, program: Program, gate: Gate) -> None:
+        self.graph = graph
+        self._program = program
+        self._gate = gate
+
+    def __call__(self, memory: AttentionMemory | None = None, **inputs: Array) -> dict[str, Array]:
+        """Its outputs by name: ``logits``, of language models ``hidden``, too; float32.
+
+        It runs while the task is active; where its pages are still being loaded, each model layer waits for its own.
+
+        Args:
+            memory: keys and values of earlier tokens, which those of this call are appended to.
+            inputs: by name, as the graph has them: ``input_ids`` int64 [batch, length], or ``pixel_values`` float32
+                [batch, channels, height, width]. Where they are left out, ``attention_mask`` [batch, earlier + length]
+                has all tokens seen, and ``position_ids`` [batch, length] count on from the earlier ones.
+
+        Raises:
+            ValueError: an input is missing or unknown, or its dtype or shape isn't what the graph takes.
+            IndexError: an id isn't in its table.
+            MemoryError: activations, or keys and values, would take more than they may.
+            TaskNotActiveError: the task isn't active, so its pages may be absent.
+            SwitchFailedError: a page couldn't be loaded.
+        """
+        known = {each.name for each in self.graph.inputs}
+        if unknown := sorted(inputs.keys() - known):
+            raise ValueError(f"inputs: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
+        given = {name: self._default(name, inputs, memory) for name in known if name not in inputs}
+        return self._program.run(
+            {**inputs, **{name: each for name, each in given.items() if each is not None}}, memory, self._gate
+        )
+
+    def _default(self, name: str, inputs: Mapping[str, Array], memory: AttentionMemory | None) -> Array | None:
+        make, ids = _DEFAULTS.get(name), inputs.get("input_ids")
+        if make is None or ids is None or np.ndim(ids) != 2:
+            return None  # the program says what is missing
+        batch, length = np.shape(ids)
+        return make(batch, length, 0 if memory is None else memory.tokens)
+
+
+def _all_seen(batch: int, length: int, earlier: int) -> Array:
+    return np.ones((batch, earlier + length), np.int64)
+
+
+def _counted(batch: int, length: int, earlier: int) -> Array:
+    return np.tile(np.arange(earlier, earlier + length), (batch, 1))
+
+
+_DEFAULTS: dict[str, Callable[[int, int, int], Array]] = {"attention_mask": _all_seen, "position_ids": _counted}
+"""Inputs that needn't be stated, of batch, length and earlier tokens."""

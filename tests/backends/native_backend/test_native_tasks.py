@@ -1,0 +1,207 @@
+"""Tasks that native code runs, against torch's modules of the same bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from blake3 import blake3
+
+import tiny
+import weightpager as wp
+from engines import InThread, hanging
+from weightpager.backends.native.program import AttentionMemory
+from weightpager.bundle import Bundle
+from weightpager.config import EngineConfig
+from weightpager.errors import BundleFormatError, ConfigError, SwitchFailedError, TaskNotActiveError
+from weightpager.graph.file import graph_file
+from weightpager.kernels.choice import NATIVE
+
+pytestmark = pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+
+IDS = np.array([[2, 4, 9, 12, 7, 3], [2, 15, 5, 3, 0, 0]])
+MASK = np.array([[1] * 6, [1, 1, 1, 1, 0, 0]])
+CLOSE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def tied_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoders in int4, whose table the head is tied to is int8 in blocks."""
+    folder = tmp_path_factory.mktemp("tied")
+    wp.compile(tiny.writer(folder, dtype="int4"), out=folder / "tied.bundle")
+    return folder / "tied.bundle"
+
+
+@pytest.fixture(scope="module")
+def adapted_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tasks with low-rank parts."""
+    folder = tmp_path_factory.mktemp("adapted")
+    recover = {"method": "finetune", "steps": 4, "batch": 8, "private_steps": 6, "low_rank": 2}
+    wp.compile(tiny.assistant(folder, recover=recover), out=folder / "adapted.bundle")
+    return folder / "adapted.bundle"
+
+
+def native(bundle: Path, **options: Any) -> wp.Engine:
+    return wp.Engine.from_pretrained(bundle, backend="native", **options)
+
+
+def by_torch(bundle: Path, inputs: dict[str, npt.NDArray[Any]], dtype: str) -> dict[str, npt.NDArray[np.float32]]:
+    """What torch gives for each task."""
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    found = {}
+    with wp.Engine.from_pretrained(bundle, backend="torch", dtype=dtype) as engine, torch.inference_mode():
+        for task in engine.bundle.tasks:
+            with engine.task(task) as module:
+                found[task] = module(**tensors).logits.float().numpy()
+    return found
+
+
+def inputs_of(bundle: Path) -> dict[str, npt.NDArray[Any]]:
+    if "camera" in bundle.name:
+        pixels = np.random.default_rng(0).standard_normal((3, 3, 16, 16))
+        return {"pixel_values": pixels.astype(np.float32)}
+    if bundle.name in ("writer.bundle", "tied.bundle"):
+        return {"input_ids": IDS[:1]}
+    return {"input_ids": IDS, "attention_mask": MASK}
+
+
+@pytest.mark.parametrize("which", ["assistant", "wordy", "writer", "camera", "tied", "adapted"])
+def test_every_task_gives_what_torch_gives(request: pytest.FixtureRequest, which: str) -> None:
+    bundle: Path = request.getfixturevalue(f"{which}_bundle")
+    inputs = inputs_of(bundle)
+    expected = by_torch(bundle, inputs, "auto")
+    with native(bundle) as engine:
+        for task in engine.bundle.tasks:
+            found = engine.activate(task)(**inputs)["logits"]
+            assert found.dtype == np.float32
+            error = np.linalg.norm(found - expected[task]) / np.linalg.norm(expected[task])
+            assert error < (1e-3 if which == "tied" else CLOSE), task  # int4 rounds activations
+        assert engine.report().kernel in NATIVE
+        assert engine.dtype(task) == "float32"
+
+
+def test_parameters_in_bfloat16_are_read_as_they_are(assistant_bundle: Path) -> None:
+    inputs = inputs_of(assistant_bundle)
+    expected = by_torch(assistant_bundle, inputs, "auto")
+    with native(assistant_bundle, dtype="bfloat16") as engine:
+        for task, logits in expected.items():
+            found = engine.activate(task)(**inputs)["logits"]
+            assert np.linalg.norm(found - logits) < 3e-2 * np.linalg.norm(logits)
+            assert (found != logits).any()
+
+
+def test_a_text_goes_on_from_what_is_remembered(writer_bundle: Path) -> None:
+    with native(writer_bundle) as engine:
+        task = engine.activate("animals")
+        whole = task(input_ids=IDS[:1])["logits"]
+        memory = AttentionMemory(1 << 20)
+        parts = [task(memory, input_ids=IDS[:1, start:end])["logits"] for start, end in ((0, 4), (4, 5), (5, 6))]
+        assert memory.tokens == 6
+        assert np.abs(np.concatenate(parts, 1) - whole).max() < CLOSE
+
+
+def test_inputs_that_need_not_be_stated(assistant_bundle: Path) -> None:
+    with native(assistant_bundle) as engine:
+        task = engine.activate("animal")
+        stated = task(input_ids=IDS, attention_mask=np.ones_like(IDS))["logits"]
+        assert (task(input_ids=IDS)["logits"] == stated).all()
+        with pytest.raises(ValueError, match="expected attention_mask, input_ids, got words"):
+            task(words=IDS)
+        with pytest.raises(ValueError, match="input input_ids: expected it"):
+            task(attention_mask=MASK)
+        with pytest.raises(ValueError, match="expected int64, found float32"):
+            task(input_ids=IDS.astype(np.float32), attention_mask=MASK)
+        with pytest.raises(IndexError):
+            task(input_ids=IDS + 10**6)
+        assert (task(input_ids=IDS)["logits"] == stated).all()
+
+
+def test_a_task_that_is_not_active_is_refused(assistant_bundle: Path) -> None:
+    with native(assistant_bundle) as engine:
+        task = engine.activate("animal")
+        engine.deactivate()
+        with pytest.raises(TaskNotActiveError):
+            task(input_ids=IDS)
+
+
+def test_a_task_runs_while_its_pages_are_loaded(assistant_bundle: Path) -> None:
+    bundle = Bundle.open(assistant_bundle)
+    with native(assistant_bundle) as engine:
+        expected = engine.activate("animal")(input_ids=IDS)["logits"]
+    with hanging(bundle, backend="native") as (engine, store):
+        store.hang()
+        task = engine.activate("animal", wait=False)
+        running = InThread(lambda: task(input_ids=IDS)["logits"])
+        store.wait_for_a_read()
+        assert running.is_alive()
+        store.resume()
+        assert (running.result() == expected).all()
+
+
+def test_a_page_that_cannot_be_loaded_raises_from_the_task(assistant_bundle: Path) -> None:
+    with hanging(Bundle.open(assistant_bundle), backend="native", read_timeout=0.1) as (engine, store):
+        store.hang()
+        task = engine.activate("animal", wait=False)
+        with pytest.raises(SwitchFailedError):
+            task(input_ids=IDS)
+
+
+def with_graph(bundle: Path, to: Path, change: Any) -> Path:
+    """A copy whose graph of text-classification says something else, or isn't there; all hashes fit."""
+    shutil.copytree(bundle, to)
+    name, manifest = graph_file("text-classification"), json.loads((to / "manifest.json").read_text())
+    if change is None:
+        (to / name).unlink()
+        del manifest["files"][name]
+    else:
+        content = change((to / name).read_text()).encode()
+        (to / name).write_bytes(content)
+        manifest["files"][name] = {"bytes": len(content), "blake3": blake3(content).hexdigest()}
+    sealed = json.dumps(manifest).encode()
+    (to / "manifest.json").write_bytes(sealed)
+    (to / "manifest.blake3").write_text(blake3(sealed).hexdigest() + "\n")
+    return to
+
+
+def test_a_bundle_without_a_graph_is_told(assistant_bundle: Path, tmp_path: Path) -> None:
+    without = with_graph(assistant_bundle, tmp_path / "old.bundle", None)
+    with pytest.raises(ConfigError, match=r"'native' needs a graph of text-classification in the bundle.*upgrade"):
+        native(without)
+    wp.Engine.from_pretrained(without, backend="torch").close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("base_model.embeddings.LayerNorm.weight", "base_model.embeddings.Norm.weight"),
+        ("base_model.embeddings.LayerNorm.weight", "base_model.embeddings.word_embeddings.weight"),
+    ],
+)
+def test_a_graph_whose_parameters_do_not_fit_is_refused(
+    assistant_bundle: Path, tmp_path: Path, old: str, new: str
+) -> None:
+    lying = with_graph(assistant_bundle, tmp_path / "lying.bundle", lambda text: text.replace(old, new))
+    with native(lying) as engine, pytest.raises((BundleFormatError, ValueError), match=r"expected"):
+        engine.activate("animal")(input_ids=IDS)
+
+
+def test_what_cannot_run_is_refused(assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="backend: expected one of auto, native, torch, got 'onnx'"):
+        EngineConfig(backend="onnx")
+    monkeypatch.setenv("WEIGHTPAGER_BACKEND", "onnx")
+    with pytest.raises(ConfigError, match="WEIGHTPAGER_BACKEND: expected one of auto, native, torch, got 'onnx'"):
+        wp.Engine.from_pretrained(assistant_bundle)
+    monkeypatch.setenv("WEIGHTPAGER_BACKEND", "native")
+    with wp.Engine.from_pretrained(assistant_bundle) as engine:
+        assert engine._open.backend.name == "native"
+    with wp.Engine.from_pretrained(assistant_bundle, backend="torch") as engine:
+        assert engine._open.backend.name == "torch"
+    monkeypatch.setenv("WEIGHTPAGER_ISA", "reference")
+    with pytest.raises(ConfigError, match="'native' needs the native kernels"):
+        native(assistant_bundle)
