@@ -20,6 +20,9 @@ ROPE = ("rope_scaling", "rope_parameters")
 """What configurations of transformers 4 and 5 call rotary positions: one object, or one for each type of layer."""
 
 
+# Names of classes are ASCII below: a repeated \w, of all alphabets, takes 10 MiB of every process that imports it.
+
+
 class Settings(BaseModel):
     """Frozen; no silent conversion."""
 
@@ -65,8 +68,8 @@ GENERATION_KEYS = tuple(GenerationSettings.model_fields)
 class ImageSettings(Settings):
     """Settings of ``preprocessor_config.json`` that all processors know. Others are kept, and tried on an image."""
 
-    image_processor_type: Annotated[str, Field(pattern=r"^\w{1,100}ImageProcessor(Fast|Pil)?$")] | None = None
-    feature_extractor_type: Annotated[str, Field(pattern=r"^\w{1,100}FeatureExtractor$")] | None = None
+    image_processor_type: Annotated[str, Field(pattern=r"^[0-9A-Za-z_]{1,100}ImageProcessor(Fast|Pil)?$")] | None = None
+    feature_extractor_type: Annotated[str, Field(pattern=r"^[0-9A-Za-z_]{1,100}FeatureExtractor$")] | None = None
     size: Side | Sides | None = None
     crop_size: Side | Sides | None = None
     pad_size: Side | Sides | None = None

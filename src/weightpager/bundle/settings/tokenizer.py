@@ -16,7 +16,7 @@ Side = Literal["left", "right"]
 class TokenizerSettings(Settings):
     """Settings of all tokenizers in ``tokenizer_config.json``. Further ones are kept, and tried."""
 
-    tokenizer_class: Annotated[str, Field(pattern=r"^\w{1,100}$")] | None = None
+    tokenizer_class: Annotated[str, Field(pattern=r"^[0-9A-Za-z_]{1,100}$")] | None = None
     model_max_length: Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=1)] | None = None
     max_length: Tokens | None = None
     stride: Tokens | None = None
