@@ -155,6 +155,12 @@ def test_a_local_attention_looks_both_ways() -> None:
     assert [node.attributes["window"] for node in graph.attentions] == [0, 3]
 
 
+def test_a_tied_bias_goes_by_its_first_name() -> None:
+    graph = check("Bert", {**ALL_ENCODERS["Bert"], "is_decoder": True}, "language-modeling")
+    assert "cls.predictions.decoder.bias" not in set(graph.parameters())
+    assert {"cls.predictions.bias", "base_model.embeddings.word_embeddings.weight"} <= set(graph.parameters())
+
+
 def _operators(graph: Graph) -> Counter[str]:
     return Counter(node.op for node in graph.nodes)
 

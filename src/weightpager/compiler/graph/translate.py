@@ -19,7 +19,7 @@ from weightpager.compiler.graph.attention import traced
 from weightpager.compiler.graph.builder import Builder
 from weightpager.compiler.graph.draft import Draft
 from weightpager.compiler.graph.form import Called, CallForm
-from weightpager.compiler.model.named_parameters import canonical, parameters
+from weightpager.compiler.model.named_parameters import parameters
 from weightpager.errors import NotExportableError
 from weightpager.graph import Graph, GraphOutput, Operand
 
@@ -42,12 +42,9 @@ def draft_of(module: PreTrainedModel, form: CallForm, classes: int) -> Draft:
         NotExportableError: says what can't be translated.
     """
     values = dict(module.named_buffers())
+    names = _canonical_names(module)
     module = module.to("meta")
-    named = {id(tensor): name for name, tensor in parameters(module).items()}
     program = _traced(module, form)
-    own = dict(module.named_buffers()) | dict(module.named_parameters(remove_duplicate=False))
-    prefix = f"{module.base_model_prefix}."
-    persistent = {canonical(name, prefix) for name in module.state_dict()}
     builder = Builder(_dimensions(program, form), classes)
     found: dict[fx.Node, Any] = {}
     signature = program.graph_signature
@@ -56,9 +53,8 @@ def draft_of(module: PreTrainedModel, form: CallForm, classes: int) -> Draft:
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in held:
             name = held[node.name].removeprefix("module.")
-            canonical_name = named.get(id(own[name]), canonical(name, prefix))
-            if canonical_name in persistent:
-                found[node] = builder.given(Operand.parameter(canonical_name), builder.type_of(node.meta["val"]))
+            if name in names:
+                found[node] = builder.given(Operand.parameter(names[name]), builder.type_of(node.meta["val"]))
             else:
                 found[node] = builder.constant(_values(values[name], name))
         elif node.op == "placeholder" and node.name in signature.inputs_to_lifted_tensor_constants:
@@ -78,6 +74,12 @@ def draft_of(module: PreTrainedModel, form: CallForm, classes: int) -> Draft:
     outputs = tuple(GraphOutput(name, str(each.operand.key)) for name, each in zip(form.outputs, results, strict=True))
     graph = Graph(form.kind, form.dims, form.inputs, tuple(builder.nodes), outputs, tuple(builder.constants))
     return Draft(graph, builder.types)
+
+
+def _canonical_names(module: PreTrainedModel) -> dict[str, str]:
+    """A module's own name of each parameter and persistent buffer → its canonical one; tied ones have the same."""
+    listed = {id(tensor): name for name, tensor in parameters(module).items()}
+    return {name: listed[id(tensor)] for name, tensor in module.state_dict(keep_vars=True).items()}
 
 
 def _traced(module: PreTrainedModel, form: CallForm) -> ExportedProgram:

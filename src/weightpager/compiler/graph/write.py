@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from weightpager.bundle import BundleWriter, TaskKind
 from weightpager.compiler.graph.export import export_graph
-from weightpager.errors import NotExportableError
+from weightpager.errors import NotExportableError, first_line
 from weightpager.graph import write_graph
 from weightpager.graph.file import graph_file
 
@@ -69,3 +69,6 @@ def _exported(config: _Config, kind: TaskKind, image: tuple[int, int, int] | Non
         return write_graph(export_graph(config.config, kind, image))
     except NotExportableError as error:
         return str(error)
+    except Exception as error:  # noqa: BLE001 - hours of training must not be lost, whatever else is raised
+        _log.debug("%s: no graph", kind, exc_info=True)
+        return f"{type(error).__name__}: {first_line(error)}"

@@ -1,0 +1,37 @@
+"""A compile goes on where a graph can't be made, whatever its architecture's code raises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from families import ALL_ENCODERS, config_of
+from weightpager.bundle import BundleWriter
+from weightpager.compiler.graph import write
+from weightpager.compiler.graph.write import write_graphs
+from weightpager.graph import read_graph
+from weightpager.graph.file import graph_file
+
+KIND = "token-classification"
+
+
+def test_a_graph_is_written_once(tmp_path: Path) -> None:
+    config = config_of("Bert", ALL_ENCODERS["Bert"])
+    assert write_graphs(BundleWriter(tmp_path), config, [KIND, KIND], None) == {}
+    path = tmp_path / graph_file(KIND)
+    assert read_graph("g.json", path.read_bytes(), KIND).kind == KIND
+    path.write_bytes(b"what was there")
+    assert write_graphs(BundleWriter(tmp_path), config, [KIND], None) == {}
+    assert path.read_bytes() == b"what was there"
+
+
+def test_what_an_architecture_raises_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise KeyError("its own code\nfails")
+
+    monkeypatch.setattr(write, "export_graph", failing)
+    config = config_of("Bert", {**ALL_ENCODERS["Bert"], "vocab_size": 17})
+    found = write_graphs(BundleWriter(tmp_path), config, [KIND], None)
+    assert found[KIND].startswith("KeyError: 'its own code")
+    assert not (tmp_path / graph_file(KIND)).exists()
