@@ -55,11 +55,15 @@ def kernel_choice() -> KernelChoice:
 
 
 def _threads() -> int:
-    if not is_installed("torch"):
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    import torch
+    if is_installed("torch"):
+        import torch
 
-    return torch.get_num_threads()
+        return torch.get_num_threads()
+    if NATIVE:
+        from weightpager.backends.native.threads import thread_count  # only where the native module has been built
+
+        return thread_count()
+    return 1
 
 
 def _on_gpu() -> str | None:
