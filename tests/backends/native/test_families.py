@@ -1,0 +1,70 @@
+"""Graphs of tiny models of the architectures that docs/own-model.md names, run by native code and by torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, PIXELS, config_of
+from weightpager.bundle import TaskKind
+from weightpager.compiler.graph.check import give_values, logits, made_up
+from weightpager.compiler.graph.export import empty_module_of, export_graph
+from weightpager.compiler.graph.form import CallForm
+from weightpager.compiler.model.named_parameters import parameters
+from weightpager.errors import NotExportableError
+
+pytest.importorskip("weightpager.kernels._native")
+
+from weightpager.backends.native import AttentionMemory, Program
+
+QUICK = ("Bert", "ViT", "Llama")
+KINDS: list[tuple[Mapping[str, Mapping[str, Any]], TaskKind]] = [
+    (ALL_ENCODERS, "text-classification"),
+    (ALL_IMAGES, "image-classification"),
+    (ALL_DECODERS, "language-modeling"),
+]
+
+
+def _cases() -> list[Any]:
+    return [
+        pytest.param(family, settings, kind, id=family, marks=() if family in QUICK else pytest.mark.slow)
+        for families, kind in KINDS
+        for family, settings in families.items()
+    ]
+
+
+@pytest.mark.parametrize(("family", "settings", "kind"), _cases())
+def test_native_code_gives_what_the_module_gives(family: str, settings: Mapping[str, Any], kind: TaskKind) -> None:
+    """Whole texts, padded, and texts whose beginning is in memory."""
+    config, image = config_of(family, settings), PIXELS if kind == "image-classification" else None
+    try:
+        graph = export_graph(config, kind, image)
+    except NotExportableError as error:
+        pytest.skip(str(error))
+    form, module = CallForm.of(kind, image), empty_module_of(config, kind, 5)
+    give_values(module)
+    program = Program(graph, {name: tensor.detach().numpy() for name, tensor in parameters(module).items()})
+    for texts, tokens in ((3, 9), (1, 4), (2, 1)):
+        inputs = made_up(form, module, texts, tokens)
+        wanted = logits(module, inputs)
+        seen: Any = inputs["attention_mask"] != 0 if wanted.ndim == 3 else slice(None)
+        limit = 1e-5 * max(1.0, float(np.abs(wanted).max()))
+        found = program.run(inputs, threads=2)["logits"]
+        np.testing.assert_allclose(found[seen], wanted[seen], rtol=0, atol=limit)
+        assert np.array_equal(program.run(inputs, threads=1)["logits"], found)
+        if kind == "language-modeling":
+            for split in range(1, tokens):
+                pieces = _in_pieces(program, inputs, split)
+                np.testing.assert_allclose(pieces[seen], wanted[seen], rtol=0, atol=limit)
+
+
+def _in_pieces(program: Program, inputs: Mapping[str, Any], split: int) -> Any:
+    memory, found = AttentionMemory(2**24), []
+    for piece in (slice(0, split), slice(split, None)):
+        cut = {name: each[:, piece] for name, each in inputs.items()}
+        cut["attention_mask"] = inputs["attention_mask"][:, : piece.stop]  # of earlier tokens, too
+        found.append(program.run(cut, memory)["logits"])
+    return np.concatenate(found, 1)
