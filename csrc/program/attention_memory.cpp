@@ -62,6 +62,10 @@ void AttentionMemory::shorten(int64_t tokens) {
     if (tokens < 0 || tokens > tokens_)
         throw std::invalid_argument("expected 0 to " + std::to_string(tokens_) + " tokens, found " + std::to_string(tokens));
     tokens_ = tokens;
+    if (tokens == 0) {  // of any batch and any program again
+        layers_.clear();
+        bytes_ = batch_ = 0;
+    }
     const size_t blocks = static_cast<size_t>((tokens + kKeysAtOnce - 1) / kKeysAtOnce);
     for (Layer& layer : layers_)
         while (layer.keys.size() > blocks) {

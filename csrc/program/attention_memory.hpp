@@ -37,7 +37,7 @@ class AttentionMemory {
     // What has been written behind the tokens counts from now on.
     void keep(int64_t more) { tokens_ += more; }
 
-    // The last tokens are forgotten, `tokens` of them stay.
+    // The last tokens are forgotten, `tokens` of them stay. Without any, the memory is as a new one.
     void shorten(int64_t tokens);
 
     // Row i of the batch becomes what row `rows[i]` was.

@@ -99,6 +99,8 @@ const Plan& Program::plan_for(const std::vector<Sizes>& sizes, int64_t earlier) 
 
 void Program::begin(std::vector<const void*> data, const std::vector<Sizes>& sizes, std::shared_ptr<AttentionMemory> memory) {
     call_.reset();
+    // What a call has left that failed before any token was kept.
+    if (memory != nullptr && memory->tokens() == 0) memory->shorten(0);
     if (data.size() != sizes.size()) throw std::invalid_argument("expected as many addresses as sizes");
     const Plan& plan = plan_for(sizes, memory == nullptr ? 0 : memory->tokens());
     if (plan.layout.bytes > arena_bytes_) {

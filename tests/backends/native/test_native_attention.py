@@ -136,7 +136,7 @@ def test_memory_of_earlier_tokens(
         memory.shorten(stay)
         mask = mask[:, :stay]
         remembered.of = {at: (key[:, :, :stay], value[:, :, :stay]) for at, (key, value) in remembered.of.items()}
-        assert memory.batch == batch
+        assert memory.batch == (batch if stay else 0)
 
 
 def test_one_plan_serves_all_lengths_of_memory() -> None:
@@ -159,8 +159,18 @@ def test_memory_has_a_bound_and_stays_as_it_was() -> None:
         program.run({name: each[:, :1] for name, each in inputs.items()}, memory)
     assert (memory.tokens, memory.bytes) == (64, 2 * block)
     with pytest.raises(ValueError, match="batch of 1"):
-        program.run({name: np.repeat(each, 2, 0)[:, :0] for name, each in inputs.items()}, AttentionMemory(0)) and None
         program.run({name: np.repeat(each, 2, 0) for name, each in inputs.items()}, memory)
+
+
+def test_memory_that_kept_nothing_takes_any_batch() -> None:
+    graph = _texts(2, 1, 8, 0, True)
+    program, memory = Program(graph, {}), AttentionMemory(2**20)
+    inputs = {each.name: np.ones((2, 3, int(each.shape[2]), 8), np.float32) for each in graph.inputs[:3]}
+    with pytest.raises(ValueError, match="expected a mask"):  # when the first keys are there already
+        program.run({**inputs, "attention_mask": np.ones((2, 4), np.int64)}, memory)
+    one = {name: each[:1] for name, each in inputs.items()}
+    program.run({**one, "attention_mask": np.ones((1, 3), np.int64)}, memory)
+    assert (memory.tokens, memory.batch) == (3, 1)
 
 
 def test_a_mask_of_another_length_is_refused() -> None:
