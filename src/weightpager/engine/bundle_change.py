@@ -15,6 +15,7 @@ from weightpager.bundle.format import row_table
 from weightpager.bundle.format.names import MODEL, RESIDENT, private_file
 from weightpager.bundle.parts.adapter import adapter_files
 from weightpager.errors import BundleError
+from weightpager.graph.file import kind_of_file
 from weightpager.runtime.planning.plans import Pages
 from weightpager.store import JoinedStore, PageStore
 
@@ -44,7 +45,9 @@ class BundleChange:
         for what in ("block", "layout", "dtype", "layers", "weights"):
             if getattr(old.manifest, what) != getattr(new.manifest, what):
                 raise _other_model(new, what)
-        if _shared_files(old) != _shared_files(new):
+        before, after = _graphs(old), _graphs(new)
+        same_graphs = all(before[kind] == after[kind] for kind in before.keys() & after.keys())
+        if _shared_files(old) != _shared_files(new) or not same_graphs:
             raise _other_model(new, "model or resident parameters")
         if old.page_bytes != new.page_bytes:
             kept, found = (f"{bundle.page_bytes // 1024}KiB" for bundle in (old, new))
@@ -70,8 +73,14 @@ def _other_model(bundle: Bundle, what: str) -> BundleError:
 def _shared_files(bundle: Bundle) -> dict[str, str]:
     files = bundle.manifest.files
     shared = (RESIDENT, row_table.FILE)
-    found = {name: files[name].blake3 for name in files if name in shared or name.startswith(f"{MODEL}/")}
+    model = {name for name in files if name.startswith(f"{MODEL}/")} - _graphs(bundle).keys()
+    found = {name: files[name].blake3 for name in files if name in shared or name in model}
     return found | {"rows": blake3(bundle.row_ids.tobytes()).hexdigest()}
+
+
+def _graphs(bundle: Bundle) -> dict[str, str]:
+    """Hashes of graphs by file: tasks of another kind bring another one, or an upgrade does."""
+    return {name: entry.blake3 for name, entry in bundle.manifest.files.items() if kind_of_file(name) is not None}
 
 
 def _fingerprint(bundle: Bundle, task: str) -> bytes:

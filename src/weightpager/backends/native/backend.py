@@ -69,7 +69,10 @@ class NativeBackend:
         raise _no_answers()
 
     def build(self, parts: TaskParts[Parameters]) -> NativeTask:
-        graph = self._graphs[parts.bundle.task(parts.name).kind]
+        kind = parts.bundle.task(parts.name).kind
+        if kind not in self._graphs:  # of a task that was added since
+            self._graphs[kind] = _graph(parts.bundle, kind)
+        graph = self._graphs[kind]
         wanted = set(graph.parameters())
         parameters = {name: found for name, found in _parameters(parts) if name in wanted}
         try:
