@@ -19,6 +19,8 @@ from weightpager.config import EngineConfig, parse_size
 from weightpager.engine.maintenance import EngineMaintenance
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.errors import ConfigError
+from weightpager.readers.image_reader import ImageReader
+from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.page_arena import ArenaSource
@@ -68,6 +70,7 @@ class Engine(EngineMaintenance):
         super().__init__(opened, monitor, config)
         self._lock = threading.RLock()  # closing; never kept while storage works
         self._current: str | None = None
+        self._readers = threading.local()
         self._enter_real_time()
         if config.prefetch:
             self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._policy())
@@ -112,7 +115,7 @@ class Engine(EngineMaintenance):
                 is made if there is none, and holds task names and times only.
             backend: what runs tasks. "torch": transformers' module, as a torch module. "native": native code over the
                 graph in the bundle, numpy in and out, on the CPU; the process needs no torch. "auto": what
-                ``WEIGHTPAGER_BACKEND`` names; else torch where it is installed, and native where it isn't.
+                ``WEIGHTPAGER_BACKEND`` names; else native code where it can run the tasks, and torch otherwise.
 
         Raises:
             ConfigError: an argument is wrong, or the device isn't there.
@@ -231,7 +234,8 @@ class Engine(EngineMaintenance):
             Others: those of `activate`.
         """
         self.activate(name)
-        return predict(self.model(name), self.reader(), self.bundle.task(name), inputs, max_new_tokens=max_new_tokens)
+        reader, entry = self._thread_reader(), self.bundle.task(name)
+        return predict(self.model(name), reader, entry, inputs, max_new_tokens=max_new_tokens)
 
     def deactivate(self) -> None:
         """Leave the current task, if any; its pages stay until their slots are wanted."""
@@ -268,6 +272,14 @@ class Engine(EngineMaintenance):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _thread_reader(self) -> Tokenizer | ImageReader:
+        """The calling thread's own, read once for a state of the bundle."""
+        bundle, (known, reader) = self.bundle, getattr(self._readers, "held", (None, None))
+        if known is not bundle or reader is None:
+            reader = self.reader()
+            self._readers.held = bundle, reader
+        return reader
 
     def _enter_real_time(self) -> None:
         try:

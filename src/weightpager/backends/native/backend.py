@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from weightpager import kernels
-from weightpager.answers.model import ModelLimits, TaskModel
+from weightpager.answers.model import ModelLimits
+from weightpager.backends.native.model_limits import ModelConfig, end_tokens
+from weightpager.backends.native.native_model import NativeModel
 from weightpager.backends.native.operands import Array, Blocks, Parameter
 from weightpager.backends.native.program import Program
 from weightpager.backends.native.task import NativeTask
@@ -16,8 +18,10 @@ from weightpager.backends.paged_weights import of_entry
 from weightpager.backends.parameters import Parameters
 from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle, TaskKind
+from weightpager.bundle.format.manifest import FORMS
 from weightpager.errors import BundleFormatError, ConfigError
-from weightpager.graph import Graph
+from weightpager.graph import Graph, Operand
+from weightpager.graph.split import split
 from weightpager.kernels.choice import NATIVE, NO_NATIVE, REFERENCE
 from weightpager.readers.image_reader import ImageReader, open_image_reader
 from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
@@ -47,26 +51,14 @@ class NativeBackend:
             why = NO_NATIVE or "WEIGHTPAGER_ISA asks for the reference kernel, which is torch's"
             raise ConfigError(f"backend: 'native' needs the native kernels ({why}); use the backend 'torch'")
         self._graphs = {kind: _graph(bundle, kind) for kind in {task.kind for task in bundle.tasks.values()}}
+        config, images = ModelConfig.read(bundle), any(task.takes_images for task in bundle.tasks.values())
+        self._limits, self._ends = config.limits(images), end_tokens(bundle, config)
 
     def place(self, read: Parameters) -> Parameters:
         return read
 
     def dtype(self, of: Parameters) -> str:  # noqa: ARG002 - the interface's
         return "float32"
-
-    def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:  # noqa: ARG002 - the interface's
-        raise _no_answers()
-
-    def reader(self, bundle: Bundle) -> Tokenizer | ImageReader:
-        if not any(task.takes_images for task in bundle.tasks.values()):
-            return open_tokenizer(bundle)
-        found = open_image_reader(bundle)
-        if found is None:
-            raise ConfigError("backend: 'native' can't read images as this model's image processor; use 'torch'")
-        return found
-
-    def model(self, task: NativeTask) -> TaskModel:  # noqa: ARG002 - the interface's
-        raise _no_answers()
 
     def build(self, parts: TaskParts[Parameters]) -> NativeTask:
         kind = parts.bundle.task(parts.name).kind
@@ -76,16 +68,37 @@ class NativeBackend:
         wanted = set(graph.parameters())
         parameters = {name: found for name, found in _parameters(parts) if name in wanted}
         try:
-            program = Program(graph, parameters, NATIVE.index(self.kernel))
+            programs = tuple(Program(each, parameters, NATIVE.index(self.kernel)) for each in _split(graph, parameters))
         except ValueError as error:
             raise BundleFormatError(f"tasks/{parts.name}", "parameters", "those that its graph takes", error) from error
-        return NativeTask(graph, program, parts.gate)
+        return NativeTask(graph, programs, parts.gate)
+
+    def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:  # noqa: ARG002 - the interface's
+        return self._limits
+
+    def reader(self, bundle: Bundle) -> Tokenizer | ImageReader:
+        if not any(task.takes_images for task in bundle.tasks.values()):
+            return open_tokenizer(bundle)
+        found = open_image_reader(bundle)
+        if found is None:
+            raise ConfigError("backend: 'native' can't scale images as this bundle's model needs it; use 'torch'")
+        return found
+
+    def model(self, task: NativeTask) -> NativeModel:
+        return NativeModel(task, self._limits, self._ends)
 
 
-def _no_answers() -> ConfigError:
-    return ConfigError(
-        "backend: 'native' gives a task's outputs, and no answers yet; use the backend 'torch' for these"
-    )
+def _split(graph: Graph, parameters: Mapping[str, Parameter]) -> tuple[Graph, ...]:
+    """A language model's graph below its head, and the head: few tokens of a prompt need logits."""
+    hidden = next((each.value for each in graph.outputs if each.name == "hidden"), None)
+    if hidden is None or FORMS[graph.kind].labels != "none":  # type: ignore[index]
+        return (graph,)
+    head = next(node for node in graph.nodes if node.op == "linear" and node.inputs[0] == Operand.value(hidden))
+    weight = None if head.inputs[1] is None else parameters.get(str(head.inputs[1].key))
+    if not isinstance(weight, (Blocks, np.ndarray)):
+        raise ValueError("expected a parameter as the head's weight")
+    width = weight.weight.in_features if isinstance(weight, Blocks) else weight.shape[1]
+    return split(graph, "hidden", width)
 
 
 def _graph(bundle: Bundle, kind: TaskKind) -> Graph:

@@ -19,10 +19,23 @@ class NativeTask:
         graph: of its kind: what it takes and gives.
     """
 
-    def __init__(self, graph: Graph, program: Program, gate: Gate) -> None:
+    def __init__(self, graph: Graph, programs: tuple[Program, ...], gate: Gate) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            graph: see above.
+            programs: that run it, one after the other: what gives ``hidden``, and what gives ``logits`` of that where
+                few of a forward's tokens need any.
+            gate: of the task.
+        """
         self.graph = graph
-        self._program = program
+        self._below, self._head = programs[0], programs[1] if len(programs) > 1 else None
         self._gate = gate
+
+    @property
+    def has_head(self) -> bool:
+        """Whether `head` gives the logits, and `below` only what it reads."""
+        return self._head is not None
 
     def __call__(self, memory: AttentionMemory | None = None, **inputs: Array) -> dict[str, Array]:
         """Its outputs by name: ``logits``, of language models ``hidden``, too; float32.
@@ -45,10 +58,19 @@ class NativeTask:
         known = {each.name for each in self.graph.inputs}
         if unknown := sorted(inputs.keys() - known):
             raise ValueError(f"inputs: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
-        given = {name: self._default(name, inputs, memory) for name in known if name not in inputs}
-        return self._program.run(
-            {**inputs, **{name: each for name, each in given.items() if each is not None}}, memory, self._gate
-        )
+        made = {name: self._default(name, inputs, memory) for name in known if name not in inputs}
+        given = {name: each for name, each in made.items() if each is not None}
+        found = self.below({**inputs, **given}, memory)
+        return found if self._head is None else {**found, "logits": self.head(found["hidden"])}
+
+    def below(self, inputs: Mapping[str, Array], memory: AttentionMemory | None = None) -> dict[str, Array]:
+        """Outputs, without those of the `head` if it has one; all inputs are stated. Errors are those of a call."""
+        return self._below.run(inputs, memory, self._gate)
+
+    def head(self, hidden: Array) -> Array:
+        """Logits of hidden states, float32 [batch, tokens, words] of [batch, tokens, width]; only if it `has_head`."""
+        assert self._head is not None
+        return self._head.run({"hidden": hidden})["logits"]
 
     def _default(self, name: str, inputs: Mapping[str, Array], memory: AttentionMemory | None) -> Array | None:
         make, ids = _DEFAULTS.get(name), inputs.get("input_ids")

@@ -1,0 +1,94 @@
+"""What a bundle's model can read, and what that takes, by its configuration's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from weightpager.answers.generation.forward_size import Activations
+from weightpager.answers.model import ModelLimits
+from weightpager.bundle import Bundle
+from weightpager.bundle.format.names import MODEL
+from weightpager.bundle.settings.checks import CONFIG, GENERATION, check_settings, generation_settings, parse
+
+_NAMES = {
+    "vocab_size": ("vocab_size",),
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
+    "intermediate_size": ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
+    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads"),
+    "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers"),
+    "max_position_embeddings": ("max_position_embeddings", "n_positions", "max_sequence_length"),
+    "head_dim": ("head_dim",),
+}
+"""What configurations of different architectures call the same."""
+
+_MOST_TOKENS = 2**20
+_FLOAT = 4
+
+
+class ModelConfig:
+    """The numbers of a checked ``config.json``."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    @classmethod
+    def read(cls, bundle: Bundle) -> ModelConfig:
+        """That of a bundle.
+
+        Raises:
+            BundleFormatError: it is damaged, or not allowed.
+        """
+        name = f"{MODEL}/{CONFIG}"
+        values = parse(name, bundle.read(name))
+        check_settings(name, values)
+        return cls(values)
+
+    def number(self, name: str) -> int | None:
+        """One of `_NAMES`; None if it isn't stated."""
+        found = (self._values.get(each) for each in _NAMES[name])
+        return next((int(value) for value in found if isinstance(value, int) and value > 0), None)
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end a text, where no ``generation_config.json`` says it."""
+        return _numbers(self._values.get("eos_token_id"))
+
+    def limits(self, takes_images: bool) -> ModelLimits:
+        """Of the model, for numbers of float32."""
+        width = self.number("hidden_size") or 1024
+        inner = self.number("intermediate_size") or 4 * width
+        heads = self.number("num_attention_heads") or 16
+        # The residual, its norm, queries, keys, values and what attention gives; gate, up and their product. Scores of
+        # attention are never kept whole.
+        activations = Activations(_FLOAT * (8 * width + 3 * inner), 0)
+        if takes_images:
+            return ModelLimits(0, 0, None, False, 0, activations)
+        grouped = self.number("num_key_value_heads") or heads
+        depth = self.number("head_dim") or width // heads
+        layers = self.number("num_hidden_layers") or 1
+        return ModelLimits(
+            vocabulary=self.number("vocab_size") or 0,
+            context=min(self.number("max_position_embeddings") or _MOST_TOKENS, _MOST_TOKENS),
+            together=None,
+            in_pieces=True,
+            cache_bytes=2 * layers * grouped * depth * _FLOAT,
+            activations=activations,
+        )
+
+
+def end_tokens(bundle: Bundle, config: ModelConfig) -> frozenset[int]:
+    """Tokens that end a text, by the bundle's files.
+
+    Raises:
+        BundleFormatError: ``generation_config.json`` isn't allowed.
+    """
+    name = f"{MODEL}/{GENERATION}"
+    if name not in bundle.manifest.files:
+        return config.ends
+    return _numbers(generation_settings(name, parse(name, bundle.read(name))).eos_token_id)
+
+
+def _numbers(value: Any) -> frozenset[int]:
+    return frozenset(each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int))

@@ -1,0 +1,158 @@
+"""`NativeModel`: what answers need of a task that native code runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from weightpager.answers.generation.forward_size import Activations
+from weightpager.answers.model import Floats, Inputs, Integers, ModelLimits, See
+from weightpager.answers.work import Sampling
+from weightpager.backends.native.program import AttentionMemory
+from weightpager.backends.native.sampling import Sampler
+from weightpager.backends.native.task import NativeTask
+
+MOST_CACHE_BYTES = 2**40
+"""Of one batch's keys and values: whoever plans batches bounds them by the budget's reserve."""
+
+
+@dataclass(frozen=True)
+class NativeModel:
+    """See `weightpager.answers.model.TaskModel`.
+
+    Attributes:
+        task: that is run.
+        limits: of the bundle's model.
+        ends: tokens that end a text.
+    """
+
+    task: NativeTask
+    limits: ModelLimits
+    ends: frozenset[int]
+
+    @property
+    def vocabulary(self) -> int:
+        return self.limits.vocabulary
+
+    @property
+    def context(self) -> int:
+        return self.limits.context
+
+    def logits(self, inputs: Inputs) -> Floats:
+        found = self.task.below(self._with_positions(inputs))
+        return self.task.head(found["hidden"]) if self.task.has_head else found["logits"]
+
+    def hidden(self, inputs: Inputs) -> Floats:
+        return self.task.below(self._with_positions(inputs))["hidden"]
+
+    def grow(self, ids: Integers, mask: Integers, sampling: Sampling, pad: int) -> NativeTexts:
+        return NativeTexts(self, ids, mask, Sampler(sampling), pad)
+
+    def pieces(self, ids: Integers) -> NativePieces:
+        return NativePieces(_Read(self, ids[None], np.ones_like(ids[None])))
+
+    def _with_positions(self, inputs: Inputs) -> Inputs:
+        if not self.task.has_head or "attention_mask" not in inputs:
+            return inputs
+        return {**inputs, "position_ids": positions(inputs["attention_mask"])}
+
+
+def positions(mask: Integers) -> Integers:
+    """Each token's number among its text's, int64 [texts, tokens]; padding on the left has none and gets 0."""
+    return np.maximum(np.cumsum(mask, 1) - 1, 0)
+
+
+class _Read:
+    """Texts of a decoder, and what has been read of them.
+
+    Attributes:
+        ids, mask: int64 [texts, tokens].
+        done: tokens that have been read.
+    """
+
+    def __init__(self, model: NativeModel, ids: Integers, mask: Integers) -> None:
+        self.ids, self.mask, self.done = ids, mask, 0
+        self._model = model
+        self._memory = AttentionMemory(MOST_CACHE_BYTES)
+
+    @property
+    def activations(self) -> Activations:
+        """What a forward takes."""
+        return self._model.limits.activations
+
+    def piece(self, length: int) -> int:
+        """Tokens that come next, of the first ``length``."""
+        return self.activations.piece(len(self.ids), self.done, length)
+
+    def read(self, stop: int) -> Floats:
+        """Read up to a token; the hidden states of those that were read now, [texts, tokens, width]."""
+        inputs = {
+            "input_ids": self.ids[:, self.done : stop],
+            "attention_mask": self.mask[:, :stop],
+            "position_ids": positions(self.mask[:, :stop])[:, self.done :],
+        }
+        found = self._model.task.below(inputs, self._memory)["hidden"]
+        self.done = stop
+        return found
+
+    def append(self, tokens: Integers) -> None:
+        """One more token of each text, [texts]."""
+        self.ids = np.concatenate([self.ids, tokens[:, None]], 1)
+        self.mask = np.concatenate([self.mask, np.ones_like(tokens[:, None])], 1)
+
+    def keep(self, texts: Sequence[int]) -> None:
+        """Let go of all but these."""
+        places = list(texts)
+        self.ids, self.mask = self.ids[places], self.mask[places]
+        if self._memory.tokens:
+            self._memory.select(places)
+
+
+class NativeTexts:
+    """See `weightpager.answers.model.GrowingTexts`."""
+
+    stoppable = True
+
+    def __init__(self, model: NativeModel, ids: Integers, mask: Integers, sampler: Sampler, pad: int) -> None:
+        self._read = _Read(model, ids, mask)
+        self._head, self._sampler, self._pad = model.task.head, sampler, pad
+        self._prompt = ids.shape[1]
+
+    @property
+    def unread(self) -> int:
+        left = self._prompt - self._read.done
+        return max(0, left - self._read.piece(self._prompt)) if left > 0 else 0
+
+    def read_piece(self) -> None:
+        self._read.read(self._read.done + self._read.piece(self._prompt))
+
+    def grow(self, most: int, see: See) -> None:
+        over = np.zeros(len(self._read.ids), bool)
+        for _ in range(most):
+            last = self._read.read(self._read.ids.shape[1])[:, -1:]
+            tokens = np.where(over, self._pad, self._sampler.draw(self._head(last)[:, 0]))
+            self._read.append(tokens)
+            over = over | see(tokens)
+            if over.all():
+                return
+
+    def keep(self, texts: Sequence[int]) -> None:
+        self._read.keep(texts)
+
+
+class NativePieces:
+    """See `weightpager.answers.model.TextPieces`."""
+
+    def __init__(self, read: _Read) -> None:
+        self._read = read
+        self._length = read.ids.shape[1]
+
+    @property
+    def over(self) -> bool:
+        return bool(self._read.done == self._length)
+
+    def read_piece(self) -> Floats:
+        found: Floats = self._read.read(self._read.done + self._read.piece(self._length))[0]
+        return found

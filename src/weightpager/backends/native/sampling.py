@@ -1,0 +1,44 @@
+"""How the next tokens are drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from weightpager.answers.model import Floats, Integers
+from weightpager.answers.softmax import softmax
+from weightpager.answers.work import Sampling
+
+
+class Sampler:
+    """Draws a batch's tokens. A seed is this batch's alone, however many others draw meanwhile."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+
+    def draw(self, logits: Floats) -> Integers:
+        """The next token of each text, [texts], of logits [texts, words]."""
+        if self._sampling.temperature == 0:
+            found: Integers = np.argmax(logits, -1)
+            return found
+        shares = softmax(logits.astype(np.float64) / max(self._sampling.temperature, np.finfo(np.float64).tiny))
+        if self._sampling.top_p < 1:
+            shares = np.stack([_likeliest(row, self._sampling.top_p) for row in shares])
+        points = self._random.random(len(shares))
+        return np.array([_at(row, point) for row, point in zip(shares, points, strict=True)], np.int64)
+
+
+def _likeliest(shares: Floats, most: float) -> Floats:
+    """The shares of the likeliest words that make up ``most``, at least one; 0 of others."""
+    order = np.argsort(-shares, kind="stable")
+    before = np.cumsum(shares[order]) - shares[order]
+    kept = order[(before < most) | (np.arange(len(order)) == 0)]
+    found = np.zeros_like(shares)
+    found[kept] = shares[kept]
+    return found
+
+
+def _at(shares: Floats, point: float) -> int:
+    """The word in whose share a point from 0 to 1 lies."""
+    ends = np.cumsum(shares)
+    return int(min(np.searchsorted(ends, point * ends[-1], side="right"), np.flatnonzero(shares)[-1]))

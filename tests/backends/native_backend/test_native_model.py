@@ -1,0 +1,140 @@
+"""What answers get of native code, against what they get of torch's modules of the same bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tiny
+import weightpager as wp
+from weightpager.answers.model import Integers, TaskModel
+from weightpager.answers.padded import padded
+from weightpager.answers.softmax import softmax
+from weightpager.answers.work import Sampling
+from weightpager.backends.native.sampling import Sampler
+from weightpager.kernels.choice import NATIVE
+
+pytestmark = pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+
+TEXTS = [[4, 9, 12, 7, 3, 5, 6, 11], [15, 5, 3], [6] * 20]
+CLOSE = 2e-5
+
+
+def engines(bundle: Path) -> tuple[wp.Engine, wp.Engine]:
+    native, torch = (wp.Engine.from_pretrained(bundle, backend=name) for name in ("native", "torch"))
+    return native, torch
+
+
+def grown(model: TaskModel, steps: tuple[int, ...]) -> Integers:
+    """Tokens of some texts, continued in steps between which one of them ends."""
+    batch = padded(TEXTS, 0, left=True)
+    texts = model.grow(batch["input_ids"], batch["attention_mask"], Sampling(), 0)
+    while texts.unread:
+        texts.read_piece()
+    seen: list[Integers] = []
+
+    def see(tokens: Integers) -> np.ndarray:
+        seen.append(tokens)
+        left.append(left.pop() - 1)
+        return np.full(len(tokens), left[-1] <= 0)
+
+    for most in steps:
+        left = [most]
+        texts.grow(most + 5, see)
+    return np.stack(seen)
+
+
+@pytest.mark.parametrize("which", ["assistant", "wordy"])
+def test_outputs_and_hidden_states(request: pytest.FixtureRequest, which: str) -> None:
+    native, torch = engines(request.getfixturevalue(f"{which}_bundle"))
+    batch = padded(TEXTS, 0)
+    seen = batch["attention_mask"] != 0
+    with native, torch:
+        for task in native.bundle.tasks:
+            ours, theirs = native.activate(task) and native.model(task), torch.activate(task) and torch.model(task)
+            assert np.abs(ours.logits(batch) - theirs.logits(batch)).max() < CLOSE
+            assert np.abs(ours.hidden(batch) - theirs.hidden(batch))[seen].max() < CLOSE
+        assert (ours.vocabulary, ours.context, ours.ends) == (theirs.vocabulary, theirs.context, theirs.ends)
+        assert native.limits().context == torch.limits().context
+
+
+def test_decoders_go_on_with_the_same_tokens(writer_bundle: Path) -> None:
+    native, torch = engines(writer_bundle)
+    with native, torch:
+        for task in native.bundle.tasks:
+            ours, theirs = native.activate(task) and native.model(task), torch.activate(task) and torch.model(task)
+            wanted = grown(theirs, (12,))
+            assert np.array_equal(grown(ours, (12,)), wanted)
+            assert np.array_equal(grown(ours, (1, 4, 7)), wanted)
+            assert (ours.ends, ours.vocabulary, ours.context) == (theirs.ends, theirs.vocabulary, theirs.context)
+
+
+def test_answers_are_the_same(writer_bundle: Path, assistant_bundle: Path, camera_bundle: Path, tmp_path: Path) -> None:
+    pictures = [str(tiny.picture(tmp_path / f"{colour}.png", colour, size=(20, 18))) for colour in ("red", "blue")]
+    for bundle, inputs in (
+        (writer_bundle, ["red cat", "sun"]),
+        (assistant_bundle, ["red cat"]),
+        (camera_bundle, pictures),
+    ):
+        native, torch = engines(bundle)
+        with native, torch:
+            for task in native.bundle.tasks:
+                found, wanted = native.predict(task, inputs), torch.predict(task, inputs)
+                assert [each.label for each in found] == [each.label for each in wanted]
+                assert [each.score for each in found] == pytest.approx([each.score for each in wanted], abs=1e-5)
+
+
+def test_texts_that_are_let_go_change_no_other(writer_bundle: Path) -> None:
+    with wp.Engine.from_pretrained(writer_bundle, backend="native") as engine:
+        engine.activate("animals")
+        model, batch = engine.model("animals"), padded(TEXTS, 0, left=True)
+        whole = grown(model, (6,))
+        texts = model.grow(batch["input_ids"], batch["attention_mask"], Sampling(), 0)
+        seen: list[Integers] = []
+
+        def see(tokens: Integers) -> np.ndarray:
+            seen.append(tokens)
+            return np.full(len(tokens), len(seen) == 2)
+
+        texts.grow(6, see)
+        texts.keep([2, 0])
+        texts.grow(4, see)
+        assert np.array_equal(np.stack(seen[2:]), whole[2:][:, [2, 0]])
+
+
+def test_a_long_text_is_read_in_pieces(writer_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = np.arange(4, 16).repeat(4)
+    with wp.Engine.from_pretrained(writer_bundle, backend="native") as engine:
+        engine.activate("animals")
+        model = engine.model("animals")
+        whole = model.hidden({"input_ids": ids[None], "attention_mask": np.ones_like(ids[None])})[0]
+        monkeypatch.setattr("weightpager.answers.generation.forward_size.PIECE", 7)
+        pieces, found = model.pieces(ids), []
+        while not pieces.over:
+            found.append(pieces.read_piece())
+        assert [len(piece) for piece in found] == [7] * 6 + [6]
+        assert np.abs(np.concatenate(found) - whole).max() < CLOSE
+
+
+@given(st.integers(0, 99), st.floats(0.05, 1.0), st.floats(0.1, 3.0))
+def test_tokens_are_drawn_from_the_likeliest(seed: int, top_p: float, temperature: float) -> None:
+    logits = np.random.default_rng(seed).normal(size=(3, 8)).astype(np.float32)
+    sampler = Sampler(Sampling(temperature, top_p, seed))
+    again = Sampler(Sampling(temperature, top_p, seed))
+    shares = softmax(logits / temperature)
+    for _ in range(20):
+        drawn = sampler.draw(logits)
+        assert np.array_equal(drawn, again.draw(logits))
+        for row, token in zip(shares, drawn, strict=True):
+            assert row[row > row[token]].sum() < top_p + 1e-6
+
+
+def test_shares_are_drawn_as_often_as_they_are_large() -> None:
+    logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
+    drawn = np.concatenate([Sampler(Sampling(1.0, 1.0, seed)).draw(logits) for seed in range(4000)])
+    assert np.abs(np.bincount(drawn, minlength=4) / 4000 - [0.5, 0.3, 0.15, 0.05]).max() < 0.03
+    assert Sampler(Sampling()).draw(logits).tolist() == [0]
