@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Before anything imports transformers: a test must never look for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Most tests call tasks as torch modules; those of native code ask for it.
+os.environ.setdefault("WEIGHTPAGER_BACKEND", "torch")
 # A test must not find what another one has trained.
 os.environ["WEIGHTPAGER_CACHE_LIMIT"] = "0"
 

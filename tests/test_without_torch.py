@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import tiny
+import weightpager as wp
 from bare import python, weightpager
 from weightpager.kernels.choice import NATIVE
 
@@ -75,3 +77,44 @@ with weightpager.Engine.from_pretrained({str(bundle)!r}) as engine:
 def test_torchs_backend_is_refused_with_what_to_do(assistant_bundle: Path) -> None:
     ran = python(f"import weightpager; weightpager.Engine.from_pretrained({str(assistant_bundle)!r}, backend='torch')")
     assert "ConfigError: backend: 'torch' needs torch and transformers" in ran.stderr
+
+
+@native
+@pytest.mark.parametrize(
+    ("which", "task", "given"),
+    [("assistant", "weather", "red cat"), ("wordy", None, "red cat"), ("writer", "animals", "red cat")],
+)
+def test_run_answers(which: str, task: str | None, given: str, request: pytest.FixtureRequest) -> None:
+    bundle = request.getfixturevalue(f"{which}_bundle")
+    name = task or next(iter(wp.Bundle.open(bundle).tasks))
+    ran = weightpager("run", bundle, "--task", name, "--json", given)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert told["engine"]["backend"] == "native"
+    assert told["predictions"][0]["label"]
+
+
+@native
+def test_images_are_read(camera_bundle: Path, tmp_path: Path) -> None:
+    picture = tiny.picture(tmp_path / "a.png", "red", size=(20, 18))
+    ran = weightpager("run", camera_bundle, "--task", "colour", "--image", picture)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split()[0] in ("red", "green", "blue")
+
+
+@native
+def test_a_server_answers(writer_bundle: Path) -> None:
+    ran = python(f"""
+import asyncio, json, sys
+from weightpager.engine import Engine
+from weightpager.server.http.app import create_app
+from weightpager.server.scheduling.service import Service
+from weightpager.server.scheduling.settings import Settings
+service = Service(Engine.from_pretrained({str(writer_bundle)!r}), Settings())
+create_app(service)
+service.start()
+print(service.engine.report().backend, [name for name in ("torch", "transformers") if sys.modules.get(name)])
+service.close()
+""")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split(maxsplit=1) == ["native", "[]\n"]

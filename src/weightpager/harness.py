@@ -52,7 +52,7 @@ class TaskLM(HFLM):  # type: ignore[misc]
             WeightpagerError: as of `Engine.from_pretrained` and `Engine.activate`.
         """
         device = device if device is not None and torch.cuda.is_available() else "cpu"
-        self._engine = Engine.from_pretrained(pretrained, budget=budget, device=device, dtype=dtype)
+        self._engine = Engine.from_pretrained(pretrained, budget=budget, device=device, dtype=dtype, backend="torch")
         name = str(task)  # the harness takes one that looks like a number for a number
         kind = self._engine.bundle.task(name).kind
         if kind != "language-modeling":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ _MISSING = ("torch", "transformers", "triton", "datasets", "scipy")
 def python(code: str) -> subprocess.CompletedProcess[str]:
     """Run code where these packages can't be imported."""
     forbid = f"import sys; sys.modules.update(dict.fromkeys({_MISSING!r}))"
-    return subprocess.run([sys.executable, "-c", f"{forbid}\n{code}"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", f"{forbid}\n{code}"]
+    own = {name: value for name, value in os.environ.items() if name != "WEIGHTPAGER_BACKEND"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=own)
 
 
 def weightpager(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

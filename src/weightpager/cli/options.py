@@ -28,6 +28,10 @@ Rows = Annotated[
         help="Part of the budget for rows of embedding tables that come on demand. Default: what saves the most time.",
     ),
 ]
+Backend = Annotated[
+    Literal["auto", "native", "torch"],
+    typer.Option(help="What runs tasks. auto: native code where it can, and torch otherwise."),
+]
 Dtype = Annotated[
     Literal["auto", "bfloat16"],
     typer.Option(help="What tasks compute in. auto: as the model was; bfloat16: faster where the CPU has it."),

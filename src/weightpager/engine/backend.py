@@ -11,8 +11,10 @@ from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle
 from weightpager.config import check_backend
 from weightpager.errors import ConfigError
+from weightpager.kernels import isa
+from weightpager.kernels.choice import REFERENCE
 from weightpager.machine.packages import is_installed
-from weightpager.readers.image_reader import ImageReader
+from weightpager.readers.image_reader import ImageReader, open_image_reader
 from weightpager.readers.tokenizer import Tokenizer
 
 _TORCH = ("torch", "transformers")
@@ -80,7 +82,7 @@ def open_backend(bundle: Bundle, asked: str, device: str) -> Backend:
         ConfigError: what is asked for can't run here; says why.
         BundleError: a file that it needs is damaged.
     """
-    if _chosen(asked, device) == "torch":
+    if _chosen(bundle, asked, device) == "torch":
         return _torch(bundle, device)
     if device != "cpu":
         raise ConfigError(f"backend: 'native' runs on the CPU only; use the backend 'torch' on {device!r}")
@@ -100,11 +102,20 @@ def _torch(bundle: Bundle, device: str) -> Backend:
     return TorchBackend(bundle, device)
 
 
-def _chosen(asked: str, device: str) -> str:
-    """By name; a GPU's is torch."""
+def _chosen(bundle: Bundle, asked: str, device: str) -> str:
+    """By name. Unless one is asked for it is native code, where that can run the bundle's tasks."""
     if asked == "auto":
         asked = os.environ.get("WEIGHTPAGER_BACKEND") or "auto"
         check_backend(asked, "WEIGHTPAGER_BACKEND")
     if asked != "auto":
         return asked
-    return "torch" if device != "cpu" or all(map(is_installed, _TORCH)) else "native"
+    if device != "cpu":
+        return "torch"
+    return "native" if _native_runs(bundle) or not all(map(is_installed, _TORCH)) else "torch"
+
+
+def _native_runs(bundle: Bundle) -> bool:
+    """Whether native code can run all of a bundle's tasks here."""
+    if isa() == REFERENCE or any(bundle.graph(task.kind) is None for task in bundle.tasks.values()):
+        return False
+    return not any(task.takes_images for task in bundle.tasks.values()) or open_image_reader(bundle) is not None

@@ -98,6 +98,7 @@ class EngineReport:
         locked_pages: pages of tasks in use.
         active: tasks in use.
         direct_io: whether reads bypass the page cache.
+        backend: what runs tasks, "native" or "torch".
         kernel: instruction set of the kernels.
         bytes_read: all that was read from storage.
         working_set_pages: that the tasks of the latest visits and those in use need together; more than ``slots`` means
@@ -116,6 +117,7 @@ class EngineReport:
     locked_pages: int
     active: tuple[str, ...]
     direct_io: bool
+    backend: str
     kernel: str
     bytes_read: int
     working_set_pages: int

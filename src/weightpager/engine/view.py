@@ -117,6 +117,7 @@ class EngineView:
             locked_pages=len(blocks.locked()),
             active=tuple(name for name, task in self._tasks.items() if task.gate.holders),
             direct_io=self._open.direct,
+            backend=self._open.backend.name,
             kernel=self._open.backend.kernel,
             bytes_read=self._open.reads.bytes + self._open.row_reads.bytes,
             working_set_pages=self._switches.working_set(),

@@ -12,7 +12,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import check_fits
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
-from weightpager.cli.options import Budget, BundlePath, Dtype, Json, Quiet, Rows, extra
+from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Json, Quiet, Rows, extra
 from weightpager.cli.progress import progress
 from weightpager.config import parse_size
 from weightpager.errors import BudgetError, ConfigError
@@ -39,6 +39,7 @@ def run(
     budget: Budget = None,
     rows: Rows = None,
     dtype: Dtype = "auto",
+    backend: Backend = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a generated continuation.")] = 32,
     json: Json = False,
 ) -> None:
@@ -48,7 +49,7 @@ def run(
 
     Images: `weightpager run drive.bundle --task traffic-light --image frame.png`; needs `weightpager[images]`.
     """
-    with _opened(bundle, task, budget, dtype, rows) as engine:
+    with _opened(bundle, task, budget, dtype, rows, backend) as engine:
         entry = engine.bundle.task(task)
         inputs = _images(task, image, texts) if entry.takes_images else _inputs(task, image, texts)
         found = engine.predict(task, inputs, max_new_tokens=max_new_tokens)
@@ -63,16 +64,16 @@ def run(
     output.hint(
         f"loaded {output.size(load.bytes)} in {output.milliseconds(load.load_seconds)}; "
         f"weights {output.size(report.memory.total)} of a budget of {output.size(report.budget)}; "
-        f"kernel {report.kernel}"
+        f"backend {report.backend}, kernel {report.kernel}"
     )
 
 
-def _opened(bundle: Path, task: str, budget: str | None, dtype: str, rows: str | None) -> Engine:
+def _opened(bundle: Path, task: str, budget: str | None, dtype: str, rows: str | None, backend: str) -> Engine:
     """An engine. If the budget holds no task at all, the error tells what the wanted task needs."""
     from weightpager.engine import Engine
 
     try:
-        return Engine.from_pretrained(bundle, budget=budget, rows=rows, dtype=dtype)
+        return Engine.from_pretrained(bundle, budget=budget, rows=rows, dtype=dtype, backend=backend)
     except BudgetError:
         if budget is not None:
             stated = None if rows is None else parse_size(rows)
@@ -88,6 +89,7 @@ def eval_(
     budget: Budget = None,
     rows: Rows = None,
     dtype: Dtype = "auto",
+    backend: Backend = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -101,7 +103,7 @@ def eval_(
         from weightpager.compiler.measuring.measure import measure
     from weightpager.engine import Engine
 
-    opened = Engine.from_pretrained(bundle, budget=budget, rows=rows, dtype=dtype)
+    opened = Engine.from_pretrained(bundle, budget=budget, rows=rows, dtype=dtype, backend=backend)
     with opened as engine, progress(quiet or json) as stages:
         measured = measure(engine, task or list(engine.bundle.tasks), stages)
     if json:

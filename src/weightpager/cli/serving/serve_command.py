@@ -11,7 +11,7 @@ import typer
 
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
-from weightpager.cli.options import Budget, BundlePath, Dtype, Rows, extra
+from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Rows, extra
 from weightpager.config import parse_size
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def serve(
     ] = None,
     device: Annotated[str, typer.Option(help="Where tasks run: cpu, cuda or cuda:N.")] = "cpu",
     dtype: Dtype = "auto",
+    backend: Backend = "auto",
     real_time: Annotated[
         list[str] | None,
         typer.Option(metavar="TASK", help="Load this task first, and never let it go.", autocompletion=task_names),
@@ -120,6 +121,7 @@ def serve(
             rows=rows,
             device=device,
             dtype=dtype,
+            backend=backend,
             kv_reserve=kv_reserve or 0,
             real_time=tuple(real_time or ()),
             prefetch=prefetch,

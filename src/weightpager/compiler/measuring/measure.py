@@ -65,7 +65,7 @@ def score_task(engine: Engine, name: str, batches: Sequence[Batch], progress: Pr
     with engine.task(name):
         told = partial(progress, f"measure {name}")
         score = evaluate(engine.model(name).logits, arrays(batches, told), entry.kind)
-    if calls() == before:
+    if engine.report().backend == "torch" and calls() == before:
         raise CompileError(f"{name}: expected the paged kernel to run, but it did not")
     return score
 

@@ -38,6 +38,7 @@ def status(service: Service) -> Status:
         state="ready" if service.ready else "stuck" if service.stuck else "stopping",
         time=time.time(),
         uptime=time.time() - service.started,
+        backend=report.backend,
         kernel=report.kernel,
         direct_io=report.direct_io,
         budget=report.budget,

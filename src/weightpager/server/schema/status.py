@@ -114,6 +114,7 @@ class Status(Answer):
     state: Literal["ready", "stuck", "stopping"]
     time: float
     uptime: float
+    backend: str = "unknown"  # of a server of an older version
     kernel: str
     direct_io: bool
     budget: int

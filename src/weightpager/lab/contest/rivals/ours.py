@@ -23,7 +23,7 @@ class Ours(Rival):
 
     def __init__(self, setting: Setting, *, wait: bool = True) -> None:
         bundle = setting.bundle
-        config = EngineConfig(setting.budget, dtype=DTYPE, io_threads=setting.threads)
+        config = EngineConfig(setting.budget, dtype=DTYPE, io_threads=setting.threads, backend="torch")
         pace = setting.pace
         open_store = LocalStore if pace is None else lambda bundle: PacedStore(bundle, pace)
         self._engine = Engine(bundle, config, open_store)
