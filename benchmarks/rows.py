@@ -79,7 +79,7 @@ def measure(bundle: Bundle, other: Path | None, texts: int) -> dict[str, Any]:
 
 def _hit_rate(bundle: Bundle, room: int, stream: Sequence[Text]) -> float:
     """Of look-ups that texts make one after the other, in an engine that was just opened."""
-    with Engine(bundle, EngineConfig(rows=room)) as engine:
+    with Engine(bundle, EngineConfig(rows=room, backend="torch")) as engine:
         cache = engine._open.rows.caches[WORDS]
         for text in stream:
             ids = np.array(text)
@@ -93,7 +93,10 @@ def _forwards(
     """Medians of forwards of so many texts, with all rows in memory and with few, taking turns."""
     name = f"rows.forward.{size}x{pad or 'text'}"
     drawn = random.Random(0)
-    with Engine(bundle, EngineConfig()) as whole, Engine(bundle, EngineConfig(rows=room)) as few:
+    with (
+        Engine(bundle, EngineConfig(backend="torch")) as whole,
+        Engine(bundle, EngineConfig(rows=room, backend="torch")) as few,
+    ):
         modules = [engine.activate(task) for engine in (whole, few)]
         times: list[list[float]] = [[], []]
         for number in range(count + 3):

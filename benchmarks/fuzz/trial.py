@@ -151,7 +151,7 @@ def _load(trial: Trial, bundle: Bundle) -> None:
 def _run(trial: Trial, bundle: Bundle, task: str) -> None:
     """One task: its module, its answer, and what it says to a text or an image."""
     entry = bundle.task(task)
-    with trial.step("engine"), wp.Engine(bundle, EngineConfig()) as engine:
+    with trial.step("engine"), wp.Engine(bundle, EngineConfig(backend="torch")) as engine:
         module = engine.activate(task)
         with trial.step("forward"):
             trial.outputs[task] = _answer(module, entry)

@@ -40,7 +40,8 @@ def main(
     one = prompt(bundle, task, seed=0)
     with ExitStack() as stack:
         engines = {
-            dtype: stack.enter_context(Engine.from_pretrained(path, dtype=dtype)) for dtype in ("auto", "bfloat16")
+            dtype: stack.enter_context(Engine.from_pretrained(path, dtype=dtype, backend="torch"))
+            for dtype in ("auto", "bfloat16")
         }
         modules = {dtype: engine.activate(task) for dtype, engine in engines.items()}
         for name, inputs in (("one input", one), (f"{BATCH} longer ones", _larger(one))):

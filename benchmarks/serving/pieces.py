@@ -57,7 +57,11 @@ def measure(path: str, piece: int | None, tokens: int) -> Row:
     forward_size.PIECE = tokens if piece is None else piece
     if piece is None:
         forward_size.FORWARD_TOKENS, forward_size.ACTIVATION_BYTES = tokens, 2**60
-    with Engine.from_pretrained(path) as engine, engine.task("task-00") as module, torch.inference_mode():
+    with (
+        Engine.from_pretrained(path, backend="torch") as engine,
+        engine.task("task-00") as module,
+        torch.inference_mode(),
+    ):
         ids = torch.randint(3, 2000, (1, tokens))
         _read(GrowingTexts(module, ids[:, :300], torch.ones_like(ids[:, :300])))
         before, start = _most_bytes(), time.process_time()
@@ -68,7 +72,11 @@ def measure(path: str, piece: int | None, tokens: int) -> Row:
 def grow(path: str, tokens: int, steps: int) -> float:
     """Seconds of a core to continue a short prompt in so many calls of `generate`."""
     torch.set_num_threads(1)
-    with Engine.from_pretrained(path) as engine, engine.task("task-00") as module, torch.inference_mode():
+    with (
+        Engine.from_pretrained(path, backend="torch") as engine,
+        engine.task("task-00") as module,
+        torch.inference_mode(),
+    ):
         best = float("inf")
         for _ in range(5):
             ids = torch.randint(3, 2000, (1, 16))

@@ -209,7 +209,7 @@ def _texts(bundle: Bundle, drawn: random.Random) -> list[Ids]:
 def _answers(bundle: Bundle, texts: Sequence[Ids]) -> Answers:
     """What an engine that has all memory says to each text alone."""
     found = {}
-    with Engine.from_pretrained(bundle.path) as engine, torch.inference_mode():
+    with Engine.from_pretrained(bundle.path, backend="torch") as engine, torch.inference_mode():
         for task in bundle.tasks:
             with engine.task(task) as module:
                 base: Any = module.base_model

@@ -1,0 +1,58 @@
+"""What every process does: it answers texts one at a time, then reads batches of made-up ids."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+
+Forward = Callable[[npt.NDArray[np.int64]], object]
+SHAPES = {"1x16": (1, 16, 100), "16x64": (16, 64, 12)}
+"""Texts, tokens, and how often."""
+
+FIRST = "first"
+"""The line that says that there is an output."""
+
+
+def work(answer: Callable[[str], object], forward: Forward, words: int, texts: Path) -> None:
+    """Answer all texts of a file, a line each; print `FIRST` after the first, and what the rest took as JSON.
+
+    Args:
+        answer: to one text.
+        forward: of ids, int64 [texts, tokens].
+        words: ids are below it.
+        texts: the file.
+    """
+    lines = texts.read_text(encoding="utf-8").splitlines()
+    answer(lines[0])
+    print(FIRST, flush=True)
+    start = time.perf_counter()
+    for line in lines[1:]:
+        answer(line)
+    seconds = (time.perf_counter() - start) / (len(lines) - 1)
+    found = {"ms_per_text": 1e3 * seconds, "peak_bytes_of_texts": peak_bytes()}
+    found |= {f"ms_{name}": 1e3 * _seconds(forward, words, *shape) for name, shape in SHAPES.items()}
+    json.dump(found | {"peak_bytes": peak_bytes()}, sys.stdout)
+
+
+def peak_bytes() -> int:
+    """The most that the process has had resident, pages of mapped files included."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _seconds(forward: Forward, words: int, texts: int, tokens: int, times: int) -> float:
+    rng = np.random.default_rng(0)
+    taken = []
+    for _ in range(times):
+        ids = rng.integers(0, words, (texts, tokens))
+        start = time.perf_counter()
+        forward(ids)
+        taken.append(time.perf_counter() - start)
+    return median(taken[times // 4 :])
