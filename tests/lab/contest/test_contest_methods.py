@@ -148,7 +148,7 @@ def test_what_rivals_hold_is_counted_in_their_own_precision(pages: str, tmp_path
 def tables_of(rival: Rival, tasks: list[str]) -> list[set[int]]:
     """Where the block tables of each task's module lie."""
     layers = [[part for part in rival.switch(task).modules() if isinstance(part, PagedLinear)] for task in tasks]
-    return [{layer.paged_weight.locations.data_ptr() for layer in of_task} for of_task in layers]
+    return [{layer.paged_weight.locations.ctypes.data for layer in of_task} for of_task in layers]
 
 
 def test_one_mask_for_all_tasks_has_one_copy_of_its_tables(bundle: Bundle, folder: Path) -> None:
