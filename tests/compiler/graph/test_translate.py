@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertConfig
 
 from families import ALL_DECODERS, ALL_ENCODERS, config_of
+from weightpager.bundle import TaskKind
+from weightpager.compiler.graph.apart import export_apart
 from weightpager.compiler.graph.check import check_graph, give_values
 from weightpager.compiler.graph.export import empty_module_of, export_graph
 from weightpager.compiler.graph.form import CallForm
@@ -18,6 +21,7 @@ from weightpager.compiler.graph.passes import simplified
 from weightpager.compiler.graph.translate import draft_of
 from weightpager.compiler.model.named_parameters import parameters
 from weightpager.errors import NotExportableError
+from weightpager.graph import write_graph
 from weightpager.graph.reference import run
 
 _FORM = CallForm.of("text-classification")
@@ -117,3 +121,11 @@ def test_the_number_of_classes_is_no_part_of_a_graph() -> None:
         ids = np.array([[3, 4, 5], [6, 0, 0]])
         found = run(graph, values, {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64)})["logits"]
         assert found.shape == (2, classes)
+
+
+def test_a_process_of_its_own_gives_the_same_graph() -> None:
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, vocab_size=50)
+    kind: TaskKind = "text-classification"
+    assert export_apart(config, kind, None) == write_graph(export_graph(config, kind))
+    with pytest.raises(NotExportableError, match="images of no fixed size"):
+        export_apart(config, "image-classification", None)
