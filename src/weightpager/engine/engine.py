@@ -16,7 +16,6 @@ from weightpager.answers.model import TaskModel
 from weightpager.answers.predict import predict
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size
-from weightpager.engine import open_engines
 from weightpager.engine.maintenance import EngineMaintenance
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.errors import ConfigError
@@ -72,7 +71,6 @@ class Engine(EngineMaintenance):
         self._lock = threading.RLock()  # closing; never kept while storage works
         self._current: str | None = None
         self._readers = threading.local()
-        open_engines.add(self)
         self._enter_real_time()
         if config.prefetch:
             self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._policy())

@@ -37,11 +37,6 @@ class EngineView:
         self._prefetcher: Prefetcher | None = None
 
     @property
-    def closed(self) -> bool:
-        """Whether the engine has been closed."""
-        return self._closed
-
-    @property
     def bundle(self) -> Bundle:
         """The bundle as it was when it was opened or last reloaded."""
         return self._open.bundle

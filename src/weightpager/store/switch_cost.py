@@ -11,6 +11,9 @@ import numpy.typing as npt
 from weightpager.bundle import Bundle
 from weightpager.store.read_plan import StorageModel, coalesce
 
+SMALL_SWITCH_BYTES = 1 << 20
+"""Missing pages that a switch on a CPU reads beside the arena, so that they need no second phase."""
+
 
 @dataclass(frozen=True)
 class SwitchCost:
@@ -46,7 +49,8 @@ def switch_cost(
         from_task: that is left; None for a start with an empty arena.
         to_task: that is wanted; it must fit.
         storage: what reads cost.
-        slots: of the arena, None for enough. What has no room beside ``from_task`` is read once that is given up.
+        slots: of the arena, None for enough. What has no room beside ``from_task`` is read once that is given up, but
+            for a small switch.
 
     Raises:
         UnknownTaskError: the bundle has no such task.
@@ -55,9 +59,10 @@ def switch_cost(
     have = need[:0] if from_task is None else bundle.pages_of(from_task)
     missing = np.setdiff1d(need, have, assume_unique=True)
     room = len(missing) if slots is None else max(0, slots - len(have))
-    phases = missing[:room].tolist(), missing[room:].tolist()
-    reads = sum(len(coalesce(phase, span_of(bundle), bundle.page_bytes)) for phase in phases)
     count = len(missing) * bundle.page_bytes
+    first = len(missing) if count <= SMALL_SWITCH_BYTES else room
+    phases = missing[:first].tolist(), missing[first:].tolist()
+    reads = sum(len(coalesce(phase, span_of(bundle), bundle.page_bytes)) for phase in phases)
     seconds, peak = storage.seconds(reads, count), len(np.union1d(need, have))
     most = seconds + _more_seconds(missing, room, bundle.page_bytes, storage)
     return SwitchCost(from_task, to_task, len(missing), count, reads, seconds, most, peak)

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig
+from torch.export._trace import _compiling_state_context
 
 from families import ALL_DECODERS, ALL_ENCODERS, config_of
-from weightpager.bundle import TaskKind
-from weightpager.compiler.graph.apart import export_apart
 from weightpager.compiler.graph.check import check_graph, give_values
 from weightpager.compiler.graph.export import empty_module_of, export_graph
 from weightpager.compiler.graph.form import CallForm
 from weightpager.compiler.graph.passes import simplified
-from weightpager.compiler.graph.translate import draft_of
+from weightpager.compiler.graph.translate import draft_of, in_this_thread_alone
 from weightpager.compiler.model.named_parameters import parameters
 from weightpager.errors import NotExportableError
-from weightpager.graph import write_graph
 from weightpager.graph.reference import run
 
 _FORM = CallForm.of("text-classification")
@@ -123,9 +121,8 @@ def test_the_number_of_classes_is_no_part_of_a_graph() -> None:
         assert found.shape == (2, classes)
 
 
-def test_a_process_of_its_own_gives_the_same_graph() -> None:
-    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, vocab_size=50)
-    kind: TaskKind = "text-classification"
-    assert export_apart(config, kind, None) == write_graph(export_graph(config, kind))
-    with pytest.raises(NotExportableError, match="images of no fixed size"):
-        export_apart(config, "image-classification", None)
+def test_other_threads_are_told_of_no_trace() -> None:
+    with in_this_thread_alone(), ThreadPoolExecutor(1) as others, _compiling_state_context():
+        assert torch.compiler.is_compiling()
+        assert not others.submit(torch.compiler.is_compiling).result()
+    assert not torch.compiler.is_compiling()

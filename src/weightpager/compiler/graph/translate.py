@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, _trace
 from transformers import PreTrainedModel
 
 from weightpager.compiler.graph.aten import TRANSLATIONS
@@ -28,6 +30,12 @@ _SIZES = {"batch": 3, "length": 7}
 
 _CHECKS = ("aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten._assert_scalar.default",
            "aten.sym_constrain_range_for_size.default")  # fmt: skip
+
+
+_one_at_a_time = threading.RLock()
+_QUESTIONS = ("is_compiling", "is_exporting")
+_KERNELS = "_ignore_backend_decomps"
+"""What switches oneDNN off while torch.export traces."""
 
 
 def draft_of(module: PreTrainedModel, form: CallForm, classes: int) -> Draft:
@@ -87,7 +95,7 @@ def _traced(module: PreTrainedModel, form: CallForm) -> ExportedProgram:
         {axis: Dim.DYNAMIC for axis, size in enumerate(each.shape) if isinstance(size, str)} for each in form.inputs
     )
     try:
-        with traced(module), _quiet(), warnings.catch_warnings(), torch.no_grad():
+        with traced(module), in_this_thread_alone(), _quiet(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             inputs = form.tensors(_SIZES)
             return torch.export.export(Called(module, form), inputs, dynamic_shapes=(shapes,), strict=False)
@@ -96,6 +104,30 @@ def _traced(module: PreTrainedModel, form: CallForm) -> ExportedProgram:
     except Exception as error:  # whatever torch or the architecture's own code says of a trace
         reason = str(error).strip().splitlines()
         raise NotExportableError(f"torch.export: {reason[0][:200] if reason else type(error).__name__}") from error
+
+
+@contextmanager
+def in_this_thread_alone() -> Iterator[None]:
+    """Have torch tell this thread alone that something is traced, and leave its kernels as they are.
+
+    It would tell the whole process, and have it do without oneDNN meanwhile: modules in other threads would take other
+    ways, and their outputs would differ in the last bits. Tensors without memory have no kernels to choose from.
+    """
+    here = threading.get_ident()
+
+    def asked(question: Callable[[], bool]) -> Callable[[], bool]:
+        return lambda: threading.get_ident() == here and question()
+
+    with _one_at_a_time:
+        patches: list[Any] = [
+            patch.object(torch.compiler, name, asked(getattr(torch.compiler, name))) for name in _QUESTIONS
+        ]
+        if hasattr(_trace, _KERNELS):
+            patches.append(patch.object(_trace, _KERNELS, nullcontext))
+        with ExitStack() as patched:
+            for each in patches:
+                patched.enter_context(each)
+            yield
 
 
 @contextmanager

@@ -9,9 +9,7 @@ from functools import lru_cache
 from transformers import PretrainedConfig
 
 from weightpager.bundle import BundleWriter, TaskKind
-from weightpager.compiler.graph.apart import export_apart
 from weightpager.compiler.graph.export import export_graph
-from weightpager.engine.open_engines import any_open
 from weightpager.errors import NotExportableError, first_line
 from weightpager.graph import write_graph
 from weightpager.graph.file import graph_file
@@ -68,8 +66,6 @@ class _Config:
 def _exported(config: _Config, kind: TaskKind, image: tuple[int, int, int] | None) -> bytes | str:
     """The content of a graph's file, or why there is none."""
     try:
-        if any_open():
-            return export_apart(config.config, kind, image)
         return write_graph(export_graph(config.config, kind, image))
     except NotExportableError as error:
         return str(error)

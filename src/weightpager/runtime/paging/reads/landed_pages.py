@@ -12,11 +12,12 @@ from weightpager.runtime.memory.page_arena import StageSource
 from weightpager.runtime.paging.reads.failures import own_read_error
 from weightpager.runtime.planning.plans import Pages
 from weightpager.store import PageStore, VerifyingStore, most_pages
+from weightpager.store.switch_cost import SMALL_SWITCH_BYTES
 
 if TYPE_CHECKING:
     from weightpager.kernels import _native
 
-MOST_BYTES = 1 << 20
+MOST_BYTES = SMALL_SWITCH_BYTES
 """Of pages that are read so: this memory is beside the budget, and goes back when they are in their slots."""
 
 _NO_SLOTS = np.zeros(0, np.int64)
