@@ -136,7 +136,7 @@ def calls_to_a_read(bundle: Path) -> list[str]:
         engine.module(task)
         sys.setprofile(watch)
         try:
-            engine.activate(task)
+            engine.activate(task, wait=False)  # as large switches go; small ones read in this thread
         finally:
             sys.setprofile(None)
     return calls[::-1]
