@@ -72,6 +72,8 @@ class Pool {
         // Signals belong to the threads of the program.
         sigset_t all, before;
         sigfillset(&all);
+        // What a thread's own instructions raise ends the process at once where it is blocked, whoever handles it.
+        for (const int own : {SIGILL, SIGFPE, SIGSEGV, SIGBUS, SIGTRAP}) sigdelset(&all, own);
         pthread_sigmask(SIG_SETMASK, &all, &before);
         try {
             for (; workers_ < wanted; ++workers_) std::thread([this] { work(); }).detach();
