@@ -19,7 +19,7 @@ test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m slow --durations 12
+	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile --durations 12
 
 # Few widths of tiles, and without use-after-scope: either triples the time to compile kernels unrolled through lambdas.
 SANITIZERS := -DWEIGHTPAGER_FEW_WIDTHS -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
