@@ -86,11 +86,7 @@ def main(
 
 def _smallest(bundle: Path, task: str) -> int:
     """The smallest budget that does for a task."""
-    try:
-        with Engine(Bundle.open(bundle), EngineConfig(budget=1)) as engine:
-            engine.activate(task)
-    except BudgetError as error:
-        least = error.smallest
+    least = 1
     while True:
         try:
             with Engine(Bundle.open(bundle), EngineConfig(budget=least)) as engine:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 
 from weightpager.answers.kinds import kind_of
-from weightpager.answers.model import Floats, Inputs, Integers
+from weightpager.answers.model import Floats, Integers
 from weightpager.answers.score import Outcomes, Score
 from weightpager.bundle import TaskKind
 
+_Given = TypeVar("_Given")
 
-def evaluate(logits: Callable[[Inputs], Floats], batches: Iterable[tuple[Inputs, Integers]], kind: TaskKind) -> Score:
+
+def evaluate(logits: Callable[[_Given], Floats], batches: Iterable[tuple[_Given, Integers]], kind: TaskKind) -> Score:
     """Score whatever gives a batch's logits.
 
     Args:

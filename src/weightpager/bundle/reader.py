@@ -145,6 +145,11 @@ class Bundle:
         return read_graph(name, self.read(name), kind) if name in self.manifest.files else None
 
     @property
+    def takes_images(self) -> bool:
+        """Whether its tasks read images; else they read texts."""
+        return any(task.takes_images for task in self.manifest.tasks)
+
+    @property
     def graph_kinds(self) -> tuple[TaskKind, ...]:
         """The kinds of its tasks that have a graph."""
         kinds = dict.fromkeys(task.kind for task in self.manifest.tasks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightpager.backends.torch.model.architecture import image_reader, read_config, takes_images
+from weightpager.backends.torch.model.architecture import image_reader, read_config
 from weightpager.bundle import Bundle, BundleWriter, TaskKind, writing
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.graph.write import write_graphs
@@ -56,7 +56,7 @@ def _write(writer: BundleWriter, subset: TaskSubset) -> dict[TaskKind, str]:
         if kind_of_file(name) is not None:
             (writer.root / name).unlink(missing_ok=True)
     kinds = [task.kind for task in bundle.manifest.tasks]
-    image = image_reader(bundle).shape if takes_images(bundle) else None
+    image = image_reader(bundle).shape if bundle.takes_images else None
     reasons = write_graphs(writer, read_config(bundle), kinds, image)
     manifest = subset.manifest(page_bytes=bundle.page_bytes, page_files=bundle.manifest.page_files)
     subset.finish(writer, manifest, reasons)

@@ -116,6 +116,6 @@ def _chosen(bundle: Bundle, asked: str, device: str) -> str:
 
 def _native_runs(bundle: Bundle) -> bool:
     """Whether native code can run all of a bundle's tasks here."""
-    if isa() == REFERENCE or any(bundle.graph(task.kind) is None for task in bundle.tasks.values()):
+    if isa() == REFERENCE or any(task.kind not in bundle.graph_kinds for task in bundle.tasks.values()):
         return False
-    return not any(task.takes_images for task in bundle.tasks.values()) or open_image_reader(bundle) is not None
+    return not bundle.takes_images or open_image_reader(bundle) is not None

@@ -101,7 +101,7 @@ def open_image_reader(bundle: Bundle) -> ImageReader | None:
         BundleFormatError: the tasks read texts, or the files are damaged.
         ConfigError: Pillow isn't installed.
     """
-    if not any(task.takes_images for task in bundle.tasks.values()):
+    if not bundle.takes_images:
         raise BundleFormatError(f"{MODEL}/", "image processor", "one", "none: the tasks read texts")
     folder = model_dir(bundle)
     check_pillow()

@@ -108,7 +108,7 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
     Raises:
         BundleFormatError: the tasks read images, or the files are damaged or no tokenizer.
     """
-    if any(task.takes_images for task in bundle.tasks.values()):
+    if bundle.takes_images:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one", "none: the tasks read images")
     return read_tokenizer(model_dir(bundle))
 

@@ -51,8 +51,8 @@ class NativeBackend:
             why = NO_NATIVE or "WEIGHTPAGER_ISA asks for the reference kernel, which is torch's"
             raise ConfigError(f"backend: 'native' needs the native kernels ({why}); use the backend 'torch'")
         self._graphs = {kind: _graph(bundle, kind) for kind in {task.kind for task in bundle.tasks.values()}}
-        config, images = ModelConfig.read(bundle), any(task.takes_images for task in bundle.tasks.values())
-        self._limits, self._ends = config.limits(images), end_tokens(bundle, config)
+        config = ModelConfig.read(bundle)
+        self._limits, self._ends = config.limits(bundle.takes_images), end_tokens(bundle, config)
 
     def place(self, read: Parameters) -> Parameters:
         return read
@@ -77,7 +77,7 @@ class NativeBackend:
         return self._limits
 
     def reader(self, bundle: Bundle) -> Tokenizer | ImageReader:
-        if not any(task.takes_images for task in bundle.tasks.values()):
+        if not bundle.takes_images:
             return open_tokenizer(bundle)
         found = open_image_reader(bundle)
         if found is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from weightpager.answers.evaluate import evaluate
 from weightpager.answers.score import Score
-from weightpager.backends.torch.model.architecture import image_reader, takes_images
+from weightpager.backends.torch.model.architecture import image_reader
 from weightpager.bundle import Bundle, TaskEntry
 from weightpager.bundle.report.compile_report import TaskScore, has_report, read_report
 from weightpager.compiler import data
@@ -31,7 +31,7 @@ def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[Ta
         CompileError: a task names no data, or its file isn't there or can't be read.
         UnknownTaskError: the bundle has no such task.
     """
-    reads = image_reader(engine.bundle) if takes_images(engine.bundle) else engine.tokenizer()
+    reads = image_reader(engine.bundle) if engine.bundle.takes_images else engine.tokenizer()
     entries = [engine.bundle.task(name) for name in tasks]
     held_out = [_held_out(entry, reads) for entry in entries]
     scores = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,23 +26,25 @@ def evaluate(model: Callable[..., Any], batches: Sequence[Batch], kind: TaskKind
         ValueError: no batch has a label that counts.
     """
 
-    def logits(inputs: Inputs) -> Floats:
-        found: Floats = model(**_tensors(inputs)).logits.float().cpu().numpy()
+    def logits(inputs: Mapping[str, Tensor]) -> Floats:
+        found: Floats = model(**inputs).logits.float().cpu().numpy()
         return found
 
     with evaluating(model), torch.inference_mode():
-        return evaluate_logits(logits, arrays(batches, progress), kind)
+        found = ((batch.inputs, batch.labels.cpu().numpy()) for batch in _counted(batches, progress))
+        return evaluate_logits(logits, found, kind)
 
 
 def arrays(batches: Sequence[Batch], progress: Steps) -> Iterator[tuple[Inputs, Integers]]:
     """Inputs and labels in numpy's arrays; tells how many batches have been used."""
+    for batch in _counted(batches, progress):
+        yield {name: tensor.numpy() for name, tensor in batch.inputs.items()}, batch.labels.numpy()
+
+
+def _counted(batches: Sequence[Batch], progress: Steps) -> Iterator[Batch]:
     for done, batch in enumerate(batches, 1):
-        yield {name: tensor.cpu().numpy() for name, tensor in batch.inputs.items()}, batch.labels.cpu().numpy()
+        yield batch
         progress(done, len(batches))
-
-
-def _tensors(inputs: Inputs) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
 
 @contextmanager

@@ -147,7 +147,7 @@ def tokenizer(bundle: Bundle) -> Any:
     Raises:
         BundleFormatError: transformers can't read them, or the tasks read images.
     """
-    if takes_images(bundle):
+    if bundle.takes_images:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one", "none: the tasks read images")
     folder, config = model_dir(bundle), read_config(bundle)
     check_tokenizer_class(f"{MODEL}/tokenizer_config.json", _values(folder / "tokenizer_config.json"))
@@ -194,11 +194,6 @@ def even_length(config: PretrainedConfig) -> int | None:
     return None if length is None else int(length)
 
 
-def takes_images(bundle: Bundle) -> bool:
-    """Whether the bundle's tasks read images; else they read texts."""
-    return any(task.takes_images for task in bundle.tasks.values())
-
-
 def image_reader(bundle: Bundle) -> TransformersImageReader:
     """The bundle's image processor, from its own files only, with what the model expects of it.
 
@@ -206,7 +201,7 @@ def image_reader(bundle: Bundle) -> TransformersImageReader:
         BundleFormatError: transformers can't read it, or the tasks read texts.
         ConfigError: Pillow isn't installed.
     """
-    if not takes_images(bundle):
+    if not bundle.takes_images:
         raise BundleFormatError(f"{MODEL}/", "image processor", "one", "none: the tasks read texts")
     folder = model_dir(bundle)
     try:
@@ -224,14 +219,14 @@ def input_reader(bundle: Bundle) -> Tokenizer | ImageReader:
     Raises:
         BundleFormatError, ConfigError: as `open_tokenizer` and `image_reader`.
     """
-    if takes_images(bundle):
+    if bundle.takes_images:
         return open_image_reader(bundle) or image_reader(bundle)
     return open_tokenizer(bundle)
 
 
 def preprocessor(bundle: Bundle) -> Any:
     """What transformers calls a preprocessor: the bundle's tokenizer, or its image processor. Errors are as above."""
-    return image_reader(bundle).processor if takes_images(bundle) else tokenizer(bundle)
+    return image_reader(bundle).processor if bundle.takes_images else tokenizer(bundle)
 
 
 @contextmanager
