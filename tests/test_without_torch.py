@@ -10,6 +10,7 @@ import pytest
 import tiny
 import weightpager as wp
 from bare import python, weightpager
+from weightpager.bundle.report.compile_report import read_report
 from weightpager.kernels.choice import NATIVE
 
 native = pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
@@ -100,6 +101,21 @@ def test_images_are_read(camera_bundle: Path, tmp_path: Path) -> None:
     ran = weightpager("run", camera_bundle, "--task", "colour", "--image", picture)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split()[0] in ("red", "green", "blue")
+
+
+@native
+@pytest.mark.parametrize("which", ["assistant", "writer", "camera"])
+def test_tasks_are_measured(which: str, request: pytest.FixtureRequest) -> None:
+    """As by the compile, which read the same data with transformers' tokenizer or image processor."""
+    bundle = request.getfixturevalue(f"{which}_bundle")
+    ran = weightpager("eval", bundle, "--json", "--quiet")
+    assert ran.returncode == 0, ran.stderr
+    found = {task["name"]: task for task in json.loads(ran.stdout)["tasks"]}
+    for task in read_report(wp.Bundle.open(bundle)).tasks:
+        own = found[task.name]
+        assert (own["metric"], own["dense"], own["items"]) == (task.metric, task.dense, task.items)
+        assert own["sparse"] == pytest.approx(task.sparse, rel=1e-4)
+        assert own["sparse_interval"] == pytest.approx(task.sparse_interval, rel=1e-4)
 
 
 @native

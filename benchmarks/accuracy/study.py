@@ -17,7 +17,6 @@ from weightpager.answers.score import Score
 from weightpager.blocks import BlockShape
 from weightpager.bundle import Bundle, writing
 from weightpager.bundle.footprint import footprint
-from weightpager.compiler.data.splits import EVAL_BATCH, Item
 from weightpager.compiler.measuring.quantise import Quantisation
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.evaluate import evaluate
@@ -38,6 +37,8 @@ from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.progress import Progress
 from weightpager.store import StorageModel
 from weightpager.store.switch_cost import all_switches
+from weightpager.task_data.batches import EVAL_BATCH
+from weightpager.task_data.held_out import Item
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,11 @@ def shortened(text: str, most: int = 80) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
+def shown(found: object) -> str:
+    """What was found, in at most 80 characters."""
+    return "nothing" if found is None else shortened(repr(found))
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, in a line of ours: its first line, or its class where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

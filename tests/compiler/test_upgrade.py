@@ -52,6 +52,7 @@ def test_a_compiled_bundle_has_graphs_of_its_own_parameters(
     bundle = Bundle.open(request.getfixturevalue(fixture))
     assert bundle.graph_kinds == kinds
     assert read_report(bundle).without_graph == {}
+    assert read_report(bundle).backend == "torch"  # as tests ask for it
     paged = {f"{weight.name}.weight" for weight in bundle.manifest.weights}
     for task in bundle.manifest.tasks:
         graph = bundle.graph(task.kind)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-_MISSING = ("torch", "transformers", "triton", "datasets", "scipy")
+_MISSING = ("torch", "transformers", "triton", "datasets", "pandas", "pyarrow", "scipy", "yaml")
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

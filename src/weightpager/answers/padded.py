@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weightpager.answers.model import Integers, TaskModel
+from weightpager.answers.model import Integers
 from weightpager.readers.tokenizer import Tokenizer
 
 
@@ -26,8 +26,8 @@ def padded_rows(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False)
     return found
 
 
-def pad_id(model: TaskModel, tokenizer: Tokenizer) -> int:
+def pad_id(vocabulary: int, tokenizer: Tokenizer) -> int:
     """A token id to pad with; it is masked, so that any will do that the model has."""
     named = (tokenizer.pad_id, tokenizer.end_id)
     # Tokenizers are given padding tokens that nobody has told the model of.
-    return next((found for found in named if found is not None and found < model.vocabulary), 0)
+    return next((found for found in named if found is not None and found < vocabulary), 0)

@@ -19,11 +19,12 @@ from weightpager.cli.commands import (
     device_commands,
     doctor_command,
     init_command,
-    inspect_commands,
+    inspect_command,
     ls_command,
     plan_command,
     simulate_command,
     tidy_commands,
+    verify_command,
 )
 from weightpager.cli.interruptions import interruptions
 from weightpager.cli.serving import ps_command, serve_command, top_command
@@ -65,8 +66,8 @@ for command in (
     tidy_commands.gc,
     tidy_commands.upgrade,
     ls_command.ls,
-    inspect_commands.inspect,
-    inspect_commands.verify,
+    inspect_command.inspect,
+    verify_command.verify,
     plan_command.plan,
     simulate_command.simulate,
     device_commands.run,

@@ -44,7 +44,7 @@ Storage = Annotated[
 ]
 
 
-_COMPILE = ("datasets", "pandas", "scipy", "yaml")
+_COMPILE = ("pyarrow", "scipy", "torch", "transformers", "yaml")
 
 _PACKAGES = {
     "compile": _COMPILE,

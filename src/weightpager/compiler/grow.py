@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -12,8 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 import weightpager
-from weightpager.answers.score import Score
-from weightpager.bundle import Bundle, BundleWriter, Manifest, PageIndex, TaskKind
+from weightpager.bundle import BundleWriter, Manifest, PageIndex, TaskKind
 from weightpager.bundle.format.names import REPORT, private_file
 from weightpager.bundle.format.placement import Placement
 from weightpager.bundle.parts.adapter import adapter_bytes
@@ -21,7 +19,7 @@ from weightpager.bundle.report.compile_report import CompileReport, Growth, has_
 from weightpager.bundle.task_subset import TaskSubset
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.graph.write import write_graphs
-from weightpager.compiler.measuring.measure import measure_written
+from weightpager.compiler.measuring.measure import Written, measure_written
 from weightpager.compiler.measuring.report import common_fields
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
 from weightpager.compiler.model.masks import Masks
@@ -67,8 +65,8 @@ def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: Run) -
     with run.stage("write"):
         manifest, without_graph = added.write(writer)
     with run.stage("measure sparse"):
-        bundle, scores = measure_written(writer.root, prepared.data, run.progress)
-    report = _report(bundle, added, prepared, scores, run).model_copy(update={"without_graph": without_graph})
+        written = measure_written(writer.root, prepared.data, run.progress)
+    report = _report(written, added, prepared, run).model_copy(update={"without_graph": without_graph})
     writer.put(REPORT, report.dump())
     writer.finish(manifest)
     return report
@@ -237,11 +235,9 @@ def _private(weights: TaskWeights, info: PagedWeightInfo) -> npt.NDArray[np.bool
     return found
 
 
-def _report(
-    bundle: Bundle, added: _Addition, prepared: Prepared, scores: Mapping[str, Score], run: Run
-) -> CompileReport:
+def _report(written: Written, added: _Addition, prepared: Prepared, run: Run) -> CompileReport:
     """Of all tasks; what it tells of the old ones is what the base's report said, if it has one."""
-    base, names = added.base.bundle, [task.name for task in added.plan.tasks]
+    bundle, base, names = written.bundle, added.base.bundle, [task.name for task in added.plan.tasks]
     old = read_report(base) if has_report(base) else None
     reused = np.unique(np.concatenate([added.reused_locations(number) for number in range(len(names))]))
     growth = Growth(
@@ -250,7 +246,7 @@ def _report(
         added_bytes=len(added.plan.packing.layers) * bundle.page_bytes,
         private_bytes=sum(bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name) for name in names),
     )
-    found = common_fields(bundle, prepared, scores, run)
+    found = common_fields(written, prepared, run)
     found |= {"controls": [], "frontier": [], "growth": growth, "duality_gap": 0.0, "alignment": None, "evenness": 0.0}
     if old is not None:
         found |= {

@@ -162,20 +162,20 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Run)
     with run.stage("write"):
         without_graph = write_bundle(writer, plan)
     with run.stage("measure sparse"):
-        bundle, scores = measure_written(writer.root, prepared.data, run.progress)
+        written = measure_written(writer.root, prepared.data, run.progress)
     own = {
         "duality_gap": sparse.gap,
         "alignment": plan.alignment,
         "frontier": list(sparse.frontier),
-        "controls": control_scores(sparse.controls, scores, prepared.dense),
+        "controls": control_scores(sparse.controls, written.scores, prepared.dense),
         "compare": compared(task_file, prepared.data),
         "recover": task_file.recover.method,
-        "fit": fit_of(prepared, bundle),
+        "fit": fit_of(prepared, written.bundle),
         "without_graph": without_graph,
     }
-    report = CompileReport(**(common_fields(bundle, prepared, scores, run) | own))
+    report = CompileReport(**(common_fields(written, prepared, run) | own))
     writer.put(REPORT, report.dump())
-    writer.finish(bundle.manifest)
+    writer.finish(written.bundle.manifest)
     return report
 
 

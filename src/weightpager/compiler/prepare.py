@@ -15,7 +15,6 @@ from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler import data as task_data
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.data.texts import Example
 from weightpager.compiler.estimates.memory import check_memory
 from weightpager.compiler.estimates.storage import check_storage
 from weightpager.compiler.estimates.work_plan import work_plan
@@ -39,6 +38,7 @@ from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, T
 from weightpager.compiler.selection.saliency import Calibration, block_saliency, calibrate
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.progress import Progress, Steps
+from weightpager.task_data.texts import Example
 
 _log = logging.getLogger(__name__)
 

@@ -86,6 +86,13 @@ class Tokenizer:
         found = self._inner.encode(text, add_special_tokens=special)
         return Encoded(tuple(found.ids), tuple(found.offsets))
 
+    def encode_all(self, texts: Sequence[str], *, most: int | None = None, special: bool = True) -> list[Encoded]:
+        """The tokens of each text, found on several cores; otherwise as `encode`."""
+        if most != self._cut:
+            self._set_cut(most)
+        encoded = self._inner.encode_batch(list(texts), add_special_tokens=special)
+        return [Encoded(tuple(found.ids), tuple(found.offsets)) for found in encoded]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens; special ones are left out."""
         return self._inner.decode(ids, skip_special_tokens=True)

@@ -17,19 +17,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny as tiny_files
 import tiny_models as tiny
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle import EvalData, TaskEntry
 from weightpager.compiler import data, task_file
-from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.data.texts import Example, collate, first_pieces
+from weightpager.compiler.data.splits import TaskData, collate_texts
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
+from weightpager.task_data.held_out import read_held_out
+from weightpager.task_data.texts import Example, first_pieces
 
 TOKENIZER = tiny.tokenizer()
 PLAIN = tiny.tokenizer(special=False)
 PLAIN.pad_token = PLAIN.eos_token
-PADDED = partial(collate, pad=0)
+PADDED = partial(collate_texts, pad=0)
 
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -348,25 +350,6 @@ def test_refuses_what_tokenises_to_nothing(tmp_path: Path) -> None:
         read(task, tokenizer=PLAIN)
 
 
-def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = Path(datasets.config.HF_DATASETS_CACHE)
-    before = sorted(cache.rglob("*")) if cache.is_dir() else []
-    monkeypatch.chdir(tmp_path)
-    task = texts(tmp_path, LABELLED)
-    data.classes("spam", task)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.jsonl", "train.jsonl"]
-    assert (sorted(cache.rglob("*")) if cache.is_dir() else []) == before
-
-
-def test_datasets_keeps_its_settings(tmp_path: Path) -> None:
-    level = datasets.logging.get_verbosity()
-    for change, disabled in ((datasets.enable_progress_bars, False), (datasets.disable_progress_bars, True)):
-        change()
-        data.classes("spam", texts(tmp_path, LABELLED))
-        assert datasets.are_progress_bars_disabled() == disabled
-    assert datasets.logging.get_verbosity() == level
-
-
 examples = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=20)
 
 
@@ -433,12 +416,13 @@ def test_a_bundles_held_out_data(tmp_path: Path) -> None:
         dense=None,
         eval=EvalData(file="elsewhere", blake3="0" * 64, text="text", label="label", items=3),
     )
-    (found,) = data.load_eval(entry, task.eval, TOKENIZER, 8)
-    (expected,) = wanted.batches(wanted.eval, 8)
-    assert torch.equal(found.inputs["input_ids"], expected.inputs["input_ids"])
-    assert torch.equal(found.labels, expected.labels)
+    (found,) = read_held_out(entry, task.eval, tiny_files.reader(TOKENIZER), 14, 8)
+    (expected,) = (batch.arrays() for batch in wanted.batches(wanted.eval, 8))
+    assert found[0].keys() == expected[0].keys()
+    assert all((found[0][name] == expected[0][name]).all() for name in found[0])
+    assert (found[1] == expected[1]).all()
     with pytest.raises(CompileError, match="names no held-out data"):
-        data.load_eval(entry.model_copy(update={"eval": None}), task.eval, TOKENIZER, 8)
+        read_held_out(entry.model_copy(update={"eval": None}), task.eval, tiny_files.reader(TOKENIZER), 14, 8)
 
 
 def test_the_task_file_reaches_the_reader(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import tiny
 import tiny_models
 from weightpager.backends.torch.model.image_processor import TransformersImageReader, load_image_processor
 from weightpager.compiler import data, task_file
-from weightpager.compiler.data import images
 from weightpager.compiler.model import dense_model
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError, ConfigError
 from weightpager.readers.image_reader import ImageReader
+from weightpager.task_data import images
+from weightpager.task_data.held_out import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,7 @@ def test_a_fingerprint_is_of_images_and_labels(tmp_path: Path) -> None:
     task = spec(tmp_path)
 
     def both() -> tuple[str, str]:
-        return tuple(data.fingerprint(path, "here", task.kind, task.columns) for path in (task.train, task.eval))  # type: ignore
+        return tuple(fingerprint(path, "here", task.kind, task.columns) for path in (task.train, task.eval))  # type: ignore
 
     first = both()
     shutil.copytree(tmp_path / "warm", tmp_path / "copy")

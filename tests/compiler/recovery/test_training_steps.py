@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import tiny
-from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.data.texts import Example, collate
+from weightpager.compiler.data.splits import TaskData, collate_texts
 from weightpager.compiler.prepare import trained
 from weightpager.compiler.recovery.steps import TIMES, enough
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.prepared import Trained
 from weightpager.compiler.task_file.file import from_dict
+from weightpager.task_data.texts import Example
 
 
 def two_tasks(folder: Path, rows: dict[str, int], **changes: object) -> Trained:
@@ -67,7 +67,7 @@ def test_stating_the_default_is_another_compile(tmp_path: Path) -> None:
 def test_a_batch_is_not_copies_of_one_example(rows: int) -> None:
     lengths = [1 + number % 5 for number in range(rows)]
     train = tuple(Example([1] * length, number) for number, length in enumerate(lengths))
-    data = TaskData("text-classification", ("a",), train, (), None, partial(collate, pad=0))
+    data = TaskData("text-classification", ("a",), train, (), None, partial(collate_texts, pad=0))
     for batch in islice(data.shuffled(8), 100):
         seen = Counter(batch.labels.tolist())
         assert sum(seen.values()) == min(8, rows)

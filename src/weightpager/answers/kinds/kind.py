@@ -67,7 +67,7 @@ class Kind(ABC):
 
     def batch(self, model: TaskModel, tokenizer: Any, works: Sequence[Any]) -> Inputs:
         """The model's inputs."""
-        return padded([work.ids for work in works], pad_id(model, tokenizer))
+        return padded([work.ids for work in works], pad_id(model.vocabulary, tokenizer))
 
     @abstractmethod
     def outcomes(self, logits: Floats, works: Sequence[Any]) -> list[Outcome]:

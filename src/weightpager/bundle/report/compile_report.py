@@ -161,6 +161,8 @@ class CompileReport(Strict):
         not_paged: parameters that stay in memory, by why they aren't paged.
         fit: what was made of a budget; None where sparsity and dtype were stated.
         without_graph: kinds of tasks that have no graph, and why.
+        backend: that ran the tasks when they were measured (the last ones, of a bundle that has grown); None in reports
+            of earlier versions.
     """
 
     tasks: list[TaskScore]
@@ -184,6 +186,7 @@ class CompileReport(Strict):
     not_paged: dict[str, Bytes] = Field(default_factory=dict)
     fit: Fit | None = None
     without_graph: dict[TaskKind, str] = Field(default_factory=dict)
+    backend: Literal["native", "torch"] | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> CompileReport:

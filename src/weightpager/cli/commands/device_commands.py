@@ -12,7 +12,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import check_fits
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
-from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Json, Quiet, Rows, extra
+from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Json, Quiet, Rows
 from weightpager.cli.progress import progress
 from weightpager.config import parse_size
 from weightpager.errors import BudgetError, ConfigError
@@ -95,13 +95,13 @@ def eval_(
 ) -> None:
     """Measure each task's metric through the engine, on the held-out data that it was compiled with.
 
-    The dense model's metric was measured when the bundle was compiled. Needs `weightpager[compile]`.
+    The dense model's metric was measured when the bundle was compiled. Held-out data in Parquet needs
+    `weightpager[compile]`.
 
     Example: `weightpager eval assistant.bundle --task spam`
     """
-    with extra("compile"):
-        from weightpager.compiler.measuring.measure import measure
     from weightpager.engine import Engine
+    from weightpager.evaluation.measure import measure
 
     opened = Engine.from_pretrained(bundle, budget=budget, rows=rows, dtype=dtype, backend=backend)
     with opened as engine, progress(quiet or json) as stages:

@@ -1,5 +1,5 @@
-"""Task data: files → rows → examples or images → batches."""
+"""Task data: a task's splits, and batches of tensors."""
 
-from weightpager.compiler.data.splits import TaskData, batched, classes, fingerprint, load, load_eval
+from weightpager.compiler.data.splits import TaskData, classes, load
 
-__all__ = ["TaskData", "batched", "classes", "fingerprint", "load", "load_eval"]
+__all__ = ["TaskData", "classes", "load"]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weightpager.task_data.batches import Labelled
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -19,6 +21,16 @@ class Batch:
 
     inputs: dict[str, Tensor]
     labels: Tensor
+
+    @classmethod
+    def of(cls, arrays: Labelled) -> Batch:
+        """The same of numpy's arrays, not copied."""
+        inputs, labels = arrays
+        return cls({name: torch.from_numpy(array) for name, array in inputs.items()}, torch.from_numpy(labels))
+
+    def arrays(self) -> Labelled:
+        """The same in numpy's arrays, not copied; only of tensors on the CPU."""
+        return {name: tensor.numpy() for name, tensor in self.inputs.items()}, self.labels.numpy()
 
     @property
     def items(self) -> int:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 
-from weightpager.compiler.data.images import Picture
-from weightpager.compiler.data.texts import Example
-
-Item = Example | Picture
+from weightpager.task_data.held_out import Item
+from weightpager.task_data.images import Picture
 
 FEW = 10
 """Training examples below which a warning is given."""

@@ -10,30 +10,24 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
-from weightpager.bundle.format.manifest import FORMS, TaskEntry, TaskKind
-from weightpager.compiler.data import doubts, images, texts
+from weightpager.bundle.format.manifest import FORMS, TaskKind
+from weightpager.compiler.data import doubts
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.data.images import Picture
-from weightpager.compiler.data.rows import hashed, labels_of, read_rows
-from weightpager.compiler.data.texts import Example, TextReader
+from weightpager.compiler.data.tokens import TransformersTokens
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
+from weightpager.task_data import images, texts
+from weightpager.task_data.batches import EVAL_BATCH, Batches, batched
+from weightpager.task_data.held_out import Item, items_reader, place
+from weightpager.task_data.rows import labels_of, read_rows
 
 _log = logging.getLogger(__name__)
-
-# Logits of a large vocabulary, not activations, decide how much memory a batch of a language model takes.
-_LANGUAGE_MODEL_TOKENS = 2048
-
-EVAL_BATCH = 32
-"""Texts or images in a batch while measuring."""
 
 _GROUPED = 8
 """Training batches whose examples are sorted by length; few, so that the order stays random."""
 
-
-Item = Example | Picture
 Collate = Callable[[Sequence[Any]], Batch]
 """Makes one batch of items."""
 
@@ -67,11 +61,11 @@ class TaskData:
             drawn = drawn[: bisect_left(reached, tokens) + 1]
         return self.batches(drawn, size)
 
-    def batches(self, examples: Sequence[Item], size: int) -> Sequence[Batch]:
+    def batches(self, examples: Sequence[Item], size: int) -> Batches[Batch]:
         """`batched` for this task's kind."""
         return batched(examples, size, self.kind, self.collate)
 
-    def held_out(self) -> Sequence[Batch]:
+    def held_out(self) -> Batches[Batch]:
         """Batches of all held-out examples."""
         return self.batches(self.eval, EVAL_BATCH)
 
@@ -94,48 +88,13 @@ class TaskData:
                 yield self.collate(batch)
 
 
-class Batches(Sequence[Batch]):
-    """Batches that are made whenever they are asked for: pixels of all images at once might not fit."""
-
-    def __init__(self, parts: Sequence[Sequence[Item]], collate: Collate) -> None:
-        self._parts = parts
-        self._collate = collate
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    @overload
-    def __getitem__(self, index: int) -> Batch: ...
-    @overload
-    def __getitem__(self, index: slice) -> Batches: ...
-    def __getitem__(self, index: int | slice) -> Batch | Batches:
-        if isinstance(index, slice):
-            return Batches(self._parts[index], self._collate)
-        return self._collate(self._parts[index])
-
-
-def batched(examples: Sequence[Item], size: int, kind: TaskKind, collate: Collate) -> Batches:
-    """Every example once, sorted by length because padding costs as much as text does.
-
-    Windows of a language model come in batches of at most 2048 tokens, or one by one.
-    """
-    size = at_once(size, examples[0].length, kind)
-    ordered = sorted(examples, key=lambda example: example.length)
-    return Batches([ordered[start : start + size] for start in range(0, len(ordered), size)], collate)
-
-
-def at_once(size: int, length: int, kind: TaskKind) -> int:
-    """Examples of this many tokens that `batched` puts into a batch of ``size`` at most."""
-    return min(size, max(1, _LANGUAGE_MODEL_TOKENS // length)) if FORMS[kind].labels == "none" else size
-
-
 def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
     """The labels of the training split, sorted: whole numbers by value, anything else as text.
 
     Raises:
         CompileError: the file can't be used, or has fewer than two labels.
     """
-    where = _where(name, "train", task.train)
+    where = place(name, "train", task.train)
     if task.takes_images:
         found = {str(label): label for _, label in images.listed(task.train, where, *task.columns)}
     else:
@@ -146,15 +105,6 @@ def classes(name: str, task: TaskSpec) -> tuple[str, ...]:
         raise CompileError(f"{where}: expected at least two different labels, found {', '.join(found) or 'none'}")
     numbered = all(isinstance(label, int) for label in found.values())
     return tuple(sorted(found, key=lambda name: (int(found[name]), name) if numbered else (0, name)))
-
-
-def fingerprint(path: Path, where: str, kind: TaskKind, columns: tuple[str, str]) -> str:
-    """A hash of a task's data in a file, or of all the images that it names.
-
-    Raises:
-        CompileError: an image isn't there, or a file can't be read.
-    """
-    return images.fingerprint(path, where, *columns) if FORMS[kind].images else hashed(path, where)
 
 
 def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length: int) -> TaskData:
@@ -170,10 +120,16 @@ def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length
     Raises:
         CompileError: as `TextReader.read` or `pictures.read`.
     """
-    read, collated = _reading(task.kind, task.columns, reads, tuple(known), max_length)
+    reader = reads if task.takes_images else TransformersTokens(reads)
+    read = items_reader(task.kind, task.columns, reader, known, max_length)
+    collated: Collate = (
+        partial(_collate_pictures, reader=reads)
+        if task.takes_images
+        else partial(collate_texts, pad=reads.pad_token_id)
+    )
 
     def split(split: str, path: Path, items: int | None = None) -> tuple[Item, ...]:
-        return read(path, _where(name, split, path), items)
+        return read(path, place(name, split, path), items)
 
     validation = split("validation", task.validation, task.items) if task.validation else None
     held_out = split("eval", task.eval, task.items)
@@ -189,36 +145,13 @@ def _warn(name: str, task: TaskSpec, data: TaskData) -> None:
         found.append(("validation", task.validation, doubts.of_held_out(data.train, data.validation)))
     for split, path, lines in found:
         for line in lines:
-            _log.warning("%s: %s", _where(name, split, path), line)
+            _log.warning("%s: %s", place(name, split, path), line)
 
 
-def load_eval(entry: TaskEntry, path: Path, reads: Any, size: int) -> Sequence[Batch]:
-    """The held-out data of a bundle's task, as it was when the task was compiled; the file may have moved to ``path``.
-
-    Raises:
-        CompileError: as `load`, or the entry names no data.
-    """
-    if entry.eval is None:
-        raise CompileError(f"{entry.name}: the bundle names no held-out data for this task")
-    columns = (entry.eval.text, entry.eval.label)
-    read, collated = _reading(entry.kind, columns, reads, tuple(entry.classes), entry.max_length or 0)
-    examples = read(path, _where(entry.name, "eval", path), entry.eval.items)
-    return batched(examples, size, entry.kind, collated)
+def collate_texts(examples: Sequence[Any], pad: int) -> Batch:
+    """One batch, padded on the right to its longest example."""
+    return Batch.of(texts.collate(examples, pad))
 
 
-def _reading(
-    kind: TaskKind, columns: tuple[str, str], reads: Any, known: tuple[str, ...], max_length: int
-) -> tuple[Callable[[Path, str, int | None], tuple[Item, ...]], Collate]:
-    """What reads a file as `TextReader.read` does, and what makes a batch of what was read."""
-    if FORMS[kind].images:
-
-        def pictures(path: Path, where: str, most: int | None) -> tuple[Item, ...]:
-            return images.read(path, where, columns, known, reads, most)
-
-        return pictures, partial(images.collate, reader=reads)
-    reader = TextReader(kind, *columns, reads, known, max_length)
-    return reader.read, partial(texts.collate, pad=reads.pad_token_id)
-
-
-def _where(name: str, split: str, path: Path) -> str:
-    return f"tasks.{name}.{split} ({path})"
+def _collate_pictures(pictures: Sequence[Any], reader: Any) -> Batch:
+    return Batch.of(images.collate(pictures, reader))

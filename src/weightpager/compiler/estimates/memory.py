@@ -5,13 +5,13 @@ from __future__ import annotations
 from transformers import PretrainedConfig
 
 from weightpager.bundle.format.manifest import FORMS
-from weightpager.compiler.data.splits import at_once
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import multiplies_in_bfloat16, training_device
 from weightpager.compiler.reorder.dimensions import dimensions
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.errors import CompileError
 from weightpager.machine.memory import read_memory
+from weightpager.task_data.batches import at_once
 
 _HIDDEN_BYTES = {False: 54, True: 43}
 """What a backward pass takes, per token, layer and hidden unit: in float32, and where matrices multiply in bfloat16.

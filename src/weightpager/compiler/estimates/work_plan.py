@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from weightpager.bundle.report.compile_report import DENSE, MASK
-from weightpager.compiler.data.splits import Item, TaskData
+from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.controls import control_names
 from weightpager.compiler.model.dense_model import Source
+from weightpager.task_data.held_out import Item
 
 _LEARNT = 3.0
 """A training step's work on a token, of which a third is the forward pass: the unit here."""

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 from weightpager.answers.score import Score
-from weightpager.bundle import Bundle
-from weightpager.bundle.report.compile_report import DENSE, ControlScore, TaskScore
+from weightpager.bundle.report.compile_report import DENSE, ControlScore
 from weightpager.bundle.report.fill import over_read, page_fill
 from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.bundle.report.paged_share import paged_share
-from weightpager.compiler.measuring import intervals
+from weightpager.compiler.measuring.measure import Written
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.prepared import Prepared
+from weightpager.evaluation import intervals
+from weightpager.evaluation.measure import task_score
 
 
 @dataclass(frozen=True)
@@ -34,35 +35,19 @@ class Control:
     scores: Mapping[str, Score]
 
 
-def task_score(bundle: Bundle, name: str, found: Score, dense: Score | None = None) -> TaskScore:
-    """A task's line of the report; ``dense`` is the dense model's score on the same items, if there is one."""
-    entry = bundle.task(name)
-    return TaskScore(
-        name=name,
-        metric=found.metric,
-        dense=None if entry.dense is None else entry.dense.value,
-        sparse=found.value,
-        density=len(bundle.kept_locations(name)) * bundle.block_bytes / bundle.dense_bytes,
-        items=found.items,
-        texts=len(found.outcomes.counts),
-        dense_interval=None if dense is None else intervals.of_score(dense),
-        sparse_interval=intervals.of_score(found),
-        loss_interval=None if dense is None else intervals.of_gap(dense, found, dense),
-    )
-
-
-def common_fields(bundle: Bundle, prepared: Prepared, scores: Mapping[str, Score], run: Run) -> dict[str, Any]:
+def common_fields(written: Written, prepared: Prepared, run: Run) -> dict[str, Any]:
     """The fields of a `CompileReport` that are found in the same way for every bundle.
 
     Args:
-        bundle: what was written.
+        written: the bundle.
         prepared: the tasks that were compiled.
-        scores: of the bundle, by task.
         run: which has ended.
     """
+    bundle = written.bundle
     share = paged_share(bundle)
     return {
-        "tasks": [task_score(bundle, name, score, prepared.dense[name]) for name, score in scores.items()],
+        "tasks": [task_score(bundle, name, score, prepared.dense[name]) for name, score in written.scores.items()],
+        "backend": written.backend,
         "mean_overlap": mean_overlap(overlap(bundle)),
         "page_bytes": bundle.page_bytes,
         "page_fill": page_fill(bundle),

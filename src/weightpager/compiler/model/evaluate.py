@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.answers.evaluate import evaluate as evaluate_logits
-from weightpager.answers.model import Floats, Inputs, Integers
+from weightpager.answers.model import Floats
 from weightpager.answers.score import Score
 from weightpager.bundle import TaskKind
 from weightpager.compiler.data.batch import Batch
@@ -33,12 +33,6 @@ def evaluate(model: Callable[..., Any], batches: Sequence[Batch], kind: TaskKind
     with evaluating(model), torch.inference_mode():
         found = ((batch.inputs, batch.labels.cpu().numpy()) for batch in _counted(batches, progress))
         return evaluate_logits(logits, found, kind)
-
-
-def arrays(batches: Sequence[Batch], progress: Steps) -> Iterator[tuple[Inputs, Integers]]:
-    """Inputs and labels in numpy's arrays; tells how many batches have been used."""
-    for batch in _counted(batches, progress):
-        yield {name: tensor.numpy() for name, tensor in batch.inputs.items()}, batch.labels.numpy()
 
 
 def _counted(batches: Sequence[Batch], progress: Steps) -> Iterator[Batch]:

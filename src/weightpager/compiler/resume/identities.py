@@ -12,10 +12,10 @@ from blake3 import blake3
 
 import weightpager
 from weightpager.bundle.files.entry import hash_file
-from weightpager.compiler.data.rows import hashed
-from weightpager.compiler.data.splits import fingerprint
 from weightpager.compiler.model.device import training_device
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.task_data.held_out import fingerprint
+from weightpager.task_data.rows import hashed
 
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
 """Endings of what a model is loaded from: weights, configuration, vocabulary."""

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from weightpager.backends.torch.model.architecture import BASE
 from weightpager.bundle.format.row_table import CURVE, RowTableEntry
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.data.texts import Example
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.paged_weights import embedding_tables
 from weightpager.compiler.rows.lookups import Lookups, watch
+from weightpager.task_data.texts import Example
 
 LEAST_BYTES = 1 << 20
 """A smaller table, in bfloat16, stays in memory: little is saved, and a fault costs as much as any."""

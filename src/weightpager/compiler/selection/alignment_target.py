@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,8 @@ from torch.func import functional_call
 
 from weightpager.bundle.report.compile_report import FrontierPoint
 from weightpager.compiler.alignment.problem import Bools, Floats, expected_switch_blocks
-from weightpager.compiler.data.splits import EVAL_BATCH, TaskData
+from weightpager.compiler.data.batch import Batch
+from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.evaluate import evaluate
 from weightpager.compiler.model.masks import Masks
@@ -25,6 +26,7 @@ from weightpager.config import format_room
 from weightpager.errors import CompileError
 from weightpager.page_dtype import block_bytes
 from weightpager.progress import Progress
+from weightpager.task_data.batches import EVAL_BATCH
 
 INFINITY = float("inf")
 FIRST = 0.5
@@ -201,6 +203,7 @@ def _scores(source: Source, data: Mapping[str, TaskData], masks: Masks) -> dict[
         def run(model: Any = model, weights: dict[str, Tensor] = weights, **inputs: Tensor) -> Any:
             return functional_call(model, weights, kwargs=inputs)
 
+        batches: Sequence[Batch]
         if of_task.validation:
             batches = of_task.batches(of_task.validation, EVAL_BATCH)
         else:

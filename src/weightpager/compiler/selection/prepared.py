@@ -10,10 +10,11 @@ from weightpager.answers.score import Score
 from weightpager.bundle import EvalData, TaskEntry
 from weightpager.bundle import Score as DenseScore
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
-from weightpager.compiler.data.splits import TaskData, fingerprint
+from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.resume.shared import Shared
 from weightpager.compiler.selection.saliency import FloatArray
+from weightpager.task_data.held_out import fingerprint
 
 SaliencyOfTasks = dict[str, dict[str, FloatArray]]
 """Task → paged weight → saliency of its blocks, row-major."""

@@ -27,9 +27,9 @@ from weightpager.compiler.task_file.fields import (
     Strength,
     broken,
 )
-from weightpager.compiler.task_file.messages import explain, shown
+from weightpager.compiler.task_file.messages import explain
 from weightpager.compiler.task_file.sections import CalibrationSpec, Recover, RecoverSpec, TaskSpec, TrainingSpec
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, shown
 from weightpager.page_dtype import PageDtype, block_bytes
 
 _SPARSITY = {"finetune": 0.75}

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from weightpager.errors import shortened
+from weightpager.errors import shown
 
 _EXPECTED = {
     "string_type": "text",
@@ -62,10 +62,3 @@ def _unknown(where: list[str], sections: Mapping[str, type[BaseModel]]) -> str:
 def _hint(found: object, known: list[str]) -> str:
     close = get_close_matches(str(found), known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def shown(found: object) -> str:
-    """What was found, in at most 80 characters."""
-    if found is None:
-        return "nothing"
-    return shortened(repr(found))

@@ -6,12 +6,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-import torch
-from torch import nn
-
-from weightpager.compiler.data import load_eval
-from weightpager.compiler.data.batch import Batch
+from weightpager.answers.model import Inputs, TaskModel
 from weightpager.engine import Engine
+from weightpager.task_data.held_out import read_held_out
 
 TEXTS = 40
 """Of each task."""
@@ -28,16 +25,17 @@ def row_figures(engine: Engine) -> dict[str, float]:
     lookups = hits = 0
     extra = []
     for task in engine.bundle.tasks:
-        module = engine.activate(task)
+        engine.activate(task)
+        model = engine.model(task)
         for batch in _texts(engine, task):
             start = engine.report().rows
-            first = _seconds(module, batch)
+            first = _seconds(model, batch)
             end = engine.report().rows
             assert start is not None
             assert end is not None
             lookups, hits = lookups + end.lookups - start.lookups, hits + end.hits - start.hits
             # The quickest of several would be compared with one that isn't chosen: a difference without any fault.
-            extra.append(first - median(_seconds(module, batch) for _ in range(3)))
+            extra.append(first - median(_seconds(model, batch) for _ in range(3)))
     return {
         "rows.resident_share": before.resident / before.rows,
         "rows.hit_rate": hits / lookups,
@@ -45,16 +43,15 @@ def row_figures(engine: Engine) -> dict[str, float]:
     }
 
 
-def _texts(engine: Engine, task: str) -> list[Batch]:
+def _texts(engine: Engine, task: str) -> list[Inputs]:
     entry = engine.bundle.task(task)
     assert entry.eval is not None
-    batches = load_eval(entry, Path(entry.eval.file), engine.tokenizer(), 1)
+    batches = read_held_out(entry, Path(entry.eval.file), engine.reader(), engine.limits().vocabulary, 1)
     step = max(1, len(batches) // TEXTS)
-    return [batches[number] for number in range(0, len(batches), step)][:TEXTS]
+    return [batches[number][0] for number in range(0, len(batches), step)][:TEXTS]
 
 
-def _seconds(module: nn.Module, batch: Batch) -> float:
+def _seconds(model: TaskModel, inputs: Inputs) -> float:
     start = time.perf_counter()
-    with torch.inference_mode():
-        module(**batch.inputs)
+    model.logits(inputs)
     return time.perf_counter() - start

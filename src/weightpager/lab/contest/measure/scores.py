@@ -6,8 +6,8 @@ from pathlib import Path
 
 from weightpager.bundle import Bundle
 from weightpager.bundle.report.compile_report import CompileReport, TaskScore
-from weightpager.compiler.measuring.measure import measure
 from weightpager.engine import Engine
+from weightpager.evaluation.measure import measure
 from weightpager.lab.contest.rivals.rival import DTYPE
 from weightpager.machine.paths import has_file
 from weightpager.progress import Progress

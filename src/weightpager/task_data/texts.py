@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Protocol, cast
 
-import torch
+import numpy as np
 
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.answers.padded import padded, padded_rows
 from weightpager.answers.token_reader import word_starts
 from weightpager.bundle.format.manifest import FORMS, TaskKind
-from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.data.rows import FORMATS, label_ids, labels_of, read_rows, texts_of, words_of
 from weightpager.errors import CompileError
+from weightpager.readers.tokenizer import Encoded
+from weightpager.task_data.batches import Labelled
+from weightpager.task_data.row_files import READERS
+from weightpager.task_data.rows import label_ids, labels_of, read_rows, texts_of, words_of
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,30 @@ class Example:
         return len(self.tokens)
 
 
+class TextTokens(Protocol):
+    """What makes tokens of texts: a bundle's `Tokenizer`, or transformers'."""
+
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a text; None if none is named."""
+
+    def encode_all(self, texts: Sequence[str], *, most: int | None = None, special: bool = True) -> list[Encoded]:
+        """Each text's tokens.
+
+        Args:
+            texts: any.
+            most: tokens to cut each to, special ones included; None to keep all.
+            special: whether those are added that the model expects around a text.
+        """
+
+
 @dataclass(frozen=True)
 class TextReader:
     """Reads files of one kind of task on texts.
 
     Attributes:
         text, label: names of the columns.
-        tokenizer: a fast one.
+        tokens: makes tokens of texts.
         classes: in the order of their ids; empty for language modeling.
         max_length: tokens, special ones included, at which a text is cut; the length of a language model's windows.
     """
@@ -45,7 +64,7 @@ class TextReader:
     kind: TaskKind
     text: str
     label: str
-    tokenizer: Any
+    tokens: TextTokens
     classes: tuple[str, ...]
     max_length: int
 
@@ -61,8 +80,8 @@ class TextReader:
     def _texts(self, path: Path, where: str, most: int | None) -> list[Example]:
         rows = read_rows(path, where, self.text, self.label, most=most)
         ids = label_ids(labels_of(rows, self.label, where, nested=False), self.classes, where)
-        tokens = self._tokenised(texts_of(rows, self.text, where), where)["input_ids"]
-        return [Example(text, label) for text, (label,) in zip(tokens, ids, strict=True)]
+        encoded = self._tokenised(texts_of(rows, self.text, where), where)
+        return [Example(list(text.ids), label) for text, (label,) in zip(encoded, ids, strict=True)]
 
     def _words(self, path: Path, where: str, most: int | None) -> list[Example]:
         rows = read_rows(path, where, self.text, self.label, most=most)
@@ -72,12 +91,10 @@ class TextReader:
             if len(these) != len(tags):
                 counts = f"{len(these)} tokens and {len(tags)} tags"
                 raise CompileError(f"{where}: row {number}: expected one tag per token, found {counts}")
-        encoded = self._tokenised([" ".join(these) for these in words], where, return_offsets_mapping=True)
+        encoded = self._tokenised([" ".join(these) for these in words], where)
         examples = [
-            Example(pieces, first_pieces(these, tags, spans))
-            for pieces, these, tags, spans in zip(
-                encoded["input_ids"], words, ids, encoded["offset_mapping"], strict=True
-            )
+            Example(list(text.ids), first_pieces(these, tags, text.spans))
+            for text, these, tags in zip(encoded, words, ids, strict=True)
         ]
         for number, (example, these) in enumerate(zip(examples, words, strict=True), 1):
             if set(cast(Sequence[int], example.label)) <= {IGNORED}:
@@ -85,15 +102,15 @@ class TextReader:
         return examples
 
     def _windows(self, path: Path, where: str, most: int | None) -> list[Example]:
-        column = self.text if path.suffix in FORMATS else "text"
-        documents = texts_of(read_rows(path, where, column, whole_text=True), column, where)
-        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        column = self.text if path.suffix in READERS else "text"
+        documents = texts_of(read_rows(path, where, column, running_text=True), column, where)
+        end = [] if self.tokens.end_id is None else [self.tokens.end_id]
         stream: list[int] = []
         for document in documents:
             if most is not None and len(stream) >= most * self.max_length:
                 break
-            tokens = self.tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-            stream += (end if stream else []) + tokens
+            (encoded,) = self.tokens.encode_all([document], special=False)
+            stream += [*(end if stream else []), *encoded.ids]
         starts = range(0, len(stream) - self.max_length + 1, self.max_length)
         if not starts:
             expected = f"at least one window of {self.max_length} tokens"
@@ -101,10 +118,10 @@ class TextReader:
         windows = [stream[start : start + self.max_length] for start in starts[:most]]
         return [Example(window, window) for window in windows]
 
-    def _tokenised(self, texts: list[str], where: str, **options: bool) -> Any:
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length, **options)
-        for number, tokens in enumerate(encoded["input_ids"], 1):
-            if not tokens:
+    def _tokenised(self, texts: list[str], where: str) -> list[Encoded]:
+        encoded = self.tokens.encode_all(texts, most=self.max_length)
+        for number, text in enumerate(encoded, 1):
+            if not text.ids:
                 raise CompileError(f"{where}: row {number}: expected a text, found nothing to tokenise")
         return encoded
 
@@ -114,11 +131,10 @@ def first_pieces(words: Sequence[str], tags: Sequence[int], spans: Sequence[tupl
     return [IGNORED if word is None else tags[word] for word in word_starts(words, spans)]
 
 
-def collate(examples: Sequence[Example], pad: int) -> Batch:
+def collate(examples: Sequence[Example], pad: int) -> Labelled:
     """One batch, padded on the right to its longest example."""
     labels = [example.label for example in examples]
-    arrays = padded([example.tokens for example in examples], pad)
-    inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    inputs = padded([example.tokens for example in examples], pad)
     if isinstance(labels[0], int):
-        return Batch(inputs, torch.tensor(labels))
-    return Batch(inputs, torch.from_numpy(padded_rows(cast(list[Sequence[int]], labels), IGNORED)))
+        return inputs, np.array(labels, np.int64)
+    return inputs, padded_rows(cast(list[Sequence[int]], labels), IGNORED)

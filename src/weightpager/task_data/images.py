@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from blake3 import blake3
 
-from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.data.rows import hashed, label_ids, labels_of, read_rows, texts_of
 from weightpager.errors import CompileError, ImageError, shortened
 from weightpager.machine.paths import has_directory, has_file
 from weightpager.readers.image_file import MOST_OF_A_PATH
 from weightpager.readers.image_reader import ImageReader
+from weightpager.task_data.batches import Labelled
+from weightpager.task_data.rows import hashed, label_ids, labels_of, read_rows, texts_of
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 """Endings of image files in a class's folder."""
@@ -82,14 +81,14 @@ def read(
     return pictures
 
 
-def collate(pictures: Sequence[Picture], reader: ImageReader) -> Batch:
+def collate(pictures: Sequence[Picture], reader: ImageReader) -> Labelled:
     """One batch.
 
     Raises:
         CompileError: an image can't be read any more.
     """
-    pixels = torch.from_numpy(np.stack([_pixels(picture, reader, "images") for picture in pictures]))
-    return Batch({"pixel_values": pixels}, torch.tensor([picture.label for picture in pictures]))
+    pixels = np.stack([_pixels(picture, reader, "images") for picture in pictures])
+    return {"pixel_values": pixels}, np.array([picture.label for picture in pictures], np.int64)
 
 
 def fingerprint(path: Path, where: str, image: str, label: str) -> str:

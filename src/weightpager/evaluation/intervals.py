@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest, bootstrap
 
 from weightpager.answers.score import Outcomes, Score
 from weightpager.bundle.report.interval import CONFIDENCE, UNKNOWN
@@ -33,9 +34,7 @@ def of_score(score: Score) -> tuple[float, float]:
     if score.metric == "perplexity":
         return _bootstrap(_perplexity, found.sums, _counts(found))
     if score.metric == "accuracy":
-        right = binomtest(round(score.value * score.items), score.items)
-        low, high = right.proportion_ci(CONFIDENCE, method="wilson")
-        return float(low), float(high)
+        return _wilson(round(score.value * score.items), score.items)
     return _bootstrap(_ratio, np.append(found.sums, [1.0, 0.0]), np.append(_counts(found), [1.0, 1.0]))
 
 
@@ -63,18 +62,23 @@ def _bootstrap(statistic: Callable[..., Any], *samples: Floats) -> tuple[float, 
     items = len(drawn[-1])
     if items < FEWEST or not all(np.isfinite(sample).all() for sample in drawn):
         return UNKNOWN
-    low, high = bootstrap(
-        drawn,
-        statistic,
-        paired=True,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        batch=max(1, _AT_ONCE // items),
-        method="percentile",
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
+    generator, at_once = np.random.default_rng(0), max(1, _AT_ONCE // items)
+    found: list[Floats] = []
+    for start in range(0, RESAMPLES, at_once):
+        indices = generator.integers(0, items, (min(at_once, RESAMPLES - start), items))
+        found.append(statistic(*(sample[indices] for sample in drawn), axis=-1))
+    outside = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(np.concatenate(found), [outside, 100 - outside])
     return float(low), float(high)
+
+
+def _wilson(right: int, items: int) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927)."""
+    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    wide = z * math.sqrt(z * z + 4 * right * (items - right) / items)
+    low, high = (2 * right + z * z - wide, 2 * right + z * z + wide)
+    whole = 2 * (items + z * z)
+    return (low / whole if right else 0.0), (high / whole if right < items else 1.0)
 
 
 def _ratio(sums: Floats, counts: Floats, axis: int, scale: float = 1.0) -> Floats:

@@ -7,12 +7,13 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest, bootstrap
 
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.score import Outcomes, Score
 from weightpager.bundle import TaskKind
-from weightpager.bundle.report.interval import UNKNOWN, holds_zero
-from weightpager.compiler.measuring import intervals
+from weightpager.bundle.report.interval import CONFIDENCE, UNKNOWN, holds_zero
+from weightpager.evaluation import intervals
 
 
 def accuracy(right: list[int]) -> Score:
@@ -107,3 +108,28 @@ def test_every_metric_has_intervals() -> None:
         score = Score(metric, 0.5, 60, outcomes([1.0] * 30 + [0.0], [2] * 30 + [0]))
         assert intervals.of_score(score) != UNKNOWN
         assert intervals.of_gap(score, score, score) != UNKNOWN
+
+
+@pytest.mark.parametrize("right", [0, 1, 8, 10])
+def test_wilsons_interval_is_that_of_scipy(right: int) -> None:
+    expected = binomtest(right, 10).proportion_ci(CONFIDENCE, method="wilson")
+    assert intervals.of_score(accuracy([1] * right + [0] * (10 - right))) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_the_bootstrap_is_that_of_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "_AT_ONCE", 1000)  # in several pieces
+    drawn = np.random.default_rng(1)
+    sums, counts = drawn.exponential(size=23), drawn.integers(1, 9, 23).astype(float)
+    expected = bootstrap(
+        (sums, counts),
+        lambda sums, counts, axis: np.exp(sums.sum(axis) / counts.sum(axis)),
+        paired=True,
+        vectorized=True,
+        confidence_level=CONFIDENCE,
+        n_resamples=intervals.RESAMPLES,
+        batch=1000 // 23,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    score = Score("perplexity", 1.0, 23, Outcomes(sums, counts.astype(np.int64)))
+    assert intervals.of_score(score) == pytest.approx((expected.low, expected.high), rel=1e-12)

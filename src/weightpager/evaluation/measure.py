@@ -1,0 +1,94 @@
+"""A bundle's scores through the engine, on the held-out data that the bundle names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from weightpager.answers.evaluate import evaluate
+from weightpager.answers.score import Score
+from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle.report.compile_report import TaskScore, has_report, read_report
+from weightpager.engine import Engine
+from weightpager.errors import CompileError
+from weightpager.evaluation import intervals
+from weightpager.machine.paths import has_directory, has_file
+from weightpager.progress import Progress, Steps
+from weightpager.readers.image_reader import ImageReader
+from weightpager.readers.tokenizer import Tokenizer
+from weightpager.task_data.batches import EVAL_BATCH, Labelled
+from weightpager.task_data.held_out import fingerprint, read_held_out
+
+
+def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[TaskScore]:
+    """Measure tasks on the held-out data that the bundle names; all of it is read before any task is measured.
+
+    Raises:
+        CompileError: a task names no data, or its file isn't there or can't be read.
+        UnknownTaskError: the bundle has no such task.
+        ConfigError: the data needs a package that isn't installed.
+    """
+    reader, vocabulary = engine.reader(), engine.limits().vocabulary
+    entries = [engine.bundle.task(name) for name in tasks]
+    held_out = [_held_out(entry, reader, vocabulary) for entry in entries]
+    scores = []
+    for entry, (batches, unchanged) in zip(entries, held_out, strict=True):
+        score = task_score(engine.bundle, entry.name, score_task(engine, entry.name, batches, progress))
+        scores.append(_beside_dense(engine.bundle, score) if unchanged else score.model_copy(update={"dense": None}))
+    return scores
+
+
+def score_task(engine: Engine, name: str, batches: Sequence[Labelled], progress: Progress) -> Score:
+    """One task's score through the engine."""
+    entry = engine.bundle.task(name)
+    with engine.task(name):
+        return evaluate(engine.model(name).logits, _counted(batches, partial(progress, f"measure {name}")), entry.kind)
+
+
+def task_score(bundle: Bundle, name: str, found: Score, dense: Score | None = None) -> TaskScore:
+    """A task's line of a report; ``dense`` is the dense model's score on the same items, if there is one."""
+    entry = bundle.task(name)
+    return TaskScore(
+        name=name,
+        metric=found.metric,
+        dense=None if entry.dense is None else entry.dense.value,
+        sparse=found.value,
+        density=len(bundle.kept_locations(name)) * bundle.block_bytes / bundle.dense_bytes,
+        items=found.items,
+        texts=len(found.outcomes.counts),
+        dense_interval=None if dense is None else intervals.of_score(dense),
+        sparse_interval=intervals.of_score(found),
+        loss_interval=None if dense is None else intervals.of_gap(dense, found, dense),
+    )
+
+
+def _counted(batches: Sequence[Labelled], progress: Steps) -> Iterator[Labelled]:
+    for done, batch in enumerate(batches, 1):
+        yield batch
+        progress(done, len(batches))
+
+
+def _beside_dense(bundle: Bundle, score: TaskScore) -> TaskScore:
+    """With the intervals of the compile, which had the dense model, as far as they still hold."""
+    before = {task.name: task for task in read_report(bundle).tasks} if has_report(bundle) else {}
+    known = before.get(score.name)
+    if known is None:
+        return score
+    lost = known.loss_interval if known.sparse == score.sparse else None
+    return score.model_copy(update={"dense_interval": known.dense_interval, "loss_interval": lost})
+
+
+def _held_out(entry: TaskEntry, reader: Tokenizer | ImageReader, vocabulary: int) -> tuple[Sequence[Labelled], bool]:
+    """A task's batches, and whether its file is the one that the dense model was measured on."""
+    stated = entry.eval
+    path = Path(stated.file if stated is not None else "")
+    if stated is not None and not (has_file(path) or (entry.takes_images and has_directory(path))):
+        raise CompileError(
+            f"{entry.name}: the held-out data {path} is not on this machine, or you may not look there; "
+            "put it there and try again"
+        )
+    batches = read_held_out(entry, path, reader, vocabulary, EVAL_BATCH)
+    if stated is None:
+        return batches, False
+    return batches, fingerprint(path, entry.name, entry.kind, (stated.text, stated.label)) == stated.blake3

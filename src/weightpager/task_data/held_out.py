@@ -1,0 +1,84 @@
+"""What reads a task's data, and the held-out data that a bundle names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from weightpager.answers.padded import pad_id
+from weightpager.bundle.format.manifest import FORMS, TaskEntry, TaskKind
+from weightpager.errors import CompileError
+from weightpager.readers.image_reader import ImageReader
+from weightpager.readers.tokenizer import Tokenizer
+from weightpager.task_data import images, texts
+from weightpager.task_data.batches import Batches, Labelled, batched
+from weightpager.task_data.images import Picture
+from weightpager.task_data.rows import hashed
+from weightpager.task_data.texts import Example, TextReader
+
+Item = Example | Picture
+
+ReadItems = Callable[[Path, str, int | None], tuple[Item, ...]]
+"""Reads a file, or a folder of images, as `TextReader.read` does."""
+
+
+def read_held_out(
+    entry: TaskEntry, path: Path, reader: Tokenizer | ImageReader, vocabulary: int, size: int
+) -> Batches[Labelled]:
+    """The held-out data of a bundle's task, as it was when the task was compiled; the file may have moved to ``path``.
+
+    Args:
+        entry: the task's.
+        path: of the data.
+        reader: of the bundle's inputs.
+        vocabulary: the model's token ids are below it.
+        size: of a batch.
+
+    Raises:
+        CompileError: the data can't be used, or the entry names none.
+    """
+    if entry.eval is None:
+        raise CompileError(f"{entry.name}: the bundle names no held-out data for this task")
+    columns = (entry.eval.text, entry.eval.label)
+    items = items_reader(entry.kind, columns, reader, entry.classes, entry.max_length or 0)
+    found = items(path, place(entry.name, "eval", path), entry.eval.items)
+    return batched(found, size, entry.kind, _collated(reader, vocabulary))
+
+
+def items_reader(
+    kind: TaskKind, columns: tuple[str, str], reads: Any, classes: Sequence[str], max_length: int
+) -> ReadItems:
+    """What reads the files of a kind of tasks.
+
+    Args:
+        kind: of the task.
+        columns: of inputs and labels.
+        reads: `texts.TextTokens`, or for images an `ImageReader`.
+        classes: in the order of their ids.
+        max_length: of texts, in tokens.
+    """
+    if FORMS[kind].images:
+        return lambda path, where, most: images.read(path, where, columns, classes, reads, most)
+    return TextReader(kind, *columns, reads, tuple(classes), max_length).read
+
+
+def fingerprint(path: Path, where: str, kind: TaskKind, columns: tuple[str, str]) -> str:
+    """A hash of a task's data in a file, or of all the images that it names.
+
+    Raises:
+        CompileError: an image isn't there, or a file can't be read.
+    """
+    return images.fingerprint(path, where, *columns) if FORMS[kind].images else hashed(path, where)
+
+
+def place(name: str, split: str, path: Path) -> str:
+    """A task's data, as errors speak of it."""
+    return f"tasks.{name}.{split} ({path})"
+
+
+def _collated(reader: Tokenizer | ImageReader, vocabulary: int) -> Callable[[Sequence[Any]], Labelled]:
+    if isinstance(reader, ImageReader):
+        return partial(images.collate, reader=reader)
+    return partial(texts.collate, pad=pad_id(vocabulary, reader))

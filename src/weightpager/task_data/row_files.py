@@ -1,0 +1,199 @@
+"""Files of rows: JSON, columns between separators, Parquet, and running text, each read row by row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from weightpager.errors import ConfigError, first_line, shortened
+
+Row = dict[str, Any]
+
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "';'", "|": "'|'"}
+"""Separators of columns, and their names in messages."""
+
+_BLANKS = b" \t\r\n"
+_BLANK = re.compile("[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def json_rows(path: Path) -> Iterator[Row]:
+    """Objects, one a line or over several, or one array of them.
+
+    Raises:
+        ValueError: something else is there; says in which row, counted from 1, where each line is one.
+    """
+    with path.open("rb") as file:
+        lines = (line for each in file if (line := each.removeprefix(_BYTE_ORDER_MARK).strip(_BLANKS)))
+        first = next(lines, b"")
+        if not first:
+            return
+        if _object(first) is None:  # an array, or objects that span lines
+            yield from _spanning(path)
+            return
+        yield _checked(first, 1)
+        for number, line in enumerate(lines, 2):
+            yield _checked(line, number)
+
+
+def separated_rows(path: Path, separator: str) -> Iterator[Row]:
+    """Rows of columns, which are text: what a type is guessed of, 01 or True, isn't what the file says.
+
+    The first line names the columns. A value that a short row lacks is None.
+
+    Raises:
+        ValueError, csv.Error: the columns are separated otherwise, or a row has more values than columns.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
+        rows = (row for row in csv.reader(file, delimiter=separator, strict=True) if row)
+        names = next(rows, [])
+        _check_names(names, separator)
+        for number, row in enumerate(rows, 1):
+            if len(row) > len(names):
+                texts = f"texts with {_SEPARATORS[separator]}"
+                raise ValueError(
+                    f"row {number}: expected a value for each column, found more; put quotes around {texts}"
+                )
+            yield dict(zip_longest(names, row))
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """Rows of a Parquet file; class numbers whose names it knows, as names.
+
+    Raises:
+        ValueError: the file is damaged.
+        ConfigError: the package that reads it isn't installed.
+    """
+    try:
+        from pyarrow import ArrowException, parquet
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{path}: expected the package 'pyarrow', found none; install 'weightpager[compile]' to read Parquet, "
+            "or write the data as .jsonl"
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = _class_names(file.schema_arrow.metadata or {})
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    yield {column: _named(value, names.get(column)) for column, value in row.items()}
+    except ArrowException as error:
+        raise ValueError(first_line(error)) from error
+
+
+def whole_text(path: Path) -> Iterator[Row]:
+    """The file as one text, in column ``text``."""
+    yield {"text": path.read_text(encoding="utf-8")}
+
+
+READERS: dict[str, tuple[str, Callable[[Path], Iterator[Row]]]] = {
+    ".jsonl": ("json", json_rows),
+    ".json": ("json", json_rows),
+    ".csv": ("csv", partial(separated_rows, separator=",")),
+    ".tsv": ("csv", partial(separated_rows, separator="\t")),
+    ".parquet": ("parquet", parquet_rows),
+}
+"""By a file's ending, the format's name and what reads it."""
+
+
+def _object(text: bytes) -> Row | None:
+    """The JSON object that a line is; None if it is none."""
+    try:
+        found = json.loads(text)
+        if isinstance(found, dict) and rb"\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no character
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _checked(line: bytes, number: int) -> Row:
+    found = _object(line)
+    if found is None:
+        text = shortened(line[:400].decode("utf-8", "backslashreplace"))
+        raise ValueError(f"row {number}: expected a JSON object, found {text}")
+    return found
+
+
+def _spanning(path: Path) -> Iterator[Row]:
+    """The objects of an array, or one behind the other."""
+    text = path.read_text(encoding="utf-8-sig")
+    start = _behind_blanks(text, 0)
+    try:
+        if text[start] == "[":
+            rows = json.loads(text)
+        else:
+            rows = []
+            while start < len(text):
+                found, end = _DECODER.raw_decode(text, start)
+                rows.append(found)
+                start = _behind_blanks(text, end)
+    except RecursionError as error:
+        raise ValueError("expected JSON objects, found values inside too many others") from error
+    if not all(isinstance(row, dict) for row in rows):
+        other = next(number for number, row in enumerate(rows, 1) if not isinstance(row, dict))
+        raise ValueError(f"row {other}: expected a JSON object, found {shortened(repr(rows[other - 1]))}")
+    json.dumps(rows, ensure_ascii=False).encode()
+    yield from rows
+
+
+def _behind_blanks(text: str, start: int) -> int:
+    found = _BLANK.match(text, start)
+    return start if found is None else found.end()
+
+
+def _check_names(names: list[str], separator: str) -> None:
+    other = next((mark for mark in _SEPARATORS if len(names) == 1 and mark in names[0]), None)
+    if other is not None:  # quoted, it would be a column that nobody has
+        expected = f"expected columns separated by {_SEPARATORS[separator]}, found {_SEPARATORS[other]}"
+        raise ValueError(f"{expected} in the first line; a .csv has commas, a .tsv has tabs")
+    twice = next((name for place, name in enumerate(names) if name and name in names[:place]), None)
+    if twice is not None:
+        raise ValueError(f"expected columns of different names, found {shortened(repr(twice))} twice")
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Texts longer than the 128 KiB that the csv module takes unless it is told otherwise."""
+    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """Of columns with class numbers the names, as the datasets library writes them."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        found = {column: _names_in(feature) for column, feature in features.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # anybody may write there
+        return {}
+    return {column: names for column, names in found.items() if names}
+
+
+def _names_in(feature: Any) -> list[str]:
+    if isinstance(feature, list):
+        feature = {"feature": feature[0]} if feature else {}
+    if feature.get("_type") == "ClassLabel":
+        return [str(name) for name in feature["names"]]
+    return _names_in(feature["feature"]) if "feature" in feature else []
+
+
+def _named(value: Any, names: list[str] | None) -> Any:
+    if names is None or value is None:
+        return value
+    if isinstance(value, list):
+        return [_named(each, names) for each in value]
+    if not isinstance(value, int) or not 0 <= value < len(names):
+        raise ValueError(f"expected class numbers below {len(names)}, found {shortened(repr(value))}")
+    return names[value]

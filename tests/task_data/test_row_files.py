@@ -1,0 +1,112 @@
+"""Files of rows, format by format; what task data makes of them is tested with the compiler's splits."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weightpager.errors import CompileError
+from weightpager.task_data.row_files import json_rows, separated_rows
+from weightpager.task_data.rows import read_rows
+
+ROWS = [{"text": "a\nb", "label": 1}, {"text": "é", "label": None}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "".join(json.dumps(row) + "\n" for row in ROWS),
+        "\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS),
+        "\ufeff" + "\n".join(map(json.dumps, ROWS)),
+        json.dumps(ROWS),
+        "  " + json.dumps(ROWS, indent=2),
+        "".join(json.dumps(row, indent=1) for row in ROWS),
+    ],
+)
+def test_forms_of_json_agree(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(content, encoding="utf-8")
+    assert list(json_rows(path)) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('[{"a": 1}, 7]', "row 2: expected a JSON object, found 7"),
+        ('{"a": "\\ud83d\\ude00"}\n{"a": "\\ud83d"}', "row 2: expected a JSON object"),
+        ("[" * 100_000, "values inside too many others"),
+        ('{"a": 1}\n' + '{"a":' * 100_000, "row 2: expected a JSON object"),
+        ("7", "row 1: expected a JSON object, found 7"),
+        ("nonsense", "Expecting value"),
+    ],
+)
+def test_what_is_wrong_with_json_is_said(tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(CompileError, match=f"here: cannot be read as json: .*{expected}") as refused:
+        read_rows(path, "here", "a")
+    assert len(str(refused.value)) < 200
+
+
+def test_rows_behind_the_last_one_that_is_wanted_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\nnonsense')
+    assert read_rows(path, "here", "a", most=2) == [{"a": 1}, {"a": 2}]
+
+
+def test_texts_that_look_like_times_stay_texts(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": "2024-05-01"}\n{"a": "12:30"}')
+    assert read_rows(path, "here", "a") == [{"a": "2024-05-01"}, {"a": "12:30"}]
+
+
+@settings(max_examples=40)
+@given(st.lists(st.fixed_dictionaries({name: st.text(st.characters(codec="utf-8")) for name in "ab"}), min_size=1))
+def test_what_was_written_as_json_is_read(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
+    path = tmp_path_factory.getbasetemp() / "written.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert list(json_rows(path)) == rows
+
+
+_CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"))
+
+
+@settings(max_examples=40)
+@given(st.lists(st.fixed_dictionaries(dict.fromkeys("ab", _CELLS)), min_size=1), st.sampled_from(",\t"))
+def test_what_was_written_in_columns_is_read(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], separator: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "written.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["a", "b"], delimiter=separator, quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows(rows)
+    assert list(separated_rows(path, separator)) == rows
+
+
+def test_a_column_may_hold_long_texts(tmp_path: Path) -> None:
+    path, before = tmp_path / "rows.csv", csv.field_size_limit()
+    path.write_text(f"\ufefftext,label\n{'long ' * 100_000},x\n\nshort,y\n", encoding="utf-8")
+    assert [(len(row["text"]), row["label"]) for row in separated_rows(path, ",")] == [(500_000, "x"), (5, "y")]
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("text,text\na,b\n", "expected columns of different names, found 'text' twice"),
+        ('text,label\n"a"b,x\n', "',' expected after '\"'"),
+        ("text,label\na,b,c\n", "row 1: expected a value for each column, found more; put quotes around texts with"),
+    ],
+)
+def test_what_is_wrong_with_columns_is_said(tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(content)
+    with pytest.raises(CompileError, match=f"here: cannot be read as csv: {expected}"):
+        read_rows(path, "here", "text")
