@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from msgspec.structs import replace
 from safetensors.torch import load_file, save
 
 from weightpager.backends.torch.model.architecture import tokenizer
@@ -170,7 +171,7 @@ def _cut_words(bundle: Bundle) -> None:
     written = write_rows(writer, {WORDS: RowUses.of(counts, texts)}, {WORDS: table}, bundle.page_bytes)
     writer.put(RESIDENT, save(values))
     writer.put_index(bundle.pages.with_rows(written.ids))
-    writer.finish(manifest.model_copy(update={"row_files": written.files, "row_tables": written.entries}))
+    writer.finish(replace(manifest, row_files=written.files, row_tables=written.entries))
 
 
 if __name__ == "__main__":

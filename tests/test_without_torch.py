@@ -21,6 +21,19 @@ def test_the_package_and_the_engine_are_imported() -> None:
     assert ran.returncode == 0, ran.stderr
 
 
+@native
+def test_what_a_device_does_not_need_is_not_imported(assistant_bundle: Path) -> None:
+    unwanted = ["pydantic", "_hashlib", "asyncio", "email", "ssl", "rich", "typer"]
+    ran = python(f"""
+import sys, weightpager
+with weightpager.Engine.from_pretrained({str(assistant_bundle)!r}) as engine:
+    engine.predict("animal", ["a b c"])
+print(*(name for name in {unwanted} if name in sys.modules))
+""")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == []
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

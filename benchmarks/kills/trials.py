@@ -100,7 +100,7 @@ class Replacing(Trial):
             if found == known:
                 return name
         odd = {key for key, _ in found.items() ^ self._known["new"].items()}
-        if self._digits and odd.isdisjoint(Manifest.model_fields.keys() - {"page_files"}):
+        if self._digits and odd.isdisjoint(set(Manifest.__struct_fields__) - {"page_files"}):
             return "new in other digits"
         raise SpoiledError(f"{self.target} is not the old bundle, and not the new one: {', '.join(sorted(odd))} differ")
 
@@ -180,7 +180,7 @@ class Mending(Trial):
 
 def facts(bundle: Path) -> dict[str, str]:
     """What a bundle's manifest says, by field and file, but for its report, which holds times."""
-    said = read_manifest(bundle).model_dump()
+    said = read_manifest(bundle).plain()
     files = said.pop("files")
     return {name: str(value) for name, value in (said | files).items() if name != REPORT}
 

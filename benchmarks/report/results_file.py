@@ -6,12 +6,12 @@ from pathlib import Path
 
 from pydantic import Field
 
-from weightpager.bundle.files.strict import Strict
+from weightpager.bundle.report.document import Document
 from weightpager.lab.contest.results.figures import align_pack_share
 from weightpager.lab.contest.results.result import Contest
 
 
-class GranularityRow(Strict):
+class GranularityRow(Document):
     """Switches of one bundle whose pages and blocks have these sizes; random weights.
 
     Attributes:
@@ -52,7 +52,7 @@ class GranularityRow(Strict):
     commit: str
 
 
-class ScalingRow(Strict):
+class ScalingRow(Document):
     """Switches of a bundle with so many tasks; random weights.
 
     Attributes:
@@ -83,7 +83,7 @@ class ScalingRow(Strict):
     commit: str
 
 
-class CompileRow(Strict):
+class CompileRow(Document):
     """One compile of the text assistant, without any training after its heads.
 
     Attributes:
@@ -112,7 +112,7 @@ class CompileRow(Strict):
         return align_pack_share(self.seconds)
 
 
-class Results(Strict):
+class Results(Document):
     """All of it; contests by what they are about."""
 
     contests: dict[str, Contest] = Field(default_factory=dict)

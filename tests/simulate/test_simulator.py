@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import tiny
 import weightpager as wp
@@ -78,7 +79,7 @@ def test_what_the_bundle_knows_of_switches_is_known_from_the_first_on(assistant_
     """As to an engine that opens it."""
     plain = Bundle.open(assistant_bundle)
     steps = [[float(ROUND.index(b) == (ROUND.index(a) + 1) % 4) for b in plain.tasks] for a in plain.tasks]
-    told = Bundle(plain.path, plain.manifest.model_copy(update={"transitions": steps}), plain.index, plain.placement)
+    told = Bundle(plain.path, replace(plain.manifest, transitions=steps), plain.index, plain.placement)
     predictor = Sizing(told, visits(*ROUND), STORAGE)._use_predictor(PREFETCH)
     predictor.observe(plain.task_numbers["animal"], 0.0)
     uses = predictor.uses(0.5)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from weightpager.bundle.files.entry import check_file
 from weightpager.bundle.format import row_table
@@ -64,7 +65,7 @@ class TaskSubset:
         whole = self.bundle.manifest
         transitions = Transitions(tuple(self.bundle.tasks), np.array(whole.transitions))
         tables = [
-            table.model_copy(update={"uses": {task: table.uses[task] for task in self.names if task in table.uses}})
+            replace(table, uses={task: table.uses[task] for task in self.names if task in table.uses})
             for table in whole.row_tables
         ]
         files = [RESIDENT, *(private_file(name) for name in self.names)]
@@ -77,7 +78,7 @@ class TaskSubset:
             "page_bytes": page_bytes,
             "page_files": page_files,
         }
-        return whole.model_copy(update=changes)
+        return replace(whole, **changes)
 
     def carry_over(self, writer: BundleWriter, added: Permutations = NOTHING_MOVED) -> None:
         """Take over the model, all parameters, the permutations and where rows lie; each file is checked.

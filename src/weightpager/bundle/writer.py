@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
+from msgspec.structs import replace
 from safetensors.numpy import save
 
 from weightpager.bundle.files.entry import hash_file
@@ -110,7 +111,7 @@ class BundleWriter:
         skipped = {MANIFEST, MANIFEST_HASH, *manifest.page_file_names()}
         with storage_errors():
             files = {name: hash_file(self.root / name) for name in _walk(self.root) if name not in skipped}
-        text = manifest.model_copy(update={"version": VERSION, "files": files}).dump()  # page ids cover page files
+        text = replace(manifest, version=VERSION, files=files).dump()  # page ids cover page files
         self.put(MANIFEST, text)
         self.put(MANIFEST_HASH, blake3(text).hexdigest().encode() + b"\n")
 

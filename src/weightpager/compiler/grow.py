@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
@@ -222,7 +223,7 @@ class _Addition:
             "resident_reasons": {**self.source.resident, **whole.resident_reasons},
             "tied_tables": [*whole.tied_tables, *(tied[name] for name in sorted(own - known))],
         }
-        return whole.model_copy(update=changes)
+        return msgspec.structs.replace(whole, **changes)
 
 
 def _private(weights: TaskWeights, info: PagedWeightInfo) -> npt.NDArray[np.bool_]:

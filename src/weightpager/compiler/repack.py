@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from weightpager.bundle import Bundle, BundleWriter, PageIndex, writing
 from weightpager.bundle.format import page_file
@@ -176,7 +177,7 @@ class _Repacking:
         writer.put_placement(self.packing.placement(numbers, len(self.subset.names)))
         self.subset.carry_over(writer)
         manifest = self.subset.manifest(page_bytes=self.packing.page_bytes, page_files=files)
-        self.subset.finish(writer, manifest.model_copy(update={"row_files": row_files}))
+        self.subset.finish(writer, replace(manifest, row_files=row_files))
 
     def _write_rows(self, writer: BundleWriter) -> tuple[npt.NDArray[np.uint8], list[int]]:
         """Cut the tables' rows into pages of the new size; the pages' ids, and how many each file has."""

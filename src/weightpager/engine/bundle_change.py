@@ -85,7 +85,7 @@ def _graphs(bundle: Bundle) -> dict[str, str]:
 
 def _fingerprint(bundle: Bundle, task: str) -> bytes:
     """Of all that a task's outputs depend on, wherever its pages lie."""
-    whole = blake3(bundle.task(task).model_dump_json().encode())
+    whole = blake3(bundle.task(task).dump())
     for file in (private_file(task), *adapter_files(task)):
         entry = bundle.manifest.files.get(file)
         whole.update(b"none" if entry is None else entry.blake3.encode())

@@ -16,7 +16,6 @@ from transformers.models.auto import modeling_auto
 from weightpager.bundle.settings.bounds import check_bounds
 from weightpager.bundle.settings.checks import check_settings, generation_settings, parse
 from weightpager.bundle.settings.foreign_code import foreign_code
-from weightpager.bundle.settings.models import GenerationSettings
 from weightpager.bundle.settings.walk import MOST_DEPTH
 from weightpager.errors import BundleFormatError
 
@@ -226,7 +225,7 @@ def test_ways_to_go_on_that_generate_would_stumble_over_are_refused(change: dict
 
 
 def test_floats_that_a_file_writes_as_integers_become_floats() -> None:
-    stated = GenerationSettings(temperature=1, repetition_penalty=2, eos_token_id=[3, 4]).stated()
+    stated = generation_settings("", {"temperature": 1, "repetition_penalty": 2, "eos_token_id": [3, 4]}).stated()
     assert stated == {"temperature": 1.0, "repetition_penalty": 2.0, "eos_token_id": [3, 4]}
     assert isinstance(stated["repetition_penalty"], float)  # transformers refuses an integer
 

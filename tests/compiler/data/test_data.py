@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import msgspec
 import numpy as np
 import pandas
 import pytest
@@ -422,7 +423,7 @@ def test_a_bundles_held_out_data(tmp_path: Path) -> None:
     assert all((found[0][name] == expected[0][name]).all() for name in found[0])
     assert (found[1] == expected[1]).all()
     with pytest.raises(CompileError, match="names no held-out data"):
-        read_held_out(entry.model_copy(update={"eval": None}), task.eval, tiny_files.reader(TOKENIZER), 14, 8)
+        read_held_out(msgspec.structs.replace(entry, eval=None), task.eval, tiny_files.reader(TOKENIZER), 14, 8)
 
 
 def test_the_task_file_reaches_the_reader(tmp_path: Path) -> None:

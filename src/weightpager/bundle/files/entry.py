@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Annotated, BinaryIO
 
 from blake3 import blake3
-from pydantic import Field
+from msgspec import Meta
 
 from weightpager.bundle.files.regular_file import is_hollow, open_regular
 from weightpager.bundle.files.strict import Strict
 from weightpager.errors import BundleFormatError
 
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
-class FileEntry(Strict):
+class FileEntry(Strict, frozen=True, kw_only=True):
     """Size and BLAKE3 of one file, as the manifest states them."""
 
-    bytes: Annotated[int, Field(ge=0, lt=2**48)]
+    bytes: Annotated[int, Meta(ge=0, lt=2**48)]
     blake3: Hash
 
 

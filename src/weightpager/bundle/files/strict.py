@@ -1,20 +1,25 @@
-"""`Strict`: the base of every JSON document that this project writes and reads."""
+"""`Strict`: the base of the JSON documents that a device reads of a bundle, over msgspec, which takes little memory."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import json
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import msgspec
+from msgspec import Struct, ValidationError
 
+from weightpager.bundle.files.misfit import explain
 from weightpager.errors import BundleFormatError
 
 _Self = TypeVar("_Self", bound="Strict")
+_Struct = TypeVar("_Struct", bound=Struct)
 
 
-class Strict(BaseModel):
-    """Frozen; unknown keys refused; no silent conversion. A hopeless model's perplexity is written as ``Infinity``."""
+class Strict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Frozen; unknown keys refused; no silent conversion. A hopeless model's perplexity is written as ``Infinity``.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants")
+    Bounds of fields are checked when a document is read, what ``__post_init__`` says whenever a value is made.
+    """
 
     @classmethod
     def read(cls: type[_Self], name: str, content: bytes) -> _Self:
@@ -23,9 +28,54 @@ class Strict(BaseModel):
         Raises:
             BundleFormatError: names the first field that is wrong.
         """
-        try:
-            return cls.model_validate_json(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "document"
-            raise BundleFormatError(name, field, first["msg"], repr(first.get("input"))[:120]) from None
+        return checked(name, cls, parse(name, content))
+
+    def plain(self) -> dict[str, Any]:
+        """Its fields, made of JSON's types."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found
+
+    def dump(self) -> bytes:
+        """The JSON that `read` reads."""
+        return json.dumps(self.plain(), indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def parse(name: str, content: bytes) -> Any:
+    """A document's value.
+
+    Raises:
+        BundleFormatError: the file ``name`` is no JSON in UTF-8.
+    """
+    try:
+        found = json.loads(content.decode())
+        msgspec.json.encode(found)  # refuses halves of surrogate pairs, which could never be printed
+    except (ValueError, RecursionError) as error:
+        raise BundleFormatError(name, "content", "JSON", str(error)[:120]) from None
+    return found
+
+
+def read_parts(name: str, kind: type[_Struct], content: bytes) -> _Struct:
+    """What ``kind`` has of a document, without making anything of the rest, which may be large.
+
+    Raises:
+        BundleFormatError: the file ``name`` is no JSON, or a part doesn't fit.
+    """
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (ValueError, RecursionError):
+        return checked(name, kind, parse(name, content))  # which says what is wrong
+
+
+def checked(name: str, kind: type[_Struct], value: Any, at: str = "") -> _Struct:
+    """A document, or the part of it at a path, as what its JSON value stands for.
+
+    Raises:
+        BundleFormatError: the value doesn't fit; names the first field that is wrong.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except ValidationError as error:
+        field, expected, found = explain(kind, value, str(error))
+        raise BundleFormatError(name, f"{at}.{field}".strip(".") or "document", expected, found) from None
+    except RecursionError:
+        raise BundleFormatError(name, at or "document", "a document of few levels", "more") from None

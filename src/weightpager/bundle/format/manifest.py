@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from msgspec import Meta, field
 
 from weightpager.blocks import MAX_TASKS, BlockGrid, BlockShape
 from weightpager.bundle.files.entry import FileEntry, Hash
-from weightpager.bundle.files.strict import Strict
+from weightpager.bundle.files.strict import Strict, checked, parse
 from weightpager.bundle.format.names import MANIFEST
 from weightpager.bundle.format.page_file import ALIGNMENT, file_name, row_file_name
 from weightpager.bundle.format.row_table import RowTableEntry
@@ -58,21 +58,21 @@ FORMS: dict[TaskKind, Form] = {
     "image-classification": Form("AutoModelForImageClassification", images=True),
 }
 
-TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
-Count = Annotated[int, Field(ge=0, lt=2**31)]
-Features = Annotated[int, Field(ge=1, le=2**24)]
+TaskName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}\Z")]
+Count = Annotated[int, Meta(ge=0, lt=2**31)]
+Features = Annotated[int, Meta(ge=1, le=2**24)]
 
 
-class WeightEntry(Strict):
+class WeightEntry(Strict, frozen=True, kw_only=True):
     """One paged weight; ``layer`` is the model layer that it belongs to, in execution order."""
 
-    name: Annotated[str, Field(min_length=1, max_length=512)]
-    layer: Annotated[int, Field(ge=0, lt=2**16)]
+    name: Annotated[str, Meta(min_length=1, max_length=512)]
+    layer: Annotated[int, Meta(ge=0, lt=2**16)]
     out_features: Features
     in_features: Features
 
 
-class Score(Strict):
+class Score(Strict, frozen=True, kw_only=True):
     """A metric's value on held-out data."""
 
     metric: str
@@ -80,7 +80,7 @@ class Score(Strict):
     items: Count
 
 
-class EvalData(Strict):
+class EvalData(Strict, frozen=True, kw_only=True):
     """The held-out data that a task was measured on, so that a device can measure it again.
 
     ``text`` is the column of what the task reads, images included; ``blake3`` of images is over all of them.
@@ -93,7 +93,7 @@ class EvalData(Strict):
     items: Count | None
 
 
-class TaskEntry(Strict):
+class TaskEntry(Strict, frozen=True, kw_only=True):
     """One task; its files lie in ``tasks/<name>/``.
 
     ``sparsity`` is the fraction of the paged weights' blocks that the task drops; ``max_length`` is in tokens, and
@@ -103,18 +103,16 @@ class TaskEntry(Strict):
     name: TaskName
     kind: TaskKind
     classes: list[str]
-    max_length: Annotated[int, Field(ge=1, le=2**20)] | None
-    sparsity: Annotated[float, Field(ge=0, lt=1)]
+    max_length: Annotated[int, Meta(ge=1, le=2**20)] | None
+    sparsity: Annotated[float, Meta(ge=0, lt=1)]
     dense: Score | None
     eval: EvalData | None
 
-    @model_validator(mode="after")
-    def _classes(self) -> TaskEntry:
+    def __post_init__(self) -> None:
         if FORMS[self.kind].labels != "none" and not self.classes:
             raise ValueError(f"classes of a {self.kind} task, got none")
         if (self.max_length is None) != self.takes_images:
             raise ValueError(f"a max_length of texts and none of images, got {self.max_length} for {self.kind}")
-        return self
 
     @property
     def takes_images(self) -> bool:
@@ -122,7 +120,7 @@ class TaskEntry(Strict):
         return FORMS[self.kind].images
 
 
-class Manifest(Strict):
+class Manifest(Strict, frozen=True, kw_only=True):
     """The whole bundle."""
 
     format: Literal["weightpager-bundle"]
@@ -131,37 +129,22 @@ class Manifest(Strict):
     block: str
     layout: Literal["interleaved"]
     dtype: PageDtype
-    page_bytes: Annotated[int, Field(ge=ALIGNMENT, le=2**28)]
-    page_files: Annotated[list[Count], Field(max_length=10_000)]
-    layers: Annotated[int, Field(ge=1, le=2**16)]
-    weights: Annotated[list[WeightEntry], Field(min_length=1, max_length=2**20)]
-    tasks: Annotated[list[TaskEntry], Field(min_length=1, max_length=MAX_TASKS)]
-    transitions: list[list[Annotated[float, Field(ge=0, le=1)]]]
+    page_bytes: Annotated[int, Meta(ge=ALIGNMENT, le=2**28)]
+    page_files: Annotated[list[Count], Meta(max_length=10_000)]
+    layers: Annotated[int, Meta(ge=1, le=2**16)]
+    weights: Annotated[list[WeightEntry], Meta(min_length=1, max_length=2**20)]
+    tasks: Annotated[list[TaskEntry], Meta(min_length=1, max_length=MAX_TASKS)]
+    transitions: list[list[Annotated[float, Meta(ge=0, le=1)]]]
     alignment: float | None
     resident_reasons: dict[str, str]
-    row_files: Annotated[list[Count], Field(max_length=10_000)] = Field(default_factory=list)
-    row_tables: Annotated[list[RowTableEntry], Field(max_length=2**16)] = Field(default_factory=list)
-    tied_tables: Annotated[list[TiedTableEntry], Field(max_length=2**16)] = Field(default_factory=list)
+    row_files: Annotated[list[Count], Meta(max_length=10_000)] = field(default_factory=list)
+    row_tables: Annotated[list[RowTableEntry], Meta(max_length=2**16)] = field(default_factory=list)
+    tied_tables: Annotated[list[TiedTableEntry], Meta(max_length=2**16)] = field(default_factory=list)
     files: dict[str, FileEntry]
 
-    @field_validator("version")
-    @classmethod
-    def _known(cls, version: int) -> int:
-        if not 1 <= version <= VERSION:
-            raise ValueError(f"a version from 1 to {VERSION}; a newer weightpager may read this bundle")
-        return version
-
-    @field_validator("files")
-    @classmethod
-    def _inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        for name in files:
-            parts = PurePosixPath(name).parts
-            if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
-                raise ValueError(f"a path inside the bundle, got {name!r}")
-        return files
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Manifest:
+    def _check(self) -> None:
+        """Refuse parts that don't go together. Done of what is read: changes may come one by one."""
+        _check_inside(self.files)
         try:
             block = BlockShape.parse(self.block)
         except ConfigError as error:
@@ -189,7 +172,6 @@ class Manifest(Strict):
             Transitions(tuple(task.name for task in self.tasks), np.array(self.transitions))
         except ConfigError as error:
             raise ValueError(str(error)) from error
-        return self
 
     def _check_rows(self) -> None:
         wanted = sum(table.pages(self.page_bytes) for table in self.row_tables)
@@ -275,8 +257,22 @@ class Manifest(Strict):
         Raises:
             BundleFormatError: names the first field that is wrong.
         """
-        return cls.read(MANIFEST, text)
+        value = parse(MANIFEST, text)
+        version = value.get("version") if isinstance(value, dict) else None
+        if isinstance(version, int) and not 1 <= version <= VERSION:  # before its fields, which may be others
+            known = f"a version from 1 to {VERSION}; a newer weightpager may read this bundle"
+            raise BundleFormatError(MANIFEST, "version", known, version)
+        found = checked(MANIFEST, cls, value)
+        try:
+            found._check()
+        except ValueError as error:
+            expected, _, other = str(error).partition(", got ")
+            raise BundleFormatError(MANIFEST, "document", expected, other or "others") from None
+        return found
 
-    def dump(self) -> bytes:
-        """The JSON that `parse` reads."""
-        return self.model_dump_json(indent=1).encode() + b"\n"
+
+def _check_inside(files: Iterable[str]) -> None:
+    for name in files:
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+            raise BundleFormatError(MANIFEST, "files", "paths inside the bundle", repr(name)[:120])

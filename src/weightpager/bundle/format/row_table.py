@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from msgspec import Meta
 
 from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.files.tensor_file import Header, Stated
@@ -30,10 +30,10 @@ CURVE = 64
 
 _PIECE = 4096  # rows that are encoded at once
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 
 
-class RowTableEntry(Strict):
+class RowTableEntry(Strict, frozen=True, kw_only=True):
     """One table.
 
     Attributes:
@@ -43,18 +43,16 @@ class RowTableEntry(Strict):
         uses: task → share of its look-ups that the first i/64 of the places serve, for i from 0 to 64.
     """
 
-    name: Annotated[str, Field(min_length=1, max_length=512)]
-    rows: Annotated[int, Field(ge=1, lt=2**31)]
-    columns: Annotated[int, Field(ge=1, le=2**24)]
-    lookups: Annotated[float, Field(ge=0, le=2**31)]
-    uses: dict[str, Annotated[list[Share], Field(min_length=CURVE + 1, max_length=CURVE + 1)]]
+    name: Annotated[str, Meta(min_length=1, max_length=512)]
+    rows: Annotated[int, Meta(ge=1, lt=2**31)]
+    columns: Annotated[int, Meta(ge=1, le=2**24)]
+    lookups: Annotated[float, Meta(ge=0, le=2**31)]
+    uses: dict[str, Annotated[list[Share], Meta(min_length=CURVE + 1, max_length=CURVE + 1)]]
 
-    @model_validator(mode="after")
-    def _rising(self) -> RowTableEntry:
+    def __post_init__(self) -> None:
         for task, curve in self.uses.items():
             if any(later < earlier for earlier, later in pairwise(curve)):
                 raise ValueError(f"uses that rise, got others for {task!r:.80}")
-        return self
 
     @property
     def row_bytes(self) -> int:

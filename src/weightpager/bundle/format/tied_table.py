@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from msgspec import Meta
 
 from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle.files.strict import Strict
@@ -34,7 +34,7 @@ _BLOCKS_HIGH = 64
 """Rows of blocks that are encoded or decoded at once."""
 
 
-class TiedTableEntry(Strict):
+class TiedTableEntry(Strict, frozen=True, kw_only=True):
     """One table.
 
     Attributes:
@@ -43,9 +43,9 @@ class TiedTableEntry(Strict):
         dtype: of its blocks.
     """
 
-    name: Annotated[str, Field(min_length=1, max_length=512)]
-    rows: Annotated[int, Field(ge=1, lt=2**31)]
-    columns: Annotated[int, Field(ge=1, le=2**24)]
+    name: Annotated[str, Meta(min_length=1, max_length=512)]
+    rows: Annotated[int, Meta(ge=1, lt=2**31)]
+    columns: Annotated[int, Meta(ge=1, le=2**24)]
     dtype: TiedDtype
 
     def stored(self, block: BlockShape) -> Stated:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from msgspec import Meta
 
 from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.files.tensor_file import Header, Stated, read_arrays
@@ -46,15 +46,15 @@ class LowRank:
     up: Float32
 
 
-class AdapterConfig(Strict):
+class AdapterConfig(Strict, frozen=True, kw_only=True):
     """The part of PEFT's ``LoraConfig`` that may be stated; anything else would change what is computed."""
 
     peft_type: Literal["LORA"]
     task_type: Literal["CAUSAL_LM"] | None
     base_model_name_or_path: str | None
-    r: Annotated[int, Field(ge=1, le=MOST_RANK)]
-    lora_alpha: Annotated[float, Field(gt=0, le=2**20)]
-    target_modules: Annotated[list[str], Field(min_length=1)]
+    r: Annotated[int, Meta(ge=1, le=MOST_RANK)]
+    lora_alpha: Annotated[float, Meta(gt=0, le=2**20)]
+    target_modules: Annotated[list[str], Meta(min_length=1)]
     bias: Literal["none"]
     inference_mode: bool
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from weightpager.bundle.files.entry import check_file, read_checked
+from weightpager.bundle.files.strict import read_parts
 from weightpager.bundle.format.manifest import FORMS, Manifest
 from weightpager.bundle.format.names import MODEL
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.settings.checks import (
     GENERATION,
+    TOKENIZER_FILE,
     check_choice,
     check_settings,
     generation_settings,
@@ -18,6 +20,7 @@ from weightpager.bundle.settings.checks import (
     parse,
 )
 from weightpager.bundle.settings.foreign_code import foreign_code
+from weightpager.bundle.settings.tokenizer import TokenizerFile, check_tokenizer_file
 from weightpager.bundle.settings.walk import settings_of
 from weightpager.errors import BundleFormatError
 from weightpager.graph import read_graph
@@ -84,6 +87,9 @@ def check_model_file(root: Path, manifest: Manifest, name: str) -> None:
 
 
 def _check_json(name: str, content: bytes) -> None:
+    if name == f"{MODEL}/{TOKENIZER_FILE}":
+        check_tokenizer_file(name, read_parts(name, TokenizerFile, content))
+        return
     values = parse(name, content)
     if name == f"{MODEL}/{GENERATION}":
         generation_settings(name, values)

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.bundle.format.names import REPORT
 from weightpager.bundle.reader import Bundle
+from weightpager.bundle.report.document import Document
 from weightpager.bundle.report.interval import Interval
 from weightpager.errors import BundleFormatError
 
@@ -34,7 +34,7 @@ Compared = Literal["none", "few", "dense", "all"]
 """What a bundle was compared with: nothing; nothing, for few held-out items; the dense model; a shared mask too."""
 
 
-class TaskScore(Strict):
+class TaskScore(Document):
     """A task's metric on ``items`` held-out items, of the dense model and through the engine.
 
     ``density`` is the share of the paged weights' blocks that the task keeps. ``dense`` is None where the held-out
@@ -55,7 +55,7 @@ class TaskScore(Strict):
     loss_interval: Interval | None = None
 
 
-class ControlScore(Strict):
+class ControlScore(Document):
     """Something simpler that could do the same job: one shared mask, or the dense model as it is or quantised.
 
     Where recovery trains, all of them have been trained as long.
@@ -87,7 +87,7 @@ class ControlScore(Strict):
         )
 
 
-class Growth(Strict):
+class Growth(Document):
     """What tasks that were added to a bundle brought with them.
 
     Attributes:
@@ -103,7 +103,7 @@ class Growth(Strict):
     private_bytes: Bytes
 
 
-class FrontierPoint(Strict):
+class FrontierPoint(Document):
     """A strength of alignment that a compile tried.
 
     Attributes:
@@ -117,7 +117,7 @@ class FrontierPoint(Strict):
     loss: float | None
 
 
-class Fit(Strict):
+class Fit(Document):
     """What a compile made of a budget that was stated in place of sparsity and dtype.
 
     Attributes:
@@ -135,7 +135,7 @@ class Fit(Strict):
     why: str
 
 
-class CompileReport(Strict):
+class CompileReport(Document):
     """One compile.
 
     Attributes:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
+from weightpager.bundle.files.strict import checked
 from weightpager.bundle.settings.bounds import check_bounds
 from weightpager.bundle.settings.models import (
     GENERATION_KEYS,
@@ -28,8 +27,6 @@ IMAGES = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
 TOKENIZER = "tokenizer_config.json"
 TOKENIZER_FILE = "tokenizer.json"
-
-_Checked = TypeVar("_Checked", bound=BaseModel)
 
 _DTYPES = (None, "auto", "float16", "bfloat16", "float32", "float64")
 _CHOICES: dict[str, tuple[object, ...]] = {"dtype": _DTYPES, "torch_dtype": _DTYPES}
@@ -69,13 +66,13 @@ def check_settings(name: str, values: Any) -> None:
     if file == CONFIG:
         _check_config(name, values)
     elif file == IMAGES:
-        validated(name, ImageSettings, values)
+        _check_images(name, values)
     elif file == PROCESSOR and isinstance(values.get("image_processor"), dict):
-        validated(name, ImageSettings, values["image_processor"])
+        _check_images(name, values["image_processor"])
     elif file == TOKENIZER:
-        validated(name, TokenizerSettings, values)
+        checked(name, TokenizerSettings, values)
     elif file == TOKENIZER_FILE:
-        check_tokenizer_file(name, validated(name, TokenizerFile, values))
+        check_tokenizer_file(name, checked(name, TokenizerFile, values))
 
 
 def check_choice(name: str, setting: Setting, choices: Mapping[str, tuple[object, ...]]) -> None:
@@ -98,35 +95,28 @@ def generation_settings(name: str, values: dict[str, Any]) -> GenerationSettings
     """
     if others := values.keys() - set(GENERATION_KEYS):
         raise BundleFormatError(name, "keys", f"only {', '.join(GENERATION_KEYS)}", ", ".join(sorted(others))[:80])
-    return validated(name, GenerationSettings, values)
+    return checked(name, GenerationSettings, values)
 
 
-def validated(name: str, model: type[_Checked], values: Any, at: str = "") -> _Checked:
-    """Validate a document, or the part of it at a path, with a pydantic model.
-
-    Raises:
-        BundleFormatError: it isn't.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join([at, *(str(part) for part in first["loc"])]).strip(".") or "document"
-        raise BundleFormatError(name, field, first["msg"], repr(first.get("input"))[:80]) from None
+def _check_images(name: str, values: dict[str, Any]) -> None:
+    checked(name, ImageSettings, values)
+    for key, value in values.items():
+        if key.startswith("do_") and not isinstance(value, (bool, type(None))):
+            raise BundleFormatError(name, key, "true or false", repr(value)[:80])
 
 
 def _check_config(name: str, values: dict[str, Any]) -> None:
     check_bounds(name, values)
-    validated(name, CommonSettings, values)
+    checked(name, CommonSettings, values)
     for setting in settings_of(name, values):
         check_choice(name, setting, _CHOICES)
         if setting.key in ROPE and setting.value is not None:
             if not isinstance(setting.value, dict):
                 raise BundleFormatError(name, setting.path, "an object", repr(setting.value)[:80])
             for layers, rope in rope_of(setting.value).items():
-                validated(name, RopeSettings, rope, f"{setting.path}.{layers}".strip("."))
+                checked(name, RopeSettings, rope, f"{setting.path}.{layers}".strip("."))
         elif setting.key.endswith("_config") and isinstance(setting.value, dict):
-            validated(name, CommonSettings, setting.value, setting.path)
+            checked(name, CommonSettings, setting.value, setting.path)
 
 
 def _constant(name: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from msgspec import Meta, Struct
 
 from weightpager.bundle.settings.models import Settings, Tokens
 from weightpager.errors import BundleFormatError
@@ -13,11 +13,11 @@ from weightpager.errors import BundleFormatError
 Side = Literal["left", "right"]
 
 
-class TokenizerSettings(Settings):
+class TokenizerSettings(Settings, frozen=True, kw_only=True):
     """Settings of all tokenizers in ``tokenizer_config.json``. Further ones are kept, and tried."""
 
-    tokenizer_class: Annotated[str, Field(pattern=r"^[0-9A-Za-z_]{1,100}$")] | None = None
-    model_max_length: Annotated[int, Field(ge=1)] | Annotated[float, Field(ge=1)] | None = None
+    tokenizer_class: Annotated[str, Meta(pattern=r"^[0-9A-Za-z_]{1,100}\Z")] | None = None
+    model_max_length: Annotated[int, Meta(ge=1)] | Annotated[float, Meta(ge=1, le=1e300)] | None = None
     max_length: Tokens | None = None
     stride: Tokens | None = None
     pad_to_multiple_of: Tokens | None = None
@@ -25,17 +25,13 @@ class TokenizerSettings(Settings):
     truncation_side: Side | None = None
 
 
-class _Fixed(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
+class _Fixed(Struct):
     strategy: Literal["BatchLongest"] | dict[Literal["Fixed"], Tokens]
     pad_to_multiple_of: Tokens | None = None
 
 
-class TokenizerFile(BaseModel):
+class TokenizerFile(Struct):
     """The parts of ``tokenizer.json`` that decide how long a text becomes; the tokenizers library checks the rest."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     padding: _Fixed | None = None
     normalizer: dict[str, Any] | None = None

@@ -87,7 +87,7 @@ def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, ban
         "without_graph": _without_graph(bundle, report),
         "measured_with": None if report is None else report.backend,
         "tied": {} if report is None else report.tied,
-        "tied_tables": [one.model_dump() | {"memory_bytes": one.memory(block)} for one in bundle.manifest.tied_tables],
+        "tied_tables": [one.plain() | {"memory_bytes": one.memory(block)} for one in bundle.manifest.tied_tables],
         "scores": [] if report is None else report.tasks,
         "advice": None if report is None else advise(bundle, report, room),
     }

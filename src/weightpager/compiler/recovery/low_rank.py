@@ -77,6 +77,6 @@ def write_adapters(writer: BundleWriter, weights: TaskWeights, tasks: tuple[Task
         if not parts:
             continue
         config, arrays = serialise(parts, weights.source.models[task.name].base_model_prefix, task.kind)
-        text, content = config.model_dump_json(indent=1).encode() + b"\n", save(arrays, {"format": "pt"})
+        text, content = config.dump(), save(arrays, {"format": "pt"})
         for file, bytes_ in zip(adapter_files(task.name), (text, content), strict=True):
             writer.put(file, bytes_)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from weightpager.bundle.files.strict import Strict
+from weightpager.bundle.report.document import Document
 from weightpager.bundle.report.interval import Interval
 
 
-class DemoTask(Strict):
+class DemoTask(Document):
     """A task's metric: the dense model, ours, one mask shared by all tasks, and the dense model quantised.
 
     All have been trained as long. The interval of ours holds its true value in 95 of 100 cases.
@@ -25,7 +25,7 @@ class DemoTask(Strict):
     sparse_interval: Interval | None = None
 
 
-class DemoSwitch(Strict):
+class DemoSwitch(Document):
     """One ordered pair, cold: medians over the repeats.
 
     Attributes:
@@ -59,7 +59,7 @@ OURS = "weightpager, arena of one task"
 """The row of memory that all others are compared with."""
 
 
-class Resident(Strict):
+class Resident(Document):
     """A way to serve all tasks: its bytes in memory, what a switch must load, and the mean metric of the tasks.
 
     Attributes:
@@ -84,7 +84,7 @@ class Resident(Strict):
         return self.name.startswith("weightpager")
 
 
-class DemoResult(Strict):
+class DemoResult(Document):
     """Everything that the table and the page show.
 
     ``figures`` are what was found of what was asked for, by flat key, and ``verdict`` says in one sentence who wins at

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from weightpager.bundle.files.strict import Strict
+from weightpager.bundle.report.document import Document
 
 
-class Job(Strict):
+class Job(Document):
     """What a process is asked to measure.
 
     Attributes:
@@ -34,7 +34,7 @@ class Job(Strict):
     seed: int
 
 
-class Sample(Strict):
+class Sample(Document):
     """One switch.
 
     Attributes:
@@ -51,7 +51,7 @@ class Sample(Strict):
     bytes: int
 
 
-class Visit(Strict):
+class Visit(Document):
     """One visit of a trace.
 
     Attributes:
@@ -69,7 +69,7 @@ class Visit(Strict):
     process_bytes: int
 
 
-class ProcessMemory(Strict):
+class ProcessMemory(Document):
     """Bytes of a process after all its switches.
 
     Attributes:
@@ -87,7 +87,7 @@ class ProcessMemory(Strict):
     anonymous: int
 
 
-class Found(Strict):
+class Found(Document):
     """All that a process measured.
 
     Attributes:

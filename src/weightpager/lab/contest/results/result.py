@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from weightpager.bundle.files.strict import Strict
 from weightpager.bundle.report.compile_report import ControlScore, TaskScore
+from weightpager.bundle.report.document import Document
 from weightpager.lab.contest.results.found import Found, Sample
 
 Pair = tuple[str, str]
 
 
-class Facts(Strict):
+class Facts(Document):
     """What the bundle is.
 
     Attributes:
@@ -58,7 +58,7 @@ class Facts(Strict):
     planned: list[list[int]]
 
 
-class Limits(Strict):
+class Limits(Document):
     """What was asked for; None if the machine was used as it is."""
 
     memory: int | None
@@ -66,7 +66,7 @@ class Limits(Strict):
     cpus: int | None
 
 
-class Row(Strict):
+class Row(Document):
     """One method under one budget.
 
     Attributes:
@@ -113,7 +113,7 @@ class Row(Strict):
         return fmean(visit.waited for visit in visits) if visits else None
 
 
-class Contest(Strict):
+class Contest(Document):
     """Everything that a run of ``weightpager bench`` found.
 
     Attributes:
