@@ -26,6 +26,17 @@ def test_a_graph_is_written_once(tmp_path: Path) -> None:
     assert path.read_bytes() == b"what was there"
 
 
+def test_where_a_model_lies_asks_for_no_graph_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = []
+    for folder in (tmp_path / "here", tmp_path / "there"):
+        config = config_of("Bert", ALL_ENCODERS["Bert"])
+        config.name_or_path = str(folder)
+        assert write_graphs(BundleWriter(folder), config, [KIND], None) == {}
+        contents.append((folder / graph_file(KIND)).read_bytes())
+        monkeypatch.delattr(write, "export_graph", raising=False)
+    assert contents[0] == contents[1]
+
+
 def test_what_an_architecture_raises_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> None:
         raise KeyError("its own code\nfails")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable
 from functools import lru_cache
@@ -49,11 +50,13 @@ def write_graphs(
 
 
 class _Config:
-    """A configuration as a key: equal to any other that says the same."""
+    """A configuration as a key: equal to any other that says the same of a model, wherever it was read."""
 
     def __init__(self, config: PretrainedConfig) -> None:
         self.config = config
-        self.text = f"{type(config).__name__} {config.to_json_string(use_diff=False)}"
+        said = json.loads(config.to_json_string(use_diff=False))
+        said.pop("_name_or_path", None)
+        self.text = f"{type(config).__name__} {json.dumps(said, sort_keys=True)}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Config) and other.text == self.text
