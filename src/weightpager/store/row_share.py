@@ -20,6 +20,7 @@ import numpy.typing as npt
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint, least_rows, row_memory
 from weightpager.bundle.format.row_table import CURVE, RowTableEntry
+from weightpager.distinct import distinct
 from weightpager.store.read_plan import GROUP_BYTES, StorageModel
 from weightpager.transitions import Transitions
 
@@ -121,7 +122,7 @@ class _Segment:
 
 def _segments(entry: RowTableEntry) -> list[_Segment]:
     """A table's rows beyond the least, in the order of their places."""
-    edges = np.unique(np.clip(np.arange(CURVE + 1) * entry.rows // CURVE, least_rows(entry), entry.rows))
+    edges = distinct(np.clip(np.arange(CURVE + 1) * entry.rows // CURVE, least_rows(entry), entry.rows))
     served = np.interp(edges / entry.rows, np.linspace(0, 1, CURVE + 1), entry.curve())
     size = row_memory(entry)
     return [

@@ -12,6 +12,7 @@ from weightpager.bundle.files.tensor_file import Header, Stated
 from weightpager.bundle.format.block_numbers import BlockNumbers, Int64
 from weightpager.bundle.format.block_table import BlockTable
 from weightpager.bundle.format.manifest import Manifest
+from weightpager.distinct import distinct
 from weightpager.errors import BundleFormatError
 
 FILE = "placement.safetensors"
@@ -161,7 +162,7 @@ class Placement:
             if (bits & empty).any() or (len(bits) and bits[-1] & beyond[0]):
                 raise BundleFormatError(FILE, f"used.{task}", "bits of places that hold a block", "others")
             numbers = self.numbers_at(self.locations_of(task))
-            if len(np.unique(numbers)) != len(numbers):
+            if len(distinct(numbers)) != len(numbers):
                 raise BundleFormatError(FILE, f"used.{task}", "one location for each block of a task", "several")
 
     def _sorted(self, locations: Int64) -> list[tuple[Int64, Int64]]:

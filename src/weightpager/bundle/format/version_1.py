@@ -12,6 +12,7 @@ from weightpager.bundle.format.block_table import FIELDS, BlockTable
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.format.placement import Placement
+from weightpager.distinct import distinct
 from weightpager.errors import BundleFormatError
 
 
@@ -39,7 +40,7 @@ def read_placement(root: Path, manifest: Manifest, numbers: BlockNumbers, pages:
         for position, table in enumerate(_read_tables(root, manifest, pages, file)):
             found = numbers.in_layer(np.array(position), table.blocks(numbers.grids[position])).astype(numbers.dtype)
             before = blocks[table.locations]
-            if ((before != numbers.unused) & (before != found)).any() or len(np.unique(table.locations)) != table.kept:
+            if ((before != numbers.unused) & (before != found)).any() or len(distinct(table.locations)) != table.kept:
                 field = f"{numbers.names[position]}.locations"
                 raise BundleFormatError(file, field, "one block in each place", "several")
             blocks[table.locations] = found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from weightpager.distinct import distinct
 from weightpager.errors import StoreTimeoutError
 from weightpager.runtime.paging.state import PagingState
 from weightpager.runtime.paging.switch_request import SwitchRequest
@@ -102,7 +103,8 @@ class SlotWaits:
     def _beside(self, request: SwitchRequest) -> int:
         """Pages of a task and of those in use, as if the one that is left for it weren't."""
         own = [request.task] if request.leaving is None else [request.task, request.leaving]
-        return len(np.union1d(self._blocks.needs(request.task), self._blocks.locked(but_one_hold_of=own)))
+        locked = self._blocks.locked(but_one_hold_of=own)
+        return len(distinct(np.concatenate([self._blocks.needs(request.task), locked])))
 
     def _tables(self, request: SwitchRequest) -> int:
         """Bytes of their expanded block tables."""

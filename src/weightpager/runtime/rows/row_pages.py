@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle.format.row_table import RowTableEntry
+from weightpager.distinct import distinct
 from weightpager.machine.direct_file import aligned_memory
 from weightpager.runtime.paging.pager import Pager
 from weightpager.store import VerifyingStore
@@ -96,4 +97,4 @@ class RowPages:
         first, last = begin // self._page_bytes, (begin + self._row_bytes - 1) // self._page_bytes
         across = int((last - first).max(initial=0)) + 1
         every = first[:, None] + np.arange(across)
-        return np.unique(every[every <= last[:, None]])
+        return distinct(every[every <= last[:, None]])
