@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 CMAKE := $(or $(shell command -v cmake),$(BIN)/cmake)
 
-.PHONY: demo test test-slow native-test release-test aarch64-test check lint types imports house format clean
+.PHONY: demo test test-slow native-test release-test aarch64-test device-test check lint types imports house format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/weightpager demo --out weightpager-demo.html
@@ -43,6 +43,10 @@ release-test: | $(CMAKE)
 	build/release-test/native_tests --cases 1000
 	tests/native/loads.sh
 	tests/native/pool.sh
+
+# On an install without torch.
+device-test: $(VENV)/dev.stamp
+	tests/device/run.sh $(BIN)/python
 
 aarch64-test: | $(CMAKE)
 	CMAKE=$(CMAKE) JOBS=$(JOBS) tests/native/aarch64.sh

@@ -44,9 +44,11 @@ Storage = Annotated[
 ]
 
 
-_COMPILE = ("pyarrow", "scipy", "torch", "transformers", "yaml")
+_TORCH = ("torch", "transformers")
+_COMPILE = (*_TORCH, "pyarrow", "scipy", "yaml")
 
 _PACKAGES = {
+    "torch": _TORCH,
     "compile": _COMPILE,
     "demo": (*_COMPILE, "jinja2", "matplotlib"),
     "serve": ("fastapi", "jinja2", "prometheus_client", "uvicorn"),

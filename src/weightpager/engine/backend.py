@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from weightpager.answers.model import ModelLimits, TaskModel
@@ -92,14 +94,29 @@ def open_backend(bundle: Bundle, asked: str, device: str) -> Backend:
 
 
 def _torch(bundle: Bundle, device: str) -> Backend:
-    try:
+    with needing_torch("backend: 'torch'", "; or use the backend 'native'"):
         from weightpager.backends.torch.backend import TorchBackend
+    return TorchBackend(bundle, device)
+
+
+@contextmanager
+def needing_torch(what: str, instead: str = "") -> Iterator[None]:
+    """A block of imports that need torch.
+
+    Args:
+        what: needs it.
+        instead: what else could be done, in words behind the message.
+
+    Raises:
+        ConfigError: torch or transformers isn't installed.
+    """
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name not in _TORCH:
             raise
-        needs = f"backend: 'torch' needs {' and '.join(_TORCH)}, and {error.name} isn't installed"
-        raise ConfigError(f"{needs}; install it, or use the backend 'native'") from error
-    return TorchBackend(bundle, device)
+        needs = f"{what} needs {' and '.join(_TORCH)}, and {error.name} isn't installed"
+        raise ConfigError(f"{needs}; install 'weightpager[torch]'{instead}") from error
 
 
 def _chosen(bundle: Bundle, asked: str, device: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from weightpager.answers.model import ModelLimits
 from weightpager.bundle import Bundle
+from weightpager.engine.backend import needing_torch
 from weightpager.engine.forecasts import ForecastReport, Forecasts
 from weightpager.engine.open_bundle import OpenBundle
 from weightpager.engine.open_task import OpenTask
@@ -83,8 +84,10 @@ class EngineView:
 
         Raises:
             BundleFormatError: transformers can't read it, or the tasks read images.
+            ConfigError: transformers isn't installed; `reader` gives a tokenizer that does without.
         """
-        from weightpager.backends.torch.model import architecture
+        with needing_torch("tokenizer: transformers' own"):
+            from weightpager.backends.torch.model import architecture
 
         return architecture.tokenizer(self.bundle)
 
@@ -93,9 +96,10 @@ class EngineView:
 
         Raises:
             BundleFormatError: transformers can't read it, or the tasks read texts.
-            ConfigError: Pillow isn't installed.
+            ConfigError: Pillow or transformers isn't installed.
         """
-        from weightpager.backends.torch.model import architecture
+        with needing_torch("image processor: transformers' own"):
+            from weightpager.backends.torch.model import architecture
 
         return architecture.image_reader(self.bundle).processor
 

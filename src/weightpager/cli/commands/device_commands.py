@@ -12,7 +12,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import check_fits
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
-from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Json, Quiet, Rows
+from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Json, Quiet, Rows, extra
 from weightpager.cli.progress import progress
 from weightpager.config import parse_size
 from weightpager.errors import BudgetError, ConfigError
@@ -134,12 +134,12 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create.", show_default=False)],
     json: Json = False,
 ) -> None:
-    """Export a task as an ordinary dense-with-zeros transformers directory.
+    """Export a task as an ordinary dense-with-zeros transformers directory. Needs `weightpager[torch]`.
 
     Example: `weightpager export assistant.bundle --task spam --out spam-hf/`
     """
-    from weightpager.backends.torch.export import export_task
-    from weightpager.bundle import Bundle
+    with extra("torch"):
+        from weightpager.backends.torch.export import export_task
 
     written = export_task(Bundle.open(bundle), task, out)
     if json:

@@ -1,0 +1,194 @@
+"""What a device does where torch and transformers aren't installed.
+
+Nothing here needs them: ``run.sh`` runs these tests on an install without them. Elsewhere the tests hide them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+from conftest import Bundles
+
+from bare import python, started, weightpager
+from weightpager.bundle import Bundle
+from weightpager.bundle.report.compile_report import read_report
+from weightpager.kernels.choice import NATIVE
+from weightpager.machine.packages import is_installed
+
+native = pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+images = pytest.mark.skipif(not is_installed("PIL"), reason="weightpager[images] isn't installed")
+serving = pytest.mark.skipif(not is_installed("fastapi"), reason="weightpager[serve] isn't installed")
+
+
+def told(ran: subprocess.CompletedProcess[str]) -> Any:
+    """What a command that went well says in JSON."""
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def test_the_package_and_the_engine_are_imported() -> None:
+    ran = python("import weightpager; weightpager.Engine, weightpager.Bundle")
+    assert ran.returncode == 0, ran.stderr
+
+
+@native
+def test_what_a_device_does_not_need_is_not_imported(bundles: Bundles) -> None:
+    unwanted = ["pydantic", "_hashlib", "asyncio", "email", "ssl", "rich", "typer"]
+    ran = python(f"""
+import sys, weightpager
+with weightpager.Engine.from_pretrained({str(bundles("assistant"))!r}) as engine:
+    engine.predict("animal", ["a b c"])
+print(*(name for name in {unwanted} if name in sys.modules))
+""")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "BUNDLE", "--json"),
+        ("inspect", "BUNDLE", "--budget", "512KiB"),
+        ("verify", "BUNDLE", "--json"),
+        ("plan", "BUNDLE", "--to", "weather", "--json"),
+        ("simulate", "BUNDLE", "--trace", "TRACE", "--json"),
+        ("ls", "FOLDER"),
+        ("ps",),
+    ],
+    ids=lambda arguments: " ".join(arguments[:1]),
+)
+def test_verbs_that_run_no_task_work(arguments: tuple[str, ...], bundles: Bundles, tmp_path: Path) -> None:
+    trace = tmp_path / "day.jsonl"
+    visits = [{"task": "animal", "time": 0}, {"task": "weather", "time": 1}]
+    trace.write_text("".join(json.dumps(visit) + "\n" for visit in visits))
+    bundle = bundles("assistant")
+    places = {"BUNDLE": bundle, "FOLDER": bundle.parent, "TRACE": trace}
+    ran = weightpager(*(places.get(each, each) for each in arguments))
+    assert ran.returncode == 0, ran.stderr
+    assert "torch" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (("compile", "tasks.yaml", "--out", "a.bundle"), "compile"),
+        (("upgrade", "a.bundle", "--out", "b.bundle"), "compile"),
+        (("export", "a.bundle", "--task", "spam", "--out", "spam"), "torch"),
+        (("demo",), "demo"),
+        (("bench", "a.bundle"), "bench"),
+    ],
+    ids=lambda arguments: arguments[0] if isinstance(arguments, tuple) else arguments,
+)
+def test_verbs_that_need_torch_say_what_to_install(arguments: tuple[str, ...], extra: str) -> None:
+    ran = weightpager(*arguments)
+    assert ran.returncode == 2
+    assert f"install 'weightpager[{extra}]' to use this command" in " ".join(ran.stderr.split())
+
+
+@native
+def test_the_doctor_tests_the_native_kernels(tmp_path: Path) -> None:
+    found = told(weightpager("doctor", "--path", tmp_path, "--json"))
+    assert [test["kernel"] for test in found["self_tests"]] == found["kernels"]["available"] == list(NATIVE)
+    assert all(test["failures"] == [] for test in found["self_tests"])
+    assert found["kernels"]["gpu"] is None
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("Engine.from_pretrained({bundle!r}, device='cuda')", "device: 'cuda' needs torch, which isn't installed"),
+        ("Engine.from_pretrained({bundle!r}, backend='torch')", "backend: 'torch' needs torch and transformers"),
+        ("Engine.from_pretrained({bundle!r}).tokenizer()", "tokenizer: transformers' own needs torch and"),
+    ],
+    ids=["device", "backend", "tokenizer"],
+)
+def test_what_needs_torch_is_refused_with_what_to_do(code: str, expected: str, bundles: Bundles) -> None:
+    ran = python(f"from weightpager import Engine; {code.format(bundle=str(bundles('assistant')))}")
+    assert f"ConfigError: {expected}" in ran.stderr
+
+
+@native
+@pytest.mark.parametrize("which", ["assistant", "wordy"])
+def test_tasks_are_switched_and_run(which: str, bundles: Bundles) -> None:
+    ran = python(f"""
+import numpy as np, weightpager
+with weightpager.Engine.from_pretrained({str(bundles(which))!r}) as engine:
+    for name in [*engine.bundle.tasks, *engine.bundle.tasks]:
+        logits = engine.activate(name)(input_ids=np.array([[2, 4, 9, 3]]))["logits"]
+        assert logits.dtype == np.float32 and np.isfinite(logits).all()
+        print(name, logits.shape, engine.verify(), len(engine.report().switches))
+""")
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stdout.splitlines()) == 8
+
+
+@native
+@pytest.mark.parametrize("which", ["assistant", "wordy", "writer"])
+def test_run_answers(which: str, bundles: Bundles) -> None:
+    name = next(iter(Bundle.open(bundles(which)).tasks))
+    found = told(weightpager("run", bundles(which), "--task", name, "--json", "red cat"))
+    assert found["engine"]["backend"] == "native"
+    assert found["predictions"][0]["label"]
+
+
+@native
+def test_images_are_read_where_pillow_is(bundles: Bundles, tmp_path: Path) -> None:
+    picture = tmp_path / "red.ppm"
+    picture.write_bytes(b"P6 20 18 255\n" + bytes([220, 20, 20]) * 360)
+    ran = weightpager("run", bundles("camera"), "--task", "colour", "--image", picture, "--json")
+    if is_installed("PIL"):
+        assert told(ran)["predictions"][0]["label"] in ("red", "green", "blue")
+    else:
+        assert ran.returncode == 2
+        assert "install 'weightpager[images]'" in " ".join(ran.stderr.split())
+
+
+@native
+@pytest.mark.parametrize("which", ["assistant", "writer", pytest.param("camera", marks=images)])
+def test_tasks_are_measured(which: str, bundles: Bundles) -> None:
+    """As by the compile, which read the same data with transformers' tokenizer or image processor."""
+    bundle = bundles(which)
+    found = {task["name"]: task for task in told(weightpager("eval", bundle, "--json", "--quiet"))["tasks"]}
+    for task in read_report(Bundle.open(bundle)).tasks:
+        own = found[task.name]
+        assert (own["metric"], own["dense"], own["items"]) == (task.metric, task.dense, task.items)
+        assert own["sparse"] == pytest.approx(task.sparse, rel=1e-4)
+        assert own["sparse_interval"] == pytest.approx(task.sparse_interval, rel=1e-4)
+
+
+@pytest.mark.skipif(is_installed("fastapi"), reason="weightpager[serve] is installed")
+def test_a_server_says_what_to_install(bundles: Bundles) -> None:
+    ran = weightpager("serve", bundles("writer"))
+    assert ran.returncode == 2
+    assert "install 'weightpager[serve]' to use this command" in " ".join(ran.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def server(bundles: Bundles) -> Iterator[str]:
+    """URL of a server of texts that are continued."""
+    with started("serve", bundles("writer"), "--port", "0", "--log-level", "warning") as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split("/ serves")[0]
+
+
+@native
+@serving
+def test_a_server_answers(server: str) -> None:
+    body = {"model": "animals", "prompt": "red cat", "max_tokens": 3}
+    asked = Request(f"{server}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urlopen(asked, timeout=60) as answer:
+        assert json.load(answer)["usage"]["completion_tokens"] >= 1
+
+
+@native
+@serving
+def test_a_server_is_looked_at(server: str) -> None:
+    assert told(weightpager("top", server, "--json"))["backend"] == "native"
+    assert weightpager("top", server, "--once").returncode == 0
+    assert server in [each["url"] for each in told(weightpager("ps", "--json"))]
