@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from weightpager.answers.kinds import kind_of
 from weightpager.engine import Engine
 from weightpager.errors import ConfigError
 
@@ -40,7 +41,7 @@ class TaskLM(HFLM):  # type: ignore[misc]
 
         Args:
             pretrained: the bundle's directory.
-            task: of the kind language-modeling.
+            task: that generates text.
             budget: as of `Engine.from_pretrained`.
             device: as well, None for "cpu"; "cpu" too where torch finds no other, as the harness's command asks for
                 "cuda:0" unless told otherwise.
@@ -55,8 +56,9 @@ class TaskLM(HFLM):  # type: ignore[misc]
         self._engine = Engine.from_pretrained(pretrained, budget=budget, device=device, dtype=dtype, backend="torch")
         name = str(task)  # the harness takes one that looks like a number for a number
         kind = self._engine.bundle.task(name).kind
-        if kind != "language-modeling":
-            raise ConfigError(f"task {name}: expected language-modeling, found {kind}; 'weightpager eval' measures it")
+        if not kind_of(kind).writes:
+            expected = "expected language-modeling or text-generation"
+            raise ConfigError(f"task {name}: {expected}, found {kind}; 'weightpager eval' measures it")
         super().__init__(pretrained=self._engine.activate(name), tokenizer=self._engine.tokenizer(), **options)
 
 

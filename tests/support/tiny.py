@@ -29,6 +29,9 @@ from weightpager.readers.tokenizer import read_tokenizer
 WORDS = ["red", "green", "blue", "cat", "dog", "cow", "sun", "rain", "snow", "one", "two", "three"]
 
 
+TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}snow{% endif %}"
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
@@ -196,6 +199,23 @@ def text(folder: Path, name: str, words: list[str]) -> dict[str, Any]:
     return {"kind": "language-modeling", **files, "max_length": 16}
 
 
+def completing(
+    folder: Path, name: str, answer: dict[str, str], items: int = 40, *, chat: bool = False
+) -> dict[str, Any]:
+    """A task that says of a prompt's last word what belongs to it."""
+    files = {}
+    for split in ("train", "eval"):
+        drawn = random.Random(f"{name} {split}")
+        rows = []
+        for number in range(items):
+            word = list(answer)[number % len(answer)]
+            asked = " ".join([*drawn.choices(WORDS, k=drawn.randint(1, 6)), word])
+            said = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer[word]}]
+            rows.append({"messages": said} if chat else {"prompt": asked, "completion": answer[word]})
+        files[split] = _write(folder / f"{name}.{split}.jsonl", rows)
+    return {"kind": "text-generation", **files, "max_length": 16, "max_new_tokens": 4}
+
+
 def assistant(folder: Path, **changes: Any) -> dict[str, Any]:
     """A task file of four tasks on a tiny encoder, as a mapping. Controls only if a change says so."""
     content = {
@@ -226,7 +246,7 @@ def wordy(folder: Path, **changes: Any) -> dict[str, Any]:
 def writer(folder: Path, **changes: Any) -> dict[str, Any]:
     """A task file of two tasks on a tiny decoder, as a mapping."""
     content = {
-        "model": str(llama(folder / "llama")),
+        "model": str(changes.get("model") or llama(folder / "llama")),
         "block": "8x8",
         "page": "4KiB",
         "dtype": "bfloat16",
@@ -235,6 +255,21 @@ def writer(folder: Path, **changes: Any) -> dict[str, Any]:
         "tasks": {"animals": text(folder, "animals", WORDS[3:6]), "numbers": text(folder, "numbers", WORDS[9:12])},
     }
     return content | changes
+
+
+def clerk(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A task file of two tasks on a tiny decoder that answer prompts, as a mapping; one reads conversations."""
+    more = {"metrics": ["token-f1", "exact-match", "chrf", "rouge-l"]}
+    tasks = {
+        "after": completing(folder, "after", dict(zip(WORDS[:4], WORDS[4:8], strict=True))) | more,
+        "twice": completing(folder, "twice", {word: f"{word} {word}" for word in WORDS[6:9]}, chat=True),
+    }
+    training = {"steps": 60, "batch": 8, "learning_rate": 1e-2}
+    own = tokenizer()
+    own.eos_token, own.chat_template = "[SEP]", TEMPLATE
+    model = llama(folder / "llama")
+    own.save_pretrained(model)
+    return writer(folder, model=str(model), tasks=tasks, training=training, sparsity=0.3, compare="none") | changes
 
 
 def camera(folder: Path, **changes: Any) -> dict[str, Any]:

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from weightpager.answers.kinds import kind_of
-from weightpager.answers.model import Floats, Integers
 from weightpager.answers.score import Outcomes, Score
 from weightpager.bundle import TaskKind
+from weightpager.bundle.format.manifest import TextMetric
 
 _Given = TypeVar("_Given")
 
 
-def evaluate(logits: Callable[[_Given], Floats], batches: Iterable[tuple[_Given, Integers]], kind: TaskKind) -> Score:
-    """Score whatever gives a batch's logits.
+def evaluate(
+    answer: Callable[[_Given], Any],
+    batches: Iterable[tuple[_Given, Any]],
+    kind: TaskKind,
+    metrics: Sequence[TextMetric] = (),
+) -> Score:
+    """Score whatever answers a batch.
 
     Args:
-        logits: of a batch's inputs, [items, classes] or [texts, tokens, classes].
-        batches: inputs and their labels, [items] or [texts, tokens]; of language models the labels are the input ids.
+        answer: of a batch's inputs, what the kind measures: logits, [items, classes] or [texts, tokens, classes], or
+            texts; see `Kind.answering`.
+        batches: inputs and their labels, [items] or [texts, tokens]; of language models the labels are the input ids,
+            and of generated texts the texts that are wanted.
         kind: of the task.
+        metrics: that the task chooses; empty where its kind has one.
 
     Raises:
         ValueError: no label counts.
     """
-    sums: list[float] = []
+    sums: list[Any] = []
     counts: list[int] = []
     for inputs, labels in batches:
-        found = kind_of(kind).measured(logits(inputs), labels)
+        found = kind_of(kind).measured(answer(inputs), labels, metrics)
         sums += found[0]
         counts += found[1]
-    return Score.of(kind, Outcomes(np.array(sums, np.float64), np.array(counts, np.int64)))
+    columns = np.array(sums, np.float64).reshape(len(sums), len(metrics) or 1)
+    return Score.of(kind, Outcomes(columns[:, 0], np.array(counts, np.int64), columns[:, 1:]), metrics)

@@ -4,44 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import closing
 from typing import Any
 
 from weightpager.answers.begin import begin
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import TaskModel
+from weightpager.answers.query import LoneQuery
 from weightpager.answers.token_reader import TokenReader
-from weightpager.answers.work import Generate, Outcome, Work
+from weightpager.answers.work import Generate, Work
 from weightpager.bundle import TaskEntry
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, RequestError
+from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate
 from weightpager.readers.tokenizer import Tokenizer
 
-
-@dataclass
-class _Lone:
-    """A query of somebody who waits until it is over."""
-
-    work: Work
-    cached: bool = False
-    outcome: Outcome | None = None
-
-    @property
-    def over(self) -> bool:
-        return self.outcome is not None
-
-    def given_up(self, now: float) -> bool:  # noqa: ARG002 - whatever the time
-        return self.over
-
-    def more(self, text: str) -> None:
-        """The whole is told at the end."""
-
-    def done(self, outcome: Outcome) -> None:
-        self.outcome = outcome
+_NEW_TOKENS = 32
+"""Of a continuation, unless somebody says so."""
 
 
 def predict(
-    model: TaskModel, reader: Any, task: TaskEntry, inputs: Sequence[str], *, max_new_tokens: int = 32
+    model: TaskModel, reader: Any, task: TaskEntry, inputs: Sequence[str], *, max_new_tokens: int | None = None
 ) -> list[Prediction]:
     """Run a task's model on inputs, one at a time: a batch's padding would change the last bits of a result.
 
@@ -49,26 +32,40 @@ def predict(
         model: the task's, which is active.
         reader: the bundle's `Tokenizer`, or for images its `ImageReader`.
         task: whose answers are wanted.
-        inputs: texts, or paths of images.
-        max_new_tokens: of a continuation.
+        inputs: texts, or paths of images. To a task whose prompts are conversations, each is what a user says.
+        max_new_tokens: of a continuation; None for as many as the task states, or else 32.
 
     Raises:
-        ConfigError: a text has no tokens, or with its continuation more than the model can read.
+        ConfigError: a text has no tokens, or with its continuation more than the model can read; the model's chat
+            template doesn't take it.
         BundleFormatError: the tokenizer knows words that the model doesn't.
         ImageError: a path leads to no image that can be used; it is named.
     """
     kind, own = kind_of(task.kind), reader
     if not task.takes_images:
         own = TokenReader(reader, model.vocabulary)
+    if max_new_tokens is None:
+        max_new_tokens = _NEW_TOKENS if task.generation is None else task.generation.max_new_tokens
     found = []
-    for given in inputs:
-        query = _Lone(kind.read(own, task, given, max_new_tokens))
+    for given, asked in zip(inputs, _asked(reader, task, inputs), strict=True):
+        query = LoneQuery(kind.read(own, task, asked, max_new_tokens))
         _check(query.work, given, model, reader)
         run = begin(task.kind, model, reader, [query])
         while not query.over:
             run.step(math.inf)
         found.append(kind.prediction(task, given, query.outcome))
     return found
+
+
+def _asked(tokenizer: Any, task: TaskEntry, inputs: Sequence[str]) -> Sequence[str]:
+    """What is read of each input: itself, or a conversation that it begins."""
+    if task.generation is None or task.generation.prompts == "plain":
+        return inputs
+    with closing(ChatTemplate.of(tokenizer, MOST_CHARACTERS)) as template:
+        try:
+            return [template.render([{"role": "user", "content": given}], task.name) for given in inputs]
+        except RequestError as error:
+            raise ConfigError(str(error)) from error
 
 
 def _check(work: Work, text: str, model: TaskModel, tokenizer: Tokenizer) -> None:

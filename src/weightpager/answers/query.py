@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from weightpager.answers.work import Outcome, Work
@@ -30,6 +31,28 @@ class Query(Protocol):
 
     def done(self, outcome: Outcome) -> None:
         """The work is over."""
+
+
+@dataclass
+class LoneQuery:
+    """A `Query` of somebody who waits until it is over."""
+
+    work: Work
+    cached: bool = False
+    outcome: Outcome | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.outcome is not None
+
+    def given_up(self, now: float) -> bool:  # noqa: ARG002 - whatever the time
+        return self.over
+
+    def more(self, text: str) -> None:
+        """The whole is told at the end."""
+
+    def done(self, outcome: Outcome) -> None:
+        self.outcome = outcome
 
 
 class Run(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Metric
 from weightpager.bundle import TaskKind
+from weightpager.bundle.format.manifest import TextMetric
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,12 @@ class Outcomes:
     Attributes:
         sums: float64 ``[N]``: right answers; of a language model, nats.
         counts: int64 ``[N]``: labels that count.
+        others: float64 ``[N, M]``: sums by the other metrics that the task chooses.
     """
 
     sums: npt.NDArray[np.float64]
     counts: npt.NDArray[np.int64]
+    others: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
 
     @classmethod
     def none(cls) -> Outcomes:
@@ -34,17 +38,19 @@ class Outcomes:
 class Score:
     """A metric's mean over ``items``: texts, images (accuracy), labelled words (token accuracy) or predicted tokens.
 
-    ``outcomes`` are those of each text, window or image, in the order of the batches.
+    ``outcomes`` are those of each text, window or image, in the order of the batches; ``others`` are the values of the
+    other metrics that the task chooses.
     """
 
     metric: Metric
     value: float
     items: int
     outcomes: Outcomes = field(default_factory=Outcomes.none, compare=False, repr=False)
+    others: Mapping[Metric, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, kind: TaskKind, outcomes: Outcomes) -> Score:
-        """What a task of this kind has reached with these outcomes.
+    def of(cls, kind: TaskKind, outcomes: Outcomes, metrics: Sequence[TextMetric] = ()) -> Score:
+        """What a task of this kind has reached with these outcomes; by ``metrics``, where it chooses them.
 
         Raises:
             ValueError: no label counts.
@@ -53,7 +59,9 @@ class Score:
         if items == 0:
             raise ValueError("expected at least one label to evaluate, got none")
         own = kind_of(kind)
-        return cls(own.metric, own.value(sum(outcomes.sums.tolist()) / items), items, outcomes)
+        others = dict(zip(metrics[1:], (outcomes.others.sum(0) / items).tolist(), strict=True)) if metrics else {}
+        metric: Metric = metrics[0] if metrics else own.metric
+        return cls(metric, own.value(sum(outcomes.sums.tolist()) / items), items, outcomes, others)
 
     @property
     def higher_is_better(self) -> bool:

@@ -1,7 +1,7 @@
 """A bundle on disk: bytes and their validation, no policy, no torch. ``docs/bundle-format.md`` is its specification."""
 
 from weightpager.bundle.format.block_table import BlockTable
-from weightpager.bundle.format.manifest import EvalData, Manifest, Score, TaskEntry, TaskKind, WeightEntry
+from weightpager.bundle.format.manifest import EvalData, Generation, Manifest, Score, TaskEntry, TaskKind, WeightEntry
 from weightpager.bundle.format.page_index import PageIndex
 from weightpager.bundle.reader import Bundle
 from weightpager.bundle.writer import BundleWriter, writing
@@ -11,6 +11,7 @@ __all__ = [
     "Bundle",
     "BundleWriter",
     "EvalData",
+    "Generation",
     "Manifest",
     "PageIndex",
     "Score",

@@ -217,7 +217,7 @@ class Engine(EngineMaintenance):
         self._check_open()
         return self._open.model(name)
 
-    def predict(self, name: str, inputs: Sequence[str], *, max_new_tokens: int = 32) -> list[Prediction]:
+    def predict(self, name: str, inputs: Sequence[str], *, max_new_tokens: int | None = None) -> list[Prediction]:
         """A task's answers to texts, or to images by their paths.
 
         The task is current afterwards. Each input is read alone, as `weightpager run` does it.
@@ -225,7 +225,7 @@ class Engine(EngineMaintenance):
         Args:
             name: of the task.
             inputs: texts, or paths of images.
-            max_new_tokens: of a continuation.
+            max_new_tokens: of a continuation; None for as many as the task states, or else 32.
 
         Raises:
             ConfigError: a text has no tokens, or with its continuation more than the model can read.

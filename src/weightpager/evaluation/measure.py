@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from weightpager.answers.evaluate import evaluate
+from weightpager.answers.kinds import kind_of
 from weightpager.answers.score import Score
 from weightpager.bundle import Bundle, TaskEntry
-from weightpager.bundle.report.compile_report import TaskScore, has_report, read_report
+from weightpager.bundle.report.compile_report import OtherScore, TaskScore, has_report, read_report
 from weightpager.engine import Engine
 from weightpager.errors import CompileError
 from weightpager.evaluation import intervals
@@ -43,7 +44,9 @@ def score_task(engine: Engine, name: str, batches: Sequence[Labelled], progress:
     """One task's score through the engine."""
     entry = engine.bundle.task(name)
     with engine.task(name):
-        return evaluate(engine.model(name).logits, _counted(batches, partial(progress, f"measure {name}")), entry.kind)
+        answer = kind_of(entry.kind).answering(engine.model(name), engine.reader(), entry.generation)
+        metrics = () if entry.generation is None else entry.generation.metrics
+        return evaluate(answer, _counted(batches, partial(progress, f"measure {name}")), entry.kind, metrics)
 
 
 def task_score(bundle: Bundle, name: str, found: Score, dense: Score | None = None) -> TaskScore:
@@ -60,6 +63,10 @@ def task_score(bundle: Bundle, name: str, found: Score, dense: Score | None = No
         dense_interval=None if dense is None else intervals.of_score(dense),
         sparse_interval=intervals.of_score(found),
         loss_interval=None if dense is None else intervals.of_gap(dense, found, dense),
+        others=[
+            OtherScore(metric=metric, dense=None if dense is None else dense.others[metric], sparse=value)
+            for metric, value in found.others.items()
+        ],
     )
 
 
@@ -76,7 +83,9 @@ def _beside_dense(bundle: Bundle, score: TaskScore) -> TaskScore:
     if known is None:
         return score
     lost = known.loss_interval if known.sparse == score.sparse else None
-    return score.model_copy(update={"dense_interval": known.dense_interval, "loss_interval": lost})
+    dense = {other.metric: other.dense for other in known.others}
+    others = [other.model_copy(update={"dense": dense.get(other.metric)}) for other in score.others]
+    return score.model_copy(update={"dense_interval": known.dense_interval, "loss_interval": lost, "others": others})
 
 
 def _held_out(entry: TaskEntry, reader: Tokenizer | ImageReader, vocabulary: int) -> tuple[Sequence[Labelled], bool]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
-from weightpager.answers.model import Inputs, Integers
+from weightpager.answers.model import Inputs
 from weightpager.bundle.format.manifest import FORMS, TaskKind
 
-Labelled = tuple[Inputs, Integers]
+Labelled = tuple[Inputs, Any]
 """A batch: a model's inputs, and labels: int64 [items] where texts or images are classified, else [texts, tokens].
 
-Of language modeling they are the input ids, which its `Kind` shifts.
+Of language modeling they are the input ids, which its `Kind` shifts; of completions these alone. Where prompts are to
+be answered, the inputs are the prompts and the labels a tuple of the texts that are wanted.
 """
 
 EVAL_BATCH = 32
@@ -53,11 +54,19 @@ def batched(
 ) -> Batches[_Batch]:
     """Every item once, sorted by length because padding costs as much as text does.
 
-    Windows of a language model come in batches of at most 2048 tokens, or one by one.
+    Texts of a language model come in batches of at most 2048 tokens, padding included, or one by one.
     """
-    size = at_once(size, items[0].length, kind)
     ordered = sorted(items, key=lambda item: int(item.length))
-    return Batches([ordered[start : start + size] for start in range(0, len(ordered), size)], collate)
+    return Batches(list(_parts(ordered, size, kind)), collate)
+
+
+def _parts(ordered: Sequence[Any], size: int, kind: TaskKind) -> Iterator[Sequence[Any]]:
+    """Items in a row, the longest last, that make a batch each."""
+    start = 0
+    for stop in range(1, len(ordered) + 1):
+        if stop == len(ordered) or stop - start >= at_once(size, ordered[stop].length, kind):
+            yield ordered[start:stop]
+            start = stop
 
 
 def at_once(size: int, length: int, kind: TaskKind) -> int:

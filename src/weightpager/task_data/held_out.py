@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from weightpager.answers.padded import pad_id
 from weightpager.bundle.format.manifest import FORMS, TaskEntry, TaskKind
 from weightpager.errors import CompileError
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
-from weightpager.task_data import images, texts
+from weightpager.task_data import completions, images, texts
 from weightpager.task_data.batches import Batches, Labelled, batched
 from weightpager.task_data.images import Picture
 from weightpager.task_data.rows import hashed
@@ -43,7 +43,13 @@ def read_held_out(
         raise CompileError(f"{entry.name}: the bundle names no held-out data for this task")
     columns = (entry.eval.text, entry.eval.label)
     items = items_reader(entry.kind, columns, reader, entry.classes, entry.max_length or 0)
-    found = items(path, place(entry.name, "eval", path), entry.eval.items)
+    where = place(entry.name, "eval", path)
+    found = items(path, where, entry.eval.items)
+    if entry.generation is not None:
+        if (form := completions.form(found)) != entry.generation.prompts:
+            expected = f"expected prompts of the form {entry.generation.prompts}, as the task was compiled with"
+            raise CompileError(f"{where}: {expected}, found {form}")
+        return completions.prompts(found, size, pad_id(vocabulary, cast(Tokenizer, reader)))
     return batched(found, size, entry.kind, _collated(reader, vocabulary))
 
 
@@ -55,12 +61,14 @@ def items_reader(
     Args:
         kind: of the task.
         columns: of inputs and labels.
-        reads: `texts.TextTokens`, or for images an `ImageReader`.
+        reads: `texts.TextTokens`, of prompts and completions a `Tokenizer`, or for images an `ImageReader`.
         classes: in the order of their ids.
         max_length: of texts, in tokens.
     """
     if FORMS[kind].images:
         return lambda path, where, most: images.read(path, where, columns, classes, reads, most)
+    if FORMS[kind].completes:
+        return completions.CompletionReader(*columns, reads, max_length).read
     return TextReader(kind, *columns, reads, tuple(classes), max_length).read
 
 

@@ -17,6 +17,7 @@ from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.evaluate import evaluate
 from weightpager.compiler.model.loss import loss
+from weightpager.compiler.model.replaced import Replaced
 
 
 class Lookup(nn.Module):
@@ -33,6 +34,17 @@ class Lookup(nn.Module):
         self.modes.append((self.training, torch.is_inference_mode_enabled()))
         logits = self.table[input_ids]
         return SimpleNamespace(logits=logits[:, 0] if self.whole_text else logits)
+
+
+class Scored(nn.Module):
+    """Logits are a layer's, of the first token's id."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.layer(input_ids[:, :1].float()))
 
 
 def batch(ids: list[list[int]], labels: list[int] | list[list[int]]) -> Batch:
@@ -103,11 +115,19 @@ def test_modes_and_progress() -> None:
     assert seen == [(1, 2), (2, 2)]
 
 
-def test_any_callable_will_do() -> None:
-    def model(input_ids: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=torch.eye(2)[input_ids[:, 0]])
-
-    assert evaluate(model, [batch([[0], [1]], [0, 1])], "text-classification").value == 1.0
+def test_a_module_is_scored_with_other_values() -> None:
+    layer = nn.Linear(1, 2, bias=False)
+    wrong, right = torch.tensor([[1.0], [-1.0]]), torch.tensor([[-1.0], [1.0]])
+    layer.weight.data = wrong
+    model = Replaced(Scored(layer), {"layer.weight": right})
+    batches = [batch([[-1], [1]], [0, 1])]
+    assert evaluate(model, batches, "text-classification").value == 1.0
+    assert evaluate(model.module, batches, "text-classification").value == 0.0
+    with model.as_module() as own:
+        assert own is model.module
+        assert torch.equal(layer.weight, right)
+        assert evaluate(own, batches, "text-classification").value == 1.0
+    assert torch.equal(layer.weight, wrong)
 
 
 def test_nothing_to_evaluate() -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from weightpager.answers.model import Floats, Inputs, Integers, TaskModel
+from weightpager.answers.model import Floats, Inputs, TaskModel
 from weightpager.answers.padded import pad_id, padded
 from weightpager.answers.work import Outcome, Work
-from weightpager.bundle import TaskEntry
+from weightpager.bundle import Generation, TaskEntry
+from weightpager.bundle.format.manifest import TextMetric
 
-Metric = Literal["accuracy", "token accuracy", "perplexity"]
+Metric = Literal["accuracy", "token accuracy", "perplexity"] | TextMetric
 
 IGNORED = -100
 """The label of a position that is neither learned nor counted."""
@@ -39,7 +40,7 @@ class Kind(ABC):
     """A kind of tasks; those on texts need no `batch` of their own.
 
     Attributes:
-        metric: what held-out data is measured by.
+        metric: what held-out data is measured by, where a task doesn't choose.
         writes: whether its tasks continue texts, and so have no classes.
     """
 
@@ -77,8 +78,30 @@ class Kind(ABC):
     def prediction(self, task: TaskEntry, given: str, outcome: Any) -> Prediction:
         """An outcome in the task's own words."""
 
-    def measured(self, logits: Floats, labels: Integers) -> tuple[list[float], list[int]]:
-        """Of each item, sum and count of what the metric averages: here the hits."""
+    def answering(
+        self,
+        model: TaskModel,
+        tokenizer: Any,  # noqa: ARG002 - for kinds whose answers are texts
+        generation: Generation | None,  # noqa: ARG002
+    ) -> Callable[[Inputs], Any]:
+        """What finds, of a batch's inputs, that which `measured` compares with labels: here the logits.
+
+        Args:
+            model: of the task, which is active when it is called.
+            tokenizer: of the model, a `Tokenizer`.
+            generation: of the task, if it has one.
+        """
+        return model.logits
+
+    def measured(self, found: Any, labels: Any, metrics: Sequence[TextMetric] = ()) -> tuple[list[Any], list[int]]:  # noqa: ARG002
+        """Of each item, sum and count of what the metric averages: here the hits; several sums of several metrics.
+
+        Args:
+            found: what `answering` finds.
+            labels: [items], or [texts, tokens].
+            metrics: that the task chooses.
+        """
+        logits: Floats = found
         counted = (labels != IGNORED).reshape(len(labels), -1)
         hits = (logits.argmax(-1) == labels).reshape(len(labels), -1) & counted
         return hits.sum(1).astype(float).tolist(), counted.sum(1).tolist()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from weightpager.answers.kinds.kind import IGNORED, Kind, Prediction
-from weightpager.answers.model import Floats, Integers
+from weightpager.answers.model import Floats
 from weightpager.answers.softmax import log_softmax
 from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import Generate, Generated, Outcome
 from weightpager.bundle import TaskEntry
+from weightpager.bundle.format.manifest import TextMetric
 
 
 class LanguageModeling(Kind):
@@ -32,13 +34,13 @@ class LanguageModeling(Kind):
         """The continuation."""
         return Prediction(given, outcome.text)
 
-    def measured(self, logits: Floats, labels: Integers) -> tuple[list[float], list[int]]:
+    def measured(self, found: Any, labels: Any, metrics: Sequence[TextMetric] = ()) -> tuple[list[Any], list[int]]:  # noqa: ARG002
         """Nats of each window: the logits of a token are those of the next one."""
         nats, counts = [], []
-        for own, wanted in zip(logits, labels[:, 1:], strict=True):  # one at a time: a large vocabulary takes memory
+        for own, wanted in zip(found, labels[:, 1:], strict=True):  # one at a time: a large vocabulary takes memory
             counted = wanted != IGNORED
-            found = log_softmax(own[:-1][counted])
-            nats.append(-float(found[np.arange(len(found)), wanted[counted]].sum(dtype=np.float64)))
+            logs = log_softmax(own[:-1][counted])
+            nats.append(-float(logs[np.arange(len(logs)), wanted[counted]].sum(dtype=np.float64)))
             counts.append(int(counted.sum()))
         return nats, counts
 

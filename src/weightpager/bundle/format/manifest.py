@@ -33,7 +33,9 @@ bytes for a row and three bits for a block, so that few places must not ask for 
 
 _DTYPES_OF_VERSION_1 = ("bfloat16", "float32", "int8")
 
-TaskKind = Literal["text-classification", "token-classification", "language-modeling", "image-classification"]
+TaskKind = Literal[
+    "text-classification", "token-classification", "language-modeling", "image-classification", "text-generation"
+]
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ class Form:
         model: the class of transformers that runs them.
         images: whether they read images; else they read texts.
         labels: one for each text or image, one for each of its words, or none: the text itself is what is learnt.
+        completes: whether a text is a prompt and a completion; then the completion alone is learnt and measured.
     """
 
     model: str
     images: bool = False
     labels: Literal["one", "each word", "none"] = "one"
+    completes: bool = False
 
 
 FORMS: dict[TaskKind, Form] = {
@@ -56,7 +60,11 @@ FORMS: dict[TaskKind, Form] = {
     "token-classification": Form("AutoModelForTokenClassification", labels="each word"),
     "language-modeling": Form("AutoModelForCausalLM", labels="none"),
     "image-classification": Form("AutoModelForImageClassification", images=True),
+    "text-generation": Form("AutoModelForCausalLM", labels="none", completes=True),
 }
+
+TextMetric = Literal["exact-match", "chrf", "rouge-l", "token-f1"]
+"""By what a generated text is compared with the wanted one."""
 
 TaskName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}\Z")]
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -93,11 +101,23 @@ class EvalData(Strict, frozen=True, kw_only=True):
     items: Count | None
 
 
-class TaskEntry(Strict, frozen=True, kw_only=True):
+class Generation(Strict, frozen=True, kw_only=True):
+    """How a text-generation task's answers are made, and what they are measured by.
+
+    ``prompts`` is ``plain`` where a prompt is read as it is, and ``chat`` where it is a conversation in the model's
+    chat template. Of the ``metrics`` the first is the task's own.
+    """
+
+    prompts: Literal["plain", "chat"]
+    max_new_tokens: Annotated[int, Meta(ge=1, le=2**20)]
+    metrics: Annotated[list[TextMetric], Meta(min_length=1, max_length=8)]
+
+
+class TaskEntry(Strict, frozen=True, kw_only=True, omit_defaults=True):
     """One task; its files lie in ``tasks/<name>/``.
 
     ``sparsity`` is the fraction of the paged weights' blocks that the task drops; ``max_length`` is in tokens, and
-    None for images.
+    None for images. ``generation`` is there for text-generation alone, so that earlier versions read other bundles.
     """
 
     name: TaskName
@@ -107,12 +127,15 @@ class TaskEntry(Strict, frozen=True, kw_only=True):
     sparsity: Annotated[float, Meta(ge=0, lt=1)]
     dense: Score | None
     eval: EvalData | None
+    generation: Generation | None = None
 
     def __post_init__(self) -> None:
         if FORMS[self.kind].labels != "none" and not self.classes:
             raise ValueError(f"classes of a {self.kind} task, got none")
         if (self.max_length is None) != self.takes_images:
             raise ValueError(f"a max_length of texts and none of images, got {self.max_length} for {self.kind}")
+        if (self.generation is not None) != FORMS[self.kind].completes:
+            raise ValueError(f"generation for text-generation alone, got {self.generation} for {self.kind}")
 
     @property
     def takes_images(self) -> bool:

@@ -34,13 +34,21 @@ Compared = Literal["none", "few", "dense", "all"]
 """What a bundle was compared with: nothing; nothing, for few held-out items; the dense model; a shared mask too."""
 
 
+class OtherScore(Document):
+    """A task by one more metric, of the dense model (None where it isn't known) and through the engine."""
+
+    metric: str
+    dense: float | None
+    sparse: float
+
+
 class TaskScore(Document):
     """A task's metric on ``items`` held-out items, of the dense model and through the engine.
 
     ``density`` is the share of the paged weights' blocks that the task keeps. ``dense`` is None where the held-out
     data is no longer what it was when the bundle was compiled. What follows is None in reports of earlier versions:
     ``texts`` is how many texts, windows or images the items lie in; ``loss_interval`` is of what the task loses against
-    dense, item by item, in points, or in percent of perplexity.
+    dense, item by item, in points, or in percent of perplexity. ``others`` are the other metrics that the task chooses.
     """
 
     name: str
@@ -53,6 +61,7 @@ class TaskScore(Document):
     dense_interval: Interval | None = None
     sparse_interval: Interval | None = None
     loss_interval: Interval | None = None
+    others: list[OtherScore] = Field(default_factory=list)
 
 
 class ControlScore(Document):

@@ -18,6 +18,7 @@ from weightpager.config import parse_size
 from weightpager.errors import BudgetError, ConfigError
 
 if TYPE_CHECKING:
+    from weightpager.bundle.report.compile_report import TaskScore
     from weightpager.engine import Engine
 
 TaskName = Annotated[
@@ -40,7 +41,12 @@ def run(
     rows: Rows = None,
     dtype: Dtype = "auto",
     backend: Backend = "auto",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a generated continuation.")] = 32,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Length of a generated text at most; as the task states, else 32.", show_default=False
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run a task on texts, or on images, under a memory budget.
@@ -112,20 +118,21 @@ def eval_(
     output.table(
         str(bundle),
         ["task", "metric", "dense", "sparse", "items"],
-        [
-            [
-                row.name,
-                row.metric,
-                output.measured(row.dense, row.dense_interval),
-                output.measured(row.sparse, row.sparse_interval),
-                row.items,
-            ]
-            for row in measured
-        ],
+        [line for row in measured for line in _lines(row)],
     )
     output.explain("brackets")
     if any(row.dense is None for row in measured):
         output.say("note: '-' where the held-out data is no longer what the dense model was measured on.")
+
+
+def _lines(row: TaskScore) -> list[list[object]]:
+    """A task's lines of the table: its metric, then the others that it chooses."""
+    dense, sparse = output.measured(row.dense, row.dense_interval), output.measured(row.sparse, row.sparse_interval)
+    others = [
+        ["", other.metric, output.measured(other.dense, None), output.measured(other.sparse, None), row.items]
+        for other in row.others
+    ]
+    return [[row.name, row.metric, dense, sparse, row.items], *others]
 
 
 def export(

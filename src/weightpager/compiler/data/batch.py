@@ -16,21 +16,26 @@ class Batch:
 
     Texts are ``input_ids`` and ``attention_mask``, each ``[B, L]``; images are ``pixel_values``, ``[B, C, H, W]``.
     Labels are ``[B]`` where texts or images are classified, else ``[B, L]``. For language modeling they are the input
-    ids; its `Kind` shifts them.
+    ids, of completions alone where there are prompts; its `Kind` shifts them. Where prompts are to be answered,
+    ``wanted`` has the answers, and labels mean nothing.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
+    wanted: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, arrays: Labelled) -> Batch:
         """The same of numpy's arrays, not copied."""
         inputs, labels = arrays
-        return cls({name: torch.from_numpy(array) for name, array in inputs.items()}, torch.from_numpy(labels))
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        if isinstance(labels, tuple):
+            return cls(tensors, torch.zeros(len(labels), dtype=torch.long), labels)
+        return cls(tensors, torch.from_numpy(labels))
 
     def arrays(self) -> Labelled:
         """The same in numpy's arrays, not copied; only of tensors on the CPU."""
-        return {name: tensor.numpy() for name, tensor in self.inputs.items()}, self.labels.numpy()
+        return {name: tensor.numpy() for name, tensor in self.inputs.items()}, self.wanted or self.labels.numpy()
 
     @property
     def items(self) -> int:
@@ -45,4 +50,6 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Batch({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.labels.to(device))
+        return Batch(
+            {name: tensor.to(device) for name, tensor in self.inputs.items()}, self.labels.to(device), self.wanted
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 
+from weightpager.task_data.completions import Completion
 from weightpager.task_data.held_out import Item
 from weightpager.task_data.images import Picture
 
@@ -30,7 +31,7 @@ def of_few(train: Sequence[Item]) -> Iterator[str]:
 
 
 def of_held_out(train: Sequence[Item], held_out: Sequence[Item]) -> Iterator[str]:
-    """Held-out items that are training items too."""
+    """Held-out items, or prompts, that are training items too."""
     known = set(map(_content, train))
     seen = sum(_content(item) in known for item in held_out)
     if seen > SHARE * len(held_out):
@@ -41,5 +42,7 @@ def of_held_out(train: Sequence[Item], held_out: Sequence[Item]) -> Iterator[str
 
 
 def _content(item: Item) -> Hashable:
-    """What the model sees of it."""
-    return item.path.resolve() if isinstance(item, Picture) else tuple(item.tokens)
+    """What the model sees of it; of a prompt with a completion the prompt alone."""
+    if isinstance(item, Picture):
+        return item.path.resolve()
+    return item.prompt if isinstance(item, Completion) else tuple(item.tokens)

@@ -5,25 +5,30 @@ from __future__ import annotations
 import logging
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from weightpager.bundle.format.manifest import FORMS, TaskKind
+from weightpager.bundle.format.manifest import FORMS, Generation, TaskKind
 from weightpager.compiler.data import doubts
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.data.tokens import TransformersTokens
+from weightpager.compiler.data.tokens import TransformersTokens, reader_of
 from weightpager.compiler.task_file.sections import TaskSpec
 from weightpager.errors import CompileError
-from weightpager.task_data import images, texts
+from weightpager.readers.tokenizer import Tokenizer
+from weightpager.task_data import completions, images, texts
 from weightpager.task_data.batches import EVAL_BATCH, Batches, batched
+from weightpager.task_data.completions import Asked
 from weightpager.task_data.held_out import Item, items_reader, place
 from weightpager.task_data.rows import labels_of, read_rows
 
 _log = logging.getLogger(__name__)
+
+NEW_TOKENS = 64
+"""Of a generated text at most, unless the task file says so."""
 
 _GROUPED = 8
 """Training batches whose examples are sorted by length; few, so that the order stays random."""
@@ -40,6 +45,7 @@ class TaskData:
         kind, classes: of the task.
         train, eval, validation: its splits.
         collate: makes a batch of examples.
+        asked: what has prompts answered; None where the metric is one of logits.
     """
 
     kind: TaskKind
@@ -48,6 +54,7 @@ class TaskData:
     eval: tuple[Item, ...]
     validation: tuple[Item, ...] | None
     collate: Collate
+    asked: Asked | None = None
 
     def calibration(self, items: int, size: int, seed: int = 0, tokens: int | None = None) -> Sequence[Batch]:
         """Batches of ``items`` training examples (all, if there are fewer) drawn by ``seed``.
@@ -66,8 +73,10 @@ class TaskData:
         return batched(examples, size, self.kind, self.collate)
 
     def held_out(self) -> Batches[Batch]:
-        """Batches of all held-out examples."""
-        return self.batches(self.eval, EVAL_BATCH)
+        """Batches of all held-out examples, for `evaluate`: where prompts are to be answered, of these alone."""
+        if self.asked is None:
+            return self.batches(self.eval, EVAL_BATCH)
+        return completions.prompts(self.eval, EVAL_BATCH, self.asked.tokenizer.pad_id or 0).mapped(Batch.of)
 
     def shuffled(self, size: int, seed: int = 0) -> Iterator[Batch]:
         """Training batches without end: each example once, in an order drawn by ``seed``, then again in another.
@@ -120,7 +129,9 @@ def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length
     Raises:
         CompileError: as `TextReader.read` or `pictures.read`.
     """
-    reader = reads if task.takes_images else TransformersTokens(reads)
+    reader: Any = reads
+    if not task.takes_images:
+        reader = reader_of(reads) if task.completes else TransformersTokens(reads)
     read = items_reader(task.kind, task.columns, reader, known, max_length)
     collated: Collate = (
         partial(_collate_pictures, reader=reads)
@@ -133,9 +144,28 @@ def load(name: str, task: TaskSpec, reads: Any, known: Sequence[str], max_length
 
     validation = split("validation", task.validation, task.items) if task.validation else None
     held_out = split("eval", task.eval, task.items)
-    data = TaskData(task.kind, tuple(known), split("train", task.train), held_out, validation, collated)
+    train = split("train", task.train)
+    splits = {"train": train, "eval": held_out, "validation": validation or ()}
+    asked = _asked(name, task, reader, splits) if task.completes else None
+    data = TaskData(task.kind, tuple(known), train, held_out, validation, collated, asked)
     _warn(name, task, data)
     return data
+
+
+def _asked(name: str, task: TaskSpec, reader: Tokenizer, splits: Mapping[str, Sequence[Any]]) -> Asked:
+    """How a task's prompts are answered; they must be of one form in all splits."""
+    forms = {split: completions.form(examples) for split, examples in splits.items() if examples}
+    if len(set(forms.values())) > 1:
+        found = ", ".join(f"{form} in {split}" for split, form in forms.items())
+        expected = "prompts of one form in all splits, texts (plain) or messages (chat)"
+        raise CompileError(f"tasks.{name}: expected {expected}, found {found}")
+    train, most = splits["train"], task.max_new_tokens or NEW_TOKENS
+    longer = sum(len(x.tokens) - len(x.prompt) - (x.tokens[-1] == reader.end_id) > most for x in train)
+    if longer:
+        text = "tasks.%s: %d of %d completions have more than max_new_tokens %d: answers will be cut there"
+        _log.warning(text, name, longer, len(train), most)
+    generation = Generation(prompts=forms["train"], max_new_tokens=most, metrics=list(task.wanted_metrics))
+    return Asked(reader, generation)
 
 
 def _warn(name: str, task: TaskSpec, data: TaskData) -> None:

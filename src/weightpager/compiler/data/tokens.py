@@ -1,4 +1,4 @@
-"""`TransformersTokens`: a tokenizer of transformers, as readers of task data ask it."""
+"""A tokenizer of transformers, as readers of task data ask it, or as a device will read it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightpager.readers.tokenizer import Encoded
+import tokenizers
+
+from weightpager.readers.tokenizer import Encoded, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -31,3 +33,12 @@ class TransformersTokens:
         )
         pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         return [Encoded(tuple(ids), tuple(spans)) for ids, spans in pairs]
+
+
+def reader_of(tokenizer: Any) -> Tokenizer:
+    """What a device reads of a tokenizer of transformers."""
+    inner = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return Tokenizer(inner, {**tokenizer.special_tokens_map, "model_max_length": tokenizer.model_max_length}, template)

@@ -7,12 +7,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from weightpager.answers.score import Score
 from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared
@@ -22,7 +20,9 @@ from weightpager.compiler.measuring.report import Control
 from weightpager.compiler.measuring.torch_score import torch_score
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.device import placed, training_device
+from weightpager.compiler.model.evaluate import Model
 from weightpager.compiler.model.masks import module_name
+from weightpager.compiler.model.replaced import Replaced
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
 from weightpager.compiler.recovery.early_stopping import validation_of
@@ -173,13 +173,13 @@ def _scores(
 ) -> dict[str, Score]:
     """The scores of a source's modules with other values in their paged weights, and with quantised ``tables``."""
 
-    def with_values(task: str) -> Callable[..., Any]:
+    def with_values(task: str) -> Model:
         model = source.models[task]
         with torch.no_grad():
             weights = {module_name(info, model.base_model_prefix): values(task, info) for info in source.paged}
             if tables is not None:
                 weights |= _rounded_tables(model, tables)
-        return lambda **inputs: functional_call(model, weights, kwargs=inputs)
+        return Replaced(model, weights)
 
     return _evaluated(name, source, data, with_values, progress)
 
@@ -197,7 +197,7 @@ def _evaluated(
     name: str,
     source: Source,
     data: Mapping[str, TaskData],
-    model_of: Callable[[str], Callable[..., Any]],
+    model_of: Callable[[str], Model],
     progress: Progress,
 ) -> dict[str, Score]:
     dtype = source.task_file.dtype

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 
@@ -12,13 +10,13 @@ from weightpager.answers.score import Score
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.device import autocast
-from weightpager.compiler.model.evaluate import evaluate
+from weightpager.compiler.model.evaluate import Model, evaluate
 from weightpager.page_dtype import PageDtype
 from weightpager.progress import Steps
 
 
-def torch_score(model: Callable[..., Any], task: TaskData, dtype: PageDtype, progress: Steps) -> Score:
-    """Score anything that takes a batch's inputs and returns an object with ``logits``.
+def torch_score(model: Model, task: TaskData, dtype: PageDtype, progress: Steps) -> Score:
+    """Score a module on held-out data.
 
     Where right answers are counted, matrices are multiplied in bfloat16 if that is faster on this machine, as in
     training. A text's likelihood would suffer from logits of eight bits.
@@ -34,4 +32,4 @@ def torch_score(model: Callable[..., Any], task: TaskData, dtype: PageDtype, pro
     """
     exact = dtype == "float32" or FORMS[task.kind].labels == "none"
     with nullcontext() if exact else autocast(torch.device("cpu")):
-        return evaluate(model, task.held_out(), task.kind, progress)
+        return evaluate(model, task.held_out(), task.kind, progress, task.asked)

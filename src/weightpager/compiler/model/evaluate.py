@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightpager.answers.evaluate import evaluate as evaluate_logits
+from weightpager.answers.evaluate import evaluate as evaluate_answers
+from weightpager.answers.kinds import kind_of
 from weightpager.answers.model import Floats
 from weightpager.answers.score import Score
+from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle import TaskKind
 from weightpager.compiler.data.batch import Batch
+from weightpager.compiler.model.replaced import Replaced
 from weightpager.progress import Steps, silent
+from weightpager.task_data.completions import Asked
+
+Model = nn.Module | Replaced
 
 
-def evaluate(model: Callable[..., Any], batches: Sequence[Batch], kind: TaskKind, progress: Steps = silent) -> Score:
-    """Score ``model``, anything that takes a batch's inputs and returns an object with ``logits``.
+def evaluate(
+    model: Model, batches: Sequence[Batch], kind: TaskKind, progress: Steps = silent, asked: Asked | None = None
+) -> Score:
+    """Score ``model``, which is put in evaluation mode meanwhile.
 
-    A module is put in evaluation mode while it is scored.
+    Args:
+        model: takes a batch's inputs and returns an object with ``logits``.
+        batches: as `TaskData.held_out` gives them.
+        kind: of the task.
+        progress: told (batches done, batches in all).
+        asked: what prompts are answered by; None where the metric is one of logits.
 
     Raises:
         ValueError: no batch has a label that counts.
     """
+    module = model.module if isinstance(model, Replaced) else model
+    if asked is not None:
+        replaced = model if isinstance(model, Replaced) else Replaced(model, {})
+        with evaluating(module), replaced.as_module() as own:
+            answer = kind_of(kind).answering(TorchModel(own), asked.tokenizer, asked.generation)
+            given = (batch.arrays() for batch in _counted(batches, progress))
+            return evaluate_answers(answer, given, kind, asked.generation.metrics)
 
     def logits(inputs: Mapping[str, Tensor]) -> Floats:
         found: Floats = model(**inputs).logits.float().cpu().numpy()
         return found
 
-    with evaluating(model), torch.inference_mode():
+    with evaluating(module), torch.inference_mode():
         found = ((batch.inputs, batch.labels.cpu().numpy()) for batch in _counted(batches, progress))
-        return evaluate_logits(logits, found, kind)
+        return evaluate_answers(logits, found, kind)
 
 
 def _counted(batches: Sequence[Batch], progress: Steps) -> Iterator[Batch]:
@@ -42,9 +61,9 @@ def _counted(batches: Sequence[Batch], progress: Steps) -> Iterator[Batch]:
 
 
 @contextmanager
-def evaluating(model: Callable[..., Any]) -> Iterator[None]:
-    """A module in evaluation mode, each part of it back in its own mode afterwards; anything else as it is."""
-    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A module in evaluation mode, each part of it back in its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
     try:

@@ -62,7 +62,7 @@ def train_own(
     tasks, settings = source.task_file.trained_tasks, source.task_file.training
     if not tasks:
         return
-    own = {f"{task}/{name}": tensor for task in tasks for name, tensor in _own_parameters(source.models[task]).items()}
+    own = {f"{task}/{name}": tensor for task in tasks for name, tensor in _own_parameters(source, task).items()}
     with torch.no_grad():
         frozen = {} if masks is None else {task: _as_stored(source, masks, task) for task in tasks}
 
@@ -86,9 +86,11 @@ def _as_stored(source: Source, masks: Masks, task: str) -> dict[str, Tensor]:
     )
 
 
-def _own_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+def _own_parameters(source: Source, task: str) -> dict[str, nn.Parameter]:
+    """The head, but of decoders, which share theirs, and what `separate` has made the task's own."""
+    headed = source.task_file.tasks[task].labelled
     return {
         name: tensor
-        for name, tensor in parameters(model).items()
-        if isinstance(tensor, nn.Parameter) and (not name.startswith(BASE) or is_own(name, tensor))
+        for name, tensor in parameters(source.models[task]).items()
+        if isinstance(tensor, nn.Parameter) and (is_own(name, tensor) if name.startswith(BASE) else headed)
     }

@@ -37,6 +37,7 @@ def stage_identities(task_file: TaskFile, base: str) -> tuple[str, str, str]:
     dense = _hash(base, *_machine(), *_weight_facts(task_file.model), *_learnt(task_file))
     held_out = [
         f"{fingerprint(task.eval, f'tasks.{name}.eval', task.kind, task.columns)} {task.items}"
+        + (f" {task.wanted_metrics} {task.max_new_tokens}" if task.completes else "")
         for name, task in task_file.tasks.items()
     ]
     return dense, _hash(dense, *held_out), _hash(dense, task_file.calibration.model_dump_json(), task_file.saliency)

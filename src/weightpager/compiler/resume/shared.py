@@ -20,7 +20,7 @@ from weightpager.config import format_duration
 
 _log = logging.getLogger(__name__)
 
-_PARTS = ("sums", "counts")
+_PARTS = ("sums", "counts", "others")
 """Fields of `Outcomes`."""
 
 
@@ -65,7 +65,7 @@ class Shared:
 
     def scores(self, source: Source, measure: Callable[[], dict[str, Score]]) -> dict[str, Score]:
         """The dense model's scores on held-out data, by task: from the cache, or measured."""
-        kinds = {name: task.kind for name, task in source.task_file.tasks.items()}
+        tasks = source.task_file.tasks
 
         def outcomes() -> dict[str, Tensor]:
             return {
@@ -74,11 +74,13 @@ class Shared:
                 for part in _PARTS
             }
 
-        names = {f"{task}/{part}" for task in kinds for part in _PARTS}
+        names = {f"{task}/{part}" for task in tasks for part in _PARTS}
         found, _ = self._kept("scores", self.held_out, names, outcomes)
         return {
-            task: Score.of(kind, Outcomes(*(found[f"{task}/{part}"].numpy() for part in _PARTS)))
-            for task, kind in kinds.items()
+            name: Score.of(
+                task.kind, Outcomes(*(found[f"{name}/{part}"].numpy() for part in _PARTS)), task.wanted_metrics
+            )
+            for name, task in tasks.items()
         }
 
     def calibration(self, source: Source, task: str, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

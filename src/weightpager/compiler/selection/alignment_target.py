@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.func import functional_call
 
+from weightpager.bundle import TaskKind
 from weightpager.bundle.report.compile_report import FrontierPoint
 from weightpager.compiler.alignment.problem import Bools, Floats, expected_switch_blocks
 from weightpager.compiler.data.batch import Batch
@@ -20,6 +19,7 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.evaluate import evaluate
 from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.own_weights import Versions
+from weightpager.compiler.model.replaced import Replaced
 from weightpager.compiler.selection.block_choice import aligned, transitions_of
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.config import format_room
@@ -200,15 +200,14 @@ def _scores(source: Source, data: Mapping[str, TaskData], masks: Masks) -> dict[
         with torch.no_grad():
             weights = masks.parameters(source, task, source.paged)
 
-        def run(model: Any = model, weights: dict[str, Tensor] = weights, **inputs: Tensor) -> Any:
-            return functional_call(model, weights, kwargs=inputs)
-
         batches: Sequence[Batch]
         if of_task.validation:
             batches = of_task.batches(of_task.validation, EVAL_BATCH)
         else:
             batches = of_task.calibration(_ITEMS, EVAL_BATCH)
-        score = evaluate(run, batches, of_task.kind)
+        # By the likelihood of completions: to have texts generated at twenty strengths would take hours.
+        kind: TaskKind = "language-modeling" if of_task.asked is not None else of_task.kind
+        score = evaluate(Replaced(model, weights), batches, kind)
         # Perplexities rise by per cents, accuracies fall by points.
         found[task] = 100 * score.value if score.higher_is_better else -100 * float(np.log(score.value))
     return found

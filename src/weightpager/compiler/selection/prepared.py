@@ -82,6 +82,7 @@ class Prepared:
                     label=spec.columns[1],
                     items=spec.items,
                 ),
+                generation=None if (asked := self.data[name].asked) is None else asked.generation,
             )
             for name, spec in task_file.tasks.items()
         )

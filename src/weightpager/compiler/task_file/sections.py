@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, model_validat
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from weightpager.bundle.format.manifest import FORMS, TaskKind
+from weightpager.bundle.format.manifest import FORMS, TaskKind, TextMetric
 from weightpager.bundle.parts.adapter import MOST_RANK
 from weightpager.compiler.task_file.fields import (
     Column,
@@ -36,13 +36,15 @@ class TaskSpec(Frozen):
         train: what it learns from and is calibrated on.
         eval: held-out data for the reported metric.
         validation: held-out data for choices made while compiling.
-        text, label: column names; None is ``tokens`` and ``tags`` where each word has a label, else ``text`` and
-            ``label``.
+        text, label: column names; None is ``tokens`` and ``tags`` where each word has a label, ``prompt`` (or else
+            ``messages``) and ``completion`` where texts are generated, else ``text`` and ``label``.
         image: name of the column of image files.
         head: a checkpoint directory of the same architecture that brings the trained head.
         checkpoint: a checkpoint directory of the same architecture: all of the task's weights, head included.
         sparsity, max_length: this task's own.
         items: evaluate on the first ``items`` rows or windows of ``eval`` and ``validation`` only.
+        metrics: what generated texts are measured by, the first for all choices; None is ``exact-match``.
+        max_new_tokens: of a generated text, at most; None is 64.
     """
 
     kind: TaskKind
@@ -57,13 +59,20 @@ class TaskSpec(Frozen):
     checkpoint: ModelDirectory | None = None
     max_length: Length | None = None
     items: Count | None = None
+    metrics: Annotated[tuple[TextMetric, ...], Field(min_length=1, max_length=8, strict=False)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskSpec:
         if not self.labelled:
-            for key in ("label", "head"):
+            for key in ("head",) if self.completes else ("label", "head"):
                 if getattr(self, key) is not None:
                     raise broken(f"{key} makes no sense for {self.kind}, which has neither labels nor own head")
+        for key in () if self.completes else ("metrics", "max_new_tokens"):
+            if getattr(self, key) is not None:
+                raise broken(f"{key} makes no sense for {self.kind}, which generates no texts to be measured")
+        if self.metrics is not None and len(set(self.metrics)) != len(self.metrics):
+            raise broken(f"expected metrics that differ, found {', '.join(self.metrics)}")
         for key in ("text", "max_length") if self.takes_images else ("image",):
             if getattr(self, key) is not None:
                 raise broken(f"{key} makes no sense for {self.kind}")
@@ -77,13 +86,23 @@ class TaskSpec(Frozen):
 
     @property
     def labelled(self) -> bool:
-        """Whether it has labels: all but language modeling."""
+        """Whether it has classes, and so a head of its own: all but those that generate texts."""
         return FORMS[self.kind].labels != "none"
 
     @property
+    def completes(self) -> bool:
+        """Whether its rows are prompts and completions."""
+        return FORMS[self.kind].completes
+
+    @property
+    def wanted_metrics(self) -> tuple[TextMetric, ...]:
+        """What its generated texts are measured by; empty where it generates none."""
+        return (self.metrics or ("exact-match",)) if self.completes else ()
+
+    @property
     def trained(self) -> bool:
-        """Whether the task's head has to be trained, and the model with it."""
-        return self.labelled and self.head is None and self.checkpoint is None
+        """Whether the dense model has to be trained for it: a head that is new, or completions."""
+        return (self.labelled or self.completes) and self.head is None and self.checkpoint is None
 
     @property
     def takes_images(self) -> bool:
@@ -93,6 +112,8 @@ class TaskSpec(Frozen):
     @property
     def columns(self) -> tuple[str, str]:
         """The column of what the task reads, and that of labels."""
+        if self.completes:
+            return self.text or "prompt", self.label or "completion"
         words = FORMS[self.kind].labels == "each word"
         read = (self.image or "image") if self.takes_images else self.text or ("tokens" if words else "text")
         return read, self.label or ("tags" if words else "label")

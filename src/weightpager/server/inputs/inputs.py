@@ -8,9 +8,9 @@ from typing import TypeVar
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Ids, Work
 from weightpager.bundle import TaskEntry
+from weightpager.readers.chat_template import ChatTemplate, plain
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
-from weightpager.server.inputs.chat_template import ChatTemplate
 from weightpager.server.inputs.image_inputs import ImageInputs, check_together
 from weightpager.server.inputs.reading import Lane, Reading
 from weightpager.server.inputs.vocabulary import Vocabulary, empty
@@ -70,9 +70,15 @@ class TextInputs:
 
         return await self.read(work, texts)
 
-    async def chat(self, messages: Sequence[Mapping[str, str]], task: str) -> Ids:
-        """A conversation with a task. Errors are those of `ChatTemplate.render` and `Reading.read`."""
-        texts = await self._chats.read(lambda template, given: template.render(given, task), [messages])
+    async def chat(self, messages: Sequence[Mapping[str, str]], task: TaskEntry) -> Ids:
+        """A conversation with a task. Errors are those of `ChatTemplate.render` and `Reading.read`.
+
+        A task that learnt from plain prompts never saw the model's template: it reads the messages' texts.
+        """
+        if task.generation is not None and task.generation.prompts == "plain":
+            texts = [plain(messages)]
+        else:
+            texts = await self._chats.read(lambda template, given: template.render(given, task.name), [messages])
         (ids,) = await self.read(Vocabulary.prompt, texts)
         return ids
 

@@ -45,7 +45,7 @@ async def chat(body: ChatBody, request: Request, service: Serving) -> Response:
     wanted = body.max_completion_tokens or body.max_tokens
 
     async def read() -> list[Generate]:
-        return [_work(service, body, await service.texts.chat(messages, task.name), wanted, "messages")]
+        return [_work(service, body, task, await service.texts.chat(messages, task), wanted, "messages")]
 
     return await _respond(service, request, body, task, 1, read, ChatFormat(body))
 
@@ -55,10 +55,12 @@ async def completions(body: CompletionBody, request: Request, service: Serving) 
     """Continue one or more texts."""
     task = _writer(service, body.model)
     given = separate(body.prompt)
+    unstated = task.generation is not None and "max_tokens" not in body.model_fields_set
+    wanted = None if unstated else body.max_tokens
 
     async def read() -> list[Generate]:
         prompts = await service.texts.read(_prompt, given)
-        return [_work(service, body, ids, body.max_tokens, "prompt") for ids in prompts]
+        return [_work(service, body, task, ids, wanted, "prompt") for ids in prompts]
 
     return await _respond(service, request, body, task, len(given), read, CompletionFormat(body))
 
@@ -74,8 +76,13 @@ def _prompt(vocabulary: Vocabulary, given: str | list[int]) -> Ids:
     return vocabulary.prompt(given) if isinstance(given, str) else vocabulary.checked(given, "prompt")
 
 
-def _work(service: Service, body: GenerationBody, ids: Ids, wanted: int | None, param: str) -> Generate:
-    room = service.vocabulary.room(ids, wanted, service.settings.most_new_tokens, param)
+def _work(
+    service: Service, body: GenerationBody, task: TaskEntry, ids: Ids, wanted: int | None, param: str
+) -> Generate:
+    most = service.settings.most_new_tokens
+    if wanted is None and task.generation is not None:
+        most = min(most, task.generation.max_new_tokens)
+    room = service.vocabulary.room(ids, wanted, most, param)
     temperature, top_p = (1.0 if value is None else value for value in (body.temperature, body.top_p))
     sampling = Sampling() if temperature < _GREEDY else Sampling(temperature, top_p, body.seed)
     return Generate(ids, room, sampling, body.stops)

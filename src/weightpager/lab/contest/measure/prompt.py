@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from weightpager.answers.kinds import kind_of
 from weightpager.backends.torch.model.architecture import read_config
 from weightpager.backends.torch.model.image_processor import image_model
 from weightpager.bundle import Bundle
@@ -27,7 +28,7 @@ def prompt(bundle: Bundle, task: str, seed: int) -> dict[str, Any]:
         return {"pixel_values": torch.randn(1, *_shape(config), generator=drawn)}
     words = torch.randint(0, int(config.vocab_size), (1, TOKENS), generator=drawn)
     inputs: dict[str, Any] = {"input_ids": words, "attention_mask": torch.ones_like(words)}
-    return inputs | {"use_cache": False} if entry.kind == "language-modeling" else inputs
+    return inputs | {"use_cache": False} if kind_of(entry.kind).writes else inputs
 
 
 def items(bundle: Bundle, task: str) -> int:

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
-from weightpager.errors import RequestError, shortened
+from weightpager.errors import ConfigError, RequestError, shortened
 from weightpager.readers.tokenizer import Tokenizer
 
 _SECONDS = 2.0
@@ -26,14 +27,23 @@ _GRACE = 0.5
 """Seconds for it to end by itself, once nobody talks to it."""
 
 _MOST_OF_AN_ERROR = 400
+
+MOST_CHARACTERS = 2**20
+"""Of a conversation that comes from whoever runs this process."""
+
 _START = """
 import sys
 descriptor, sys.path[:] = int(sys.argv[1]), sys.argv[2:]
-from weightpager.server.inputs.template_process import serve
+from weightpager.readers.template_process import serve
 serve(descriptor)
 """
 
 _log = logging.getLogger(__name__)
+
+
+def plain(messages: Sequence[Mapping[str, str]]) -> str:
+    """A conversation where there is no template: the messages' texts, a line each."""
+    return "\n".join(message["content"] for message in messages)
 
 
 class ChatTemplate:
@@ -74,10 +84,13 @@ class ChatTemplate:
             task: that is asked for, named where something is wrong.
 
         Raises:
+            ConfigError: the package that renders templates isn't installed.
             RequestError: the template doesn't take such a conversation, or takes too much for it.
         """
         if self._source is None:
-            return "\n".join(message["content"] for message in messages)
+            return plain(messages)
+        if find_spec("jinja2") is None:
+            raise ConfigError("a chat template needs the package 'jinja2', found none; install 'weightpager[serve]'")
         given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **self._tokens}
         with self._lock:
             answer = self._ask(json.dumps(given).encode())

@@ -14,8 +14,8 @@ import tiny
 from running import Running, serving
 from weightpager.engine import Engine
 from weightpager.errors import RequestError
+from weightpager.readers.chat_template import ChatTemplate
 from weightpager.readers.tokenizer import Tokenizer
-from weightpager.server.inputs.chat_template import ChatTemplate
 
 MESSAGES = [
     {"role": "system", "content": "  be brief\n"},

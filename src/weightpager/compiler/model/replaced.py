@@ -1,0 +1,41 @@
+"""A module with some of its parameters replaced, called, or for a while as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A module that computes with other values.
+
+    Attributes:
+        module: as it is.
+        weights: other values, by the names of its parameters; of the same shape and dtype.
+    """
+
+    module: nn.Module
+    weights: Mapping[str, Tensor]
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        """What the module gives with these values."""
+        return functional_call(self.module, dict(self.weights), kwargs=inputs)
+
+    @contextmanager
+    def as_module(self) -> Iterator[nn.Module]:
+        """The module with these values in it; nobody else may use it meanwhile. Its own are back afterwards."""
+        own = {name: self.module.get_parameter(name) for name in self.weights}
+        before = {name: parameter.data for name, parameter in own.items()}
+        try:
+            for name, parameter in own.items():
+                parameter.data = self.weights[name].detach()
+            yield self.module
+        finally:
+            for name, parameter in own.items():
+                parameter.data = before[name]

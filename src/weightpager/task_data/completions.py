@@ -1,0 +1,196 @@
+"""Rows of prompts and completions, or of conversations -> examples whose completions alone are learnt.
+
+A row is ``prompt`` and ``completion``, both texts; or ``messages``, the last of which is the answer; or a ``prompt``
+that is a list of messages, and its ``completion`` a text or a list of one message: the forms of files that OpenAI's and
+TRL's fine-tuning read. A text is read as it is, a conversation as the model's chat template writes it, or without a
+template the messages' texts, a line each. What is learnt is the completion and the token that ends a text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from weightpager.answers.kinds.kind import IGNORED
+from weightpager.answers.padded import padded
+from weightpager.bundle import Generation
+from weightpager.errors import CompileError, RequestError, shown
+from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate
+from weightpager.readers.tokenizer import Tokenizer
+from weightpager.task_data.batches import Batches, Labelled
+from weightpager.task_data.row_files import Row
+from weightpager.task_data.rows import read_rows
+from weightpager.task_data.texts import Example
+
+ROLES = ("system", "developer", "user", "assistant")
+MESSAGES = "messages"
+
+_log = logging.getLogger(__name__)
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Completion(Example):
+    """A prompt with its completion; labels are `IGNORED` in the prompt.
+
+    Attributes:
+        prompt: its token ids.
+        answer: the text of the completion, whole.
+        chat: whether the prompt is a conversation.
+    """
+
+    prompt: tuple[int, ...]
+    answer: str
+    chat: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is needed to have prompts answered: the model's tokenizer, and how answers are made and measured."""
+
+    tokenizer: Tokenizer
+    generation: Generation
+
+
+@dataclass(frozen=True)
+class CompletionReader:
+    """Reads files of prompts and completions.
+
+    Attributes:
+        prompt, completion: names of the columns.
+        tokenizer: of the model.
+        max_length: tokens of prompt and completion, the token that ends a text included.
+    """
+
+    prompt: str
+    completion: str
+    tokenizer: Tokenizer
+    max_length: int
+
+    def read(self, path: Path, where: str, most: int | None = None) -> tuple[Completion, ...]:
+        """The first ``most`` rows of a file, or all; errors speak of ``where``.
+
+        A completion that ``max_length`` leaves no room for is cut, and its end isn't learnt; a prompt is never cut.
+
+        Raises:
+            CompileError: the file or a row has another form, a prompt leaves no room for a completion, something is
+                empty, or the tokenizer names no token that ends a text.
+        """
+        if self.tokenizer.end_id is None:
+            raise CompileError(f"{where}: expected a tokenizer that names a token which ends a text (eos_token)")
+        rows = read_rows(path, where, most=most)
+        first = rows[0]
+        in_one = self.prompt not in first and MESSAGES in first
+        wanted = (MESSAGES,) if in_one else (self.prompt, self.completion)
+        for column in wanted:
+            if column not in first:
+                both = f"{self.prompt!r} and {self.completion!r}, or {MESSAGES!r}"
+                raise CompileError(f"{where}: expected columns {both}, found {', '.join(sorted(first))}")
+        with closing(ChatTemplate.of(self.tokenizer, MOST_CHARACTERS)) as template:
+            found = [self._example(row, in_one, template, f"{where}: row {n}") for n, row in enumerate(rows, 1)]
+        if len({example.chat for example in found}) > 1:
+            raise CompileError(f"{where}: expected prompts that all are texts or all are messages, found both")
+        cut = sum(self.tokenizer.end_id != example.tokens[-1] for example in found)
+        if cut:
+            _log.warning("%s: %d of %d completions are cut at max_length %d", where, cut, len(found), self.max_length)
+        return tuple(found)
+
+    def _example(self, row: Row, in_one: bool, template: ChatTemplate, where: str) -> Completion:
+        asked: str | Messages
+        if in_one:
+            asked, answer = _parted(row.get(MESSAGES), where)
+        else:
+            asked, answer = _asked(row.get(self.prompt), where), _answer(row.get(self.completion), where)
+        prompt = self._ids(asked if isinstance(asked, str) else _rendered(template, asked, where))
+        if not prompt:
+            raise CompileError(f"{where}: expected a prompt, found an empty text")
+        if not answer.strip():
+            raise CompileError(f"{where}: expected a completion, found an empty text")
+        if len(prompt) >= self.max_length:
+            raise CompileError(
+                f"{where}: expected a prompt of fewer tokens than max_length {self.max_length}, so that a completion "
+                f"has room, found {len(prompt)}; raise max_length, or leave the row out"
+            )
+        completion = [*self._ids(answer), self._end][: self.max_length - len(prompt)]
+        labels = [IGNORED] * len(prompt) + completion
+        return Completion([*prompt, *completion], labels, prompt, answer, not isinstance(asked, str))
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return self.tokenizer.encode(text, special=False).ids
+
+    @property
+    def _end(self) -> int:
+        assert self.tokenizer.end_id is not None
+        return self.tokenizer.end_id
+
+
+def prompts(examples: Sequence[Any], size: int, pad: int) -> Batches[Labelled]:
+    """Batches of prompts to be answered, those of similar length together, padded on the left; and what is wanted."""
+    ordered = sorted(examples, key=lambda example: len(example.prompt))
+    parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    return Batches(parts, partial(_asking, pad=pad))
+
+
+def form(examples: Sequence[Any]) -> Literal["plain", "chat"]:
+    """Of the prompts of a file."""
+    return "chat" if examples[0].chat else "plain"
+
+
+def _asking(examples: Sequence[Completion], pad: int) -> Labelled:
+    inputs = padded([example.prompt for example in examples], pad, left=True)
+    return inputs, tuple(example.answer for example in examples)
+
+
+def _parted(value: Any, where: str) -> tuple[Messages, str]:
+    """A conversation's messages before the last one, and the text of this one, which is the assistant's."""
+    messages = _messages(value, where)
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        roles = ", ".join(message["role"] for message in messages)
+        raise CompileError(f"{where}: expected messages of which the last is the assistant's answer, found {roles}")
+    return messages[:-1], messages[-1]["content"]
+
+
+def _asked(value: Any, where: str) -> str | Messages:
+    if isinstance(value, list):
+        return _messages(value, where)
+    return _text(value, "prompt", where)
+
+
+def _answer(value: Any, where: str) -> str:
+    if not isinstance(value, list):
+        return _text(value, "completion", where)
+    messages = _messages(value, where)
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise CompileError(f"{where}: expected a completion of one message of the assistant, found {shown(value)}")
+    return messages[0]["content"]
+
+
+def _text(value: Any, what: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise CompileError(f"{where}: expected a {what} that is text or a list of messages, found {shown(value)}")
+    return value
+
+
+def _messages(value: Any, where: str) -> Messages:
+    if not isinstance(value, list) or not value:
+        raise CompileError(f"{where}: expected a list of messages, found {shown(value)}")
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            expected = "messages with a role and a content that is text"
+            raise CompileError(f"{where}: expected {expected}, found {shown(message)}")
+        if message.get("role") not in ROLES:
+            raise CompileError(f"{where}: expected a role of {', '.join(ROLES)}, found {shown(message.get('role'))}")
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _rendered(template: ChatTemplate, messages: Messages, where: str) -> str:
+    try:
+        return template.render(messages, "compile")
+    except RequestError as error:
+        raise CompileError(f"{where}: {error}") from error

@@ -1,0 +1,195 @@
+"""Files of prompts and completions: every form, every rule, and what is said about anything else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+import tiny
+from weightpager.answers.kinds.kind import IGNORED
+from weightpager.compiler import data
+from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.task_file.sections import TaskSpec
+from weightpager.errors import CompileError
+from weightpager.readers.tokenizer import Tokenizer
+from weightpager.task_data.completions import Completion, CompletionReader
+
+END = 3
+RED, GREEN, CAT, SNOW = 4, 5, 7, 12
+USER = {"role": "user", "content": "red"}
+ANSWER = {"role": "assistant", "content": "cat"}
+
+
+def tokenizer(template: str | None = tiny.TEMPLATE) -> PreTrainedTokenizerFast:
+    found = tiny.tokenizer()
+    found.eos_token, found.chat_template = "[SEP]", template
+    return found
+
+
+def reader(template: str | None = tiny.TEMPLATE) -> Tokenizer:
+    return tiny.reader(tokenizer(template))
+
+
+def read(path: Path, rows: list[Any], length: int = 8, template: str | None = tiny.TEMPLATE) -> tuple[Completion, ...]:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return CompletionReader("prompt", "completion", reader(template), length).read(path, "data")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data.jsonl"
+
+
+def test_completions_alone_are_learnt(path: Path) -> None:
+    (found,) = read(path, [{"prompt": "red green", "completion": "cat"}])
+    assert list(found.tokens) == [RED, GREEN, CAT, END]
+    assert found.label == [IGNORED, IGNORED, CAT, END]
+    assert (found.prompt, found.answer, found.chat) == ((RED, GREEN), "cat", False)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, ANSWER]},
+        {"prompt": [USER], "completion": [ANSWER]},
+        {"prompt": [USER], "completion": "cat"},
+        {"messages": [USER, {**ANSWER, "weight": 1}], "id": 7},
+    ],
+)
+def test_conversations_are_read_as_their_template_writes_them(path: Path, row: dict[str, Any]) -> None:
+    (found,) = read(path, [row])
+    assert (found.prompt, found.answer, found.chat) == ((RED, SNOW), "cat", True)
+    assert list(found.tokens) == [RED, SNOW, CAT, END]
+
+
+def test_the_last_answer_of_several_is_learnt(path: Path) -> None:
+    (found,) = read(path, [{"messages": [USER, ANSWER, {"role": "user", "content": "green"}, ANSWER]}])
+    assert found.prompt == (RED, CAT, GREEN, SNOW)
+    assert found.label == [IGNORED] * 4 + [CAT, END]
+
+
+def test_without_a_template_messages_are_lines(path: Path) -> None:
+    (found,) = read(path, [{"messages": [{"role": "system", "content": "green"}, USER, ANSWER]}], template=None)
+    assert found.prompt == (GREEN, RED)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_other_files_hold_the_same(tmp_path: Path, suffix: str) -> None:
+    path, frame = tmp_path / f"data.{suffix}", pandas.DataFrame([{"prompt": "red", "completion": "cat"}])
+    if suffix == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep="," if suffix == "csv" else "\t")
+    (found,) = CompletionReader("prompt", "completion", reader(), 8).read(path, "data")
+    assert list(found.tokens) == [RED, CAT, END]
+
+
+def test_conversations_come_from_parquet_too(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    pandas.DataFrame([{"messages": [USER, ANSWER]}]).to_parquet(path)
+    (found,) = CompletionReader("prompt", "completion", reader(), 8).read(path, "data")
+    assert found.prompt == (RED, SNOW)
+
+
+def test_a_completion_is_cut_and_its_end_not_learnt(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": "red " * 6, "completion": "cat cat cat"}, {"prompt": "red", "completion": "cat"}]
+    found, _ = read(path, rows)
+    assert list(found.tokens) == [RED] * 6 + [CAT] * 2
+    assert found.answer == "cat cat cat"
+    assert "1 of 2 completions are cut at max_length 8" in caplog.text
+
+
+REFUSED = [
+    ({"prompt": "red " * 8, "completion": "cat"}, "row 1: expected a prompt of fewer tokens than max_length 8"),
+    ({"prompt": "red", "completion": " "}, "row 1: expected a completion, found an empty text"),
+    ({"prompt": "", "completion": "cat"}, "row 1: expected a prompt, found an empty text"),
+    ({"prompt": "red", "completion": 3}, "row 1: expected a completion that is text or a list of messages, found 3"),
+    ({"prompt": 3, "completion": "cat"}, "row 1: expected a prompt that is text or a list of messages, found 3"),
+    ({"prompt": "red"}, "expected columns 'prompt' and 'completion', or 'messages', found prompt"),
+    ({"text": "red"}, "expected columns 'prompt' and 'completion', or 'messages', found text"),
+    ({"messages": "red"}, "row 1: expected a list of messages, found 'red'"),
+    ({"messages": []}, "row 1: expected a list of messages, found []"),
+    ({"messages": [USER]}, "row 1: expected messages of which the last is the assistant's answer, found user"),
+    ({"messages": [ANSWER]}, "row 1: expected messages of which the last is the assistant's answer, found assistant"),
+    ({"messages": [USER, ANSWER, USER]}, "last is the assistant's answer, found user, assistant, user"),
+    ({"messages": [{"role": "tool", "content": "red"}, ANSWER]}, "row 1: expected a role of system, developer, user"),
+    ({"messages": [{"content": "red"}, ANSWER]}, "row 1: expected a role of system, developer, user, assistant"),
+    (
+        {"messages": [{"role": "user", "content": 3}, ANSWER]},
+        "expected messages with a role and a content that is text",
+    ),
+    ({"messages": [3, ANSWER]}, None),  # no file of one type of columns
+    ({"prompt": "red", "completion": [USER]}, "row 1: expected a completion of one message of the assistant"),
+    ({"prompt": "red", "completion": [ANSWER, ANSWER]}, "row 1: expected a completion of one message of the assistant"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), REFUSED)
+def test_other_rows_are_refused(path: Path, row: dict[str, Any], message: str | None) -> None:
+    with pytest.raises(CompileError) as refused:
+        read(path, [row])
+    assert message is None or message in str(refused.value)
+
+
+def test_a_row_among_others_is_named(path: Path) -> None:
+    with pytest.raises(CompileError, match=r"data: row 2: expected a completion"):
+        read(path, [{"prompt": "red", "completion": "cat"}, {"prompt": "red"}])
+
+
+def test_a_template_that_refuses_a_conversation_is_an_error(path: Path) -> None:
+    refusing = "{{ raise_exception('users first') }}"
+    with pytest.raises(CompileError, match=r"row 1: .*template takes: users first"):
+        read(path, [{"messages": [USER, ANSWER]}], template=refusing)
+
+
+def test_a_tokenizer_must_name_an_end(path: Path) -> None:
+    read(path, [{"prompt": "red", "completion": "cat"}])
+    with pytest.raises(CompileError, match="names a token which ends a text"):
+        CompletionReader("prompt", "completion", tiny.reader(), 8).read(path, "data")
+
+
+def load(folder: Path, train: list[Any], held_out: list[Any], **settings: Any) -> TaskData:
+    files = {}
+    for split, rows in {"train": train, "eval": held_out}.items():
+        files[split] = folder / f"{split}.jsonl"
+        files[split].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return data.load("job", TaskSpec(kind="text-generation", **files, **settings), tokenizer(), (), 8)
+
+
+def test_prompts_that_training_has_seen_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train = [{"prompt": word, "completion": "cat"} for word in tiny.WORDS]
+    load(tmp_path, train, [{"prompt": "red", "completion": "dog"}, {"prompt": "red red", "completion": "cat"}])
+    assert "1 of 2 examples are training examples too" in caplog.text
+
+
+def test_splits_of_two_forms_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match=r"tasks.job: .*one form.*found plain in train, chat in eval"):
+        load(tmp_path, [{"prompt": "red", "completion": "cat"}], [{"messages": [USER, ANSWER]}])
+
+
+def test_answers_that_will_be_cut_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": "red", "completion": "cat cat"}, {"prompt": "green", "completion": "cat"}]
+    load(tmp_path, rows, rows, max_new_tokens=1)
+    assert "1 of 2 completions have more than max_new_tokens 1" in caplog.text
+
+
+def test_held_out_batches_are_prompts_and_what_is_wanted(tmp_path: Path) -> None:
+    rows = [{"prompt": "red green red", "completion": "cat"}, {"prompt": "red", "completion": "dog cow"}]
+    (batch,) = load(tmp_path, rows, rows).held_out()
+    assert batch.inputs["input_ids"].tolist() == [[0, 0, RED], [RED, GREEN, RED]]
+    assert batch.inputs["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert batch.wanted == ("dog cow", "cat")
+
+
+def test_batches_hold_a_bounded_number_of_tokens(tmp_path: Path) -> None:
+    rows = [{"prompt": "red " * (1 + number % 6), "completion": "cat"} for number in range(600)]
+    found = load(tmp_path, rows, rows[:1])
+    batches = found.batches(found.train, 500)
+    assert sum(batch.items for batch in batches) == 600
+    assert all(batch.labels.numel() <= 2048 for batch in batches)
+    assert max(batch.items for batch in batches) > 256

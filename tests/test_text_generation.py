@@ -1,0 +1,188 @@
+"""Tasks that answer prompts by texts: compiled, recovered, measured, asked in every way, grown and exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tiny
+import weightpager as wp
+from command import Command
+from running import serving
+from weightpager.answers.kinds import kind_of
+from weightpager.bundle import Bundle
+from weightpager.bundle.format.manifest import TaskEntry
+from weightpager.bundle.report.compile_report import read_report
+from weightpager.compiler.task_file import from_dict
+from weightpager.errors import CompileError, ConfigError
+from weightpager.evaluation.measure import measure
+from weightpager.progress import silent
+from weightpager.task_data.held_out import read_held_out
+
+RECOVER = {"method": "finetune", "steps": 8, "batch": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("clerk")
+
+
+@pytest.fixture(scope="module")
+def clerk(folder: Path) -> Path:
+    """Two tasks on a tiny decoder; one of them has several metrics, the other one reads conversations."""
+    wp.compile(tiny.clerk(folder, recover=RECOVER, compare="dense"), out=folder / "clerk.bundle")
+    return folder / "clerk.bundle"
+
+
+def prompts(folder: Path, task: str) -> list[str]:
+    """What is asked of the task in its held-out data."""
+    rows = [json.loads(line) for line in (folder / f"{task}.eval.jsonl").read_text().splitlines()]
+    return [row["prompt"] if "prompt" in row else row["messages"][0]["content"] for row in rows]
+
+
+def evaluated(engine: wp.Engine, task: TaskEntry) -> dict[tuple[int, ...], str]:
+    """Prompts, and what `eval` compares with the wanted answers."""
+    assert task.eval is not None
+    batches = read_held_out(task, Path(task.eval.file), engine.reader(), engine.limits().vocabulary, 32)
+    found = {}
+    with engine.task(task.name):
+        answer = kind_of(task.kind).answering(engine.model(task.name), engine.reader(), task.generation)
+        for inputs, _ in batches:
+            rows = zip(inputs["input_ids"], inputs["attention_mask"], answer(inputs), strict=True)
+            found |= {tuple(ids[mask == 1].tolist()): text for ids, mask, text in rows}
+    return found
+
+
+def test_tasks_learn_and_are_compared(clerk: Path) -> None:
+    report = read_report(Bundle.open(clerk))
+    after, twice = report.tasks
+    assert (after.metric, after.items) == ("token-f1", 40)
+    assert [other.metric for other in after.others] == ["exact-match", "chrf", "rouge-l"]
+    assert after.dense is not None
+    assert after.dense > 0.5
+    assert (twice.metric, twice.others) == ("exact-match", [])
+    assert {control.name for control in report.controls} == {"dense", "int8", "int4", "int3", "int2"}
+    dense = next(control for control in report.controls if control.name == "dense")
+    assert dense.scores["after"] > 0.5
+    assert report.without_graph == {}
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_eval_finds_what_the_compile_found(clerk: Path, backend: str) -> None:
+    with wp.Engine.from_pretrained(clerk, backend=backend) as engine:
+        assert measure(engine, engine.bundle.tasks, silent) == read_report(engine.bundle).tasks
+
+
+@pytest.mark.parametrize("task", ["after", "twice"])
+def test_eval_run_and_the_server_give_the_same_tokens(clerk: Path, folder: Path, task: str) -> None:
+    given = prompts(folder, task)
+    with wp.Engine.from_pretrained(clerk) as engine:
+        entry = engine.bundle.task(task)
+        measured = evaluated(engine, entry)
+        answered = [prediction.label for prediction in engine.predict(task, given)]
+        reader = engine.tokenizer()
+    chat = entry.generation is not None and entry.generation.prompts == "chat"
+    for prompt, label in zip(given, answered, strict=True):
+        text = f"{prompt} snow" if chat else prompt  # as the template writes it
+        assert measured[tuple(reader(text, add_special_tokens=False)["input_ids"])].strip() == label
+    with serving(clerk) as running:
+        told = running.openai.chat.completions
+        for prompt, label in list(zip(given, answered, strict=True))[:12]:
+            said: Any = [{"role": "user", "content": prompt}]
+            (choice,) = told.create(model=task, messages=said, temperature=0).choices
+            assert (choice.message.content or "").strip() == label
+        if not chat:
+            found = running.openai.completions.create(model=task, prompt=given[:12], temperature=0)
+            assert [choice.text.strip() for choice in found.choices] == answered[:12]
+
+
+def test_run_takes_as_many_tokens_as_the_task_states(clerk: Path, weightpager: Command) -> None:
+    (found,) = json.loads(weightpager("run", clerk, "-t", "after", "--json", "cat red").out)["predictions"]
+    assert 0 < len(found["label"].split()) <= 4
+    (found,) = json.loads(weightpager("run", clerk, "-t", "after", "--json", "--max-new-tokens", "1", "cat").out)[
+        "predictions"
+    ]
+    assert len(found["label"].split()) <= 1
+
+
+def test_eval_shows_every_metric(clerk: Path, weightpager: Command) -> None:
+    said = weightpager("eval", clerk, "-t", "after").out
+    assert all(metric in said for metric in ("token-f1", "exact-match", "chrf", "rouge-l"))
+
+
+def test_an_export_answers_as_the_bundle_does(clerk: Path, tmp_path: Path, weightpager: Command) -> None:
+    weightpager("export", clerk, "-t", "after", "--out", tmp_path / "after")
+    module, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "after"),
+        AutoTokenizer.from_pretrained(clerk / "model"),
+    )
+    given = ["cat red", "sun dog green"]
+    with wp.Engine.from_pretrained(clerk) as engine:
+        wanted = [found.label for found in engine.predict("after", given)]
+    for prompt, label in zip(given, wanted, strict=True):
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            found = module.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+        assert tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True).strip() == label
+
+
+def test_a_bundle_grows_by_such_a_task(clerk: Path, folder: Path, tmp_path: Path) -> None:
+    task = tiny.completing(tmp_path, "third", {"cat": "dog", "dog": "cat"})
+    added = tiny.clerk(tmp_path, model=str(folder / "llama"), tasks={"third": task}, recover=RECOVER)
+    grown = wp.compile(added, out=tmp_path / "grown.bundle", base=clerk)
+    assert [entry.generation is not None for entry in grown.manifest.tasks] == [True] * 3
+    with wp.Engine.from_pretrained(clerk) as before, wp.Engine.from_pretrained(grown.path) as after:
+        given = prompts(folder, "after")[:5]
+        assert before.predict("after", given) == after.predict("after", given)
+        assert after.predict("third", ["red cat"])[0].label
+
+
+def test_a_language_model_stands_beside_it(folder: Path, tmp_path: Path) -> None:
+    third, text = tiny.completing(tmp_path, "third", {"cat": "dog"}), tiny.text(tmp_path, "text", tiny.WORDS)
+    content = tiny.clerk(tmp_path, tasks={"third": third, "text": text}, training={"steps": 2}, recover="closed-form")
+    found = wp.compile(content | {"accuracy_loss": 50.0}, out=tmp_path / "both.bundle")
+    report = read_report(found)
+    assert [task.metric for task in report.tasks] == ["exact-match", "perplexity"]
+    assert "generation" not in found.manifest.tasks[1].plain()
+    assert report.frontier[0].loss is not None  # by the likelihood of completions, not by texts
+
+
+def test_held_out_data_of_another_form_is_refused(clerk: Path, folder: Path) -> None:
+    with wp.Engine.from_pretrained(clerk) as engine:
+        other = folder / "twice.eval.jsonl"
+        with pytest.raises(CompileError, match="expected prompts of the form plain, as the task was compiled with"):
+            read_held_out(engine.bundle.task("after"), other, engine.reader(), 16, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": ["bleu"]}, "metrics"),
+        ({"metrics": ["chrf", "chrf"]}, "expected metrics that differ"),
+        ({"metrics": []}, "metrics"),
+        ({"head": "."}, "head"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+    ],
+)
+def test_what_a_task_file_may_not_say(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    content = tiny.clerk(tmp_path)
+    content["tasks"]["after"] |= changes
+    with pytest.raises(ConfigError, match=message):
+        from_dict(content)
+
+
+def test_metrics_are_for_generated_texts(tmp_path: Path) -> None:
+    content = tiny.writer(tmp_path)
+    content["tasks"]["animals"]["metrics"] = ["chrf"]
+    with pytest.raises(ConfigError, match="metrics makes no sense for language-modeling"):
+        from_dict(content)
+
+
+def test_a_prompt_that_the_model_cannot_read_is_refused(clerk: Path) -> None:
+    with wp.Engine.from_pretrained(clerk) as engine, pytest.raises(ConfigError, match="expected at most 128 tokens"):
+        engine.predict("after", ["red " * 126])
