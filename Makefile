@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 CMAKE := $(or $(shell command -v cmake),$(BIN)/cmake)
 
-.PHONY: demo test test-slow native-test release-test aarch64-test device-test check lint types imports house format clean
+.PHONY: demo test test-slow native-test release-test aarch64-test device-test check lint types imports house docs format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/weightpager demo --out weightpager-demo.html
@@ -67,6 +67,10 @@ types: $(VENV)/dev.stamp
 imports: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
+# The site, in build/site; a link that leads nowhere fails it.
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -79,7 +83,7 @@ BUILD := pyproject.toml CMakeLists.txt $(wildcard csrc/* csrc/load/* csrc/operat
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2"
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 
 $(BIN)/cmake: | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet cmake
@@ -90,4 +94,8 @@ $(VENV)/demo.stamp: $(BUILD) | $(VENV)/bin/python
 
 $(VENV)/dev.stamp: $(BUILD) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)/docs.stamp: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --group docs
 	touch $@
