@@ -5,6 +5,7 @@ from __future__ import annotations
 from weightpager.lab.samples.domains import language_modeling
 from weightpager.lab.samples.download.archives import Archive, fetch
 from weightpager.lab.samples.models import minilm, smollm2
+from weightpager.lab.samples.narrow_tasks import text_generation
 from weightpager.lab.samples.sample import Missing, Sample, SampleUnavailable
 from weightpager.lab.samples.tasks import prepare
 
@@ -18,4 +19,5 @@ __all__ = [
     "minilm",
     "prepare",
     "smollm2",
+    "text_generation",
 ]

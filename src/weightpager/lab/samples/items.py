@@ -40,6 +40,11 @@ def tagged(tokens: Sequence[str], tags: Sequence[str], group: str) -> Item:
     return Item(" ".join(tokens), group, tuple(sorted(set(tags))), {"tokens": list(tokens), "tags": list(tags)})
 
 
+def completed(prompt: str, completion: str, group: str) -> Item:
+    """An item of a text-generation task. The completion begins with a blank, as words behind others do."""
+    return Item(prompt, group, (), {"prompt": prompt, "completion": f" {completion}"})
+
+
 def document(text: str, group: str) -> Item:
     """An item of a language-modelling task."""
     return Item(text, group, (), {})

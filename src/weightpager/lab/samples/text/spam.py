@@ -16,9 +16,21 @@ _SHORTEST, _LONGEST = 20, 1000  # characters
 
 def read(archive: Path) -> Iterator[Item]:
     """The mails that have a text."""
+    yield from items(_mails(archive))
+
+
+def wanted(archive: Path) -> Iterator[tuple[Mail, str]]:
+    """Those of the same mails that are ham, each with its group among all."""
+    mails = _mails(archive)
+    for (mail, label), item in zip(mails, items(mails), strict=True):
+        if label == "ham":
+            yield mail, item.group
+
+
+def _mails(archive: Path) -> list[tuple[Mail, str]]:
     files = sorted(members(archive, "package/data/*-ham-?/*.txt", "package/data/spam-?/*.txt"))
     mails = [(parse(content), label_of(name)) for name, content in files]
-    yield from items([(mail, label) for mail, label in mails if len(mail.body) >= _SHORTEST])
+    return [(mail, label) for mail, label in mails if len(mail.body) >= _SHORTEST]
 
 
 def label_of(name: str) -> str:

@@ -29,18 +29,27 @@ def translations(archive: Path, language: str) -> Iterator[Translation]:
     for _, content in sorted(members(archive, f"django/*/locale/{language}/LC_MESSAGES/*.po")):
         for source, target in parse(content.decode("utf-8")):
             if target and target != source:
-                yield Translation(_plain(target), f"django/{normalise(_plain(source))}")
+                yield Translation(plain(target), f"django/{normalise(plain(source))}")
 
 
 def parse(catalogue: str) -> Iterator[tuple[str, str]]:
     """Message and translation of each entry; of several plural forms the last. Doubtful and old entries are skipped."""
+    return ((fields["msgid"], form) for fields, form in _entries(catalogue))
+
+
+def pairs(catalogue: str) -> Iterator[tuple[str, str]]:
+    """The same, where an entry has plural forms the message of the last one too."""
+    return ((fields.get("msgid_plural", fields["msgid"]), form) for fields, form in _entries(catalogue))
+
+
+def _entries(catalogue: str) -> Iterator[tuple[dict[str, str], str]]:
     for entry in re.split(r"\n\s*\n", catalogue):
         if re.search(r"^#,.*\bfuzzy\b", entry, re.MULTILINE):
             continue
         fields = _fields(entry)
         forms = [value for name, value in fields.items() if name.startswith("msgstr")]
         if fields.get("msgid") and forms:
-            yield fields["msgid"], forms[-1]
+            yield fields, forms[-1]
 
 
 def _fields(entry: str) -> dict[str, str]:
@@ -59,5 +68,6 @@ def _unquote(quoted: str) -> str:
     return _ESCAPE.sub(lambda match: _ESCAPED.get(match[1], match[1]), quoted[1:-1])
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A message without placeholders and markup, in one line."""
     return " ".join(_PLACEHOLDER.sub(" ", text).split())
