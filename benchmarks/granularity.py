@@ -29,6 +29,7 @@ from weightpager.doctor.cold import cold_read
 from weightpager.engine import Engine
 from weightpager.lab.contest.measure.process_memory import bytes_from_storage
 from weightpager.lab.contest.measure.prompt import prompt
+from weightpager.lab.contest.rivals.torch_rival import tensors
 from weightpager.lab.switching import doubt
 from weightpager.lab.synthetic_bundle import Recipe, bundle_of, few_layers
 from weightpager.store import LocalStore, StorageModel, all_switches, coalesce
@@ -103,7 +104,7 @@ def _direct_switch(engine: Engine, a: str, b: str) -> float:
 
 def _forward(engine: Engine, bundle: Bundle) -> list[float]:
     task = next(iter(bundle.tasks))
-    module, inputs = engine.activate(task), prompt(bundle, task, 0)
+    module, inputs = engine.activate(task), tensors(bundle.task(task), prompt(bundle, task, 0))
     seconds = []
     with torch.inference_mode():
         for _ in range(FORWARDS + 1):

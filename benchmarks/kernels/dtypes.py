@@ -22,6 +22,7 @@ from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.engine import Engine
 from weightpager.lab.contest.measure.prompt import prompt
+from weightpager.lab.contest.rivals.torch_rival import tensors
 
 BATCH = 8
 ROUNDS = 12
@@ -37,7 +38,7 @@ def main(
     torch.set_num_threads(threads)
     bundle = Bundle.open(path)
     task = next(iter(bundle.tasks))
-    one = prompt(bundle, task, seed=0)
+    one = tensors(bundle.task(task), prompt(bundle, task, seed=0))
     with ExitStack() as stack:
         engines = {
             dtype: stack.enter_context(Engine.from_pretrained(path, dtype=dtype, backend="torch"))

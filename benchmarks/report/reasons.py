@@ -44,9 +44,11 @@ def _of_process(contest: Contest) -> str:
     if ours is None or ours.found is None or ours.peak_memory is None or not ours.found.memory.weights:
         return ""
     weights = ours.found.memory.weights
+    rest = "interpreter and its libraries, without torch"
+    if ours.found.backend == "torch":
+        rest = "interpreter, torch and transformers, which all methods need"
     return (
-        f"of the process's {format_size(ours.peak_memory)} weights are {format_size(weights)}; the rest is the "
-        "interpreter, torch and transformers, which all methods need."
+        f"of the process's {format_size(ours.peak_memory)} weights are {format_size(weights)}; the rest is the {rest}."
     )
 
 

@@ -90,7 +90,7 @@ def methods(contest: Contest) -> str:
         memory = row.found.memory
         ready, first = spread(row.values("ready")), spread(row.values("first_output"))
         lines.append([
-            row.label + (f", room for {row.room:g} tasks" if row.room != 1 else "") + ("*" if row.unlimited else ""),
+            row.title + (f", room for {row.room:g} tasks" if row.room != 1 else "") + ("*" if row.unlimited else ""),
             _percentiles(ready),
             _percentiles(first),
             size(mean(row, "bytes")),

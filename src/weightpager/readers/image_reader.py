@@ -107,11 +107,15 @@ def open_image_reader(bundle: Bundle) -> ImageReader | None:
     check_pillow()
     try:
         processor = ImageProcessor.of(_values(folder / IMAGES))
-        config = _values(folder / CONFIG)
-        model = ImageModel(str(config.get("model_type")), config.get("num_channels"), config.get("image_size"))
-        return None if processor is None else ImageReader(processor, model)
+        return None if processor is None else ImageReader(processor, read_image_model(bundle))
     except Exception as error:
         raise BundleFormatError(f"{MODEL}/{IMAGES}", "content", "an image processor that works", error) from error
+
+
+def read_image_model(bundle: Bundle) -> ImageModel:
+    """What a bundle's configuration says of the images that its model takes."""
+    config = _values(model_dir(bundle) / CONFIG)
+    return ImageModel(str(config.get("model_type")), config.get("num_channels"), config.get("image_size"))
 
 
 def check_pillow() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -14,26 +14,33 @@ import torch
 
 import tiny
 import weightpager as wp
+from bare import python
 from weightpager.bundle import Bundle
 from weightpager.engine import Engine
 from weightpager.lab.contest.measure.measuring import measure
 from weightpager.lab.contest.measure.prompt import prompt
 from weightpager.lab.contest.measure.worker import do
 from weightpager.lab.contest.results.facts import budget_for
-from weightpager.lab.contest.results.found import Job
+from weightpager.lab.contest.results.found import Found, Job
 from weightpager.lab.contest.rivals import assets
 from weightpager.lab.contest.rivals.backbone.checkpoint import write_quantised
 from weightpager.lab.contest.rivals.methods import METHODS, method
 from weightpager.lab.contest.rivals.pace import Pace
 from weightpager.lab.contest.rivals.rival import Rival, Setting
+from weightpager.lab.contest.rivals.torch_rival import TorchRival, tensors
 from weightpager.limits.limits import pinned
 from weightpager.nn import PagedLinear
 
-SAME_ANSWERS = ["ours", "ours_while_loading", "sparse_strict", "sparse_whole", "sparse_copied", "sparse_lru"]
+SAME_ANSWERS = ["ours_on_torch", "ours_while_loading", "sparse_strict", "sparse_whole", "sparse_copied", "sparse_lru"]
 
 
 def said(*_: Any) -> None:
     """No progress."""
+
+
+def asked(bundle: Bundle, task: str) -> dict[str, Any]:
+    """A task's prompt, in tensors."""
+    return tensors(bundle.task(task), prompt(bundle, task, 1))
 
 
 @pytest.fixture(scope="module", params=["assistant_bundle", "wordy_bundle", "writer_bundle", "camera_bundle"])
@@ -81,7 +88,7 @@ def job_of(name: str, bundle: Bundle, folder: Path, **changes: int) -> Job:
 def answers(bundle: Bundle) -> dict[str, torch.Tensor]:
     """What an engine answers to each task's prompt."""
     with Engine.from_pretrained(bundle.path) as engine, torch.inference_mode():
-        return {task: engine.activate(task)(**prompt(bundle, task, 1)).logits for task in bundle.tasks}
+        return {task: engine.activate(task)(**asked(bundle, task)).logits for task in bundle.tasks}
 
 
 def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -96,7 +103,7 @@ def test_a_sparse_rival_gives_each_task_its_answers(
     room = 2.0 if name == "sparse_lru" else 1.0
     with made(name, bundle, folder, room) as rival, torch.inference_mode():
         for task in [*bundle.tasks, *reversed(bundle.tasks)]:
-            found = rival.switch(task)(**prompt(bundle, task, 1)).logits
+            found = rival.switch(task)(**asked(bundle, task)).logits
             assert distance(found, answers[task]) < 0.05, task
 
 
@@ -109,7 +116,7 @@ def test_a_dense_rival_has_the_first_tasks_weights(
     task = next(iter(bundle.tasks))
     with made(name, bundle, folder) as rival, torch.inference_mode():
         for _ in range(2):
-            found = rival.switch(task)(**prompt(bundle, task, 1)).logits
+            found = rival.switch(task)(**asked(bundle, task)).logits
             assert distance(found, answers[task]) < 0.05
             rival.forget()
 
@@ -119,13 +126,13 @@ def test_adapters_differ_and_share_one_backbone(bundle: Bundle, folder: Path) ->
         pytest.skip(method("shared_bf16").skipped)
     a, b = list(bundle.tasks)[:2]
     with made("shared_bf16", bundle, folder) as wide, torch.inference_mode():
-        first = wide.switch(a)(**prompt(bundle, a, 1)).logits
+        first = wide.switch(a)(**asked(bundle, a)).logits
         wide.switch(b)
-        assert torch.equal(wide.switch(a)(**prompt(bundle, a, 1)).logits, first)
+        assert torch.equal(wide.switch(a)(**asked(bundle, a)).logits, first)
         assert wide.switch(a).base_model is wide.switch(b).base_model
         with made("shared_int8", bundle, folder) as narrow:
             assert narrow.paged_bytes() < wide.paged_bytes()
-            assert torch.isfinite(narrow.switch(b)(**prompt(bundle, b, 1)).logits).all()
+            assert torch.isfinite(narrow.switch(b)(**asked(bundle, b)).logits).all()
 
 
 @pytest.mark.parametrize("pages", ["int8", "float32"])
@@ -187,20 +194,28 @@ def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path, mon
         assert sum(sample.bytes for sample in found.samples) == 0
 
 
-class Recorded(torch.nn.Module):
+def test_our_process_needs_no_torch(assistant_bundle: Path, tmp_path: Path) -> None:
+    """So that the memory of the whole process is that of a device."""
+    bundle = Bundle.open(assistant_bundle)
+    job, result = tmp_path / "job.json", tmp_path / "result.json"
+    job.write_text(job_of("ours", bundle, tmp_path).model_dump_json())
+    ran = python(f"from weightpager.lab.contest.measure.worker import main; main({[str(job), str(result)]})")
+    assert ran.returncode == 0, ran.stderr
+    found = Found.model_validate_json(result.read_bytes())
+    assert found.backend == "native"
+    assert len(found.samples) == 2
+
+
+class Recorded(TorchRival):
     """A rival that only notes which task was the current one when a cold walk began."""
 
     def __init__(self, file: Path) -> None:
-        super().__init__()
         self.file = file
         self.current = self.left = ""
 
-    def switch(self, task: str) -> torch.nn.Module:
+    def switch(self, task: str) -> Callable[..., None]:
         self.current = task
-        return self
-
-    def forward(self, **_inputs: Any) -> None:
-        """No answer."""
+        return lambda **_inputs: None
 
     def forget(self) -> None:
         self.left = self.current

@@ -29,6 +29,7 @@ from weightpager.lab.contest.rivals.methods import method
 from weightpager.lab.contest.rivals.modules import dense_module
 from weightpager.lab.contest.rivals.parameters import private, resident, wide
 from weightpager.lab.contest.rivals.rival import Setting
+from weightpager.lab.contest.rivals.torch_rival import tensors
 
 
 def multiplied_int4(weight: torch.Tensor) -> torch.Tensor:
@@ -96,7 +97,7 @@ def test_every_task_has_the_answers_of_the_quantised_model(
     for task in bundle.tasks:
         values = {**wide(resident(bundle, dtype)), **private(bundle, task), **rounded}
         reference = dense_module(bundle, task, {name: value.float() for name, value in values.items()})
-        inputs = prompt(bundle, task, 1)
+        inputs = tensors(bundle.task(task), prompt(bundle, task, 1))
         with torch.inference_mode():
             found, wanted = rival.switch(task)(**inputs).logits.float(), reference(**inputs).logits
         assert float((found - wanted).norm()) <= 0.05 * float(1 + wanted.norm()), task

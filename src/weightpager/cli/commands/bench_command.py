@@ -162,7 +162,7 @@ def _cells(row: Row) -> list[str]:
     ready, first, read = (row.values(field) for field in ("ready", "first_output", "bytes"))
     memory = row.found.memory
     return [
-        row.label + ("*" if row.unlimited else ""),
+        row.title + ("*" if row.unlimited else ""),
         f"{row.room:g} task" + ("" if row.room == 1 else "s"),
         output.milliseconds(median(ready)) if ready else "-",
         output.milliseconds(median(first)) if first else "-",

@@ -115,7 +115,7 @@ def _measure(ours: Compiled, budget: int, progress: Progress) -> tuple[list[Demo
     planned = {(cost.from_task, cost.to_task): cost.bytes for cost in all_switches(bundle, StorageModel())}
     theirs, dense, doubts = _baselines(bundle, ours.dense)
     files = [bundle.path / name for name in bundle.manifest.page_file_names()]
-    with Engine(bundle, EngineConfig(budget, io_threads=IO_THREADS, rows=row_bytes(bundle), backend="torch")) as engine:
+    with Engine(bundle, EngineConfig(budget, io_threads=IO_THREADS, rows=row_bytes(bundle))) as engine:
         with cold_read(files) as proof:
             timed = time_switches(engine, REPEATS, partial(progress, "switch"))
         direct = engine.report().direct_io

@@ -9,9 +9,6 @@ from functools import partial
 from itertools import cycle, islice, pairwise
 from typing import Any
 
-import torch
-from torch import nn
-
 from weightpager import kernels
 from weightpager.bundle import Bundle
 from weightpager.doctor.cold import cold_read
@@ -31,9 +28,9 @@ Inputs = Mapping[str, Mapping[str, Any]]
 
 def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], job: Job) -> Found:
     """Measure a method that has been set up for these tasks."""
-    inputs = {task: prompt(bundle, task, job.seed) for task in tasks}
+    inputs = {task: rival.prepared(bundle.task(task), prompt(bundle, task, job.seed)) for task in tasks}
     for task in tasks:
-        _run(rival.switch(task), inputs[task])  # what is built at first use isn't part of a switch
+        rival.run(rival.switch(task), inputs[task])  # what is built at first use isn't part of a switch
     warm = partial(_forwards, rival, tasks[0], inputs[tasks[0]])
     forwards = warm()
     samples, note = _pairs(rival, tasks, inputs, job, lazy=method.lazy)
@@ -49,7 +46,8 @@ def measure(rival: Rival, method: Method, bundle: Bundle, tasks: Sequence[str], 
         forwards=forwards,
         tokens=items(bundle, tasks[0]),
         kernel=kernels.isa(),
-        torch_threads=torch.get_num_threads(),
+        torch_threads=rival.threads(),
+        backend=rival.backend,
         paced=job.pace is not None,
     )
 
@@ -62,7 +60,7 @@ def _pairs(rival: Rival, tasks: Sequence[str], inputs: Inputs, job: Job, *, lazy
     note = ""
     end = time.perf_counter() + job.seconds
     if count:
-        _run(rival.switch(walk[0]), inputs[walk[0]])
+        rival.run(rival.switch(walk[0]), inputs[walk[0]])
     for a, b in islice(cycle(pairwise(walk)), count):
         if len(samples) >= len(tasks) and time.perf_counter() > end:
             break
@@ -78,7 +76,7 @@ def _switch(rival: Rival, a: str, b: str, inputs: Mapping[str, Any], *, lazy: bo
     start = time.perf_counter()
     module = rival.switch(b)
     ready = time.perf_counter() - start
-    _run(module, inputs)
+    rival.run(module, inputs)
     first_output = time.perf_counter() - start
     return Sample(
         from_task=a,
@@ -101,13 +99,13 @@ def _trace(
     transitions = Transitions(tuple(bundle.tasks), bundle.manifest.transitions).only(tasks)  # type: ignore[arg-type]
     first, *walk = random_walk(transitions, 1 + job.visits, job.seed)
     visits: list[Visit] = []
-    _run(rival.switch(first), inputs[first])
+    rival.run(rival.switch(first), inputs[first])
     rival.forget()
     with cold_read({file for task in tasks for file in rival.files(task)}) as proof:
         for task in walk:
             read = bytes_from_storage()
             start = time.perf_counter()
-            _run(rival.switch(task), inputs[task])
+            rival.run(rival.switch(task), inputs[task])
             seconds = time.perf_counter() - start
             visits.append(
                 Visit(
@@ -125,14 +123,9 @@ def _forwards(rival: Rival, task: str, inputs: Mapping[str, Any]) -> list[float]
     """Seconds of warm forwards, one after the other."""
     module = rival.switch(task)
     found: list[float] = []
-    _run(module, inputs)
+    rival.run(module, inputs)
     while len(found) < LEAST_FORWARDS or (len(found) < MOST_FORWARDS and sum(found) < FORWARD_SECONDS):
         start = time.perf_counter()
-        _run(module, inputs)
+        rival.run(module, inputs)
         found.append(time.perf_counter() - start)
     return found
-
-
-def _run(module: nn.Module, inputs: Mapping[str, Any]) -> None:
-    with torch.inference_mode():
-        module(**inputs)

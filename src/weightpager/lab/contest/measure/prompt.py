@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+import numpy as np
 
-import torch
-from transformers import PretrainedConfig
-
-from weightpager.answers.kinds import kind_of
-from weightpager.backends.torch.model.architecture import read_config
-from weightpager.backends.torch.model.image_processor import image_model
+from weightpager.answers.model import Inputs
+from weightpager.backends.native.model_limits import ModelConfig
 from weightpager.bundle import Bundle
 from weightpager.errors import ConfigError
+from weightpager.readers.image_reader import read_image_model
 
 TOKENS = 32
 
 
-def prompt(bundle: Bundle, task: str, seed: int) -> dict[str, Any]:
-    """One text of random words, or one image of random pixels, as the task's module takes it.
+def prompt(bundle: Bundle, task: str, seed: int) -> Inputs:
+    """One text of random words, or one image of random pixels.
 
     Raises:
-        ConfigError: the model doesn't say how large its images are.
+        ConfigError: the model doesn't say how many words it knows, or how large its images are.
     """
-    config, entry = read_config(bundle), bundle.task(task)
-    drawn = torch.Generator().manual_seed(seed)
-    if entry.takes_images:
-        return {"pixel_values": torch.randn(1, *_shape(config), generator=drawn)}
-    words = torch.randint(0, int(config.vocab_size), (1, TOKENS), generator=drawn)
-    inputs: dict[str, Any] = {"input_ids": words, "attention_mask": torch.ones_like(words)}
-    return inputs | {"use_cache": False} if kind_of(entry.kind).writes else inputs
+    drawn = np.random.default_rng(seed)
+    if bundle.task(task).takes_images:
+        return {"pixel_values": drawn.standard_normal((1, *_shape(bundle)), np.float32)}
+    words = ModelConfig.read(bundle).number("vocab_size")
+    if words is None:
+        raise ConfigError("expected a model whose configuration has vocab_size, found none")
+    ids = drawn.integers(0, words, (1, TOKENS), np.int64)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
 def items(bundle: Bundle, task: str) -> int:
@@ -36,8 +34,8 @@ def items(bundle: Bundle, task: str) -> int:
     return 1 if bundle.task(task).takes_images else TOKENS
 
 
-def _shape(config: PretrainedConfig) -> tuple[int, int, int]:
-    shape = image_model(config).shape
+def _shape(bundle: Bundle) -> tuple[int, int, int]:
+    shape = read_image_model(bundle).shape
     if shape is None:
         raise ConfigError("expected a model whose configuration has num_channels and image_size, found none")
     return shape

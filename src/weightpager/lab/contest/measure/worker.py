@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from weightpager.bundle import Bundle
 from weightpager.lab.contest.measure.measuring import measure
 from weightpager.lab.contest.results.found import Found, Job
@@ -25,14 +23,14 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def do(job: Job) -> Found:
-    """Set a method up in this process and measure it."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    """Set a method up in this process and measure it; torch is imported only by methods that compute with it."""
     bundle = Bundle.open(job.bundle)
     pace = None if job.pace is None else Pace(job.pace)
     asked = method(job.method)
     tasks = tuple(bundle.tasks)[: min(job.tasks, asked.tasks or job.tasks)]
     rival = asked.make(Setting(bundle, tasks, Path(job.folder), job.budget, job.threads, pace))
     try:
+        rival.use_threads(len(os.sched_getaffinity(0)))
         return measure(rival, asked, bundle, tasks, job)
     finally:
         rival.close()

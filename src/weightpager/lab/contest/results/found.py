@@ -98,8 +98,9 @@ class Found(Document):
         forwards: seconds of warm forwards.
         tokens: in each of them; for images, one.
         kernel: instruction set of weightpager's kernels.
-        torch_threads: that computed.
+        torch_threads: that computed, native code's where it did.
         paced: whether the process slowed its own reads down.
+        backend: what computed, "torch" or "native"; torch in results of earlier versions.
     """
 
     samples: list[Sample]
@@ -111,3 +112,4 @@ class Found(Document):
     kernel: str
     torch_threads: int
     paced: bool
+    backend: str = "torch"

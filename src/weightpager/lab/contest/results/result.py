@@ -92,6 +92,12 @@ class Row(Document):
     seconds: float = 0.0
     found: Found | None = None
 
+    @property
+    def title(self) -> str:
+        """The label; of ours, with the backend that it computed with."""
+        native = self.found is not None and self.found.backend == "native"
+        return f"{self.label} (native code)" if native else self.label
+
     def medians(self, field: Literal["ready", "first_output"]) -> dict[Pair, float]:
         """By pair, the median seconds over its repeats; pairs without a value are left out."""
         values: dict[Pair, list[float]] = {}

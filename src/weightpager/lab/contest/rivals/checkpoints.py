@@ -16,14 +16,15 @@ from weightpager.lab.contest.rivals.assets import BLOCKS, dense_path, paged_byte
 from weightpager.lab.contest.rivals.checkpoint_file import open_checkpoint
 from weightpager.lab.contest.rivals.modules import assign_values, dense_module, sparse_module
 from weightpager.lab.contest.rivals.parameters import private
-from weightpager.lab.contest.rivals.rival import Rival, Setting
+from weightpager.lab.contest.rivals.rival import Setting
+from weightpager.lab.contest.rivals.torch_rival import TorchRival
 from weightpager.lab.direct_reader import DirectReader, new_buffer
 
 Kind = Literal["dense", "sparse"]
 _PATHS: dict[Kind, Callable[[Path, str], Path]] = {"dense": dense_path, "sparse": sparse_path}
 
 
-class WholeCheckpoints(Rival):
+class WholeCheckpoints(TorchRival):
     """Every switch reads the next task's whole checkpoint into memory that the last one had.
 
     Modules are built over that memory before anything is measured, so that a switch is the read alone: nothing is
@@ -80,7 +81,7 @@ class WholeCheckpoints(Rival):
                 view.copy_(tensors.get_tensor(name))
 
 
-class MappedCheckpoints(Rival):
+class MappedCheckpoints(TorchRival):
     """Every switch maps the next task's dense checkpoint: its weights come when a layer first touches them."""
 
     def __init__(self, setting: Setting) -> None:

@@ -62,6 +62,7 @@ def _lazily(module: str, name: str, **options: Any) -> Callable[[Setting], Rival
 
 _OURS = _lazily("ours", "Ours")
 _OURS_WHILE_LOADING = _lazily("ours", "Ours", wait=False)
+_OURS_ON_TORCH = _lazily("ours", "Ours", backend="torch")
 _SPARSE = _lazily("checkpoints", "WholeCheckpoints", kind="sparse", direct=True)
 _SPARSE_COPIED = _lazily("checkpoints", "WholeCheckpoints", kind="sparse", direct=False)
 _SPARSE_STRICT = _lazily("sparse_tasks", "SparseTasks", places=1)
@@ -80,6 +81,7 @@ _LIBRARY: dict[str, Any] = {"quick": False, "reads_by_library": True}
 METHODS: Sequence[Method] = (
     Method("ours", "weightpager", _OURS, rooms="both"),
     Method("ours_while_loading", "weightpager, running while it loads", _OURS_WHILE_LOADING, lazy=True, quick=False),
+    Method("ours_on_torch", "weightpager, computing with torch", _OURS_ON_TORCH, quick=False),
     Method("ours_unaligned", "weightpager without alignment", _OURS, unaligned=True),
     Method("sparse_whole", "sparse checkpoint per task, whole, direct", _SPARSE, ("sparse",)),
     Method("sparse_strict", "sparse checkpoint per task, paged weights only", _SPARSE_STRICT, ("sparse",)),

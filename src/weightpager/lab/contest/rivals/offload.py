@@ -12,13 +12,14 @@ from torch import nn
 from weightpager.lab.contest.rivals.assets import dense_path
 from weightpager.lab.contest.rivals.modules import dense_module
 from weightpager.lab.contest.rivals.parameters import private
-from weightpager.lab.contest.rivals.rival import Rival, Setting
+from weightpager.lab.contest.rivals.rival import Setting
+from weightpager.lab.contest.rivals.torch_rival import TorchRival
 
 TASKS = 2
 """Every switch costs the same, so a few tasks are enough; all of them would fill the disk once more."""
 
 
-class DiskOffload(Rival):
+class DiskOffload(TorchRival):
     """Tasks' modules whose weights lie in files of accelerate's."""
 
     def __init__(self, setting: Setting) -> None:

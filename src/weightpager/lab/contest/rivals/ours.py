@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import nn
-
+from weightpager.answers.model import Inputs
+from weightpager.bundle import TaskEntry
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.lab.contest.rivals.pace import PacedStore
@@ -14,25 +16,53 @@ from weightpager.store import LocalStore
 
 
 class Ours(Rival):
-    """An engine over the bundle.
+    """An engine over the bundle, with the backend that a device takes by itself, which may need no torch.
 
     Args:
         setting: of the contest.
         wait: whether a switch ends when all pages are there; otherwise the model runs while they are loaded.
+        backend: as an engine is asked for it.
     """
 
-    def __init__(self, setting: Setting, *, wait: bool = True) -> None:
+    def __init__(self, setting: Setting, *, wait: bool = True, backend: str = "auto") -> None:
         bundle = setting.bundle
-        config = EngineConfig(setting.budget, dtype=DTYPE, io_threads=setting.threads, backend="torch")
+        config = EngineConfig(setting.budget, dtype=DTYPE, io_threads=setting.threads, backend=backend)
         pace = setting.pace
         open_store = LocalStore if pace is None else lambda bundle: PacedStore(bundle, pace)
         self._engine = Engine(bundle, config, open_store)
         self._wait = wait
         self._files = [bundle.path / name for name in bundle.manifest.page_file_names()]
+        self.backend = self._engine.report().backend
 
-    def switch(self, task: str) -> nn.Module:
-        module: nn.Module = self._engine.activate(task, wait=self._wait)
+    def switch(self, task: str) -> Callable[..., Any]:
+        module: Callable[..., Any] = self._engine.activate(task, wait=self._wait)
         return module
+
+    def use_threads(self, count: int) -> None:
+        if self.backend == "torch":  # native code takes all usable cores by itself
+            import torch
+
+            torch.set_num_threads(count)
+
+    def threads(self) -> int:
+        from weightpager.backends.native.threads import thread_count
+
+        return thread_count()  # torch's, where it is loaded
+
+    def prepared(self, task: TaskEntry, inputs: Inputs) -> Mapping[str, Any]:
+        if self.backend == "native":
+            return inputs
+        from weightpager.lab.contest.rivals.torch_rival import tensors
+
+        return tensors(task, inputs)
+
+    def run(self, module: Any, inputs: Mapping[str, Any]) -> None:
+        if self.backend == "native":
+            module(**inputs)
+        else:
+            from weightpager.lab.contest.rivals.torch_rival import forward
+
+            forward(module, inputs)
 
     def forget(self) -> None:
         self._engine.evict()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import nn
-
-from weightpager.bundle import Bundle
+from weightpager.answers.model import Inputs
+from weightpager.bundle import Bundle, TaskEntry
 from weightpager.lab.contest.rivals.pace import Pace
 
 DTYPE = "bfloat16"
@@ -44,11 +44,33 @@ class Setting:
 
 
 class Rival(ABC):
-    """Serves all tasks from one process, one at a time."""
+    """Serves all tasks from one process, one at a time. Imports torch only if it computes with it.
+
+    Attributes:
+        backend: what computes, "torch" or "native".
+    """
+
+    backend: str
 
     @abstractmethod
-    def switch(self, task: str) -> nn.Module:
+    def switch(self, task: str) -> Callable[..., Any]:
         """Make a task the one that runs; its module, with all weights in memory unless the method is lazy."""
+
+    @abstractmethod
+    def use_threads(self, count: int) -> None:
+        """Compute with so many threads."""
+
+    @abstractmethod
+    def threads(self) -> int:
+        """Threads that compute."""
+
+    @abstractmethod
+    def prepared(self, task: TaskEntry, inputs: Inputs) -> Mapping[str, Any]:
+        """Inputs as modules take them; not timed."""
+
+    @abstractmethod
+    def run(self, module: Any, inputs: Mapping[str, Any]) -> None:
+        """One forward pass of a module, on prepared inputs."""
 
     def forget(self) -> None:  # noqa: B027 - nothing, where all tasks share what is in memory
         """Keep nothing in memory that only tasks other than the current one need."""

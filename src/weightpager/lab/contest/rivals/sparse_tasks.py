@@ -13,11 +13,12 @@ from weightpager.lab.contest.rivals.assets import BLOCKS, read_tables, sparse_pa
 from weightpager.lab.contest.rivals.checkpoint_file import CheckpointFile, open_checkpoint
 from weightpager.lab.contest.rivals.modules import sparse_module
 from weightpager.lab.contest.rivals.parameters import fixed_bytes, private, resident
-from weightpager.lab.contest.rivals.rival import Rival, Setting
+from weightpager.lab.contest.rivals.rival import Setting
+from weightpager.lab.contest.rivals.torch_rival import TorchRival
 from weightpager.lab.direct_reader import DirectReader, new_buffer
 
 
-class SparseTasks(Rival):
+class SparseTasks(TorchRival):
     """Whole tasks in as many places as the budget has; the least recently used one makes room.
 
     Everything but the blocks stays in memory for all tasks. Modules are built beforehand, so that a switch is the read.
@@ -76,7 +77,7 @@ class SparseTasks(Rival):
         self._tables[task].copy_(torch.arange(len(self._tables[task]), dtype=torch.int32) + place * self._most)
 
 
-class SharedMask(Rival):
+class SharedMask(TorchRival):
     """One mask for all tasks: the first task's blocks serve every task, and a switch reads nothing.
 
     Its answers are wrong for the other tasks, whose blocks they aren't; only speed and memory are measured here.

@@ -15,11 +15,12 @@ from weightpager.lab.contest.rivals.checkpoint_file import open_checkpoint
 from weightpager.lab.contest.rivals.few_bits.replacement import put_into
 from weightpager.lab.contest.rivals.modules import assign_values
 from weightpager.lab.contest.rivals.parameters import private
-from weightpager.lab.contest.rivals.rival import DTYPE, Rival, Setting
+from weightpager.lab.contest.rivals.rival import DTYPE, Setting
+from weightpager.lab.contest.rivals.torch_rival import TorchRival
 from weightpager.lab.direct_reader import DirectReader, new_buffer
 
 
-class DenseBackbone(Rival):
+class DenseBackbone(TorchRival):
     """The dense model in memory once; a switch is the choice of a head.
 
     Args:
