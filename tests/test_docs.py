@@ -18,6 +18,7 @@ import yaml
 import tiny
 import weightpager as wp
 from command import run
+from fleet import file_server
 from running import ADMIN, serving
 from weightpager.bundle.garbage import collect
 from weightpager.server.scheduling.settings import Settings
@@ -197,6 +198,30 @@ def test_the_commands_against_damage_run(
     (script,) = [code for code in blocks("sh", DEPLOYING) if "--repair" in code]
     codes = [run(capsys, monkeypatch, *shlex.split(line)[1:]).code for line in [*script.splitlines()] * 2]
     assert codes == [1, 0, 0, 0]
+
+
+def test_the_commands_for_many_devices_run(
+    assistant_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("assistant.bundle", "larger.bundle"):
+        shutil.copytree(assistant_bundle, tmp_path / name)
+    collect(tmp_path / "assistant.bundle", drop=["weather"])
+    for name in ("bundles", "trial"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    (answer,) = wp.Engine.from_pretrained("larger.bundle").predict("animal", ["red cat"])
+    Path("rows.jsonl").write_text(json.dumps({"task": "animal", "text": "red cat", "label": answer.label}))
+    scripts = blocks("sh", (ROOT / "docs" / "fleet.md").read_text(encoding="utf-8"))
+    commands = [line for code in scripts for line in code.splitlines()]
+    assert len(commands) == 15
+    Path("repository").mkdir()
+    with file_server(tmp_path / "repository") as url:
+        for command in commands:
+            words = shlex.split(command.replace("http://127.0.0.1:8080", url))
+            done = run(capsys, monkeypatch, *words[1:])
+            assert done.code == 0, f"{command}: {done.err}"
+            if "init" in words:
+                shutil.copy("repository/metadata/1.root.json", "root.json")
 
 
 def test_troubleshooting_quotes_messages_that_exist() -> None:

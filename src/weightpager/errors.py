@@ -11,6 +11,8 @@
     ├── ImageError              an image is missing, damaged, too large, or none
     ├── StoreError              pages cannot be read from storage
     │   └── StoreTimeoutError   storage hangs
+    ├── DeliveryError           a repository of bundles, or a pull from it, can't go on
+    │   └── UntrustedError      what a repository gives isn't what its keys signed, or is out of date
     ├── SampleUnavailable       a sample model or data set cannot be fetched (weightpager.lab.samples)
     ├── BudgetError             the memory budget cannot hold what was asked for
     │   └── TaskTooLargeError   it never holds the task, whatever else leaves
@@ -98,6 +100,14 @@ class StoreTimeoutError(StoreError):
 
 class BusyError(WeightpagerError):
     """A switch took longer than the caller was ready to wait, or a task is in use, or has just left the bundle."""
+
+
+class DeliveryError(WeightpagerError):
+    """A repository of bundles, or a pull from it, can't go on; the bundle that is installed stays."""
+
+
+class UntrustedError(DeliveryError):
+    """What a repository gives isn't what its keys signed, is older than what was seen before, or has expired."""
 
 
 class BudgetError(WeightpagerError):

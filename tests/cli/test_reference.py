@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -13,7 +14,19 @@ from weightpager.cli.app import app
 from weightpager.cli.reference import page
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+ROOT = typer.main.get_command(app)
+
+
+def commands(group: Any, above: str = "") -> dict[str, Any]:
+    """All commands, those in groups by the words that people type."""
+    found = {}
+    for name, command in group.commands.items():
+        inner = hasattr(command, "commands")
+        found |= commands(command, f"{above}{name} ") if inner else {f"{above}{name}": command}
+    return found
+
+
+COMMANDS = commands(ROOT)
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -24,10 +37,10 @@ def test_the_page_is_up_to_date() -> None:
 def test_every_option_has_the_twin_that_the_page_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     section = PAGE.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
     named = set(re.findall(r"`(WEIGHTPAGER_\w+)`", section))
-    root = typer.main.get_command(app)
     command = COMMANDS[name]
-    above = root.make_context("weightpager", [], resilient_parsing=True)
-    context = command.make_context(name, [], parent=above, resilient_parsing=True)
+    context = ROOT.make_context("weightpager", [], resilient_parsing=True)
+    for word in name.split():
+        context = context.command.commands[word].make_context(word, [], parent=context, resilient_parsing=True)
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     for twin in named:
         monkeypatch.setenv(twin, "1")
@@ -37,7 +50,7 @@ def test_every_option_has_the_twin_that_the_page_names(name: str, monkeypatch: p
 
 def test_every_command_has_help_with_an_example(weightpager: Command) -> None:
     for name in COMMANDS:
-        found = weightpager(name, "--help")
+        found = weightpager(*name.split(), "--help")
         assert found.code == 0
         assert "Example" in found.out
 

@@ -26,6 +26,7 @@ from weightpager.cli.commands import (
     tidy_commands,
     verify_command,
 )
+from weightpager.cli.delivery import diff_command, publish_commands, pull_command, rollback_command
 from weightpager.cli.interruptions import interruptions
 from weightpager.cli.serving import ps_command, serve_command, top_command
 from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
@@ -79,8 +80,12 @@ for command in (
     ps_command.ps,
     top_command.top,
     bench_command.bench,
+    pull_command.pull,
+    rollback_command.rollback,
+    diff_command.diff,
 ):
     app.command(command.__name__.rstrip("_"))(command)
+app.add_typer(publish_commands.app, name="publish")
 
 
 def main() -> None:

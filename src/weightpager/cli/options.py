@@ -51,6 +51,8 @@ _PACKAGES = {
     "torch": _TORCH,
     "compile": _COMPILE,
     "demo": (*_COMPILE, "jinja2", "matplotlib"),
+    "publish": ("tuf", "cryptography"),
+    "pull": ("tuf", "urllib3"),
     "serve": ("fastapi", "jinja2", "prometheus_client", "uvicorn"),
 }
 """What an extra's commands can't do without: looked for before seconds are spent on importing torch."""

@@ -27,12 +27,20 @@ PowerShell. In zsh the first Tab of a new shell only loads what was installed; t
 
 def page() -> str:
     """The page, as Markdown."""
-    commands = [_command(command.name, command.callback) for command in app.registered_commands if command.callback]
-    return "\n".join([_HEAD, *commands])
+    return "\n".join([_HEAD, *(_command(name, callback) for name, callback in verbs(app))])
 
 
-def _command(name: str | None, callback: Callable[..., Any]) -> str:
-    name = name or callback.__name__
+def verbs(of: typer.Typer, above: str = "") -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Each command's name, with the names of the groups that it is in, and its function."""
+    for command in of.registered_commands:
+        if command.callback:
+            yield f"{above}{command.name or command.callback.__name__}", command.callback
+    for group in of.registered_groups:
+        if group.typer_instance:
+            yield from verbs(group.typer_instance, f"{above}{group.name} ")
+
+
+def _command(name: str, callback: Callable[..., Any]) -> str:
     parameters = list(_parameters(callback))
     arguments = [_metavar(key, info) for key, info, _, _ in parameters if isinstance(info, ArgumentInfo)]
     rows = [_row(name, *parameter) for parameter in parameters]
@@ -60,7 +68,9 @@ def _row(command: str, key: str, info: ArgumentInfo | OptionInfo, kind: Any, def
     flags = ", ".join(f"`{flag}`" for flag in _flags(info) or [f"--{key.replace('_', '-')}"])
     value = info.metavar or _value(kind)
     return _cells(
-        f"{flags} {value}".strip(), f"`WEIGHTPAGER_{command}_{key}`".upper(), " ".join(words + _default(default))
+        f"{flags} {value}".strip(),
+        f"`WEIGHTPAGER_{command}_{key}`".upper().replace(" ", "_"),
+        " ".join(words + _default(default)),
     )
 
 

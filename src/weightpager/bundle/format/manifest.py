@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 import numpy as np
@@ -15,7 +14,7 @@ from msgspec import Meta, field
 from weightpager.blocks import MAX_TASKS, BlockGrid, BlockShape
 from weightpager.bundle.files.entry import FileEntry, Hash
 from weightpager.bundle.files.strict import Strict, checked, parse
-from weightpager.bundle.format.names import MANIFEST
+from weightpager.bundle.format.names import MANIFEST, is_inside
 from weightpager.bundle.format.page_file import ALIGNMENT, file_name, row_file_name
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.format.tied_table import TiedTableEntry
@@ -296,6 +295,5 @@ class Manifest(Strict, frozen=True, kw_only=True):
 
 def _check_inside(files: Iterable[str]) -> None:
     for name in files:
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        if not is_inside(name):
             raise BundleFormatError(MANIFEST, "files", "paths inside the bundle", repr(name)[:120])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.blake3"
 RESIDENT = "resident.safetensors"
@@ -12,3 +14,9 @@ MODEL = "model"
 def private_file(task: str) -> str:
     """Where a task's private parameters lie."""
     return f"tasks/{task}/private.safetensors"
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path from a bundle's list of files stays inside the bundle."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not (name.startswith("/") or ".." in parts or "\\" in name or "\0" in name)

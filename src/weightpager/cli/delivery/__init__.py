@@ -1,0 +1,1 @@
+"""Verbs that bring bundles to other machines. One verb a file."""

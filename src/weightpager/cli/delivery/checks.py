@@ -1,0 +1,69 @@
+"""Checks of a version that has just come: a user's command, or a few rows with the labels that they must get."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from weightpager.errors import ConfigError, WeightpagerError
+
+_SECONDS = 600
+
+Check = Callable[[Path], str | None]
+
+
+def checks(command: str | None, rows: Path | None) -> Check | None:
+    """All that was asked for, as one; None if nothing was."""
+    found: list[Check] = []
+    if rows is not None:
+        wanted = _rows(rows)
+        found.append(lambda bundle: _answer(bundle, wanted))
+    if command is not None:
+        found.append(lambda bundle: _run(bundle, command))
+    if not found:
+        return None
+    return lambda bundle: next((problem for problem in (each(bundle) for each in found) if problem is not None), None)
+
+
+def _run(bundle: Path, command: str) -> str | None:
+    environment = os.environ | {"WEIGHTPAGER_BUNDLE": str(bundle)}
+    try:
+        done = subprocess.run(command, shell=True, env=environment, timeout=_SECONDS, check=False)  # noqa: S602 - the user's
+    except subprocess.TimeoutExpired:
+        return f"its check didn't end within {_SECONDS} s"
+    return f"its check ended with code {done.returncode}" if done.returncode else None
+
+
+def _rows(path: Path) -> dict[str, list[tuple[str, str]]]:
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            row: Any = json.loads(line)
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("task", "text", "label")):
+                raise ConfigError(f"check-rows: {path}:{number}: expected task, text and label, found {line[:80]!r}")
+            found[row["task"]].append((row["text"], row["label"]))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"check-rows: expected JSON lines in {path}, found none: {error}") from error
+    if not found:
+        raise ConfigError(f"check-rows: expected at least one row in {path}, found none")
+    return found
+
+
+def _answer(bundle: Path, rows: dict[str, list[tuple[str, str]]]) -> str | None:
+    from weightpager.engine import Engine
+
+    try:
+        with Engine.from_pretrained(bundle) as engine:
+            for task, of_task in rows.items():
+                answers = engine.predict(task, [text for text, _ in of_task])
+                for (text, label), answer in zip(of_task, answers, strict=True):
+                    if answer.label != label:
+                        return f"{task}: expected {label!r} for {text[:60]!r}, found {answer.label!r}"
+    except WeightpagerError as error:
+        return f"its rows can't be answered: {error}"
+    return None

@@ -1,0 +1,87 @@
+"""Where files are cut into pieces, so that two versions of a file share most of them.
+
+A safetensors file is cut where large tensors begin and end: a tensor that stays is a piece that stays,
+wherever it lies.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from mmap import mmap
+
+from blake3 import blake3
+
+from weightpager.delivery.version_file import PIECE_BYTES, StoredPiece
+
+_LARGE = 16 << 10
+"""Bytes of a tensor that is worth a piece, and a request, of its own."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes ``start`` to ``end`` of a file; ``ids`` if they are the ids of pages."""
+
+    start: int
+    end: int
+    ids: bool = False
+
+
+def spans(content: bytes | mmap, ids_of: str | None = None) -> list[Span]:
+    """Where a file is cut, in order and without gaps.
+
+    Args:
+        content: of the file.
+        ids_of: name of the tensor that holds ids of pages; None if there is none.
+    """
+    tensors = _tensors(content) if content[8:9] == b"{" else {}
+    cuts = {0, len(content)}
+    for start, end in tensors.values():
+        if end - start >= _LARGE:
+            cuts |= {start, end}
+    ids = tensors.get(ids_of) if ids_of is not None else None
+    if ids is not None:
+        cuts |= set(ids)
+    ordered = sorted(cuts)
+    return [span for pair in itertools.pairwise(ordered) for span in _span(*pair, ids)]
+
+
+def _span(start: int, end: int, ids: tuple[int, int] | None) -> Iterator[Span]:
+    if (start, end) == ids:
+        yield Span(start, end, ids=True)
+        return
+    for at in range(start, end, PIECE_BYTES):
+        yield Span(at, min(end, at + PIECE_BYTES))
+
+
+def _tensors(content: bytes | mmap) -> dict[str, tuple[int, int]]:
+    """Where each tensor lies; nothing if this is no safetensors file."""
+    length = int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8 : 8 + length])
+        offsets = {name: of["data_offsets"] for name, of in header.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    return {name: (8 + length + start, 8 + length + end) for name, (start, end) in offsets.items() if start < end}
+
+
+def stored(raw: bytes) -> tuple[StoredPiece, bytes]:
+    """A piece, and its bytes as the repository has them: compressed where that makes them fewer."""
+    packed = zlib.compress(raw, 9)
+    kept = packed if len(packed) < len(raw) else raw
+    return StoredPiece(blake3=blake3(raw).hexdigest(), bytes=len(raw), stored=len(kept)), kept
+
+
+def restored(piece: StoredPiece, content: bytes) -> bytes | None:
+    """The bytes of a piece from what a repository gave; None if that is anything else. Never more than stated."""
+    raw = content
+    if piece.stored < piece.bytes:
+        inflating = zlib.decompressobj()
+        try:
+            raw = inflating.decompress(content, piece.bytes + 1)
+        except zlib.error:
+            return None
+    return raw if len(raw) == piece.bytes and blake3(raw).hexdigest() == piece.blake3 else None

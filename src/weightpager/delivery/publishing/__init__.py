@@ -1,0 +1,1 @@
+"""Writing a repository: keys, signed metadata, packs. Only these modules sign."""

@@ -1,0 +1,168 @@
+"""Publishing a bundle: what the repository lacks of it is added, then a signed state names it."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.files.entry import hash_file
+from weightpager.bundle.files.regular_file import open_regular
+from weightpager.bundle.format import page_file, page_index
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
+from weightpager.bundle.repair.donor import Donor
+from weightpager.bundle.verify import verify
+from weightpager.delivery.names import channel_target, object_path, version_target
+from weightpager.delivery.pieces import Span, spans, stored
+from weightpager.delivery.publishing.pack_store import PackStore
+from weightpager.delivery.publishing.repository import alone
+from weightpager.delivery.publishing.roles import Roles
+from weightpager.delivery.publishing.written_file import storage_errors, write_file
+from weightpager.delivery.version_file import StoredFile, StoredPiece, VersionFile
+from weightpager.errors import BundleError, ConfigError
+from weightpager.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was added.
+
+    Attributes:
+        name: of the bundle in the repository.
+        version: that devices of the channel get now.
+        channel: of these devices.
+        pages: that no pack had.
+        pages_in_all: of the bundle.
+        page_bytes: of the pages that no pack had.
+        file_bytes: of other files, as stored.
+    """
+
+    name: str
+    version: str
+    channel: str
+    pages: int
+    pages_in_all: int
+    page_bytes: int
+    file_bytes: int
+
+
+def publish(
+    path: Path,
+    repository: Path,
+    key_folder: Path,
+    name: str,
+    channel: str,
+    version: str | None = None,
+    progress: Progress = silent,
+) -> Published:
+    """Add a bundle to a repository, and let a channel point to it.
+
+    Args:
+        path: bundle directory. Every byte of it is checked first.
+        repository: directory.
+        key_folder: that has the keys of targets, snapshot and timestamp.
+        name: of the bundle in the repository.
+        channel: that gets it.
+        version: its name; None for the next number.
+        progress: told of progress.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        ConfigError: the version exists and is another bundle, or a key is missing.
+        DeliveryError: the repository can't be read or written.
+    """
+    problems = verify(path, lambda done, total: progress("check the bundle", done, total)).problems
+    if problems:
+        raise BundleError(f"{path}: expected a whole bundle to publish, found damage: {problems[0]}")
+    with alone(repository):
+        roles = Roles(repository, key_folder)
+        return _Publishing(Bundle.open(path), repository, roles, progress).publish(name, channel, version)
+
+
+class _Publishing:
+    """One bundle on its way into a repository."""
+
+    def __init__(self, bundle: Bundle, repository: Path, roles: Roles, progress: Progress) -> None:
+        self._bundle = bundle
+        self._repository = repository
+        self._roles = roles
+        self._progress = progress
+        self._file_bytes = 0
+
+    def publish(self, name: str, channel: str, version: str | None) -> Published:
+        """Write packs and objects, which nobody refers to yet, then the targets."""
+        manifest = self._bundle.manifest
+        ids = [row.tobytes() for row in self._bundle.index.ids]
+        store = PackStore(self._repository, manifest.page_bytes)
+        wanted = store.lacking(ids)
+        page_bytes = store.add(ids, self._reader(ids, len(wanted)), wanted)
+        packs, runs = store.located(ids)
+        names = sorted({*manifest.files, MANIFEST, MANIFEST_HASH})
+        made = VersionFile(
+            format="weightpager-version-1",
+            name=name,
+            version=version or self._next(name),
+            page_bytes=manifest.page_bytes,
+            page_files=manifest.page_files,
+            row_files=manifest.row_files,
+            packs=packs,
+            runs=runs,
+            files={file: self._stored(file) for file in names},
+        )
+        self._sign(made, channel)
+        return Published(name, made.version, channel, len(wanted), len(ids), page_bytes, self._file_bytes)
+
+    def _sign(self, made: VersionFile, channel: str) -> None:
+        content, target = made.dump(), version_target(made.name, made.version)
+        before = self._roles.target(target)
+        if before is not None and VersionFile.parse(before).key != made.key:
+            raise ConfigError(
+                f"version: expected one that {made.name} doesn't have yet, found {made.version!r}, which is another "
+                "bundle"
+            )
+        # The first one stays: devices may be on their way with it. Its packs are still there.
+        kept = content if before is None else before
+        changed = {target: kept, channel_target(made.name, channel): kept}
+        self._roles.set_targets({path: text for path, text in changed.items() if self._roles.target(path) != text})
+
+    def _next(self, name: str) -> str:
+        prefix = version_target(name, "").removesuffix(".json")
+        known = (path.removeprefix(prefix).removesuffix(".json") for path in self._roles.targets.targets)
+        return str(1 + max((int(text) for text in known if text.isascii() and text.isdigit()), default=0))
+
+    def _reader(self, ids: Sequence[bytes], wanted: int) -> Callable[[int], bytes]:
+        donor, size, count = Donor(self._bundle.path), self._bundle.page_bytes, itertools.count(1)
+
+        def page(index: int) -> bytes:
+            self._progress("write pages", next(count), wanted)
+            return donor.page(ids[index], size, page_file.file_name(0), 0)
+
+        return page
+
+    def _stored(self, name: str) -> StoredFile:
+        unlisted = name in (MANIFEST, MANIFEST_HASH)
+        entry = hash_file(self._bundle.path / name) if unlisted else self._bundle.entry(name)
+        pieces: list[StoredPiece] = []
+        if entry.bytes:
+            ids_of = "ids" if name == page_index.FILE else None
+            with (
+                open_regular(self._bundle.path / name) as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
+                pieces = [self._piece(content, span) for span in spans(content, ids_of)]
+        return StoredFile(bytes=entry.bytes, blake3=entry.blake3, pieces=pieces)
+
+    def _piece(self, content: mmap.mmap, span: Span) -> StoredPiece:
+        if span.ids:
+            return StoredPiece(blake3=None, bytes=span.end - span.start, stored=0)
+        piece, kept = stored(content[span.start : span.end])
+        path = self._repository / object_path(str(piece.blake3))
+        with storage_errors():
+            there = path.exists() and path.stat().st_size == piece.stored
+        if not there:
+            write_file(path, [kept])
+            self._file_bytes += piece.stored
+        return piece

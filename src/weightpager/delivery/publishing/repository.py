@@ -1,0 +1,119 @@
+"""A repository of signed bundles on a disk: made, extended, its keys replaced, its dates renewed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightpager.bundle.files.new_directory import new_directory
+from weightpager.delivery.names import METADATA, OBJECTS, PACKS, TARGETS
+from weightpager.delivery.publishing import keys, roles
+from weightpager.delivery.publishing.roles import ROLES, Roles, no_repository
+from weightpager.delivery.publishing.written_file import remove_leftovers, storage_errors
+from weightpager.errors import ConfigError, DeliveryError
+
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A new repository.
+
+    Attributes:
+        root: what devices need to trust it, a file.
+        keys: folder of private keys.
+    """
+
+    root: Path
+    keys: Path
+
+
+def default_keys(repository: Path) -> Path:
+    """Where keys lie if nothing else is said: beside the repository, which a web server must not give out."""
+    return repository.with_name(f"{repository.name}.keys")
+
+
+def create(repository: Path, key_folder: Path, root_keys: int, threshold: int) -> Made:
+    """Make an empty repository and its keys.
+
+    Args:
+        repository: directory that doesn't exist, or is empty.
+        key_folder: the same.
+        root_keys: how many keys the root role has.
+        threshold: how many of them must sign a new root.
+
+    Raises:
+        ConfigError: something is there already, or keys would lie inside the repository.
+        DeliveryError: the storage refused it.
+    """
+    repository, key_folder = Path(os.path.abspath(repository)), Path(os.path.abspath(key_folder))
+    if not 1 <= threshold <= root_keys:
+        raise ConfigError(f"threshold: expected from 1 to {root_keys} keys that must sign, found {threshold}")
+    if key_folder == repository or repository in key_folder.parents:
+        raise ConfigError(f"keys: expected a folder outside of {repository}, which everybody reads, found {key_folder}")
+    for path in (repository, key_folder):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path}: expected nothing there or an empty directory; choose another one")
+        with storage_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+    with new_directory(key_folder, storage_errors, replace=False) as folder:
+        signers = {
+            role: keys.create(folder, role, range(1, 1 + (root_keys if role == "root" else 1))) for role in ROLES
+        }
+        with new_directory(repository, storage_errors, replace=False) as made:
+            roles.begin(made / METADATA, signers, {"root": threshold})
+            for name in (TARGETS, PACKS, OBJECTS):
+                (made / name).mkdir()
+    key_folder.chmod(0o700)
+    return Made(repository / METADATA / "1.root.json", key_folder)
+
+
+@contextmanager
+def alone(repository: Path) -> Iterator[None]:
+    """Keep others from writing to a repository.
+
+    Raises:
+        DeliveryError: somebody is writing to it, or there is none.
+    """
+    with storage_errors():
+        if not (repository / METADATA).is_dir():
+            raise no_repository(repository)
+        descriptor = os.open(repository / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DeliveryError(
+                f"{repository}: expected to write alone, found another process that publishes; wait for it"
+            ) from error
+        remove_leftovers(repository)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def refresh(repository: Path, key_folder: Path, also: list[str], days: int | None = None) -> dict[str, str]:
+    """Sign again, so that nothing expires; when each role's metadata does now.
+
+    Args:
+        repository: directory.
+        key_folder: that has the keys of timestamp and snapshot, and of the roles in ``also``.
+        also: "targets", "root" or both.
+        days: until timestamp and snapshot expire.
+    """
+    with alone(repository):
+        state = Roles(repository, key_folder, days)
+        if "root" in also:
+            state.renew_root()
+        state.publish(targets="targets" in also)
+        return {role: f"{getattr(state, role).expires:%Y-%m-%d}" for role in ROLES}
+
+
+def rotate(repository: Path, key_folder: Path, role: str) -> list[Path]:
+    """Replace all keys of a role; files of the new ones. Needs enough root keys, and the role's own."""
+    with alone(repository):
+        return Roles(repository, key_folder).rotate(role)

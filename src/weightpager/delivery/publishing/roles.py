@@ -1,0 +1,181 @@
+"""The signed metadata of a repository, in the roles of The Update Framework.
+
+Root says which keys each role has. Targets lists versions and channels. Snapshot says which targets file is current,
+and timestamp which snapshot is. A new state counts when the timestamp has been replaced, which is one rename.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from securesystemslib.signer import CryptoSigner
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.serialization.json import JSONSerializer
+
+from weightpager.delivery.names import METADATA, TARGETS
+from weightpager.delivery.publishing import keys
+from weightpager.delivery.publishing.written_file import write_file
+from weightpager.errors import ConfigError, DeliveryError
+
+ROLES = ("root", "targets", "snapshot", "timestamp")
+
+DAYS = {"root": 730, "targets": 365, "snapshot": 30, "timestamp": 30}
+"""Until a role's metadata expires."""
+
+
+class Roles:
+    """The metadata of a repository, as it is now, and the keys that are at hand to change it."""
+
+    def __init__(self, repository: Path, key_folder: Path, days: int | None = None) -> None:
+        """Read them.
+
+        Args:
+            repository: directory.
+            key_folder: private keys; those of roles that aren't asked to sign need not be there.
+            days: until timestamp and snapshot expire; None for `DAYS`.
+
+        Raises:
+            DeliveryError: there is no repository, or its metadata can't be read.
+        """
+        self._repository = repository
+        self._folder = repository / METADATA
+        self._keys = key_folder
+        self._days = DAYS if days is None else DAYS | {"snapshot": days, "timestamp": days}
+        if not (self._folder / "1.root.json").exists():
+            raise no_repository(repository)
+        version = 1
+        while (self._folder / f"{version + 1}.root.json").exists():
+            version += 1
+        self.root: Root = self._read(f"{version}.root.json")
+        self.timestamp: Timestamp = self._read("timestamp.json")
+        self.snapshot: Snapshot = self._read(f"{self.timestamp.snapshot_meta.version}.snapshot.json")
+        self.targets: Targets = self._read(f"{self.snapshot.meta['targets.json'].version}.targets.json")
+
+    def target(self, path: str) -> bytes | None:
+        """What a target holds; None if there is none."""
+        found = self.targets.targets.get(path)
+        if found is None:
+            return None
+        try:
+            return self._target_path(found).read_bytes()
+        except OSError as error:
+            raise DeliveryError(f"{path}: expected a file, found none that can be read: {error}") from error
+
+    def set_targets(self, contents: Mapping[str, bytes]) -> None:
+        """Write targets, and sign a state that has them."""
+        for path, content in contents.items():
+            found = TargetFile.from_data(path, content, ["sha256"])
+            write_file(self._target_path(found), [content])
+            self.targets.targets[path] = found
+        self.publish(targets=True)
+
+    def publish(self, *, targets: bool = False, beside: Iterable[CryptoSigner] = ()) -> None:
+        """Sign a new state, whose last step replaces the timestamp.
+
+        Args:
+            targets: sign the targets again, too.
+            beside: keys that sign as well, which the next root will ask for.
+        """
+        # All signatures are made before a file is written: a missing key must leave the repository as it was.
+        more = list(beside)
+        writes = []
+        if targets:
+            self.targets.version += 1
+            signed = self._signed("targets", self.targets, more)
+            writes.append((f"{self.targets.version}.targets.json", signed))
+            self.snapshot.meta["targets.json"] = MetaFile(self.targets.version, len(signed))
+        self.snapshot.version += 1
+        signed = self._signed("snapshot", self.snapshot, more)
+        writes.append((f"{self.snapshot.version}.snapshot.json", signed))
+        self.timestamp.version += 1
+        self.timestamp.snapshot_meta = MetaFile(self.snapshot.version, len(signed))
+        writes.append(("timestamp.json", self._signed("timestamp", self.timestamp, more)))
+        for name, content in writes:
+            write_file(self._folder / name, [content])
+
+    def renew_root(self) -> None:
+        """Sign a root that expires later."""
+        self._put_root(self._signers("root", self.root))
+
+    def rotate(self, role: str) -> list[Path]:
+        """Give a role new keys in place of all that it has; the files of the new ones.
+
+        Devices accept the repository at every moment: what the role signs is signed with both before the root changes.
+        """
+        old = list(self.root.roles[role].keyids)
+        present = self._signers("root", self.root)
+        first = self.root.version + 1
+        new = keys.create(self._keys, role, [f"{first}-{number}" for number in range(1, len(old) + 1)])
+        if role != "root":
+            self.publish(targets=role == "targets", beside=new)
+        for keyid in old:
+            self.root.revoke_key(keyid, role)
+        for signer in new:
+            self.root.add_key(signer.public_key, role)
+        self._put_root([*present, *new] if role == "root" else present)
+        keys.retire(self._keys, old)
+        now = self.root.roles[role].keyids
+        return [path for keyid, (path, _) in keys.read(self._keys).items() if keyid in now]
+
+    def _put_root(self, signers: Iterable[CryptoSigner]) -> None:
+        self.root.version += 1
+        write_file(self._folder / f"{self.root.version}.root.json", [sign("root", self.root, signers, self._days)])
+
+    def _signed(self, role: str, signed: Any, more: Iterable[CryptoSigner]) -> bytes:
+        return sign(role, signed, [*self._signers(role, self.root), *more], self._days)
+
+    def _signers(self, role: str, root: Root) -> list[CryptoSigner]:
+        wanted, present = root.roles[role], keys.read(self._keys)
+        found = [present[keyid][1] for keyid in wanted.keyids if keyid in present]
+        if len(found) < wanted.threshold:
+            raise ConfigError(
+                f"keys: expected {wanted.threshold} of the {len(wanted.keyids)} keys of the role {role} in "
+                f"{self._keys}, found {len(found)}; copy them there for this command"
+            )
+        return found
+
+    def _target_path(self, target: TargetFile) -> Path:
+        folder, _, name = target.path.rpartition("/")
+        return self._repository / TARGETS / folder / f"{target.hashes['sha256']}.{name}"
+
+    def _read(self, name: str) -> Any:
+        try:
+            return Metadata.from_file(str(self._folder / name)).signed
+        except (RepositoryError, OSError) as error:
+            found = f"{self._folder / name}: expected signed metadata, found none that can be read"
+            raise DeliveryError(f"{found}; bring it back from a copy of the repository") from error
+
+
+def sign(role: str, signed: Any, signers: Iterable[CryptoSigner], days: Mapping[str, int]) -> bytes:
+    """Metadata as a file has it, signed, and expiring so many days from now."""
+    signed.expires = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(days=days[role])
+    metadata = Metadata(signed)
+    for signer in signers:
+        metadata.sign(signer, append=True)
+    return metadata.to_bytes(JSONSerializer(compact=True))
+
+
+def begin(folder: Path, signers: Mapping[str, list[CryptoSigner]], thresholds: Mapping[str, int]) -> None:
+    """Write the metadata of an empty repository into a folder."""
+    root = Root(consistent_snapshot=True)
+    for role, of_role in signers.items():
+        for signer in of_role:
+            root.add_key(signer.public_key, role)
+        root.roles[role].threshold = thresholds.get(role, 1)
+    first = {
+        "1.root.json": ("root", root),
+        "1.targets.json": ("targets", Targets()),
+        "1.snapshot.json": ("snapshot", Snapshot()),
+        "timestamp.json": ("timestamp", Timestamp()),
+    }
+    for name, (role, signed) in first.items():
+        write_file(folder / name, [sign(role, signed, signers[role], DAYS)])
+
+
+def no_repository(place: Path) -> DeliveryError:
+    """The error where a repository should be."""
+    return DeliveryError(f"{place}: expected a repository, found none; 'weightpager publish init' makes one")

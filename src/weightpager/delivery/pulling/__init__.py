@@ -1,0 +1,1 @@
+"""A device's side: verify, plan, fetch, assemble, install, roll back."""

@@ -1,0 +1,204 @@
+"""`Assembly`: a version's bundle as it is put together, in place, in a folder that nobody opens.
+
+Whatever stops it, even ``kill -9`` or a full disk, what has been written is found again by its hashes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from blake3 import blake3
+
+from weightpager.bundle.files.entry import hash_file
+from weightpager.bundle.format import page_file
+from weightpager.delivery.pulling.installed import BUNDLE, VERSION, write_errors
+from weightpager.delivery.version_file import StoredFile, StoredPiece, VersionFile
+from weightpager.errors import BundleError, DeliveryError
+
+
+class Assembly:
+    """The files of one version. Pages are numbered as in the bundle.
+
+    Attributes:
+        folder: with the bundle and the version file; what is installed in the end.
+        bundle: directory.
+    """
+
+    def __init__(self, folder: Path, version: VersionFile, ids: list[bytes]) -> None:
+        self.folder = folder
+        self.bundle = folder / BUNDLE
+        self._version = version
+        self._ids = ids
+        self._files = list(_page_files(version))
+        self._places: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for name, file in version.files.items():
+            for start, piece in _starts(file):
+                if piece.blake3 is not None:
+                    self._places[piece.blake3].append((name, start))
+
+    def begin(self) -> None:
+        """Make the folder and the files, at their sizes."""
+        with write_errors():
+            self.bundle.mkdir(parents=True, exist_ok=True)
+            (self.folder / VERSION).write_bytes(self._version.dump())
+            for path in self.bundle.rglob("*"):
+                name = path.relative_to(self.bundle).as_posix()
+                if (
+                    not path.is_dir()
+                    and name not in self._version.files
+                    and name not in {each[0] for each in self._files}
+                ):
+                    path.unlink()
+            for name, file in self._version.files.items():
+                path = self.bundle / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _own(path)
+                with path.open("ab") as opened:
+                    opened.truncate(file.bytes)
+            for name, _, count in self._files:
+                path = self.bundle / name
+                try:
+                    page_file.check(path, count, self._version.page_bytes)
+                except BundleError:
+                    path.unlink(missing_ok=True)
+                    page_file.frame(path, count, self._version.page_bytes)
+
+    def page_files(self) -> Iterator[tuple[str, int, int]]:
+        """Name of each page file, its first page and how many it has."""
+        return iter(self._files)
+
+    def whole_pages(self, name: str, first: int, count: int) -> list[bool]:
+        """Which pages of a page file are what they should be."""
+        size = self._version.page_bytes
+        start = len(page_file.header(count, size))
+        with write_errors(), (self.bundle / name).open("rb", buffering=0) as file:
+            hashes = page_file.PageHashes(file.fileno(), size)
+            return [hashes.at(start + place * size) == self._ids[first + place] for place in range(count)]
+
+    def take_page_file(self, name: str, first: int, count: int, original: Path) -> bool:
+        """Take over a page file of another version as a hard link, if all its pages are right."""
+        beside = self.folder / "link"
+        try:
+            beside.unlink(missing_ok=True)
+            os.link(original, beside)
+            page_file.check(beside, count, self._version.page_bytes)
+            beside.replace(self.bundle / name)
+        except (OSError, BundleError):
+            return False
+        if all(self.whole_pages(name, first, count)):
+            return True
+        with write_errors():  # a damaged file that is shared must not be written to
+            (self.bundle / name).unlink()
+            page_file.frame(self.bundle / name, count, self._version.page_bytes)
+        return False
+
+    def page_writer(self) -> PageWriter:
+        """Writes pages to their places."""
+        return PageWriter(self.bundle, self._files, self._version.page_bytes)
+
+    def take_file(self, name: str, original: Path) -> bool:
+        """Take over a file of another bundle, if it is the right one."""
+        wanted, beside = self._version.files[name], self.folder / "copy"
+        with suppress(OSError):
+            shutil.copyfile(original, beside)
+            if hash_file(beside).blake3 == wanted.blake3:
+                beside.replace(self.bundle / name)
+                return True
+        return False
+
+    def is_whole(self, name: str) -> bool:
+        """Whether a file is what it should be."""
+        try:
+            return hash_file(self.bundle / name).blake3 == self._version.files[name].blake3
+        except OSError:
+            return False
+
+    def missing_pieces(self, name: str) -> Iterator[StoredPiece]:
+        """Pieces of a file that aren't what they should be."""
+        with write_errors(), (self.bundle / name).open("rb") as file:
+            for _, piece in _starts(self._version.files[name]):
+                content = file.read(piece.bytes)
+                if piece.blake3 is not None and blake3(content).hexdigest() != piece.blake3:
+                    yield piece
+
+    def put_piece(self, piece: StoredPiece, content: bytes) -> None:
+        """Write a piece wherever it belongs."""
+        for name, start in self._places[str(piece.blake3)]:
+            self._put(name, start, content)
+
+    def put_ids(self, name: str) -> None:
+        """Write the ids of pages into the file that has them."""
+        for start, piece in _starts(self._version.files[name]):
+            if piece.blake3 is None:
+                self._put(name, start, b"".join(self._ids))
+
+    def _put(self, name: str, start: int, content: bytes) -> None:
+        with write_errors(), (self.bundle / name).open("r+b", buffering=0) as file:
+            page_file.write_at(file.fileno(), content, start)
+
+
+class PageWriter:
+    """Page files that are opened when the first page is written. Several threads may write."""
+
+    def __init__(self, bundle: Path, files: list[tuple[str, int, int]], page_bytes: int) -> None:
+        self._bundle = bundle
+        self._files = files
+        self._page_bytes = page_bytes
+        self._open: dict[str, int] | None = {}
+        self._lock = threading.Lock()  # a descriptor must not be closed, and be another file's, while somebody writes
+
+    def put(self, page: int, content: bytes) -> None:
+        """Write a page to its place.
+
+        Raises:
+            DeliveryError: the storage refused it, or nobody wants it any more.
+        """
+        name, first, count = next(each for each in reversed(self._files) if each[1] <= page and each[2])
+        start = len(page_file.header(count, self._page_bytes))
+        with self._lock, write_errors():
+            if self._open is None:
+                raise DeliveryError("a page came too late")
+            if name not in self._open:
+                _own(self._bundle / name)
+                self._open[name] = os.open(self._bundle / name, os.O_RDWR | os.O_CLOEXEC)
+            page_file.write_at(self._open[name], content, start + (page - first) * self._page_bytes)
+
+    def close(self) -> None:
+        """Close the files."""
+        with self._lock:
+            for descriptor in (self._open or {}).values():
+                os.close(descriptor)
+            self._open = None
+
+
+def _own(path: Path) -> None:
+    """Make a file that is shared with another version this one's own before it is written to."""
+    if path.exists() and path.stat().st_nlink > 1:
+        copy = path.with_name(f"{path.name}.own")
+        shutil.copyfile(path, copy)
+        copy.replace(path)
+
+
+def _page_files(version: VersionFile) -> Iterator[tuple[str, int, int]]:
+    names: list[tuple[Callable[[int], str], list[int]]] = [
+        (page_file.file_name, version.page_files),
+        (page_file.row_file_name, version.row_files),
+    ]
+    first = 0
+    for name, counts in names:
+        for number, count in enumerate(counts):
+            yield name(number), first, count
+            first += count
+
+
+def _starts(file: StoredFile) -> Iterator[tuple[int, StoredPiece]]:
+    start = 0
+    for piece in file.pieces:
+        yield start, piece
+        start += piece.bytes

@@ -1,0 +1,273 @@
+"""Putting a version together from what is here and what the repository has."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from weightpager.bundle.format import page_index
+from weightpager.bundle.reader import read_manifest
+from weightpager.bundle.verify import verify
+from weightpager.delivery.names import pack_ids_path
+from weightpager.delivery.packs import ID_BYTES, pack_name
+from weightpager.delivery.pulling.assembly import Assembly, PageWriter
+from weightpager.delivery.pulling.installed import STATE, Places, write_errors
+from weightpager.delivery.pulling.local_pages import LocalPages, LocalPieces, local_bundles
+from weightpager.delivery.pulling.page_ranges import PageRange, page_ranges
+from weightpager.delivery.pulling.page_transfer import PageTransfer
+from weightpager.delivery.pulling.piece_transfer import PieceTransfer
+from weightpager.delivery.pulling.plan import Cost, cost, pages_by_place
+from weightpager.delivery.pulling.transfers import bring
+from weightpager.delivery.sources.source import Source, read_at_most
+from weightpager.delivery.version_file import StoredPiece, VersionFile
+from weightpager.errors import DeliveryError, UntrustedError
+from weightpager.progress import Progress
+
+_SPARE = 16 << 20
+"""Bytes that must stay free on the device's storage."""
+
+
+class Fetch:
+    """One version on its way to a device."""
+
+    def __init__(
+        self, source: Source, into: Path, places: Places, version: VersionFile, connections: int, progress: Progress
+    ) -> None:
+        """Learn the ids of the version's pages, and what is here.
+
+        Args:
+            source: of the repository.
+            into: directory of the device's bundles.
+            places: of this bundle.
+            version: that is wanted, trusted.
+            connections: at once.
+            progress: told of progress.
+
+        Raises:
+            DeliveryError: ids can't be fetched.
+        """
+        self._source = source
+        self._version = version
+        self._connections = connections
+        self._progress = progress
+        self._into = into
+        self._ids = _ids(source, places.ids, version)
+        self._bundles = local_bundles(into)
+        self._pages = LocalPages(self._bundles, self._ids, version.page_bytes)
+        self._pieces = LocalPieces(self._bundles)
+        self._assembly = Assembly(places.partial / version.key, version, self._ids)
+        self._lock = threading.Lock()
+
+    def cost(self) -> Cost:
+        """What would come; what is here is compared with its hashes, and nothing is written."""
+        lacking = {page for page, digest in enumerate(self._ids) if self._pages.page(digest) is None}
+        pieces = {
+            str(piece.blake3): piece
+            for name, file in self._version.files.items()
+            if self._whole_file(name) is None
+            for piece in file.pieces
+            if piece.blake3 is not None and self._pieces.piece(piece.blake3) is None
+        }
+        return cost(self._version, lacking, list(pieces.values()))
+
+    def run(self) -> Cost:
+        """Put the bundle together, and check every byte of it; what came. What comes stays for the next try.
+
+        Raises:
+            DeliveryError: something can't be fetched or written.
+            UntrustedError: the bundle isn't what its version file says, though its parts are.
+        """
+        self._check_room()
+        self._assembly.begin()
+        pieces = self._bring_files()
+        self._version.check_manifest(read_manifest(self._assembly.bundle))
+        lacking = set(self._pages_to_fetch())
+        self._bring_pages(lacking)
+        problems = verify(self._assembly.bundle, self._told("verify")).problems
+        if problems:
+            with write_errors():
+                shutil.rmtree(self._assembly.folder)  # its parts are right, so that trying again would change nothing
+            raise UntrustedError(
+                f"{self._version.name} {self._version.version}: expected a whole bundle, found damage: {problems[0]}"
+            )
+        return cost(self._version, lacking, pieces)
+
+    @property
+    def folder(self) -> Path:
+        """Where the bundle is put together."""
+        return self._assembly.folder
+
+    @property
+    def _wanted(self) -> str:
+        return f"{self._version.name} {self._version.version}"
+
+    def _told(self, stage: str) -> _Told:
+        return _Told(self._progress, stage)
+
+    def _check_room(self) -> None:
+        free = shutil.disk_usage(self._into).free
+        lacking = [page for page, digest in enumerate(self._ids) if not self._pages.knows(digest)]
+        needed = len(lacking) * self._version.page_bytes + sum(file.bytes for file in self._version.files.values())
+        if free < needed + _SPARE:
+            raise DeliveryError(
+                f"{self._into}: expected {needed + _SPARE} bytes free for {self._wanted}, found {free}; make room, or "
+                "keep fewer versions (--keep). The bundle in use stays"
+            )
+
+    def _bring_files(self) -> list[StoredPiece]:
+        names = [name for name in self._version.files if not self._assembly.is_whole(name)]
+        missing: dict[str, StoredPiece] = {}
+        for name in names:
+            original = self._whole_file(name)
+            if original is not None and self._assembly.take_file(name, original):
+                continue
+            if name == page_index.FILE:
+                self._assembly.put_ids(name)
+            for piece in list(self._assembly.missing_pieces(name)):
+                here = self._pieces.piece(str(piece.blake3))
+                if here is None:
+                    missing[str(piece.blake3)] = piece
+                else:
+                    self._assembly.put_piece(piece, here)
+        told, total = self._told("fetch files (bytes)"), sum(piece.stored for piece in missing.values())
+
+        def landed(piece: StoredPiece, content: bytes) -> None:
+            with self._lock:
+                self._assembly.put_piece(piece, content)
+                told.add(piece.stored, total)
+
+        bring((PieceTransfer(self._source, piece, landed) for piece in missing.values()), self._connections)
+        for name in names:
+            if not self._assembly.is_whole(name):
+                raise UntrustedError(f"{name}: expected the file that was signed, found pieces that don't make it")
+        return list(missing.values())
+
+    def _whole_file(self, name: str) -> Path | None:
+        """Where a bundle beside this one should have the same file."""
+        wanted = self._version.files[name]
+        for bundle in self._bundles:
+            entry = bundle.manifest.files.get(name)
+            if entry is not None and (entry.bytes, entry.blake3) == (wanted.bytes, wanted.blake3):
+                return bundle.root / name
+        return None
+
+    def _pages_to_fetch(self) -> Iterator[int]:
+        """Write all pages that are here; numbers of those that aren't."""
+        told = self._told("look for pages that are here")
+        writer = self._assembly.page_writer()
+        try:
+            for name, first, count in self._assembly.page_files():
+                yield from self._lacking(writer, name, first, count)
+                told(first + count, self._version.pages)
+        finally:
+            writer.close()
+
+    def _lacking(self, writer: PageWriter, name: str, first: int, count: int) -> Iterator[int]:
+        whole = self._assembly.whole_pages(name, first, count)
+        original = None if all(whole) else self._same_page_file(first, count)
+        if original is not None:
+            if self._assembly.take_page_file(name, first, count, original):
+                return
+            whole = self._assembly.whole_pages(name, first, count)
+        for page in (first + place for place, is_whole in enumerate(whole) if not is_whole):
+            content = self._pages.page(self._ids[page])
+            if content is None:
+                yield page
+            else:
+                writer.put(page, content)
+
+    def _same_page_file(self, first: int, count: int) -> Path | None:
+        """A page file of the same pages that another pull has brought: it may be shared, since nobody writes to it."""
+        wanted = b"".join(self._ids[first : first + count])
+        for bundle in self._bundles:
+            pulled = STATE in bundle.root.parts and bundle.root != self._assembly.bundle.resolve()
+            if pulled and bundle.manifest.page_bytes == self._version.page_bytes:
+                for path, ids in bundle.page_files():
+                    if ids.tobytes() == wanted:
+                        return path
+        return None
+
+    def _bring_pages(self, lacking: set[int]) -> None:
+        size, by_place = self._version.page_bytes, pages_by_place(self._version)
+        wanted = {place: pages for place, pages in by_place.items() if any(page in lacking for page in pages)}
+        told, total = self._told("fetch pages (bytes)"), len(wanted) * size
+        writer = self._assembly.page_writer()
+
+        def landed(pack: int, place: int, content: bytes) -> None:
+            for page in wanted[pack, place]:
+                if page in lacking:
+                    writer.put(page, content)
+            with self._lock:
+                told.add(size, total)
+
+        def transfer(pages: PageRange) -> PageTransfer:
+            ids = {place: self._ids[wanted[pages.pack, place][0]] for place in pages.pages}
+            return PageTransfer(self._source, self._version.packs[pages.pack].blake3, pages, ids, size, landed)
+
+        try:
+            ranges = list(page_ranges(wanted, size))
+            bring([transfer(each) for each in ranges[:1]], 1)
+            rest = ranges[1:]
+            if (
+                self._source.whole_files
+            ):  # it gives no parts: one request for each pack, and not one for each part of it
+                rest = _whole_packs(rest)
+            bring([transfer(each) for each in rest], self._connections)
+        finally:
+            writer.close()
+
+
+class _Told:
+    """Progress of one stage, as steps done or as steps added."""
+
+    def __init__(self, progress: Progress, stage: str) -> None:
+        self._progress = progress
+        self._stage = stage
+        self._done = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        self._progress(self._stage, done, total)
+
+    def add(self, steps: int, total: int) -> None:
+        """So many steps more."""
+        self._done += steps
+        self(self._done, total)
+
+
+def _whole_packs(ranges: Iterable[PageRange]) -> list[PageRange]:
+    """One range for each pack."""
+    pages: dict[int, list[int]] = {}
+    for each in ranges:
+        pages.setdefault(each.pack, []).extend(each.pages)
+    return [PageRange(pack, tuple(sorted(of_pack))) for pack, of_pack in pages.items()]
+
+
+def _ids(source: Source, folder: Path, version: VersionFile) -> list[bytes]:
+    """The ids of a version's pages. Those of a pack are fetched once: its name vouches for them."""
+    listed = [_pack_ids(source, folder, pack.blake3, pack.pages, version.page_bytes) for pack in version.packs]
+    with write_errors():
+        for path in folder.glob("*"):
+            if path.name not in {pack.blake3 for pack in version.packs}:
+                path.unlink()
+    return [listed[pack][place * ID_BYTES : (place + 1) * ID_BYTES] for pack, place in version.places()]
+
+
+def _pack_ids(source: Source, folder: Path, name: str, pages: int, page_bytes: int) -> bytes:
+    path = folder / name
+    try:
+        known = path.read_bytes()
+    except OSError:
+        known = b""
+    if pack_name(page_bytes, known) == name:
+        return known
+    found = read_at_most(source, pack_ids_path(name), pages * ID_BYTES)
+    if len(found) != pages * ID_BYTES or pack_name(page_bytes, found) != name:
+        raise UntrustedError(f"{source.place}/{pack_ids_path(name)}: expected the ids that were signed, found others")
+    with write_errors():
+        folder.mkdir(parents=True, exist_ok=True)
+        new = folder / ".new"
+        new.write_bytes(found)
+        new.replace(path)
+    return found

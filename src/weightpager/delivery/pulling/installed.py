@@ -1,0 +1,246 @@
+"""`Installed`: the versions of one bundle on a device, and which of them is in use.
+
+``NAME.bundle`` is a symbolic link to a version's bundle. Renaming another link over it is the one step in which a
+device changes over; all that comes before happens elsewhere, and all that comes after only tidies up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from msgspec import field, json, structs
+
+from weightpager.bundle.files.new_directory import sync
+from weightpager.bundle.files.strict import Strict
+from weightpager.delivery.version_file import VersionFile
+from weightpager.errors import BundleFormatError, ConfigError, DeliveryError
+
+BUNDLE, VERSION = "bundle", "version.json"
+"""In a version's folder: the bundle, and what it was made from."""
+
+STATE = ".weightpager"
+"""Folder beside the bundles, for all that pulls keep."""
+
+
+class _State(Strict, frozen=True, kw_only=True):
+    """What a device remembers; whatever of it is lost is found again.
+
+    Attributes:
+        history: versions by their keys, in the order in which they were first in use.
+        refused: versions that were rolled back, and aren't installed again by themselves.
+        unchecked: the version whose check hasn't ended yet.
+    """
+
+    history: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    unchecked: str | None = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a device keeps what belongs to one bundle.
+
+    Attributes:
+        link: that leads to the version in use.
+        home: folder for all else.
+    """
+
+    link: Path
+    home: Path
+
+    @classmethod
+    def of(cls, into: Path, name: str) -> Places:
+        """Of a bundle in a directory."""
+        return cls(into / f"{name}.bundle", into / STATE / name)
+
+    @property
+    def metadata(self) -> Path:
+        """Signed metadata that was seen."""
+        return self.home / "metadata"
+
+    @property
+    def versions(self) -> Path:
+        """Folders of versions by their keys."""
+        return self.home / "versions"
+
+    @property
+    def partial(self) -> Path:
+        """Folders of versions that aren't whole yet."""
+        return self.home / "partial"
+
+    @property
+    def ids(self) -> Path:
+        """Ids of packs' pages."""
+        return self.home / "ids"
+
+
+class Installed:
+    """The versions of a bundle. Only one process at a time may have one: `alone`."""
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+
+    @classmethod
+    @contextmanager
+    def alone(cls, into: Path, name: str) -> Iterator[Installed]:
+        """Keep other pulls and rollbacks of this bundle away meanwhile.
+
+        Raises:
+            DeliveryError: one is going on, or the directory can't be written.
+        """
+        places = Places.of(into, name)
+        with write_errors():
+            places.home.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(places.home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DeliveryError(
+                    f"{places.link}: expected to be alone, found another pull or rollback of it; wait for its end"
+                ) from error
+            if os.path.lexists(places.link) and not places.link.is_symlink():
+                raise ConfigError(
+                    f"{places.link}: expected a link that 'weightpager pull' made, found something else; rename it "
+                    "(its pages are used all the same)"
+                )
+            yield cls(places)
+        finally:
+            os.close(descriptor)
+
+    @property
+    def current(self) -> str | None:
+        """Key of the version in use; None if there is none."""
+        try:
+            target = self.places.link.readlink()
+        except OSError:
+            return None
+        return target.parent.name if target.name == BUNDLE else None
+
+    @property
+    def refused(self) -> frozenset[str]:
+        """Keys of versions that were rolled back."""
+        return frozenset(self._state.refused)
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether the version in use has still to be checked."""
+        return self.current is not None and self._state.unchecked == self.current
+
+    def history(self) -> list[str]:
+        """Keys of the versions that are here, in the order in which they were first in use."""
+        return [key for key in self._state.history if (self.places.versions / key / BUNDLE).is_dir()]
+
+    def previous(self) -> str | None:
+        """Key of the version that was in use before the current one."""
+        history, current = self.history(), self.current
+        before = history[: history.index(current)] if current in history else history
+        return next((key for key in reversed(before) if key not in self.refused), None)
+
+    def has(self, key: str) -> bool:
+        """Whether a version is here, whole."""
+        return (self.places.versions / key / BUNDLE).is_dir()
+
+    def version(self, key: str) -> VersionFile | None:
+        """What a version was made from, if that can be read."""
+        try:
+            return VersionFile.parse((self.places.versions / key / VERSION).read_bytes())
+        except (OSError, DeliveryError):
+            return None
+
+    def accept(self, key: str, folder: Path) -> None:
+        """Take over a folder with a whole bundle as a version. Not in use yet."""
+        with write_errors():
+            _sync_tree(folder)
+            self.places.versions.mkdir(exist_ok=True)
+            folder.rename(self.places.versions / key)
+            sync(self.places.versions)
+
+    def use(self, key: str, *, checked: bool = True) -> None:
+        """Let the bundle's name lead to a version, in one step.
+
+        Args:
+            key: of a version that is here.
+            checked: whether it is known to be well; else `passed` or `refuse` must follow.
+        """
+        state = self._state
+        history = state.history if key in state.history else [*state.history, key]
+        refused = [each for each in state.refused if each != key]
+        self._remember(_State(history=history, refused=refused, unchecked=None if checked else key))
+        link, new = self.places.link, self.places.home / "link"
+        with write_errors():
+            new.unlink(missing_ok=True)
+            new.symlink_to(Path(STATE, self.places.home.name, "versions", key, BUNDLE))
+            new.replace(link)
+            sync(link.parent)
+
+    def passed(self) -> None:
+        """The version in use has passed its check."""
+        self._remember(structs.replace(self._state, unchecked=None))
+
+    def refuse(self, key: str) -> None:
+        """Remember that a version isn't wanted here."""
+        state = self._state
+        self._remember(structs.replace(state, refused=[*(each for each in state.refused if each != key), key]))
+
+    def unuse(self) -> None:
+        """No version is in use."""
+        with write_errors():
+            self.places.link.unlink(missing_ok=True)
+            sync(self.places.link.parent)
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the last so many versions; never the one in use."""
+        kept = {*self.history()[-keep:], self.current}
+        for folder in self._folders(self.places.versions):
+            if folder.name not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder in self._folders(self.places.partial):
+            shutil.rmtree(folder, ignore_errors=True)
+        left = self.history()
+        self._remember(structs.replace(self._state, history=left))
+
+    @staticmethod
+    def _folders(parent: Path) -> list[Path]:
+        return sorted(parent.iterdir()) if parent.is_dir() else []
+
+    @property
+    def _state(self) -> _State:
+        try:
+            return _State.read("state.json", (self.places.home / "state.json").read_bytes())
+        except (OSError, BundleFormatError):
+            return _State()
+
+    def _remember(self, state: _State) -> None:
+        path, new = self.places.home / "state.json", self.places.home / "state.new"
+        with write_errors():
+            with new.open("wb") as file:
+                file.write(json.encode(state))
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+
+
+@contextmanager
+def write_errors() -> Iterator[None]:
+    """Turn what the storage refuses, a full disk above all, into a `DeliveryError`."""
+    try:
+        yield
+    except OSError as error:
+        raise DeliveryError(
+            f"cannot write {error.filename or 'the bundle'}: {error.strerror or error}; the bundle in use stays, and "
+            "what has come is kept for the next pull"
+        ) from error
+
+
+def _sync_tree(folder: Path) -> None:
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(inner, name))
+        sync(Path(inner))

@@ -1,0 +1,89 @@
+"""`PageTransfer`: pages that one request brings, each checked as it lands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from blake3 import blake3
+
+from weightpager.delivery.names import pack_path
+from weightpager.delivery.pulling.page_ranges import PageRange
+from weightpager.delivery.sources.source import Source, TransferError
+
+Landed = Callable[[int, int, bytes], None]
+"""Told (pack, place in it, bytes) of a page that is what it should be."""
+
+
+class PageTransfer:
+    """Implements `Transfer`."""
+
+    def __init__(
+        self,
+        source: Source,
+        pack: str,
+        pages: PageRange,
+        ids: Mapping[int, bytes],
+        page_bytes: int,
+        landed: Landed,
+    ) -> None:
+        """Nothing is asked for yet.
+
+        Args:
+            source: of the repository.
+            pack: name of the pack.
+            pages: of the pack.
+            ids: of these pages, by their places in the pack.
+            page_bytes: bytes of a page.
+            landed: takes each page once.
+        """
+        self._source = source
+        self._path = pack_path(pack)
+        self._pages: PageRange | None = pages
+        self._ids = ids
+        self._size = page_bytes
+        self._landed = landed
+
+    def left(self) -> int:
+        return len(self._pages.pages) * self._size if self._pages is not None else 0
+
+    def attempt(self) -> None:
+        if self._pages is None:
+            return
+        done: list[int] = []
+        try:
+            self._receive(self._pages, done)
+        finally:
+            self._pages = self._pages.without(done)
+
+    def _receive(self, pages: PageRange, done: list[int]) -> None:
+        size, wanted = self._size, iter(pages.pages)
+        place: int | None = next(wanted)
+        with self._source.open(self._path, pages.first * size, pages.end * size) as stream:
+            at, buffer = stream.start, bytearray()
+            for piece in stream.pieces:
+                view = memoryview(piece)
+                while view and place is not None:
+                    begin = place * size + len(buffer)
+                    if at + len(view) <= begin:
+                        at += len(view)
+                        break
+                    view, at = view[begin - at :], begin
+                    taken = view[: size - len(buffer)]
+                    buffer += taken
+                    view, at = view[len(taken) :], at + len(taken)
+                    if len(buffer) == size:
+                        self._take(pages.pack, place, bytes(buffer))
+                        done.append(place)
+                        buffer.clear()
+                        place = next(wanted, None)
+                if place is None:
+                    return
+        raise TransferError(f"{self._source.place}/{self._path}: expected page {place}, found the end before it")
+
+    def _take(self, pack: int, place: int, content: bytes) -> None:
+        if blake3(content).digest() != self._ids[place]:
+            raise TransferError(
+                f"{self._source.place}/{self._path}: page {place} isn't what was signed: expected BLAKE3 "
+                f"{self._ids[place].hex()[:16]}…, found other bytes; the server, or something on the way, changes files"
+            )
+        self._landed(pack, place, content)

@@ -1,0 +1,228 @@
+"""Pulling a bundle, and rolling it back: whatever happens, the bundle in use is the old one or the new one, whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from weightpager.delivery.names import channel_target, version_target
+from weightpager.delivery.pulling.fetch import Fetch
+from weightpager.delivery.pulling.installed import Installed
+from weightpager.delivery.pulling.plan import Cost
+from weightpager.delivery.pulling.trust import signed_version
+from weightpager.delivery.sources.source import Source
+from weightpager.delivery.version_file import VersionFile
+from weightpager.errors import DeliveryError
+from weightpager.machine.paths import has_directory
+from weightpager.progress import Progress, silent
+
+Check = Callable[[Path], str | None]
+"""Looks at a bundle that has just come into use; what is wrong with it, or None."""
+
+Outcome = Literal["installed", "current", "refused", "rolled back", "would install"]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of a repository.
+
+    Attributes:
+        name: of the bundle.
+        channel: whose version.
+        version: that is wanted whatever the channel says; None for the channel's.
+        root: root metadata that is trusted; None for the one that was seen last.
+        again: take a version that was rolled back.
+    """
+
+    name: str
+    channel: str = "stable"
+    version: str | None = None
+    root: bytes | None = None
+    again: bool = False
+
+    @property
+    def target(self) -> str:
+        """Path of the target that says what it is."""
+        return (
+            channel_target(self.name, self.channel) if self.version is None else version_target(self.name, self.version)
+        )
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What has come of a pull.
+
+    Attributes:
+        outcome: in a word.
+        version: that the repository offers.
+        in_use: version in use now; None if there is none.
+        path: that leads to it.
+        received: bytes that came, metadata included.
+        whole_files: whether the server gave whole files where parts were asked for.
+        cost: of the version, beside the signed metadata; None if it was here.
+        problem: that the check has found; None if it found none.
+    """
+
+    outcome: Outcome
+    version: str
+    in_use: str | None
+    path: Path
+    received: int
+    whole_files: bool
+    cost: Cost | None = None
+    problem: str | None = None
+
+
+def pull(
+    source: Source,
+    into: Path,
+    wish: Wish,
+    *,
+    keep: int = 2,
+    connections: int = 4,
+    check: Check | None = None,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> Pulled:
+    """Bring a bundle up to date.
+
+    Args:
+        source: of the repository.
+        into: directory of the device's bundles.
+        wish: what is wanted.
+        keep: versions that stay, the one in use included.
+        connections: at once.
+        check: of the new version in use; if it finds something, the version before comes back.
+        dry_run: only say what would come.
+        progress: told of progress.
+
+    Raises:
+        DeliveryError: it can't be fetched, trusted or written. The bundle in use stays.
+    """
+    if not has_directory(into):
+        raise DeliveryError(f"{into}: expected a directory for bundles, found none; make it first")
+    with Installed.alone(into, wish.name) as installed:
+        version = signed_version(source, installed.places.metadata, wish.target, wish.root)
+        if version.name != wish.name:
+            raise DeliveryError(f"{wish.target}: expected a version of {wish.name}, found one of {version.name}")
+        return _Pull(source, into, installed, version, check, progress).run(wish, keep, connections, dry_run=dry_run)
+
+
+class _Pull:
+    """One pull of one version."""
+
+    def __init__(
+        self,
+        source: Source,
+        into: Path,
+        installed: Installed,
+        version: VersionFile,
+        check: Check | None,
+        progress: Progress,
+    ) -> None:
+        self._source = source
+        self._into = into
+        self._installed = installed
+        self._version = version
+        self._check = check
+        self._progress = progress
+
+    def run(self, wish: Wish, keep: int, connections: int, *, dry_run: bool) -> Pulled:
+        """See `pull`."""
+        key, installed = self._version.key, self._installed
+        if installed.current == key and not (installed.unchecked and self._check is not None):
+            return self._done("current")
+        if key in installed.refused and not wish.again:
+            return self._done("refused")
+        found: Cost | None = None
+        if not installed.has(key):
+            fetch = Fetch(self._source, self._into, installed.places, self._version, connections, self._progress)
+            if dry_run:
+                return self._done("would install", fetch.cost())
+            found = fetch.run()
+            installed.accept(key, fetch.folder)
+        elif dry_run:
+            return self._done("would install")
+        return self._use(key, keep, found)
+
+    def _use(self, key: str, keep: int, found: Cost | None) -> Pulled:
+        installed, check = self._installed, self._check
+        if installed.current != key:
+            installed.use(key, checked=check is None)
+        problem = check(installed.places.link) if check is not None else None
+        if problem is not None:
+            _roll_back(installed, key, installed.previous())
+            return self._done("rolled back", found, problem)
+        installed.passed()
+        installed.prune(keep)
+        return self._done("installed", found)
+
+    def _done(self, outcome: Outcome, found: Cost | None = None, problem: str | None = None) -> Pulled:
+        return Pulled(
+            outcome,
+            self._version.version,
+            _name(self._installed.current),
+            self._installed.places.link,
+            self._source.received,
+            self._source.whole_files,
+            found,
+            problem,
+        )
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """What a rollback has done.
+
+    Attributes:
+        before: version that was in use.
+        now: version in use.
+        path: that leads to it.
+    """
+
+    before: str | None
+    now: str | None
+    path: Path
+
+
+def roll_back(into: Path, name: str, to: str | None = None) -> RolledBack:
+    """Let a bundle's name lead to the version before; the one in use isn't installed again by itself.
+
+    Args:
+        into: directory of the device's bundles.
+        name: of the bundle.
+        to: version that is wanted; None for the one before.
+
+    Raises:
+        DeliveryError: it isn't here.
+    """
+    with Installed.alone(into, name) as installed:
+        before, history = installed.current, installed.history()
+        if to is None:
+            key = installed.previous()
+        else:
+            key = next((each for each in reversed(history) if to in (each, _name(each))), None)
+        if key is None or key == before:
+            known = ", ".join(str(_name(each)) for each in history) or "none"
+            raise DeliveryError(
+                f"{installed.places.link}: expected {to or 'a version before the one in use'}, found none; here are: "
+                f"{known}. 'weightpager pull --version' brings another one"
+            )
+        _roll_back(installed, before, key)
+        return RolledBack(_name(before), _name(key), installed.places.link)
+
+
+def _roll_back(installed: Installed, from_key: str | None, to_key: str | None) -> None:
+    if from_key is not None:
+        installed.refuse(from_key)
+    if to_key is None:
+        installed.unuse()
+    else:
+        installed.use(to_key)
+
+
+def _name(key: str | None) -> str | None:
+    """A version's name from its key on a device."""
+    return None if key is None else key.rpartition("-")[0]

@@ -1,0 +1,26 @@
+"""`RateLimit`: bytes per second that all connections together may take."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+
+class RateLimit:
+    """Whoever has received bytes waits until they were due. Reading late makes a server send late."""
+
+    def __init__(self, bytes_per_second: float | None = None) -> None:
+        self._rate = bytes_per_second
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many bytes were due."""
+        if self._rate is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now) + count / self._rate
+            wait = self._free_at - now
+        if wait > 0:
+            time.sleep(wait)

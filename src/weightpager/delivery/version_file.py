@@ -1,0 +1,150 @@
+"""``VERSION.json``: what one version of a bundle is made of, and where in a repository each part lies.
+
+Its hash is in signed metadata, and it is all that is signed of a version: its hashes vouch for files, these for pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from weightpager.bundle.files.entry import Hash
+from weightpager.bundle.files.strict import Strict
+from weightpager.bundle.format import page_index
+from weightpager.bundle.format.manifest import Count, Manifest
+from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH, is_inside
+from weightpager.bundle.format.page_file import ALIGNMENT
+from weightpager.delivery.names import Name
+from weightpager.errors import BundleFormatError, UntrustedError
+
+PIECE_BYTES = 4 << 20
+"""A piece is at most so large, so that a device holds little in memory, and goes on in the middle of a large file."""
+
+
+class StoredPiece(Strict, frozen=True, kw_only=True):
+    """A part of a file.
+
+    Attributes:
+        blake3: of its bytes, by which it is found; None for the ids of pages, which packs have.
+        bytes: of the file.
+        stored: bytes in the repository; fewer than ``bytes`` if it is compressed by zlib.
+    """
+
+    blake3: Hash | None
+    bytes: Annotated[int, Meta(ge=1, lt=2**40)]
+    stored: Annotated[int, Meta(ge=0, le=PIECE_BYTES)]
+
+    def __post_init__(self) -> None:
+        if self.blake3 is not None and not 0 < self.stored <= self.bytes <= PIECE_BYTES:
+            raise ValueError(f"a piece of at most {PIECE_BYTES} bytes, stored in no more, got {self.bytes}")
+
+
+class StoredFile(Strict, frozen=True, kw_only=True):
+    """A file of the bundle: its size, its BLAKE3, and the pieces that make it, in order."""
+
+    bytes: Annotated[int, Meta(ge=0, lt=2**48)]
+    blake3: Hash
+    pieces: list[StoredPiece]
+
+    def __post_init__(self) -> None:
+        if sum(piece.bytes for piece in self.pieces) != self.bytes:
+            raise ValueError(f"pieces of {self.bytes} bytes together")
+
+
+class Pack(Strict, frozen=True, kw_only=True):
+    """A file of pages: its name, which is the hash of its pages' size and ids, and how many pages it has."""
+
+    blake3: Hash
+    pages: Annotated[int, Meta(ge=1, lt=2**31)]
+
+
+class PageRun(Strict, frozen=True, kw_only=True):
+    """Pages of the bundle that follow each other in a pack: which pack, its first page of them, how many."""
+
+    pack: Count
+    first: Count
+    pages: Annotated[int, Meta(ge=1, lt=2**31)]
+
+
+class VersionFile(Strict, frozen=True, kw_only=True):
+    """One version of a bundle."""
+
+    format: Literal["weightpager-version-1"]
+    name: Name
+    version: Name
+    page_bytes: Annotated[int, Meta(ge=ALIGNMENT, le=2**28, multiple_of=ALIGNMENT)]
+    page_files: Annotated[list[Count], Meta(max_length=10_000)]
+    row_files: Annotated[list[Count], Meta(max_length=10_000)]
+    packs: Annotated[list[Pack], Meta(max_length=100_000)]
+    runs: list[PageRun]
+    files: dict[str, StoredFile]
+
+    def __post_init__(self) -> None:
+        if self.pages != sum(run.pages for run in self.runs):
+            raise ValueError(f"runs of {self.pages} pages together")
+        for run in self.runs:
+            if run.pack >= len(self.packs) or run.first + run.pages > self.packs[run.pack].pages:
+                raise ValueError("runs inside the packs that are listed")
+        for name, file in self.files.items():
+            if not is_inside(name) or name.startswith(("pages-", "rows-")):
+                raise ValueError(f"a file inside the bundle that is no page file, got {name!r}")
+            ids = [piece.bytes for piece in file.pieces if piece.blake3 is None]
+            if ids != ([32 * self.pages] if name == page_index.FILE and self.pages else []):
+                raise ValueError(f"ids of all pages, once and in {page_index.FILE}")
+        missing = {MANIFEST, MANIFEST_HASH, page_index.FILE} - self.files.keys()
+        if missing:
+            raise ValueError(f"an entry for {sorted(missing)[0]}")
+
+    @property
+    def pages(self) -> int:
+        """Pages of blocks and of rows."""
+        return sum(self.page_files) + sum(self.row_files)
+
+    @property
+    def key(self) -> str:
+        """Its name on a device: no two versions share it, whatever repositories call them."""
+        return f"{self.version}-{self.files[MANIFEST].blake3[:16]}"
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """Of each page in bundle order, the number of its pack and its place in that."""
+        for run in self.runs:
+            for place in range(run.first, run.first + run.pages):
+                yield run.pack, place
+
+    def check_manifest(self, manifest: Manifest) -> None:
+        """Compare with what the bundle's own manifest says.
+
+        Raises:
+            UntrustedError: they differ.
+        """
+        ours = (self.page_bytes, self.page_files, self.row_files)
+        listed = {name: (file.bytes, file.blake3) for name, file in self.files.items() if name not in _HEADS}
+        if ours != (manifest.page_bytes, manifest.page_files, manifest.row_files) or listed != {
+            name: (entry.bytes, entry.blake3) for name, entry in manifest.files.items()
+        }:
+            raise UntrustedError(
+                f"{self.name} {self.version}: expected the files that its {MANIFEST} lists, found others; publish it "
+                "again"
+            )
+
+    @classmethod
+    def parse(cls, text: bytes) -> VersionFile:
+        """Validate a version file's JSON.
+
+        Raises:
+            UntrustedError: names the first field that is wrong.
+        """
+        try:
+            return cls.read("version file", text)
+        except BundleFormatError as error:
+            raise UntrustedError(f"{error}; a newer weightpager may read it, or publish the version again") from error
+
+    def dump(self) -> bytes:
+        """Canonical JSON that `parse` reads: the same version gives the same bytes."""
+        return msgspec.json.encode(self, order="sorted") + b"\n"
+
+
+_HEADS = (MANIFEST, MANIFEST_HASH)

@@ -1,0 +1,118 @@
+"""Servers and repositories that lie, break and hang: a device keeps the old bundle or has the new one, whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from damage import KINDS, contents, damage
+from fleet import WAYS, Fleet, Manners, file_server
+from weightpager.delivery.version_file import VersionFile
+from weightpager.errors import DeliveryError, UntrustedError
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_server_without_manners_changes_nothing(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setattr("weightpager.delivery.sources.http_source.SECONDS", 0.1)
+    monkeypatch.setattr("weightpager.delivery.pulling.transfers.TRIES", 2)
+    manners = Manners(way)
+    with file_server(fleet.place.root, manners) as url:
+        for manners.where in ("/metadata/", "/targets/", "/objects/", "/packs/"):
+            if way == "lies" and manners.where != "/packs/":
+                continue  # only parts are asked for by their places
+            with pytest.raises(DeliveryError):
+                fleet.device.pull(url)
+            assert contents(fleet.device.bundle) == contents(fleet.old)
+        manners.way = "honest"
+        fleet.device.pull(url)
+    assert contents(fleet.device.bundle) == contents(fleet.new)
+
+
+def test_a_repository_that_is_gone_is_named(fleet: Fleet) -> None:
+    with file_server(fleet.place.root) as url:
+        pass
+    with pytest.raises(DeliveryError, match=url):
+        fleet.device.pull(url)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_change_of_a_repository_is_refused_or_does_no_harm(
+    made_fleet: Fleet, tmp_path: Path, data: st.DataObject
+) -> None:
+    folder = tmp_path / "mutant"
+    shutil.rmtree(folder, ignore_errors=True)
+    fleet = made_fleet.copied(folder)
+    files = sorted(path for path in fleet.place.root.rglob("*") if path.is_file() and path.stat().st_size)
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(files))
+        kind = data.draw(st.sampled_from([*KINDS, "swap"]))
+        if not path.exists() or not path.stat().st_size:
+            continue
+        if kind == "swap":
+            other = data.draw(st.sampled_from(files))
+            if other.exists():
+                path.write_bytes(other.read_bytes())
+        else:
+            damage(path, kind, data.draw(st.integers(0, 10**6)))
+    try:
+        outcome = fleet.device.pull(fleet.place.root).outcome
+    except DeliveryError as error:
+        outcome = str(error)
+    # An old timestamp that is still in force is "current".
+    expected = fleet.new if outcome == "installed" else fleet.old
+    assert contents(fleet.device.bundle) == contents(expected)
+    assert outcome in ("installed", "current") or "expected" in outcome
+
+
+def changed(fleet: Fleet, changes: Callable[[dict[str, Any]], object]) -> bytes:
+    """The second version's file with something else in it."""
+    (path,) = (fleet.place.root / "targets" / "assistant" / "versions").glob("*.2.json")
+    document = json.loads(path.read_bytes())
+    changes(document)
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/passwd", "a/../../out", "a\\b", "a\0b", "", "pages-0000.safetensors"])
+def test_a_version_file_names_only_files_inside_the_bundle(made_fleet: Fleet, name: str) -> None:
+    text = changed(made_fleet, lambda document: document["files"].update({name: document["files"]["manifest.json"]}))
+    with pytest.raises(UntrustedError, match="inside the bundle"):
+        VersionFile.parse(text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"runs": []},
+        {"packs": []},
+        {"page_bytes": 4097},
+        {"page_bytes": 2**40},
+        {"page_files": [2**40]},
+        {"name": "../x"},
+        {"name": "x\n"},
+        {"version": "1/2"},
+        {"format": "weightpager-version-9"},
+        {"files": {}},
+        {"files": {"a": {"bytes": 5, "blake3": "0" * 64, "pieces": []}}},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_version_file_that_doesnt_add_up_is_refused(made_fleet: Fleet, changes: dict[str, object]) -> None:
+    with pytest.raises(UntrustedError, match="version file"):
+        VersionFile.parse(changed(made_fleet, lambda document: document.update(changes)))
+    version = VersionFile.parse(changed(made_fleet, lambda document: None))
+    assert VersionFile.parse(version.dump()) == version
+
+
+def test_bytes_that_are_no_version_file_are_refused() -> None:
+    for text in (b"", b"[]", b"{}", b"\xff", b"[" * 100_000):
+        with pytest.raises(UntrustedError, match="version file"):
+            VersionFile.parse(text)
