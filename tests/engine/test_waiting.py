@@ -7,6 +7,7 @@ import shutil
 import threading
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 import weightpager as wp
 from encoder_tasks import TASKS, logits, room_for, room_in_use
 from engines import InThread, hanging, settle
+from weightpager.backends.task_parts import TaskParts
 from weightpager.backends.torch import task_module
 from weightpager.backends.torch.model.architecture import empty_module, read_config
 from weightpager.bundle import Bundle
@@ -129,11 +131,11 @@ def test_a_task_that_is_built_keeps_nobody_from_entering_another(
     building, go_on = threading.Event(), threading.Event()
     build = task_module.build
 
-    def slow(bundle: Bundle, name: str, *rest: object) -> torch.nn.Module:
-        if name == "weather":
+    def slow(parts: TaskParts[Any], *rest: Any) -> torch.nn.Module:
+        if parts.name == "weather":
             building.set()
             assert go_on.wait(20)
-        return build(bundle, name, *rest)  # type: ignore[arg-type]
+        return build(parts, *rest)
 
     with wp.Engine.from_pretrained(bundle.path) as engine:
         engine.activate("animal")

@@ -47,7 +47,7 @@ Storage = Annotated[
 _TORCH = ("torch", "transformers")
 _COMPILE = (*_TORCH, "pyarrow", "scipy", "yaml")
 
-_PACKAGES = {
+PACKAGES = {
     "torch": _TORCH,
     "compile": _COMPILE,
     "demo": (*_COMPILE, "jinja2", "matplotlib"),
@@ -66,7 +66,7 @@ def extra(name: str) -> Iterator[None]:
         ConfigError: it isn't installed.
     """
     try:
-        for package in _PACKAGES.get(name, ()):
+        for package in PACKAGES.get(name, ()):
             if find_spec(package) is None:
                 raise ModuleNotFoundError(name=package)
         yield

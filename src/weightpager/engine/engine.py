@@ -18,9 +18,8 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig, parse_size
 from weightpager.engine.maintenance import EngineMaintenance
 from weightpager.engine.open_bundle import OpenBundle
+from weightpager.engine.thread_reader import ThreadReader
 from weightpager.errors import ConfigError
-from weightpager.readers.image_reader import ImageReader
-from weightpager.readers.tokenizer import Tokenizer
 from weightpager.runtime.history.history_file import HistoryFile
 from weightpager.runtime.history.task_monitor import TaskMonitor
 from weightpager.runtime.memory.page_arena import ArenaSource
@@ -70,7 +69,7 @@ class Engine(EngineMaintenance):
         super().__init__(opened, monitor, config)
         self._lock = threading.RLock()  # closing; never kept while storage works
         self._current: str | None = None
-        self._readers = threading.local()
+        self._readers = ThreadReader(self.reader)
         self._enter_real_time()
         if config.prefetch:
             self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._policy())
@@ -234,7 +233,7 @@ class Engine(EngineMaintenance):
             Others: those of `activate`.
         """
         self.activate(name)
-        reader, entry = self._thread_reader(), self.bundle.task(name)
+        reader, entry = self._readers.of(self.bundle), self.bundle.task(name)
         return predict(self.model(name), reader, entry, inputs, max_new_tokens=max_new_tokens)
 
     def deactivate(self) -> None:
@@ -272,14 +271,6 @@ class Engine(EngineMaintenance):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _thread_reader(self) -> Tokenizer | ImageReader:
-        """The calling thread's own, read once for a state of the bundle."""
-        bundle, (known, reader) = self.bundle, getattr(self._readers, "held", (None, None))
-        if known is not bundle or reader is None:
-            reader = self.reader()
-            self._readers.held = bundle, reader
-        return reader
 
     def _enter_real_time(self) -> None:
         try:

@@ -15,7 +15,6 @@ from weightpager.backends.torch.parameters import Tensors
 from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle import Bundle
 from weightpager.kernels.torch import isa
-from weightpager.nn import RowSource
 from weightpager.readers.image_reader import ImageReader
 from weightpager.readers.tokenizer import Tokenizer
 
@@ -65,20 +64,6 @@ class TorchBackend:
         return TorchModel(task)
 
     def build(self, parts: TaskParts[Tensors]) -> nn.Module:
-        rows: dict[str, RowSource | Tensor] = {**parts.rows, **self._whole_rows}
-        values = dict(parts.parameters.values)
-        module = task_module.build(
-            parts.bundle,
-            parts.name,
-            parts.tables,
-            self._config,
-            values,
-            parts.arena,
-            parts.page_table,
-            parts.gate,
-            parts.low_rank,
-            {name: rows[name] for name in parts.bundle.row_tables if name not in values},
-            parts.parameters.tied,
-        )
+        module = task_module.build(parts, self._config, self._whole_rows)
         architecture.set_generation(module, self._generation)
         return module

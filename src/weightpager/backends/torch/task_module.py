@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from weightpager.backends.paged_weights import of_entry
+from weightpager.backends.task_parts import TaskParts
 from weightpager.backends.torch.model.architecture import empty_module, full_name
-from weightpager.backends.torch.parameters import activation_dtype
+from weightpager.backends.torch.parameters import Tensors, activation_dtype
 from weightpager.backends.torch.tied_tables import put_tied, without_ties
 from weightpager.bundle import BlockTable, Bundle, WeightEntry
 from weightpager.bundle.format.row_table import RowTableEntry
-from weightpager.bundle.parts.adapter import LowRank
 from weightpager.errors import BundleFormatError, InferenceOnlyError
 from weightpager.kernels.torch import DeviceWeight, Weight
 from weightpager.nn import (
@@ -26,7 +26,6 @@ from weightpager.nn import (
     Int8Embedding,
     PagedEmbedding,
     PagedLinear,
-    PageGate,
     RowSource,
     TiedHead,
     fuse_gated_mlps,
@@ -45,50 +44,35 @@ _DTYPES = (torch.float32, torch.bfloat16)
 _FLOATS = "float32 or bfloat16"
 
 
-def build(
-    bundle: Bundle,
-    task: str,
-    tables: Mapping[str, BlockTable],
-    config: PretrainedConfig,
-    values: dict[str, Tensor],
-    arena: Pages,
-    page_table: Pages,
-    gate: PageGate,
-    low_rank: Mapping[str, LowRank],
-    rows: Mapping[str, RowSource | Tensor] | None = None,
-    tied: Mapping[str, Weight] | None = None,
-) -> nn.Module:
+def build(parts: TaskParts[Tensors], config: PretrainedConfig, rows: Mapping[str, Tensor]) -> nn.Module:
     """The task's own module: resident parameters shared with the other tasks', private ones its own.
 
+    It is built on the arena's device, and refers to parameters without a copy.
+
     Args:
-        bundle: of the model and its tasks.
-        task: its name.
-        tables: the task's block tables by paged weight, in terms of the page table's pages.
+        parts: of the task.
         config: of the model.
-        values: resident and private parameters by canonical name; referred to, not copied.
-        arena: uint8 [slots, page_bytes], an array on the host or a tensor; the module is built on its device.
-        page_table: int32 [pages].
-        gate: what its layers ask before they read pages.
-        low_rank: the task's low-rank parts by paged weight; referred to, not copied.
-        rows: tables that come on demand, or as they are stored whole on the arena's device, by canonical name.
-        tied: those of ``values`` that a head is tied to and that are blocks.
+        rows: tables that would come on demand, as they are stored whole on the arena's device, by canonical name.
 
     Raises:
         BundleFormatError: the bundle's parameters don't make up the module.
     """
+    bundle, task, arena = parts.bundle, parts.name, parts.arena
+    values = parts.parameters.values
+    sources: dict[str, RowSource | Tensor] = {**parts.rows, **rows}
     device = _device(arena)
     module = empty_module(config, bundle.task(task), len(values) + len(bundle.manifest.weights))
     state = {full_name(module, name): value for name, value in values.items()}
     for entry in bundle.manifest.weights:
         name = full_name(module, entry.name)
-        weight = paged_weight(bundle, entry, tables[entry.name], arena, page_table)
-        part = low_rank.get(entry.name)
+        weight = paged_weight(bundle, entry, parts.tables[entry.name], arena, parts.page_table)
+        part = parts.low_rank.get(entry.name)
         added = None if part is None else (_on(device, part.down), _on(device, part.up))
-        _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, gate, added))
+        _replace_linear(module, name, PagedLinear(weight, state.get(f"{name}.bias"), entry.layer, parts.gate, added))
     dtype = activation_dtype(state.values())
-    for table, source in (rows or {}).items():
-        _replace_embedding(module, bundle.row_tables[table].entry, source, dtype)
-    for name, weight in (tied or {}).items():
+    for table in (name for name in bundle.row_tables if name not in values):
+        _replace_embedding(module, bundle.row_tables[table].entry, sources[table], dtype)
+    for name, weight in parts.parameters.tied.items():
         put_tied(module, full_name(module, name), weight, dtype)
         del state[full_name(module, name)]
     fuse_gated_mlps(module)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from io import StringIO
-from typing import Any
-from unittest.mock import patch
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, fx
@@ -118,29 +117,51 @@ def in_this_thread_alone() -> Iterator[None]:
     def asked(question: Callable[[], bool]) -> Callable[[], bool]:
         return lambda: threading.get_ident() == here and question()
 
-    with _one_at_a_time:
-        patches: list[Any] = [
-            patch.object(torch.compiler, name, asked(getattr(torch.compiler, name))) for name in _QUESTIONS
-        ]
+    with _one_at_a_time, ExitStack() as replaced:
+        for name in _QUESTIONS:
+            replaced.enter_context(_replaced(torch.compiler, name, asked(getattr(torch.compiler, name))))
         if hasattr(_trace, _KERNELS):
-            patches.append(patch.object(_trace, _KERNELS, nullcontext))
-        with ExitStack() as patched:
-            for each in patches:
-                patched.enter_context(each)
-            yield
+            replaced.enter_context(_replaced(_trace, _KERNELS, nullcontext))
+        yield
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value under a module's name, inside the block."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch logs and prints of a trace that fails: the error says it."""
+    """Without what torch logs, and prints in this thread, of a trace that fails: the error says it."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        with redirect_stdout(_OthersOnly(sys.stdout)), redirect_stderr(_OthersOnly(sys.stderr)):
             yield
     finally:
         logger.setLevel(level)
+
+
+class _OthersOnly:
+    """A stream on which the thread that makes it writes nothing."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._silent = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Characters that were taken."""
+        return len(text) if threading.get_ident() == self._silent else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _dimensions(program: ExportedProgram, form: CallForm) -> dict[str, str]:

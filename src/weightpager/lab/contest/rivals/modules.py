@@ -6,7 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from weightpager.backends.parameters import Placed
+from weightpager.backends.task_parts import TaskParts
 from weightpager.backends.torch.model.architecture import empty_module, full_name, read_config
+from weightpager.backends.torch.parameters import Tensors
 from weightpager.backends.torch.task_module import assign, build
 from weightpager.bundle import BlockTable, Bundle
 from weightpager.bundle.parts.adapter import read_adapter
@@ -47,8 +50,8 @@ def sparse_module(
     """
     gate = TaskGate(task)
     gate.hold()
-    low_rank = read_adapter(bundle, task)
-    config = read_config(bundle)
-    module = build(bundle, task, tables, config, wide(values), arena, page_table, gate, low_rank)
+    parameters: Tensors = Placed(wide(values), {})
+    parts = TaskParts(bundle, task, tables, parameters, read_adapter(bundle, task), gate, arena, page_table, {})
+    module = build(parts, read_config(bundle), {})
     put_into(module, values)
     return module

@@ -1,0 +1,47 @@
+"""Options that commands share."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+
+import pytest
+
+from weightpager.cli.options import PACKAGES
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def named(extras: dict[str, list[str]], extra: str) -> set[str]:
+    """Distributions of an extra and of those that it includes."""
+    found = set()
+    for requirement in extras[extra]:
+        name, inner = re.match(r"([\w.-]+)(?:\[([\w,]+)\])?", requirement).groups()  # type: ignore[union-attr]
+        if name == "weightpager":
+            found |= set().union(*(named(extras, each) for each in inner.split(",")))
+        else:
+            found.add(_name(name))
+    return found
+
+
+@pytest.mark.parametrize("extra", PACKAGES)
+def test_what_is_looked_for_is_what_the_extra_installs(extra: str) -> None:
+    toml = pytest.importorskip("tomllib")
+    extras = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    wanted, known = named(extras, extra), packages_distributions()
+    wanted |= {_name(each) for distribution in wanted for each in _required(distribution)}
+    for package in PACKAGES[extra]:
+        if package in known:
+            assert set(map(_name, known[package])) & wanted, package
+
+
+def _required(distribution: str) -> list[str]:
+    try:
+        return requires(distribution) or []
+    except PackageNotFoundError:
+        return []
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
