@@ -198,13 +198,18 @@ class Panel {
     template <class ReadLine>
     void by_line(const Tile& to, uint32_t* packed, const ReadLine& read) const {
         for (int64_t first = 0; first < rows_; first += kLine) {
-            uint32_t lines[kWidestTile][kLine] = {};
+            uint32_t lines[kWidestTile][kLine];
+            std::memset(lines, 0, static_cast<size_t>(to.width) * sizeof *lines);
             for (int t = 0; t < to.tokens; ++t) read(to.first_token + t, first, lines[t]);
             if (kernel_.packing == Packing::lines) {
                 std::memcpy(packed + first * to.width, lines, static_cast<size_t>(to.width) * sizeof *lines);
                 continue;
             }
-            spread(lines, std::min(kLine, rows_ - first), to.width, packed + first * to.width);
+            const int64_t count = std::min(kLine, rows_ - first);
+            if (to.width == 1)
+                std::memcpy(packed + first, lines, static_cast<size_t>(count) * sizeof **lines);
+            else
+                spread(lines, count, to.width, packed + first * to.width);
         }
     }
 

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import weightpager as wp
+from weightpager.answers.work import Sampling
 from weightpager.backends.torch.export import export_task
-from weightpager.bundle import writing
+from weightpager.bundle import Bundle, writing
 from weightpager.bundle.report.compile_report import CompileReport
 from weightpager.bundle.verify import verify
 from weightpager.compiler.pipeline import build
@@ -28,6 +30,7 @@ from weightpager.lab import samples
 from weightpager.lab.demo.compiled import BATCH, RATE, TRAINING_STEPS
 from weightpager.lab.demo.run import EVAL_ITEMS
 from weightpager.limits.cgroup import run_limited
+from weightpager.readers.tokenizer import open_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -114,10 +117,9 @@ def _inspect(bundle: Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def test_a_real_decoder(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M, dequantised from 4 bits: two language-modeling tasks in one bundle."""
-    from transformers import AutoModelForCausalLM
-
     cache = cache_dir()
     domains = {sample.name: sample for sample in samples.language_modeling(cache, report=lambda line: None)[0]}
     content = {
@@ -136,10 +138,16 @@ def test_a_real_decoder(tmp_path: Path) -> None:
             for name in ("code", "news")
         },
     }
-    bundle = wp.compile(content, out=tmp_path / "smollm2.bundle")
+    return wp.compile(content, out=tmp_path_factory.mktemp("decoder") / "smollm2.bundle").path
+
+
+def test_a_real_decoder(decoder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    bundle = Bundle.open(decoder)
     assert verify(bundle.path).problems == ()
     options = {"max_new_tokens": 8, "do_sample": False}
-    with wp.Engine(bundle, EngineConfig()) as engine, engine.task("code") as module:
+    with wp.Engine(bundle, EngineConfig(backend="torch")) as engine, engine.task("code") as module:
         # A text without near ties: the likeliest two tokens are 0.7 apart at the least, and rounding is not.
         inputs = engine.tokenizer()("import os\nimport sys\n", return_tensors="pt", add_special_tokens=False)
         exported = AutoModelForCausalLM.from_pretrained(export_task(bundle, "code", tmp_path / "hf")).eval()
@@ -153,6 +161,33 @@ def test_a_real_decoder(tmp_path: Path) -> None:
             )
         module.bfloat16()
         assert module.generate(**inputs, **options).shape[1] == inputs["input_ids"].shape[1] + 8
+
+
+def test_a_real_decoder_goes_on_with_the_same_tokens(decoder: Path, tmp_path: Path) -> None:
+    """Native code, with keys and values in float16, against the task's export in float32: greedily, on 64 prompts."""
+    from transformers import AutoModelForCausalLM
+
+    prompts, length, most = 64, 16, 24
+    with wp.Engine.from_pretrained(decoder, backend="native") as engine:
+        engine.activate("code")
+        entry = engine.bundle.task("code").eval
+        assert entry is not None
+        text = Path(entry.file).read_text(encoding="utf-8")[:20_000]
+        tokens = open_tokenizer(engine.bundle).encode(text, special=False).ids
+        ids = np.array(tokens[: prompts * length]).reshape(prompts, length)
+        texts = engine.model("code").grow(ids, np.ones_like(ids), Sampling(temperature=0), 0)
+        found: list[np.ndarray] = []
+
+        def see(tokens: np.ndarray) -> np.ndarray:
+            found.append(tokens)
+            return np.zeros(len(tokens), bool)
+
+        texts.grow(most, see)
+        exported = AutoModelForCausalLM.from_pretrained(export_task(engine.bundle, "code", tmp_path / "hf")).float()
+    exported.generation_config.eos_token_id = None
+    given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.ones(prompts, length, dtype=torch.int64)}
+    wanted = exported.eval().generate(**given, do_sample=False, max_new_tokens=most)[:, length:].numpy()
+    assert np.array_equal(np.stack(found, 1), wanted)
 
 
 def test_thirty_per_cent_goes_without_training_and_tasks_overlap(

@@ -11,33 +11,27 @@ benchmark says that they are missing.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from benchmarks.device.work import FIRST
+from benchmarks.device.onnx_rows import EXPORTED, onnx_models
+from benchmarks.device.processes import environment, in_turns, smallest_budget, tell
 from benchmarks.provenance import command as typed
 from benchmarks.provenance import commit
 from weightpager.bundle import Bundle
-from weightpager.config import EngineConfig
-from weightpager.engine import Engine
-from weightpager.errors import BudgetError
 
 TEXTS = 200
 _BACKENDS = ("native", "torch")
 _OURS = "from weightpager.cli import main; main()"
-
-Row = dict[str, Any]
 
 
 def main(
@@ -52,20 +46,16 @@ def main(
     name = task or next(each.name for each in opened.tasks.values() if each.kind == "text-classification")
     with tempfile.TemporaryDirectory() as folder:
         texts = _held_out(opened, name, Path(folder))
-        budget = str(_smallest(bundle, name))
+        budget = str(smallest_budget(bundle, name))
         commands = {
             backend: ["-m", "benchmarks.device.ours", backend, str(bundle), name, budget, str(texts)]
             for backend in _BACKENDS
         }
         commands |= _peers(bundle, name, texts, threads, Path(folder))
-        runs: dict[str, list[Row]] = {row: [] for row in commands}
-        for _ in range(times):
-            for row, command in commands.items():
-                runs[row].append(_run(command, threads))
-        rows = {row: _medians(found) for row, found in runs.items()}
+        rows = in_turns(commands, times, threads)
         rows["native"]["import_ms"] = statistics.median(_import_ms() for _ in range(times))
         for backend in _BACKENDS:
-            given = _environment(threads) | {"WEIGHTPAGER_BACKEND": backend}
+            given = environment(threads) | {"WEIGHTPAGER_BACKEND": backend}
             rows[backend] |= {
                 "run_ms": statistics.median(_run_ms(bundle, name, budget, given) for _ in range(times)),
                 "server_bytes": _server_bytes(bundle, given),
@@ -78,22 +68,7 @@ def main(
         "command": typed("benchmarks.device"),
         "commit": commit(),
     }
-    text = json.dumps(found, indent=1)
-    typer.echo(text)
-    if json_ is not None:
-        json_.write_text(text + "\n")
-
-
-def _smallest(bundle: Path, task: str) -> int:
-    """The smallest budget that does for a task."""
-    least = 1
-    while True:
-        try:
-            with Engine(Bundle.open(bundle), EngineConfig(budget=least)) as engine:
-                engine.activate(task)
-            return least
-        except BudgetError as error:
-            least = error.smallest
+    tell(found, json_)
 
 
 def _held_out(bundle: Bundle, task: str, folder: Path) -> Path:
@@ -106,42 +81,10 @@ def _held_out(bundle: Bundle, task: str, folder: Path) -> Path:
 
 
 def _peers(bundle: Path, task: str, texts: Path, threads: int, folder: Path) -> dict[str, list[str]]:
-    if not all(map(find_spec, ("onnxruntime", "onnx", "onnxscript"))):
-        typer.echo("onnxruntime, onnx or onnxscript isn't installed: no rows of ONNX Runtime", err=True)
-        return {}
-    from benchmarks.device.onnx_model import write_models
-    from weightpager.backends.torch.export import export_task
-
-    entry = Bundle.open(bundle).task(task)
-    exported = folder / "exported"
-    export_task(Bundle.open(bundle), task, exported)
+    length, tokenizer = str(Bundle.open(bundle).task(task).max_length), str(folder / EXPORTED / "tokenizer.json")
     return {
-        row: ["-m", "benchmarks.device.onnx_runtime", str(model), str(exported / "tokenizer.json"),
-              str(entry.max_length), str(texts), str(threads)]
-        for row, model in write_models(exported, folder).items()
-    }  # fmt: skip
-
-
-def _environment(threads: int) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "WEIGHTPAGER_THREADS": str(threads)}
-
-
-def _run(command: Sequence[str], threads: int) -> Row:
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=_environment(threads))
-    assert process.stdout is not None
-    while (line := process.stdout.readline().strip()) != FIRST:
-        if not line and process.poll() is not None:
-            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    first = time.perf_counter() - start
-    rest = json.loads(process.stdout.read())
-    process.wait()
-    return {"first_output_ms": 1e3 * first, **rest}
-
-
-def _medians(runs: Sequence[Row]) -> Row:
-    return {key: statistics.median(run[key] for run in runs) for key in runs[0]} | {
-        "first_output_ms_spread": [f(run["first_output_ms"] for run in runs) for f in (min, max)]
+        row: ["-m", "benchmarks.device.onnx_runtime", str(model), tokenizer, length, str(texts), str(threads)]
+        for row, model in onnx_models(bundle, task, folder).items()
     }
 
 

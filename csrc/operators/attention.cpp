@@ -1,10 +1,10 @@
 // Attention over grouped heads, with or without memory of earlier tokens.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <stdexcept>
 
 #include "families.hpp"
+#include "half.hpp"
 #include "parallel.hpp"
 #include "program/attention_memory.hpp"
 
@@ -30,18 +30,21 @@ void take_mask(const Step& step, const Running& running, Attention& a) {
     a.mask_key = mask.strides[1];
 }
 
-// Writes new keys and values behind those that are remembered.
-void remember(const Attention& a, AttentionMemory::Layer& layer, int64_t before, int threads) {
+// Writes new keys and values behind those that are remembered, as `narrow` makes them.
+template <class Element, class Narrow>
+void remember(const Attention& a, AttentionMemory::Layer& layer, int64_t before, int threads, const Narrow& narrow) {
     parallel_for(a.batch * a.groups, threads, [&](int64_t i) {
         const float* key = a.key + i / a.groups * a.key_at.batch + i % a.groups * a.key_at.head;
         const float* value = a.value + i / a.groups * a.value_at.batch + i % a.groups * a.value_at.head;
         for (int64_t t = 0; t < a.queries; ++t) {
             const size_t block = static_cast<size_t>((before + t) / kKeysAtOnce);
             const int64_t column = (before + t) % kKeysAtOnce;
-            float* keys = layer.keys[block].get() + i * a.depth * kKeysAtOnce + column;
-            for (int64_t d = 0; d < a.depth; ++d) keys[d * kKeysAtOnce] = key[t * a.key_at.token + d];
-            std::memcpy(layer.values[block].get() + (i * kKeysAtOnce + column) * a.value_depth, value + t * a.value_at.token,
-                        static_cast<size_t>(a.value_depth) * sizeof(float));
+            Element* keys = reinterpret_cast<Element*>(layer.keys[block].get()) + i * a.depth * kKeysAtOnce + column;
+            const float *new_key = key + t * a.key_at.token, *new_value = value + t * a.value_at.token;
+            for (int64_t d = 0; d < a.depth; ++d) keys[d * kKeysAtOnce] = narrow(new_key[d]);
+            std::transform(new_value, new_value + a.value_depth,
+                           reinterpret_cast<Element*>(layer.values[block].get()) + (i * kKeysAtOnce + column) * a.value_depth,
+                           narrow);
         }
     });
 }
@@ -75,7 +78,12 @@ void run_attention(const Step& step, const Running& running) {
         const int64_t before = running.memory->tokens();
         auto& layer = running.memory->room_for(number_of<int64_t>(step, "index"), {a.batch, a.groups, a.depth, a.value_depth},
                                                a.queries);
-        remember(a, layer, before, running.worth(a.batch * a.groups * a.queries * a.depth));
+        const int threads = running.worth(a.batch * a.groups * a.queries * a.depth);
+        a.halves = running.memory->halves();
+        if (a.halves)
+            remember<Half>(a, layer, before, threads, to_half);
+        else
+            remember<float>(a, layer, before, threads, [](float value) { return value; });
         a.key_blocks = layer.key_blocks.data();
         a.value_blocks = layer.value_blocks.data();
         a.keys += before;

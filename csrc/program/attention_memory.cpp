@@ -10,23 +10,28 @@
 namespace weightpager {
 namespace {
 
-int64_t key_size(const AttentionMemory::Shape& shape) { return shape.groups * shape.depth * kKeysAtOnce; }
-int64_t value_size(const AttentionMemory::Shape& shape) { return shape.groups * shape.value_depth * kKeysAtOnce; }
+using Block = std::unique_ptr<uint8_t[]>;
 
-int64_t block_bytes(const AttentionMemory::Shape& shape) {
-    return shape.batch * (key_size(shape) + value_size(shape)) * int64_t{sizeof(float)};
-}
-
-using Block = std::unique_ptr<float[]>;
-
-Block selected(const float* from, int64_t size, const std::vector<int64_t>& rows) {
-    Block to(new float[rows.size() * static_cast<size_t>(size)]);
+Block selected(const uint8_t* from, int64_t size, const std::vector<int64_t>& rows) {
+    Block to(new uint8_t[rows.size() * static_cast<size_t>(size)]);
     for (size_t i = 0; i < rows.size(); ++i)
         std::copy_n(from + rows[i] * size, size, to.get() + static_cast<int64_t>(i) * size);
     return to;
 }
 
 }  // namespace
+
+int64_t AttentionMemory::key_bytes(const Shape& shape) const {
+    return shape.groups * shape.depth * kKeysAtOnce * (halves_ ? 2 : 4);
+}
+
+int64_t AttentionMemory::value_bytes(const Shape& shape) const {
+    return shape.groups * shape.value_depth * kKeysAtOnce * (halves_ ? 2 : 4);
+}
+
+int64_t AttentionMemory::block_bytes(const Shape& shape) const {
+    return shape.batch * (key_bytes(shape) + value_bytes(shape));
+}
 
 AttentionMemory::Layer& AttentionMemory::room_for(int64_t index, const Shape& shape, int64_t more) {
     if (batch_ == 0) batch_ = shape.batch;
@@ -51,8 +56,8 @@ void AttentionMemory::add_block(Layer& layer) {
         throw std::length_error("expected keys and values of at most " + std::to_string(most_bytes_) + " bytes, found " +
                                 std::to_string(bytes_ + bytes) + ": give fewer or shorter texts");
     // Zeros: of keys that aren't there yet products are computed, too, before they are thrown away.
-    layer.keys.emplace_back(new float[static_cast<size_t>(layer.shape.batch * key_size(layer.shape))]());
-    layer.values.emplace_back(new float[static_cast<size_t>(layer.shape.batch * value_size(layer.shape))]());
+    layer.keys.emplace_back(new uint8_t[static_cast<size_t>(layer.shape.batch * key_bytes(layer.shape))]());
+    layer.values.emplace_back(new uint8_t[static_cast<size_t>(layer.shape.batch * value_bytes(layer.shape))]());
     layer.key_blocks.push_back(layer.keys.back().get());
     layer.value_blocks.push_back(layer.values.back().get());
     bytes_ += bytes;
@@ -93,8 +98,8 @@ void AttentionMemory::select(const std::vector<int64_t>& rows) {
                                 std::to_string(bytes));
     for (Layer& layer : layers_) {
         for (size_t i = 0; i < layer.keys.size(); ++i) {
-            layer.keys[i] = selected(layer.keys[i].get(), key_size(layer.shape), rows);
-            layer.values[i] = selected(layer.values[i].get(), value_size(layer.shape), rows);
+            layer.keys[i] = selected(layer.keys[i].get(), key_bytes(layer.shape), rows);
+            layer.values[i] = selected(layer.values[i].get(), value_bytes(layer.shape), rows);
             layer.key_blocks[i] = layer.keys[i].get();
             layer.value_blocks[i] = layer.values[i].get();
         }

@@ -8,10 +8,10 @@
 namespace weightpager {
 
 // Grows by blocks of tokens; keys lie in them as attention multiplies them: [batch, groups, depth, tokens], and values
-// as [batch, groups, tokens, value depth]. One thread at a time.
+// as [batch, groups, tokens, value depth], float32 or, for half of the memory, rounded to float16. One thread at a time.
 class AttentionMemory {
    public:
-    explicit AttentionMemory(int64_t most_bytes) : most_bytes_(most_bytes) {}
+    explicit AttentionMemory(int64_t most_bytes, bool halves = false) : most_bytes_(most_bytes), halves_(halves) {}
     AttentionMemory(const AttentionMemory&) = delete;
     AttentionMemory& operator=(const AttentionMemory&) = delete;
 
@@ -19,6 +19,7 @@ class AttentionMemory {
     int64_t tokens() const { return tokens_; }
     int64_t batch() const { return batch_; }
     int64_t bytes() const { return bytes_; }
+    bool halves() const { return halves_; }
 
     struct Shape {
         int64_t batch, groups, depth, value_depth;
@@ -26,8 +27,8 @@ class AttentionMemory {
 
     struct Layer {
         Shape shape{};
-        std::vector<std::unique_ptr<float[]>> keys, values;  // [blocks]
-        std::vector<const float*> key_blocks, value_blocks;
+        std::vector<std::unique_ptr<uint8_t[]>> keys, values;  // [blocks]
+        std::vector<const void*> key_blocks, value_blocks;
     };
 
     // The layer of an attention with room for so many tokens behind those that are there. Throws std::invalid_argument
@@ -44,9 +45,15 @@ class AttentionMemory {
     void select(const std::vector<int64_t>& rows);
 
    private:
+    // Bytes of a batch row's keys or values in a block.
+    int64_t key_bytes(const Shape& shape) const;
+    int64_t value_bytes(const Shape& shape) const;
+    int64_t block_bytes(const Shape& shape) const;
     void add_block(Layer& layer);
 
-    int64_t most_bytes_, bytes_ = 0, tokens_ = 0, batch_ = 0;
+    const int64_t most_bytes_;
+    const bool halves_;
+    int64_t bytes_ = 0, tokens_ = 0, batch_ = 0;
     std::vector<Layer> layers_;
 };
 

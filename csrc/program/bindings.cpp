@@ -37,7 +37,8 @@ class PyProgram {
    public:
     PyProgram(const PyProgram&) = delete;
     PyProgram& operator=(const PyProgram&) = delete;
-    PyProgram(size_t isa, int64_t most_bytes) : program_(*kernels().at(isa), most_bytes) {}
+    PyProgram(size_t isa, int64_t most_bytes, std::shared_ptr<Arenas> arenas)
+        : program_(*kernels().at(isa), most_bytes, std::move(arenas)) {}
 
     void add_input(const std::string& name, const std::string& dtype, const Sizes& sizes) {
         program_.add_input({name, type_named(dtype), sizes});
@@ -90,6 +91,7 @@ class PyProgram {
     }
 
     void finish() { program_.finish(); }
+    void end() { program_.end(); }
     Sizes sizes(int value) const { return program_.value(value).sizes; }
     std::string dtype(int value) const { return text_of(program_.value(value).type); }
     void read(int value, uintptr_t to) const { program_.read(value, at_address<void>(to)); }
@@ -107,14 +109,15 @@ void bind_programs(nb::module_& module) {
     module.def("operators", &operator_names);
     nb::exception<std::length_error>(module, "TooLargeError", PyExc_ValueError);
     nb::class_<AttentionMemory>(module, "AttentionMemory")
-        .def(nb::init<int64_t>())
+        .def(nb::init<int64_t, bool>(), nb::arg(), nb::arg("float16") = false)
         .def("shorten", &AttentionMemory::shorten)
         .def("select", &AttentionMemory::select)
         .def_prop_ro("tokens", &AttentionMemory::tokens)
         .def_prop_ro("batch", &AttentionMemory::batch)
         .def_prop_ro("bytes", &AttentionMemory::bytes);
+    nb::class_<Arenas>(module, "Arenas").def(nb::init<>()).def_prop_ro("bytes", &Arenas::bytes);
     nb::class_<PyProgram>(module, "Program")
-        .def(nb::init<size_t, int64_t>())
+        .def(nb::init<size_t, int64_t, std::shared_ptr<Arenas>>())
         .def("add_input", &PyProgram::add_input)
         .def("add_array", &PyProgram::add_array)
         .def("add_weight", &PyProgram::add_weight)
@@ -124,6 +127,7 @@ void bind_programs(nb::module_& module) {
         .def("begin", &PyProgram::begin, nb::arg("addresses"), nb::arg("sizes"), nb::arg("memory").none())
         .def("run", &PyProgram::run)
         .def("finish", &PyProgram::finish)
+        .def("end", &PyProgram::end)
         .def("sizes", &PyProgram::sizes)
         .def("dtype", &PyProgram::dtype)
         .def("read", &PyProgram::read)

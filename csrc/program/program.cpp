@@ -8,18 +8,12 @@ namespace weightpager {
 namespace {
 
 constexpr size_t kMostPlans = 16;
-constexpr int64_t kAlignment = 64;
 constexpr size_t kMostNodes = 20000;
-
-uint8_t* aligned(uint8_t* memory) {
-    const auto address = reinterpret_cast<uintptr_t>(memory);
-    return memory + (kAlignment - address % kAlignment) % kAlignment;
-}
 
 }  // namespace
 
-Program::Program(const Kernel& kernel, int64_t most_bytes)
-    : kernel_(kernel), vectors_(vectors_for(kernel.name)), most_bytes_(most_bytes) {}
+Program::Program(const Kernel& kernel, int64_t most_bytes, std::shared_ptr<Arenas> arenas)
+    : kernel_(kernel), vectors_(vectors_for(kernel.name)), most_bytes_(most_bytes), arenas_(std::move(arenas)) {}
 
 void Program::add_input(Input input) {
     if (!description_.parameters.empty() || !description_.nodes.empty())
@@ -103,12 +97,6 @@ void Program::begin(std::vector<const void*> data, const std::vector<Sizes>& siz
     if (memory != nullptr && memory->tokens() == 0) memory->shorten(0);
     if (data.size() != sizes.size()) throw std::invalid_argument("expected as many addresses as sizes");
     const Plan& plan = plan_for(sizes, memory == nullptr ? 0 : memory->tokens());
-    if (plan.layout.bytes > arena_bytes_) {
-        arena_.reset();
-        arena_bytes_ = 0;
-        arena_.reset(new uint8_t[static_cast<size_t>(plan.layout.bytes + kAlignment)]);
-        arena_bytes_ = plan.layout.bytes;
-    }
     int64_t tokens = 0;
     std::vector<View> inputs;
     for (size_t i = 0; i < sizes.size(); ++i) {
@@ -117,7 +105,8 @@ void Program::begin(std::vector<const void*> data, const std::vector<Sizes>& siz
         for (size_t axis = 0; axis < sizes[i].size() && tokens == 0; ++axis)
             if (input.sizes[axis] == kLength && !input.is_mask) tokens = sizes[i][axis];
     }
-    call_ = Call{&plan, std::move(inputs), std::move(data), std::move(memory), tokens};
+    call_.emplace(Call{&plan, std::move(inputs), std::move(data), std::move(memory), tokens,
+                       Arenas::borrow(arenas_, plan.layout.bytes)});
 }
 
 const Program::Call& Program::call() const {
@@ -127,7 +116,7 @@ const Program::Call& Program::call() const {
 
 Running Program::running(int threads, int64_t* missing) const {
     const Call& now = call();
-    return {kernel_,  vectors_, threads, description_.parameters, now.inputs, now.data, arena_ == nullptr ? nullptr : aligned(arena_.get()),
+    return {kernel_,  vectors_, threads, description_.parameters, now.inputs, now.data, now.arena.memory(),
             now.plan->layout.offsets, now.memory.get(), missing};
 }
 

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "arenas.hpp"
 #include "attention_memory.hpp"
 #include "plan.hpp"
 
@@ -17,8 +18,8 @@ namespace weightpager {
 // steps.
 class Program {
    public:
-    // Activations of a call take `most_bytes` at most.
-    Program(const Kernel& kernel, int64_t most_bytes);
+    // Activations of a call take `most_bytes` at most, of arenas that other programs may have, too.
+    Program(const Kernel& kernel, int64_t most_bytes, std::shared_ptr<Arenas> arenas = std::make_shared<Arenas>());
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;
 
@@ -38,6 +39,9 @@ class Program {
     // All nodes have run: their keys and values count, and the inputs are forgotten.
     void finish();
 
+    // The call is over, however far it came: its arena is others'.
+    void end() { call_.reset(); }
+
     const View& value(int number) const;
     // Copies a value, in row-major order.
     void read(int number, void* to) const;
@@ -45,7 +49,7 @@ class Program {
     void write(int number, const void* from, int64_t bytes);
 
     const Description& description() const { return description_; }
-    int64_t activation_bytes() const { return arena_bytes_; }
+    int64_t activation_bytes() const { return arenas_->bytes(); }
     int64_t plans_made() const { return plans_made_; }
 
    private:
@@ -55,6 +59,7 @@ class Program {
         std::vector<const void*> data;
         std::shared_ptr<AttentionMemory> memory;
         int64_t tokens;
+        Arenas::Loan arena;
     };
 
     const Plan& plan_for(const std::vector<Sizes>& sizes, int64_t earlier);
@@ -68,8 +73,7 @@ class Program {
     Description description_;
     std::list<std::pair<std::vector<Sizes>, Plan>> plans_;  // the latest first
     int64_t plans_made_ = 0;
-    std::unique_ptr<uint8_t[]> arena_;
-    int64_t arena_bytes_ = 0;
+    const std::shared_ptr<Arenas> arenas_;
     std::optional<Call> call_;
 };
 

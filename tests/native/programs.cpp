@@ -24,6 +24,7 @@ class RandomProgram {
         add_inputs();
         add_parameters();
         for (int64_t i = random_.between(1, 6); i > 0; --i) add_node();
+        narrow_ = random_.one_in(2);
         for (int value = 0; value < program_.description().values(); ++value)
             if (value >= first_node_) program_.add_output(value);
     }
@@ -32,7 +33,7 @@ class RandomProgram {
     std::vector<uint8_t> run(int threads, bool with_memory) {
         std::vector<const void*> data;
         for (const auto& bytes : contents_) data.push_back(bytes.data());
-        auto memory = with_memory ? std::make_shared<AttentionMemory>(kMostBytes) : nullptr;
+        auto memory = with_memory ? std::make_shared<AttentionMemory>(kMostBytes, narrow_) : nullptr;
         std::vector<uint8_t> all;
         for (int turn = 0; turn < (with_memory ? 2 : 1); ++turn) {
             program_.begin(data, sizes_, memory);
@@ -153,6 +154,7 @@ class RandomProgram {
     std::vector<Sizes> sizes_;
     std::vector<std::vector<uint8_t>> contents_, kept_;
     int first_node_ = 0;
+    bool narrow_ = false;
 };
 
 // Wrong programs and inputs throw these, and nothing else.

@@ -33,13 +33,16 @@ class QueryTile {
         for (int64_t first = 0; first < a_.keys; first += kKeysAtOnce) {
             const int64_t count = a_.keys - first < kKeysAtOnce ? a_.keys - first : kKeysAtOnce;
             if (!any_seen(first, count)) continue;
-            multiply_keys(keys(first, count));
-            take_shares(first, count);
-            const float* values = a_.value_blocks != nullptr
-                                      ? block(a_.value_blocks, first, kKeysAtOnce * a_.value_depth)
-                                      : a_.value + batch_ * a_.value_at.batch + group_ * a_.value_at.head +
-                                            first * a_.value_at.token;
-            add_values(values, a_.value_blocks != nullptr ? a_.value_depth : a_.value_at.token, count);
+            if (a_.key_blocks == nullptr) {
+                multiply_keys(keys(first, count));
+                take_shares(first, count);
+                const int64_t at = batch_ * a_.value_at.batch + group_ * a_.value_at.head + first * a_.value_at.token;
+                add_values(a_.value + at, a_.value_at.token, count);
+            } else if (a_.halves) {
+                take_remembered<Half>(first, count);
+            } else {
+                take_remembered<float>(first, count);
+            }
         }
         write();
     }
@@ -62,13 +65,16 @@ class QueryTile {
         return first + count > first_position_ - a_.window + 1 && first < last_position_ + a_.window;
     }
 
-    const float* block(const float* const* blocks, int64_t first, int64_t size) const {
-        return blocks[first / kKeysAtOnce] + (batch_ * a_.groups + group_) * size;
+    template <class Element>
+    void take_remembered(int64_t first, int64_t count) {
+        const int64_t block = first / kKeysAtOnce, at = (batch_ * a_.groups + group_) * kKeysAtOnce;
+        multiply_keys(static_cast<const Element*>(a_.key_blocks[block]) + at * a_.depth);
+        take_shares(first, count);
+        add_values(static_cast<const Element*>(a_.value_blocks[block]) + at * a_.value_depth, a_.value_depth, count);
     }
 
     // [depth, kKeysAtOnce]: lanes run along the keys.
     const float* keys(int64_t first, int64_t count) {
-        if (a_.key_blocks != nullptr) return block(a_.key_blocks, first, kKeysAtOnce * a_.depth);
         const float* from = a_.key + batch_ * a_.key_at.batch + group_ * a_.key_at.head + first * a_.key_at.token;
         for (int64_t k = 0; k < kKeysAtOnce; k += kLanes) {
             int64_t d = 0;
@@ -86,12 +92,12 @@ class QueryTile {
         return keys_;
     }
 
-    template <int Rows>
-    WEIGHTPAGER_INLINE void multiply_rows(const float* keys, int row) {
+    template <int Rows, class Element>
+    WEIGHTPAGER_INLINE void multiply_rows(const Element* keys, int row) {
         for (int column = 0; column < kKeyRegisters; column += kRegistersAtOnce) {
             Float scores[Rows][kRegistersAtOnce] = {};
             const float* query = query_ + row * a_.depth;
-            const float* key = keys + column * kLanes;
+            const Element* key = keys + column * kLanes;
             for (int64_t d = 0; d < a_.depth; ++d, key += kKeysAtOnce)
                 unroll<kRegistersAtOnce>([&](auto c) WEIGHTPAGER_INLINED {
                     const Float lanes = load_floats(key + c * kLanes);
@@ -105,11 +111,20 @@ class QueryTile {
         }
     }
 
-    void multiply_keys(const float* keys) {
+    // Calls `body(rows, row)` for as many rows at once as registers hold, and for what is left: a token's heads of a group
+    // are few, and all of them should read a key once.
+    template <class Body>
+    WEIGHTPAGER_INLINE void by_rows(const Body& body) {
         int row = 0;
-        for (; row + kRowsAtOnce <= rows_; row += kRowsAtOnce) multiply_rows<kRowsAtOnce>(keys, row);
-        for (; row + 2 <= rows_; row += 2) multiply_rows<2>(keys, row);
-        if (row < rows_) multiply_rows<1>(keys, row);
+        for (; row + kRowsAtOnce <= rows_; row += kRowsAtOnce) body(Index<kRowsAtOnce>{}, row);
+        for (; row + 3 <= rows_; row += 3) body(Index<3>{}, row);
+        if (row + 2 == rows_) body(Index<2>{}, row);
+        if (row + 1 == rows_) body(Index<1>{}, row);
+    }
+
+    template <class Element>
+    void multiply_keys(const Element* keys) {
+        by_rows([&](auto rows, int row) WEIGHTPAGER_INLINED { multiply_rows<decltype(rows)::value>(keys, row); });
     }
 
     // Turns scores into shares of what has been met so far, and rescales that.
@@ -172,8 +187,8 @@ class QueryTile {
         return largest_of(found);
     }
 
-    template <int Rows, int Registers>
-    WEIGHTPAGER_INLINE void add_tile(const float* values, int64_t stride, int64_t count, int row, int64_t column) {
+    template <int Rows, int Registers, class Element>
+    WEIGHTPAGER_INLINE void add_tile(const Element* values, int64_t stride, int64_t count, int row, int64_t column) {
         Float sums[Rows][Registers];
         float* to = sums_ + row * width_ + column;
         unroll<Rows>([&](auto r) WEIGHTPAGER_INLINED {
@@ -185,7 +200,7 @@ class QueryTile {
         const int64_t left = a_.value_depth - column;
         if (left >= Registers * kLanes) {
             for (int64_t k = 0; k < count; ++k) {
-                const float* value = values + k * stride + column;
+                const Element* value = values + k * stride + column;
                 unroll<Registers>([&](auto c) WEIGHTPAGER_INLINED {
                     const Float lanes = load_floats(value + c * kLanes);
                     unroll<Rows>([&](auto r) WEIGHTPAGER_INLINED { sums[r][c] += lanes * shares[r * kKeysAtOnce + k]; });
@@ -202,8 +217,8 @@ class QueryTile {
         });
     }
 
-    template <int Rows>
-    WEIGHTPAGER_INLINE void add_rows(const float* values, int64_t stride, int64_t count, int row) {
+    template <int Rows, class Element>
+    WEIGHTPAGER_INLINE void add_rows(const Element* values, int64_t stride, int64_t count, int row) {
         int64_t column = 0;
         for (; column + kRegistersAtOnce * kLanes <= a_.value_depth; column += kRegistersAtOnce * kLanes)
             add_tile<Rows, kRegistersAtOnce>(values, stride, count, row, column);
@@ -215,11 +230,11 @@ class QueryTile {
         for (; column < a_.value_depth; column += kLanes) add_tile<Rows, 1>(values, stride, count, row, column);
     }
 
-    void add_values(const float* values, int64_t stride, int64_t count) {
-        int row = 0;
-        for (; row + kRowsAtOnce <= rows_; row += kRowsAtOnce) add_rows<kRowsAtOnce>(values, stride, count, row);
-        for (; row + 2 <= rows_; row += 2) add_rows<2>(values, stride, count, row);
-        if (row < rows_) add_rows<1>(values, stride, count, row);
+    template <class Element>
+    void add_values(const Element* values, int64_t stride, int64_t count) {
+        by_rows([&](auto rows, int row) WEIGHTPAGER_INLINED {
+            add_rows<decltype(rows)::value>(values, stride, count, row);
+        });
     }
 
     void write() const {

@@ -9,25 +9,8 @@ namespace {  // see bfloat16.hpp
 
 constexpr int kDenseOutputs = 4, kDenseRows = kLanes == 8 ? 2 : 6;  // that accumulate at once: what registers hold
 
-struct Float32Rows {
-    using Value = float;
-    static WEIGHTPAGER_INLINE Float read(const float* from) { return load_floats(from); }
-    static WEIGHTPAGER_INLINE Float read_part(const float* from, int64_t count) { return load_part(from, count); }
-};
-
-struct Bfloat16Rows {
-    using Value = uint16_t;
-    static WEIGHTPAGER_INLINE Float read(const uint16_t* from) { return widen<kLanes>(from); }
-    static WEIGHTPAGER_INLINE Float read_part(const uint16_t* from, int64_t count) {
-        uint16_t part[kLanes] = {};
-        for (int64_t i = 0; i < count; ++i) part[i] = from[i];
-        return widen<kLanes>(part);
-    }
-};
-
-template <class Weights, int Rows, int Outputs>
+template <class Value, int Rows, int Outputs>
 void dense_tile(const Dense& d, int64_t row, int64_t output) {
-    using Value = typename Weights::Value;
     const Value* weight = static_cast<const Value*>(d.weight) + output * d.inputs;
     const float* x = d.x + row * d.x_stride;
     Float sums[Rows][Outputs] = {};
@@ -43,11 +26,11 @@ void dense_tile(const Dense& d, int64_t row, int64_t output) {
         d.inputs,
         [&](int64_t at) WEIGHTPAGER_INLINED {
             add([&](const float* from) WEIGHTPAGER_INLINED { return load_floats(from + at); },
-                [&](const Value* from) WEIGHTPAGER_INLINED { return Weights::read(from + at); });
+                [&](const Value* from) WEIGHTPAGER_INLINED { return load_floats(from + at); });
         },
         [&](int64_t at, int64_t left) WEIGHTPAGER_INLINED {
             add([&](const float* from) WEIGHTPAGER_INLINED { return load_part(from + at, left); },
-                [&](const Value* from) WEIGHTPAGER_INLINED { return Weights::read_part(from + at, left); });
+                [&](const Value* from) WEIGHTPAGER_INLINED { return load_part(from + at, left); });
         });
     unroll<Rows>([&](auto r) WEIGHTPAGER_INLINED {
         float* y = d.y + (row + r) * d.y_stride + output;
@@ -57,19 +40,19 @@ void dense_tile(const Dense& d, int64_t row, int64_t output) {
     });
 }
 
-template <class Weights, int Rows>
+template <class Value, int Rows>
 void dense_rows(const Dense& d, int64_t row, int64_t first_output, int64_t end_output) {
     int64_t output = first_output;
     for (; output + kDenseOutputs <= end_output; output += kDenseOutputs)
-        dense_tile<Weights, Rows, kDenseOutputs>(d, row, output);
-    for (; output < end_output; ++output) dense_tile<Weights, Rows, 1>(d, row, output);
+        dense_tile<Value, Rows, kDenseOutputs>(d, row, output);
+    for (; output < end_output; ++output) dense_tile<Value, Rows, 1>(d, row, output);
 }
 
-template <class Weights>
+template <class Value>
 void dense_of(const Dense& d, int64_t first_row, int64_t end_row, int64_t first_output, int64_t end_output) {
     int64_t row = first_row;
-    for (; row + kDenseRows <= end_row; row += kDenseRows) dense_rows<Weights, kDenseRows>(d, row, first_output, end_output);
-    for (; row < end_row; ++row) dense_rows<Weights, 1>(d, row, first_output, end_output);
+    for (; row + kDenseRows <= end_row; row += kDenseRows) dense_rows<Value, kDenseRows>(d, row, first_output, end_output);
+    for (; row < end_row; ++row) dense_rows<Value, 1>(d, row, first_output, end_output);
     if (d.activation == Unary::none) return;
     for (row = first_row; row < end_row; ++row) {
         float* y = d.y + row * d.y_stride + first_output;
@@ -79,9 +62,9 @@ void dense_of(const Dense& d, int64_t first_row, int64_t end_row, int64_t first_
 
 void dense(const Dense& d, int64_t first_row, int64_t end_row, int64_t first_output, int64_t end_output) {
     if (d.bfloat16)
-        dense_of<Bfloat16Rows>(d, first_row, end_row, first_output, end_output);
+        dense_of<uint16_t>(d, first_row, end_row, first_output, end_output);
     else
-        dense_of<Float32Rows>(d, first_row, end_row, first_output, end_output);
+        dense_of<float>(d, first_row, end_row, first_output, end_output);
 }
 
 }  // namespace

@@ -2,6 +2,13 @@
 #pragma once
 
 #include "functions.hpp"
+#include "half.hpp"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 namespace weightpager {
 namespace {  // see bfloat16.hpp
@@ -15,13 +22,31 @@ using Int = L::Int;
 
 WEIGHTPAGER_INLINE Float load_floats(const float* from) { return load<Float>(from); }
 
+// bfloat16, widened.
+WEIGHTPAGER_INLINE Float load_floats(const uint16_t* from) { return widen<kLanes>(from); }
+
+// float16, widened: of numbers and NaN, as `to_half` writes them.
+WEIGHTPAGER_INLINE Float load_floats(const Half* from) {
+#if defined(__AVX512F__)
+    return (Float)_mm512_cvtph_ps(load<__m256i>(from));
+#elif defined(__aarch64__)
+    return (Float)vcvt_f32_f16(load<float16x4_t>(from));
+#else
+    const Bits halves = __builtin_convertvector(load<L::Half>(from), Bits), magnitude = halves & 0x7fffu;
+    const Float value = reinterpret_cast<Float>(magnitude << 13) * kFloatExponent;
+    const Bits bits = magnitude > 0x7c00u ? Bits{} + 0x7fc00000u : reinterpret_cast<Bits>(value);
+    return reinterpret_cast<Float>(bits | (halves & 0x8000u) << 16);
+#endif
+}
+
 WEIGHTPAGER_INLINE void store_floats(float* to, Float value) { std::memcpy(to, &value, sizeof value); }
 
 // The first `count` lanes, 0 behind them. Not memcpy, which a variable count makes a call of.
-WEIGHTPAGER_INLINE Float load_part(const float* from, int64_t count) {
-    float part[kLanes] = {};
+template <class Element>
+WEIGHTPAGER_INLINE Float load_part(const Element* from, int64_t count) {
+    Element part[kLanes] = {};
     for (int64_t i = 0; i < count; ++i) part[i] = from[i];
-    return load<Float>(part);
+    return load_floats(part);
 }
 
 WEIGHTPAGER_INLINE void store_part(float* to, Float value, int64_t count) {

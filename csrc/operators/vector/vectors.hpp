@@ -57,8 +57,9 @@ struct Attention {
 
     // Of memory, in place of `key` and `value`: for each batch row and group blocks of keys [depth, kKeysAtOnce] and of
     // values [kKeysAtOnce, value_depth]. Block j of row b and group g is at (j * batch + b) * groups + g.
-    const float* const* key_blocks;    // one pointer a block j
-    const float* const* value_blocks;
+    const void* const* key_blocks;  // one pointer a block j
+    const void* const* value_blocks;
+    bool halves;  // what they hold: float16, else float32
     int64_t batch;
 
     int64_t rows() const { return heads / groups * queries; }  // of a group

@@ -109,22 +109,27 @@ def _texts(heads: int, groups: int, depth: int, window: int, masked: bool) -> Gr
     st.lists(st.sampled_from([1, 1, 2, 30, 64, 70]), min_size=1, max_size=5),
     SEEDS,
     st.booleans(),
+    st.booleans(),
     ISAS,
 )
 def test_memory_of_earlier_tokens(
-    heads: tuple[int, int], batch: int, pieces: list[int], seed: int, masked: bool, isa: int
+    heads: tuple[int, int], batch: int, pieces: list[int], seed: int, masked: bool, narrow: bool, isa: int
 ) -> None:
-    """As the reference has it, and as the whole text at once; rows may be chosen, and tokens forgotten, in between."""
+    """As the reference has it, of rounded keys and values too; rows may be chosen, and tokens forgotten, in between."""
     rng = np.random.default_rng(seed)
     graph = _texts(*heads, 8, 20, masked)
-    program, memory, remembered = Program(graph, {}, isa), AttentionMemory(2**24), KeyValues()
+    program, memory, remembered = Program(graph, {}, isa), AttentionMemory(2**24, float16=narrow), KeyValues()
     mask = np.zeros((batch, 0), np.int64)
     for piece in pieces:
         inputs = {each.name: _values(rng, batch, piece, int(each.shape[2]), 8) for each in graph.inputs[:3]}
         mask = np.concatenate([mask, rng.integers(0, 4, (batch, piece)).clip(0, 1)], 1)
         if masked:
             inputs["attention_mask"] = mask
-        found, wanted = program.run(inputs, memory), run(graph, {}, inputs, remembered)
+        kept = {
+            name: inputs[name].astype(np.float16).astype(np.float32) if narrow else inputs[name]
+            for name in ("key", "value")
+        }
+        found, wanted = program.run(inputs, memory), run(graph, {}, {**inputs, **kept}, remembered)
         assert memory.tokens == mask.shape[1]
         for name, value in wanted.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
@@ -139,6 +144,17 @@ def test_memory_of_earlier_tokens(
         assert memory.batch == (batch if stay else 0)
 
 
+@given(st.lists(st.floats(width=32, allow_infinity=True, allow_nan=True), min_size=8, max_size=8), ISAS)
+def test_values_are_kept_as_float16(values: list[float], isa: int) -> None:
+    """To nearest, what is too large as the largest number: with one key, what comes out is its value."""
+    program, memory = Program(_texts(1, 1, 8, 0, False), {}, isa), AttentionMemory(2**20, float16=True)
+    value = np.array(values, np.float32).reshape(1, 1, 1, 8)
+    inputs = {"query": np.ones((1, 1, 1, 8), np.float32), "key": np.ones((1, 1, 1, 8), np.float32), "value": value}
+    found = program.run(inputs, memory)["first"]
+    wanted = np.clip(value, -65504, 65504).astype(np.float16).astype(np.float32)
+    np.testing.assert_allclose(found.reshape(-1), wanted.reshape(-1), rtol=0, atol=6e-8)
+
+
 def test_one_plan_serves_all_lengths_of_memory() -> None:
     graph = _texts(2, 1, 8, 0, True)
     program, memory = Program(graph, {}), AttentionMemory(2**24)
@@ -148,10 +164,11 @@ def test_one_plan_serves_all_lengths_of_memory() -> None:
     assert program._native.plans_made == 1
 
 
-def test_memory_has_a_bound_and_stays_as_it_was() -> None:
+@pytest.mark.parametrize("narrow", [False, True])
+def test_memory_has_a_bound_and_stays_as_it_was(narrow: bool) -> None:
     graph = _texts(2, 1, 8, 0, False)
-    block = 64 * (8 + 8) * 4
-    program, memory = Program(graph, {}), AttentionMemory(2 * block)
+    block = 64 * (8 + 8) * (2 if narrow else 4)
+    program, memory = Program(graph, {}), AttentionMemory(2 * block, float16=narrow)
     inputs = {each.name: np.ones((1, 64, int(each.shape[2]), 8), np.float32) for each in graph.inputs}
     program.run(inputs, memory)
     assert (memory.tokens, memory.bytes) == (64, 2 * block)

@@ -14,7 +14,7 @@ from weightpager.graph.reference import run
 native = pytest.importorskip("weightpager.kernels._native")
 
 from native_blocks import blocks_of  # noqa: E402 - without the native module there is none
-from weightpager.backends.native import Program, thread_count  # noqa: E402
+from weightpager.backends.native import Arenas, Program, thread_count  # noqa: E402
 from weightpager.errors import ConfigError  # noqa: E402
 from weightpager.kernels import PageNotResidentError  # noqa: E402
 
@@ -214,6 +214,22 @@ def test_activations_have_a_bound() -> None:
     assert 0 < program.activation_bytes <= 10_000
     with pytest.raises(MemoryError, match="at most 10000 bytes"):
         program.run(_inputs(10, 100))
+
+
+def test_programs_lend_each_other_memory() -> None:
+    graph, parameters = _classifier()
+    arenas = Arenas()
+    first, second = (Program(graph, parameters, arenas=arenas) for _ in range(2))
+    first.run(_inputs(1, 10))
+    least = arenas.bytes
+    second.run(_inputs(3, 10))
+    assert least < arenas.bytes == first.activation_bytes == second.activation_bytes
+    most = arenas.bytes
+    with pytest.raises(IndexError):
+        first.run({**_inputs(1, 10), "input_ids": np.full((1, 10), 10**6)})
+    for program in (first, second):
+        program.run(_inputs(3, 10))
+    assert arenas.bytes == most
 
 
 def test_activations_share_memory() -> None:

@@ -1,7 +1,17 @@
 """Graphs run by native code: no torch in the process. Owns no threads; those of the native module are the process's."""
 
 from weightpager.backends.native.operands import Array, Blocks, Parameter, RowsOnDemand
-from weightpager.backends.native.program import AttentionMemory, Gate, Program
+from weightpager.backends.native.program import Arenas, AttentionMemory, Gate, Program
 from weightpager.backends.native.threads import thread_count
 
-__all__ = ["Array", "AttentionMemory", "Blocks", "Gate", "Parameter", "Program", "RowsOnDemand", "thread_count"]
+__all__ = [
+    "Arenas",
+    "Array",
+    "AttentionMemory",
+    "Blocks",
+    "Gate",
+    "Parameter",
+    "Program",
+    "RowsOnDemand",
+    "thread_count",
+]

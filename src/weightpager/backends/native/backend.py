@@ -12,7 +12,7 @@ from weightpager.answers.model import ModelLimits
 from weightpager.backends.native.model_limits import ModelConfig, end_tokens
 from weightpager.backends.native.native_model import NativeModel
 from weightpager.backends.native.operands import Array, Blocks, Parameter
-from weightpager.backends.native.program import Program
+from weightpager.backends.native.program import Arenas, Program
 from weightpager.backends.native.task import NativeTask
 from weightpager.backends.paged_weights import of_entry
 from weightpager.backends.parameters import Parameters
@@ -53,6 +53,7 @@ class NativeBackend:
         self._graphs = {kind: _graph(bundle, kind) for kind in {task.kind for task in bundle.tasks.values()}}
         config = ModelConfig.read(bundle)
         self._limits, self._ends = config.limits(bundle.takes_images), end_tokens(bundle, config)
+        self._narrow, self._arenas = config.narrow, Arenas()
 
     def place(self, read: Parameters) -> Parameters:
         return read
@@ -68,7 +69,10 @@ class NativeBackend:
         wanted = set(graph.parameters())
         parameters = {name: found for name, found in _parameters(parts) if name in wanted}
         try:
-            programs = tuple(Program(each, parameters, NATIVE.index(self.kernel)) for each in _split(graph, parameters))
+            programs = tuple(
+                Program(each, parameters, NATIVE.index(self.kernel), arenas=self._arenas)
+                for each in _split(graph, parameters)
+            )
         except ValueError as error:
             raise BundleFormatError(f"tasks/{parts.name}", "parameters", "those that its graph takes", error) from error
         return NativeTask(graph, programs, parts.gate)
@@ -85,7 +89,7 @@ class NativeBackend:
         return found
 
     def model(self, task: NativeTask) -> NativeModel:
-        return NativeModel(task, self._limits, self._ends)
+        return NativeModel(task, self._limits, self._ends, self._narrow)
 
 
 def _split(graph: Graph, parameters: Mapping[str, Parameter]) -> tuple[Graph, ...]:

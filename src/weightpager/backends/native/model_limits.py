@@ -24,7 +24,7 @@ _NAMES = {
 """What configurations of different architectures call the same."""
 
 _MOST_TOKENS = 2**20
-_FLOAT = 4
+_FLOAT, _HALF = 4, 2
 
 
 class ModelConfig:
@@ -51,6 +51,11 @@ class ModelConfig:
         return next((int(value) for value in found if isinstance(value, int) and value > 0), None)
 
     @property
+    def narrow(self) -> bool:
+        """Whether the model was made in 16 bits: then keys and values of earlier tokens are kept in float16."""
+        return self._values.get("dtype", self._values.get("torch_dtype")) in ("bfloat16", "float16")
+
+    @property
     def ends(self) -> frozenset[int]:
         """Tokens that end a text, where no ``generation_config.json`` says it."""
         return _numbers(self._values.get("eos_token_id"))
@@ -73,7 +78,7 @@ class ModelConfig:
             context=min(self.number("max_position_embeddings") or _MOST_TOKENS, _MOST_TOKENS),
             together=None,
             in_pieces=True,
-            cache_bytes=2 * layers * grouped * depth * _FLOAT,
+            cache_bytes=2 * layers * grouped * depth * (_HALF if self.narrow else _FLOAT),
             activations=activations,
         )
 

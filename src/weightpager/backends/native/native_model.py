@@ -26,11 +26,13 @@ class NativeModel:
         task: that is run.
         limits: of the bundle's model.
         ends: tokens that end a text.
+        narrow: whether keys and values of earlier tokens are kept in float16.
     """
 
     task: NativeTask
     limits: ModelLimits
     ends: frozenset[int]
+    narrow: bool
 
     @property
     def vocabulary(self) -> int:
@@ -75,7 +77,7 @@ class _Read:
     def __init__(self, model: NativeModel, ids: Integers, mask: Integers) -> None:
         self.ids, self.mask, self.done = ids, mask, 0
         self._model = model
-        self._memory = AttentionMemory(MOST_CACHE_BYTES)
+        self._memory = AttentionMemory(MOST_CACHE_BYTES, float16=model.narrow)
 
     @property
     def activations(self) -> Activations:

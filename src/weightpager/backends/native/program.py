@@ -32,7 +32,11 @@ class Gate(Protocol):
 
 
 AttentionMemory = _native.AttentionMemory
-"""Keys and values of earlier tokens: ``AttentionMemory(most_bytes)``. Of one program, one thread at a time."""
+"""Keys and values of earlier tokens: ``AttentionMemory(most_bytes, float16=False)``. Of one program, one thread at a
+time. In float16 they are rounded as they are kept, and take half of the bytes."""
+
+Arenas = _native.Arenas
+"""Memory for activations that programs have in common: as many arenas as there have been calls at once."""
 
 
 class Program:
@@ -47,6 +51,7 @@ class Program:
             aren't weights. A weight of bfloat16 is an array of uint16.
         isa: which kernels, as an index into ``weightpager.kernels._native.isas()``.
         most_activation_bytes: of one call.
+        arenas: which calls take memory for activations from; None for some of its own.
 
     Raises:
         ValueError: a parameter is missing, or of a dtype that the native code doesn't take.
@@ -58,9 +63,10 @@ class Program:
         parameters: Mapping[str, Parameter],
         isa: int = 0,
         most_activation_bytes: int = MOST_ACTIVATION_BYTES,
+        arenas: Arenas | None = None,
     ) -> None:
         self._graph, self._lock = graph, Lock()
-        self._native = _native.Program(isa, most_activation_bytes)
+        self._native = _native.Program(isa, most_activation_bytes, Arenas() if arenas is None else arenas)
         lowering = Lowering(self._native, graph, parameters)
         lowering.run()
         self._values, self._kept = lowering.values, (lowering.arrays, dict(parameters))
@@ -68,7 +74,7 @@ class Program:
 
     @property
     def activation_bytes(self) -> int:
-        """Memory that activations have now."""
+        """Memory that activations have now, those of other programs of the same arenas included."""
         return self._native.activation_bytes
 
     def run(
@@ -105,6 +111,8 @@ class Program:
                 self._native.finish()
             except _native.TooLargeError as error:
                 raise MemoryError(str(error)) from None
+            finally:
+                self._native.end()
         return found
 
     def _run(self, stretch: _Stretch, first: int, gate: Gate | None, threads: int) -> None:

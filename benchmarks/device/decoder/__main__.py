@@ -1,0 +1,76 @@
+"""Whole processes of a language model: ours with each backend, and llama.cpp with the same model in its own files.
+
+    python -m benchmarks.device.decoder BUNDLE ... --gguf FILE ... --json decoder.json
+
+Each process reads made-up ids and goes on greedily: 128 tokens behind 16, then behind 512. Ours opens no tokenizer;
+llama.cpp's file has it. Memory is the most that a process has had resident, pages of mapped files included; start is
+from the process's creation to its first token. Processes take turns, and medians are told. Rows of llama.cpp need
+``pip install llama-cpp-python``, which builds it for this machine; without it the benchmark says that it is missing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.device.processes import in_turns, smallest_budget, tell
+from benchmarks.provenance import command as typed
+from benchmarks.provenance import commit
+from weightpager.bundle import Bundle
+
+
+def main(
+    bundles: Annotated[list[Path], typer.Argument(help="Each with one language model's task first, and a graph.")],
+    gguf: Annotated[list[Path] | None, typer.Option(help="The same model for llama.cpp.")] = None,
+    as_q4_0: Annotated[bool, typer.Option("--as-q4-0", help="Measure each file in Q4_0, too.")] = False,
+    torch: Annotated[bool, typer.Option(help="Measure the torch backend, too.")] = True,
+    json_: Annotated[Path | None, typer.Option("--json", help="File of rows.")] = None,
+    times: Annotated[int, typer.Option(help="That each process is run.")] = 5,
+    threads: Annotated[int, typer.Option(help="Of each process.")] = 2,
+) -> None:
+    """Measure whole processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        commands: dict[str, list[str]] = {}
+        for bundle in bundles:
+            task = next(each.name for each in Bundle.open(bundle).tasks.values() if each.kind == "language-modeling")
+            budget = str(smallest_budget(bundle, task))
+            for backend in ("native", "torch") if torch else ("native",):
+                commands[f"{backend} {bundle.name}"] = [
+                    "-m", f"{__package__}.ours", backend, str(bundle), task, budget,
+                ]  # fmt: skip
+        for file in _files(gguf or [], as_q4_0, Path(folder)):
+            commands[f"llama.cpp {file.name}"] = [
+                "-m",
+                f"{__package__}.llama_cpp_python",
+                str(file),
+                str(threads),
+            ]
+        rows = in_turns(commands, times, threads)
+    found = {"threads": threads, "rows": rows, "command": typed("benchmarks.device.decoder"), "commit": commit()}
+    tell(found, json_)
+
+
+def _files(given: list[Path], as_q4_0: bool, folder: Path) -> list[Path]:
+    if given and find_spec("llama_cpp") is None:
+        typer.echo("llama-cpp-python isn't installed: no rows of llama.cpp", err=True)
+        return []
+    return [*given, *(_requantised(file, folder) for file in given if as_q4_0)]
+
+
+def _requantised(file: Path, folder: Path) -> Path:
+    import llama_cpp  # what the benchmark's user installs
+
+    found = folder / f"{file.stem}-as-Q4_0.gguf"
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype, parameters.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
+    if llama_cpp.llama_model_quantize(str(file).encode(), str(found).encode(), parameters) != 0:
+        raise SystemExit(f"llama.cpp couldn't write {file} in Q4_0")
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)

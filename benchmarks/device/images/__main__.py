@@ -1,0 +1,60 @@
+"""Whole processes of a vision model: ours with each backend, and ONNX Runtime with the same task.
+
+    python -m benchmarks.device.images BUNDLE PICTURES --json images.json
+
+Each process answers the pictures of a folder one at a time, then reads batches of made-up pixels. Memory is the most
+that a process has had resident; start is from the process's creation to its first output. Processes take turns, and
+medians are told. Rows of ONNX Runtime need ``pip install onnxruntime onnx onnxscript``.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.device.onnx_rows import onnx_models
+from benchmarks.device.processes import in_turns, smallest_budget, tell
+from benchmarks.provenance import command as typed
+from benchmarks.provenance import commit
+from weightpager.bundle import Bundle
+
+_CONFIG = "model/config.json"
+
+
+def main(
+    bundle: Annotated[Path, typer.Argument(help="With a task that classifies images, and a graph.")],
+    pictures: Annotated[Path, typer.Argument(help="A folder of images.")],
+    json_: Annotated[Path | None, typer.Option("--json", help="File of rows.")] = None,
+    times: Annotated[int, typer.Option(help="That each process is run.")] = 5,
+    threads: Annotated[int, typer.Option(help="Of each process.")] = 2,
+) -> None:
+    """Measure whole processes."""
+    opened = Bundle.open(bundle)
+    task = next(each.name for each in opened.tasks.values() if each.kind == "image-classification")
+    size = str(json.loads(opened.read(_CONFIG))["image_size"])
+    budget = str(smallest_budget(bundle, task))
+    commands = {
+        backend: ["-m", f"{__package__}.ours", backend, str(bundle), task, budget, str(pictures), size]
+        for backend in ("native", "torch")
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for row, model in onnx_models(bundle, task, Path(folder)).items():
+            commands[row] = [
+                "-m",
+                f"{__package__}.onnx_runtime",
+                str(model),
+                str(pictures),
+                size,
+                str(threads),
+            ]
+        rows = in_turns(commands, times, threads)
+    found = {"task": task, "budget": int(budget), "threads": threads, "rows": rows}
+    tell(found | {"command": typed("benchmarks.device.images"), "commit": commit()}, json_)
+
+
+if __name__ == "__main__":
+    typer.run(main)

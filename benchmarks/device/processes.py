@@ -1,0 +1,76 @@
+"""Processes that are measured: started, timed until their first output, asked what they found."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from benchmarks.device.work import FIRST
+from weightpager.bundle import Bundle
+from weightpager.config import EngineConfig
+from weightpager.engine import Engine
+from weightpager.errors import BudgetError
+
+Row = dict[str, Any]
+
+
+def in_turns(commands: Mapping[str, Sequence[str]], times: int, threads: int) -> dict[str, Row]:
+    """The medians of each process's figures, by row; one run of each after the other, so many times."""
+    runs: dict[str, list[Row]] = {row: [] for row in commands}
+    for _ in range(times):
+        for row, command in commands.items():
+            runs[row].append(_run(command, threads))
+    return {row: _medians(found) for row, found in runs.items()}
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Of a process with so many threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "WEIGHTPAGER_THREADS": str(threads)}
+
+
+def smallest_budget(bundle: Path, task: str) -> int:
+    """The smallest that does for a task."""
+    least = 1
+    while True:
+        try:
+            with Engine(Bundle.open(bundle), EngineConfig(budget=least)) as engine:
+                engine.activate(task)
+            return least
+        except BudgetError as error:
+            least = error.smallest
+
+
+def tell(found: Row, file: Path | None) -> None:
+    """Print figures, and write them to a file if there is one."""
+    text = json.dumps(found, indent=1)
+    typer.echo(text)
+    if file is not None:
+        file.write_text(text + "\n")
+
+
+def _run(command: Sequence[str], threads: int) -> Row:
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment(threads))
+    assert process.stdout is not None
+    while (line := process.stdout.readline().strip()) != FIRST:
+        if not line and process.poll() is not None:
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    first = time.perf_counter() - start
+    rest = json.loads(process.stdout.read())
+    process.wait()
+    return {"first_output_ms": 1e3 * first, **rest}
+
+
+def _medians(runs: Sequence[Row]) -> Row:
+    timed = [key for key in runs[0] if not key.startswith("peak_bytes")]
+    spreads = {f"{key}_spread": [f(run[key] for run in runs) for f in (min, max)] for key in timed}
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]} | spreads
