@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from compileall import compile_dir
 from pathlib import Path
 from typing import Any
 
 import typer
 
+import weightpager
 from benchmarks.device.work import FIRST
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
@@ -25,6 +27,7 @@ Row = dict[str, Any]
 
 def in_turns(commands: Mapping[str, Sequence[str]], times: int, threads: int) -> dict[str, Row]:
     """The medians of each process's figures, by row; one run of each after the other, so many times."""
+    compile_dir(Path(weightpager.__file__).parent, quiet=2)  # as pip does where it installs a wheel
     runs: dict[str, list[Row]] = {row: [] for row in commands}
     for _ in range(times):
         for row, command in commands.items():

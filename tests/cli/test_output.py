@@ -20,7 +20,7 @@ def test_a_matrix_of_any_size_shows_every_name_and_number(
     monkeypatch: pytest.MonkeyPatch, width: int, tasks: int
 ) -> None:
     shown = io.StringIO()
-    monkeypatch.setattr(output, "console", Console(file=shown, width=width, soft_wrap=True))
+    monkeypatch.setattr(output, "console", lambda: Console(file=shown, width=width, soft_wrap=True))
     names = [f"task-{number}" for number in range(tasks)]
     output.matrix("bytes to load", names, [[f"{a}.{b} KiB" for b in range(tasks)] for a in range(tasks)])
     text = shown.getvalue()

@@ -86,7 +86,7 @@ def test_a_person_sees_the_whole_first_and_how_much_longer_it_takes() -> None:
 
 def test_quiet_work_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
-    monkeypatch.setattr(output, "errors", Console(file=said))
+    monkeypatch.setattr(output, "errors", lambda: Console(file=said))
     with progress(quiet=True) as told:
         told("calibrate", 0, 1)
     assert said.getvalue() == ""

@@ -10,11 +10,11 @@ import pytest
 import typer
 
 from command import Command
-from weightpager.cli.app import app
+from weightpager.cli.app import application
 from weightpager.cli.reference import page
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
-ROOT = typer.main.get_command(app)
+ROOT = typer.main.get_command(application())
 
 
 def commands(group: Any, above: str = "") -> dict[str, Any]:

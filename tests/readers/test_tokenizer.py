@@ -88,6 +88,17 @@ def test_ids_are_those_of_transformers(
         assert tokenizer.copy().encode(text, special=special) == tokenizer.encode(text, special=special)
 
 
+def test_copies_share_the_vocabulary_and_nothing_that_changes(
+    pairs: list[tuple[PreTrainedTokenizerFast, Tokenizer]],
+) -> None:
+    for _, tokenizer in pairs:
+        text = " ".join(TEXTS)
+        whole = tokenizer.encode(text)
+        copy = tokenizer.copy()
+        assert len(copy.encode(text, most=4).ids) == 4 < len(whole.ids)
+        assert tokenizer.encode(text) == whole == tokenizer.copy().encode(text)
+
+
 def test_what_a_tokenizer_says_of_itself(pairs: list[tuple[PreTrainedTokenizerFast, Tokenizer]]) -> None:
     for wanted, tokenizer in pairs:
         assert (tokenizer.pad_id, tokenizer.end_id) == (wanted.pad_token_id, wanted.eos_token_id)

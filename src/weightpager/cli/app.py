@@ -6,29 +6,13 @@ import errno
 import os
 import signal
 import sys
+from importlib import import_module
 from io import TextIOWrapper
 
 import typer
 
 from weightpager.cli import output
-from weightpager.cli.commands import (
-    bench_command,
-    cache_command,
-    compile_command,
-    demo_command,
-    device_commands,
-    doctor_command,
-    init_command,
-    inspect_command,
-    ls_command,
-    plan_command,
-    simulate_command,
-    tidy_commands,
-    verify_command,
-)
-from weightpager.cli.delivery import diff_command, publish_commands, pull_command, rollback_command
 from weightpager.cli.interruptions import interruptions
-from weightpager.cli.serving import ps_command, serve_command, top_command
 from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -36,17 +20,59 @@ USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a storage that is full."""
 
-app = typer.Typer(
-    name="weightpager",
-    help="One model, many sparse tasks, one memory budget: switch tasks by loading only the pages that differ.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "WEIGHTPAGER"},
-)
+_VERBS = {
+    "init": "commands.init_command",
+    "schema": "commands.init_command",
+    "compile": "commands.compile_command",
+    "cache": "commands.cache_command",
+    "repack": "commands.tidy_commands",
+    "gc": "commands.tidy_commands",
+    "upgrade": "commands.tidy_commands",
+    "ls": "commands.ls_command",
+    "inspect": "commands.inspect_command",
+    "verify": "commands.verify_command",
+    "plan": "commands.plan_command",
+    "simulate": "commands.simulate_command",
+    "run": "commands.device_commands",
+    "eval": "commands.device_commands",
+    "export": "commands.device_commands",
+    "doctor": "commands.doctor_command",
+    "demo": "commands.demo_command",
+    "serve": "serving.serve_command",
+    "ps": "serving.ps_command",
+    "top": "serving.top_command",
+    "bench": "commands.bench_command",
+    "pull": "delivery.pull_command",
+    "rollback": "delivery.rollback_command",
+    "diff": "delivery.diff_command",
+    "publish": "delivery.publish_commands",
+}
+"""Where each verb is: a function of its name, with a ``_`` where Python knows another such name, or a group ``app``."""
 
 
-@app.callback(invoke_without_command=True)
+def application(*verbs: str) -> typer.Typer:
+    """The command line with some of the verbs, or with all of them.
+
+    Only their modules are imported: what typer builds for all options of all verbs takes as much memory as a task.
+    """
+    found = typer.Typer(
+        name="weightpager",
+        help="One model, many sparse tasks, one memory budget: switch tasks by loading only the pages that differ.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "WEIGHTPAGER"},
+    )
+    found.callback(invoke_without_command=True)(_root)
+    for verb in verbs or _VERBS:
+        module = import_module(f"weightpager.cli.{_VERBS[verb]}")
+        if hasattr(module, "app"):
+            found.add_typer(module.app, name=verb)
+        else:
+            found.command(verb)(getattr(module, verb, None) or getattr(module, f"{verb}_"))
+    return found
+
+
 def _root(
     # People may well have a variable WEIGHTPAGER_VERSION of their own.
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", allow_from_autoenv=False),
@@ -56,36 +82,6 @@ def _root(
 
         typer.echo(weightpager.__version__)
         raise typer.Exit
-
-
-for command in (
-    init_command.init,
-    init_command.schema,
-    compile_command.compile_,
-    cache_command.cache,
-    tidy_commands.repack,
-    tidy_commands.gc,
-    tidy_commands.upgrade,
-    ls_command.ls,
-    inspect_command.inspect,
-    verify_command.verify,
-    plan_command.plan,
-    simulate_command.simulate,
-    device_commands.run,
-    device_commands.eval_,
-    device_commands.export,
-    doctor_command.doctor,
-    demo_command.demo,
-    serve_command.serve,
-    ps_command.ps,
-    top_command.top,
-    bench_command.bench,
-    pull_command.pull,
-    rollback_command.rollback,
-    diff_command.diff,
-):
-    app.command(command.__name__.rstrip("_"))(command)
-app.add_typer(publish_commands.app, name="publish")
 
 
 def main() -> None:
@@ -103,9 +99,9 @@ def run() -> None:
     """Run a command; errors of ours become one message and an exit code, 2 for usage and 1 for failure."""
     try:
         with interruptions():
-            app(prog_name="weightpager")
+            application(*(verb for verb in sys.argv[1:2] if verb in _VERBS))(prog_name="weightpager")
     except WeightpagerError as error:
-        output.errors.print(f"error: {error}", style="red")
+        output.errors().print(f"error: {error}", style="red")
         sys.exit(USAGE if isinstance(error, ConfigError | UnknownTaskError) else FAILURE)
     except KeyboardInterrupt:
         # Typer itself gives this code for Ctrl-C inside a command; this is for the moments before and after.
@@ -119,7 +115,7 @@ def run() -> None:
             raise
         _forget_output()
         refused = f"error: cannot write {error.filename or 'the output'}: {error.strerror}"
-        output.errors.print(refused, style="red")
+        output.errors().print(refused, style="red")
         sys.exit(FAILURE)
 
 

@@ -19,4 +19,4 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
-        output.errors.print(record.getMessage(), style=style)
+        output.errors().print(record.getMessage(), style=style)

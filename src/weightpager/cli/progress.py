@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
+from typing import TYPE_CHECKING
 
 from weightpager.cli import output
 from weightpager.config import format_duration
 from weightpager.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 SECONDS = 60.0
 """Seconds between two lines of one stage."""
@@ -34,6 +36,9 @@ def progress(quiet: bool = False, whole: str | None = None) -> Iterator[Progress
     if quiet:
         yield silent
     elif sys.stderr.isatty():
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -41,10 +46,10 @@ def progress(quiet: bool = False, whole: str | None = None) -> Iterator[Progress
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}", style="progress.remaining"),
         )
-        with RichProgress(*columns, console=output.errors) as bars:
+        with RichProgress(*columns, console=output.errors()) as bars:
             yield Bars(bars, whole)
     else:
-        yield Lines(output.errors, whole=whole)
+        yield Lines(output.errors(), whole=whole)
 
 
 class Bars:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
-from weightpager.cli.app import app
+from weightpager.cli.app import application
 
 _HEAD = """# Commands
 
@@ -27,7 +27,7 @@ PowerShell. In zsh the first Tab of a new shell only loads what was installed; t
 
 def page() -> str:
     """The page, as Markdown."""
-    return "\n".join([_HEAD, *(_command(name, callback) for name, callback in verbs(app))])
+    return "\n".join([_HEAD, *(_command(name, callback) for name, callback in verbs(application()))])
 
 
 def verbs(of: typer.Typer, above: str = "") -> Iterator[tuple[str, Callable[..., Any]]]:

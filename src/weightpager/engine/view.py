@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,6 +37,8 @@ class EngineView:
         self._switches = SwitchLog(opened, monitor)
         self._forecasts = Forecasts(opened, monitor)
         self._prefetcher: Prefetcher | None = None
+        self._reading = threading.Lock()
+        self._first_reader: tuple[Bundle | None, Tokenizer | None] = None, None
 
     @property
     def bundle(self) -> Bundle:
@@ -71,13 +74,21 @@ class EngineView:
         return self._open.backend.limits(self.bundle, widest)
 
     def reader(self) -> Tokenizer | ImageReader:
-        """What reads the tasks' inputs, for one thread at a time; read from the bundle's files when asked for.
+        """What reads the tasks' inputs, for one thread at a time; read from the bundle's files when first asked for.
 
         Raises:
             BundleFormatError: they can't be read.
             ConfigError: the tasks read images, and Pillow isn't installed.
         """
-        return self._open.backend.reader(self.bundle)
+        bundle = self.bundle
+        with self._reading:
+            known, found = self._first_reader
+            if known is bundle and found is not None:
+                return found.copy()
+            reader = self._open.backend.reader(bundle)
+            if isinstance(reader, Tokenizer):
+                self._first_reader = bundle, reader.copy()
+            return reader
 
     def tokenizer(self) -> Any:
         """The bundle's tokenizer; read from its files when asked for.

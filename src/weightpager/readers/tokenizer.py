@@ -17,6 +17,9 @@ from weightpager.bundle.settings.checks import TOKENIZER, TOKENIZER_FILE
 from weightpager.errors import BundleFormatError
 from weightpager.machine.panics import panics_as_errors
 
+_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+"""Of a tokenizer of the library, beside the model."""
+
 _TEMPLATE = "chat_template.jinja"
 _MORE_TEMPLATES = "additional_chat_templates"
 
@@ -70,8 +73,8 @@ class Tokenizer:
         return self._named("eos_token")
 
     def copy(self) -> Tokenizer:
-        """Another one, for another thread."""
-        return Tokenizer(tokenizers.Tokenizer.from_str(self._inner.to_str()), self._settings, self.chat_template)
+        """Another one, for another thread. They share the vocabulary, which takes megabytes and never changes."""
+        return Tokenizer(_sharing(self._inner), self._settings, self.chat_template)
 
     def encode(self, text: str, *, most: int | None = None, special: bool = True) -> Encoded:
         """A text's tokens.
@@ -139,6 +142,18 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     except Exception as error:
         raise BundleFormatError(name, "content", "a tokenizer that the tokenizers library can read", error) from error
     return found
+
+
+def _sharing(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A tokenizer over the same model and other parts, with padding, truncation and flags of its own."""
+    found = tokenizers.Tokenizer(inner.model)
+    for part in _PARTS:
+        if (value := getattr(inner, part)) is not None:
+            setattr(found, part, value)
+    added = inner.get_added_tokens_decoder()
+    found.add_tokens([token for _, token in sorted(added.items())])
+    # Tokens that the model doesn't know get numbers in turn; where those were others, all is copied.
+    return found if found.get_added_tokens_decoder() == added else tokenizers.Tokenizer.from_str(inner.to_str())
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:

@@ -259,9 +259,9 @@ def test_eval_refuses_a_task_that_is_not_there_before_it_measures_the_others(
     assert "measure animal" in weightpager("eval", assistant_bundle, "--task", "animal").err
 
 
-@pytest.mark.parametrize(("verb", "package"), [("compile", "datasets"), ("eval", "yaml"), ("demo", "jinja2")])
-def test_a_missing_extra_is_named(assistant_bundle: Path, verb: str, package: str) -> None:
-    arguments = {"compile": ["x.yaml", "--out", "x.bundle"], "eval": [str(assistant_bundle)], "demo": []}[verb]
+@pytest.mark.parametrize(("verb", "package"), [("compile", "pyarrow"), ("demo", "jinja2")])
+def test_a_missing_extra_is_named(verb: str, package: str) -> None:
+    arguments = ["x.yaml", "--out", "x.bundle"] if verb == "compile" else []
     code = (
         f"import sys; sys.modules[{package!r}] = None; sys.argv = {['weightpager', verb, *arguments]!r}\n"
         "from weightpager.cli import main; main()"

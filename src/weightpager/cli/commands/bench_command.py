@@ -88,7 +88,7 @@ def _plan(
     from weightpager.lab.contest.results.subject import Subject, usual_subject
 
     def say(line: str) -> None:
-        output.errors.print(line)
+        output.errors().print(line)
 
     subject = (
         usual_subject(cache_dir(), say, quick=quick)

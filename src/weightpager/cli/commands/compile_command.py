@@ -10,7 +10,7 @@ import typer
 
 from weightpager.bundle.report.compile_report import CompileReport, Fit
 from weightpager.bundle.report.paged_share import paged_share
-from weightpager.cli import output
+from weightpager.cli import output, report_output
 from weightpager.cli.notes import notes
 from weightpager.cli.options import Force, Json, Out, Quiet, extra
 from weightpager.cli.progress import progress
@@ -78,7 +78,7 @@ def compile_(
             bundle = compile_bundle(task_file, out, base=base, force=force, cache=not no_cache, progress=stages)
     except KeyboardInterrupt as error:
         kept = str(error) or "interrupted; nothing has been done yet: begin again"
-        output.errors.print(kept)
+        output.errors().print(kept)
         raise
     report = read_report(bundle)
     if json:
@@ -88,7 +88,7 @@ def compile_(
     if report.fit is not None:
         _print_fit(report.fit)
     output.say(f"paged: {paged_share(bundle).words}")
-    output.advice(advise(bundle, report), report)
+    report_output.advice(advise(bundle, report), report)
     output.say("stages: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items()))
     if report.peak_memory:
         stage, size = max(report.peak_memory.items(), key=lambda item: item[1])
@@ -102,7 +102,7 @@ def compile_(
 
 
 def _print_report(title: str, report: CompileReport) -> None:
-    output.scores(title, report)
+    report_output.scores(title, report)
     output.say(
         f"mean overlap {report.mean_overlap:.3f}, duality gap {report.duality_gap:.4%}, "
         f"alignment {'inf' if report.alignment is None else format(report.alignment, '.3g')}, "

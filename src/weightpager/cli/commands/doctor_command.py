@@ -96,7 +96,7 @@ def _print(found: Diagnosis) -> None:
     output.facts("self-test", [_self_test_row(test) for test in found.self_tests])
     for test in found.self_tests:
         for failure in test.failures:
-            output.errors.print(f"{test.kernel}: {failure}", style="red")
+            output.errors().print(f"{test.kernel}: {failure}", style="red")
     for note in _notes(found):
         output.say(f"note: {note}")
 

@@ -13,7 +13,7 @@ from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import CompileReport, has_report, read_report
 from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.bundle.report.paged_share import paged_share
-from weightpager.cli import output
+from weightpager.cli import output, report_output
 from weightpager.cli.options import Budget, BundlePath, Json, Storage
 from weightpager.config import parse_bandwidth, parse_size
 from weightpager.store import LocalStore, StorageModel, all_switches
@@ -160,8 +160,8 @@ def _print_facts(bundle: Bundle, report: CompileReport | None, facts: dict[str, 
     output.table("sizes", ["", ""], _size_rows(facts))
     if report is not None:
         by = "" if report.backend is None else f", measured with the {report.backend} backend"
-        output.scores(f"metrics on held-out data{by}", report)
-        output.advice(facts["advice"], report)
+        report_output.scores(f"metrics on held-out data{by}", report)
+        report_output.advice(facts["advice"], report)
     _print_notes(facts)
 
 

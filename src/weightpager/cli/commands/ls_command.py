@@ -39,7 +39,7 @@ def ls(
     output.table(str(folder), ["bundle", "tasks", "on disk", "pages", "of"], [_cells(facts) for facts in found])
     damaged = [facts for facts in found if facts["problem"] is not None]
     for facts in damaged:
-        output.errors.print(f"{facts['bundle']}: {facts['problem']}", style="red")
+        output.errors().print(f"{facts['bundle']}: {facts['problem']}", style="red")
     if damaged:
         output.next_step(f"weightpager verify {shlex.quote(damaged[0]['bundle'])}")
 

@@ -92,6 +92,6 @@ def _print_repair(bundle: Path, done: Repair, advice: Sequence[str]) -> None:
 
 def _print_problems(problems: Sequence[str], advice: Sequence[str]) -> None:
     for problem in problems:
-        output.errors.print(problem, style="red")
+        output.errors().print(problem, style="red")
     for line in advice if problems else ():
         output.hint(line)

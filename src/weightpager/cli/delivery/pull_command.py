@@ -101,7 +101,7 @@ def pull(
         except ConfigError:
             raise
         except WeightpagerError as error:  # the next look may do better, and the bundle in use is whole
-            output.errors.print(f"error: {error}", style="red")
+            output.errors().print(f"error: {error}", style="red")
         time.sleep(watch * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - no secret
 
 

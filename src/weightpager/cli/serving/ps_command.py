@@ -73,4 +73,4 @@ def _print(found: list[dict[str, Any]]) -> None:
     )
     for facts in found:
         if facts["problem"] is not None:
-            output.errors.print(facts["problem"], style="red")
+            output.errors().print(facts["problem"], style="red")

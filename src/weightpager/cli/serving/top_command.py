@@ -43,11 +43,11 @@ def top(
     if json:
         output.print_json(found)
     elif once:
-        output.console.print(view(found, output.console.width))
+        output.console().print(view(found, output.console().width))
     else:
-        with Live(console=output.console, screen=True, auto_refresh=False) as live:
+        with Live(console=output.console(), screen=True, auto_refresh=False) as live:
             while True:
-                live.update(view(found, *output.console.size), refresh=True)
+                live.update(view(found, *output.console().size), refresh=True)
                 time.sleep(interval)
                 found = read_status(url, token)
 
