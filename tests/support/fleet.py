@@ -6,7 +6,7 @@ import random
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -91,6 +91,7 @@ class Manners:
         cuts: one of so many answers is cut off; 0 for none.
         asked: ranges and paths that were asked for.
         sent: bytes of bodies that were sent.
+        was_cut: answers that were cut off.
     """
 
     way: str = "honest"
@@ -99,6 +100,7 @@ class Manners:
     cuts: int = 0
     asked: list[str] = field(default_factory=list)
     sent: int = 0
+    was_cut: int = 0
     drawn: random.Random = field(default_factory=lambda: random.Random(7))
 
 
@@ -128,18 +130,21 @@ def _handler(root: Path, manners: Manners, over: threading.Event) -> type[BaseHT
             way = manners.way if met else "honest"
             getattr(self, f"_{way.replace(' ', '_')}")(content, start, end, bool(asked))
 
-        def _part(self, body: bytes, start: int, end: int, size: int, ranged: bool, **more: str) -> None:
+        def _part(self, body: bytes, start: int, end: int, size: int, ranged: bool, length: int | None = None) -> None:
             headers = {"Content-Range": f"bytes {start}-{end - 1}/{size}"} if ranged else {}
-            self._answer(206 if ranged else 200, body, **headers, **more)
+            self._answer(206 if ranged else 200, body, headers, length)
 
-        def _answer(self, status: int, body: bytes, length: int | None = None, **headers: str) -> None:
+        def _answer(
+            self, status: int, body: bytes, headers: Mapping[str, str] | None = None, length: int | None = None
+        ) -> None:
             self.send_response(status)
-            for name, value in headers.items():
+            for name, value in (headers or {}).items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body) if length is None else length))
             self.end_headers()
             if manners.cuts and manners.drawn.randrange(manners.cuts) == 0:
                 body, self.close_connection = body[: manners.drawn.randrange(len(body) + 1)], True
+                manners.was_cut += 1
             self.wfile.write(body)
             manners.sent += len(body)
             if length is not None and length != len(body):
@@ -172,27 +177,26 @@ def _handler(root: Path, manners: Manners, over: threading.Event) -> type[BaseHT
             self._part(content[start : (start + end) // 2 - 7], start, end, len(content), ranged)
 
         def _short(self, content: bytes, start: int, end: int, ranged: bool) -> None:
-            headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"} if ranged else {}
-            self._answer(206 if ranged else 200, content[start : start + 100], end - start, **headers)
+            self._part(content[start : start + 100], start, end, len(content), ranged, end - start)
 
         def _more(self, content: bytes, start: int, end: int, ranged: bool) -> None:
             self._part(b"x" + content[start:end] * 3, start, end, len(content), ranged)
 
         def _circle(self, content: bytes, start: int, end: int, ranged: bool) -> None:
-            self._answer(302, b"", Location=f"{self.path.partition('?')[0]}?{manners.drawn.random()}")
+            self._answer(302, b"", {"Location": f"{self.path.partition('?')[0]}?{manners.drawn.random()}"})
 
         def _hangs(self, content: bytes, start: int, end: int, ranged: bool) -> None:
             over.wait(60)
             self.close_connection = True
 
         def _drips(self, content: bytes, start: int, end: int, ranged: bool) -> None:
-            self._part(b"", start, end, len(content), ranged, length=end - start)  # type: ignore[arg-type]
+            self._part(b"", start, end, len(content), ranged, end - start)
 
         def _error(self, content: bytes, start: int, end: int, ranged: bool) -> None:
             self._answer(503, b"later")
 
         def _encoded(self, content: bytes, start: int, end: int, ranged: bool) -> None:
-            self._part(content[start:end], start, end, len(content), ranged, **{"Content-Encoding": "gzip"})
+            self._answer(206 if ranged else 200, content[start:end], {"Content-Encoding": "gzip"})
 
         def _empty(self, content: bytes, start: int, end: int, ranged: bool) -> None:
             self._part(b"", start, end, len(content), ranged)

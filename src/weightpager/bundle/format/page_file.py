@@ -73,7 +73,7 @@ def frame(path: Path, pages: int, page_bytes: int) -> None:
         os.fsync(file.fileno())
 
 
-def write_at(descriptor: int, content: bytes, offset: int) -> None:
+def write_at(descriptor: int, content: bytes | bytearray, offset: int) -> None:
     """Write all of ``content`` in place: one system call may take less.
 
     Raises:

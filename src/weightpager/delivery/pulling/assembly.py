@@ -153,7 +153,7 @@ class PageWriter:
         self._open: dict[str, int] | None = {}
         self._lock = threading.Lock()  # a descriptor must not be closed, and be another file's, while somebody writes
 
-    def put(self, page: int, content: bytes) -> None:
+    def put(self, page: int, content: bytes | bytearray) -> None:
         """Write a page to its place.
 
         Raises:

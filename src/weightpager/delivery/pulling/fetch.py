@@ -195,7 +195,7 @@ class Fetch:
         told, total = self._told("fetch pages (bytes)"), len(wanted) * size
         writer = self._assembly.page_writer()
 
-        def landed(pack: int, place: int, content: bytes) -> None:
+        def landed(pack: int, place: int, content: bytearray) -> None:
             for page in wanted[pack, place]:
                 if page in lacking:
                     writer.put(page, content)

@@ -10,7 +10,7 @@ from weightpager.delivery.names import pack_path
 from weightpager.delivery.pulling.page_ranges import PageRange
 from weightpager.delivery.sources.source import Source, TransferError
 
-Landed = Callable[[int, int, bytes], None]
+Landed = Callable[[int, int, bytearray], None]
 """Told (pack, place in it, bytes) of a page that is what it should be."""
 
 
@@ -72,7 +72,7 @@ class PageTransfer:
                     buffer += taken
                     view, at = view[len(taken) :], at + len(taken)
                     if len(buffer) == size:
-                        self._take(pages.pack, place, bytes(buffer))
+                        self._take(pages.pack, place, buffer)
                         done.append(place)
                         buffer.clear()
                         place = next(wanted, None)
@@ -80,7 +80,7 @@ class PageTransfer:
                     return
         raise TransferError(f"{self._source.place}/{self._path}: expected page {place}, found the end before it")
 
-    def _take(self, pack: int, place: int, content: bytes) -> None:
+    def _take(self, pack: int, place: int, content: bytearray) -> None:
         if blake3(content).digest() != self._ids[place]:
             raise TransferError(
                 f"{self._source.place}/{self._path}: page {place} isn't what was signed: expected BLAKE3 "

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
+_BEHIND = 0.25
+"""Seconds that may be made up for: whoever slept a little too long would else lose that part of the rate for good."""
+
 
 class RateLimit:
     """Whoever has received bytes waits until they were due. Reading late makes a server send late."""
@@ -12,7 +15,7 @@ class RateLimit:
     def __init__(self, bytes_per_second: float | None = None) -> None:
         self._rate = bytes_per_second
         self._lock = threading.Lock()
-        self._free_at = 0.0
+        self._free_at = time.monotonic()
 
     def wait_for(self, count: int) -> None:
         """Wait until so many bytes were due."""
@@ -20,7 +23,7 @@ class RateLimit:
             return
         with self._lock:
             now = time.monotonic()
-            self._free_at = max(self._free_at, now) + count / self._rate
+            self._free_at = max(self._free_at, now - _BEHIND) + count / self._rate
             wait = self._free_at - now
         if wait > 0:
             time.sleep(wait)

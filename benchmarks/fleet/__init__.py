@@ -1,0 +1,1 @@
+"""Delivery to devices: bytes, speed, kills, cut connections, mutants."""

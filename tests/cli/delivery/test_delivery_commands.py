@@ -1,0 +1,141 @@
+"""The verbs that bring bundles to other machines, as people type them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from command import Command
+from damage import contents
+from weightpager.bundle.garbage import collect
+from weightpager.engine import Engine
+
+
+@pytest.fixture
+def folder(assistant_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With a repository of one version, and a directory for a device's bundles."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.fsync", lambda _: None)  # no test cuts the power
+    shutil.copytree(assistant_bundle, "assistant.bundle")
+    Path("bundles").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def published(folder: Path, weightpager: Command) -> Path:
+    assert weightpager("publish", "init", "repository").code == 0
+    assert weightpager("publish", "assistant.bundle", "repository").code == 0
+    shutil.copy("repository/metadata/1.root.json", "root.json")
+    return folder
+
+
+PULL = ("pull", "repository", "assistant", "--into", "bundles")
+FIRST = (*PULL, "--trust", "root.json")
+
+
+def newer(weightpager: Command) -> None:
+    collect("assistant.bundle", drop=["weather"])
+    assert weightpager("publish", "assistant.bundle", "repository").code == 0
+
+
+def test_a_repository_says_where_to_keep_what(folder: Path, weightpager: Command) -> None:
+    done = weightpager("publish", "init", "repository")
+    for words in ("root-1 to root-3", "targets-1", "timestamp-1", "1.root.json", "--trust"):
+        assert words in done.out
+    assert weightpager("publish", "init", "repository").code == 2
+
+
+def test_a_bundle_goes_from_one_machine_to_another(published: Path, weightpager: Command) -> None:
+    told = json.loads(weightpager(*FIRST, "--dry-run", "--json").out)
+    assert told["outcome"] == "would install"
+    assert not Path("bundles/assistant.bundle").exists()
+    assert "installed" in weightpager(*PULL).out
+    assert contents(Path("bundles/assistant.bundle")) == contents(Path("assistant.bundle"))
+    assert "in use already" in weightpager(*PULL).out
+    newer(weightpager)
+    assert "0 of " in weightpager(*PULL).out  # a bundle with fewer tasks has no new pages
+    assert contents(Path("bundles/assistant.bundle")) == contents(Path("assistant.bundle"))
+    assert "assistant 1 is in use, 2 was" in weightpager("rollback", "assistant", "--into", "bundles").out
+    assert "--again" in weightpager(*PULL).out
+
+
+def test_a_failed_check_is_a_failed_command(published: Path, weightpager: Command) -> None:
+    assert weightpager(*FIRST, "--check", "true").code == 0
+    newer(weightpager)
+    done = weightpager(*PULL, "--check", 'test "$WEIGHTPAGER_BUNDLE" = bundles/assistant.bundle && exit 3')
+    assert done.code == 1
+    assert "its check ended with code 3; 1 is in use" in done.err
+
+
+def test_rows_are_answered_as_they_should_be(published: Path, weightpager: Command) -> None:
+    with Engine.from_pretrained("assistant.bundle") as engine:
+        label = engine.predict("animal", ["red cat"])[0].label
+    rows = Path("rows.jsonl")
+    rows.write_text(json.dumps({"task": "animal", "text": "red cat", "label": label}) + "\n")
+    assert weightpager(*FIRST, "--check-rows", rows).code == 0
+    newer(weightpager)
+    for row, problem in (("animal", "found"), ("weather", "unknown task")):
+        rows.write_text(json.dumps({"task": row, "text": "red cat", "label": "neither"}) + "\n")
+        done = weightpager(*PULL, "--check-rows", rows, "--again")
+        assert done.code == 1
+        assert problem in done.err
+    rows.write_text("{}")
+    assert "expected task, text and label" in weightpager(*PULL, "--check-rows", rows).err
+
+
+def test_a_watch_goes_on_after_errors(published: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 1:
+            Path("repository/metadata/timestamp.json").rename("aside")
+        elif len(waits) == 2:
+            Path("aside").rename("repository/metadata/timestamp.json")
+        else:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("weightpager.cli.delivery.pull_command.time.sleep", sleep)
+    done = weightpager(*FIRST, "--watch", "100")
+    assert done.code == 130
+    assert "installed" in done.out
+    assert "in use already" in done.out
+    assert "timestamp.json" in done.err
+    assert len(set(waits)) == 3
+    assert all(80 <= wait <= 120 for wait in waits)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("pull", "nowhere", "assistant", "--into", "bundles"), "found no metadata/"),
+        (("pull", "ftp://x/y", "assistant", "--into", "bundles"), "expected http://"),
+        (("pull", "repository", "../x", "--into", "bundles"), "name: expected"),
+        ((*PULL, "--trust", "none.json"), "trust: expected"),
+        ((*PULL, "--limit-rate", "fast"), "bandwidth: expected"),
+        (("publish", "assistant.bundle", "repository", "--name", "A/B"), "name: expected"),
+        (("publish", "refresh", "repository", "--also", "all"), "also: expected"),
+        (("rollback", "assistant", "--into", "bundles"), "expected a version before"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:3]),
+)
+def test_wrong_words_are_named(published: Path, weightpager: Command, words: tuple[str, ...], problem: str) -> None:
+    done = weightpager(*words)
+    assert done.code in (1, 2)
+    assert problem in done.err
+
+
+def test_two_bundles_are_compared(folder: Path, weightpager: Command) -> None:
+    shutil.copytree("assistant.bundle", "smaller.bundle")
+    collect("smaller.bundle", drop=["weather"])
+    found = json.loads(weightpager("diff", "smaller.bundle", "assistant.bundle", "--json").out)
+    assert found["added"] == ["weather"]
+    new = {share["name"]: share["new"] for share in found["tasks"]}
+    assert new["weather"] == found["new_bytes"] > 0
+    assert sum(share["new"] for share in found["layers"]) == found["new_bytes"]
+    told = weightpager("diff", "assistant.bundle", "smaller.bundle").out
+    assert "removed: weather" in told
+    assert "0 B of pages are new" in told
