@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import weightpager as wp
+from parity import other_classes
 from weightpager.answers.work import Sampling
 from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle, writing
@@ -88,6 +89,12 @@ def test_a_real_encoder_equals_its_export(assistant: Path, tmp_path: Path) -> No
                 ours = engine.activate(task)(**inputs).logits
                 theirs = exported(**inputs).logits
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_native_code_finds_the_classes_that_torch_finds(assistant: Path) -> None:
+    """Of all held-out texts, and words, of all tasks."""
+    found = other_classes(Bundle.open(assistant))
+    assert not any(found.values()), found
 
 
 def test_a_run_stays_inside_budget_and_process_overhead(assistant: Path) -> None:

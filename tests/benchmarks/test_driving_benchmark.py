@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.driving import NAME, TASK_OF, bundles, visits
 from benchmarks.report import run
+from parity import other_classes
 from weightpager.lab.samples.road.road_scene import CLASSES
 from weightpager.lab.traces.drive import CHAIN
 
@@ -38,6 +39,8 @@ def test_bundles_are_made_once(tmp_path: Path) -> None:
     said: list[str] = []
     aligned, unaligned = bundles(tmp_path, lambda stage, done, total: said.append(stage), quick=True)
     assert list(aligned.tasks) == list(unaligned.tasks) == list(CLASSES)
+    found = other_classes(aligned)  # native code's, of all held-out images
+    assert not any(found.values()), found
     assert unaligned.manifest.alignment == 0
     matrix = np.array(aligned.manifest.transitions)
     assert np.array_equal(matrix, unaligned.manifest.transitions)

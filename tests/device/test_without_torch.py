@@ -6,6 +6,7 @@ Nothing here needs them: ``run.sh`` runs these tests on an install without them.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,13 @@ def test_verbs_that_run_no_task_work(arguments: tuple[str, ...], bundles: Bundle
     ran = weightpager(*(places.get(each, each) for each in arguments))
     assert ran.returncode == 0, ran.stderr
     assert "torch" not in ran.stderr
+
+
+def test_a_task_is_removed(bundles: Bundles, tmp_path: Path) -> None:
+    bundle = shutil.copytree(bundles("assistant"), tmp_path / "own.bundle")
+    ran = weightpager("gc", bundle, "--drop", "weather")
+    assert ran.returncode == 0, ran.stderr
+    assert "weather" not in Bundle.open(bundle).tasks
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, PIXELS, config_of
 from weightpager.bundle import TaskKind
@@ -20,6 +21,10 @@ pytest.importorskip("weightpager.kernels._native")
 
 from weightpager.backends.native import AttentionMemory, Program
 
+CLOSE = {"float32": 1e-5, "bfloat16": 1e-5}
+"""How close logits are, in parts of the largest one, by the parameters' dtype. The module has the same rounded values
+and computes in float32, as native code does."""
+
 QUICK = ("Bert", "ViT", "Llama")
 KINDS: list[tuple[Mapping[str, Mapping[str, Any]], TaskKind]] = [
     (ALL_ENCODERS, "text-classification"),
@@ -30,14 +35,24 @@ KINDS: list[tuple[Mapping[str, Mapping[str, Any]], TaskKind]] = [
 
 def _cases() -> list[Any]:
     return [
-        pytest.param(family, settings, kind, id=family, marks=() if family in QUICK else pytest.mark.slow)
+        pytest.param(
+            family,
+            settings,
+            kind,
+            dtype,
+            id=f"{family}-{dtype}",
+            marks=() if family in QUICK else pytest.mark.slow,
+        )
         for families, kind in KINDS
         for family, settings in families.items()
+        for dtype in CLOSE
     ]
 
 
-@pytest.mark.parametrize(("family", "settings", "kind"), _cases())
-def test_native_code_gives_what_the_module_gives(family: str, settings: Mapping[str, Any], kind: TaskKind) -> None:
+@pytest.mark.parametrize(("family", "settings", "kind", "dtype"), _cases())
+def test_native_code_gives_what_the_module_gives(
+    family: str, settings: Mapping[str, Any], kind: TaskKind, dtype: str
+) -> None:
     """Whole texts, padded, and texts whose beginning is in memory."""
     config, image = config_of(family, settings), PIXELS if kind == "image-classification" else None
     try:
@@ -46,12 +61,12 @@ def test_native_code_gives_what_the_module_gives(family: str, settings: Mapping[
         pytest.skip(str(error))
     form, module = CallForm.of(kind, image), empty_module_of(config, kind, 5)
     give_values(module)
-    program = Program(graph, {name: tensor.detach().numpy() for name, tensor in parameters(module).items()})
+    program = Program(graph, _values(module, dtype))
     for texts, tokens in ((3, 9), (1, 4), (2, 1)):
         inputs = made_up(form, module, texts, tokens)
         wanted = logits(module, inputs)
         seen: Any = inputs["attention_mask"] != 0 if wanted.ndim == 3 else slice(None)
-        limit = 1e-5 * max(1.0, float(np.abs(wanted).max()))
+        limit = CLOSE[dtype] * max(1.0, float(np.abs(wanted).max()))
         found = program.run(inputs, threads=2)["logits"]
         np.testing.assert_allclose(found[seen], wanted[seen], rtol=0, atol=limit)
         assert np.array_equal(program.run(inputs, threads=1)["logits"], found)
@@ -59,6 +74,21 @@ def test_native_code_gives_what_the_module_gives(family: str, settings: Mapping[
             for split in range(1, tokens):
                 pieces = _in_pieces(program, inputs, split)
                 np.testing.assert_allclose(pieces[seen], wanted[seen], rtol=0, atol=limit)
+
+
+def _values(module: torch.nn.Module, dtype: str) -> dict[str, Any]:
+    """A module's parameters as programs take them; it gets the rounded ones."""
+    if dtype == "bfloat16":
+        for tensor in parameters(module).values():
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.bfloat16().float()
+    found = {name: tensor.detach() for name, tensor in parameters(module).items()}
+    return {
+        name: tensor.bfloat16().view(torch.uint16).numpy()
+        if dtype == "bfloat16" and tensor.is_floating_point()
+        else tensor.numpy()
+        for name, tensor in found.items()
+    }
 
 
 def _in_pieces(program: Program, inputs: Mapping[str, Any], split: int) -> Any:
