@@ -171,7 +171,7 @@ def test_a_real_decoder(decoder: Path, tmp_path: Path) -> None:
 
 
 def test_a_real_decoder_goes_on_with_the_same_tokens(decoder: Path, tmp_path: Path) -> None:
-    """Native code, with keys and values in float16, against the task's export in float32: greedily, on 64 prompts."""
+    """Native code, keys and values in float16, as the export in float32: 64 prompts, greedily, but for near ties."""
     from transformers import AutoModelForCausalLM
 
     prompts, length, most = 64, 16, 24
@@ -191,10 +191,13 @@ def test_a_real_decoder_goes_on_with_the_same_tokens(decoder: Path, tmp_path: Pa
 
         texts.grow(most, see)
         exported = AutoModelForCausalLM.from_pretrained(export_task(engine.bundle, "code", tmp_path / "hf")).float()
-    exported.generation_config.eos_token_id = None
-    given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.ones(prompts, length, dtype=torch.int64)}
-    wanted = exported.eval().generate(**given, do_sample=False, max_new_tokens=most)[:, length:].numpy()
-    assert np.array_equal(np.stack(found, 1), wanted)
+    grown = torch.from_numpy(np.concatenate([ids, np.stack(found, 1)], 1))
+    with torch.inference_mode():
+        logits = exported.eval()(grown).logits[:, length - 1 : -1]
+    chosen = logits.gather(-1, grown[:, length:, None])[..., 0]
+    behind = logits.amax(-1) - chosen  # what each token is less likely than the likeliest, given those before it
+    assert behind.max() < 0.02
+    assert (behind.amax(1) == 0).sum() >= prompts - 4
 
 
 def test_thirty_per_cent_goes_without_training_and_tasks_overlap(

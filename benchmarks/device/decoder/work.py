@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,25 +33,44 @@ def work(grow: Grow, words: int, turns: int = 3) -> None:
     rng = np.random.default_rng(0)
     next(grow(rng.integers(0, words, SHORT)))
     print(FIRST, flush=True)
-    short = [_rates(grow, rng.integers(0, words, SHORT)) for _ in range(turns)]
+    short = [_grown(grow, rng.integers(0, words, SHORT)) for _ in range(turns)]
     after_short = peak_bytes()
-    long = [_rates(grow, rng.integers(0, words, PREFILL)) for _ in range(turns)]
+    long = [_grown(grow, rng.integers(0, words, PREFILL)) for _ in range(turns)]
     found = {
-        "decode_per_s": median(decode for _, decode in short),
-        "decode_after_prefill_per_s": median(decode for _, decode in long),
-        "prefill_per_s": median(prefill for prefill, _ in long),
+        "decode_per_s": median(each.decode.per_s for each in short),
+        "decode_after_prefill_per_s": median(each.decode.per_s for each in long),
+        "prefill_per_s": median(each.read.per_s for each in long),
+        "cpu_ms_decode": median(each.decode.cpu_ms for each in short),
+        "cpu_ms_decode_after_prefill": median(each.decode.cpu_ms for each in long),
+        "cpu_ms_prefill": median(each.read.cpu_ms for each in long),
         "peak_bytes_short": after_short,
         "peak_bytes": peak_bytes(),
     }
     json.dump(found, sys.stdout)
 
 
-def _rates(grow: Grow, ids: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """Tokens a second: read, the first token included, and decoded behind it."""
-    start = time.perf_counter()
+class _Pace(NamedTuple):
+    """Tokens a second, and the processor's milliseconds for one, all threads together."""
+
+    per_s: float
+    cpu_ms: float
+
+
+class _Grown(NamedTuple):
+    """What reading took, the first token included, and decoding behind it."""
+
+    read: _Pace
+    decode: _Pace
+
+
+def _grown(grow: Grow, ids: npt.NDArray[np.int64]) -> _Grown:
     tokens = grow(ids)
-    next(tokens)
-    first = time.perf_counter()
-    for _ in range(DECODED - 1):
+    return _Grown(_pace(tokens, 1, len(ids)), _pace(tokens, DECODED - 1, DECODED - 1))
+
+
+def _pace(tokens: Iterator[int], steps: int, counted: int) -> _Pace:
+    """Of so many steps, in which so many tokens are read or drawn."""
+    start, cpu = time.perf_counter(), time.process_time()
+    for _ in range(steps):
         next(tokens)
-    return len(ids) / (first - start), (DECODED - 1) / (time.perf_counter() - first)
+    return _Pace(counted / (time.perf_counter() - start), 1e3 * (time.process_time() - cpu) / counted)
