@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from weightpager.bundle.format import page_index
@@ -19,7 +19,7 @@ from weightpager.delivery.pulling.page_ranges import PageRange, page_ranges
 from weightpager.delivery.pulling.page_transfer import PageTransfer
 from weightpager.delivery.pulling.piece_transfer import PieceTransfer
 from weightpager.delivery.pulling.plan import Cost, cost, pages_by_place
-from weightpager.delivery.pulling.transfers import bring
+from weightpager.delivery.pulling.transfers import Transfer, bring
 from weightpager.delivery.sources.source import Source, read_at_most
 from weightpager.delivery.version_file import StoredPiece, VersionFile
 from weightpager.errors import DeliveryError, UntrustedError
@@ -81,10 +81,14 @@ class Fetch:
         """
         self._check_room()
         self._assembly.begin()
-        pieces = self._bring_files()
-        self._version.check_manifest(read_manifest(self._assembly.bundle))
+        names = [name for name in self._version.files if not self._assembly.is_whole(name)]
+        pieces = {str(piece.blake3): piece for name in names for piece in self._pieces_to_fetch(name)}
         lacking = set(self._pages_to_fetch())
-        self._bring_pages(lacking)
+        self._bring(list(pieces.values()), lacking)
+        for name in names:
+            if not self._assembly.is_whole(name):
+                raise UntrustedError(f"{name}: expected the file that was signed, found pieces that don't make it")
+        self._version.check_manifest(read_manifest(self._assembly.bundle))
         problems = verify(self._assembly.bundle, self._told("verify")).problems
         if problems:
             with write_errors():
@@ -92,7 +96,7 @@ class Fetch:
             raise UntrustedError(
                 f"{self._version.name} {self._version.version}: expected a whole bundle, found damage: {problems[0]}"
             )
-        return cost(self._version, lacking, pieces)
+        return cost(self._version, lacking, list(pieces.values()))
 
     @property
     def folder(self) -> Path:
@@ -116,33 +120,19 @@ class Fetch:
                 "keep fewer versions (--keep). The bundle in use stays"
             )
 
-    def _bring_files(self) -> list[StoredPiece]:
-        names = [name for name in self._version.files if not self._assembly.is_whole(name)]
-        missing: dict[str, StoredPiece] = {}
-        for name in names:
-            original = self._whole_file(name)
-            if original is not None and self._assembly.take_file(name, original):
-                continue
-            if name == page_index.FILE:
-                self._assembly.put_ids(name)
-            for piece in list(self._assembly.missing_pieces(name)):
-                here = self._pieces.piece(str(piece.blake3))
-                if here is None:
-                    missing[str(piece.blake3)] = piece
-                else:
-                    self._assembly.put_piece(piece, here)
-        told, total = self._told("fetch files (bytes)"), sum(piece.stored for piece in missing.values())
-
-        def landed(piece: StoredPiece, content: bytes) -> None:
-            with self._lock:
-                self._assembly.put_piece(piece, content)
-                told.add(piece.stored, total)
-
-        bring((PieceTransfer(self._source, piece, landed) for piece in missing.values()), self._connections)
-        for name in names:
-            if not self._assembly.is_whole(name):
-                raise UntrustedError(f"{name}: expected the file that was signed, found pieces that don't make it")
-        return list(missing.values())
+    def _pieces_to_fetch(self, name: str) -> Iterator[StoredPiece]:
+        """Write all of a file that is here; its pieces that aren't."""
+        original = self._whole_file(name)
+        if original is not None and self._assembly.take_file(name, original):
+            return
+        if name == page_index.FILE:
+            self._assembly.put_ids(name)
+        for piece in list(self._assembly.missing_pieces(name)):
+            here = self._pieces.piece(str(piece.blake3))
+            if here is None:
+                yield piece
+            else:
+                self._assembly.put_piece(piece, here)
 
     def _whole_file(self, name: str) -> Path | None:
         """Where a bundle beside this one should have the same file."""
@@ -189,13 +179,19 @@ class Fetch:
                         return path
         return None
 
-    def _bring_pages(self, lacking: set[int]) -> None:
+    def _bring(self, pieces: Sequence[StoredPiece], lacking: set[int]) -> None:
+        """Fetch pieces of files, and pages."""
         size, by_place = self._version.page_bytes, pages_by_place(self._version)
         wanted = {place: pages for place, pages in by_place.items() if any(page in lacking for page in pages)}
-        told, total = self._told("fetch pages (bytes)"), len(wanted) * size
-        writer = self._assembly.page_writer()
+        told, writer = self._told("fetch (bytes)"), self._assembly.page_writer()
+        total = len(wanted) * size + sum(piece.stored for piece in pieces)
 
-        def landed(pack: int, place: int, content: bytearray) -> None:
+        def piece_landed(piece: StoredPiece, content: bytes) -> None:
+            with self._lock:
+                self._assembly.put_piece(piece, content)
+                told.add(piece.stored, total)
+
+        def page_landed(pack: int, place: int, content: bytearray) -> None:
             for page in wanted[pack, place]:
                 if page in lacking:
                     writer.put(page, content)
@@ -204,17 +200,17 @@ class Fetch:
 
         def transfer(pages: PageRange) -> PageTransfer:
             ids = {place: self._ids[wanted[pages.pack, place][0]] for place in pages.pages}
-            return PageTransfer(self._source, self._version.packs[pages.pack].blake3, pages, ids, size, landed)
+            pack = self._version.packs[pages.pack].blake3
+            return PageTransfer(self._source, pack, pages, ids, size, page_landed)
 
+        ranges = list(page_ranges(wanted, size))
+        first: list[Transfer] = [PieceTransfer(self._source, piece, piece_landed) for piece in pieces]
         try:
-            ranges = list(page_ranges(wanted, size))
-            bring([transfer(each) for each in ranges[:1]], 1)
+            bring([*first, *map(transfer, ranges[:1])], self._connections)
             rest = ranges[1:]
-            if (
-                self._source.whole_files
-            ):  # it gives no parts: one request for each pack, and not one for each part of it
+            if self._source.whole_files:  # it gives no parts: one request for each pack, not one for each part
                 rest = _whole_packs(rest)
-            bring([transfer(each) for each in rest], self._connections)
+            bring(map(transfer, rest), self._connections)
         finally:
             writer.close()
 

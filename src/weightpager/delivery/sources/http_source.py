@@ -113,8 +113,8 @@ def _pool(url: str, connections: int, seconds: float) -> urllib3.PoolManager:
     timeout = urllib3.Timeout(connect=seconds, read=seconds)
     proxy = getproxies().get(parts.scheme)
     if proxy and not proxy_bypass(parts.hostname):
-        return urllib3.ProxyManager(proxy, maxsize=connections, retries=retries, timeout=timeout)
-    return urllib3.PoolManager(maxsize=connections, retries=retries, timeout=timeout)
+        return urllib3.ProxyManager(proxy, maxsize=connections + 2, retries=retries, timeout=timeout)
+    return urllib3.PoolManager(maxsize=connections + 2, retries=retries, timeout=timeout)
 
 
 def _reason(error: BaseException) -> str:
