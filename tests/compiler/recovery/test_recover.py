@@ -22,10 +22,11 @@ from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.loss import loss
 from weightpager.compiler.model.masks import Masks, block_sums, drop
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.early_stopping import CHECKS, check_steps, validation_of
-from weightpager.compiler.recovery.finetune import Lesson, divergence, finetune
+from weightpager.compiler.recovery.finetune import Lesson, finetune
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import stored
@@ -75,15 +76,13 @@ def test_dropped_blocks_are_zero_and_sums_are_by_block(tmp_path: Path) -> None:
 
 def test_a_perfect_pupil_has_no_divergence() -> None:
     logits, labels = torch.randn(2, 5, 3), torch.tensor([[0, 1, -100, 2, 0], [1, -100, -100, -100, 2]])
-    assert divergence(logits, logits, labels, "token-classification") == pytest.approx(0, abs=1e-6)
-    other = divergence(logits, torch.randn(2, 5, 3), labels, "token-classification")
-    assert other > 0.01
+    assert loss(logits, labels, "token-classification", logits, 1.0) == pytest.approx(0, abs=1e-6)
+    assert loss(logits, labels, "token-classification", torch.randn(2, 5, 3), 1.0) > 0.01
     by_hand = torch.nn.functional.kl_div(
         logits[labels >= 0].log_softmax(-1), logits.flip(-1)[labels >= 0].softmax(-1), reduction="batchmean"
     )
-    assert divergence(logits, logits.flip(-1), labels, "token-classification") == pytest.approx(
-        float(by_hand), rel=1e-4
-    )
+    found = loss(logits, labels, "token-classification", logits.flip(-1), 1.0)
+    assert found == pytest.approx(float(by_hand), rel=1e-4)
 
 
 def error(lesson: Lesson) -> float:

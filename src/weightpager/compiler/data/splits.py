@@ -33,6 +33,9 @@ NEW_TOKENS = 64
 _GROUPED = 8
 """Training batches whose examples are sorted by length; few, so that the order stays random."""
 
+_GROUPED_PROMPTS = 32
+"""The same of prompts with completions, whose lengths differ more (decision 63)."""
+
 Collate = Callable[[Sequence[Any]], Batch]
 """Makes one batch of items."""
 
@@ -85,7 +88,8 @@ class TaskData:
         no more than the data: of several rounds, sorted, a batch would be copies of one example.
         """
         drawn, size = random.Random(seed), min(size, len(self.train))  # noqa: S311
-        together = size * min(_GROUPED, len(self.train) // size)
+        most = _GROUPED_PROMPTS if self.asked is not None else _GROUPED
+        together = size * min(most, len(self.train) // size)
         order: list[Item] = []
         while True:
             while len(order) < together:

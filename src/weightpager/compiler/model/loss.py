@@ -2,25 +2,98 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import log_softmax
 
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle import TaskKind
 
+_ROWS = 64
+"""Logits of so many texts or tokens at a time: 12 MB of a vocabulary of 49,152."""
 
-def loss(logits: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
-    """Mean cross entropy over the labels that count; zero if none does."""
-    logits, labels = aligned(logits, labels, kind)
-    total = cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
-    return total / (labels != IGNORED).sum().clamp(min=1)
+
+def loss(logits: Tensor, labels: Tensor, kind: TaskKind, answers: Tensor | None = None, weight: float = 0.0) -> Tensor:
+    """Mean cross entropy over the labels that count; zero if none does.
+
+    Args:
+        logits: as of `aligned`.
+        labels: as well.
+        kind: of the task.
+        answers: a teacher's logits, of the same shape.
+        weight: of the mean Kullback-Leibler divergence from the teacher; labels have the rest.
+    """
+    ours, wanted = aligned(logits, labels, kind)
+    theirs = None if answers is None else aligned(answers, labels, kind)[0]
+    counted = wanted != IGNORED
+    if not counted.all():
+        ours, wanted = ours[counted], wanted[counted]
+        theirs = None if theirs is None else theirs[counted]
+    found: Tensor = _Loss.apply(ours, wanted, theirs, weight)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Loss(torch.autograd.Function):
+    """The loss and its gradient, some rows at a time.
+
+    A large vocabulary's logits don't fit into a processor's cache, and torch's own operators go over all of them
+    about ten times. The gradient of a row is softmax(ours) - (1 - weight) onehot(wanted) - weight softmax(theirs).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, ours: Tensor, wanted: Tensor, theirs: Tensor | None, weight: float) -> Tensor:
+        gradient = torch.empty_like(ours) if ctx.needs_input_grad[0] else None
+        total, share = ours.new_zeros((), dtype=torch.float32), 1 / max(1, len(ours))
+        for start in range(0, len(ours), _ROWS):
+            rows = slice(start, start + _ROWS)
+            places = wanted[rows, None]
+            log_ours = log_softmax(ours[rows].float(), -1)
+            total -= (1 - weight) * log_ours.gather(1, places).sum()
+            answers = None
+            if theirs is not None:
+                log_theirs = log_softmax(theirs[rows].float(), -1)
+                answers = log_theirs.exp()
+                total += weight * log_theirs.sub_(log_ours).mul_(answers).sum()
+            if gradient is not None:
+                found = log_ours.exp_()
+                found.scatter_add_(1, places, torch.full_like(places, weight - 1, dtype=found.dtype))
+                if answers is not None:
+                    found.sub_(answers, alpha=weight)
+                gradient[rows] = found.mul_(share)
+        ctx.gradient = gradient
+        return total * share
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> Any:
+        return ctx.gradient * outer, None, None, None
 
 
 def aligned(logits: Tensor, labels: Tensor, kind: TaskKind) -> tuple[Tensor, Tensor]:
-    """Logits ``[N, C]`` and labels ``[N]`` that belong together."""
-    if kind_of(kind).writes:
-        # Labels move, logits stay: the gradient of a slice would be one more copy of a large vocabulary's.
-        labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
-    return logits.flatten(0, -2), labels.flatten()
+    """Logits ``[N, C]`` and labels ``[N]`` that belong together; where texts are written, those that count alone.
+
+    Args:
+        logits: [texts, classes] or [texts, tokens, classes]; or ``[N, C]`` of the positions that `needed` names.
+        labels: [texts] or [texts, tokens].
+        kind: of the task.
+    """
+    if not kind_of(kind).writes:
+        return logits.flatten(0, -2), labels.flatten()
+    following = _following(labels)
+    counted = following != IGNORED
+    return (logits if logits.ndim == 2 else logits[counted]), following[counted]
+
+
+def needed(labels: Tensor, kind: TaskKind) -> Tensor | None:
+    """Bool [texts, tokens]: the positions whose logits the loss looks at; None for all of them.
+
+    A vocabulary's logits are most of a small decoder's work, and most tokens of a prompt with its answer need none.
+    """
+    return _following(labels) != IGNORED if kind_of(kind).writes else None
+
+
+def _following(labels: Tensor) -> Tensor:
+    """The label of each position's next one."""
+    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)

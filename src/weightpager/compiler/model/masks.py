@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from weightpager.backends.torch.model.architecture import BASE
 from weightpager.blocks import BlockGrid
+from weightpager.bundle import TaskKind
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.device import autocast
+from weightpager.compiler.model.loss import needed
 
 Keep = Mapping[str, npt.NDArray[np.bool_]]
 """Paged weight → keep masks [blocks of the grid, tasks]."""
@@ -70,15 +73,33 @@ class Masks:
 def masked_logits(
     sparse: Source, masks: Masks | None, task: str, batch: Batch, rounded: Rounded | None = None
 ) -> Tensor:
-    """A task's logits, under its masks if there are any; gradients reach the module's own parameters."""
+    """A task's logits, as `logits_with` finds them, under its masks if there are any.
+
+    Gradients reach the module's own parameters.
+    """
     weights = {} if masks is None else masks.parameters(sparse, task, sparse.paged, rounded)
-    return logits_with(sparse.models[task], weights, batch)
+    return logits_with(sparse.models[task], weights, batch, sparse.task_file.tasks[task].kind)
 
 
-def logits_with(model: PreTrainedModel, weights: dict[str, Tensor], batch: Batch) -> Tensor:
-    """A module's logits with some of its parameters replaced."""
-    with autocast(model.device):
+def logits_with(model: PreTrainedModel, weights: dict[str, Tensor], batch: Batch, kind: TaskKind) -> Tensor:
+    """A module's logits with some of its parameters replaced, for `loss`: where texts are written, of what counts."""
+    places = needed(batch.labels, kind)
+    head = None if places is None else model.get_output_embeddings()
+    with autocast(model.device), _only_at(places, head):
         return cast(Tensor, functional_call(model, weights, kwargs=dict(batch.inputs)).logits)
+
+
+@contextmanager
+def _only_at(places: Tensor | None, head: nn.Module | None) -> Iterator[None]:
+    """A head that computes at these places [texts, tokens] alone, and gives [places, vocabulary]."""
+    if places is None or head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, given: (given[0][places],))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def module_name(info: PagedWeightInfo, base: str) -> str:

@@ -13,15 +13,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax
 
-from weightpager.answers.kinds.kind import IGNORED
-from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.device import placed, training_device
-from weightpager.compiler.model.loss import aligned, loss
+from weightpager.compiler.model.loss import loss
 from weightpager.compiler.model.masks import Masks, Rounded, masked_logits
 from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.rounding import Rounding
@@ -60,25 +57,15 @@ class Lesson:
     def error_of(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of these logits; labels have the weight that the teacher leaves."""
         kind, weight = self.data[task].kind, self.spec.distillation
-        hard = loss(logits, batch.labels, kind)
         if weight == 0:
-            return hard
+            return loss(logits, batch.labels, kind)
         with torch.no_grad():
             answers = masked_logits(self.teacher, None, task, batch)
-        return (1 - weight) * hard + weight * divergence(logits, answers, batch.labels, kind)
+        return loss(logits, batch.labels, kind, answers, weight)
 
     def placed(self) -> AbstractContextManager[None]:
         """Both models on the device to train on."""
         return placed([*self.teacher.models.values(), *self.sparse.models.values()], training_device())
-
-
-def divergence(logits: Tensor, answers: Tensor, labels: Tensor, kind: TaskKind) -> Tensor:
-    """Mean Kullback-Leibler divergence of a model from its teacher, over the positions whose label counts."""
-    ours, wanted = aligned(logits, labels, kind)
-    theirs, _ = aligned(answers, labels, kind)
-    counted = wanted != IGNORED
-    log_ours, log_theirs = (log_softmax(x[counted].float(), -1) for x in (ours, theirs))
-    return kl_div(log_ours, log_theirs, reduction="sum", log_target=True) / counted.sum().clamp(min=1)
 
 
 def finetune(lesson: Lesson, journal: Journal, progress: Steps) -> None:

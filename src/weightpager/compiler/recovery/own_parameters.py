@@ -67,8 +67,8 @@ def train_own(
         frozen = {} if masks is None else {task: _as_stored(source, masks, task) for task in tasks}
 
     def error(task: str, batch: Batch) -> Tensor:
-        logits = logits_with(source.models[task], frozen.get(task, {}), batch)
-        return loss(logits, batch.labels, data[task].kind)
+        kind = data[task].kind
+        return loss(logits_with(source.models[task], frozen.get(task, {}), batch, kind), batch.labels, kind)
 
     groups = [ParameterGroup(own, settings.head_learning_rate)]
     turns = in_turn(data, tasks, settings.batch, settings.seed)

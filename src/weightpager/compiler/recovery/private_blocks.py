@@ -107,7 +107,7 @@ def _train_task(
             moving = own[info.name] if rounding is None else rounding(info.name, own[info.name])
             whole = frozen[info.name] + drop(moving, free[info.name], info.grid)
             weights[module_name(info, model.base_model_prefix)] = added.added(info.name, whole)
-        return lesson.error_of(task, logits_with(model, weights, batch), batch)
+        return lesson.error_of(task, logits_with(model, weights, batch, lesson.data[task].kind), batch)
 
     separate(model, lambda _name, parameter: parameter.ndim == 1)
     groups = [

@@ -65,7 +65,8 @@ class Rounding:
         """One of the weights as a page will hold it; gradients pass as if it hadn't been rounded."""
         with torch.no_grad():
             values = _rounded(weight, self._divisors[name], self._grids[name], self._encoding)
-        return values + (weight - weight.detach())
+        found: Tensor = _StraightThrough.apply(weight, values)  # type: ignore[no-untyped-call]
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """What `restore` needs."""
@@ -78,6 +79,18 @@ class Rounding:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on where another one stood."""
         self._divisors = {name: state[name + _KEPT].to(weight.device) for name, weight in self._weights.items()}
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Other values in a tensor's place, whose gradient is the tensor's."""
+
+    @staticmethod
+    def forward(ctx: object, weight: Tensor, values: Tensor) -> Tensor:  # noqa: ARG004 - as torch calls it
+        return values
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        return gradient, None
 
 
 def stored(weight: Tensor, grid: BlockGrid, dtype: PageDtype) -> Tensor:
