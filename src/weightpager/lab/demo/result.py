@@ -88,7 +88,7 @@ class DemoResult(Document):
     """Everything that the table and the page show.
 
     ``figures`` are what was found of what was asked for, by flat key, and ``verdict`` says in one sentence who wins at
-    what.
+    what. ``backend`` ran the tasks when they were measured.
     """
 
     tasks: list[DemoTask]
@@ -116,6 +116,7 @@ class DemoResult(Document):
     machine: dict[str, Any]
     figures: dict[str, float]
     verdict: str
+    backend: str | None = None
 
     def mean(self, field: str) -> float:
         """Mean over the tasks of ``dense``, ``sparse``, ``shared_mask``, ``int8`` or ``int4``."""

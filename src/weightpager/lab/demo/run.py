@@ -88,6 +88,7 @@ def run_demo(cache: Path, progress: Progress) -> DemoResult:
         machine=describe(),
         figures={key: float(f"{value:.5g}") for key, value in figures.items()},
         verdict=verdict(memory),
+        backend=report.backend,
     )
 
 
