@@ -40,7 +40,7 @@ def test_the_package_and_the_engine_are_imported() -> None:
 
 @native
 def test_what_a_device_does_not_need_is_not_imported(bundles: Bundles) -> None:
-    unwanted = ["pydantic", "_hashlib", "asyncio", "email", "ssl", "rich", "typer"]
+    unwanted = ["pydantic", "_hashlib", "asyncio", "email", "ssl", "rich", "typer", "multiprocessing", "numpy.ma"]
     ran = python(f"""
 import sys, weightpager
 with weightpager.Engine.from_pretrained({str(bundles("assistant"))!r}) as engine:

@@ -16,7 +16,6 @@ from weightpager.answers.token_reader import TokenReader
 from weightpager.answers.work import Generate, Work
 from weightpager.bundle import TaskEntry
 from weightpager.errors import ConfigError, RequestError
-from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate
 from weightpager.readers.tokenizer import Tokenizer
 
 _NEW_TOKENS = 32
@@ -61,6 +60,8 @@ def _asked(tokenizer: Any, task: TaskEntry, inputs: Sequence[str]) -> Sequence[s
     """What is read of each input: itself, or a conversation that it begins."""
     if task.generation is None or task.generation.prompts == "plain":
         return inputs
+    from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate  # and multiprocessing with it
+
     with closing(ChatTemplate.of(tokenizer, MOST_CHARACTERS)) as template:
         try:
             return [template.render([{"role": "user", "content": given}], task.name) for given in inputs]
