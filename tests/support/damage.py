@@ -41,6 +41,6 @@ def damage(path: Path, kind: str, seed: int) -> None:
     elif kind == "append":
         content += drawn.randbytes(drawn.randint(1, 5000))
     else:
-        for at in drawn.sample(range(len(content)), k=drawn.randint(1, 40)):
+        for at in drawn.sample(range(len(content)), k=min(drawn.randint(1, 40), len(content))):
             content[at] ^= drawn.randint(1, 255)
     path.write_bytes(content)
