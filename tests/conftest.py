@@ -77,6 +77,14 @@ def layers_apart() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def same_everywhere() -> Iterator[None]:
+    """Compile in bfloat16: a trial, by chance on a busy machine, would decide on what is learnt and on the pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weightpager.compiler.model.device._bfloat16_pays", lambda: True)
+        yield
+
+
 @pytest.fixture(scope="session")
 def assistant_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four tasks on a tiny encoder."""
@@ -84,7 +92,7 @@ def assistant_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import weightpager as wp
 
     folder = tmp_path_factory.mktemp("assistant")
-    with layers_apart():
+    with layers_apart(), same_everywhere():
         wp.compile(tiny.assistant(folder, compare="dense"), out=folder / "assistant.bundle")
     return folder / "assistant.bundle"
 
@@ -96,7 +104,7 @@ def wordy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import weightpager as wp
 
     folder = tmp_path_factory.mktemp("wordy")
-    with pytest.MonkeyPatch.context() as patch, layers_apart():
+    with pytest.MonkeyPatch.context() as patch, layers_apart(), same_everywhere():
         patch.setattr("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096)
         wp.compile(tiny.wordy(folder), out=folder / "wordy.bundle")
     return folder / "wordy.bundle"
@@ -109,7 +117,8 @@ def writer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import weightpager as wp
 
     folder = tmp_path_factory.mktemp("writer")
-    wp.compile(tiny.writer(folder), out=folder / "writer.bundle")
+    with same_everywhere():
+        wp.compile(tiny.writer(folder), out=folder / "writer.bundle")
     return folder / "writer.bundle"
 
 
@@ -120,7 +129,8 @@ def camera_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import weightpager as wp
 
     folder = tmp_path_factory.mktemp("camera")
-    wp.compile(tiny.camera(folder), out=folder / "camera.bundle")
+    with same_everywhere():
+        wp.compile(tiny.camera(folder), out=folder / "camera.bundle")
     return folder / "camera.bundle"
 
 

@@ -223,7 +223,7 @@ def test_a_switch_while_a_budget_is_made_known_is_not_forgotten(
 
         monkeypatch.setattr("weightpager.engine.maintenance.prefetch_policy", slow)
         engine.set_budget(room_for(bundle, *TASKS))
-        until(lambda: made[0].expected.current == number, 20)
+        until(lambda: made[0].expected.current == number)
 
 
 def test_a_planner_is_told_of_a_current_task_that_is_asked_for_again(bundle: Bundle) -> None:
@@ -238,7 +238,7 @@ def test_a_planner_is_told_of_a_current_task_that_is_asked_for_again(bundle: Bun
         with engine.task("number"):
             pass
         engine.activate("animal")
-        until(lambda: told[-1:] == [["animal", "number", "animal"]], 5)
+        until(lambda: told[-1:] == [["animal", "number", "animal"]])
         assert [visit.task for visit in engine.monitor.visits()] == told[-1]
 
 
@@ -330,14 +330,14 @@ def test_a_switch_takes_the_slots_of_reads_that_have_not_begun(
 
 
 @contextmanager
-def hanging_ahead(bundle: Bundle) -> Iterator[tuple[wp.Engine, HangingStore]]:
+def hanging_ahead(bundle: Bundle, read_timeout: float) -> Iterator[tuple[wp.Engine, HangingStore]]:
     """Room for "animal" and "number"; the first one runs, and the reads of two pages for the other one hang."""
     store = HangingStore(LocalStore(bundle))
     others = np.union1d(bundle.pages_of("animal"), bundle.pages_of("weather"))
     hung = np.setdiff1d(bundle.pages_of("number"), others).tolist()
     assert len(hung) == 2
     budget = room_for(bundle, "animal", "number")
-    config = EngineConfig(budget, io_threads=3, prefetch=always("number"), read_timeout=0.1)
+    config = EngineConfig(budget, io_threads=3, prefetch=always("number"), read_timeout=read_timeout)
     with wp.Engine(bundle, config, lambda _: store) as engine:
         store.hang(hung)
         engine.activate("animal")
@@ -352,7 +352,7 @@ def hanging_ahead(bundle: Bundle) -> Iterator[tuple[wp.Engine, HangingStore]]:
 def test_a_read_ahead_that_hangs_does_not_keep_a_switch_from_the_old_tasks_memory(
     bundle: Bundle, expected: dict[str, torch.Tensor]
 ) -> None:
-    with hanging_ahead(bundle) as (engine, _):
+    with hanging_ahead(bundle, read_timeout=1) as (engine, _):
         assert torch.equal(logits(engine.activate("weather")), expected["weather"])
         assert engine.blocks.loading == 2
 
@@ -361,7 +361,7 @@ def test_a_read_ahead_that_hangs_fails_only_who_needs_its_memory(
     bundle: Bundle, expected: dict[str, torch.Tensor]
 ) -> None:
     least = room_for(bundle, "animal")
-    with hanging_ahead(bundle) as (engine, store):
+    with hanging_ahead(bundle, read_timeout=1) as (engine, store):
         assert engine.evict() <= 2
         engine.set_budget(room_for(bundle, *TASKS))
         engine.set_budget(least + 2 * bundle.page_bytes)

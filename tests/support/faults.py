@@ -103,7 +103,7 @@ class HangingStore:
         """Of any page, or of one of these."""
         with self._begun:
             assert self._begun.wait_for(
-                lambda: self.begun if pages is None else set(pages).intersection(self.begun), timeout=20
+                lambda: self.begun if pages is None else set(pages).intersection(self.begun), timeout=100
             )
 
     def read(self, first: int, into: Sequence[memoryview]) -> None:

@@ -41,7 +41,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_the_first_of_two_wins(tmp_path: Path) -> None:
-    barrier = Barrier(2, timeout=20)
+    barrier = Barrier(2, timeout=200)
 
     def build_as(name: str) -> str:
         def build(directory: Path) -> None:

@@ -250,10 +250,12 @@ def test_a_reserve_for_caches_holds_long_vectors_too(writer_bundle: Path) -> Non
 def test_a_server_whose_worker_is_stuck_is_not_ready(writer_bundle: Path) -> None:
     with serving(writer_bundle, Settings(timeout=0.1)) as running, running.http() as client:
         assert client.get("/ready").status_code == 200
-        going = running.service.worker.between(lambda: time.sleep(1.0))
+        seen = threading.Event()
+        going = running.service.worker.between(lambda: seen.wait(100))
         while client.get("/ready").status_code == 200:
             time.sleep(0.01)
         assert client.get("/status").json()["state"] == "stuck"
+        seen.set()
         going.result()
         running.until_idle()
         while running.service.worker.busy:
