@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from yaml.constructor import ConstructorError
 
 from weightpager.blocks import MAX_TASKS, BlockShape
-from weightpager.bundle.format.manifest import TaskName
 from weightpager.compiler.task_file.fields import (
     Block,
     Compare,
@@ -25,6 +24,7 @@ from weightpager.compiler.task_file.fields import (
     Size,
     Sparsity,
     Strength,
+    TaskName,
     broken,
 )
 from weightpager.compiler.task_file.messages import explain
