@@ -41,8 +41,14 @@ def activations_of(config: Any, itemsize: int) -> Activations:
         itemsize: bytes of a number that it computes with.
     """
     own = config.get_text_config()
-    width = int(getattr(own, "hidden_size", None) or 1024)
-    inner = int(getattr(own, "intermediate_size", None) or 4 * width)
-    heads = int(getattr(own, "num_attention_heads", None) or 16)
+    width = _largest(own, "hidden_size") or 1024
+    inner = _largest(own, "intermediate_size") or 4 * width
+    heads = _largest(own, "num_attention_heads") or 16
     # The residual, its norm, queries, keys, values and what attention gives; gate, up and their product.
     return Activations(itemsize * (8 * width + 3 * inner), itemsize * heads)
+
+
+def _largest(config: Any, name: str) -> int:
+    """A setting that may have a value for each of a model's stages; 0 if it isn't stated."""
+    found = getattr(config, name, None) or 0
+    return max(map(int, found), default=0) if isinstance(found, (list, tuple)) else int(found)
