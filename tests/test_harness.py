@@ -55,7 +55,9 @@ def test_the_harness_finds_the_model_by_its_name(writer_bundle: Path) -> None:
 
 
 def test_what_cannot_be_measured_is_refused(writer_bundle: Path, assistant_bundle: Path) -> None:
-    with pytest.raises(ConfigError, match="task animal: expected language-modeling or text-generation, found text-class"):
+    with pytest.raises(
+        ConfigError, match="task animal: expected language-modeling or text-generation, found text-class"
+    ):
         model(assistant_bundle, task="animal")
     with pytest.raises(UnknownTaskError, match="animals"):
         model(writer_bundle, task="animal")

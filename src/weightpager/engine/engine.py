@@ -69,7 +69,7 @@ class Engine(EngineMaintenance):
         super().__init__(opened, monitor, config)
         self._lock = threading.RLock()  # closing; never kept while storage works
         self._current: str | None = None
-        self._readers = ThreadReader(self.reader)
+        self._readers = ThreadReader()
         self._enter_real_time()
         if config.prefetch:
             self._prefetcher = Prefetcher(self._residency, bundle.page_bytes, self._policy())
@@ -233,7 +233,7 @@ class Engine(EngineMaintenance):
             Others: those of `activate`.
         """
         self.activate(name)
-        reader, entry = self._readers.of(self.bundle), self.bundle.task(name)
+        reader, entry = self._readers.of(self.bundle, self.reader), self.bundle.task(name)
         return predict(self.model(name), reader, entry, inputs, max_new_tokens=max_new_tokens)
 
     def deactivate(self) -> None:

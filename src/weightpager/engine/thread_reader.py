@@ -13,15 +13,13 @@ from weightpager.readers.tokenizer import Tokenizer
 class ThreadReader:
     """Keeps the calling thread's own reader, which was read once for a state of the bundle."""
 
-    def __init__(self, read: Callable[[], Tokenizer | ImageReader]) -> None:
-        """``read`` opens one."""
-        self._read = read
+    def __init__(self) -> None:
         self._own = threading.local()
 
-    def of(self, bundle: Bundle) -> Tokenizer | ImageReader:
-        """That of a bundle; errors are those of opening it."""
+    def of(self, bundle: Bundle, read: Callable[[], Tokenizer | ImageReader]) -> Tokenizer | ImageReader:
+        """That of a bundle, which ``read`` opens where it is a new one; errors are those of opening it."""
         known, reader = getattr(self._own, "held", (None, None))
         if known is not bundle or reader is None:
-            reader = self._read()
+            reader = read()
             self._own.held = bundle, reader
         return reader
