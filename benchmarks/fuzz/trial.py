@@ -115,7 +115,7 @@ def attempt(path: Path, plan: Plan) -> Trial:
 
 def outputs(path: Path) -> dict[str, bytes]:
     """Task → the bytes of its answer, of a sound bundle."""
-    with wp.Engine.from_pretrained(path) as engine:
+    with wp.Engine.from_pretrained(path, backend="torch") as engine:
         return {task: _answer(engine.activate(task), engine.bundle.task(task)) for task in engine.bundle.tasks}
 
 
