@@ -155,7 +155,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.usefixtures("all_cores", "shared_training")
+@pytest.mark.usefixtures("shared_training")
 def test_the_demo_reaches_what_it_promises(weightpager: Command, tmp_path: Path) -> None:
     found = weightpager("demo", "--json", "--out", tmp_path / "page.html")
     assert found.code == 0, found.err
