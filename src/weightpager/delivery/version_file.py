@@ -53,6 +53,13 @@ class StoredFile(Strict, frozen=True, kw_only=True):
         if sum(piece.bytes for piece in self.pieces) != self.bytes:
             raise ValueError(f"pieces of {self.bytes} bytes together")
 
+    def starts(self) -> Iterator[tuple[int, StoredPiece]]:
+        """Where each piece begins in the file, and the piece."""
+        start = 0
+        for piece in self.pieces:
+            yield start, piece
+            start += piece.bytes
+
 
 class Pack(Strict, frozen=True, kw_only=True):
     """A file of pages: its name, which is the hash of its pages' size and ids, and how many pages it has."""

@@ -15,7 +15,7 @@ from weightpager.blocks import MAX_TASKS, BlockGrid, BlockShape
 from weightpager.bundle.files.entry import FileEntry, Hash
 from weightpager.bundle.files.strict import Strict, checked, parse
 from weightpager.bundle.format.names import MANIFEST, is_inside
-from weightpager.bundle.format.page_file import ALIGNMENT, file_name, row_file_name
+from weightpager.bundle.format.page_file import ALIGNMENT, page_ranges, row_file_name
 from weightpager.bundle.format.row_table import RowTableEntry
 from weightpager.bundle.format.tied_table import TiedTableEntry
 from weightpager.errors import BundleFormatError, ConfigError
@@ -255,7 +255,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
 
     def page_file_names(self) -> list[str]:
         """Names of all page files, in order: those of blocks, then those of rows."""
-        return [*(file_name(number) for number in range(len(self.page_files))), *self.row_file_names()]
+        return [name for name, _, _ in self.page_ranges()]
 
     def row_file_names(self) -> list[str]:
         """Names of the page files of rows, in order."""
@@ -267,10 +267,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
 
     def page_ranges(self) -> Iterator[tuple[str, int, int]]:
         """Name of each page file, its first page and how many pages it has, as `page_file_names` has them."""
-        first = 0
-        for name, count in zip(self.page_file_names(), self.page_files + self.row_files, strict=True):
-            yield name, first, count
-            first += count
+        return page_ranges(self.page_files, self.row_files)
 
     @classmethod
     def parse(cls, text: bytes) -> Manifest:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO
@@ -36,6 +36,20 @@ def file_name(number: int) -> str:
 def row_file_name(number: int) -> str:
     """Name of page file ``number`` of those that hold rows."""
     return f"rows-{number:04d}.safetensors"
+
+
+def page_ranges(page_files: Sequence[int], row_files: Sequence[int]) -> Iterator[tuple[str, int, int]]:
+    """Name of each page file, its first page and how many pages it has: files of blocks, then those of rows.
+
+    Args:
+        page_files: pages in each file of blocks.
+        row_files: pages in each file of rows.
+    """
+    first = 0
+    for name, counts in ((file_name, page_files), (row_file_name, row_files)):
+        for number, count in enumerate(counts):
+            yield name(number), first, count
+            first += count
 
 
 def file_counts(pages: int, page_bytes: int) -> list[int]:

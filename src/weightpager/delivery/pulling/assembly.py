@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from blake3 import blake3
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.format import page_file
 from weightpager.delivery.pulling.installed import BUNDLE, VERSION, write_errors
-from weightpager.delivery.version_file import StoredFile, StoredPiece, VersionFile
+from weightpager.delivery.version_file import StoredPiece, VersionFile
 from weightpager.errors import BundleError, DeliveryError
 
 
@@ -35,10 +35,10 @@ class Assembly:
         self.bundle = folder / BUNDLE
         self._version = version
         self._ids = ids
-        self._files = list(_page_files(version))
+        self._files = list(page_file.page_ranges(version.page_files, version.row_files))
         self._places: dict[str, list[tuple[str, int]]] = defaultdict(list)
         for name, file in version.files.items():
-            for start, piece in _starts(file):
+            for start, piece in file.starts():
                 if piece.blake3 is not None:
                     self._places[piece.blake3].append((name, start))
 
@@ -122,7 +122,7 @@ class Assembly:
     def missing_pieces(self, name: str) -> Iterator[StoredPiece]:
         """Pieces of a file that aren't what they should be."""
         with write_errors(), (self.bundle / name).open("rb") as file:
-            for _, piece in _starts(self._version.files[name]):
+            for _, piece in self._version.files[name].starts():
                 content = file.read(piece.bytes)
                 if piece.blake3 is not None and blake3(content).hexdigest() != piece.blake3:
                     yield piece
@@ -134,7 +134,7 @@ class Assembly:
 
     def put_ids(self, name: str) -> None:
         """Write the ids of pages into the file that has them."""
-        for start, piece in _starts(self._version.files[name]):
+        for start, piece in self._version.files[name].starts():
             if piece.blake3 is None:
                 self._put(name, start, b"".join(self._ids))
 
@@ -183,22 +183,3 @@ def _own(path: Path) -> None:
         copy = path.with_name(f"{path.name}.own")
         shutil.copyfile(path, copy)
         copy.replace(path)
-
-
-def _page_files(version: VersionFile) -> Iterator[tuple[str, int, int]]:
-    names: list[tuple[Callable[[int], str], list[int]]] = [
-        (page_file.file_name, version.page_files),
-        (page_file.row_file_name, version.row_files),
-    ]
-    first = 0
-    for name, counts in names:
-        for number, count in enumerate(counts):
-            yield name(number), first, count
-            first += count
-
-
-def _starts(file: StoredFile) -> Iterator[tuple[int, StoredPiece]]:
-    start = 0
-    for piece in file.pieces:
-        yield start, piece
-        start += piece.bytes

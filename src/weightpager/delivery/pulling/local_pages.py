@@ -121,11 +121,9 @@ class LocalPieces:
         self._places: dict[str, tuple[Path, int, int]] = {}
         for bundle in bundles:
             for name, file in (bundle.version.files if bundle.version is not None else {}).items():
-                start = 0
-                for piece in file.pieces:
+                for start, piece in file.starts():
                     if piece.blake3 is not None:
                         self._places[piece.blake3] = bundle.root / name, start, piece.bytes
-                    start += piece.bytes
 
     def piece(self, digest: str) -> bytes | None:
         """A piece's bytes, checked; None if there is none that is whole."""
