@@ -81,7 +81,7 @@ def layers_apart() -> Iterator[None]:
 def same_everywhere() -> Iterator[None]:
     """Compile in bfloat16: a trial, by chance on a busy machine, would decide on what is learnt and on the pages."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("weightpager.compiler.model.device._bfloat16_pays", lambda: True)
+        patch.setattr("weightpager.compiler.training.device._bfloat16_pays", lambda: True)
         yield
 
 

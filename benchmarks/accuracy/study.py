@@ -19,8 +19,6 @@ from weightpager.bundle import Bundle, writing
 from weightpager.bundle.footprint import footprint
 from weightpager.compiler.measuring.quantise import Quantisation
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.evaluate import evaluate
-from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.pipeline import Sparse, assemble
 from weightpager.compiler.prepare import calibrated, trained
 from weightpager.compiler.recovery.finetune import Lesson, finetune
@@ -33,6 +31,8 @@ from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.task_file.sections import RecoverSpec
+from weightpager.compiler.training.evaluate import evaluate
+from weightpager.compiler.training.masks import Masks
 from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.progress import Progress
 from weightpager.store import StorageModel

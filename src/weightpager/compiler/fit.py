@@ -25,7 +25,6 @@ from weightpager.bundle.report.compile_report import Fit
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
-from weightpager.compiler.model.masks import Masks, block_sums
 from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
 from weightpager.compiler.packing.plan import plan_bundle
 from weightpager.compiler.packing.write import write_bundle
@@ -33,6 +32,7 @@ from weightpager.compiler.recovery.own_parameters import separate
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks
+from weightpager.compiler.training.masks import Masks, block_sums
 from weightpager.config import format_enough, format_room
 from weightpager.errors import CompileError
 from weightpager.page_dtype import PageDtype, block_bytes

@@ -23,7 +23,6 @@ from weightpager.compiler.graph.write import write_graphs
 from weightpager.compiler.measuring.measure import Written, measure_written
 from weightpager.compiler.measuring.report import common_fields
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
-from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import pack
@@ -38,6 +37,7 @@ from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import alignment_problem
 from weightpager.compiler.selection.placement import place
 from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.training.masks import Masks
 from weightpager.progress import Progress
 from weightpager.store import StorageModel
 from weightpager.trace_file import read_trace

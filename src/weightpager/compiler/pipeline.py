@@ -19,7 +19,6 @@ from weightpager.compiler.grow import grow
 from weightpager.compiler.measuring.controls import compared, measure_controls
 from weightpager.compiler.measuring.measure import measure_written
 from weightpager.compiler.measuring.report import Control, common_fields, control_scores
-from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.plan import plan_bundle
 from weightpager.compiler.packing.write import write_bundle
@@ -33,6 +32,7 @@ from weightpager.compiler.selection.alignment_target import choose_alignment
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.training.masks import Masks
 from weightpager.progress import Progress, silent
 from weightpager.trace_file import read_trace
 

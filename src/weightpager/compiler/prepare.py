@@ -26,7 +26,6 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.directory import check_known
 from weightpager.compiler.recovery.low_rank import check_rank
 from weightpager.compiler.recovery.own_parameters import separate, train_own
-from weightpager.compiler.recovery.steps import with_steps
 from weightpager.compiler.recovery.train import train
 from weightpager.compiler.reorder.apply import apply, permuted_calibration, reorder
 from weightpager.compiler.resume.cache import Cache
@@ -37,6 +36,7 @@ from weightpager.compiler.selection.floor_trial import choose_evenness
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
 from weightpager.compiler.selection.saliency import Calibration, block_saliency, calibrate
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.training.steps import with_steps
 from weightpager.progress import Progress, Steps
 from weightpager.task_data.texts import Example
 

@@ -20,12 +20,12 @@ from weightpager.bundle.report.compile_report import ControlScore, read_report
 from weightpager.compiler.measuring import controls
 from weightpager.compiler.measuring.controls import cost, measure_controls, trained_on
 from weightpager.compiler.measuring.quantise import INT8
-from weightpager.compiler.model.evaluate import evaluate
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
+from weightpager.compiler.training.evaluate import evaluate
 from weightpager.errors import ConfigError
 from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.progress import silent

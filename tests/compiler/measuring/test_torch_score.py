@@ -12,7 +12,7 @@ from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.torch_score import torch_score
-from weightpager.compiler.model import device
+from weightpager.compiler.training import device
 from weightpager.page_dtype import PageDtype
 
 

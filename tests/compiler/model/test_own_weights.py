@@ -25,12 +25,12 @@ from weightpager.bundle.report.compile_report import read_report
 from weightpager.compiler import task_file
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.masks import Masks, module_name
 from weightpager.compiler.model.own_weights import SHARED, group
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.selection.block_choice import choose_blocks
+from weightpager.compiler.training.masks import Masks, module_name
 from weightpager.errors import CompileError, ConfigError
 
 CLASSES = {"animal": ["cat", "dog"], "weather": ["sun", "rain"], "number": ["one", "two"], "sky": ["snow", "blue"]}

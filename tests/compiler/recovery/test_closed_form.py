@@ -20,13 +20,13 @@ from weightpager.compiler import data as task_data
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.device import autocast
-from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.recovery import closed_form
 from weightpager.compiler.recovery.closed_form import _TOLERANCE, RIDGE, refit, solve
 from weightpager.compiler.recovery.layer_stream import LayerStream
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.file import from_dict
+from weightpager.compiler.training.device import autocast
+from weightpager.compiler.training.masks import Masks
 
 
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(2, 12), st.integers(0, 1000))

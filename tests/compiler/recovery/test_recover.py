@@ -22,10 +22,7 @@ from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.loss import loss
-from weightpager.compiler.model.masks import Masks, block_sums, drop
 from weightpager.compiler.model.task_weights import TaskWeights
-from weightpager.compiler.recovery.early_stopping import CHECKS, check_steps, validation_of
 from weightpager.compiler.recovery.finetune import Lesson, finetune
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.recover import recover
@@ -35,6 +32,9 @@ from weightpager.compiler.resume.journal import Journal, kept_beside
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.task_file.sections import RecoverSpec
+from weightpager.compiler.training.early_stopping import CHECKS, check_steps, validation_of
+from weightpager.compiler.training.loss import loss
+from weightpager.compiler.training.masks import Masks, block_sums, drop
 from weightpager.errors import CompileError, ConfigError, WeightpagerError
 
 QUIET = Journal.none()

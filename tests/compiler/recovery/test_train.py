@@ -14,10 +14,11 @@ import tiny_models as tiny
 from weightpager.answers.score import Score
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.model import dense_model, masks
+from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.evaluate import evaluate
 from weightpager.compiler.recovery import train
+from weightpager.compiler.training import masks
+from weightpager.compiler.training.evaluate import evaluate
 from weightpager.errors import CompileError
 
 

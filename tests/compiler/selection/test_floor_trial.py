@@ -12,9 +12,6 @@ import torch
 
 import tiny
 from weightpager.compiler.alignment.problem import floors
-from weightpager.compiler.model.device import autocast
-from weightpager.compiler.model.loss import loss
-from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.prepare import prepare
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
@@ -23,6 +20,9 @@ from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.floor_trial import HIGH, choose_evenness
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import from_dict
+from weightpager.compiler.training.device import autocast
+from weightpager.compiler.training.loss import loss
+from weightpager.compiler.training.masks import Masks
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from torch.nn.functional import cross_entropy
 import tiny_models as tiny
 from weightpager.compiler import data, task_file
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model import dense_model, masks
+from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.selection.saliency import block_saliency, calibrate, normalised
+from weightpager.compiler.training import masks
 from weightpager.errors import CompileError
 
 

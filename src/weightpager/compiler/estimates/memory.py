@@ -6,9 +6,9 @@ from transformers import PretrainedConfig
 
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.device import multiplies_in_bfloat16, training_device
 from weightpager.compiler.reorder.dimensions import dimensions
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.training.device import multiplies_in_bfloat16, training_device
 from weightpager.errors import CompileError
 from weightpager.machine.memory import read_memory
 from weightpager.task_data.batches import at_once

@@ -19,13 +19,8 @@ from weightpager.compiler.measuring.quantise import QUANTISATIONS, Quantisation
 from weightpager.compiler.measuring.report import Control
 from weightpager.compiler.measuring.torch_score import torch_score
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
-from weightpager.compiler.model.device import placed, training_device
-from weightpager.compiler.model.evaluate import Model
-from weightpager.compiler.model.masks import module_name
-from weightpager.compiler.model.replaced import Replaced
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
-from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.low_rank import dense_part
 from weightpager.compiler.recovery.recover import recover
 from weightpager.compiler.recovery.rounding import stored
@@ -36,6 +31,11 @@ from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.training.device import placed, training_device
+from weightpager.compiler.training.early_stopping import validation_of
+from weightpager.compiler.training.evaluate import Model
+from weightpager.compiler.training.masks import module_name
+from weightpager.compiler.training.replaced import Replaced
 from weightpager.nn import is_plain_embedding
 from weightpager.page_dtype import block_bytes
 from weightpager.progress import Progress, Steps

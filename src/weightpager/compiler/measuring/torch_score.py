@@ -9,8 +9,8 @@ import torch
 from weightpager.answers.score import Score
 from weightpager.bundle.format.manifest import FORMS
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.model.device import autocast
-from weightpager.compiler.model.evaluate import Model, evaluate
+from weightpager.compiler.training.device import autocast
+from weightpager.compiler.training.evaluate import Model, evaluate
 from weightpager.page_dtype import PageDtype
 from weightpager.progress import Steps
 

@@ -1,1 +1,1 @@
-"""The dense model: loading it, which of its weights are paged, and masks laid over them. Torch."""
+"""The dense model: loading it, its parameters by name, and which of its weights are paged. Torch."""

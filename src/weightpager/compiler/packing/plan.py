@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from weightpager.compiler.model.masks import Keep
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import Packing, pack
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
@@ -12,6 +11,7 @@ from weightpager.compiler.packing.write import BundlePlan
 from weightpager.compiler.rows.row_uses import choose_tables
 from weightpager.compiler.selection.block_choice import transitions_of
 from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.training.masks import Keep
 from weightpager.page_dtype import block_bytes
 from weightpager.store import StorageModel
 from weightpager.transitions import Transitions

@@ -24,13 +24,13 @@ from weightpager.bundle.settings.checks import GENERATION
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.graph.write import write_graphs
 from weightpager.compiler.model.dense_model import Source, parameters
-from weightpager.compiler.model.masks import Keep
 from weightpager.compiler.model.parameter_format import ParameterFormat
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.pack import Packing
 from weightpager.compiler.recovery.low_rank import write_adapters
 from weightpager.compiler.rows.row_uses import NO_ROWS, RowChoice
 from weightpager.compiler.rows.write import WrittenRows, write_rows
+from weightpager.compiler.training.masks import Keep
 from weightpager.page_dtype import PageDtype, block_bytes, encode, page_content
 from weightpager.transitions import Transitions
 

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
-from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.recovery.error_feedback import fed_back
 from weightpager.compiler.recovery.layer_stream import LayerStream
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.training.masks import Masks
 from weightpager.page_dtype import Encoding
 from weightpager.progress import Steps
 

@@ -17,15 +17,15 @@ from torch import Tensor
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.device import placed, training_device
-from weightpager.compiler.model.loss import loss
-from weightpager.compiler.model.masks import Masks, Rounded, masked_logits
-from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.recovery.train import groups
 from weightpager.compiler.recovery.training_loop import Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec
+from weightpager.compiler.training.device import placed, training_device
+from weightpager.compiler.training.early_stopping import validation_of
+from weightpager.compiler.training.loss import loss
+from weightpager.compiler.training.masks import Masks, Rounded, masked_logits
 from weightpager.progress import Steps
 
 STAGE = "finetune"

@@ -15,7 +15,7 @@ from transformers import Cache, PreTrainedModel
 from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import repeated_layers
-from weightpager.compiler.model.device import autocast
+from weightpager.compiler.training.device import autocast
 from weightpager.errors import CompileError
 
 _ELSE = "use 'recover: {method: finetune}' or none"

@@ -16,12 +16,12 @@ from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
-from weightpager.compiler.model.loss import loss
-from weightpager.compiler.model.masks import Masks, logits_with
 from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.recovery.rounding import stored_if_coarse
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.training.loss import loss
+from weightpager.compiler.training.masks import Masks, logits_with
 from weightpager.progress import Steps
 
 

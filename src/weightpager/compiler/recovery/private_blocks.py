@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
-from weightpager.compiler.model.masks import block_sums, drop, logits_with, module_name
 from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
-from weightpager.compiler.recovery.early_stopping import validation_of
 from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import LowRankParameters
 from weightpager.compiler.recovery.own_parameters import separate
 from weightpager.compiler.recovery.rounding import Rounding, stored_if_coarse
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.training.early_stopping import validation_of
+from weightpager.compiler.training.masks import block_sums, drop, logits_with, module_name
 from weightpager.progress import Steps
 
 Chosen = Mapping[str, npt.NDArray[np.bool_]]

@@ -9,13 +9,13 @@ from functools import partial
 
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.recovery.closed_form import refit, tokens_wanted
 from weightpager.compiler.recovery.finetune import Lesson, finetune, resumes
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.rounding import ROUNDED
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.training.masks import Masks
 from weightpager.page_dtype import ENCODINGS
 from weightpager.progress import Progress
 

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from weightpager.blocks import BlockGrid
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
-from weightpager.compiler.recovery.early_stopping import check_steps
+from weightpager.compiler.training.early_stopping import check_steps
 from weightpager.page_dtype import ENCODINGS, Encoding, PageDtype, decode, encode
 
 ROUNDED: frozenset[PageDtype] = frozenset({"int4"})

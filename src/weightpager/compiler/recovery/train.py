@@ -11,12 +11,12 @@ from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
-from weightpager.compiler.model.device import placed, training_device
-from weightpager.compiler.model.loss import loss
-from weightpager.compiler.model.masks import masked_logits
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.sections import RecoverSpec, TrainingSpec
+from weightpager.compiler.training.device import placed, training_device
+from weightpager.compiler.training.loss import loss
+from weightpager.compiler.training.masks import masked_logits
 from weightpager.progress import Steps, silent
 
 _log = logging.getLogger(__name__)

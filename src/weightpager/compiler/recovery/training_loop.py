@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.recovery.early_stopping import EarlyStopping, Validation
 from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.training.early_stopping import EarlyStopping, Validation
 from weightpager.errors import CompileError
 from weightpager.progress import Steps
 

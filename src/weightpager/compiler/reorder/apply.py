@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import Source, parameters
-from weightpager.compiler.model.evaluate import evaluating
 from weightpager.compiler.reorder.dimensions import Dimension, Indices, dimensions
 from weightpager.compiler.reorder.families import RESIDUAL
 from weightpager.compiler.reorder.search import Elements, Floats, gather
 from weightpager.compiler.selection.saliency import Calibration
+from weightpager.compiler.training.evaluate import evaluating
 from weightpager.errors import CompileError
 
 _log = logging.getLogger(__name__)

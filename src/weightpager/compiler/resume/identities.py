@@ -12,8 +12,8 @@ from blake3 import blake3
 
 import weightpager
 from weightpager.bundle.files.entry import hash_file
-from weightpager.compiler.model.device import training_device
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.training.device import training_device
 from weightpager.task_data.held_out import fingerprint
 from weightpager.task_data.rows import hashed
 

@@ -16,12 +16,12 @@ from weightpager.compiler.alignment.problem import Bools, Floats, expected_switc
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.model.evaluate import evaluate
-from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.own_weights import Versions
-from weightpager.compiler.model.replaced import Replaced
 from weightpager.compiler.selection.block_choice import aligned, transitions_of
 from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.training.evaluate import evaluate
+from weightpager.compiler.training.masks import Masks
+from weightpager.compiler.training.replaced import Replaced
 from weightpager.config import format_room
 from weightpager.errors import CompileError
 from weightpager.page_dtype import block_bytes

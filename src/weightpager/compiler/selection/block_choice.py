@@ -8,11 +8,11 @@ import numpy as np
 
 from weightpager.compiler.alignment.problem import AlignmentProblem, Floats
 from weightpager.compiler.alignment.structure_aligner import align
-from weightpager.compiler.model.masks import Masks
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.selection.saliency import normalised
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.training.masks import Masks
 from weightpager.trace_file import read_trace
 from weightpager.transitions import Transitions
 

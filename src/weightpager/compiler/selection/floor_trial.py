@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.loss import loss
-from weightpager.compiler.model.masks import Masks, masked_logits
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.training.loss import loss
+from weightpager.compiler.training.masks import Masks, masked_logits
 from weightpager.progress import Progress
 
 HIGH = 0.5

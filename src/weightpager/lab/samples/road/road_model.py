@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 from transformers import ViTConfig, ViTModel
 
-from weightpager.compiler.model.device import autocast
+from weightpager.compiler.training.device import autocast
 from weightpager.lab.samples.download.building import build_once, key_of
 from weightpager.lab.samples.road.driving import MARKS_FILE, images
 from weightpager.lab.samples.road.road_picture import MARKS, SIDE

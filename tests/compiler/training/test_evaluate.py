@@ -15,9 +15,9 @@ from weightpager.answers.kinds.kind import IGNORED
 from weightpager.answers.score import Score
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.evaluate import evaluate
-from weightpager.compiler.model.loss import loss
-from weightpager.compiler.model.replaced import Replaced
+from weightpager.compiler.training.evaluate import evaluate
+from weightpager.compiler.training.loss import loss
+from weightpager.compiler.training.replaced import Replaced
 
 
 class Lookup(nn.Module):

@@ -19,8 +19,8 @@ from weightpager.blocks import BlockGrid
 from weightpager.bundle import TaskKind
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
-from weightpager.compiler.model.device import autocast
-from weightpager.compiler.model.loss import needed
+from weightpager.compiler.training.device import autocast
+from weightpager.compiler.training.loss import needed
 
 Keep = Mapping[str, npt.NDArray[np.bool_]]
 """Paged weight → keep masks [blocks of the grid, tasks]."""

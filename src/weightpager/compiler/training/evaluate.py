@@ -15,7 +15,7 @@ from weightpager.answers.score import Score
 from weightpager.backends.torch.torch_model import TorchModel
 from weightpager.bundle import TaskKind
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.replaced import Replaced
+from weightpager.compiler.training.replaced import Replaced
 from weightpager.progress import Steps, silent
 from weightpager.task_data.completions import Asked
 

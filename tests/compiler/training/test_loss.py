@@ -13,9 +13,9 @@ import families
 from weightpager.answers.kinds.kind import IGNORED
 from weightpager.bundle.format.manifest import TaskKind
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model import masks
-from weightpager.compiler.model.loss import aligned, loss, needed
-from weightpager.compiler.model.masks import logits_with
+from weightpager.compiler.training import masks
+from weightpager.compiler.training.loss import aligned, loss, needed
+from weightpager.compiler.training.masks import logits_with
 
 KINDS: list[TaskKind] = ["text-generation", "language-modeling"]
 

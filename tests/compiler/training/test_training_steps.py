@@ -13,11 +13,11 @@ import pytest
 import tiny
 from weightpager.compiler.data.splits import TaskData, collate_texts
 from weightpager.compiler.prepare import trained
-from weightpager.compiler.recovery.steps import TIMES, enough
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.prepared import Trained
 from weightpager.compiler.task_file.file import from_dict
+from weightpager.compiler.training.steps import TIMES, enough
 from weightpager.task_data.texts import Example
 
 
