@@ -1,4 +1,4 @@
-"""Compile the bundles of the device's tests into a folder: ``python tests/device/make_bundles.py FOLDER``."""
+"""Make what the device's tests read: ``python tests/device/make_bundles.py FOLDER`` compiles and publishes bundles."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from transformers.utils import logging
 
 import tiny
 import weightpager as wp
+from fleet import Place
 
 
 def make(folder: Path) -> None:
-    """The bundles that fixtures of the same names compile."""
+    """The bundles that fixtures of the same names compile, and a repository of one of them."""
     logging.disable_progress_bar()
     tasks = {"assistant": tiny.assistant, "writer": tiny.writer, "camera": tiny.camera}
     for name, task_file in tasks.items():
@@ -24,6 +25,7 @@ def make(folder: Path) -> None:
     (folder / "wordy").mkdir()
     with patch("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096):
         wp.compile(tiny.wordy(folder / "wordy"), out=folder / "wordy" / "wordy.bundle")
+    Place.make(folder / "fleet").publish_in_two_versions(folder / "assistant" / "assistant.bundle", "weather")
 
 
 if __name__ == "__main__":

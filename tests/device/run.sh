@@ -21,5 +21,5 @@ run() { "$device" -m pytest --quiet --confcutdir tests/device -p no:cacheprovide
 "$device" -c "import weightpager.kernels as k; assert k.isa() != 'reference', k.isa()"
 if "$device" -c "import torch" 2>/dev/null; then echo "expected no torch on a device"; exit 1; fi
 run
-install "$(echo "$folder"/weightpager-*.whl)[images,serve]"
-run -k "images or camera or server"
+install "$(echo "$folder"/weightpager-*.whl)[images,pull,serve]"
+run -k "images or camera or server or pull"

@@ -24,6 +24,7 @@ from weightpager.machine.packages import is_installed
 
 native = pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
 images = pytest.mark.skipif(not is_installed("PIL"), reason="weightpager[images] isn't installed")
+pulling = pytest.mark.skipif(not is_installed("tuf"), reason="weightpager[pull] isn't installed")
 serving = pytest.mark.skipif(not is_installed("fastapi"), reason="weightpager[serve] isn't installed")
 
 
@@ -59,6 +60,7 @@ print(*(name for name in {unwanted} if name in sys.modules))
         ("verify", "BUNDLE", "--json"),
         ("plan", "BUNDLE", "--to", "weather", "--json"),
         ("simulate", "BUNDLE", "--trace", "TRACE", "--json"),
+        ("diff", "BUNDLE", "BUNDLE"),
         ("ls", "FOLDER"),
         ("ps",),
     ],
@@ -168,6 +170,29 @@ def test_tasks_are_measured(which: str, bundles: Bundles) -> None:
         assert (own["metric"], own["dense"], own["items"]) == (task.metric, task.dense, task.items)
         assert own["sparse"] == pytest.approx(task.sparse, rel=1e-4)
         assert own["sparse_interval"] == pytest.approx(task.sparse_interval, rel=1e-4)
+
+
+@pytest.mark.skipif(is_installed("tuf"), reason="weightpager[pull] is installed")
+def test_a_pull_says_what_to_install(tmp_path: Path) -> None:
+    ran = weightpager("pull", tmp_path, "assistant", "--into", tmp_path)
+    assert ran.returncode == 2
+    assert "install 'weightpager[pull]' to use this command" in " ".join(ran.stderr.split())
+
+
+@native
+@pulling
+def test_a_pull_brings_a_bundle_up_to_date_and_a_rollback_goes_back(repository: Path, tmp_path: Path) -> None:
+    """The rows are answered by an engine, as soon as the version is there."""
+    device, rows = ("--into", tmp_path, "--json"), tmp_path / "rows.jsonl"
+    trust = repository / "metadata" / "1.root.json"
+    told(weightpager("pull", repository, "assistant", "--version", "1", "--trust", trust, *device))
+    smaller = Bundle.open(tmp_path / "assistant.bundle")
+    label = told(weightpager("run", smaller.path, "--task", "animal", "--json", "red cat"))["predictions"][0]["label"]
+    rows.write_text(json.dumps({"task": "animal", "text": "red cat", "label": label}) + "\n")
+    pulled = told(weightpager("pull", repository, "assistant", "--check-rows", rows, *device))
+    assert (pulled["version"], "weather" in Bundle.open(tmp_path / "assistant.bundle").tasks) == ("2", True)
+    assert told(weightpager("rollback", "assistant", *device))["now"] == "1"
+    assert Bundle.open(tmp_path / "assistant.bundle").tasks.keys() == smaller.tasks.keys()
 
 
 @pytest.mark.skipif(is_installed("fastapi"), reason="weightpager[serve] is installed")

@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from weightpager.bundle.garbage import collect
 from weightpager.delivery.publishing import repository
 from weightpager.delivery.publishing.publish import Published, publish
 from weightpager.delivery.pulling.pull import Check, Pulled, Wish, pull
@@ -41,6 +43,14 @@ class Place:
 
     def publish(self, bundle: Path, channel: str = "stable", version: str | None = None) -> Published:
         return publish(bundle, self.root, self.keys, NAME, channel, version)
+
+    def publish_in_two_versions(self, bundle: Path, dropped: str) -> None:
+        """First without a task, then all of it."""
+        with TemporaryDirectory() as folder:
+            smaller = Path(shutil.copytree(bundle, Path(folder) / "smaller.bundle"))
+            collect(smaller, drop=[dropped])
+            self.publish(smaller)
+        self.publish(bundle)
 
 
 @dataclass(frozen=True)
