@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,7 @@ from safetensors.numpy import save
 from weightpager.bundle.files.entry import hash_file
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.files.permissions import imitate_tree
+from weightpager.bundle.files.storage_errors import storage_errors_as
 from weightpager.bundle.format import page_file, page_index, permutations, placement, row_table
 from weightpager.bundle.format.manifest import VERSION, Manifest
 from weightpager.bundle.format.names import MANIFEST, MANIFEST_HASH
@@ -27,6 +29,9 @@ from weightpager.bundle.format.permutations import Permutations
 from weightpager.bundle.format.placement import Placement
 from weightpager.errors import CompileError, ConfigError
 from weightpager.machine.paths import has_directory, has_file
+
+storage_errors = partial(storage_errors_as, CompileError, "the bundle")
+"""A context that turns an `OSError` of the storage into a `CompileError`."""
 
 
 class BundleWriter:
@@ -114,15 +119,6 @@ class BundleWriter:
         text = replace(manifest, version=VERSION, files=files).dump()  # page ids cover page files
         self.put(MANIFEST, text)
         self.put(MANIFEST_HASH, blake3(text).hexdigest().encode() + b"\n")
-
-
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """Turn what the storage refuses, a full disk above all, into a `CompileError`."""
-    try:
-        yield
-    except OSError as error:
-        raise CompileError(f"cannot write {error.filename or 'the bundle'}: {error.strerror or error}") from error
 
 
 @contextmanager

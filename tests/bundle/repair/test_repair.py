@@ -17,6 +17,7 @@ import tiny
 import weightpager as wp
 from damage import KINDS, contents, damage, good_pages
 from weightpager.bundle import Bundle
+from weightpager.bundle.files.new_file import beside
 from weightpager.bundle.format import page_file
 from weightpager.bundle.garbage import collect
 from weightpager.bundle.repair.mend import repair
@@ -268,7 +269,7 @@ def test_a_bundle_that_is_exchanged_meanwhile_is_not_written_to(
 
 def test_what_a_killed_repair_left_is_replaced(copy: Path, assistant_bundle: Path) -> None:
     (copy / "model/config.json").unlink()
-    (copy / "model/.config.json.mending").write_bytes(b"half")
+    beside(copy / "model/config.json").write_bytes(b"half")
     assert repair(copy, assistant_bundle).mended_files == ("model/config.json",)
     assert contents(copy) == contents(assistant_bundle)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import glob
 import os
 import shutil
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from weightpager.bundle.files.lock import lock
 from weightpager.bundle.files.permissions import open_up
 
 _AT_FDCWD = -100
@@ -62,13 +62,13 @@ def scratch(
     _remove_leftovers(parent, prefix)
     with errors():
         temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    lock = _lock(temporary)
+    held = _lock(temporary)
     try:
         yield temporary
     finally:
         _remove(temporary)
-        if lock is not None:
-            os.close(lock)
+        if held is not None:
+            os.close(held)
 
 
 def _lock(directory: Path) -> int | None:
@@ -77,12 +77,11 @@ def _lock(directory: Path) -> int | None:
         descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # another user's, or gone by now
         return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    with suppress(OSError):
+        if lock(descriptor):
+            return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _remove(directory: Path) -> None:
@@ -95,10 +94,10 @@ def _remove(directory: Path) -> None:
 
 def _remove_leftovers(parent: Path, prefix: str) -> None:
     for entry in parent.glob(f"{glob.escape(prefix)}*"):
-        lock = _lock(entry) if entry.is_dir() else None
-        if lock is not None:
+        held = _lock(entry) if entry.is_dir() else None
+        if held is not None:
             _remove(entry)
-            os.close(lock)
+            os.close(held)
 
 
 def sync(path: Path) -> None:

@@ -5,11 +5,11 @@ Whatever stops it, even kill -9, leaves each page and file as damaged as it was,
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.bundle.files.entry import FileEntry, check_file
+from weightpager.bundle.files.lock import locked
 from weightpager.bundle.files.new_directory import sync
+from weightpager.bundle.files.new_file import beside, new_file
 from weightpager.bundle.files.permissions import imitate
 from weightpager.bundle.format.manifest import Manifest
 from weightpager.bundle.format.names import MANIFEST
@@ -82,24 +84,18 @@ def _held(root: Path) -> Iterator[Path]:
     Another bundle may take this one's place meanwhile, and its pages must not be overwritten with ours. The yielded
     path goes through a descriptor of the directory that was opened.
     """
+    taken = BundleError(f"{root}: expected to be alone, found another process mending it; wait for it")
+    # No lock is required: two who mend write the same bytes.
+    with locked(root, os.O_RDONLY | os.O_DIRECTORY, taken, partial(_absence, root), required=False) as descriptor:
+        yield Path(f"/proc/self/fd/{descriptor}")
+
+
+@contextmanager
+def _absence(root: Path) -> Iterator[None]:
     try:
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        yield
     except OSError as error:
         raise BundleError(f"{root}: expected a bundle directory to mend, found none: {error.strerror}") from error
-    try:
-        _lock(descriptor, root)
-        yield Path(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, root: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BundleError(f"{root}: expected to be alone, found another process mending it; wait for it") from error
-    except OSError:
-        return  # a file system without locks; two who mend write the same bytes
 
 
 def _check_donor(root: Path, donor: Path) -> None:
@@ -209,17 +205,9 @@ def _replace(root: Path, name: str, write: Callable[[IO[bytes]], object]) -> Non
     """Put a file in the place of one that is damaged or missing, whole or not at all."""
     path = _inside(root, name)
     _make_folder(root, path.parent)
-    temporary = path.with_name(f".{path.name}.mending")
-    temporary.unlink(missing_ok=True)  # a killed process has left it
-    try:
-        with temporary.open("xb") as file:
-            imitate(temporary, (root / MANIFEST).stat())
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_file(path) as file:
+        imitate(beside(path), (root / MANIFEST).stat())
+        write(file)
     for folder in Path(name).parents:
         sync(root / folder)  # it may be new
 

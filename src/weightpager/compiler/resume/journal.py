@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 import weightpager
+from weightpager.bundle.files.lock import locked
 from weightpager.bundle.writer import storage_errors
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.entry import Entry, read_entry, step_of, write_entry
@@ -104,17 +104,17 @@ class Journal:
             return
         with storage_errors():
             self._folder.mkdir(exist_ok=True)
-            descriptor = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _lock(descriptor, self._folder)
+        taken = CompileError(
+            f"expected that nobody else compiles this bundle, found another compile that holds {self._folder}; "
+            "wait until it has ended, or choose another name"
+        )
+        with locked(self._folder, os.O_RDONLY, taken, storage_errors, required=False):
             try:
                 yield
                 self.remove()
             finally:
                 for journal in (*self._parts.values(), self):
                     journal._drop_if_empty()
-        finally:
-            os.close(descriptor)
 
     @property
     def folder(self) -> Path | None:
@@ -238,15 +238,3 @@ def _in_words(stage: str) -> str:
     return (
         f"{stage.removeprefix('private-')}'s own values" if stage.startswith("private-") else _WORDS.get(stage, stage)
     )
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise CompileError(
-            f"expected that nobody else compiles this bundle, found another compile that holds {folder}; "
-            "wait until it has ended, or choose another name"
-        ) from error
-    except OSError:  # a file system without locks
-        return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
 
+from weightpager.bundle.files.new_file import new_file
+from weightpager.bundle.files.storage_errors import storage_errors_as
 from weightpager.errors import ConfigError, DeliveryError
 from weightpager.machine.paths import has_directory
 
@@ -29,17 +30,8 @@ def create(folder: Path, role: str, numbers: Iterable[object]) -> list[CryptoSig
 
 def _create(path: Path) -> CryptoSigner:
     signer = CryptoSigner.generate_ed25519()
-    new = path.with_suffix(".new")
-    try:
-        new.unlink(missing_ok=True)
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(signer.private_bytes)
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(path)
-    except OSError as error:
-        raise DeliveryError(f"cannot write the key {path}: {error.strerror or error}") from error
+    with storage_errors_as(DeliveryError, f"the key {path}"), new_file(path, 0o600) as file:
+        file.write(signer.private_bytes)
     return signer
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from weightpager.bundle.files.lock import locked
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.delivery.names import METADATA, OBJECTS, PACKS, TARGETS
 from weightpager.delivery.publishing import keys, roles
 from weightpager.delivery.publishing.roles import ROLES, Roles, no_repository
 from weightpager.delivery.publishing.written_file import remove_leftovers, storage_errors
 from weightpager.errors import ConfigError, DeliveryError
+from weightpager.machine.paths import has_directory
 
 _LOCK = ".lock"
 
@@ -79,21 +80,12 @@ def alone(repository: Path) -> Iterator[None]:
     Raises:
         DeliveryError: somebody is writing to it, or there is none.
     """
-    with storage_errors():
-        if not (repository / METADATA).is_dir():
-            raise no_repository(repository)
-        descriptor = os.open(repository / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DeliveryError(
-                f"{repository}: expected to write alone, found another process that publishes; wait for it"
-            ) from error
+    if not has_directory(repository / METADATA):
+        raise no_repository(repository)
+    taken = DeliveryError(f"{repository}: expected to write alone, found another process that publishes; wait for it")
+    with locked(repository / _LOCK, os.O_RDWR | os.O_CREAT, taken, storage_errors, mode=0o644):
         remove_leftovers(repository)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def refresh(repository: Path, key_folder: Path, also: list[str], days: int | None = None) -> dict[str, str]:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from weightpager.bundle.files.new_file import new_file
 from weightpager.bundle.format import page_index
 from weightpager.bundle.reader import read_manifest
 from weightpager.bundle.verify import verify
@@ -263,7 +264,6 @@ def _pack_ids(source: Source, folder: Path, name: str, pages: int, page_bytes: i
         raise UntrustedError(f"{source.place}/{pack_ids_path(name)}: expected the ids that were signed, found others")
     with write_errors():
         folder.mkdir(parents=True, exist_ok=True)
-        new = folder / ".new"
-        new.write_bytes(found)
-        new.replace(path)
+        with new_file(path) as file:
+            file.write(found)
     return found

@@ -6,17 +6,20 @@ device changes over; all that comes before happens elsewhere, and all that comes
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from msgspec import field, json, structs
 
+from weightpager.bundle.files.lock import locked
 from weightpager.bundle.files.new_directory import sync
+from weightpager.bundle.files.new_file import new_file
+from weightpager.bundle.files.storage_errors import storage_errors_as
 from weightpager.bundle.files.strict import Strict
 from weightpager.delivery.version_file import VersionFile
 from weightpager.errors import BundleFormatError, ConfigError, DeliveryError
@@ -26,6 +29,14 @@ BUNDLE, VERSION = "bundle", "version.json"
 
 STATE = ".weightpager"
 """Folder beside the bundles, for all that pulls keep."""
+
+write_errors = partial(
+    storage_errors_as,
+    DeliveryError,
+    "the bundle",
+    "; the bundle in use stays, and what has come is kept for the next pull",
+)
+"""A context that turns an `OSError` of the storage into a `DeliveryError`."""
 
 
 class _State(Strict, frozen=True, kw_only=True):
@@ -97,22 +108,16 @@ class Installed:
         places = Places.of(into, name)
         with write_errors():
             places.home.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(places.home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DeliveryError(
-                    f"{places.link}: expected to be alone, found another pull or rollback of it; wait for its end"
-                ) from error
+        taken = DeliveryError(
+            f"{places.link}: expected to be alone, found another pull or rollback of it; wait for its end"
+        )
+        with locked(places.home / "lock", os.O_RDWR | os.O_CREAT, taken, write_errors):
             if os.path.lexists(places.link) and not places.link.is_symlink():
                 raise ConfigError(
                     f"{places.link}: expected a link that 'weightpager pull' made, found something else; rename it "
                     "(its pages are used all the same)"
                 )
             yield cls(places)
-        finally:
-            os.close(descriptor)
 
     @property
     def current(self) -> str | None:
@@ -213,30 +218,17 @@ class Installed:
     @property
     def _state(self) -> _State:
         try:
-            return _State.read("state.json", (self.places.home / "state.json").read_bytes())
+            return _State.read(self._state_path.name, self._state_path.read_bytes())
         except (OSError, BundleFormatError):
             return _State()
 
+    @property
+    def _state_path(self) -> Path:
+        return self.places.home / "state.json"
+
     def _remember(self, state: _State) -> None:
-        path, new = self.places.home / "state.json", self.places.home / "state.new"
-        with write_errors():
-            with new.open("wb") as file:
-                file.write(json.encode(state))
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
-
-
-@contextmanager
-def write_errors() -> Iterator[None]:
-    """Turn what the storage refuses, a full disk above all, into a `DeliveryError`."""
-    try:
-        yield
-    except OSError as error:
-        raise DeliveryError(
-            f"cannot write {error.filename or 'the bundle'}: {error.strerror or error}; the bundle in use stays, and "
-            "what has come is kept for the next pull"
-        ) from error
+        with write_errors(), new_file(self._state_path) as file:
+            file.write(json.encode(state))
 
 
 def _sync_tree(folder: Path) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from weightpager.bundle.files.lock import lock
 from weightpager.bundle.files.new_directory import sync
 from weightpager.bundle.files.regular_file import open_regular
 from weightpager.errors import ConfigError
@@ -104,17 +105,16 @@ def _open(path: Path) -> int:
 def _lock(path: Path) -> int:
     descriptor = _open(path.with_name(path.name + ".lock"))
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(
-            f"{path}: expected a file that nobody else has open, but another engine has it; "
-            "give every engine a history file of its own"
-        ) from None
+        if lock(descriptor):
+            return descriptor
     except OSError as error:
         os.close(descriptor)
         raise _unusable(path, error) from error
-    return descriptor
+    os.close(descriptor)
+    raise ConfigError(
+        f"{path}: expected a file that nobody else has open, but another engine has it; "
+        "give every engine a history file of its own"
+    )
 
 
 def _unusable(path: Path, error: OSError) -> ConfigError:
