@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +102,23 @@ def test_eval_run_and_the_server_give_the_same_tokens(clerk: Path, folder: Path,
         if not chat:
             found = running.openai.completions.create(model=task, prompt=given[:12], temperature=0)
             assert [choice.text.strip() for choice in found.choices] == answered[:12]
+
+
+@pytest.mark.parametrize(("task", "path"), [("after", "completions"), ("twice", "chat/completions")])
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to run the page's script")
+def test_the_servers_page_asks_as_a_task_reads(clerk: Path, folder: Path, task: str, path: str) -> None:
+    with serving(clerk) as running, running.http() as client:
+        (stated,) = (found for found in client.get("/status").json()["tasks"] if found["name"] == task)
+        function = re.search(r"^function question\(.*?^}$", client.get("/").text, re.MULTILINE | re.DOTALL)
+        assert function is not None
+        given = prompts(folder, task)[0]
+        script = f"{function[0]}; console.log(JSON.stringify(question({json.dumps(stated)}, {json.dumps(given)})))"
+        node = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True, timeout=60)
+        to, body = json.loads(node.stdout)
+        (choice,) = client.post(to, json=body | {"stream": False}).json()["choices"]
+        (wanted,) = running.service.engine.predict(task, [given])
+    assert to == f"v1/{path}"
+    assert (choice.get("text") or choice["message"]["content"]).strip() == wanted.label
 
 
 def test_run_takes_as_many_tokens_as_the_task_states(clerk: Path, weightpager: Command) -> None:

@@ -85,6 +85,7 @@ def _task(service: Service, found: ResidencyMap, task: TaskEntry, waiting: int) 
     return TaskStatus(
         name=name,
         kind=task.kind,
+        prompts=None if task.generation is None else task.generation.prompts,
         available=service.fits(name),
         resident=found.share(name),
         waiting=waiting,

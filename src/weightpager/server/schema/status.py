@@ -12,11 +12,13 @@ class TaskStatus(Answer):
 
     Attributes:
         available: whether the budget has room for it.
+        prompts: how a text-generation task reads prompts; None for other kinds.
         layers: for each layer, how many of the task's pages are resident and how many there are.
     """
 
     name: str
     kind: str
+    prompts: Literal["plain", "chat"] | None = None
     available: bool = True
     resident: float
     waiting: int
