@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from weightpager.answers.encoding import EmbeddingRun, Encode, EncodingRun, embed
+from weightpager.answers.encoding import EmbeddingRun, EncodingRun, embed
 from weightpager.answers.generation.generation_run import GenerationRun
 from weightpager.answers.kinds import kind_of
+from weightpager.answers.kinds.encoding_kind import EncodingKind
 from weightpager.answers.model import TaskModel
 from weightpager.answers.query import Query, Run
 from weightpager.answers.work import Embed, Generate
@@ -27,5 +28,8 @@ def begin(kind: TaskKind, model: TaskModel, tokenizer: Any, queries: Sequence[Qu
         return GenerationRun(model, tokenizer, queries)
     if queries[0].cached:
         return EmbeddingRun(model, queries[0])
-    encode: Encode = embed if isinstance(queries[0].work, Embed) else kind_of(kind).encode
-    return EncodingRun(encode, model, tokenizer, queries)
+    if isinstance(queries[0].work, Embed):
+        return EncodingRun(embed, model, tokenizer, queries)
+    encoding = kind_of(kind)
+    assert isinstance(encoding, EncodingKind)  # works of other kinds are `Generate`
+    return EncodingRun(encoding.encode, model, tokenizer, queries)

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from devices import LateCopier
 from running import ADMIN, TOKEN, Running, serving
-from weightpager.answers.kinds.kind import Kind
+from weightpager.answers.kinds.encoding_kind import EncodingKind
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
@@ -91,7 +91,7 @@ def test_an_unforeseen_failure_is_counted_and_named_like_any_answer(
     def broken(*_: object) -> None:
         raise RuntimeError("a private matter")
 
-    monkeypatch.setattr(Kind, "encode", broken)
+    monkeypatch.setattr(EncodingKind, "encode", broken)
     with caplog.at_level(logging.INFO), serving(assistant_bundle) as running, running.http() as client:
         answer = client.post("/v1/classifications", json={"model": "weather", "input": "sun"})
         assert answer.status_code == 500

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from weightpager.answers.model import Floats, Inputs, TaskModel
-from weightpager.answers.padded import pad_id, padded
-from weightpager.answers.work import Outcome, Work
+from weightpager.answers.work import Work
 from weightpager.bundle import Generation, TaskEntry
 from weightpager.bundle.format.manifest import TextMetric
 
@@ -37,7 +36,7 @@ class Prediction:
 
 
 class Kind(ABC):
-    """A kind of tasks; those on texts need no `batch` of their own.
+    """A kind of tasks.
 
     Attributes:
         metric: what held-out data is measured by, where a task doesn't choose.
@@ -61,18 +60,6 @@ class Kind(ABC):
             BundleFormatError: the tokenizer knows words that the model doesn't.
             ImageError: the path leads to no image that can be used; it is named.
         """
-
-    def encode(self, model: TaskModel, tokenizer: Any, works: Sequence[Any]) -> list[Outcome]:
-        """The outcomes of works that are read together, and at once."""
-        return self.outcomes(model.logits(self.batch(model, tokenizer, works)), works)
-
-    def batch(self, model: TaskModel, tokenizer: Any, works: Sequence[Any]) -> Inputs:
-        """The model's inputs."""
-        return padded([work.ids for work in works], pad_id(model.vocabulary, tokenizer))
-
-    @abstractmethod
-    def outcomes(self, logits: Floats, works: Sequence[Any]) -> list[Outcome]:
-        """What the model's outputs, [works, ...], say of each work."""
 
     @abstractmethod
     def prediction(self, task: TaskEntry, given: str, outcome: Any) -> Prediction:

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from weightpager.answers.kinds.kind import IGNORED, Kind, Prediction
-from weightpager.answers.model import Floats
 from weightpager.answers.softmax import log_softmax
 from weightpager.answers.token_reader import TokenReader
-from weightpager.answers.work import Generate, Generated, Outcome
+from weightpager.answers.work import Generate, Generated
 from weightpager.bundle import TaskEntry
 from weightpager.bundle.format.manifest import TextMetric
 
@@ -25,10 +24,6 @@ class LanguageModeling(Kind):
     def read(self, reader: TokenReader, task: TaskEntry, given: str, max_new_tokens: int) -> Generate:  # noqa: ARG002
         """A prompt, never cut: a continuation of anything but its end would be no continuation."""
         return Generate(reader.prompt(given), max_new_tokens)
-
-    def outcomes(self, logits: Floats, works: Sequence[Generate]) -> list[Outcome]:
-        """There are none of a single forward: `GenerationRun` continues texts."""
-        raise NotImplementedError
 
     def prediction(self, task: TaskEntry, given: str, outcome: Generated) -> Prediction:  # noqa: ARG002 - no classes
         """The continuation."""

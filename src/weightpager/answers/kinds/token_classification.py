@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weightpager.answers.kinds.kind import Kind, Prediction
+from weightpager.answers.kinds.encoding_kind import EncodingKind
+from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import Floats, Integers
 from weightpager.answers.softmax import softmax
 from weightpager.answers.token_reader import TokenReader
@@ -14,7 +15,7 @@ from weightpager.answers.work import Outcome, Tag, Tagged
 from weightpager.bundle import TaskEntry
 
 
-class TokenClassification(Kind):
+class TokenClassification(EncodingKind):
     """Finds a tag for every word, from its first token. Words that were cut off have none."""
 
     metric = "token accuracy"
