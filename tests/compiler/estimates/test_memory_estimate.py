@@ -74,11 +74,14 @@ def test_the_estimate_grows_with_what_it_depends_on(tmp_path: Path) -> None:
     assert training_bytes(source, 8, copies=0) > 12 * sum(weights.values())
 
 
-@pytest.mark.parametrize(("low", "hidden", "neuron"), [(False, 54, 16), (True, 43, 8)])
+@pytest.mark.parametrize(
+    ("low", "short", "hidden", "neuron"), [(False, 128, 54, 16), (True, 128, 54, 8), (True, 15, 43, 8)]
+)
 def test_activations_depend_on_precision_and_attention(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, low: bool, hidden: int, neuron: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, low: bool, short: int, hidden: int, neuron: int
 ) -> None:
     monkeypatch.setattr("weightpager.compiler.estimates.memory.multiplies_in_bfloat16", lambda _: low)
+    monkeypatch.setattr("weightpager.compiler.estimates.memory.SHORT", short)
     source = load(tmp_path)
     config = source.models["animal"].config
     # 3 layers, 16 tokens, hidden size 64, 100 neurons, 4 heads, 2 classes

@@ -8,6 +8,7 @@ from weightpager.bundle.format.manifest import FORMS
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.reorder.dimensions import dimensions
 from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.training.attention import SHORT
 from weightpager.compiler.training.device import multiplies_in_bfloat16, training_device
 from weightpager.errors import CompileError
 from weightpager.machine.memory import read_memory
@@ -15,7 +16,8 @@ from weightpager.task_data.batches import at_once
 
 _HIDDEN_BYTES = {False: 54, True: 43}
 """What a backward pass takes, per token, layer and hidden unit: in float32, and where matrices multiply in bfloat16.
-These and the next ones were measured on Llama's layers (decision 10); BERT's take two thirds of it."""
+These and the next ones were measured on Llama's layers (decision 10); BERT's take two thirds of it. Attention of short
+texts keeps 11 more, as it is in float32: so they take as much as all of a layer in float32."""
 
 _NEURON_BYTES = {False: 16, True: 8}
 """The same, per token, layer and neuron of the feed-forward part."""
@@ -96,7 +98,8 @@ def activation_bytes(source: Source, task: str, batch: int) -> int:
     logits = (labels or int(getattr(config, "vocab_size", 0))) * _LOGIT_BYTES * (length if per_token else 1)
     neurons, low = _most(config, "intermediate_size") or _NEURONS * hidden, multiplies_in_bfloat16(training_device())
     scores = _SCORE_BYTES * heads * length if config._attn_implementation == "eager" else 0
-    kept = _HIDDEN_BYTES[low] * hidden + _NEURON_BYTES[low] * neurons + scores  # per token and layer
+    short = length <= SHORT and not spec.takes_images
+    kept = _HIDDEN_BYTES[low and not short] * hidden + _NEURON_BYTES[low] * neurons + scores  # per token and layer
     return batch * (length * layers * kept + logits)
 
 

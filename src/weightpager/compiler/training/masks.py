@@ -19,6 +19,7 @@ from weightpager.blocks import BlockGrid
 from weightpager.bundle import TaskKind
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.training.attention import attention
 from weightpager.compiler.training.device import autocast
 from weightpager.compiler.training.loss import needed
 
@@ -85,7 +86,7 @@ def logits_with(model: PreTrainedModel, weights: dict[str, Tensor], batch: Batch
     """A module's logits with some of its parameters replaced, for `loss`: where texts are written, of what counts."""
     places = needed(batch.labels, kind)
     head = None if places is None else model.get_output_embeddings()
-    with autocast(model.device), _only_at(places, head):
+    with autocast(model.device), attention(model.device, batch.tokens), _only_at(places, head):
         return cast(Tensor, functional_call(model, weights, kwargs=dict(batch.inputs)).logits)
 
 
