@@ -66,7 +66,7 @@ def choose(
     tasks, names = list(calibrations), {f"{info.name}.weight": info.name for info in source.paged}
 
     def read(tensor: str, task: int) -> Floats:
-        return np.asarray(calibrations[tasks[task]][names[tensor]].sqrt().numpy(), np.float32)
+        return np.asarray(calibrations[tasks[task]][names[tensor]].numpy(), np.float32)
 
     totals = [sum(float(read(tensor, task).sum(dtype=np.float64)) for tensor in names) for task in range(len(tasks))]
 
