@@ -1,4 +1,4 @@
-"""Fixtures that several folders share: bundles compiled once a session, copied where a test damages them."""
+"""Fixtures that several folders share: bundles compiled once a run, copied where a test damages them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from made_once import made_once
 
 if TYPE_CHECKING:
     from command import Command
@@ -42,7 +44,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests may take longest come first, so that no worker begins them when the others are done."""
+    """Files whose tests may take longest come first, so that no worker begins them when the others are done.
+
+    One worker has them all: the tests of real models find the dense model that the demo has trained.
+    """
     longest: dict[Path, float] = {}
     for item in items:
         marker = item.get_closest_marker("timeout")
@@ -88,50 +93,58 @@ def same_everywhere() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def assistant_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four tasks on a tiny encoder."""
-    import tiny
-    import weightpager as wp
 
-    folder = tmp_path_factory.mktemp("assistant")
-    with layers_apart(), same_everywhere():
-        wp.compile(tiny.assistant(folder, compare="dense"), out=folder / "assistant.bundle")
-    return folder / "assistant.bundle"
+    def make(folder: Path) -> None:
+        import tiny
+        import weightpager as wp
+
+        with layers_apart(), same_everywhere():
+            wp.compile(tiny.assistant(folder, compare="dense"), out=folder / "assistant.bundle")
+
+    return made_once(tmp_path_factory, "assistant", make) / "assistant.bundle"
 
 
 @pytest.fixture(scope="session")
 def wordy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The assistant with words and positions as rows in pages: 400 and 64 of them."""
-    import tiny
-    import weightpager as wp
 
-    folder = tmp_path_factory.mktemp("wordy")
-    with pytest.MonkeyPatch.context() as patch, layers_apart(), same_everywhere():
-        patch.setattr("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096)
-        wp.compile(tiny.wordy(folder), out=folder / "wordy.bundle")
-    return folder / "wordy.bundle"
+    def make(folder: Path) -> None:
+        import tiny
+        import weightpager as wp
+
+        with pytest.MonkeyPatch.context() as patch, layers_apart(), same_everywhere():
+            patch.setattr("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096)
+            wp.compile(tiny.wordy(folder), out=folder / "wordy.bundle")
+
+    return made_once(tmp_path_factory, "wordy", make) / "wordy.bundle"
 
 
 @pytest.fixture(scope="session")
 def writer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two language-modeling tasks on a tiny decoder."""
-    import tiny
-    import weightpager as wp
 
-    folder = tmp_path_factory.mktemp("writer")
-    with same_everywhere():
-        wp.compile(tiny.writer(folder), out=folder / "writer.bundle")
-    return folder / "writer.bundle"
+    def make(folder: Path) -> None:
+        import tiny
+        import weightpager as wp
+
+        with same_everywhere():
+            wp.compile(tiny.writer(folder), out=folder / "writer.bundle")
+
+    return made_once(tmp_path_factory, "writer", make) / "writer.bundle"
 
 
 @pytest.fixture(scope="session")
 def camera_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three tasks on a tiny model of images."""
-    import tiny
-    import weightpager as wp
 
-    folder = tmp_path_factory.mktemp("camera")
-    with same_everywhere():
-        wp.compile(tiny.camera(folder), out=folder / "camera.bundle")
-    return folder / "camera.bundle"
+    def make(folder: Path) -> None:
+        import tiny
+        import weightpager as wp
+
+        with same_everywhere():
+            wp.compile(tiny.camera(folder), out=folder / "camera.bundle")
+
+    return made_once(tmp_path_factory, "camera", make) / "camera.bundle"
 
 
 @pytest.fixture
@@ -140,16 +153,6 @@ def weightpager(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     from command import run
 
     return lambda *arguments: run(capsys, monkeypatch, *arguments)
-
-
-@pytest.fixture(scope="module")
-def all_cores() -> Iterator[None]:
-    """Real models do gain from threads: one a core, and one again behind the module's last test."""
-    import torch
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ Reports = tuple[CompileReport, CompileReport]
 
 
 @pytest.fixture(scope="module")
-def six_tasks(tmp_path_factory: pytest.TempPathFactory, all_cores: None) -> tuple[Path, Reports, list[str]]:
+def six_tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reports, list[str]]:
     """Six tasks on MiniLM, aligned: the bundle; reports without and with alignment; tasks that can't be had.
 
     The dense model is the demo's: whichever comes first trains it.
