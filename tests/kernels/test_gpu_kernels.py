@@ -104,8 +104,7 @@ def test_a_gated_layer_is_what_the_reference_says(data: st.DataObject, activatio
 
 @pytest.mark.parametrize("tokens", [1, 40])
 @pytest.mark.parametrize("dtype", ENCODINGS)
-@pytest.mark.parametrize("slot", [-1, -(2**31), 10_000, 2**31 - 1])
-def test_what_needs_a_page_that_is_absent_is_not_a_number(slot: int, dtype: str, tokens: int) -> None:
+def test_what_needs_a_page_that_is_absent_is_not_a_number(dtype: str, tokens: int) -> None:
     weight = drawn_weight((16, 32), 64, 96, dtype, 0.5, seed=1)
     absent = weight.locations[weight.kept // 2] // weight.blocks_per_page
     rows = torch.arange(4, device=DEVICE).repeat_interleave(weight.crow_indices.diff().long())
@@ -114,11 +113,12 @@ def test_what_needs_a_page_that_is_absent_is_not_a_number(slot: int, dtype: str,
     assert 0 < int(hit.sum()) < 4
     x = torch.randn(tokens, 96).to(DEVICE)
     before = gpu.paged_linear(x, weight, None)
-    weight.page_table[absent] = slot
-    after = gpu.paged_linear(x, weight, None)
     spoilt = hit.repeat_interleave(16)
-    assert bool(after[:, spoilt].isnan().all())
-    assert torch.equal(after[:, ~spoilt], before[:, ~spoilt])
+    for slot in (-1, -(2**31), 10_000, 2**31 - 1):
+        weight.page_table[absent] = slot
+        after = gpu.paged_linear(x, weight, None)
+        assert bool(after[:, spoilt].isnan().all()), slot
+        assert torch.equal(after[:, ~spoilt], before[:, ~spoilt]), slot
 
 
 def test_the_page_table_is_read_at_every_call() -> None:

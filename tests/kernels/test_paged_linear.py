@@ -131,7 +131,7 @@ def by_torch(case: Case) -> bool:
     return dispatch._serving(case.weight)[0] == "reference"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60)  # native tests try a thousand cases of each kernel
 @given(case=cases(), threads=st.integers(1, 4))
 def test_close_to_the_dense_product_on_any_threads(case: Case, threads: int) -> None:
     torch.set_num_threads(1)
@@ -145,7 +145,7 @@ def test_close_to_the_dense_product_on_any_threads(case: Case, threads: int) -> 
     assert torch.equal(again, y) or by_torch(case)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30)
 @given(case=cases(), kept=st.sampled_from([0.0, 0.4, 1.0]), activation=st.sampled_from(["silu", "gelu_tanh"]))
 def test_a_gated_layer_is_close_to_the_dense_one(case: Case, kept: float, activation: str) -> None:
     random = torch.Generator().manual_seed(case.seed + 1)

@@ -81,8 +81,15 @@ def test_a_budget_that_is_printed_as_enough_is_enough(weightpager: Command, assi
         assert weightpager(verb, assistant_bundle, *rest, "--budget", stated).code == 0
 
 
-def test_inspect_lists_what_does_not_fit_a_budget(weightpager: Command, tmp_path: Path) -> None:
-    bundle = wp.compile(tiny.assistant(tmp_path, alignment=0.0, sparsity=0.7), out=tmp_path / "a.bundle").path
+@pytest.fixture(scope="module")
+def unaligned_bundle(tmp_path_factory: pytest.TempPathFactory) -> wp.Bundle:
+    """Tasks that share so little that not every two fit into the smallest budget."""
+    folder = tmp_path_factory.mktemp("unaligned")
+    return wp.compile(tiny.assistant(folder, alignment=0.0, sparsity=0.7), out=folder / "a.bundle")
+
+
+def test_inspect_lists_what_does_not_fit_a_budget(weightpager: Command, unaligned_bundle: wp.Bundle) -> None:
+    bundle = unaligned_bundle.path
     smallest = json.loads(weightpager("inspect", bundle, "--json").out)["smallest_budget"]
     facts = json.loads(weightpager("inspect", bundle, "--budget", smallest, "--json").out)
     assert facts["tasks_that_do_not_fit"] == []
@@ -130,9 +137,9 @@ def test_the_worst_switch_bounds_every_other(weightpager: Command, assistant_bun
 
 
 def test_a_switch_that_does_not_fit_is_planned_in_the_two_phases_that_it_has(
-    weightpager: Command, tmp_path: Path
+    weightpager: Command, unaligned_bundle: wp.Bundle
 ) -> None:
-    bundle = wp.compile(tiny.assistant(tmp_path, alignment=0.0, sparsity=0.7), out=tmp_path / "a.bundle")
+    bundle = unaligned_bundle
     budget = json.loads(weightpager("inspect", bundle.path, "--json").out)["smallest_budget"]
     facts = json.loads(weightpager("inspect", bundle.path, "--budget", budget, "--json").out)
     assert facts["pairs_that_do_not_fit"]
