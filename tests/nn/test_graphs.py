@@ -151,6 +151,7 @@ def test_derivatives_in_forward_mode_are_refused(assistant_bundle: Path) -> None
             assert layer(x).shape == (1, layer.out_features)
 
 
+@pytest.mark.slow
 def test_a_saved_graph_finds_no_layer_in_another_process(assistant_bundle: Path, tmp_path: Path) -> None:
     text = {"input_ids": torch.tensor([[2, 4, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
     with wp.Engine.from_pretrained(assistant_bundle) as engine, engine.task("animal") as module, torch.no_grad():

@@ -137,7 +137,7 @@ def test_one_shared_mask_is_trained_by_the_same_spec(tmp_path: Path) -> None:
     assert [done for stage, done in told if stage == "shared mask: fine-tune"] == list(range(1, 7))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int4"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "int4"])
 def test_one_shared_mask_is_measured_in_the_dtype_of_the_bundle(dtype: PageDtype, tmp_path: Path) -> None:
     """It is what `alignment: inf` compiles: of the same bytes, and of the same score."""
     task_file = content(tmp_path, compare=True, dtype=dtype)

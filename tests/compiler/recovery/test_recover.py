@@ -247,7 +247,7 @@ def model_of(export: Path, kind: str) -> Any:
     return cls.from_pretrained(export).eval()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "int4"])
 def test_a_killed_compile_goes_on_where_it_was(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
     monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", float("inf"))

@@ -43,7 +43,15 @@ def asked(bundle: Bundle, task: str) -> dict[str, Any]:
     return tensors(bundle.task(task), prompt(bundle, task, 1))
 
 
-@pytest.fixture(scope="module", params=["assistant_bundle", "wordy_bundle", "writer_bundle", "camera_bundle"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "assistant_bundle",
+        "writer_bundle",
+        pytest.param("wordy_bundle", marks=pytest.mark.slow),
+        pytest.param("camera_bundle", marks=pytest.mark.slow),
+    ],
+)
 def bundle(request: pytest.FixtureRequest) -> Bundle:
     return Bundle.open(request.getfixturevalue(request.param))
 
