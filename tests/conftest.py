@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """What takes seconds to import is left to the processes that run tests; the one that hands them out runs none."""
     if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
         return
+    gc.disable()  # until all is imported and collected, which stays; looking through it takes a fifth of the time
     import torch
 
     # Before anything imports triton: without a GPU its kernels are interpreted.
@@ -59,6 +60,7 @@ def pytest_collection_finish() -> None:
     """What was imported stays; looking through it for garbage again and again took seconds of each minute."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:
