@@ -165,7 +165,7 @@ def _gap_closed(fraction: float, share: float) -> Judge:
     return judge
 
 
-_FOUR_BITS = ("ours_int4",)
+_FOUR_BITS = ("ours_int4", "ours_private_int4")
 
 GOALS = (
     Goal("A", 0.25, "mean within 1.5 points of dense, at an overlap of at least 0.6", _near_dense(0.25, 1.5, 0.6)),

@@ -34,7 +34,7 @@ BYTES = {dtype: block_bytes(_BLOCK, dtype) / block_bytes(_BLOCK, "bfloat16") for
 """Of a block with its scales, as a share of the same one in bfloat16."""
 
 METHODS = (
-    "ours", "ours_private", "ours_int8", "ours_int4", "unaligned", "shared_mask", "shared_mask_int8",
+    "ours", "ours_private", "ours_int8", "ours_int4", "ours_private_int4", "unaligned", "shared_mask", "shared_mask_int8",
     "shared_mask_int4", "per_task_checkpoint",
 )  # fmt: skip
 
@@ -52,8 +52,8 @@ LOOSE_ALIGNMENT = {0.7: 2.0}
 LOOSE = 0.6
 """The density above which λ is that."""
 
-PRIVATE = {0.15: 0.1, 0.1: 0.1}
-"""Share of a task's blocks that `ours_private` makes private; 0.05 elsewhere."""
+FEW = 0.15
+"""The density up to which a tenth of a task's blocks is made private; a twentieth above it."""
 
 _HEADS = 5e-4
 """Learning rate of heads that the dense model has trained already."""
@@ -140,8 +140,13 @@ def _narrow_settings(fraction: float, effort: Effort, seed: int, *, eights: bool
     chosen = LOOSE_ALIGNMENT[0.7] if density > LOOSE else ALIGNMENT
     yield Setting("ours_int4", fraction, density, chosen, shared, "int4")
     yield Setting("shared_mask_int4", fraction, density, float("inf"), shared, "int4")
+    yield Setting("ours_private_int4", fraction, density, chosen, _private(effort, seed, density), "int4")
     if eights:
         yield Setting("ours_int8", fraction, fraction / BYTES["int8"], ALIGNMENT, shared, "int8")
+
+
+def _private(effort: Effort, seed: int, density: float) -> RecoverSpec:
+    return effort.finetune(seed, 0.1 if density <= FEW else 0.05)
 
 
 def _wide_settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: bool) -> Iterator[Setting]:
@@ -153,7 +158,7 @@ def _wide_settings(domain: str, fraction: float, effort: Effort, seed: int, *, q
             yield Setting(method, fraction, fraction, alignment, RecoverSpec(method="none"))
         if fraction > TRAINING_FREE and domain == "A":
             return
-    shared, private, whole = (effort.finetune(seed, share) for share in (0.0, PRIVATE.get(fraction, 0.05), 1.0))
+    shared, private, whole = effort.finetune(seed), _private(effort, seed, fraction), effort.finetune(seed, 1.0)
     yield Setting("ours", fraction, fraction, chosen, shared)
     yield Setting("shared_mask", fraction, fraction, float("inf"), shared)
     if domain == "B":
