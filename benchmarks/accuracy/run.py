@@ -34,8 +34,8 @@ BYTES = {dtype: block_bytes(_BLOCK, dtype) / block_bytes(_BLOCK, "bfloat16") for
 """Of a block with its scales, as a share of the same one in bfloat16."""
 
 METHODS = (
-    "ours", "ours_private", "ours_int8", "ours_int4", "ours_private_int4", "unaligned", "shared_mask", "shared_mask_int8",
-    "shared_mask_int4", "per_task_checkpoint",
+    "ours", "ours_private", "ours_int8", "ours_int4", "ours_private_int4", "unaligned",
+    "shared_mask", "shared_mask_int8", "shared_mask_int4", "per_task_checkpoint",
 )  # fmt: skip
 
 FRACTIONS = {"A": (0.25, 0.15, 0.5, 0.1, 0.7), "B": (0.7, 0.5)}

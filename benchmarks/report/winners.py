@@ -92,13 +92,14 @@ def headlines(contests: Mapping[str, Contest]) -> str:
     lines = [
         [
             name,
+            contest.facts.dtype,
             f"{contest.facts.mean_overlap:.2f}",
             *(form(contest.figures[key]) if key in contest.figures else "–" for key, form in columns.values()),
             _pairs(contest),
         ]
         for name, contest in contests.items()
     ]
-    return table(["contest", "overlap", *columns, "pairs"], lines)
+    return table(["contest", "pages", "overlap", *columns, "pairs"], lines)
 
 
 def _pairs(contest: Contest) -> str:

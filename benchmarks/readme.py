@@ -1,0 +1,78 @@
+"""The tables of ``README.md``, from ``docs/demo.json`` and ``docs/results.json``.
+
+A table stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``; what is written by hand around it stays.
+
+    python -m benchmarks.readme
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.report import results_file, winners
+from benchmarks.report.tables import table
+from weightpager.config import format_size
+from weightpager.lab.demo.result import Resident
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_LEFT_OUT = ("dense in int2", "own sparse int4 per task, all resident")
+"""Rows of the demo that nobody would choose: one has lost its accuracy, one holds more than it needs."""
+
+
+def main(
+    readme: Annotated[Path, typer.Option(help="The page whose tables are written anew.")] = ROOT / "README.md",
+) -> None:
+    """Write the tables."""
+    readme.write_text(filled(readme.read_text(encoding="utf-8"), tables(ROOT / "docs")), encoding="utf-8")
+
+
+def tables(docs: Path) -> dict[str, str]:
+    """Each table by its name, from the measured figures in a folder."""
+    demo = json.loads((docs / "demo.json").read_text(encoding="utf-8"))
+    return {
+        "demo": demo_table([Resident(**row) for row in demo["memory"]]),
+        "contests": winners.headlines(results_file.read(docs / "results.json").contests),
+    }
+
+
+def demo_table(rows: list[Resident]) -> str:
+    """What the demo compares, the least memory first; **bold** where it is ours."""
+    shown = sorted((row for row in rows if row.name not in _LEFT_OUT), key=lambda row: (not row.ours, row.bytes))
+    return table(["", "weights in memory", "mean accuracy", "a switch reads"], [_demo_line(row) for row in shown])
+
+
+def _demo_line(row: Resident) -> list[str]:
+    weight = "**" if row.ours else ""
+    name, size = (f"{weight}{text}{weight}" for text in (row.name, format_size(row.bytes)))
+    return [name, size, f"{row.mean_metric:.3f}", _switch(row)]
+
+
+def _switch(row: Resident) -> str:
+    if not row.mean_bytes_per_switch:
+        return "nothing"
+    time = "" if row.ms_per_switch is None else f", {row.ms_per_switch:.1f} ms"
+    return format_size(row.mean_bytes_per_switch) + time
+
+
+def filled(page: str, found: dict[str, str]) -> str:
+    """The page with these tables in their places.
+
+    Raises:
+        ValueError: the page has no place for one.
+    """
+    for name, text in found.items():
+        place = re.compile(rf"(?<=<!-- {name} -->\n).*(?=<!-- end of {name} -->)", re.DOTALL)
+        if len(place.findall(page)) != 1:
+            raise ValueError(f"expected a place for the table {name!r}, found none")
+        page = place.sub(text.replace("\\", "\\\\") + "\n", page)
+    return page
+
+
+if __name__ == "__main__":
+    typer.run(main)
