@@ -76,14 +76,7 @@ class OpenBundle:
         if not on_host:  # kernels there can't wait for storage: tables are whole
             self._stated_rows = whole_rows(bundle)
         self._open_store = open_store
-        self.memory = MemoryController(
-            config.budget,
-            needs_of(bundle, config.dtype, self._stated_rows),
-            page_bytes=bundle.page_bytes,
-            kv_reserve=config.kv_reserve,
-            capacity=page_numbers(bundle),
-            staging=staging or device.staging(config.device, bundle.page_bytes, config.io_threads),
-        )
+        self.memory = _memory(bundle, config, self._stated_rows, staging)
         arena = self.memory.arena
         self.watch = MemoryWatch(self.memory)
         self.watch.check(self.memory.on_host)  # nothing of it is in memory yet
@@ -97,8 +90,7 @@ class OpenBundle:
             self._numbers = PageNumbers(bundle, store, page_numbers(bundle))
             self.reads = VerifyingStore(self._numbers.store, self._numbers.index)
             undone.callback(self.reads.close)
-            numbers = np.arange(len(bundle.pages))
-            tables = TableSource(bundle.placement, numbers)
+            tables = TableSource(bundle.placement, np.arange(len(bundle.pages)))
             tasks = {name: self._read(bundle, name, number, tables) for number, name in enumerate(bundle.tasks)}
             self._state = _State(bundle, tasks)
             pager = Pager(arena, config.io_threads)
@@ -107,20 +99,24 @@ class OpenBundle:
             row_reads = RowReads(pager, self.row_reads, config.read_timeout)
             self.rows = RowTables(bundle, self.memory.rows if on_host else 0, row_reads)
             self.rows.fill()
-            needs = [pages_of(bundle, name, numbers) for name in bundle.tasks]
-            self._paging = PagingState(
-                BlockManager(needs, page_numbers(bundle), self.memory.slots, arena.capacity),
-                PrefetchedPages(page_numbers(bundle)),
-                self.memory,
-                self._numbers.index,
-                pager,
-                self.reads,
-                config.read_timeout,
-            )
+            self._paging = self._nothing_paged(bundle, pager, config.read_timeout)
             self.residency = Residency(self._paging)
             self.page_check = PageCheck(self._paging)
             self._page_table = arena.table(self._paging.blocks.page_table)
             undone.pop_all()
+
+    def _nothing_paged(self, bundle: Bundle, pager: Pager, timeout: float) -> PagingState:
+        pages, numbers = page_numbers(bundle), np.arange(len(bundle.pages))
+        needs = [pages_of(bundle, name, numbers) for name in bundle.tasks]
+        return PagingState(
+            BlockManager(needs, pages, self.memory.slots, self.memory.arena.capacity),
+            PrefetchedPages(pages),
+            self.memory,
+            self._numbers.index,
+            pager,
+            self.reads,
+            timeout,
+        )
 
     @property
     def bundle(self) -> Bundle:
@@ -254,6 +250,17 @@ class OpenBundle:
 def _task(state: _State, name: str) -> OpenTask:
     state.bundle.task(name)
     return state.tasks[name]
+
+
+def _memory(bundle: Bundle, config: EngineConfig, rows: int | None, staging: ArenaSource | None) -> MemoryController:
+    return MemoryController(
+        config.budget,
+        needs_of(bundle, config.dtype, rows),
+        page_bytes=bundle.page_bytes,
+        kv_reserve=config.kv_reserve,
+        capacity=page_numbers(bundle),
+        staging=staging or device.staging(config.device, bundle.page_bytes, config.io_threads),
+    )
 
 
 def needs_of(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> Needs:

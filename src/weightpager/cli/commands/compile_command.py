@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from weightpager.bundle.report.compile_report import CompileReport, Fit
+from weightpager.bundle import Bundle
+from weightpager.bundle.report.advice import advise
+from weightpager.bundle.report.compile_report import CompileReport, Fit, read_report
 from weightpager.bundle.report.paged_share import paged_share
 from weightpager.cli import output, report_output
 from weightpager.cli.notes import notes
@@ -65,8 +67,6 @@ def compile_(
     Example: `weightpager compile tasks.yaml --out assistant.bundle`
     """
     with extra("compile"):
-        from weightpager.bundle.report.advice import advise
-        from weightpager.bundle.report.compile_report import read_report
         from weightpager.compiler import compile as compile_bundle
         from weightpager.compiler.estimates.time_left import WHOLE
         from weightpager.compiler.task_file.file import load, with_comparison, with_fit, with_wish
@@ -84,7 +84,17 @@ def compile_(
     if json:
         output.print_json(report)
         return
-    _print_report(str(out), report)
+    _print_bundle(str(out), bundle, report)
+    if not quiet:
+        named = shlex.quote(str(out))
+        output.next_step(
+            f"weightpager inspect {named} --budget SIZE, which says what fits; "
+            f"then weightpager serve {named} --budget SIZE"
+        )
+
+
+def _print_bundle(title: str, bundle: Bundle, report: CompileReport) -> None:
+    _print_report(title, report)
     if report.fit is not None:
         _print_fit(report.fit)
     output.say(f"paged: {paged_share(bundle).words}")
@@ -93,12 +103,6 @@ def compile_(
     if report.peak_memory:
         stage, size = max(report.peak_memory.items(), key=lambda item: item[1])
         output.say(f"memory: at most {output.enough(size)} ({stage})")
-    if not quiet:
-        named = shlex.quote(str(out))
-        output.next_step(
-            f"weightpager inspect {named} --budget SIZE, which says what fits; "
-            f"then weightpager serve {named} --budget SIZE"
-        )
 
 
 def _print_report(title: str, report: CompileReport) -> None:

@@ -45,6 +45,17 @@ def demo(
 
 
 def _print(result: DemoResult) -> None:
+    _print_tasks(result)
+    _print_ways(result)
+    output.say(result.verdict)
+    output.explain("overlap", "arena")
+    if not result.cold:
+        output.say(f"note: not proved cold: {result.cold_note}")
+    for task, reason in result.missing.items():
+        output.say(f"note: {task} was left out: {reason}")
+
+
+def _print_tasks(result: DemoResult) -> None:
     rows = [
         [task.name, task.metric, *(f"{getattr(task, field):.3f}" for field in _METRICS), *_switching(result, task.name)]
         for task in result.tasks
@@ -54,21 +65,12 @@ def _print(result: DemoResult) -> None:
     output.table(
         f"{len(result.tasks)} tasks at {result.sparsity:.0%} sparsity; switches to each task"
         f"{', cold' if result.cold else ''}, mean over where from",
-        [
-            "task",
-            "metric",
-            "dense",
-            "ours",
-            "shared mask",
-            "int8",
-            "int4",
-            "loads",
-            "ms",
-            "own sparse, ms",
-            "dense, ms",
-        ],
+        ["task", "metric", *_SCORES, *_SWITCHES],
         rows,
     )
+
+
+def _print_ways(result: DemoResult) -> None:
     output.table(
         f"Ways to serve them; mean overlap {result.mean_overlap:.3f} (unaligned {result.mean_overlap_unaligned:.3f})",
         ["in memory", "weights", "of which paged", "mean metric", "a switch reads", "ms"],
@@ -84,14 +86,10 @@ def _print(result: DemoResult) -> None:
             for row in result.memory
         ],
     )
-    output.say(result.verdict)
-    output.explain("overlap", "arena")
-    if not result.cold:
-        output.say(f"note: not proved cold: {result.cold_note}")
-    for task, reason in result.missing.items():
-        output.say(f"note: {task} was left out: {reason}")
 
 
+_SCORES = ["dense", "ours", "shared mask", "int8", "int4"]
+_SWITCHES = ["loads", "ms", "own sparse, ms", "dense, ms"]
 _METRICS = ("dense", "sparse", "shared_mask", "int8", "int4")
 
 

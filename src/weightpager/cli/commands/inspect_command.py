@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from weightpager.bundle import Bundle
@@ -38,18 +39,24 @@ def inspect(bundle: BundlePath, budget: Budget = None, storage: Storage = "1GB/s
 
 
 def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, bandwidth: float) -> dict[str, Any]:
-    names = list(bundle.tasks)
-    switches = all_switches(bundle, StorageModel(bandwidth))
-    fixed, block = footprint(bundle), bundle.manifest.block_shape
-    stored = len(bundle.pages) * bundle.page_bytes
-    used = len(set().union(*(bundle.kept_locations(task).tolist() for task in names))) * bundle.block_bytes
-    matrix = overlap(bundle)
     store = LocalStore(bundle)
     store.close()
-    room = None if budget is None else max(0, room_for_pages(bundle, budget))
-    share = paged_share(bundle)
-    slots = None if budget is None else room_for_pages(bundle, budget) // bundle.page_bytes
-    every = fixed.largest - fixed.rows + whole_rows(bundle) + stored
+    return {
+        **_page_facts(bundle),
+        **_memory_facts(bundle, budget),
+        "direct_io": store.direct,
+        "tasks": [_task_facts(bundle, name) for name in bundle.tasks],
+        "task_names": list(bundle.tasks),
+        **_switch_facts(bundle, budget, bandwidth),
+        **_model_facts(bundle, report),
+        "scores": [] if report is None else report.tasks,
+        "advice": None if report is None else advise(bundle, report, _room(bundle, budget)),
+    }
+
+
+def _page_facts(bundle: Bundle) -> dict[str, Any]:
+    stored = len(bundle.pages) * bundle.page_bytes
+    used = len(set().union(*(bundle.kept_locations(task).tolist() for task in bundle.tasks))) * bundle.block_bytes
     return {
         "bundle": str(bundle.path),
         "block": bundle.manifest.block,
@@ -59,6 +66,13 @@ def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, ban
         "page_fill": used / stored if stored else 1.0,
         "dense_paged_bytes": bundle.dense_bytes,
         "stored_paged_bytes": stored,
+    }
+
+
+def _memory_facts(bundle: Bundle, budget: int | None) -> dict[str, Any]:
+    fixed = footprint(bundle)
+    every = fixed.largest - fixed.rows + whole_rows(bundle) + len(bundle.pages) * bundle.page_bytes
+    return {
         "resident_bytes": fixed.resident,
         "private_bytes": fixed.private,
         "tables_bytes": fixed.tables,
@@ -69,28 +83,40 @@ def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, ban
         "rows": [_row_facts(entry) for entry in bundle.manifest.row_tables],
         "least_row_bytes": fixed.rows,
         "row_bytes": row_bytes(bundle, every if budget is None else budget),
-        "direct_io": store.direct,
-        "tasks": [_task_facts(bundle, name) for name in names],
-        "task_names": names,
+    }
+
+
+def _switch_facts(bundle: Bundle, budget: int | None, bandwidth: float) -> dict[str, Any]:
+    switches, matrix = all_switches(bundle, StorageModel(bandwidth)), overlap(bundle)
+    slots = math.inf if budget is None else room_for_pages(bundle, budget) // bundle.page_bytes
+    return {
         "overlap": matrix.tolist(),
         "mean_overlap": mean_overlap(matrix),
         "switches": switches,
         "budget": budget,
         "pairs_that_do_not_fit": [
-            [switch.from_task, switch.to_task] for switch in switches if slots is not None and switch.peak_pages > slots
+            [switch.from_task, switch.to_task] for switch in switches if switch.peak_pages > slots
         ],
-        "tasks_that_do_not_fit": [t for t in names if slots is not None and len(bundle.pages_of(t)) > slots],
+        "tasks_that_do_not_fit": [task for task in bundle.tasks if len(bundle.pages_of(task)) > slots],
+    }
+
+
+def _model_facts(bundle: Bundle, report: CompileReport | None) -> dict[str, Any]:
+    manifest, share, block = bundle.manifest, paged_share(bundle), bundle.manifest.block_shape
+    return {
         "paged_share": share.share,
         "parameters": share,
-        "not_paged": bundle.manifest.resident_reasons,
+        "not_paged": manifest.resident_reasons,
         "graphs": bundle.graph_kinds,
         "without_graph": _without_graph(bundle, report),
         "measured_with": None if report is None else report.backend,
         "tied": {} if report is None else report.tied,
-        "tied_tables": [one.plain() | {"memory_bytes": one.memory(block)} for one in bundle.manifest.tied_tables],
-        "scores": [] if report is None else report.tasks,
-        "advice": None if report is None else advise(bundle, report, room),
+        "tied_tables": [one.plain() | {"memory_bytes": one.memory(block)} for one in manifest.tied_tables],
     }
+
+
+def _room(bundle: Bundle, budget: int | None) -> int | None:
+    return None if budget is None else max(0, room_for_pages(bundle, budget))
 
 
 def _without_graph(bundle: Bundle, report: CompileReport | None) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import shlex
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,34 +77,36 @@ def pull(
     rate = None if limit_rate is None else parse_bandwidth(limit_rate)
     checked = checks(check, check_rows)
 
-    def once() -> Pulled:
-        source = open_source(repository, rate, connections)
-        try:
-            with progress(quiet or json) as stages:
-                return pull_bundle(
-                    source,
-                    into,
-                    wish,
-                    keep=keep,
-                    connections=connections,
-                    check=checked,
-                    dry_run=dry_run,
-                    progress=stages,
-                )
-        finally:
-            source.close()
+    def look() -> None:
+        with closing(open_source(repository, rate, connections)) as source, progress(quiet or json) as stages:
+            done = pull_bundle(
+                source,
+                into,
+                wish,
+                keep=keep,
+                connections=connections,
+                check=checked,
+                dry_run=dry_run,
+                progress=stages,
+            )
+        _tell(done, json=json, name=name)
 
     if watch is None:
-        _tell(once(), json=json, name=name)
-        return
+        look()
+    else:
+        _repeat(look, watch)
+
+
+def _repeat(look: Callable[[], None], seconds: float) -> None:
+    """Look again and again, for ever; only what no next look can mend ends it."""
     while True:
         try:
-            _tell(once(), json=json, name=name)
+            look()
         except ConfigError:
             raise
         except WeightpagerError as error:  # the next look may do better, and the bundle in use is whole
             output.errors().print(f"error: {error}", style="red")
-        time.sleep(watch * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - no secret
+        time.sleep(seconds * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - no secret
 
 
 def _root(path: Path | None) -> bytes | None:
