@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from weightpager.kernels.torch import paged_gated
@@ -24,7 +22,7 @@ _ACTIVATIONS = {
 """What transformers calls an activation in one version or another → what the kernels call it."""
 
 
-class PagedGatedMLP(nn.Module):
+class PagedGatedMLP(graph_op.GraphLayer):
     """``down(act(gate(x)) * up(x))``; the product of the two projections is never in memory unmultiplied.
 
     Args:
@@ -38,12 +36,6 @@ class PagedGatedMLP(nn.Module):
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
         self.activation = activation
-        self._number = graph_op.register(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy is another layer."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._number = graph_op.register(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., in_features]``, in x's dtype.

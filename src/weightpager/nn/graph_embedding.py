@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from weightpager.nn import graph_op
 
 
-class GraphEmbedding(nn.Module):
+class GraphEmbedding(graph_op.GraphLayer):
     """A `torch.nn.Embedding` without a parameter. Inference only: there is no weight that a gradient could go to.
 
     `torch.compile` and `torch.export` see one operation, ``weightpager::paged_embedding``.
@@ -28,12 +27,6 @@ class GraphEmbedding(nn.Module):
         super().__init__()
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
         self.register_buffer("wide", torch.empty(0, dtype=dtype), persistent=False)
-        self._number = graph_op.register(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy is another layer."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._number = graph_op.register(self)
 
     def forward(self, ids: Tensor) -> Tensor:
         """``[...]`` of whole numbers to ``[..., embedding_dim]``. Errors are those of `compute`."""

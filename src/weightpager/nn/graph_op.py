@@ -6,34 +6,42 @@ would either be wrong or be compiled again. An exported program therefore runs o
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from itertools import count
 from secrets import randbits
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightpager.errors import EngineClosedError
-
-
-class PagedLayer(Protocol):
-    """A layer that graphs call."""
-
-    def compute(self, x: Tensor) -> Tensor:
-        """Of a linear layer ``[..., in_features]`` to ``[..., out_features]`` in x's dtype; of a table ids to rows."""
-
 
 # A CUDA graph would launch the kernels again without asking whether pages are there: `torch.compile` is told to leave
 # the operation out of those that it makes (``mode="reduce-overhead"``), if this torch can be told so.
 _TAGS: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
-_layers: WeakValueDictionary[int, PagedLayer] = WeakValueDictionary()
+_layers: WeakValueDictionary[int, GraphLayer] = WeakValueDictionary()
 _numbers = count(randbits(62))  # a graph that another process has saved must not meet a layer of this one
 
 
-def register(layer: PagedLayer) -> int:
-    """The number that stands for a layer in graphs, for as long as the layer lives."""
+class GraphLayer(nn.Module):
+    """A layer that graphs call by its number, for as long as it lives. A copy is another layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._number = _register(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._number = _register(self)
+
+    @abstractmethod
+    def compute(self, x: Tensor) -> Tensor:
+        """Of a linear layer ``[..., in_features]`` to ``[..., out_features]`` in x's dtype; of a table ids to rows."""
+
+
+def _register(layer: GraphLayer) -> int:
     number = next(_numbers)
     _layers[number] = layer
     return number
@@ -53,7 +61,7 @@ def paged_linear(x: Tensor, layer: int, out_features: int) -> Tensor:  # noqa: A
     return _found(layer).compute(x)
 
 
-def _found(layer: int) -> PagedLayer:
+def _found(layer: int) -> GraphLayer:
     found = _layers.get(layer)
     if found is None:
         raise EngineClosedError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ def refuse_gradients(x: Tensor) -> None:
         )
 
 
-class PagedLinear(nn.Module):
+class PagedLinear(graph_op.GraphLayer):
     """``y = x Wᵀ + bias`` with W one task's blocks, read in place, plus ``(x Aᵀ) Bᵀ`` where it has a low-rank part.
 
     Holds no weight of its own: the block table is immutable, the page table says where the pages are now. Inference
@@ -80,12 +80,6 @@ class PagedLinear(nn.Module):
         self.low_rank = low_rank
         self.bias: nn.Parameter | None
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
-        self._number = graph_op.register(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy is another layer."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._number = graph_op.register(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``, in x's dtype.
