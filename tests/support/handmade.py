@@ -31,5 +31,5 @@ def wheel(files: Mapping[str, bytes]) -> bytes:
 
 
 def pin(content: bytes, client: Literal["pip", "pip-sdist", "npm"] = "npm", **changes: str) -> Archive:
-    fields = {"name": "thing", "version": "1.0", "file": "thing-1.0.tgz", "licence": "none", **changes}
+    fields = {"name": "thing", "version": "1.0", "licence": "none", **changes}
     return Archive(sha256=hashlib.sha256(content).hexdigest(), client=client, used_by=("chess", "poetry"), **fields)

@@ -46,7 +46,7 @@ def write_npm(npm: Path, text: str) -> None:
 def test_pip_downloads_a_wheel(index: Path, tmp_path: Path) -> None:
     meta = {"thing-1.0.dist-info/METADATA": PKG_INFO, "thing-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\n"}
     content = wheel(meta)
-    archive = pin(content, "pip", file="thing-1.0-py3-none-any.whl")
+    archive = pin(content, "pip")
     (index / archive.file).write_bytes(content)
     assert fetch(archive, tmp_path).read_bytes() == content
 
@@ -54,14 +54,14 @@ def test_pip_downloads_a_wheel(index: Path, tmp_path: Path) -> None:
 def test_pip_downloads_a_source_distribution_without_running_it(index: Path, tmp_path: Path) -> None:
     traces = tmp_path / "executed"
     content = tarball({"thing-1.0/setup.py": SETUP.format(str(traces)).encode(), "thing-1.0/PKG-INFO": PKG_INFO})
-    archive = pin(content, "pip-sdist", file="thing-1.0.tar.gz")
+    archive = pin(content, "pip-sdist")
     (index / archive.file).write_bytes(content)
     assert fetch(archive, tmp_path).read_bytes() == content
     assert not traces.exists()
 
 
 def test_pip_refuses_other_bytes_before_it_opens_them(index: Path, tmp_path: Path) -> None:
-    archive = pin(b"what was pinned", "pip-sdist", file="thing-1.0.tar.gz")
+    archive = pin(b"what was pinned", "pip-sdist")
     (index / archive.file).write_bytes(b"what is there: not even an archive")
     with pytest.raises(SampleUnavailable, match=r"'pip download thing==1\.0' ended with status 1(.|\n)*[Gg]ot"):
         fetch(archive, tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from weightpager.lab.samples.download import pins
 from weightpager.lab.samples.download.archives import Fetcher
-from weightpager.lab.samples.items import SPLITS, Item, document, subset
+from weightpager.lab.samples.items import Item, document, split_sizes, subset
 from weightpager.lab.samples.recipes import Recipe, follow
 from weightpager.lab.samples.sample import Missing, Sample
 from weightpager.lab.samples.text import bbc, brown, genre, standard_library
@@ -34,8 +34,7 @@ def language_modeling(
         ConfigError: a size is not positive.
         SampleUnavailable: not one of the domains can be had.
     """
-    limits = dict(zip(SPLITS, (train_chars, eval_chars, eval_chars), strict=True))
-    return follow(_RECIPES, cache, limits, report)
+    return follow(_RECIPES, cache, split_sizes(train_chars, eval_chars), report)
 
 
 def write_text(items: list[Item], limit: int, path: Path) -> str:

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from weightpager.errors import ConfigError
 
 SPLITS = ("train", "validation", "eval")
 # Shares of the groups, not of the items. To change them or the salt is to change every task: raise building.SCHEMA.
 _EVAL, _VALIDATION = 0.2, 0.1
 _SALT = "weightpager"
+
+
+def split_sizes(train: int, held_out: int) -> dict[str, int]:
+    """The most items of each split; validation and evaluation have as many each."""
+    return dict(zip(SPLITS, (train, held_out, held_out), strict=True))
+
+
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Refuse a split without items.
+
+    Raises:
+        ConfigError: a size is not positive.
+    """
+    for split, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"size of {split}: expected at least 1, got {size}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from weightpager.lab.samples.download import pins
 from weightpager.lab.samples.download.archives import Fetcher
-from weightpager.lab.samples.items import SPLITS, Item
+from weightpager.lab.samples.items import Item, split_sizes
 from weightpager.lab.samples.narrow import (
     docstrings,
     german_strings,
@@ -55,8 +55,7 @@ def text_generation(
         ConfigError: a size is not positive.
         SampleUnavailable: not one of the jobs can be had.
     """
-    limits = dict(zip(SPLITS, (train_items, eval_items, eval_items), strict=True))
-    return follow(_recipes(), cache, limits, report)
+    return follow(_recipes(), cache, split_sizes(train_items, eval_items), report)
 
 
 def _recipes() -> tuple[Recipe, ...]:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from weightpager.errors import ConfigError
 from weightpager.lab.samples.download.archives import Fetcher
 from weightpager.lab.samples.download.building import build_once, key_of
-from weightpager.lab.samples.items import SPLITS, Item, distinct, split_of
+from weightpager.lab.samples.items import SPLITS, Item, check_sizes, distinct, split_of
 from weightpager.lab.samples.sample import Missing, Sample, collect
 
 
@@ -47,9 +46,7 @@ def follow(
         ConfigError: a limit is not positive.
         SampleUnavailable: not one of the samples can be had.
     """
-    for split in SPLITS:
-        if limits[split] < 1:
-            raise ConfigError(f"size of {split}: expected at least 1, got {limits[split]}")
+    check_sizes(limits)
     fetch = Fetcher(cache, report)
     return collect((recipe.name, partial(make, recipe, cache, limits, fetch, report)) for recipe in recipes)
 

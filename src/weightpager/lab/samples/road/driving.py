@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from weightpager.errors import ConfigError
 from weightpager.lab.samples.download.building import build_once, key_of
-from weightpager.lab.samples.items import SPLITS
+from weightpager.lab.samples.items import SPLITS, check_sizes, split_sizes
 from weightpager.lab.samples.road import road_picture, road_scene
 from weightpager.lab.samples.sample import Sample, SampleUnavailable
 
@@ -35,10 +34,8 @@ def driving(
         ConfigError: a size is not positive.
         SampleUnavailable: Pillow isn't installed, or the cache cannot be written.
     """
-    limits = dict(zip(SPLITS, (train_scenes, eval_scenes, eval_scenes), strict=True))
-    for split, size in limits.items():
-        if size < 1:
-            raise ConfigError(f"size of {split}: expected at least 1, got {size}")
+    limits = split_sizes(train_scenes, eval_scenes)
+    check_sizes(limits)
     sources = [inspect.getsource(module) for module in (road_scene, road_picture)]
     target = cache / "samples" / f"driving-{key_of(source=sources, limits=limits)}"
     directory = build_once(target, partial(_build, limits, report))
