@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 CMAKE := $(or $(shell command -v cmake),$(BIN)/cmake)
 
-.PHONY: demo test test-slow test-all native-test release-test aarch64-test device-test check lint types imports house docs format clean
+.PHONY: demo test test-slow native-test release-test aarch64-test device-test check lint types imports house docs format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/weightpager demo --out weightpager-demo.html
@@ -18,15 +18,14 @@ demo: $(VENV)/demo.stamp
 # Each process begins with a stretch of the tests; one that has done its own takes half of what another has left.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
+# With MARKERS= the slow ones, too: the unit tests keep the other cores busy while the demo takes minutes of one.
+MARKERS ?= -m "not slow"
+
 test: $(VENV)/dev.stamp
-	$(PYTEST) -m "not slow"
+	$(PYTEST) $(MARKERS) --durations 12
 
 test-slow: $(VENV)/dev.stamp
 	$(PYTEST) -m slow --durations 12
-
-# The unit tests keep the other cores busy while the demo takes minutes of one.
-test-all: $(VENV)/dev.stamp
-	$(PYTEST) --durations 12
 
 # Without use-after-scope: it triples the time to compile kernels that are unrolled through lambdas, as wide tiles do.
 SANITIZERS := -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
