@@ -35,7 +35,7 @@ def test_the_page_is_up_to_date() -> None:
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_option_has_the_twin_that_the_page_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    section = PAGE.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    section = re.split(r"\n###? ", PAGE.partition(f"\n### {name}\n")[2])[0]
     named = set(re.findall(r"`(WEIGHTPAGER_\w+)`", section))
     command = COMMANDS[name]
     context = ROOT.make_context("weightpager", [], resilient_parsing=True)

@@ -8,6 +8,7 @@ import signal
 import sys
 from importlib import import_module
 from io import TextIOWrapper
+from types import ModuleType
 
 import typer
 
@@ -21,33 +22,44 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a storage that is full."""
 
 _VERBS = {
-    "init": "commands.init_command",
-    "schema": "commands.init_command",
-    "compile": "commands.compile_command",
-    "cache": "commands.cache_command",
-    "repack": "commands.tidy_commands",
-    "gc": "commands.tidy_commands",
-    "upgrade": "commands.tidy_commands",
-    "ls": "commands.ls_command",
-    "inspect": "commands.inspect_command",
-    "verify": "commands.verify_command",
-    "plan": "commands.plan_command",
-    "simulate": "commands.simulate_command",
-    "run": "commands.device_commands",
-    "eval": "commands.device_commands",
-    "export": "commands.device_commands",
-    "doctor": "commands.doctor_command",
-    "demo": "commands.demo_command",
-    "serve": "serving.serve_command",
-    "ps": "serving.ps_command",
-    "top": "serving.top_command",
-    "bench": "commands.bench_command",
-    "pull": "delivery.pull_command",
-    "rollback": "delivery.rollback_command",
-    "diff": "delivery.diff_command",
-    "publish": "delivery.publish_commands",
+    "Make a bundle": {
+        "init": "commands.init_command",
+        "schema": "commands.init_command",
+        "compile": "commands.compile_command",
+        "cache": "commands.cache_command",
+    },
+    "Look at it, and look after it": {
+        "ls": "commands.ls_command",
+        "inspect": "commands.inspect_command",
+        "plan": "commands.plan_command",
+        "verify": "commands.verify_command",
+        "repack": "commands.tidy_commands",
+        "gc": "commands.tidy_commands",
+        "upgrade": "commands.tidy_commands",
+        "export": "commands.device_commands",
+    },
+    "Run it": {
+        "doctor": "commands.doctor_command",
+        "run": "commands.device_commands",
+        "eval": "commands.device_commands",
+        "serve": "serving.serve_command",
+        "ps": "serving.ps_command",
+        "top": "serving.top_command",
+    },
+    "Bring it to many devices": {
+        "publish": "delivery.publish_commands",
+        "pull": "delivery.pull_command",
+        "rollback": "delivery.rollback_command",
+        "diff": "delivery.diff_command",
+    },
+    "Measure": {
+        "demo": "commands.demo_command",
+        "bench": "commands.bench_command",
+        "simulate": "commands.simulate_command",
+    },
 }
-"""Where each verb is: a function of its name, with a ``_`` where Python knows another such name, or a group ``app``."""
+"""Where each verb is, under what it is for: a function of its name, with a ``_`` where Python knows another such name,
+or a group ``app``."""
 
 
 def application(*verbs: str) -> typer.Typer:
@@ -64,13 +76,18 @@ def application(*verbs: str) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "WEIGHTPAGER"},
     )
     found.callback(invoke_without_command=True)(_root)
-    for verb in verbs or _VERBS:
-        module = import_module(f"weightpager.cli.{_VERBS[verb]}")
-        if hasattr(module, "app"):
-            found.add_typer(module.app, name=verb)
-        else:
-            found.command(verb)(getattr(module, verb, None) or getattr(module, f"{verb}_"))
+    for purpose, places in _VERBS.items():
+        for verb, place in places.items():
+            if not verbs or verb in verbs:
+                _add(found, verb, import_module(f"weightpager.cli.{place}"), purpose)
     return found
+
+
+def _add(to: typer.Typer, verb: str, module: ModuleType, purpose: str) -> None:
+    if hasattr(module, "app"):
+        to.add_typer(module.app, name=verb, rich_help_panel=purpose)
+    else:
+        to.command(verb, rich_help_panel=purpose)(getattr(module, verb, None) or getattr(module, f"{verb}_"))
 
 
 def _root(
@@ -99,7 +116,8 @@ def run() -> None:
     """Run a command; errors of ours become one message and an exit code, 2 for usage and 1 for failure."""
     try:
         with interruptions():
-            application(*(verb for verb in sys.argv[1:2] if verb in _VERBS))(prog_name="weightpager")
+            known = {verb for places in _VERBS.values() for verb in places}
+            application(*known.intersection(sys.argv[1:2]))(prog_name="weightpager")
     except WeightpagerError as error:
         output.errors().print(f"error: {error}", style="red")
         sys.exit(USAGE if isinstance(error, ConfigError | UnknownTaskError) else FAILURE)

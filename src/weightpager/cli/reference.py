@@ -27,17 +27,21 @@ PowerShell. In zsh the first Tab of a new shell only loads what was installed; t
 
 def page() -> str:
     """The page, as Markdown."""
-    return "\n".join([_HEAD, *(_command(name, callback) for name, callback in verbs(application()))])
+    by_purpose: dict[str, list[str]] = {}
+    for name, purpose, callback in verbs(application()):
+        by_purpose.setdefault(purpose, []).append(_command(name, callback))
+    return "\n".join([_HEAD, *(f"## {purpose}\n\n" + "\n".join(found) for purpose, found in by_purpose.items())])
 
 
-def verbs(of: typer.Typer, above: str = "") -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Each command's name, with the names of the groups that it is in, and its function."""
+def verbs(of: typer.Typer, above: str = "", purpose: str = "") -> Iterator[tuple[str, str, Callable[..., Any]]]:
+    """Each command's name, with the names of the groups that it is in, what it is for, and its function."""
     for command in of.registered_commands:
         if command.callback:
-            yield f"{above}{command.name or command.callback.__name__}", command.callback
+            named = f"{above}{command.name or command.callback.__name__}"
+            yield named, purpose or str(command.rich_help_panel), command.callback
     for group in of.registered_groups:
         if group.typer_instance:
-            yield from verbs(group.typer_instance, f"{above}{group.name} ")
+            yield from verbs(group.typer_instance, f"{above}{group.name} ", str(group.rich_help_panel))
 
 
 def _command(name: str, callback: Callable[..., Any]) -> str:
@@ -46,7 +50,7 @@ def _command(name: str, callback: Callable[..., Any]) -> str:
     rows = [_row(name, *parameter) for parameter in parameters]
     usage = " ".join(["weightpager", name, *arguments, *(["[OPTIONS]"] if len(rows) > len(arguments) else [])])
     table = ["| | environment | |", "|---|---|---|", *rows] if rows else []
-    return "\n".join([f"## {name}\n", f"```text\n{usage}\n```\n", f"{inspect.getdoc(callback)}\n", *table, ""])
+    return "\n".join([f"### {name}\n", f"```text\n{usage}\n```\n", f"{inspect.getdoc(callback)}\n", *table, ""])
 
 
 def _parameters(callback: Callable[..., Any]) -> Iterator[tuple[str, ArgumentInfo | OptionInfo, Any, Any]]:
