@@ -2,14 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <optional>
 
-#include "bfloat16.hpp"
-#include "lanes.hpp"
+#include "packing.hpp"
 #include "parallel.hpp"
 #include "wide_row.hpp"
 
@@ -24,20 +21,25 @@ constexpr int64_t kChunksPerThread = 8;            // so that a thread that is h
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// What is packed of one token at a time: a cache line.
-constexpr int64_t kLine = 64 / sizeof(uint32_t);
+bool begins(const char* text, const char* with) { return std::strncmp(text, with, std::strlen(with)) == 0; }
 
-constexpr int64_t kStepInputs = 8;  // at most
-
-constexpr int kSquare = 4;  // lines that are spread at once: as many as any processor has registers for
+// What a machine packs with that runs a kernel: one for newer instructions is named after those that it goes beyond, and
+// "amx_bf16" needs AVX-512.
+Pack* pack_for([[maybe_unused]] const Kernel& kernel) {
+#if defined(WEIGHTPAGER_X86)
+    if (begins(kernel.name, "avx512") || begins(kernel.name, "amx")) return pack_avx512;
+    if (begins(kernel.name, "avx2")) return pack_avx2;
+#endif
+    return pack_generic;
+}
 
 // Some of the tokens, cut into tiles and packed as the kernel wants them: the values of a tile's tokens for one input,
 // or one pair of them, lie together. Padded with zeros, which makes an odd number of input features even and the last
 // tile as wide as the kernel wants it.
 class Panel {
    public:
-    Panel(const Kernel& kernel, const Problem& problem) : kernel_(kernel), p_(problem) {
-        rows_ = rows(kernel.packing, problem.in_features);
+    Panel(const Kernel& kernel, const Problem& problem) : kernel_(kernel), p_(problem), pack_(pack_for(kernel)) {
+        rows_ = packed_rows(kernel.packing, problem.in_features);
         const int64_t tile_bytes = rows_ * kernel.widest * int64_t{sizeof(uint32_t)};
         const int64_t tiles = std::max<int64_t>(1, kPanelBytes / tile_bytes);
         capacity_ = std::min(tiles * kernel.widest, problem.tokens);
@@ -73,13 +75,6 @@ class Panel {
     }
 
    private:
-    // 32-bit numbers of a token.
-    static int64_t rows(Packing packing, int64_t in_features) {
-        if (packing == Packing::lines) return divide_up(in_features, kTileInputs) * kLine;
-        // As many as a step of any weight needs.
-        return divide_up(in_features, kStepInputs) * kStepInputs / (packing == Packing::floats ? 1 : 2);
-    }
-
     bool integers() const { return kernel_.packing == Packing::integers || kernel_.packing == Packing::bytes; }
 
     // Of inputs that have a scale in common.
@@ -87,169 +82,13 @@ class Panel {
 
     void pack(int64_t i) {
         const Tile to = tile(i);
-        uint32_t* packed = packed_.get() + i * kernel_.widest * rows_;
-        if (integers() && p_.dtype == Dtype::float32)
-            interleave_integers(to, packed, static_cast<const float*>(p_.x), [](float value) { return value; });
-        else if (integers())
-            interleave_integers(to, packed, static_cast<const uint16_t*>(p_.x), from_bfloat16);
-        else if (p_.dtype == Dtype::float32)
-            interleave(to, packed, static_cast<const uint32_t*>(p_.x), [](uint32_t value) { return value; });
-        else if (kernel_.packing == Packing::floats)
-            interleave(to, packed, static_cast<const uint16_t*>(p_.x),
-                       [](uint16_t value) { return uint32_t{value} << 16; });
-        else
-            interleave_pairs(to, packed);
-    }
-
-    template <class T, class Widen>
-    void interleave(const Tile& to, uint32_t* packed, const T* x, const Widen& widen) const {
-        by_line(to, packed, [&](int64_t token, int64_t first, uint32_t* line) {
-            const T* from = x + token * p_.in_features + first;
-            const int64_t count = std::min(kLine, p_.in_features - first);
-            for (int64_t i = 0; i < count; ++i) line[i] = widen(from[i]);
-        });
-    }
-
-    void interleave_pairs(const Tile& to, uint32_t* packed) const {
-        by_line(to, packed, [&](int64_t token, int64_t first, uint32_t* line) {
-            const uint16_t* from = static_cast<const uint16_t*>(p_.x) + token * p_.in_features + 2 * first;
-            const int64_t count = std::min(2 * kLine, p_.in_features - 2 * first);
-            std::memcpy(line, from, static_cast<size_t>(count) * sizeof *from);
-        });
-    }
-
-    template <class T, class Widen>
-    void interleave_integers(const Tile& to, uint32_t* packed, const T* x, const Widen& widen) {
-        const float largest = largest_integer();
-        float* scales = scales_.get() + (to.x_scales - scales_.get());
-        for (int t = 0; t < to.width; ++t)
-            for (int64_t group = 0; group < groups(); ++group) {
-                const T* from = x + (to.first_token + t) * p_.in_features;
-                scales[group * to.width + t] = t < to.tokens ? magnitude(from, group, widen) / largest : 0.0f;
-            }
-        by_line(to, packed, [&](int64_t token, int64_t first, uint32_t* line) {
-            const T* from = x + token * p_.in_features + 2 * first;
-            const int64_t count = std::min(2 * kLine, p_.in_features - 2 * first);
-            int16_t integers[2 * kLine] = {};
-            for (int64_t i = 0; i < count;) {
-                const int64_t group = (2 * first + i) / p_.block_cols;
-                const int64_t end = std::min(count, (group + 1) * p_.block_cols - 2 * first);
-                const float scale = scales[group * to.width + token - to.first_token];
-                const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-                for (; i < end; ++i) integers[i] = rounded(widen(from[i]) * inverse);
-            }
-            if (kernel_.packing == Packing::bytes) {
-                for (int64_t first_of = 0; first_of < 2 * kLine; first_of += kStepInputs)
-                    split(integers + first_of, line + first_of / 2);
-                return;
-            }
-            std::memcpy(line, integers, sizeof integers);
-        });
-    }
-
-    // Eight inputs into the rows of bytes that `Packing` says.
-    static void split(const int16_t* integers, uint32_t* rows) {
-        constexpr int kOrder[kStepInputs] = {0, 2, 1, 3, 4, 6, 5, 7};
-        int8_t bytes[2][kStepInputs];
-        for (int i = 0; i < kStepInputs; ++i) {
-            const int value = integers[kOrder[i]], high = (value + 128) >> 8;
-            bytes[0][i] = static_cast<int8_t>(high);
-            bytes[1][i] = static_cast<int8_t>(value - high * 256);
-        }
-        std::memcpy(rows, bytes, sizeof bytes);
-    }
-
-    // So that not even the sum of a whole row of a block leaves an int32, nor a high byte an int8.
-    float largest_integer() const {
-        if (kernel_.packing == Packing::bytes) return 127 * 256 + 127;
-        constexpr int64_t kLargest = 32767, kSum = (int64_t{1} << 31) - 1, kLargestWeight = 128;
-        return static_cast<float>(std::min(kLargest, kSum / (kLargestWeight * p_.block_cols)));
-    }
-
-    // The largest magnitude in a group, NaN if one isn't finite: then nothing that the group takes part in is a number.
-    // Magnitudes are in the order of their bits, of which compilers make vectors as they may not of a maximum of floats.
-    template <class T, class Widen>
-    float magnitude(const T* x, int64_t group, const Widen& widen) const {
-        constexpr int32_t kMagnitude = 0x7fffffff, kInfinite = 0x7f800000;
-        const int64_t first = group * p_.block_cols, end = std::min(first + p_.block_cols, p_.in_features);
-        int32_t largest = 0;
-        for (int64_t i = first; i < end; ++i) {
-            const float value = widen(x[i]);
-            int32_t bits;
-            std::memcpy(&bits, &value, sizeof bits);
-            largest = std::max(largest, bits & kMagnitude);
-        }
-        if (largest >= kInfinite) return std::numeric_limits<float>::quiet_NaN();
-        float found;
-        std::memcpy(&found, &largest, sizeof found);
-        return found;
-    }
-
-    // To the nearest: what is added leaves no place for a fraction.
-    static int16_t rounded(float value) {
-        const float shifted = value + 12582912.0f;  // 1.5 * 2^23
-        int32_t bits;
-        std::memcpy(&bits, &shifted, sizeof bits);
-        return static_cast<int16_t>(bits - 0x4b400000);
-    }
-
-    // A line of every token is gathered before any is spread: rows of activations a power of two apart would
-    // compete for the same places in the cache.
-    template <class ReadLine>
-    void by_line(const Tile& to, uint32_t* packed, const ReadLine& read) const {
-        for (int64_t first = 0; first < rows_; first += kLine) {
-            uint32_t lines[kWidestTile][kLine];
-            std::memset(lines, 0, static_cast<size_t>(to.width) * sizeof *lines);
-            for (int t = 0; t < to.tokens; ++t) read(to.first_token + t, first, lines[t]);
-            if (kernel_.packing == Packing::lines) {
-                std::memcpy(packed + first * to.width, lines, static_cast<size_t>(to.width) * sizeof *lines);
-                continue;
-            }
-            const int64_t count = std::min(kLine, rows_ - first);
-            if (to.width == 1)
-                std::memcpy(packed + first, lines, static_cast<size_t>(count) * sizeof **lines);
-            else
-                spread(lines, count, to.width, packed + first * to.width);
-        }
-    }
-
-    // Element i of line t becomes element t of line i, `width` to a line.
-    static void spread(const uint32_t (*lines)[kLine], int64_t count, int width, uint32_t* packed) {
-        int64_t i = 0;
-        for (; i + kSquare <= count; i += kSquare) {
-            int t = 0;
-            for (; t + kSquare <= width; t += kSquare) spread_square(&lines[t][i], packed + i * width + t, width);
-            for (; t < width; ++t)
-                for (int64_t j = i; j < i + kSquare; ++j) packed[j * width + t] = lines[t][j];
-        }
-        for (; i < count; ++i)
-            for (int t = 0; t < width; ++t) packed[i * width + t] = lines[t][i];
-    }
-
-    static void spread_square(const uint32_t* from, uint32_t* to, int width) {
-        using Four = Lanes<kSquare>::Bits;
-        const Four a = load<Four>(from), b = load<Four>(from + kLine), c = load<Four>(from + 2 * kLine),
-                   d = load<Four>(from + 3 * kLine);
-        // Halves of pairs of lines, then of pairs of these.
-        const Four ab = low_halves(a, b), cd = low_halves(c, d), ab_high = high_halves(a, b), cd_high = high_halves(c, d);
-        const Four columns[kSquare] = {Four{ab[0], ab[1], cd[0], cd[1]}, Four{ab[2], ab[3], cd[2], cd[3]},
-                                       Four{ab_high[0], ab_high[1], cd_high[0], cd_high[1]},
-                                       Four{ab_high[2], ab_high[3], cd_high[2], cd_high[3]}};
-        for (int i = 0; i < kSquare; ++i) std::memcpy(to + i * width, &columns[i], sizeof columns[i]);
-    }
-
-    template <class Four>
-    static Four low_halves(Four a, Four b) {
-        return Four{a[0], b[0], a[1], b[1]};
-    }
-
-    template <class Four>
-    static Four high_halves(Four a, Four b) {
-        return Four{a[2], b[2], a[3], b[3]};
+        float* scales = scales_ == nullptr ? nullptr : scales_.get() + (to.x_scales - scales_.get());
+        pack_(kernel_.packing, p_, to, packed_.get() + i * kernel_.widest * rows_, scales);
     }
 
     const Kernel& kernel_;
     const Problem& p_;
+    Pack* pack_;
     int64_t rows_, capacity_, first_ = 0, tokens_ = 0;
     std::unique_ptr<uint32_t[]> packed_;
     std::unique_ptr<float[]> scales_;  // of integers

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kTranscendental = 8;  // additions that one is worth
 
-// A view that has the sizes of the result, and no gaps, or one that broadcasts.
+// Of rows whose elements lie side by side.
 template <Unary Kind>
 void run_unary(const Step& step, const Running& running) {
     const float* x = running.data(step.in[0]);
@@ -23,7 +23,12 @@ void run_unary(const Step& step, const Running& running) {
 template <Unary Kind>
 void infer_unary(Inference& inference) {
     inference.expect_type(0, Type::float32);
-    const Sizes sizes = inference.dense(0).sizes;
+    // A half of what a layer gives for gate and values together is read where it lies.
+    const Sizes sizes = inference.in(0).sizes;
+    if (sizes.empty() || sizes.back() == 1)
+        inference.dense(0);
+    else
+        inference.dense_rows(0);
     inference.give(Type::float32, sizes);
     inference.run_by(&run_unary<Kind>);
 }

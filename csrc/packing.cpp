@@ -1,0 +1,229 @@
+// Compiled once per instruction set, with WEIGHTPAGER_PACK (the symbol to define) and WEIGHTPAGER_LANES (floats in a
+// register) set by the build. As in kernel.cpp, nothing here but that symbol may have external linkage.
+#include "packing.hpp"
+
+#include "bfloat16.hpp"
+#include "lanes.hpp"
+
+namespace weightpager {
+namespace {
+
+constexpr int kLanes = WEIGHTPAGER_LANES;
+
+using L = Lanes<kLanes>;
+using Float = L::Float;
+using Int = L::Int;
+
+constexpr int kSquare = 4;  // lines that are spread at once: as many as any processor has registers for
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// As lanes of `a` and of `b`, whose lanes count on from those of `a`.
+template <int... I, class V>
+WEIGHTPAGER_INLINE V shuffle(V a, V b) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, I...);
+#else
+    return __builtin_shuffle(a, b, typename Lanes<sizeof...(I)>::Int{I...});
+#endif
+}
+
+WEIGHTPAGER_INLINE Float widened(const float* from) { return load<Float>(from); }
+WEIGHTPAGER_INLINE Float widened(const uint16_t* from) { return widen<kLanes>(from); }
+
+inline float widened_one(float value) { return value; }
+inline float widened_one(uint16_t half) { return from_bfloat16(half); }
+
+inline void spread_square(const uint32_t* from, uint32_t* to, int width) {
+    using Four = Lanes<kSquare>::Bits;
+    Four lines[kSquare];
+    for (int i = 0; i < kSquare; ++i) lines[i] = load<Four>(from + i * kLine);
+    // Halves of pairs of lines, then of pairs of these.
+    const Four ab = shuffle<0, 4, 1, 5>(lines[0], lines[1]), cd = shuffle<0, 4, 1, 5>(lines[2], lines[3]);
+    const Four ab_high = shuffle<2, 6, 3, 7>(lines[0], lines[1]), cd_high = shuffle<2, 6, 3, 7>(lines[2], lines[3]);
+    const Four columns[kSquare] = {shuffle<0, 1, 4, 5>(ab, cd), shuffle<2, 3, 6, 7>(ab, cd),
+                                   shuffle<0, 1, 4, 5>(ab_high, cd_high), shuffle<2, 3, 6, 7>(ab_high, cd_high)};
+    for (int i = 0; i < kSquare; ++i) std::memcpy(to + i * width, &columns[i], sizeof columns[i]);
+}
+
+// Element i of line t becomes element t of line i, `width` to a line.
+inline void spread(const uint32_t (*lines)[kLine], int64_t count, int width, uint32_t* packed) {
+    int64_t i = 0;
+    for (; i + kSquare <= count; i += kSquare) {
+        int t = 0;
+        for (; t + kSquare <= width; t += kSquare) spread_square(&lines[t][i], packed + i * width + t, width);
+        for (; t < width; ++t)
+            for (int64_t j = i; j < i + kSquare; ++j) packed[j * width + t] = lines[t][j];
+    }
+    for (; i < count; ++i)
+        for (int t = 0; t < width; ++t) packed[i * width + t] = lines[t][i];
+}
+
+// Calls `read(token, first, line)` for every line of every token. A line of every token is gathered before any is spread:
+// rows of activations a power of two apart would compete for the same places in the cache.
+template <Packing P, class ReadLine>
+void by_line(const Problem& p, const Tile& to, uint32_t* packed, const ReadLine& read) {
+    const int64_t rows = packed_rows(P, p.in_features);
+    for (int64_t first = 0; first < rows; first += kLine) {
+        uint32_t lines[kWidestTile][kLine];
+        std::memset(lines, 0, static_cast<size_t>(to.width) * sizeof *lines);
+        for (int t = 0; t < to.tokens; ++t) read(to.first_token + t, first, lines[t]);
+        const int64_t count = smaller(kLine, rows - first);
+        if (P == Packing::lines)
+            std::memcpy(packed + first * to.width, lines, static_cast<size_t>(to.width) * sizeof *lines);
+        else if (to.width == 1)
+            std::memcpy(packed + first, lines, static_cast<size_t>(count) * sizeof **lines);
+        else
+            spread(lines, count, to.width, packed + first * to.width);
+    }
+}
+
+// So that not even the sum of a whole row of a block leaves an int32, nor a high byte an int8.
+template <Packing P>
+float largest_integer(const Problem& p) {
+    if (P == Packing::bytes) return 127 * 256 + 127;
+    constexpr int64_t kLargest = 32767, kSum = (int64_t{1} << 31) - 1, kLargestWeight = 128;
+    return static_cast<float>(smaller(kLargest, kSum / (kLargestWeight * p.block_cols)));
+}
+
+template <int Distance, int... I>
+WEIGHTPAGER_INLINE int32_t greatest(Int value, std::integer_sequence<int, I...> lanes) {
+    if constexpr (Distance == 0) {
+        return value[0];
+    } else {
+        const auto other = shuffle<(I ^ Distance)...>(value, value);
+        return greatest<Distance / 2>(value > other ? value : other, lanes);
+    }
+}
+
+// The largest magnitude, NaN if one isn't finite: then nothing that these inputs take part in is a number. Magnitudes are in
+// the order of their bits.
+template <class T>
+WEIGHTPAGER_INLINE float magnitude(const T* x, int64_t count) {
+    constexpr int32_t kMagnitude = 0x7fffffff, kInfinite = 0x7f800000;
+    Int lanes{};
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        const Int bits = reinterpret_cast<Int>(widened(x + i)) & kMagnitude;
+        lanes = bits > lanes ? bits : lanes;
+    }
+    int32_t largest = greatest<kLanes / 2>(lanes, std::make_integer_sequence<int, kLanes>{});
+    for (; i < count; ++i) {
+        const float value = widened_one(x[i]);
+        int32_t bits;
+        std::memcpy(&bits, &value, sizeof bits);
+        bits &= kMagnitude;
+        largest = bits > largest ? bits : largest;
+    }
+    if (largest >= kInfinite) return __builtin_nanf("");
+    float found;
+    std::memcpy(&found, &largest, sizeof found);
+    return found;
+}
+
+// Multiplied, to the nearest, and written as int16: what is added leaves no place for a fraction.
+template <class T>
+WEIGHTPAGER_INLINE void round_all(const T* from, int64_t count, float inverse, char* to) {
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+    constexpr int32_t kRoundBits = 0x4b400000;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        const auto shifted = reinterpret_cast<Int>(widened(from + i) * inverse + kRound);
+        const auto halves = __builtin_convertvector(shifted - kRoundBits, L::Half);
+        std::memcpy(to + i * sizeof(int16_t), &halves, sizeof halves);
+    }
+    for (; i < count; ++i) {
+        const float shifted = widened_one(from[i]) * inverse + kRound;
+        int32_t bits;
+        std::memcpy(&bits, &shifted, sizeof bits);
+        const auto number = static_cast<int16_t>(bits - kRoundBits);
+        std::memcpy(to + i * sizeof number, &number, sizeof number);
+    }
+}
+
+// Eight inputs into the rows of bytes that `Packing` says.
+inline void split(const int16_t* integers, uint32_t* rows) {
+    constexpr int kOrder[kStepInputs] = {0, 2, 1, 3, 4, 6, 5, 7};
+    int8_t bytes[2][kStepInputs];
+    for (int i = 0; i < kStepInputs; ++i) {
+        const int value = integers[kOrder[i]], high = (value + 128) >> 8;
+        bytes[0][i] = static_cast<int8_t>(high);
+        bytes[1][i] = static_cast<int8_t>(value - high * 256);
+    }
+    std::memcpy(rows, bytes, sizeof bytes);
+}
+
+template <Packing P, class T>
+void pack_integers(const Problem& p, const Tile& to, const T* x, uint32_t* packed, float* scales) {
+    const float largest = largest_integer<P>(p);
+    const auto cols = static_cast<uint32_t>(p.block_cols), features = static_cast<uint32_t>(p.in_features);
+    for (int t = 0; t < to.width; ++t) {
+        const T* from = x + (to.first_token + t) * p.in_features;
+        for (uint32_t first = 0, group = 0; first < features; first += cols, ++group)
+            scales[group * to.width + t] =
+                t < to.tokens ? magnitude(from + first, smaller(cols, features - first)) / largest : 0.0f;
+    }
+    by_line<P>(p, to, packed, [&](int64_t token, int64_t first, uint32_t* line) WEIGHTPAGER_INLINED {
+        const auto begin = static_cast<uint32_t>(2 * first);
+        const auto count = static_cast<uint32_t>(smaller(2 * kLine, p.in_features - begin));
+        const T* from = x + token * p.in_features + begin;
+        int16_t integers[2 * kLine] = {};
+        // What is stored in parts can't be read as one without a wait: so not by way of `integers`, where that is possible.
+        auto* numbers = reinterpret_cast<char*>(P == Packing::bytes ? static_cast<void*>(integers) : line);
+        for (uint32_t i = 0; i < count;) {
+            const uint32_t group = (begin + i) / cols, end = (group + 1) * cols - begin;
+            const uint32_t some = (end < count ? end : count) - i;
+            const float scale = scales[group * to.width + token - to.first_token];
+            round_all(from + i, some, scale > 0.0f ? 1.0f / scale : 0.0f, numbers + i * sizeof *integers);
+            i += some;
+        }
+        if (P == Packing::bytes)
+            for (int64_t i = 0; i < 2 * kLine; i += kStepInputs) split(integers + i, line + i / 2);
+    });
+}
+
+template <class T>
+void pack_floats(const Problem& p, const Tile& to, const T* x, uint32_t* packed) {
+    by_line<Packing::floats>(p, to, packed, [&](int64_t token, int64_t first, uint32_t* line) WEIGHTPAGER_INLINED {
+        const T* from = x + token * p.in_features + first;
+        const int64_t count = smaller(kLine, p.in_features - first);
+        for (int64_t i = 0; i < count; ++i) {
+            const float value = widened_one(from[i]);
+            std::memcpy(line + i, &value, sizeof value);
+        }
+    });
+}
+
+template <Packing P>
+void pack_bfloat16(const Problem& p, const Tile& to, const uint16_t* x, uint32_t* packed) {
+    by_line<P>(p, to, packed, [&](int64_t token, int64_t first, uint32_t* line) WEIGHTPAGER_INLINED {
+        const int64_t count = smaller(2 * kLine, p.in_features - 2 * first);
+        std::memcpy(line, x + token * p.in_features + 2 * first, static_cast<size_t>(count) * sizeof *x);
+    });
+}
+
+template <class T>
+void pack_any(Packing packing, const Problem& p, const Tile& to, const T* x, uint32_t* packed, float* x_scales) {
+    if (packing == Packing::integers)
+        pack_integers<Packing::integers>(p, to, x, packed, x_scales);
+    else if (packing == Packing::bytes)
+        pack_integers<Packing::bytes>(p, to, x, packed, x_scales);
+    else
+        pack_floats(p, to, x, packed);
+}
+
+}  // namespace
+
+void WEIGHTPAGER_PACK(Packing packing, const Problem& p, const Tile& to, uint32_t* packed, float* x_scales) {
+    const auto* halves = static_cast<const uint16_t*>(p.x);
+    if (packing == Packing::pairs)
+        pack_bfloat16<Packing::pairs>(p, to, halves, packed);
+    else if (packing == Packing::lines)
+        pack_bfloat16<Packing::lines>(p, to, halves, packed);
+    else if (p.dtype == Dtype::float32)
+        pack_any(packing, p, to, static_cast<const float*>(p.x), packed, x_scales);
+    else
+        pack_any(packing, p, to, halves, packed, x_scales);
+}
+
+}  // namespace weightpager
