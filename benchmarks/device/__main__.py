@@ -1,11 +1,14 @@
-"""Whole processes on a device: ours with each backend, and ONNX Runtime with the same task.
+"""Whole processes on a device: ours with each backend, and ONNX Runtime with the same tasks.
 
-    python -m benchmarks.device BUNDLE --json device.json
+    python -m benchmarks.device BUNDLE --json docs/device.json
 
 Each process answers the same held-out texts of a text-classification task, then reads batches of made-up ids. Memory is
 the most that a process has had resident; start is from the process's creation to its first output. Processes take
-turns, and medians are told. Rows of ONNX Runtime need ``pip install onnxruntime onnx onnxscript``; without these the
-benchmark says that they are missing.
+turns, and medians are told. ``native_tasks`` goes through all of the bundle's tasks that classify texts, one after the
+other, in the budget of the largest. ONNX Runtime has all of them: one backbone with a head a task (``onnx_int8``), or a
+model and a session for each (``onnx_sessions_int8``). Its rows need ``pip install onnxruntime onnx onnxscript``;
+without these the benchmark says that they are missing. ``--models`` keeps its models for the next run; ``--only``
+measures some rows again, and leaves the others that the file has.
 """
 
 from __future__ import annotations
@@ -17,17 +20,17 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.device.onnx_rows import EXPORTED, onnx_models
-from benchmarks.device.processes import environment, in_turns, smallest_budget, tell
-from benchmarks.provenance import command as typed
-from benchmarks.provenance import commit
+from benchmarks.device.measured import tell
+from benchmarks.device.onnx_rows import exported_task, text_models
+from benchmarks.device.processes import environment, in_turns, smallest_budget
 from weightpager.bundle import Bundle
+from weightpager.config import format_size
 
 TEXTS = 200
 _BACKENDS = ("native", "torch")
@@ -35,40 +38,44 @@ _OURS = "from weightpager.cli import main; main()"
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="With a task that classifies texts, and a graph.")],
+    bundle: Annotated[Path, typer.Argument(help="With tasks that classify texts, and a graph.")],
     json_: Annotated[Path | None, typer.Option("--json", help="File of rows.")] = None,
     task: Annotated[str | None, typer.Option(help="Of the bundle; the first that classifies texts.")] = None,
+    models: Annotated[Path | None, typer.Option(help="Folder for ONNX Runtime's models, which stay there.")] = None,
+    only: Annotated[str, typer.Option(help="Only rows with this in their names.")] = "",
     times: Annotated[int, typer.Option(help="That each process is run.")] = 5,
     threads: Annotated[int, typer.Option(help="Of each process.")] = 2,
 ) -> None:
     """Measure whole processes."""
     opened = Bundle.open(bundle)
-    name = task or next(each.name for each in opened.tasks.values() if each.kind == "text-classification")
+    names = [each.name for each in opened.tasks.values() if each.kind == "text-classification"]
+    name = task or names[0]
+    names = [name, *(other for other in names if other != name)]
     with tempfile.TemporaryDirectory() as folder:
         texts = _held_out(opened, name, Path(folder))
-        budget = str(smallest_budget(bundle, name))
+        budget, largest = str(smallest_budget(bundle, [name])), str(smallest_budget(bundle, names))
         commands = {
-            backend: ["-m", "benchmarks.device.ours", backend, str(bundle), name, budget, str(texts)]
+            backend: ["-m", "benchmarks.device.ours", backend, str(bundle), budget, str(texts), name]
             for backend in _BACKENDS
         }
-        commands |= _peers(bundle, name, texts, threads, Path(folder))
-        rows = in_turns(commands, times, threads)
+        commands["native_tasks"] = ["-m", "benchmarks.device.ours", "native", str(bundle), largest, str(texts), *names]
+        models = models or Path(folder)
+        models.mkdir(parents=True, exist_ok=True)
+        commands |= _peers(bundle, names, texts, threads, models)
+        rows = in_turns(commands, times, threads, only)
+    if "native" in rows:
         rows["native"]["import_ms"] = statistics.median(_import_ms() for _ in range(times))
-        for backend in _BACKENDS:
-            given = environment(threads) | {"WEIGHTPAGER_BACKEND": backend}
-            rows[backend] |= {
-                "run_ms": statistics.median(_run_ms(bundle, name, budget, given) for _ in range(times)),
-                "server_bytes": _server_bytes(bundle, given),
-            }
-    found = {
-        "task": name,
-        "budget": int(budget),
-        "threads": threads,
-        "rows": rows,
-        "command": typed("benchmarks.device"),
-        "commit": commit(),
-    }
-    tell(found, json_)
+    for backend in rows.keys() & set(_BACKENDS):
+        given = environment(threads) | {"WEIGHTPAGER_BACKEND": backend}
+        rows[backend] |= {
+            "run_ms": statistics.median(_run_ms(bundle, name, budget, given) for _ in range(times)),
+            "server_bytes": _server_bytes(bundle, given),
+        }
+    about = (
+        f"{TEXTS} texts of {name}, one of {len(names)} tasks, {threads} threads; our budget is "
+        f"{format_size(int(budget))}, for all tasks one after the other {format_size(int(largest))}"
+    )
+    tell("texts", about, rows, "benchmarks.device", json_)
 
 
 def _held_out(bundle: Bundle, task: str, folder: Path) -> Path:
@@ -80,12 +87,14 @@ def _held_out(bundle: Bundle, task: str, folder: Path) -> Path:
     return found
 
 
-def _peers(bundle: Path, task: str, texts: Path, threads: int, folder: Path) -> dict[str, list[str]]:
-    length, tokenizer = str(Bundle.open(bundle).task(task).max_length), str(folder / EXPORTED / "tokenizer.json")
-    return {
-        row: ["-m", "benchmarks.device.onnx_runtime", str(model), tokenizer, length, str(texts), str(threads)]
-        for row, model in onnx_models(bundle, task, folder).items()
-    }
+def _peers(bundle: Path, tasks: Sequence[str], texts: Path, threads: int, folder: Path) -> dict[str, list[str]]:
+    found = text_models(bundle, tasks, folder)
+    if not found:
+        return {}
+    tokenizer = str(exported_task(bundle, tasks[0], folder) / "tokenizer.json")
+    length = str(Bundle.open(bundle).task(tasks[0]).max_length)
+    shared = ["-m", "benchmarks.device.onnx_runtime", tokenizer, length, str(texts), str(threads)]
+    return {row: [*shared, *map(str, models)] for row, models in found.items()}
 
 
 def _import_ms() -> float:

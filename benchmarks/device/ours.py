@@ -1,4 +1,4 @@
-"""One of our processes: ``python -m benchmarks.device.ours BACKEND BUNDLE TASK BUDGET TEXTS``."""
+"""One of our processes: ``python -m benchmarks.device.ours BACKEND BUNDLE BUDGET TEXTS TASK ...``."""
 
 import sys
 from pathlib import Path
@@ -9,13 +9,14 @@ from benchmarks.device.work import work
 from weightpager.engine import Engine
 
 if __name__ == "__main__":
-    backend, bundle, task, budget, texts = sys.argv[1:]
+    backend, bundle, budget, texts, *tasks = sys.argv[1:]
     with Engine.from_pretrained(bundle, backend=backend, budget=budget) as engine:
-        engine.activate(task)
-        model = engine.model(task)
+        engine.activate(tasks[0])
+        model = engine.model(tasks[0])
         work(
-            lambda text: engine.predict(task, [text]),
-            lambda ids: model.logits({"input_ids": ids, "attention_mask": np.ones_like(ids)}),
+            tasks,
+            lambda task, text: engine.predict(task, [text]),
+            lambda ids: engine.model(tasks[-1]).logits({"input_ids": ids, "attention_mask": np.ones_like(ids)}),
             model.vocabulary,
             Path(texts),
         )

@@ -11,24 +11,28 @@ import time
 from collections.abc import Mapping, Sequence
 from compileall import compile_dir
 from pathlib import Path
-from typing import Any
-
-import typer
 
 import weightpager
+from benchmarks.device.measured import Row
 from benchmarks.device.work import FIRST
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.errors import BudgetError
 
-Row = dict[str, Any]
 
+def in_turns(commands: Mapping[str, Sequence[str]], times: int, threads: int, only: str = "") -> dict[str, Row]:
+    """The medians of each process's figures, by row; one run of each after the other, so many times.
 
-def in_turns(commands: Mapping[str, Sequence[str]], times: int, threads: int) -> dict[str, Row]:
-    """The medians of each process's figures, by row; one run of each after the other, so many times."""
+    Args:
+        commands: by row, without the interpreter.
+        times: of each.
+        threads: of each process.
+        only: rows with this in their names.
+    """
+    commands = {row: command for row, command in commands.items() if only in row}
     compile_dir(Path(weightpager.__file__).parent, quiet=2)  # as pip does where it installs a wheel
-    runs: dict[str, list[Row]] = {row: [] for row in commands}
+    runs: dict[str, list[dict[str, float]]] = {row: [] for row in commands}
     for _ in range(times):
         for row, command in commands.items():
             runs[row].append(_run(command, threads))
@@ -40,27 +44,20 @@ def environment(threads: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "WEIGHTPAGER_THREADS": str(threads)}
 
 
-def smallest_budget(bundle: Path, task: str) -> int:
-    """The smallest that does for a task."""
+def smallest_budget(bundle: Path, tasks: Sequence[str]) -> int:
+    """The smallest that does for each of some tasks, one at a time."""
     least = 1
     while True:
         try:
             with Engine(Bundle.open(bundle), EngineConfig(budget=least)) as engine:
-                engine.activate(task)
+                for task in tasks:
+                    engine.activate(task)
             return least
         except BudgetError as error:
             least = error.smallest
 
 
-def tell(found: Row, file: Path | None) -> None:
-    """Print figures, and write them to a file if there is one."""
-    text = json.dumps(found, indent=1)
-    typer.echo(text)
-    if file is not None:
-        file.write_text(text + "\n")
-
-
-def _run(command: Sequence[str], threads: int) -> Row:
+def _run(command: Sequence[str], threads: int) -> dict[str, float]:
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment(threads))
     assert process.stdout is not None
@@ -73,7 +70,7 @@ def _run(command: Sequence[str], threads: int) -> Row:
     return {"first_output_ms": 1e3 * first, **rest}
 
 
-def _medians(runs: Sequence[Row]) -> Row:
+def _medians(runs: Sequence[Mapping[str, float]]) -> Row:
     timed = [key for key in runs[0] if not key.startswith("peak_bytes")]
-    spreads = {f"{key}_spread": [f(run[key] for run in runs) for f in (min, max)] for key in timed}
-    return {key: statistics.median(run[key] for run in runs) for key in runs[0]} | spreads
+    found: Row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    return found | {f"{key}_spread": [f(run[key] for run in runs) for f in (min, max)] for key in timed}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -20,21 +20,26 @@ FIRST = "first"
 """The line that says that there is an output."""
 
 
-def work(answer: Callable[[str], object], forward: Forward, words: int, texts: Path) -> None:
+Answer = Callable[[str, str], object]
+"""A task's answer to a text."""
+
+
+def work(tasks: Sequence[str], answer: Answer, forward: Forward, words: int, texts: Path) -> None:
     """Answer all texts of a file, a line each; print `FIRST` after the first, and what the rest took as JSON.
 
     Args:
+        tasks: each answers as many texts, one task after the other.
         answer: to one text.
-        forward: of ids, int64 [texts, tokens].
+        forward: of ids, int64 [texts, tokens], by the task that answered last.
         words: ids are below it.
         texts: the file.
     """
     lines = texts.read_text(encoding="utf-8").splitlines()
-    answer(lines[0])
+    answer(tasks[0], lines[0])
     print(FIRST, flush=True)
     start = time.perf_counter()
-    for line in lines[1:]:
-        answer(line)
+    for number, line in enumerate(lines[1:], 1):
+        answer(tasks[number * len(tasks) // len(lines)], line)
     seconds = (time.perf_counter() - start) / (len(lines) - 1)
     found = {"ms_per_text": 1e3 * seconds, "peak_bytes_of_texts": peak_bytes()}
     found |= {f"ms_{name}": 1e3 * _seconds(forward, words, *shape) for name, shape in SHAPES.items()}

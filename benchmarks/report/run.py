@@ -15,10 +15,11 @@ from jinja2 import Environment, StrictUndefined
 from benchmarks.accuracy.page import simpler_does
 from benchmarks.accuracy.points import find, gather
 from benchmarks.accuracy.rows import read as read_accuracy
+from benchmarks.device.measured import read as read_device
 from benchmarks.prefetch.rows import Row as PrefetchRow
 from benchmarks.prefetch.rows import read as read_prefetch
 from benchmarks.prefetch.rows import speedups
-from benchmarks.report import plots, results_file, tables, winners
+from benchmarks.report import device, plots, results_file, tables, winners
 from benchmarks.report.reasons import reasons
 from benchmarks.report.results_file import Results
 from weightpager.config import format_size
@@ -54,7 +55,7 @@ def render(results: Results, json: Path, out: Path) -> str:
 
     Args:
         results: all that was measured.
-        json: the file that they lie in; accuracy and prefetch rows are looked for beside it.
+        json: the file that they lie in; rows of accuracy, prefetch and devices are looked for beside it.
         out: where the page will lie; its plots are named after it.
     """
     environment = Environment(  # Markdown, not HTML: nothing to escape
@@ -63,6 +64,7 @@ def render(results: Results, json: Path, out: Path) -> str:
     template = environment.from_string((HERE / "report.md.j2").read_text(encoding="utf-8"))
     contests = results.contests
     ahead = read_prefetch(json.with_name("prefetch.json"))
+    on_device = read_device(json.with_name("device.json"))
     return template.render(
         json_name=json.name,
         winners=winners.winners(contests),
@@ -79,6 +81,8 @@ def render(results: Results, json: Path, out: Path) -> str:
         gaps=_gaps(contests),
         domains=_domains(contests),
         prefetch=prefetch(ahead),
+        processes=device.processes(on_device),
+        process_commands=device.commands(on_device),
         compile_cost=tables.compile_cost(contests, results.compiling),
         compiling=results.compiling,
         compile_peak="" if results.compiling is None else tables.size(results.compiling.peak_memory),

@@ -1,6 +1,6 @@
 """Whole processes of a language model: ours with each backend, and llama.cpp with the same model in its own files.
 
-    python -m benchmarks.device.decoder BUNDLE ... --gguf FILE ... --json decoder.json
+    python -m benchmarks.device.decoder BUNDLE ... --gguf FILE ... --json docs/device.json
 
 Each process reads made-up ids and goes on greedily: 128 tokens behind 16, then behind 512. Ours opens no tokenizer;
 llama.cpp's file has it. Memory is the most that a process has had resident, pages of mapped files included; start is
@@ -18,9 +18,9 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.device.processes import in_turns, smallest_budget, tell
-from benchmarks.provenance import command as typed
-from benchmarks.provenance import commit
+from benchmarks.device.decoder.work import DECODED, PREFILL, SHORT
+from benchmarks.device.measured import tell
+from benchmarks.device.processes import in_turns, smallest_budget
 from weightpager.bundle import Bundle
 
 
@@ -30,6 +30,7 @@ def main(
     as_q4_0: Annotated[bool, typer.Option("--as-q4-0", help="Measure each file in Q4_0, too.")] = False,
     torch: Annotated[bool, typer.Option(help="Measure the torch backend, too.")] = True,
     json_: Annotated[Path | None, typer.Option("--json", help="File of rows.")] = None,
+    only: Annotated[str, typer.Option(help="Only rows with this in their names.")] = "",
     times: Annotated[int, typer.Option(help="That each process is run.")] = 5,
     threads: Annotated[int, typer.Option(help="Of each process.")] = 2,
 ) -> None:
@@ -38,7 +39,7 @@ def main(
         commands: dict[str, list[str]] = {}
         for bundle in bundles:
             task = next(each.name for each in Bundle.open(bundle).tasks.values() if each.kind == "language-modeling")
-            budget = str(smallest_budget(bundle, task))
+            budget = str(smallest_budget(bundle, [task]))
             for backend in ("native", "torch") if torch else ("native",):
                 commands[f"{backend} {bundle.name}"] = [
                     "-m", f"{__package__}.ours", backend, str(bundle), task, budget,
@@ -50,9 +51,9 @@ def main(
                 str(file),
                 str(threads),
             ]
-        rows = in_turns(commands, times, threads)
-    found = {"threads": threads, "rows": rows, "command": typed("benchmarks.device.decoder"), "commit": commit()}
-    tell(found, json_)
+        rows = in_turns(commands, times, threads, only)
+    about = f"{DECODED} tokens behind {SHORT} and behind {PREFILL}, greedily; threads: {threads}"
+    tell("decoder", about, rows, "benchmarks.device.decoder", json_)
 
 
 def _files(given: list[Path], as_q4_0: bool, folder: Path) -> list[Path]:

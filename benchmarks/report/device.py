@@ -1,0 +1,91 @@
+"""The table of whole processes on a device: ours beside what people run there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.device.measured import Measured, Row, Section
+from benchmarks.report.tables import size, table
+
+_TITLES = {
+    "native": "weightpager, native code",
+    "native_tasks": "weightpager, native code, all tasks one after the other",
+    "torch": "weightpager, torch",
+    "onnx_int8": "ONNX Runtime, int8, a head a task",
+    "onnx_float32": "ONNX Runtime, float32, a head a task",
+    "onnx_sessions_int8": "ONNX Runtime, int8, a session a task",
+    "onnx_sessions_float32": "ONNX Runtime, float32, a session a task",
+}
+_SPEEDS = {
+    "ms_1x16": "1 × 16 tokens {} ms",
+    "ms_16x64": "16 × 64 tokens {} ms",
+    "decode_per_s": "decodes {} tokens a second",
+    "decode_after_prefill_per_s": "behind a long prompt {}",
+    "prefill_per_s": "reads {}",
+    "ms_1": "one picture {} ms",
+    "ms_16": "16 pictures {} ms",
+}
+_MEMORY = ("peak_bytes_of_texts", "peak_bytes_short", "peak_bytes_of_pictures")
+"""Before the long batches or prompts; ``peak_bytes`` is behind them."""
+
+
+def processes(measured: Mapping[Section, Measured]) -> str:
+    """A line for each process, by what it did; empty where nothing was measured."""
+    installs = measured["install"].rows if "install" in measured else {}
+    lines = [
+        [section, _title(section, name), _memory(row), _start(row), _speed(row), _install(installs, name)]
+        for section, found in measured.items()
+        if section != "install"
+        for name, row in found.rows.items()
+    ]
+    header = ["", "process", "most memory; with long inputs, too", "first output", "speed", "fetched to install"]
+    return table(header, lines) if lines else ""
+
+
+def commands(measured: Mapping[Section, Measured]) -> list[str]:
+    """How each was measured."""
+    return [
+        f"{section}: {found.about}. `{found.command}`, commit {found.commit}, on {found.machine.get('cpu')}, "
+        f"{found.machine.get('usable_cores')} cores, {found.load:g} processes running"
+        for section, found in measured.items()
+    ]
+
+
+def _title(section: Section, name: str) -> str:
+    process, _, model = name.partition(" ")
+    title = _TITLES.get(process, process).removesuffix(", a head a task" if section == "images" else "\n")
+    return f"{title}, {model}" if model else title
+
+
+def _memory(row: Row) -> str:
+    before = next((row[key] for key in _MEMORY if key in row), None)
+    return f"{_bytes(before)}; {_bytes(row['peak_bytes'])}"
+
+
+def _start(row: Row) -> str:
+    found = f"{_seconds(row['first_output_ms'])} s"
+    return f"{found}; `run` in all {_seconds(row['run_ms'])} s" if "run_ms" in row else found
+
+
+def _speed(row: Row) -> str:
+    return ", ".join(text.format(f"{_number(row[key]):.3g}") for key, text in _SPEEDS.items() if key in row)
+
+
+def _install(installs: Mapping[str, Row], name: str) -> str:
+    row = next((row for which, row in installs.items() if name.split(" ")[0].split("_")[0] == which), None)
+    if row is None:
+        return "–"
+    return _bytes(row["bytes"]) + (", and a compiler" if _number(row["sources"]) > 0 else "")
+
+
+def _bytes(value: float | list[float] | None) -> str:
+    return size(None if value is None else _number(value))
+
+
+def _seconds(ms: float | list[float]) -> str:
+    return f"{_number(ms) / 1e3:.2f}"
+
+
+def _number(value: float | list[float]) -> float:
+    assert not isinstance(value, list)
+    return value

@@ -1,0 +1,72 @@
+"""The table of whole processes, from rows that are made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from benchmarks.device.measured import Row, read, tell
+from benchmarks.report import results_file, run
+from benchmarks.report.device import commands, processes
+from benchmarks.report.results_file import Results
+
+MIB = float(1 << 20)
+
+
+def text_row(resident: float, **more: float) -> Row:
+    return {"first_output_ms": 300.0, "ms_16x64": 80.0, "peak_bytes_of_texts": resident, "peak_bytes": 2 * MIB, **more}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    found = tmp_path / "device.json"
+    rows = {"native": text_row(MIB, run_ms=600.0), "onnx_sessions_int8": text_row(3 * MIB)}
+    tell("texts", "two texts", rows, "benchmarks.device", found)
+    install: Row = {"bytes": 9 * MIB, "packages": 2.0, "sources": 0.0}
+    tell("install", "by pip", {"native": install, "llama.cpp": install | {"sources": 1.0}}, "benchmarks.device", found)
+    row: Row = {"first_output_ms": 90.0, "decode_per_s": 62.0, "peak_bytes_short": MIB, "peak_bytes": MIB}
+    tell("decoder", "greedily", {"llama.cpp small.gguf": row}, "benchmarks.device.decoder", found)
+    return found
+
+
+def test_rows_that_are_measured_again_leave_the_others(file: Path) -> None:
+    tell("texts", "two texts", {"native": text_row(5 * MIB)}, "benchmarks.device", file)
+    found = read(file)
+    assert found.keys() == {"texts", "install", "decoder"}
+    assert found["texts"].rows == {"native": text_row(5 * MIB), "onnx_sessions_int8": text_row(3 * MIB)}
+
+
+def test_a_process_is_a_line(file: Path) -> None:
+    text = processes(read(file))
+    native = (
+        "| texts | weightpager, native code | 1.0 MiB; 2.0 MiB | 0.30 s; `run` in all 0.60 s | 16 × 64 tokens 80 ms |"
+    )
+    assert f"{native} 9.0 MiB |" in text
+    assert (
+        "| texts | ONNX Runtime, int8, a session a task | 3.0 MiB; 2.0 MiB | 0.30 s | 16 × 64 tokens 80 ms | – |"
+        in text
+    )
+    llama = "| decoder | llama.cpp, small.gguf | 1.0 MiB; 1.0 MiB | 0.09 s | decodes 62 tokens a second |"
+    assert f"{llama} 9.0 MiB, and a compiler |" in text
+
+
+def test_how_it_was_measured_is_said(file: Path) -> None:
+    said = [line.split(".")[0] for line in commands(read(file))]
+    assert said == ["texts: two texts", "install: by pip", "decoder: greedily"]
+
+
+def test_the_page_has_the_table_where_there_is_one(file: Path) -> None:
+    results = file.with_name("results.json")
+    results_file.write(results, Results())
+    assert processes(read(file)) in run.render(Results(), results, file.with_name("results.md"))
+    file.unlink()
+    assert "A device's process" not in run.render(Results(), results, file.with_name("results.md"))
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    found = tmp_path / "device.json"
+    found.write_text('{"cars": {}}')
+    with pytest.raises(ValidationError):
+        read(found)
