@@ -31,10 +31,11 @@ def compile_command(folder: Path, *more: str) -> list[str]:
 
 
 def interrupt(command: list[str], delay: float, number: int) -> subprocess.CompletedProcess[str]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    time.sleep(delay)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT) as process:
+        time.sleep(delay)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=240)  # a process in the background ignores Ctrl-C, and goes on
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 

@@ -56,7 +56,7 @@ def test_a_density_that_is_found_fits(
         assert budget - asked[found] <= 0.01 * budget + 1
 
 
-@pytest.mark.parametrize("recover", ["none", TRAINED])
+@pytest.mark.parametrize("recover", [pytest.param("none", marks=pytest.mark.slow), TRAINED])
 def test_the_bundle_opens_under_the_budget_and_all_tasks_run(tmp_path: Path, recover: Any) -> None:
     stated = content(tmp_path, recover=recover) | {"sparsity": 0.5, "dtype": "int4"}
     budget = smallest_budget(wp.compile(stated, out=tmp_path / "stated.bundle"))
@@ -78,7 +78,9 @@ def test_the_bundle_opens_under_the_budget_and_all_tasks_run(tmp_path: Path, rec
     assert not list(tmp_path.glob("*fit-*"))
 
 
-@pytest.mark.parametrize(("dtype", "other"), [("int8", "int4"), ("bfloat16", "int8")])
+@pytest.mark.parametrize(
+    ("dtype", "other"), [("int8", "int4"), pytest.param("bfloat16", "int8", marks=pytest.mark.slow)]
+)
 def test_where_all_blocks_fit_none_is_dropped_and_numbers_are_finer(tmp_path: Path, dtype: str, other: str) -> None:
     whole = content(tmp_path) | {"sparsity": 0.0, "dtype": dtype}
     budget = smallest_budget(wp.compile(whole, out=tmp_path / "whole.bundle"))

@@ -34,12 +34,12 @@ def validated(content: dict[str, Any]) -> dict[str, Any]:
     ("cached", "change"),
     [
         (True, {}),
-        (True, {"alignment": float("inf"), "sparsity": 0.3}),
-        (True, {"dtype": "float32", "recover": "closed-form"}),
+        pytest.param(True, {"alignment": float("inf"), "sparsity": 0.3}, marks=pytest.mark.slow),
+        pytest.param(True, {"dtype": "float32", "recover": "closed-form"}, marks=pytest.mark.slow),
         (True, {"dtype": "int8", "page": "auto", "recover": FINETUNE}),
-        (False, {"dtype": "int8", "page": "auto", "recover": FINETUNE}),
+        pytest.param(False, {"dtype": "int8", "page": "auto", "recover": FINETUNE}, marks=pytest.mark.slow),
         (False, {"recover": FINETUNE | {"private_blocks": 0.2, "private_steps": 2, "low_rank": 2}, "compare": True}),
-        (False, {"recover": FINETUNE | {"start": "closed-form"}}),
+        pytest.param(False, {"recover": FINETUNE | {"start": "closed-form"}}, marks=pytest.mark.slow),
     ],
 )
 def test_the_estimate_holds_against_what_a_compile_takes(

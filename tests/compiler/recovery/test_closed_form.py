@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -159,28 +160,30 @@ def test_refit_leaves_a_dense_model_as_it_is(trial: tuple[Source, dict[str, list
             assert torch.allclose(ours, theirs, atol=1e-3)
 
 
-@pytest.mark.parametrize("layers_done", [1, 2])
-def test_a_killed_refit_goes_on_with_the_next_layer(
-    layers_done: int,
-    trial: tuple[Source, dict[str, list[Batch]]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
-    monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", 1.0)
-    dense, batches = trial
-    masks, whole, solved = masks_of(dense, 0.6, seed=0), copied(dense), Mock(wraps=solve)
-    refit(dense, whole, masks, batches, Journal.none(), lambda _done, _total: None)
-
+def killing(layers_done: int) -> Callable[[int, int], None]:
     def killed(done: int, _total: int) -> None:
         if done == layers_done:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        refit(dense, copied(dense), masks, batches, Journal(tmp_path / "j", "one"), killed)
-    monkeypatch.setattr(closed_form, "solve", solved)
-    resumed = copied(dense)
-    refit(dense, resumed, masks, batches, Journal(tmp_path / "j", "one"), lambda _done, _total: None)
-    assert solved.call_count == sum(info.layer >= layers_done for info in dense.paged)
-    for info in dense.paged:
-        assert torch.equal(*(s.linear(next(iter(batches)), info.name).weight for s in (resumed, whole)))
+    return killed
+
+
+def test_a_killed_refit_goes_on_with_the_next_layer(
+    trial: tuple[Source, dict[str, list[Batch]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", 1.0)
+    dense, batches = trial
+    masks, whole = masks_of(dense, 0.6, seed=0), copied(dense)
+    refit(dense, whole, masks, batches, Journal.none(), lambda _done, _total: None)
+    for layers_done in (1, 2):
+        journal = tmp_path / f"killed after {layers_done}"
+        with pytest.raises(KeyboardInterrupt):
+            refit(dense, copied(dense), masks, batches, Journal(journal, "one"), killing(layers_done))
+        resumed, solved = copied(dense), Mock(wraps=solve)
+        with monkeypatch.context() as patch:
+            patch.setattr(closed_form, "solve", solved)
+            refit(dense, resumed, masks, batches, Journal(journal, "one"), lambda _done, _total: None)
+        assert solved.call_count == sum(info.layer >= layers_done for info in dense.paged)
+        for info in dense.paged:
+            assert torch.equal(*(s.linear(next(iter(batches)), info.name).weight for s in (resumed, whole)))
