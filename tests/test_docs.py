@@ -168,6 +168,15 @@ def test_a_deployed_server_starts_tells_its_health_and_stops(assistant_bundle: P
     assert (tmp_path / "history").exists()
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+def test_the_unit_is_sound_and_hardened(tmp_path: Path) -> None:
+    unit = tmp_path / "weightpager.service"
+    unit.write_text(blocks("ini", DEPLOYING)[0].replace("/opt/weightpager/bin/weightpager", sys.executable))
+    for check in (["verify", "--man=no"], ["security", "--offline=true", "--threshold=15"]):
+        ran = subprocess.run(["systemd-analyze", *check, unit], capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout[-300:] + ran.stderr
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page's commands need curl")
 def test_a_newer_bundle_is_taken_over_as_the_page_says(assistant_bundle: Path, tmp_path: Path) -> None:
     for name in ("first.bundle", "larger.bundle"):
