@@ -72,7 +72,7 @@ def main(
             "server_bytes": _server_bytes(bundle, given),
         }
     about = (
-        f"{TEXTS} texts of {name}, one of {len(names)} tasks, {threads} threads; our budget is "
+        f"{TEXTS} texts of {name}, one of {len(names)} tasks, threads: {threads}; our budget is "
         f"{format_size(int(budget))}, for all tasks one after the other {format_size(int(largest))}"
     )
     tell("texts", about, rows, "benchmarks.device", json_)

@@ -25,6 +25,8 @@ _SPEEDS = {
     "ms_1": "one picture {} ms",
     "ms_16": "16 pictures {} ms",
 }
+_ORDER: tuple[Section, ...] = ("texts", "decoder", "images")
+
 _MEMORY = ("peak_bytes_of_texts", "peak_bytes_short", "peak_bytes_of_pictures")
 """Before the long batches or prompts; ``peak_bytes`` is behind them."""
 
@@ -34,9 +36,9 @@ def processes(measured: Mapping[Section, Measured]) -> str:
     installs = measured["install"].rows if "install" in measured else {}
     lines = [
         [section, _title(section, name), _memory(row), _start(row), _speed(row), _install(installs, name)]
-        for section, found in measured.items()
-        if section != "install"
-        for name, row in found.rows.items()
+        for section in _ORDER
+        if section in measured
+        for name, row in measured[section].rows.items()
     ]
     header = ["", "process", "most memory; with long inputs, too", "first output", "speed", "fetched to install"]
     return table(header, lines) if lines else ""
@@ -68,7 +70,7 @@ def _start(row: Row) -> str:
 
 
 def _speed(row: Row) -> str:
-    return ", ".join(text.format(f"{_number(row[key]):.3g}") for key, text in _SPEEDS.items() if key in row)
+    return ", ".join(text.format(_short(_number(row[key]))) for key, text in _SPEEDS.items() if key in row)
 
 
 def _install(installs: Mapping[str, Row], name: str) -> str:
@@ -84,6 +86,10 @@ def _bytes(value: float | list[float] | None) -> str:
 
 def _seconds(ms: float | list[float]) -> str:
     return f"{_number(ms) / 1e3:.2f}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _number(value: float | list[float]) -> float:

@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Path:
     tell("texts", "two texts", rows, "benchmarks.device", found)
     install: Row = {"bytes": 9 * MIB, "packages": 2.0, "sources": 0.0}
     tell("install", "by pip", {"native": install, "llama.cpp": install | {"sources": 1.0}}, "benchmarks.device", found)
-    row: Row = {"first_output_ms": 90.0, "decode_per_s": 62.0, "peak_bytes_short": MIB, "peak_bytes": MIB}
+    row: Row = {"first_output_ms": 90.0, "decode_per_s": 1062.25, "peak_bytes_short": MIB, "peak_bytes": MIB}
     tell("decoder", "greedily", {"llama.cpp small.gguf": row}, "benchmarks.device.decoder", found)
     return found
 
@@ -48,8 +48,9 @@ def test_a_process_is_a_line(file: Path) -> None:
         "| texts | ONNX Runtime, int8, a session a task | 3.0 MiB; 2.0 MiB | 0.30 s | 16 × 64 tokens 80 ms | – |"
         in text
     )
-    llama = "| decoder | llama.cpp, small.gguf | 1.0 MiB; 1.0 MiB | 0.09 s | decodes 62 tokens a second |"
+    llama = "| decoder | llama.cpp, small.gguf | 1.0 MiB; 1.0 MiB | 0.09 s | decodes 1062 tokens a second |"
     assert f"{llama} 9.0 MiB, and a compiler |" in text
+    assert text.index("| texts |") < text.index("| decoder |")
 
 
 def test_how_it_was_measured_is_said(file: Path) -> None:

@@ -46,7 +46,7 @@ def main(
         for row, (model,) in image_models(bundle, task, Path(folder)).items():
             commands[row] = ["-m", f"{__package__}.onnx_runtime", str(model), str(pictures), size, str(threads)]
         rows = in_turns(commands, times, threads, only)
-    about = f"pictures for {task}, {threads} threads; our budget is {format_size(int(budget))}"
+    about = f"pictures for {task}, threads: {threads}; our budget is {format_size(int(budget))}"
     tell("images", about, rows, "benchmarks.device.images", json_)
 
 
