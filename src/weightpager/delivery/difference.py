@@ -11,7 +11,7 @@ from weightpager.bundle import Bundle
 
 @dataclass(frozen=True)
 class Share:
-    """Bytes of pages.
+    """Bytes of the pages of a task or of a layer.
 
     Attributes:
         name: of a task, or the number of a layer.

@@ -11,7 +11,7 @@ from weightpager.errors import ConfigError
 
 PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}\Z"
 Name = Annotated[str, Meta(pattern=PATTERN)]
-"""Of a bundle, a version or a channel."""
+"""The name of a bundle, a version or a channel."""
 
 METADATA, TARGETS, PACKS, OBJECTS = "metadata", "targets", "packs", "objects"
 """Folders of a repository."""

@@ -112,7 +112,7 @@ class VersionFile(Strict, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """Its name on a device: no two versions share it, whatever repositories call them."""
+        """The version's name on a device, which no two versions share, whatever repositories call them."""
         return f"{self.version}-{self.files[MANIFEST].blake3[:16]}"
 
     def places(self) -> Iterator[tuple[int, int]]:

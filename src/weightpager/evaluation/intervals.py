@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 RESAMPLES = 1000
 
 FEWEST = 6
-"""Five texts or windows can all point the same way by chance: in more than one of twenty cases."""
+"""Items that an interval needs: five all point the same way by chance in more than one of twenty cases."""
 
 _HOPELESS = 300.0
 """Nats per token above which perplexities are equally bad; twice that can still be divided."""
@@ -29,7 +29,10 @@ _AT_ONCE = 1 << 20
 
 
 def of_score(score: Score) -> tuple[float, float]:
-    """Wilson's where each item has one answer; else by bootstrap over texts or windows, whose words hang together."""
+    """The interval of a metric: Wilson's where each item has one answer, else by bootstrap over texts or windows.
+
+    Words of one text hang together, so that they are drawn together.
+    """
     found = score.outcomes
     if score.metric == "perplexity":
         return _bootstrap(_perplexity, found.sums, _counts(found))
@@ -56,7 +59,7 @@ def of_gap(ours: Score, other: Score, dense: Score) -> tuple[float, float]:
 
 
 def _bootstrap(statistic: Callable[..., Any], *samples: Floats) -> tuple[float, float]:
-    """Over the items that count; the last sample says how much each does."""
+    """The interval of a statistic of drawn items. The last sample says how much each item counts; 0 leaves it out."""
     counting = samples[-1] > 0
     drawn = tuple(sample[counting] for sample in samples)
     items = len(drawn[-1])

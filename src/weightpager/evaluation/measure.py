@@ -77,7 +77,7 @@ def _counted(batches: Sequence[Labelled], progress: Steps) -> Iterator[Labelled]
 
 
 def _beside_dense(bundle: Bundle, score: TaskScore) -> TaskScore:
-    """With the intervals of the compile, which had the dense model, as far as they still hold."""
+    """A score with the intervals that the compile, which had the dense model, has found, as far as they still hold."""
     before = {task.name: task for task in read_report(bundle).tasks} if has_report(bundle) else {}
     known = before.get(score.name)
     if known is None:

@@ -138,7 +138,7 @@ def prompts(examples: Sequence[Any], size: int, pad: int) -> Batches[Labelled]:
 
 
 def form(examples: Sequence[Any]) -> Literal["plain", "chat"]:
-    """Of the prompts of a file."""
+    """The form of a file's prompts: texts, or conversations."""
     return "chat" if examples[0].chat else "plain"
 
 

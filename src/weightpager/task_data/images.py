@@ -82,7 +82,7 @@ def read(
 
 
 def collate(pictures: Sequence[Picture], reader: ImageReader) -> Labelled:
-    """One batch.
+    """Read pictures into one batch.
 
     Raises:
         CompileError: an image can't be read any more.

@@ -46,7 +46,7 @@ def json_rows(path: Path) -> Iterator[Row]:
 
 
 def separated_rows(path: Path, separator: str) -> Iterator[Row]:
-    """Rows of columns, which are text: what a type is guessed of, 01 or True, isn't what the file says.
+    """Rows of columns, all of which are text: a guessed type would change what the file says, such as 01 or True.
 
     The first line names the columns. A value that a short row lacks is None.
 
@@ -163,7 +163,7 @@ def _check_names(names: list[str], separator: str) -> None:
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """Texts longer than the 128 KiB that the csv module takes unless it is told otherwise."""
+    """Let the csv module take texts of more than its usual 128 KiB."""
     before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
         yield
@@ -172,7 +172,7 @@ def _long_fields() -> Iterator[None]:
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """Of columns with class numbers the names, as the datasets library writes them."""
+    """The class names of columns with class numbers, as the datasets library writes them."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         found = {column: _names_in(feature) for column, feature in features.items()}

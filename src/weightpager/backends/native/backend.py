@@ -29,7 +29,7 @@ from weightpager.runtime.rows.row_cache import RowCache
 
 
 class NativeBackend:
-    """See `weightpager.engine.backend.Backend`. A task is a `NativeTask`.
+    """Implements `weightpager.engine.backend.Backend`; a task is a `NativeTask`.
 
     Attributes:
         name: "native".
@@ -116,7 +116,7 @@ def _graph(bundle: Bundle, kind: TaskKind) -> Graph:
 
 
 def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, Parameter]]:
-    """By canonical name, all that a task has."""
+    """All of a task's parameters, by canonical name."""
     for name, cache in parts.rows.items():
         yield name, _Rows(cache)
     for name, parameter in parts.parameters.values.items():
@@ -130,7 +130,7 @@ def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, Parameter]]
 
 
 def _in_dtype(values: Array) -> Array:
-    """In one of the dtypes that programs take: whole numbers as int64."""
+    """Values in a dtype that programs take: whole numbers become int64."""
     return values.astype(np.int64) if values.dtype.kind == "i" and values.dtype != np.int64 else values
 
 

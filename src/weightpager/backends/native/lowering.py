@@ -28,7 +28,7 @@ _UNARY: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Lowering:
-    """Puts a program together.
+    """Puts a native program together.
 
     Attributes:
         native: the program.
@@ -46,7 +46,7 @@ class Lowering:
         self._count = self._nodes = 0
 
     def run(self) -> None:
-        """Add everything.
+        """Add inputs, parameters, nodes and outputs.
 
         Raises:
             ValueError: a parameter is missing, or isn't what its use needs.
@@ -81,7 +81,7 @@ class Lowering:
                     self._add_parameter((key[0], key[1], part), array, True)
 
     def _key(self, operand: Operand, weight: bool) -> tuple[str, str | int, str]:
-        """Of a parameter; one in bfloat16 may be there twice, as it is and widened."""
+        """By which an operand is known. A parameter in bfloat16 may be there twice, as it is and widened."""
         if operand.kind not in ("parameter", "constant"):
             return operand.kind, operand.key, ""
         found = self._of(operand)
@@ -174,7 +174,7 @@ def _sizes(shape: tuple[int | str, ...] | list[int | str]) -> list[int]:
 
 
 def _attribute(name: str, value: Any) -> Any:
-    """As the native module has it: dimensions, and a bound that is left open, are numbers."""
+    """An attribute as the native module takes it: dimensions, and a bound that is left open, are numbers."""
     if isinstance(value, (list, tuple)):
         return _sizes(list(value))
     if name in ("start", "end"):

@@ -35,7 +35,7 @@ class ModelConfig:
 
     @classmethod
     def read(cls, bundle: Bundle) -> ModelConfig:
-        """That of a bundle.
+        """Read the configuration of a bundle's model.
 
         Raises:
             BundleFormatError: it is damaged, or not allowed.
@@ -61,7 +61,7 @@ class ModelConfig:
         return _numbers(self._values.get("eos_token_id"))
 
     def limits(self, takes_images: bool) -> ModelLimits:
-        """Of the model, for numbers of float32."""
+        """What the model can read, and what that takes in float32."""
         width = self.number("hidden_size") or 1024
         inner = self.number("intermediate_size") or 4 * width
         heads = self.number("num_attention_heads") or 16

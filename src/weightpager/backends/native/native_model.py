@@ -15,12 +15,12 @@ from weightpager.backends.native.sampling import Sampler
 from weightpager.backends.native.task import NativeTask
 
 MOST_CACHE_BYTES = 2**40
-"""Of one batch's keys and values: whoever plans batches bounds them by the budget's reserve."""
+"""Keys and values of one batch take no more. Batches are planned by a tighter bound, the budget's reserve."""
 
 
 @dataclass(frozen=True)
 class NativeModel:
-    """See `weightpager.answers.model.TaskModel`.
+    """Implements `weightpager.answers.model.TaskModel`.
 
     Attributes:
         task: that is run.
@@ -81,11 +81,11 @@ class _Read:
 
     @property
     def activations(self) -> Activations:
-        """What a forward takes."""
+        """Bytes that a forward takes."""
         return self._model.limits.activations
 
     def piece(self, length: int) -> int:
-        """Tokens that come next, of the first ``length``."""
+        """How many of the first ``length`` tokens the next forward reads."""
         return self.activations.piece(len(self.ids), self.done, length)
 
     def read(self, stop: int) -> Floats:
@@ -113,7 +113,7 @@ class _Read:
 
 
 class NativeTexts:
-    """See `weightpager.answers.model.GrowingTexts`."""
+    """Implements `weightpager.answers.model.GrowingTexts`."""
 
     stoppable = True
 
@@ -145,7 +145,7 @@ class NativeTexts:
 
 
 class NativePieces:
-    """See `weightpager.answers.model.TextPieces`."""
+    """Implements `weightpager.answers.model.TextPieces`."""
 
     def __init__(self, read: _Read) -> None:
         self._read = read

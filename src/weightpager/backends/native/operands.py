@@ -46,11 +46,11 @@ class RowsOnDemand(Protocol):
 
     @property
     def rows(self) -> int:
-        """Of the table."""
+        """How many rows the table has."""
 
     @property
     def columns(self) -> int:
-        """Of the table."""
+        """How many numbers a row has."""
 
     def look_up(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
         """Write the rows of ids [n], all of them in the table, to ``out`` [n, columns], both contiguous."""

@@ -16,7 +16,7 @@ from weightpager.graph import Graph, Node
 from weightpager.kernels import PageNotResidentError
 
 MOST_ACTIVATION_BYTES = 2**32
-"""Of one call, unless the caller states another number."""
+"""Activations of one call take no more, unless the caller states another number."""
 
 _NUMPY = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
 
@@ -130,7 +130,7 @@ class Program:
             raise PageNotResidentError(missing)
 
     def _look_up(self, rows: RowsOnDemand, node: Node) -> None:
-        """The rows of a table that come on demand."""
+        """Fill a node's value with the rows that it looks up in a table on demand."""
         operand = node.inputs[1]
         assert operand is not None
         ids = self._read(self._number(operand.kind, operand.key)).reshape(-1)

@@ -23,7 +23,7 @@ class NativeTask:
         """Nothing is computed yet.
 
         Args:
-            graph: see above.
+            graph: of its kind.
             programs: that run it, one after the other: what gives ``hidden``, and what gives ``logits`` of that where
                 few of a forward's tokens need any.
             gate: of the task.
@@ -38,7 +38,7 @@ class NativeTask:
         return self._head is not None
 
     def __call__(self, memory: AttentionMemory | None = None, **inputs: Array) -> dict[str, Array]:
-        """Its outputs by name: ``logits``, of language models ``hidden``, too; float32.
+        """The task's outputs by name, float32: ``logits``, and of language models ``hidden``, too.
 
         It runs while the task is active; where its pages are still being loaded, each model layer waits for its own.
 
@@ -64,7 +64,10 @@ class NativeTask:
         return found if self._head is None else {**found, "logits": self.head(found["hidden"])}
 
     def below(self, inputs: Mapping[str, Array], memory: AttentionMemory | None = None) -> dict[str, Array]:
-        """Outputs, without those of the `head` if it has one; all inputs are stated. Errors are those of a call."""
+        """The outputs by name, without those of the `head` if it has one.
+
+        All inputs are stated. Errors are those of a call.
+        """
         return self._below.run(inputs, memory, self._gate)
 
     def head(self, hidden: Array) -> Array:

@@ -33,12 +33,15 @@ class PackStore:
         return [at for at, digest in enumerate(ids) if digest not in self._places and not _seen(digest, seen)]
 
     def add(self, ids: Sequence[bytes], page: Callable[[int], bytes], wanted: Sequence[int]) -> int:
-        """Write packs of these pages; bytes that were written.
+        """Write packs of these pages.
 
         Args:
             ids: of all pages of the bundle.
             page: a page's bytes by its index, checked.
             wanted: indices.
+
+        Returns:
+            Bytes that were written.
         """
         most = max(1, PACK_BYTES // self._page_bytes)
         for start in range(0, len(wanted), most):
@@ -76,7 +79,7 @@ class PackStore:
 
 
 def _seen(digest: bytes, seen: set[bytes]) -> bool:
-    """Whether it was there before; it is afterwards."""
+    """Whether a digest was among those seen; it is added to them."""
     before = digest in seen
     seen.add(digest)
     return before

@@ -28,7 +28,7 @@ from weightpager.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Published:
-    """What was added.
+    """What publishing a bundle has added.
 
     Attributes:
         name: of the bundle in the repository.

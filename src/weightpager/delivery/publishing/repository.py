@@ -89,13 +89,16 @@ def alone(repository: Path) -> Iterator[None]:
 
 
 def refresh(repository: Path, key_folder: Path, also: list[str], days: int | None = None) -> dict[str, str]:
-    """Sign again, so that nothing expires; when each role's metadata does now.
+    """Sign again, so that nothing expires.
 
     Args:
         repository: directory.
         key_folder: that has the keys of timestamp and snapshot, and of the roles in ``also``.
         also: "targets", "root" or both.
         days: until timestamp and snapshot expire.
+
+    Returns:
+        The date on which each role's metadata expires now.
     """
     with alone(repository):
         state = Roles(repository, key_folder, days)
@@ -106,6 +109,6 @@ def refresh(repository: Path, key_folder: Path, also: list[str], days: int | Non
 
 
 def rotate(repository: Path, key_folder: Path, role: str) -> list[Path]:
-    """Replace all keys of a role; files of the new ones. Needs enough root keys, and the role's own."""
+    """Replace all keys of a role, for which enough root keys and the role's own are needed. Returns the new files."""
     with alone(repository):
         return Roles(repository, key_folder).rotate(role)

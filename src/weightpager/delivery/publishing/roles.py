@@ -31,7 +31,7 @@ class Roles:
     """The metadata of a repository, as it is now, and the keys that are at hand to change it."""
 
     def __init__(self, repository: Path, key_folder: Path, days: int | None = None) -> None:
-        """Read them.
+        """Read a repository's metadata.
 
         Args:
             repository: directory.
@@ -102,7 +102,7 @@ class Roles:
         self._put_root(self._signers("root", self.root))
 
     def rotate(self, role: str) -> list[Path]:
-        """Give a role new keys in place of all that it has; the files of the new ones.
+        """Give a role new keys in place of all that it has, and return their files.
 
         Devices accept the repository at every moment: what the role signs is signed with both before the root changes.
         """
@@ -151,7 +151,7 @@ class Roles:
 
 
 def sign(role: str, signed: Any, signers: Iterable[CryptoSigner], days: Mapping[str, int]) -> bytes:
-    """Metadata as a file has it, signed, and expiring so many days from now."""
+    """Sign metadata, which expires so many days from now; the bytes of its file."""
     signed.expires = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(days=days[role])
     metadata = Metadata(signed)
     for signer in signers:

@@ -99,7 +99,7 @@ class Assembly:
         return False
 
     def page_writer(self) -> PageWriter:
-        """Writes pages to their places."""
+        """A writer of pages to their places; to be closed."""
         return PageWriter(self.bundle, self._files, self._version.page_bytes)
 
     def take_file(self, name: str, original: Path) -> bool:

@@ -62,7 +62,7 @@ class Fetch:
         self._lock = threading.Lock()
 
     def cost(self) -> Cost:
-        """What would come; what is here is compared with its hashes, and nothing is written."""
+        """What `run` would fetch. What is here is compared with its hashes, and nothing is written."""
         lacking = {page for page, digest in enumerate(self._ids) if self._pages.page(digest) is None}
         pieces = {
             str(piece.blake3): piece
@@ -74,7 +74,7 @@ class Fetch:
         return cost(self._version, lacking, list(pieces.values()))
 
     def run(self) -> Cost:
-        """Put the bundle together, and check every byte of it; what came. What comes stays for the next try.
+        """Put the bundle together, check every byte of it, and say what came. What has come stays for the next try.
 
         Raises:
             DeliveryError: something can't be fetched or written.
@@ -122,7 +122,7 @@ class Fetch:
             )
 
     def _pieces_to_fetch(self, name: str) -> Iterator[StoredPiece]:
-        """Write all of a file that is here; its pieces that aren't."""
+        """Write the pieces of a file that are here, and yield those that aren't."""
         original = self._whole_file(name)
         if original is not None and self._assembly.take_file(name, original):
             return
@@ -136,7 +136,7 @@ class Fetch:
                 self._assembly.put_piece(piece, here)
 
     def _whole_file(self, name: str) -> Path | None:
-        """Where a bundle beside this one should have the same file."""
+        """The path of the same file in a bundle beside this one, which may be damaged; None if there is none."""
         wanted = self._version.files[name]
         for bundle in self._bundles:
             entry = bundle.manifest.files.get(name)
@@ -145,7 +145,7 @@ class Fetch:
         return None
 
     def _pages_to_fetch(self) -> Iterator[int]:
-        """Write all pages that are here; numbers of those that aren't."""
+        """Write the pages that are here, and yield the numbers of those that aren't."""
         told = self._told("look for pages that are here")
         writer = self._assembly.page_writer()
         try:
@@ -228,7 +228,7 @@ class _Told:
         self._progress(self._stage, done, total)
 
     def add(self, steps: int, total: int) -> None:
-        """So many steps more."""
+        """Tell that so many steps more are done."""
         self._done += steps
         self(self._done, total)
 

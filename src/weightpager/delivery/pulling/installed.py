@@ -67,7 +67,7 @@ class Places:
 
     @classmethod
     def of(cls, into: Path, name: str) -> Places:
-        """Of a bundle in a directory."""
+        """The places of a bundle in a directory."""
         return cls(into / f"{name}.bundle", into / STATE / name)
 
     @property
@@ -160,7 +160,7 @@ class Installed:
             return None
 
     def accept(self, key: str, folder: Path) -> None:
-        """Take over a folder with a whole bundle as a version. Not in use yet."""
+        """Take over a folder with a whole bundle as a version, which is not in use yet."""
         with write_errors():
             _sync_tree(folder)
             self.places.versions.mkdir(exist_ok=True)
@@ -186,7 +186,7 @@ class Installed:
             sync(link.parent)
 
     def passed(self) -> None:
-        """The version in use has passed its check."""
+        """Remember that the version in use has passed its check."""
         self._remember(structs.replace(self._state, unchecked=None))
 
     def refuse(self, key: str) -> None:
@@ -195,7 +195,7 @@ class Installed:
         self._remember(structs.replace(state, refused=[*(each for each in state.refused if each != key), key]))
 
     def unuse(self) -> None:
-        """No version is in use."""
+        """Remove the bundle's name, so that no version is in use."""
         with write_errors():
             self.places.link.unlink(missing_ok=True)
             sync(self.places.link.parent)

@@ -26,7 +26,7 @@ class PageTransfer:
         page_bytes: int,
         landed: Landed,
     ) -> None:
-        """Nothing is asked for yet.
+        """State the transfer; nothing is asked for yet.
 
         Args:
             source: of the repository.

@@ -31,7 +31,7 @@ class Cost:
 
     @property
     def bytes(self) -> int:
-        """All that comes."""
+        """All bytes that come."""
         return self.page_bytes + self.file_bytes
 
 
@@ -44,7 +44,7 @@ def pages_by_place(version: VersionFile) -> dict[tuple[int, int], list[int]]:
 
 
 def cost(version: VersionFile, lacking: Collection[int], pieces: Sequence[StoredPiece]) -> Cost:
-    """What these pages and pieces take.
+    """What fetching these pages and pieces takes.
 
     Args:
         version: that is wanted.

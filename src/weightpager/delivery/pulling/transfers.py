@@ -12,10 +12,10 @@ from typing import Protocol
 from weightpager.delivery.sources.source import TransferError
 
 TRIES = 5
-"""In a row without a byte of use, before a pull gives up."""
+"""A pull gives up after so many tries in a row that brought no byte of use."""
 
 FIRST_WAIT = 0.2
-"""Seconds before the second try; twice as long before each further one."""
+"""Seconds before the second try. Each further wait is twice as long."""
 
 
 class Transfer(Protocol):

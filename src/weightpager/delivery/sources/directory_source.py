@@ -51,4 +51,4 @@ class DirectorySource:
             yield piece
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no file stays open."""

@@ -14,7 +14,7 @@ from weightpager.machine.paths import has_directory
 
 
 def open_source(place: str, bytes_per_second: float | None = None, connections: int = 4) -> Source:
-    """A repository's files.
+    """Open a repository.
 
     Args:
         place: URL or directory.

@@ -6,11 +6,11 @@ import threading
 import time
 
 _BEHIND = 0.25
-"""Seconds that may be made up for: whoever slept a little too long would else lose that part of the rate for good."""
+"""Seconds that may be made up for. A sleep that was a little too long would else cost a part of the rate for good."""
 
 
 class RateLimit:
-    """Whoever has received bytes waits until they were due. Reading late makes a server send late."""
+    """Lets those who have received bytes wait until they were due: who reads late makes a server send late."""
 
     def __init__(self, bytes_per_second: float | None = None) -> None:
         self._rate = bytes_per_second

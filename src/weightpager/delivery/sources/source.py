@@ -32,7 +32,7 @@ class Stream:
 
 
 class Source(Protocol):
-    """Files of a repository by their paths in it. Every byte may be wrong: who reads compares hashes.
+    """Files of a repository by their paths in it. Every byte may be wrong, so that readers compare hashes.
 
     Attributes:
         place: where it is, as messages name it.
@@ -57,7 +57,7 @@ class Source(Protocol):
 
 
 def read_at_most(source: Source, path: str, most: int) -> bytes:
-    """A small file, whole.
+    """Read a small file whole.
 
     Raises:
         DeliveryError: as `Source.open`, or it is larger than ``most`` bytes.

@@ -11,7 +11,7 @@ from weightpager.delivery.sources.source import MissingError, Source, TransferEr
 
 
 class TufFetcher(FetcherInterface):
-    """URLs are paths in the repository."""
+    """Fetches from a `Source`; URLs are paths in the repository."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
