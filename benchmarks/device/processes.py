@@ -72,5 +72,5 @@ def _run(command: Sequence[str], threads: int) -> dict[str, float]:
 
 def _medians(runs: Sequence[Mapping[str, float]]) -> Row:
     timed = [key for key in runs[0] if not key.startswith("peak_bytes")]
-    found: Row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    found: Row = {key: float(statistics.median(run[key] for run in runs)) for key in runs[0]}
     return found | {f"{key}_spread": [f(run[key] for run in runs) for f in (min, max)] for key in timed}
