@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # Before anything imports transformers: a test must never look for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tiny models gain nothing from threads, and lose much when something else runs on the machine. This says it to every
+# thread, where torch.set_num_threads is about the one that calls it, and to the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Most tests call tasks as torch modules; those of native code ask for it.
 os.environ.setdefault("WEIGHTPAGER_BACKEND", "torch")
 # A test must not find what another one has trained.
@@ -40,8 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Before anything imports triton: without a GPU its kernels are interpreted.
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
-    # Tiny models gain nothing from threads, and lose much when something else runs on the machine.
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # whatever the environment says
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,8 +20,6 @@ from command import Command
 from weightpager.bundle.verify import verify
 
 COMMAND = [sys.executable, "-c", "from weightpager.cli import main; main()"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-"""Tiny models gain nothing from threads."""
 
 
 def compile_command(folder: Path, *more: str) -> list[str]:
@@ -32,7 +30,7 @@ def compile_command(folder: Path, *more: str) -> list[str]:
 
 def interrupt(command: list[str], delay: float, number: int) -> subprocess.CompletedProcess[str]:
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT) as process:
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
         time.sleep(delay)
         process.send_signal(number)
         out, err = process.communicate(timeout=240)  # a process in the background ignores Ctrl-C, and goes on
@@ -45,7 +43,7 @@ def bundles(folder: Path) -> list[str]:
 
 def duration(command: list[str]) -> float:
     start = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True, timeout=600, env=ENVIRONMENT)
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
     return time.monotonic() - start
 
 
@@ -67,7 +65,7 @@ def test_ctrl_c_at_any_moment_leaves_the_old_bundle_and_what_was_trained(tmp_pat
         assert kept.is_dir() or "is kept in" not in ended.stderr
         assert [path for path in kept.rglob("*") if path.is_file() and path.suffix != ".safetensors"] == []
         assert verify(tmp_path / "a.bundle").problems == before.problems == ()
-    subprocess.run(command, check=True, capture_output=True, timeout=600, env=ENVIRONMENT)
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
     assert bundles(tmp_path) == ["a.bundle"]
 
 
