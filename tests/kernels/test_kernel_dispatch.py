@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 
 from paging import page
 from weightpager import kernels
+from weightpager.doctor.machine import cpu_flags
 from weightpager.errors import ConfigError
 from weightpager.kernels.torch import calls, dispatch, isa, paged_gated, paged_linear
 
@@ -42,6 +43,43 @@ def test_what_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) 
     weight = page(torch.ones(8, 8), torch.ones(1, 1, dtype=torch.bool), 8, 8)
     with pytest.raises(ConfigError, match=rf"expected one of .*reference on this machine, got '{name}'"):
         paged_linear(torch.ones(1, 8), weight)
+
+
+@pytest.mark.skipif(
+    not X86 or sys.platform != "linux" or kernels.isa() == "reference", reason="needs native x86 kernels"
+)
+def test_the_kernels_are_those_that_the_processor_has_instructions_for() -> None:
+    flags = cpu_flags(Path("/proc/cpuinfo").read_text())
+    wanted = {
+        "avx512_bf16": {"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vnni"},
+        "avx512": {"avx512f", "avx512bw", "avx512vl"},
+        "avx2": {"avx2", "fma"},
+        "generic": set(),
+    }
+    runs = [name for name, needs in wanted.items() if needs <= flags]
+    assert [name for name in kernels.available() if name in wanted] == runs
+
+
+def test_a_processor_without_vector_instructions_is_warned_of_once() -> None:
+    ran = python(
+        "from weightpager.kernels import choice\n"
+        "choice.NATIVE = ('generic',)\n"
+        "print(choice.isa(), choice.isa(), choice.available())"
+    )
+    assert ran.stdout == "generic generic ('generic', 'reference')\n"
+    assert ran.stderr.count("\n") == 1
+    assert "the generic kernel serves, and is slow" in ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not X86 or shutil.which("qemu-x86_64") is None, reason="needs x86-64 and its emulator")
+@pytest.mark.skipif(kernels.isa() == "reference", reason="the native kernels are not built")
+def test_a_processor_without_avx2_runs_the_generic_kernel_with_one_warning() -> None:
+    code = "from weightpager import kernels; print(kernels.isa(), kernels.isa(), kernels.available())"
+    command = ["qemu-x86_64", "-cpu", "Nehalem", sys.executable, "-c", code]
+    ran = subprocess.run(command, text=True, capture_output=True, check=True)
+    assert ran.stdout == "generic generic ('generic', 'reference')\n"
+    assert ran.stderr == "this processor has neither AVX2 nor NEON; the generic kernel serves, and is slow\n"
 
 
 def test_calls_are_counted_by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

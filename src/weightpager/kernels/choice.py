@@ -24,6 +24,9 @@ else:
 REFERENCE = "reference"
 """The kernel that decides what is right, in plain torch."""
 
+GENERIC = "generic"
+"""The native kernel that any processor can run."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +62,8 @@ def _choose(wanted: str) -> str:
     if not wanted and not NATIVE:
         # Once, since the choice is cached.
         _log.warning("the native kernels are not there (%s); the reference kernel serves, and is slow", NO_NATIVE)
+    if not wanted and NATIVE[:1] == (GENERIC,):
+        _log.warning("this processor has neither AVX2 nor NEON; the generic kernel serves, and is slow")
     if not wanted:
         return available()[0]
     if wanted not in available():
