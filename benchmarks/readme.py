@@ -1,4 +1,4 @@
-"""The tables of ``README.md``, from ``docs/demo.json`` and ``docs/results.json``.
+"""The tables of ``README.md``, from ``docs/demo.json``, ``docs/device.json`` and ``docs/results.json``.
 
 A table stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``; what is written by hand around it stays.
 
@@ -14,7 +14,9 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.device import measured
 from benchmarks.report import results_file, winners
+from benchmarks.report.device import processes
 from benchmarks.report.tables import table
 from weightpager.config import format_size
 from weightpager.lab.demo.result import Resident
@@ -23,6 +25,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 _LEFT_OUT = ("dense in int2", "own sparse int4 per task, all resident")
 """Rows of the demo that nobody would choose: one has lost its accuracy, one holds more than it needs."""
+
+
+_PROCESSES: dict[measured.Section, tuple[str, ...]] = {
+    "texts": ("native_tasks", "torch", "onnx_int8", "onnx_sessions_int8"),
+    "decoder": ("native half.bundle", "native all.bundle", "llama.cpp SmolLM2-135M-Instruct.Q4_1-as-Q4_0.gguf"),
+}
+"""The rows of `benchmarks.device` that a reader compares first."""
 
 
 def main(
@@ -35,10 +44,16 @@ def main(
 def tables(docs: Path) -> dict[str, str]:
     """Each table by its name, from the measured figures in a folder."""
     demo = json.loads((docs / "demo.json").read_text(encoding="utf-8"))
+    rows = measured.read(docs / "device.json")
     return {
         "demo": demo_table([Resident(**row) for row in demo["memory"]]),
+        "processes": processes({section: _few(rows[section], names) for section, names in _PROCESSES.items()}),
         "contests": winners.headlines(results_file.read(docs / "results.json").contests),
     }
+
+
+def _few(found: measured.Measured, names: tuple[str, ...]) -> measured.Measured:
+    return found.model_copy(update={"rows": {name: found.rows[name] for name in names}})
 
 
 def demo_table(rows: list[Resident]) -> str:

@@ -34,14 +34,15 @@ _MEMORY = ("peak_bytes_of_texts", "peak_bytes_short", "peak_bytes_of_pictures")
 def processes(measured: Mapping[Section, Measured]) -> str:
     """A line for each process, by what it did; empty where nothing was measured."""
     installs = measured["install"].rows if "install" in measured else {}
+    columns = 6 if installs else 5
     lines = [
-        [section, _title(section, name), _memory(row), _start(row), _speed(row), _install(installs, name)]
+        [section, _title(section, name), _memory(row), _start(row), _speed(row), _install(installs, name)][:columns]
         for section in _ORDER
         if section in measured
         for name, row in measured[section].rows.items()
     ]
     header = ["", "process", "most memory; with long inputs, too", "first output", "speed", "fetched to install"]
-    return table(header, lines) if lines else ""
+    return table(header[:columns], lines) if lines else ""
 
 
 def commands(measured: Mapping[Section, Measured]) -> list[str]:
