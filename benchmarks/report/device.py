@@ -16,6 +16,14 @@ _TITLES = {
     "onnx_sessions_int8": "ONNX Runtime, int8, a session a task",
     "onnx_sessions_float32": "ONNX Runtime, float32, a session a task",
 }
+_MODELS = {
+    "half.bundle": "half of SmolLM2's blocks in int4",
+    "all.bundle": "all of SmolLM2's blocks in int4",
+    "SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2 in Q4_1",
+    "SmolLM2-135M-Instruct.Q4_1-as-Q4_0.gguf": "SmolLM2 in Q4_0",
+}
+"""What the files are that the page's command names."""
+
 _SPEEDS = {
     "ms_1x16": "1 × 16 tokens {} ms",
     "ms_16x64": "16 × 64 tokens {} ms",
@@ -57,7 +65,7 @@ def commands(measured: Mapping[Section, Measured]) -> list[str]:
 def _title(section: Section, name: str) -> str:
     process, _, model = name.partition(" ")
     title = _TITLES.get(process, process).removesuffix(", a head a task" if section == "images" else "\n")
-    return f"{title}, {model}" if model else title
+    return f"{title}, {_MODELS.get(model, model)}" if model else title
 
 
 def _memory(row: Row) -> str:
