@@ -33,6 +33,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("sparse")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("weightpager.compiler.prepare.choose_evenness", lambda *_: HIGH)
+        patch.setattr("weightpager.compiler.training.attention.SHORT", 0)  # as in `same_everywhere`
         wp.compile(tiny.assistant(folder, sparsity=0.85), out=folder / "sparse.bundle")
     return Bundle.open(folder / "sparse.bundle")
 
