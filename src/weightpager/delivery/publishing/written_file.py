@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -24,6 +25,7 @@ def write_file(path: Path, pieces: Iterable[bytes]) -> None:
     with storage_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path, 0o644) as file:
+            os.fchmod(file.fileno(), 0o644)  # a web server reads it, whatever the umask
             for piece in pieces:
                 file.write(piece)
 
