@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from made_once import made_once
+from same_everywhere import same_everywhere
 
 if TYPE_CHECKING:
     from command import Command
@@ -83,18 +84,6 @@ def layers_apart() -> Iterator[None]:
     """Compile so that each layer's pages lie together: a tiny bundle's would all come by one read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("weightpager.compiler.packing.pack.WORTH_THE_ORDER", math.inf)
-        yield
-
-
-@contextmanager
-def same_everywhere() -> Iterator[None]:
-    """Compile in bfloat16: a trial, by chance on a busy machine, would decide on what is learnt and on the pages.
-
-    Attention, too: so each task has pages that the others lack, which many tests need and tiny models have by chance.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("weightpager.compiler.training.device._bfloat16_pays", lambda: True)
-        patch.setattr("weightpager.compiler.training.attention.SHORT", 0)
         yield
 
 

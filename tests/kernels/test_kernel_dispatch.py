@@ -30,6 +30,13 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True, env={**os.environ})
 
 
+def assert_warned_once(code: str, printed: str, warning: str) -> None:
+    ran = python(code)
+    assert ran.stdout == printed
+    assert ran.stderr.count("\n") == 1
+    assert warning in ran.stderr
+
+
 def test_the_best_kernel_is_chosen_and_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.isa() == kernels.available()[0]
     for name in kernels.available():
@@ -61,14 +68,12 @@ def test_the_kernels_are_those_that_the_processor_has_instructions_for() -> None
 
 
 def test_a_processor_without_vector_instructions_is_warned_of_once() -> None:
-    ran = python(
+    code = (
         "from weightpager.kernels import choice\n"
         "choice.NATIVE = ('generic',)\n"
         "print(choice.isa(), choice.isa(), choice.available())"
     )
-    assert ran.stdout == "generic generic ('generic', 'reference')\n"
-    assert ran.stderr.count("\n") == 1
-    assert "the generic kernel serves, and is slow" in ran.stderr
+    assert_warned_once(code, "generic generic ('generic', 'reference')\n", "the generic kernel serves, and is slow")
 
 
 @pytest.mark.slow
@@ -157,14 +162,12 @@ def test_the_reference_can_be_asked_for_on_any_device(monkeypatch: pytest.Monkey
 
 
 def test_without_the_native_module_the_reference_serves_with_one_warning() -> None:
-    ran = python(
+    code = (
         "import sys; sys.modules['weightpager.kernels._native'] = None\n"
         "from weightpager import kernels\n"
         "print(kernels.isa(), kernels.isa(), kernels.threading(), kernels.available())"
     )
-    assert ran.stdout == "reference reference torch ('reference',)\n"
-    assert ran.stderr.count("\n") == 1
-    assert "the reference kernel serves" in ran.stderr
+    assert_warned_once(code, "reference reference torch ('reference',)\n", "the reference kernel serves")
 
 
 @pytest.mark.skipif(kernels.isa() == "reference", reason="the native kernels are not built")

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 import tiny
 import weightpager as wp
+from same_everywhere import same_everywhere
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.compiler.selection.block_choice import transitions_of
@@ -31,9 +32,8 @@ ROUND = ("animal", "weather", "number", "colour")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Tasks that share less than the usual ones; no trial sets the floors, which here would choose by chance."""
     folder = tmp_path_factory.mktemp("sparse")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, same_everywhere():
         patch.setattr("weightpager.compiler.prepare.choose_evenness", lambda *_: HIGH)
-        patch.setattr("weightpager.compiler.training.attention.SHORT", 0)  # as in `same_everywhere`
         wp.compile(tiny.assistant(folder, sparsity=0.85), out=folder / "sparse.bundle")
     return Bundle.open(folder / "sparse.bundle")
 

@@ -1,0 +1,20 @@
+"""Compiles whose pages are the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+
+@contextmanager
+def same_everywhere() -> Iterator[None]:
+    """Compile in bfloat16: a trial, by chance on a busy machine, would decide on what is learnt and on the pages.
+
+    Attention, too: so each task has pages that the others lack, which many tests need and tiny models have by chance.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weightpager.compiler.training.device._bfloat16_pays", lambda: True)
+        patch.setattr("weightpager.compiler.training.attention.SHORT", 0)
+        yield
