@@ -1,10 +1,10 @@
 #include "paged_linear.hpp"
+#include "processor.hpp"
 
 #if defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
 #if defined(WEIGHTPAGER_AMX)
-#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -37,30 +37,25 @@ bool may_use_tiles() { return true; }
 // Linux lends the tile registers' state to a process only on request, for all threads that it starts from then on and
 // those that it has.
 bool may_use_tiles() {
-    constexpr unsigned kTileBits = 1u << 24 | 1u << 22;  // CPUID 7, EDX: AMX-TILE and AMX-BF16
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
-    unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTileBits) != kTileBits) return false;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    return processor().amx_bf16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #endif
 
 std::vector<const Kernel*> find_kernels() {
     std::vector<const Kernel*> found;
 #if defined(WEIGHTPAGER_X86)
-    // These also ask whether the operating system saves the registers (XGETBV), which a processor flag alone won't say.
-    __builtin_cpu_init();
-    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl");
+    const Processor& has = processor();
+    const bool wide = has.avx512f && has.avx512bw && has.avx512vl;
 #if defined(WEIGHTPAGER_AVX512_BF16)
-    const bool pairs = wide && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    const bool pairs = wide && has.avx512bf16 && has.avx512vnni;
 #if defined(WEIGHTPAGER_AMX)
     if (pairs && may_use_tiles()) found.push_back(&amx_bf16);
 #endif
     if (pairs) found.push_back(&avx512_bf16);
 #endif
     if (wide) found.push_back(&avx512);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2);
+    if (has.avx2 && has.fma) found.push_back(&avx2);
 #elif defined(__aarch64__)
     const bool dots = getauxval(AT_HWCAP) & kDotProduct;
     if (dots && getauxval(AT_HWCAP2) & kBfloat16) found.push_back(&neon_bf16);

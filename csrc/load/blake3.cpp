@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "processor.hpp"
+
 namespace weightpager {
 
 extern const Hasher hash_generic;
@@ -56,9 +58,9 @@ class Level {
 std::vector<const Hasher*> find_hashers() {
     std::vector<const Hasher*> found;
 #if defined(WEIGHTPAGER_X86)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")) found.push_back(&hash_avx512);
-    if (__builtin_cpu_supports("avx2")) found.push_back(&hash_avx2);
+    const Processor& has = processor();
+    if (has.avx512f && has.avx512vl) found.push_back(&hash_avx512);
+    if (has.avx2) found.push_back(&hash_avx2);
 #endif
     found.push_back(&hash_generic);
     return found;

@@ -1,5 +1,7 @@
 #include "vectors.hpp"
 
+#include "processor.hpp"
+
 namespace weightpager {
 
 extern const Vectors vectors_generic;
@@ -14,10 +16,9 @@ namespace {
 std::vector<const Vectors*> find_vectors() {
     std::vector<const Vectors*> found;
 #if defined(WEIGHTPAGER_X86)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        found.push_back(&vectors_avx512);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&vectors_avx2);
+    const Processor& has = processor();
+    if (has.avx512f && has.avx512bw && has.avx512vl) found.push_back(&vectors_avx512);
+    if (has.avx2 && has.fma) found.push_back(&vectors_avx2);
 #elif defined(__aarch64__)
     found.push_back(&vectors_neon);
 #endif
