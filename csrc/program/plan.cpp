@@ -10,8 +10,9 @@ View view_of_parameter(const Parameter& parameter, size_t number) {
     return {parameter.type, parameter.sizes, dense_strides(parameter.sizes), Place::parameter, static_cast<int64_t>(number), 0};
 }
 
-// Sizes that a call states are the same in all inputs; of a mask, which is the longer one, earlier tokens are part.
-void bind(int64_t& stated, int64_t size, int64_t earlier, const Input& input, const Sizes& sizes) {
+// Sizes that a call states are the same in all inputs; of a mask, which is the longer one, earlier tokens are part. Its
+// name isn't `bind`: the standard library's fits better by the types of its arguments, where that one is in sight.
+void take_size(int64_t& stated, int64_t size, int64_t earlier, const Input& input, const Sizes& sizes) {
     if (stated < 0) stated = size;
     if (size != stated && size != stated + earlier)
         throw std::invalid_argument("input " + input.name + ": expected a size of " + std::to_string(stated) +
@@ -32,9 +33,9 @@ void take_inputs(Planning& planning, const std::vector<Sizes>& input_sizes, int6
         for (size_t axis = 0; axis < sizes.size(); ++axis) {
             if (input.is_mask && axis == 1) continue;
             if (input.sizes[axis] == kBatch)
-                bind(planning.batch, sizes[axis], 0, input, sizes);
+                take_size(planning.batch, sizes[axis], 0, input, sizes);
             else if (input.sizes[axis] == kLength)
-                bind(planning.length, sizes[axis], earlier, input, sizes);
+                take_size(planning.length, sizes[axis], earlier, input, sizes);
             else if (input.sizes[axis] != sizes[axis])
                 throw std::invalid_argument("input " + input.name + ": expected a size of " + std::to_string(input.sizes[axis]) +
                                             " on axis " + std::to_string(axis) + ", found " + text_of(sizes));
