@@ -39,7 +39,6 @@ ENCODERS: Mapping[str, Mapping[str, Any]] = {
 DECODERS: Mapping[str, Mapping[str, Any]] = {
     "GPT2": {"vocab_size": 16, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
     "Falcon": {**_SIZES, "vocab_size": 16},
-    "Mixtral": {**DECODER, "num_local_experts": 2},
     "Gemma2": {**DECODER, **_HEADS},
     "Qwen3": {**DECODER, **_HEADS},
     "Phi3": DECODER,
@@ -47,6 +46,15 @@ DECODERS: Mapping[str, Mapping[str, Any]] = {
     "OPT": _OPT,
     "Olmo2": DECODER,
 }
+_MIXTURE = {**DECODER, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+MIXTURES: Mapping[str, Mapping[str, Any]] = {
+    "Mixtral": {**DECODER, "num_local_experts": 5, "num_experts_per_tok": 2},
+    "Olmoe": {**DECODER, "num_experts": 6, "num_experts_per_tok": 3, "eos_token_id": 3},
+    "Qwen2Moe": {**_MIXTURE, "shared_expert_intermediate_size": 40},
+    "Qwen3Moe": {**_MIXTURE, **_HEADS, "norm_topk_prob": True},
+}
+"""Of experts: the families whose experts are paged."""
+
 IMAGES: Mapping[str, Mapping[str, Any]] = {
     "DeiT": IMAGE,
     "Beit": IMAGE,
@@ -61,6 +69,7 @@ ALL_DECODERS = {
     **dict.fromkeys(("Llama", "Mistral", "Qwen2", "Olmo"), DECODER),
     "Gemma": {**DECODER, **_HEADS},
     **DECODERS,
+    **MIXTURES,
 }
 ALL_IMAGES = {"ViT": IMAGE, **IMAGES}
 """All."""

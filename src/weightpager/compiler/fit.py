@@ -31,6 +31,7 @@ from weightpager.compiler.packing.write import write_bundle
 from weightpager.compiler.recovery.own_parameters import separate
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.block_choice import choose_blocks
+from weightpager.compiler.selection.experts import least_density
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks
 from weightpager.compiler.training.masks import Masks, block_sums
 from weightpager.config import format_enough, format_room
@@ -117,6 +118,7 @@ def _fitted(prepared: Prepared, run: Run, trials: int, least: float, spare: floa
     task_file = prepared.source.task_file
     assert task_file.fit is not None
     budget = math.floor((1 - spare) * task_file.fit)
+    least = max(least, least_density(prepared.source))
     blocks, asked = sum(info.grid.count for info in prepared.source.paged), 0
 
     def size(density: float, dtype: PageDtype = _COARSE) -> int:

@@ -34,7 +34,8 @@ from weightpager.compiler.recovery.own_parameters import train_own
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
-from weightpager.compiler.selection.block_choice import alignment_problem
+from weightpager.compiler.selection.experts import check_left
+from weightpager.compiler.selection.parts import parts, spread
 from weightpager.compiler.selection.placement import place
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.masks import Masks
@@ -86,13 +87,14 @@ def _transitions(base: BaseBundle, prepared: Prepared) -> Transitions:
 def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Masks:
     """The keep masks of all tasks, the new ones first."""
     task_file, paged = prepared.source.task_file, prepared.source.paged
-    fixed = np.concatenate([base.keep[info.name] for info in paged])
-    there = np.concatenate([base.shared[info.name] for info in paged])
-    problem = alignment_problem(prepared, transitions.switch_rate())
-    placed = place(problem, there)
-    keep = np.split(np.concatenate([placed, fixed], axis=1), np.cumsum(problem.sizes)[:-1])
-    names = (*task_file.tasks, *base.bundle.tasks)
-    return Masks(names, dict(zip([info.name for info in paged], keep, strict=True)))
+    found = [
+        (part, place(part.problem, part.gathered(base.shared))) for part in parts(prepared, transitions.switch_rate())
+    ]
+    placed = spread(paged, found, len(task_file.tasks))
+    masks = {name: np.concatenate([own, base.keep[name]], axis=1) for name, own in placed.items()}
+    chosen = Masks((*task_file.tasks, *base.bundle.tasks), masks)
+    check_left(prepared.source, chosen)
+    return chosen
 
 
 def _recover(prepared: Prepared, masks: Masks, journal: Journal, progress: Progress) -> TaskWeights:

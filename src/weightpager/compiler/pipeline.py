@@ -30,6 +30,7 @@ from weightpager.compiler.resume.journal import Journal, kept_beside
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.alignment_target import choose_alignment
 from weightpager.compiler.selection.block_choice import choose_blocks
+from weightpager.compiler.selection.experts import check_left
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.training.masks import Masks
@@ -140,6 +141,7 @@ def build(writer: BundleWriter, prepared: Prepared, run: Run | None = None) -> C
         prepared, frontier = choose_alignment(prepared, run.progress)
         prepared = fitted(prepared, run)
         masks, gap = choose_blocks(prepared)
+        check_left(prepared.source, masks)
     with run.stage("recover"):
         weights = recover(prepared.source, prepared.data, masks, run.journal, run.progress)
     with run.stage("controls"):

@@ -26,12 +26,14 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.directory import check_known
 from weightpager.compiler.recovery.low_rank import check_rank
 from weightpager.compiler.recovery.own_parameters import separate, train_own
+from weightpager.compiler.recovery.recover import check_method
 from weightpager.compiler.recovery.train import train
 from weightpager.compiler.reorder.apply import apply, permuted_calibration, reorder
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.resume.shared import Shared
+from weightpager.compiler.selection.experts import check_experts, expert_saliency, keeps_whole
 from weightpager.compiler.selection.floor_trial import choose_evenness
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
 from weightpager.compiler.selection.saliency import Calibration, block_saliency, calibrate
@@ -70,6 +72,8 @@ def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache
     with run.stage("load"):
         source = dense_source.load(task_file)
         source = source if base is None else base.adopt(source)
+        check_method(source)
+        check_experts(source)
         check_rank(source, task_file.recover.low_rank)
         data = _load_data(source)
         source = replace(source, task_file=with_steps(source.task_file, data))
@@ -108,6 +112,10 @@ def calibrated(found: Trained, run: Run) -> Prepared:
         apply(source.models, permutations)
     elif found.moves and _moves(source):
         saliency, permutations = _reorder(found, run)
+    elif keeps_whole(source):
+        permutations = NOTHING_MOVED
+        with run.stage("calibrate"):
+            saliency = _expert_saliency(found, run.progress)
     else:
         permutations, saliency = NOTHING_MOVED, {}
         with run.stage("calibrate"):
@@ -119,7 +127,18 @@ def calibrated(found: Trained, run: Run) -> Prepared:
         return replace(prepared, evenness=_evenness(prepared, run.progress, run.journal))
 
 
+def _expert_saliency(found: Trained, progress: Progress) -> SaliencyOfTasks:
+    source, spec = found.source, found.source.task_file.calibration
+    saliency: SaliencyOfTasks = {}
+    for number, (name, of_task) in enumerate(found.data.items(), 1):
+        saliency[name] = expert_saliency(source, name, of_task.calibration(spec.items, spec.batch))
+        progress("calibrate", number, len(found.data))
+    return saliency
+
+
 def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float:
+    if keeps_whole(prepared.source):
+        return 0.0  # there are no floors
     entry = journal.read("floors", lambda tensors: "evenness" in tensors)
     if entry is not None:
         return entry[1]["evenness"].item()
@@ -129,8 +148,8 @@ def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float
 
 
 def _moves(source: Source) -> bool:
-    """Whether the model is reordered; one whose tasks have weights of their own never is."""
-    return source.task_file.reorder and not source.versions
+    """Whether the model is reordered; one whose tasks have weights of their own, or keep whole experts, isn't."""
+    return source.task_file.reorder and not source.versions and not keeps_whole(source)
 
 
 def _load_data(source: Source) -> dict[str, TaskData]:

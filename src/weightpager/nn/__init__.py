@@ -1,5 +1,6 @@
 """Torch modules over paged weights."""
 
+from weightpager.nn.experts import ExpertRouter, Experts, Mixture, mixtures
 from weightpager.nn.flat_linear import FlatLinear
 from weightpager.nn.gated_mlp import PagedGatedMLP, fuse_gated_mlps
 from weightpager.nn.linear_layer import is_linear, set_as_published, set_upright
@@ -10,8 +11,11 @@ from weightpager.nn.skeleton import calls_for, empty_on_meta, missing_values
 from weightpager.nn.tied_table import TiedEmbedding, TiedHead
 
 __all__ = [
+    "ExpertRouter",
+    "Experts",
     "FlatLinear",
     "Int8Embedding",
+    "Mixture",
     "NarrowEmbedding",
     "PageGate",
     "PagedEmbedding",
@@ -27,6 +31,7 @@ __all__ = [
     "is_plain_embedding",
     "keep_tables_narrow",
     "missing_values",
+    "mixtures",
     "set_as_published",
     "set_upright",
 ]

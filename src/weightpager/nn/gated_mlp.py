@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 from weightpager.kernels.torch import paged_gated
 from weightpager.nn import graph_op
+from weightpager.nn.experts import FAMILIES, ExpertMLP
 from weightpager.nn.paged_linear import PagedLinear, refuse_gradients
 
-_KNOWN = frozenset(
-    f"{family}MLP" for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Granite", "Olmo", "SmolLM3")
-)
-"""Modules of transformers that compute ``down_proj(act_fn(gate_proj(x)) * up_proj(x))``, and nothing else."""
+_DENSE = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Granite", "Olmo", "SmolLM3")
+
+_KNOWN = frozenset(f"{family}MLP" for family in (*_DENSE, *FAMILIES)) | {ExpertMLP.__name__}
+"""Modules that compute ``down_proj(act_fn(gate_proj(x)) * up_proj(x))``, and nothing else."""
 
 _ACTIVATIONS = {
     "SiLU": "silu",

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
+from weightpager.nn.experts import cut_apart, put_together
+
 _COMPUTE_THE_SAME = frozenset({"FalconLinear"})
 """Subclasses of transformers whose own forward is ``x Wᵀ + bias`` and nothing else."""
 
@@ -46,8 +48,19 @@ class UprightLinear(nn.Linear):
         return layer
 
 
-def set_upright(model: nn.Module) -> None:
-    """Have every linear layer of a model, in place, hold its weight as [out, in]; what it computes stays the same."""
+def set_upright(model: nn.Module, most_experts: int | None = None) -> None:
+    """Have every linear layer of a model, in place, hold its weight as [out, in]; what it computes stays the same.
+
+    Experts in one tensor become linear layers, too.
+
+    Args:
+        model: of transformers.
+        most_experts: that there may be in all; None for any number.
+
+    Raises:
+        ValueError: there are more experts.
+    """
+    cut_apart(model, most_experts)
     for name, module in [*model.named_modules()]:
         if type(module) is Conv1D:
             model.set_submodule(name, UprightLinear(module))
@@ -55,6 +68,7 @@ def set_upright(model: nn.Module) -> None:
 
 def set_as_published(model: nn.Module) -> None:
     """Undo `set_upright`, in place: the model is saved as transformers loads it."""
+    put_together(model)
     for name, module in [*model.named_modules()]:
         if isinstance(module, UprightLinear):
             model.set_submodule(name, module.published())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import FlexOlmoConfig, FlexOlmoForCausalLM
 
 import tiny
 from command import Command
@@ -59,11 +59,11 @@ def test_a_compile_warns_where_most_stays_in_memory(weightpager: Command, tmp_pa
     content = tiny.writer(tmp_path)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
-    config = MixtralConfig(
-        **sizes, num_key_value_heads=2, num_local_experts=4, vocab_size=16, max_position_embeddings=64
+    config = FlexOlmoConfig(
+        **sizes, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, vocab_size=16, pad_token_id=0
     )
-    MixtralForCausalLM(config).save_pretrained(content["model"])
+    FlexOlmoForCausalLM(config).save_pretrained(content["model"])
     (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     found = weightpager("compile", tmp_path / "tasks.yaml", "--out", tmp_path / "a.bundle", "-q")
     assert "paged: 14.1% of the parameters, less than half" in found.out
-    assert "experts in one tensor (MixtralExperts), which can't be paged yet" in found.out
+    assert "experts in one tensor (FlexOlmoExperts) of a family that isn't known" in found.out

@@ -17,6 +17,8 @@ from transformers import (
     CLIPConfig,
     CLIPForImageClassification,
     CLIPModel,
+    FlexOlmoConfig,
+    FlexOlmoForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     ResNetConfig,
@@ -285,17 +287,31 @@ def test_refuses_a_model_without_linear_layers(tmp_path: Path) -> None:
         paged_weights.sort_weights(models, task_file.TaskFile.model_fields["block"].default, tmp_path)
 
 
-def test_experts_that_are_one_tensor_stay_resident_and_are_warned_of(
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def test_experts_of_a_family_that_is_not_known_stay_resident_and_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=4, vocab_size=len(tiny.WORDS))
-    tiny.save(MixtralForCausalLM(config), tmp_path / "model", special=False)
+    config = FlexOlmoConfig(
+        **SIZES, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, vocab_size=16, pad_token_id=0
+    )
+    tiny.save(FlexOlmoForCausalLM(config), tmp_path / "model", special=False)
     found = load(tmp_path, tiny.tasks(tmp_path, "lm"))
     name = "base_model.layers.0.mlp.experts.gate_up_proj"
-    assert found.resident[name] == "experts in one tensor (MixtralExperts), which can't be paged yet"
+    assert found.resident[name] == "experts in one tensor (FlexOlmoExperts) of a family that isn't known"
     (said,) = (message for message in caplog.messages if "paged is" in message)
     assert re.search(r"paged is 1\d\.\d% of the parameters, less than half: .*: 8\d\.\d% experts in one tensor", said)
+
+
+def test_experts_are_paged_and_their_router_is_not(tmp_path: Path) -> None:
+    config = MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4, vocab_size=len(tiny.WORDS))
+    tiny.save(MixtralForCausalLM(config), tmp_path / "model", special=False)
+    found = load(tmp_path, tiny.tasks(tmp_path, "lm"))
+    names = [info.name for info in found.paged if info.layer == 1 and ".experts." in info.name]
+    wanted = [f"{expert}.{each}_proj" for expert in range(4) for each in ("gate", "up", "down")]
+    assert names == [f"base_model.layers.1.mlp.experts.{name}" for name in wanted]
+    assert found.resident["base_model.layers.0.mlp.gate.weight"] == "router"
 
 
 def two_encoders() -> CLIPConfig:

@@ -24,7 +24,7 @@ from weightpager.backends.torch.model.architecture import (
     set_generation,
 )
 from weightpager.backends.torch.parameters import activation_dtype, read_parameters, read_rows, widened
-from weightpager.backends.torch.task_module import assign
+from weightpager.backends.torch.task_module import assign, route
 from weightpager.bundle import Bundle
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.format import permutations as permutations_file
@@ -45,7 +45,7 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
 
     Raises:
         UnknownTaskError: the bundle has no such task.
-        ConfigError: ``out`` exists already, or cannot be written.
+        ConfigError: ``out`` exists already, or cannot be written; or the task has dropped experts.
         BundleError: a page or file is damaged.
     """
     target = Path(os.path.abspath(out))
@@ -60,6 +60,11 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     rows = {name: table.to(dtype) for name, table in read_rows(bundle).items()}
     values = rows | widened(bundle, values, dtype)
     module = empty_module(config, bundle.task(task), len(values) + len(bundle.manifest.weights))
+    if route(module, task, bundle.tables(task)):
+        raise ConfigError(
+            f"out: {task} has dropped experts, which its routers pass over, and a directory of transformers can't say "
+            "so: there they would be chosen, and answer zero. Run the task from the bundle"
+        )
     values = {name: value.to(dtype) if value.dtype == torch.bfloat16 else value for name, value in values.items()}
     low_rank = read_adapter(bundle, task)
     for name, weight in dense_weights(bundle, task).items():

@@ -33,6 +33,7 @@ from weightpager.nn import (
     is_plain_embedding,
     keep_tables_narrow,
     missing_values,
+    mixtures,
 )
 
 Pages = Any
@@ -75,6 +76,7 @@ def build(parts: TaskParts[Tensors], config: PretrainedConfig, rows: Mapping[str
     for name, weight in parts.parameters.tied.items():
         put_tied(module, full_name(module, name), weight, dtype)
         del state[full_name(module, name)]
+    route(module, task, parts.tables)
     fuse_gated_mlps(module)
     _flatten_head(module)
     assign(module, state, task)
@@ -104,6 +106,31 @@ def paged_weight(bundle: Bundle, entry: WeightEntry, table: BlockTable, arena: P
         block_cols=block.cols,
         dtype=bundle.manifest.dtype,
     )
+
+
+def route(module: nn.Module, task: str, tables: Mapping[str, BlockTable]) -> bool:
+    """Have routers pass over the experts that a task has dropped: those without a block of one of their matrices.
+
+    Args:
+        module: the task's.
+        task: its name.
+        tables: its block tables, by paged weight.
+
+    Returns:
+        Whether it has dropped any.
+
+    Raises:
+        BundleFormatError: a router has none left.
+    """
+    empty = {full_name(module, name) for name, table in tables.items() if not len(table.col_indices)}
+    dropped = False
+    for mixture in mixtures(module):
+        kept = [empty.isdisjoint(mixture.weights(expert)) for expert in range(len(mixture.experts))]
+        if not any(kept):
+            raise BundleFormatError(f"tasks/{task}", f"{mixture.name}.experts", "blocks of at least one", "none")
+        mixture.router.kept = torch.tensor(kept)
+        dropped |= not all(kept)
+    return dropped
 
 
 def _device(arena: Pages) -> torch.device:

@@ -113,7 +113,13 @@ class Alignment:
     @property
     def gap(self) -> float:
         """The most that other masks could gain, as a share of the bound."""
-        return max(0.0, self.bound - self.objective) / max(abs(self.bound), float(np.finfo(np.float64).tiny))
+        return gap_of([self])
+
+
+def gap_of(alignments: Sequence[Alignment]) -> float:
+    """The most that other masks of some problems could gain in all, as a share of the bounds."""
+    bound, objective = (sum(getattr(each, name) for each in alignments) for name in ("bound", "objective"))
+    return float(max(0.0, bound - objective) / max(abs(bound), float(np.finfo(np.float64).tiny)))
 
 
 def floors(sizes: Sequence[int], budgets: npt.NDArray[np.integer], evenness: float = 0.0) -> Ints:

@@ -19,6 +19,7 @@ from weightpager.errors import BundleFormatError, NotExportableError, first_line
 from weightpager.graph import Graph, GraphOutput, Operand, read_graph, write_graph
 from weightpager.graph.file import graph_file
 from weightpager.graph.graph import Node
+from weightpager.nn import mixtures
 
 _STAND_INS = (9973, 9967, 9949)
 """Numbers of classes that no architecture has as a size: one that isn't in the configuration stands for any number."""
@@ -45,6 +46,8 @@ def export_graph(config: PretrainedConfig, kind: TaskKind, image: tuple[int, int
     """
     form, classes = CallForm.of(kind, image), _stand_in(config)
     try:
+        if mixtures(empty_module_of(config, kind, _FEW)):
+            raise NotExportableError("experts, which are chosen for each token while the module runs")
         graph = simplified(draft_of(empty_module_of(config, kind, classes), form, classes)).graph
         graph = _with_hidden(graph) if FORMS[kind].labels == "none" else graph
         graph = read_graph(graph_file(kind), write_graph(graph))

@@ -34,7 +34,7 @@ from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.training.device import placed, training_device
 from weightpager.compiler.training.early_stopping import validation_of
 from weightpager.compiler.training.evaluate import Model
-from weightpager.compiler.training.masks import module_name
+from weightpager.compiler.training.masks import Masks, module_name
 from weightpager.compiler.training.replaced import Replaced
 from weightpager.nn import is_plain_embedding
 from weightpager.page_dtype import block_bytes
@@ -160,7 +160,8 @@ def _shared_mask(prepared: Prepared, run: Run) -> Control:
         for info in weights.source.paged
     )
     size = block_bytes(prepared.source.task_file.block, dtype)
-    return Control(MASK, kept * size, _scores(MASK, weights.source, prepared.data, values, run.progress))
+    scores = _scores(MASK, weights.source, prepared.data, values, run.progress, masks=masks)
+    return Control(MASK, kept * size, scores)
 
 
 def _scores(
@@ -170,13 +171,18 @@ def _scores(
     values: Values,
     progress: Progress,
     tables: Quantisation | None = None,
+    masks: Masks | None = None,
 ) -> dict[str, Score]:
-    """The scores of a source's modules with other values in their paged weights, and with quantised ``tables``."""
+    """The scores of a source's modules with other values in their paged weights, and with quantised ``tables``.
+
+    Where there are ``masks``, routers choose experts that these leave something of.
+    """
 
     def with_values(task: str) -> Model:
         model = source.models[task]
         with torch.no_grad():
             weights = {module_name(info, model.base_model_prefix): values(task, info) for info in source.paged}
+            weights |= {} if masks is None else masks.routes(source, task)
             if tables is not None:
                 weights |= _rounded_tables(model, tables)
         return Replaced(model, weights)

@@ -14,7 +14,7 @@ from weightpager.blocks import BlockGrid, BlockShape
 from weightpager.bundle.report.paged_share import PagedShare
 from weightpager.compiler.model.named_parameters import canonical, parameters
 from weightpager.errors import CompileError
-from weightpager.nn import is_linear, is_plain_embedding
+from weightpager.nn import ExpertRouter, is_linear, is_plain_embedding
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,9 @@ def _reason(
     if not name.startswith(BASE):
         return "head"
     if "experts" in name and tensor.ndim == 3:
-        return f"experts in one tensor ({type(owner).__name__}), which can't be paged yet"
+        return f"experts in one tensor ({type(owner).__name__}) of a family that isn't known"
+    if isinstance(owner, ExpertRouter):
+        return "router"
     if not is_linear(owner):
         return f"{type(owner).__name__}, not a plain linear layer" if owner is not None else "buffer"
     if grid is None:

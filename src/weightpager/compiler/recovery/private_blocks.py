@@ -99,10 +99,10 @@ def _train_task(
         own[info.name] = nn.Parameter(weight.clone())
         kept = stored_if_coarse(weight, info.grid, sparse.task_file.dtype)
         frozen[info.name] = drop(masks.masked(task, info, kept), ~free[info.name], info.grid)
-    rounding = Rounding.of(sparse, own, spec.private_steps)
+    rounding, routes = Rounding.of(sparse, own, spec.private_steps), masks.routes(sparse, task)
 
     def error(_task: str, batch: Batch) -> Tensor:
-        weights = {}
+        weights = dict(routes)
         for info in sparse.paged:
             moving = own[info.name] if rounding is None else rounding(info.name, own[info.name])
             whole = frozen[info.name] + drop(moving, free[info.name], info.grid)

@@ -16,6 +16,8 @@ from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.rounding import ROUNDED
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.training.masks import Masks
+from weightpager.errors import CompileError
+from weightpager.nn import mixtures
 from weightpager.page_dtype import ENCODINGS
 from weightpager.progress import Progress
 
@@ -49,3 +51,16 @@ def recover(
         return TaskWeights(sparse)
     with lesson.placed():
         return train_private(lesson, choose(lesson), journal, partial(progress, "private blocks"))
+
+
+def check_method(source: Source) -> None:
+    """See before anything is trained that the model can be recovered as its task file says.
+
+    Raises:
+        CompileError: its experts would be refitted.
+    """
+    if source.task_file.recover.refits and any(map(mixtures, source.models.values())):
+        raise CompileError(
+            f"recover: expected none, or finetune that starts from dense, for the experts of {source.path}, found "
+            "closed-form: it refits layers that all tokens pass, and an expert sees few"
+        )

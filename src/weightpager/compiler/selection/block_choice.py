@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
-from weightpager.compiler.alignment.problem import AlignmentProblem, Floats
+from weightpager.compiler.alignment.problem import gap_of
 from weightpager.compiler.alignment.structure_aligner import align
-from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.selection.parts import parts, spread
 from weightpager.compiler.selection.prepared import Prepared
-from weightpager.compiler.selection.saliency import normalised
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.training.masks import Masks
 from weightpager.trace_file import read_trace
@@ -45,33 +42,14 @@ def choose_blocks(prepared: Prepared) -> tuple[Masks, float]:
 
 
 def aligned(prepared: Prepared) -> Choice:
-    """Choose blocks by one budget a task over the blocks of all paged weights, above floors.
+    """Choose blocks by one budget a task over the blocks of all paged weights, above floors; or whole experts.
 
     Which layers and projections lose more blocks follows from the saliency: with the same share dropped from each of
-    them, the six-task model lost 1.8 points more after the same training (decision 10).
+    them, the six-task model lost 1.8 points more after the same training (decision 10). Of experts every layer keeps as
+    many, since what they add isn't comparable between layers.
     """
     task_file, paged = prepared.source.task_file, prepared.source.paged
-    problem = alignment_problem(prepared, transitions_of(task_file).switch_rate())
-    found = align(problem)
-    parts = np.split(found.keep, np.cumsum(problem.sizes)[:-1])
-    keep = dict(zip([info.name for info in paged], parts, strict=True))
-    return Choice(Masks(tuple(task_file.tasks), keep), found.gap, float(problem.saliency[found.keep].sum()))
-
-
-def alignment_problem(prepared: Prepared, switch_rate: Floats) -> AlignmentProblem:
-    """One problem over the blocks of all paged weights; saliency is comparable between tasks."""
-    source, task_file = prepared.source, prepared.source.task_file
-    names = [info.name for info in source.paged]
-    saliency = np.stack(
-        [normalised(np.concatenate([prepared.saliency[task][name] for name in names])) for task in task_file.tasks], 1
-    )
-    density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])
-    return AlignmentProblem(
-        saliency,
-        budgets=np.maximum(1, np.round(density * len(saliency))).astype(np.int64),
-        switch_rate=switch_rate,
-        strength=task_file.alignment,
-        versions=np.concatenate([TaskWeights(source).versions(info) for info in source.paged]),
-        sizes=tuple(info.grid.count for info in source.paged),
-        evenness=prepared.evenness,
-    )
+    found = [(part, align(part.problem)) for part in parts(prepared, transitions_of(task_file).switch_rate())]
+    keep = spread(paged, [(part, alignment.keep) for part, alignment in found], len(task_file.tasks))
+    saliency = sum(part.blocks * float(part.problem.saliency[alignment.keep].sum()) for part, alignment in found)
+    return Choice(Masks(tuple(task_file.tasks), keep), gap_of([alignment for _, alignment in found]), saliency)

@@ -132,6 +132,7 @@ Size = Annotated[int | None, BeforeValidator(_size), _text(rf"^{_SIZE}$", "integ
 Strength = Annotated[float, BeforeValidator(_strength), Field(ge=0), _text("^inf$", "number", minimum=0)]
 Saliency = Annotated[Literal["gradient"], BeforeValidator(_saliency)]
 Rows = Literal["on-demand", "resident"]
+ExpertUnit = Literal["whole", "blocks"]
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 """As a manifest takes it; pydantic doesn't know msgspec's bounds."""
 

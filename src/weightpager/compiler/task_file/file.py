@@ -16,6 +16,7 @@ from weightpager.compiler.task_file.fields import (
     Block,
     Compare,
     ExistingFile,
+    ExpertUnit,
     Frozen,
     ModelDirectory,
     Page,
@@ -53,6 +54,7 @@ class TaskFile(Frozen):
             ``dtype``.
         max_switch: bytes; the weakest alignment whose average switch loads no more is taken instead of ``alignment``.
         accuracy_loss: points; the strongest alignment that costs no more is taken instead of ``alignment``.
+        experts: whether tasks keep whole experts of a mixture and all of its other weights, or any blocks.
         recover: a method, or its name alone.
         tolerance: blocks of a task's checkpoint that differ less from the model's, relative to their norm, are shared.
         transitions: a trace of past switches; without one every task is as likely as any other to come next.
@@ -76,6 +78,7 @@ class TaskFile(Frozen):
     reorder: bool = True
     page: Page = None
     rows: Rows = "on-demand"
+    experts: ExpertUnit = "whole"
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
     transitions: ExistingFile | None = None
     calibration: CalibrationSpec = CalibrationSpec()

@@ -19,9 +19,11 @@ from weightpager.blocks import BlockGrid
 from weightpager.bundle import TaskKind
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
+from weightpager.compiler.model.named_parameters import canonical
 from weightpager.compiler.training.attention import attention
 from weightpager.compiler.training.device import autocast
 from weightpager.compiler.training.loss import needed
+from weightpager.nn import mixtures
 
 Keep = Mapping[str, npt.NDArray[np.bool_]]
 """Paged weight → keep masks [blocks of the grid, tasks]."""
@@ -55,15 +57,35 @@ class Masks:
         """A task's mask of one weight by element, float32 [out_features, in_features]."""
         return self.masked(task, info, torch.ones(info.grid.out_features, info.grid.in_features))
 
+    def routes(self, source: Source, task: str) -> dict[str, Tensor]:
+        """Which experts a task's routers may choose, by the names that this has in the task's module.
+
+        One that has lost all blocks of one of its matrices adds nothing to any token, and isn't chosen.
+        """
+        model, number = source.models[task], self.tasks.index(task)
+        return {
+            f"{mixture.name}.gate.kept": torch.tensor(
+                [
+                    all(self._keeps(canonical(name, model.base_model_prefix + "."), number) for name in of_expert)
+                    for of_expert in map(mixture.weights, range(len(mixture.experts)))
+                ]
+            ).to(mixture.router.kept.device)
+            for mixture in mixtures(model)
+        }
+
+    def _keeps(self, name: str, number: int) -> bool:
+        """Whether a task keeps some block of a linear layer; one that isn't paged keeps all."""
+        return name not in self.keep or bool(self.keep[name][:, number].any())
+
     def parameters(
         self, source: Source, task: str, infos: Iterable[PagedWeightInfo], rounded: Rounded | None = None
     ) -> dict[str, Tensor]:
         """Masked weights by the names that they have in the task's module, for `torch.func.functional_call`.
 
-        They are ``rounded``, if that is given.
+        They are ``rounded``, if that is given. With them are the task's `routes`.
         """
         model = source.models[task]
-        found = {}
+        found = self.routes(source, task)
         for info in infos:
             weight: Tensor = source.linear(task, info.name).weight
             kept = weight if rounded is None else rounded(info.name, weight)

@@ -17,7 +17,7 @@ class Replaced:
 
     Attributes:
         module: as it is.
-        weights: other values, by the names of its parameters; of the same shape and dtype.
+        weights: other values, by the names of its parameters and buffers; of the same shape and dtype.
     """
 
     module: nn.Module
@@ -30,12 +30,13 @@ class Replaced:
     @contextmanager
     def as_module(self) -> Iterator[nn.Module]:
         """The module with these values in it; nobody else may use it meanwhile. Its own are back afterwards."""
-        own = {name: self.module.get_parameter(name) for name in self.weights}
-        before = {name: parameter.data for name, parameter in own.items()}
+        named = dict([*self.module.named_parameters(), *self.module.named_buffers()])
+        own = {name: named[name] for name in self.weights}
+        before = {name: tensor.data for name, tensor in own.items()}
         try:
-            for name, parameter in own.items():
-                parameter.data = self.weights[name].detach()
+            for name, tensor in own.items():
+                tensor.data = self.weights[name].detach()
             yield self.module
         finally:
-            for name, parameter in own.items():
-                parameter.data = before[name]
+            for name, tensor in own.items():
+                tensor.data = before[name]

@@ -41,6 +41,9 @@ CLASSES: dict[TaskKind, Any] = {kind: getattr(transformers, form.model) for kind
 _transformers = threading.RLock()
 """Its verbosity is the process's, and so is torch's default dtype, which it changes while it builds a module."""
 
+_EXPERTS_OF_TENSOR = 4
+"""Experts that are built for each value of a bundle at most: each has three weights of its own there."""
+
 _MOST_TOKENS = 2**20
 """Some tokenizers say that they read any length; a number of this size means that."""
 
@@ -127,9 +130,9 @@ def module_of_kind(
     try:
         with empty_on_meta(calls_for(tensors)), quiet_transformers():
             module: PreTrainedModel = CLASSES[kind].from_config(own, trust_remote_code=False)
+        set_upright(module, _EXPERTS_OF_TENSOR * tensors)
     except Exception as error:
         raise BundleFormatError(f"{MODEL}/config.json", "architecture", f"one for {kind}", error) from error
-    set_upright(module)
     module.requires_grad_(False)
     module.eval()
     return module

@@ -1,0 +1,125 @@
+"""What is chosen together: blocks each by itself, or all blocks of an expert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.compiler.alignment.problem import AlignmentProblem, Bools, Floats, Ints
+from weightpager.compiler.model.dense_model import PagedWeightInfo
+from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.selection.experts import Layer, expert_layers, experts_kept, keeps_whole
+from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.selection.saliency import FloatArray, normalised
+
+
+@dataclass(frozen=True)
+class Part:
+    """Blocks whose choice is one problem, over units of as many blocks each.
+
+    Attributes:
+        problem: of the units.
+        units: paged weight → the unit of each of its blocks, or that of all of them.
+        blocks: of a unit.
+    """
+
+    problem: AlignmentProblem
+    units: Mapping[str, npt.NDArray[np.int64] | int]
+    blocks: int = 1
+
+    def gathered(self, masks: Mapping[str, Bools]) -> Bools:
+        """[units, tasks]: True where a mask [blocks, tasks] of each of its weights has all of a unit."""
+        tasks = next(iter(masks.values())).shape[1]
+        found = np.ones((len(self.problem.saliency), tasks), np.bool_)
+        for name, units in self.units.items():
+            found[units] &= masks[name].all(0) if isinstance(units, int) else masks[name]
+        return found
+
+
+def parts(prepared: Prepared, switch_rate: Floats) -> list[Part]:
+    """The problems of a compile; saliency is comparable between tasks.
+
+    Where whole experts are kept, there is one for each layer that has any, and what lies outside them is in none.
+    """
+    return (
+        [*_of_experts(prepared, switch_rate)] if keeps_whole(prepared.source) else [_of_blocks(prepared, switch_rate)]
+    )
+
+
+def spread(paged: Sequence[PagedWeightInfo], found: Sequence[tuple[Part, Bools]], tasks: int) -> dict[str, Bools]:
+    """Masks [blocks, tasks] of every paged weight from those of parts, [units, tasks]; what is in none is kept."""
+    keep = {info.name: np.ones((info.grid.count, tasks), np.bool_) for info in paged}
+    for part, chosen in found:
+        for name, units in part.units.items():
+            keep[name][:] = chosen[units]
+    return keep
+
+
+def _of_blocks(prepared: Prepared, switch_rate: Floats) -> Part:
+    """One problem over the blocks of all paged weights, with a floor for each; experts of a layer share one."""
+    source, task_file = prepared.source, prepared.source.task_file
+    names = [info.name for info in source.paged]
+    density = np.array([1.0 - task_file.sparsity_of(task) for task in task_file.tasks])
+    saliency = np.stack(
+        [normalised(np.concatenate([prepared.saliency[task][name] for name in names])) for task in task_file.tasks], 1
+    )
+    ends = np.cumsum([info.grid.count for info in source.paged])
+    problem = AlignmentProblem(
+        saliency,
+        budgets=np.maximum(1, np.round(density * len(saliency))).astype(np.int64),
+        switch_rate=switch_rate,
+        strength=task_file.alignment,
+        versions=_versions(prepared, source.paged),
+        sizes=tuple(_sizes(prepared)),
+        evenness=prepared.evenness,
+    )
+    units = {
+        info.name: np.arange(end - info.grid.count, end) for info, end in zip(source.paged, ends.tolist(), strict=True)
+    }
+    return Part(problem, units)
+
+
+def _sizes(prepared: Prepared) -> Iterator[int]:
+    """Blocks of each weight, or of a layer's experts together: a task may do without some of these."""
+    layer_of = {
+        name: layer.name for layer in expert_layers(prepared.source) for names in layer.experts for name in names
+    }
+    for _, group in groupby(prepared.source.paged, key=lambda info: layer_of.get(info.name, info.name)):
+        yield sum(info.grid.count for info in group)
+
+
+def _of_experts(prepared: Prepared, switch_rate: Floats) -> Iterator[Part]:
+    source, task_file = prepared.source, prepared.source.task_file
+    infos = {info.name: info for info in source.paged}
+    budgets = np.array([experts_kept(source, task) for task in task_file.tasks], np.int64)
+    for layer in expert_layers(source):
+        versions = [_versions(prepared, [infos[name] for name in names]) for names in layer.experts]
+        problem = AlignmentProblem(
+            np.stack([normalised(_of_each(layer, prepared.saliency[task])) for task in task_file.tasks], 1),
+            budgets=budgets,
+            switch_rate=switch_rate,
+            strength=task_file.alignment,
+            versions=np.stack([_numbered(of_expert) for of_expert in versions]),
+            sizes=(len(layer.experts),),
+        )
+        units = {name: number for number, names in enumerate(layer.experts) for name in names}
+        yield Part(problem, units, sum(infos[name].grid.count for name in layer.experts[0]))
+
+
+def _of_each(layer: Layer, saliency: Mapping[str, FloatArray]) -> FloatArray:
+    """[experts], the sum over an expert's blocks."""
+    return np.array([sum(saliency[name].sum() for name in names) for names in layer.experts])
+
+
+def _numbered(versions: Ints) -> Ints:
+    """[tasks]: equal numbers where all versions [blocks, tasks] are."""
+    return np.unique(versions, axis=1, return_inverse=True)[1].reshape(-1)
+
+
+def _versions(prepared: Prepared, infos: Sequence[PagedWeightInfo]) -> Ints:
+    weights = TaskWeights(prepared.source)
+    return np.concatenate([weights.versions(info) for info in infos]).astype(np.int64)
