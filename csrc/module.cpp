@@ -20,6 +20,7 @@
 #include "parallel.hpp"
 #include "program/bindings.hpp"
 #include "rows/bindings.hpp"
+#include "training/bindings.hpp"
 #include "weight.hpp"
 
 namespace nb = nanobind;
@@ -104,5 +105,6 @@ NB_MODULE(_native, m) {
     bind_own_reads(m);
     bind_rows(m);
     bind_programs(m);
+    bind_training(m);
     nb::set_leak_warnings(false);  // what a read that hangs may still write to is kept when the interpreter ends
 }

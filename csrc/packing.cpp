@@ -4,6 +4,7 @@
 
 #include "bfloat16.hpp"
 #include "lanes.hpp"
+#include "magnitude.hpp"
 
 namespace weightpager {
 namespace {
@@ -11,28 +12,11 @@ namespace {
 constexpr int kLanes = WEIGHTPAGER_LANES;
 
 using L = Lanes<kLanes>;
-using Float = L::Float;
 using Int = L::Int;
 
 constexpr int kSquare = 4;  // lines that are spread at once: as many as any processor has registers for
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// As lanes of `a` and of `b`, whose lanes count on from those of `a`.
-template <int... I, class V>
-WEIGHTPAGER_INLINE V shuffle(V a, V b) {
-#if defined(__clang__)
-    return __builtin_shufflevector(a, b, I...);
-#else
-    return __builtin_shuffle(a, b, typename Lanes<sizeof...(I)>::Int{I...});
-#endif
-}
-
-WEIGHTPAGER_INLINE Float widened(const float* from) { return load<Float>(from); }
-WEIGHTPAGER_INLINE Float widened(const uint16_t* from) { return widen<kLanes>(from); }
-
-inline float widened_one(float value) { return value; }
-inline float widened_one(uint16_t half) { return from_bfloat16(half); }
 
 inline void spread_square(const uint32_t* from, uint32_t* to, int width) {
     using Four = Lanes<kSquare>::Bits;
@@ -86,41 +70,6 @@ float largest_integer(const Problem& p) {
     return static_cast<float>(smaller(kLargest, kSum / (kLargestWeight * p.block_cols)));
 }
 
-template <int Distance, int... I>
-WEIGHTPAGER_INLINE int32_t greatest(Int value, std::integer_sequence<int, I...> lanes) {
-    if constexpr (Distance == 0) {
-        return value[0];
-    } else {
-        const auto other = shuffle<(I ^ Distance)...>(value, value);
-        return greatest<Distance / 2>(value > other ? value : other, lanes);
-    }
-}
-
-// The largest magnitude, NaN if one isn't finite: then nothing that these inputs take part in is a number. Magnitudes are in
-// the order of their bits.
-template <class T>
-WEIGHTPAGER_INLINE float magnitude(const T* x, int64_t count) {
-    constexpr int32_t kMagnitude = 0x7fffffff, kInfinite = 0x7f800000;
-    Int lanes{};
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-        const Int bits = reinterpret_cast<Int>(widened(x + i)) & kMagnitude;
-        lanes = bits > lanes ? bits : lanes;
-    }
-    int32_t largest = greatest<kLanes / 2>(lanes, std::make_integer_sequence<int, kLanes>{});
-    for (; i < count; ++i) {
-        const float value = widened_one(x[i]);
-        int32_t bits;
-        std::memcpy(&bits, &value, sizeof bits);
-        bits &= kMagnitude;
-        largest = bits > largest ? bits : largest;
-    }
-    if (largest >= kInfinite) return __builtin_nanf("");
-    float found;
-    std::memcpy(&found, &largest, sizeof found);
-    return found;
-}
-
 // Multiplied, to the nearest, and written as int16: what is added leaves no place for a fraction.
 template <class T>
 WEIGHTPAGER_INLINE void round_all(const T* from, int64_t count, float inverse, char* to) {
@@ -128,7 +77,7 @@ WEIGHTPAGER_INLINE void round_all(const T* from, int64_t count, float inverse, c
     constexpr int32_t kRoundBits = 0x4b400000;
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
-        const auto shifted = reinterpret_cast<Int>(widened(from + i) * inverse + kRound);
+        const auto shifted = reinterpret_cast<Int>(widened<kLanes>(from + i) * inverse + kRound);
         const auto halves = __builtin_convertvector(shifted - kRoundBits, L::Half);
         std::memcpy(to + i * sizeof(int16_t), &halves, sizeof halves);
     }
@@ -161,7 +110,7 @@ void pack_integers(const Problem& p, const Tile& to, const T* x, uint32_t* packe
         const T* from = x + (to.first_token + t) * p.in_features;
         for (uint32_t first = 0, group = 0; first < features; first += cols, ++group)
             scales[group * to.width + t] =
-                t < to.tokens ? magnitude(from + first, smaller(cols, features - first)) / largest : 0.0f;
+                t < to.tokens ? magnitude<kLanes>(from + first, smaller(cols, features - first)) / largest : 0.0f;
     }
     by_line<P>(p, to, packed, [&](int64_t token, int64_t first, uint32_t* line) WEIGHTPAGER_INLINED {
         const auto begin = static_cast<uint32_t>(2 * first);

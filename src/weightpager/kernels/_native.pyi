@@ -212,3 +212,23 @@ class Program:
     def activation_bytes(self) -> int: ...
     @property
     def plans_made(self) -> int: ...
+
+def products() -> list[str]: ...
+
+class KeptBlocks:
+    def __init__(
+        self, crow_indices: int, col_indices: int, out_features: int, in_features: int, rows: int, cols: int, /
+    ) -> None: ...
+    def pack(
+        self,
+        products: int,
+        weight: int,
+        divisors: int,
+        least: float,
+        largest: float,
+        blocks: int,
+        turned: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def add_gradient(self, products: int, x: int, dy: int, tokens: int, total: int, threads: int, /) -> None: ...

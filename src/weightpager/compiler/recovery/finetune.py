@@ -26,6 +26,7 @@ from weightpager.compiler.training.device import placed, training_device
 from weightpager.compiler.training.early_stopping import validation_of
 from weightpager.compiler.training.loss import loss
 from weightpager.compiler.training.masks import Masks, Rounded, masked_logits
+from weightpager.compiler.training.sparse_products import SparseProducts
 from weightpager.progress import Steps
 
 STAGE = "finetune"
@@ -50,8 +51,12 @@ class Lesson:
     data: Mapping[str, TaskData]
     spec: RecoverSpec
 
-    def error(self, task: str, batch: Batch, rounded: Rounded | None = None) -> Tensor:
-        """The loss of a task under its masks; through the rounding of its weights, if that is given."""
+    def error(
+        self, task: str, batch: Batch, rounded: Rounded | None = None, products: SparseProducts | None = None
+    ) -> Tensor:
+        """The loss of a task under its masks; through the rounding of its weights, and by products that skip, if given."""
+        if products is not None:
+            return self.error_of(task, products.logits(task, batch), batch)
         return self.error_of(task, masked_logits(self.sparse, self.masks, task, batch, rounded), batch)
 
     def error_of(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
@@ -92,6 +97,7 @@ def _training(lesson: Lesson) -> Training:
     watched = validation_of(lesson.data, tasks, spec.patience)
     shared = {info.name: lesson.sparse.linear(tasks[0], info.name).weight for info in lesson.sparse.paged}
     rounding = Rounding.of(lesson.sparse, shared, spec.steps)
-    error = partial(lesson.error, rounded=rounding)
+    products = SparseProducts.of(lesson.sparse, lesson.masks, rounding)
+    error = partial(lesson.error, rounded=rounding, products=products)
     rates = groups(lesson.sparse, tasks, spec)
     return Training(rates, turns, error, spec.steps, watched, spec.patience, rounding)

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from weightpager.blocks import BlockGrid
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.training.early_stopping import check_steps
+from weightpager.kernels.torch.kept_blocks import RowRounding
 from weightpager.page_dtype import ENCODINGS, Encoding, PageDtype, decode, encode
 
 ROUNDED: frozenset[PageDtype] = frozenset({"int4"})
@@ -67,6 +68,10 @@ class Rounding:
             values = _rounded(weight, self._divisors[name], self._grids[name], self._encoding)
         found: Tensor = _StraightThrough.apply(weight, values)  # type: ignore[no-untyped-call]
         return found
+
+    def rows(self, name: str) -> RowRounding:
+        """How the rows of one of the weights' blocks are rounded, for products with the blocks alone."""
+        return RowRounding(self._divisors[name], self._encoding.least, self._encoding.largest)
 
     def state(self) -> dict[str, Tensor]:
         """What `restore` needs."""

@@ -1,0 +1,20 @@
+// Lanes of two vectors in another order.
+#pragma once
+
+#include "lanes.hpp"
+
+namespace weightpager {
+namespace {  // see bfloat16.hpp
+
+// As lanes of `a` and of `b`, whose lanes count on from those of `a`.
+template <int... I, class V>
+WEIGHTPAGER_INLINE V shuffle(V a, V b) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, I...);
+#else
+    return __builtin_shuffle(a, b, typename Lanes<sizeof...(I)>::Int{I...});
+#endif
+}
+
+}  // namespace
+}  // namespace weightpager
