@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "../paged_linear.hpp"
 #include "products.hpp"
 
 namespace nb = nanobind;
@@ -20,38 +19,22 @@ T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-// Those that this machine can run, best first: that of the kernels' instruction set, if it multiplies pairs of bfloat16.
-std::vector<const Products*> all_products() {
-    std::vector<const Products*> found;
-    for ([[maybe_unused]] const Kernel* kernel : kernels()) {
-        [[maybe_unused]] const std::string name = kernel->name;
-#if defined(WEIGHTPAGER_AVX512_BF16)
-        if (name == products_avx512_bf16.name) found.push_back(&products_avx512_bf16);
-#endif
-#if defined(WEIGHTPAGER_NEON_BF16)
-        if (name == products_neon_bf16.name) found.push_back(&products_neon_bf16);
-#endif
-    }
-    found.push_back(&products_generic);
-    return found;
-}
-
 // One task's blocks of one weight; the tables belong to the caller's arrays.
 class Blocks {
    public:
     Blocks(uintptr_t crow, uintptr_t columns, int64_t out_features, int64_t in_features, int64_t rows, int64_t cols)
         : of_{at<const int32_t>(crow), at<const int32_t>(columns), out_features, in_features, rows, cols} {}
 
-    void pack(size_t products, uintptr_t weight, uintptr_t divisors, float least, float largest, uintptr_t blocks,
+    void pack(size_t number, uintptr_t weight, uintptr_t divisors, float least, float largest, uintptr_t blocks,
               uintptr_t turned, int threads) const {
         nb::gil_scoped_release release;
-        all_products().at(products)->pack(of_, at<const float>(weight), {at<const float>(divisors), least, largest},
+        products().at(number)->pack(of_, at<const float>(weight), {at<const float>(divisors), least, largest},
                                           at<uint16_t>(blocks), at<uint16_t>(turned), threads);
     }
 
-    void add_gradient(size_t products, uintptr_t x, uintptr_t dy, int64_t tokens, uintptr_t sum, int threads) const {
+    void add_gradient(size_t number, uintptr_t x, uintptr_t dy, int64_t tokens, uintptr_t sum, int threads) const {
         nb::gil_scoped_release release;
-        all_products().at(products)->add_gradient(of_, at<const uint16_t>(x), at<const uint16_t>(dy), tokens,
+        products().at(number)->add_gradient(of_, at<const uint16_t>(x), at<const uint16_t>(dy), tokens,
                                                   at<float>(sum), threads);
     }
 
@@ -64,7 +47,7 @@ class Blocks {
 void bind_training(nb::module_& m) {
     m.def("products", [] {
         std::vector<std::string> names;
-        for (const Products* one : all_products()) names.emplace_back(one->name);
+        for (const Products* one : products()) names.emplace_back(one->name);
         return names;
     });
     nb::class_<Blocks>(m, "KeptBlocks")

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace weightpager {
 
@@ -42,5 +43,9 @@ extern const Products products_avx512_bf16;
 #if defined(WEIGHTPAGER_NEON_BF16)
 extern const Products products_neon_bf16;
 #endif
+
+// What this machine can run, best first: that of the kernels' instruction set if it multiplies pairs of bfloat16, and the
+// generic one.
+const std::vector<const Products*>& products();
 
 }  // namespace weightpager

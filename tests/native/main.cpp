@@ -9,6 +9,7 @@
 
 #include "check.hpp"
 #include "paged_linear.hpp"
+#include "products.hpp"
 #include "programs.hpp"
 #include "test_case.hpp"
 #include "vectors.hpp"
@@ -96,9 +97,13 @@ bool passes(int64_t number, const std::vector<const weightpager::Kernel*>& kerne
     return found.empty();
 }
 
-// Operators of each instruction set, and programs of them.
-int operator_failures(int64_t cases, const std::vector<const weightpager::Kernel*>& kernels) {
+// What training multiplies by, operators of each instruction set, and programs of them.
+int part_failures(int64_t cases, const std::vector<const weightpager::Kernel*>& kernels) {
     std::vector<std::string> found;
+    for (const auto* products : weightpager::products()) {
+        const std::vector<std::string> mistakes = product_mistakes(*products, cases);
+        found.insert(found.end(), mistakes.begin(), mistakes.end());
+    }
     for (const auto* kernel : kernels) {
         const std::vector<std::string> mistakes[] = {vector_mistakes(weightpager::vectors_for(kernel->name), cases),
                                                      program_mistakes(*kernel, 10 * cases)};
@@ -123,7 +128,7 @@ int main(int count, char** arguments) {
 
     name_case_on_death();
     constexpr int64_t kMostOperatorCases = 100;
-    int failures = operator_failures(std::min(options.cases, kMostOperatorCases), kernels);
+    int failures = part_failures(std::min(options.cases, kMostOperatorCases), kernels);
     int64_t at = options.first;
     for (; at < options.first + options.cases && failures < kMostFailures; ++at) failures += !passes(at, kernels);
     std::cout << at - options.first << " cases, " << failures << " failed" << std::endl;

@@ -54,7 +54,7 @@ class Lesson:
     def error(
         self, task: str, batch: Batch, rounded: Rounded | None = None, products: SparseProducts | None = None
     ) -> Tensor:
-        """The loss of a task under its masks; through the rounding of its weights, and by products that skip, if given."""
+        """The loss of a task under its masks; through a rounding, and by products that skip, if given."""
         if products is not None:
             return self.error_of(task, products.logits(task, batch), batch)
         return self.error_of(task, masked_logits(self.sparse, self.masks, task, batch, rounded), batch)

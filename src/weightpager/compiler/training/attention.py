@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-SHORT = 128
+SHORT = 192
 """Tokens of a text up to which the gradient through attention is found faster in float32 (decision 10)."""
 
 

@@ -80,9 +80,7 @@ class SparseProducts:
         for info in self._source.paged:
             layer, kept = self._source.linear(task, info.name), self._masks.blocks(task, info)
             if type(layer) is nn.Linear and kept.mean() <= MOST_KEPT:
-                grid = info.grid
-                blocks = KeptBlocks(kept, grid.block, grid.out_features, grid.in_features)
-                found[id(layer.weight)] = _Sparse(info, blocks, torch.from_numpy(kept))
+                found[id(layer.weight)] = _Sparse(info, KeptBlocks(kept, info.grid), torch.from_numpy(kept))
         return found
 
 
@@ -128,7 +126,7 @@ def _skipping_pays() -> bool:
         return False
     grid = BlockGrid(1536, 384, BlockShape(16, 32))
     half = np.random.default_rng(0).random((grid.rows, grid.cols)) < 0.5
-    blocks = KeptBlocks(half, grid.block, grid.out_features, grid.in_features)
+    blocks = KeptBlocks(half, grid)
     weight = torch.ones(grid.out_features, grid.in_features, requires_grad=True)
     x = torch.ones(512, grid.in_features, dtype=torch.bfloat16, requires_grad=True)
     trials = [(_seconds(blocks.linear, x, weight), _seconds(_dense, x, weight)) for _ in range(6)][1:]

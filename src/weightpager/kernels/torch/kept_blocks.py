@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightpager.blocks import BlockShape, KeepMask
+from weightpager.blocks import BlockGrid, KeepMask
 from weightpager.kernels.choice import NATIVE
 from weightpager.kernels.paged_weight import Indices, PagedWeight
 from weightpager.kernels.torch.dispatch import paged_linear
@@ -60,30 +60,31 @@ class KeptBlocks:
     Where they are is worked out once. Their values are packed for each product, since they change with each step.
     """
 
-    def __init__(
-        self, kept: KeepMask, block: BlockShape, out_features: int, in_features: int, with_products: int = 0
-    ) -> None:
+    def __init__(self, kept: KeepMask, grid: BlockGrid, with_products: int = 0) -> None:
         """State which.
 
         Args:
             kept: [grid rows, grid cols].
-            block: their shape.
-            out_features, in_features: of the weight; blocks at its edges may reach over them.
+            grid: of the weight.
             with_products: by which of `products` they are learnt.
 
         Raises:
             ValueError: the mask isn't of this grid.
         """
-        grid = -(-out_features // block.rows), -(-in_features // block.cols)
-        if kept.shape != grid:
-            raise ValueError(f"kept: expected a mask of {grid} blocks, got {kept.shape}")
-        self._shape, self._block, self._products = (out_features, in_features), block, with_products
+        if kept.shape != (grid.rows, grid.cols):
+            raise ValueError(f"kept: expected a mask of {(grid.rows, grid.cols)} blocks, got {kept.shape}")
+        self._shape, self._block = (grid.out_features, grid.in_features), grid.block
+        self._products = with_products
         self._count = int(kept.sum())
-        numbers = np.zeros(grid, np.int32)
+        numbers = np.zeros(kept.shape, np.int32)
         numbers[kept] = np.arange(self._count)
         self._table, self._turned_table = _Table.of(kept, numbers), _Table.of(kept.T, numbers.T)
         self._native = _native.KeptBlocks(
-            self._table.crow.ctypes.data, self._table.columns.ctypes.data, *self._shape, block.rows, block.cols
+            self._table.crow.ctypes.data,
+            self._table.columns.ctypes.data,
+            *self._shape,
+            self._block.rows,
+            self._block.cols,
         )
 
     def linear(
@@ -163,7 +164,7 @@ class _Linear(torch.autograd.Function):
         return paged_linear(x, forward, bias)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         (x,) = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
         return (

@@ -1,0 +1,100 @@
+"""Products with kept blocks, forward and back, against dense ones under a mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from weightpager.blocks import BlockGrid, BlockShape
+from weightpager.compiler.recovery.rounding import Rounding, divisors
+from weightpager.compiler.training.masks import drop
+from weightpager.kernels.torch.kept_blocks import KeptBlocks, RowRounding, products
+from weightpager.page_dtype import ENCODINGS
+
+BLOCKS = st.builds(BlockShape, st.sampled_from([8, 16, 64]), st.sampled_from([8, 32, 128]))
+INT4 = ENCODINGS["int4"]
+
+pytestmark = pytest.mark.skipif(not products(), reason="no native module")
+
+
+def close(found: Tensor | None, wanted: Tensor, within: float) -> None:
+    assert found is not None
+    torch.testing.assert_close(found.float(), wanted, rtol=0, atol=within * float(wanted.abs().max()) + 1e-30)
+
+
+def rounded(weight: Tensor, grid: BlockGrid) -> tuple[RowRounding, Tensor]:
+    """How its rows are rounded, and what becomes of them."""
+    rows = RowRounding(divisors(weight, grid, INT4), INT4.least, INT4.largest)
+    rounding = Rounding.__new__(Rounding)
+    rounding._divisors, rounding._grids, rounding._encoding = {"w": rows.divisors}, {"w": grid}, INT4
+    return rows, rounding("w", weight)
+
+
+@given(
+    st.integers(1, 90),
+    st.integers(1, 200),
+    BLOCKS,
+    st.sampled_from([1, 2, 7, 300]),
+    st.floats(0, 1),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_products_are_those_of_the_masked_weight(
+    outs: int, ins: int, block: BlockShape, tokens: int, density: float, rounds: bool, biased: bool, seed: int
+) -> None:
+    torch.manual_seed(seed % 2**31)
+    grid = BlockGrid(outs, ins, block)
+    kept = np.random.default_rng(seed).random((grid.rows, grid.cols)) < density
+    x, weight, bias = torch.randn(tokens, ins), torch.randn(outs, ins), torch.randn(outs)
+    rows, values = rounded(weight, grid) if rounds else (None, weight)
+    masked = drop(values, torch.from_numpy(kept), grid).bfloat16().float()
+    low, dy = x.bfloat16().float(), torch.randn(tokens, outs).bfloat16()
+    for number in range(len(products())):
+        blocks = KeptBlocks(kept, grid, number)
+        given_ = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+        y = blocks.linear(given_[0], given_[1], given_[2] if biased else None, rows)
+        assert y.dtype == torch.bfloat16
+        y.backward(dy)
+        close(y, low @ masked.T + (bias if biased else 0), 0.01)
+        close(given_[0].grad, dy.float() @ masked, 0.01)
+        close(given_[1].grad, drop(dy.float().T @ low, torch.from_numpy(kept), grid), 1e-5)
+        if biased:
+            close(given_[2].grad, dy.float().sum(0), 1e-5)
+
+
+def test_any_number_of_threads_finds_the_same() -> None:
+    grid = BlockGrid(80, 96, BlockShape(16, 32))
+    blocks = KeptBlocks(np.random.default_rng(0).random((grid.rows, grid.cols)) < 0.5, grid)
+    x, weight, before = torch.randn(2, 200, 96), torch.randn(80, 96), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            learnt, put = weight.clone().requires_grad_(), x.clone().requires_grad_()
+            y = blocks.linear(put, learnt)
+            y.float().square().sum().backward()
+            found.append((y.detach(), learnt.grad, put.grad))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert one is not None
+            assert two is not None
+            assert torch.equal(one, two)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    grid = BlockGrid(20, 40, BlockShape(16, 32))
+    with pytest.raises(ValueError, match=r"expected a mask of \(2, 2\) blocks, got \(1, 2\)"):
+        KeptBlocks(np.ones((1, 2), bool), grid)
+    blocks = KeptBlocks(np.ones((2, 2), bool), grid)
+    for weight in (torch.zeros(20, 41), torch.zeros(20, 40).bfloat16(), torch.zeros(40, 20).T):
+        with pytest.raises(ValueError, match=r"weight: expected contiguous float32 \[20, 40\]"):
+            blocks.linear(torch.zeros(3, 40), weight)
+    with pytest.raises(ValueError, match=r"x: expected \[..., 40\]"):
+        blocks.linear(torch.zeros(3, 41), torch.zeros(20, 40))
