@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -65,5 +66,5 @@ def test_a_compile_warns_where_most_stays_in_memory(weightpager: Command, tmp_pa
     FlexOlmoForCausalLM(config).save_pretrained(content["model"])
     (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     found = weightpager("compile", tmp_path / "tasks.yaml", "--out", tmp_path / "a.bundle", "-q")
-    assert "paged: 14.1% of the parameters, less than half" in found.out
+    assert re.search(r"paged: 1\d\.\d% of the parameters, less than half", found.out)
     assert "experts in one tensor (FlexOlmoExperts) of a family that isn't known" in found.out
