@@ -13,7 +13,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from benchmarks.accuracy.run import ALIGNMENT, EFFORTS, task_file
+from benchmarks.accuracy.effort import EFFORTS
+from benchmarks.accuracy.run import task_file
+from benchmarks.accuracy.settings import ALIGNMENT
 from benchmarks.accuracy.study import Setting, Study
 from weightpager.blocks import BlockShape
 from weightpager.cli import output

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import exp, log
 
 from benchmarks.accuracy.points import Point, average, find, paired
+from benchmarks.accuracy.settings import WITH_LOW_RANK
 
 _SLACK = 1e-6
 """Rows have four digits; their differences carry noise behind them."""
@@ -37,7 +38,7 @@ class Goal:
     """A figure that was asked for.
 
     Attributes:
-        domain: A or B.
+        domain: A, B or D.
         fraction: of resident bytes.
         asked: in words.
         judge: decides it.
@@ -165,6 +166,32 @@ def _gap_closed(fraction: float, share: float) -> Judge:
     return judge
 
 
+def _share_of_dense(fraction: float, least: float) -> Judge:
+    def judge(points: Sequence[Point], method: str) -> Verdict:
+        ours = find(points, "D", fraction, method, "finetune")
+        return (
+            NOT_MEASURED
+            if ours is None
+            else Verdict(ours.value() >= least - _SLACK, f"{ours.value():.3f}{_seeds(ours)}")
+        )
+
+    return judge
+
+
+def _beside(fraction: float, gain: float, control: str, at: float) -> Judge:
+    """Of shares of the dense model: at least so much above a control, which may have other bytes."""
+
+    def judge(points: Sequence[Point], method: str) -> Verdict:
+        ours, other = find(points, "D", fraction, method, "finetune"), find(points, "D", at, control, "finetune")
+        pair = paired(ours, other) if ours and other else None
+        if pair is None:
+            return NOT_MEASURED
+        gained = pair[0].value() - pair[1].value()
+        return Verdict(gained >= gain - _SLACK, f"{gained:+.3f}{_seeds(pair[0])}")
+
+    return judge
+
+
 _FOUR_BITS = ("ours_int4", "ours_private_int4")
 
 GOALS = (
@@ -203,6 +230,22 @@ GOALS = (
         "fine-tuning closes half of the log-perplexity gap that closed-form leaves",
         _gap_closed(0.5, 0.5),
         ("ours",),
+    ),
+    Goal("D", 0.14, "at least 0.97 of the dense model", _share_of_dense(0.14, 0.97), ("ours_int4",)),
+    Goal(
+        "D",
+        0.14,
+        "at most 0.01 below an int4 base with a low-rank part for each task, at half of its bytes",
+        _beside(0.14, -0.01, "low_rank_int4", WITH_LOW_RANK),
+        ("ours_int4",),
+    ),
+    Goal("D", 0.07, "at least 0.90 of the dense model", _share_of_dense(0.07, 0.90), ("ours_int4",)),
+    Goal(
+        "D",
+        0.07,
+        "at least 0.05 above one shared mask in int4",
+        _beside(0.07, 0.05, "shared_mask_int4", 0.07),
+        ("ours_int4",),
     ),
 )
 """All that was asked."""

@@ -19,6 +19,7 @@ NAMES = {
     "shared_mask": "one shared mask",
     "shared_mask_int8": "one shared mask in int8",
     "shared_mask_int4": "one shared mask in int4",
+    "low_rank_int4": "dense in int4, a low-rank part for each task",
     "unaligned": "unaligned",
     "per_task_checkpoint": "whole checkpoint per task",
     "int8": "dense in int8",
@@ -33,10 +34,10 @@ QUANTISED = ("int8", "int4", "int3", "int2")
 
 _TRAINED = ("finetune", "closed-form", "none")
 _COLOURS = (
-    "#0f766e", "#2563eb", "#0891b2", "#059669", "#65a30d", "#d97706", "#ca8a04", "#a16207", "#94a3b8", "#9333ea",
-    "#be123c", "#e11d48", "#f43f5e", "#fb7185",
+    "#0f766e", "#2563eb", "#0891b2", "#059669", "#65a30d", "#d97706", "#ca8a04", "#a16207", "#7c2d12", "#94a3b8",
+    "#9333ea", "#be123c", "#e11d48", "#f43f5e", "#fb7185",
 )  # fmt: skip
-_MARKS = ("o", "s", "^", "h", "H", "D", "d", "p", "v", "P", "X", "*", "<", ">")
+_MARKS = ("o", "s", "^", "h", "H", "D", "d", "p", "8", "v", "P", "X", "*", "<", ">")
 _DENSE = "#64748b"
 
 

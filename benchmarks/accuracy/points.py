@@ -17,7 +17,7 @@ class Point:
     """A method at one fraction of resident bytes.
 
     Attributes:
-        domain: A or B.
+        domain: A, B or D.
         fraction: of the dense bytes of paged weights.
         method: its name in the rows.
         recover: how accuracy was won back.

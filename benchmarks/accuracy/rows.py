@@ -13,13 +13,13 @@ class Row:
     """One task under one method.
 
     Attributes:
-        domain: A, six text tasks on an encoder, or B, four languages on a decoder.
+        domain: A, six text tasks on an encoder; B, four languages on a decoder; or D, six tasks of it that write.
         resident_fraction: bytes of paged weights in memory, one task's, as a share of the dense ones in bfloat16.
         sparsity: fraction of the blocks dropped.
         method: see ``docs/accuracy.md``.
         recover: how accuracy was won back.
         seed: of data order and new heads.
-        task: its name, or ``mean``.
+        task: its name, or ``mean``; in domain D the mean of values as shares of the dense ones.
         dense: metric of the dense model, trained as long.
         value: metric of the method.
         overlap: mean over ordered pairs of tasks.

@@ -11,10 +11,11 @@ import pytest
 
 from benchmarks.accuracy import page as accuracy_page
 from benchmarks.accuracy import rows
+from benchmarks.accuracy.effort import EFFORTS
 from benchmarks.accuracy.goals import GOALS, Goal
 from benchmarks.accuracy.points import gather
 from benchmarks.accuracy.rows import Row
-from benchmarks.accuracy.run import EFFORTS, INT4_FRACTIONS, settings
+from benchmarks.accuracy.settings import INT4_FRACTIONS, WITH_LOW_RANK, settings
 
 
 def measured(
@@ -55,7 +56,7 @@ def test_nothing_is_reached_without_rows() -> None:
     assert {goal.judge([], method).word for goal in GOALS for method in goal.methods} == {"not measured"}
     text = page([])
     assert text.count("| not measured |") == sum(len(goal.methods) for goal in GOALS)
-    assert text.count("\nNot measured.\n") == 2
+    assert text.count("\nNot measured.\n") == 3
     assert "| yes |" not in text
 
 
@@ -117,7 +118,7 @@ def test_four_bits_are_judged_by_dense_in_int4_and_by_one_shared_mask() -> None:
     ours = measured("ours_int4", 0.07, (0.88, 0.78))
     for value, word in ((0.87, "yes"), (0.871, "no")):
         shared = measured("shared_mask_int4", 0.07, (value, value - 0.1))
-        assert verdict("shared mask in int4", [*ours, *shared], "ours_int4") == word
+        assert verdict("1.0 point above one shared mask in int4", [*ours, *shared], "ours_int4") == word
     assert verdict("0.3 points below dense", measured("ours_int4", 0.14, (0.897, 0.797)), "ours_int4") == "yes"
     assert verdict("1.5 points below dense", measured("ours_int4", 0.035, (0.88, 0.78)), "ours_int4") == "no"
 
@@ -196,3 +197,20 @@ def test_the_command_writes_the_page_and_a_plot_for_each_domain(tmp_path: Path) 
     again = out.read_text(), plot
     accuracy_page.main(file, out)
     assert again == (out.read_text(), (tmp_path / "accuracy-A.svg").read_text())
+
+
+def test_tasks_that_write_are_compared_by_shares_of_the_dense_model() -> None:
+    def shares(method: str, fraction: float, mean: float) -> list[Row]:
+        *tasks, last = measured(method, fraction, (0.5, 0.6), domain="D")
+        return [*tasks, replace(last, dense=1.0, value=mean)]
+
+    low_rank = shares("low_rank_int4", WITH_LOW_RANK, 0.99)
+    for mean, near, beside in ((0.981, "yes", "yes"), (0.975, "yes", "no"), (0.96, "no", "no")):
+        known = [*low_rank, *shares("ours_int4", 0.14, mean)]
+        assert verdict("0.97 of the dense", known, "ours_int4") == near
+        assert verdict("at half of its bytes", known, "ours_int4") == beside
+    assert verdict("at half of its bytes", shares("ours_int4", 0.14, 0.98), "ours_int4") == "not measured"
+    few = [*shares("ours_int4", 0.07, 0.91), *shares("shared_mask_int4", 0.07, 0.87)]
+    assert verdict("0.90 of the dense", few, "ours_int4") == "yes"
+    assert verdict("at least 0.05 above one shared mask", few, "ours_int4") == "no"
+    assert "Domain D: six tasks that write" in page([*low_rank, *few])

@@ -1,0 +1,108 @@
+"""Which methods are measured at which fractions of the dense bytes, and how each is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.accuracy.effort import Effort
+from benchmarks.accuracy.study import Setting
+from weightpager.blocks import BlockShape
+from weightpager.compiler.task_file.sections import RecoverSpec
+from weightpager.page_dtype import block_bytes
+
+_BLOCK = BlockShape(16, 32)
+BYTES = {dtype: block_bytes(_BLOCK, dtype) / block_bytes(_BLOCK, "bfloat16") for dtype in ("int8", "int4")}
+"""Of a block with its scales, as a share of the same one in bfloat16."""
+
+METHODS = (
+    "ours", "ours_private", "ours_int8", "ours_int4", "ours_private_int4", "unaligned",
+    "shared_mask", "shared_mask_int8", "shared_mask_int4", "low_rank_int4", "per_task_checkpoint",
+)  # fmt: skip
+
+LOW_RANK = 8
+WITH_LOW_RANK = 0.304
+"""All of SmolLM2's paged weights in int4, 0.281, and one task's low-rank parts in bfloat16."""
+
+FRACTIONS = {"A": (0.25, 0.15, 0.5, 0.1, 0.7), "B": (0.7, 0.5), "D": (0.14, WITH_LOW_RANK, 0.07)}
+INT4_FRACTIONS = {"A": (0.07, 0.14, 0.035, 0.1, 0.21), "B": (), "D": ()}
+"""Where four bits are measured, too: a quarter of the blocks first, then half, an eighth, a third, three quarters."""
+
+_EVERY = (0, 1, 2)
+SEEDS = {"A": {0.25: _EVERY, 0.15: _EVERY, 0.07: _EVERY, 0.14: _EVERY}, "B": {}, "D": {}}
+"""More than the first, where there are."""
+
+ALIGNMENT = 0.5
+"""λ, chosen on validation data."""
+
+LOOSE_ALIGNMENT = {0.7: 2.0}
+"""λ where most blocks are kept, chosen on validation data."""
+
+LOOSE = 0.6
+"""The density above which λ is that."""
+
+FEW = 0.15
+"""The density up to which a tenth of a task's blocks is made private; a twentieth above it."""
+
+TRAINING_FREE = 0.5
+"""The least fraction at which values are worth having without training."""
+
+
+def settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: bool) -> Iterator[Setting]:
+    """The sparse methods at one fraction of resident bytes."""
+    if domain == "D":
+        yield from _writing_settings(fraction, effort, seed)
+        return
+    if fraction in FRACTIONS[domain] or fraction not in INT4_FRACTIONS[domain]:
+        yield from _wide_settings(domain, fraction, effort, seed, quick=quick)
+    if fraction in INT4_FRACTIONS[domain]:
+        yield from _narrow_settings(fraction, effort, seed, eights=not quick and fraction not in FRACTIONS[domain])
+
+
+def _narrow_settings(fraction: float, effort: Effort, seed: int, *, eights: bool) -> Iterator[Setting]:
+    """Ours and one shared mask in int4, and ours in int8 with the fewer blocks that as many bytes hold of these."""
+    shared, density = effort.finetune(seed), fraction / BYTES["int4"]
+    chosen = LOOSE_ALIGNMENT[0.7] if density > LOOSE else ALIGNMENT
+    yield Setting("ours_int4", fraction, density, chosen, shared, "int4")
+    yield Setting("shared_mask_int4", fraction, density, float("inf"), shared, "int4")
+    yield Setting("ours_private_int4", fraction, density, chosen, _private(effort, seed, density), "int4")
+    if eights:
+        yield Setting("ours_int8", fraction, fraction / BYTES["int8"], ALIGNMENT, shared, "int8")
+
+
+def _writing_settings(fraction: float, effort: Effort, seed: int) -> Iterator[Setting]:
+    """Of tasks that write: in four bits alone, beside a base in four bits with a low-rank part for each task."""
+    shared, density = effort.finetune(seed), fraction / BYTES["int4"]
+    if fraction == WITH_LOW_RANK:
+        whole = effort.finetune(seed, low_rank=LOW_RANK)
+        yield Setting("low_rank_int4", fraction, 1.0, float("inf"), whole, "int4")
+        return
+    yield Setting("ours_int4", fraction, density, ALIGNMENT, shared, "int4")
+    yield Setting("shared_mask_int4", fraction, density, float("inf"), shared, "int4")
+
+
+def _private(effort: Effort, seed: int, density: float) -> RecoverSpec:
+    return effort.finetune(seed, 0.1 if density <= FEW else 0.05)
+
+
+def _wide_settings(domain: str, fraction: float, effort: Effort, seed: int, *, quick: bool) -> Iterator[Setting]:
+    """In bfloat16; and in int8, with about twice the blocks."""
+    chosen = LOOSE_ALIGNMENT.get(fraction, ALIGNMENT)
+    if fraction >= TRAINING_FREE:
+        yield Setting("ours", fraction, fraction, chosen, RecoverSpec(method="closed-form"))
+        for method, alignment in (("ours", chosen), ("unaligned", 0.0), ("shared_mask", float("inf"))):
+            yield Setting(method, fraction, fraction, alignment, RecoverSpec(method="none"))
+        if fraction > TRAINING_FREE and domain == "A":
+            return
+    shared, private, whole = effort.finetune(seed), _private(effort, seed, fraction), effort.finetune(seed, 1.0)
+    yield Setting("ours", fraction, fraction, chosen, shared)
+    yield Setting("shared_mask", fraction, fraction, float("inf"), shared)
+    if domain == "B":
+        return
+    yield Setting("ours_private", fraction, fraction, chosen, private)
+    if quick:
+        return
+    yield Setting("unaligned", fraction, fraction, 0.0, shared)
+    yield Setting("per_task_checkpoint", fraction, fraction, 0.0, whole)
+    density = min(1.0, fraction / BYTES["int8"])
+    yield Setting("ours_int8", fraction, density, chosen, shared, "int8")
+    yield Setting("shared_mask_int8", fraction, density, float("inf"), shared, "int8")
