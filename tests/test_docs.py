@@ -222,7 +222,7 @@ def test_the_commands_for_many_devices_run(
     Path("rows.jsonl").write_text(json.dumps({"task": "animal", "text": "red cat", "label": answer.label}))
     scripts = blocks("sh", (ROOT / "docs" / "fleet.md").read_text(encoding="utf-8"))
     commands = [line for code in scripts for line in code.splitlines()]
-    assert len(commands) == 15
+    assert len(commands) == 17
     Path("repository").mkdir()
     with file_server(tmp_path / "repository") as url:
         for command in commands:

@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, {support!r})
 from damage import contents
 from fleet import NAME, Device, Fleet, Place
+from weightpager.delivery.publishing.prune import prune
 from weightpager.delivery.pulling.pull import roll_back
 
 WATCHED = ("open", "os.", "shutil.", "fcntl.", "tempfile.")
@@ -52,6 +53,9 @@ def pull(trial):
 def publish(trial):
     trial.place.publish(trial.old)
 
+def prune_old(trial):
+    prune(trial.place.root, trial.place.keys, 0)
+
 def rollback(trial):
     roll_back(trial.device.into, NAME)
 
@@ -70,6 +74,10 @@ while True:
         trial.place.publish(trial.old)
         trial.device.pull(trial.place.root)
         assert contents(trial.device.bundle) == old, step
+    elif command is prune_old:
+        pull(trial)
+        prune_old(trial)
+        assert not prune(trial.place.root, trial.place.keys, 0).files, step
     elif command is pull:
         pull(trial)
     elif found == new:
@@ -82,7 +90,7 @@ print(died)
 """
 
 
-@pytest.mark.parametrize(("command", "every"), [("pull", 83), ("publish", 41), ("rollback", 6)])
+@pytest.mark.parametrize(("command", "every"), [("pull", 83), ("publish", 41), ("prune_old", 11), ("rollback", 6)])
 def test_a_kill_leaves_the_old_bundle_or_the_new_one(
     made_fleet: Fleet, tmp_path: Path, command: str, every: int
 ) -> None:

@@ -64,12 +64,20 @@ class Device:
     def bundle(self) -> Path:
         return self.into / f"{NAME}.bundle"
 
-    def pull(self, place: str | Path, *, again: bool = False, check: Check | None = None, **options: Any) -> Pulled:
+    def pull(
+        self,
+        place: str | Path,
+        *,
+        again: bool = False,
+        channel: str = "stable",
+        check: Check | None = None,
+        **options: Any,
+    ) -> Pulled:
         self.into.mkdir(exist_ok=True)
         source = open_source(str(place), connections=3)
         trust = None if (self.into / ".weightpager" / NAME / "metadata" / "root.json").exists() else self.trust
         try:
-            return pull(source, self.into, Wish(NAME, root=trust, again=again), check=check, **options)
+            return pull(source, self.into, Wish(NAME, channel, root=trust, again=again), check=check, **options)
         finally:
             source.close()
 

@@ -138,6 +138,37 @@ def refresh(
     output.facts(f"{directory} is valid until", list(expires.items()))
 
 
+@app.command("prune")
+def prune_(
+    directory: Repository,
+    keep: Annotated[
+        int, typer.Option(min=0, help="Versions of each bundle that stay beside those that channels show.")
+    ] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    keys: Keys = None,
+    json: Json = False,
+) -> None:
+    """Remove versions that no channel shows, but the newest ones, and the files that only they need.
+
+    Devices keep the versions that they have.
+
+    Example: `weightpager publish prune repository/ --keep 3 --dry-run`
+    """
+    with extra("publish"):
+        from weightpager.delivery.publishing.prune import prune
+        from weightpager.delivery.publishing.repository import default_keys
+
+    done = prune(directory, keys or default_keys(directory), keep, dry_run=dry_run)
+    if json:
+        output.print_json(done)
+        return
+    for version in done.versions:
+        output.say(f"{version} {'would go' if dry_run else 'is gone'}")
+    count = f"{len(done.versions)} version{'' if len(done.versions) == 1 else 's'}"
+    what = f"{count}, {done.files} files, {output.size(done.bytes)}"
+    output.say(f"{directory}: {what} {'would be' if dry_run else 'were'} removed")
+
+
 @app.command("rotate")
 def rotate(
     directory: Repository,

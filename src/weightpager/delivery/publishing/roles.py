@@ -6,7 +6,7 @@ and timestamp which snapshot is. A new state counts when the timestamp has been 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tuf.api.serialization.json import JSONSerializer
 
 from weightpager.delivery.names import METADATA, TARGETS
 from weightpager.delivery.publishing import keys
-from weightpager.delivery.publishing.written_file import write_file
+from weightpager.delivery.publishing.written_file import storage_errors, write_file
 from weightpager.errors import ConfigError, DeliveryError
 
 ROLES = ("root", "targets", "snapshot", "timestamp")
@@ -72,6 +72,29 @@ class Roles:
             write_file(self._target_path(found), [content])
             self.targets.targets[path] = found
         self.publish(targets=True)
+
+    def remove_targets(self, paths: Iterable[str]) -> None:
+        """Sign a state without these targets. Their files stay."""
+        for path in paths:
+            del self.targets.targets[path]
+        self.publish(targets=True)
+
+    def target_file(self, path: str) -> Path:
+        """Where a target lies that the repository has."""
+        return self._target_path(self.targets.targets[path])
+
+    def written_at(self, path: str) -> int:
+        """When a target's file was written, in nanoseconds since 1970, by which versions are told old from new."""
+        with storage_errors():
+            return self.target_file(path).stat().st_mtime_ns
+
+    def superseded(self) -> Iterator[Path]:
+        """Files of states before the last two. A device that is looking may have seen the last but one."""
+        for role, now in (("targets", self.targets.version), ("snapshot", self.snapshot.version)):
+            for path in sorted(self._folder.glob(f"*.{role}.json")):
+                number = path.name.partition(".")[0]
+                if number.isdecimal() and int(number) < now - 1:
+                    yield path
 
     def publish(self, *, targets: bool = False, beside: Iterable[CryptoSigner] = ()) -> None:
         """Sign a new state, whose last step replaces the timestamp.
