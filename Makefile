@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 CMAKE := $(or $(shell command -v cmake),$(BIN)/cmake)
 
-.PHONY: demo test test-slow native-test release-test aarch64-test device-test check lint types imports house docs format clean
+.PHONY: demo test test-slow native-test release-test aarch64-test device-test check lint types imports house docs wheels wheels-test format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/weightpager demo --out weightpager-demo.html
@@ -78,6 +78,15 @@ imports: $(VENV)/dev.stamp
 docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
+# The source distribution and wheels for both machines, in dist. The last Python's serve later ones too.
+PYTHONS ?= python3.10 python3.11 python3.12
+wheels: $(VENV)/wheels.stamp
+	$(BIN)/python -m release.wheels $(PYTHONS:%=--python %)
+
+# Those in dist as devices install them: no compiler, no torch; no AVX2 and aarch64 emulated; a server in an image.
+wheels-test: $(VENV)/dev.stamp
+	release/try.sh $(BIN)/python $(PYTHONS)
+
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -101,6 +110,10 @@ $(VENV)/demo.stamp: $(BUILD) | $(VENV)/bin/python
 
 $(VENV)/dev.stamp: $(BUILD) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)/wheels.stamp: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --group wheels
 	touch $@
 
 $(VENV)/docs.stamp: pyproject.toml | $(VENV)/bin/python
