@@ -21,7 +21,7 @@ if [ ! -e "$place/root/usr/bin/python3" ]; then
             -o Dir::State::status="$place/status" -o Dir::Cache="$place/cache" -o Debug::NoLocking=1 "$@" > /dev/null
     }
     apt update
-    apt install --yes --download-only --no-install-recommends python3
+    apt install --yes --download-only --no-install-recommends python3 libstdc++6  # the latter for numpy
     for package in "$place"/cache/archives/*.deb; do dpkg-deb --extract "$package" "$place/root"; done
     [ -e "$place/root/lib" ] || ln -s usr/lib "$place/root/lib"
 fi
