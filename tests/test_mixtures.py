@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import weightpager as wp
+from benchmarks.fuzz.sealing import rewrite_file
 from families import MIXTURES
 from mixtures import TOKENS, Bools, expected, masks_of, model_of, source_of, write
 from weightpager.backends.torch.export import export_task
@@ -133,6 +135,19 @@ def test_a_bundle_that_leaves_a_router_no_expert_is_refused(tmp_path: Path) -> N
     one_task(tmp_path, without(*range(5)))
     with (
         pytest.raises(BundleFormatError, match=r"tasks/task-0.*layers.0.mlp.experts.*blocks of at least one.*none"),
+        wp.Engine.from_pretrained(tmp_path / "a.bundle") as engine,
+        engine.task("task-0"),
+    ):
+        pass
+
+
+def test_far_more_experts_than_a_bundle_has_are_not_built(tmp_path: Path) -> None:
+    one_task(tmp_path, without())
+    path = tmp_path / "a.bundle" / "model" / "config.json"
+    change = json.loads(path.read_bytes()) | {"num_experts": 2**14}
+    rewrite_file(tmp_path / "a.bundle", "model/config.json", json.dumps(change).encode())
+    with (
+        pytest.raises(BundleFormatError, match="far more experts than it has weights"),
         wp.Engine.from_pretrained(tmp_path / "a.bundle") as engine,
         engine.task("task-0"),
     ):

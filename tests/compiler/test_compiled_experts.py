@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 import tiny
 import weightpager as wp
+from command import Command
 from mixtures import TOKENS, model_of
 from weightpager.blocks import BlockGrid
 from weightpager.bundle import Bundle, WeightEntry
@@ -60,6 +62,15 @@ def test_tasks_keep_whole_experts(compiled: tuple[dict[str, Any], Bundle]) -> No
     }
     assert report.paged_share is not None
     assert report.paged_share > 0.9
+
+
+def test_inspect_says_how_many_experts_tasks_keep(
+    compiled: tuple[dict[str, Any], Bundle], weightpager: Command
+) -> None:
+    _, bundle = compiled
+    assert "experts: animals 2, numbers 2, of 5 in each layer" in weightpager("inspect", bundle.path).out
+    facts = json.loads(weightpager("inspect", bundle.path, "--json").out)
+    assert facts["experts"] == {"all": [5, 5], "tasks": {"animals": [2, 2], "numbers": [2, 2]}}
 
 
 def test_a_task_that_is_added_keeps_whole_experts_and_leaves_the_others(

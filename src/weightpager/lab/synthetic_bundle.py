@@ -196,7 +196,7 @@ def _source(recipe: Recipe, names: list[str], scratch: Path) -> Source:
     task_file = from_dict({"model": str(scratch), "block": str(recipe.block), "tasks": tasks})
     models_of = dict.fromkeys(names, model)
     paged, resident = sort_weights(models_of, recipe.block, scratch)
-    tokenizer = _tokenizer()
+    tokenizer = word_tokenizer()
     return Source(task_file, scratch, recipe.config, tokenizer, models_of, paged, resident, own_tokenizer=tokenizer)
 
 
@@ -225,7 +225,8 @@ def _drawn(recipe: Recipe, count: int, random: np.random.Generator) -> npt.NDArr
     return mask
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of one word, for bundles that nobody reads words of."""
     inner = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "word": 2}, unk_token="[UNK]"))  # noqa: S106 - a word
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]")  # noqa: S106 - words

@@ -12,6 +12,7 @@ from weightpager.bundle.format.row_table import CURVE, RowTableEntry
 from weightpager.bundle.parts.adapter import adapter_bytes
 from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import CompileReport, has_report, read_report
+from weightpager.bundle.report.experts_left import experts_left
 from weightpager.bundle.report.overlap import mean_overlap, overlap
 from weightpager.bundle.report.paged_share import paged_share
 from weightpager.cli import output, report_output
@@ -106,6 +107,7 @@ def _model_facts(bundle: Bundle, report: CompileReport | None) -> dict[str, Any]
     return {
         "paged_share": share.share,
         "parameters": share,
+        "experts": experts_left(bundle),
         "not_paged": manifest.resident_reasons,
         "graphs": bundle.graph_kinds,
         "without_graph": _without_graph(bundle, report),
@@ -238,6 +240,8 @@ def _print_notes(facts: dict[str, Any]) -> None:
     if apart := _pairs_apart(facts):
         output.say(apart)
     output.say(f"paged: {facts['parameters'].words}")
+    if facts["experts"] is not None:
+        output.say(f"experts: {facts['experts'].words}")
     for table in facts["rows"]:
         shares = ", ".join(f"{part} {share:.0%}" for part, share in table["hits"].items())
         output.say(f"rows on demand: of training texts' look-ups in {table['name']}, its most used rows serve {shares}")

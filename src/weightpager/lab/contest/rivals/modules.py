@@ -10,7 +10,7 @@ from weightpager.backends.parameters import Placed
 from weightpager.backends.task_parts import TaskParts
 from weightpager.backends.torch.model.architecture import empty_module, full_name, read_config
 from weightpager.backends.torch.parameters import Tensors
-from weightpager.backends.torch.task_module import assign, build
+from weightpager.backends.torch.task_module import assign, build, route
 from weightpager.bundle import BlockTable, Bundle
 from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.lab.contest.rivals.few_bits.replacement import put_into
@@ -19,8 +19,9 @@ from weightpager.runtime.paging.task_gate import TaskGate
 
 
 def dense_module(bundle: Bundle, task: str, values: Mapping[str, Tensor]) -> nn.Module:
-    """A task's ordinary module; its parameters are these tensors, not copies."""
+    """A task's ordinary module; its parameters are these tensors, not copies. Routers pass over what it has dropped."""
     module = empty_module(read_config(bundle), bundle.task(task))
+    route(module, task, bundle.tables(task))
     assign_values(module, values, task)
     return module
 

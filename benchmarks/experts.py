@@ -1,0 +1,243 @@
+"""A mixture of experts, paged in whole experts or in blocks of them: memory, switches and speed.
+
+    python -m benchmarks.experts --folder /tmp/mixture --json experts.json
+
+The shape is OLMoE's: 16 layers of 64 experts, of which a token goes to 8; 6.9 billion parameters, of which a token uses
+1.3. The weights are random numbers, so this says nothing about accuracy. Both bundles keep the same share of the blocks
+in int4, and a task has half of its experts, or of its blocks, in common with all others. Each is measured in processes
+of its own, in turns, under the smallest budget that holds one task. Switches are direct reads. The bundles take 4 GB,
+and stay in the folder.
+"""
+
+from __future__ import annotations
+
+import gc
+import json as json_format
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import typer
+from transformers import OlmoeConfig
+
+import weightpager as wp
+from benchmarks.provenance import command, commit
+from weightpager.backends.torch.attention_cache import CACHE
+from weightpager.backends.torch.model.architecture import module_of_kind
+from weightpager.blocks import BlockShape
+from weightpager.bundle import Bundle, TaskEntry
+from weightpager.bundle.footprint import footprint, smallest_budget
+from weightpager.bundle.writer import writing
+from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.paged_weights import sort_weights
+from weightpager.compiler.model.task_weights import TaskWeights
+from weightpager.compiler.packing.pack import pack
+from weightpager.compiler.packing.stored_blocks import StoredBlocks
+from weightpager.compiler.packing.write import BundlePlan, write_bundle
+from weightpager.compiler.selection.experts import expert_layers, experts_kept
+from weightpager.compiler.task_file.file import from_dict
+from weightpager.compiler.training.masks import Keep
+from weightpager.config import EngineConfig
+from weightpager.kernels import isa
+from weightpager.kernels.torch import calls
+from weightpager.lab.switching import time_switches
+from weightpager.lab.synthetic_bundle import word_tokenizer
+from weightpager.machine.process_memory import forget_peak, peak_memory
+from weightpager.page_dtype import block_bytes
+from weightpager.store import StorageModel
+from weightpager.transitions import Transitions
+
+UNITS = ("whole", "blocks")
+SPARSITY, COMMON = 0.7, 0.5
+PREFILL, DECODED = 64, 16
+Bools = npt.NDArray[np.bool_]
+
+
+def main(
+    folder: Annotated[Path, typer.Option(help="Where the bundles are, or are written first: 4 GB.")],
+    json: Annotated[Path | None, typer.Option(help="File to write the figures to.")] = None,
+    layers: Annotated[int, typer.Option(help="Of the model; fewer for a try.")] = 16,
+    tasks: Annotated[int, typer.Option(help="Of each bundle.")] = 3,
+    repeats: Annotated[int, typer.Option(help="Processes of each bundle.")] = 3,
+    measure: Annotated[Path | None, typer.Option(help="Measure one bundle in this process.", hidden=True)] = None,
+) -> None:
+    """Write what isn't there yet, and measure it."""
+    if measure is not None:
+        typer.echo(json_format.dumps(measured(Bundle.open(measure))))
+        return
+    paths = {unit: folder / f"{unit}-{layers}-{tasks}.bundle" for unit in UNITS}
+    for unit, path in paths.items():
+        if not path.is_dir():
+            typer.echo(f"write {path.name} …")
+            folder.mkdir(parents=True, exist_ok=True)
+            write(unit, layers, tasks, path)
+    found: dict[str, list[dict[str, Any]]] = {unit: [] for unit in UNITS}
+    for _ in range(repeats):
+        for unit, path in paths.items():
+            own = [sys.executable, "-m", "benchmarks.experts", "--folder", str(folder), "--measure", str(path)]
+            said = subprocess.run(own, check=True, capture_output=True, text=True).stdout
+            found[unit].append(json_format.loads(said.splitlines()[-1]))
+    rows = {unit: _medians(of) for unit, of in found.items()}
+    for unit, row in rows.items():
+        typer.echo(unit)
+        for name, value in row.items():
+            typer.echo(f"  {name:24} {value:,.2f}" if isinstance(value, float) else f"  {name:24} {value}")
+    if json is not None:
+        facts = {"command": command("benchmarks.experts"), "commit": commit(), "layers": layers, "tasks": tasks}
+        json.write_text(json_format.dumps({**facts, "runs": found, "medians": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def write(unit: str, layers: int, tasks: int, path: Path) -> None:
+    """A bundle of random values whose tasks keep whole experts, or as large a share of all blocks."""
+    names = [f"task-{number}" for number in range(tasks)]
+    scratch = path.with_suffix(".scratch")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        source = source_of(layers, names, scratch)
+        keep = masks(unit, source, tasks)
+        rate, file = Transitions.uniform(names), source.task_file
+        stored = [StoredBlocks.of(info.layer, keep[info.name]) for info in source.paged]
+        packing = pack(stored, block_bytes(file.block, file.dtype), rate.switch_rate(), StorageModel(), None)
+        entries = tuple(
+            TaskEntry(
+                name=name, kind="language-modeling", classes=[], max_length=512, sparsity=SPARSITY, dense=None,
+                eval=None,
+            )
+            for name in names
+        )  # fmt: skip
+        with writing(path) as writer:
+            write_bundle(writer, BundlePlan(file.dtype, TaskWeights(source), keep, packing, entries, rate, None))
+    finally:
+        shutil.rmtree(scratch)
+
+
+def source_of(layers: int, names: list[str], scratch: Path) -> Source:
+    """The model, all of whose parameters are pieces of the same random numbers: 27 GB would be too many."""
+    config = OlmoeConfig(
+        num_hidden_layers=layers, num_experts=64, num_experts_per_tok=8, hidden_size=2048, intermediate_size=1024,
+        vocab_size=50304, max_position_embeddings=4096, pad_token_id=0, dtype=torch.bfloat16,
+    )  # fmt: skip
+    config.save_pretrained(scratch)
+    for split in ("train", "eval"):
+        (scratch / f"{split}.txt").write_text(split, encoding="utf-8")
+    task = {"kind": "language-modeling", "train": str(scratch / "train.txt"), "eval": str(scratch / "eval.txt")}
+    content = {"model": str(scratch), "sparsity": SPARSITY, "rows": "resident", "tasks": dict.fromkeys(names, task)}
+    file = from_dict(content)
+    model = module_of_kind(config, "language-modeling", ())
+    draw = torch.Generator().manual_seed(0)
+    pool = torch.randn(2**27, generator=draw).mul_(0.02)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                first = int(torch.randint(2**27 - parameter.numel(), (), generator=draw))
+                values = pool[first : first + parameter.numel()].view(parameter.shape)
+                own = torch.ones(parameter.shape) if parameter.ndim == 1 else values
+                module._parameters[name] = torch.nn.Parameter(own, requires_grad=False)
+    models = dict.fromkeys(names, model)
+    paged, resident = sort_weights(models, BlockShape(16, 32), scratch)
+    return Source(file, scratch, config, word_tokenizer(), models, paged, resident, ownword_tokenizer=word_tokenizer())
+
+
+def masks(unit: str, source: Source, tasks: int) -> Keep:
+    """Who keeps what, drawn: the common half and a half of each task's own."""
+    random = np.random.default_rng(0)
+    keep = {info.name: np.ones((info.grid.count, tasks), bool) for info in source.paged}
+    if unit == "blocks":
+        for info in source.paged:
+            keep[info.name] = _drawn(info.grid.count, round((1 - SPARSITY) * info.grid.count), tasks, random)
+        return keep
+    kept = experts_kept(source, "task-0")
+    for layer in expert_layers(source):
+        for names, mask in zip(layer.experts, _drawn(len(layer.experts), kept, tasks, random), strict=True):
+            for name in names:
+                keep[name] &= mask
+    return keep
+
+
+def _drawn(count: int, kept: int, tasks: int, random: np.random.Generator) -> Bools:
+    order, common = random.permutation(count), round(COMMON * kept)
+    found = np.zeros((count, tasks), bool)
+    found[order[:common]] = True
+    for task in range(tasks):
+        found[random.choice(order[common:], kept - common, replace=False), task] = True
+    return found
+
+
+def measured(bundle: Bundle) -> dict[str, Any]:
+    """One process' figures."""
+    budget, start = smallest_budget(bundle), time.perf_counter()
+    with wp.Engine(bundle, EngineConfig(budget=budget, backend="torch")) as engine:
+        opened = time.perf_counter() - start
+        switches = time_switches(engine, 1)
+        engine.deactivate()
+        gc.collect()
+        forget_peak()  # of the reads that switches are compared with
+        with engine.task(next(iter(bundle.tasks))) as module, torch.inference_mode(), _no_pauses():
+            before = calls().get(isa(), 0)
+            first, each = decode(module)
+            assert calls()[isa()] > before, "the paged kernel must have run"
+            prefill = statistics.median(_prefill(module) for _ in range(3))
+    held = len(bundle.pages_of(next(iter(bundle.tasks)))) * bundle.page_bytes
+    return {
+        "kernel": isa(),
+        "stored_mib": len(bundle.pages) * bundle.page_bytes / 2**20,
+        "budget_mib": budget / 2**20,
+        "of_which_a_tasks_pages": held / 2**20,
+        "of_which_tables": (footprint(bundle).placement + footprint(bundle).largest_table) / 2**20,
+        "page_kib": bundle.page_bytes / 2**10,
+        "open_s": opened,
+        "switch_mib": statistics.mean(each.bytes for each in switches) / 2**20,
+        "switch_ms": 1e3 * statistics.median(each.seconds for each in switches),
+        "first_token_ms": 1e3 * first,
+        "decode_ms": 1e3 * each,
+        "prefill_64_ms": 1e3 * prefill,
+        "process_peak_mib": (peak_memory() or 0) / 2**20,
+    }
+
+
+def decode(module: Any) -> tuple[float, float]:
+    """Seconds of a prompt of 16 tokens, and the median of a token after it."""
+    ids, cache, seconds = torch.arange(16)[None] + 100, None, []
+    for _ in range(1 + DECODED):
+        start = time.perf_counter()
+        found = module(input_ids=ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
+        ids, cache = found.logits[:, -1].argmax(-1)[None], found.past_key_values
+        seconds.append(time.perf_counter() - start)
+    return seconds[0], statistics.median(seconds[1:])
+
+
+def _prefill(module: Any) -> float:
+    start = time.perf_counter()
+    module(input_ids=torch.arange(PREFILL)[None] + 100, use_cache=False, logits_to_keep=1)
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _no_pauses() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, str) else statistics.median(run[name] for run in runs)
+        for name, value in runs[0].items()
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)
