@@ -47,6 +47,7 @@ from weightpager.compiler.selection.experts import expert_layers, experts_kept
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.training.masks import Keep
 from weightpager.config import EngineConfig
+from weightpager.errors import WeightpagerError
 from weightpager.kernels import isa
 from weightpager.kernels.torch import calls
 from weightpager.lab.switching import time_switches
@@ -84,8 +85,10 @@ def main(
     for _ in range(repeats):
         for unit, path in paths.items():
             own = [sys.executable, "-m", "benchmarks.experts", "--folder", str(folder), "--measure", str(path)]
-            said = subprocess.run(own, check=True, capture_output=True, text=True).stdout
-            found[unit].append(json_format.loads(said.splitlines()[-1]))
+            done = subprocess.run(own, check=False, capture_output=True, text=True)
+            if done.returncode:
+                raise WeightpagerError(f"{path}: could not be measured: {done.stderr[-500:]}")
+            found[unit].append(json_format.loads(done.stdout.splitlines()[-1]))
     rows = {unit: _medians(of) for unit, of in found.items()}
     for unit, row in rows.items():
         typer.echo(unit)
@@ -176,7 +179,7 @@ def _drawn(count: int, kept: int, tasks: int, random: np.random.Generator) -> Bo
 def measured(bundle: Bundle) -> dict[str, Any]:
     """One process' figures."""
     budget, start = smallest_budget(bundle), time.perf_counter()
-    with wp.Engine(bundle, EngineConfig(budget=budget, backend="torch")) as engine:
+    with wp.Engine(bundle, EngineConfig(budget=budget, backend="torch", read_timeout=300)) as engine:
         opened = time.perf_counter() - start
         switches = time_switches(engine, 1)
         engine.deactivate()

@@ -22,9 +22,11 @@ from mixtures import TOKENS, Bools, expected, masks_of, model_of, source_of, wri
 from weightpager.backends.torch.export import export_task
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import smallest_budget
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.training.masks import Masks
+from weightpager.compiler.training.masks import Masks, masked_logits
 from weightpager.compiler.training.replaced import Replaced
+from weightpager.compiler.training.sparse_products import SparseProducts
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.nn import PagedGatedMLP, mixtures
 
@@ -129,6 +131,18 @@ def test_the_compiler_computes_as_the_engine_will(tmp_path: Path) -> None:
             torch.testing.assert_close(module(input_ids=TOKENS).logits, wanted, rtol=1e-3, atol=1e-3)
         assert torch.equal(model(input_ids=TOKENS).logits, dense)
         assert not torch.allclose(dense, wanted, rtol=1e-2)
+
+
+def test_training_that_skips_dropped_blocks_passes_over_the_same_experts(tmp_path: Path) -> None:
+    source = source_of(model_of("Qwen2Moe"), tmp_path, 1)
+    masks, batch = (
+        without(0, 4)(source),
+        Batch({"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS)}, TOKENS),
+    )
+    with torch.no_grad():
+        wanted = masked_logits(source, masks, "task-0", batch)
+        found = SparseProducts(source, masks, None).logits("task-0", batch)
+    torch.testing.assert_close(found, wanted, rtol=5e-2, atol=5e-2)
 
 
 def test_a_bundle_that_leaves_a_router_no_expert_is_refused(tmp_path: Path) -> None:
