@@ -148,7 +148,7 @@ def source_of(layers: int, names: list[str], scratch: Path) -> Source:
                 module._parameters[name] = torch.nn.Parameter(own, requires_grad=False)
     models = dict.fromkeys(names, model)
     paged, resident = sort_weights(models, BlockShape(16, 32), scratch)
-    return Source(file, scratch, config, word_tokenizer(), models, paged, resident, ownword_tokenizer=word_tokenizer())
+    return Source(file, scratch, config, word_tokenizer(), models, paged, resident, own_tokenizer=word_tokenizer())
 
 
 def masks(unit: str, source: Source, tasks: int) -> Keep:
