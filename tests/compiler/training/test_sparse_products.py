@@ -115,6 +115,16 @@ def test_weights_that_keep_most_blocks_are_multiplied_whole(tmp_path: Path) -> N
     assert names[last] == everything
 
 
+def test_weights_of_another_form_are_multiplied_whole(tmp_path: Path) -> None:
+    source, batches = load(tiny.assistant(tmp_path))
+    first, second, *_ = source.paged
+    weight = source.linear("animal", first.name).weight
+    weight.data = weight.data.T.contiguous().T
+    source.linear("animal", second.name).bfloat16()
+    found = SparseProducts(source, masks_of(source), None)._sparse[next(iter(batches))]
+    assert {sparse.info.name for sparse in found.values()}.isdisjoint({first.name, second.name})
+
+
 def test_a_processor_where_skipping_does_not_pay_learns_by_whole_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

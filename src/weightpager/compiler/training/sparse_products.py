@@ -79,7 +79,7 @@ class SparseProducts:
         found = {}
         for info in self._source.paged:
             layer, kept = self._source.linear(task, info.name), self._masks.blocks(task, info)
-            if type(layer) is nn.Linear and kept.mean() <= MOST_KEPT:
+            if _is_plain(layer) and kept.mean() <= MOST_KEPT:
                 found[id(layer.weight)] = _Sparse(info, KeptBlocks(kept, info.grid), torch.from_numpy(kept))
         return found
 
@@ -114,6 +114,13 @@ class _Skipping(TorchFunctionMode):
             return value
         rounded = value if self._rounding is None else self._rounding(sparse.info.name, value)
         return drop(rounded, sparse.kept, sparse.info.grid)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer multiplies by a weight as `KeptBlocks` wants it."""
+    if type(layer) is not nn.Linear:
+        return False
+    return layer.weight.dtype == torch.float32 and layer.weight.is_contiguous()
 
 
 @cache
