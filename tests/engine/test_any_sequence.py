@@ -150,7 +150,7 @@ def test_any_sequence(
 
         @initialize(
             spare=st.integers(0, 12),
-            patience=st.sampled_from([30.0, 0.03]),
+            patience=st.sampled_from([30.0, 0.25]),
             together=st.sampled_from([1, 3]),
         )
         def open(self, spare: int, patience: float, together: int) -> None:
