@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "address.hpp"
 #include "block_rows.hpp"
 #include "block_tables.hpp"
 #include "load/bindings.hpp"
@@ -27,11 +28,6 @@ namespace nb = nanobind;
 using namespace weightpager;
 
 namespace {
-
-template <class T>
-T* at(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 std::vector<std::string> isas() {
     std::vector<std::string> names;

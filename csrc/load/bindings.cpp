@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "../address.hpp"
 #include "raw_reads.hpp"
 #include "read_queue.hpp"
 
@@ -14,11 +15,6 @@ namespace nb = nanobind;
 
 namespace weightpager {
 namespace {
-
-template <class T>
-T* at(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 PageSources sources(size_t count, uintptr_t pages, uintptr_t files, uintptr_t offsets, uintptr_t slots,
                     uintptr_t expected, uintptr_t memory, size_t page_bytes) {

@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "../address.hpp"
 #include "../load/own_reads_bindings.hpp"
 #include "row_table.hpp"
 #include "widen.hpp"
@@ -15,11 +16,6 @@ namespace nb = nanobind;
 
 namespace weightpager {
 namespace {
-
-template <class T>
-T* at(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 void widen(uintptr_t base, uintptr_t offsets, uintptr_t rows, int64_t count, int64_t columns, uintptr_t out,
            bool bfloat16) {

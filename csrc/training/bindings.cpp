@@ -1,4 +1,4 @@
-// Memory crosses the border as addresses; weightpager/kernels/torch/sparse_products.py has checked what they point to.
+// Memory crosses the border as addresses; weightpager/kernels/torch/kept_blocks.py has checked what they point to.
 #include "bindings.hpp"
 
 #include <nanobind/stl/string.h>
@@ -7,17 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "../address.hpp"
 #include "products.hpp"
 
 namespace nb = nanobind;
 
 namespace weightpager {
 namespace {
-
-template <class T>
-T* at(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 // One task's blocks of one weight; the tables belong to the caller's arrays.
 class Blocks {
@@ -29,13 +25,13 @@ class Blocks {
               uintptr_t turned, int threads) const {
         nb::gil_scoped_release release;
         products().at(number)->pack(of_, at<const float>(weight), {at<const float>(divisors), least, largest},
-                                          at<uint16_t>(blocks), at<uint16_t>(turned), threads);
+                                    at<uint16_t>(blocks), at<uint16_t>(turned), threads);
     }
 
     void add_gradient(size_t number, uintptr_t x, uintptr_t dy, int64_t tokens, uintptr_t sum, int threads) const {
         nb::gil_scoped_release release;
         products().at(number)->add_gradient(of_, at<const uint16_t>(x), at<const uint16_t>(dy), tokens,
-                                                  at<float>(sum), threads);
+                                            at<float>(sum), threads);
     }
 
    private:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from weightpager.blocks import BlockGrid, BlockShape
-from weightpager.compiler.recovery.rounding import Rounding, divisors
+from weightpager.compiler.model.dense_model import PagedWeightInfo
+from weightpager.compiler.recovery.rounding import Rounding
 from weightpager.compiler.training.masks import drop
 from weightpager.kernels.torch.kept_blocks import KeptBlocks, RowRounding, products
 from weightpager.page_dtype import ENCODINGS
@@ -28,10 +29,9 @@ def close(found: Tensor | None, wanted: Tensor, within: float) -> None:
 
 def rounded(weight: Tensor, grid: BlockGrid) -> tuple[RowRounding, Tensor]:
     """How its rows are rounded, and what becomes of them."""
-    rows = RowRounding(divisors(weight, grid, INT4), INT4.least, INT4.largest)
-    rounding = Rounding.__new__(Rounding)
-    rounding._divisors, rounding._grids, rounding._encoding = {"w": rows.divisors}, {"w": grid}, INT4
-    return rows, rounding("w", weight)
+    rounding = Rounding({"w": weight}, [PagedWeightInfo("w", 0, grid)], INT4, 1)
+    rounding.at(0)
+    return rounding.rows("w"), rounding("w", weight)
 
 
 @given(

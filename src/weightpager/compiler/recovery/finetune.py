@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,12 +50,8 @@ class Lesson:
     data: Mapping[str, TaskData]
     spec: RecoverSpec
 
-    def error(
-        self, task: str, batch: Batch, rounded: Rounded | None = None, products: SparseProducts | None = None
-    ) -> Tensor:
-        """The loss of a task under its masks; through a rounding, and by products that skip, if given."""
-        if products is not None:
-            return self.error_of(task, products.logits(task, batch), batch)
+    def error(self, task: str, batch: Batch, rounded: Rounded | None = None) -> Tensor:
+        """The loss of a task under its masks; through the rounding of its weights, if that is given."""
         return self.error_of(task, masked_logits(self.sparse, self.masks, task, batch, rounded), batch)
 
     def error_of(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
@@ -98,6 +93,11 @@ def _training(lesson: Lesson) -> Training:
     shared = {info.name: lesson.sparse.linear(tasks[0], info.name).weight for info in lesson.sparse.paged}
     rounding = Rounding.of(lesson.sparse, shared, spec.steps)
     products = SparseProducts.of(lesson.sparse, lesson.masks, rounding)
-    error = partial(lesson.error, rounded=rounding, products=products)
+
+    def error(task: str, batch: Batch) -> Tensor:
+        if products is None:
+            return lesson.error(task, batch, rounding)
+        return lesson.error_of(task, products.logits(task, batch), batch)
+
     rates = groups(lesson.sparse, tasks, spec)
     return Training(rates, turns, error, spec.steps, watched, spec.patience, rounding)

@@ -57,6 +57,7 @@ class SparseProducts:
         """
         self._source, self._masks, self._rounding = source, masks, rounding
         self._sparse = {task: self._of(task) for task in masks.tasks}
+        self._whole = {task: self._others(found) for task, found in self._sparse.items()}
 
     @classmethod
     def of(cls, source: Source, masks: Masks, rounding: Rounds | None) -> SparseProducts | None:
@@ -67,12 +68,9 @@ class SparseProducts:
 
     def logits(self, task: str, batch: Batch) -> Tensor:
         """A task's logits under its masks, as `masked_logits` finds them."""
-        found, model = self._sparse[task], self._source.models[task]
-        skipped = {sparse.info.name for sparse in found.values()}
-        others = (info for info in self._source.paged if info.name not in skipped)
-        weights = self._masks.parameters(self._source, task, others, self._rounding)
-        with _Skipping(found, self._rounding):
-            return logits_with(model, weights, batch, self._source.task_file.tasks[task].kind)
+        weights = self._masks.parameters(self._source, task, self._whole[task], self._rounding)
+        with _Skipping(self._sparse[task], self._rounding):
+            return logits_with(self._source.models[task], weights, batch, self._source.task_file.tasks[task].kind)
 
     def _of(self, task: str) -> dict[int, _Sparse]:
         """Sparse weights by the identity of the parameter."""
@@ -82,6 +80,11 @@ class SparseProducts:
             if _is_plain(layer) and kept.mean() <= MOST_KEPT:
                 found[id(layer.weight)] = _Sparse(info, KeptBlocks(kept, info.grid), torch.from_numpy(kept))
         return found
+
+    def _others(self, sparse: Mapping[int, _Sparse]) -> list[PagedWeightInfo]:
+        """Weights that are multiplied whole."""
+        skipped = {of.info.name for of in sparse.values()}
+        return [info for info in self._source.paged if info.name not in skipped]
 
 
 class _Skipping(TorchFunctionMode):

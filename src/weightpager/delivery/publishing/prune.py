@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +46,12 @@ def prune(repository: Path, key_folder: Path, keep: int, *, dry_run: bool = Fals
     """
     with alone(repository):
         roles = Roles(repository, key_folder)
-        gone = _old_versions(roles, keep)
+        known = {path: VersionFile.parse(roles.content(path)) for path in roles.targets.targets}
+        gone = {path: known.pop(path) for path in _old(known, roles, keep)}
+        used = {path.relative_to(repository).as_posix() for path in map(roles.target_file, known)}
         if gone and not dry_run:
             roles.remove_targets(gone)
-        doomed = list(_unused(repository, roles, gone))
+        doomed = [*_unused(repository, used.union(*map(_parts, known.values()))), *roles.superseded()]
         with storage_errors():
             size = sum(path.stat().st_size for path in doomed)
             for path in () if dry_run else doomed:
@@ -57,32 +59,30 @@ def prune(repository: Path, key_folder: Path, keep: int, *, dry_run: bool = Fals
         return Pruned([f"{version.name} {version.version}" for version in gone.values()], len(doomed), size)
 
 
-def _old_versions(roles: Roles, keep: int) -> dict[str, VersionFile]:
-    """Versions that no channel shows and that aren't among the newest ones, by target."""
-    known = {path: VersionFile.parse(roles.target(path) or b"") for path in roles.targets.targets}
+def _old(known: Mapping[str, VersionFile], roles: Roles, keep: int) -> list[str]:
+    """Targets of versions that no channel shows and that aren't among the newest ones."""
     shown = {version.key for path, version in known.items() if "/channels/" in path}
     others: dict[str, list[str]] = {}
     for path, version in known.items():
         if "/versions/" in path and version.key not in shown:
             others.setdefault(version.name, []).append(path)
-    old = {
+    return sorted(
         path for paths in others.values() for path in sorted(paths, key=roles.written_at)[: max(0, len(paths) - keep)]
-    }
-    return {path: version for path, version in sorted(known.items()) if path in old}
+    )
 
 
-def _unused(repository: Path, roles: Roles, gone: Iterable[str]) -> Iterator[Path]:
-    """Files that no version but these refers to. A pack's ids come before it: with them it is whole."""
-    left = set(roles.targets.targets) - set(gone)
-    used = {roles.target_file(path).relative_to(repository).as_posix() for path in left}
-    for path in left:
-        version = VersionFile.parse(roles.target(path) or b"")
-        for pack in version.packs:
-            used |= {pack_ids_path(pack.blake3), pack_path(pack.blake3)}
-        used |= {object_path(piece.blake3) for file in version.files.values() for piece in file.pieces if piece.blake3}
+def _parts(version: VersionFile) -> set[str]:
+    """Where a version's pages and pieces lie."""
+    found = {object_path(piece.blake3) for file in version.files.values() for piece in file.pieces if piece.blake3}
+    for pack in version.packs:
+        found |= {pack_ids_path(pack.blake3), pack_path(pack.blake3)}
+    return found
+
+
+def _unused(repository: Path, used: set[str]) -> Iterator[Path]:
+    """Files that nothing refers to. A pack's ids come before it: with them it is whole."""
     with storage_errors():
         for folder in (TARGETS, PACKS, OBJECTS):
             for file in sorted((repository / folder).rglob("*")):
                 if file.is_file() and file.relative_to(repository).as_posix() not in used:
                     yield file
-    yield from roles.superseded()

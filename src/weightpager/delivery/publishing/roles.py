@@ -57,11 +57,12 @@ class Roles:
 
     def target(self, path: str) -> bytes | None:
         """What a target holds; None if there is none."""
-        found = self.targets.targets.get(path)
-        if found is None:
-            return None
+        return self.content(path) if path in self.targets.targets else None
+
+    def content(self, path: str) -> bytes:
+        """What a target holds that the repository has."""
         try:
-            return self._target_path(found).read_bytes()
+            return self.target_file(path).read_bytes()
         except OSError as error:
             raise DeliveryError(f"{path}: expected a file, found none that can be read: {error}") from error
 
