@@ -13,7 +13,7 @@ from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.lab.contest.rivals.methods import method
-from weightpager.lab.contest.rivals.pace import Pace, PacedStore
+from weightpager.lab.contest.rivals.pace import Pace, slow_engines
 from weightpager.lab.contest.rivals.rival import Setting
 from weightpager.runtime.planning.prefetch_counts import PrefetchCounts
 from weightpager.trace_file import Visit
@@ -33,7 +33,7 @@ def of_engine(
 ) -> tuple[Floats, PrefetchCounts]:
     """Seconds that each switch but the first waits, and what was prefetched."""
     config = EngineConfig(budget, prefetch=prefetch)
-    with Engine(bundle, config, lambda bundle: PacedStore(bundle, Pace(bandwidth))) as engine:
+    with slow_engines(bandwidth), Engine(bundle, config) as engine:
         for name in bundle.tasks:
             engine.module(name)
         waited = _replayed(engine.activate, visits)

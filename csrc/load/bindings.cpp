@@ -112,6 +112,7 @@ void bind_loads(nb::module_& module) {
     module.def("hashers", &hasher_names);
     module.def("digests", &digests);
     module.def("raw_reads", &raw_reads);
+    module.def("imitate_storage", &imitate_storage);
     nb::class_<Queue>(module, "ReadQueue")
         .def(nb::init<unsigned, size_t, int64_t, bool>(), nb::kw_only(), nb::arg("reads"), nb::arg("most_bytes"),
              nb::arg("group_microseconds"), nb::arg("ring"))

@@ -1,9 +1,11 @@
 // The border to the system calls: keeps reads in flight.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "read.hpp"
@@ -34,6 +36,30 @@ std::unique_ptr<Device> open_ring(unsigned depth, bool any_thread = false);
 
 // Threads with `preadv`, one for each read in flight.
 std::unique_ptr<Device> open_threads(unsigned threads);
+
+// Storage that gives so many bytes a second, to all devices together, one read after the other. Time in which nothing is
+// read earns nothing. Any thread may call.
+class Pace {
+   public:
+    using Clock = std::chrono::steady_clock;
+
+    explicit Pace(double bytes_per_second) : rate_(bytes_per_second) {}
+
+    // When the bytes of a read that begins now have arrived.
+    Clock::time_point arrival(size_t bytes);
+
+   private:
+    const double rate_;
+    std::mutex lock_;
+    Clock::time_point free_at_;
+};
+
+// Reads by another device that end no earlier than this pace lets them.
+std::unique_ptr<Device> paced(std::unique_ptr<Device> device, std::shared_ptr<Pace> pace);
+
+// Devices that this process opens from now on read at one pace of so many bytes a second; at none if that is 0. For
+// benchmarks, which imitate slow storage without touching the disk of others.
+void imitate_storage(double bytes_per_second);
 
 // A ring, or threads where there is none; with `ring` false always threads.
 std::unique_ptr<Device> open_device(bool ring, unsigned reads, bool any_thread = false);

@@ -86,9 +86,4 @@ class Threads : public Device {
 
 std::unique_ptr<Device> open_threads(unsigned threads) { return std::make_unique<Threads>(threads); }
 
-std::unique_ptr<Device> open_device(bool ring, unsigned reads, bool any_thread) {
-    std::unique_ptr<Device> device = ring ? open_ring(reads, any_thread) : nullptr;
-    return device ? std::move(device) : open_threads(reads);
-}
-
 }  // namespace weightpager

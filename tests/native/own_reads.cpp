@@ -200,9 +200,35 @@ void a_table_gives_its_rows_to_many_threads() {
     close(file);
 }
 
+void a_paced_device_tells_of_reads_when_they_have_arrived() {
+    using Clock = Pace::Clock;
+    const auto pace = std::make_shared<Pace>(1e6);  // a page in 4.1 ms
+    Script script;
+    const std::unique_ptr<Device> device = paced(std::make_unique<Scripted>(script), pace);
+    Pages pages({3, 5, 9});
+    std::vector<Read> reads = pages.reads();
+    std::vector<Read*> ended;
+    const Clock::time_point start = Clock::now();
+    for (Read& read : reads) device->begin(read);
+    device->wait(ended, 0);
+    EXPECT(ended.empty());  // although the device has read them all
+    for (size_t i = 0; i < reads.size(); ++i) {
+        while (ended.size() <= i) device->wait(ended, -1);
+        EXPECT(ended[i] == &reads[i]);
+        EXPECT(Clock::now() - start >= std::chrono::microseconds((i + 1) * kPage));
+    }
+    std::thread other([&] { device->wake(); });
+    device->wait(ended, -1);
+    other.join();
+    EXPECT(ended.size() == 3 && pages.right());
+    const Clock::time_point later = Clock::now();
+    EXPECT(pace->arrival(1000) >= later + std::chrono::milliseconds(1));  // the time without reads earned nothing
+}
+
 }  // namespace
 
 void test_own_reads() {
+    a_paced_device_tells_of_reads_when_they_have_arrived();
     pages_come_in_order_whatever_storage_gives();
     the_first_failure_counts_and_nothing_begins_after_it();
     what_hangs_keeps_its_lane_and_nobody_else();

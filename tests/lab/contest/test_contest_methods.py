@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -16,7 +18,9 @@ import tiny
 import weightpager as wp
 from bare import python
 from weightpager.bundle import Bundle
+from weightpager.config import EngineConfig
 from weightpager.engine import Engine
+from weightpager.errors import ConfigError
 from weightpager.lab.contest.measure.measuring import measure
 from weightpager.lab.contest.measure.prompt import prompt
 from weightpager.lab.contest.measure.worker import do
@@ -25,7 +29,7 @@ from weightpager.lab.contest.results.found import Found, Job
 from weightpager.lab.contest.rivals import assets
 from weightpager.lab.contest.rivals.backbone.checkpoint import write_quantised
 from weightpager.lab.contest.rivals.methods import METHODS, method
-from weightpager.lab.contest.rivals.pace import Pace
+from weightpager.lab.contest.rivals.pace import Pace, slow_engines
 from weightpager.lab.contest.rivals.rival import Rival, Setting
 from weightpager.lab.contest.rivals.torch_rival import TorchRival, tensors
 from weightpager.limits.limits import pinned
@@ -264,3 +268,20 @@ def test_a_pace_lets_all_bytes_through() -> None:
         with pace.reading(1000):
             read += 1
     assert read == 3
+
+
+def test_an_engine_on_a_slow_disk_waits_for_its_bytes(bundle: Bundle) -> None:
+    first, second = list(bundle.tasks)[:2]
+    with slow_engines(1e7), Engine(bundle, EngineConfig()) as engine:
+        engine.activate(first)
+        start = time.perf_counter()
+        engine.activate(second)
+        seconds, loaded = time.perf_counter() - start, engine.report().switches[-1].bytes
+    assert loaded > 0
+    assert seconds >= loaded / 1e7
+
+
+def test_without_native_code_no_disk_is_imitated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "weightpager.kernels._native", None)
+    with pytest.raises(ConfigError, match="native module"), slow_engines(1e6):
+        pass

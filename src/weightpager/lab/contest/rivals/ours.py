@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ from weightpager.answers.model import Inputs
 from weightpager.bundle import TaskEntry
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
-from weightpager.lab.contest.rivals.pace import PacedStore
+from weightpager.lab.contest.rivals.pace import slow_engines
 from weightpager.lab.contest.rivals.rival import DTYPE, Rival, Setting
-from weightpager.store import LocalStore
 
 
 class Ours(Rival):
@@ -27,9 +27,11 @@ class Ours(Rival):
     def __init__(self, setting: Setting, *, wait: bool = True, backend: str = "auto") -> None:
         bundle = setting.bundle
         config = EngineConfig(setting.budget, dtype=DTYPE, io_threads=setting.threads, backend=backend)
-        pace = setting.pace
-        open_store = LocalStore if pace is None else lambda bundle: PacedStore(bundle, pace)
-        self._engine = Engine(bundle, config, open_store)
+        with ExitStack() as opening:
+            if setting.pace is not None:
+                opening.enter_context(slow_engines(setting.pace.bytes_per_second))
+            self._engine = opening.enter_context(Engine(bundle, config))
+            self._opened = opening.pop_all()
         self._wait = wait
         self._files = [bundle.path / name for name in bundle.manifest.page_file_names()]
         self.backend = self._engine.report().backend
@@ -77,4 +79,4 @@ class Ours(Rival):
         return self._engine.report().memory.arena
 
     def close(self) -> None:
-        self._engine.close()
+        self._opened.close()

@@ -1,0 +1,110 @@
+#include "device.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace weightpager {
+namespace {
+
+using Clock = Pace::Clock;
+
+class Paced : public Device {
+   public:
+    Paced(std::unique_ptr<Device> device, std::shared_ptr<Pace> pace) : device_(std::move(device)), pace_(std::move(pace)) {}
+
+    const char* name() const override { return device_->name(); }
+
+    void begin(Read& read) override {
+        coming_.push_back({pace_->arrival(read.bytes() - read.done), &read});
+        device_->begin(read);
+    }
+
+    void wait(std::vector<Read*>& ended, int64_t microseconds) override {
+        const Clock::time_point end =
+            microseconds < 0 ? Clock::time_point::max() : Clock::now() + std::chrono::microseconds(microseconds);
+        for (;;) {
+            const bool found = tell(ended);
+            const bool woken = collect(found ? Clock::now() : std::min(end, next_arrival()));
+            if (found) return;
+            if (woken || Clock::now() >= end) break;
+        }
+        tell(ended);
+    }
+
+    void wake() override { device_->wake(); }
+
+   private:
+    struct Coming {
+        Clock::time_point arrives;
+        Read* read;
+    };
+
+    Clock::time_point next_arrival() const {
+        Clock::time_point next = Clock::time_point::max();
+        for (const Coming& one : held_) next = std::min(next, one.arrives);
+        return next;
+    }
+
+    // Waits until the device has read something, or until then; whether somebody woke it.
+    bool collect(Clock::time_point until) {
+        int64_t microseconds = -1;
+        if (until != Clock::time_point::max()) {
+            const auto left = std::chrono::duration_cast<std::chrono::microseconds>(until - Clock::now()).count();
+            microseconds = left < 0 ? 0 : left + 1;  // no earlier
+        }
+        read_.clear();
+        device_->wait(read_, microseconds);
+        for (const Read* read : read_) {
+            const auto same = [&](const Coming& one) { return one.read == read; };
+            const auto place = std::find_if(coming_.begin(), coming_.end(), same);
+            held_.push_back(*place);
+            coming_.erase(place);
+        }
+        return read_.empty() && Clock::now() < until;
+    }
+
+    // Adds what has been read and has arrived; whether there was any.
+    bool tell(std::vector<Read*>& ended) {
+        const Clock::time_point now = Clock::now();
+        const auto first = std::stable_partition(held_.begin(), held_.end(), [&](const Coming& one) { return one.arrives > now; });
+        const bool found = first != held_.end();
+        for (auto one = first; one != held_.end(); ++one) ended.push_back(one->read);
+        held_.erase(first, held_.end());
+        return found;
+    }
+
+    const std::unique_ptr<Device> device_;
+    const std::shared_ptr<Pace> pace_;
+    std::vector<Coming> coming_, held_;  // being read; read, and not arrived
+    std::vector<Read*> read_;
+};
+
+std::mutex imitated_lock;
+std::shared_ptr<Pace> imitated;
+
+}  // namespace
+
+Clock::time_point Pace::arrival(size_t bytes) {
+    const std::lock_guard<std::mutex> held(lock_);
+    const std::chrono::duration<double> takes(static_cast<double>(bytes) / rate_);
+    free_at_ = std::max(free_at_, Clock::now()) + std::chrono::duration_cast<Clock::duration>(takes);
+    return free_at_;
+}
+
+std::unique_ptr<Device> paced(std::unique_ptr<Device> device, std::shared_ptr<Pace> pace) {
+    return std::make_unique<Paced>(std::move(device), std::move(pace));
+}
+
+void imitate_storage(double bytes_per_second) {
+    const std::lock_guard<std::mutex> held(imitated_lock);
+    imitated = bytes_per_second > 0 ? std::make_shared<Pace>(bytes_per_second) : nullptr;
+}
+
+std::unique_ptr<Device> open_device(bool ring, unsigned reads, bool any_thread) {
+    std::unique_ptr<Device> device = ring ? open_ring(reads, any_thread) : nullptr;
+    if (!device) device = open_threads(reads);
+    const std::lock_guard<std::mutex> held(imitated_lock);
+    return imitated ? paced(std::move(device), imitated) : std::move(device);
+}
+
+}  // namespace weightpager
