@@ -118,6 +118,20 @@ WEIGHTPAGER_INLINE Lanes<4>::Int multiply_add_bytes(Lanes<4>::Int sum, int8x16_t
 
 #endif
 
+#if defined(__AVX512VNNI__)
+
+// sum[o] + weights[o] . x, of four bytes each; those of the weights have no sign.
+template <int N>
+WEIGHTPAGER_INLINE typename Lanes<N>::Int multiply_add_bytes(typename Lanes<N>::Int sum, typename Lanes<N>::Bits weights,
+                                                             uint32_t x) {
+    using Int = typename Lanes<N>::Int;
+    const int four = static_cast<int>(x);
+    if constexpr (N == 16) return (Int)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, _mm512_set1_epi32(four));
+    if constexpr (N == 8) return (Int)_mm256_dpbusd_epi32((__m256i)sum, (__m256i)weights, _mm256_set1_epi32(four));
+}
+
+#endif
+
 // A pair of inputs, `Pair` of four, of N words of int4 whose numbers have been made two's complements.
 template <int N, int Pair>
 WEIGHTPAGER_INLINE IntegerPairs<N> pair_of_int4(typename Lanes<N>::Bits words) {

@@ -32,10 +32,11 @@ constexpr int kLanes = WEIGHTPAGER_LANES, kHalfLanes = kLanes < 8 ? kLanes : 8;
 //   operand                what a row of activations is multiplied with
 //   scaled, integers       whether a block's sums are multiplied by its rows' scales, and by those of the activations
 //   passes                 over a block; after the first its sums count 256 times, and the activations' next rows follow
+//   apart, excess          whether each row of activations has a sum of its own; by how much numbers are read too large
 
 struct Unscaled {
-    static constexpr bool scaled = false, integers = false;
-    static constexpr int passes = 1;
+    static constexpr bool scaled = false, integers = false, apart = false;
+    static constexpr int passes = 1, excess = 0;
 };
 
 #if defined(WEIGHTPAGER_EXACT)
@@ -131,8 +132,8 @@ struct Float32Weights : FloatWeights {
 #endif
 
 struct IntegerWeights {
-    static constexpr bool scaled = true, integers = true;
-    static constexpr int passes = 1;
+    static constexpr bool scaled = true, integers = true, apart = false;
+    static constexpr int passes = 1, excess = 0;
     using Input = uint32_t;  // a pair of int16
 
     template <int N>
@@ -189,6 +190,35 @@ struct DottedInt4Weights : Int4Weights {
     }
 };
 
+#elif defined(__AVX512VNNI__)
+
+// The same in one pass, of numbers as they are stored, from 0 to 15: a word's high halves count 16 times.
+struct DottedInt4Weights : IntegerWeights {
+    static constexpr bool apart = true;
+    static constexpr int inputs = 8, rows = 4, bytes = 4, row_bytes = 4, excess = 8;
+
+    template <int N>
+    static WEIGHTPAGER_INLINE typename Lanes<N>::Bits read(const uint8_t* step, int64_t) {
+        return load<typename Lanes<N>::Bits>(step);
+    }
+
+    template <int N, int Row>
+    static WEIGHTPAGER_INLINE typename Lanes<N>::Bits operand(typename Lanes<N>::Bits words) {
+        return words & (Row % 2 == 0 ? 0x0f0f0f0fu : 0xf0f0f0f0u);
+    }
+
+    template <int N>
+    static WEIGHTPAGER_INLINE Sum<N> add(Sum<N> sum, typename Lanes<N>::Bits weights, Input x) {
+        return multiply_add_bytes<N>(sum, weights, x);
+    }
+
+    // Of the high bytes' rows, and of the low ones'.
+    template <class Int>
+    static WEIGHTPAGER_INLINE Int joined(Int high, Int high_16, Int low, Int low_16) {
+        return ((high + (high_16 >> 4)) << 8) + low + (low_16 >> 4);
+    }
+};
+
 #endif
 
 // Several chains per output where few outputs are in flight, so that one addition needn't wait for the last.
@@ -196,7 +226,7 @@ struct DottedInt4Weights : Int4Weights {
 template <class Weights, class Out, int Width>
 struct Accumulators {
     static constexpr int in_flight = Out::Registers * Width;
-    static constexpr int chains = in_flight >= 8 ? 1 : in_flight >= 4 ? 2 : 4;
+    static constexpr int chains = Weights::apart ? Weights::rows : in_flight >= 8 ? 1 : in_flight >= 4 ? 2 : 4;
     using Sum = typename Weights::template Sum<Out::N>;
     using Float = typename Lanes<Out::N>::Float;
 
@@ -240,9 +270,13 @@ struct Accumulators {
         unroll<Width>([&](auto t) WEIGHTPAGER_INLINED {
             unroll<Out::Registers>([&](auto r) WEIGHTPAGER_INLINED {
                 constexpr int T = decltype(t)::value, R = decltype(r)::value;
-                Sum all = sum[0][T][R];
-                unroll<chains - 1>([&](auto c) WEIGHTPAGER_INLINED { all += sum[decltype(c)::value + 1][T][R]; });
-                with(t, r, all);
+                if constexpr (Weights::apart) {
+                    with(t, r, Weights::joined(sum[0][T][R], sum[1][T][R], sum[2][T][R], sum[3][T][R]));
+                } else {
+                    Sum all = sum[0][T][R];
+                    unroll<chains - 1>([&](auto c) WEIGHTPAGER_INLINED { all += sum[decltype(c)::value + 1][T][R]; });
+                    with(t, r, all);
+                }
             });
         });
     }
@@ -294,10 +328,13 @@ int64_t sweep_outputs(const Problem& p, const Tile& tile, int64_t grid_row, int6
         if constexpr (Weights::scaled) {
             // A block's sums are at the scale of its rows, whole numbers also at that of the activations that they met.
             const float* x_scales = Weights::integers ? tile.x_scales + p.col_indices[k] * Width : nullptr;
+            const int32_t* x_sums = Weights::excess != 0 ? tile.x_sums + p.col_indices[k] * Width : nullptr;
             Float scales[Out::Registers];
             for (int r = 0; r < Out::Registers; ++r) scales[r] = widen<Out::N>(place.scales + row_in_block + r * Out::N);
             sums.totals([&](auto t, auto r, const auto& sum) WEIGHTPAGER_INLINED {
-                if constexpr (Weights::integers)
+                if constexpr (Weights::excess != 0)
+                    total[t][r] += __builtin_convertvector(sum - Weights::excess * x_sums[t], Float) * (scales[r] * x_scales[t]);
+                else if constexpr (Weights::integers)
                     total[t][r] += __builtin_convertvector(sum, Float) * (scales[r] * x_scales[t]);
                 else
                     total[t][r] += sum * scales[r];
@@ -322,8 +359,8 @@ int64_t sweep_rows(const Problem& p, const Tile& tile, int64_t grid_row) {
 // As many outputs at once as the block has rows and the registers have room for: a block is then read in one go.
 template <class Weights, int Width>
 int64_t sweep_weights(const Problem& p, const Tile& tile, int64_t grid_row) {
-    constexpr int sixteen = 16 / kLanes;
-    constexpr bool room_for_four = kLanes == 16 && Width <= 4, room_for_two = kLanes == 16 && Width <= 12;
+    constexpr int sixteen = 16 / kLanes, sums = Weights::apart ? Width * Weights::rows : Width;  // of an output
+    constexpr bool room_for_four = kLanes == 16 && sums <= 4, room_for_two = kLanes == 16 && sums <= 12;
     if constexpr (room_for_four)
         if (p.block_rows >= 64) return sweep_rows<Weights, Outputs<kLanes, 4>, Width>(p, tile, grid_row);
     if constexpr (room_for_two)
@@ -365,6 +402,17 @@ int64_t sweep_integers(const Problem& p, const Tile& tile, int64_t grid_row) {
     return p.weight_dtype == Dtype::int8 ? sweep<Int8Weights>(p, tile, grid_row) : sweep<Int4Weights>(p, tile, grid_row);
 }
 
+#if defined(__ARM_FEATURE_DOTPROD)
+bool is_dotted(const Problem& p) { return p.weight_dtype == Dtype::int4; }
+#elif defined(__AVX512VNNI__)
+// A block's sums take longer to join than to multiply where many tokens share the rest of the work.
+constexpr int64_t kMostDotted = 4;                // tokens
+constexpr int64_t kWidestDotted = 4096;           // inputs of a block, whose sum mustn't leave an int32
+bool is_dotted(const Problem& p) {
+    return p.weight_dtype == Dtype::int4 && p.tokens <= kMostDotted && p.block_cols <= kWidestDotted;
+}
+#endif
+
 #if defined(WEIGHTPAGER_EXACT)
 
 }  // namespace
@@ -384,7 +432,7 @@ int64_t kSweep(const Problem& p, const Tile& tile, int64_t grid_row) {
 
 bool suits(const Problem& p) {
 #if defined(__AVX512BF16__)
-    if (p.dtype == Dtype::bfloat16 && p.weight_dtype == Dtype::int4) return true;
+    if (p.dtype == Dtype::bfloat16 && p.weight_dtype == Dtype::int4) return !is_dotted(p);
 #endif
     return p.dtype == Dtype::bfloat16 && p.weight_dtype == Dtype::bfloat16;
 }
@@ -412,10 +460,8 @@ constexpr int64_t kLeastDequantised = 40;  // tokens
 
 const Kernel integers = {kName, Packing::integers, kWidest, width, sweep_integers, has_scales, kExact, nullptr, 0};
 
-#if defined(__ARM_FEATURE_DOTPROD)
-bool is_int4(const Problem& p) { return p.weight_dtype == Dtype::int4; }
-
-const Kernel rounded = {kName, Packing::bytes, kWidest, width, sweep<DottedInt4Weights>, is_int4, &integers, nullptr, 0};
+#if defined(__ARM_FEATURE_DOTPROD) || defined(__AVX512VNNI__)
+const Kernel rounded = {kName, Packing::bytes, kWidest, width, sweep<DottedInt4Weights>, is_dotted, &integers, nullptr, 0};
 #else
 const Kernel& rounded = integers;
 #endif

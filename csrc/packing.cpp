@@ -90,6 +90,12 @@ WEIGHTPAGER_INLINE void round_all(const T* from, int64_t count, float inverse, c
     }
 }
 
+inline int32_t sum(const int16_t* integers, int64_t count) {
+    int32_t found = 0;
+    for (int64_t i = 0; i < count; ++i) found += integers[i];
+    return found;
+}
+
 // Eight inputs into the rows of bytes that `Packing` says.
 inline void split(const int16_t* integers, uint32_t* rows) {
     constexpr int kOrder[kStepInputs] = {0, 2, 1, 3, 4, 6, 5, 7};
@@ -103,14 +109,16 @@ inline void split(const int16_t* integers, uint32_t* rows) {
 }
 
 template <Packing P, class T>
-void pack_integers(const Problem& p, const Tile& to, const T* x, uint32_t* packed, float* scales) {
+void pack_integers(const Problem& p, const Tile& to, const T* x, uint32_t* packed, float* scales, int32_t* sums) {
     const float largest = largest_integer<P>(p);
     const auto cols = static_cast<uint32_t>(p.block_cols), features = static_cast<uint32_t>(p.in_features);
     for (int t = 0; t < to.width; ++t) {
         const T* from = x + (to.first_token + t) * p.in_features;
-        for (uint32_t first = 0, group = 0; first < features; first += cols, ++group)
+        for (uint32_t first = 0, group = 0; first < features; first += cols, ++group) {
             scales[group * to.width + t] =
                 t < to.tokens ? magnitude<kLanes>(from + first, smaller(cols, features - first)) / largest : 0.0f;
+            if (P == Packing::bytes) sums[group * to.width + t] = 0;
+        }
     }
     by_line<P>(p, to, packed, [&](int64_t token, int64_t first, uint32_t* line) WEIGHTPAGER_INLINED {
         const auto begin = static_cast<uint32_t>(2 * first);
@@ -122,8 +130,10 @@ void pack_integers(const Problem& p, const Tile& to, const T* x, uint32_t* packe
         for (uint32_t i = 0; i < count;) {
             const uint32_t group = (begin + i) / cols, end = (group + 1) * cols - begin;
             const uint32_t some = (end < count ? end : count) - i;
-            const float scale = scales[group * to.width + token - to.first_token];
+            const int64_t of_group = group * to.width + token - to.first_token;
+            const float scale = scales[of_group];
             round_all(from + i, some, scale > 0.0f ? 1.0f / scale : 0.0f, numbers + i * sizeof *integers);
+            if (P == Packing::bytes) sums[of_group] += sum(integers + i, some);
             i += some;
         }
         if (P == Packing::bytes)
@@ -152,27 +162,29 @@ void pack_bfloat16(const Problem& p, const Tile& to, const uint16_t* x, uint32_t
 }
 
 template <class T>
-void pack_any(Packing packing, const Problem& p, const Tile& to, const T* x, uint32_t* packed, float* x_scales) {
+void pack_any(Packing packing, const Problem& p, const Tile& to, const T* x, uint32_t* packed, float* x_scales,
+              int32_t* x_sums) {
     if (packing == Packing::integers)
-        pack_integers<Packing::integers>(p, to, x, packed, x_scales);
+        pack_integers<Packing::integers>(p, to, x, packed, x_scales, x_sums);
     else if (packing == Packing::bytes)
-        pack_integers<Packing::bytes>(p, to, x, packed, x_scales);
+        pack_integers<Packing::bytes>(p, to, x, packed, x_scales, x_sums);
     else
         pack_floats(p, to, x, packed);
 }
 
 }  // namespace
 
-void WEIGHTPAGER_PACK(Packing packing, const Problem& p, const Tile& to, uint32_t* packed, float* x_scales) {
+void WEIGHTPAGER_PACK(Packing packing, const Problem& p, const Tile& to, uint32_t* packed, float* x_scales,
+                      int32_t* x_sums) {
     const auto* halves = static_cast<const uint16_t*>(p.x);
     if (packing == Packing::pairs)
         pack_bfloat16<Packing::pairs>(p, to, halves, packed);
     else if (packing == Packing::lines)
         pack_bfloat16<Packing::lines>(p, to, halves, packed);
     else if (p.dtype == Dtype::float32)
-        pack_any(packing, p, to, static_cast<const float*>(p.x), packed, x_scales);
+        pack_any(packing, p, to, static_cast<const float*>(p.x), packed, x_scales, x_sums);
     else
-        pack_any(packing, p, to, halves, packed, x_scales);
+        pack_any(packing, p, to, halves, packed, x_scales, x_sums);
 }
 
 }  // namespace weightpager

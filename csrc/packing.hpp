@@ -21,8 +21,9 @@ inline int64_t packed_rows(Packing packing, int64_t in_features) {
 
 }  // namespace
 
-// Packs a tile's activations; `x_scales` of integers and bytes, too.
-using Pack = void(Packing packing, const Problem& problem, const Tile& tile, uint32_t* packed, float* x_scales);
+// Packs a tile's activations; `x_scales` of integers and bytes, too, and `x_sums` of bytes.
+using Pack = void(Packing packing, const Problem& problem, const Tile& tile, uint32_t* packed, float* x_scales,
+                  int32_t* x_sums);
 
 // Every instruction set's (packing.cpp).
 Pack pack_generic;

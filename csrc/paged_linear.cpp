@@ -46,6 +46,7 @@ class Panel {
         const int64_t columns = divide_up(capacity_, kernel.widest) * kernel.widest;
         packed_.reset(new uint32_t[static_cast<size_t>(columns * rows_)]);
         if (integers()) scales_.reset(new float[static_cast<size_t>(columns * groups())]);
+        if (kernel.packing == Packing::bytes) sums_.reset(new int32_t[static_cast<size_t>(columns * groups())]);
     }
 
     int64_t capacity() const { return capacity_; }
@@ -68,7 +69,8 @@ class Panel {
                 tokens,
                 kernel_.width(tokens),
                 i == 0,
-                scales_ == nullptr ? nullptr : scales_.get() + i * kernel_.widest * groups(),
+                part(scales_, i),
+                part(sums_, i),
                 nullptr,
                 nullptr,
                 Activation::silu};
@@ -82,8 +84,13 @@ class Panel {
 
     void pack(int64_t i) {
         const Tile to = tile(i);
-        float* scales = scales_ == nullptr ? nullptr : scales_.get() + (to.x_scales - scales_.get());
-        pack_(kernel_.packing, p_, to, packed_.get() + i * kernel_.widest * rows_, scales);
+        pack_(kernel_.packing, p_, to, packed_.get() + i * kernel_.widest * rows_, part(scales_, i), part(sums_, i));
+    }
+
+    // Of tile i.
+    template <class T>
+    T* part(const std::unique_ptr<T[]>& of_groups, int64_t i) const {
+        return of_groups == nullptr ? nullptr : of_groups.get() + i * kernel_.widest * groups();
     }
 
     const Kernel& kernel_;
@@ -92,6 +99,7 @@ class Panel {
     int64_t rows_, capacity_, first_ = 0, tokens_ = 0;
     std::unique_ptr<uint32_t[]> packed_;
     std::unique_ptr<float[]> scales_;  // of integers
+    std::unique_ptr<int32_t[]> sums_;  // of bytes
 };
 
 // What a sweep computes: one weight, or a gate and the weight that it is multiplied with.

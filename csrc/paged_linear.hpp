@@ -56,7 +56,7 @@ inline bool scaled(Dtype dtype) { return dtype == Dtype::int8 || dtype == Dtype:
 // of bfloat16 of each token; for every `kTileInputs` inputs a line of bfloat16 of each token; or for every pair of inputs
 // a pair of int16 of each token, with a scale for the inputs of a column of blocks. Bytes are these as 256 high + low, for
 // every eight inputs four rows of four bytes of each token: the high ones of inputs 0, 2, 1, 3 and of 4, 6, 5, 7, as words
-// of int4 have them, and the low ones.
+// of int4 have them, and the low ones; with the sum of the whole numbers of a column of blocks.
 enum class Packing : int { floats, pairs, lines, integers, bytes };
 constexpr int64_t kTileInputs = 32;
 
@@ -67,6 +67,7 @@ struct Tile {
     int tokens, width;
     bool first;  // of those that a row of blocks is swept for
     const float* x_scales;  // of integers and bytes: [columns of blocks, width]
+    const int32_t* x_sums;  // of bytes: the same
 
     // Of a gated layer, float32 [tokens, block_rows]: where the gate's outputs go, in place of y, and whence they come
     // when the other weight's are multiplied with them.
