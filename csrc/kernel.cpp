@@ -405,9 +405,9 @@ int64_t sweep_integers(const Problem& p, const Tile& tile, int64_t grid_row) {
 #if defined(__ARM_FEATURE_DOTPROD)
 bool is_dotted(const Problem& p) { return p.weight_dtype == Dtype::int4; }
 #elif defined(__AVX512VNNI__)
-// A block's sums take longer to join than to multiply where many tokens share the rest of the work.
-constexpr int64_t kMostDotted = 4;                // tokens
-constexpr int64_t kWidestDotted = 4096;           // inputs of a block, whose sum mustn't leave an int32
+// Joining a block's sums takes longer than pairs do where many tokens share what is read.
+constexpr int64_t kMostDotted = 4;       // tokens
+constexpr int64_t kWidestDotted = 4096;  // inputs of a block, whose sum mustn't leave an int32
 bool is_dotted(const Problem& p) {
     return p.weight_dtype == Dtype::int4 && p.tokens <= kMostDotted && p.block_cols <= kWidestDotted;
 }
@@ -430,9 +430,13 @@ int64_t kSweep(const Problem& p, const Tile& tile, int64_t grid_row) {
     return sweep<Bfloat16Weights>(p, tile, grid_row);
 }
 
+#if defined(__AVX512BF16__)
+constexpr int64_t kMostIntegers = 12;  // tokens up to which whole numbers are faster than numbers from a table
+#endif
+
 bool suits(const Problem& p) {
 #if defined(__AVX512BF16__)
-    if (p.dtype == Dtype::bfloat16 && p.weight_dtype == Dtype::int4) return !is_dotted(p);
+    if (p.dtype == Dtype::bfloat16 && p.weight_dtype == Dtype::int4) return p.tokens > kMostIntegers;
 #endif
     return p.dtype == Dtype::bfloat16 && p.weight_dtype == Dtype::bfloat16;
 }

@@ -98,14 +98,13 @@ inline int32_t sum(const int16_t* integers, int64_t count) {
 
 // Eight inputs into the rows of bytes that `Packing` says.
 inline void split(const int16_t* integers, uint32_t* rows) {
-    constexpr int kOrder[kStepInputs] = {0, 2, 1, 3, 4, 6, 5, 7};
-    int8_t bytes[2][kStepInputs];
-    for (int i = 0; i < kStepInputs; ++i) {
-        const int value = integers[kOrder[i]], high = (value + 128) >> 8;
-        bytes[0][i] = static_cast<int8_t>(high);
-        bytes[1][i] = static_cast<int8_t>(value - high * 256);
-    }
-    std::memcpy(rows, bytes, sizeof bytes);
+    typedef int16_t Numbers __attribute__((vector_size(kStepInputs * sizeof(int16_t))));
+    typedef int8_t Bytes __attribute__((vector_size(sizeof(Numbers))));
+    const auto numbers = load<Numbers>(integers);
+    // A low byte has a sign, too: where that makes it negative, the high one is one more.
+    const Bytes lows = (Bytes)numbers, highs = (Bytes)(numbers + 128);
+    const Bytes split = shuffle<17, 21, 19, 23, 25, 29, 27, 31, 0, 4, 2, 6, 8, 12, 10, 14>(lows, highs);
+    std::memcpy(rows, &split, sizeof split);
 }
 
 template <Packing P, class T>

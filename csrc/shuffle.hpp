@@ -12,7 +12,8 @@ WEIGHTPAGER_INLINE V shuffle(V a, V b) {
 #if defined(__clang__)
     return __builtin_shufflevector(a, b, I...);
 #else
-    return __builtin_shuffle(a, b, typename Lanes<sizeof...(I)>::Int{I...});
+    using Places = decltype(a == b);  // whole numbers as wide as the lanes
+    return __builtin_shuffle(a, b, Places{I...});
 #endif
 }
 
