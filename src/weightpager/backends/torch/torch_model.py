@@ -20,7 +20,11 @@ from weightpager.backends.torch.model.architecture import context_length
 
 
 class TorchModel:
-    """See `weightpager.answers.model.TaskModel`."""
+    """See `weightpager.answers.model.TaskModel`.
+
+    Nothing runs in torch's inference mode: in that, a compile that measures under autocast would cast every weight at
+    every token.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         """``module`` is the task's, in evaluation mode."""
@@ -41,11 +45,11 @@ class TorchModel:
         named = getattr(getattr(self._module, "generation_config", None), "eos_token_id", None)
         return frozenset(number for number in (named if isinstance(named, list) else [named]) if number is not None)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logits(self, inputs: Inputs) -> Floats:
         return _floats(self._module(**self._placed(inputs), **self._once).logits)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def hidden(self, inputs: Inputs) -> Floats:
         base = self._module.base_model
         return _floats(base(**self._placed(inputs), **without_cache(base)).last_hidden_state)
@@ -79,17 +83,17 @@ class TorchTexts:
     def unread(self) -> int:
         return self._texts.unread
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read_piece(self) -> None:
         self._texts.read_piece()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def grow(self, most: int, see: See) -> None:
         watch = StoppingCriteriaList([_Watch(see, self._texts.ids.shape[1])])
         with self._draws.options() as options:
             self._texts.grow(most, pad_token_id=self._pad, stopping_criteria=watch, **options)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def keep(self, texts: Sequence[int]) -> None:
         self._texts.keep(texts)
 
@@ -109,7 +113,7 @@ class TorchPieces:
     def over(self) -> bool:
         return self._read == self._ids.shape[1]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read_piece(self) -> Floats:
         stop = self._read + self._activations.piece(1, self._read, self._ids.shape[1])
         found = self._base(

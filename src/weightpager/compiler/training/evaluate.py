@@ -49,7 +49,7 @@ def evaluate(
         found: Floats = model(**inputs).logits.float().cpu().numpy()
         return found
 
-    with evaluating(module), torch.inference_mode():
+    with evaluating(module), torch.no_grad():
         found = ((batch.inputs, batch.labels.cpu().numpy()) for batch in _counted(batches, progress))
         return evaluate_answers(logits, found, kind)
 
