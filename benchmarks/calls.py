@@ -15,6 +15,7 @@ import torch
 import typer
 from torch.nn.functional import linear
 
+from benchmarks import provenance
 from benchmarks.kernels.run import Row, replace_rows
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
@@ -100,6 +101,7 @@ def row(kernel: str, out_features: int, in_features: int, tokens: int, ours: flo
         speedup=round(theirs / ours, 3),
         gbps=None,
         read_gbps=None,
+        cpu=provenance.cpu(),
     )
 
 

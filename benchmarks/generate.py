@@ -22,6 +22,7 @@ import typer
 from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
+from benchmarks import provenance
 from benchmarks.kernels.run import Row, replace_rows
 from benchmarks.kernels.synthetic import BLOCK, PAGE_BYTES, BlockTables, Variant, filled_arena
 from weightpager import kernels
@@ -80,6 +81,7 @@ def row(kernel: str, tokens: int, variant: Variant, seconds: dict[Variant | None
         speedup=round(statistics.median(a / b for a, b in zip(seconds[None], seconds[variant], strict=True)), 3),
         gbps=None,
         read_gbps=None,
+        cpu=provenance.cpu(),
     )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from pathlib import Path
+
+from weightpager.doctor.processor import cpu_model
 
 
 def command(module: str) -> str:
@@ -16,3 +19,8 @@ def commit() -> str:
     """Of the sources; "-dirty" behind it if they have been changed since."""
     found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
+
+
+def cpu() -> str:
+    """The model of this machine's processor."""
+    return cpu_model(Path("/proc/cpuinfo").read_text(encoding="utf-8")) or "unknown"

@@ -1,6 +1,7 @@
 // The kernel for AMX: tiles of 16 tokens times blocks of 16 outputs and 32 inputs, which is what a tile register holds.
 //
-// Few tokens leave the tiles empty, and other blocks don't fit them: those go to the kernel for pairs of bfloat16.
+// Few tokens leave the tiles empty, the fewer of them the cheaper weights are to read otherwise, and other blocks don't fit
+// them: those go to the kernel for pairs of bfloat16.
 
 #include <immintrin.h>
 
@@ -16,7 +17,7 @@ namespace {
 constexpr int kTokens = 16, kOutputs = 16, kGroups = 6;
 constexpr int kWidest = kTokens * kGroups;
 constexpr int64_t kLineBytes = 64;       // of a tile's row
-constexpr int64_t kLeastTokens = kTokens;
+constexpr int64_t kLeastTokens = 5, kLeastScaled = kTokens;  // of int8 and int4 weights, which must be widened first
 constexpr int64_t kLeastDequantised = kWidest + 1;  // tokens: for more than one tile
 using Out = Outputs<kOutputs, 1>;
 
@@ -138,7 +139,8 @@ int64_t sweep(const Problem& p, const Tile& tile, int64_t grid_row) {
 }
 
 bool suits(const Problem& p) {
-    return p.dtype == Dtype::bfloat16 && p.weight_dtype != Dtype::float32 && p.tokens >= kLeastTokens &&
+    return p.dtype == Dtype::bfloat16 && p.weight_dtype != Dtype::float32 &&
+           p.tokens >= (scaled(p.weight_dtype) ? kLeastScaled : kLeastTokens) &&
            p.block_rows % kOutputs == 0 && p.block_cols % kTileInputs == 0;
 }
 

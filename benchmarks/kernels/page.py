@@ -25,14 +25,16 @@ from benchmarks.kernels.run import Row
 
 _TOP = """# Kernels, measured
 
-Generated from [{json}]({json}) by `python -m benchmarks.kernels.page`, on two cores of an AMD EPYC with AVX-512
-BF16, whose speed varied while it was measured, as that of rented machines does. Ratios are dense time over ours, in
+Generated from [{json}]({json}) by `python -m benchmarks.kernels.page`, on two cores of rented machines, whose speed
+varied while it was measured; each heading names the processor. Ratios are dense time over ours, in
 one run, the kernels taking turns; every call meets another weight, and a GiB of weights lies between two uses of
 one. Each cell is the median over four models' widest layers, with the worst of them in brackets. **Bold** where a
-figure that was asked for is missed.
+figure that was asked for is missed. Dense layers have the same instructions as ours: `amx_bf16` is held against torch with
+AMX, `avx512_bf16` against torch without.
 
 ```
 python -m benchmarks.kernels --json docs/kernels.json
+WEIGHTPAGER_ISA=avx512_bf16 ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python -m benchmarks.kernels --json docs/kernels.json
 WEIGHTPAGER_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python -m benchmarks.kernels --json docs/kernels.json
 python -m benchmarks.calls --json docs/kernels.json
 python -m benchmarks.generate --json docs/kernels.json
@@ -62,7 +64,7 @@ def page(rows: Sequence[Row], json_name: str) -> str:
     for isa in sorted({row.isa for row in rows if row.kernel == "paged_linear"}):
         of_isa = [row for row in rows if row.isa == isa and row.kernel == "paged_linear"]
         against = "`torch.nn.functional.linear`" + (" in float32" if of_isa[0].prepacked_ms is None else " in bfloat16")
-        parts.append(f"## {isa}, against {against}\n")
+        parts.append(f"## {isa} {_on(of_isa)}, against {against}\n")
         for block in sorted({row.block for row in of_isa}):
             for dtype in sorted({row.dtype for row in of_isa}):
                 some = [row for row in of_isa if (row.block, row.dtype) == (block, dtype)]
@@ -82,11 +84,15 @@ def page(rows: Sequence[Row], json_name: str) -> str:
             parts.append(f"Dense, prepacked for its shape, against unpacked:\n\n{_prepacked(of_isa)}\n")
     calls = {row.kernel: row for row in rows if row.kernel in ("module", "alternating")}
     if calls:
-        parts.append(f"## Calls\n\n{_calls(calls)}\n")
+        parts.append(f"## Calls {_on(list(calls.values()))}\n\n{_calls(calls)}\n")
     whole = [row for row in rows if row.kernel in ("prefill", "body", "decode")]
     if whole:
-        parts.append(f"## A whole model, through transformers\n\n{_WHOLE}\n\n{_models(whole)}\n")
+        parts.append(f"## A whole model, through transformers {_on(whole)}\n\n{_WHOLE}\n\n{_models(whole)}\n")
     return "\n".join(parts)
+
+
+def _on(rows: Sequence[Row]) -> str:
+    return f"on {', '.join(sorted({row.cpu for row in rows}))}"
 
 
 def _speedups(rows: Sequence[Row]) -> str:

@@ -22,6 +22,7 @@ import typer
 from torch import Tensor
 from torch.nn.functional import linear
 
+from benchmarks import provenance
 from benchmarks.kernels.synthetic import BlockTables, Variant, filled_arena
 from weightpager import kernels
 from weightpager.blocks import BlockShape
@@ -76,6 +77,7 @@ class Row:
     speedup: float
     gbps: float | None
     read_gbps: float | None
+    cpu: str
 
 
 Call = Callable[[Tensor], Tensor]
@@ -148,6 +150,7 @@ def measured(shape: Shape, tokens: int, blocks: Sequence[BlockShape], arena: Ten
             speedup=round(ratio, 3),
             gbps=round(size / ms / 1e6, 2),
             read_gbps=round(size / statistics.median(seconds[size]) / 1e9, 2),
+            cpu=provenance.cpu(),
         )
 
 

@@ -26,6 +26,7 @@ KNOWN = Row(
     speedup=2.0,
     gbps=9.0,
     read_gbps=10.0,
+    cpu="A processor",
 )
 
 
@@ -42,6 +43,7 @@ def test_what_misses_its_goal_is_bold() -> None:
         row(tokens=8, dtype="int8"),
     ]
     text = page.page(rows, "kernels.json")
+    assert "## avx512 on A processor, against" in text
     assert "| sparsity | 1 tokens | 8 tokens |" in text
     assert f"| 50% | {reached:.2f} ({reached:.2f}) | **{missed - 0.01:.2f} ({missed - 0.01:.2f})** |" in text
     assert "90% of 10 GB/s" in text
