@@ -39,6 +39,7 @@ from weightpager.compiler.selection.prepared import Trained
 from weightpager.compiler.training.masks import Masks
 from weightpager.compiler.training.sparse_products import SparseProducts
 from weightpager.errors import WeightpagerError
+from weightpager.kernels.torch.kept_blocks import products as available
 
 WARM = 2
 """Batches of each task before any clock counts."""
@@ -127,9 +128,9 @@ def _pairs(lesson: Lesson, rounds: int) -> Iterator[_Pair]:
     rounding = Rounding.of(lesson.sparse, shared, 1)
     assert rounding is not None
     rounding.at(0)
-    products = SparseProducts.of(lesson.sparse, lesson.masks, rounding)
-    if products is None:
-        raise WeightpagerError("expected a processor that skips dropped blocks faster, found one that doesn't")
+    if not available():
+        raise WeightpagerError("expected a processor that multiplies pairs of bfloat16, found one that doesn't")
+    products = SparseProducts(lesson.sparse, lesson.masks, rounding)  # whether they are faster is the question
     ways: list[Way] = [
         lambda task, batch: lesson.error(task, batch, rounding),
         lambda task, batch: lesson.error_of(task, products.logits(task, batch), batch),

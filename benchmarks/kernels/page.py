@@ -29,8 +29,8 @@ Generated from [{json}]({json}) by `python -m benchmarks.kernels.page`, on two c
 varied while it was measured; each heading names the processor. Ratios are dense time over ours, in
 one run, the kernels taking turns; every call meets another weight, and a GiB of weights lies between two uses of
 one. Each cell is the median over four models' widest layers, with the worst of them in brackets. **Bold** where a
-figure that was asked for is missed. Dense layers have the same instructions as ours: `amx_bf16` is held against torch with
-AMX, `avx512_bf16` against torch without.
+figure that was asked for is missed. Dense layers have the same instructions as ours: `amx_bf16` meets torch with
+AMX, `avx512_bf16` torch without.
 
 ```
 python -m benchmarks.kernels --json docs/kernels.json
