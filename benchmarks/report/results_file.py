@@ -112,10 +112,47 @@ class CompileRow(Document):
         return align_pack_share(self.seconds)
 
 
+class LargeCompileRow(Document):
+    """A compile of a large model of random weights, in a control group of little memory.
+
+    Attributes:
+        shape, dtype, recover, compare, reorder, tasks: of the model and the task file.
+        texts, tokens: of each task, and of each text.
+        memory: bytes that the group had; None where that couldn't be enforced.
+        peak_memory: of the group, page cache included; None if not measured.
+        seconds: by stage.
+        stage_memory: most resident bytes of the process, by stage; empty if not measured.
+        stage_bound: bytes that were stated before the first stage, by stage.
+        command, commit: that print the row.
+    """
+
+    shape: str
+    dtype: str
+    recover: str
+    compare: str
+    reorder: bool
+    texts: int
+    tokens: int
+    tasks: int
+    memory: int | None
+    peak_memory: int | None
+    seconds: dict[str, float]
+    stage_memory: dict[str, int]
+    stage_bound: dict[str, int]
+    command: str
+    commit: str
+
+    @property
+    def key(self) -> tuple[str, str, str, str, bool]:
+        """What there is one row of."""
+        return self.shape, self.dtype, self.recover, self.compare, self.reorder
+
+
 class Results(Document):
     """All of it; contests by what they are about."""
 
     contests: dict[str, Contest] = Field(default_factory=dict)
+    large_compiles: list[LargeCompileRow] = Field(default_factory=list)
     granularity: list[GranularityRow] = Field(default_factory=list)
     scaling: list[ScalingRow] = Field(default_factory=list)
     compiling: CompileRow | None = None

@@ -15,7 +15,7 @@ from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler import data as task_data
 from weightpager.compiler.base_bundle import BaseBundle
 from weightpager.compiler.data.splits import TaskData
-from weightpager.compiler.estimates.memory import check_memory
+from weightpager.compiler.estimates.memory import Bound, check_memory, place
 from weightpager.compiler.estimates.storage import check_storage
 from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.fit import roughly_fitted
@@ -24,6 +24,7 @@ from weightpager.compiler.measuring.torch_score import torch_score
 from weightpager.compiler.model import dense_model as dense_source
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.directory import check_known
+from weightpager.compiler.model.scratch import Scratch
 from weightpager.compiler.recovery.low_rank import check_rank
 from weightpager.compiler.recovery.own_parameters import separate, train_own
 from weightpager.compiler.recovery.recover import check_method
@@ -39,10 +40,16 @@ from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, T
 from weightpager.compiler.selection.saliency import Calibration, block_saliency, calibrate
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.training.steps import with_steps
+from weightpager.config import format_size
+from weightpager.machine.memory import read_memory
+from weightpager.machine.process_memory import resident_memory
 from weightpager.progress import Progress, Steps
 from weightpager.task_data.texts import Example
 
 _log = logging.getLogger(__name__)
+
+LATER = 256 << 20
+"""Bytes of packages that are imported, and of threads that are started, after a model is loaded."""
 
 _PROBE = 4
 """Texts or windows per task that the reordered model has to answer as before."""
@@ -70,7 +77,8 @@ def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache
     shared = Shared.of(task_file, "" if base is None else base.identity(), cache or Cache.none())
     kept = shared.journal(run.journal)
     with run.stage("load"):
-        source = dense_source.load(task_file)
+        before = resident_memory() or 0
+        source = dense_source.load(task_file, partial(_place, run=run, adds=base is not None))
         source = source if base is None else base.adopt(source)
         check_method(source)
         check_experts(source)
@@ -78,7 +86,8 @@ def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache
         data = _load_data(source)
         source = replace(source, task_file=with_steps(source.task_file, data))
         source = roughly_fitted(source, data, run)
-        check_memory(source, adds=base is not None, moves=base is None and _moves(source))
+        bound = check_memory(source, adds=base is not None, moves=base is None and _moves(source))
+        _tell(bound, before, run)
         check_storage(source, run.journal.folder, shared.cache, base)
         run.expect(work_plan(source, data, adds=base is not None))
         if base is None and (taken := cost(source.task_file, compared(source.task_file, data))):
@@ -92,7 +101,20 @@ def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache
         shared.training_ended(kept, "train" if base is None else "own-dense")
     with run.stage("measure dense"):
         dense = shared.scores(source, partial(_dense_scores, source, data, run.progress))
-    return Trained(source, data, dense, shared, moves=base is None)
+    return Trained(source, data, dense, shared, moves=base is None, sums=bound.sums)
+
+
+def _place(source: Source, run: Run, adds: bool) -> Scratch:
+    folder = None if adds else run.journal.folder
+    return place(source, folder, read_memory().usable_bytes, moves=not adds and _moves(source))
+
+
+def _tell(bound: Bound, before: int, run: Run) -> None:
+    """State what the process will hold, of which ``before`` bytes were there before the model."""
+    run.memory_bound.update({stage: before + LATER + size for stage, size in bound.stages.items()})
+    stage, size = bound.most
+    where = f"; up to {format_size(bound.on_disk)} lie beside the bundle while it is made" if bound.on_disk else ""
+    _log.info("memory: at most about %s (%s)%s", format_size(before + LATER + size), stage, where)
 
 
 def calibrated(found: Trained, run: Run) -> Prepared:
@@ -120,7 +142,7 @@ def calibrated(found: Trained, run: Run) -> Prepared:
         permutations, saliency = NOTHING_MOVED, {}
         with run.stage("calibrate"):
             for name, calibration in _calibrations(found, run.progress):
-                saliency[name] = block_saliency(source, calibration)
+                saliency[name] = block_saliency(source, calibration.items())
     run.journal.write("calibrate", 0, _tensors(saliency, permutations))
     prepared = Prepared(source, found.data, found.dense, saliency, permutations)
     with run.stage("floors"):
@@ -190,7 +212,8 @@ def _calibrations(found: Trained, progress: Progress) -> Iterator[tuple[str, Cal
     """One task's at a time: each takes as much memory as the paged weights."""
     source, spec = found.source, found.source.task_file.calibration
     for number, (name, of_task) in enumerate(found.data.items(), 1):
-        measure = partial(calibrate, source, name, of_task.calibration(spec.items, spec.batch))
+        batches = of_task.calibration(spec.items, spec.batch)
+        measure = partial(calibrate, source, name, batches, room=found.sums)
         yield name, found.shared.calibration(source, name, measure)
         progress("calibrate", number, len(found.data))
     found.shared.calibrated()

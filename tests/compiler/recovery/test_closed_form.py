@@ -21,8 +21,9 @@ from weightpager.compiler import data as task_data
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model import dense_model as sources
 from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.scratch import IN_MEMORY, Scratch
 from weightpager.compiler.recovery import closed_form
-from weightpager.compiler.recovery.closed_form import _TOLERANCE, RIDGE, refit, solve
+from weightpager.compiler.recovery.closed_form import _TOLERANCE, RIDGE, overlaid, refit, solve
 from weightpager.compiler.recovery.layer_stream import LayerStream
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.task_file.file import from_dict
@@ -158,6 +159,26 @@ def test_refit_leaves_a_dense_model_as_it_is(trial: tuple[Source, dict[str, list
         for task in batches:
             ours, theirs = sparse.linear(task, info.name).weight, dense.linear(task, info.name).weight
             assert torch.allclose(ours, theirs, atol=1e-3)
+
+
+def test_a_refit_laid_over_a_model_leaves_it_and_finds_the_same(
+    trial: tuple[Source, dict[str, list[Batch]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.model.scratch._LEAST", 1)
+    dense, batches = trial
+    masks, whole = masks_of(dense, 0.6, seed=0), copied(dense)
+    before = copied(dense)
+    refit(dense, whole, masks, batches, Journal.none(), lambda _done, _total: None)
+    for scratch in (IN_MEMORY, Scratch(tmp_path)):
+        under = replace(dense, scratch=scratch)
+        sparse = overlaid(under)
+        refit(under, sparse, masks, batches, Journal.none(), lambda _done, _total: None)
+        for task in batches:
+            for name, tensor in sparse.parameters(task).items():
+                wanted, ours = whole.parameters(task)[name], under.parameters(task)[name]
+                assert torch.equal(tensor, wanted)
+                assert torch.equal(ours, before.parameters(task)[name])
+                assert (tensor is ours) == (name not in {f"{info.name}.weight" for info in dense.paged})
 
 
 def killing(layers_done: int) -> Callable[[int, int], None]:

@@ -300,7 +300,7 @@ def test_reordered_saliency_is_what_calibration_measures_on_the_reordered_model(
     spec = found.source.task_file.calibration
     for task, data in found.data.items():
         calibration = calibrate(found.source, task, data.calibration(spec.items, spec.batch))
-        for name, values in block_saliency(found.source, calibration).items():
+        for name, values in block_saliency(found.source, calibration.items()).items():
             np.testing.assert_allclose(found.saliency[task][name], values, rtol=0.2, atol=values.mean() * 0.05)
 
 

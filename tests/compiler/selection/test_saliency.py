@@ -67,7 +67,7 @@ def test_gradients_are_those_of_backward(encoder: Source) -> None:
 
 def test_gradient_saliency_sums_roots_over_blocks(encoder: Source) -> None:
     found = calibrate(encoder, "text", batches(encoder, "text"))
-    blocks = block_saliency(encoder, found)
+    blocks = block_saliency(encoder, found.items())
     info = encoder.paged[4]
     value = found[info.name].double().numpy()  # [96, 64]
     wanted = value.reshape(6, 16, 2, 32).sum((1, 3)).reshape(-1)
@@ -80,7 +80,7 @@ def test_gradient_saliency_sums_roots_over_blocks(encoder: Source) -> None:
 def test_a_decoder(tmp_path: Path, kind: str) -> None:
     tiny.llama(tmp_path / "model")
     found = load(tmp_path, kind)
-    blocks = block_saliency(found, calibrate(found, kind, batches(found, kind)))
+    blocks = block_saliency(found, calibrate(found, kind, batches(found, kind)).items())
     for saliencies in blocks.values():
         assert saliencies.min() >= 0
         assert saliencies.max() > 0
@@ -131,3 +131,22 @@ def test_normalised(saliency: np.ndarray[Any, np.dtype[np.float64]]) -> None:
     assert found.mean() == pytest.approx(1)
     assert (found >= 0).all()
     assert (np.diff(found[np.argsort(saliency)]) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["text", "lm"])
+def test_sums_in_several_passes_are_the_same(tmp_path: Path, kind: str) -> None:
+    tiny.llama(tmp_path / "model")
+    found = load(tmp_path, kind)
+    some = batches(found, kind)
+    whole = calibrate(found, kind, some)
+    largest = max(4 * info.elements for info in found.paged)
+    for room, passes in ((1, len(found.paged)), (largest, None), (found.paged_bytes, 1)):
+        seen: list[tuple[int, int]] = []
+        parts = calibrate(found, kind, some, lambda done, total, seen=seen: seen.append((done, total)), room)
+        assert list(parts) == list(whole)
+        assert all(torch.equal(parts[name], whole[name]) for name in whole)
+        total = seen[-1][1]
+        assert seen == [(done, total) for done in range(1, total + 1)]
+        if passes is not None:
+            assert total == passes * len(some)
+    assert all(parameter.grad is None for parameter in found.models[kind].parameters())

@@ -162,6 +162,8 @@ class CompileReport(Document):
         tied: tensors that the model uses under several names: canonical name → the other ones.
         growth: of the last compile onto an existing bundle; None if there was none.
         peak_memory: most bytes that the process held, per stage; empty where the system didn't count.
+        memory_bound: bytes that each stage was said to take at most, before the first one, training apart; of a model
+            that lay on disk without what comes and goes as memory allows. Empty in reports of earlier versions.
         evenness: share of an even budget that each paged weight keeps at least, where floors were raised above the
             usual ones.
         compare: what it was compared with; None after tasks were added, and in earlier versions.
@@ -188,6 +190,7 @@ class CompileReport(Document):
     tied: dict[str, list[str]] = Field(default_factory=dict)
     growth: Growth | None = None
     peak_memory: dict[str, Bytes] = Field(default_factory=dict)
+    memory_bound: dict[str, Bytes] = Field(default_factory=dict)
     evenness: float = 0.0
     compare: Compared | None = None
     recover: str | None = None

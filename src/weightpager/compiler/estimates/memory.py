@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from weightpager.bundle.format.manifest import FORMS
+from weightpager.compiler.estimates.activations import activation_bytes
+from weightpager.compiler.estimates.stages import Stages
 from weightpager.compiler.model.dense_model import Source
-from weightpager.compiler.reorder.dimensions import dimensions
+from weightpager.compiler.model.scratch import IN_MEMORY, Scratch
 from weightpager.compiler.task_file.file import TaskFile
-from weightpager.compiler.training.attention import SHORT
-from weightpager.compiler.training.device import multiplies_in_bfloat16, training_device
+from weightpager.compiler.training.device import training_device
 from weightpager.errors import CompileError
 from weightpager.machine.memory import read_memory
-from weightpager.task_data.batches import at_once
-
-_HIDDEN_BYTES = {False: 54, True: 43}
-"""What a backward pass takes, per token, layer and hidden unit: in float32, and where matrices multiply in bfloat16.
-These and the next ones were measured on Llama's layers (decision 10); BERT's take two thirds of it. Attention of short
-texts keeps 11 more, as it is in float32: so they take as much as all of a layer in float32."""
-
-_NEURON_BYTES = {False: 16, True: 8}
-"""The same, per token, layer and neuron of the feed-forward part."""
-
-_NEURONS = 4
-"""Neurons of the feed-forward part for each hidden unit, where the configuration doesn't tell."""
-
-_SCORE_BYTES = 5
-"""The same, per pair of tokens, layer and attention head, where attention is computed step by step."""
-
-_LOGIT_BYTES = 12
-"""Logits in float32, their softmax and their gradient, per class or word."""
-
-_ELEMENT_BYTES = 12
-"""Copies of one weight's elements, in float32, while saliency is made of them."""
-
-_ASSIGNED_BYTES = 12
-"""Per unit and place of a dimension whose units are assigned: three matrices in float32."""
 
 _GRADIENT_AND_MOMENTS = 3
 """Copies of what is trained: its gradient, and Adam's two moments."""
+
+_PASSES = 8
+"""Most passes over the data of a calibration whose sums don't fit into memory together."""
+
+_SMALLER = "take a smaller model"
+_ADVICE = {
+    "measure dense": "take a smaller calibration.max_length",
+    "reorder": "set reorder: false",
+    "controls": "set compare: none",
+    "recover": "set recover: none",
+}
 
 
 def training_bytes(source: Source, batch: int, copies: int) -> int:
@@ -89,53 +78,70 @@ def _most_activations(source: Source, batch: int) -> int:
     return max(activation_bytes(source, task, batch) for task in source.models)
 
 
-def activation_bytes(source: Source, task: str, batch: int) -> int:
-    """What the backward pass of one batch of a task's longest texts, or of its images, needs."""
-    config, spec = source.models[task].config, source.task_file.tasks[task]
-    length = _patches(source, config) if spec.takes_images else source.task_file.max_length_of(task)
-    hidden, layers, heads = (_most(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
-    labels, per_token = len(source.classes(task)), FORMS[spec.kind].labels in ("each word", "none")
-    logits = (labels or int(getattr(config, "vocab_size", 0))) * _LOGIT_BYTES * (length if per_token else 1)
-    neurons, low = _most(config, "intermediate_size") or _NEURONS * hidden, multiplies_in_bfloat16(training_device())
-    scores = _SCORE_BYTES * heads * length if config._attn_implementation == "eager" else 0
-    short = length <= SHORT and not spec.takes_images
-    kept = _HIDDEN_BYTES[low and not short] * hidden + _NEURON_BYTES[low] * neurons + scores  # per token and layer
-    return batch * (length * layers * kept + logits)
+@dataclass(frozen=True)
+class Bound:
+    """What a compile will take, training apart.
+
+    Attributes:
+        stages: bytes of each stage, the model's included where it is in memory.
+        on_disk: bytes of what lies in the scratch and comes and goes as memory allows; 0 if all is in memory.
+        sums: bytes that sums of calibration may take while they grow.
+    """
+
+    stages: Mapping[str, int]
+    on_disk: int
+    sums: int
+
+    @property
+    def most(self) -> tuple[str, int]:
+        """The stage that takes most, and what it takes."""
+        return max(self.stages.items(), key=lambda item: item[1])
 
 
-def _most(config: PretrainedConfig, key: str) -> int:
-    """A number of the configuration; the largest where stages differ, 0 where it doesn't tell."""
-    found = getattr(config, key, None) or 0  # GPT-Neo has None
-    return max(found, default=0) if isinstance(found, (list, tuple)) else int(found)
-
-
-def _patches(source: Source, config: PretrainedConfig) -> int:
-    """Of an image, and one more for its class; 1 where the configuration doesn't tell, as nothing better is known."""
-    shape, patch = source.images.shape if source.images else None, getattr(config, "patch_size", None)
-    if shape is None or not isinstance(patch, int) or patch <= 0:
-        return 1
-    _, height, width = shape
-    return (height // patch) * (width // patch) + 1
-
-
-def saliency_bytes(source: Source, *, moves: bool) -> int:
-    """What saliency takes at its most, beside the model and a batch's activations.
-
-    Reordering needs the sums of all tasks at once; else one task's are held at a time. As much as one task's is taken
-    again while these are measured, and while they are moved.
+def bound(source: Source, available: int | None, *, moves: bool, on_disk: bool, adds: bool = False) -> Bound:
+    """What a compile will take.
 
     Args:
         source: the dense model.
-        moves: whether it will be reordered.
+        available: bytes that it may take, the model's included where that is in memory; None if unknown.
+        moves: whether the model will be reordered.
+        on_disk: whether the model lies in the scratch.
+        adds: whether tasks are added to a bundle.
     """
-    sums = source.paged_bytes  # of one task
-    work = max(_ELEMENT_BYTES * info.grid.out_features * info.grid.in_features for info in source.paged)
-    assigned = max((_ASSIGNED_BYTES * d.groups * d.units**2 for d in dimensions(source.models)), default=0)
-    held = len(source.models) if moves else 1
-    return held * sums + max(sums + work, assigned if moves else 0)
+    sums = source.paged_bytes
+    stages = Stages(source, moves, adds, on_disk, sums)
+    if on_disk and available is not None:
+        sums = _room(sums, available - stages.gradients)
+        stages = replace(stages, sums=sums)
+    held = source.parameter_bytes + (len(source.models) + source.task_file.recover.refits) * source.paged_bytes
+    return Bound(stages.bytes, held if on_disk else 0, sums)
 
 
-def check_memory(source: Source, *, adds: bool, moves: bool) -> None:
+def _room(sums: int, left: int) -> int:
+    """Bytes for sums that grow in one pass, of ``left`` for them and the model on disk.
+
+    The model has the other half: what must be read again for every batch takes longer than another pass.
+    """
+    return min(sums, max(sums // _PASSES, left // 2))
+
+
+def place(source: Source, folder: Path | None, available: int | None, *, moves: bool) -> Scratch:
+    """Where a compile holds its model: in memory, unless it doesn't fit there and nothing is trained.
+
+    Args:
+        source: the dense model, whose values aren't in memory yet.
+        folder: for files; None if there may be none.
+        available: bytes that it may take; None if unknown.
+        moves: whether the model will be reordered.
+    """
+    file = source.task_file
+    if folder is None or available is None or file.trained_tasks or file.recover.method == "finetune":
+        return IN_MEMORY
+    fits = bound(source, available, moves=moves, on_disk=False).most[1] <= available
+    return IN_MEMORY if fits else Scratch(folder)
+
+
+def check_memory(source: Source, *, adds: bool, moves: bool) -> Bound:
     """Refuse a compile that can't fit into the memory that is free; a GPU's isn't known.
 
     Args:
@@ -143,13 +149,16 @@ def check_memory(source: Source, *, adds: bool, moves: bool) -> None:
         adds: whether tasks are added to a bundle, whose values stay.
         moves: whether the model will be reordered.
 
+    Returns:
+        What it will take.
+
     Raises:
         CompileError: a stage needs more.
     """
     available = read_memory().usable_bytes
     if training_device().type == "cpu":
         check_training(source, available, adds=adds)
-    check_saliency(source, available, moves=moves)
+    return check_stages(source, available, moves=moves, adds=adds)
 
 
 def check_training(source: Source, available: int | None, *, adds: bool = False) -> None:
@@ -172,28 +181,27 @@ def check_training(source: Source, available: int | None, *, adds: bool = False)
         _check_batch(file, "recover", file.recover.batch, needed, available)
 
 
-def check_saliency(source: Source, available: int | None, *, moves: bool) -> None:
-    """Refuse a compile whose saliency can't fit.
+def check_stages(source: Source, available: int | None, *, moves: bool, adds: bool = False) -> Bound:
+    """Refuse a compile of which some stage can't fit, training apart.
 
     Args:
         source: the dense model.
-        available: bytes; None checks nothing.
+        available: bytes that it may take beside the model where that is in memory; None checks nothing.
         moves: whether the model will be reordered.
+        adds: whether tasks are added to a bundle.
 
     Raises:
-        CompileError: it needs more.
+        CompileError: a stage needs more.
     """
-    file = source.task_file
-    needed = saliency_bytes(source, moves=moves)
-    found = f"{file.saliency} of {len(file.tasks)} tasks at once" if moves else f"{file.saliency} of one task at a time"
-    advice = "set reorder: false" if moves else "take a smaller model"
-    _check("saliency", f"{found}, which takes", needed, available, advice)
-    needed += max(activation_bytes(source, name, _calibrated_at_once(file, name)) for name in file.tasks)
-    _check_batch(file, "calibration", file.calibration.batch, needed, available)
-
-
-def _calibrated_at_once(file: TaskFile, name: str) -> int:
-    return at_once(file.calibration.batch, file.max_length_of(name), file.tasks[name].kind)
+    on_disk = source.scratch.folder is not None
+    if available is not None and not on_disk:
+        available += source.parameter_bytes
+    found = bound(source, available, moves=moves, on_disk=on_disk, adds=adds)
+    for stage, needed in found.stages.items():
+        if stage == "calibrate":
+            _check_batch(source.task_file, "calibration", source.task_file.calibration.batch, needed, available)
+        _check("memory", f"the stage {stage!r}, which takes", needed, available, _ADVICE.get(stage, _SMALLER))
+    return found
 
 
 def _check_batch(file: TaskFile, section: str, batch: int, needed: int, available: int | None) -> None:

@@ -181,7 +181,10 @@ def _scores(
     def with_values(task: str) -> Model:
         model = source.models[task]
         with torch.no_grad():
-            weights = {module_name(info, model.base_model_prefix): values(task, info) for info in source.paged}
+            weights = {
+                module_name(info, model.base_model_prefix): source.scratch.hold(values(task, info))
+                for info in source.paged
+            }
             weights |= {} if masks is None else masks.routes(source, task)
             if tables is not None:
                 weights |= _rounded_tables(model, tables)
@@ -231,4 +234,4 @@ def _distinct(weights: TaskWeights, info: PagedWeightInfo) -> float:
     """Elements of a paged weight, counted once for each version of them."""
     versions = np.sort(weights.versions(info), axis=1)
     copies = 1 + (np.diff(versions, axis=1) != 0).sum(1).mean()
-    return float(copies) * info.grid.out_features * info.grid.in_features
+    return float(copies) * info.elements

@@ -33,8 +33,8 @@ class Quantisation:
         padded = torch.nn.functional.pad(weight, (0, -columns % group)).view(rows, -1, group)
         top = 2 ** (self.bits - 1) - 1
         scale = padded.abs().amax(-1, keepdim=True).half().to(weight.dtype) / top  # [O, groups, 1]
-        steps = (padded / scale.clamp(min=1e-12)).round().clamp(-top, top)
-        found: Tensor = (steps * scale).view(rows, -1)[:, :columns]
+        steps = (padded / scale.clamp(min=1e-12)).round_().clamp_(-top, top)
+        found: Tensor = steps.mul_(scale).view(rows, -1)[:, :columns]
         return found.contiguous()
 
 

@@ -54,6 +54,7 @@ def common_fields(written: Written, prepared: Prepared, run: Run) -> dict[str, A
         "over_read": over_read(bundle),
         "seconds": run.seconds,
         "peak_memory": run.peak_memory,
+        "memory_bound": run.memory_bound,
         "threads": torch.get_num_threads(),
         "tied": {name: list(others) for name, others in prepared.source.tied.items()},
         "evenness": prepared.evenness,

@@ -28,8 +28,8 @@ class Checkpoint:
     """A module of transformers' with weights that are all there and finite.
 
     Attributes:
-        model: in float32 and evaluation mode; linear layers hold their weights as [out, in], also those that are saved
-            otherwise.
+        model: in the dtype that the directory has, and in evaluation mode; linear layers hold their weights as
+            [out, in], also those that are saved otherwise. Values may be mapped from the directory's files.
         parameters: of the model, by canonical name.
         where: what errors about it begin with.
     """
@@ -89,7 +89,7 @@ class Checkpoint:
         return self
 
     def take_head(self, other: Checkpoint) -> None:
-        """Copy another checkpoint's head over this one's.
+        """Copy another checkpoint's head over this one's, in the dtype that it has.
 
         Raises:
             CompileError: the two don't have parameters of the same names and shapes.
@@ -100,7 +100,7 @@ class Checkpoint:
                 shape = "nothing" if found is None else list(found.shape)
                 raise CompileError(f"{other.where}: expected {key!r} of shape {list(tensor.shape)}, found {shape}")
             if not key.startswith(BASE):
-                tensor.data.copy_(found.data)
+                tensor.data = found.data.clone()
 
     def share(self, shared: dict[str, Tensor], *, with_head: bool) -> PreTrainedModel:
         """The module over the tensors that tasks share, in place of its own; those that aren't shared yet are its own.
@@ -125,7 +125,9 @@ class Checkpoint:
     def has_base_of(self, other: Checkpoint) -> bool:
         """Whether everything but the heads is equal."""
         own = self.parameters.items()
-        return all(torch.equal(other.parameters[key], tensor) for key, tensor in own if key.startswith(BASE))
+        return all(
+            torch.equal(other.parameters[key].float(), tensor.float()) for key, tensor in own if key.startswith(BASE)
+        )
 
 
 def class_names(config: PretrainedConfig) -> tuple[str, ...]:
@@ -175,7 +177,7 @@ def _from_pretrained(
             ignore_mismatched_sizes=True, trust_remote_code=False, local_files_only=True,
         )  # fmt: skip
     set_upright(model)
-    return model.float().eval(), info
+    return model.eval(), info
 
 
 def _check_complete(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,8 @@ from weightpager.compiler.model.paged_weights import (
     tied_tensors,
 )
 from weightpager.compiler.model.parameter_format import ParameterFormat
-from weightpager.compiler.model.task_module import check_config, load_module
+from weightpager.compiler.model.scratch import IN_MEMORY, Scratch, widen
+from weightpager.compiler.model.task_module import check_causal, check_config, load_module
 from weightpager.compiler.task_file.file import TaskFile
 
 __all__ = ["PagedWeightInfo", "Source", "load", "parameters", "repeated_layers"]
@@ -53,6 +54,7 @@ class Source:
         images: what reads images; None where tasks read texts.
         own_tokenizer: as the directory has it, for the bundle; None where tasks read images.
         generation: how its decoders go on unless told otherwise: what a bundle keeps of it.
+        scratch: where stages hold what is as large as the model.
     """
 
     task_file: TaskFile
@@ -67,6 +69,7 @@ class Source:
     images: TransformersImageReader | None = None
     own_tokenizer: Any = None
     generation: Mapping[str, Any] = field(default_factory=dict)
+    scratch: Scratch = IN_MEMORY
 
     @property
     def reads(self) -> Any:
@@ -96,7 +99,7 @@ class Source:
     @property
     def paged_bytes(self) -> int:
         """Of one task's paged weights in float32; as much as its calibration holds."""
-        return sum(4 * info.grid.out_features * info.grid.in_features for info in self.paged)
+        return sum(4 * info.elements for info in self.paged)
 
     def brings_head(self, task: str) -> bool:
         """Whether the model's directory has a head of the task's kind for its very classes."""
@@ -104,10 +107,18 @@ class Source:
         return of_kind and set(self.classes(task)) == set(class_names(self.config))
 
 
-def load(task_file: TaskFile) -> Source:
+def _in_memory(_source: Source) -> Scratch:
+    return IN_MEMORY
+
+
+def load(task_file: TaskFile, place: Callable[[Source], Scratch] = _in_memory) -> Source:
     """Load the model directory of a task file once per task, over shared parameters.
 
     New heads are drawn by the training seed. No code that a model directory brings is ever run.
+
+    Args:
+        task_file: with the model's directory.
+        place: where the model is held; asked before its values are read into memory.
 
     Raises:
         CompileError: the directory, a head, a checkpoint or a training file can't be used, a weight isn't finite, none
@@ -131,14 +142,20 @@ def load(task_file: TaskFile) -> Source:
             found, own = load_module(name, task_file, directory, images or tokenizer)
             models[name] = found.share(shared, with_head=not task.labelled and own is None)
             if own is not None:
-                checkpoints[name] = own.parameters
+                checkpoints[name] = {key: tensor.float() for key, tensor in own.parameters.items()}
     paged, resident = sort_weights(models, task_file.block, path)
     if (small := share_of(models, paged, resident)).is_small:
         _log.warning("%s: paged is %s", path, small.words)
     tied = {name: others for model in models.values() for name, others in tied_tensors(model).items()}
     config = directory.config
+    source = Source(
+        task_file, path, config, tokenizer, models, paged, resident, tied,
+        images=images, own_tokenizer=own_tokenizer, generation=generation,
+    )  # fmt: skip
+    source = replace(source, scratch=place(source))
+    widen(models.values(), source.scratch)
+    for name, task in task_file.tasks.items():
+        if not task.labelled:
+            check_causal(models[name], f"tasks.{name}", directory)
     form = ParameterFormat.of(config, models, task_file.dtype, task_file.block)
-    versions = lay_over(models, checkpoints, paged, task_file.tolerance, form)
-    return Source(
-        task_file, path, config, tokenizer, models, paged, resident, tied, versions, images, own_tokenizer, generation
-    )
+    return replace(source, versions=lay_over(models, checkpoints, paged, task_file.tolerance, form))

@@ -25,6 +25,11 @@ class PagedWeightInfo:
     layer: int
     grid: BlockGrid
 
+    @property
+    def elements(self) -> int:
+        """Of the weight."""
+        return self.grid.out_features * self.grid.in_features
+
 
 def sort_weights(
     models: dict[str, PreTrainedModel], block: BlockShape, path: Path
@@ -66,8 +71,7 @@ def share_of(
         {name: tensor.numel() for name, tensor in parameters(model).items() if name not in weights}
         for model in models.values()
     ]
-    sizes = (info.grid.out_features * info.grid.in_features for info in paged)
-    return PagedShare.of(sizes, max(others, key=lambda own: sum(own.values())), reasons)
+    return PagedShare.of((info.elements for info in paged), max(others, key=lambda own: sum(own.values())), reasons)
 
 
 def _pageable(model: PreTrainedModel, block: BlockShape) -> Iterator[PagedWeightInfo]:

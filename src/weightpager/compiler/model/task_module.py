@@ -78,8 +78,6 @@ def load_module(
             _log.warning(text, name)
     if not task.takes_images:
         _check_positions(found.model, task_file.max_length_of(name), f"tasks.{name}")
-    if not task.labelled:
-        _check_causal(found.model, f"tasks.{name}", directory)
     return found, own
 
 
@@ -109,8 +107,12 @@ def _check_positions(model: PreTrainedModel, length: int, where: str) -> None:
         raise CompileError(f"{where}.max_length: expected at most the model's {most} tokens, found {length}")
 
 
-def _check_causal(model: PreTrainedModel, where: str, directory: ModelDirectory) -> None:
-    """An encoder with a language-model head sees the token that it should predict; its perplexity means nothing."""
+def check_causal(model: PreTrainedModel, where: str, directory: ModelDirectory) -> None:
+    """Refuse an encoder with a language-model head: it sees what it should predict, and its perplexity means nothing.
+
+    Raises:
+        CompileError: it is one.
+    """
     ids = torch.zeros(1, 4, dtype=torch.long)
     changed = ids.clone()
     changed[0, -1] = 1

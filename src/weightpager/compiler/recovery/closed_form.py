@@ -7,17 +7,19 @@ earlier layers have been refitted), and keep masks m_t, the new values minimise 
 
 that is, they solve  Σ_t D_t A_t D_t w + r w = Σ_t D_t C_t w₀ + r w₀  with D_t = diag(m_t), A_t = X̃_tᵀX̃_t / N_t and
 C_t = X̃_tᵀX_t / N_t. Every row has a system of its own; conjugate gradients solve all of them at once. Layers are
-refitted in the order of execution; of the data only the hidden states at one layer boundary are kept. Where pages have
-few bits a weight, the new values are rounded with error feedback before the next layer is refitted.
+refitted in the order of execution; of the data only the hidden states at one layer boundary are kept, and they and the
+new values lie in the source's scratch. Where pages have few bits a weight, the new values are rounded with error
+feedback before the next layer is refitted.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
@@ -54,6 +56,16 @@ def tokens_wanted(dense: Source) -> int:
     return _TOKENS * max(info.grid.in_features for info in dense.paged)
 
 
+def overlaid(dense: Source) -> Source:
+    """A copy in which `refit` may put other paged weights; whatever it leaves is in memory once."""
+    shared = {id(tensor): tensor for task in dense.models for tensor in dense.parameters(task).values()}
+    for task in dense.models:
+        for info in dense.paged:
+            weight = dense.linear(task, info.name).weight
+            shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
+    return replace(dense, models=copy.deepcopy(dense.models, shared))
+
+
 def refit(
     dense: Source,
     sparse: Source,
@@ -64,11 +76,11 @@ def refit(
     *,
     encoding: Encoding | None = None,
 ) -> None:
-    """Refit the paged weights of ``sparse`` in place, from where the journal stands; all its modules share them.
+    """Replace the paged weights of ``sparse``, from where the journal stands; all its modules share them.
 
     Args:
         dense: what the sparse model should do.
-        sparse: a copy of it.
+        sparse: a copy of it, as `overlaid` makes it or of its own.
         masks: of every task.
         batches: calibration data, by task; `tokens_wanted` says how much is worth its time.
         journal: told now and then, and at the end, which layers have been refitted.
@@ -82,7 +94,7 @@ def refit(
     if refitted == layers:
         return
     streams = {
-        task: _Streams(*(LayerStream(of.models[task], some) for of in (dense, sparse)))
+        task: _Streams(*(LayerStream(of.models[task], some, dense.scratch) for of in (dense, sparse)))
         for task, some in batches.items()
     }
     for layer in range(layers):
@@ -106,9 +118,14 @@ def _resume(sparse: Source, journal: Journal) -> int:
     entry = journal.read(STAGE, fits)
     if entry is None:
         return 0
-    for name, value in ours.items():
-        value.copy_(entry[1][name])
+    for info in sparse.paged:
+        _put(sparse, info, entry[1][info.name])
     return entry[0]
+
+
+def _put(sparse: Source, info: PagedWeightInfo, values: Tensor) -> None:
+    """All tasks' modules have one parameter, which takes other values; those that it had may be another model's."""
+    sparse.linear(next(iter(sparse.models)), info.name).weight.data = sparse.scratch.hold(values)
 
 
 def _values(sparse: Source) -> dict[str, Tensor]:
@@ -140,19 +157,19 @@ def _refit_group(
 ) -> None:
     """Refit linear layers that take the same inputs."""
     first, layer = group[0], group[0].layer
-    moments = {
-        task: _moments(both, layer, first.name, _weights(sparse, masks, task, layer)) for task, both in streams.items()
-    }
-    a = [found[0] for found in moments.values()]
-    c = [found[1] for found in moments.values()]
+    a: list[Tensor] = []
+    c: list[Tensor] = []
+    for task, both in streams.items():
+        found = _moments(both, layer, first.name, _weights(sparse, masks, task, layer))
+        for of_tasks, moment in zip((a, c), found, strict=True):
+            of_tasks.append(dense.scratch.hold(moment))
     for info in group:
         keep = [masks.spread(task, info) for task in streams]
-        original, shared = (model.linear(next(iter(streams)), info.name).weight for model in (dense, sparse))
-        with torch.no_grad():
-            shared.copy_(solve(original.detach(), a, c, keep))
-            if encoding is not None:
-                blocks = [torch.from_numpy(masks.blocks(task, info)) for task in streams]
-                shared.copy_(fed_back(shared.detach(), a, blocks, ridge_of(a), info.grid, encoding))
+        values = solve(dense.linear(next(iter(streams)), info.name).weight.detach(), a, c, keep)
+        if encoding is not None:
+            blocks = [torch.from_numpy(masks.blocks(task, info)) for task in streams]
+            values = fed_back(values, a, blocks, ridge_of(a), info.grid, encoding)
+        _put(sparse, info, values)
 
 
 def _weights(sparse: Source, masks: Masks, task: str, layer: int) -> dict[str, Tensor]:
@@ -173,7 +190,7 @@ def _moments(both: _Streams, layer: int, name: str, weights: Mapping[str, Tensor
         a.addmm_(ours.T, ours)
         c.addmm_(ours.T, theirs)
         tokens += len(ours)
-    return a / max(1, tokens), c / max(1, tokens)
+    return a.div_(max(1, tokens)), c.div_(max(1, tokens))
 
 
 def ridge_of(a: Sequence[Tensor]) -> float:

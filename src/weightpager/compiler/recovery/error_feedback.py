@@ -42,15 +42,30 @@ def fed_back(
         used = kept.any(0)[columns // width].nonzero()[:, 0]
         if len(used) == 0:
             continue
-        masks = kept[:, used // width].double()  # [tasks, used]
-        hessian = torch.eye(len(used), dtype=torch.float64) * ridge
-        for mask, moment in zip(masks, a, strict=True):
-            hessian += mask[:, None] * moment[used][:, used] * mask
-        order = hessian.diagonal().argsort(descending=True, stable=True)
-        at, rows = used[order], slice(row * grid.block.rows, min((row + 1) * grid.block.rows, grid.out_features))
+        energy = torch.full((len(used),), ridge, dtype=torch.float64)  # H's diagonal
+        for mask, moment in zip(kept, a, strict=True):
+            energy += mask[used // width] * moment.diagonal()[used].double()
+        at = used[energy.argsort(descending=True, stable=True)]
+        rows = slice(row * grid.block.rows, min((row + 1) * grid.block.rows, grid.out_features))
         steps = scaled[row, : rows.stop - rows.start, at // width].double()  # [rows, used]
-        found[rows, at] = feed_back(weight[rows, at].double(), steps, hessian[order][:, order], encoding).float()
+        hessian = _hessian(a, kept[:, at // width].double(), ridge, at)
+        found[rows, at] = feed_back(weight[rows, at].double(), steps, hessian, encoding).float()
     return found
+
+
+def _hessian(a: Sequence[Tensor], masks: Tensor, ridge: float, at: Tensor) -> Tensor:
+    """H of a row of blocks over the columns ``at``, float64; as much memory as three of it at its most.
+
+    Args:
+        a: of every task, E[x xᵀ].
+        masks: float64 [tasks, columns], 1 where a task keeps a column.
+        ridge: r.
+        at: int64 [columns].
+    """
+    hessian = torch.eye(len(at), dtype=torch.float64) * ridge
+    for mask, moment in zip(masks, a, strict=True):
+        hessian += moment[at][:, at].double().mul_(mask[:, None]).mul_(mask)
+    return hessian
 
 
 def feed_back(weight: Tensor, scaled: Tensor, hessian: Tensor, encoding: Encoding) -> Tensor:

@@ -15,6 +15,7 @@ from transformers import Cache, PreTrainedModel
 from weightpager.backends.torch.model.architecture import BASE
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import repeated_layers
+from weightpager.compiler.model.scratch import IN_MEMORY, Scratch
 from weightpager.compiler.training.device import autocast
 from weightpager.errors import CompileError
 
@@ -46,16 +47,22 @@ class LayerStream:
 
     Layers must take hidden states first and return them (first), as those of transformers do.
 
+    Args:
+        model: that runs.
+        batches: of its data.
+        scratch: where hidden states are held.
+
     Raises:
         CompileError: the model has no repeated layers, or doesn't call the first one.
     """
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], scratch: Scratch = IN_MEMORY) -> None:
+        self._scratch = scratch
         self._base = model.base_model
         self._layers = repeated_layers(self._base)
         layers = [self._base.get_submodule(name) for name in self._layers]
         with torch.inference_mode(), autocast(model.device):
-            self._calls = [_calls(model, layers, batch) for batch in batches]
+            self._calls = [self._held(_calls(model, layers, batch)) for batch in batches]
 
     def in_features(self, name: str) -> int:
         """Of a linear layer, by canonical name."""
@@ -90,6 +97,11 @@ class LayerStream:
         """Move past a layer: its outputs replace its inputs."""
         for calls in self._calls:
             calls.hidden = self._run(layer, weights, calls)
+            self._held(calls)
+
+    def _held(self, calls: _Calls) -> _Calls:
+        calls.hidden = self._scratch.hold(calls.hidden)
+        return calls
 
     def _watch(
         self, layer: int, weights: Mapping[str, Tensor], calls: _Calls, names: Sequence[str]

@@ -10,7 +10,7 @@ from functools import partial
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.task_weights import TaskWeights
-from weightpager.compiler.recovery.closed_form import refit, tokens_wanted
+from weightpager.compiler.recovery.closed_form import overlaid, refit, tokens_wanted
 from weightpager.compiler.recovery.finetune import Lesson, finetune, resumes
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.rounding import ROUNDED
@@ -33,7 +33,8 @@ def recover(
     spec = dense.task_file.recover
     if spec.method == "none":
         return TaskWeights(dense)
-    sparse = replace(dense, models=copy.deepcopy(dense.models))
+    trains = spec.method == "finetune"
+    sparse = replace(dense, models=copy.deepcopy(dense.models)) if trains else overlaid(dense)
     lesson = Lesson(dense, sparse, masks, data, spec)
     if spec.refits and not resumes(lesson, journal):
         calibration, tokens = dense.task_file.calibration, tokens_wanted(dense)
@@ -42,9 +43,9 @@ def recover(
             for name, of_task in data.items()
         }
         dtype = dense.task_file.dtype
-        encoding = ENCODINGS[dtype] if spec.method == "closed-form" and dtype in ROUNDED else None
+        encoding = ENCODINGS[dtype] if dtype in ROUNDED and not trains else None
         refit(dense, sparse, masks, batches, journal, partial(progress, "refit"), encoding=encoding)
-    if spec.method == "closed-form":
+    if not trains:
         return TaskWeights(sparse)
     finetune(lesson, journal, partial(progress, "fine-tune"))
     if not spec.trains_alone:

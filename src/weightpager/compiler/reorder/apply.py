@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -126,9 +126,10 @@ def permuted(tensor: Tensor, orders: Mapping[int, Indices]) -> Tensor:
     return tensor
 
 
-def permuted_calibration(permutations: Permutations, calibration: Calibration) -> Calibration:
-    """What calibration would have measured on the permuted model."""
-    return {name: permuted(value, permutations.of("", f"{name}.weight")) for name, value in calibration.items()}
+def permuted_calibration(permutations: Permutations, calibration: Calibration) -> Iterator[tuple[str, Tensor]]:
+    """What calibration would have measured on the permuted model, weight by weight."""
+    for name, value in calibration.items():
+        yield name, permuted(value, permutations.of("", f"{name}.weight"))
 
 
 def _keeps_answers(source: Source, permutations: Permutations, probes: Mapping[str, Batch]) -> bool:
@@ -146,7 +147,7 @@ def _answers(source: Source, probes: Mapping[str, Batch]) -> dict[str, Tensor]:
     found = {}
     for task, batch in probes.items():
         with evaluating(source.models[task]), torch.inference_mode():
-            found[task] = source.models[task](**batch.inputs).logits
+            found[task] = source.scratch.hold(source.models[task](**batch.inputs).logits)
     return found
 
 

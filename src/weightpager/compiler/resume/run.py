@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from weightpager.compiler.resume.journal import Journal
-from weightpager.machine.process_memory import forget_peak, peak_memory
+from weightpager.machine.process_memory import forget_peak, give_back, peak_memory
 from weightpager.progress import Progress, silent
 
 
@@ -22,6 +22,8 @@ class Run:
         expect: told the stages that will come, each with its work, as soon as it can be estimated.
         seconds: of each stage, in all runs that the journal tells of.
         peak_memory: most bytes that the process held in a stage; a stage in which the system didn't count has none.
+        memory_bound: bytes that each stage was said to take at most, before the first one; those apart that come and go
+            as memory allows.
     """
 
     progress: Progress = silent
@@ -29,11 +31,13 @@ class Run:
     expect: Callable[[Mapping[str, float]], None] = silent
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
+    memory_bound: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure what runs inside, and add the time of what it needn't do again since the journal has it."""
         start, earlier = time.perf_counter(), self.journal.earlier
+        give_back()
         counted = forget_peak()
         yield
         spent = time.perf_counter() - start + self.journal.earlier - earlier

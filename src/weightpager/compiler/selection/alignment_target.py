@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 
 from weightpager.bundle import TaskKind
 from weightpager.bundle.report.compile_report import FrontierPoint
@@ -197,9 +196,7 @@ def _scores(source: Source, data: Mapping[str, TaskData], masks: Masks) -> dict[
     found = {}
     for task, of_task in data.items():
         model = source.models[task]
-        with torch.no_grad():
-            weights = masks.parameters(source, task, source.paged)
-
+        weights = masks.held(source, task)
         batches: Sequence[Batch]
         if of_task.validation:
             batches = of_task.batches(of_task.validation, EVAL_BATCH)

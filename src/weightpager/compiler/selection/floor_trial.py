@@ -15,7 +15,7 @@ from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.loss import loss
-from weightpager.compiler.training.masks import Masks, masked_logits
+from weightpager.compiler.training.masks import Masks, logits_with
 from weightpager.progress import Progress
 
 HIGH = 0.5
@@ -54,11 +54,10 @@ def choose_evenness(prepared: Prepared, progress: Progress) -> float:
 
 def _loss(prepared: Prepared, masks: Masks | None, batches: Mapping[str, Sequence[Batch]]) -> float:
     """Mean over tasks and batches; of the dense model without masks."""
-    source, kinds = prepared.source, {name: of_task.kind for name, of_task in prepared.data.items()}
+    source, found = prepared.source, []
     with torch.no_grad():
-        found = [
-            loss(masked_logits(source, masks, task, batch), batch.labels, kinds[task])
-            for task, of_task in batches.items()
-            for batch in of_task
-        ]
+        for task, of_task in batches.items():
+            model, kind = source.models[task], prepared.data[task].kind
+            weights = {} if masks is None else masks.held(source, task)
+            found += [loss(logits_with(model, weights, batch, kind), batch.labels, kind) for batch in of_task]
     return float(torch.stack(found).mean())

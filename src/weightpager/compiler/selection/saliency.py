@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +12,15 @@ import torch
 from torch import Tensor
 
 from weightpager.compiler.data.batch import Batch
-from weightpager.compiler.model.dense_model import Source
+from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.training.evaluate import evaluating
 from weightpager.compiler.training.loss import loss
 from weightpager.compiler.training.masks import masked_logits
 from weightpager.errors import CompileError
 from weightpager.progress import Steps, silent
+
+_BYTES = 4  # of a sum
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -28,23 +32,62 @@ whole block. Many squares are also too small for float32's exponents, which make
 """
 
 
-def calibrate(source: Source, task: str, batches: Sequence[Batch], progress: Steps = silent) -> Calibration:
-    """One pass over the batches; nothing is kept per token. The model is left as it was found.
+def calibrate(
+    source: Source, task: str, batches: Sequence[Batch], progress: Steps = silent, room: int | None = None
+) -> Calibration:
+    """Pass over the batches; nothing is kept per token. The model is left as it was found.
+
+    Args:
+        source: the dense model.
+        task: of its tasks.
+        batches: of the task's data.
+        progress: told (batches done, batches in all).
+        room: bytes that sums may take while they grow: with less than all of them take, each pass makes those of some
+            layers. What comes out is the same. None makes all in one pass.
 
     Raises:
-        CompileError: a loss isn't finite.
+        CompileError: a loss isn't finite, or the storage refused what is held on it.
     """
+    found: Calibration = {}
+    passes = _passes(source.paged, room)
+    for number, infos in enumerate(passes):
+
+        def told(done: int, total: int, before: int = number) -> None:
+            progress(before * total + done, len(passes) * total)
+
+        sums = _sums(source, task, infos, batches, told)
+        for name in list(sums):  # each is given back as soon as it is held elsewhere
+            found[name] = source.scratch.hold(sums.pop(name))
+    return found
+
+
+def _passes(paged: Sequence[PagedWeightInfo], room: int | None) -> list[list[PagedWeightInfo]]:
+    """Weights in turn, as many together as have room; at least one."""
+    if room is None:
+        return [list(paged)]
+    passes: list[list[PagedWeightInfo]] = []
+    left = 0
+    for info in paged:
+        if not passes or info.elements * _BYTES > left:
+            passes.append([])
+            left = room
+        passes[-1].append(info)
+        left -= info.elements * _BYTES
+    return passes
+
+
+def _sums(
+    source: Source, task: str, infos: Sequence[PagedWeightInfo], batches: Sequence[Batch], progress: Steps
+) -> Calibration:
+    """Of some weights alone, in one pass."""
     model, kind = source.models[task], source.task_file.tasks[task].kind
-    weights = {info.name: source.linear(task, info.name).weight for info in source.paged}
+    weights = {info.name: source.linear(task, info.name).weight for info in infos}
     sums = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in weights.items()}
-    with evaluating(model), requiring_gradients(model, list(weights.values())):
+    with evaluating(model), requiring_gradients(model, list(weights.values())), _adding(weights, sums):
         for done, batch in enumerate(batches, 1):
             error = loss(masked_logits(source, None, task, batch), batch.labels, kind)
-            # autograd.grad leaves no .grad behind, and a weight that this task doesn't use counts as useless.
-            gradients = torch.autograd.grad(error, list(weights.values()), allow_unused=True)
-            for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-                if gradient is not None:
-                    sums[name] += (weight.detach() * gradient).square_()
+            if error.requires_grad:  # a weight that this task doesn't use counts as useless
+                torch.autograd.backward(error)
             progress(done, len(batches))
     for name, value in sums.items():
         if not torch.isfinite(value).all():
@@ -53,11 +96,33 @@ def calibrate(source: Source, task: str, batches: Sequence[Batch], progress: Ste
     return sums
 
 
-def block_saliency(source: Source, calibration: Calibration) -> dict[str, FloatArray]:
-    """Saliency ``[grid.rows * grid.cols]`` of every paged weight's blocks, row-major; comparable between weights."""
+@contextmanager
+def _adding(weights: Mapping[str, Tensor], sums: Calibration) -> Iterator[None]:
+    """Add (W·∂L/∂W)² to sums as soon as a gradient is there, and drop it: all together are as large as the sums."""
+
+    def add(name: str, weight: Tensor) -> None:
+        assert weight.grad is not None
+        sums[name] += (weight.detach() * weight.grad).square_()
+        weight.grad = None
+
+    with ExitStack() as hooks:
+        for name, weight in weights.items():
+            weight.grad = None
+            hook = weight.register_post_accumulate_grad_hook(partial(add, name))  # type: ignore[no-untyped-call]
+            hooks.callback(hook.remove)
+        yield
+
+
+def block_saliency(source: Source, calibration: Iterable[tuple[str, Tensor]]) -> dict[str, FloatArray]:
+    """Saliency ``[grid.rows * grid.cols]`` of paged weights' blocks, row-major; comparable between weights.
+
+    Args:
+        source: of the weights.
+        calibration: the items of a `Calibration`, or what makes them one by one.
+    """
+    grids = {info.name: info.grid for info in source.paged}
     return {
-        info.name: info.grid.cut(calibration[info.name].numpy()).sum((2, 3), dtype=np.float64).reshape(-1)
-        for info in source.paged
+        name: grids[name].cut(values.numpy()).sum((2, 3), dtype=np.float64).reshape(-1) for name, values in calibration
     }
 
 

@@ -84,12 +84,20 @@ class Masks:
 
         They are ``rounded``, if that is given. With them are the task's `routes`.
         """
-        model = source.models[task]
-        found = self.routes(source, task)
+        base, found = source.models[task].base_model_prefix, self.routes(source, task)
         for info in infos:
             weight: Tensor = source.linear(task, info.name).weight
             kept = weight if rounded is None else rounded(info.name, weight)
-            found[module_name(info, model.base_model_prefix)] = self.masked(task, info, kept)
+            found[module_name(info, base)] = self.masked(task, info, kept)
+        return found
+
+    @torch.no_grad()
+    def held(self, source: Source, task: str) -> dict[str, Tensor]:
+        """As `parameters` of all paged weights, for what learns nothing; they lie in the source's scratch."""
+        base, found = source.models[task].base_model_prefix, self.routes(source, task)
+        for info in source.paged:
+            kept = self.masked(task, info, source.linear(task, info.name).weight)
+            found[module_name(info, base)] = source.scratch.hold(kept)
         return found
 
 
