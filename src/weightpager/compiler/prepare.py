@@ -88,7 +88,7 @@ def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache
         source = roughly_fitted(source, data, run)
         bound = check_memory(source, adds=base is not None, moves=base is None and _moves(source))
         _tell(bound, before, run)
-        check_storage(source, run.journal.folder, shared.cache, base)
+        check_storage(source, run.journal.folder, shared.cache, base, scratch=bound.on_disk)
         run.expect(work_plan(source, data, adds=base is not None))
         if base is None and (taken := cost(source.task_file, compared(source.task_file, data))):
             _log.info(taken)

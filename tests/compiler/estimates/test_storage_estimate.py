@@ -89,6 +89,8 @@ def test_what_an_earlier_run_has_left_counts_as_free(tmp_path: Path, monkeypatch
         storage.check_storage(source, journal, Cache.none())
     (journal / "train.safetensors").write_bytes(bytes(1000))
     storage.check_storage(source, journal, Cache.none())
+    with pytest.raises(CompileError, match="out: expected about"):
+        storage.check_storage(source, journal, Cache.none(), scratch=1)
 
 
 def test_where_only_the_cache_has_no_room_it_keeps_nothing(

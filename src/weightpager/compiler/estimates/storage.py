@@ -80,7 +80,9 @@ def cache_bytes(source: Source) -> int:
     return source.parameter_bytes + _PER_FILE + len(source.models) * (source.paged_bytes + _PER_FILE)
 
 
-def check_storage(source: Source, journal: Path | None, cache: Cache, base: BaseBundle | None = None) -> None:
+def check_storage(
+    source: Source, journal: Path | None, cache: Cache, base: BaseBundle | None = None, *, scratch: int = 0
+) -> None:
     """Refuse a compile whose bundle and journal can't fit; and where only the cache can't, keep nothing there.
 
     Args:
@@ -88,6 +90,7 @@ def check_storage(source: Source, journal: Path | None, cache: Cache, base: Base
         journal: folder beside the bundle; None if nothing is written there.
         cache: of what compiles share.
         base: bundle that the tasks are added to.
+        scratch: bytes of what lies on disk while the bundle is made, as it doesn't fit into memory.
 
     Raises:
         CompileError: they need more than is free.
@@ -95,7 +98,7 @@ def check_storage(source: Source, journal: Path | None, cache: Cache, base: Base
     if journal is None:
         return
     bundle, free = bundle_bytes(source) + _copied(base, journal), free_bytes(journal)
-    needed = journal_bytes(source, adds=base is not None, bundle=bundle)
+    needed = journal_bytes(source, adds=base is not None, bundle=bundle) + scratch
     there = sum(path.stat().st_size for path in journal.rglob("*") if path.is_file())  # of an earlier run
     if free is not None and needed > free + there:
         raise CompileError(
