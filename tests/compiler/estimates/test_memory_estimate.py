@@ -166,8 +166,8 @@ def test_a_model_that_does_not_state_its_neurons_has_four_to_a_hidden_unit(
 
 def test_windows_of_a_language_model_are_measured_few_at_a_time(tmp_path: Path) -> None:
     found = []
-    for batch in (1000, 2048 // 64, 1):
-        calibration = {"max_length": 64, "batch": batch}
+    for batch in (1000, 2048 // 16, 1):
+        calibration = {"max_length": 64, "batch": batch}  # its tasks' windows have 16 tokens
         source = sources.load(task_file.from_dict(tiny.writer(tmp_path, calibration=calibration)))
         found.append(bound(source, None, moves=False, on_disk=True).stages["calibrate"])
     assert found[0] == found[1] > found[2]
