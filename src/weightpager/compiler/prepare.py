@@ -48,7 +48,7 @@ from weightpager.task_data.texts import Example
 
 _log = logging.getLogger(__name__)
 
-LATER = 256 << 20
+_LATER = 256 << 20
 """Bytes of packages that are imported, and of threads that are started, after a model is loaded."""
 
 _PROBE = 4
@@ -111,10 +111,10 @@ def _place(source: Source, run: Run, adds: bool) -> Scratch:
 
 def _tell(bound: Bound, before: int, run: Run) -> None:
     """State what the process will hold, of which ``before`` bytes were there before the model."""
-    run.memory_bound.update({stage: before + LATER + size for stage, size in bound.stages.items()})
+    run.memory_bound.update({stage: before + _LATER + size for stage, size in bound.stages.items()})
     stage, size = bound.most
     where = f"; up to {format_size(bound.on_disk)} lie beside the bundle while it is made" if bound.on_disk else ""
-    _log.info("memory: at most about %s (%s)%s", format_size(before + LATER + size), stage, where)
+    _log.info("memory: at most about %s (%s)%s", format_size(before + _LATER + size), stage, where)
 
 
 def calibrated(found: Trained, run: Run) -> Prepared:

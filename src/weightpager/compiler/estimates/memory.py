@@ -200,7 +200,8 @@ def check_stages(source: Source, available: int | None, *, moves: bool, adds: bo
     for stage, needed in found.stages.items():
         if stage == "calibrate":
             _check_batch(source.task_file, "calibration", source.task_file.calibration.batch, needed, available)
-        _check("memory", f"the stage {stage!r}, which takes", needed, available, _ADVICE.get(stage, _SMALLER))
+        else:
+            _check("memory", f"the stage {stage!r}, which takes", needed, available, _ADVICE.get(stage, _SMALLER))
     return found
 
 

@@ -80,7 +80,7 @@ class Stages:
         yield "load", self._largest
         yield "measure dense", answers + self._most(forward_bytes, EVAL_BATCH)
         waiting = self._held(len(source.models) * paged) if self.moves else 0
-        yield "calibrate", waiting - self._held(paged) * self.moves + self.sums + self.gradients
+        yield "calibrate", max(0, waiting - paged) + self.sums + self.gradients
         if self.moves:
             yield "reorder", waiting + max(self._reordered, self._largest, 2 * few + self._held(4 * few))
         placed = _PLACED_BYTES * len(source.models) * sum(info.grid.count for info in source.paged)
