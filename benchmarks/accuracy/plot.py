@@ -32,6 +32,12 @@ NAMES = {
 QUANTISED = ("int8", "int4", "int3", "int2")
 """Methods whose fraction follows from their bits; the others are measured where they are asked to be."""
 
+_DEEPEST = 0.1
+"""How far below the dense model's accuracy the picture reaches; what lies deeper is named."""
+
+_CLOSEST = 1.12
+"""Ratio of two fractions whose numbers don't run into each other."""
+
 _TRAINED = ("finetune", "closed-form", "none")
 _COLOURS = (
     "#0f766e", "#2563eb", "#0891b2", "#059669", "#65a30d", "#d97706", "#ca8a04", "#a16207", "#7c2d12", "#94a3b8",
@@ -62,13 +68,15 @@ def frontier(points: Sequence[Point], metric: str, *, log_metric: bool = False) 
         for name, line in _lines(points).items():
             _line(axes, name, line)
         axes.set_xscale("log")
+        if not log_metric:
+            _cut(axes, points)
         if log_metric:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         fractions = sorted({point.fraction for point in points if point.method not in QUANTISED} or {0.25, 0.5})
-        axes.set_xticks(fractions, [f"{fraction:g}" for fraction in fractions])
+        axes.set_xticks(fractions, _numbers(fractions))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("paged weights in memory, as a share of the dense bytes in bfloat16")
         axes.set_ylabel(metric)
@@ -109,6 +117,28 @@ def _line(axes: Axes, name: str, points: Sequence[Point]) -> None:
     )
 
 
+def _dense(points: Sequence[Point]) -> float:
+    return average({row.seed: row.dense for point in points for row in point.means}.values())
+
+
 def _dense_line(axes: Axes, points: Sequence[Point]) -> None:
-    by_seed = {row.seed: row.dense for point in points for row in point.means}
-    axes.axhline(average(by_seed.values()), color=_DENSE, linestyle="--", linewidth=1.2, label="dense")
+    axes.axhline(_dense(points), color=_DENSE, linestyle="--", linewidth=1.2, label="dense")
+
+
+def _cut(axes: Axes, points: Sequence[Point]) -> None:
+    """Leave out what is far worse than all else, and say so: it would press the others together."""
+    least = _dense(points) - _DEEPEST
+    deep = [f"{label(point)} {point.value():.2f}" for point in points if point.value() < least]
+    if deep:
+        axes.set_ylim(bottom=least)
+        axes.text(0.01, 0.02, f"below: {', '.join(deep)}", transform=axes.transAxes, color=_DENSE, fontsize=8)
+
+
+def _numbers(fractions: Sequence[float]) -> list[str]:
+    """Ascending fractions as texts, empty where the one before is too close."""
+    found: list[str] = []
+    last = 0.0
+    for fraction in fractions:
+        found.append(f"{fraction:g}" if fraction >= _CLOSEST * last else "")
+        last = fraction if found[-1] else last
+    return found
