@@ -24,6 +24,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Tiny models gain nothing from threads, and lose much when something else runs on the machine. This says it to every
 # thread, where torch.set_num_threads is about the one that calls it, and to the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tiny models learn other values where torch multiplies in tiles, and tests know how many pages their tasks have.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 # Most tests call tasks as torch modules; those of native code ask for it.
 os.environ.setdefault("WEIGHTPAGER_BACKEND", "torch")
 # A test must not find what another one has trained.
