@@ -130,7 +130,7 @@ class Stages:
     @cached_property
     def _reordered(self) -> int:
         assigned = (_ASSIGNED_BYTES * d.groups * d.units**2 for d in dimensions(self.source.models))
-        return max(_MOVED_BYTES // 4 * self._widest, *assigned)
+        return max((_MOVED_BYTES // 4 * self._widest, *assigned))  # a model may have no dimensions to reorder
 
     @cached_property
     def _refit(self) -> int:
