@@ -88,7 +88,7 @@ def test_a_random_weight_keeps_some_blocks_and_is_zero_elsewhere(dtype: str) -> 
 def test_float32_is_served_by_the_kernel_that_is_said_to(name: str) -> None:
     here = kernels_here()
     for case in cases():
-        # Few tokens meet int4 by bytes in some kernels, which are rounded otherwise.
-        if case.x.dtype == np.float32 and case.weight.dtype != "int4":
+        by_bytes = case.weight.dtype == "int4" and len(case.x) <= 4  # in some kernels, which round it otherwise
+        if case.x.dtype == np.float32 and not by_bytes:
             ours = here[name](case.x, case.weight, case.bias)
             assert (ours == here[exact(name)](case.x, case.weight, case.bias)).all()

@@ -42,7 +42,10 @@ def of_experts(of: Source, values: FloatArray) -> dict[str, FloatArray]:
     return found
 
 
-def test_saliency_is_what_experts_add_to_tokens_that_are_no_padding(tmp_path: Path) -> None:
+def test_saliency_is_what_experts_add_to_tokens_that_are_no_padding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightpager.compiler.training.device._bfloat16_pays", lambda: False)  # rounds small sums
     of = source(tmp_path)
     mask = torch.ones_like(TOKENS)
     mask[1, 2:] = 0
@@ -52,7 +55,7 @@ def test_saliency_is_what_experts_add_to_tokens_that_are_no_padding(tmp_path: Pa
     first = mixtures(model)[0]
     seen: list[torch.Tensor] = []
     handle = first.experts.register_forward_pre_hook(lambda _, given: seen.extend(given))
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode():
         model(**batch.inputs)
         handle.remove()
         hidden, chosen, weights = seen
@@ -62,7 +65,7 @@ def test_saliency_is_what_experts_add_to_tokens_that_are_no_padding(tmp_path: Pa
                 wanted[number] += 2 * float((first.experts[number](hidden[token]) * weight).float().norm())
     layer = expert_layers(of)[0]
     sums = [sum(float(found[name].sum()) for name in names) for names in layer.experts]
-    np.testing.assert_allclose(sums, wanted, rtol=0.1)
+    np.testing.assert_allclose(sums, wanted, rtol=1e-4)
     assert all(len(set(found[name])) == 1 for names in layer.experts for name in names)
     assert not any(experts._forward_pre_hooks for experts in (mixture.experts for mixture in mixtures(model)))
 

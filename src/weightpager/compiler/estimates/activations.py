@@ -38,8 +38,7 @@ def activation_bytes(source: Source, task: str, batch: int) -> int:
     config, spec = source.models[task].config, source.task_file.tasks[task]
     length = _length(source, task)
     hidden, layers, heads = (_most(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
-    labels, per_token = len(source.classes(task)), FORMS[spec.kind].labels in ("each word", "none")
-    logits = (labels or int(getattr(config, "vocab_size", 0))) * _LOGIT_BYTES * (length if per_token else 1)
+    logits = _LOGIT_BYTES * _logits(source, task)
     neurons, low = _most(config, "intermediate_size") or _NEURONS * hidden, multiplies_in_bfloat16(training_device())
     scores = _SCORE_BYTES * heads * length if config._attn_implementation == "eager" else 0
     short = length <= SHORT and not spec.takes_images
@@ -49,10 +48,7 @@ def activation_bytes(source: Source, task: str, batch: int) -> int:
 
 def answer_bytes(source: Source, task: str, batch: int) -> int:
     """Logits of a batch of a task's longest texts that is measured, and what is made of one text's."""
-    config, spec = source.models[task].config, source.task_file.tasks[task]
-    labels, per_token = len(source.classes(task)), FORMS[spec.kind].labels in ("each word", "none")
-    each = 4 * (labels or int(getattr(config, "vocab_size", 0))) * (_length(source, task) if per_token else 1)
-    return (batch + _MEASURED) * each
+    return (batch + _MEASURED) * 4 * _logits(source, task)
 
 
 def forward_bytes(source: Source, task: str, batch: int) -> int:
@@ -61,6 +57,13 @@ def forward_bytes(source: Source, task: str, batch: int) -> int:
     hidden = _most(config, "hidden_size")
     neurons = _most(config, "intermediate_size") or _NEURONS * hidden
     return batch * _length(source, task) * 4 * (_HIDDEN * hidden + _WIDE * neurons)
+
+
+def _logits(source: Source, task: str) -> int:
+    """Of a task's longest text, or of an image: numbers that the head gives."""
+    per_token = FORMS[source.task_file.tasks[task].kind].labels in ("each word", "none")
+    labels = len(source.classes(task)) or int(getattr(source.models[task].config, "vocab_size", 0))
+    return labels * (_length(source, task) if per_token else 1)
 
 
 def _length(source: Source, task: str) -> int:
