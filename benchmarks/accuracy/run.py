@@ -39,14 +39,15 @@ def main(
     quick: Annotated[bool, typer.Option(help="One seed at a quarter of the bytes, in under twelve minutes.")] = False,
     fraction: Annotated[list[float] | None, typer.Option(help="Only these fractions of the dense bytes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Only these sparse methods.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only these methods.")] = None,
     recover: Annotated[RecoverMethod | None, typer.Option(help="Only values that were won back like this.")] = None,
     bundles: Annotated[Path | None, typer.Option(help="Folder to keep the bundles in.")] = None,
 ) -> None:
     """Measure accuracy per resident byte."""
     command = provenance.command("benchmarks.accuracy")
-    if unknown := set(method or ()) - set(METHODS):
-        raise typer.BadParameter(f"expected {', '.join(METHODS)}; found {', '.join(sorted(unknown))}")
+    every = (*QUANTISATIONS, *METHODS)
+    if unknown := set(method or ()) - set(every):
+        raise typer.BadParameter(f"expected {', '.join(every)}; found {', '.join(sorted(unknown))}")
     effort = effort_of(domain, quick=quick)
     quickly = FRACTIONS[domain][:1]
     fractions = tuple(fraction or (quickly if quick else dict.fromkeys(FRACTIONS[domain] + INT4_FRACTIONS[domain])))
@@ -63,12 +64,14 @@ def main(
             kept = None if bundles is None else bundles / f"{domain}-{number}"
             with progress() as told:
                 study = Study(task_file(domain, effort, number), folder, told, kept)
-                _run(study, domain, number, chosen, effort, json, command)
+                dense = [name for name in QUANTISATIONS if not method or name in method]
+                _run(study, domain, number, dense, chosen, effort, json, command)
 
 
 def _run(
-    study: Study, domain: Domain, seed: int, chosen: list[Setting], effort: Effort, file: Path, command: str
-) -> None:
+    study: Study, domain: Domain, seed: int, quantised: list[str], chosen: list[Setting], effort: Effort, file: Path,
+    command: str,
+) -> None:  # fmt: skip
     dense = study.dense(effort.dense(seed))
     facts: dict[str, Any] = {"domain": domain, "seed": seed, "command": command, "commit": provenance.commit()}
 
@@ -81,9 +84,9 @@ def _run(
 
     rows = [row for row in table.read(file) if row.domain == domain and row.seed == seed]
     known = {(row.method, row.recover, row.resident_fraction) for row in rows}
-    for name, quantisation in QUANTISATIONS.items():
+    for name in quantised:
         if not any(key[0] == name for key in known):
-            outcome = study.quantised(quantisation)
+            outcome = study.quantised(QUANTISATIONS[name])
             note(None, name, round(outcome.fraction, 3), outcome)
     for setting in chosen:
         if (setting.method, setting.recover.method, setting.fraction) not in known:

@@ -100,7 +100,7 @@ def test_a_watch_goes_on_after_errors(published: Path, weightpager: Command, mon
         else:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("weightpager.cli.delivery.pull_command.time.sleep", sleep)
+    monkeypatch.setattr("weightpager.cli.delivery.pull_command.sleep", sleep)
     done = weightpager(*FIRST, "--watch", "100")
     assert done.code == 130
     assert "installed" in done.out

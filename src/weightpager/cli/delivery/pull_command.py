@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import shlex
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -106,7 +106,7 @@ def _repeat(look: Callable[[], None], seconds: float) -> None:
             raise
         except WeightpagerError as error:  # the next look may do better, and the bundle in use is whole
             output.errors().print(f"error: {error}", style="red")
-        time.sleep(seconds * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - no secret
+        sleep(seconds * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - no secret
 
 
 def _root(path: Path | None) -> bytes | None:
