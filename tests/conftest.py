@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from made_once import made_once
-from same_everywhere import same_everywhere
+from same_everywhere import blocks_by_lot, same_everywhere
 
 if TYPE_CHECKING:
     from command import Command
@@ -97,7 +97,7 @@ def assistant_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         import tiny
         import weightpager as wp
 
-        with layers_apart(), same_everywhere():
+        with layers_apart(), blocks_by_lot():
             wp.compile(tiny.assistant(folder, compare="dense"), out=folder / "assistant.bundle")
 
     return made_once(tmp_path_factory, "assistant", make) / "assistant.bundle"
@@ -111,7 +111,7 @@ def wordy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         import tiny
         import weightpager as wp
 
-        with pytest.MonkeyPatch.context() as patch, layers_apart(), same_everywhere():
+        with pytest.MonkeyPatch.context() as patch, layers_apart(), blocks_by_lot():
             patch.setattr("weightpager.compiler.rows.row_uses.LEAST_BYTES", 4096)
             wp.compile(tiny.wordy(folder), out=folder / "wordy.bundle")
 

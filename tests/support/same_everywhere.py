@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+
+from weightpager.compiler.selection.block_choice import choose_blocks
+from weightpager.compiler.selection.prepared import Prepared
+from weightpager.compiler.training.masks import Masks
+
+Floats = npt.NDArray[np.float64]
 
 
 @contextmanager
 def same_everywhere() -> Iterator[None]:
-    """Compile in bfloat16, by whole products: trials, by chance on a busy machine, would decide what is learnt.
-
-    Attention, too: so each task has pages that the others lack, which many tests need and tiny models have by chance.
-    """
+    """Compile in bfloat16, by whole products: trials, by chance on a busy machine, would decide what is learnt."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("weightpager.compiler.training.device._bfloat16_pays", lambda: True)
         patch.setattr("weightpager.compiler.training.sparse_products._skipping_pays", lambda: False)
         patch.setattr("weightpager.compiler.training.attention.SHORT", 0)
         yield
+
+
+@contextmanager
+def blocks_by_lot() -> Iterator[None]:
+    """Compile with blocks by lot: what tiny models learn differs from processor to processor, and so do their pages.
+
+    So each task has pages that the others lack, which many tests need.
+    """
+    with pytest.MonkeyPatch.context() as patch, same_everywhere():
+        patch.setattr("weightpager.compiler.pipeline.choose_blocks", _choose)
+        yield
+
+
+def _choose(prepared: Prepared) -> tuple[Masks, float]:
+    lots = {task: _lots(task, of_task) for task, of_task in prepared.saliency.items()}
+    return choose_blocks(replace(prepared, saliency=lots, evenness=0.0))
+
+
+def _lots(task: str, saliency: Mapping[str, Floats]) -> dict[str, Floats]:
+    """A number for each block, a third of it the same for all tasks."""
+    return {name: 0.5 * _lot(name, of.shape) + _lot(f"{task} {name}", of.shape) for name, of in saliency.items()}
+
+
+def _lot(name: str, shape: tuple[int, ...]) -> Floats:
+    return np.random.default_rng(zlib.crc32(name.encode())).random(shape)
