@@ -67,39 +67,6 @@ def test_the_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str], m
         assert done.code == 0, f"{command}: {done.err}"
 
 
-@pytest.mark.slow
-def test_the_tutorial_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    lines = [line for block in blocks("sh", text) for line in block.splitlines() if line.startswith("weightpager ")]
-    kept = [line for line in lines if line.split()[1] not in ("serve", "top", "doctor")]  # they have tests of their own
-    assert len(kept) == 10
-    monkeypatch.chdir(tmp_path)
-    for line in kept:
-        done = run(capsys, monkeypatch, *shlex.split(line)[1:])
-        assert done.code == 0, f"{line}: {done.err}"
-        if line.startswith("weightpager init"):
-            monkeypatch.chdir("assistant")
-            _fill_the_tutorials_folder(text)
-
-
-def _fill_the_tutorials_folder(text: str) -> None:
-    """With a tiny model, a third task, a trace, and few steps; the samples are those that the page quotes."""
-    tiny.bert(Path("model"))
-    sample, visit = json.loads(blocks("json", text)[0]), {"task": "spam", "time": 12.5}
-    assert sample in [json.loads(line) for line in Path("spam.train.jsonl").read_text().splitlines()]
-    assert json.dumps(visit) in text
-    Path("day.jsonl").write_text(
-        "\n".join(json.dumps({"task": ("spam", "places")[time % 2], "time": time}) for time in range(20))
-    )
-    few = "\ntraining: {steps: 4, batch: 4}\nblock: 8x8\npage: 4KiB\n"
-    with Path("tasks.yaml").open("a") as file:
-        file.write(few)
-    tasks = {"animal": tiny.classification(Path.cwd(), "animal", {"cat": ["cat"], "dog": ["dog"]})}
-    Path("more.yaml").write_text(
-        yaml.safe_dump({"model": "model", "tasks": tasks}) + "training: {steps: 4, batch: 4}\n"
-    )
-
-
 @pytest.mark.parametrize(("page", "count"), [("runtime.md", 4), ("prediction.md", 3), ("own-model.md", 4)])
 def test_the_examples_of_a_page_run(workplace: Path, monkeypatch: pytest.MonkeyPatch, page: str, count: int) -> None:
     monkeypatch.chdir(workplace)

@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "families.hpp"
+#include "loop.hpp"
 #include "parallel.hpp"
 
 namespace weightpager {
@@ -50,16 +51,18 @@ void infer_take(Inference& inference) {
     inference.run_by(&run_take);
 }
 
+// Along the axis each element has an index of its own; to `Loop`, operand 0 has one element there.
 template <class T>
 void gather(const Step& step, const Running& running) {
     const T* x = running.data<T>(step.in[0]);
     const auto* index = running.data<int64_t>(step.in[1]);
     T* out = running.data<T>(step.out[0]);
-    const Extents from(step.in[0], step.numbers[0]), to(step.in[1], step.numbers[0]);
-    for (int64_t i = 0; i < to.before * to.along * to.behind; ++i) {
-        const int64_t row = i / (to.along * to.behind);
-        out[i] = x[(row * from.along + checked_index(index[i], from.along)) * from.behind + i % to.behind];
-    }
+    const int64_t along = step.numbers[0], stride = step.numbers[1];
+    Loop<3>(step.out[0].sizes, {&step.out[0], &step.in[0], &step.in[1]})
+        .run(1, [&](const auto& at, const auto& by, int64_t count) {
+            for (int64_t i = 0; i < count; ++i)
+                out[at[0] + i * by[0]] = x[at[1] + i * by[1] + checked_index(index[at[2] + i * by[2]], along) * stride];
+        });
 }
 
 void run_gather(const Step& step, const Running& running) {
@@ -69,15 +72,19 @@ void run_gather(const Step& step, const Running& running) {
 
 void infer_gather(Inference& inference) {
     inference.expect_type(1, Type::int64);
-    const int64_t axis = inference.axis("axis", inference.in(0).rank());
-    const View x = inference.dense(0), index = inference.dense(1);
+    const View x = inference.in(0), index = inference.in(1);
+    const auto axis = static_cast<size_t>(inference.axis("axis", x.rank()));
     bool right = x.rank() == index.rank();
-    for (int64_t i = 0; right && i < x.rank(); ++i)
-        right = i == axis || x.sizes[static_cast<size_t>(i)] == index.sizes[static_cast<size_t>(i)];
-    inference.expect(right, "operand 1: expected sizes as of operand 0, " + text_of(x.sizes) + ", but on axis " +
+    for (size_t i = 0; right && i < x.sizes.size(); ++i)
+        right = i == axis || index.sizes[i] == x.sizes[i] || index.sizes[i] == 1;
+    inference.expect(right, "operand 1: expected sizes as of operand 0, " + text_of(x.sizes) + ", or 1, but on axis " +
                                 std::to_string(axis) + ", found " + text_of(index.sizes));
-    inference.remember(axis);
-    inference.give(x.type, index.sizes);
+    inference.remember(x.sizes[axis]);
+    inference.remember(x.strides[axis]);
+    inference.change(0).sizes[axis] = 1;
+    Sizes sizes = x.sizes;
+    sizes[axis] = index.sizes[axis];
+    inference.give(x.type, sizes);
     inference.run_by(&run_gather);
 }
 

@@ -30,6 +30,7 @@ KINDS: list[tuple[Mapping[str, Mapping[str, Any]], TaskKind]] = [
     (ALL_ENCODERS, "text-classification"),
     (ALL_IMAGES, "image-classification"),
     (ALL_DECODERS, "language-modeling"),
+    (ALL_DECODERS, "text-classification"),
 ]
 
 
@@ -40,7 +41,7 @@ def _cases() -> list[Any]:
             settings,
             kind,
             dtype,
-            id=f"{family}-{dtype}",
+            id=f"{family}-{kind}-{dtype}",
             marks=() if family in QUICK else pytest.mark.slow,
         )
         for families, kind in KINDS

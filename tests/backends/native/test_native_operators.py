@@ -220,7 +220,9 @@ def test_selections(shape: list[int], seed: int, data: st.DataObject) -> None:
     x = _values(rng, shape, dtype)
     low = -shape[axis]
     _agrees("take", [x, rng.integers(low, shape[axis], (2, 3))], {"axis": axis}, rng)
-    _agrees("gather", [x, rng.integers(0, shape[axis], [*shape[:axis], 4, *shape[axis + 1 :]])], {"axis": axis}, rng)
+    for others in (shape, [1 if rng.integers(2) else size for size in shape]):
+        index = rng.integers(low, shape[axis], [*others[:axis], 4, *others[axis + 1 :]])
+        _agrees("gather", [x, index], {"axis": axis}, rng)
 
 
 ACTIVATIONS = st.sampled_from(["none", "gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu"])

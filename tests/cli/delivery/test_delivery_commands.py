@@ -22,7 +22,6 @@ def folder(assistant_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.fsync", lambda _: None)  # no test cuts the power
     shutil.copytree(assistant_bundle, "assistant.bundle")
-    Path("bundles").mkdir()
     return tmp_path
 
 
@@ -116,6 +115,7 @@ def test_a_watch_goes_on_after_errors(published: Path, weightpager: Command, mon
         (("pull", "nowhere", "assistant", "--into", "bundles"), "found no metadata/"),
         (("pull", "ftp://x/y", "assistant", "--into", "bundles"), "expected http://"),
         (("pull", "repository", "../x", "--into", "bundles"), "name: expected"),
+        (("pull", "repository", "assistant", "--into", "no/bundles", "--trust", "root.json"), "No such file"),
         ((*PULL, "--trust", "none.json"), "trust: expected"),
         ((*PULL, "--limit-rate", "fast"), "bandwidth: expected"),
         (("publish", "assistant.bundle", "repository", "--name", "A/B"), "name: expected"),

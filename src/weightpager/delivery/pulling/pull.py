@@ -15,7 +15,6 @@ from weightpager.delivery.pulling.trust import signed_version
 from weightpager.delivery.sources.source import Source
 from weightpager.delivery.version_file import VersionFile
 from weightpager.errors import DeliveryError
-from weightpager.machine.paths import has_directory
 from weightpager.progress import Progress, silent
 
 Check = Callable[[Path], str | None]
@@ -90,7 +89,7 @@ def pull(
 
     Args:
         source: of the repository.
-        into: directory of the device's bundles.
+        into: directory of the device's bundles; it is made if the one above it is there.
         wish: what is wanted.
         keep: versions that stay, the one in use included.
         connections: at once.
@@ -101,8 +100,7 @@ def pull(
     Raises:
         DeliveryError: it can't be fetched, trusted or written. The bundle in use stays.
     """
-    if not has_directory(into):
-        raise DeliveryError(f"{into}: expected a directory for bundles, found none; make it first")
+    _make_directory(into)
     with Installed.alone(into, wish.name) as installed:
         version = signed_version(source, installed.places.metadata, wish.target, wish.root)
         if version.name != wish.name:
@@ -212,6 +210,13 @@ def roll_back(into: Path, name: str, to: str | None = None) -> RolledBack:
             )
         _roll_back(installed, before, key)
         return RolledBack(_name(before), _name(key), installed.places.link)
+
+
+def _make_directory(into: Path) -> None:
+    try:
+        into.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DeliveryError(f"{into}: expected a directory for bundles, it can't be made: {error.strerror}") from error
 
 
 def _roll_back(installed: Installed, from_key: str | None, to_key: str | None) -> None:
