@@ -75,7 +75,7 @@ def _blocks() -> Iterator[Block]:
 
 
 def _machines(folder: Path) -> tuple[Path, Path]:
-    """Two directories with a wheel in each; one has the libraries of this environment, which take minutes to install."""
+    """Two directories with a wheel; one has the libraries of this environment, which take minutes to install."""
     wheel, machine, box = _wheel(folder / "made"), folder / "machine", folder / "box"
     for place in (machine, box):
         place.mkdir()

@@ -170,7 +170,7 @@ def test_an_engine_takes_over_a_grown_bundle(
     content = tiny.wordy(tmp_path)
     del content["block"], content["page"], content["rows"], content["dtype"]
     content["tasks"] = {"pet": tiny.classification(tmp_path, "pet", {"cat": ["cat"], "dog": ["dog"]})}
-    with wp.Engine(Bundle.open(path), EngineConfig(budget=smallest_budget(bundle) + 100_000)) as engine:
+    with wp.Engine(Bundle.open(path), EngineConfig(budget=smallest_budget(bundle) + 200_000)) as engine:
         wp.compile(content, out=path, base=path, force=True)
         assert engine.reload().added == ("pet",)
         logits(engine.activate("pet"), 3)

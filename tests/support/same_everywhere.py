@@ -40,13 +40,18 @@ def blocks_by_lot() -> Iterator[None]:
 
 
 def _choose(prepared: Prepared) -> tuple[Masks, float]:
-    lots = {task: _lots(task, of_task) for task, of_task in prepared.saliency.items()}
+    lots = {task: _lots(number, task, of) for number, (task, of) in enumerate(prepared.saliency.items())}
     return choose_blocks(replace(prepared, saliency=lots, evenness=0.0))
 
 
-def _lots(task: str, saliency: Mapping[str, Floats]) -> dict[str, Floats]:
-    """A number for each block, a third of it the same for all tasks."""
-    return {name: 0.5 * _lot(name, of.shape) + _lot(f"{task} {name}", of.shape) for name, of in saliency.items()}
+def _lots(number: int, task: str, saliency: Mapping[str, Floats]) -> dict[str, Floats]:
+    """A number for each block, a third of it the same for all tasks; one in eight belongs to this task alone."""
+    found = {name: 0.5 * _lot(name, of.shape) + _lot(f"{task} {name}", of.shape) for name, of in saliency.items()}
+    for name, lots in found.items():
+        owner = np.floor(8 * _lot(f"owner {name}", lots.shape))
+        lots[owner < 4] = 0
+        lots[owner == number] = 2
+    return found
 
 
 def _lot(name: str, shape: tuple[int, ...]) -> Floats:
