@@ -1,0 +1,89 @@
+"""A request goes where its task is in memory, as long as that is fair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from weightpager.errors import ConfigError
+from weightpager.routing.router import ReplicaView
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Fairness:
+    """What affinity is weighed against, and how far it may go.
+
+    Attributes:
+        queue_weight: what a request in the queue weighs, in what a replica loads while a request computes.
+        slack: requests by which the queue that gets the next request may be longer than the shortest one.
+        share: of the latest requests, how many times the average a replica may have had.
+        window: requests after which an earlier one counts 1/e.
+    """
+
+    queue_weight: float = 0.25
+    slack: int = 4
+    share: float = 1.3
+    window: int = 200
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.queue_weight) and self.queue_weight >= 0):
+            raise ConfigError(f"queue_weight: expected a number from 0, got {self.queue_weight}")
+        if self.slack < 0:
+            raise ConfigError(f"slack: expected 0 requests or more, got {self.slack}")
+        if not self.share >= 1:
+            raise ConfigError(f"share: expected 1 or more, got {self.share}")
+        if self.window < 1:
+            raise ConfigError(f"window: expected 1 request or more, got {self.window}")
+
+
+class Affinity:
+    """Sends a request to the replica of the least cost among those that may get it.
+
+        cost = lacks + max(0, lacks - free) + queue_weight × request_bytes × queue
+
+    all in bytes: what has to be loaded, what has to go for it and may have to be loaded again, and what the queue
+    weighs; ``request_bytes`` is what a replica loads while a request computes. Of equal costs the replica counts that
+    has had the fewest of the latest requests. Who may get it:
+
+    1. Replicas whose queue is at most ``slack`` requests longer than the shortest one. So a request that is sent while
+       Q are under way on N replicas never makes a queue longer than Q / N + slack + 1: none grows without bound unless
+       all do. The router holds no request back, and a server lets each of its tasks begin within a bound
+       (`Policy.longest_wait`): nobody starves.
+    2. Of these, replicas that have had at most ``share`` times the average of the latest requests, and one more, if
+       there are any. Without this a first replica would get everything while requests come one by one: it always lacks
+       less than one that was never used.
+    """
+
+    def __init__(self, replicas: int, request_bytes: float, fairness: Fairness | None = None) -> None:
+        """Nothing was sent yet.
+
+        Args:
+            replicas: how many there are.
+            request_bytes: bytes that a replica loads while a request computes, in the mean.
+            fairness: how far it may go.
+        """
+        self._fairness = fairness or Fairness()
+        self._request_cost = self._fairness.queue_weight * request_bytes
+        self._lately: Floats = np.zeros(replicas)
+
+    def choose(self, replicas: Sequence[ReplicaView]) -> int:
+        """See `Router.choose`."""
+        chosen = min(self._eligible(replicas), key=lambda number: (self._cost(replicas[number]), self._lately[number]))
+        self._lately *= 1 - 1 / self._fairness.window
+        self._lately[chosen] += 1
+        return chosen
+
+    def _cost(self, replica: ReplicaView) -> float:
+        return replica.lacks + max(0, replica.lacks - replica.free) + self._request_cost * replica.queue
+
+    def _eligible(self, replicas: Sequence[ReplicaView]) -> list[int]:
+        longest = min(replica.queue for replica in replicas) + self._fairness.slack
+        most = self._fairness.share * self._lately.mean() + 1
+        short = [number for number, replica in enumerate(replicas) if replica.queue <= longest]
+        return [number for number in short if self._lately[number] <= most] or short
