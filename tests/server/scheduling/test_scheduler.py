@@ -57,8 +57,7 @@ def simulate(trace: list[Waiting], policy: Policy) -> Run:
             continue
         places = plan.places
         task = waiting[places[0]].task
-        if turn.task == task and turn.is_over(now, policy):
-            turn = turn.renewed(now)
+        turn = turn.before(task, now, policy)
         start = now
         if task != current:
             switches, current = switches + 1, task

@@ -45,8 +45,7 @@ def simulate(asks: list[Ask], policy: Policy) -> tuple[list[Started], float]:
         plan = next_batch([ask.waiting for ask in queue], turn, now, policy, started=started)
         assert plan.places or plan.run is not None, "somebody waits, and nothing is done"
         task = queue[plan.places[0]].waiting.task if plan.places else started[plan.run or 0].task
-        if turn.task == task and turn.is_over(now, policy):
-            turn = turn.renewed(now)
+        turn = turn.before(task, now, policy)
         if task != current:
             current, now = task, now + SWITCH
         start = now

@@ -106,6 +106,10 @@ class BlockManager:
         missing: Pages = need[self.page_table[need] == ABSENT]
         return missing
 
+    def missing_pages(self, task: int) -> int:
+        """How many of a task's pages are not resident; in a time that doesn't depend on them."""
+        return int(self._missing[task])
+
     def hold(self, task: int) -> None:
         """Keep a task's pages from eviction until as many `release` calls have followed; counts as a use."""
         if self.is_gone(task):

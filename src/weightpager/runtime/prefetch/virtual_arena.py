@@ -107,12 +107,18 @@ class VirtualArena:
         self.blocks.hold(task)
         pages = self._bring_in(task, self._current, reuse)
         if len(self.blocks.missing(task)):
-            self._leave()
+            self.leave()
             pages = np.concatenate([pages, self._bring_in(task, None, reuse)])
-        self._leave()
+        self.leave()
         self._current = task
         self._ledger.needed(self.blocks.needs(task), late, len(pages))
         return Wait(seconds + self._seconds(pages), len(pages))
+
+    def leave(self) -> None:
+        """Leave the current task, if any; its pages stay until their slots are wanted."""
+        if self._current is not None:
+            self.blocks.release(self._current)
+            self._current = None
 
     @property
     def counts(self) -> PrefetchCounts:
@@ -155,11 +161,6 @@ class VirtualArena:
         self.blocks.reserve(plan.prepare)
         self.blocks.publish(plan.prepare)
         return plan.prepare
-
-    def _leave(self) -> None:
-        if self._current is not None:
-            self.blocks.release(self._current)
-            self._current = None
 
     def _evict(self, pages: Pages) -> None:
         self.blocks.evict(pages)

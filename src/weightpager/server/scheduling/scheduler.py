@@ -50,9 +50,11 @@ class Turn:
         """Whether an overdue task may interrupt it."""
         return self.served >= policy.turn or now - self.since >= policy.turn_seconds
 
-    def renewed(self, now: float) -> Turn:
-        """Another turn of the same task."""
-        return Turn(self.task, now, 0, self.served_at)
+    def before(self, task: str, now: float, policy: Policy) -> Turn:
+        """The turn in which a task takes a step now: another one of the same task if its last is over."""
+        if task == self.task and self.is_over(now, policy):
+            return Turn(task, now, 0, self.served_at)
+        return self
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,8 @@ class Worker:
         waiting = [job.waiting for job in jobs]
         plan = next_batch(waiting, self._turn, now, self.policy, self._engine.resident_tasks(), started)
         task = jobs[plan.places[0]].task if plan.places else None if plan.run is None else started[plan.run].task
-        if task is not None and task == self._turn.task and self._turn.is_over(now, self.policy):
-            self._turn = self._turn.renewed(now)
+        if task is not None:
+            self._turn = self._turn.before(task, now, self.policy)
         return plan
 
     def _serve(self, taken: Taken) -> None:
