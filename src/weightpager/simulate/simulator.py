@@ -86,6 +86,9 @@ class Simulator:
     """Replays traces of a bundle's tasks.
 
     Attributes:
+        needs: of each task the pages, ascending.
+        numbers: of the tasks, by name.
+        page_bytes: bytes of a page.
         largest_task: pages of the task that has most.
         all_pages: pages that there are.
         differential_bytes: to load for an average switch.
@@ -93,13 +96,13 @@ class Simulator:
 
     def __init__(self, bundle: Bundle) -> None:
         """Read which pages each of the bundle's tasks needs, and nothing else."""
-        self._page_bytes = bundle.page_bytes
-        self._needs: list[Pages] = [bundle.pages_of(task) for task in bundle.tasks]
-        self._numbers = bundle.task_numbers
+        self.page_bytes = bundle.page_bytes
+        self.needs: list[Pages] = [bundle.pages_of(task) for task in bundle.tasks]
+        self.numbers = bundle.task_numbers
         self.all_pages = len(bundle.pages)
         self._span = span_of(bundle)
-        self.largest_task = max(len(need) for need in self._needs)
-        self.differential_bytes = TaskPages(self._needs, self.all_pages).differential * self._page_bytes
+        self.largest_task = max(len(need) for need in self.needs)
+        self.differential_bytes = TaskPages(self.needs, self.all_pages).differential * self.page_bytes
 
     def learner(self, storage: StorageModel, prior: npt.ArrayLike | None = None) -> ExpectedUses:
         """A predictor that learns from the trace, as an engine's prefetcher does.
@@ -108,7 +111,7 @@ class Simulator:
             storage: what reads cost.
             prior: the transition matrix to begin with; None begins without one.
         """
-        tasks = len(self._needs)
+        tasks = len(self.needs)
         return ExpectedUses.blank(
             new_predictor(tasks, prior), tasks, storage.seconds(0, round(self.differential_bytes))
         )
@@ -133,12 +136,12 @@ class Simulator:
             prefetch: whether to prefetch as long as that pays.
             watch: is given the time and the arena when a task is in place, and when it has run.
         """
-        arena = self._arena(device)
+        arena = self.arena(device)
         waits: list[Wait] = []
         clock = _Clock(predictor)
-        trial = PrefetchTrial(lambda: self._arena(device)) if prefetch else None
+        trial = PrefetchTrial(lambda: self.arena(device)) if prefetch else None
         for visit, following in zip(visits, [*visits[1:], visits[-1]], strict=True):
-            task, dwell = self._numbers[visit.task], max(0.0, following.start - visit.start)
+            task, dwell = self.numbers[visit.task], max(0.0, following.start - visit.start)
             reuse = predictor.uses_after(task)
             waits.append(arena.switch(task, reuse))
             if trial is not None and len(waits) > 1:  # nobody could have foreseen the first
@@ -151,10 +154,11 @@ class Simulator:
             clock.elapsed = dwell
             if watch is not None:
                 watch(clock.now, arena)
-        return Simulation(waits, arena.counts, self._page_bytes)
+        return Simulation(waits, arena.counts, self.page_bytes)
 
-    def _arena(self, device: Device) -> VirtualArena:
-        return VirtualArena(self._needs, self.all_pages, device.slots, self._page_bytes, device.storage, self._span)
+    def arena(self, device: Device) -> VirtualArena:
+        """An empty arena on a device."""
+        return VirtualArena(self.needs, self.all_pages, device.slots, self.page_bytes, device.storage, self._span)
 
 
 class _Clock:

@@ -70,10 +70,7 @@ class Sizing:
         Raises:
             BudgetError: the largest task doesn't fit; says the smallest budget that would do.
         """
-        memory = MemoryController(budget, needs_of(self._bundle), page_bytes=self._bundle.page_bytes)
-        if memory.slots < self._simulator.largest_task:
-            raise memory.too_small("the largest task", self._simulator.largest_task)
-        return memory.slots
+        return slots_of(self._bundle, budget, self._simulator.largest_task)
 
     def waiting(self, budget: int | None, steps: Steps = silent) -> list[Waiting]:
         """What switches wait for under each policy.
@@ -124,6 +121,23 @@ class Sizing:
 
     def _budget(self, slots: int) -> int:
         return needs_of(self._bundle).fixed.total + slots * self._bundle.page_bytes
+
+
+def slots_of(bundle: Bundle, budget: int | None, largest_task: int) -> int:
+    """Pages that a budget has room for; None for all that the bundle holds.
+
+    Args:
+        bundle: whose tasks run.
+        budget: bytes.
+        largest_task: pages of the task that has most.
+
+    Raises:
+        BudgetError: the largest task doesn't fit; says the smallest budget that would do.
+    """
+    memory = MemoryController(budget, needs_of(bundle), page_bytes=bundle.page_bytes)
+    if memory.slots < largest_task:
+        raise memory.too_small("the largest task", largest_task)
+    return memory.slots
 
 
 def _waiting(policy: str, found: Simulation) -> Waiting:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightpager.bundle import Bundle
+    from weightpager.simulate.routing_comparison import Routed
     from weightpager.simulate.sizing import Waiting
+    from weightpager.store import StorageModel
     from weightpager.trace_file import Visit
 
 
@@ -39,6 +41,12 @@ def simulate(
     ] = None,
     switches: Annotated[int, typer.Option(min=1, help="Length of a trace given by name.")] = 500,
     dwell: Annotated[float, typer.Option(metavar="S", help="Mean seconds between its switches.")] = 1.0,
+    replicas: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Servers, each with the budget; compare ways to route requests.")
+    ] = 1,
+    compute: Annotated[
+        float, typer.Option(metavar="MS", min=0, help="What a request computes, with --replicas, beside its switch.")
+    ] = 50.0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -47,18 +55,29 @@ def simulate(
     Policy and bookkeeping are those of the engine; only the storage is a model. A trace given by name has tasks of its
     own: the first one stands for the bundle's first task, and so on.
 
+    With --replicas each line of the trace is a request, which comes at its time whatever others wait. Requests go to
+    one server after the other; by affinity, to the one whose memory lacks least, as long as that is fair; or as one
+    sends them who knows the whole trace.
+
     Example: `weightpager simulate assistant.bundle --trace day.jsonl --budget 48MiB --storage 300MB/s --max-wait 20`
     """
     from weightpager.bundle import Bundle
+    from weightpager.errors import ConfigError
     from weightpager.simulate.sizing import Sizing
     from weightpager.store import StorageModel
 
-    opened = Bundle.open(bundle)
-    visits = _visits(opened, trace, switches, dwell)
+    opened, model = Bundle.open(bundle), StorageModel(parse_bandwidth(storage))
     size = None if budget is None else parse_size(budget)
+    if replicas > 1:
+        if max_wait is not None:
+            raise ConfigError("--max-wait: expected it without --replicas, since it is about one engine; leave one out")
+        requests = _requests(opened, trace, switches, dwell)
+        _compare(opened, requests, replicas, compute / 1e3, size, model, json=json, quiet=quiet)
+        return
+    visits = _visits(opened, trace, switches, dwell)
     smallest = None
     with progress(quiet or json) as stages:
-        sizing = Sizing(opened, visits, StorageModel(parse_bandwidth(storage)))
+        sizing = Sizing(opened, visits, model)
         found = sizing.waiting(size, partial(stages, "replay"))
         if max_wait is not None:
             smallest = sizing.smallest_budget(max_wait / 1e3, partial(stages, "find a budget"))
@@ -73,6 +92,56 @@ def simulate(
         output.say("note: all pages fit, so each is loaded once, and nearly no switch waits; try a smaller --budget.")
     if smallest is not None:
         output.say(f"smallest budget that waits {max_wait:g} ms or less: {output.enough(smallest)} ({smallest} bytes)")
+
+
+def _compare(
+    opened: Bundle,
+    requests: Sequence[Visit],
+    replicas: int,
+    compute: float,
+    budget: int | None,
+    storage: StorageModel,
+    *,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Compare ways to route requests."""
+    from weightpager.simulate.replica import Service
+    from weightpager.simulate.routing_comparison import RoutingComparison
+    from weightpager.simulate.simulator import Device, Simulator
+    from weightpager.simulate.sizing import slots_of
+
+    simulator = Simulator(opened)
+    slots = slots_of(opened, budget, simulator.largest_task)
+    with progress(quiet or json) as stages:
+        comparison = RoutingComparison(simulator, requests, Device(slots, storage), Service(compute))
+        found = comparison.compare(replicas, partial(stages, "replay"))
+    if json:
+        output.print_json({"requests": len(requests), "replicas": replicas, "slots": slots, "routing": found})
+        return
+    pages = len(opened.pages)
+    _print_routing(f"{len(requests)} requests, {replicas} replicas, room for {slots} of {pages} pages in each", found)
+    if slots >= pages:
+        output.say("note: all pages fit into each, which loads them once; try a smaller --budget.")
+
+
+def _print_routing(title: str, found: Sequence[Routed]) -> None:
+    output.table(
+        title,
+        ["", "switches", "loaded", "of round robin's", "median wait", "99 %", "share of each"],
+        [
+            [
+                row.way,
+                row.switches,
+                output.size(row.bytes_loaded),
+                "-" if row.of_round_robin is None else f"{row.of_round_robin:.0%}",
+                *map(_wait, (row.wait_p50_ms, row.wait_p99_ms)),
+                " ".join(f"{share:.0%}" for share in row.shares),
+            ]
+            for row in found
+        ],
+    )
+    output.explain("affinity", "oracle")
 
 
 def _print(title: str, found: Sequence[Waiting]) -> None:
@@ -98,16 +167,43 @@ def _wait(milliseconds: float) -> str:
     return f"{milliseconds:.1f} ms" if milliseconds >= 0.05 or not milliseconds else "< 0.05 ms"
 
 
+def _requests(bundle: Bundle, trace: str, switches: int, dwell: float) -> Sequence[Visit]:
+    """Every line of a trace file, or the visits of a trace by name."""
+    from weightpager.errors import ConfigError
+    from weightpager.trace_file import read_visits
+
+    if not _is_file(trace):
+        return _named(bundle, trace, switches, dwell)
+    requests = read_visits(trace, tuple(bundle.tasks), timed=True)
+    if not requests:
+        raise ConfigError(f"{trace}: expected at least one request, found none")
+    return requests
+
+
 def _visits(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Visit, ...]:
+    from weightpager.trace_file import read_timed_visits
+
+    if _is_file(trace):
+        return read_timed_visits(trace, tuple(bundle.tasks))
+    return _named(bundle, trace, switches, dwell)
+
+
+def _is_file(trace: str) -> bool:
+    from weightpager.errors import ConfigError
+    from weightpager.lab.traces import TRACES
+
+    if trace in TRACES:
+        return False
+    if not os.path.lexists(trace):
+        raise ConfigError(f"trace: expected a file, or one of {', '.join(TRACES)}; found no file at {trace}")
+    return True
+
+
+def _named(bundle: Bundle, trace: str, switches: int, dwell: float) -> tuple[Visit, ...]:
     from weightpager.errors import ConfigError
     from weightpager.lab.traces import TRACES
     from weightpager.lab.traces.trace import in_place_of
-    from weightpager.trace_file import read_timed_visits
 
-    if trace not in TRACES:
-        if not os.path.lexists(trace):
-            raise ConfigError(f"trace: expected a file, or one of {', '.join(TRACES)}; found no file at {trace}")
-        return read_timed_visits(trace, tuple(bundle.tasks))
     names = list(bundle.tasks)
     if len(names) < 2:
         raise ConfigError(f"{bundle.path}: expected at least two tasks to switch between, found {len(names)}")
