@@ -86,7 +86,7 @@ def test_the_commands_of_sizing_run(
     if not Path("page.bundle").exists():
         wp.compile("tasks.yaml", out="page.bundle")
     commands = [line for block in blocks("", (ROOT / "docs" / "sizing.md").read_text()) for line in block.splitlines()]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         done = run(capsys, monkeypatch, *shlex.split(command.replace("assistant.bundle", "page.bundle"))[1:])
         assert done.code == 0, f"{command}: {done.err}"
