@@ -11,8 +11,9 @@ from weightpager.doctor.processor import cpu_model
 
 
 def command(module: str) -> str:
-    """What was typed to run a benchmark."""
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+    """What was typed to run a benchmark; a path in the home directory as others would type it."""
+    typed = shlex.join(["python", "-m", module, *sys.argv[1:]])
+    return typed.replace(f"{Path.home()}/", "~/")
 
 
 def commit() -> str:
