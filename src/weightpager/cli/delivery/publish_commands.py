@@ -193,3 +193,32 @@ def rotate(
         output.print_json({"role": role, "keys": made})
         return
     output.say(f"{role}: new keys {', '.join(map(str, made))}; the old ones count no more, and lie in retired/")
+
+
+@app.command("upload")
+def upload_(
+    directory: Repository,
+    url: Annotated[str, typer.Argument(metavar="URL", help="Such as s3://bucket/repository.", show_default=False)],
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Then remove from the store what the repository has no more.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Copy what a store lacks of a repository: S3, Google's, Azure's, SFTP and what else fsspec knows.
+
+    Devices get the old state or the new one. Interrupted, the same command goes on. Most stores need a library: s3fs,
+    gcsfs, adlfs or paramiko.
+
+    Example: `weightpager publish upload repository/ s3://bucket/repository`
+    """
+    with extra("publish"):
+        from weightpager.delivery.publishing.upload import upload
+
+    with progress(quiet or json) as stages:
+        done = upload(directory, url, delete=delete, progress=stages)
+    if json:
+        output.print_json(done)
+        return
+    removed = f", {done.removed} removed" if delete else ""
+    output.say(f"{url}: {done.files} files copied ({output.size(done.bytes)}), {done.there} were there{removed}")
