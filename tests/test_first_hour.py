@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,27 +44,24 @@ class Block:
 @pytest.mark.skipif(shutil.which("curl") is None or isa() == "reference", reason="needs curl and the native module")
 def test_the_first_hour(tmp_path: Path) -> None:
     machine, box = _machines(tmp_path)
-    repository = machine / "assistant" / "repository"
+    assistant = machine / "assistant"
     blocks = list(_blocks())
     assert [block.section for block in blocks if block.where == "box"] == [7, 7, 7, 8]
-    for number, block in enumerate(blocks):
-        if block.where == "box":
-            _carry(repository, box)
-        if block.section == 9:  # one's own model is another one
-            shutil.rmtree(machine / "assistant" / "model")
-            tiny.llama(machine / "assistant" / "model")
-        folder = box if block.where == "box" else machine if block.section < 3 else machine / "assistant"
-        if block.script.startswith("weightpager serve"):
-            continue  # until the next block has been typed
-        if number and (server := blocks[number - 1].script).startswith("weightpager serve"):
-            with _serving(server, folder):
-                said = _type(block.script, folder)
-            assert '"label"' in said
-            continue
-        _type(block.script, folder)
-        if block.section == 2 and (machine / "assistant").exists() and not (machine / "assistant" / "model").exists():
-            fill(machine / "assistant")
-    assert (box / "bundles" / "assistant.bundle").exists()
+    with ExitStack() as servers:
+        for block in blocks:
+            if block.where == "box":
+                _carry(assistant / "repository", box)
+            if block.section == 9:
+                tiny.llama(_empty(assistant / "model"))  # one's own model is another one
+            folder = box if block.where == "box" else assistant if assistant.exists() else machine
+            if block.script.startswith("weightpager serve"):
+                servers.enter_context(_serving(block.script, folder))
+                continue
+            said = _type(block.script, folder)
+            servers.close()
+            assert "curl" not in block.script or '"label"' in said
+            if block.script.startswith("weightpager init"):
+                fill(assistant)
 
 
 def _blocks() -> Iterator[Block]:
@@ -106,6 +103,11 @@ def _wheel(folder: Path) -> Path:
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.write(_native.__file__, f"weightpager/kernels/{Path(_native.__file__).name}")
     return wheel
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder)
+    return folder
 
 
 def _carry(repository: Path, box: Path) -> None:
