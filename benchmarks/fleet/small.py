@@ -13,7 +13,7 @@ from weightpager.bundle.garbage import collect
 def small_fleet(folder: Path) -> Fleet:
     """Made once for a trial, and copied for each turn."""
     import weightpager as wp
-    from tests.support import tiny  # torch, which processes that are killed don't need
+    from tests.support.models import tiny  # torch, which processes that are killed don't need
 
     folder.mkdir(parents=True)
     new, old = folder / "new.bundle", folder / "old.bundle"

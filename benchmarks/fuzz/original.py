@@ -10,7 +10,7 @@ from typing import Any
 
 import weightpager as wp
 from benchmarks.fuzz import trial
-from tests.support import tiny
+from tests.support.models import tiny
 from weightpager.bundle import Bundle
 
 WHOLE = "whole.bundle"

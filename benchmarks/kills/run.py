@@ -23,7 +23,7 @@ import typer
 from benchmarks.kills.trials import SpoiledError, Trial, Workplace
 
 _IMPORTED = [
-    "tests.support.tiny",
+    "tests.support.models.tiny",
     "weightpager.cli.app",
     "weightpager.compiler.pipeline",
     "weightpager.compiler.repack",

@@ -197,7 +197,7 @@ class Workplace:
 
     def write_task_files(self) -> None:
         """``one.yaml`` and ``two.yaml`` of the same tasks, and ``more.yaml`` of a new one."""
-        from tests.support import tiny  # torch, which nothing else here needs
+        from tests.support.models import tiny  # torch, which nothing else here needs
 
         for name, sparsity in (("one", 0.6), ("two", 0.5)):
             self._write(name, tiny.assistant(self.folder, sparsity=sparsity, training=_SHORT))

@@ -1,6 +1,6 @@
 """Compile the GPU's kernels for a compute capability, down to machine code; needs no GPU. Prints what was made.
 
-python tests/support/compile_for_gpu.py 87
+python tests/support/arrays/compile_for_gpu.py 87
 """
 
 from __future__ import annotations
