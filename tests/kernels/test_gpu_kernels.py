@@ -172,7 +172,7 @@ def test_calls_go_through_the_same_door(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [87, 90])
 def test_kernels_compile_for_gpus_that_are_not_here(capability: int) -> None:
-    script = Path(__file__).parents[1] / "support" / "compile_for_gpu.py"
+    script = Path(__file__).parents[1] / "support" / "arrays" / "compile_for_gpu.py"
     alone = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     ran = subprocess.run([sys.executable, script, str(capability)], capture_output=True, text=True, env=alone)
     assert ran.returncode == 0, ran.stderr

@@ -6,14 +6,15 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from weightpager.compiler.selection.block_choice import choose_blocks
-from weightpager.compiler.selection.prepared import Prepared
-from weightpager.compiler.training.masks import Masks
+if TYPE_CHECKING:
+    from weightpager.compiler.selection.prepared import Prepared
+    from weightpager.compiler.training.masks import Masks
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,6 +41,8 @@ def blocks_by_lot() -> Iterator[None]:
 
 
 def _choose(prepared: Prepared) -> tuple[Masks, float]:
+    from weightpager.compiler.selection.block_choice import choose_blocks  # torch, before it is known who needs it
+
     lots = {task: _lots(number, task, of) for number, (task, of) in enumerate(prepared.saliency.items())}
     return choose_blocks(replace(prepared, saliency=lots, evenness=0.0))
 

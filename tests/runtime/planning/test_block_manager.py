@@ -169,6 +169,24 @@ class Residency(RuleBasedStateMachine):
         self.held: list[int] = []
         self.coming: list[int] = []
         self.address = self.blocks.page_table.ctypes.data
+        self.look()
+
+    @rule()
+    def look(self) -> None:
+        """What a prefetch is planned from, and carried out later if the version is still the same."""
+        seen = self.blocks.occupancy()
+        gone = (seen.resident & ~seen.locked).nonzero()[0]
+        absent = (~(seen.resident | seen.loading)).nonzero()[0]
+        self.seen = self.blocks.version, seen.free, set(gone.tolist()), set(absent.tolist())
+
+    @invariant()
+    def a_plan_that_is_not_stale_can_be_carried_out(self) -> None:
+        version, free, gone, absent = self.seen
+        if self.blocks.version == version:
+            now = self.blocks.occupancy()
+            assert now.free >= free
+            assert all(now.resident[page] and not now.locked[page] for page in gone)
+            assert not any(now.resident[page] or now.loading[page] for page in absent)
 
     def kept(self) -> set[int]:
         return {page for task in self.held for page in self.needs[task]}

@@ -28,7 +28,8 @@ class BlockManager:
         page_table: int32 [pages], page index → slot, `ABSENT` where absent. Updated in place, never replaced: kernels
             hold its address.
         reloads: pages loaded that had been resident before.
-        version: another one after each `hold`, `evict` and `restore`: a prefetch must be planned anew.
+        version: another one after whatever may keep an earlier plan of a prefetch from being carried out: a `hold`,
+            and pages or slots that come or go.
     """
 
     def __init__(self, needs: Sequence[Pages], pages: int, slots: int, capacity: int | None = None) -> None:
@@ -185,7 +186,9 @@ class BlockManager:
 
     def reserve(self, pages: Pages) -> npt.NDArray[np.int32]:
         """Take a free slot for each absent page, int32 [pages]; absent they stay until `publish`."""
-        return self._slots.reserve(pages)
+        slots = self._slots.reserve(pages)
+        self.version += 1
+        return slots
 
     def publish(self, pages: Iterable[int]) -> None:
         """The pages' bytes are in their reserved slots and checked: make them resident."""
@@ -200,6 +203,7 @@ class BlockManager:
 
     def retire(self, count: int) -> list[int]:
         """Use fewer slots; those that went, all of them free before."""
+        self.version += 1
         return self._slots.retire(count)
 
     def restore(self, count: int) -> list[int]:
