@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from weightpager.readers.image_processor import Pixels
@@ -52,6 +52,10 @@ class Generate(_Text):
     def kind(self) -> Hashable:
         """What can run together."""
         return ("generate", self.sampling, id(self) if self.sampling.seed is not None else None)
+
+    def within(self, room: int) -> Generate:
+        """The same with so many tokens at most, prompt and continuation together; one is generated in any case."""
+        return replace(self, max_new_tokens=max(1, min(self.max_new_tokens, room - self.tokens)))
 
 
 @dataclass(frozen=True)
