@@ -205,4 +205,13 @@ def test_metrics_are_for_generated_texts(tmp_path: Path) -> None:
 
 def test_a_prompt_that_the_model_cannot_read_is_refused(clerk: Path) -> None:
     with wp.Engine.from_pretrained(clerk) as engine, pytest.raises(ConfigError, match="expected at most 128 tokens"):
-        engine.predict("after", ["red " * 126])
+        engine.predict("after", ["red " * 128])
+
+
+def test_an_answer_ends_where_the_model_can_read_no_more(clerk: Path) -> None:
+    prompt = "red " * 126
+    with wp.Engine.from_pretrained(clerk) as engine:
+        ours, theirs = engine.predict("after", [prompt]), engine.predict("after", [prompt], max_new_tokens=2)
+        assert ours == theirs
+        with pytest.raises(ConfigError, match="found 126 and 4 to be generated"):
+            engine.predict("after", [prompt], max_new_tokens=4)

@@ -32,23 +32,28 @@ def predict(
         reader: the bundle's `Tokenizer`, or for images its `ImageReader`.
         task: whose answers are wanted.
         inputs: texts, or paths of images. To a task whose prompts are conversations, each is what a user says.
-        max_new_tokens: of a continuation; None for as many as the task states, or else 32.
+        max_new_tokens: of a continuation; None for as many as the task states, or else 32, and as the model has room
+            for.
 
     Raises:
-        ConfigError: a text has no tokens, or with its continuation more than the model can read; the model's chat
-            template doesn't take it.
+        ConfigError: a text has no tokens, or with the continuation that is asked for more than the model can read; the
+            model's chat template doesn't take it.
         BundleFormatError: the tokenizer knows words that the model doesn't.
         ImageError: a path leads to no image that can be used; it is named.
     """
     kind, own = kind_of(task.kind), reader
     if not task.takes_images:
         own = TokenReader(reader, model.vocabulary)
-    if max_new_tokens is None:
-        max_new_tokens = _NEW_TOKENS if task.generation is None else task.generation.max_new_tokens
+    wanted = max_new_tokens
+    if wanted is None:
+        wanted = _NEW_TOKENS if task.generation is None else task.generation.max_new_tokens
     found = []
     for given, asked in zip(inputs, _asked(reader, task, inputs), strict=True):
-        query = LoneQuery(kind.read(own, task, asked, max_new_tokens))
-        _check(query.work, given, model, reader)
+        work = kind.read(own, task, asked, wanted)
+        if isinstance(work, Generate) and max_new_tokens is None:
+            work = work.within(_room(model, reader))
+        _check(work, given, model, reader)
+        query = LoneQuery(work)
         run = begin(task.kind, model, reader, [query])
         while not query.over:
             run.step(math.inf)
@@ -69,12 +74,17 @@ def _asked(tokenizer: Any, task: TaskEntry, inputs: Sequence[str]) -> Sequence[s
             raise ConfigError(str(error)) from error
 
 
+def _room(model: TaskModel, tokenizer: Tokenizer) -> int:
+    """Tokens of a prompt and its continuation."""
+    return min(model.context, tokenizer.longest)
+
+
 def _check(work: Work, text: str, model: TaskModel, tokenizer: Tokenizer) -> None:
     if not work.tokens:
         raise ConfigError(f"expected a text with at least one token, found {text!r}")
     if not isinstance(work, Generate):
         return
-    room, wanted = min(model.context, tokenizer.longest), work.max_new_tokens
+    room, wanted = _room(model, tokenizer), work.max_new_tokens
     if work.tokens + wanted > room:
         raise ConfigError(
             f"expected at most {room} tokens, as the model can read, found {work.tokens} and {wanted} to be generated"

@@ -224,10 +224,11 @@ class Engine(EngineMaintenance):
         Args:
             name: of the task.
             inputs: texts, or paths of images.
-            max_new_tokens: of a continuation; None for as many as the task states, or else 32.
+            max_new_tokens: of a continuation; None for as many as the task states, or else 32, and as the model has
+                room for.
 
         Raises:
-            ConfigError: a text has no tokens, or with its continuation more than the model can read.
+            ConfigError: a text has no tokens, or with the continuation that is asked for more than the model can read.
             BundleFormatError: the bundle's files can't read its inputs.
             ImageError: a path leads to no image that can be used; it is named.
             Others: those of `activate`.
