@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModel
 
 import tiny
 import weightpager as wp
+from families import ALL_DECODERS, ALL_ENCODERS, config_of
 from weightpager.answers.model import Integers, TaskModel
 from weightpager.answers.padded import padded
 from weightpager.answers.softmax import softmax
 from weightpager.answers.work import Sampling
+from weightpager.backends.native.model_limits import ModelConfig
 from weightpager.backends.native.sampling import Sampler
+from weightpager.backends.torch.model.architecture import context_length
 from weightpager.kernels.choice import NATIVE
+from weightpager.nn.skeleton import empty_on_meta
 
 pytestmark = pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
 
@@ -60,6 +66,15 @@ def test_outputs_and_hidden_states(request: pytest.FixtureRequest, which: str) -
             assert np.abs(ours.hidden(batch) - theirs.hidden(batch))[seen].max() < CLOSE
         assert (ours.vocabulary, ours.context, ours.ends) == (theirs.vocabulary, theirs.context, theirs.ends)
         assert native.limits().context == torch.limits().context
+
+
+@pytest.mark.parametrize("family", [*ALL_ENCODERS, *ALL_DECODERS])
+def test_models_read_as_much_as_torch_says(family: str) -> None:
+    """RoBERTa has two more positions than it can read tokens."""
+    config = config_of(family, {**ALL_ENCODERS, **ALL_DECODERS}[family])
+    with empty_on_meta():
+        module = AutoModel.from_config(config)
+    assert ModelConfig(json.loads(config.to_json_string())).limits(takes_images=False).context == context_length(module)
 
 
 def test_decoders_go_on_with_the_same_tokens(writer_bundle: Path) -> None:

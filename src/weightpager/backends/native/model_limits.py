@@ -23,6 +23,15 @@ _NAMES = {
 }
 """What configurations of different architectures call the same."""
 
+_BEHIND_PADDING = frozenset(
+    {"camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta"}
+    | {"roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+)
+"""Architectures whose table of positions begins behind that of the padding, and counts the rows before."""
+
+_PADDING = 1
+"""Of these, where a configuration doesn't say it."""
+
 _MOST_TOKENS = 2**20
 _FLOAT, _HALF = 4, 2
 
@@ -51,6 +60,15 @@ class ModelConfig:
         return next((int(value) for value in found if isinstance(value, int) and value > 0), None)
 
     @property
+    def context(self) -> int:
+        """Tokens that the model can read, as far as it says."""
+        found = min(self.number("max_position_embeddings") or _MOST_TOKENS, _MOST_TOKENS)
+        if self._values.get("model_type") not in _BEHIND_PADDING:
+            return found
+        padding = self._values.get("pad_token_id")
+        return max(1, found - (padding if isinstance(padding, int) else _PADDING) - 1)
+
+    @property
     def narrow(self) -> bool:
         """Whether the model was made in 16 bits: then keys and values of earlier tokens are kept in float16."""
         return self._values.get("dtype", self._values.get("torch_dtype")) in ("bfloat16", "float16")
@@ -75,7 +93,7 @@ class ModelConfig:
         layers = self.number("num_hidden_layers") or 1
         return ModelLimits(
             vocabulary=self.number("vocab_size") or 0,
-            context=min(self.number("max_position_embeddings") or _MOST_TOKENS, _MOST_TOKENS),
+            context=self.context,
             together=None,
             in_pieces=True,
             cache_bytes=2 * layers * grouped * depth * (_HALF if self.narrow else _FLOAT),
