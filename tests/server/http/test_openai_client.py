@@ -10,6 +10,7 @@ import torch
 
 import weightpager as wp
 from running import Running
+from weightpager.server.inputs.vocabulary import Vocabulary
 
 MESSAGES = [{"role": "user", "content": "one two"}]
 
@@ -156,6 +157,14 @@ def test_what_cannot_be_served_is_refused(writer: Running, fields: dict[str, obj
 def test_text_is_generated_by_tasks_that_do(assistant: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="'weather' is a text-classification task"):
         assistant.openai.chat.completions.create(model="weather", messages=MESSAGES)
+
+
+def test_an_empty_text_is_not_too_long(writer: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To tokenizers that add nothing it has no tokens."""
+    monkeypatch.setattr(Vocabulary, "embed", lambda *_: ())
+    with pytest.raises(openai.BadRequestError, match="found an empty text") as refused:
+        writer.openai.embeddings.create(model="numbers", input="")
+    assert refused.value.code is None
 
 
 def test_null_is_as_good_as_nothing(writer: Running) -> None:

@@ -11,7 +11,7 @@ from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Classified, Embed, Embedded, Outcome, Tagged
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
-from weightpager.server.inputs.vocabulary import Vocabulary
+from weightpager.server.inputs.vocabulary import Vocabulary, empty
 from weightpager.server.routes.access import Serving, user
 from weightpager.server.routes.errors import RESPONSES
 from weightpager.server.routes.exchange import exchange
@@ -97,8 +97,11 @@ def _model(task: TaskEntry, service: Service) -> Model:
 
 def _embed(vocabulary: Vocabulary, given: str | list[int]) -> Embed:
     ids = vocabulary.embed(given) if isinstance(given, str) else vocabulary.checked(given, "input")
-    if not ids or len(ids) > vocabulary.context:
-        raise RequestError(f"expected 1 to {vocabulary.context} tokens a text", "input", "context_length_exceeded")
+    if not ids:
+        raise empty("input")
+    if len(ids) > vocabulary.context:
+        problem = f"expected at most {vocabulary.context} tokens a text, found {len(ids)}"
+        raise RequestError(problem, "input", "context_length_exceeded")
     return Embed(ids)
 
 
