@@ -391,7 +391,7 @@ def test_the_journal_of_another_version_is_ignored(tmp_path: Path, monkeypatch: 
 
 def test_a_journal_says_what_earlier_runs_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("weightpager.compiler.resume.journal.time.monotonic", lambda: now)
+    monkeypatch.setattr("weightpager.compiler.resume.journal.monotonic", lambda: now)
     for run, seconds in enumerate((30.0, 10.0)):
         journal = Journal(tmp_path, "x")
         part = journal.part("shared")

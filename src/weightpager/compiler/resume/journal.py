@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic
 
 from torch import Tensor
 
@@ -69,7 +69,7 @@ class Journal:
         self._folder = folder
         self._identity = identity
         self._cache = cache or Cache.none()
-        self._made = self._last = time.monotonic()
+        self._made = self._last = monotonic()
         self._wait = SECONDS
         self._started: dict[str, float] = {}
         self._earlier = 0.0
@@ -128,7 +128,7 @@ class Journal:
 
     def due(self) -> bool:
         """Whether the last entry is old enough for another one."""
-        return self._folder is not None and time.monotonic() - self._last >= self._wait
+        return self._folder is not None and monotonic() - self._last >= self._wait
 
     def write(self, stage: str, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Replace a stage's entry.
@@ -138,7 +138,7 @@ class Journal:
         """
         if self._folder is None:
             return
-        start = time.monotonic()
+        start = monotonic()
         entry = Entry(step, start - self._started.get(stage, self._made), dict(tensors))
         temporary = self._path(stage).with_suffix(".tmp")
         try:
@@ -149,12 +149,12 @@ class Journal:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        self._last = time.monotonic()
+        self._last = monotonic()
         self._wait = max(SECONDS, (self._last - start) / SHARE)
 
     def read(self, stage: str, fits: Fits = anything) -> tuple[int, dict[str, Tensor]] | None:
         """A stage's entry: steps made and tensors; None if there is none of this compile that is whole and fits."""
-        self._started[stage] = time.monotonic()
+        self._started[stage] = monotonic()
         cached = self._cache.read(stage, self._owner())
         if cached is not None and fits(cached.tensors):
             self._cached[stage] = cached.seconds
