@@ -211,7 +211,8 @@ void a_paced_device_tells_of_reads_when_they_have_arrived() {
     const Clock::time_point start = Clock::now();
     for (Read& read : reads) device->begin(read);
     device->wait(ended, 0);
-    EXPECT(ended.empty());  // although the device has read them all
+    // Although the device has read them all; on a busy machine the first one may have had its time.
+    EXPECT(ended.empty() || Clock::now() - start >= std::chrono::microseconds(kPage));
     for (size_t i = 0; i < reads.size(); ++i) {
         while (ended.size() <= i) device->wait(ended, -1);
         EXPECT(ended[i] == &reads[i]);
