@@ -38,7 +38,6 @@ from weightpager.page_dtype import PageDtype, block_bytes
 from weightpager.progress import Progress
 from weightpager.store import StorageModel
 from weightpager.store.switch_cost import all_switches
-from weightpager.task_data.batches import EVAL_BATCH
 from weightpager.task_data.held_out import Item
 
 
@@ -232,7 +231,7 @@ class Study:
         model, told = source.models[task], partial(self._progress, f"measure {task}")
         if data.asked is not None:  # writing takes minutes: as a compile measures it
             return torch_score(model, data, source.task_file.dtype, told)
-        return evaluate(model, data.batches(examples, EVAL_BATCH), data.kind, told)
+        return evaluate(model, data.held_out(), data.kind, told)
 
     def _journal(self, name: str) -> Journal:
         return Journal(self._folder / name, f"{self._identity} {name}")

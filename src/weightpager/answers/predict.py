@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from weightpager.answers.begin import begin
+from weightpager.answers.generation.completions import room_of
 from weightpager.answers.kinds import kind_of
 from weightpager.answers.kinds.kind import Prediction
 from weightpager.answers.model import TaskModel
@@ -51,7 +52,7 @@ def predict(
     for given, asked in zip(inputs, _asked(reader, task, inputs), strict=True):
         work = kind.read(own, task, asked, wanted)
         if isinstance(work, Generate) and max_new_tokens is None:
-            work = work.within(_room(model, reader))
+            work = work.within(room_of(model, reader))
         _check(work, given, model, reader)
         query = LoneQuery(work)
         run = begin(task.kind, model, reader, [query])
@@ -74,17 +75,12 @@ def _asked(tokenizer: Any, task: TaskEntry, inputs: Sequence[str]) -> Sequence[s
             raise ConfigError(str(error)) from error
 
 
-def _room(model: TaskModel, tokenizer: Tokenizer) -> int:
-    """Tokens of a prompt and its continuation."""
-    return min(model.context, tokenizer.longest)
-
-
 def _check(work: Work, text: str, model: TaskModel, tokenizer: Tokenizer) -> None:
     if not work.tokens:
         raise ConfigError(f"expected a text with at least one token, found {text!r}")
     if not isinstance(work, Generate):
         return
-    room, wanted = _room(model, tokenizer), work.max_new_tokens
+    room, wanted = room_of(model, tokenizer), work.max_new_tokens
     if work.tokens + wanted > room:
         raise ConfigError(
             f"expected at most {room} tokens, as the model can read, found {work.tokens} and {wanted} to be generated"

@@ -13,6 +13,11 @@ from weightpager.answers.query import LoneQuery
 from weightpager.answers.work import Generate, Generated
 
 
+def room_of(model: TaskModel, tokenizer: Any) -> int:
+    """Tokens of a prompt and its continuation that a model reads at most."""
+    return int(min(model.context, tokenizer.longest))
+
+
 def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> list[str]:
     """The greedy continuation of each prompt of a batch, up to a token that ends it or ``most`` tokens.
 
@@ -25,7 +30,7 @@ def completions(model: TaskModel, tokenizer: Any, inputs: Inputs, most: int) -> 
         inputs: ``input_ids`` and ``attention_mask``, int64 [texts, tokens]; padding may lie on either side.
         most: new tokens of each.
     """
-    room = min(model.context, tokenizer.longest)
+    room = room_of(model, tokenizer)
     rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     works = [Generate(tuple(ids[mask != 0].tolist()), most).within(room) for ids, mask in rows]
     waiting = [LoneQuery(work, cached=True) for work in works]
