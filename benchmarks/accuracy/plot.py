@@ -35,7 +35,7 @@ QUANTISED = ("int8", "int4", "int3", "int2")
 _DEEPEST = 0.1
 """How far below the dense model's accuracy the picture reaches; what lies deeper is named."""
 
-_CLOSEST = 1.12
+_CLOSEST = 1.3
 """Ratio of two fractions whose numbers don't run into each other."""
 
 _TRAINED = ("finetune", "closed-form", "none")
