@@ -58,6 +58,9 @@ class Affinity:
     2. Of these, replicas that have had at most ``share`` times the average of the latest requests, and one more, if
        there are any. Without this a first replica would get everything while requests come one by one: it always lacks
        less than one that was never used.
+
+    Attributes:
+        request_bytes: as given; who learns it while requests come may change it.
     """
 
     def __init__(self, replicas: int, request_bytes: float, fairness: Fairness | None = None) -> None:
@@ -69,7 +72,7 @@ class Affinity:
             fairness: how far it may go.
         """
         self._fairness = fairness or Fairness()
-        self._request_cost = self._fairness.queue_weight * request_bytes
+        self.request_bytes = request_bytes
         self._lately: Floats = np.zeros(replicas)
 
     def choose(self, replicas: Sequence[ReplicaView]) -> int:
@@ -80,7 +83,8 @@ class Affinity:
         return chosen
 
     def _cost(self, replica: ReplicaView) -> float:
-        return replica.lacks + max(0, replica.lacks - replica.free) + self._request_cost * replica.queue
+        waiting = self._fairness.queue_weight * self.request_bytes * replica.queue
+        return replica.lacks + max(0, replica.lacks - replica.free) + waiting
 
     def _eligible(self, replicas: Sequence[ReplicaView]) -> list[int]:
         longest = min(replica.queue for replica in replicas) + self._fairness.slack

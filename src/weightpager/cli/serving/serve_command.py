@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from weightpager.cli import output
 from weightpager.cli.completion import task_names
 from weightpager.cli.options import Backend, Budget, BundlePath, Dtype, Rows, extra
+from weightpager.cli.serving.serve_replicas import Place, serve_replicas
 from weightpager.config import parse_size
 
 if TYPE_CHECKING:
@@ -81,6 +82,20 @@ def serve(
     history: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File that keeps which task ran when across restarts.")
     ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="So many servers on a Ray cluster, each with the budget; a request goes where its task is in memory. "
+            "Needs `weightpager[ray]`.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Of the cluster; auto joins a running one, or starts one here. With --replicas."
+        ),
+    ] = "auto",
     log: Annotated[Literal["json", "text"], typer.Option(help="Form of the log on standard error.")] = "json",
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="Least that is logged.")] = (
         "info"
@@ -112,21 +127,24 @@ def serve(
         admin_token=read_token(admin_token_file),
         remote_admin=remote_admin,
     )
+    options: dict[str, Any] = {
+        "budget": budget,
+        "rows": rows,
+        "device": device,
+        "dtype": dtype,
+        "backend": backend,
+        "kv_reserve": kv_reserve or 0,
+        "real_time": tuple(real_time or ()),
+        "prefetch": prefetch,
+        "history": history,
+    }
+    if replicas is not None:
+        serve_replicas(bundle, settings, options, Place(replicas, ray, host, port))
+        return
     with (
         logging_to_stderr(log_level, as_json=log == "json"),
         listen(host, port) as listening,
-        Engine.from_pretrained(
-            bundle,
-            budget=budget,
-            rows=rows,
-            device=device,
-            dtype=dtype,
-            backend=backend,
-            kv_reserve=kv_reserve or 0,
-            real_time=tuple(real_time or ()),
-            prefetch=prefetch,
-            history=history,
-        ) as engine,
+        Engine.from_pretrained(bundle, **options) as engine,
     ):
         _run(Service(engine, settings), host, listening)
 

@@ -100,6 +100,11 @@ class Metrics:
         self._durations.observe(switch.seconds)
         self._slowest_switch.raise_to(switch.seconds)
 
+    def compute_seconds(self) -> float:
+        """Spent running tasks, all together."""
+        samples = (sample for family in self._compute.collect() for sample in family.samples)
+        return sum(sample.value for sample in samples if sample.name.endswith("_total"))
+
     def text(self) -> bytes:
         """All of them, in Prometheus' text format; loads nothing."""
         return generate_latest(self.registry)

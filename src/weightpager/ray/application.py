@@ -1,0 +1,92 @@
+"""A bundle behind Ray Serve: several servers, and one way in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from weightpager.bundle import Bundle
+from weightpager.bundle.footprint import footprint
+from weightpager.config import parse_size
+from weightpager.errors import ConfigError
+from weightpager.ray.gateway import Gateway
+from weightpager.ray.server_replica import ServerReplica
+from weightpager.ray.task_router import Routing
+from weightpager.server.scheduling.settings import Settings
+
+_BESIDE = 400 << 20
+"""Bytes of a server's process beside the budget: Python, Ray, libraries. Ray is told of them, so that it places no more
+servers on a machine than it has room for."""
+
+_UNBOUNDED = 1_000_000
+"""Requests that Serve may have under way at a server: the server has a bounded queue of its own, and says 429."""
+
+
+def app(
+    bundle: str | Path,
+    budget: str | int | None = None,
+    *,
+    replicas: int | tuple[int, int] = 2,
+    cpus: float = 1.0,
+    routing: Routing = "affinity",
+    settings: Settings | None = None,
+    **options: Any,
+) -> serve.Application:
+    """An application for Ray Serve: ``serve.run(app(...))``, or ``serve run module:name``.
+
+    Args:
+        bundle: directory that ``weightpager compile`` wrote, at the same path on every machine that may get a server.
+        budget: memory for weights of each server; None for all that the bundle holds.
+        replicas: how many servers; or the fewest and the most, between which Serve chooses by how busy they are.
+        cpus: that Ray keeps for a server, and the threads that it computes with.
+        routing: "affinity" sends a request where its task is in memory; "round-robin" to one after the other.
+        settings: of each server, as ``weightpager serve`` takes them; None for its defaults.
+        options: more arguments of `Engine.from_pretrained`.
+
+    Raises:
+        ConfigError: an argument is wrong.
+        BundleError: the bundle can't be read here.
+    """
+    fewest, most = (replicas, replicas) if isinstance(replicas, int) else replicas
+    if not 1 <= fewest <= most:
+        raise ConfigError(f"replicas: expected 1 or more, or two such numbers in order, got {replicas}")
+    if not (math.isfinite(cpus) and cpus > 0):
+        raise ConfigError(f"cpus: expected a number above 0, got {cpus}")
+    settings = settings or Settings()
+    if settings.admin_token is not None:
+        raise ConfigError("settings: expected no admin token, as the admin's routes are about one server, found one")
+    if options.get("history") is not None:
+        raise ConfigError("history: expected none, as one file can't be several servers', found one")
+    path = Path(bundle).absolute()
+    weights = footprint(Bundle.open(path)).total if budget is None else parse_size(budget)
+    servers = serve.deployment(
+        name="servers",
+        ray_actor_options={"num_cpus": cpus, "memory": weights + _BESIDE},
+        max_ongoing_requests=_UNBOUNDED,
+        graceful_shutdown_timeout_s=settings.grace,
+        health_check_period_s=2.0,
+        request_router_config={
+            "request_router_class": "weightpager.ray.task_router:TaskRouter",
+            "request_router_kwargs": {"routing": routing},
+            "request_routing_stats_period_s": 1.0,
+        },
+        **_number(fewest, most),
+    )(ServerReplica)
+    gateway = serve.deployment(
+        name="gateway",
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=_UNBOUNDED,
+        graceful_shutdown_timeout_s=settings.grace + settings.timeout,
+    )(Gateway)
+    return gateway.bind(servers.bind(str(path), settings, {"budget": budget, **options}), settings)
+
+
+def _number(fewest: int, most: int) -> Mapping[str, Any]:
+    if fewest == most:
+        return {"num_replicas": most}
+    by_load = {"policy_function": "weightpager.ray.autoscaling:policy"}
+    return {"autoscaling_config": {"min_replicas": fewest, "max_replicas": most, "policy": by_load}}

@@ -1,0 +1,109 @@
+"""The way in: HTTP requests go to the server that has their task in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.serve.handle import DeploymentHandle
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from weightpager.ray.known_replicas import known_replicas
+from weightpager.ray.messages import ForwardedRequest, Piece, Standing
+from weightpager.ray.reply import Reply
+from weightpager.ray.server_replica import ServerReplica
+from weightpager.server.http.body_limit import BodyLimit
+from weightpager.server.routes.errors import answer
+from weightpager.server.scheduling.settings import Settings
+from weightpager.server.schema.common import ErrorDetail
+
+_log = logging.getLogger(__name__)
+
+_BODY_SECONDS = 30.0
+_GRACE = 2.0
+"""Seconds beyond a request's time in which a server may say itself that it is over."""
+
+_TRIES = 4
+"""Servers that a request is sent to, one after the other, when they die before they have answered."""
+
+_FORWARDED = ("/v1/", "/docs", "/openapi.json", "/health", "/ready")
+
+
+class Gateway:
+    """Forwards requests to servers, and tries another one when a server dies.
+
+    A request is sent again as long as nothing of its answer has reached the client: to answer changes nothing in a
+    server.
+    """
+
+    def __init__(self, servers: DeploymentHandle[ServerReplica], settings: Settings) -> None:
+        """Serve makes it; ``settings`` are the servers'."""
+        self._servers = servers.options(stream=True)
+        self._settings = settings
+
+    async def __call__(self, request: Request) -> Response:
+        """The response, which Serve runs as an ASGI application."""
+        path = request.url.path
+        if path == "/replicas":
+            return JSONResponse([asdict(standing) for standing in known_replicas().standings()])
+        if not path.startswith(_FORWARDED):
+            return _refused(404, f"expected a route that any server answers, found {path}; /replicas shows them all")
+        return _Forwarding(self, self._settings.body_bytes)
+
+    async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward a request whose body comes in one piece."""
+        request = ForwardedRequest.of(scope, (await receive()).get("body", b""))
+        deadline = time.monotonic() + self._settings.timeout + _GRACE
+        for _ in range(_TRIES):
+            reply = Reply(send)
+            try:
+                async for piece in self._asked(request, deadline):
+                    await reply.take(piece)
+            except RayActorError:
+                _log.warning("a server has ended with a request for %r under way", request.task)
+                if reply.begun:
+                    await reply.cut()
+                    return
+            except asyncio.TimeoutError:
+                break
+            else:
+                return
+        words = "expected a server that answers in time, found none; ask again"
+        await _refused(503, words, {"Retry-After": "1"})(scope, receive, send)
+
+    async def _asked(self, request: ForwardedRequest, deadline: float) -> AsyncIterator[Piece]:
+        """A server's answer, piece by piece; the standing at its end is taken note of."""
+        pieces: Any = self._servers.answer.remote(request)
+        try:
+            while True:
+                piece = await asyncio.wait_for(anext(pieces), max(0.0, deadline - time.monotonic()))
+                if isinstance(piece, Standing):
+                    known_replicas().told(piece)
+                yield piece
+        except StopAsyncIteration:
+            return
+        finally:
+            known_replicas().ended(request)
+            pieces.cancel()
+
+
+class _Forwarding(Response):
+    """A request under way. Serve takes a response for an ASGI application, and this is one."""
+
+    def __init__(self, gateway: Gateway, body_bytes: int) -> None:
+        super().__init__()
+        self._app = BodyLimit(gateway.forward, most=body_bytes, seconds=_BODY_SECONDS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def _refused(status: int, words: str, headers: Mapping[str, str] | None = None) -> Response:
+    return answer(status, ErrorDetail(message=words, type="server_error"), headers)

@@ -1,0 +1,74 @@
+"""What a gateway knows of the servers behind it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import cache
+
+from weightpager.ray.messages import ForwardedRequest, Standing
+from weightpager.routing.router import ReplicaView
+
+
+class KnownReplicas:
+    """The latest standing of every server, and the requests that were sent to it. Safe for several threads.
+
+    A request counts from the moment it is routed, so that those that are routed next see it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._standings: dict[str, Standing] = {}
+        self._sent: dict[str, tuple[str, str]] = {}
+
+    def told(self, standing: Standing) -> None:
+        """A server has said how it stands; an older word than the last one is passed over."""
+        with self._lock:
+            known = self._standings.get(standing.replica)
+            if known is None or known.sequence < standing.sequence:
+                self._standings[standing.replica] = standing
+
+    def sent(self, request: ForwardedRequest, replica: str) -> None:
+        """A request goes to a server, and to no other."""
+        with self._lock:
+            self._sent[request.key] = (replica, request.task)
+
+    def ended(self, request: ForwardedRequest) -> None:
+        """A request was answered or given up."""
+        with self._lock:
+            self._sent.pop(request.key, None)
+
+    def only(self, replicas: Sequence[str]) -> None:
+        """These are the servers there are: what is known of others is forgotten."""
+        with self._lock:
+            self._standings = {name: self._standings[name] for name in replicas if name in self._standings}
+
+    def views(self, replicas: Sequence[str], task: str) -> list[ReplicaView]:
+        """The servers as a router sees them for a request of this task. One that hasn't said a word lacks nothing."""
+        with self._lock:
+            return [self._view(name, task) for name in replicas]
+
+    def request_bytes(self) -> float:
+        """Bytes that a server loads while a request computes: the mean of those that know."""
+        with self._lock:
+            known = [standing.request_bytes for standing in self._standings.values() if standing.request_bytes]
+        return sum(known) / len(known) if known else 0.0
+
+    def standings(self) -> list[Standing]:
+        """The latest of each server, by its id."""
+        with self._lock:
+            return [self._standings[name] for name in sorted(self._standings)]
+
+    def _view(self, name: str, task: str) -> ReplicaView:
+        tasks = [of for replica, of in self._sent.values() if replica == name]
+        standing = self._standings.get(name)
+        if standing is None:
+            return ReplicaView(0, 0, len(tasks))
+        lacks = 0 if task in tasks else standing.lacks.get(task, 0)
+        return ReplicaView(lacks, standing.free, len(tasks))
+
+
+@cache
+def known_replicas() -> KnownReplicas:
+    """Those of this process: Serve makes the router itself, so that a gateway can't hand it anything."""
+    return KnownReplicas()

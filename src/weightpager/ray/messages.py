@@ -1,0 +1,111 @@
+"""What goes between the gateway and the servers of an application on Ray Serve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import uuid4
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True)
+class ForwardedRequest:
+    """An HTTP request on its way to a server.
+
+    Attributes:
+        key: names it among the gateway's requests.
+        task: that it asks for; empty if it names none.
+        method, path, query, headers: as they came.
+        body: whole.
+    """
+
+    key: str
+    task: str
+    method: str
+    path: str
+    query: bytes
+    headers: Headers
+    body: bytes
+
+    @classmethod
+    def of(cls, scope: Mapping[str, object], body: bytes) -> ForwardedRequest:
+        """A request, from its ASGI scope and its body."""
+        headers = scope["headers"]
+        assert isinstance(headers, list | tuple)
+        return cls(
+            uuid4().hex,
+            task_of(body),
+            str(scope["method"]),
+            str(scope["path"]),
+            bytes(scope["query_string"]),  # type: ignore[call-overload]
+            tuple((bytes(name), bytes(value)) for name, value in headers),
+            body,
+        )
+
+    def scope(self) -> dict[str, object]:
+        """The ASGI scope from which a server's application reads it."""
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": self.method,
+            "scheme": "http",
+            "path": self.path,
+            "raw_path": self.path.encode(),
+            "query_string": self.query,
+            "root_path": "",
+            "headers": list(self.headers),
+            "client": None,
+            "server": None,
+            "state": {},
+        }
+
+
+def task_of(body: bytes) -> str:
+    """The task that a request's body asks for as its ``model``; empty if it names none. A server judges the body."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    task = found.get("model") if isinstance(found, dict) else None
+    return task if isinstance(task, str) else ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a server stands: what a router needs, and what an operator looks at.
+
+    Attributes:
+        replica: its id in the cluster.
+        sequence: grows with every standing of a replica.
+        lacks: task → bytes of it that memory lacks.
+        free: bytes of memory for pages that nothing is in.
+        request_bytes: that it loads while a request computes, in the mean; 0 until it knows.
+        current: the task that ran last.
+        waiting: texts that wait for their turn.
+        bytes_read: from storage, since it started.
+        switches: since it started.
+    """
+
+    replica: str
+    sequence: int
+    lacks: Mapping[str, int]
+    free: int
+    request_bytes: float
+    current: str | None
+    waiting: int
+    bytes_read: int
+    switches: int
+
+
+@dataclass(frozen=True)
+class ResponseStart:
+    """The head of a server's answer; pieces of the body follow as bytes, and a `Standing` at the end."""
+
+    status: int
+    headers: Headers
+
+
+Piece = ResponseStart | bytes | Standing

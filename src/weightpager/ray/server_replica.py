@@ -1,0 +1,123 @@
+"""One server of an application on Ray Serve: an engine of its own, behind the routes that `weightpager serve` has."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from ray import serve
+
+from weightpager.engine import Engine
+from weightpager.errors import WeightpagerError
+from weightpager.ray.messages import ForwardedRequest, Piece, ResponseStart, Standing
+from weightpager.ray.metrics_mirror import MetricsMirror
+from weightpager.server.http.app import create_app
+from weightpager.server.scheduling.service import Service
+from weightpager.server.scheduling.settings import Settings
+
+
+class ServerReplica:
+    """Answers the requests that the gateway forwards. Ray Serve makes it, asks it how it is, and ends it."""
+
+    def __init__(self, bundle: str, settings: Settings, options: Mapping[str, Any]) -> None:
+        """Open the bundle; arguments are those of `weightpager.ray.app`.
+
+        Raises:
+            WeightpagerError: as `Engine.from_pretrained`.
+        """
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._service = Service(Engine.from_pretrained(bundle, **options), settings)
+        self._app = create_app(self._service)
+        self._mirror = MetricsMirror(self._service.metrics.registry)
+        self._numbers = itertools.count(1)
+        self._answered = 0
+        self._computed = 0.0, time.monotonic()
+        self._service.start()
+
+    async def answer(self, request: ForwardedRequest) -> AsyncIterator[Piece]:
+        """The head of the answer, pieces of its body as they come, and how the server stands afterwards."""
+        pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+        running = asyncio.create_task(self._run(request, pieces))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield piece
+            await running
+            self._answered += 1
+            yield self.standing()
+        finally:
+            running.cancel()  # the client has gone away: so do its jobs
+            with suppress(asyncio.CancelledError):
+                await running
+
+    async def _run(self, request: ForwardedRequest, pieces: asyncio.Queue[Piece | None]) -> None:
+        body: list[dict[str, Any]] = [{"type": "http.request", "body": request.body, "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if not body:
+                await asyncio.Event().wait()  # a client that goes away cancels all of this
+            return body.pop()
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                pieces.put_nowait(ResponseStart(message["status"], tuple(map(tuple, message["headers"]))))
+            elif part := message.get("body", b""):
+                pieces.put_nowait(part)
+
+        try:
+            await self._app(request.scope(), receive, send)
+        finally:
+            pieces.put_nowait(None)
+
+    def standing(self) -> Standing:
+        """How the server stands now."""
+        engine, page = self._service.engine, self._service.engine.bundle.page_bytes
+        found, report = engine.residency(), engine.report()
+        return Standing(
+            replica=self._name,
+            sequence=next(self._numbers),
+            lacks={task: int(np.count_nonzero(~found.resident[need])) * page for task, need in found.needs.items()},
+            free=(report.slots - report.resident_pages) * page,
+            request_bytes=self._bandwidth() * self._service.metrics.compute_seconds() / max(1, self._answered),
+            current=engine.monitor.current,
+            waiting=sum(self._service.queue.waiting().values()),
+            bytes_read=report.bytes_read,
+            switches=engine.monitor.switches,
+        )
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What Serve carries to the routers of all gateways, once a second; Ray gets the metrics as often."""
+        self._mirror.push()
+        return {"standing": asdict(self.standing())}
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `weightpager.ray.autoscaling` decides by."""
+        (before, then), now = self._computed, time.monotonic()
+        self._computed = self._service.metrics.compute_seconds(), now
+        busy = (self._computed[0] - before) / max(now - then, 1e-3)
+        return {"busy": min(1.0, busy), "waiting": float(sum(self._service.queue.waiting().values()))}
+
+    def check_health(self) -> None:
+        """Serve replaces a server in which this raises.
+
+        Raises:
+            WeightpagerError: the worker has ended, or one step has kept it busy for too long.
+        """
+        if not self._service.ready:
+            raise WeightpagerError("expected a server that takes requests, found its worker stuck or ended")
+
+    def __del__(self) -> None:
+        """Serve calls it once the requests under way have ended, or their time is over."""
+        if hasattr(self, "_service"):
+            self._service.close()
+
+    def _bandwidth(self) -> float:
+        """Bytes per second of the latest loads."""
+        switches = self._service.engine.report().switches
+        seconds = sum(switch.load_seconds for switch in switches)
+        return sum(switch.bytes for switch in switches) / seconds if seconds else 0.0

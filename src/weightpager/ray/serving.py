@@ -1,0 +1,42 @@
+"""The process of ``weightpager serve --replicas``: it starts an application, and ends it without losing a request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray import serve
+
+from weightpager.ray.cluster import cluster
+from weightpager.server.http.run import listen
+
+_NAME = "weightpager"
+
+
+@contextmanager
+def served(application: serve.Application, address: str, host: str, port: int, cpus: int) -> Iterator[int]:
+    """Serve an application inside the block; yields the port. At its end, requests under way are answered first.
+
+    Args:
+        application: of `weightpager.ray.app`.
+        address: of a cluster, as `cluster` takes it.
+        host: to listen at.
+        port: 0 for any free one.
+        cpus: that a cluster needs if it is started for this.
+
+    Raises:
+        ConfigError: the port isn't free, or there is no such cluster.
+        RuntimeError: Ray Serve can't start the application; its text says why.
+    """
+    with listen(host, port) as found:
+        port = found.getsockname()[1]
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with cluster(address, cpus=cpus):
+        logs = {"enable_access_log": False}
+        serve.start(http_options={"host": host, "port": port}, logging_config=logs)
+        try:
+            serve.run(application, name=_NAME, route_prefix="/", logging_config=logs)
+            yield port
+        finally:
+            serve.delete(_NAME)

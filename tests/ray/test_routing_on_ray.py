@@ -1,0 +1,165 @@
+"""What the gateway and its router decide, without a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from weightpager.errors import ConfigError
+from weightpager.ray.autoscaling import Load, policy, wanted
+from weightpager.ray.known_replicas import KnownReplicas
+from weightpager.ray.messages import ForwardedRequest, ResponseStart, Standing, task_of
+from weightpager.ray.reply import Reply
+from weightpager.routing.router import ReplicaView
+
+
+def standing(replica: str, sequence: int = 1, free: int = 0, request_bytes: float = 0.0, **lacks: int) -> Standing:
+    return Standing(replica, sequence, lacks, free, request_bytes, None, 0, 0, 0)
+
+
+def request(key: str, task: str) -> ForwardedRequest:
+    return ForwardedRequest(key, task, "POST", "/v1/completions", b"", (), b"")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"model"',
+        b'{"model": 3}',
+        b'{"prompt": "x"}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"model": null}',
+    ],
+)
+def test_a_body_that_names_no_task_is_the_servers_to_judge(body: bytes) -> None:
+    assert task_of(body) == ""
+
+
+def test_a_request_goes_through_whole() -> None:
+    headers = [(b"authorization", b"Bearer x"), (b"content-type", b"application/json")]
+    scope = {"method": "POST", "path": "/v1/completions", "query_string": b"a=1", "headers": headers}
+    body = json.dumps({"model": "spam", "prompt": "x"}).encode()
+    found = ForwardedRequest.of(scope, body)
+    assert (found.task, found.body) == ("spam", body)
+    again = found.scope()
+    assert {name: again[name] for name in scope} == scope
+    assert ForwardedRequest.of(scope, body).key != found.key
+
+
+def test_what_was_sent_is_seen_by_the_next_request() -> None:
+    known = KnownReplicas()
+    known.told(standing("a", free=7, spam=30, topic=40))
+    assert known.views(["a", "b"], "spam") == [ReplicaView(30, 7, 0), ReplicaView(0, 0, 0)]
+    first, second = request("1", "spam"), request("2", "topic")
+    known.sent(first, "a")
+    assert known.views(["a"], "spam") == [ReplicaView(0, 7, 1)]  # its pages come in any case
+    assert known.views(["a"], "topic") == [ReplicaView(40, 7, 1)]
+    known.sent(second, "a")
+    known.sent(second, "b")  # it died, and another got the request
+    assert known.views(["a", "b"], "topic") == [ReplicaView(40, 7, 1), ReplicaView(0, 0, 1)]
+    for one in (first, second, second):
+        known.ended(one)
+    assert known.views(["a", "b"], "spam") == [ReplicaView(30, 7, 0), ReplicaView(0, 0, 0)]
+
+
+def test_words_that_overtake_each_other_are_sorted_out() -> None:
+    known = KnownReplicas()
+    known.told(standing("a", sequence=2, spam=5, request_bytes=10.0))
+    known.told(standing("a", sequence=1, spam=9))
+    known.told(standing("b"))
+    assert known.standings() == [standing("a", sequence=2, spam=5, request_bytes=10.0), standing("b")]
+    assert known.request_bytes() == 10.0  # of those that know
+    known.only(["b", "c"])
+    assert known.standings() == [standing("b")]
+    assert known.request_bytes() == 0.0
+
+
+@dataclass
+class Client:
+    sent: list[dict[str, Any]] = field(default_factory=list)
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+
+JSON = ResponseStart(200, ((b"content-type", b"application/json"),))
+STREAM = ResponseStart(200, ((b"Content-Type", b"text/event-stream; charset=utf-8"),))
+
+
+def test_an_answer_is_kept_until_it_is_whole() -> None:
+    client = Client()
+    reply = Reply(client.send)
+
+    async def take() -> None:
+        for piece in (JSON, b'{"a":', b"1}"):
+            await reply.take(piece)
+            assert not reply.begun
+        await reply.take(standing("a"))
+
+    asyncio.run(take())
+    assert client.body == b'{"a":1}'
+    assert [message["type"] for message in client.sent] == ["http.response.start", "http.response.body"]
+    assert client.sent[-1]["more_body"] is False
+
+
+def test_a_stream_comes_as_it_is_made_and_says_why_it_ends() -> None:
+    client = Client()
+    reply = Reply(client.send)
+
+    async def take() -> None:
+        await reply.take(STREAM)
+        assert not reply.begun
+        await reply.take(b"data: 1\n\n")
+        assert reply.begun
+        assert client.body == b"data: 1\n\n"
+        await reply.cut()
+
+    asyncio.run(take())
+    event = client.body.removeprefix(b"data: 1\n\ndata: ")
+    assert json.loads(event)["error"]["code"] == "server_ended"
+    assert [message.get("more_body") for message in client.sent] == [None, True, False]
+
+
+@pytest.mark.parametrize(
+    ("busy", "waiting", "servers"),
+    [
+        ([0.0], [0.0], 1),
+        ([0.7], [0.0], 1),
+        ([0.8], [0.0], 2),
+        ([0.7, 0.7], [0.0, 0.0], 2),
+        ([0.1, 0.1, 0.1], [0.0] * 3, 1),
+        ([1.0, 1.0], [8.0, 16.0], 3),
+        ([1.0], [80.0], 10),
+    ],
+)
+def test_as_many_servers_as_the_load_needs(busy: list[float], waiting: list[float], servers: int) -> None:
+    assert wanted(busy, waiting, Load()) == servers
+
+
+def test_serve_asks_for_them() -> None:
+    metrics = {"busy": {"a": 0.9, "b": 0.9}, "waiting": {"a": 1.0, "b": 2.0}}
+    context: Any = SimpleNamespace(aggregated_metrics=metrics, target_num_replicas=2)
+    assert policy(context) == (3, {})
+    silent: Any = SimpleNamespace(aggregated_metrics={}, target_num_replicas=2)
+    assert policy(silent) == (2, {})  # no server has said a word yet
+
+
+@pytest.mark.parametrize(
+    ("field_name", "value"), [("busy", 0.0), ("busy", 1.1), ("waiting", 0.0), ("waiting", float("nan"))]
+)
+def test_an_aim_that_is_none(field_name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{field_name}: expected"):
+        Load(**{field_name: value})
