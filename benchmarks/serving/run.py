@@ -32,17 +32,15 @@ from benchmarks.serving import attack as attacks
 from benchmarks.serving.attack import AttackRow
 from benchmarks.serving.clients import Answers, Ask, Ids, Tally, crowd, replay, watch
 from benchmarks.serving.rows import Row, line, table
-from weightpager.backends.torch.model.architecture import read_config
+from benchmarks.serving.texts import made_texts, right_answers
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.config import cache_dir
-from weightpager.engine import Engine
 from weightpager.lab.synthetic_bundle import bundle_of, small
 from weightpager.lab.traces import TRACES
 from weightpager.server.scheduling.policy import Policy
 
 CLIENTS = 64
-TEXTS = 24
 LINGERS = (0.0, 1 / 8, 1 / 4, 1 / 2)
 """Shares of the bound on the 99th percentile."""
 
@@ -74,8 +72,8 @@ def main(
     opened = bundle_of(small(), cache_dir() / "benchmarks" / "serving", typer.echo) if bundle is None else None
     served = Bundle.open(bundle) if bundle is not None else opened
     assert served is not None
-    texts = _texts(served, random.Random(seed))
-    answers = _answers(served, texts)
+    texts = made_texts(served, random.Random(seed))
+    answers = right_answers(served, texts)
     seconds = 60 * minutes
     rows = []
     if only != "trace":
@@ -198,25 +196,6 @@ def _serving(bundle: Bundle, order: str, patience: float, linger: float) -> Iter
             yield process.stdout.readline().split()[0].rstrip("/")
         finally:
             process.terminate()
-
-
-def _texts(bundle: Bundle, drawn: random.Random) -> list[Ids]:
-    """Made of any tokens, some short, some long."""
-    words = int(read_config(bundle).get_text_config().vocab_size)
-    return [tuple(drawn.choices(range(words), k=drawn.randint(4, 48))) for _ in range(TEXTS)]
-
-
-def _answers(bundle: Bundle, texts: Sequence[Ids]) -> Answers:
-    """What an engine that has all memory says to each text alone."""
-    found = {}
-    with Engine.from_pretrained(bundle.path, backend="torch") as engine, torch.inference_mode():
-        for task in bundle.tasks:
-            with engine.task(task) as module:
-                base: Any = module.base_model
-                for text in texts:
-                    hidden = base(input_ids=torch.tensor([text])).last_hidden_state
-                    found[task, text] = hidden[0].float().mean(0).tolist()
-    return found
 
 
 def _status(url: str) -> dict[str, Any]:

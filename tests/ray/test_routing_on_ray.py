@@ -19,7 +19,7 @@ from weightpager.routing.router import ReplicaView
 
 
 def standing(replica: str, sequence: int = 1, free: int = 0, request_bytes: float = 0.0, **lacks: int) -> Standing:
-    return Standing(replica, sequence, lacks, free, request_bytes, None, 0, 0, 0)
+    return Standing(replica, 1, sequence, lacks, free, request_bytes, None, 0, 0, 0)
 
 
 def request(key: str, task: str) -> ForwardedRequest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,14 +15,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from ray.serve import Application
 
 from running import serving
+from weightpager.errors import ConfigError
+from weightpager.ray.application import app
+from weightpager.server.scheduling.settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+PAGE = (Path(__file__).parents[2] / "docs" / "ray.md").read_text(encoding="utf-8")
 SHORT = {"model": "animals", "prompt": "cat", "max_tokens": 4, "temperature": 0}
 LONG = {"model": "numbers", "prompt": ["two"] * 96, "max_tokens": 100, "temperature": 0, "ignore_eos": True}
 
@@ -65,7 +72,9 @@ class Cluster:
 
 @contextmanager
 def started(bundle: Path, *options: str) -> Iterator[Cluster]:
-    arguments = ["weightpager", "serve", str(bundle), "--replicas", "2", "--port", "0", *options]
+    [typed] = re.findall(r"^weightpager (serve .*)$", PAGE, re.MULTILINE)
+    typed = typed.replace("assistant.bundle", str(bundle)).replace("--port 8000", "--port 0")
+    arguments = ["weightpager", *shlex.split(typed), *options]
     code = f"import sys; sys.argv = {arguments!r}; from weightpager.cli import main; main()"
     command = [sys.executable, "-c", code]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -97,6 +106,34 @@ def _address(said: Iterable[str]) -> str:
 def cluster(writer_bundle: Path) -> Iterator[Cluster]:
     with started(writer_bundle, "--backend", "native") as running:
         yield running
+
+
+def test_the_pages_application_is_one(writer_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("assistant.bundle").symlink_to(writer_bundle)
+    [code] = [
+        found for found in re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE) if "app(" in found
+    ]
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert isinstance(names["application"], Application)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        ({"replicas": 0}, "replicas"),
+        ({"replicas": (3, 2)}, "replicas"),
+        ({"cpus": 0.0}, "cpus"),
+        ({"cpus": float("inf")}, "cpus"),
+        ({"settings": Settings(admin_token="the-admin's-own-token")}, "settings"),
+        ({"history": "visits.jsonl"}, "history"),
+        ({"budget": "many"}, "many"),
+    ],
+)
+def test_an_application_that_cannot_be(writer_bundle: Path, arguments: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(ConfigError, match=wrong):
+        app(writer_bundle, **arguments)
 
 
 def test_answers_are_those_of_one_server(cluster: Cluster, writer_bundle: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from weightpager.errors import ConfigError
 from weightpager.ray.gateway import Gateway
 from weightpager.ray.server_replica import ServerReplica
 from weightpager.ray.task_router import Routing
+from weightpager.routing.affinity import Fairness
 from weightpager.server.scheduling.settings import Settings
 
 _BESIDE = 400 << 20
@@ -33,6 +35,7 @@ def app(
     replicas: int | tuple[int, int] = 2,
     cpus: float = 1.0,
     routing: Routing = "affinity",
+    fairness: Fairness | None = None,
     settings: Settings | None = None,
     **options: Any,
 ) -> serve.Application:
@@ -44,6 +47,7 @@ def app(
         replicas: how many servers; or the fewest and the most, between which Serve chooses by how busy they are.
         cpus: that Ray keeps for a server, and the threads that it computes with.
         routing: "affinity" sends a request where its task is in memory; "round-robin" to one after the other.
+        fairness: what affinity is weighed against, and how far it may go; None for its defaults.
         settings: of each server, as ``weightpager serve`` takes them; None for its defaults.
         options: more arguments of `Engine.from_pretrained`.
 
@@ -71,7 +75,7 @@ def app(
         health_check_period_s=2.0,
         request_router_config={
             "request_router_class": "weightpager.ray.task_router:TaskRouter",
-            "request_router_kwargs": {"routing": routing},
+            "request_router_kwargs": {"routing": routing, "fairness": asdict(fairness or Fairness())},
             "request_routing_stats_period_s": 1.0,
         },
         **_number(fewest, most),

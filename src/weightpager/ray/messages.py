@@ -79,6 +79,7 @@ class Standing:
 
     Attributes:
         replica: its id in the cluster.
+        pid: of its process, on its machine.
         sequence: grows with every standing of a replica.
         lacks: task → bytes of it that memory lacks.
         free: bytes of memory for pages that nothing is in.
@@ -90,6 +91,7 @@ class Standing:
     """
 
     replica: str
+    pid: int
     sequence: int
     lacks: Mapping[str, int]
     free: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import suppress
@@ -80,6 +81,7 @@ class ServerReplica:
         found, report = engine.residency(), engine.report()
         return Standing(
             replica=self._name,
+            pid=os.getpid(),
             sequence=next(self._numbers),
             lacks={task: int(np.count_nonzero(~found.resident[need])) * page for task, need in found.needs.items()},
             free=(report.slots - report.resident_pages) * page,

@@ -8,7 +8,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 from weightpager.ray.known_replicas import known_replicas
 from weightpager.ray.messages import ForwardedRequest, Standing
-from weightpager.routing.affinity import Affinity
+from weightpager.routing.affinity import Affinity, Fairness
 from weightpager.routing.round_robin import RoundRobin
 from weightpager.routing.router import Router
 
@@ -22,8 +22,9 @@ class TaskRouter(RequestRouter):
     """
 
     def initialize_state(self, **kwargs: Any) -> None:
-        """Called by Serve before anything else, with the ``routing`` that `weightpager.ray.app` was given."""
+        """Called by Serve before anything else, with the ``routing`` and ``fairness`` of `weightpager.ray.app`."""
         self._routing: Routing = kwargs["routing"]
+        self._fairness = Fairness(**kwargs["fairness"])
         self._order: list[str] = []
         self._router: Router = RoundRobin()
 
@@ -49,7 +50,7 @@ class TaskRouter(RequestRouter):
         order = sorted(replicas)
         if order != self._order:
             self._order = order
-            self._router = RoundRobin() if self._routing == "round-robin" else Affinity(len(order), 0.0)
+            self._router = RoundRobin() if self._routing == "round-robin" else Affinity(len(order), 0.0, self._fairness)
             known_replicas().only(order)
         for replica in replicas.values():
             if standing := replica.routing_stats.get("standing"):
