@@ -195,14 +195,15 @@ class Study:
             with writing(path, force=True) as writer:
                 report = assemble(writer, prepared, Sparse(masks, weights, gap), run)
             bundle = Bundle.open(path)
+            tables, per_switch = footprint(bundle).tables, switch_bytes(bundle)  # both read files
         task_file = prepared.source.task_file
         scale = block_bytes(task_file.block, task_file.dtype) / block_bytes(task_file.block, "bfloat16")
         return Outcome(
             {task.name: task.sparse for task in report.tasks},
             max(task.density for task in report.tasks) * scale,
             report.mean_overlap,
-            switch_bytes(bundle),
-            footprint(bundle).tables,
+            per_switch,
+            tables,
             sum(seconds for stage, seconds in run.seconds.items() if stage != "measure sparse"),
         )
 
