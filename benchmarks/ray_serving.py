@@ -33,7 +33,7 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import cache_dir
 from weightpager.lab.synthetic_bundle import bundle_of, many_tasks
-from weightpager.ray.application import app
+from weightpager.ray.application import FAIRNESS, app
 from weightpager.ray.serving import served
 from weightpager.ray.task_router import Routing
 from weightpager.routing.affinity import Fairness
@@ -79,7 +79,7 @@ class Row:
 def main(
     json: Annotated[Path, typer.Option(help="File to write the rows to.")],
     minutes: Annotated[float, typer.Option(help="That each trace lasts.")] = 2.0,
-    rate: Annotated[float, typer.Option(help="Requests a second.")] = 20.0,
+    rate: Annotated[float, typer.Option(help="Requests a second.")] = 10.0,
     fraction: Annotated[list[float] | None, typer.Option(help="Only these shares of the memory.")] = None,
     kill: Annotated[bool, typer.Option(help="Kill servers, too.")] = True,
     weight: Annotated[list[float] | None, typer.Option(help="Of the queue, of the affinity.")] = None,
@@ -93,12 +93,12 @@ def main(
     rows = []
     for f in fraction or FRACTIONS:
         robin = _run(bundle, "round-robin", f, None, asks, answers)
-        ours = [_run(bundle, "affinity", f, each, asks, answers) for each in weight or [Fairness().queue_weight]]
+        ours = [_run(bundle, "affinity", f, each, asks, answers) for each in weight or [FAIRNESS.queue_weight]]
         for row in (robin, *ours):
             rows.append(row)
             typer.echo(line(row, robin))
     if kill:
-        rows.append(_run(bundle, "affinity", FRACTIONS[-1], Fairness().queue_weight, asks, answers, KILL_EVERY))
+        rows.append(_run(bundle, "affinity", FRACTIONS[-1], FAIRNESS.queue_weight, asks, answers, KILL_EVERY))
         typer.echo(line(rows[-1]))
     json.write_text(json_file.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
 
@@ -115,7 +115,7 @@ def _run(
     simulator = Simulator(bundle)
     slots = round(simulator.largest_task + f * (simulator.all_pages - simulator.largest_task))
     budget = footprint(bundle).total + slots * bundle.page_bytes
-    fairness = None if weight is None else Fairness(queue_weight=weight)
+    fairness = FAIRNESS if weight is None else Fairness(queue_weight=weight)
     application = app(bundle.path, budget, replicas=REPLICAS, routing=routing, fairness=fairness, backend="native")
     with served(application, "local", "127.0.0.1", 0, REPLICAS) as port:
         url = f"http://127.0.0.1:{port}"

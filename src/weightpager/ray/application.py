@@ -27,6 +27,10 @@ servers on a machine than it has room for."""
 _UNBOUNDED = 1_000_000
 """Requests that Serve may have under way at a server: the server has a bounded queue of its own, and says 429."""
 
+FAIRNESS = Fairness(queue_weight=0.1)
+"""Less than in a simulation, whose servers run one request after the other: real ones run those of a task together, so
+that a queue of one task costs less."""
+
 
 def app(
     bundle: str | Path,
@@ -35,7 +39,7 @@ def app(
     replicas: int | tuple[int, int] = 2,
     cpus: float = 1.0,
     routing: Routing = "affinity",
-    fairness: Fairness | None = None,
+    fairness: Fairness = FAIRNESS,
     settings: Settings | None = None,
     **options: Any,
 ) -> serve.Application:
@@ -47,7 +51,7 @@ def app(
         replicas: how many servers; or the fewest and the most, between which Serve chooses by how busy they are.
         cpus: that Ray keeps for a server, and the threads that it computes with.
         routing: "affinity" sends a request where its task is in memory; "round-robin" to one after the other.
-        fairness: what affinity is weighed against, and how far it may go; None for its defaults.
+        fairness: what affinity is weighed against, and how far it may go.
         settings: of each server, as ``weightpager serve`` takes them; None for its defaults.
         options: more arguments of `Engine.from_pretrained`.
 
@@ -66,7 +70,9 @@ def app(
     if options.get("history") is not None:
         raise ConfigError("history: expected none, as one file can't be several servers', found one")
     path = Path(bundle).absolute()
-    weights = footprint(Bundle.open(path)).total if budget is None else parse_size(budget)
+    opened = Bundle.open(path)
+    everything = footprint(opened).total + len(opened.pages) * opened.page_bytes
+    weights = everything if budget is None else parse_size(budget)
     servers = serve.deployment(
         name="servers",
         ray_actor_options={"num_cpus": cpus, "memory": weights + _BESIDE},
@@ -75,7 +81,7 @@ def app(
         health_check_period_s=2.0,
         request_router_config={
             "request_router_class": "weightpager.ray.task_router:TaskRouter",
-            "request_router_kwargs": {"routing": routing, "fairness": asdict(fairness or Fairness())},
+            "request_router_kwargs": {"routing": routing, "fairness": asdict(fairness)},
             "request_routing_stats_period_s": 1.0,
         },
         **_number(fewest, most),
@@ -86,7 +92,8 @@ def app(
         max_ongoing_requests=_UNBOUNDED,
         graceful_shutdown_timeout_s=settings.grace + settings.timeout,
     )(Gateway)
-    return gateway.bind(servers.bind(str(path), settings, {"budget": budget, **options}), settings)
+    server = servers.bind(str(path), settings, max(1, int(cpus)), {"budget": budget, **options})
+    return gateway.bind(server, settings)
 
 
 def _number(fewest: int, most: int) -> Mapping[str, Any]:

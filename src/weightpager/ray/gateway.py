@@ -20,6 +20,7 @@ from weightpager.ray.messages import ForwardedRequest, Piece, Standing
 from weightpager.ray.reply import Reply
 from weightpager.ray.server_replica import ServerReplica
 from weightpager.server.http.body_limit import BodyLimit
+from weightpager.server.routes.access import BEARER, NEEDS_BEARER, allowed
 from weightpager.server.routes.errors import answer
 from weightpager.server.scheduling.settings import Settings
 from weightpager.server.schema.common import ErrorDetail
@@ -51,6 +52,8 @@ class Gateway:
     async def __call__(self, request: Request) -> Response:
         """The response, which Serve runs as an ASGI application."""
         path = request.url.path
+        if path == "/replicas" and not allowed(request, self._settings):
+            return _refused(401, NEEDS_BEARER, BEARER)
         if path == "/replicas":
             return JSONResponse([asdict(standing) for standing in known_replicas().standings()])
         if not path.startswith(_FORWARDED):

@@ -26,12 +26,13 @@ from weightpager.server.scheduling.settings import Settings
 class ServerReplica:
     """Answers the requests that the gateway forwards. Ray Serve makes it, asks it how it is, and ends it."""
 
-    def __init__(self, bundle: str, settings: Settings, options: Mapping[str, Any]) -> None:
-        """Open the bundle; arguments are those of `weightpager.ray.app`.
+    def __init__(self, bundle: str, settings: Settings, threads: int, options: Mapping[str, Any]) -> None:
+        """Open the bundle; arguments are those of `weightpager.ray.app`, and the threads that native code uses.
 
         Raises:
             WeightpagerError: as `Engine.from_pretrained`.
         """
+        os.environ.setdefault("WEIGHTPAGER_THREADS", str(threads))
         self._name = serve.get_replica_context().replica_id.unique_id
         self._service = Service(Engine.from_pretrained(bundle, **options), settings)
         self._app = create_app(self._service)

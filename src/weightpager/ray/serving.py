@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from ray import serve
 
+from weightpager.errors import ConfigError
 from weightpager.ray.cluster import cluster
 from weightpager.server.http.run import listen
 
@@ -26,7 +27,8 @@ def served(application: serve.Application, address: str, host: str, port: int, c
         cpus: that a cluster needs if it is started for this.
 
     Raises:
-        ConfigError: the port isn't free, or there is no such cluster.
+        ConfigError: the port isn't free, there is no such cluster, or its Ray Serve listens elsewhere or runs an
+            application of this name already.
         RuntimeError: Ray Serve can't start the application; its text says why.
     """
     with listen(host, port) as found:
@@ -35,8 +37,27 @@ def served(application: serve.Application, address: str, host: str, port: int, c
     with cluster(address, cpus=cpus):
         logs = {"enable_access_log": False}
         serve.start(http_options={"host": host, "port": port}, logging_config=logs)
+        _check(host, port)
         try:
             serve.run(application, name=_NAME, route_prefix="/", logging_config=logs)
             yield port
         finally:
             serve.delete(_NAME)
+
+
+def _check(host: str, port: int) -> None:
+    """See that Serve is as it was asked to be; where it runs already, it stays as it is."""
+    if _NAME in serve.status().applications:
+        raise ConfigError(
+            f"ray: expected a cluster that doesn't serve a bundle yet, found the application {_NAME!r} in it; "
+            f"'serve shutdown' ends what it serves"
+        )
+    try:
+        with listen(host, port):
+            pass
+    except ConfigError:
+        return  # Serve has the port
+    raise ConfigError(
+        f"--port: expected the port of the Ray Serve that runs in this cluster already, got {port}, where nothing "
+        "listens"
+    )

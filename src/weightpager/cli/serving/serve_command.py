@@ -93,9 +93,10 @@ def serve(
     ray: Annotated[
         str,
         typer.Option(
-            metavar="ADDRESS", help="Of the cluster; auto joins a running one, or starts one here. With --replicas."
+            metavar="ADDRESS",
+            help="With --replicas: a cluster to join; auto for one that runs here, local for one that is started.",
         ),
-    ] = "auto",
+    ] = "local",
     log: Annotated[Literal["json", "text"], typer.Option(help="Form of the log on standard error.")] = "json",
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="Least that is logged.")] = (
         "info"

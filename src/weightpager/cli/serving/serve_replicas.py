@@ -38,8 +38,9 @@ def serve_replicas(bundle: Path, settings: Settings, options: Mapping[str, Any],
     with extra("ray"):
         from weightpager.ray.application import app
         from weightpager.ray.serving import served
-    from weightpager.server.http.run import told_to_end
+    from weightpager.server.http.run import told_to_end, warn_of_strangers
 
+    warn_of_strangers(settings, place.host)
     application = app(bundle, replicas=place.replicas, settings=settings, **options)
     cpus = max(place.replicas, os.cpu_count() or 1)
     output.say(f"starting {place.replicas} servers on Ray …")

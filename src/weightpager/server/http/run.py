@@ -18,6 +18,7 @@ import uvicorn
 from weightpager.errors import ConfigError
 from weightpager.server.http.app import create_app
 from weightpager.server.scheduling.service import Service
+from weightpager.server.scheduling.settings import Settings
 
 _HEADER_BYTES = 32 * 2**10
 _CONNECTIONS = 1024
@@ -39,8 +40,7 @@ def server(service: Service, *, host: str, port: int) -> uvicorn.Server:
         host: address to listen at.
         port: 0 for any free one.
     """
-    if service.settings.token is None and not is_loopback(host):
-        _log.warning("anybody who reaches %s may use this server: there is no --token-file", host)
+    warn_of_strangers(service.settings, host)
     config = uvicorn.Config(
         create_app(service),
         host=host,
@@ -56,6 +56,12 @@ def server(service: Service, *, host: str, port: int) -> uvicorn.Server:
         log_config=None,
     )
     return uvicorn.Server(config)
+
+
+def warn_of_strangers(settings: Settings, host: str) -> None:
+    """Say so if other machines reach a server that asks for no token."""
+    if settings.token is None and not is_loopback(host):
+        _log.warning("anybody who reaches %s may use this server: there is no --token-file", host)
 
 
 def listen(host: str, port: int) -> socket.socket:

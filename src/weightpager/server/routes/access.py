@@ -9,8 +9,10 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 
 from weightpager.server.scheduling.service import Service
+from weightpager.server.scheduling.settings import Settings
 
-_BEARER = {"WWW-Authenticate": "Bearer"}
+BEARER = {"WWW-Authenticate": "Bearer"}
+NEEDS_BEARER = "expected the server's token as 'Authorization: Bearer …'"
 
 
 async def service_of(request: Request) -> Service:
@@ -29,9 +31,13 @@ async def user(request: Request, service: Serving) -> None:
     Raises:
         HTTPException: 401.
     """
-    settings = service.settings
-    if settings.token is not None and not _brings(request, settings.token, settings.admin_token):
-        raise HTTPException(401, "expected the server's token as 'Authorization: Bearer …'", _BEARER)
+    if not allowed(request, service.settings):
+        raise HTTPException(401, NEEDS_BEARER, BEARER)
+
+
+def allowed(request: Request, settings: Settings) -> bool:
+    """Whether a request brings the token that these settings ask for, or they ask for none."""
+    return settings.token is None or _brings(request, settings.token, settings.admin_token)
 
 
 async def admin(request: Request, service: Serving) -> None:
@@ -46,7 +52,7 @@ async def admin(request: Request, service: Serving) -> None:
     if not settings.remote_admin and not _is_local(request):
         raise HTTPException(403, "the admin may ask from this machine only: the server runs without --remote-admin")
     if not _brings(request, settings.admin_token):
-        raise HTTPException(401, "expected the admin's token as 'Authorization: Bearer …'", _BEARER)
+        raise HTTPException(401, "expected the admin's token as 'Authorization: Bearer …'", BEARER)
 
 
 def _brings(request: Request, *tokens: str | None) -> bool:
