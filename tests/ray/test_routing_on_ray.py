@@ -9,13 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
+from running import TOKEN
 from weightpager.errors import ConfigError
 from weightpager.ray.autoscaling import Load, policy, wanted
+from weightpager.ray.gateway import Gateway
 from weightpager.ray.known_replicas import KnownReplicas
 from weightpager.ray.messages import ForwardedRequest, ResponseStart, Standing, task_of
 from weightpager.ray.reply import Reply
 from weightpager.routing.router import ReplicaView
+from weightpager.server.scheduling.settings import Settings
 
 
 def standing(replica: str, sequence: int = 1, free: int = 0, request_bytes: float = 0.0, **lacks: int) -> Standing:
@@ -131,6 +135,18 @@ def test_a_stream_comes_as_it_is_made_and_says_why_it_ends() -> None:
     event = client.body.removeprefix(b"data: 1\n\ndata: ")
     assert json.loads(event)["error"]["code"] == "server_ended"
     assert [message.get("more_body") for message in client.sent] == [None, True, False]
+
+
+@pytest.mark.parametrize(("path", "status"), [("/replicas", 200), ("/metrics", 404), ("/admin/budget", 404)])
+def test_what_the_gateway_answers_itself(path: str, status: int) -> None:
+    servers: Any = SimpleNamespace(options=lambda **_: None)
+    gateway = Gateway(servers, Settings(token=TOKEN))
+
+    def ask(*headers: tuple[bytes, bytes]) -> int:
+        return asyncio.run(gateway(Request({"type": "http", "path": path, "headers": headers}))).status_code
+
+    assert ask((b"authorization", f"Bearer {TOKEN}".encode())) == status
+    assert ask() == (401 if status == 200 else status)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import httpx
 import pytest
 from ray.serve import Application
 
-from running import TOKEN, serving
+from running import serving
 from weightpager.errors import ConfigError
 from weightpager.ray.application import app
 from weightpager.server.scheduling.settings import Settings
@@ -171,19 +171,6 @@ def test_routes_of_one_server_are_refused(cluster: Cluster) -> None:
             assert "/replicas" in answer.json()["error"]["message"]
         large = client.post("/v1/completions", content=b"x" * (2 << 20))
         assert large.status_code == 413
-
-
-@pytest.mark.timeout(300)
-def test_a_token_is_asked_for(writer_bundle: Path, tmp_path: Path) -> None:
-    """By the gateway for what it answers itself, and by servers for the rest."""
-    (tmp_path / "token").write_text(TOKEN)
-    with started(writer_bundle, "--token-file", str(tmp_path / "token")) as cluster, cluster.client() as client:
-        brought = {"Authorization": f"Bearer {TOKEN}"}
-        for path in ("/replicas", "/v1/models"):
-            refused = client.get(path)
-            assert refused.status_code == 401
-            assert "token" in refused.json()["error"]["message"]
-            assert client.get(path, headers=brought).status_code == 200
 
 
 def test_a_task_goes_where_it_is(cluster: Cluster) -> None:
