@@ -111,6 +111,10 @@ class Training:
             raise
         self._optimizer.zero_grad()
 
+    def state(self) -> dict[str, Tensor]:
+        """The trained values by name, as the journal's last entry has them."""
+        return self._state()
+
     def resumes(self, journal: Journal, stage: str) -> bool:
         """Whether `run` goes on from the journal, whatever the parameters' values are."""
         return journal.has(stage, self._fits)

@@ -130,8 +130,8 @@ class Journal:
         """Whether the last entry is old enough for another one."""
         return self._folder is not None and monotonic() - self._last >= self._wait
 
-    def write(self, stage: str, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Replace a stage's entry.
+    def write(self, stage: str, step: int, tensors: Mapping[str, Tensor], seconds: float | None = None) -> None:
+        """Replace a stage's entry; it took ``seconds``, or as long as it has been since the stage started.
 
         Raises:
             CompileError: the storage refused it.
@@ -139,7 +139,8 @@ class Journal:
         if self._folder is None:
             return
         start = monotonic()
-        entry = Entry(step, start - self._started.get(stage, self._made), dict(tensors))
+        taken = start - self._started.get(stage, self._made) if seconds is None else seconds
+        entry = Entry(step, taken, dict(tensors))
         temporary = self._path(stage).with_suffix(".tmp")
         try:
             with storage_errors():
