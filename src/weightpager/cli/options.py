@@ -53,6 +53,7 @@ PACKAGES = {
     "demo": (*_COMPILE, "jinja2", "matplotlib"),
     "publish": ("tuf", "cryptography"),
     "pull": ("tuf", "urllib3"),
+    "ray": ("ray",),
     "serve": ("fastapi", "jinja2", "prometheus_client", "uvicorn"),
 }
 """What an extra's commands can't do without: looked for before seconds are spent on importing torch."""
