@@ -9,7 +9,7 @@ _OF_THE_RUN = ("seconds", "peak_memory", "memory_bound")
 
 
 def content(bundle: Path) -> dict[str, object]:
-    """A bundle's files by path. The manifest's own hash follows from what it says of the report's, which is left out."""
+    """A bundle's files by path; without hashes that depend on the report's."""
     found: dict[str, object] = {
         str(path.relative_to(bundle)): path.read_bytes() for path in bundle.rglob("*") if path.is_file()
     }

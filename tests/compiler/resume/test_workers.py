@@ -99,9 +99,7 @@ def test_nothing_is_held_of_a_job_that_has_ended() -> None:
     ("made", "changes"),
     [
         (tiny.assistant, {"recover": TRAINED, "compare": True, "alignment": 0.5}),
-        pytest.param(
-            tiny.assistant, {"recover": TRAINED, "dtype": "int4", "reorder": False}, marks=pytest.mark.slow
-        ),
+        pytest.param(tiny.assistant, {"recover": TRAINED, "dtype": "int4", "reorder": False}, marks=pytest.mark.slow),
         (tiny.camera, {}),
         pytest.param(tiny.clerk, {}, marks=pytest.mark.slow),
     ],
