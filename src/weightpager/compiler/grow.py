@@ -107,7 +107,7 @@ def _recover(prepared: Prepared, masks: Masks, run: Run) -> TaskWeights:
             told = partial(run.progress, "fine-tune")
             return train_private(lesson, choose(lesson), run.journal, told, run.workers_on(source))
     told = partial(run.progress, "train own parameters")
-    train_own(sparse, prepared.data, masks, "own-sparse", run.journal, told)
+    train_own(sparse, prepared.data, masks, "own-sparse", run.journal, told, run.workers_on(source))
     return TaskWeights(sparse)
 
 

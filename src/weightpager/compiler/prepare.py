@@ -26,7 +26,7 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.directory import check_known
 from weightpager.compiler.model.scratch import Scratch
 from weightpager.compiler.recovery.low_rank import check_rank
-from weightpager.compiler.recovery.own_parameters import separate, train_own
+from weightpager.compiler.recovery.own_parameters import own_stage, separate, train_own
 from weightpager.compiler.recovery.recover import check_method
 from weightpager.compiler.recovery.train import train
 from weightpager.compiler.reorder.apply import apply, permuted_calibration, reorder
@@ -34,6 +34,7 @@ from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.resume.shared import COPIES, Shared
+from weightpager.compiler.resume.workers import Workers
 from weightpager.compiler.selection.experts import check_experts, expert_saliency, keeps_whole
 from weightpager.compiler.selection.floor_trial import choose_evenness
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
@@ -50,6 +51,9 @@ _log = logging.getLogger(__name__)
 
 _LATER = 256 << 20
 """Bytes of packages that are imported, and of threads that are started, after a model is loaded."""
+
+_OWN = "own-dense"
+"""The stage in which added tasks are trained on the dense model."""
 
 _PROBE = 4
 """Texts or windows per task that the reordered model has to answer as before."""
@@ -98,8 +102,9 @@ def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache
         if base is None:
             train(source, data, told, kept)
         else:
-            _train_added(source, data, kept, told)
-        shared.training_ended(kept, "train" if base is None else "own-dense")
+            _train_added(source, data, kept, told, run.workers_on(source))
+        own = [own_stage(_OWN, task) for task in source.task_file.trained_tasks]
+        shared.training_ended(kept, ["train"] if base is None else own)
     with run.stage("measure dense"):
         jobs = {name: partial(score_alone, source.alone(name), name, of) for name, of in data.items()}
         dense = shared.scores(source, jobs, run.workers_on(source), run.progress)
@@ -206,12 +211,14 @@ def _check_words(source: Source, name: str, data: TaskData) -> None:
     check_known(source.tokenizer, largest, words, f"tasks.{name}")
 
 
-def _train_added(source: Source, data: Mapping[str, TaskData], journal: Journal, progress: Steps) -> None:
+def _train_added(
+    source: Source, data: Mapping[str, TaskData], journal: Journal, progress: Steps, workers: Workers
+) -> None:
     """Train the own parameters of new tasks without a head on the dense model; the base stays."""
     tasks = source.task_file.trained_tasks
     for task in tasks:
         separate(source.models[task])
-    train_own(source, data, None, "own-dense", journal, progress)
+    train_own(source, data, None, _OWN, journal, progress, workers)
 
 
 def _calibrations(found: Trained, run: Run) -> Iterator[tuple[str, Calibration]]:

@@ -7,7 +7,7 @@ the task isn't active. Blocks that only one task keeps are private without any c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -27,16 +27,14 @@ from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import LowRankParameters
 from weightpager.compiler.recovery.own_parameters import separate
 from weightpager.compiler.recovery.rounding import Rounding, stored_if_coarse
+from weightpager.compiler.recovery.task_trainings import State, TaskTraining, each_trained
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
-from weightpager.compiler.resume.workers import IN_TURN, Done, Workers
+from weightpager.compiler.resume.workers import IN_TURN, Workers
 from weightpager.compiler.training.device import training_device
 from weightpager.compiler.training.early_stopping import validation_of
 from weightpager.compiler.training.masks import block_sums, drop, logits_with, module_name
 from weightpager.progress import Steps
-
-State = Mapping[str, Tensor]
-"""What was trained, by name, as a journal keeps it."""
 
 _COPIES = 5
 """A training holds two models, and of paged weights three copies, a gradient and two moments."""
@@ -86,53 +84,17 @@ def train_private(
     """
     lessons = {task: _Lesson.of(lesson, task, chosen[task]) for task in lesson.sparse.models}
     private, low_rank = {}, {}
-    for done in _trained(lessons, lesson.spec.private_steps, journal, progress, workers):
+    steps = lesson.spec.private_steps
+    trainings = {task: TaskTraining(_stage(task), steps, partial(_train, of), _COPIES) for task, of in lessons.items()}
+    if training_device().type != "cpu":
+        workers = IN_TURN  # the models are on this process's GPU
+    for done in each_trained(trainings, journal, progress, workers):
         private[done.key], low_rank[done.key] = lessons[done.key].taken(done.value)
         del done  # a copy of all paged weights
     tasks = list(lesson.sparse.models)
     return TaskWeights(
         lesson.sparse, {task: private[task] for task in tasks}, low_rank={task: low_rank[task] for task in tasks}
     )
-
-
-def _trained(
-    lessons: Mapping[str, _Lesson], steps: int, journal: Journal, progress: Steps, workers: Workers
-) -> Iterator[Done[str, State]]:
-    """Train tasks, here where the journal is; what is trained elsewhere is noted in it as soon as it is there."""
-    told = _Sum(list(lessons), steps, progress)
-    if training_device().type != "cpu":
-        workers = IN_TURN  # the models are on this process's GPU
-    here = [task for task in lessons if workers.here or journal.has(_stage(task))]
-    for done in IN_TURN.each({task: partial(_train, lessons[task], journal) for task in here}, told.of):
-        told.ended(done.key)
-        yield done
-        del done
-    others = {task: partial(_train, of, Journal.none()) for task, of in lessons.items() if task not in here}
-    for done in workers.each(others, told.of, _COPIES):
-        told.ended(done.key)
-        journal.write(_stage(done.key), steps, done.value, done.seconds)
-        yield done
-        del done
-
-
-class _Sum:
-    """Tells of the steps of all tasks' trainings as of one."""
-
-    def __init__(self, tasks: Sequence[str], steps: int, progress: Steps) -> None:
-        self._progress, self._steps, self._total = progress, steps, steps * len(tasks)
-        self._done = dict.fromkeys(tasks, 0)
-
-    def of(self, task: str) -> Steps:
-        """Told of one task's steps."""
-        return partial(self._tell, task)
-
-    def ended(self, task: str) -> None:
-        """Count all steps of a task, which a journal may have had."""
-        self._done[task] = self._steps
-
-    def _tell(self, task: str, done: int, _total: int) -> None:
-        self._done[task] = done
-        self._progress(sum(self._done.values()), self._total)
 
 
 def _stage(task: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic
@@ -62,12 +62,12 @@ class Shared:
         """The part of a compile's journal in which the dense model's training stands."""
         return journal.part("dense", self.dense, self.cache)
 
-    def training_ended(self, kept: Journal, stage: str) -> None:
-        """Keep what a stage of `journal` has trained, if anything, and say what time the cache saved or will save."""
-        saved = kept.keep(stage)
-        if saved is not None:
-            _log.info("the dense model: taken from the cache, %s saved", format_duration(saved))
-        elif kept.settled(stage):
+    def training_ended(self, kept: Journal, stages: Sequence[str]) -> None:
+        """Keep what stages of `journal` have trained, if anything, and say what time the cache saved or will save."""
+        saved = [seconds for seconds in map(kept.keep, stages) if seconds is not None]
+        if saved:
+            _log.info("the dense model: taken from the cache, %s saved", format_duration(sum(saved)))
+        elif any(map(kept.settled, stages)):
             _log.info(
                 "the dense model is kept in %s: another sparsity or dtype won't train it again", self.cache.folder
             )
