@@ -86,7 +86,7 @@ def main(
     content = {
         "model": str(minilm(cache_dir())),
         "sparsity": 0.75,
-        "dtype": "int4",
+        "dtype": "int8",
         "alignment": 0.5,
         "calibration": {"items": calibration, "max_length": 64, "batch": 32},
         "training": {"steps": steps, "batch": 16},

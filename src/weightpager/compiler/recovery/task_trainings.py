@@ -47,15 +47,14 @@ def each_trained(
     Raises:
         CompileError: a loss is no longer finite, or the storage refused the journal.
     """
-    told = _Sum(trainings, progress)
+    told, copies = _Sum(trainings, progress), max((of.copies for of in trainings.values()), default=1)
     here = [task for task, of in trainings.items() if workers.here or journal.knows(of.stage)]
     jobs = {task: partial(trainings[task].train, journal) for task in here}
-    for done in IN_TURN.each(jobs, told.of):
+    for done in (workers if workers.here else IN_TURN).each(jobs, told.of, copies):
         told.ended(done.key)
         yield done
         del done  # a copy of what was trained
     others = {task: partial(of.train, Journal.none()) for task, of in trainings.items() if task not in here}
-    copies = max((of.copies for of in trainings.values()), default=1)
     for done in workers.each(others, told.of, copies):
         told.ended(done.key)
         journal.write(trainings[done.key].stage, trainings[done.key].steps, done.value, done.seconds)
