@@ -25,6 +25,8 @@ _SECONDS = 5.0
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
+_PLACES = "Ray: up to %d tasks at a time, each with %d threads; fewer threads (OMP_NUM_THREADS) let more run"
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +45,12 @@ def on_ray(address: str) -> Iterator[RayWorkers]:
     joined = address == AUTO and ray.is_initialized()
     started = not joined and _connect(address)
     try:
-        workers = RayWorkers(_memory(), sends_environment=not started)
+        threads, machines = torch.get_num_threads(), _machines()
+        memory = max(one.get("memory", 0) for one in machines)
+        count = sum(int(one["CPU"] // threads) for one in machines)
+        _log.info(_PLACES, count, threads)
+        workers = RayWorkers(memory, sends_environment=not started)
+        workers.start(count, threads)
         try:
             yield workers
         finally:
@@ -110,15 +117,15 @@ def ray_init(**options: Any) -> None:
         ray.init(**_QUIET, **options)
 
 
-def _memory() -> float:
-    """Bytes that the largest machine offers of those that have enough CPUs.
+def _machines() -> list[dict[str, float]]:
+    """What machines offer that have enough CPUs.
 
     Raises:
         ConfigError: none has.
     """
     threads = torch.get_num_threads()
     nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
-    machines = [node["Resources"] for node in nodes if node["Alive"]]
+    machines: list[dict[str, float]] = [node["Resources"] for node in nodes if node["Alive"]]
     fits = [machine for machine in machines if machine.get("CPU", 0) >= threads]
     if not fits:
         most = max((machine.get("CPU", 0) for machine in machines), default=0)
@@ -126,9 +133,4 @@ def _memory() -> float:
             f"--ray: expected a machine with {threads} CPUs, as many as this process has threads, found at most "
             f"{most:g}; set OMP_NUM_THREADS to at most that"
         )
-    _log.info(
-        "Ray: up to %d tasks at a time, each with %d threads; fewer threads (OMP_NUM_THREADS) let more run",
-        sum(int(machine["CPU"] // threads) for machine in fits),
-        threads,
-    )
-    return float(max(machine.get("memory", 0) for machine in fits))
+    return fits

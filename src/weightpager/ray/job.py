@@ -74,6 +74,10 @@ class _Told:
             self.board.tell.remote(self.number, done, total)
 
 
+def ready() -> None:
+    """Nothing; a worker that was asked has imported all that jobs need."""
+
+
 def work(
     parcel: Parcel[int | Bytes], surroundings: Surroundings, board: Any, number: int, *contents: Bytes
 ) -> Found | Failed:

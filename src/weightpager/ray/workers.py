@@ -15,7 +15,7 @@ from weightpager.compiler.resume.workers import Done, Job, Key, Value
 from weightpager.errors import CompileError, ConfigError, first_line
 from weightpager.progress import Steps
 from weightpager.ray.board import Board
-from weightpager.ray.job import Found, work
+from weightpager.ray.job import Found, ready, work
 from weightpager.ray.parcel import Bytes, Parcel, pack
 from weightpager.ray.surroundings import Surroundings, environment
 
@@ -26,6 +26,9 @@ BASE_BYTES = 512 << 20
 
 RETRIES = 3
 """Times that a job is done again whose worker was killed, or whose machine is gone."""
+
+MOST_STARTED = 16
+"""Workers that are started before there is a job: most compiles have no more tasks."""
 
 _LOOK = 0.5
 """Seconds between two looks at the board."""
@@ -38,6 +41,7 @@ Ref = Any
 
 
 _task: Any = ray.remote(work)
+_ready: Any = ray.remote(ready)
 
 
 class RayWorkers:
@@ -59,9 +63,15 @@ class RayWorkers:
         self._memory = memory
         self._runtime = {"runtime_env": {"env_vars": environment()}} if sends_environment else {}
         self._board: Any = None
+        self._starting: list[Ref] = []
         self._begun = 0
         self._running: _Running[Any] | None = None
         self._others: set[str] = set()
+
+    def start(self, count: int, threads: int) -> None:
+        """Have workers import what they need, seconds of it, while the compile loads and trains."""
+        task = _ready.options(num_cpus=threads, **self._runtime)
+        self._starting = [task.remote() for _ in range(min(count, MOST_STARTED))]
 
     def each(
         self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], Steps], copies: int
@@ -91,6 +101,9 @@ class RayWorkers:
         """End what is still going on."""
         if self._running is not None:
             self._running.cancel()
+        for ref in self._starting:
+            with suppress(RayError):
+                ray.cancel(ref)
         if self._board is not None:
             with suppress(RayError):
                 ray.kill(self._board)
