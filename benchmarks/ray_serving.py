@@ -33,9 +33,9 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import cache_dir
 from weightpager.lab.synthetic_bundle import bundle_of, many_tasks
-from weightpager.ray.application import FAIRNESS, app
-from weightpager.ray.serving import served
-from weightpager.ray.task_router import Routing
+from weightpager.ray.serving.application import FAIRNESS, app
+from weightpager.ray.serving.run import served
+from weightpager.ray.serving.task_router import Routing
 from weightpager.routing.affinity import Fairness
 from weightpager.simulate.simulator import Simulator
 

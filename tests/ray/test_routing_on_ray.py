@@ -13,11 +13,11 @@ from starlette.requests import Request
 
 from running import TOKEN
 from weightpager.errors import ConfigError
-from weightpager.ray.autoscaling import Load, policy, wanted
-from weightpager.ray.gateway import Gateway
-from weightpager.ray.known_replicas import KnownReplicas
-from weightpager.ray.messages import ForwardedRequest, ResponseStart, Standing, task_of
-from weightpager.ray.reply import Reply
+from weightpager.ray.serving.autoscaling import Load, policy, wanted
+from weightpager.ray.serving.gateway import Gateway
+from weightpager.ray.serving.known_replicas import KnownReplicas
+from weightpager.ray.serving.messages import ForwardedRequest, ResponseStart, Standing, task_of
+from weightpager.ray.serving.reply import Reply
 from weightpager.routing.router import ReplicaView
 from weightpager.server.scheduling.settings import Settings
 

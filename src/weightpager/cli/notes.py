@@ -1,17 +1,21 @@
-"""The compiler's log, shown as lines for people beside the progress."""
+"""The log of the compiler, and of a cluster that it uses, shown as lines for people beside the progress."""
 
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from weightpager.cli import output
 from weightpager.logs import logging_by
 
 
-def notes(quiet: bool = False) -> AbstractContextManager[None]:
+@contextmanager
+def notes(quiet: bool = False) -> Iterator[None]:
     """Show what the block logs on standard error; if ``quiet``, warnings only."""
-    return logging_by(_Console(), "weightpager.compiler", logging.WARNING if quiet else logging.INFO)
+    console, level = _Console(), logging.WARNING if quiet else logging.INFO
+    with logging_by(console, "weightpager.compiler", level), logging_by(console, "weightpager.ray", level):
+        yield
 
 
 class _Console(logging.Handler):

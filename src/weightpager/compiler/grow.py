@@ -32,14 +32,12 @@ from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import write_adapters
 from weightpager.compiler.recovery.own_parameters import train_own
 from weightpager.compiler.recovery.private_blocks import choose, train_private
-from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
 from weightpager.compiler.selection.experts import check_left
 from weightpager.compiler.selection.parts import parts, spread
 from weightpager.compiler.selection.placement import place
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.training.masks import Masks
-from weightpager.progress import Progress
 from weightpager.store import StorageModel
 from weightpager.trace_file import read_trace
 from weightpager.transitions import Transitions
@@ -61,13 +59,13 @@ def grow(writer: BundleWriter, base: BaseBundle, prepared: Prepared, run: Run) -
     with run.stage("align"):
         masks = _masks(base, prepared, transitions)
     with run.stage("recover"):
-        weights = _recover(prepared, masks, run.journal, run.progress)
+        weights = _recover(prepared, masks, run)
     with run.stage("pack"):
         added = _Addition.of(base, prepared, masks, weights, transitions)
     with run.stage("write"):
         manifest, without_graph = added.write(writer)
     with run.stage("measure sparse"):
-        written = measure_written(writer.root, prepared.data, run.progress)
+        written = measure_written(writer.root, prepared.data, run.progress, run.workers)
     report = _report(written, added, prepared, run).model_copy(update={"without_graph": without_graph})
     writer.put(REPORT, report.dump())
     writer.finish(manifest)
@@ -97,7 +95,7 @@ def _masks(base: BaseBundle, prepared: Prepared, transitions: Transitions) -> Ma
     return chosen
 
 
-def _recover(prepared: Prepared, masks: Masks, journal: Journal, progress: Progress) -> TaskWeights:
+def _recover(prepared: Prepared, masks: Masks, run: Run) -> TaskWeights:
     """The new tasks' values under their masks. Blocks of old tasks stay; who changes one gets a private copy."""
     source = prepared.source
     spec = source.task_file.recover
@@ -106,9 +104,10 @@ def _recover(prepared: Prepared, masks: Masks, journal: Journal, progress: Progr
         each = spec.model_copy(update={"private_steps": max(1, spec.steps // len(source.models))})
         lesson = Lesson(source, sparse, masks, prepared.data, each)
         with lesson.placed():
-            return train_private(lesson, choose(lesson), journal, partial(progress, "fine-tune"))
-    told = partial(progress, "train own parameters")
-    train_own(sparse, prepared.data, masks, "own-sparse", journal, told)
+            told = partial(run.progress, "fine-tune")
+            return train_private(lesson, choose(lesson), run.journal, told, run.workers_on(source))
+    told = partial(run.progress, "train own parameters")
+    train_own(sparse, prepared.data, masks, "own-sparse", run.journal, told, run.workers_on(source))
     return TaskWeights(sparse)
 
 

@@ -28,6 +28,7 @@ from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.identities import compile_identity
 from weightpager.compiler.resume.journal import Journal, kept_beside
 from weightpager.compiler.resume.run import Run
+from weightpager.compiler.resume.workers import IN_TURN, Workers
 from weightpager.compiler.selection.alignment_target import choose_alignment
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.experts import check_left
@@ -48,6 +49,7 @@ def compile(  # noqa: A001 - wp.compile is what users expect
     force: bool = False,
     cache: bool = True,
     progress: Progress = silent,
+    workers: Workers = IN_TURN,
 ) -> Bundle:
     """Compile a model and its tasks into a bundle.
 
@@ -62,6 +64,7 @@ def compile(  # noqa: A001 - wp.compile is what users expect
         force: replace an existing bundle.
         cache: whether to use the cache.
         progress: told (stage, steps done, steps in all); and of `WHOLE` the seconds so far and in all, as estimated.
+        workers: do what is done for each task by itself; the bundle doesn't depend on who does it.
 
     Raises:
         ConfigError: the task file, ``out`` or a variable of the environment is wrong.
@@ -78,7 +81,7 @@ def compile(  # noqa: A001 - wp.compile is what users expect
         read_trace(task_file.transitions, (*(start.bundle.tasks if start else ()), *task_file.tasks))
     identity = compile_identity(task_file) + ("" if start is None else f" {start.identity()}")
     whole = WholeProgress(progress)
-    run = Run(whole, Journal(kept_beside(out), identity), whole.expect)
+    run = Run(whole, Journal(kept_beside(out), identity), whole.expect, workers=workers)
     with _telling(run.journal, out), run.journal.held(), writing(out, force=force) as writer:
         prepared = prepare(task_file, run, start, shared)
         if start is None:
@@ -143,7 +146,8 @@ def build(writer: BundleWriter, prepared: Prepared, run: Run | None = None) -> C
         masks, gap = choose_blocks(prepared)
         check_left(prepared.source, masks)
     with run.stage("recover"):
-        weights = recover(prepared.source, prepared.data, masks, run.journal, run.progress)
+        workers = run.workers_on(prepared.source)
+        weights = recover(prepared.source, prepared.data, masks, run.journal, run.progress, workers)
     with run.stage("controls"):
         controls = measure_controls(prepared, run)
     return assemble(writer, prepared, Sparse(masks, weights, gap, frontier, controls), run)
@@ -164,7 +168,7 @@ def assemble(writer: BundleWriter, prepared: Prepared, sparse: Sparse, run: Run)
     with run.stage("write"):
         without_graph = write_bundle(writer, plan)
     with run.stage("measure sparse"):
-        written = measure_written(writer.root, prepared.data, run.progress)
+        written = measure_written(writer.root, prepared.data, run.progress, run.workers)
     own = {
         "duality_gap": sparse.gap,
         "alignment": plan.alignment,

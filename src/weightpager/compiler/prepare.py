@@ -3,53 +3,57 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from weightpager.answers.score import Score
 from weightpager.bundle.format.permutations import NOTHING_MOVED, Permutations
 from weightpager.compiler import data as task_data
 from weightpager.compiler.base_bundle import BaseBundle
+from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.estimates.memory import Bound, check_memory, place
 from weightpager.compiler.estimates.storage import check_storage
 from weightpager.compiler.estimates.work_plan import work_plan
 from weightpager.compiler.fit import roughly_fitted
 from weightpager.compiler.measuring.controls import compared, cost
-from weightpager.compiler.measuring.torch_score import torch_score
+from weightpager.compiler.measuring.torch_score import score_alone
 from weightpager.compiler.model import dense_model as dense_source
 from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.model.directory import check_known
 from weightpager.compiler.model.scratch import Scratch
 from weightpager.compiler.recovery.low_rank import check_rank
-from weightpager.compiler.recovery.own_parameters import separate, train_own
+from weightpager.compiler.recovery.own_parameters import own_stage, separate, train_own
 from weightpager.compiler.recovery.recover import check_method
 from weightpager.compiler.recovery.train import train
 from weightpager.compiler.reorder.apply import apply, permuted_calibration, reorder
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
-from weightpager.compiler.resume.shared import Shared
+from weightpager.compiler.resume.shared import COPIES, Shared
+from weightpager.compiler.resume.workers import Workers
 from weightpager.compiler.selection.experts import check_experts, expert_saliency, keeps_whole
 from weightpager.compiler.selection.floor_trial import choose_evenness
 from weightpager.compiler.selection.prepared import Prepared, SaliencyOfTasks, Trained
-from weightpager.compiler.selection.saliency import Calibration, block_saliency, calibrate
+from weightpager.compiler.selection.saliency import Calibration, FloatArray, block_saliency, calibrate
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.training.steps import with_steps
 from weightpager.config import format_size
 from weightpager.machine.memory import read_memory
 from weightpager.machine.process_memory import resident_memory
-from weightpager.progress import Progress, Steps
+from weightpager.progress import Progress, Steps, silent
 from weightpager.task_data.texts import Example
 
 _log = logging.getLogger(__name__)
 
 _LATER = 256 << 20
 """Bytes of packages that are imported, and of threads that are started, after a model is loaded."""
+
+_OWN = "own-dense"
+"""The stage in which added tasks are trained on the dense model."""
 
 _PROBE = 4
 """Texts or windows per task that the reordered model has to answer as before."""
@@ -80,6 +84,7 @@ def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache
         before = resident_memory() or 0
         source = dense_source.load(task_file, partial(_place, run=run, adds=base is not None))
         source = source if base is None else base.adopt(source)
+        _tell_where(source, run)
         check_method(source)
         check_experts(source)
         check_rank(source, task_file.recover.low_rank)
@@ -97,16 +102,24 @@ def trained(task_file: TaskFile, run: Run, base: BaseBundle | None = None, cache
         if base is None:
             train(source, data, told, kept)
         else:
-            _train_added(source, data, kept, told)
-        shared.training_ended(kept, "train" if base is None else "own-dense")
+            _train_added(source, data, kept, told, run.workers_on(source))
+        own = [own_stage(_OWN, task) for task in source.task_file.trained_tasks]
+        shared.training_ended(kept, ["train"] if base is None else own)
     with run.stage("measure dense"):
-        dense = shared.scores(source, partial(_dense_scores, source, data, run.progress))
+        jobs = {name: partial(score_alone, source.alone(name), name, of) for name, of in data.items()}
+        dense = shared.scores(source, jobs, run.workers_on(source), run.progress)
     return Trained(source, data, dense, shared, moves=base is None, sums=bound.sums)
 
 
 def _place(source: Source, run: Run, adds: bool) -> Scratch:
     folder = None if adds else run.journal.folder
     return place(source, folder, read_memory().usable_bytes, moves=not adds and _moves(source))
+
+
+def _tell_where(source: Source, run: Run) -> None:
+    """Say so where workers aren't asked."""
+    if run.workers_on(source) is not run.workers:
+        _log.warning("%s doesn't fit into memory and lies in files: its tasks are done in this process", source.path)
 
 
 def _tell(bound: Bound, before: int, run: Run) -> None:
@@ -137,25 +150,30 @@ def calibrated(found: Trained, run: Run) -> Prepared:
     elif keeps_whole(source):
         permutations = NOTHING_MOVED
         with run.stage("calibrate"):
-            saliency = _expert_saliency(found, run.progress)
+            saliency = _expert_saliency(found, run)
     else:
-        permutations, saliency = NOTHING_MOVED, {}
+        permutations = NOTHING_MOVED
         with run.stage("calibrate"):
-            for name, calibration in _calibrations(found, run.progress):
-                saliency[name] = block_saliency(source, calibration.items())
+            by_task = {name: block_saliency(source, sums.items()) for name, sums in _calibrations(found, run)}
+        saliency = {name: by_task[name] for name in found.data}
     run.journal.write("calibrate", 0, _tensors(saliency, permutations))
     prepared = Prepared(source, found.data, found.dense, saliency, permutations)
     with run.stage("floors"):
         return replace(prepared, evenness=_evenness(prepared, run.progress, run.journal))
 
 
-def _expert_saliency(found: Trained, progress: Progress) -> SaliencyOfTasks:
-    source, spec = found.source, found.source.task_file.calibration
-    saliency: SaliencyOfTasks = {}
-    for number, (name, of_task) in enumerate(found.data.items(), 1):
-        saliency[name] = expert_saliency(source, name, of_task.calibration(spec.items, spec.batch))
-        progress("calibrate", number, len(found.data))
-    return saliency
+def _expert_saliency(found: Trained, run: Run) -> SaliencyOfTasks:
+    source, saliency = found.source, SaliencyOfTasks()
+    jobs = {name: partial(_expert_job, source.alone(name), name, batches) for name, batches in _calibration_data(found)}
+    done = run.workers_on(source).each(jobs, lambda _task: silent, COPIES)
+    for number, one in enumerate(done, 1):
+        saliency[one.key] = one.value
+        run.progress("calibrate", number, len(jobs))
+    return {name: saliency[name] for name in found.data}
+
+
+def _expert_job(source: Source, task: str, batches: Sequence[Batch], _told: Steps) -> dict[str, FloatArray]:
+    return expert_saliency(source, task, batches)
 
 
 def _evenness(prepared: Prepared, progress: Progress, journal: Journal) -> float:
@@ -193,37 +211,45 @@ def _check_words(source: Source, name: str, data: TaskData) -> None:
     check_known(source.tokenizer, largest, words, f"tasks.{name}")
 
 
-def _train_added(source: Source, data: Mapping[str, TaskData], journal: Journal, progress: Steps) -> None:
+def _train_added(
+    source: Source, data: Mapping[str, TaskData], journal: Journal, progress: Steps, workers: Workers
+) -> None:
     """Train the own parameters of new tasks without a head on the dense model; the base stays."""
     tasks = source.task_file.trained_tasks
     for task in tasks:
         separate(source.models[task])
-    train_own(source, data, None, "own-dense", journal, progress)
+    train_own(source, data, None, _OWN, journal, progress, workers)
 
 
-def _dense_scores(source: Source, data: Mapping[str, TaskData], progress: Progress) -> dict[str, Score]:
-    return {
-        name: torch_score(source.models[name], of, source.task_file.dtype, partial(progress, f"measure dense {name}"))
-        for name, of in data.items()
+def _calibrations(found: Trained, run: Run) -> Iterator[tuple[str, Calibration]]:
+    """One task's at a time, in any order: each takes as much memory as the paged weights."""
+    source = found.source
+    jobs = {
+        name: partial(_calibration_job, source.alone(name), name, batches, found.sums)
+        for name, batches in _calibration_data(found)
     }
-
-
-def _calibrations(found: Trained, progress: Progress) -> Iterator[tuple[str, Calibration]]:
-    """One task's at a time: each takes as much memory as the paged weights."""
-    source, spec = found.source, found.source.task_file.calibration
-    for number, (name, of_task) in enumerate(found.data.items(), 1):
-        batches = of_task.calibration(spec.items, spec.batch)
-        measure = partial(calibrate, source, name, batches, room=found.sums)
-        yield name, found.shared.calibration(source, name, measure)
-        progress("calibrate", number, len(found.data))
+    for number, one in enumerate(found.shared.calibrations(source, jobs, run.workers_on(source)), 1):
+        yield one
+        run.progress("calibrate", number, len(jobs))
     found.shared.calibrated()
+
+
+def _calibration_job(source: Source, task: str, batches: Sequence[Batch], room: int | None, told: Steps) -> Calibration:
+    return calibrate(source, task, batches, told, room)
+
+
+def _calibration_data(found: Trained) -> Iterator[tuple[str, Sequence[Batch]]]:
+    spec = found.source.task_file.calibration
+    for name, of_task in found.data.items():
+        yield name, of_task.calibration(spec.items, spec.batch)
 
 
 def _reorder(found: Trained, run: Run) -> tuple[SaliencyOfTasks, Permutations]:
     """Reorder the source; the saliency of the blocks that it then has."""
     source, data = found.source, found.data
     with run.stage("calibrate"):
-        calibrations = dict(_calibrations(found, run.progress))
+        by_task = dict(_calibrations(found, run))
+        calibrations = {name: by_task.pop(name) for name in data}
     with run.stage("reorder"):
         probes = {name: of_task.calibration(_PROBE, _PROBE)[0] for name, of_task in data.items()}
         densities = {name: 1.0 - source.task_file.sparsity_of(name) for name in data}

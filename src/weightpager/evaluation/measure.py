@@ -35,18 +35,19 @@ def measure(engine: Engine, tasks: Iterable[str], progress: Progress) -> list[Ta
     held_out = [_held_out(entry, reader, vocabulary) for entry in entries]
     scores = []
     for entry, (batches, unchanged) in zip(entries, held_out, strict=True):
-        score = task_score(engine.bundle, entry.name, score_task(engine, entry.name, batches, progress))
+        told = partial(progress, f"measure {entry.name}")
+        score = task_score(engine.bundle, entry.name, score_task(engine, entry.name, batches, told))
         scores.append(_beside_dense(engine.bundle, score) if unchanged else score.model_copy(update={"dense": None}))
     return scores
 
 
-def score_task(engine: Engine, name: str, batches: Sequence[Labelled], progress: Progress) -> Score:
+def score_task(engine: Engine, name: str, batches: Sequence[Labelled], progress: Steps) -> Score:
     """One task's score through the engine."""
     entry = engine.bundle.task(name)
     with engine.task(name):
         answer = kind_of(entry.kind).answering(engine.model(name), engine.reader(), entry.generation)
         metrics = () if entry.generation is None else entry.generation.metrics
-        return evaluate(answer, _counted(batches, partial(progress, f"measure {name}")), entry.kind, metrics)
+        return evaluate(answer, _counted(batches, progress), entry.kind, metrics)
 
 
 def task_score(bundle: Bundle, name: str, found: Score, dense: Score | None = None) -> TaskScore:

@@ -3,54 +3,105 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
-from weightpager.errors import ConfigError
+from weightpager.errors import ConfigError, first_line
 
-AUTO = "auto"
-_STORE_BYTES = 512 << 20
-"""Of shared memory for what goes between processes, in a cluster of our own; Ray would take a third of the memory."""
+AUTO, LOCAL = "auto", "local"
+"""A cluster that runs, or else one that is started; one that is started in any case."""
+
+_SECONDS = 5.0
+"""After which a machine that says nothing isn't there. Ray itself would try for a minute."""
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 @contextmanager
-def cluster(address: str = AUTO, *, cpus: int | None = None) -> Iterator[None]:
-    """Be part of a cluster inside the block.
+def cluster(address: str, **own: Any) -> Iterator[bool]:
+    """Be part of a cluster inside the block; yields whether it was started for that, and then ends with the block.
 
     Args:
-        address: of a cluster, such as ``10.0.0.1:6379``; "auto" joins the one that runs on this machine or that
-            ``RAY_ADDRESS`` names, and starts one where there is none.
-        cpus: that a cluster of our own has; None for those of the machine.
+        address: ``HOST:PORT`` of a cluster's head; ``local`` for one that is started here; or ``auto``: the cluster
+            that this process is connected to, that which ``RAY_ADDRESS`` names, one that runs on this machine, or else
+            one that is started here.
+        own: of `ray.init`, for a cluster that is started.
 
     Raises:
         ConfigError: there is no cluster at the address.
     """
-    if not _joined(address):
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            object_store_memory=_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+    joined = address == AUTO and ray.is_initialized()
+    started = not joined and _connect(address, own)
     try:
-        yield
+        yield started
     finally:
-        ray.shutdown()
+        if not joined:
+            ray.shutdown()
 
 
-def _joined(address: str) -> bool:
-    """Whether the cluster has been joined; False if "auto" finds none."""
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if address == AUTO and isinstance(error, ConnectionError):
-            return False
-        raise ConfigError(
-            f"ray: expected a cluster at {address}, found none: {error}; 'ray status --address {address}' shows one, "
-            f"and 'auto' starts one here"
-        ) from error
+def _connect(address: str, own: dict[str, Any]) -> bool:
+    """Connect to a cluster; whether it was started for that."""
+    stated = os.environ.get("RAY_ADDRESS", "") if address == AUTO else address
+    if stated not in ("", AUTO, LOCAL):
+        _check(stated)
+        _init(stated, stated)
+        return False
+    if stated != LOCAL and _joins():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of it
+    _init(LOCAL, "this machine", include_dashboard=False, **own)
     return True
+
+
+def _joins() -> bool:
+    """Join the cluster that runs on this machine, if there is one."""
+    try:
+        ray_init(address=AUTO)
+    except ConnectionError:
+        return False
+    return True
+
+
+def _check(address: str) -> None:
+    """See that something answers at an address before Ray tries for long.
+
+    Raises:
+        ConfigError: nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    expected = f"--ray: expected auto, or HOST:PORT of a Ray cluster's head such as 10.0.0.1:6379, found {address!r}"
+    if "://" in address:
+        raise ConfigError(f"{expected}; run the command on a machine of the cluster, with the address of its head")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(expected)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS).close()
+    except OSError as error:
+        why = error.strerror or first_line(error)
+        raise ConfigError(
+            f"{expected}, where nothing answers ({why}); start one with 'ray start --head', or take auto"
+        ) from error
+
+
+def _init(address: str, named: str, **options: Any) -> None:
+    try:
+        ray_init(address=address, **options)
+    except (ConnectionError, OSError, RuntimeError, ValueError, RayError) as error:
+        raise ConfigError(
+            f"--ray: expected a Ray cluster at {named} that this machine is part of, found: {first_line(error)}; "
+            "join it with 'ray start --address', or take auto"
+        ) from error
+
+
+def ray_init(**options: Any) -> None:
+    """`ray.init`, without what it says of itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(**_QUIET, **options)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,9 @@ from weightpager.cli.notes import notes
 from weightpager.cli.options import Force, Json, Out, Quiet, extra
 from weightpager.cli.progress import progress
 from weightpager.config import format_room
+
+if TYPE_CHECKING:
+    from weightpager.compiler.resume.workers import Workers
 
 
 def compile_(
@@ -56,6 +60,14 @@ def compile_(
             "--no-cache", help="Train and calibrate anew, and keep nothing for other compiles; see `weightpager cache`."
         ),
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Spread what is done for each task over a Ray cluster: HOST:PORT of its head, or auto for one that "
+            "runs here, or else one of this machine that ends with the compile. Needs `weightpager[ray]`.",
+        ),
+    ] = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -74,8 +86,10 @@ def compile_(
     try:
         task_file = with_wish(with_fit(load(tasks), fit), max_switch, accuracy_loss)
         task_file = with_comparison(task_file, compare)
-        with progress(quiet or json, WHOLE) as stages, notes(quiet or json):
-            bundle = compile_bundle(task_file, out, base=base, force=force, cache=not no_cache, progress=stages)
+        with notes(quiet or json), _workers(ray) as workers, progress(quiet or json, WHOLE) as stages:
+            bundle = compile_bundle(
+                task_file, out, base=base, force=force, cache=not no_cache, progress=stages, workers=workers
+            )
     except KeyboardInterrupt as error:
         kept = str(error) or "interrupted; nothing has been done yet: begin again"
         output.errors().print(kept)
@@ -91,6 +105,17 @@ def compile_(
             f"weightpager inspect {named} --budget SIZE, which says what fits; "
             f"then weightpager serve {named} --budget SIZE"
         )
+
+
+def _workers(ray: str | None) -> AbstractContextManager[Workers]:
+    """Who does what is done for each task by itself: this process, or a cluster at an address."""
+    if ray is None:
+        from weightpager.compiler.resume.workers import IN_TURN
+
+        return nullcontext(IN_TURN)
+    with extra("ray"):
+        from weightpager.ray.compiling.on_ray import on_ray
+    return on_ray(ray)
 
 
 def _print_bundle(title: str, bundle: Bundle, report: CompileReport) -> None:

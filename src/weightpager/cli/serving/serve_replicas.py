@@ -36,8 +36,8 @@ class Place:
 def serve_replicas(bundle: Path, settings: Settings, options: Mapping[str, Any], place: Place) -> None:
     """Serve until the process is told to end; requests under way are answered first."""
     with extra("ray"):
-        from weightpager.ray.application import app
-        from weightpager.ray.serving import served
+        from weightpager.ray.serving.application import app
+        from weightpager.ray.serving.run import served
     from weightpager.server.http.run import told_to_end, warn_of_strangers
 
     warn_of_strangers(settings, place.host)

@@ -71,7 +71,7 @@ def own_bytes(source: Source) -> int:
     needed = _most_activations(source, file.training.batch)
     if file.recover.method == "finetune":
         return needed
-    return needed + source.parameter_bytes + len(file.trained_tasks) * source.paged_bytes
+    return needed + source.parameter_bytes + source.paged_bytes
 
 
 def _most_activations(source: Source, batch: int) -> int:

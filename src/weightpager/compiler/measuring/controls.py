@@ -17,7 +17,7 @@ from weightpager.bundle.report.compile_report import DENSE, FEW, MASK, Compared
 from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.measuring.quantise import QUANTISATIONS, Quantisation
 from weightpager.compiler.measuring.report import Control
-from weightpager.compiler.measuring.torch_score import torch_score
+from weightpager.compiler.measuring.torch_score import score_alone, torch_score
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source
 from weightpager.compiler.model.task_weights import TaskWeights
 from weightpager.compiler.packing.stored_blocks import StoredBlocks
@@ -28,20 +28,24 @@ from weightpager.compiler.recovery.train import dense_error, groups
 from weightpager.compiler.recovery.training_loop import Training, in_turn
 from weightpager.compiler.resume.journal import Journal
 from weightpager.compiler.resume.run import Run
+from weightpager.compiler.resume.shared import COPIES
+from weightpager.compiler.resume.workers import Job
 from weightpager.compiler.selection.block_choice import choose_blocks
 from weightpager.compiler.selection.prepared import Prepared
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.training.device import placed, training_device
 from weightpager.compiler.training.early_stopping import validation_of
-from weightpager.compiler.training.evaluate import Model
 from weightpager.compiler.training.masks import Masks, module_name
 from weightpager.compiler.training.replaced import Replaced
 from weightpager.nn import is_plain_embedding
 from weightpager.page_dtype import block_bytes
-from weightpager.progress import Progress, Steps
+from weightpager.progress import Steps
 
-Values = Callable[[str, PagedWeightInfo], Tensor]
-"""(task, paged weight) → the values ``[out_features, in_features]`` that a control would hold."""
+Values = Callable[[Source, str, PagedWeightInfo], Tensor]
+"""(model, task, paged weight) → the values ``[out_features, in_features]`` that a control would hold."""
+
+Measured = Mapping[str, Mapping[str, Score]]
+"""Control → task → what it reached."""
 
 _STAGE = "dense"
 """The journal's stage in which the dense model is trained further."""
@@ -100,11 +104,13 @@ def _dense_controls(prepared: Prepared, run: Run) -> list[Control]:
     if dense.task_file.recovery_steps:
         dense, scores = _dense_or_longer(prepared, run)
         controls.append(Control(DENSE, _bytes(dense, None), scores))
+    jobs: dict[tuple[str, str], Job[Score]] = {}
     for name, quantisation in QUANTISATIONS.items():
-        few_bits = _quantised(dense, quantisation)
-        scores = _scores(name, dense, prepared.data, few_bits, run.progress, QUANTISATIONS["int8"])
-        controls.append(Control(name, _bytes(dense, quantisation), scores))
-    return controls
+        values = partial(_quantised, quantisation)
+        for task, of in prepared.data.items():
+            jobs[name, task] = partial(_score_with, dense.alone(task), task, of, values, QUANTISATIONS["int8"], None)
+    found = _measured(jobs, dense, run)
+    return controls + [Control(name, _bytes(dense, of), found[name]) for name, of in QUANTISATIONS.items()]
 
 
 def _dense_or_longer(prepared: Prepared, run: Run) -> tuple[Source, Mapping[str, Score]]:
@@ -112,7 +118,8 @@ def _dense_or_longer(prepared: Prepared, run: Run) -> tuple[Source, Mapping[str,
     longer = trained_on(
         prepared.source, prepared.data, run.journal, partial(run.progress, f"control {DENSE}: train on")
     )
-    scores = _evaluated(DENSE, longer, prepared.data, longer.models.__getitem__, run.progress)
+    jobs = {(DENSE, task): partial(score_alone, longer.alone(task), task, of) for task, of in prepared.data.items()}
+    scores = _measured(jobs, longer, run)[DENSE]
     gained = sum(gain(scores[task], prepared.dense[task]) for task in scores)
     return (longer, scores) if gained >= 0 else (prepared.source, prepared.dense)
 
@@ -147,50 +154,57 @@ def _shared_mask(prepared: Prepared, run: Run) -> Control:
     def told(stage: str, done: int, total: int) -> None:
         run.progress(f"{MASK}: {stage}", done, total)
 
-    dtype = prepared.source.task_file.dtype
     masks, _ = choose_blocks(prepared.changed(alignment=float("inf")))
-    weights = recover(prepared.source, prepared.data, masks, run.journal.part("shared-mask"), told)
-
-    def values(task: str, info: PagedWeightInfo) -> Tensor:
-        kept = masks.masked(task, info, stored(weights.weight(task, info), info.grid, dtype))
-        return kept + dense_part(weights.low_rank.get(task, {}), info.name)
-
+    journal, workers = run.journal.part("shared-mask"), run.workers_on(prepared.source)
+    weights = recover(prepared.source, prepared.data, masks, journal, told, workers)
     kept = sum(
         len(StoredBlocks.of(info.layer, masks.keep[info.name], weights.versions(info)).blocks)
         for info in weights.source.paged
     )
-    size = block_bytes(prepared.source.task_file.block, dtype)
-    scores = _scores(MASK, weights.source, prepared.data, values, run.progress, masks=masks)
-    return Control(MASK, kept * size, scores)
+    size = block_bytes(prepared.source.task_file.block, prepared.source.task_file.dtype)
+    jobs: dict[tuple[str, str], Job[Score]] = {}
+    for task, of in prepared.data.items():
+        values = partial(_under_mask, weights.alone(task), masks)
+        jobs[MASK, task] = partial(_score_with, weights.source.alone(task), task, of, values, None, masks)
+    return Control(MASK, kept * size, _measured(jobs, weights.source, run)[MASK])
 
 
-def _scores(
-    name: str,
+def _measured(jobs: Mapping[tuple[str, str], Job[Score]], source: Source, run: Run) -> Measured:
+    """The scores that jobs of these controls and tasks find."""
+
+    def told(key: tuple[str, str]) -> Steps:
+        return partial(run.progress, f"control {key[0]}: {key[1]}")
+
+    found = {one.key: one.value for one in run.workers_on(source).each(jobs, told, COPIES)}
+    scores: dict[str, dict[str, Score]] = {}
+    for control, task in jobs:
+        scores.setdefault(control, {})[task] = found[control, task]
+    return scores
+
+
+def _score_with(
     source: Source,
-    data: Mapping[str, TaskData],
+    task: str,
+    data: TaskData,
     values: Values,
-    progress: Progress,
-    tables: Quantisation | None = None,
-    masks: Masks | None = None,
-) -> dict[str, Score]:
-    """The scores of a source's modules with other values in their paged weights, and with quantised ``tables``.
+    tables: Quantisation | None,
+    masks: Masks | None,
+    told: Steps,
+) -> Score:
+    """The score of a task's module with other values in its paged weights, and with quantised ``tables``.
 
     Where there are ``masks``, routers choose experts that these leave something of.
     """
-
-    def with_values(task: str) -> Model:
-        model = source.models[task]
-        with torch.no_grad():
-            weights = {
-                module_name(info, model.base_model_prefix): source.scratch.hold(values(task, info))
-                for info in source.paged
-            }
-            weights |= {} if masks is None else masks.routes(source, task)
-            if tables is not None:
-                weights |= _rounded_tables(model, tables)
-        return Replaced(model, weights)
-
-    return _evaluated(name, source, data, with_values, progress)
+    model = source.models[task]
+    with torch.no_grad():
+        weights = {
+            module_name(info, model.base_model_prefix): source.scratch.hold(values(source, task, info))
+            for info in source.paged
+        }
+        weights |= {} if masks is None else masks.routes(source, task)
+        if tables is not None:
+            weights |= _rounded_tables(model, tables)
+    return torch_score(Replaced(model, weights), data, source.task_file.dtype, told)
 
 
 def _rounded_tables(model: nn.Module, quantisation: Quantisation) -> dict[str, Tensor]:
@@ -202,22 +216,13 @@ def _rounded_tables(model: nn.Module, quantisation: Quantisation) -> dict[str, T
     }
 
 
-def _evaluated(
-    name: str,
-    source: Source,
-    data: Mapping[str, TaskData],
-    model_of: Callable[[str], Model],
-    progress: Progress,
-) -> dict[str, Score]:
-    dtype = source.task_file.dtype
-    return {
-        task: torch_score(model_of(task), of, dtype, partial(progress, f"control {name}: {task}"))
-        for task, of in data.items()
-    }
+def _quantised(quantisation: Quantisation, dense: Source, task: str, info: PagedWeightInfo) -> Tensor:
+    return quantisation.apply(dense.linear(task, info.name).weight.detach()).bfloat16().float()
 
 
-def _quantised(dense: Source, quantisation: Quantisation) -> Values:
-    return lambda task, info: quantisation.apply(dense.linear(task, info.name).weight.detach()).bfloat16().float()
+def _under_mask(weights: TaskWeights, masks: Masks, source: Source, task: str, info: PagedWeightInfo) -> Tensor:
+    whole = stored(weights.weight(task, info), info.grid, source.task_file.dtype)
+    return masks.masked(task, info, whole) + dense_part(weights.low_rank.get(task, {}), info.name)
 
 
 def _bytes(dense: Source, quantisation: Quantisation | None) -> int:

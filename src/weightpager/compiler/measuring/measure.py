@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from weightpager.answers.score import Score
 from weightpager.bundle import Bundle
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.data.splits import TaskData
+from weightpager.compiler.resume.workers import IN_TURN, Workers
 from weightpager.config import EngineConfig
 from weightpager.engine import Engine
 from weightpager.errors import CompileError
 from weightpager.evaluation.measure import score_task
 from weightpager.kernels.torch import calls
-from weightpager.progress import Progress
+from weightpager.progress import Progress, Steps
+
+_COPIES = 4
+"""A job holds the bundle's files, and opens them: what is in memory of them may be wider than on disk."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +45,83 @@ class Written:
     backend: str
 
 
-def measure_written(root: Path, data: Mapping[str, TaskData], progress: Progress) -> Written:
+def measure_written(
+    root: Path, data: Mapping[str, TaskData], progress: Progress, workers: Workers = IN_TURN
+) -> Written:
     """Open a bundle as a device does, and measure its tasks.
 
     Raises:
         CompileError: tasks ran without paged weights.
     """
     bundle = Bundle.open(root)
-    with Engine(bundle, EngineConfig()) as engine:
+
+    def told(task: str) -> Steps:
+        return partial(progress, f"measure {task}")
+
+    with _Opened.of(bundle) if workers.here else nullcontext(_Sent.of(root)) as place:
+        jobs = {name: partial(_measured, place, name, of_task) for name, of_task in data.items()}
+        found = {one.key: one.value for one in workers.each(jobs, told, _COPIES)}
+    return Written(bundle, {name: found[name][0] for name in data}, next(iter(found.values()))[1])
+
+
+class _Place(Protocol):
+    """Where a job finds the bundle."""
+
+    def engine(self) -> AbstractContextManager[Engine]:
+        """An engine on it."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """In this process, by one engine for all jobs."""
+
+    opened: Engine
+
+    @classmethod
+    @contextmanager
+    def of(cls, bundle: Bundle) -> Iterator[_Opened]:
+        with Engine(bundle, EngineConfig()) as engine:
+            yield cls(engine)
+
+    def engine(self) -> AbstractContextManager[Engine]:
+        return nullcontext(self.opened)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """In the very job, which may be on another machine: it writes the files to a folder of its own.
+
+    Attributes:
+        files: bytes by path.
+    """
+
+    files: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, root: Path) -> _Sent:
+        paths = (path for path in sorted(root.rglob("*")) if path.is_file())
+        return cls({str(path.relative_to(root)): _content(path) for path in paths})
+
+    @contextmanager
+    def engine(self) -> Iterator[Engine]:
+        with TemporaryDirectory(prefix="weightpager-measure-") as folder:
+            for name, content in self.files.items():
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                content.numpy().tofile(path)
+            with Engine(Bundle.open(folder), EngineConfig()) as engine:
+                yield engine
+
+
+def _content(path: Path) -> Tensor:
+    return torch.from_numpy(np.fromfile(path, np.uint8))
+
+
+def _measured(place: _Place, task: str, data: TaskData, told: Steps) -> tuple[Score, str]:
+    """A task's score, and the backend that ran it."""
+    with place.engine() as engine:
         backend, before = engine.report().backend, calls()
-        held_out = {name: of_task.held_out().mapped(Batch.arrays) for name, of_task in data.items()}
-        scores = {name: score_task(engine, name, batches, progress) for name, batches in held_out.items()}
+        score = score_task(engine, task, data.held_out().mapped(Batch.arrays), told)
         if backend == "torch" and calls() == before:
             raise CompileError("expected the paged kernel to run while the bundle was measured, but it did not")
-    return Written(bundle, scores, backend)
+    return score, backend

@@ -76,6 +76,10 @@ class Source:
         """What turns a task's data into the model's inputs: the tokenizer, or the image reader."""
         return self.tokenizer if self.images is None else self.images
 
+    def alone(self, task: str) -> Source:
+        """The same with one task's module, and without what reads inputs: all that computing with it takes."""
+        return replace(self, models={task: self.models[task]}, tokenizer=None, own_tokenizer=None, images=None)
+
     def linear(self, task: str, name: str) -> nn.Linear:
         """The paged linear layer of a task's module, by canonical name."""
         return cast(nn.Linear, self.models[task].base_model.get_submodule(name.removeprefix(BASE)))

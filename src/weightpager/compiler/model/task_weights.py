@@ -42,6 +42,12 @@ class TaskWeights:
     private: Mapping[str, Mapping[str, PrivateBlocks]] = field(default_factory=dict)
     low_rank: Mapping[str, Mapping[str, LowRank]] = field(default_factory=dict)
 
+    def alone(self, task: str) -> TaskWeights:
+        """The same for one task; not to be asked for `versions`."""
+        private = {task: self.private[task]} if task in self.private else {}
+        low_rank = {task: self.low_rank[task]} if task in self.low_rank else {}
+        return TaskWeights(self.source.alone(task), private, low_rank)
+
     def weight(self, task: str, info: PagedWeightInfo) -> Tensor:
         """A task's values ``[out_features, in_features]``, float32. Not to be written to."""
         shared = self.source.linear(task, info.name).weight.detach()

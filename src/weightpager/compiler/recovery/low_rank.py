@@ -44,11 +44,11 @@ class LowRankParameters:
         pair = self._pairs.get(name)
         return weight if pair is None else weight + pair[1] @ pair[0]
 
-    def trained(self) -> dict[str, LowRank]:
-        """The parts as they stand, by paged weight."""
+    def of(self, trained: Mapping[str, Tensor]) -> dict[str, LowRank]:
+        """The parts by paged weight, of values that parameters of the same names were trained to."""
         return {
-            name: LowRank(down.detach().cpu().numpy(), up.detach().cpu().numpy())
-            for name, (down, up) in self._pairs.items()
+            name: LowRank(*(trained[f"{name}.lora_{part}"].detach().cpu().numpy() for part in "AB"))
+            for name in self._pairs
         }
 
 

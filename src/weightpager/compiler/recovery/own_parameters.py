@@ -6,7 +6,7 @@ They are all that a task that is added to a bundle may change: they are loaded w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,16 @@ from weightpager.compiler.data.splits import TaskData
 from weightpager.compiler.model.dense_model import Source, parameters
 from weightpager.compiler.model.named_parameters import requiring_gradients
 from weightpager.compiler.recovery.rounding import stored_if_coarse
-from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
+from weightpager.compiler.recovery.task_trainings import State, TaskTraining, each_trained
+from weightpager.compiler.recovery.training_loop import ParameterGroup, Schedule, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.workers import IN_TURN, Workers
 from weightpager.compiler.training.loss import loss
 from weightpager.compiler.training.masks import Masks, logits_with
 from weightpager.progress import Steps
+
+_COPIES = 3
+"""A training holds a model and its weights under a mask; what is trained is small."""
 
 
 def is_own(name: str, tensor: Tensor) -> bool:
@@ -45,37 +50,64 @@ def train_own(
     stage: str,
     journal: Journal,
     progress: Steps,
+    workers: Workers = IN_TURN,
 ) -> None:
     """Train the own parameters of the tasks that are trained, in place; `separate` must have made them their own.
 
     Args:
-        source: the model; its task file says how long, at the rate of heads.
+        source: the model; its task file says how long, at the rate of heads. Steps are the tasks' in turn, and the rate
+            follows the count of all.
         data: of the tasks.
         masks: that the base computes under; None for the dense base.
-        stage: its name in the journal.
+        stage: the beginning of tasks' names in the journal, see `own_stage`.
         journal: where the training stands.
         progress: told (steps done, steps in all).
+        workers: train the tasks.
 
     Raises:
         CompileError: the loss is no longer finite.
     """
-    tasks, settings = source.task_file.trained_tasks, source.task_file.training
-    if not tasks:
-        return
-    own = {f"{task}/{name}": tensor for task in tasks for name, tensor in _own_parameters(source, task).items()}
-    with torch.no_grad():
-        frozen = {} if masks is None else {task: _as_stored(source, masks, task) for task in tasks}
+    tasks, trainings = source.task_file.trained_tasks, {}
+    for number, task in enumerate(tasks):
+        schedule, name = Schedule(source.task_file.training.steps, number, len(tasks)), own_stage(stage, task)
+        train = partial(_train, source.alone(task), task, data[task], masks, schedule, name)
+        trainings[task] = TaskTraining(name, schedule.own_steps, train, _COPIES)
+    for done in each_trained(trainings, journal, progress, workers):
+        own = _own_parameters(source, done.key)
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(done.value[name])
 
-    def error(task: str, batch: Batch) -> Tensor:
-        kind = data[task].kind
-        return loss(logits_with(source.models[task], frozen.get(task, {}), batch, kind), batch.labels, kind)
+
+def own_stage(stage: str, task: str) -> str:
+    """The name in the journal of a task's training in ``stage``, own-dense or own-sparse."""
+    return f"{stage}-{task}"
+
+
+def _train(
+    source: Source,
+    task: str,
+    data: TaskData,
+    masks: Masks | None,
+    schedule: Schedule,
+    stage: str,
+    journal: Journal,
+    progress: Steps,
+) -> State:
+    """Train a task's own parameters in place, and give their values."""
+    settings, own = source.task_file.training, _own_parameters(source, task)
+    with torch.no_grad():
+        frozen = {} if masks is None else _as_stored(source, masks, task)
+
+    def error(_task: str, batch: Batch) -> Tensor:
+        return loss(logits_with(source.models[task], frozen, batch, data.kind), batch.labels, data.kind)
 
     groups = [ParameterGroup(own, settings.head_learning_rate)]
-    turns = in_turn(data, tasks, settings.batch, settings.seed)
-    with ExitStack() as stack:
-        for task in tasks:
-            stack.enter_context(requiring_gradients(source.models[task], list(own.values())))
-        Training(groups, turns, error, settings.steps).run(journal, stage, progress)
+    turns = in_turn({task: data}, [task], settings.batch, settings.seed)
+    with requiring_gradients(source.models[task], list(own.values())):
+        training = Training(groups, turns, error, schedule.own_steps, schedule=schedule)
+        training.run(journal, stage, progress)
+    return training.state()
 
 
 def _as_stored(source: Source, masks: Masks, task: str) -> dict[str, Tensor]:

@@ -7,8 +7,11 @@ the task isn't active. Blocks that only one task keeps are private without any c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import islice
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from weightpager.backends.torch.model.architecture import BASE
+from weightpager.bundle.parts.adapter import LowRank
 from weightpager.compiler.data.batch import Batch
 from weightpager.compiler.model.dense_model import PagedWeightInfo, Source, parameters
 from weightpager.compiler.model.task_weights import PrivateBlocks, TaskWeights
@@ -23,11 +27,17 @@ from weightpager.compiler.recovery.finetune import Lesson
 from weightpager.compiler.recovery.low_rank import LowRankParameters
 from weightpager.compiler.recovery.own_parameters import separate
 from weightpager.compiler.recovery.rounding import Rounding, stored_if_coarse
+from weightpager.compiler.recovery.task_trainings import State, TaskTraining, each_trained
 from weightpager.compiler.recovery.training_loop import ParameterGroup, Training, in_turn
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.workers import IN_TURN, Workers
+from weightpager.compiler.training.device import training_device
 from weightpager.compiler.training.early_stopping import validation_of
 from weightpager.compiler.training.masks import block_sums, drop, logits_with, module_name
 from weightpager.progress import Steps
+
+_COPIES = 5
+"""A training holds two models, and of paged weights three copies, a gradient and two moments."""
 
 Chosen = Mapping[str, npt.NDArray[np.bool_]]
 """Paged weight → [blocks], True where a task's values are its own."""
@@ -55,7 +65,9 @@ def choose(lesson: Lesson) -> dict[str, Chosen]:
     return chosen
 
 
-def train_private(lesson: Lesson, chosen: Mapping[str, Chosen], journal: Journal, progress: Steps) -> TaskWeights:
+def train_private(
+    lesson: Lesson, chosen: Mapping[str, Chosen], journal: Journal, progress: Steps, workers: Workers = IN_TURN
+) -> TaskWeights:
     """Train each task's chosen blocks, the blocks that it alone keeps, its low-rank parts, vectors and head.
 
     Blocks that a task alone keeps, vectors and heads change in the sparse model itself.
@@ -65,37 +77,94 @@ def train_private(lesson: Lesson, chosen: Mapping[str, Chosen], journal: Journal
         chosen: by `choose`.
         journal: where the training stands.
         progress: told (steps done, steps in all).
+        workers: train the tasks; no task's training sees what another's changes.
 
     Raises:
         CompileError: the loss is no longer finite.
     """
-    sparse, spec = lesson.sparse, lesson.spec
+    lessons = {task: _Lesson.of(lesson, task, chosen[task]) for task in lesson.sparse.models}
     private, low_rank = {}, {}
-    total = spec.private_steps * len(sparse.models)
-    for number, task in enumerate(sparse.models):
+    steps = lesson.spec.private_steps
+    trainings = {task: TaskTraining(_stage(task), steps, partial(_train, of), _COPIES) for task, of in lessons.items()}
+    if training_device().type != "cpu":
+        workers = IN_TURN  # the models are on this process's GPU
+    for done in each_trained(trainings, journal, progress, workers):
+        private[done.key], low_rank[done.key] = lessons[done.key].taken(done.value)
+        del done  # a copy of all paged weights
+    tasks = list(lesson.sparse.models)
+    return TaskWeights(
+        lesson.sparse, {task: private[task] for task in tasks}, low_rank={task: low_rank[task] for task in tasks}
+    )
 
-        def told(done: int, _total: int, before: int = number * spec.private_steps) -> None:
-            progress(before + done, total)
 
-        added = LowRankParameters(sparse, task, spec.low_rank, spec.seed + number)
-        private[task] = _train_task(lesson, task, chosen[task], added, journal, told)
-        low_rank[task] = added.trained()
-    return TaskWeights(sparse, private, low_rank=low_rank)
+def _stage(task: str) -> str:
+    return f"private-{task}"
 
 
-def _train_task(
-    lesson: Lesson, task: str, chosen: Chosen, added: LowRankParameters, journal: Journal, progress: Steps
-) -> dict[str, PrivateBlocks]:
+@dataclass(frozen=True)
+class _Lesson:
+    """What one task learns.
+
+    Attributes:
+        lesson: of this task alone.
+        task: its name.
+        chosen: blocks that get values of its own.
+        vectors: parameters beside the blocks that it trains: its own vectors, head and pooler.
+        seed: of its low-rank parts.
+    """
+
+    lesson: Lesson
+    task: str
+    chosen: Chosen
+    vectors: Sequence[str]
+    seed: int
+
+    @classmethod
+    def of(cls, lesson: Lesson, task: str, chosen: Chosen) -> _Lesson:
+        """Make the task's vectors its own, and find out what it trains."""
+        sparse = lesson.sparse
+        separate(sparse.models[task], lambda _name, parameter: parameter.ndim == 1)
+        teacher, data = lesson.teacher.alone(task), {task: lesson.data[task]}
+        alone = replace(lesson, teacher=teacher, sparse=sparse.alone(task), data=data)
+        seed = lesson.spec.seed + list(sparse.models).index(task)
+        return cls(alone, task, chosen, list(_own_parameters(sparse, task)), seed)
+
+    @cached_property
+    def added(self) -> LowRankParameters:
+        """The task's low-rank parts, as they begin."""
+        return LowRankParameters(self.lesson.sparse, self.task, self.lesson.spec.low_rank, self.seed)
+
+    def free(self, info: PagedWeightInfo) -> Tensor:
+        """Blocks of a weight that the task's training moves: those that it alone keeps, and the chosen ones."""
+        masks = self.lesson.masks
+        alone = masks.keep[info.name].sum(1) == 1
+        moving = (masks.keep[info.name][:, masks.tasks.index(self.task)] & alone) | self.chosen[info.name]
+        return torch.from_numpy(moving.reshape(info.grid.rows, info.grid.cols))
+
+    @torch.no_grad()
+    def taken(self, state: State) -> tuple[dict[str, PrivateBlocks], dict[str, LowRank]]:
+        """Put what was trained into the sparse model; the private blocks, and the low-rank parts."""
+        sparse = self.lesson.sparse
+        parameters = sparse.parameters(self.task)
+        for name in self.vectors:
+            parameters[name].copy_(state[name])
+        private = {
+            info.name: _kept(sparse, self.task, info, state[info.name], self.chosen[info.name], self.free(info))
+            for info in sparse.paged
+        }
+        return private, self.added.of(state)
+
+
+def _train(of: _Lesson, journal: Journal, progress: Steps) -> State:
+    """Train a task; the values of its blocks, a whole copy of each weight, and of all else that it trains."""
+    lesson, task, added = of.lesson, of.task, of.added
     sparse, masks, spec = lesson.sparse, lesson.masks, lesson.spec
-    model, number = sparse.models[task], masks.tasks.index(task)
+    model = sparse.models[task]
     own: dict[str, nn.Parameter] = {}  # a whole copy of each weight, of which only the free blocks are used
     frozen: dict[str, Tensor] = {}
-    free: dict[str, Tensor] = {}
+    free = {info.name: of.free(info) for info in sparse.paged}
     for info in sparse.paged:
         weight = sparse.linear(task, info.name).weight.detach()
-        alone = masks.keep[info.name].sum(1) == 1
-        moving = (masks.keep[info.name][:, number] & alone) | chosen[info.name]
-        free[info.name] = torch.from_numpy(moving.reshape(info.grid.rows, info.grid.cols))
         own[info.name] = nn.Parameter(weight.clone())
         kept = stored_if_coarse(weight, info.grid, sparse.task_file.dtype)
         frozen[info.name] = drop(masks.masked(task, info, kept), ~free[info.name], info.grid)
@@ -109,21 +178,17 @@ def _train_task(
             weights[module_name(info, model.base_model_prefix)] = added.added(info.name, whole)
         return lesson.error_of(task, logits_with(model, weights, batch, lesson.data[task].kind), batch)
 
-    separate(model, lambda _name, parameter: parameter.ndim == 1)
+    vectors = {name: cast(nn.Parameter, sparse.parameters(task)[name]) for name in of.vectors}
     groups = [
         ParameterGroup(own, spec.learning_rate),
         # Low-rank parts begin at nothing, as heads do.
-        ParameterGroup({**_own_parameters(sparse, task), **added.parameters()}, spec.head_learning_rate),
+        ParameterGroup({**vectors, **added.parameters()}, spec.head_learning_rate),
     ]
     turns = in_turn(lesson.data, [task], spec.batch, spec.seed + 1)
     watched = validation_of(lesson.data, [task], spec.patience)
     training = Training(groups, turns, error, spec.private_steps, watched, spec.patience, rounding)
-    training.run(journal, f"private-{task}", progress)
-    with torch.no_grad():
-        return {
-            info.name: _kept(sparse, task, info, own[info.name], chosen[info.name], free[info.name])
-            for info in sparse.paged
-        }
+    training.run(journal, _stage(task), progress)
+    return training.state()
 
 
 def _own_parameters(sparse: Source, task: str) -> dict[str, nn.Parameter]:

@@ -15,6 +15,7 @@ from weightpager.compiler.recovery.finetune import Lesson, finetune, resumes
 from weightpager.compiler.recovery.private_blocks import choose, train_private
 from weightpager.compiler.recovery.rounding import ROUNDED
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.workers import IN_TURN, Workers
 from weightpager.compiler.training.masks import Masks
 from weightpager.errors import CompileError
 from weightpager.nn import mixtures
@@ -23,7 +24,12 @@ from weightpager.progress import Progress
 
 
 def recover(
-    dense: Source, data: Mapping[str, TaskData], masks: Masks, journal: Journal, progress: Progress
+    dense: Source,
+    data: Mapping[str, TaskData],
+    masks: Masks,
+    journal: Journal,
+    progress: Progress,
+    workers: Workers = IN_TURN,
 ) -> TaskWeights:
     """Win back accuracy that dropping blocks cost, as the task file's ``recover`` says. The dense model stays.
 
@@ -51,7 +57,7 @@ def recover(
     if not spec.trains_alone:
         return TaskWeights(sparse)
     with lesson.placed():
-        return train_private(lesson, choose(lesson), journal, partial(progress, "private blocks"))
+        return train_private(lesson, choose(lesson), journal, partial(progress, "private blocks"), workers)
 
 
 def check_method(source: Source) -> None:

@@ -38,6 +38,30 @@ class ParameterGroup:
     rate: float
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Which steps a training makes, of those over which a rate rises and falls.
+
+    Attributes:
+        steps: in all.
+        first: number of the training's first one.
+        every: distance of its steps.
+    """
+
+    steps: int
+    first: int = 0
+    every: int = 1
+
+    @property
+    def own_steps(self) -> int:
+        """Steps that the training makes."""
+        return len(range(self.first, self.steps, self.every))
+
+    def number(self, done: int) -> int:
+        """Of the step after ``done`` of its own."""
+        return self.first + self.every * done
+
+
 class Training:
     """What is learnt, from which batches, how far it has come, and the loop over its steps.
 
@@ -57,6 +81,7 @@ class Training:
         watched: Validation | None = None,
         patience: int = 0,
         rounding: Rounding | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         """State a training; nothing is done yet.
 
@@ -68,11 +93,13 @@ class Training:
             watched: for early stopping; None has none.
             patience: of early stopping.
             rounding: that errors go through; told after which step the training stands.
+            schedule: of the rate; None where all its steps are the training's own.
         """
         self.done = 0
         self._whole = True
         self._turns, self._error, self._steps = turns, error, steps
         self._rounding = rounding
+        self._schedule = schedule or Schedule(steps)
         self._groups = [group for group in groups if group.parameters]
         self._named = {name: parameter for group in self._groups for name, parameter in group.parameters.items()}
         self._device = next(iter(self._named.values())).device
@@ -111,6 +138,10 @@ class Training:
             raise
         self._optimizer.zero_grad()
 
+    def state(self) -> dict[str, Tensor]:
+        """The trained values by name, as the journal's last entry has them."""
+        return self._state()
+
     def resumes(self, journal: Journal, stage: str) -> bool:
         """Whether `run` goes on from the journal, whatever the parameters' values are."""
         return journal.has(stage, self._fits)
@@ -122,7 +153,7 @@ class Training:
             task, batch = next(self._turns)
             if step < self.done:
                 continue
-            self._step(self._error(task, batch.to(self._device)), f"tasks.{task}, step {step + 1}")
+            self._step(self._error(task, batch.to(self._device)), self._where(task))
             self._search()
             if self.watch is not None:
                 if self.watch.ends(self.done, self._named):
@@ -134,6 +165,9 @@ class Training:
                 journal.write(stage, self.done, self._state())
             progress(self.done, self._steps)
 
+    def _where(self, task: str) -> str:
+        return f"tasks.{task}, step {self._schedule.number(self.done) + 1}"
+
     def _search(self) -> None:
         if self._rounding is not None:
             self._rounding.at(self.done)
@@ -144,7 +178,7 @@ class Training:
             raise CompileError(f"{where}: training diverged; lower the learning rate")
         self._optimizer.zero_grad()
         torch.autograd.backward(error)
-        share = rate_share(self.done, self._steps)
+        share = rate_share(self._schedule.number(self.done), self._schedule.steps)
         self._whole = False  # from here to the end of the step, what Ctrl-C leaves is half of one
         for ours, theirs in zip(self._groups, self._optimizer.param_groups, strict=True):
             theirs["lr"] = share * ours.rate

@@ -30,13 +30,18 @@ SHARE = 0.03
 
 _WORDS = {
     "train": "the dense model's training",
-    "own-dense": "the dense model's training",
-    "own-sparse": "the training of own parameters",
     "refit": "the refit",
     "finetune": "fine-tuning",
     "dense": "the dense model's further training",
 }
 """Names of long stages in messages."""
+
+_OF_TASKS = {
+    "own-dense-": "the dense model's training for {}",
+    "own-sparse-": "the training of {}'s own parameters",
+    "private-": "{}'s own values",
+}
+"""The same of stages that each task has for itself, by how their names begin."""
 
 Fits = Callable[[Mapping[str, Tensor]], bool]
 """Whether an entry's tensors are all that its stage needs."""
@@ -130,8 +135,8 @@ class Journal:
         """Whether the last entry is old enough for another one."""
         return self._folder is not None and monotonic() - self._last >= self._wait
 
-    def write(self, stage: str, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Replace a stage's entry.
+    def write(self, stage: str, step: int, tensors: Mapping[str, Tensor], seconds: float | None = None) -> None:
+        """Replace a stage's entry; it took ``seconds``, or as long as it has been since the stage started.
 
         Raises:
             CompileError: the storage refused it.
@@ -139,7 +144,8 @@ class Journal:
         if self._folder is None:
             return
         start = monotonic()
-        entry = Entry(step, start - self._started.get(stage, self._made), dict(tensors))
+        taken = start - self._started.get(stage, self._made) if seconds is None else seconds
+        entry = Entry(step, taken, dict(tensors))
         temporary = self._path(stage).with_suffix(".tmp")
         try:
             with storage_errors():
@@ -169,6 +175,10 @@ class Journal:
     def has(self, stage: str, fits: Fits = anything) -> bool:
         """Whether this journal itself has an entry that `read` finds."""
         return self._entry(stage, fits) is not None
+
+    def knows(self, stage: str) -> bool:
+        """Whether there is an entry that `read` finds, here or in the cache."""
+        return self.has(stage) or self._cache.read(stage, self._owner()) is not None
 
     def keep(self, stage: str) -> float | None:
         """Move a finished stage's entry to the cache, if there is one.
@@ -235,6 +245,7 @@ class Journal:
 
 
 def _in_words(stage: str) -> str:
-    return (
-        f"{stage.removeprefix('private-')}'s own values" if stage.startswith("private-") else _WORDS.get(stage, stage)
-    )
+    for prefix, words in _OF_TASKS.items():
+        if stage.startswith(prefix):
+            return words.format(stage.removeprefix(prefix))
+    return _WORDS.get(stage, stage)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.workers import IN_TURN, Workers
 from weightpager.machine.process_memory import forget_peak, give_back, peak_memory
 from weightpager.progress import Progress, silent
 
@@ -22,6 +24,7 @@ class Run:
         expect: told the stages that will come, each with its work, as soon as it can be estimated.
         seconds: of each stage, in all runs that the journal tells of.
         peak_memory: most bytes that the process held in a stage; a stage in which the system didn't count has none.
+        workers: do what is done for each task by itself.
         memory_bound: bytes that each stage was said to take at most, before the first one; those apart that come and go
             as memory allows.
     """
@@ -32,6 +35,11 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
     memory_bound: dict[str, int] = field(default_factory=dict)
+    workers: Workers = IN_TURN
+
+    def workers_on(self, source: Source) -> Workers:
+        """Who works on a source's tasks. What lies in files of this machine, for want of memory, is worked on here."""
+        return self.workers if source.scratch.folder is None else IN_TURN
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Generic
 
 import torch
 from torch import Tensor
@@ -15,13 +16,21 @@ from weightpager.compiler.model.dense_model import Source
 from weightpager.compiler.resume.cache import Cache
 from weightpager.compiler.resume.identities import stage_identities
 from weightpager.compiler.resume.journal import Journal
+from weightpager.compiler.resume.workers import Job, Value, Workers
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.config import format_duration
+from weightpager.progress import Progress, Steps, silent
 
 _log = logging.getLogger(__name__)
 
 _PARTS = ("sums", "counts", "others")
 """Fields of `Outcomes`."""
+
+COPIES = 3
+"""A calibration holds the model, sums as large and, one by one, gradients; a measurement the model, and activations."""
+
+Scores = dict[str, Score]
+"""By task."""
 
 
 @dataclass
@@ -53,43 +62,45 @@ class Shared:
         """The part of a compile's journal in which the dense model's training stands."""
         return journal.part("dense", self.dense, self.cache)
 
-    def training_ended(self, kept: Journal, stage: str) -> None:
-        """Keep what a stage of `journal` has trained, if anything, and say what time the cache saved or will save."""
-        saved = kept.keep(stage)
-        if saved is not None:
-            _log.info("the dense model: taken from the cache, %s saved", format_duration(saved))
-        elif kept.settled(stage):
+    def training_ended(self, kept: Journal, stages: Sequence[str]) -> None:
+        """Keep what stages of `journal` have trained, if anything, and say what time the cache saved or will save."""
+        saved = [seconds for seconds in map(kept.keep, stages) if seconds is not None]
+        if saved:
+            _log.info("the dense model: taken from the cache, %s saved", format_duration(sum(saved)))
+        elif any(map(kept.settled, stages)):
             _log.info(
                 "the dense model is kept in %s: another sparsity or dtype won't train it again", self.cache.folder
             )
 
-    def scores(self, source: Source, measure: Callable[[], dict[str, Score]]) -> dict[str, Score]:
-        """The dense model's scores on held-out data, by task: from the cache, or measured."""
-        tasks = source.task_file.tasks
+    def scores(self, source: Source, jobs: Mapping[str, Job[Score]], workers: Workers, progress: Progress) -> Scores:
+        """The dense model's scores on held-out data, by task: from the cache, or found by ``jobs``."""
 
-        def outcomes() -> dict[str, Tensor]:
-            return {
-                f"{task}/{part}": torch.from_numpy(getattr(score.outcomes, part))
-                for task, score in measure().items()
-                for part in _PARTS
-            }
+        def told(task: str) -> Steps:
+            return partial(progress, f"measure dense {task}")
 
-        names = {f"{task}/{part}" for task in tasks for part in _PARTS}
-        found, _ = self._kept("scores", self.held_out, names, outcomes)
-        return {
-            name: Score.of(
-                task.kind, Outcomes(*(found[f"{name}/{part}"].numpy() for part in _PARTS)), task.wanted_metrics
+        found = {
+            task: Outcomes(*(tensors[part].numpy() for part in _PARTS))
+            for task, tensors, _ in self._each(
+                "scores", self.held_out, set(_PARTS), _Finds(workers, jobs, _parts, told)
             )
-            for name, task in tasks.items()
+        }
+        return {
+            name: Score.of(task.kind, found[name], task.wanted_metrics) for name, task in source.task_file.tasks.items()
         }
 
-    def calibration(self, source: Source, task: str, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """A task's calibration on the dense model before anything has moved: from the cache, or measured."""
+    def calibrations(
+        self, source: Source, jobs: Mapping[str, Job[dict[str, Tensor]]], workers: Workers
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Tasks' calibrations on the dense model before anything has moved: from the cache, or found by ``jobs``.
+
+        They come one at a time, in any order, and each is given back as soon as the next one is asked for.
+        """
         names = {info.name for info in source.paged}
-        found, seconds = self._kept(f"sums-{task}", self.sums, names, measure)
-        if seconds is not None:
-            self.seconds[task] = seconds
-        return found
+        finds = _Finds(workers, jobs, dict, lambda _task: silent)
+        for task, tensors, seconds in self._each("sums", self.sums, names, finds):
+            if seconds is not None:
+                self.seconds[task] = seconds
+            yield task, tensors
 
     def calibrated(self) -> None:
         """Say how much time the cache saved."""
@@ -97,14 +108,45 @@ class Shared:
             saved = format_duration(sum(self.seconds.values()))
             _log.info("calibration of %s: taken from the cache, %s saved", ", ".join(self.seconds), saved)
 
-    def _kept(
-        self, stage: str, identity: str, names: set[str], measure: Callable[[], dict[str, Tensor]]
-    ) -> tuple[dict[str, Tensor], float | None]:
-        """Tensors of these names from the cache, and the seconds that they took; or as measured, and None."""
-        owner, start = {"identity": identity}, time.monotonic()
-        entry = self.cache.read(stage, owner)
-        if entry is not None and entry.tensors.keys() == names:
-            return entry.tensors, entry.seconds
-        measured = measure()
-        self.cache.write(stage, owner, time.monotonic() - start, measured)
-        return measured, None
+    def _each(
+        self, stage: str, identity: str, names: set[str], finds: _Finds[Value]
+    ) -> Iterator[tuple[str, dict[str, Tensor], float | None]]:
+        """Each task's tensors of these names: from the cache, with the seconds that they took there; or as found.
+
+        What is found is in the cache before the next one is waited for.
+        """
+        owner = {"identity": identity}
+        missing: dict[str, Job[Value]] = {}
+        for task, job in finds.jobs.items():
+            entry = self.cache.read(f"{stage}-{task}", owner)
+            if entry is not None and entry.tensors.keys() == names:
+                yield task, entry.tensors, entry.seconds
+            else:
+                missing[task] = job
+            del entry
+        for done in finds.workers.each(missing, finds.told, COPIES):
+            tensors = finds.tensors(done.value)
+            self.cache.write(f"{stage}-{done.key}", owner, done.seconds, tensors)
+            yield done.key, tensors, None
+            del done, tensors
+
+
+@dataclass(frozen=True)
+class _Finds(Generic[Value]):
+    """How that which the cache lacks is found.
+
+    Attributes:
+        workers: who does the jobs.
+        jobs: by task.
+        tensors: what a job has found, as the cache keeps it.
+        told: task → who is told of a job's steps.
+    """
+
+    workers: Workers
+    jobs: Mapping[str, Job[Value]]
+    tensors: Callable[[Value], dict[str, Tensor]]
+    told: Callable[[str], Steps]
+
+
+def _parts(score: Score) -> dict[str, Tensor]:
+    return {part: torch.from_numpy(getattr(score.outcomes, part)) for part in _PARTS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -36,7 +37,22 @@ def autocast(device: torch.device) -> AbstractContextManager[None]:
 
 def multiplies_in_bfloat16(device: torch.device) -> bool:
     """Whether that is faster: on GPUs that have it, and on CPUs where a trial says so."""
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else _bfloat16_pays()
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return _bfloat16_pays() if _stated.pays is None else _stated.pays
+
+
+def state_bfloat16(pays: bool) -> None:
+    """State for this process what a trial has found in the one that it works for."""
+    _stated.pays = pays
+
+
+@dataclass
+class _Stated:
+    pays: bool | None = None
+
+
+_stated = _Stated()
 
 
 @cache

@@ -14,9 +14,9 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.config import parse_size
 from weightpager.errors import ConfigError
-from weightpager.ray.gateway import Gateway
-from weightpager.ray.server_replica import ServerReplica
-from weightpager.ray.task_router import Routing
+from weightpager.ray.serving.gateway import Gateway
+from weightpager.ray.serving.server_replica import ServerReplica
+from weightpager.ray.serving.task_router import Routing
 from weightpager.routing.affinity import Fairness
 from weightpager.server.scheduling.settings import Settings
 
@@ -80,7 +80,7 @@ def app(
         graceful_shutdown_timeout_s=settings.grace,
         health_check_period_s=2.0,
         request_router_config={
-            "request_router_class": "weightpager.ray.task_router:TaskRouter",
+            "request_router_class": "weightpager.ray.serving.task_router:TaskRouter",
             "request_router_kwargs": {"routing": routing, "fairness": asdict(fairness)},
             "request_routing_stats_period_s": 1.0,
         },
@@ -99,5 +99,5 @@ def app(
 def _number(fewest: int, most: int) -> Mapping[str, Any]:
     if fewest == most:
         return {"num_replicas": most}
-    by_load = {"policy_function": "weightpager.ray.autoscaling:policy"}
+    by_load = {"policy_function": "weightpager.ray.serving.autoscaling:policy"}
     return {"autoscaling_config": {"min_replicas": fewest, "max_replicas": most, "policy": by_load}}

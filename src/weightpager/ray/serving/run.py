@@ -14,6 +14,9 @@ from weightpager.server.http.run import listen
 
 _NAME = "weightpager"
 
+_STORE_BYTES = 256 << 20
+"""Of shared memory, in a cluster that is started: answers are small, and Ray would take a third of the memory."""
+
 
 @contextmanager
 def served(application: serve.Application, address: str, host: str, port: int, cpus: int) -> Iterator[int]:
@@ -34,7 +37,7 @@ def served(application: serve.Application, address: str, host: str, port: int, c
     with listen(host, port) as found:
         port = found.getsockname()[1]
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with cluster(address, cpus=cpus):
+    with cluster(address, num_cpus=cpus, object_store_memory=_STORE_BYTES):
         logs = {"enable_access_log": False}
         serve.start(http_options={"host": host, "port": port}, logging_config=logs)
         _check(host, port)

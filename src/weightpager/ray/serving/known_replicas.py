@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from functools import cache
 
-from weightpager.ray.messages import ForwardedRequest, Standing
+from weightpager.ray.serving.messages import ForwardedRequest, Standing
 from weightpager.routing.router import ReplicaView
 
 

@@ -16,8 +16,8 @@ from ray import serve
 
 from weightpager.engine import Engine
 from weightpager.errors import WeightpagerError
-from weightpager.ray.messages import ForwardedRequest, Piece, ResponseStart, Standing
-from weightpager.ray.metrics_mirror import MetricsMirror
+from weightpager.ray.serving.messages import ForwardedRequest, Piece, ResponseStart, Standing
+from weightpager.ray.serving.metrics_mirror import MetricsMirror
 from weightpager.server.http.app import create_app
 from weightpager.server.scheduling.service import Service
 from weightpager.server.scheduling.settings import Settings
@@ -99,7 +99,7 @@ class ServerReplica:
         return {"standing": asdict(self.standing())}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `weightpager.ray.autoscaling` decides by."""
+        """What `weightpager.ray.serving.autoscaling` decides by."""
         (before, then), now = self._computed, time.monotonic()
         self._computed = self._service.metrics.compute_seconds(), now
         busy = (self._computed[0] - before) / max(now - then, 1e-3)

@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from weightpager.ray.known_replicas import known_replicas
-from weightpager.ray.messages import ForwardedRequest, Piece, Standing
-from weightpager.ray.reply import Reply
-from weightpager.ray.server_replica import ServerReplica
+from weightpager.ray.serving.known_replicas import known_replicas
+from weightpager.ray.serving.messages import ForwardedRequest, Piece, Standing
+from weightpager.ray.serving.reply import Reply
+from weightpager.ray.serving.server_replica import ServerReplica
 from weightpager.server.http.body_limit import BodyLimit
 from weightpager.server.routes.access import BEARER, NEEDS_BEARER, allowed
 from weightpager.server.routes.errors import answer

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-from weightpager.ray.known_replicas import known_replicas
-from weightpager.ray.messages import ForwardedRequest, Standing
+from weightpager.ray.serving.known_replicas import known_replicas
+from weightpager.ray.serving.messages import ForwardedRequest, Standing
 from weightpager.routing.affinity import Affinity, Fairness
 from weightpager.routing.round_robin import RoundRobin
 from weightpager.routing.router import Router

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.types import Send
 
-from weightpager.ray.messages import Piece, ResponseStart, Standing
+from weightpager.ray.serving.messages import Piece, ResponseStart, Standing
 from weightpager.server.schema.common import ErrorAnswer, ErrorDetail
 
 _STREAM = b"text/event-stream"

@@ -1,0 +1,80 @@
+"""What a worker must have as the process has that it works for, so that it computes the same to the last bit."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+
+import weightpager
+from weightpager.compiler.resume.identities import own_code
+from weightpager.compiler.training.arithmetic import Arithmetic
+from weightpager.errors import ConfigError
+
+_PREFIXES = (
+    "ATEN_", "BLIS_", "DNNL_", "GOMP_", "HF_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "TOKENIZERS_", "TORCH_",
+    "TRANSFORMERS_", "WEIGHTPAGER_",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """A process's.
+
+    Attributes:
+        versions: of packages, by name.
+        processor: what torch uses of it.
+        arithmetic: how it computes.
+    """
+
+    versions: Mapping[str, str]
+    processor: str
+    arithmetic: Arithmetic
+
+    @classmethod
+    def here(cls) -> Surroundings:
+        """Those of this process."""
+        return cls(_versions(), _processor(), Arithmetic.here())
+
+    def take(self, node: str) -> None:
+        """Have this process, on ``node``, compute as the other one does.
+
+        Raises:
+            ConfigError: it has other versions.
+        """
+        own = _versions()
+        if own != self.versions:
+            other = [name for name, version in self.versions.items() if own.get(name) != version]
+            expected = ", ".join(f"{name} {self.versions[name]}" for name in other)
+            found = ", ".join(f"{name} {own.get(name)}" for name in other)
+            raise ConfigError(
+                f"--ray: expected {expected} on every machine of the cluster, as where the compile was started, "
+                f"found {found} on {node}; install the same there"
+            )
+        self.arithmetic.take()
+
+
+def environment() -> dict[str, str]:
+    """Variables of this process's environment that libraries which compute look at."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES)}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    packages = (weightpager, torch, transformers, tokenizers, np)
+    return {
+        "python": platform.python_version(),
+        **{package.__name__: package.__version__ for package in packages},
+        "weightpager's code": own_code()[:12],
+    }
+
+
+def _processor() -> str:
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

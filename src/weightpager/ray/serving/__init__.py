@@ -1,0 +1,1 @@
+"""A bundle behind Ray Serve: servers, and a gateway that sends each request where its task is."""

@@ -1,0 +1,77 @@
+"""What is said where there is no cluster, or one of other machines."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tiny
+from command import Command
+from weightpager.errors import BundleFormatError, ConfigError
+from weightpager.ray.compiling.job import Failed
+from weightpager.ray.compiling.on_ray import on_ray
+from weightpager.ray.compiling.surroundings import Surroundings, environment
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_an_address_where_nobody_is_is_refused_at_once() -> None:
+    port = free_port()
+    expected = r"--ray: expected auto, or HOST:PORT of a Ray cluster's head such as 10\.0\.0\.1:6379, found "
+    with pytest.raises(ConfigError, match=rf"{expected}'127\.0\.0\.1:{port}', where nothing answers \(Connection ref"):
+        on_ray(f"127.0.0.1:{port}").__enter__()
+    for wrong in ("here", "host:", "host:0", "host:70000", ":6379"):
+        with pytest.raises(ConfigError, match=f"{expected}'{wrong}'$"):
+            on_ray(wrong).__enter__()
+    with pytest.raises(ConfigError, match=r"found 'ray://h:1'; run the command on a machine of the cluster"):
+        on_ray("ray://h:1").__enter__()
+
+
+def test_a_stated_address_is_not_replaced_by_a_cluster_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    with pytest.raises(ConfigError, match="where nothing answers"):
+        on_ray("auto").__enter__()
+
+
+def test_the_command_says_that_ray_is_missing(
+    tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(tiny.assistant(tmp_path)))
+    for name in [name for name in sys.modules if name.startswith("weightpager.ray")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = weightpager("compile", tmp_path / "tasks.yaml", "--out", tmp_path / "a.bundle", "--ray", "auto")
+    assert done.code == 2
+    assert "expected the package 'ray', found none; install 'weightpager[ray]' to use this command" in done.err
+    assert not (tmp_path / "a.bundle").exists()
+
+
+def test_a_worker_with_other_versions_is_refused() -> None:
+    ours = Surroundings.here()
+    ours.take("node-1")  # as everything is
+    other = Surroundings({**ours.versions, "torch": "1.0"}, ours.processor, ours.arithmetic)
+    with pytest.raises(
+        ConfigError, match=r"--ray: expected torch 1\.0 on every machine .* found torch 2\.\S+ on node-1; install"
+    ):
+        other.take("node-1")
+
+
+def test_workers_get_the_variables_that_decide_on_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("SECRET", "1")
+    assert environment()["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert "SECRET" not in environment()
+
+
+def test_errors_arrive_as_they_were_raised() -> None:
+    error = Failed.of(BundleFormatError("manifest.json", "tasks", 1, 2)).error()
+    assert isinstance(error, BundleFormatError)
+    assert (str(error), error.field) == ("manifest.json: tasks: expected 1, found 2", "tasks")

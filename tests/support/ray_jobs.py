@@ -1,0 +1,80 @@
+"""Jobs that workers of a Ray cluster can import: some die, some refuse."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightpager.compiler.resume.workers import Done, Job, Key, Value, Workers
+from weightpager.errors import BundleFormatError, CompileError
+from weightpager.progress import Steps
+
+
+def doubled(values: Tensor, told: Steps) -> tuple[Tensor, int]:
+    """Twice the values, and the process that doubled them."""
+    told(1, 1)
+    return values.mul_(2), os.getpid()  # which a worker may: it has a copy
+
+
+def dies_once(marker: Path, job: Job[Any], told: Steps) -> Any:
+    """Kill the worker's process the first time, in the middle of its work."""
+    if not marker.exists():
+        marker.touch()
+        told(1, 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job(told)
+
+
+def dies(_told: Steps) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refused(text: str, seconds: float, _told: Steps) -> None:
+    time.sleep(seconds)
+    raise CompileError(text)
+
+
+def damaged(_told: Steps) -> None:
+    raise BundleFormatError("manifest.json", "tasks", 1, 2)
+
+
+def mistaken(_told: Steps) -> None:
+    raise ZeroDivisionError("a mistake")
+
+
+def waits(marker: Path, _told: Steps) -> None:
+    marker.touch()
+    time.sleep(600)
+
+
+def facts(_told: Steps) -> tuple[int, str | None]:
+    return torch.get_num_threads(), os.environ.get("WEIGHTPAGER_TESTED")
+
+
+@dataclass(frozen=True)
+class Killing:
+    """Workers of which one dies at the first job of each stage."""
+
+    workers: Workers
+    folder: Path
+
+    @property
+    def here(self) -> bool:
+        return self.workers.here
+
+    def each(
+        self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], Steps], copies: int
+    ) -> Iterator[Done[Key, Value]]:
+        first = next(iter(jobs), None)
+        marker = self.folder / f"{len(list(self.folder.iterdir()))}.died"
+        mortal = {key: partial(dies_once, marker, job) if key == first else job for key, job in jobs.items()}
+        yield from self.workers.each(mortal, told, copies)
