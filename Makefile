@@ -37,7 +37,7 @@ native-test: | $(CMAKE)
 		-DWEIGHTPAGER_FEW_WIDTHS=ON \
 		-DWEIGHTPAGER_OPTIMISATION=-O1 -DCMAKE_CXX_FLAGS="$(SANITIZERS)"
 	$(CMAKE) --build build/native-test --parallel $(JOBS)
-	build/native-test/native_tests --cases 1000
+	build/native-test/native_tests --cases 500
 	tests/native/loads.sh -fsanitize=address,undefined -fno-sanitize-recover=all
 	tests/native/loads.sh -fsanitize=thread
 	tests/native/pool.sh -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -47,7 +47,7 @@ native-test: | $(CMAKE)
 release-test: | $(CMAKE)
 	$(CMAKE) -S . -B build/release-test -DWEIGHTPAGER_NATIVE_TESTS=ON
 	$(CMAKE) --build build/release-test --parallel $(JOBS)
-	build/release-test/native_tests --cases 1000
+	build/release-test/native_tests --cases 2000
 	tests/native/loads.sh
 	tests/native/pool.sh
 

@@ -48,13 +48,13 @@ def duration(command: list[str]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # seven compiles, on whatever the machine has left
+@pytest.mark.timeout(600)  # five compiles, on whatever the machine has left
 def test_ctrl_c_at_any_moment_leaves_the_old_bundle_and_what_was_trained(tmp_path: Path) -> None:
     command = compile_command(tmp_path, "--force")
     kept = tmp_path / ".a.bundle.resume"
     whole = duration(command)
     before = verify(tmp_path / "a.bundle")
-    for _ in range(5):
+    for _ in range(3):
         ended = interrupt(command, random.uniform(0, whole), signal.SIGINT)
         # Torch may abort when it is interrupted while it is imported.
         in_torch = ended.returncode == -signal.SIGABRT and "pybind11::error_already_set" in ended.stderr

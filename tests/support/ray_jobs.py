@@ -62,7 +62,7 @@ def facts(_told: Steps) -> tuple[int, str | None]:
 
 @dataclass(frozen=True)
 class Killing:
-    """Workers of which one dies at the first job of each stage."""
+    """Workers of which one dies at the first job of the first stage."""
 
     workers: Workers
     folder: Path
@@ -74,7 +74,6 @@ class Killing:
     def each(
         self, jobs: Mapping[Key, Job[Value]], told: Callable[[Key], Steps], copies: int
     ) -> Iterator[Done[Key, Value]]:
-        first = next(iter(jobs), None)
-        marker = self.folder / f"{len(list(self.folder.iterdir()))}.died"
+        first, marker = next(iter(jobs), None), self.folder / "died"
         mortal = {key: partial(dies_once, marker, job) if key == first else job for key, job in jobs.items()}
         yield from self.workers.each(mortal, told, copies)
