@@ -129,7 +129,7 @@ def _cut(axes: Axes, points: Sequence[Point]) -> None:
     """Leave out what is far worse than all else, and say so: it would press the others together."""
     least = _dense(points) - _DEEPEST
     deep = [f"{label(point)} {point.value():.2f}" for point in points if point.value() < least]
-    if deep:
+    if 0 < len(deep) < len(points):
         axes.set_ylim(bottom=least)
         axes.text(0.01, 0.02, f"below: {', '.join(deep)}", transform=axes.transAxes, color=_DENSE, fontsize=8)
 
