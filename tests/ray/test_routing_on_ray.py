@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 from starlette.requests import Request
 
 from running import TOKEN
@@ -16,7 +17,7 @@ from weightpager.errors import ConfigError
 from weightpager.ray.serving.autoscaling import Load, policy, wanted
 from weightpager.ray.serving.gateway import Gateway
 from weightpager.ray.serving.known_replicas import KnownReplicas
-from weightpager.ray.serving.messages import ForwardedRequest, ResponseStart, Standing, task_of
+from weightpager.ray.serving.messages import ForwardedRequest, Piece, ResponseStart, Standing, task_of
 from weightpager.ray.serving.reply import Reply
 from weightpager.routing.router import ReplicaView
 from weightpager.server.scheduling.settings import Settings
@@ -147,6 +148,84 @@ def test_what_the_gateway_answers_itself(path: str, status: int) -> None:
 
     assert ask((b"authorization", f"Bearer {TOKEN}".encode())) == status
     assert ask() == (401 if status == 200 else status)
+
+
+@dataclass
+class Servers:
+    """A handle whose servers give these pieces and then raise these errors, one after the other."""
+
+    answers: list[tuple[list[Piece], Exception | None]]
+    asked: int = 0
+
+    @property
+    def answer(self) -> Servers:
+        return self
+
+    def options(self, **_: Any) -> Servers:
+        return self
+
+    def remote(self, _: ForwardedRequest) -> Any:
+        self.asked += 1
+        return Answer(*self.answers[min(self.asked, len(self.answers)) - 1])
+
+
+@dataclass
+class Answer:
+    pieces: list[Piece]
+    error: Exception | None
+
+    async def __anext__(self) -> Piece:
+        if self.pieces:
+            return self.pieces.pop(0)
+        raise self.error or StopAsyncIteration
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    def cancel(self) -> None:
+        pass
+
+
+def forwarded(servers: Any) -> Client:
+    """What a client gets of a request."""
+    client = Client()
+    body = [{"type": "http.request", "body": b'{"model": "spam"}', "more_body": False}]
+
+    async def receive() -> Any:
+        return body.pop()
+
+    scope: Any = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "headers": []}
+    asyncio.run(Gateway(servers, Settings()).forward(scope, receive, client.send))
+    return client
+
+
+def died() -> ActorDiedError:
+    return ActorDiedError()
+
+
+def test_another_server_is_asked_when_one_dies() -> None:
+    servers = Servers([([JSON, b"{"], died()), ([], died()), ([JSON, b"{}", standing("b")], None)])
+    assert forwarded(servers).body == b"{}"
+    assert servers.asked == 3
+
+
+@pytest.mark.parametrize(("error", "asked"), [(died(), 4), (asyncio.TimeoutError(), 1)])
+def test_no_server_is_left(error: Exception, asked: int) -> None:
+    servers = Servers([([], error)])
+    client = forwarded(servers)
+    assert client.sent[0]["status"] == 503
+    assert (b"retry-after", b"1") in client.sent[0]["headers"]
+    assert servers.asked == asked
+
+
+@pytest.mark.parametrize("error", [died(), asyncio.TimeoutError()])
+def test_a_stream_that_has_begun_is_not_begun_again(error: Exception) -> None:
+    servers = Servers([([STREAM, b"data: 1\n\n"], error)])
+    client = forwarded(servers)
+    assert servers.asked == 1
+    assert client.body.startswith(b"data: 1\n\ndata: {")
+    assert b"server_ended" in client.body
+    assert [message["type"] for message in client.sent].count("http.response.start") == 1
 
 
 @pytest.mark.parametrize(

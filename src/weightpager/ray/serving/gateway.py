@@ -69,15 +69,14 @@ class Gateway:
             try:
                 async for piece in self._asked(request, deadline):
                     await reply.take(piece)
-            except RayActorError:
-                _log.warning("a server has ended with a request for %r under way", request.task)
+                return
+            except (RayActorError, asyncio.TimeoutError) as error:
+                _log.warning("a request for %r has no answer: %s", request.task, type(error).__name__)
                 if reply.begun:
                     await reply.cut()
                     return
-            except asyncio.TimeoutError:
-                break
-            else:
-                return
+                if isinstance(error, asyncio.TimeoutError):
+                    break
         words = "expected a server that answers in time, found none; ask again"
         await _refused(503, words, {"Retry-After": "1"})(scope, receive, send)
 
