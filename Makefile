@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 CMAKE := $(or $(shell command -v cmake),$(BIN)/cmake)
 
-.PHONY: demo test test-slow native-test release-test aarch64-test device-test check lint types imports house docs wheels wheels-test format clean
+.PHONY: demo test test-slow cluster-test native-test release-test aarch64-test device-test check lint types imports house docs wheels wheels-test format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/weightpager demo --out weightpager-demo.html
@@ -26,6 +26,10 @@ test: $(VENV)/dev.stamp
 
 test-slow: $(VENV)/dev.stamp
 	$(PYTEST) -m slow --durations 12
+
+# One process: clusters would take each other's cores.
+cluster-test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m cluster --durations 12
 
 # Without use-after-scope: it triples the time to compile kernels that are unrolled through lambdas, as wide tiles do.
 SANITIZERS := -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \

@@ -11,6 +11,7 @@ import yaml
 
 import tiny
 from command import Command
+from weightpager.compiler.training import device
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.ray.compiling.job import Failed
 from weightpager.ray.compiling.on_ray import on_ray
@@ -54,7 +55,8 @@ def test_the_command_says_that_ray_is_missing(
     assert not (tmp_path / "a.bundle").exists()
 
 
-def test_a_worker_with_other_versions_is_refused() -> None:
+def test_a_worker_with_other_versions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_stated", device._Stated())  # this process must find out for itself again
     ours = Surroundings.here()
     ours.take("node-1")  # as everything is
     other = Surroundings({**ours.versions, "torch": "1.0"}, ours.processor, ours.arithmetic)
