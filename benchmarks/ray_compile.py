@@ -20,7 +20,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import ray
 import torch
 import typer
 
@@ -33,7 +32,7 @@ from weightpager.config import cache_dir
 from weightpager.lab.samples.models import minilm
 from weightpager.lab.samples.tasks import prepare
 from weightpager.progress import Steps
-from weightpager.ray.cluster import ray_init
+from weightpager.ray.cluster import AUTO, LOCAL, cluster
 from weightpager.ray.compiling.on_ray import on_ray
 
 WORKERS = 2
@@ -112,12 +111,8 @@ def main(
 @contextmanager
 def _cluster() -> Iterator[Workers]:
     """A cluster of this machine, apart from any other, that has its workers."""
-    ray_init(address="local", num_cpus=WORKERS, include_dashboard=False)
-    try:
-        with on_ray("auto") as workers:
-            yield workers
-    finally:
-        ray.shutdown()
+    with cluster(LOCAL, num_cpus=WORKERS), on_ray(AUTO) as workers:
+        yield workers
 
 
 class _Timed:

@@ -27,7 +27,8 @@ from same_bundle import assert_same
 from weightpager.compiler.pipeline import CompileInterrupted
 from weightpager.errors import BundleFormatError, CompileError, ConfigError
 from weightpager.progress import silent
-from weightpager.ray.cluster import ray_init
+from weightpager.ray.cluster import LOCAL
+from weightpager.ray.cluster import cluster as joined_cluster
 from weightpager.ray.compiling.on_ray import on_ray
 from weightpager.ray.compiling.workers import RayWorkers
 
@@ -45,9 +46,8 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for `ray_jobs`
-        ray_init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 << 20)
-        yield
-        ray.shutdown()
+        with joined_cluster(LOCAL, num_cpus=2, object_store_memory=200 << 20):
+            yield
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def _connect(address: str, own: dict[str, Any]) -> bool:
 def _joins() -> bool:
     """Join the cluster that runs on this machine, if there is one."""
     try:
-        ray_init(address=AUTO)
+        _ray_init(address=AUTO)
     except ConnectionError:
         return False
     return True
@@ -92,7 +92,7 @@ def _check(address: str) -> None:
 
 def _init(address: str, named: str, **options: Any) -> None:
     try:
-        ray_init(address=address, **options)
+        _ray_init(address=address, **options)
     except (ConnectionError, OSError, RuntimeError, ValueError, RayError) as error:
         raise ConfigError(
             f"--ray: expected a Ray cluster at {named} that this machine is part of, found: {first_line(error)}; "
@@ -100,7 +100,7 @@ def _init(address: str, named: str, **options: Any) -> None:
         ) from error
 
 
-def ray_init(**options: Any) -> None:
+def _ray_init(**options: Any) -> None:
     """`ray.init`, without what it says of itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -153,10 +153,10 @@ def serve(
 def _run(service: Service, host: str, listening: socket) -> None:
     """Until the process is told to end."""
     from weightpager.server.http.presence import Presence, announced
-    from weightpager.server.http.run import cut_off, server, told_to_end
+    from weightpager.server.http.run import cut_off, server, told_to_end, url_of
 
     port, bundle = listening.getsockname()[1], service.engine.bundle
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url = url_of(host, port)
     serving = server(service, host=host, port=port)
     output.say(f"{url}/ serves {', '.join(filter(service.fits, bundle.tasks))}")
     output.next_step(f"weightpager top {url}")

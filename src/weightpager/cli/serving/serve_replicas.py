@@ -23,7 +23,7 @@ class Place:
 
     Attributes:
         replicas: how many.
-        cluster: its address, or "auto".
+        cluster: its address, "auto" or "local".
         host, port: to listen at.
     """
 
@@ -38,14 +38,14 @@ def serve_replicas(bundle: Path, settings: Settings, options: Mapping[str, Any],
     with extra("ray"):
         from weightpager.ray.serving.application import app
         from weightpager.ray.serving.run import served
-    from weightpager.server.http.run import told_to_end, warn_of_strangers
+    from weightpager.server.http.run import told_to_end, url_of, warn_of_strangers
 
     warn_of_strangers(settings, place.host)
     application = app(bundle, replicas=place.replicas, settings=settings, **options)
     cpus = max(place.replicas, os.cpu_count() or 1)
     output.say(f"starting {place.replicas} servers on Ray …")
     with served(application, place.cluster, place.host, place.port, cpus) as port, told_to_end():
-        url = f"http://{f'[{place.host}]' if ':' in place.host else place.host}:{port}"
+        url = url_of(place.host, port)
         output.say(f"{url}/ serves {', '.join(Bundle.open(bundle).tasks)}")
         output.next_step(f"curl {url}/replicas")
         threading.Event().wait()

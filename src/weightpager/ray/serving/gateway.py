@@ -19,7 +19,7 @@ from weightpager.ray.serving.known_replicas import known_replicas
 from weightpager.ray.serving.messages import ForwardedRequest, Piece, Standing
 from weightpager.ray.serving.reply import Reply
 from weightpager.ray.serving.server_replica import ServerReplica
-from weightpager.server.http.body_limit import BodyLimit
+from weightpager.server.http.body_limit import BODY_SECONDS, BodyLimit
 from weightpager.server.routes.access import BEARER, NEEDS_BEARER, allowed
 from weightpager.server.routes.errors import answer
 from weightpager.server.scheduling.settings import Settings
@@ -27,7 +27,6 @@ from weightpager.server.schema.common import ErrorDetail
 
 _log = logging.getLogger(__name__)
 
-_BODY_SECONDS = 30.0
 _GRACE = 2.0
 """Seconds beyond a request's time in which a server may say itself that it is over."""
 
@@ -101,7 +100,7 @@ class _Forwarding(Response):
 
     def __init__(self, gateway: Gateway, body_bytes: int) -> None:
         super().__init__()
-        self._app = BodyLimit(gateway.forward, most=body_bytes, seconds=_BODY_SECONDS)
+        self._app = BodyLimit(gateway.forward, most=body_bytes, seconds=BODY_SECONDS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from weightpager.engine import Engine
+from weightpager.engine import Engine, EngineReport
 from weightpager.errors import WeightpagerError
 from weightpager.ray.serving.messages import ForwardedRequest, Piece, ResponseStart, Standing
 from weightpager.ray.serving.metrics_mirror import MetricsMirror
@@ -86,7 +86,7 @@ class ServerReplica:
             sequence=next(self._numbers),
             lacks={task: int(np.count_nonzero(~found.resident[need])) * page for task, need in found.needs.items()},
             free=(report.slots - report.resident_pages) * page,
-            request_bytes=self._bandwidth() * self._service.metrics.compute_seconds() / max(1, self._answered),
+            request_bytes=_bandwidth(report) * self._service.metrics.compute_seconds() / max(1, self._answered),
             current=engine.monitor.current,
             waiting=sum(self._service.queue.waiting().values()),
             bytes_read=report.bytes_read,
@@ -119,8 +119,8 @@ class ServerReplica:
         if hasattr(self, "_service"):
             self._service.close()
 
-    def _bandwidth(self) -> float:
-        """Bytes per second of the latest loads."""
-        switches = self._service.engine.report().switches
-        seconds = sum(switch.load_seconds for switch in switches)
-        return sum(switch.bytes for switch in switches) / seconds if seconds else 0.0
+
+def _bandwidth(report: EngineReport) -> float:
+    """Bytes per second of the latest loads."""
+    seconds = sum(switch.load_seconds for switch in report.switches)
+    return sum(switch.bytes for switch in report.switches) / seconds if seconds else 0.0

@@ -8,13 +8,10 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from weightpager import __version__
-from weightpager.server.http.body_limit import BodyLimit
+from weightpager.server.http.body_limit import BODY_SECONDS, BodyLimit
 from weightpager.server.http.request_log import RequestLog
 from weightpager.server.routes import admin_routes, encoding_routes, errors, generation_routes, watch_routes
 from weightpager.server.scheduling.service import Service
-
-_BODY_SECONDS = 30.0
-"""That a body may take to arrive."""
 
 
 def create_app(service: Service) -> FastAPI:
@@ -40,6 +37,6 @@ def create_app(service: Service) -> FastAPI:
     errors.register(app, service.retry_after())
     for routes in (encoding_routes, generation_routes, admin_routes, watch_routes):
         app.include_router(routes.router)
-    app.add_middleware(BodyLimit, most=service.settings.body_bytes, seconds=_BODY_SECONDS)
+    app.add_middleware(BodyLimit, most=service.settings.body_bytes, seconds=BODY_SECONDS)
     app.add_middleware(RequestLog, metrics=service.metrics)
     return app

@@ -9,6 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from weightpager.server.routes.errors import answer
 from weightpager.server.schema.common import ErrorDetail
 
+BODY_SECONDS = 30.0
+"""That a body may take to arrive."""
+
 
 class _TooLargeError(Exception):
     pass

@@ -58,6 +58,11 @@ def server(service: Service, *, host: str, port: int) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
+def url_of(host: str, port: int) -> str:
+    """Where a server is reached that listens at ``host``."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def warn_of_strangers(settings: Settings, host: str) -> None:
     """Say so if other machines reach a server that asks for no token."""
     if settings.token is None and not is_loopback(host):
