@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 import tiny
 import weightpager as wp
@@ -75,6 +75,24 @@ def test_models_read_as_much_as_torch_says(family: str) -> None:
     with empty_on_meta():
         module = AutoModel.from_config(config)
     assert ModelConfig(json.loads(config.to_json_string())).limits(takes_images=False).context == context_length(module)
+
+
+BEHIND_PADDING = (
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", BEHIND_PADDING)
+def test_rows_of_a_table_before_its_padding_are_no_positions(architecture: str) -> None:
+    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = AutoConfig.for_model(
+        architecture, **sizes, num_attention_heads=2, max_position_embeddings=40, pad_token_id=1
+    )
+    with empty_on_meta():
+        module = AutoModel.from_config(config)
+    ours = ModelConfig(json.loads(config.to_json_string())).limits(takes_images=False).context
+    assert ours == context_length(module) == 38
 
 
 def test_decoders_go_on_with_the_same_tokens(writer_bundle: Path) -> None:

@@ -24,7 +24,7 @@ _NAMES = {
 """What configurations of different architectures call the same."""
 
 _BEHIND_PADDING = frozenset(
-    {"camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta"}
+    {"camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta"}
     | {"roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
 )
 """Architectures whose table of positions begins behind that of the padding, and counts the rows before."""

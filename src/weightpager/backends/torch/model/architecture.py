@@ -178,8 +178,9 @@ def position_table(module: nn.Module) -> int | None:
     The configuration counts the rows before the first position, too.
     """
     for name, part in module.named_modules():
-        if isinstance(part, nn.Embedding) and "position" in name and part.padding_idx is not None:
-            return part.num_embeddings - part.padding_idx - 1
+        padding = getattr(part, "padding_idx", None)  # I-BERT's table is no `nn.Embedding`
+        if "position" in name and padding is not None:
+            return len(part.weight) - int(padding) - 1
     return None
 
 
