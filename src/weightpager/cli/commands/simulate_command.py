@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from weightpager.bundle import Bundle
+    from weightpager.progress import Steps
     from weightpager.simulate.routing_comparison import Routed
     from weightpager.simulate.sizing import Waiting
     from weightpager.store import StorageModel
@@ -72,7 +74,14 @@ def simulate(
         if max_wait is not None:
             raise ConfigError("--max-wait: expected it without --replicas, since it is about one engine; leave one out")
         requests = _requests(opened, trace, switches, dwell)
-        _compare(opened, requests, replicas, compute / 1e3, size, model, json=json, quiet=quiet)
+        servers = _Servers(replicas, compute / 1e3, size, model)
+        with progress(quiet or json) as stages:
+            slots, routed = _compared(opened, requests, servers, partial(stages, "replay"))
+        if json:
+            parts = {"requests": len(requests), "replicas": replicas, "slots": slots, "routing": routed}
+            output.print_json(parts)
+        else:
+            _print_routing(f"{len(requests)} requests, {replicas} replicas", slots, len(opened.pages), routed)
         return
     visits = _visits(opened, trace, switches, dwell)
     smallest = None
@@ -94,40 +103,41 @@ def simulate(
         output.say(f"smallest budget that waits {max_wait:g} ms or less: {output.enough(smallest)} ({smallest} bytes)")
 
 
-def _compare(
-    opened: Bundle,
-    requests: Sequence[Visit],
-    replicas: int,
-    compute: float,
-    budget: int | None,
-    storage: StorageModel,
-    *,
-    json: bool,
-    quiet: bool,
-) -> None:
-    """Compare ways to route requests."""
+@dataclass(frozen=True)
+class _Servers:
+    """Servers that are all alike.
+
+    Attributes:
+        replicas: how many.
+        compute: of a request, in seconds.
+        budget: bytes of each; None for all that the bundle holds.
+        storage: what reads cost.
+    """
+
+    replicas: int
+    compute: float
+    budget: int | None
+    storage: StorageModel
+
+
+def _compared(
+    bundle: Bundle, requests: Sequence[Visit], servers: _Servers, steps: Steps
+) -> tuple[int, Sequence[Routed]]:
+    """The pages that a server has room for, and what each way to route requests costs."""
     from weightpager.simulate.replica import Service
     from weightpager.simulate.routing_comparison import RoutingComparison
     from weightpager.simulate.simulator import Device, Simulator
     from weightpager.simulate.sizing import slots_of
 
-    simulator = Simulator(opened)
-    slots = slots_of(opened, budget, simulator.largest_task)
-    with progress(quiet or json) as stages:
-        comparison = RoutingComparison(simulator, requests, Device(slots, storage), Service(compute))
-        found = comparison.compare(replicas, partial(stages, "replay"))
-    if json:
-        output.print_json({"requests": len(requests), "replicas": replicas, "slots": slots, "routing": found})
-        return
-    pages = len(opened.pages)
-    _print_routing(f"{len(requests)} requests, {replicas} replicas, room for {slots} of {pages} pages in each", found)
-    if slots >= pages:
-        output.say("note: all pages fit into each, which loads them once; try a smaller --budget.")
+    simulator = Simulator(bundle)
+    slots = slots_of(bundle, servers.budget, simulator.largest_task)
+    device, service = Device(slots, servers.storage), Service(servers.compute)
+    return slots, RoutingComparison(simulator, requests, device, service).compare(servers.replicas, steps)
 
 
-def _print_routing(title: str, found: Sequence[Routed]) -> None:
+def _print_routing(title: str, slots: int, pages: int, found: Sequence[Routed]) -> None:
     output.table(
-        title,
+        f"{title}, room for {slots} of {pages} pages in each",
         ["", "switches", "loaded", "of round robin's", "median wait", "99 %", "share of each"],
         [
             [
@@ -142,6 +152,8 @@ def _print_routing(title: str, found: Sequence[Routed]) -> None:
         ],
     )
     output.explain("affinity", "oracle")
+    if slots >= pages:
+        output.say("note: all pages fit into each, which loads them once; try a smaller --budget.")
 
 
 def _print(title: str, found: Sequence[Waiting]) -> None:
