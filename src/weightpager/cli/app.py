@@ -25,6 +25,7 @@ _VERBS = {
     "Make a bundle": {
         "init": "commands.init_command",
         "schema": "commands.init_command",
+        "trim": "commands.trim_command",
         "compile": "commands.compile_command",
         "cache": "commands.cache_command",
     },

@@ -1,0 +1,35 @@
+"""The texts of a task file's tasks as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from weightpager.compiler.data import classes
+from weightpager.compiler.data.tokens import TransformersTokens, reader_of
+from weightpager.compiler.task_file.file import TaskFile
+from weightpager.task_data.held_out import items_reader, place
+from weightpager.task_data.texts import Example
+
+Split = Literal["train", "eval"]
+
+
+def task_texts(task_file: TaskFile, name: str, split: Split, tokenizer: Any) -> list[Sequence[int]]:
+    """The token ids of a task's texts, as they are learnt: of prompts with their completions, cut at its length.
+
+    Args:
+        task_file: with the task, which reads texts.
+        name: of the task.
+        split: which of its files.
+        tokenizer: of transformers.
+
+    Raises:
+        CompileError: the file can't be used.
+    """
+    task = task_file.tasks[name]
+    reader: Any = reader_of(tokenizer) if task.completes else TransformersTokens(tokenizer)
+    known = classes(name, task) if task.labelled else ()
+    read = items_reader(task.kind, task.columns, reader, known, task_file.max_length_of(name))
+    path = task.train if split == "train" else task.eval
+    found = read(path, place(name, split, path), task.items if split == "eval" else None)
+    return [item.tokens for item in found if isinstance(item, Example)]

@@ -1,0 +1,207 @@
+"""Writes a decoder's directory anew, with the tokens that its tasks use.
+
+The table of a small decoder is most of what is always in memory, and its head reads all of it for every token. Narrow
+tasks use part of it (vocabulary trimming: Ushio et al. 2023, arXiv 2305.15020).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from weightpager.backends.torch.model.architecture import quiet_transformers
+from weightpager.bundle.files.new_directory import new_directory
+from weightpager.bundle.settings.checks import GENERATION, TOKENIZER, TOKENIZER_FILE
+from weightpager.compiler.model.checkpoint import Checkpoint
+from weightpager.compiler.model.directory import ModelDirectory, load_generation
+from weightpager.compiler.model.task_module import check_config
+from weightpager.compiler.task_file.file import TaskFile
+from weightpager.compiler.vocabulary.byte_pairs import BytePairs
+from weightpager.compiler.vocabulary.tables import keep_rows, named_ids, new_ids, row_parameters
+from weightpager.compiler.vocabulary.task_texts import Split, task_texts
+from weightpager.errors import CompileError, ConfigError
+from weightpager.machine.paths import has_directory
+from weightpager.nn import set_as_published
+from weightpager.progress import Progress, silent
+
+_OTHER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+"""Of tokenizers that aren't fast: they would say something else."""
+
+
+Texts = Mapping[str, list[Sequence[int]]]
+"""Task → its texts, as token ids."""
+
+
+@dataclass(frozen=True)
+class TrimmedTask:
+    """What a smaller vocabulary means for a task.
+
+    Attributes:
+        seen: different tokens of its training texts.
+        before, after: tokens of its held-out texts.
+    """
+
+    seen: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A model with a smaller vocabulary.
+
+    Attributes:
+        path: of its directory.
+        before, after: tokens that it knew, and knows.
+        row_parameters: of one token, in the embedding table and in a head that isn't tied to it.
+        tasks: by name.
+    """
+
+    path: Path
+    before: int
+    after: int
+    row_parameters: int
+    tasks: Mapping[str, TrimmedTask]
+
+
+def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Progress = silent) -> Trimmed:
+    """Write the model of a task file with the tokens of its training texts alone.
+
+    These texts are cut into the same tokens as before; others are spelled by shorter ones. The model computes the same
+    of them, but for the logits of tokens that are gone.
+
+    Args:
+        task_file: with the model and the tasks.
+        out: the directory to create.
+        most: tokens that are kept at most, the most frequent ones; then training texts are spelled by shorter ones too.
+        progress: told what is done.
+
+    Raises:
+        CompileError: the model is no decoder with byte pairs, or it or a task's data can't be used.
+        ConfigError: ``out`` exists already or can't be written; the tasks read images.
+    """
+    target = Path(os.path.abspath(out))
+    _check(task_file, target)
+    with quiet_transformers():
+        directory = ModelDirectory.open(task_file.model)
+        check_config(directory, task_file)
+        tokenizer = directory.tokenizer()
+        pairs = BytePairs.of(tokenizer, str(directory.path))
+        texts = dict(_read(task_file, "train", tokenizer, progress))
+        seen = Counter(token for of_task in texts.values() for text in of_task for token in text)
+        kept = pairs.kept(seen, _named(directory, tokenizer), most)
+        with new_directory(target, partial(_refusals, target), replace=False) as temporary, _refusals(target):
+            _write_tokenizer(temporary, tokenizer, pairs, kept)
+            row = _write_model(temporary, directory, kept)
+            smaller = ModelDirectory.open(temporary)
+            _check_texts(texts, tokenizer, smaller.tokenizer(), directory.path, exactly=most is None)
+            tasks = _tasks(task_file, texts, (tokenizer, smaller.tokenizer()), progress)
+    words = directory.config.get_text_config().vocab_size
+    return Trimmed(target, words, len(kept), row, tasks)
+
+
+def _check(task_file: TaskFile, target: Path) -> None:
+    if task_file.takes_images:
+        raise ConfigError("trim: expected tasks that read texts, found ones that read images, which have no tokens")
+    for name, task in task_file.tasks.items():
+        for key in ("head", "checkpoint"):
+            if (path := getattr(task, key)) is not None:
+                raise ConfigError(
+                    f"tasks.{name}.{key}: expected none, found {path}: it goes with the whole vocabulary; leave it out"
+                )
+    if os.path.lexists(target):
+        raise ConfigError(f"out: {target} exists; choose another name")
+    if not has_directory(target.parent):
+        raise ConfigError(f"out: expected a directory to write into, but {target.parent} does not exist")
+
+
+def _read(
+    task_file: TaskFile, split: Split, tokenizer: Any, progress: Progress
+) -> Iterator[tuple[str, list[Sequence[int]]]]:
+    for number, name in enumerate(task_file.tasks, 1):
+        yield name, task_texts(task_file, name, split, tokenizer)
+        progress(f"read {split} texts", number, len(task_file.tasks))
+
+
+def _named(directory: ModelDirectory, tokenizer: Any) -> list[int]:
+    """Tokens that settings name, and that the tokenizer knows."""
+    return sorted(named_ids(directory.config) & set(tokenizer.get_vocab().values()))
+
+
+def _write_model(folder: Path, directory: ModelDirectory, kept: Sequence[int]) -> int:
+    """Write it with these tokens' rows; the parameters in one of them."""
+    where, hint = str(directory.path), "; trim needs a decoder that was saved with its head"
+    model = Checkpoint.load(directory, "language-modeling", where, hint=hint).model
+    keep_rows(model, kept, where)
+    set_as_published(model)
+    model.save_pretrained(folder)
+    _write_generation(folder, load_generation(directory.path), kept)
+    return row_parameters(model)
+
+
+def _write_generation(folder: Path, generation: Mapping[str, Any], kept: Sequence[int]) -> None:
+    new = {number: place for place, number in enumerate(kept)}
+    renamed = {key: new_ids(value, new) if key.endswith("_token_id") else value for key, value in generation.items()}
+    if renamed:
+        (folder / GENERATION).write_text(json.dumps(renamed, indent=2) + "\n", encoding="utf-8")
+    else:
+        (folder / GENERATION).unlink(missing_ok=True)
+
+
+def _write_tokenizer(folder: Path, tokenizer: Any, pairs: BytePairs, kept: Sequence[int]) -> None:
+    tokenizer.save_pretrained(folder)
+    for name in _OTHER_FILES:
+        (folder / name).unlink(missing_ok=True)
+    (folder / TOKENIZER_FILE).write_text(json.dumps(pairs.renumbered(kept), ensure_ascii=False), encoding="utf-8")
+    settings = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
+    if added := settings.get("added_tokens_decoder"):
+        new = {str(number): str(place) for place, number in enumerate(kept)}
+        settings["added_tokens_decoder"] = {new[number]: token for number, token in added.items()}
+        (folder / TOKENIZER).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _check_texts(texts: Texts, tokenizer: Any, smaller: Any, path: Path, *, exactly: bool) -> None:
+    """Compare what both tokenizers make of the training texts.
+
+    Raises:
+        CompileError: it isn't the same text; or ``exactly``, the same tokens.
+    """
+    for name, of_task in texts.items():
+        for text in of_task:
+            wanted = tokenizer.decode(text)
+            found = smaller.encode(wanted, add_special_tokens=False)
+            again = tokenizer.encode(wanted, add_special_tokens=False)
+            same = [tokenizer.convert_ids_to_tokens(again), wanted] == [
+                smaller.convert_ids_to_tokens(found), smaller.decode(found)
+            ]  # fmt: skip
+            if not (same if exactly else smaller.decode(found) == tokenizer.decode(again)):
+                raise CompileError(
+                    f"{path}: expected a tokenizer whose tokens are joined from pairs alone, found one that reads "
+                    f"a text of tasks.{name} otherwise with fewer tokens"
+                )
+
+
+def _tasks(
+    task_file: TaskFile, train: Texts, tokenizers: tuple[Any, Any], progress: Progress
+) -> dict[str, TrimmedTask]:
+    before, after = (dict(_read(task_file, "eval", each, progress)) for each in tokenizers)
+    return {
+        name: TrimmedTask(len(set().union(*texts)), sum(map(len, before[name])), sum(map(len, after[name])))
+        for name, texts in train.items()
+    }
+
+
+@contextmanager
+def _refusals(target: Path) -> Iterator[None]:
+    """Turn what the storage refuses into a `ConfigError`."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"out: cannot write {target}: {error}") from error

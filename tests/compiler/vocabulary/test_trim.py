@@ -1,0 +1,168 @@
+"""Decoders with the tokens alone that their tasks use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedModel,
+)
+
+import tiny
+import tiny_models
+import tiny_pairs
+import weightpager as wp
+from command import Outcome, run
+from weightpager.compiler.task_file.file import TaskFile, from_dict
+from weightpager.compiler.vocabulary import tables, trim
+from weightpager.errors import CompileError, ConfigError
+
+ASKED = ["the red fox", "the green hill"]
+
+
+def trimmed(folder: Path, **config: Any) -> tuple[Path, Path]:
+    """A model, and the same with fewer tokens."""
+    model = tiny_pairs.llama(folder / "whole", **config)
+    return model, trim(from_dict(tiny_pairs.tasks(folder, model)), folder / "small").path
+
+
+def logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model(input_ids=torch.tensor([ids])).logits[0]
+    return found
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_texts_of_the_tasks_are_computed_as_before(tmp_path: Path, tied: bool) -> None:
+    whole, small = trimmed(tmp_path, tie_word_embeddings=tied)
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (whole, small))
+    reads, again = (AutoTokenizer.from_pretrained(path) for path in (whole, small))
+    assert len(again) == after.config.vocab_size == after.lm_head.weight.shape[0] < len(reads)
+    assert (after.lm_head.weight is after.model.embed_tokens.weight) == tied
+    number = reads.get_vocab()
+    kept = torch.tensor([number[token] for token in sorted(again.get_vocab(), key=again.get_vocab().__getitem__)])
+    for text in ASKED:
+        ours, theirs = again(text)["input_ids"], reads(text)["input_ids"]
+        assert again.convert_ids_to_tokens(ours) == reads.convert_ids_to_tokens(theirs)
+        torch.testing.assert_close(logits(after, ours), logits(before, theirs)[:, kept])
+
+
+def test_whatever_names_tokens_names_them_still(tmp_path: Path) -> None:
+    own = tiny_pairs.tokenizer(tiny_pairs.by_level())
+    last = len(own) - 1  # an ordinary token that no text has
+    whole, small = trimmed(tmp_path, own=own, eos_token_id=[1, last])
+    reads, again = (AutoTokenizer.from_pretrained(path) for path in (whole, small))
+    config = AutoModelForCausalLM.from_pretrained(small).config
+    assert again.convert_ids_to_tokens(config.eos_token_id) == reads.convert_ids_to_tokens([1, last])
+    assert config.pad_token_id == again.pad_token_id
+    assert GenerationConfig.from_pretrained(small).eos_token_id == again.eos_token_id
+    said = [{"role": "user", "content": "the fox"}]
+    assert again.apply_chat_template(said, tokenize=False) == reads.apply_chat_template(said, tokenize=False)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPT2LMHeadModel(GPT2Config(vocab_size=420, n_embd=32, n_layer=2, n_head=4, n_positions=64)),
+        PhiForCausalLM(
+            PhiConfig(vocab_size=420, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+        ),
+    ],
+    ids=["layers on their side", "a head with a bias"],
+)
+def test_other_decoders(tmp_path: Path, model: PreTrainedModel) -> None:
+    tiny_pairs.llama(tmp_path / "whole")  # for its tokenizer
+    model.save_pretrained(tmp_path / "whole")
+    trim(from_dict(tiny_pairs.tasks(tmp_path, tmp_path / "whole")), tmp_path / "small", most=270)
+    reads, again = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("whole", "small"))
+    words = sorted(again.get_vocab(), key=again.get_vocab().__getitem__)
+    kept = torch.tensor([reads.get_vocab()[token] for token in words])
+    ids = again("under the hill")["input_ids"]
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval()
+    torch.testing.assert_close(logits(small, ids), logits(model.eval(), kept[ids].tolist())[:, kept])
+
+
+def test_it_is_compiled_and_answers(tmp_path: Path) -> None:
+    _, small = trimmed(tmp_path)
+    wp.compile(from_dict(tiny_pairs.tasks(tmp_path, small)), out=tmp_path / "small.bundle")
+    with wp.Engine.from_pretrained(tmp_path / "small.bundle") as engine:
+        assert engine.model("fox").vocabulary == len(AutoTokenizer.from_pretrained(small))
+        assert engine.predict("fox", ["an unseen Füchslein"], max_new_tokens=2)
+
+
+def test_a_model_that_computes_by_tokens_numbers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return torch.full((len(tokens), model.config.vocab_size), float(self.calls))
+
+    monkeypatch.setattr(tables, "_logits", Odd())
+    with pytest.raises(CompileError, match="that knows tokens by their rows of its tables alone"):
+        trimmed(tmp_path)
+    assert not (tmp_path / "small").exists()
+
+
+def broken(folder: Path, how: str) -> TaskFile:
+    model = tiny_pairs.llama(folder / "whole")
+    content = tiny_pairs.tasks(folder, model)
+    if how == "word pieces":
+        content["model"] = str(tiny_models.llama(folder / "pieces"))
+    if how == "checkpoint":
+        content["tasks"] = {"fox": {**content["tasks"]["fox"], "checkpoint": str(model)}}
+    return from_dict(content)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("word pieces", "expected a tokenizer of byte pairs"),
+        ("checkpoint", r"tasks.fox.checkpoint: expected none, found .*whole"),
+        ("there", "out: .*small exists; choose another name"),
+        ("nowhere", "out: expected a directory to write into"),
+    ],
+)
+def test_what_cannot_be_trimmed_is_said(tmp_path: Path, how: str, message: str) -> None:
+    out = tmp_path / ("missing/small" if how == "nowhere" else "small")
+    if how == "there":
+        out.mkdir()
+    with pytest.raises((CompileError, ConfigError), match=message):
+        trim(broken(tmp_path, how), out)
+    assert not (out / "config.json").exists()
+
+
+def test_tasks_that_read_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected tasks that read texts"):
+        trim(from_dict(tiny.camera(tmp_path)), tmp_path / "small")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(*arguments: object) -> Outcome:
+        return run(capsys, monkeypatch, *arguments)
+
+    content = tiny_pairs.tasks(tmp_path, tiny_pairs.llama(tmp_path / "whole"))
+    (tmp_path / "tasks.yaml").write_text(json.dumps(content), encoding="utf-8")
+    told = command("trim", tmp_path / "tasks.yaml", "--out", tmp_path / "small")
+    assert told.code == 0
+    assert "million parameters instead of" in told.out
+    assert f"'model: {tmp_path / 'small'}'" in "".join((told.out + told.err).split("\n"))
+    found = command("trim", tmp_path / "tasks.yaml", "--out", tmp_path / "few", "--tokens", 270, "--json")
+    values = json.loads(found.out)
+    assert 260 <= values["after"] <= 270
+    assert values["tasks"]["fox"]["before"] < values["tasks"]["fox"]["after"]
+    few = command("trim", tmp_path / "tasks.yaml", "--out", tmp_path / "none", "--tokens", 3)
+    assert few.code == 1
+    assert "tokens: expected at least 260" in few.err
