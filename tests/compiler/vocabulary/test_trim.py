@@ -26,6 +26,7 @@ import weightpager as wp
 from command import Outcome, run
 from weightpager.compiler.task_file.file import TaskFile, from_dict
 from weightpager.compiler.vocabulary import tables, trim
+from weightpager.compiler.vocabulary.byte_pairs import BytePairs
 from weightpager.errors import CompileError, ConfigError
 
 ASKED = ["the red fox", "the green hill"]
@@ -56,6 +57,29 @@ def test_texts_of_the_tasks_are_computed_as_before(tmp_path: Path, tied: bool) -
         ours, theirs = again(text)["input_ids"], reads(text)["input_ids"]
         assert again.convert_ids_to_tokens(ours) == reads.convert_ids_to_tokens(theirs)
         torch.testing.assert_close(logits(after, ours), logits(before, theirs)[:, kept])
+
+
+@pytest.mark.parametrize("most", [None, 262])
+def test_texts_that_are_cut_inside_a_character(tmp_path: Path, most: int | None) -> None:
+    content = tiny_pairs.tasks(tmp_path, tiny_pairs.llama(tmp_path / "whole"))
+    for split in ("train", "eval"):
+        (tmp_path / f"{split}.txt").write_text("the \U0001f642\U0001f642 fox " * 20, encoding="utf-8")
+    files = {split: str(tmp_path / f"{split}.txt") for split in ("train", "eval")}
+    content["tasks"] = {"prose": {"kind": "language-modeling", **files, "max_length": 8}}
+    assert trim(from_dict(content), tmp_path / "small", most).after <= (most or 420)
+
+
+def test_a_tokenizer_that_reads_texts_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = BytePairs.renumbered
+
+    def unjoined(pairs: BytePairs, kept: list[int]) -> dict[str, Any]:
+        file = whole(pairs, kept)
+        return {**file, "model": {**file["model"], "merges": []}}
+
+    monkeypatch.setattr(BytePairs, "renumbered", unjoined)
+    with pytest.raises(CompileError, match=r"reads a text of tasks\.fox otherwise with fewer tokens"):
+        trimmed(tmp_path)
+    assert not (tmp_path / "small").exists()
 
 
 def test_whatever_names_tokens_names_them_still(tmp_path: Path) -> None:

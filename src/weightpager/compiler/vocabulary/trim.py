@@ -100,9 +100,12 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
         with new_directory(target, partial(_refusals, target), replace=False) as temporary, _refusals(target):
             _write_tokenizer(temporary, tokenizer, pairs, kept)
             row = _write_model(temporary, directory, kept)
-            smaller = ModelDirectory.open(temporary)
-            _check_texts(texts, tokenizer, smaller.tokenizer(), directory.path, exactly=most is None)
-            tasks = _tasks(task_file, texts, (tokenizer, smaller.tokenizer()), progress)
+            smaller = ModelDirectory.open(temporary).tokenizer()
+            if most is None:
+                _check_tokens(texts, dict(_read(task_file, "train", smaller, progress)), kept, directory.path)
+            else:
+                _check_spelling(texts, tokenizer, smaller, directory.path)
+            tasks = _tasks(task_file, texts, (tokenizer, smaller), progress)
     words = directory.config.get_text_config().vocab_size
     return Trimmed(target, words, len(kept), row, tasks)
 
@@ -167,25 +170,35 @@ def _write_tokenizer(folder: Path, tokenizer: Any, pairs: BytePairs, kept: Seque
         (folder / TOKENIZER).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _check_texts(texts: Texts, tokenizer: Any, smaller: Any, path: Path, *, exactly: bool) -> None:
-    """Compare what both tokenizers make of the training texts.
+def _check_tokens(texts: Texts, again: Texts, kept: Sequence[int], path: Path) -> None:
+    """Refuse a tokenizer that cuts a training text otherwise; ``again`` are the texts by the smaller one.
 
     Raises:
-        CompileError: it isn't the same text; or ``exactly``, the same tokens.
+        CompileError: it does.
     """
     for name, of_task in texts.items():
-        for text in of_task:
-            wanted = tokenizer.decode(text)
-            found = smaller.encode(wanted, add_special_tokens=False)
-            again = tokenizer.encode(wanted, add_special_tokens=False)
-            same = [tokenizer.convert_ids_to_tokens(again), wanted] == [
-                smaller.convert_ids_to_tokens(found), smaller.decode(found)
-            ]  # fmt: skip
-            if not (same if exactly else smaller.decode(found) == tokenizer.decode(again)):
-                raise CompileError(
-                    f"{path}: expected a tokenizer whose tokens are joined from pairs alone, found one that reads "
-                    f"a text of tasks.{name} otherwise with fewer tokens"
-                )
+        if [list(text) for text in of_task] != [[kept[number] for number in text] for text in again[name]]:
+            raise _reads_otherwise(path, name)
+
+
+def _check_spelling(texts: Texts, tokenizer: Any, smaller: Any, path: Path) -> None:
+    """Refuse a tokenizer that can't spell a training text.
+
+    Raises:
+        CompileError: it can't.
+    """
+    for name, of_task in texts.items():
+        for text in map(tokenizer.decode, of_task):
+            ours, theirs = (each.decode(each.encode(text, add_special_tokens=False)) for each in (smaller, tokenizer))
+            if ours != theirs:
+                raise _reads_otherwise(path, name)
+
+
+def _reads_otherwise(path: Path, task: str) -> CompileError:
+    return CompileError(
+        f"{path}: expected a tokenizer whose tokens are joined from pairs alone, found one that reads a text of "
+        f"tasks.{task} otherwise with fewer tokens"
+    )
 
 
 def _tasks(
