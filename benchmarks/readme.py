@@ -29,7 +29,12 @@ _LEFT_OUT = ("dense in int2", "own sparse int4 per task, all resident")
 
 _PROCESSES: dict[measured.Section, tuple[str, ...]] = {
     "texts": ("native_tasks", "torch", "onnx_int8", "onnx_sessions_int8"),
-    "decoder": ("native half.bundle", "native all.bundle", "llama.cpp SmolLM2-135M-Instruct.Q4_1-as-Q4_0.gguf"),
+    "decoder": (
+        "native half-16k.bundle",
+        "native half.bundle",
+        "native all.bundle",
+        "llama.cpp SmolLM2-135M-Instruct.Q4_1-as-Q4_0.gguf",
+    ),
 }
 """The rows of `benchmarks.device` that a reader compares first."""
 

