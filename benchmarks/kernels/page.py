@@ -25,12 +25,12 @@ from benchmarks.kernels.run import Row
 
 _TOP = """# Kernels, measured
 
-For whoever asks how fast the [kernels](kernels.md) are beside dense layers. `python -m benchmarks.kernels.page` writes
-this page from [{json}]({json}). Two cores of rented machines were used, whose speed varied meanwhile; each heading names
-the processor. Ratios are dense time over ours, in one run, the kernels taking turns. Every call meets another weight,
-and a GiB of weights lies between two uses of one. Each cell is the median over four models' widest layers, with the
-worst of them in brackets. It is **bold** where a figure that was asked for is missed. Dense layers have the same
-instructions as ours: `amx_bf16` meets torch with AMX, `avx512_bf16` torch without.
+For whoever asks how fast the [kernels](kernels.md) are beside dense layers. `python -m benchmarks.kernels.page`
+writes this page from [{json}]({json}). Two cores of rented machines were used, whose speed varied meanwhile; each
+heading names the processor. Ratios are dense time over ours, in one run, the kernels taking turns. Every call meets
+another weight, and a GiB of weights lies between two uses of one. Each cell is the median over four models' widest
+layers, with the worst of them in brackets. It is **bold** where a figure that was asked for is missed. Dense layers
+have the same instructions as ours: `amx_bf16` meets torch with AMX, `avx512_bf16` torch without.
 
 ```
 python -m benchmarks.kernels --json docs/kernels.json
