@@ -1,4 +1,4 @@
-"""A process of ours: ``python -m benchmarks.device.decoder.ours BACKEND BUNDLE TASK BUDGET``, without a tokenizer."""
+"""A process of ours: ``python -m benchmarks.device.decoder.ours BACKEND BUNDLE TASK BUDGET``."""
 
 import sys
 from collections.abc import Iterator
@@ -9,12 +9,14 @@ import numpy.typing as npt
 from benchmarks.device.decoder.work import work
 from weightpager.answers.work import Sampling
 from weightpager.engine import Engine
+from weightpager.readers.tokenizer import open_tokenizer
 
 if __name__ == "__main__":
     backend, bundle, task, budget = sys.argv[1:]
     with Engine.from_pretrained(bundle, backend=backend, budget=budget) as engine:
         engine.activate(task)
         model = engine.model(task)
+        tokenizer = open_tokenizer(engine.bundle)  # in memory to the end, as llama.cpp has its own
 
         def grow(ids: npt.NDArray[np.int64]) -> Iterator[int]:
             """Token after token; an end that the model draws is no end here."""
@@ -32,3 +34,4 @@ if __name__ == "__main__":
                 yield drawn[-1]
 
         work(grow, model.vocabulary)
+        tokenizer.decode([0])
