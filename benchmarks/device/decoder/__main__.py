@@ -2,10 +2,11 @@
 
     python -m benchmarks.device.decoder BUNDLE ... --gguf FILE ... --json docs/device.json
 
-Each process opens its tokenizer, reads made-up ids and goes on greedily: 128 tokens behind 16, then behind 512. Memory is the most that a process has had resident, pages of mapped files included; start is
-from the process's creation to its first token. Processes take turns, and medians are told. Processor time is of all
-threads together, which spin while they wait: with ``--threads 1`` it is what the work takes. Rows of llama.cpp need
-``pip install llama-cpp-python``, which builds it for this machine; without it the benchmark says that it is missing.
+Each process opens its tokenizer, reads made-up ids and goes on greedily: 128 tokens behind 16, then behind 512. Memory
+is the most that a process has had resident, pages of mapped files included; start is from the process's creation to its
+first token. Processes take turns, and medians are told. Processor time is of all threads together, which spin while
+they wait: with ``--threads 1`` it is what the work takes. Rows of llama.cpp need ``pip install llama-cpp-python``,
+which builds it for this machine; without it the benchmark says that it is missing.
 """
 
 from __future__ import annotations
