@@ -88,6 +88,7 @@ def test_a_task_is_removed(bundles: Bundles, tmp_path: Path) -> None:
     ("arguments", "extra"),
     [
         (("compile", "tasks.yaml", "--out", "a.bundle"), "compile"),
+        (("trim", "tasks.yaml", "--out", "model"), "compile"),
         (("upgrade", "a.bundle", "--out", "b.bundle"), "compile"),
         (("export", "a.bundle", "--task", "spam", "--out", "spam"), "torch"),
         (("demo",), "demo"),

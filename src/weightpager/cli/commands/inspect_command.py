@@ -255,5 +255,9 @@ def _print_notes(facts: dict[str, Any]) -> None:
     whole = {table["name"]: table for table in facts["tied_tables"]}
     for name in {**facts["tied"], **whole}:
         table, all_names = whole.get(name), " = ".join([name, *facts["tied"].get(name, [])])
-        size = f", whole in memory as {table['dtype']}: {output.size(table['memory_bytes'])}" if table else ""
-        output.say(f"tied: {all_names}, stored once{size}")
+        output.say(f"tied: {all_names}, stored once{'' if table is None else _whole(table)}")
+
+
+def _whole(table: dict[str, Any]) -> str:
+    size = output.size(table["memory_bytes"])
+    return f", whole in memory as {table['dtype']}: {size}; 'weightpager trim' makes it smaller for narrow tasks"
