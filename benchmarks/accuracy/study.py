@@ -142,6 +142,10 @@ class Study:
             self._prepared = fraction, found
         return self._prepared[1]
 
+    def base_scores(self) -> dict[str, float]:
+        """Task → metric on held-out data of the dense model that sparse ones start from."""
+        return {name: score.value for name, score in self._base.dense.items()}
+
     def dense(self, spec: RecoverSpec) -> dict[str, float]:
         """The dense model that does better on validation data: as sparse ones start from it, or trained on."""
         candidates = {"base": self._base.source, _dense_name(spec): self.trained_on(spec)}

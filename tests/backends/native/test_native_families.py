@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from weightpager.compiler.graph.export import empty_module_of, export_graph
 from weightpager.compiler.graph.form import CallForm
 from weightpager.compiler.model.named_parameters import parameters
 from weightpager.errors import NotExportableError
+from weightpager.graph import Graph
 
 pytest.importorskip("weightpager.kernels._native")
 
@@ -50,6 +52,13 @@ def _cases() -> list[Any]:
     ]
 
 
+@cache
+def exported(family: str, kind: TaskKind) -> Graph:
+    """The same for both dtypes, and slow."""
+    settings = {**ALL_ENCODERS, **ALL_DECODERS, **ALL_IMAGES}[family]
+    return export_graph(config_of(family, settings), kind, PIXELS if kind == "image-classification" else None)
+
+
 @pytest.mark.parametrize(("family", "settings", "kind", "dtype"), _cases())
 def test_native_code_gives_what_the_module_gives(
     family: str, settings: Mapping[str, Any], kind: TaskKind, dtype: str
@@ -57,7 +66,7 @@ def test_native_code_gives_what_the_module_gives(
     """Whole texts, padded, and texts whose beginning is in memory."""
     config, image = config_of(family, settings), PIXELS if kind == "image-classification" else None
     try:
-        graph = export_graph(config, kind, image)
+        graph = exported(family, kind)
     except NotExportableError as error:
         pytest.skip(str(error))
     form, module = CallForm.of(kind, image), empty_module_of(config, kind, 5)
