@@ -73,8 +73,8 @@ EFFORTS = {
     # 35 minutes of one core for the dense model. After 120 steps its loss on validation data is 1.91 at this rate and
     # 2.31 at 1e-3.
     "D": Effort(
-        base_steps=480, base_learning_rate=3e-4, steps=480, private_steps=40, batch=16, learning_rate=2e-4,
-        dense_learning_rate=5e-5, distillation=0.5, max_length=384, train_items=2000, eval_items=200,
+        base_steps=480, base_learning_rate=3e-4, steps=480, private_steps=40, batch=16, learning_rate=3e-4,
+        dense_learning_rate=1e-4, distillation=0.5, max_length=384, train_items=2000, eval_items=200,
         start="closed-form",
     ),
 }  # fmt: skip
