@@ -69,6 +69,16 @@ def test_texts_that_are_cut_inside_a_character(tmp_path: Path, most: int | None)
     assert trim(from_dict(content), tmp_path / "small", most).after <= (most or 420)
 
 
+def test_a_prompt_that_no_longer_fits_says_why(tmp_path: Path) -> None:
+    content = tiny_pairs.tasks(tmp_path, tiny_pairs.llama(tmp_path / "whole"))
+    row = {"prompt": "the runner wonders under nobody; the sleeper runs", "completion": "runs"}
+    tiny_models.jsonl(tmp_path / "fox.eval.jsonl", [row])
+    content["tasks"]["fox"]["max_length"] = 32
+    with pytest.raises(CompileError, match=r"raise max_length.* With fewer tokens in the vocabulary texts take more"):
+        trim(from_dict(content), tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
 def test_a_tokenizer_that_reads_texts_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = BytePairs.renumbered
 
@@ -181,6 +191,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     (tmp_path / "tasks.yaml").write_text(json.dumps(content), encoding="utf-8")
     told = command("trim", tmp_path / "tasks.yaml", "--out", tmp_path / "small")
     assert told.code == 0
+    assert told.err.count("are cut at max_length") == 0
     assert "million parameters instead of" in told.out
     assert f"'model: {tmp_path / 'small'}'" in "".join((told.out + told.err).split("\n"))
     found = command("trim", tmp_path / "tasks.yaml", "--out", tmp_path / "few", "--tokens", 270, "--json")

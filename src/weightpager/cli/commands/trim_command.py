@@ -46,7 +46,7 @@ def trim(
         return
     output.table(
         f"{out}: {found.after} of {found.before} tokens",
-        ["task", "tokens in training texts", "held-out texts, before", "after", "longer by"],
+        ["task", "different tokens in training texts", "tokens of held-out texts", "now", "longer by"],
         [[name, task.seen, task.before, task.after, _longer(task)] for name, task in found.tasks.items()],
     )
     output.say(_parameters(found))

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from weightpager.backends.torch.model.architecture import quiet_transformers
 from weightpager.bundle.files.new_directory import new_directory
@@ -101,12 +101,17 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
             _write_tokenizer(temporary, tokenizer, pairs, kept)
             row = _write_model(temporary, directory, kept)
             smaller = ModelDirectory.open(temporary).tokenizer()
+            before = dict(_read(task_file, "eval", tokenizer, progress))
+            with _longer():
+                again, after = (dict(_read(task_file, split, smaller, progress)) for split in get_args(Split))
             if most is None:
-                _check_tokens(texts, dict(_read(task_file, "train", smaller, progress)), kept, directory.path)
+                _check_tokens(texts, again, kept, directory.path)
             else:
                 _check_spelling(texts, tokenizer, smaller, directory.path)
-            tasks = _tasks(task_file, texts, (tokenizer, smaller), progress)
     words = directory.config.get_text_config().vocab_size
+    tasks = {
+        name: TrimmedTask(len(set().union(*texts[name])), _total(before[name]), _total(after[name])) for name in texts
+    }
     return Trimmed(target, words, len(kept), row, tasks)
 
 
@@ -201,14 +206,17 @@ def _reads_otherwise(path: Path, task: str) -> CompileError:
     )
 
 
-def _tasks(
-    task_file: TaskFile, train: Texts, tokenizers: tuple[Any, Any], progress: Progress
-) -> dict[str, TrimmedTask]:
-    before, after = (dict(_read(task_file, "eval", each, progress)) for each in tokenizers)
-    return {
-        name: TrimmedTask(len(set().union(*texts)), sum(map(len, before[name])), sum(map(len, after[name])))
-        for name, texts in train.items()
-    }
+def _total(texts: list[Sequence[int]]) -> int:
+    return sum(map(len, texts))
+
+
+@contextmanager
+def _longer() -> Iterator[None]:
+    """Say of texts that no longer fit why they don't."""
+    try:
+        yield
+    except CompileError as error:
+        raise CompileError(f"{error}. With fewer tokens in the vocabulary texts take more of them") from None
 
 
 @contextmanager
