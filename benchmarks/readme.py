@@ -31,6 +31,7 @@ _PROCESSES: dict[measured.Section, tuple[str, ...]] = {
     "texts": ("native_tasks", "torch", "onnx_int8", "onnx_sessions_int8"),
     "decoder": (
         "native half-16k.bundle",
+        "native all-16k.bundle",
         "native half.bundle",
         "native all.bundle",
         "llama.cpp SmolLM2-135M-Instruct.Q4_1-as-Q4_0.gguf",
