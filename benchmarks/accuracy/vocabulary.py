@@ -34,14 +34,10 @@ def main(
             Study(file, folder / name, told).base_scores()
             for file, name in ((whole, f"accuracy-D-0-{effort}"), (small, f"accuracy-D-0-{effort}-{tokens}-tokens"))
         )
-    rows = [
-        [task, f"{before[task]:.3f}", f"{after[task]:.3f}", f"{_share(after[task], before[task]):.2f}"]
-        for task in before
-    ]
-    mean = sum(_share(after[task], before[task]) for task in before) / len(before)
-    output.table(
-        "held-out data", ["task", "all tokens", f"{tokens} tokens", "share"], [*rows, ["mean", "", "", f"{mean:.3f}"]]
-    )
+    shares = {task: _share(after[task], before[task]) for task in before}
+    rows = [[task, f"{before[task]:.3f}", f"{after[task]:.3f}", f"{share:.2f}"] for task, share in shares.items()]
+    rows.append(["mean", "", "", f"{sum(shares.values()) / len(shares):.3f}"])
+    output.table("held-out data", ["task", "all tokens", f"{tokens} tokens", "share"], rows)
 
 
 def _share(after: float, before: float) -> float:

@@ -20,7 +20,7 @@ from weightpager.cli.progress import progress
 from weightpager.compiler.task_file.file import from_dict
 from weightpager.compiler.vocabulary import trim
 from weightpager.config import cache_dir
-from weightpager.lab.samples import language_modeling, smollm2
+from weightpager.lab.samples import Sample, language_modeling, smollm2
 from weightpager.lab.samples.models import SMOLLM2_GGUF, smollm2_gguf
 
 TOKENS = 16384
@@ -31,6 +31,7 @@ def main(out: Annotated[Path, typer.Argument(help="Folder to write into; what is
     """Write all that is missing."""
     if not (out / SMOLLM2_GGUF).exists():
         (out / SMOLLM2_GGUF).write_bytes(smollm2_gguf(cache_dir()))
+    samples, _ = language_modeling(cache_dir(), train_chars=100_000, eval_chars=20_000, report=typer.echo)
     with progress() as stages:
         narrow = out / "smollm2-16k"
         if not narrow.exists():
@@ -39,18 +40,19 @@ def main(out: Annotated[Path, typer.Argument(help="Folder to write into; what is
             for name, sparsity in SPARSITIES.items():
                 bundle = out / f"{name}{suffix}.bundle"
                 if not bundle.exists():
-                    wp.compile(from_dict(_content(model, sparsity)), out=bundle, cache=False, progress=stages)
+                    wp.compile(
+                        from_dict(_content(model, samples[0], sparsity)), out=bundle, cache=False, progress=stages
+                    )
 
 
-def _content(model: Path, sparsity: float) -> dict[str, Any]:
+def _content(model: Path, text: Sample, sparsity: float) -> dict[str, Any]:
     """One language model's task file, as a mapping."""
-    samples, _ = language_modeling(cache_dir(), train_chars=100_000, eval_chars=20_000, report=typer.echo)
     return {
         "model": str(model),
         "sparsity": sparsity,
         "compare": "none",
         "calibration": {"items": 16, "max_length": 128, "batch": 8},
-        "tasks": {samples[0].name: {**samples[0].entry(), "items": 4}},
+        "tasks": {text.name: {**text.entry(), "items": 4}},
     }
 
 

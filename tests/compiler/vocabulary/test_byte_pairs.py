@@ -23,7 +23,9 @@ SOME = st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
 
 
 def smaller(pairs: BytePairs, kept: list[int]) -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer.from_str(json.dumps(pairs.renumbered(kept)))
+    return tokenizers.Tokenizer.from_str(
+        json.dumps(pairs.renumbered({number: place for place, number in enumerate(kept)}))
+    )
 
 
 def pairs_of(inner: tokenizers.Tokenizer) -> BytePairs:

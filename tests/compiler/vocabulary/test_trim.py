@@ -23,7 +23,7 @@ import tiny
 import tiny_models
 import tiny_pairs
 import weightpager as wp
-from command import Outcome, run
+from command import Command
 from weightpager.compiler.task_file.file import TaskFile, from_dict
 from weightpager.compiler.vocabulary import tables, trim
 from weightpager.compiler.vocabulary.byte_pairs import BytePairs
@@ -82,8 +82,8 @@ def test_a_prompt_that_no_longer_fits_says_why(tmp_path: Path) -> None:
 def test_a_tokenizer_that_reads_texts_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = BytePairs.renumbered
 
-    def unjoined(pairs: BytePairs, kept: list[int]) -> dict[str, Any]:
-        file = whole(pairs, kept)
+    def unjoined(pairs: BytePairs, new: dict[int, int]) -> dict[str, Any]:
+        file = whole(pairs, new)
         return {**file, "model": {**file["model"], "merges": []}}
 
     monkeypatch.setattr(BytePairs, "renumbered", unjoined)
@@ -183,21 +183,37 @@ def test_tasks_that_read_images_are_refused(tmp_path: Path) -> None:
         trim(from_dict(tiny.camera(tmp_path)), tmp_path / "small")
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def command(*arguments: object) -> Outcome:
-        return run(capsys, monkeypatch, *arguments)
+def test_what_generation_names_stays(tmp_path: Path) -> None:
+    whole = tiny_pairs.llama(tmp_path / "whole")
+    last = len(AutoTokenizer.from_pretrained(whole)) - 1  # an ordinary token that no text has
+    GenerationConfig(eos_token_id=[1, last]).save_pretrained(whole)
+    small = trim(from_dict(tiny_pairs.tasks(tmp_path, whole)), tmp_path / "small").path
+    reads, again = (AutoTokenizer.from_pretrained(path) for path in (whole, small))
+    found = GenerationConfig.from_pretrained(small).eos_token_id
+    assert again.convert_ids_to_tokens(found) == reads.convert_ids_to_tokens([1, last])
 
+
+def test_data_are_warned_of_once(tmp_path: Path, weightpager: Command) -> None:
+    content = tiny_pairs.tasks(tmp_path, tiny_pairs.llama(tmp_path / "whole"))
+    row = {"prompt": "the fox", "completion": "runs " * 80}
+    tiny_models.jsonl(tmp_path / "fox.train.jsonl", [row] * 8)
+    (tmp_path / "tasks.yaml").write_text(json.dumps(content), encoding="utf-8")
+    told = weightpager("trim", tmp_path / "tasks.yaml", "--out", tmp_path / "small")
+    assert told.code == 0
+    assert " ".join(told.err.split()).count("completions are cut at max_length") == 1
+
+
+def test_the_command(tmp_path: Path, weightpager: Command) -> None:
     content = tiny_pairs.tasks(tmp_path, tiny_pairs.llama(tmp_path / "whole"))
     (tmp_path / "tasks.yaml").write_text(json.dumps(content), encoding="utf-8")
-    told = command("trim", tmp_path / "tasks.yaml", "--out", tmp_path / "small")
+    told = weightpager("trim", tmp_path / "tasks.yaml", "--out", tmp_path / "small")
     assert told.code == 0
-    assert told.err.count("are cut at max_length") == 0
     assert "million parameters instead of" in told.out
     assert f"'model: {tmp_path / 'small'}'" in "".join((told.out + told.err).split("\n"))
-    found = command("trim", tmp_path / "tasks.yaml", "--out", tmp_path / "few", "--tokens", 270, "--json")
+    found = weightpager("trim", tmp_path / "tasks.yaml", "--out", tmp_path / "few", "--tokens", 270, "--json")
     values = json.loads(found.out)
     assert 260 <= values["after"] <= 270
     assert values["tasks"]["fox"]["before"] < values["tasks"]["fox"]["after"]
-    few = command("trim", tmp_path / "tasks.yaml", "--out", tmp_path / "none", "--tokens", 3)
+    few = weightpager("trim", tmp_path / "tasks.yaml", "--out", tmp_path / "none", "--tokens", 3)
     assert few.code == 1
     assert "tokens: expected at least 260" in few.err

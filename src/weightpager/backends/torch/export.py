@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from weightpager.backends.paged_weights import of_entry
@@ -23,6 +19,7 @@ from weightpager.backends.torch.model.architecture import (
     read_generation,
     set_generation,
 )
+from weightpager.backends.torch.new_model import free_target, refusals
 from weightpager.backends.torch.parameters import activation_dtype, read_parameters, read_rows, widened
 from weightpager.backends.torch.task_module import assign, route
 from weightpager.bundle import Bundle
@@ -32,7 +29,6 @@ from weightpager.bundle.format.names import RESIDENT, private_file
 from weightpager.bundle.parts.adapter import read_adapter
 from weightpager.errors import BundleFormatError, ConfigError
 from weightpager.kernels.torch import reference
-from weightpager.machine.paths import has_directory
 from weightpager.nn import set_as_published
 from weightpager.store import LocalStore, VerifyingStore
 
@@ -48,12 +44,8 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
         ConfigError: ``out`` exists already, or cannot be written; or the task has dropped experts.
         BundleError: a page or file is damaged.
     """
-    target = Path(os.path.abspath(out))
     bundle.task(task)
-    if os.path.lexists(target):
-        raise ConfigError(f"out: {target} exists; choose another name")
-    if not has_directory(target.parent):
-        raise ConfigError(f"out: expected a directory to write into, but {target.parent} does not exist")
+    target = free_target(out)
     config = read_config(bundle)
     values = {**read_parameters(bundle, RESIDENT), **read_parameters(bundle, private_file(task))}
     dtype = activation_dtype(values.values())
@@ -75,20 +67,11 @@ def export_task(bundle: Bundle, task: str, out: str | Path) -> Path:
     assign(module, state, task)
     set_generation(module, read_generation(bundle, config))
     set_as_published(module)
-    with new_directory(target, partial(_refusals, target), replace=False) as temporary, _refusals(target):
+    with new_directory(target, partial(refusals, target), replace=False) as temporary, refusals(target):
         with quiet_transformers():
             module.save_pretrained(temporary)  # type: ignore[operator]
         preprocessor(bundle).save_pretrained(temporary)
     return target
-
-
-@contextmanager
-def _refusals(target: Path) -> Iterator[None]:
-    """Turn what the storage refuses into a `ConfigError`."""
-    try:
-        yield
-    except (OSError, SafetensorError, ValueError) as error:  # the last of settings that contradict each other
-        raise ConfigError(f"out: cannot write {target}: {error}") from error
 
 
 def in_original_order(bundle: Bundle, task: str, values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -101,7 +101,8 @@ class BytePairs:
 
         Args:
             seen: token id → how often it occurs.
-            always: ids that it has in any case, beside those of single bytes and of added tokens.
+            always: ids that it has in any case, beside those of single bytes and of added tokens; others than the
+                vocabulary's are passed over.
             most: how many tokens it has at most, the most frequent ones; None for all that occur.
 
         Raises:
@@ -110,7 +111,7 @@ class BytePairs:
         names = {number: token for token, number in self.ids.items()}
         added = [token["content"] for token in self.file["added_tokens"]]
         unknown = [self._model["unk_token"]] if self._model.get("unk_token") else []
-        found = self.closed([*self._bytes, *added, *unknown, *(names[number] for number in always)])
+        found = self.closed([*self._bytes, *added, *unknown, *(names[number] for number in always if number in names)])
         if most is not None and most < len(found):
             raise CompileError(f"tokens: expected at least {len(found)}, the bytes and special tokens, found {most}")
         for number in sorted(seen, key=lambda number: (-seen[number], number)):
@@ -119,9 +120,8 @@ class BytePairs:
                 found |= new
         return sorted(self.ids[token] for token in found)
 
-    def renumbered(self, kept: Sequence[int]) -> dict[str, Any]:
-        """``tokenizer.json`` with these tokens alone, each with its place among them as its id."""
-        new = {number: place for place, number in enumerate(kept)}
+    def renumbered(self, new: Mapping[int, int]) -> dict[str, Any]:
+        """``tokenizer.json`` with the tokens of these ids alone, by their new ids."""
         words = {token: new[number] for token, number in self._model["vocab"].items() if number in new}
         merges = [[left, right] for left, right, joined in self._merges if {left, right, joined} <= words.keys()]
         padding = self.file.get("padding")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,25 +15,25 @@ _PROBE = 16
 """Tokens on which a model with fewer rows has to compute what it did."""
 
 
-def keep_rows(model: PreTrainedModel, kept: Sequence[int], where: str) -> None:
+def keep_rows(model: PreTrainedModel, new: Mapping[int, int], where: str) -> None:
     """Keep these tokens' rows of the embedding table and of the head, in place and in their order.
 
     What the model computes from them stays the same, but for the logits of other tokens.
 
     Args:
         model: a decoder, which computes in the dtype of its weights.
-        kept: token ids, rising.
+        new: token id → new one; both rise.
         where: what errors begin with.
 
     Raises:
         CompileError: it isn't so: the model needs the tokens' old numbers.
     """
-    probe = torch.tensor(kept)[torch.linspace(0, len(kept) - 1, _PROBE).long()]
-    before = _logits(model, probe)[:, torch.tensor(kept)]
-    _keep(model, torch.tensor(kept))
-    renumber(model.config, {number: place for place, number in enumerate(kept)})
-    after = _logits(model, torch.searchsorted(torch.tensor(kept), probe))
-    if not torch.allclose(before, after, rtol=1e-3, atol=1e-3):
+    kept = torch.tensor(list(new))
+    places = torch.linspace(0, len(kept) - 1, _PROBE).long()
+    before = _logits(model, kept[places])[:, kept]
+    _keep(model, kept)
+    _renumber(model.config, new)
+    if not torch.allclose(before, _logits(model, places), rtol=1e-3, atol=1e-3):
         raise CompileError(
             f"{where}: expected a model that knows tokens by their rows of its tables alone, found one that computes "
             "something else with fewer of them"
@@ -47,29 +47,38 @@ def row_parameters(model: PreTrainedModel) -> int:
     return width if head.weight is table.weight else 2 * width
 
 
-def renumber(config: PretrainedConfig, new: Mapping[int, int]) -> None:
-    """Give a configuration the new number of tokens and their new ids, in place."""
+def named_ids(config: PretrainedConfig) -> set[int]:
+    """The token ids that a configuration names, such as that of the end of a text."""
+    return ids_in(config.to_dict()) | ids_in(config.get_text_config().to_dict())
+
+
+def ids_in(settings: Mapping[str, Any]) -> set[int]:
+    """The token ids that settings name."""
+    found: set[int] = set()
+    for value in _named(settings).values():
+        found |= set(value if isinstance(value, list) else [value])
+    return found
+
+
+def renumbered(settings: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
+    """Settings with the token ids that they name by the new ones; what no token has stays."""
+    changed = {
+        key: [new.get(each, each) for each in value] if isinstance(value, list) else new.get(value, value)
+        for key, value in _named(settings).items()
+    }
+    return {**settings, **changed}
+
+
+def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key.endswith("_token_id") and value is not None}
+
+
+def _renumber(config: PretrainedConfig, new: Mapping[int, int]) -> None:
     text = config.get_text_config()
     text.vocab_size = len(new)
     for part in {id(part): part for part in (config, text)}.values():
-        for key, value in part.to_dict().items():
-            if key.endswith("_token_id") and value is not None:
-                setattr(part, key, new_ids(value, new))
-
-
-def new_ids(value: Any, new: Mapping[int, int]) -> Any:
-    """A token id, or a list of some, by the new ids; what no token has stays."""
-    return [new_ids(each, new) for each in value] if isinstance(value, list) else new.get(value, value)
-
-
-def named_ids(config: PretrainedConfig) -> set[int]:
-    """The token ids that a configuration names, such as that of the end of a text."""
-    found: set[int] = set()
-    for part in (config, config.get_text_config()):
-        for key, value in part.to_dict().items():
-            if key.endswith("_token_id") and value is not None:
-                found |= set(value if isinstance(value, list) else [value])
-    return found
+        for key, value in renumbered(_named(part.to_dict()), new).items():
+            setattr(part, key, value)
 
 
 def _keep(model: PreTrainedModel, kept: Tensor) -> None:

@@ -7,7 +7,6 @@ tasks use part of it (vocabulary trimming: Ushio et al. 2023, arXiv 2305.15020).
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from transformers import PreTrainedModel
+
 from weightpager.backends.torch.model.architecture import quiet_transformers
+from weightpager.backends.torch.new_model import free_target, refusals
 from weightpager.bundle.files.new_directory import new_directory
 from weightpager.bundle.settings.checks import GENERATION, TOKENIZER, TOKENIZER_FILE
 from weightpager.compiler.model.checkpoint import Checkpoint
@@ -24,10 +26,9 @@ from weightpager.compiler.model.directory import ModelDirectory, load_generation
 from weightpager.compiler.model.task_module import check_config
 from weightpager.compiler.task_file.file import TaskFile
 from weightpager.compiler.vocabulary.byte_pairs import BytePairs
-from weightpager.compiler.vocabulary.tables import keep_rows, named_ids, new_ids, row_parameters
+from weightpager.compiler.vocabulary.tables import ids_in, keep_rows, named_ids, renumbered, row_parameters
 from weightpager.compiler.vocabulary.task_texts import Split, task_texts
 from weightpager.errors import CompileError, ConfigError
-from weightpager.machine.paths import has_directory
 from weightpager.nn import set_as_published
 from weightpager.progress import Progress, silent
 
@@ -87,21 +88,25 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
         CompileError: the model is no decoder with byte pairs, or it or a task's data can't be used.
         ConfigError: ``out`` exists already or can't be written; the tasks read images.
     """
-    target = Path(os.path.abspath(out))
-    _check(task_file, target)
+    _check(task_file)
+    target = free_target(out)
     with quiet_transformers():
         directory = ModelDirectory.open(task_file.model)
         check_config(directory, task_file)
-        tokenizer = directory.tokenizer()
+        tokenizer, generation = directory.tokenizer(), load_generation(directory.path)
         pairs = BytePairs.of(tokenizer, str(directory.path))
         texts = dict(_read(task_file, "train", tokenizer, progress))
+        before = dict(_read(task_file, "eval", tokenizer, progress))
         seen = Counter(token for of_task in texts.values() for text in of_task for token in text)
-        kept = pairs.kept(seen, _named(directory, tokenizer), most)
-        with new_directory(target, partial(_refusals, target), replace=False) as temporary, _refusals(target):
-            _write_tokenizer(temporary, tokenizer, pairs, kept)
-            row = _write_model(temporary, directory, kept)
+        kept = pairs.kept(seen, named_ids(directory.config) | ids_in(generation), most)
+        new = {number: place for place, number in enumerate(kept)}
+        model = _model(directory, new)
+        with new_directory(target, partial(refusals, target), replace=False) as temporary:
+            with refusals(target):
+                model.save_pretrained(temporary)
+                _write_generation(temporary, generation, new)
+                _write_tokenizer(temporary, tokenizer, pairs, new)
             smaller = ModelDirectory.open(temporary).tokenizer()
-            before = dict(_read(task_file, "eval", tokenizer, progress))
             with _longer():
                 again, after = (dict(_read(task_file, split, smaller, progress)) for split in get_args(Split))
             if most is None:
@@ -112,10 +117,10 @@ def trim(task_file: TaskFile, out: Path, most: int | None = None, progress: Prog
     tasks = {
         name: TrimmedTask(len(set().union(*texts[name])), _total(before[name]), _total(after[name])) for name in texts
     }
-    return Trimmed(target, words, len(kept), row, tasks)
+    return Trimmed(target, words, len(kept), row_parameters(model), tasks)
 
 
-def _check(task_file: TaskFile, target: Path) -> None:
+def _check(task_file: TaskFile) -> None:
     if task_file.takes_images:
         raise ConfigError("trim: expected tasks that read texts, found ones that read images, which have no tokens")
     for name, task in task_file.tasks.items():
@@ -124,10 +129,6 @@ def _check(task_file: TaskFile, target: Path) -> None:
                 raise ConfigError(
                     f"tasks.{name}.{key}: expected none, found {path}: it goes with the whole vocabulary; leave it out"
                 )
-    if os.path.lexists(target):
-        raise ConfigError(f"out: {target} exists; choose another name")
-    if not has_directory(target.parent):
-        raise ConfigError(f"out: expected a directory to write into, but {target.parent} does not exist")
 
 
 def _read(
@@ -138,40 +139,30 @@ def _read(
         progress(f"read {split} texts", number, len(task_file.tasks))
 
 
-def _named(directory: ModelDirectory, tokenizer: Any) -> list[int]:
-    """Tokens that settings name, and that the tokenizer knows."""
-    return sorted(named_ids(directory.config) & set(tokenizer.get_vocab().values()))
-
-
-def _write_model(folder: Path, directory: ModelDirectory, kept: Sequence[int]) -> int:
-    """Write it with these tokens' rows; the parameters in one of them."""
+def _model(directory: ModelDirectory, new: Mapping[int, int]) -> PreTrainedModel:
+    """The directory's decoder, with these tokens' rows."""
     where, hint = str(directory.path), "; trim needs a decoder that was saved with its head"
     model = Checkpoint.load(directory, "language-modeling", where, hint=hint).model
-    keep_rows(model, kept, where)
+    keep_rows(model, new, where)
     set_as_published(model)
-    model.save_pretrained(folder)
-    _write_generation(folder, load_generation(directory.path), kept)
-    return row_parameters(model)
+    return model
 
 
-def _write_generation(folder: Path, generation: Mapping[str, Any], kept: Sequence[int]) -> None:
-    new = {number: place for place, number in enumerate(kept)}
-    renamed = {key: new_ids(value, new) if key.endswith("_token_id") else value for key, value in generation.items()}
-    if renamed:
-        (folder / GENERATION).write_text(json.dumps(renamed, indent=2) + "\n", encoding="utf-8")
+def _write_generation(folder: Path, generation: Mapping[str, Any], new: Mapping[int, int]) -> None:
+    if generation:
+        (folder / GENERATION).write_text(json.dumps(renumbered(generation, new), indent=2) + "\n", encoding="utf-8")
     else:
         (folder / GENERATION).unlink(missing_ok=True)
 
 
-def _write_tokenizer(folder: Path, tokenizer: Any, pairs: BytePairs, kept: Sequence[int]) -> None:
+def _write_tokenizer(folder: Path, tokenizer: Any, pairs: BytePairs, new: Mapping[int, int]) -> None:
     tokenizer.save_pretrained(folder)
     for name in _OTHER_FILES:
         (folder / name).unlink(missing_ok=True)
-    (folder / TOKENIZER_FILE).write_text(json.dumps(pairs.renumbered(kept), ensure_ascii=False), encoding="utf-8")
+    (folder / TOKENIZER_FILE).write_text(json.dumps(pairs.renumbered(new), ensure_ascii=False), encoding="utf-8")
     settings = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
     if added := settings.get("added_tokens_decoder"):
-        new = {str(number): str(place) for place, number in enumerate(kept)}
-        settings["added_tokens_decoder"] = {new[number]: token for number, token in added.items()}
+        settings["added_tokens_decoder"] = {str(new[int(number)]): token for number, token in added.items()}
         (folder / TOKENIZER).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -217,12 +208,3 @@ def _longer() -> Iterator[None]:
         yield
     except CompileError as error:
         raise CompileError(f"{error}. With fewer tokens in the vocabulary texts take more of them") from None
-
-
-@contextmanager
-def _refusals(target: Path) -> Iterator[None]:
-    """Turn what the storage refuses into a `ConfigError`."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"out: cannot write {target}: {error}") from error
