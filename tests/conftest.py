@@ -154,12 +154,6 @@ def weightpager(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     return lambda *arguments: run(capsys, monkeypatch, *arguments)
 
 
-@pytest.fixture
-def shared_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests of real models take the trained dense model from the user's cache, as users' compiles do."""
-    monkeypatch.setenv("WEIGHTPAGER_CACHE_LIMIT", "8GiB")
-
-
 @pytest.fixture(scope="session")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory on a file system that can drop what it has cached."""

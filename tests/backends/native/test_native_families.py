@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, PIXELS, config_of
+from exported import exported, image_of
+from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, config_of
 from weightpager.bundle import TaskKind
 from weightpager.compiler.graph.check import give_values, logits, made_up
-from weightpager.compiler.graph.export import empty_module_of, export_graph
+from weightpager.compiler.graph.export import empty_module_of
 from weightpager.compiler.graph.form import CallForm
 from weightpager.compiler.model.named_parameters import parameters
 from weightpager.errors import NotExportableError
-from weightpager.graph import Graph
 
 pytest.importorskip("weightpager.kernels._native")
 
@@ -52,24 +51,16 @@ def _cases() -> list[Any]:
     ]
 
 
-@cache
-def exported(family: str, kind: TaskKind) -> Graph:
-    """The same for both dtypes, and slow."""
-    settings = {**ALL_ENCODERS, **ALL_DECODERS, **ALL_IMAGES}[family]
-    return export_graph(config_of(family, settings), kind, PIXELS if kind == "image-classification" else None)
-
-
 @pytest.mark.parametrize(("family", "settings", "kind", "dtype"), _cases())
 def test_native_code_gives_what_the_module_gives(
-    family: str, settings: Mapping[str, Any], kind: TaskKind, dtype: str
+    tmp_path_factory: pytest.TempPathFactory, family: str, settings: Mapping[str, Any], kind: TaskKind, dtype: str
 ) -> None:
     """Whole texts, padded, and texts whose beginning is in memory."""
-    config, image = config_of(family, settings), PIXELS if kind == "image-classification" else None
     try:
-        graph = exported(family, kind)
+        graph = exported(tmp_path_factory, family, kind)
     except NotExportableError as error:
         pytest.skip(str(error))
-    form, module = CallForm.of(kind, image), empty_module_of(config, kind, 5)
+    form, module = CallForm.of(kind, image_of(kind)), empty_module_of(config_of(family, settings), kind, 5)
     give_values(module)
     program = Program(graph, _values(module, dtype))
     for texts, tokens in ((3, 9), (1, 4), (2, 1)):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from transformers import PretrainedConfig
 
-from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, MIXTURES, PIXELS, config_of
+from exported import exported, image_of
+from families import ALL_DECODERS, ALL_ENCODERS, ALL_IMAGES, MIXTURES, config_of
 from weightpager.bundle import TaskKind
 from weightpager.compiler.graph.check import give_values, in_pieces, logits, made_up
 from weightpager.compiler.graph.export import empty_module_of, export_graph
@@ -55,45 +57,52 @@ def _cases(slow: bool) -> list[Any]:
     return found
 
 
-def _image(kind: TaskKind) -> tuple[int, int, int] | None:
-    return PIXELS if kind == "image-classification" else None
-
-
-def check(family: str, settings: Mapping[str, Any], kind: TaskKind) -> Graph:
-    """Its graph, which gives what the module gives, however many texts and tokens there are."""
-    config = config_of(family, settings)
-    graph = export_graph(config, kind, _image(kind))
-    assert write_graph(read_graph("g.json", write_graph(graph))) == write_graph(graph)
-    form = CallForm.of(kind, _image(kind))
-    plain = draft_of(empty_module_of(config, kind, 997), form, 997).graph
-    module = empty_module_of(config, kind, 5)
+def check(graphs: Sequence[Graph], config: PretrainedConfig) -> None:
+    """Each gives what the module gives, however many texts and tokens there are."""
+    kind = cast(TaskKind, graphs[0].kind)
+    form, module = CallForm.of(kind, image_of(kind)), empty_module_of(config, kind, 5)
     give_values(module)
     values = {name: np.asarray(tensor.detach()) for name, tensor in parameters(module).items()}
-    assert set(graph.parameters()) <= set(values)
     for texts, tokens in ((3, 9), (1, 4), (2, 1)):
         inputs = made_up(form, module, texts, tokens)
         wanted = logits(module, inputs)
         per_token = wanted.ndim == 3
         seen: Any = inputs["attention_mask"] != 0 if per_token else slice(None)
         limit = 1e-5 * max(1.0, float(np.abs(wanted).max()))
-        for each in (graph, plain):
-            np.testing.assert_allclose(run(each, values, inputs)["logits"][seen], wanted[seen], rtol=0, atol=limit)
+        for graph in graphs:
+            assert set(graph.parameters()) <= set(values)
+            np.testing.assert_allclose(run(graph, values, inputs)["logits"][seen], wanted[seen], rtol=0, atol=limit)
         if kind == "language-modeling":
             for split in range(1, tokens):
-                found = in_pieces(graph, values, inputs, (split, tokens))
+                found = in_pieces(graphs[0], values, inputs, (split, tokens))
                 np.testing.assert_allclose(found[seen], wanted[seen], rtol=0, atol=limit)
+
+
+def changed(family: str, changes: Mapping[str, Any], kind: TaskKind) -> Graph:
+    """The graph of an architecture with other settings, compared with its module."""
+    config = config_of(family, {**ALL_ENCODERS, **ALL_DECODERS}[family] | dict(changes))
+    graph = export_graph(config, kind)
+    assert write_graph(read_graph("g.json", write_graph(graph))) == write_graph(graph)
+    check([graph], config)
     return graph
 
 
 @pytest.mark.parametrize(("family", "settings", "kind"), _cases(slow=False))
-def test_a_graph_gives_what_its_module_gives(family: str, settings: Mapping[str, Any], kind: TaskKind) -> None:
-    check(family, settings, kind)
+def test_a_graph_gives_what_its_module_gives(
+    tmp_path_factory: pytest.TempPathFactory, family: str, settings: Mapping[str, Any], kind: TaskKind
+) -> None:
+    """So does one before it is simplified."""
+    config, form = config_of(family, settings), CallForm.of(kind, image_of(kind))
+    plain = draft_of(empty_module_of(config, kind, 997), form, 997).graph
+    check([exported(tmp_path_factory, family, kind), plain], config)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "settings", "kind"), _cases(slow=True))
-def test_so_do_graphs_of_other_kinds(family: str, settings: Mapping[str, Any], kind: TaskKind) -> None:
-    check(family, settings, kind)
+def test_so_do_graphs_of_other_kinds(
+    tmp_path_factory: pytest.TempPathFactory, family: str, settings: Mapping[str, Any], kind: TaskKind
+) -> None:
+    check([exported(tmp_path_factory, family, kind)], config_of(family, settings))
 
 
 @pytest.mark.parametrize("family", WITHOUT)
@@ -102,7 +111,7 @@ def test_a_family_without_a_graph_says_why(family: str) -> None:
     kind: TaskKind = "image-classification" if families is ALL_IMAGES else "text-classification"
     kind = "language-modeling" if family in MIXTURES else kind
     with pytest.raises(NotExportableError, match=WITHOUT[family]):
-        export_graph(config_of(family, families[family]), kind, _image(kind))
+        export_graph(config_of(family, families[family]), kind, image_of(kind))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +137,7 @@ def test_settings_that_leave_no_graph(
     config = config_of(family, {**settings, **changes})
     capsys.readouterr()
     with pytest.raises(NotExportableError, match=reason):
-        export_graph(config, kind, _image(kind))
+        export_graph(config, kind, image_of(kind))
     assert capsys.readouterr() == ("", "")  # a command may print JSON
 
 
@@ -146,18 +155,18 @@ def test_settings_that_leave_no_graph(
     ],
 )
 def test_settings_that_change_what_is_computed(family: str, changes: Mapping[str, Any]) -> None:
-    graph = check(family, {**ALL_DECODERS[family], **changes}, "language-modeling")
+    graph = changed(family, changes, "language-modeling")
     assert [each.name for each in graph.outputs] == ["logits", "hidden"]
 
 
 def test_a_local_attention_looks_both_ways() -> None:
-    settings = {**ALL_ENCODERS["ModernBert"], "local_attention": 4, "global_attn_every_n_layers": 2}
-    graph = check("ModernBert", settings, "text-classification")
+    changes = {"local_attention": 4, "global_attn_every_n_layers": 2}
+    graph = changed("ModernBert", changes, "text-classification")
     assert [node.attributes["window"] for node in graph.attentions] == [0, 3]
 
 
 def test_a_tied_bias_goes_by_its_first_name() -> None:
-    graph = check("Bert", {**ALL_ENCODERS["Bert"], "is_decoder": True}, "language-modeling")
+    graph = changed("Bert", {"is_decoder": True}, "language-modeling")
     assert "cls.predictions.decoder.bias" not in set(graph.parameters())
     assert {"cls.predictions.bias", "base_model.embeddings.word_embeddings.weight"} <= set(graph.parameters())
 
@@ -167,8 +176,8 @@ def _operators(graph: Graph) -> Counter[str]:
 
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma"])
-def test_decoders_are_fused(family: str) -> None:
-    graph = export_graph(config_of(family, ALL_DECODERS[family]), "language-modeling")
+def test_decoders_are_fused(tmp_path_factory: pytest.TempPathFactory, family: str) -> None:
+    graph = exported(tmp_path_factory, family, "language-modeling")
     found = _operators(graph)
     assert found.keys() <= {
         "embedding", "rms_norm", "add_rms_norm", "linear", "gated_linear", "reshape", "rotary", "attention", "multiply"
@@ -177,17 +186,16 @@ def test_decoders_are_fused(family: str) -> None:
     assert all(node.attributes["layout"] == "bthd" for node in graph.nodes if node.op in ("attention", "rotary"))
 
 
-def test_encoders_are_fused() -> None:
-    graph = export_graph(config_of("Bert", ALL_ENCODERS["Bert"]), "text-classification")
+def test_encoders_are_fused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    graph = exported(tmp_path_factory, "Bert", "text-classification")
     found = _operators(graph)
     assert (found["add_layer_norm"], found["permute"], found["gelu"], found["cast"]) == (4, 0, 0, 0)
     assert [node.inputs[3].key for node in graph.attentions if node.inputs[3]] == ["attention_mask"] * 2
 
 
 @pytest.mark.parametrize("family", ["GPT2", "Albert"])
-def test_a_gelu_written_out_is_one(family: str) -> None:
-    families, kind = (ALL_DECODERS, "language-modeling") if family == "GPT2" else (ALL_ENCODERS, "text-classification")
-    graph = export_graph(config_of(family, families[family]), kind)  # type: ignore[arg-type]
+def test_a_gelu_written_out_is_one(tmp_path_factory: pytest.TempPathFactory, family: str) -> None:
+    graph = exported(tmp_path_factory, family, "language-modeling" if family == "GPT2" else "text-classification")
     assert sum(node.attributes.get("activation") == "gelu_tanh" for node in graph.nodes) == 2
 
 

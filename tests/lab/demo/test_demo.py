@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,13 +156,20 @@ def test_a_cache_that_cannot_be_written_is_named(
         run._baselines(cast(Bundle, SimpleNamespace(path=tmp_path / "a.bundle")), tmp_path / "file")
 
 
+def as_a_user(*arguments: object) -> str:
+    """What the command prints without what tests set for tiny models: with tiles, it takes half as long."""
+    ours = ("ONEDNN_MAX_CPU_ISA", "WEIGHTPAGER_BACKEND", "WEIGHTPAGER_CACHE_LIMIT")
+    alone = {name: value for name, value in os.environ.items() if name not in ours}
+    command = [sys.executable, "-c", "from weightpager.cli import main; main()", *map(str, arguments)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.usefixtures("shared_training")
-def test_the_demo_reaches_what_it_promises(weightpager: Command, tmp_path: Path) -> None:
-    found = weightpager("demo", "--json", "--out", tmp_path / "page.html")
-    assert found.code == 0, found.err
-    result = json.loads(found.out)
+def test_the_demo_reaches_what_it_promises(tmp_path: Path) -> None:
+    result = json.loads(as_a_user("demo", "--json", "--out", tmp_path / "page.html"))
     tasks = result["tasks"]
 
     def mean(field: str) -> float:
