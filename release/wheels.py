@@ -29,6 +29,7 @@ PYTHONS = ("python3.10", "python3.11", "python3.12")
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "wheels"
 _TAG = "import sys; print(f'cpython-{sys.version_info.major}{sys.version_info.minor}')"
+_PATH = "import sys; print(sys.executable)"
 _HEADERS = "import os, sysconfig; print(os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h')))"
 
 _COMPILER = """#!/bin/sh
@@ -123,7 +124,7 @@ def wheel(source: Path, python: str, machine: str, out: Path) -> Path:
         raise WheelError(f"{python}: expected Python.h beside it; install its development package")
     made = WORK / f"{machine}-{ask(python, _TAG)}"
     shutil.rmtree(made, ignore_errors=True)
-    pip = (sys.executable, "-m", "pip", "--python", python)
+    pip = (sys.executable, "-m", "pip", "--python", ask(python, _PATH))  # which takes no name of a command
     said = run(*pip, "wheel", "--verbose", "--no-deps", "--wheel-dir", made, source, **cross(python, machine))
     [plain] = made.glob("*.whl")
     if plain.name.endswith("-none-any.whl"):  # what an install falls back to

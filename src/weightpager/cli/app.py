@@ -23,11 +23,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _VERBS = {
     "Make a bundle": {
-        "init": "commands.init_command",
-        "schema": "commands.init_command",
-        "trim": "commands.trim_command",
-        "compile": "commands.compile_command",
-        "cache": "commands.cache_command",
+        "init": "making.init_command",
+        "schema": "making.init_command",
+        "trim": "making.trim_command",
+        "compile": "making.compile_command",
+        "cache": "making.cache_command",
     },
     "Look at it, and look after it": {
         "ls": "commands.ls_command",

@@ -1,0 +1,1 @@
+"""Verbs that make bundles. One verb a file."""
