@@ -33,11 +33,17 @@ os.environ["WEIGHTPAGER_CACHE_LIMIT"] = "0"
 
 # Time is measured in benchmarks; a busy machine must not fail a property.
 settings.register_profile("weightpager", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("weightpager"), max_examples=40)
 settings.load_profile("weightpager")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What takes seconds to import is left to the processes that run tests; the one that hands them out runs none."""
+    """What takes seconds to import is left to the processes that run tests; the one that hands them out runs none.
+
+    Quick tests alone try fewer examples of a property than a run of all.
+    """
+    if "not slow" in config.getoption("markexpr"):
+        settings.load_profile("quick")
     if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
         return
     gc.disable()  # until all is imported and collected, which stays; looking through it takes a fifth of the time

@@ -51,11 +51,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     exec(compile(blocks("python")[0].replace("assistant.bundle", "python.bundle"), "README.md", "exec"), {})
 
 
+@pytest.mark.slow
 def test_the_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     commands = [line for block in blocks("") for line in block.splitlines() if line.startswith("weightpager ")]
@@ -67,6 +69,7 @@ def test_the_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str], m
         assert done.code == 0, f"{command}: {done.err}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "count"), [("runtime.md", 4), ("prediction.md", 3), ("own-model.md", 4)])
 def test_the_examples_of_a_page_run(workplace: Path, monkeypatch: pytest.MonkeyPatch, page: str, count: int) -> None:
     monkeypatch.chdir(workplace)
@@ -144,6 +147,7 @@ def test_the_unit_is_sound_and_hardened(tmp_path: Path) -> None:
         assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout[-300:] + ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page's commands need curl")
 def test_a_newer_bundle_is_taken_over_as_the_page_says(assistant_bundle: Path, tmp_path: Path) -> None:
     for name in ("first.bundle", "larger.bundle"):
@@ -176,6 +180,7 @@ def test_the_commands_against_damage_run(
     assert codes == [1, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_the_commands_for_many_devices_run(
     assistant_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_the_tasks_are_learnt(camera_bundle: Path) -> None:
     assert scores["bright"].sparse == 1.0
 
 
+@pytest.mark.slow
 def test_a_model_whose_stages_differ_works_in_bfloat16_too(weightpager: Command, tmp_path: Path) -> None:
     content = tiny.camera(tmp_path)
     torch.manual_seed(0)

@@ -69,6 +69,7 @@ def check_any(data: Any, family: str) -> None:
             assert engine.verify() == []
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_any_masks_and_switches_give_what_transformers_gives_under_them(data: Any) -> None:

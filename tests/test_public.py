@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import weightpager as wp
 
 
@@ -17,6 +19,7 @@ def test_a_bundle_is_verified_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_an_engine_needs_no_compiler() -> None:
     for imported, absent in (
         ("weightpager.engine, weightpager.backends.native.backend", {"torch", "transformers", "scipy", "typer"}),

@@ -81,6 +81,7 @@ def test_eval_finds_what_the_compile_found(clerk: Path, backend: str) -> None:
         assert measure(engine, engine.bundle.tasks, silent) == read_report(engine.bundle).tasks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["after", "twice"])
 def test_eval_run_and_the_server_give_the_same_tokens(clerk: Path, folder: Path, task: str) -> None:
     given = prompts(folder, task)
@@ -104,6 +105,7 @@ def test_eval_run_and_the_server_give_the_same_tokens(clerk: Path, folder: Path,
             assert [choice.text.strip() for choice in found.choices] == answered[:12]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "path"), [("after", "completions"), ("twice", "chat/completions")])
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to run the page's script")
 def test_the_servers_page_asks_as_a_task_reads(clerk: Path, folder: Path, task: str, path: str) -> None:
@@ -151,6 +153,7 @@ def test_an_export_answers_as_the_bundle_does(clerk: Path, tmp_path: Path, weigh
         assert tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True).strip() == label
 
 
+@pytest.mark.slow
 def test_a_bundle_grows_by_such_a_task(clerk: Path, folder: Path, tmp_path: Path) -> None:
     task = tiny.completing(tmp_path, "third", {"cat": "dog", "dog": "cat"})
     added = tiny.clerk(tmp_path, model=str(folder / "llama"), tasks={"third": task}, recover=RECOVER)
@@ -162,6 +165,7 @@ def test_a_bundle_grows_by_such_a_task(clerk: Path, folder: Path, tmp_path: Path
         assert after.predict("third", ["red cat"])[0].label
 
 
+@pytest.mark.slow
 def test_a_language_model_stands_beside_it(folder: Path, tmp_path: Path) -> None:
     third, text = tiny.completing(tmp_path, "third", {"cat": "dog"}), tiny.text(tmp_path, "text", tiny.WORDS)
     content = tiny.clerk(tmp_path, tasks={"third": third, "text": text}, training={"steps": 2}, recover="closed-form")

@@ -176,6 +176,7 @@ def test_where_something_simpler_wins_the_page_says_so() -> None:
     assert "Where something simpler" not in page(int8_above)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_and_a_plot_for_each_domain(tmp_path: Path) -> None:
     file, out = tmp_path / "accuracy.json", tmp_path / "accuracy.md"
     known = [

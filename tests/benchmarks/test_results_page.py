@@ -163,6 +163,7 @@ def test_alignment_is_held_against_calibration() -> None:
     assert "| align | 3.0 MiB | 0.50 s |" in run.tables.compile_cost({}, row)
 
 
+@pytest.mark.slow
 def test_prefetch_rows_are_shown_and_judged_where_there_are_some(folder: Path) -> None:
     assert "| drive trace, half a billion parameters, random | not measured | – |" in page(folder)
     waits = {"markov": 1.25, "whole sparse checkpoints": 30.0}

@@ -41,6 +41,7 @@ def copy(assistant_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(assistant_bundle, tmp_path / "copy.bundle"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_mutants_work_or_are_refused(
     assistant_bundle: Path, writer_bundle: Path, camera_bundle: Path, tmp_path: Path

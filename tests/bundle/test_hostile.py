@@ -67,6 +67,7 @@ def test_a_wrong_permutation_is_refused(copy: Path, name: str, order: list[Any],
     assert wrong in refused(copy)
 
 
+@pytest.mark.slow
 @relaxed
 @given(data=st.data())
 def test_a_flipped_bit_anywhere_is_found(assistant_bundle: Path, tmp_path: Path, data: st.DataObject) -> None:

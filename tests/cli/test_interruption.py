@@ -129,6 +129,7 @@ def interrupted_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> No
     monkeypatch.setattr(WholeProgress, "__call__", told)
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_kept_and_where_to_go_on(
     tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +161,7 @@ def test_ctrl_c_before_there_is_anything_to_keep_says_so(
     assert f"interrupted; what earlier runs have kept stays in {kept}" in weightpager(*command).err
 
 
+@pytest.mark.slow
 def test_what_another_compile_left_is_not_claimed(
     tmp_path: Path, weightpager: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ def named(extras: dict[str, list[str]], extra: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", PACKAGES)
 def test_what_is_looked_for_is_what_the_extra_installs(extra: str) -> None:
     toml = pytest.importorskip("tomllib")

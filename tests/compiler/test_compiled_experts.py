@@ -73,6 +73,7 @@ def test_inspect_says_how_many_experts_tasks_keep(
     assert facts["experts"] == {"all": [5, 5], "tasks": {"animals": [2, 2], "numbers": [2, 2]}}
 
 
+@pytest.mark.slow
 def test_a_task_that_is_added_keeps_whole_experts_and_leaves_the_others(
     compiled: tuple[dict[str, Any], Bundle], tmp_path: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_task_that_is_added_keeps_whole_experts_and_leaves_the_others(
             assert torch.equal(before(input_ids=TOKENS).logits, after(input_ids=TOKENS).logits)
 
 
+@pytest.mark.slow
 def test_a_budget_leaves_as_many_whole_experts_as_fit(compiled: tuple[dict[str, Any], Bundle], tmp_path: Path) -> None:
     tasks = {name: value for name, value in compiled[0].items() if name not in ("dtype", "sparsity")}
     with pytest.raises(CompileError, match=r"fit: expected at least .*, which \d\d% of the blocks in int4"):
@@ -102,6 +104,7 @@ def test_a_budget_leaves_as_many_whole_experts_as_fit(compiled: tuple[dict[str, 
     assert len(counts) == 1
 
 
+@pytest.mark.slow
 def test_blocks_of_experts_are_trained(tmp_path: Path) -> None:
     recover = {"method": "finetune", "steps": 2, "private_blocks": 0.1, "private_steps": 1, "low_rank": 2}
     tasks = content(tmp_path, experts="blocks", recover=recover)

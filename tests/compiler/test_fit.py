@@ -56,7 +56,8 @@ def test_a_density_that_is_found_fits(
         assert budget - asked[found] <= 0.01 * budget + 1
 
 
-@pytest.mark.parametrize("recover", [pytest.param("none", marks=pytest.mark.slow), TRAINED])
+@pytest.mark.slow
+@pytest.mark.parametrize("recover", ["none", TRAINED])
 def test_the_bundle_opens_under_the_budget_and_all_tasks_run(tmp_path: Path, recover: Any) -> None:
     stated = content(tmp_path, recover=recover) | {"sparsity": 0.5, "dtype": "int4"}
     budget = smallest_budget(wp.compile(stated, out=tmp_path / "stated.bundle"))
@@ -78,9 +79,8 @@ def test_the_bundle_opens_under_the_budget_and_all_tasks_run(tmp_path: Path, rec
     assert not list(tmp_path.glob("*fit-*"))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "other"), [("int8", "int4"), pytest.param("bfloat16", "int8", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "other"), [("int8", "int4"), ("bfloat16", "int8")])
 def test_where_all_blocks_fit_none_is_dropped_and_numbers_are_finer(tmp_path: Path, dtype: str, other: str) -> None:
     whole = content(tmp_path) | {"sparsity": 0.0, "dtype": dtype}
     budget = smallest_budget(wp.compile(whole, out=tmp_path / "whole.bundle"))
@@ -94,6 +94,7 @@ def test_where_all_blocks_fit_none_is_dropped_and_numbers_are_finer(tmp_path: Pa
     assert less.dtype in (other, "int4")
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_too_small_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     told: list[str] = []
     with pytest.raises(CompileError, match=r"fit: expected at least (.*), which 5% of the blocks in int4") as refused:
@@ -123,6 +124,7 @@ def test_what_is_stated_beside_a_budget_is_refused(tmp_path: Path, assistant_bun
         wp.compile(content(tmp_path, fit="8MiB"), out=tmp_path / "a.bundle", base=assistant_bundle)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_was_chosen_and_why(tmp_path: Path, weightpager: Command) -> None:
     path = tmp_path / "tasks.yaml"
     path.write_text(json.dumps(content(tmp_path)), encoding="utf-8")

@@ -87,6 +87,7 @@ def grown_bundle(private_bundle: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("of_base", "of_new"), [(0.5, 0.0), (0.0, 0.5), (0.5, 0.5)])
 def test_the_report_claims_floors_that_all_tasks_keep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_base: float, of_new: float
@@ -99,6 +100,7 @@ def test_the_report_claims_floors_that_all_tasks_keep(
     assert read_report(grown).evenness == min(of_base, of_new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recover", ["none", "finetune"])
 def test_old_tasks_stay_bit_for_bit(private_bundle: Path, grown_bundle: Path, tmp_path: Path, recover: str) -> None:
     base, grown = Bundle.open(private_bundle), Bundle.open(grown_bundle)
@@ -122,6 +124,7 @@ def test_old_tasks_stay_bit_for_bit(private_bundle: Path, grown_bundle: Path, tm
     assert [score.name for score in report.tasks] == [*old, "pet"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recover", ["none", "finetune"])
 def test_int4_pages_of_a_base_stay_where_training_rounds(tmp_path: Path, recover: str) -> None:
     spec = TRAINED if recover == "finetune" else "none"
@@ -134,6 +137,7 @@ def test_int4_pages_of_a_base_stay_where_training_rounds(tmp_path: Path, recover
     assert verify(grown.path).problems == ()
 
 
+@pytest.mark.slow
 def test_growth_counts_low_rank_parts_and_goes_with_its_tasks(private_bundle: Path, tmp_path: Path) -> None:
     trained = {"method": "finetune", "steps": 2, "low_rank": 2}
     grown = wp.compile(new_tasks(tmp_path, recover=trained), out=tmp_path / "grown.bundle", base=private_bundle)
@@ -183,6 +187,7 @@ def test_who_holds_what_new_tasks_would_take(private_bundle: Path) -> None:
     assert others > 0
 
 
+@pytest.mark.slow
 def test_blocks_that_the_base_has_in_another_version_count_as_absent(
     private_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +204,7 @@ def test_blocks_that_the_base_has_in_another_version_count_as_absent(
     assert (fixed == np.concatenate(list(base.shared.values()))).all()
 
 
+@pytest.mark.slow
 def test_a_new_task_learns(tmp_path: Path) -> None:
     steps = {"steps": 60, "batch": 16, "head_learning_rate": 1e-2}
     base = wp.compile(tiny.assistant(tmp_path, training=steps, sparsity=0.1), out=tmp_path / "base.bundle")
@@ -209,6 +215,7 @@ def test_a_new_task_learns(tmp_path: Path) -> None:
     assert score.dense is not None
 
 
+@pytest.mark.slow
 def test_fine_tuning_trains_all_that_is_a_new_tasks_own(
     tmp_path: Path, assistant_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +235,7 @@ def test_fine_tuning_trains_all_that_is_a_new_tasks_own(
     assert not moved["base_model.embeddings.word_embeddings.weight"]
 
 
+@pytest.mark.slow
 def test_a_bundle_grows_in_place_and_again(tmp_path: Path, assistant_bundle: Path) -> None:
     first = wp.compile(new_tasks(tmp_path), out=tmp_path / "a.bundle", base=assistant_bundle)
     more = new_tasks(tmp_path)
@@ -256,6 +264,7 @@ def test_a_language_model_grows(tmp_path: Path, writer_bundle: Path) -> None:
     assert not (tmp_path / "grown.bundle/tasks/colours/private.safetensors").read_bytes().count(b"data_offsets")
 
 
+@pytest.mark.slow
 def test_what_is_listed_of_the_base_stays_listed(tmp_path: Path, writer_bundle: Path) -> None:
     content = tiny.writer(tmp_path, training={"steps": 2, "batch": 4})
     content["tasks"] = {"pet": tiny.classification(tmp_path, "pet", {"cat": ["cat"], "dog": ["dog"]})}
@@ -264,6 +273,7 @@ def test_what_is_listed_of_the_base_stays_listed(tmp_path: Path, writer_bundle: 
     assert grown.manifest.resident_reasons == {**base.manifest.resident_reasons, "score.weight": "head"}
 
 
+@pytest.mark.slow
 def test_a_head_that_is_not_known_is_not_put_on_a_reordered_base(tmp_path: Path) -> None:
     content = tiny.assistant(tmp_path)
     del content["tasks"]["colour"]
@@ -280,6 +290,7 @@ def test_a_head_that_is_not_known_is_not_put_on_a_reordered_base(tmp_path: Path)
     assert read_report(grown).tasks[-1].sparse == pytest.approx(story.value, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_bundle_of_one_task_grows(tmp_path: Path) -> None:
     content = tiny.assistant(tmp_path)
     content["tasks"] = {"animal": content["tasks"]["animal"]}
@@ -312,6 +323,7 @@ def test_what_does_not_fit_the_base_is_said(tmp_path: Path, assistant_bundle: Pa
     refused(CompileError, "hidden_act: expected 'gelu', that of the base", model=str(other))
 
 
+@pytest.mark.slow
 def test_a_killed_growth_leaves_the_base(tmp_path: Path, assistant_bundle: Path) -> None:
     path = tmp_path / "a.bundle"
     repack(assistant_bundle, path)
@@ -385,6 +397,7 @@ def test_infinite_alignment_takes_what_is_there() -> None:
     assert keep[:, 0].tolist() == [True, True, True, False]
 
 
+@pytest.mark.slow
 def test_repack_changes_no_output(grown_bundle: Path, tmp_path: Path) -> None:
     grown = Bundle.open(grown_bundle)
     done = repack(grown.path, tmp_path / "tidy.bundle")
@@ -413,6 +426,7 @@ def test_repack_leaves_tasks_out(private_bundle: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.array(less.manifest.transitions).sum(1), 1)
 
 
+@pytest.mark.slow
 def test_gc_drops_what_no_task_needs(private_bundle: Path, grown_bundle: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(grown_bundle, tmp_path / "a.bundle"))
     grown = Bundle.open(path)

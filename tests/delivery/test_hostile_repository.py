@@ -42,6 +42,7 @@ def test_a_repository_that_is_gone_is_named(fleet: Fleet) -> None:
         fleet.device.pull(url)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_change_of_a_repository_is_refused_or_does_no_harm(

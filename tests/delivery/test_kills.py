@@ -90,6 +90,7 @@ print(died)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "every"), [("pull", 83), ("publish", 41), ("prune_old", 11), ("rollback", 6)])
 def test_a_kill_leaves_the_old_bundle_or_the_new_one(
     made_fleet: Fleet, tmp_path: Path, command: str, every: int

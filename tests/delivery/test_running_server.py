@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 import weightpager as wp
 from fleet import NAME, Fleet, file_server
 from running import ADMIN, Running, serving
@@ -50,6 +52,7 @@ def while_asked(running: Running, wanted: dict[str, str], change: Callable[[], N
         return sum(one.result() for one in asking)
 
 
+@pytest.mark.slow
 def test_no_request_is_dropped_while_a_version_comes_and_goes(fleet: Fleet) -> None:
     with wp.Engine.from_pretrained(fleet.new) as engine:
         wanted = {task: str(engine.predict(task, [text])[0].label) for task, text in TEXTS.items()}

@@ -134,6 +134,7 @@ def test_a_stolen_key_is_survived_by_a_rotation(fleet: Fleet, tmp_path: Path, ro
         fleet.device.pull(thief.root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 def test_a_rotation_that_is_killed_anywhere_leaves_a_repository_that_devices_take(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str

@@ -62,6 +62,7 @@ def test_a_store_gets_what_it_lacks_and_devices_pull_from_it(place: Place, fleet
     assert contents(device.bundle) == contents(fleet.new)
 
 
+@pytest.mark.slow
 def test_cut_off_anywhere_it_leaves_the_old_state_or_the_new_one(
     place: Place, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

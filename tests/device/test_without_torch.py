@@ -52,6 +52,7 @@ print(*(name for name in {unwanted} if name in sys.modules))
     assert ran.stdout.split() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -102,6 +103,7 @@ def test_verbs_that_need_torch_say_what_to_install(arguments: tuple[str, ...], e
     assert f"install 'weightpager[{extra}]' to use this command" in " ".join(ran.stderr.split())
 
 
+@pytest.mark.slow
 @native
 def test_the_doctor_tests_the_native_kernels(tmp_path: Path) -> None:
     found = told(weightpager("doctor", "--path", tmp_path, "--json"))
@@ -148,6 +150,7 @@ def test_run_answers(which: str, bundles: Bundles) -> None:
     assert found["predictions"][0]["label"]
 
 
+@pytest.mark.slow
 @native
 def test_images_are_read_where_pillow_is(bundles: Bundles, tmp_path: Path) -> None:
     picture = tmp_path / "red.ppm"
@@ -160,6 +163,7 @@ def test_images_are_read_where_pillow_is(bundles: Bundles, tmp_path: Path) -> No
         assert "install 'weightpager[images]'" in " ".join(ran.stderr.split())
 
 
+@pytest.mark.slow
 @native
 @pytest.mark.parametrize("which", ["assistant", "writer", pytest.param("camera", marks=images)])
 def test_tasks_are_measured(which: str, bundles: Bundles) -> None:
@@ -180,6 +184,7 @@ def test_a_pull_says_what_to_install(tmp_path: Path) -> None:
     assert "install 'weightpager[pull]' to use this command" in " ".join(ran.stderr.split())
 
 
+@pytest.mark.slow
 @native
 @pulling
 def test_a_pull_brings_a_bundle_up_to_date_and_a_rollback_goes_back(repository: Path, tmp_path: Path) -> None:
@@ -220,6 +225,7 @@ def test_a_server_answers(server: str) -> None:
         assert json.load(answer)["usage"]["completion_tokens"] >= 1
 
 
+@pytest.mark.slow
 @native
 @serving
 def test_a_server_is_looked_at(server: str) -> None:

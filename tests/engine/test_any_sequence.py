@@ -102,24 +102,25 @@ def in_use() -> tuple[int, int]:
 STAGED = Staging(HostCopier(), 1)
 
 native = pytest.mark.skipif(not NATIVE, reason="the native kernels are not built")
+slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
     ("which", "staging", "ahead", "backend"),
     [
         pytest.param("assistant", None, False, "torch", id="direct"),
-        pytest.param("assistant", STAGED, False, "torch", id="staged", marks=pytest.mark.slow),
-        pytest.param("assistant", None, True, "torch", id="direct-ahead", marks=pytest.mark.slow),
-        pytest.param("assistant", STAGED, True, "torch", id="staged-ahead"),
-        pytest.param("assistant-natively", None, False, "torch", id="natively", marks=pytest.mark.slow),
-        pytest.param("wordy-natively", None, True, "torch", id="natively-ahead", marks=pytest.mark.slow),
-        pytest.param("wordy-natively", None, True, "native", id="native-natively-ahead", marks=native),
-        pytest.param("wordy", None, False, "torch", id="rows", marks=pytest.mark.slow),
-        pytest.param("wordy-files", None, True, "torch", id="rows-from-files-ahead"),
-        pytest.param("wordy", STAGED, True, "torch", id="rows-staged-ahead", marks=pytest.mark.slow),
+        pytest.param("assistant", STAGED, False, "torch", id="staged", marks=slow),
+        pytest.param("assistant", None, True, "torch", id="direct-ahead", marks=slow),
+        pytest.param("assistant", STAGED, True, "torch", id="staged-ahead", marks=slow),
+        pytest.param("assistant-natively", None, False, "torch", id="natively", marks=slow),
+        pytest.param("wordy-natively", None, True, "torch", id="natively-ahead", marks=slow),
+        pytest.param("wordy-natively", None, True, "native", id="native-natively-ahead", marks=[native, slow]),
+        pytest.param("wordy", None, False, "torch", id="rows", marks=slow),
+        pytest.param("wordy-files", None, True, "torch", id="rows-from-files-ahead", marks=slow),
+        pytest.param("wordy", STAGED, True, "torch", id="rows-staged-ahead", marks=slow),
         pytest.param("assistant", None, False, "native", id="native", marks=native),
-        pytest.param("wordy", None, False, "native", id="native-rows", marks=[native, pytest.mark.slow]),
-        pytest.param("wordy-files", None, True, "native", id="native-rows-from-files-ahead", marks=native),
+        pytest.param("wordy", None, False, "native", id="native-rows", marks=[native, slow]),
+        pytest.param("wordy-files", None, True, "native", id="native-rows-from-files-ahead", marks=[native, slow]),
     ],
 )
 def test_any_sequence(

@@ -293,6 +293,7 @@ def test_pins_keep_pages_and_unpin_lets_them_go(assistant_bundle: Path) -> None:
         assert len(engine.blocks.resident()) == 0
 
 
+@pytest.mark.slow
 def test_an_open_engine_goes_on_when_its_bundle_is_replaced(tmp_path: Path) -> None:
     content = tiny.assistant(tmp_path)
     wp.compile(content, out=tmp_path / "a.bundle")
@@ -410,6 +411,7 @@ def test_real_time_tasks_are_a_list(assistant_bundle: Path) -> None:
         wp.Engine.from_pretrained(assistant_bundle, real_time="animal")
 
 
+@pytest.mark.slow
 def test_a_forked_child_leaves_the_engine_alone(assistant_bundle: Path, tmp_path: Path) -> None:
     code = f"""
 import os, sys, weightpager as wp

@@ -66,6 +66,7 @@ class SlowStore(HangingStore):
         super().read(first, into)
 
 
+@pytest.mark.slow
 def test_who_waits_behind_a_long_load_does_not_think_that_storage_hangs(bundle: Bundle) -> None:
     store = SlowStore(LocalStore(bundle))
     with wp.Engine(bundle, EngineConfig(io_threads=1, read_timeout=1.0), lambda _: store) as engine:
@@ -549,6 +550,7 @@ def test_what_is_kept_in_memory_belongs_to_the_working_set(bundle: Bundle) -> No
         assert engine.report().working_set_pages == len(np.unique(needed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead", [False, True], ids=["", "ahead"])
 def test_many_threads_share_an_engine(bundle: Bundle, expected: dict[str, torch.Tensor], ahead: bool) -> None:
     """Also outside of CI, for longer: `WEIGHTPAGER_STRESS_SECONDS=300 pytest tests/engine/test_loading.py -k many`."""

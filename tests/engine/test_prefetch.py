@@ -257,6 +257,7 @@ def test_what_is_kept_in_memory_was_not_asked_for(bundle: Bundle, ahead: bool) -
             assert [visit.task for visit in engine.monitor.visits()] == ["animal", "weather"]
 
 
+@pytest.mark.slow
 def test_what_it_goes_by_is_not_lost_behind_many_switches(bundle: Bundle) -> None:
     asked, answer = threading.Event(), threading.Event()
 
@@ -357,6 +358,7 @@ def test_a_read_ahead_that_hangs_does_not_keep_a_switch_from_the_old_tasks_memor
         assert engine.blocks.loading == 2
 
 
+@pytest.mark.slow
 def test_a_read_ahead_that_hangs_fails_only_who_needs_its_memory(
     bundle: Bundle, expected: dict[str, torch.Tensor]
 ) -> None:

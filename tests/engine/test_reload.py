@@ -79,6 +79,7 @@ def check(engine: wp.Engine, expected: dict[str, torch.Tensor]) -> None:
     assert engine.verify() == []
 
 
+@pytest.mark.slow
 def test_tasks_that_were_added_run_beside_those_that_go_on(path: Path) -> None:
     before = fresh(path)
     with wp.Engine.from_pretrained(path) as engine, engine.task("animal") as animal:
@@ -94,6 +95,7 @@ def test_tasks_that_were_added_run_beside_those_that_go_on(path: Path) -> None:
         check(engine, fresh(path))
 
 
+@pytest.mark.slow
 def test_a_task_that_was_removed_is_unknown_and_its_module_refuses(path: Path) -> None:
     grow(path)
     expected = fresh(path)
@@ -114,6 +116,7 @@ def test_a_task_that_was_removed_is_unknown_and_its_module_refuses(path: Path) -
         assert fresh(path).keys() == expected.keys()
 
 
+@pytest.mark.slow
 def test_pages_are_evicted_after_any_task_has_left(path: Path) -> None:
     grow(path)
     bundle = Bundle.open(path)
@@ -128,6 +131,7 @@ def test_pages_are_evicted_after_any_task_has_left(path: Path) -> None:
         check(engine, fresh(path))
 
 
+@pytest.mark.slow
 def test_a_task_that_was_compiled_anew_gets_a_new_module(path: Path) -> None:
     grow(path)
     with wp.Engine.from_pretrained(path) as engine:
@@ -140,6 +144,7 @@ def test_a_task_that_was_compiled_anew_gets_a_new_module(path: Path) -> None:
         assert engine.activate("number") is not old
 
 
+@pytest.mark.slow
 def test_a_bundle_that_was_packed_again_is_taken_over(path: Path, tmp_path: Path) -> None:
     grow(path)
     expected = fresh(path)
@@ -165,6 +170,7 @@ def test_pages_of_another_size_are_refused_and_it_says_how_to_keep_them(path: Pa
         assert set(engine.reload().changed) <= set(OLD)
 
 
+@pytest.mark.slow
 def test_another_model_is_refused_and_nothing_changes(path: Path, content: dict[str, Any], tmp_path: Path) -> None:
     expected = fresh(path)
     with wp.Engine.from_pretrained(path) as engine:
@@ -178,6 +184,7 @@ def test_another_model_is_refused_and_nothing_changes(path: Path, content: dict[
         check(engine, expected)
 
 
+@pytest.mark.slow
 def test_a_bundle_that_leaves_too_little_room_changes_nothing(path: Path) -> None:
     bundle = Bundle.open(path)
     budget = footprint(bundle).total + len(bundle.pages_of("animal")) * bundle.page_bytes
@@ -196,6 +203,7 @@ def test_a_bundle_that_leaves_too_little_room_changes_nothing(path: Path) -> Non
         check(engine, fresh(path))
 
 
+@pytest.mark.slow
 def test_other_threads_go_on_while_a_bundle_is_reloaded(path: Path) -> None:
     expected = fresh(path)
     stop = threading.Event()
@@ -256,6 +264,7 @@ def test_reloading_for_nothing_keeps_no_file_open(path: Path) -> None:
         check(engine, fresh(path))
 
 
+@pytest.mark.slow
 def test_a_reload_opens_its_store_as_the_engine_did(path: Path) -> None:
     opened: list[FaultyStore] = []
 
@@ -274,6 +283,7 @@ def test_a_reload_opens_its_store_as_the_engine_did(path: Path) -> None:
         assert sum(read) * engine.bundle.page_bytes == engine.report().bytes_read
 
 
+@pytest.mark.slow
 def test_a_task_in_use_is_to_blame_not_the_budget(path: Path) -> None:
     with wp.Engine.from_pretrained(path) as engine:
         grow(path)

@@ -144,6 +144,7 @@ def test_a_row_that_isnt_there_is_refused_as_torch_does(bundle: Bundle) -> None:
             module(**inputs)
 
 
+@pytest.mark.slow
 def test_growing_keeps_tables_and_answers(
     bundle: Bundle, expected: dict[tuple[str, int], torch.Tensor], tmp_path: Path
 ) -> None:
@@ -161,6 +162,7 @@ def test_growing_keeps_tables_and_answers(
             assert torch.equal(logits(engine.activate(task)), expected[task, 0])
 
 
+@pytest.mark.slow
 def test_an_engine_takes_over_a_grown_bundle(
     bundle: Bundle, expected: dict[tuple[str, int], torch.Tensor], tmp_path: Path
 ) -> None:

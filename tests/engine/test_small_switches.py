@@ -156,6 +156,7 @@ def test_closing_meanwhile_tells_whoever_switches(bundle: Bundle, meanwhile: Mea
     closing[0].result()
 
 
+@pytest.mark.slow
 def test_threads_that_switch_and_share_tasks_get_right_answers(
     bundle: Bundle, expected: dict[str, torch.Tensor]
 ) -> None:

@@ -82,6 +82,7 @@ def close(found: Tensor, expected: Tensor, magnitude: Tensor | float = 0) -> boo
     return same and bool((found.float() - expected.float()).norm() <= share * (expected.float().norm() + magnitude))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.data())
 def test_a_layer_is_what_the_reference_says(data: st.DataObject) -> None:
@@ -90,6 +91,7 @@ def test_a_layer_is_what_the_reference_says(data: st.DataObject) -> None:
     assert close(gpu.paged_linear(x, weight, bias), reference.paged_linear(x, weight, bias))
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.data(), st.sampled_from(sorted(reference.ACTIVATIONS)))
 def test_a_gated_layer_is_what_the_reference_says(data: st.DataObject, activation: str) -> None:
@@ -136,6 +138,7 @@ def test_pages_that_words_do_not_fit_into_are_refused() -> None:
         gpu.paged_linear(torch.ones(1, 8, device=DEVICE), weight, None)
 
 
+@pytest.mark.slow
 def test_the_check_passes_here_and_notices_other_results(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu.check(DEVICE)
     with monkeypatch.context() as other:

@@ -34,6 +34,7 @@ def rounded(weight: Tensor, grid: BlockGrid) -> tuple[RowRounding, Tensor]:
     return rounding.rows("w"), rounding("w", weight)
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 90),
     st.integers(1, 200),

@@ -170,6 +170,7 @@ def test_without_the_native_module_the_reference_serves_with_one_warning() -> No
     assert_warned_once(code, "reference reference torch ('reference',)\n", "the reference kernel serves")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(kernels.isa() == "reference", reason="the native kernels are not built")
 @pytest.mark.skipif(sys.platform != "linux" or not torch.backends.openmp.is_available(), reason="torch has no OpenMP")
 def test_threads_are_those_of_torchs_own_openmp_runtime() -> None:
@@ -190,6 +191,7 @@ __attribute__((constructor)) static void loaded(void) { usleep(500000); dlopen(O
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(kernels.isa() == "reference", reason="the native kernels are not built")
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs a C compiler")
 def test_torchs_runtime_is_found_while_another_thread_loads_libraries(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def by_torch(case: Case) -> bool:
     return dispatch._serving(case.weight)[0] == "reference"
 
 
+@pytest.mark.slow
 @settings(max_examples=60)  # native tests try a thousand cases of each kernel
 @given(case=cases(), threads=st.integers(1, 4))
 def test_close_to_the_dense_product_on_any_threads(case: Case, threads: int) -> None:

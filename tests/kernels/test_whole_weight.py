@@ -35,6 +35,7 @@ def table(rows: int, columns: int, block: BlockShape, dtype: TiedDtype, seed: in
     return made, torch.from_numpy(again)
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 150),
     st.integers(1, 300),

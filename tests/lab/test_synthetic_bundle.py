@@ -14,6 +14,7 @@ from weightpager.lab.synthetic_bundle import Recipe, bundle_of
 from weightpager.page_dtype import PageDtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
 def test_a_synthetic_bundle_runs(dtype: PageDtype, tmp_path: Path) -> None:
     config = Qwen2Config(

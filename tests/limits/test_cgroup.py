@@ -114,6 +114,7 @@ def test_less_than_the_memory_is_measured() -> None:
     assert 64 * MIB <= run.peak_memory <= 256 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_memory")
 def test_page_cache_counts_and_is_given_up_under_pressure(big_file: Path) -> None:
     drop(big_file)
@@ -123,6 +124,7 @@ def test_page_cache_counts_and_is_given_up_under_pressure(big_file: Path) -> Non
     assert 16 * MIB <= run.peak_memory <= 32 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_memory")
 def test_what_one_run_cached_is_not_free_for_the_next(big_file: Path) -> None:
     drop(big_file)
@@ -132,6 +134,7 @@ def test_what_one_run_cached_is_not_free_for_the_next(big_file: Path) -> None:
     assert resident_bytes(big_file) < 10 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_storage")
 def test_direct_reads_are_no_faster_than_the_limit(big_file: Path, disk: Path) -> None:
     rate = 96 * MIB

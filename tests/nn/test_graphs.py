@@ -104,6 +104,7 @@ def test_compiled_models_leave_paged_layers_out_of_cuda_graphs() -> None:
     assert torch.Tag.cudagraph_unsafe in torch.ops.weightpager.paged_linear.default.tags
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_a_whole_model_compiles(assistant_bundle: Path) -> None:
     torch._dynamo.reset()

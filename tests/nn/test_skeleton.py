@@ -43,6 +43,7 @@ def test_a_wide_head_is_not_computed() -> None:
         transformers.LlamaModel(config)
 
 
+@pytest.mark.slow
 def test_what_is_computed_piece_by_piece_is_added_up() -> None:
     with pytest.raises(ValueError, match="bytes beside its weights"), empty_on_meta():
         for _ in range(100):

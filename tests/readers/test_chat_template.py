@@ -111,6 +111,7 @@ def test_a_template_that_takes_too_much_is_stopped(source: str, limit: str) -> N
             assert (refused.value.param, refused.value.code) == ("messages", "chat_template_limit")
 
 
+@pytest.mark.slow
 def test_a_conversation_after_one_that_was_stopped_is_written() -> None:
     with template("{% if messages | length == 1 %}" + ENDLESS + "{% endif %}well") as found:
         for _ in range(2):
@@ -145,6 +146,7 @@ def endless(writer_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ru
         yield running
 
 
+@pytest.mark.slow
 def test_a_template_that_never_ends_holds_up_nobody(endless: Running) -> None:
     body = {"model": "animals", "messages": [{"role": "user", "content": "cat"}]}
     with endless.http() as client, ThreadPoolExecutor(1) as pool:

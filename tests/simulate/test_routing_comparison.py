@@ -55,6 +55,7 @@ def ways(found: RoutingComparison, replicas: int) -> list[Replay]:
     return [*plain, found.oracle(replicas, plain)]
 
 
+@pytest.mark.slow
 @given(lists, gaps, st.integers(1, 3), st.sampled_from(["grouped", "arrival"]))
 @settings(max_examples=40)
 def test_every_request_is_served_once_and_never_before_it_comes(
@@ -70,6 +71,7 @@ def test_every_request_is_served_once_and_never_before_it_comes(
         assert len(replay.routes) == len(trace)
 
 
+@pytest.mark.slow
 @given(lists, gaps, st.sampled_from([0, 10, 60]))
 @settings(max_examples=40)
 def test_one_replica_loads_and_waits_as_the_simulator_of_one_engine(
@@ -101,6 +103,7 @@ def test_who_knows_the_future_never_loads_more(
 bursts = st.lists(st.tuples(st.sampled_from(TASKS), st.integers(2, 6)), min_size=25, max_size=40)
 
 
+@pytest.mark.slow
 @given(bursts, st.sampled_from([0, 20, 40, 80]))
 @settings(max_examples=40)
 def test_where_requests_of_a_task_follow_each_other_affinity_loads_no_more(
@@ -155,6 +158,7 @@ class Watched:
         return ReplicaView(blocks.missing_pages(engine.bundle.task_numbers[task]) * size, blocks.free * size, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [2, 3])
 @pytest.mark.parametrize("way", ["round robin", "affinity"])
 def test_real_engines_load_what_was_simulated(drawn_bundle: Bundle, replicas: int, way: str) -> None:

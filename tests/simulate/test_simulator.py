@@ -107,6 +107,7 @@ def test_pages_that_were_on_their_way_when_a_switch_came_are_loaded_too(bundle: 
     assert ahead.bytes_per_switch == pytest.approx(once * bundle.page_bytes / 3)
 
 
+@pytest.mark.slow
 def test_the_smallest_budget_waits_no_longer_than_asked(bundle: Bundle) -> None:
     sizing = Sizing(bundle, visits(*ROUND * 10), STORAGE)
     least = budget_for(bundle, Simulator(bundle).largest_task)
@@ -127,6 +128,7 @@ def test_a_budget_below_the_largest_task_is_refused(bundle: Bundle) -> None:
         Sizing(bundle, visits(*ROUND), STORAGE).slots(budget_for(bundle, Simulator(bundle).largest_task - 1))
 
 
+@pytest.mark.slow
 def test_the_command_replays_a_file(assistant_bundle: Path, tmp_path: Path, weightpager: Callable[..., Any]) -> None:
     trace = tmp_path / "day.jsonl"
     lines = (json.dumps({"task": task, "time": float(number)}) for number, task in enumerate(ROUND * 5))
@@ -160,6 +162,7 @@ def test_the_command_takes_a_trace_by_name(assistant_bundle: Path, weightpager: 
     assert json.loads(found.out)["visits"] == 51
 
 
+@pytest.mark.slow
 def test_the_command_explains_waits_of_nothing(assistant_bundle: Path, weightpager: Callable[..., Any]) -> None:
     all_fit = weightpager("simulate", assistant_bundle, "--trace", "robot", "--switches", "50", "--quiet").out
     pages = len(Bundle.open(assistant_bundle).pages)

@@ -27,6 +27,7 @@ def seconds(bundle: Bundle, pages: list[int], room: int, storage: StorageModel) 
     return storage.seconds(reads, len(pages) * bundle.page_bytes)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 @given(data=st.data())
 def test_no_residency_is_slower_than_the_most(bundle: Bundle, data: st.DataObject) -> None:

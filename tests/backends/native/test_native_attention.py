@@ -27,6 +27,7 @@ def _attributes(**changes: Any) -> dict[str, Any]:
     return {"scale": 0.3, "causal": False, "window": 0, "softcap": 0.0, "index": 0, "layout": "bhtd", **changes}
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 3),
     st.sampled_from([(1, 1), (4, 4), (6, 2), (3, 1)]),

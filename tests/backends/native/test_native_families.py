@@ -51,6 +51,7 @@ def _cases() -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "settings", "kind", "dtype"), _cases())
 def test_native_code_gives_what_the_module_gives(
     tmp_path_factory: pytest.TempPathFactory, family: str, settings: Mapping[str, Any], kind: TaskKind, dtype: str

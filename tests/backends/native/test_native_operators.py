@@ -150,6 +150,7 @@ def test_powers(exponent: float, shape: list[int], seed: int) -> None:
 COLUMNS = st.integers(1, 80)
 
 
+@pytest.mark.slow
 @given(SHAPES, COLUMNS, SEEDS, ISAS, st.integers(0, 7))
 def test_norms(shape: list[int], columns: int, seed: int, isa: int, which: int) -> None:
     rng = np.random.default_rng(seed)
@@ -165,6 +166,7 @@ def test_norms(shape: list[int], columns: int, seed: int, isa: int, which: int) 
     _agrees("add_rms_norm", [x, y, weight], plain, rng, isa, [2], 3e-5)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), SEEDS, ISAS, st.data())
 def test_over_axes(shape: list[int], seed: int, isa: int, data: st.DataObject) -> None:
     rng = np.random.default_rng(seed)
@@ -187,6 +189,7 @@ def test_long_rows_of_softmax() -> None:
         _agrees("softmax", [_values(rng, [5, columns]) * np.float32(20)], {"axis": 1}, rng)
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from([0, 1, 2, 3, 4, 6]), min_size=1, max_size=4), SEEDS, st.data())
 def test_shapes(shape: list[int], seed: int, data: st.DataObject) -> None:
     rng = np.random.default_rng(seed)

@@ -106,6 +106,7 @@ def test_decoders_go_on_with_the_same_tokens(writer_bundle: Path) -> None:
             assert (ours.ends, ours.vocabulary, ours.context) == (theirs.ends, theirs.vocabulary, theirs.context)
 
 
+@pytest.mark.slow
 def test_answers_are_the_same(writer_bundle: Path, assistant_bundle: Path, camera_bundle: Path, tmp_path: Path) -> None:
     pictures = [str(tiny.picture(tmp_path / f"{colour}.png", colour, size=(20, 18))) for colour in ("red", "blue")]
     for bundle, inputs in (
@@ -153,6 +154,7 @@ def test_a_long_text_is_read_in_pieces(writer_bundle: Path, monkeypatch: pytest.
         assert np.abs(np.concatenate(found) - whole).max() < CLOSE
 
 
+@pytest.mark.slow
 @given(st.integers(0, 99), st.floats(0.05, 1.0), st.floats(0.1, 3.0))
 def test_tokens_are_drawn_from_the_likeliest(seed: int, top_p: float, temperature: float) -> None:
     logits = np.random.default_rng(seed).normal(size=(3, 8)).astype(np.float32)

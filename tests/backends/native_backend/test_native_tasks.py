@@ -71,6 +71,7 @@ def inputs_of(bundle: Path) -> dict[str, npt.NDArray[Any]]:
     return {"input_ids": IDS, "attention_mask": MASK}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["assistant", "wordy", "writer", "camera", "tied", "adapted"])
 def test_every_task_gives_what_torch_gives(request: pytest.FixtureRequest, which: str) -> None:
     bundle: Path = request.getfixturevalue(f"{which}_bundle")

@@ -126,6 +126,7 @@ def test_a_table_of_version_1_that_promises_the_moon_is_refused(old: Path) -> No
         Bundle.open(old)
 
 
+@pytest.mark.slow
 def test_a_bundle_of_version_1_is_upgraded(old: Path, tmp_path: Path) -> None:
     done = upgrade(old, tmp_path / "new.bundle")
     new = Bundle.open(tmp_path / "new.bundle")

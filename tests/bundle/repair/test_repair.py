@@ -59,6 +59,7 @@ def grown_bundle(assistant_bundle: Path, tmp_path_factory: pytest.TempPathFactor
     return copied(folder / "linked.bundle", folder, "grown.bundle")
 
 
+@pytest.mark.slow
 @relaxed
 @given(data=st.data())
 def test_any_damage_is_mended_from_an_intact_copy(assistant_bundle: Path, tmp_path: Path, data: st.DataObject) -> None:

@@ -56,6 +56,7 @@ def test_inspect_states_the_share(weightpager: Command, assistant_bundle: Path) 
     assert facts["parameters"] == {"paged": found.paged, "others": dict(found.others)}
 
 
+@pytest.mark.slow
 def test_a_compile_warns_where_most_stays_in_memory(weightpager: Command, tmp_path: Path) -> None:
     content = tiny.writer(tmp_path)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}

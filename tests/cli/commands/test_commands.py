@@ -29,6 +29,7 @@ def tasks_yaml(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_compile_writes_a_bundle_and_says_what_came_out(weightpager: Command, tasks_yaml: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.bundle"
     found = weightpager("compile", tasks_yaml, "--out", out)
@@ -158,6 +159,7 @@ def test_a_switch_that_does_not_fit_is_planned_in_the_two_phases_that_it_has(
             assert plan["at_most_ms"] <= worst["at_most_ms"]
 
 
+@pytest.mark.slow
 def test_the_worst_switch_is_among_tasks_that_fit(weightpager: Command, tmp_path: Path) -> None:
     content = tiny.assistant(tmp_path, alignment=0.0)
     content["tasks"]["animal"]["sparsity"] = 0.2
@@ -238,6 +240,7 @@ def test_numbers_that_are_not_finite_are_null_in_json(capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out, parse_constant=refuse) == {"loss": [None, None, 0.5]}
 
 
+@pytest.mark.slow
 def test_eval_says_when_the_held_out_data_has_changed(weightpager: Command, tmp_path: Path) -> None:
     wp.compile(tiny.assistant(tmp_path), out=tmp_path / "a.bundle")
     held_out = tmp_path / "animal.eval.jsonl"

@@ -69,6 +69,7 @@ def test_json_tells_the_same(weightpager: Command, tmp_path: Path) -> None:
     assert told["processor"]["usable_cores"] >= 1
 
 
+@pytest.mark.slow
 def test_a_kernel_that_computes_wrongly_is_reported(
     weightpager: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_wrong_reference_is_reported(weightpager: Command, tmp_path: Path, mon
     assert "install another version of torch" in last_line(found.out)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("avx2" not in kernels.available(), reason="this machine has no avx2 kernel")
 def test_the_kernel_that_the_environment_names_is_the_one(
     weightpager: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +141,7 @@ def test_storage_that_cannot_be_measured_is_no_failure(
     assert "storage was not measured (too little space" in last_line(found.out)
 
 
+@pytest.mark.slow
 def test_a_missing_native_module_is_said_with_what_to_do(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['weightpager.kernels._native'] = None\n"
@@ -168,6 +171,7 @@ def test_direct_reads_that_are_not_are_doubted(weightpager: Command, monkeypatch
     assert "note: tmpfs keeps its files in memory; not direct" in found.out
 
 
+@pytest.mark.slow
 def test_busy_cores_are_noted(weightpager: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     seconds = {1: 1.0, 2: 3.0}

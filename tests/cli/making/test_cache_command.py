@@ -22,6 +22,7 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_compile_says_what_it_keeps_and_takes(weightpager: Command, tasks: Path, tmp_path: Path) -> None:
     first = weightpager("compile", tasks, "--out", tmp_path / "a.bundle")
     assert f"the dense model is kept in {tmp_path / 'cache' / 'compile'}: another sparsity or dtype" in first.err

@@ -13,6 +13,7 @@ from command import Command
 from weightpager.compiler.task_file.file import load
 
 
+@pytest.mark.slow
 def test_a_starter_is_a_task_file_that_compiles(weightpager: Command, tmp_path: Path) -> None:
     model = tiny.bert(tmp_path / "a model: 'x'")
     found = weightpager("init", tmp_path / "new" / "here", "--model", model)

@@ -44,6 +44,7 @@ def test_no_server_is_no_error(weightpager: Command) -> None:
     assert json.loads(weightpager("ps", "--json").out) == []
 
 
+@pytest.mark.slow
 def test_serve_is_found_until_it_ends(weightpager: Command, assistant_bundle: Path) -> None:
     command = ["weightpager", "serve", str(assistant_bundle), "--port", "0"]
     code = f"import sys; sys.argv = {command!r}; from weightpager.cli import main; main()"

@@ -100,6 +100,7 @@ def optimum(case: Case) -> float:
     return float(-found.fun)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(small_cases())
 def test_small_cases_against_a_milp_solver(case: Case) -> None:
@@ -112,6 +113,7 @@ def test_small_cases_against_a_milp_solver(case: Case) -> None:
     assert found.objective >= best - found.gap * abs(found.bound) - slack
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(small_cases())
 def test_flows_between_few_tasks_against_a_milp_solver(case: Case) -> None:
@@ -136,6 +138,7 @@ def test_flows_reach_what_scoring_every_subset_reaches(strength: float) -> None:
     assert problem.net(masks) == pytest.approx(problem.net(exact), rel=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.5, np.inf])
 def test_twenty_tasks(strength: float) -> None:
     budgets = np.resize(MIXED * 600, 20).astype(np.int64)
@@ -144,6 +147,7 @@ def test_twenty_tasks(strength: float) -> None:
     assert -1e-9 <= found.gap <= 1e-3
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(small_cases())
 def test_small_cases_lose_little(case: Case) -> None:

@@ -90,6 +90,7 @@ def test_words_are_cut_with_their_labels(tmp_path: Path) -> None:
     assert read(task, 4).train == (Example([2, 11, 6, 3], [IGNORED, 1, 0, IGNORED]),)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.text("ab", min_size=1, max_size=5), st.integers(0, 9)), min_size=1), st.data(), st.booleans()
 )

@@ -38,6 +38,7 @@ def check(source: Source, available: int | None) -> None:
     check_stages(source, available, moves=source.task_file.reorder)
 
 
+@pytest.mark.slow
 def test_a_tiny_model_fits_and_a_huge_batch_does_not(tmp_path: Path) -> None:
     check(load(tmp_path), 1 << 30)
     check(load(tmp_path), None)
@@ -114,6 +115,7 @@ def wide(folder: Path, **changes: Any) -> dict[str, Any]:
 CALIBRATION = {"items": 4, "max_length": 32, "batch": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(resident_memory() is None, reason="the system doesn't tell what a process holds")
 def test_the_bound_that_is_told_holds_and_is_no_more_than_half_too_high(tmp_path: Path) -> None:
     content = wide(tmp_path, recover={"method": "closed-form"}, reorder=False, compare="dense")
@@ -173,6 +175,7 @@ def test_windows_of_a_language_model_are_measured_few_at_a_time(tmp_path: Path) 
     assert found[0] == found[1] > found[2]
 
 
+@pytest.mark.slow
 def test_tasks_that_are_added_need_no_room_for_training_the_model(tmp_path: Path) -> None:
     for recover in ("none", "finetune"):
         source = load(tmp_path, recover={"method": recover, "batch": 1}, training={"batch": 1})
@@ -187,6 +190,7 @@ def test_tasks_that_are_added_need_no_room_for_training_the_model(tmp_path: Path
             check_training(source, 3 * whole - 1)
 
 
+@pytest.mark.slow
 def test_recovery_counts_the_copies_that_it_makes(tmp_path: Path) -> None:
     def needed(compare: str = "none", **recover: Any) -> int:
         return recover_bytes(load(tmp_path, compare=compare, recover={"method": "finetune", "batch": 1, **recover}))

@@ -30,16 +30,17 @@ def validated(content: dict[str, Any]) -> dict[str, Any]:
 
 
 # The cache takes what training and calibration leave, whatever comes after them, and nothing from other journals.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cached", "change"),
     [
         (True, {}),
-        pytest.param(True, {"alignment": float("inf"), "sparsity": 0.3}, marks=pytest.mark.slow),
-        pytest.param(True, {"dtype": "float32", "recover": "closed-form"}, marks=pytest.mark.slow),
+        (True, {"alignment": float("inf"), "sparsity": 0.3}),
+        (True, {"dtype": "float32", "recover": "closed-form"}),
         (True, {"dtype": "int8", "page": "auto", "recover": FINETUNE}),
-        pytest.param(False, {"dtype": "int8", "page": "auto", "recover": FINETUNE}, marks=pytest.mark.slow),
+        (False, {"dtype": "int8", "page": "auto", "recover": FINETUNE}),
         (False, {"recover": FINETUNE | {"private_blocks": 0.2, "private_steps": 2, "low_rank": 2}, "compare": True}),
-        pytest.param(False, {"recover": FINETUNE | {"start": "closed-form"}}, marks=pytest.mark.slow),
+        (False, {"recover": FINETUNE | {"start": "closed-form"}}),
     ],
 )
 def test_the_estimate_holds_against_what_a_compile_takes(
@@ -68,6 +69,7 @@ def test_the_estimate_holds_against_what_a_compile_takes(
         assert kept <= cache_bytes(source) < 2 * kept + 200_000
 
 
+@pytest.mark.slow
 def test_a_compile_is_refused_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content, stages = tiny.assistant(tmp_path), []
     monkeypatch.setattr(storage, "free_bytes", lambda _: 100_000)
@@ -93,6 +95,7 @@ def test_what_an_earlier_run_has_left_counts_as_free(tmp_path: Path, monkeypatch
         storage.check_storage(source, journal, Cache.none(), scratch=1)
 
 
+@pytest.mark.slow
 def test_where_only_the_cache_has_no_room_it_keeps_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

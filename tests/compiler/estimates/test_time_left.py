@@ -83,13 +83,14 @@ def test_the_whole_is_told_once_a_second_in_seconds() -> None:
     assert [what for what in told if what[0] == "train"] == [("train", done, 40) for done in range(1, 41)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
         {"recover": {"method": "finetune", "steps": 8, "batch": 8, "private_blocks": 0.1, "private_steps": 2}},
         {"recover": {"method": "finetune", "steps": 8, "batch": 8, "start": "closed-form"}, "compare": True},
-        pytest.param({"recover": "closed-form", "alignment": 0.5}, marks=pytest.mark.slow),
-        pytest.param({"alignment": float("inf")}, marks=pytest.mark.slow),
+        {"recover": "closed-form", "alignment": 0.5},
+        {"alignment": float("inf")},
     ],
 )
 def test_the_plan_names_the_stages_that_come_in_their_order(

@@ -87,6 +87,7 @@ def changed(family: str, changes: Mapping[str, Any], kind: TaskKind) -> Graph:
     return graph
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "settings", "kind"), _cases(slow=False))
 def test_a_graph_gives_what_its_module_gives(
     tmp_path_factory: pytest.TempPathFactory, family: str, settings: Mapping[str, Any], kind: TaskKind
@@ -114,6 +115,7 @@ def test_a_family_without_a_graph_says_why(family: str) -> None:
         export_graph(config_of(family, families[family]), kind, image_of(kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "changes", "reason"),
     [
@@ -141,6 +143,7 @@ def test_settings_that_leave_no_graph(
     assert capsys.readouterr() == ("", "")  # a command may print JSON
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
@@ -159,12 +162,14 @@ def test_settings_that_change_what_is_computed(family: str, changes: Mapping[str
     assert [each.name for each in graph.outputs] == ["logits", "hidden"]
 
 
+@pytest.mark.slow
 def test_a_local_attention_looks_both_ways() -> None:
     changes = {"local_attention": 4, "global_attn_every_n_layers": 2}
     graph = changed("ModernBert", changes, "text-classification")
     assert [node.attributes["window"] for node in graph.attentions] == [0, 3]
 
 
+@pytest.mark.slow
 def test_a_tied_bias_goes_by_its_first_name() -> None:
     graph = changed("Bert", {"is_decoder": True}, "language-modeling")
     assert "cls.predictions.decoder.bias" not in set(graph.parameters())
@@ -175,6 +180,7 @@ def _operators(graph: Graph) -> Counter[str]:
     return Counter(node.op for node in graph.nodes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma"])
 def test_decoders_are_fused(tmp_path_factory: pytest.TempPathFactory, family: str) -> None:
     graph = exported(tmp_path_factory, family, "language-modeling")
@@ -199,6 +205,7 @@ def test_a_gelu_written_out_is_one(tmp_path_factory: pytest.TempPathFactory, fam
     assert sum(node.attributes.get("activation") == "gelu_tanh" for node in graph.nodes) == 2
 
 
+@pytest.mark.slow
 def test_passes_change_nothing_that_is_simple_already() -> None:
     form = CallForm.of("text-classification")
     config = config_of("Bert", ALL_ENCODERS["Bert"])

@@ -43,6 +43,7 @@ class _Instead(nn.Module):
         return self.function(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
@@ -62,6 +63,7 @@ def test_what_no_operator_says_is_named(function: Callable[[Tensor], Tensor], re
         draft_of(module, _FORM, 997)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function",
     [
@@ -83,6 +85,7 @@ def test_plain_operators_give_what_torch_gives(function: Callable[[Tensor], Tens
     check_graph(simplified(draft_of(module, _FORM, 997)).graph, other, _FORM)
 
 
+@pytest.mark.slow
 def test_a_graph_of_another_module_is_refused() -> None:
     graph = export_graph(config_of("Bert", ALL_ENCODERS["Bert"]), "text-classification")
     other = empty_module_of(config_of("Bert", {**ALL_ENCODERS["Bert"], "hidden_act": "relu"}), "text-classification", 3)
@@ -90,6 +93,7 @@ def test_a_graph_of_another_module_is_refused() -> None:
         check_graph(graph, other, _FORM)
 
 
+@pytest.mark.slow
 def test_a_language_model_that_mixes_positions_is_refused() -> None:
     """Its graph is right for whole texts, but not for one that goes on."""
     config = config_of("Llama", ALL_DECODERS["Llama"])
@@ -113,6 +117,7 @@ def test_made_up_values_leave_ties_tied_and_no_two_matrices_equal() -> None:
     assert not any(each.is_meta for each in parameters(module).values())
 
 
+@pytest.mark.slow
 def test_the_number_of_classes_is_no_part_of_a_graph() -> None:
     graph = export_graph(config_of("Llama", ALL_DECODERS["Llama"]), "text-classification")
     for classes in (1, 2, 7):

@@ -16,6 +16,7 @@ from weightpager.graph.file import graph_file
 KIND = "token-classification"
 
 
+@pytest.mark.slow
 def test_a_graph_is_written_once(tmp_path: Path) -> None:
     config = config_of("Bert", ALL_ENCODERS["Bert"])
     assert write_graphs(BundleWriter(tmp_path), config, [KIND, KIND], None) == {}

@@ -48,6 +48,7 @@ def round_tables(model: nn.Module) -> None:
             part.weight.copy_(INT8.apply(part.weight))
 
 
+@pytest.mark.slow
 def test_the_dense_model_is_trained_as_long_before_it_is_quantised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +72,7 @@ def test_the_dense_model_is_trained_as_long_before_it_is_quantised(
         break  # the tasks share their weights, which are quantised now
 
 
+@pytest.mark.slow
 def test_a_dense_model_that_training_harms_is_compared_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +108,7 @@ def test_steps_of_private_blocks_are_the_dense_models_too(tmp_path: Path) -> Non
     assert "18 steps" in str(cost(task_file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compare", ["none", False])
 def test_controls_that_are_skipped_cost_nothing_and_no_verdict_is_given(
     tmp_path: Path, weightpager: Command, compare: object
@@ -121,6 +124,7 @@ def test_controls_that_are_skipped_cost_nothing_and_no_verdict_is_given(
     assert cost(from_dict(task_file)) is None
 
 
+@pytest.mark.slow
 def test_what_too_few_items_could_tell_nothing_of_is_not_trained_unless_asked_for(tmp_path: Path) -> None:
     asked = content(tmp_path)
     unsaid = {key: value for key, value in asked.items() if key != "compare"}  # 40 held-out items a task
@@ -129,6 +133,7 @@ def test_what_too_few_items_could_tell_nothing_of_is_not_trained_unless_asked_fo
     assert len(measure_controls(untrained, Run())) == 5
 
 
+@pytest.mark.slow
 def test_one_shared_mask_is_trained_by_the_same_spec(tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
     prepared = prepared_of(tmp_path, compare=True, alignment=0.5)
@@ -137,7 +142,8 @@ def test_one_shared_mask_is_trained_by_the_same_spec(tmp_path: Path) -> None:
     assert [done for stage, done in told if stage == "shared mask: fine-tune"] == list(range(1, 7))
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "int4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "int4"])
 def test_one_shared_mask_is_measured_in_the_dtype_of_the_bundle(dtype: PageDtype, tmp_path: Path) -> None:
     """It is what `alignment: inf` compiles: of the same bytes, and of the same score."""
     task_file = content(tmp_path, compare=True, dtype=dtype)
@@ -150,6 +156,7 @@ def test_one_shared_mask_is_measured_in_the_dtype_of_the_bundle(dtype: PageDtype
     assert control.resident_bytes == kept * block_bytes(same.manifest.block_shape, dtype)
 
 
+@pytest.mark.slow
 def test_a_compile_killed_while_controls_train_goes_on_there_even_without_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +187,7 @@ def test_a_compile_killed_while_controls_train_goes_on_there_even_without_them(
     assert "fine-tune" not in without
 
 
+@pytest.mark.slow
 def test_intervals_and_what_lies_between_come_with_the_report(tmp_path: Path) -> None:
     bundle = wp.compile(content(tmp_path), out=tmp_path / "a.bundle")
     report = read_report(bundle)
@@ -203,6 +211,7 @@ def test_intervals_and_what_lies_between_come_with_the_report(tmp_path: Path) ->
     assert old.gap_intervals == {}
 
 
+@pytest.mark.slow
 def test_the_command_says_what_controls_cost_and_leaves_them_out(tmp_path: Path, weightpager: Command) -> None:
     path = tmp_path / "tasks.yaml"
     path.write_text(json.dumps(content(tmp_path)), encoding="utf-8")

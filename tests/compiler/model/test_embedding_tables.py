@@ -113,6 +113,7 @@ def test_tables_are_rounded_where_pages_are(tmp_path: Path, pages: PageDtype, ro
     assert form.tables == (TABLES if rounded else set())
 
 
+@pytest.mark.slow
 def test_pages_of_float32_promise_exact_values(tmp_path: Path) -> None:
     bundle = wp.compile(tiny.assistant(tmp_path, dtype="float32"), out=tmp_path / "a.bundle")
     assert narrow(bundle.path) == set()
@@ -126,6 +127,7 @@ def test_a_table_with_a_tied_head_stays(writer_bundle: Path) -> None:
         assert module.lm_head.weight is module.get_input_embeddings().weight
 
 
+@pytest.mark.slow
 def test_a_decoder_whose_head_is_its_own_generates_what_its_export_does(tmp_path: Path) -> None:
     bundle = wp.compile(llama(tmp_path, "words", tied=False), out=tmp_path / "a.bundle")
     assert narrow(bundle.path) == {WORDS}
@@ -139,6 +141,7 @@ def test_a_decoder_whose_head_is_its_own_generates_what_its_export_does(tmp_path
         assert module.generate(**INPUTS, **options).tolist() == model.generate(**INPUTS, **options).tolist()
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_a_table_past_the_lookup_gets_it_wide(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -153,6 +156,7 @@ def test_a_model_that_reads_a_table_past_the_lookup_gets_it_wide(tmp_path: Path)
         torch.testing.assert_close(outputs(bundle.path)["pet"], model(**INPUTS).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bundle_with_wide_tables_opens_and_computes_with_them(assistant_bundle: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(assistant_bundle, tmp_path / "old.bundle"))
     widen(old)
@@ -170,6 +174,7 @@ def test_a_bundle_with_wide_tables_opens_and_computes_with_them(assistant_bundle
         torch.testing.assert_close(module(**INPUTS).logits, model(**INPUTS).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bundle_with_wide_tables_keeps_them_when_it_grows(assistant_bundle: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(assistant_bundle, tmp_path / "old.bundle"))
     widen(old, unrounded)
@@ -180,6 +185,7 @@ def test_a_bundle_with_wide_tables_keeps_them_when_it_grows(assistant_bundle: Pa
     assert all(torch.equal(before[task], after[task]) for task in before)
 
 
+@pytest.mark.slow
 def test_a_new_task_looks_up_in_the_bases_narrow_tables(assistant_bundle: Path, tmp_path: Path) -> None:
     grown = wp.compile(pet(tmp_path), out=tmp_path / "grown.bundle", base=assistant_bundle)
     assert not TABLES & load_file(grown.path / private_file("pet")).keys()
@@ -187,6 +193,7 @@ def test_a_new_task_looks_up_in_the_bases_narrow_tables(assistant_bundle: Path, 
     assert all(torch.equal(before[task], after[task]) for task in before)
 
 
+@pytest.mark.slow
 def test_a_new_task_with_a_tied_head_brings_a_wide_table(tmp_path: Path) -> None:
     base = wp.compile(llama(tmp_path, "animal", tied=True), out=tmp_path / "base.bundle")
     assert narrow(base.path) == {WORDS}

@@ -67,6 +67,7 @@ def test_what_asks_for_more_is_refused(folder: Path, file: str, change: dict[str
         check_directory(folder)
 
 
+@pytest.mark.slow
 def test_too_many_layers_are_not_built(folder: Path, tmp_path: Path) -> None:
     edit(folder / "config.json", {"num_hidden_layers": 512, "hidden_size": 2**17, "num_attention_heads": 2**12})
     edit(folder / "config.json", {"intermediate_size": 2**18, "vocab_size": 2**24})

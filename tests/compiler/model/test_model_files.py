@@ -64,6 +64,7 @@ def test_it_stays_so_when_the_bundle_grows_and_shrinks(path: Path, content: dict
         assert [engine.module(task).generation_config.eos_token_id for task in engine.bundle.tasks] == [STOPS, STOPS]
 
 
+@pytest.mark.slow
 def test_it_stops_there_too_where_a_bundle_had_no_decoding_task_before(content: dict[str, Any], tmp_path: Path) -> None:
     animal = tiny.classification(tmp_path, "animal", {"cat": ["cat"], "dog": ["dog"]})
     settings = {"training": {"steps": 2, "batch": 4}}

@@ -57,6 +57,7 @@ def exported(bundle: Bundle, task: str, out: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(export_task(Bundle.open(bundle.path), task, out)).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("reorder", [False, True])
 def test_without_sparsity_it_is_the_dense_model(family: str, reorder: bool, tmp_path: Path) -> None:
@@ -72,6 +73,7 @@ def test_without_sparsity_it_is_the_dense_model(family: str, reorder: bool, tmp_
         assert torch.equal(saved[name], tensor), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "recover"),
     [
@@ -94,6 +96,7 @@ def test_it_is_recovered_and_exported(family: str, recover: Any, tmp_path: Path)
         assert module.generate(IDS, **options).tolist() == dense.generate(IDS, **options).tolist()
 
 
+@pytest.mark.slow
 def test_a_task_is_added_to_a_bundle_of_such_a_model(tmp_path: Path) -> None:
     found = content("gpt2", tmp_path)
     tasks = found.pop("tasks")
@@ -105,6 +108,7 @@ def test_a_task_is_added_to_a_bundle_of_such_a_model(tmp_path: Path) -> None:
     torch.testing.assert_close(engine_answers(grown, "numbers"), dense, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_tasks_own_has_its_weights_turned_too(tmp_path: Path) -> None:
     found = content("gpt2", tmp_path, sparsity=0.0, dtype="float32")
     gpt2(tmp_path / "own", seed=1)

@@ -106,6 +106,7 @@ def test_some_blocks_of_a_weight_are_shared(tmp_path: Path) -> None:
     assert (versions[:, 0] == SHARED).all()
 
 
+@pytest.mark.slow
 def test_checkpoints_that_agree_share_a_version(tmp_path: Path) -> None:
     source = load(content(tmp_path, animal={}, weather={MOVED: 0.5}, number={MOVED: 0.5}))
     (versions,) = source.versions.values()
@@ -130,6 +131,7 @@ def test_groups_keep_within_the_tolerance(seed: int, tolerance: float) -> None:
             assert np.linalg.norm(blocks[block] - theirs) <= tolerance * np.linalg.norm(theirs) * (1 + 1e-5)
 
 
+@pytest.mark.slow
 def test_the_engine_computes_what_the_masked_checkpoints_do(tmp_path: Path) -> None:
     moves = {MOVED: 0.5, "encoder.layer.0.attention.self.query.weight": 0.3, "encoder.layer.0.output.dense.bias": 0.1}
     entries = content(tmp_path, animal={}, weather=moves, number={MOVED: 0.5}, sky={})
@@ -281,6 +283,7 @@ def test_refuses_a_checkpoint_whose_words_are_a_list(tmp_path: Path) -> None:
         load(entries)
 
 
+@pytest.mark.slow
 def test_a_wished_switch_counts_what_tasks_have_in_other_versions(tmp_path: Path) -> None:
     bundle = wp.compile(content(tmp_path, animal={}, weather={MOVED: 0.5}) | {"max_switch": "1MiB"}, tmp_path / "a")
     report = read_report(bundle)

@@ -71,6 +71,7 @@ def ids(bundle: Bundle) -> bytes:
     return bundle.index.ids.tobytes() + bundle.pages.signatures.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "recover", "reorder"), [("bfloat16", "none", True), ("int4", "closed-form", False)])
 def test_a_model_on_disk_is_compiled_as_one_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, recover: str, reorder: bool

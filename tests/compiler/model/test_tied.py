@@ -16,6 +16,7 @@ from weightpager.compiler.model import dense_model
 from weightpager.compiler.model.paged_weights import sort_weights, tied_tensors
 
 
+@pytest.mark.slow
 def test_layers_run_several_times_are_paged_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = AlbertConfig(
@@ -45,11 +46,13 @@ def test_layers_run_several_times_are_paged_once(tmp_path: Path) -> None:
     assert score.dense == score.sparse
 
 
+@pytest.mark.slow
 def test_a_tied_head_is_listed(tmp_path: Path) -> None:
     bundle = wp.compile(tiny.writer(tmp_path), tmp_path / "a.bundle")
     assert read_report(bundle).tied == {"base_model.embed_tokens.weight": ["lm_head.weight"]}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_network")
 def test_a_weight_of_two_layers_is_resident_under_both_names(tmp_path: Path) -> None:
     file = task_file.from_dict(tiny.assistant(tmp_path))

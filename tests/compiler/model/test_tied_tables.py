@@ -204,6 +204,7 @@ def test_a_bundle_with_an_ordinary_table_opens_as_before(copied: Path) -> None:
         torch.testing.assert_close(logits, after[task], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_new_task_computes_with_the_bases_table(tmp_path: Path) -> None:
     base = wp.compile(decoder(tmp_path, "words"), out=tmp_path / "base.bundle")
     grown = wp.compile(decoder(tmp_path, "animal"), out=tmp_path / "grown.bundle", base=base.path)
@@ -216,6 +217,7 @@ def test_a_new_task_computes_with_the_bases_table(tmp_path: Path) -> None:
         assert isinstance(module.get_input_embeddings(), TiedEmbedding)
 
 
+@pytest.mark.slow
 def test_an_ordinary_table_of_a_base_stays_when_a_language_model_comes(tmp_path: Path) -> None:
     base = wp.compile(decoder(tmp_path, "animal"), out=tmp_path / "base.bundle")
     assert base.manifest.tied_tables == []
@@ -234,6 +236,7 @@ def test_an_ordinary_table_of_a_base_stays_when_a_language_model_comes(tmp_path:
     assert Bundle.open(grown.path).manifest.tied_tables == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_bfloat16_computes_in_it(tmp_path: Path) -> None:
     content = decoder(tmp_path, "words", dtype="int8")
     LlamaForCausalLM.from_pretrained(tmp_path / "llama", dtype=torch.bfloat16).save_pretrained(tmp_path / "llama")

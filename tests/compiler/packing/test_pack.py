@@ -45,6 +45,7 @@ def stored_blocks(draw: st.DrawFn) -> list[StoredBlocks]:
     ]
 
 
+@pytest.mark.slow
 @given(stored_blocks(), st.sampled_from([4, 8, 16]))
 def test_every_stored_block_lies_in_one_place_of_a_page_of_its_layer(stored: list[StoredBlocks], places: int) -> None:
     packing = pack_by(stored, places * 128, 128)

@@ -50,6 +50,7 @@ def rounded(grid: BlockGrid, weight: torch.Tensor, dtype: str) -> torch.Tensor:
     return torch.from_numpy(grid.join(decode(coded, grid.block, dtype).reshape(cut.shape)))
 
 
+@pytest.mark.slow
 def test_pages_hold_the_values_as_they_are_rounded(bundle: Bundle, tmp_path: Path) -> None:
     exact = wp.compile(tiny.assistant(bundle.path.parent, dtype="float32"), out=tmp_path / "exact.bundle")
     assert verify(bundle.path).problems == ()
@@ -83,6 +84,7 @@ def test_repacking_changes_no_output(bundle: Bundle, tmp_path: Path, page: PageS
     assert all(torch.equal(before[task], after[task]) for task in before)
 
 
+@pytest.mark.slow
 def test_a_grown_bundle_keeps_its_old_outputs(bundle: Bundle, tmp_path: Path) -> None:
     grown = wp.compile(pet(tmp_path), out=tmp_path / "grown.bundle", base=bundle.path)
     before, after = outputs(bundle), outputs(grown)

@@ -140,6 +140,7 @@ def test_every_layer_is_given_its_own_mask_and_positions(family: str) -> None:
         stream.advance(layer, {})
 
 
+@pytest.mark.slow
 def test_refit_brings_the_sparse_model_closer(trial: tuple[Source, dict[str, list[Batch]]]) -> None:
     dense, batches = trial
     masks = masks_of(dense, 0.6, seed=0)
@@ -151,6 +152,7 @@ def test_refit_brings_the_sparse_model_closer(trial: tuple[Source, dict[str, lis
     assert after < 0.8 * before
 
 
+@pytest.mark.slow
 def test_refit_leaves_a_dense_model_as_it_is(trial: tuple[Source, dict[str, list[Batch]]]) -> None:
     dense, batches = trial
     sparse = copied(dense)
@@ -161,6 +163,7 @@ def test_refit_leaves_a_dense_model_as_it_is(trial: tuple[Source, dict[str, list
             assert torch.allclose(ours, theirs, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_refit_laid_over_a_model_leaves_it_and_finds_the_same(
     trial: tuple[Source, dict[str, list[Batch]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +192,7 @@ def killing(layers_done: int) -> Callable[[int, int], None]:
     return killed
 
 
+@pytest.mark.slow
 def test_a_killed_refit_goes_on_with_the_next_layer(
     trial: tuple[Source, dict[str, list[Batch]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

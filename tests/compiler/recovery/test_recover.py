@@ -94,6 +94,7 @@ def error(lesson: Lesson) -> float:
         )
 
 
+@pytest.mark.slow
 def test_finetune_lowers_the_loss_and_leaves_the_teacher(tmp_path: Path) -> None:
     dense, data = load(tmp_path)
     before = {name: value.clone() for name, value in dense.parameters("animal").items()}
@@ -121,6 +122,7 @@ def recovered(
     return found.source, list(stages)
 
 
+@pytest.mark.slow
 def test_fine_tuning_can_set_out_from_the_closed_form(tmp_path: Path) -> None:
     dense, data = load(tmp_path)
     masks = masks_of(dense)
@@ -134,6 +136,7 @@ def test_fine_tuning_can_set_out_from_the_closed_form(tmp_path: Path) -> None:
         assert not torch.allclose(ours, old, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_resumed_fine_tuning_is_not_refitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
     dense, data = load(tmp_path)
@@ -145,6 +148,7 @@ def test_a_resumed_fine_tuning_is_not_refitted_again(tmp_path: Path, monkeypatch
         assert torch.equal(*(s.linear("animal", info.name).weight for s in (first, again)))
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_whose_entry_lacks_something_starts_again_from_the_refitted_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +182,7 @@ def test_blocks_that_no_task_keeps_do_not_move(tmp_path: Path) -> None:
         np.testing.assert_allclose(ours[unused], theirs[unused], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_private_blocks_serve_their_task_alone(tmp_path: Path) -> None:
     dense, data = load(tmp_path)
     sparse, masks = copied(dense), masks_of(dense, 0.6)
@@ -217,6 +222,7 @@ def test_private_blocks_serve_their_task_alone(tmp_path: Path) -> None:
     assert error(lesson) < first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["closed-form", "finetune"])
 def test_compile_recovers_and_the_engine_agrees(tmp_path: Path, method: str) -> None:
     recover = {"method": method, "steps": 12, "batch": 8, "private_blocks": 0.3, "private_steps": 4}
@@ -247,7 +253,8 @@ def model_of(export: Path, kind: str) -> Any:
     return cls.from_pretrained(export).eval()
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "int4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
 def test_a_killed_compile_goes_on_where_it_was(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightpager.compiler.resume.journal.SECONDS", 0.0)
     monkeypatch.setattr("weightpager.compiler.resume.journal.SHARE", float("inf"))
@@ -287,6 +294,7 @@ def rounded_error(lesson: Lesson) -> float:
         )
 
 
+@pytest.mark.slow
 def test_training_knows_what_rounding_will_do(tmp_path: Path) -> None:
     spec = RecoverSpec(steps=60, batch=8, learning_rate=3e-3, distillation=0.3, patience=0)
     found = {}
@@ -300,6 +308,7 @@ def test_training_knows_what_rounding_will_do(tmp_path: Path) -> None:
     assert found["bfloat16"][0] < found["bfloat16"][1]
 
 
+@pytest.mark.slow
 def test_a_training_whose_entry_lacks_its_divisors_starts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +334,7 @@ def test_a_training_whose_entry_lacks_its_divisors_starts_again(
     assert steps == [1, 2, 3, 1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_the_closed_form_gives_values_that_int4_pages_hold(tmp_path: Path) -> None:
     dense, data = load(tmp_path, dtype="int4")
     masks = masks_of(dense)
@@ -346,6 +356,7 @@ def test_a_journal_lies_beside_the_bundle(tmp_path: Path, monkeypatch: pytest.Mo
         assert kept_beside(out) == tmp_path / ".a.bundle.resume"
 
 
+@pytest.mark.slow
 def test_of_two_compiles_into_one_bundle_the_second_is_refused(tmp_path: Path) -> None:
     content, out = tiny.assistant(tmp_path), tmp_path / "a.bundle"
     again: list[str] = []

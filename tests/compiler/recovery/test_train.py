@@ -50,6 +50,7 @@ def score(found: Source, task: str, held: TaskData) -> Score:
     return evaluate(found.models[task], held.batches(held.eval, 8), held.kind)
 
 
+@pytest.mark.slow
 def test_learns_two_tasks_over_one_base(tmp_path: Path) -> None:
     tiny.bert(tmp_path / "model")
     found, held = load(content(tmp_path, "text", "tokens", learning_rate=3e-3, steps=100), tmp_path)

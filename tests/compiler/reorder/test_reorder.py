@@ -270,6 +270,7 @@ def prepared(content: Mapping[str, Any], **changes: Any) -> Prepared:
     return prepare(task_file.from_dict({**content, **changes}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny.assistant, tiny.writer])
 def test_a_reordered_model_answers_as_before_and_keeps_more(
     make: Callable[..., dict[str, Any]], tmp_path: Path

@@ -144,6 +144,7 @@ def test_a_journal_gives_a_finished_stage_to_the_cache(tmp_path: Path) -> None:
     assert Journal(tmp_path / "j", "compile").part("dense", "changed", cache).read("train") is None
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_and_calibrates_once(tmp_path: Path, user: Cache, caplog: pytest.LogCaptureFixture) -> None:
     content = tiny.assistant(tmp_path, compare="dense")
     work = {"train the dense model", *(f"measure dense {name}" for name in content["tasks"])}
@@ -165,6 +166,7 @@ def test_a_sweep_trains_and_calibrates_once(tmp_path: Path, user: Cache, caplog:
         assert "train the dense model" in stages_of(content | change, tmp_path / "other.bundle", until="calibrate")
 
 
+@pytest.mark.slow
 def test_a_bundle_from_the_cache_is_the_one_that_it_would_be_without(tmp_path: Path, user: Cache) -> None:
     content = tiny.assistant(tmp_path, recover={"method": "finetune", "steps": 8, "batch": 8})
     stages_of(content | {"sparsity": 0.3}, tmp_path / "warm.bundle", until="fine-tune")
@@ -177,6 +179,7 @@ def test_a_bundle_from_the_cache_is_the_one_that_it_would_be_without(tmp_path: P
     assert cached.manifest.tasks == alone.manifest.tasks
 
 
+@pytest.mark.slow
 def test_new_data_is_learnt_from(tmp_path: Path, user: Cache) -> None:
     content = tiny.assistant(tmp_path, compare="dense")
     stages_of(content, tmp_path / "a.bundle", until="control")
@@ -190,6 +193,7 @@ def test_new_data_is_learnt_from(tmp_path: Path, user: Cache) -> None:
     assert "train the dense model" in stages_of(content, tmp_path / "c.bundle", until="calibrate")
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_without_a_cache(tmp_path: Path, user: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     content = tiny.assistant(tmp_path)
     stages_of(content, tmp_path / "a.bundle", cache=False)
@@ -203,6 +207,7 @@ def test_nothing_is_kept_without_a_cache(tmp_path: Path, user: Cache, monkeypatc
     assert cache_limit() == 8 << 30
 
 
+@pytest.mark.slow
 def test_added_tasks_are_kept_by_their_base(tmp_path: Path, user: Cache) -> None:
     content = tiny.assistant(tmp_path)
     new = content | {"tasks": {"animal": content["tasks"].pop("animal")}}
@@ -214,6 +219,7 @@ def test_added_tasks_are_kept_by_their_base(tmp_path: Path, user: Cache) -> None
     assert "train the dense model" not in again
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_under_other_settings(tmp_path: Path, user: Cache) -> None:
     content, seen = tiny.assistant(tmp_path), []
 

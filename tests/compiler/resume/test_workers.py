@@ -95,13 +95,14 @@ def test_nothing_is_held_of_a_job_that_has_ended() -> None:
         del done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "changes"),
     [
         (tiny.assistant, {"recover": TRAINED, "compare": True, "alignment": 0.5}),
-        pytest.param(tiny.assistant, {"recover": TRAINED, "dtype": "int4", "reorder": False}, marks=pytest.mark.slow),
+        (tiny.assistant, {"recover": TRAINED, "dtype": "int4", "reorder": False}),
         (tiny.camera, {}),
-        pytest.param(tiny.clerk, {}, marks=pytest.mark.slow),
+        (tiny.clerk, {}),
     ],
     ids=["encoder", "int4", "images", "prompts"],
 )
@@ -117,6 +118,7 @@ def test_what_is_done_elsewhere_makes_the_same_bundle(
     assert len(tasks) >= stages * len(content["tasks"])
 
 
+@pytest.mark.slow
 def test_tasks_that_are_added_are_trained_elsewhere(tmp_path: Path, assistant_bundle: Path) -> None:
     content = tiny.assistant(tmp_path)
     pets = {"pet": tiny.classification(tmp_path, "pet", {"cat": ["cat"], "dog": ["dog"]})}
@@ -141,6 +143,7 @@ class Killed(Elsewhere):
             yield done
 
 
+@pytest.mark.slow
 def test_what_was_trained_elsewhere_is_in_the_journal_as_soon_as_it_is_there(tmp_path: Path) -> None:
     content = tiny.assistant(tmp_path, recover=TRAINED)
     with pytest.raises(KeyboardInterrupt, match=r"colour's own values up to step 3, number's own values up to step 3"):
@@ -151,6 +154,7 @@ def test_what_was_trained_elsewhere_is_in_the_journal_as_soon_as_it_is_there(tmp
     assert_same(wp.compile(content, out=tmp_path / "whole.bundle").path, tmp_path / "a.bundle")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "kept"), [("measure dense animal", "scores"), ("calibrate", "sums")])
 def test_what_is_found_elsewhere_is_in_the_cache_before_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, kept: str

@@ -102,6 +102,7 @@ def test_a_journal_keeps_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert prepare(task_file, Run(journal=Journal(tmp_path / "journal", "one"))).evenness == first.evenness
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "tensors"), [("floors", {}), ("calibrate", {}), ("calibrate", {"saliency/a/b": [1.0]})]
 )

@@ -21,6 +21,7 @@ def compiled(folder: Path, **changes: Any) -> tuple[wp.Bundle, CompileReport]:
     return bundle, read_report(bundle)
 
 
+@pytest.mark.slow
 def test_max_switch(tmp_path: Path) -> None:
     bundle, report = compiled(tmp_path, max_switch="10KiB")
     assert report.alignment is not None
@@ -33,6 +34,7 @@ def test_max_switch(tmp_path: Path) -> None:
     assert used.switch_bytes == pytest.approx(np.mean(lacking) * bundle.block_bytes)
 
 
+@pytest.mark.slow
 def test_max_switch_holds_with_private_blocks(tmp_path: Path) -> None:
     recover = {"method": "finetune", "steps": 4, "batch": 8, "private_blocks": 0.1, "private_steps": 2}
     bundle, report = compiled(tmp_path, max_switch="20KiB", recover=recover)
@@ -43,6 +45,7 @@ def test_max_switch_holds_with_private_blocks(tmp_path: Path) -> None:
     assert np.mean(lacking) * bundle.block_bytes <= used.switch_bytes <= 20 << 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recover", ["none", "finetune"])
 def test_accuracy_loss(tmp_path: Path, recover: str) -> None:
     spec = {"method": recover, "steps": 4, "batch": 8}
@@ -52,6 +55,7 @@ def test_accuracy_loss(tmp_path: Path, recover: str) -> None:
     assert used.loss <= 3.0
 
 
+@pytest.mark.slow
 def test_a_switch_that_no_alignment_makes_small_enough_is_refused(tmp_path: Path) -> None:
     content = tiny.assistant(tmp_path, max_switch="1KiB")
     del content["alignment"]

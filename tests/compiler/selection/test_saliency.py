@@ -133,6 +133,7 @@ def test_normalised(saliency: np.ndarray[Any, np.dtype[np.float64]]) -> None:
     assert (np.diff(found[np.argsort(saliency)]) >= 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "lm"])
 def test_sums_in_several_passes_are_the_same(tmp_path: Path, kind: str) -> None:
     tiny.llama(tmp_path / "model")

@@ -285,6 +285,7 @@ anything = st.recursive(
 any_key = st.sampled_from([*TaskFile.model_fields, "other"])
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.dictionaries(any_key, anything), task=anything)
 def test_anything_else_is_a_config_error(folder: Path, content: dict[str, Any], task: Any) -> None:

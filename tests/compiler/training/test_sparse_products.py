@@ -85,6 +85,7 @@ def compare(source: Source, batches: dict[str, Batch], dtype: str) -> None:
             torch.testing.assert_close(gradient, theirs[name], rtol=0, atol=0.1 * scale + 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
 @pytest.mark.parametrize("made", [tiny.assistant, tiny.clerk, tiny.camera])
 def test_losses_and_gradients_are_those_of_masked_weights(made: Any, dtype: str, tmp_path: Path) -> None:
@@ -93,6 +94,7 @@ def test_losses_and_gradients_are_those_of_masked_weights(made: Any, dtype: str,
     compare(source, batches, dtype)
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_not_asked_for_by_a_linear_layer_is_masked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_the_largest_task_sees_its_examples_so_often() -> None:
     assert enough([1000, 1000], 32) > 360
 
 
+@pytest.mark.slow
 def test_steps_follow_the_data_where_none_are_stated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = {"animal": 6, "weather": 4}
     with caplog.at_level(logging.INFO):
@@ -49,6 +50,7 @@ def test_steps_follow_the_data_where_none_are_stated(tmp_path: Path, caplog: pyt
     assert f"recover.steps: {2 * TIMES} instead of 360" in caplog.text
 
 
+@pytest.mark.slow
 def test_stated_steps_are_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stated = {"training": {"steps": 50}, "recover": {"method": "finetune", "steps": 360, "private_steps": 61}}
     with caplog.at_level(logging.INFO):

@@ -32,6 +32,7 @@ def pairs_of(inner: tokenizers.Tokenizer) -> BytePairs:
     return BytePairs.of(tiny_pairs.tokenizer(inner), "here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", WHOLE)
 @given(seen=st.lists(SOME, max_size=4), other=st.text(max_size=20), most=st.integers(0, 200))
 def test_texts_that_were_seen_have_the_same_tokens_and_others_the_same_text(

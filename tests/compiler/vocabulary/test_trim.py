@@ -44,6 +44,7 @@ def logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_texts_of_the_tasks_are_computed_as_before(tmp_path: Path, tied: bool) -> None:
     whole, small = trimmed(tmp_path, tie_word_embeddings=tied)
@@ -69,6 +70,7 @@ def test_texts_that_are_cut_inside_a_character(tmp_path: Path, most: int | None)
     assert trim(from_dict(content), tmp_path / "small", most).after <= (most or 420)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_no_longer_fits_says_why(tmp_path: Path) -> None:
     content = tiny_pairs.tasks(tmp_path, tiny_pairs.llama(tmp_path / "whole"))
     row = {"prompt": "the runner wonders under nobody; the sleeper runs", "completion": "runs"}
@@ -79,6 +81,7 @@ def test_a_prompt_that_no_longer_fits_says_why(tmp_path: Path) -> None:
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_reads_texts_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = BytePairs.renumbered
 
@@ -92,6 +95,7 @@ def test_a_tokenizer_that_reads_texts_otherwise_is_refused(tmp_path: Path, monke
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.slow
 def test_whatever_names_tokens_names_them_still(tmp_path: Path) -> None:
     own = tiny_pairs.tokenizer(tiny_pairs.by_level())
     last = len(own) - 1  # an ordinary token that no text has
@@ -105,6 +109,7 @@ def test_whatever_names_tokens_names_them_still(tmp_path: Path) -> None:
     assert again.apply_chat_template(said, tokenize=False) == reads.apply_chat_template(said, tokenize=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
@@ -127,6 +132,7 @@ def test_other_decoders(tmp_path: Path, model: PreTrainedModel) -> None:
     torch.testing.assert_close(logits(small, ids), logits(model.eval(), kept[ids].tolist())[:, kept])
 
 
+@pytest.mark.slow
 def test_it_is_compiled_and_answers(tmp_path: Path) -> None:
     _, small = trimmed(tmp_path)
     wp.compile(from_dict(tiny_pairs.tasks(tmp_path, small)), out=tmp_path / "small.bundle")
@@ -183,6 +189,7 @@ def test_tasks_that_read_images_are_refused(tmp_path: Path) -> None:
         trim(from_dict(tiny.camera(tmp_path)), tmp_path / "small")
 
 
+@pytest.mark.slow
 def test_what_generation_names_stays(tmp_path: Path) -> None:
     whole = tiny_pairs.llama(tmp_path / "whole")
     last = len(AutoTokenizer.from_pretrained(whole)) - 1  # an ordinary token that no text has
@@ -193,6 +200,7 @@ def test_what_generation_names_stays(tmp_path: Path) -> None:
     assert again.convert_ids_to_tokens(found) == reads.convert_ids_to_tokens([1, last])
 
 
+@pytest.mark.slow
 def test_data_are_warned_of_once(tmp_path: Path, weightpager: Command) -> None:
     content = tiny_pairs.tasks(tmp_path, tiny_pairs.llama(tmp_path / "whole"))
     row = {"prompt": "the fox", "completion": "runs " * 80}
@@ -203,6 +211,7 @@ def test_data_are_warned_of_once(tmp_path: Path, weightpager: Command) -> None:
     assert " ".join(told.err.split()).count("completions are cut at max_length") == 1
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, weightpager: Command) -> None:
     content = tiny_pairs.tasks(tmp_path, tiny_pairs.llama(tmp_path / "whole"))
     (tmp_path / "tasks.yaml").write_text(json.dumps(content), encoding="utf-8")

@@ -133,6 +133,7 @@ def test_a_dense_rival_has_the_first_tasks_weights(
             rival.forget()
 
 
+@pytest.mark.slow
 def test_adapters_differ_and_share_one_backbone(bundle: Bundle, folder: Path) -> None:
     if method("shared_bf16").skipped:
         pytest.skip(method("shared_bf16").skipped)
@@ -147,6 +148,7 @@ def test_adapters_differ_and_share_one_backbone(bundle: Bundle, folder: Path) ->
             assert torch.isfinite(narrow.switch(b)(**asked(bundle, b)).logits).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pages", ["int8", "float32"])
 def test_what_rivals_hold_is_counted_in_their_own_precision(pages: str, tmp_path: Path) -> None:
     bundle = wp.compile(tiny.writer(tmp_path, dtype=pages), out=tmp_path / "writer.bundle")
@@ -190,6 +192,7 @@ def test_an_lru_keeps_what_has_room(bundle: Bundle, folder: Path) -> None:
         assert rival.paged_bytes() <= one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in METHODS])
 def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightpager.lab.contest.measure.measuring.FORWARD_SECONDS", 0.0)  # the fewest forwards
@@ -206,6 +209,7 @@ def test_a_method_is_measured_whole(name: str, bundle: Bundle, folder: Path, mon
         assert sum(sample.bytes for sample in found.samples) == 0
 
 
+@pytest.mark.slow
 def test_our_process_needs_no_torch(assistant_bundle: Path, tmp_path: Path) -> None:
     """So that the memory of the whole process is that of a device."""
     bundle = Bundle.open(assistant_bundle)

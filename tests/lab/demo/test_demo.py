@@ -111,6 +111,7 @@ def test_the_json_says_from_and_to() -> None:
     assert {"name", "metric", "dense", "sparse"} <= document["tasks"][0].keys()
 
 
+@pytest.mark.slow
 def test_the_table_says_how_many_tasks_there_were_and_whether_they_were_cold(
     monkeypatch: pytest.MonkeyPatch, weightpager: Command, tmp_path: Path
 ) -> None:

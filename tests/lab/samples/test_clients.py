@@ -43,6 +43,7 @@ def write_npm(npm: Path, text: str) -> None:
     npm.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_pip_downloads_a_wheel(index: Path, tmp_path: Path) -> None:
     meta = {"thing-1.0.dist-info/METADATA": PKG_INFO, "thing-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\n"}
     content = wheel(meta)
@@ -51,6 +52,7 @@ def test_pip_downloads_a_wheel(index: Path, tmp_path: Path) -> None:
     assert fetch(archive, tmp_path).read_bytes() == content
 
 
+@pytest.mark.slow
 def test_pip_downloads_a_source_distribution_without_running_it(index: Path, tmp_path: Path) -> None:
     traces = tmp_path / "executed"
     content = tarball({"thing-1.0/setup.py": SETUP.format(str(traces)).encode(), "thing-1.0/PKG-INFO": PKG_INFO})

@@ -126,6 +126,7 @@ def test_sizes_are_positive(tmp_path: Path) -> None:
         driving(tmp_path, eval_scenes=0, report=lambda _: None)
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_once(samples: list[Sample], tmp_path: Path) -> None:
     folder = road_model.road_model(tmp_path, samples, steps=2, report=lambda _: None)
     made = (folder / "model.safetensors").stat().st_mtime_ns

@@ -62,6 +62,7 @@ def test_a_trace_file_is_what_the_compiler_reads(name: str, tmp_path: Path) -> N
     assert read_trace(tmp_path / "trace.jsonl", trace.tasks) == [visit.task for visit in trace.visits]
 
 
+@pytest.mark.slow
 def test_entropies() -> None:
     traces = {name: TRACES[name](20_000) for name in MADE}
     for name in ("assistant", "drive"):  # chains of first order
@@ -74,6 +75,7 @@ def test_entropies() -> None:
     assert traces["robot"].first_order_entropy > traces["robot"].entropy + 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PREDICTABLE)
 def test_once_learnt_markov_comes_close_to_the_entropy_and_is_no_worse_than_first_order(name: str) -> None:
     trace = TRACES[name](5000)
@@ -84,6 +86,7 @@ def test_once_learnt_markov_comes_close_to_the_entropy_and_is_no_worse_than_firs
     assert markov.log_loss <= first.log_loss + 0.02
 
 
+@pytest.mark.slow
 def test_second_order_pays_where_exceptions_interrupt_a_cycle() -> None:
     trace = TRACES["robot"](3000)
     markov, first = (score(make(16), trace, skip=1000) for make in (MarkovPredictor, FirstOrderPredictor))
@@ -106,6 +109,7 @@ def test_a_route_that_was_left_says_nothing() -> None:
     assert planner([Visit("toll", 0.0), Visit("parking", 1.0)]) == {}
 
 
+@pytest.mark.slow
 def test_what_was_learnt_is_wrong_on_the_adversarial_trace() -> None:
     trace = TRACES["adversarial"](4000)
     uniform = math.log2(15)

@@ -344,6 +344,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_time_leaves_a_readable_file(tmp_path: Path) -> None:
     path = tmp_path / "history"
     seen = 0

@@ -136,6 +136,7 @@ def test_an_engine_reports_what_is_available_and_checks_a_budget_that_grows(
         assert ["has still to take" in said for said in caplog.messages] == [True]
 
 
+@pytest.mark.slow
 def test_a_real_control_group_is_warned_of(assistant_bundle: Path) -> None:
     code = (
         "import logging, sys, weightpager as wp; logging.basicConfig(level='WARNING');"

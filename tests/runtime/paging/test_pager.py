@@ -145,6 +145,7 @@ def test_a_private_read_that_hangs_is_given_up_and_switches_take_nothing_of_it_b
     assert loaded(pager, Pages(), {5: 4}) == [([5], None)]
 
 
+@pytest.mark.slow
 def test_a_private_read_waits_behind_others_as_long_as_these_end(pager: Pager) -> None:
     class Slow(Pages):
         def read(self, first: int, into: Sequence[memoryview]) -> None:

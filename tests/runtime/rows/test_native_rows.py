@@ -96,6 +96,7 @@ def in_memory(cache: RowCache) -> set[int]:
     return set(here.tolist())
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     rows=st.integers(1, 60),

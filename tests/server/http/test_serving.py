@@ -71,6 +71,7 @@ def test_an_empty_text_has_no_words_but_a_class(assistant: Running) -> None:
     assert classify(assistant, "weather", "")[0]["label"] in {"sun", "rain", "snow"}
 
 
+@pytest.mark.slow
 def test_deterministic_answers_are_the_engines_bit_for_bit(assistant_bundle: Path, writer_bundle: Path) -> None:
     settings = Settings(policy=Policy(batch=1))
     with serving(assistant_bundle, settings) as running, ThreadPoolExecutor(8) as pool:
@@ -83,6 +84,7 @@ def test_deterministic_answers_are_the_engines_bit_for_bit(assistant_bundle: Pat
     assert [choice.text for choice in choices] == [one.label for one in wanted]
 
 
+@pytest.mark.slow
 def test_many_clients_get_their_own_answers_under_a_tight_budget(assistant_bundle: Path) -> None:
     wanted = {task: direct(assistant_bundle, task, TEXTS) for task in TASKS}
     budget = str(smallest_budget(wp.Bundle.open(assistant_bundle)))
@@ -102,6 +104,7 @@ def test_many_clients_get_their_own_answers_under_a_tight_budget(assistant_bundl
     assert report.memory.total <= report.budget
 
 
+@pytest.mark.slow
 def test_a_short_prompt_is_not_continued_past_the_end_of_a_long_one(tmp_path: Path) -> None:
     wp.compile(tiny.writer(tmp_path, model=str(tiny.opt(tmp_path / "opt"))), out=tmp_path / "opt.bundle")
     asked = [("one", 25), ("one two three " * 9, 4)]
@@ -247,6 +250,7 @@ def test_a_slow_reader_holds_nobody_up(writer: Running) -> None:
         assert found.choices[0].finish_reason
 
 
+@pytest.mark.slow
 def test_a_request_that_waits_too_long_is_given_up(assistant_bundle: Path) -> None:
     with serving(assistant_bundle, Settings(timeout=0.2)) as running, running.http() as client:
         slow = Slow(running)

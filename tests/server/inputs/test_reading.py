@@ -188,6 +188,7 @@ def test_reading_ends_with_the_requests_time(request: pytest.FixtureRequest, hel
         assert held.began == 1
 
 
+@pytest.mark.slow
 @kinds
 def test_looking_on_and_the_admin_wait_for_no_reading(request: pytest.FixtureRequest, held: Held, kind: str) -> None:
     with started(request, kind) as (running, body), running.http(ADMIN) as client, ThreadPoolExecutor(40) as pool:

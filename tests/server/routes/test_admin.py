@@ -183,6 +183,7 @@ def test_verify_finds_a_damaged_page(assistant: Running) -> None:
         engine.repair()
 
 
+@pytest.mark.slow
 def test_reload_takes_over_new_tasks(assistant_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(assistant_bundle, tmp_path / "a.bundle"))
     more = tiny.assistant(tmp_path)
@@ -241,6 +242,7 @@ def test_an_unknown_task_is_blamed_on_its_field(assistant: Running) -> None:
         assert (found.status_code, found.json()["error"]["param"]) == (404, "model")
 
 
+@pytest.mark.slow
 def test_who_waits_while_a_task_gets_other_classes_is_not_answered_by_the_old_ones(
     assistant_bundle: Path, tmp_path: Path
 ) -> None:

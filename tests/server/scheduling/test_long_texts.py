@@ -299,6 +299,7 @@ with cut_off(SimpleNamespace(worker=SimpleNamespace(alive=True))):
 """
 
 
+@pytest.mark.slow
 def test_a_process_whose_worker_never_ends_ends_itself() -> None:
     found = subprocess.run([sys.executable, "-c", ENDLESS], capture_output=True, text=True, check=False, timeout=60)
     assert found.returncode == 1

@@ -63,6 +63,7 @@ def test_rows_are_counted_and_shown(wordy_bundle: Path) -> None:
         assert client.get("/status").json()["rows"]["rows"] == 464
 
 
+@pytest.mark.slow
 def test_metrics_count_what_happens(assistant_bundle: Path) -> None:
     with serving(assistant_bundle) as running:
         for task in ("weather", "animal", "weather"):
@@ -173,6 +174,7 @@ def test_the_state_tells_of_requests_and_of_the_process(assistant_bundle: Path) 
         assert client.get("/status").json()["process_bytes"] > running.service.engine.report().memory.total
 
 
+@pytest.mark.slow
 def test_the_state_tells_what_comes_next(assistant_bundle: Path) -> None:
     with serving(assistant_bundle) as running, running.http() as client:
         assert client.get("/status").json()["forecast"] is None
