@@ -148,7 +148,9 @@ class PageWriter:
 
     def __init__(self, bundle: Path, files: list[tuple[str, int, int]], page_bytes: int) -> None:
         self._bundle = bundle
-        self._files = files
+        self._files = [
+            (name, first, len(page_file.header(count, page_bytes))) for name, first, count in reversed(files) if count
+        ]
         self._page_bytes = page_bytes
         self._open: dict[str, int] | None = {}
         self._lock = threading.Lock()  # a descriptor must not be closed, and be another file's, while somebody writes
@@ -159,8 +161,7 @@ class PageWriter:
         Raises:
             DeliveryError: the storage refused it, or nobody wants it any more.
         """
-        name, first, count = next(each for each in reversed(self._files) if each[1] <= page and each[2])
-        start = len(page_file.header(count, self._page_bytes))
+        name, first, start = next(each for each in self._files if each[1] <= page)
         with self._lock, write_errors():
             if self._open is None:
                 raise DeliveryError("a page came too late")
