@@ -34,6 +34,7 @@ from weightpager.ray.compiling.workers import RayWorkers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+PAGE = (Path(__file__).parents[2] / "docs" / "ray.md").read_text(encoding="utf-8")
 TRAINED = {
     "method": "finetune", "steps": 4, "batch": 8, "learning_rate": 3e-3,
     "private_blocks": 0.2, "private_steps": 3, "low_rank": 2,
@@ -59,6 +60,13 @@ def workers(cluster: None) -> Iterator[RayWorkers]:
 
 def quiet(_key: object) -> Any:
     return silent
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(tiny.writer(tmp_path)), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(PAGE.split("```python\n")[1].split("```")[0], {"wp": wp})
+    assert wp.Bundle.open("assistant.bundle").tasks
 
 
 def test_a_bundle_is_the_one_of_a_serial_compile_whoever_dies(tmp_path: Path, workers: RayWorkers) -> None:
