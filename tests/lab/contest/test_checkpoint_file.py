@@ -18,6 +18,7 @@ TENSORS = {
     "blocks": torch.arange(2 * 4096, dtype=torch.uint8).view(2, 4096),
     "ids": torch.tensor([[1, 2], [3, 4]], dtype=torch.int64),
     "norm": torch.tensor([1.5, -2.0, 3.0], dtype=torch.bfloat16),
+    "numbers": torch.ones(64, 32, dtype=torch.int8),
     "scalar": torch.tensor(5, dtype=torch.int32),
 }
 
@@ -28,6 +29,7 @@ def test_a_file_is_ordinary_safetensors(tmp_path: Path) -> None:
     assert read.keys() == TENSORS.keys()
     assert all(torch.equal(read[name], TENSORS[name]) for name in TENSORS)
     assert written.places["blocks"].start % ALIGNMENT == 0
+    assert written.places["numbers"].start % 64 == 0
     assert open_checkpoint(written.path) == written
 
 

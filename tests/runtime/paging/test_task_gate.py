@@ -23,7 +23,7 @@ def interrupted_by(error: type[BaseException], every: float, raised: threading.E
 
     def handler(_signal: int, frame: FrameType | None) -> None:
         while frame is not None and frame.f_code not in TaskGate.release.__code__.co_consts:
-            frame = frame.f_back
+            frame = None if frame.f_code is handler.__code__ else frame.f_back  # itself it doesn't interrupt
         if frame is not None:
             raised.set()
             raise error

@@ -27,6 +27,9 @@ _NAMES = {
     torch.bool: "BOOL",
 }
 
+_REGISTER = 64
+"""Bytes of the widest one."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -57,12 +60,20 @@ def _view(whole: Tensor, place: Place, base: int) -> Tensor:
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> CheckpointFile:
-    """Write tensors: `blocks` first, then those of the largest elements, so that each is aligned; on disk afterwards.
+    """Write tensors so that each is aligned, `blocks` first; on disk afterwards.
+
+    Those of whole registers come before the others, and of these those of the largest elements: torch 2.15's int8
+    product crashes on a weight that doesn't begin at a register's multiple.
 
     Raises:
         OSError: the storage refused it.
     """
-    order = sorted(tensors, key=lambda name: (name != "blocks", -tensors[name].element_size(), name))
+
+    def place(name: str) -> tuple[bool, bool, int, str]:
+        tensor = tensors[name]
+        return name != "blocks", tensor.nbytes % _REGISTER != 0, -tensor.element_size(), name
+
+    order = sorted(tensors, key=place)
     places, entries, end = {}, {}, 0
     for name in order:
         tensor = tensors[name]
