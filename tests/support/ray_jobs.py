@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from torch import Tensor
 
@@ -77,3 +78,9 @@ class Killing:
         first, marker = next(iter(jobs), None), self.folder / "died"
         mortal = {key: partial(dies_once, marker, job) if key == first else job for key, job in jobs.items()}
         yield from self.workers.each(mortal, told, copies)
+
+
+def node(_told: Steps) -> str:
+    """The machine that it runs on, after a while in which others begin elsewhere."""
+    time.sleep(2)
+    return str(ray.get_runtime_context().get_node_id())

@@ -1,0 +1,54 @@
+"""A cluster of two machines, as far as Ray can tell: each has its own workers and its own store of objects."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.cluster_utils import Cluster
+
+import ray_jobs
+import tiny
+import weightpager as wp
+from command import Command
+from same_bundle import assert_same
+from weightpager.progress import silent
+from weightpager.ray.compiling.on_ray import on_ray
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """``HOST:PORT`` of the head."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for `ray_jobs`
+        machine = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=machine)
+        cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+        yield str(cluster.address)
+        cluster.shutdown()
+
+
+def test_both_work(address: str) -> None:
+    def quiet(_key: object) -> Any:
+        return silent
+
+    with on_ray(address) as workers:
+        found = {done.value for done in workers.each(dict.fromkeys(range(4), ray_jobs.node), quiet, 1)}
+    assert len(found) == 2
+
+
+def test_the_bundle_is_the_one_of_a_serial_compile(address: str, tmp_path: Path, weightpager: Command) -> None:
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(tiny.assistant(tmp_path)))
+    done = weightpager("compile", tmp_path / "tasks.yaml", "--out", tmp_path / "there.bundle", "--ray", address)
+    assert done.code == 0, done.err
+    assert "Ray: up to 2 tasks at a time" in done.err
+    here = wp.compile(tmp_path / "tasks.yaml", out=tmp_path / "here.bundle")
+    assert_same(here.path, tmp_path / "there.bundle")
