@@ -39,6 +39,7 @@ from hypothesis.stateful import (
 
 import weightpager as wp
 from devices import HostCopier
+from engines import check_pages
 from faults import FaultyBlocks, FaultyFiles, FaultyStore
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
@@ -335,9 +336,8 @@ def test_any_sequence(
             if not hasattr(self, "engine"):
                 return
             settle(self.engine)
-            with self.engine._residency._lock:  # pages may be prefetched at any time
-                self.engine.blocks.check_integrity()
-                assert self.engine.verify() == []
+            with self.engine._residency._lock:
+                check_pages(self.engine)
                 check_rows(self.engine, stored)
                 report = self.engine.report()
                 assert set(report.active) == self.in_use()

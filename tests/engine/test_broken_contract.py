@@ -9,6 +9,7 @@ import torch
 
 import weightpager as wp
 from encoder_tasks import logits
+from engines import check_pages
 from weightpager.bundle import Bundle
 from weightpager.config import EngineConfig
 from weightpager.errors import StoreError, SwitchFailedError
@@ -80,7 +81,7 @@ def test_a_span_that_is_none_comes_as_a_store_error(bundle: Bundle, far: object)
             engine.activate("animal")
         store.errors, store.far = {}, None
         engine.activate("animal")
-        engine.blocks.check_integrity()
+        check_pages(engine)
 
 
 def test_what_a_repair_meets_comes_as_a_store_error(bundle: Bundle) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 import tiny
 import weightpager as wp
+from engines import check_pages
 from faults import FaultyStore
 from weightpager.backends.torch.export import export_task
 from weightpager.backends.torch.parameters import read_parameters
@@ -255,7 +256,7 @@ def test_a_failing_read_in_the_commit_phase_leaves_no_task_and_nothing_wrong(ass
         with pytest.raises(TaskNotActiveError):
             logits(module)
         assert engine.verify() == []
-        engine.blocks.check_integrity()
+        check_pages(engine)
         for task in (new, old):
             assert torch.equal(logits(engine.activate(task)), fresh(assistant_bundle, task))
 
@@ -386,8 +387,7 @@ def test_threads_share_an_engine(assistant_bundle: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        engine.blocks.check_integrity()
-        assert engine.verify() == []
+        check_pages(engine)
     assert wrong == []
 
 

@@ -19,7 +19,7 @@ import torch
 
 import weightpager as wp
 from encoder_tasks import TASKS, logits, room_for
-from engines import InThread
+from engines import InThread, check_pages
 from faults import FaultyStore, HangingStore
 from weightpager.bundle import Bundle
 from weightpager.bundle.garbage import collect
@@ -302,7 +302,7 @@ def test_a_page_that_cannot_be_loaded_ahead_is_said_once_and_loaded_when_it_must
         until(lambda: not prefetched(engine).pays)
         store.bad = set()
         assert torch.equal(logits(engine.activate("number")), expected["number"])
-        engine.blocks.check_integrity()
+        check_pages(engine)
     assert caplog.text.count("could not be prefetched") == 1
 
 
@@ -326,8 +326,7 @@ def test_a_switch_takes_the_slots_of_reads_that_have_not_begun(
         store.resume()
         thread.join(60)
         assert torch.equal(done[0], expected["colour"])
-        engine.blocks.check_integrity()
-        assert engine.verify() == []
+        check_pages(engine)
 
 
 @contextmanager
@@ -373,7 +372,7 @@ def test_a_read_ahead_that_hangs_fails_only_who_needs_its_memory(
         store.resume()
         engine.set_budget(least)
         assert torch.equal(logits(engine.activate("animal")), expected["animal"])
-        engine.blocks.check_integrity()
+        check_pages(engine)
 
 
 def test_a_budget_that_shrinks_takes_what_was_loaded_ahead(bundle: Bundle, expected: dict[str, torch.Tensor]) -> None:
@@ -475,7 +474,7 @@ def test_a_named_task_takes_the_place_of_one_that_was_named_before_and_not_begun
         assert naming.result()
         until(lambda: resident(engine, "weather"))
         assert set(store.begun) <= first | set(bundle.pages_of("weather").tolist())
-        engine.blocks.check_integrity()
+        check_pages(engine)
 
 
 def test_a_named_task_that_has_no_room_changes_nothing(bundle: Bundle) -> None:
@@ -510,7 +509,7 @@ def test_a_named_task_is_read_after_one_that_is_waited_for(bundle: Bundle, expec
         thread.join(60)
         assert set(store.begun) <= {first, *bundle.pages_of("colour").tolist()}
         assert torch.equal(logits(engine.module("colour")), expected["colour"])
-        engine.blocks.check_integrity()
+        check_pages(engine)
 
 
 def test_a_named_task_that_cannot_be_loaded_is_said_in_the_log(
@@ -524,7 +523,7 @@ def test_a_named_task_that_cannot_be_loaded_is_said_in_the_log(
         until(lambda: not engine.blocks.loading)
         store.bad = set()
         assert torch.equal(logits(engine.activate("number")), expected["number"])
-        engine.blocks.check_integrity()
+        check_pages(engine)
     assert caplog.text.count("could not be prefetched: a bad sector") == 1
 
 

@@ -51,5 +51,11 @@ def settle(engine: wp.Engine) -> None:
     end = time.monotonic() + 20
     while engine.blocks.loading and time.monotonic() < end:
         time.sleep(0.005)
-    engine.blocks.check_integrity()
-    assert engine.verify() == []
+    check_pages(engine)
+
+
+def check_pages(engine: wp.Engine) -> None:
+    """The tables agree with each other, and the arena with them; pages may be prefetched at any time."""
+    with engine._residency._lock:
+        engine.blocks.check_integrity()
+        assert engine.verify() == []
