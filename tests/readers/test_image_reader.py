@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -160,20 +162,23 @@ def test_a_processor_may_not_scale_to_anything(tmp_path: Path, size: str) -> Non
         load_image_processor(folder)
 
 
-PROCESSORS = {
-    "vit": ViTImageProcessorPil(size={"height": 12, "width": 20}),
-    "shorter edge": BitImageProcessorPil(size={"shortest_edge": 18}, crop_size={"height": 16, "width": 16}),
-    "padded": DeiTImageProcessorPil(size={"height": 9, "width": 30}, crop_size={"height": 16, "width": 21}),
-    "nearest": BeitImageProcessorPil(size={"height": 16, "width": 16}, resample=0, image_mean=[0.1, 0.2, 0.3]),
-    "as it is": ViTImageProcessorPil(do_resize=False, do_normalize=False),
-    "unscaled": SegformerImageProcessorPil(size={"height": 17, "width": 8}, do_rescale=False),
+PROCESSORS: dict[str, Callable[[], BaseImageProcessor]] = {
+    "vit": partial(ViTImageProcessorPil, size={"height": 12, "width": 20}),
+    "shorter edge": partial(BitImageProcessorPil, size={"shortest_edge": 18}, crop_size={"height": 16, "width": 16}),
+    "padded": partial(DeiTImageProcessorPil, size={"height": 9, "width": 30}, crop_size={"height": 16, "width": 21}),
+    "nearest": partial(BeitImageProcessorPil, size={"height": 16, "width": 16}, resample=0, image_mean=[0.1, 0.2, 0.3]),
+    "as it is": partial(ViTImageProcessorPil, do_resize=False, do_normalize=False),
+    "unscaled": partial(SegformerImageProcessorPil, size={"height": 17, "width": 8}, do_rescale=False),
 }
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
 @given(height=st.integers(2, 40), width=st.integers(2, 40), seed=st.integers(0, 99))
 def test_pixels_are_those_of_transformers_bit_for_bit(name: str, height: int, width: int, seed: int) -> None:
-    processor = PROCESSORS[name]
+    try:
+        processor = PROCESSORS[name]()
+    except ImportError as error:  # Segformer's needs torchvision in transformers 5.20, the last for Python 3.10
+        pytest.skip(str(error).strip().partition("\n")[0])
     own = ImageProcessor.of(processor.to_dict())
     assert own is not None
     image = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8))

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 from typer.models import ArgumentInfo, OptionInfo
@@ -57,8 +57,13 @@ def _parameters(callback: Callable[..., Any]) -> Iterator[tuple[str, ArgumentInf
     """Each parameter's name, its typer description, its type and its default."""
     hints = get_type_hints(callback, include_extras=True)
     for key, parameter in inspect.signature(callback).parameters.items():
-        kind, info = get_args(hints[key])
+        kind, info = get_args(_annotated(hints[key]))
         yield key, info, kind, parameter.default
+
+
+def _annotated(hint: Any) -> Any:
+    """Without the `Optional` that Python 3.10 lays around a parameter whose default is None."""
+    return hint if get_origin(hint) is Annotated else next(part for part in get_args(hint) if part is not NoneType)
 
 
 def _metavar(key: str, info: ArgumentInfo | OptionInfo) -> str:

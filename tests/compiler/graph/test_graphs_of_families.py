@@ -127,7 +127,7 @@ def test_a_family_without_a_graph_says_why(family: str) -> None:
                 "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
                 "original_max_position_embeddings": 32,
             },
-            "made while the module runs",
+            "made while the module runs|data-dependent",  # by the version of torch
         ),
     ],
 )
