@@ -180,4 +180,4 @@ def test_what_another_compile_left_is_not_claimed(
     done = weightpager(*command)
     assert done.code == 0
     other = tmp_path / ".a.bundle.resume" / "finetune.safetensors"
-    assert f"{other}: of a compile with other settings, data or version; begins again" in done.err
+    assert f"{other}: of a compile with other settings, data, version or threads; begins again" in done.err

@@ -236,7 +236,7 @@ class Journal:
         at = step_of(self._path(stage), self._owner())
         if stage not in self._told and (at is None or at[0] > 0):
             self._told.add(stage)
-            why = "damaged" if at is None or at[1] else "of a compile with other settings, data or version"
+            why = "damaged" if at is None or at[1] else "of a compile with other settings, data, version or threads"
             _log.warning("%s: %s; begins again", self._path(stage), why)
 
     def _path(self, stage: str) -> Path:
