@@ -77,7 +77,7 @@ def test_any_masks_and_switches_give_what_transformers_gives_under_them(data: An
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_so_do_many_more(data: Any) -> None:
     check_any(data, data.draw(st.sampled_from(list(MIXTURES))))
