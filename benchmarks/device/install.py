@@ -31,7 +31,7 @@ def main(
         "llama.cpp": ["llama-cpp-python"],
     }
     rows = {row: _fetched(packages) for row, packages in wanted.items() if only in row}
-    tell("install", "fetched by pip; sources need a compiler", rows, "benchmarks.device.install", json_)
+    tell("install", "fetched by pip, torch from wherever pip is told to take it; sources need a compiler", rows, "benchmarks.device.install", json_)
 
 
 def _fetched(packages: list[str]) -> Row:
