@@ -2,8 +2,8 @@
 
     python -m benchmarks.accuracy.block_shape --block 8x8 --block 16x32 --block 64x64
 
-What it costs in time ``benchmarks.kernels`` and ``benchmarks.granularity`` say. A run that was stopped goes on where it
-was, and goes on from what ``benchmarks.accuracy`` has trained.
+What it costs in time ``benchmarks.kernels`` and ``benchmarks.switching.granularity`` say. A run that was stopped goes
+on where it was, and goes on from what ``benchmarks.accuracy`` has trained.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def main(
         "llama.cpp": ["llama-cpp-python"],
     }
     rows = {row: _fetched(packages) for row, packages in wanted.items() if only in row}
-    tell("install", "fetched by pip, torch from wherever pip is told to take it; sources need a compiler", rows, "benchmarks.device.install", json_)
+    about = "fetched by pip, torch from the index that pip is told of; sources need a compiler"
+    tell("install", about, rows, "benchmarks.device.install", json_)
 
 
 def _fetched(packages: list[str]) -> Row:

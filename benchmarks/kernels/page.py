@@ -36,8 +36,8 @@ have the same instructions as ours: `amx_bf16` meets torch with AMX, `avx512_bf1
 python -m benchmarks.kernels --json docs/kernels.json
 WEIGHTPAGER_ISA=avx512_bf16 ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python -m benchmarks.kernels --json docs/kernels.json
 WEIGHTPAGER_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python -m benchmarks.kernels --json docs/kernels.json
-python -m benchmarks.calls --json docs/kernels.json
-python -m benchmarks.generate --json docs/kernels.json
+python -m benchmarks.kernels.calls --json docs/kernels.json
+python -m benchmarks.kernels.generate --json docs/kernels.json
 ```
 """
 

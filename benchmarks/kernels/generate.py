@@ -1,6 +1,6 @@
 """A language model of half a billion parameters through transformers, dense and paged: prefill and greedy decoding.
 
-    python -m benchmarks.generate --json generate.json
+    python -m benchmarks.kernels.generate --json generate.json
 
 The weights are random numbers: this is about speed. Embeddings, and the head that is tied to them, are dense in both.
 At the end of a prefill torch copies all of the head's weight, which our engine's `FlatLinear` avoids: ``body`` is the

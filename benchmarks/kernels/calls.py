@@ -1,6 +1,6 @@
 """What a paged layer costs besides its product: the call, and the change between our threads' work and torch's.
 
-python -m benchmarks.calls --json kernels.json
+python -m benchmarks.kernels.calls --json kernels.json
 """
 
 from __future__ import annotations

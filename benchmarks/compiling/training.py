@@ -1,6 +1,6 @@
 """How fast recovery trains: products with kept blocks alone, against products with whole weights under masks.
 
-    python -m benchmarks.training --domain D --density 0.5 --json training.json
+    python -m benchmarks.compiling.training --domain D --density 0.5 --json training.json
 
 Every batch goes through both ways, in turns; the time is the process's, forward and backward, the teacher's included.
 Masks are random, and weights are those of a dense model that was hardly trained: neither changes the speed.
@@ -85,7 +85,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Batches of each task.")] = 3,
 ) -> None:
     """Measure steps of recovery in pairs."""
-    command = provenance.command("benchmarks.training")
+    command = provenance.command("benchmarks.compiling.training")
     effort = replace(effort_of(domain, quick=True), base_steps=1, eval_items=4)
     with tempfile.TemporaryDirectory() as folder, progress() as told:
         found = trained(task_file(domain, effort, 0), Run(told, Journal(Path(folder), "training")))

@@ -1,6 +1,6 @@
 """From two tasks to thirty-two: what must be in memory, what a switch loads, and how long that takes.
 
-python -m benchmarks.task_scaling --json docs/results.json
+python -m benchmarks.switching.task_scaling --json docs/results.json
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def measure(recipe: Recipe, bundle: Bundle) -> ScalingRow:
         switch_bytes=round(statistics.fmean(switch.bytes for switch in switches)),
         switch_ms=round(1e3 * statistics.fmean(seconds), 3),
         switch_p99_ms=round(1e3 * float(np.percentile(seconds, 99)), 3),
-        command=provenance.command("benchmarks.task_scaling"),
+        command=provenance.command("benchmarks.switching.task_scaling"),
         commit=provenance.commit(),
     )
 

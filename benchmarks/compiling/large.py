@@ -1,7 +1,7 @@
 """A compile of a large model in little memory: Llama-3.2-1B's shape, random weights, two tasks of a few texts.
 
-    python -m benchmarks.compile_large --json docs/results.json
-    python -m benchmarks.compile_large --json docs/results.json --shape third --memory 3GiB
+    python -m benchmarks.compiling.large --json docs/results.json
+    python -m benchmarks.compiling.large --json docs/results.json --shape third --memory 3GiB
 
 The model lies in the cache. The command runs in a control group that has no more memory than is stated, page cache
 included. Random weights tell of time and memory alone.
@@ -137,7 +137,7 @@ def measured(bundle: Bundle, run: LimitedRun, facts: dict[str, Any]) -> LargeCom
         seconds={stage: round(seconds, 1) for stage, seconds in report.seconds.items()},
         stage_memory=report.peak_memory,
         stage_bound=report.memory_bound,
-        command=provenance.command("benchmarks.compile_large"),
+        command=provenance.command("benchmarks.compiling.large"),
         commit=provenance.commit(),
     )
 

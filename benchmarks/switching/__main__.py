@@ -24,6 +24,7 @@ import typer
 from torch import nn
 
 from benchmarks import provenance
+from benchmarks.switching.shares import SHARES
 from weightpager.bundle import Bundle
 from weightpager.bundle.footprint import footprint
 from weightpager.bundle.report.overlap import overlap
@@ -35,9 +36,6 @@ from weightpager.lab.synthetic_bundle import bundle_of, half_billion, many_pages
 
 TOKENS = 32
 """In the prompt of the first output: about as much to compute as there is to load."""
-
-SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6)
-"""Of the working set that a budget has room for."""
 
 
 @dataclass(frozen=True)

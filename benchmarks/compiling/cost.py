@@ -1,6 +1,6 @@
 """What a compile costs by stage, in time and in memory: the text assistant's six tasks, aligned at 75 %.
 
-    python -m benchmarks.compile_cost --json docs/results.json
+    python -m benchmarks.compiling.cost --json docs/results.json
 
 Calibration is as the documentation advises it, 128 items of at most 256 tokens for each task. Nothing is trained but a
 few steps of the heads, which no other stage's time depends on.
@@ -74,7 +74,7 @@ def measured(bundle: Bundle, peak_memory: int | None) -> CompileRow:
         stage_memory=report.peak_memory,
         peak_memory=peak_memory,
         duality_gap=report.duality_gap,
-        command=provenance.command("benchmarks.compile_cost"),
+        command=provenance.command("benchmarks.compiling.cost"),
         commit=provenance.commit(),
     )
 

@@ -1,6 +1,6 @@
 """How large pages and blocks should be: what a switch reads, how long it takes, and what the page cache makes of it.
 
-    python -m benchmarks.granularity --json docs/results.json
+    python -m benchmarks.switching.granularity --json docs/results.json
 
 Random weights of a real layer's shape, a few layers of it. Direct reads are what weightpager does; the same reads
 through the page cache show what read-ahead adds, and what a warm cache would hide.
@@ -89,7 +89,7 @@ def measure(recipe: Recipe, bundle: Bundle) -> GranularityRow:
         forward_ms=_ms(forward),
         table_bytes=footprint(bundle).tables,
         doubt=doubt(proof),
-        command=provenance.command("benchmarks.granularity"),
+        command=provenance.command("benchmarks.switching.granularity"),
         commit=provenance.commit(),
     )
 

@@ -1,6 +1,6 @@
 """What is loaded under tight budgets, by which page goes first: nothing is read, only planned.
 
-python -m benchmarks.eviction
+python -m benchmarks.switching.eviction
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from itertools import cycle, islice
 
 import typer
 
-from benchmarks.switching import SHARES
+from benchmarks.switching.shares import SHARES
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
 from weightpager.lab.synthetic_bundle import bundle_of, half_billion

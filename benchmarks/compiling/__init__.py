@@ -1,0 +1,1 @@
+"""What compiles cost: time by stage, memory, and the speed of training."""
