@@ -123,7 +123,7 @@ def test_a_deployed_server_starts_tells_its_health_and_stops(assistant_bundle: P
         "${CREDENTIALS_DIRECTORY}": str(tmp_path),
     }
     arguments = [re.sub("|".join(map(re.escape, places)), lambda at: places[at[0]], word) for word in served()[way]]
-    command = [sys.executable, "-c", "from weightpager.cli import main; main()", *arguments, "--port", "0"]
+    command = [sys.executable, "-m", "weightpager", *arguments, "--port", "0"]
     nobody = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "XDG_RUNTIME_DIR": str(tmp_path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=nobody) as process:
         try:

@@ -29,8 +29,6 @@ from weightpager.limits.cgroup import run_limited
 ITEMS, TOKENS = 128, 256
 TRAINING_STEPS = 10
 
-_MAIN = "from weightpager.cli import main; main()"
-
 
 def main(json: Annotated[Path, typer.Option(help="File of results to put the row into.")]) -> None:
     """Compile once, and measure it."""
@@ -39,7 +37,9 @@ def main(json: Annotated[Path, typer.Option(help="File of results to put the row
         task_file = folder / "tasks.json"  # JSON is YAML
         task_file.write_text(json_file.dumps(content(cache_dir())), encoding="utf-8")
         bundle = folder / "assistant.bundle"
-        run = run_limited([sys.executable, "-c", _MAIN, "compile", str(task_file), "--out", str(bundle), "--no-cache"])
+        run = run_limited(
+            [sys.executable, "-m", "weightpager", "compile", str(task_file), "--out", str(bundle), "--no-cache"]
+        )
         if run.exit_code != 0:
             raise WeightpagerError(f"the compile failed: {run.stderr[-400:]}")
         row = measured(Bundle.open(bundle), run.peak_memory)

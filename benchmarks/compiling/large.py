@@ -41,7 +41,6 @@ SHAPES = {
 """Llama-3.2-1B's, and smaller ones for a trial."""
 
 _WORDS = 1000
-_MAIN = "from weightpager.cli import main; main()"
 
 
 def main(
@@ -67,7 +66,7 @@ def main(
         settings |= content(model, scratch, texts, tokens)
         task_file.write_text(json_file.dumps(settings), encoding="utf-8")
         bundle = scratch / "large.bundle"
-        command = [sys.executable, "-c", _MAIN, "compile", str(task_file), "--out", str(bundle), "--no-cache"]
+        command = [sys.executable, "-m", "weightpager", "compile", str(task_file), "--out", str(bundle), "--no-cache"]
         run = run_limited(command, memory=parse_size(memory))
         if run.exit_code != 0:
             raise WeightpagerError(f"the compile failed, {run.oom_kills} kills for want of memory: {run.stderr[-400:]}")

@@ -34,7 +34,6 @@ from weightpager.config import format_size
 
 TEXTS = 200
 _BACKENDS = ("native", "torch")
-_OURS = "from weightpager.cli import main; main()"
 
 
 def main(
@@ -103,16 +102,16 @@ def _import_ms() -> float:
 
 
 def _run_ms(bundle: Path, task: str, budget: str, given: Mapping[str, str]) -> float:
-    command = [sys.executable, "-c", _OURS, "run", str(bundle), "--task", task, "--budget", budget, "You won a prize"]
+    arguments = ["run", str(bundle), "--task", task, "--budget", budget, "You won a prize"]
     start = time.perf_counter()
-    subprocess.run(command, capture_output=True, check=True, env=given)
+    subprocess.run([sys.executable, "-m", "weightpager", *arguments], capture_output=True, check=True, env=given)
     return 1e3 * (time.perf_counter() - start)
 
 
 def _server_bytes(bundle: Path, given: Mapping[str, str]) -> int:
     """What a server has resident after a request to each task."""
     port = 18431
-    command = [sys.executable, "-c", _OURS, "serve", str(bundle), "--port", str(port)]
+    command = [sys.executable, "-m", "weightpager", "serve", str(bundle), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=given)
     try:
         _until_ready(f"http://127.0.0.1:{port}/ready")

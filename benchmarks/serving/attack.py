@@ -220,10 +220,9 @@ def _url(image: Image.Image, *, palette: bool = False) -> str:
 
 @contextmanager
 def _serving(bundle: Bundle, timeout: float, source: Path | None) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    code = "from weightpager.cli import main; main()"
     options = ["--port", "0", "--timeout", str(timeout), "--grace", "5", "--max-body", "4MiB", "--log-level", "error"]
     environment = os.environ | ({} if source is None else {"PYTHONPATH": str(source / "src")})
-    command = [sys.executable, "-c", code, "serve", str(bundle.path), *options]
+    command = [sys.executable, "-m", "weightpager", "serve", str(bundle.path), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None

@@ -186,10 +186,9 @@ def _serving(bundle: Bundle, order: str, patience: float, linger: float) -> Iter
     """The command in a process of its own, with room for the largest task and half as much again."""
     largest = max(len(bundle.pages_of(task)) for task in bundle.tasks)
     budget = smallest_budget(bundle) + largest // 2 * bundle.page_bytes
-    code = "from weightpager.cli import main; main()"
     options = {"--port": 0, "--budget": budget, "--order": order, "--patience": patience, "--linger": linger}
     flat = [str(word) for option in options.items() for word in option]
-    command = [sys.executable, "-c", code, "serve", str(bundle.path), *flat, "--log-level", "warning"]
+    command = [sys.executable, "-m", "weightpager", "serve", str(bundle.path), *flat, "--log-level", "warning"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -19,7 +19,7 @@ import tiny
 from command import Command
 from weightpager.bundle.verify import verify
 
-COMMAND = [sys.executable, "-c", "from weightpager.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "weightpager"]
 
 
 def compile_command(folder: Path, *more: str) -> list[str]:

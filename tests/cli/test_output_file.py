@@ -60,10 +60,9 @@ def test_what_was_measured_is_shown_though_the_storage_refuses_the_file(
 
 
 def test_output_that_a_full_disk_refuses_is_said_in_a_line() -> None:
-    code = "from weightpager.cli import main; main()"
     with Path("/dev/full").open("w") as full:
         found = subprocess.run(
-            [sys.executable, "-c", code, "schema"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+            [sys.executable, "-m", "weightpager", "schema"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
         )
     assert found.returncode == 1
     assert found.stderr == "error: cannot write the output: No space left on device\n"
@@ -73,7 +72,7 @@ def test_output_that_a_full_disk_refuses_is_said_in_a_line() -> None:
 def test_what_the_output_cannot_show_is_escaped(tmp_path: Path, coding: str) -> None:
     os.mkdir(os.fsencode(tmp_path) + b"/\xff.bundle")  # noqa: PTH102 - from a stick of another system
     found = subprocess.run(
-        [sys.executable, "-c", "from weightpager.cli import main; main()", "ls", tmp_path],
+        [sys.executable, "-m", "weightpager", "ls", tmp_path],
         env={**os.environ, "PYTHONIOENCODING": coding, "COLUMNS": "300"},
         capture_output=True,
         encoding="utf-8",

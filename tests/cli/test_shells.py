@@ -18,7 +18,7 @@ Complete = Callable[[str], list[str]]
 """What a shell makes of a line when Tab is pressed: candidates for its last word."""
 
 COMMAND = """#!/bin/sh
-exec '{python}' -c 'from weightpager.cli import main; main()' "$@"
+exec '{python}' -m weightpager "$@"
 """
 
 BASH = """

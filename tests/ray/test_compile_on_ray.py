@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -26,7 +25,6 @@ from command import Command
 from same_bundle import assert_same
 from weightpager.compiler.pipeline import CompileInterrupted
 from weightpager.errors import BundleFormatError, CompileError, ConfigError
-from weightpager.progress import silent
 from weightpager.ray.cluster import LOCAL
 from weightpager.ray.cluster import cluster as joined_cluster
 from weightpager.ray.compiling.on_ray import on_ray
@@ -42,13 +40,10 @@ TRAINED = {
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster(ray_environment: None) -> Iterator[None]:
     """Two workers on this machine, apart from any cluster that runs on it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for `ray_jobs`
-        with joined_cluster(LOCAL, num_cpus=2, object_store_memory=200 << 20):
-            yield
+    with joined_cluster(LOCAL, num_cpus=2, object_store_memory=200 << 20):
+        yield
 
 
 @pytest.fixture
@@ -56,10 +51,6 @@ def workers(cluster: None) -> Iterator[RayWorkers]:
     with on_ray("auto") as found:
         yield found
     assert ray.is_initialized()  # it isn't ours to end
-
-
-def quiet(_key: object) -> Any:
-    return silent
 
 
 def test_the_example_of_the_page_runs(tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,18 +160,18 @@ def test_a_real_ctrl_c_reaches_who_waits_for_workers(tmp_path: Path, workers: Ra
     presses = threading.Thread(target=press)
     presses.start()
     with pytest.raises(KeyboardInterrupt):
-        list(workers.each({"a": partial(ray_jobs.waits, marker)}, quiet, 1))
+        list(workers.each({"a": partial(ray_jobs.waits, marker)}, ray_jobs.quiet, 1))
     presses.join()
     assert marker.exists()
     values = torch.ones(3)
-    (done,) = workers.each({"a": partial(ray_jobs.doubled, values)}, quiet, 1)  # its CPU is free again
+    (done,) = workers.each({"a": partial(ray_jobs.doubled, values)}, ray_jobs.quiet, 1)  # its CPU is free again
     assert done.value[0].tolist() == [2, 2, 2]
     assert values.tolist() == [1, 1, 1]
 
 
 def test_jobs_that_share_values_each_have_their_own(workers: RayWorkers) -> None:
     values = torch.ones(100_000)
-    done = list(workers.each({n: partial(ray_jobs.doubled, values) for n in range(4)}, quiet, 1))
+    done = list(workers.each({n: partial(ray_jobs.doubled, values) for n in range(4)}, ray_jobs.quiet, 1))
     assert sorted(one.key for one in done) == [0, 1, 2, 3]
     assert all((one.value[0] == 2).all() for one in done)
     assert all(one.value[1] != os.getpid() for one in done)
@@ -194,7 +185,7 @@ def test_of_several_errors_the_first_jobs_is_raised(workers: RayWorkers) -> None
         "b": partial(ray_jobs.refused, "tasks.b: no", 2.0),
         "c": partial(ray_jobs.refused, "tasks.c: no", 0.0),
     }
-    found = workers.each(jobs, quiet, 1)
+    found = workers.each(jobs, ray_jobs.quiet, 1)
     assert next(found).key == "a"
     with pytest.raises(CompileError, match=r"^tasks\.b: no$"):
         next(found)
@@ -204,12 +195,12 @@ def test_of_several_errors_the_first_jobs_is_raised(workers: RayWorkers) -> None
 def test_other_errors_come_out_too(workers: RayWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weightpager.ray.compiling.workers.RETRIES", 1)
     with pytest.raises(BundleFormatError, match=r"^manifest\.json: tasks: expected 1, found 2$"):
-        list(workers.each({"a": ray_jobs.damaged}, quiet, 1))
+        list(workers.each({"a": ray_jobs.damaged}, ray_jobs.quiet, 1))
     with pytest.raises(ZeroDivisionError, match="a mistake"):
-        list(workers.each({"a": ray_jobs.mistaken}, quiet, 1))
+        list(workers.each({"a": ray_jobs.mistaken}, ray_jobs.quiet, 1))
     expected = r"animal: expected a worker of the Ray cluster to end this job, found after 1 retries: .*without --ray"
     with pytest.raises(CompileError, match=expected):
-        list(workers.each({"animal": ray_jobs.dies}, quiet, 1))
+        list(workers.each({"animal": ray_jobs.dies}, ray_jobs.quiet, 1))
 
 
 @pytest.mark.cluster
@@ -218,7 +209,7 @@ def test_a_worker_has_the_drivers_threads_and_variables(cluster: None, monkeypat
     torch.set_num_threads(2)
     try:
         with on_ray("auto") as workers:
-            (done,) = workers.each({"a": ray_jobs.facts}, quiet, 1)
+            (done,) = workers.each({"a": ray_jobs.facts}, ray_jobs.quiet, 1)
         assert done.value == (2, "yes")
         torch.set_num_threads(3)
         with pytest.raises(

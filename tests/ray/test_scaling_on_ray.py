@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,17 +23,14 @@ SECONDS = 120.0
 
 
 @pytest.fixture
-def client(writer_bundle: Path) -> Iterator[httpx.Client]:
+def client(writer_bundle: Path, ray_environment: None) -> Iterator[httpx.Client]:
     """Of one server, or two."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        application = app(writer_bundle, replicas=(1, 2), backend="native")
-        with (
-            served(application, LOCAL, "127.0.0.1", 0, 3) as port,
-            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as found,
-        ):
-            yield found
+    application = app(writer_bundle, replicas=(1, 2), backend="native")
+    with (
+        served(application, LOCAL, "127.0.0.1", 0, 3) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as found,
+    ):
+        yield found
 
 
 def test_a_second_server_comes_when_one_has_too_much_to_do(client: httpx.Client) -> None:

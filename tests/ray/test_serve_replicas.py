@@ -74,9 +74,7 @@ class Cluster:
 def started(bundle: Path, *options: str) -> Iterator[Cluster]:
     [typed] = re.findall(r"^weightpager (serve .*)$", PAGE, re.MULTILINE)
     typed = typed.replace("assistant.bundle", str(bundle)).replace("--port 8000", "--port 0")
-    arguments = ["weightpager", *shlex.split(typed), *options]
-    code = f"import sys; sys.argv = {arguments!r}; from weightpager.cli import main; main()"
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-m", "weightpager", *shlex.split(typed), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     try:

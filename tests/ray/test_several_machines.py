@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -17,31 +14,24 @@ import tiny
 import weightpager as wp
 from command import Command
 from same_bundle import assert_same
-from weightpager.progress import silent
 from weightpager.ray.compiling.on_ray import on_ray
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def address(ray_environment: None) -> Iterator[str]:
     """``HOST:PORT`` of the head."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for `ray_jobs`
-        machine = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=machine)
-        cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-        yield str(cluster.address)
-        cluster.shutdown()
+    machine = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=machine)
+    cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+    yield str(cluster.address)
+    cluster.shutdown()
 
 
 def test_both_work(address: str) -> None:
-    def quiet(_key: object) -> Any:
-        return silent
-
     with on_ray(address) as workers:
-        found = {done.value for done in workers.each(dict.fromkeys(range(4), ray_jobs.node), quiet, 1)}
+        found = {done.value for done in workers.each(dict.fromkeys(range(4), ray_jobs.node), ray_jobs.quiet, 1)}
     assert len(found) == 2
 
 

@@ -46,11 +46,8 @@ def test_no_server_is_no_error(weightpager: Command) -> None:
 
 @pytest.mark.slow
 def test_serve_is_found_until_it_ends(weightpager: Command, assistant_bundle: Path) -> None:
-    command = ["weightpager", "serve", str(assistant_bundle), "--port", "0"]
-    code = f"import sys; sys.argv = {command!r}; from weightpager.cli import main; main()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as server:
+    command = [sys.executable, "-m", "weightpager", "serve", str(assistant_bundle), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         assert server.stderr is not None
         assert "serves" in server.stdout.readline()

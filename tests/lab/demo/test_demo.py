@@ -161,7 +161,7 @@ def as_a_user(*arguments: object) -> str:
     """What the command prints without what tests set for tiny models: with tiles, it takes half as long."""
     ours = ("ONEDNN_MAX_CPU_ISA", "WEIGHTPAGER_BACKEND", "WEIGHTPAGER_CACHE_LIMIT")
     alone = {name: value for name, value in os.environ.items() if name not in ours}
-    command = [sys.executable, "-c", "from weightpager.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-m", "weightpager", *map(str, arguments)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout

@@ -136,9 +136,8 @@ def test_a_body_that_is_not_said_to_be_json_is_refused(assistant: Running) -> No
 @contextmanager
 def command(bundle: Path, history: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """The command in a process of its own, ready to serve; killed at the end."""
-    code = "from weightpager.cli import main; main()"
     options = ["serve", str(bundle), "--port", "0", "--history", str(history)]
-    arguments = [sys.executable, "-c", code, *options]
+    arguments = [sys.executable, "-m", "weightpager", *options]
     environment = os.environ | {"XDG_RUNTIME_DIR": str(history.parent)}
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
