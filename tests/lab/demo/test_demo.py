@@ -19,7 +19,7 @@ from command import Command
 from weightpager.bundle import Bundle
 from weightpager.config import cache_dir
 from weightpager.doctor.machine import describe
-from weightpager.lab.demo import compiled, run
+from weightpager.lab.demo import cold_switches, compiled, run
 from weightpager.lab.demo.page import render
 from weightpager.lab.demo.result import OURS, DemoResult, DemoSwitch, DemoTask, Resident
 from weightpager.lab.samples import SampleUnavailable
@@ -154,7 +154,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
     with pytest.raises(SampleUnavailable, match="cannot be written: Permission denied; name another cache"):
-        run._baselines(cast(Bundle, SimpleNamespace(path=tmp_path / "a.bundle")), tmp_path / "file")
+        cold_switches._read_rivals(cast(Bundle, SimpleNamespace(path=tmp_path / "a.bundle")), tmp_path / "file")
 
 
 def as_a_user(*arguments: object) -> str:
