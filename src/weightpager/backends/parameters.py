@@ -30,7 +30,7 @@ W = TypeVar("W")
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
+class StoredParameter:
     """One parameter or buffer.
 
     Attributes:
@@ -60,7 +60,7 @@ class Placed(Generic[V, W]):
         return Placed({**self.values, **other.values}, {**tied, **other.tied})
 
 
-Parameters = Placed[Parameter, PagedWeight]
+Parameters = Placed[StoredParameter, PagedWeight]
 
 
 def read_parameters(bundle: Bundle, file: str, dtype: str = "auto") -> Parameters:
@@ -87,7 +87,7 @@ def read_parameters(bundle: Bundle, file: str, dtype: str = "auto") -> Parameter
             wide = np.empty(stated.shape, np.float32)
             stored.read(name, _bytes(wide))
             _round(wide.reshape(-1), into.reshape(-1))
-    found = {name: Parameter(array, dtypes[name]) for name, array in values.items()}
+    found = {name: StoredParameter(array, dtypes[name]) for name, array in values.items()}
     return Placed(found, _tied_weights(bundle, found))
 
 
@@ -102,7 +102,7 @@ def tables_in_blocks(bundle: Bundle, dtypes: Mapping[str, str]) -> list[TiedTabl
     return [each for each in bundle.manifest.tied_tables if dtypes.get(each.name) == STORED]
 
 
-def _tied_weights(bundle: Bundle, values: Mapping[str, Parameter]) -> dict[str, PagedWeight]:
+def _tied_weights(bundle: Bundle, values: Mapping[str, StoredParameter]) -> dict[str, PagedWeight]:
     block = bundle.manifest.block_shape.rows, bundle.manifest.block_shape.cols
     return {
         entry.name: whole_weight(values[entry.name].values, entry.rows, entry.columns, block, entry.dtype)

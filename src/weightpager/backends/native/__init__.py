@@ -1,6 +1,6 @@
 """Graphs run by native code: no torch in the process. Owns no threads; those of the native module are the process's."""
 
-from weightpager.backends.native.operands import Array, Blocks, Parameter, RowsOnDemand
+from weightpager.backends.native.operands import Array, Blocks, ProgramParameter, RowsOnDemand
 from weightpager.backends.native.program import Arenas, AttentionMemory, Gate, Program
 from weightpager.backends.native.threads import thread_count
 
@@ -10,8 +10,8 @@ __all__ = [
     "AttentionMemory",
     "Blocks",
     "Gate",
-    "Parameter",
     "Program",
+    "ProgramParameter",
     "RowsOnDemand",
     "thread_count",
 ]

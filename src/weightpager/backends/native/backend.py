@@ -11,7 +11,7 @@ from weightpager import kernels
 from weightpager.answers.model import ModelLimits
 from weightpager.backends.native.model_limits import ModelConfig, end_tokens
 from weightpager.backends.native.native_model import NativeModel
-from weightpager.backends.native.operands import Array, Blocks, Parameter
+from weightpager.backends.native.operands import Array, Blocks, ProgramParameter
 from weightpager.backends.native.program import Arenas, Program
 from weightpager.backends.native.task import NativeTask
 from weightpager.backends.paged_weights import of_entry
@@ -92,7 +92,7 @@ class NativeBackend:
         return NativeModel(task, self._limits, self._ends, self._narrow)
 
 
-def _split(graph: Graph, parameters: Mapping[str, Parameter]) -> tuple[Graph, ...]:
+def _split(graph: Graph, parameters: Mapping[str, ProgramParameter]) -> tuple[Graph, ...]:
     """A language model's graph below its head, and the head: few tokens of a prompt need logits."""
     hidden = next((each.value for each in graph.outputs if each.name == "hidden"), None)
     if hidden is None or FORMS[graph.kind].labels != "none":  # type: ignore[index]
@@ -115,7 +115,7 @@ def _graph(bundle: Bundle, kind: TaskKind) -> Graph:
     return found
 
 
-def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, Parameter]]:
+def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, ProgramParameter]]:
     """All of a task's parameters, by canonical name."""
     for name, cache in parts.rows.items():
         yield name, _Rows(cache)

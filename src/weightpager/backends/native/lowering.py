@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import weightpager.kernels._native as _native
-from weightpager.backends.native.operands import BFLOAT16, Array, Blocks, Parameter, dtype_name, widened
+from weightpager.backends.native.operands import BFLOAT16, Array, Blocks, ProgramParameter, dtype_name, widened
 from weightpager.graph import Graph, Node, Operand
 from weightpager.kernels.native import native_weight
 
@@ -37,7 +37,7 @@ class Lowering:
         values: number of each value of the graph by name.
     """
 
-    def __init__(self, native: _native.Program, graph: Graph, parameters: Mapping[str, Parameter]) -> None:
+    def __init__(self, native: _native.Program, graph: Graph, parameters: Mapping[str, ProgramParameter]) -> None:
         self.native, self._graph, self._parameters = native, graph, parameters
         self.ends: list[int] = []
         self.arrays: list[Array] = []
@@ -88,14 +88,14 @@ class Lowering:
         narrow = isinstance(found, np.ndarray) and found.dtype == BFLOAT16 and weight
         return operand.kind, operand.key, "bfloat16" if narrow else ""
 
-    def _of(self, operand: Operand) -> Parameter:
+    def _of(self, operand: Operand) -> ProgramParameter:
         if isinstance(operand.key, int):
             return self._graph.constants[operand.key]
         if operand.key not in self._parameters:
             raise ValueError(f"parameter {operand.key}: expected it, as the graph uses it, found none")
         return self._parameters[operand.key]
 
-    def _add_parameter(self, key: tuple[str, str | int, str], found: Parameter, weight: bool) -> None:
+    def _add_parameter(self, key: tuple[str, str | int, str], found: ProgramParameter, weight: bool) -> None:
         name = str(key[1])
         if isinstance(found, Blocks):
             self.native.add_weight(name, native_weight(found.weight), found.table)

@@ -56,7 +56,8 @@ class RowsOnDemand(Protocol):
         """Write the rows of ids [n], all of them in the table, to ``out`` [n, columns], both contiguous."""
 
 
-Parameter: TypeAlias = Array | Blocks | RowsOnDemand
+ProgramParameter: TypeAlias = Array | Blocks | RowsOnDemand
+"""A parameter, as a program takes it; `StoredParameter` is one as a bundle's file has it."""
 
 
 def dtype_name(array: Array) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 import weightpager.kernels._native as _native
 from weightpager.backends.native.lowering import Lowering
-from weightpager.backends.native.operands import Array, Blocks, Parameter, RowsOnDemand
+from weightpager.backends.native.operands import Array, Blocks, ProgramParameter, RowsOnDemand
 from weightpager.backends.native.threads import thread_count
 from weightpager.graph import Graph, Node
 from weightpager.kernels import PageNotResidentError
@@ -60,7 +60,7 @@ class Program:
     def __init__(
         self,
         graph: Graph,
-        parameters: Mapping[str, Parameter],
+        parameters: Mapping[str, ProgramParameter],
         isa: int = 0,
         most_activation_bytes: int = MOST_ACTIVATION_BYTES,
         arenas: Arenas | None = None,
@@ -171,7 +171,7 @@ class _Stretch:
         self.end, self.layer, self.rows, self.node = end, layer, rows, node
 
 
-def _stretches(graph: Graph, parameters: Mapping[str, Parameter], ends: list[int]) -> Iterator[_Stretch]:
+def _stretches(graph: Graph, parameters: Mapping[str, ProgramParameter], ends: list[int]) -> Iterator[_Stretch]:
     now: _Stretch | None = None
     for node, end in zip(graph.nodes, ends, strict=True):
         used = [
