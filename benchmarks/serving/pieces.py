@@ -15,7 +15,7 @@ import torch
 import typer
 
 from weightpager.answers.generation import forward_size
-from weightpager.backends.torch.growing_texts import GrowingTexts
+from weightpager.backends.torch.resumable_generation import ResumableGeneration
 from weightpager.config import cache_dir, format_size
 from weightpager.engine import Engine
 from weightpager.lab.synthetic_bundle import bundle_of, long_context
@@ -63,9 +63,9 @@ def measure(path: str, piece: int | None, tokens: int) -> Row:
         torch.inference_mode(),
     ):
         ids = torch.randint(3, 2000, (1, tokens))
-        _read(GrowingTexts(module, ids[:, :300], torch.ones_like(ids[:, :300])))
+        _read(ResumableGeneration(module, ids[:, :300], torch.ones_like(ids[:, :300])))
         before, start = _most_bytes(), time.process_time()
-        longest = _read(GrowingTexts(module, ids, torch.ones_like(ids)))
+        longest = _read(ResumableGeneration(module, ids, torch.ones_like(ids)))
         return Row(piece, time.process_time() - start, longest, _most_bytes() - before)
 
 
@@ -80,14 +80,14 @@ def grow(path: str, tokens: int, steps: int) -> float:
         best = float("inf")
         for _ in range(5):
             ids = torch.randint(3, 2000, (1, 16))
-            texts, start = GrowingTexts(module, ids, torch.ones_like(ids)), time.process_time()
+            texts, start = ResumableGeneration(module, ids, torch.ones_like(ids)), time.process_time()
             for _ in range(steps):
                 texts.grow(tokens // steps, do_sample=False, pad_token_id=0)
             best = min(best, time.process_time() - start)
         return best
 
 
-def _read(texts: GrowingTexts) -> float:
+def _read(texts: ResumableGeneration) -> float:
     longest = 0.0
     while True:
         start = time.process_time()

@@ -14,7 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from weightpager.answers.model import Floats, Inputs, Integers, See
 from weightpager.answers.work import Sampling
 from weightpager.backends.torch.attention_cache import CACHE, new_cache, without_cache
-from weightpager.backends.torch.growing_texts import GrowingTexts
+from weightpager.backends.torch.resumable_generation import ResumableGeneration
 from weightpager.backends.torch.limits import activations_of
 from weightpager.backends.torch.model.architecture import context_length
 
@@ -71,7 +71,7 @@ class TorchTexts:
     """Texts that transformers' `generate` goes on with; see `weightpager.answers.model.GrowingTexts`."""
 
     def __init__(self, module: nn.Module, ids: Tensor, mask: Tensor, sampling: Sampling, pad: int) -> None:
-        self._texts = GrowingTexts(module, ids, mask)
+        self._texts = ResumableGeneration(module, ids, mask)
         self._draws = _Draws(sampling, ids.device)
         self._pad = pad
 

@@ -28,7 +28,7 @@ from transformers import (
 from weightpager.answers.generation import forward_size
 from weightpager.answers.generation.forward_size import Activations
 from weightpager.backends.torch.attention_cache import new_cache, reads_in_pieces, without_cache
-from weightpager.backends.torch.growing_texts import GrowingTexts
+from weightpager.backends.torch.resumable_generation import ResumableGeneration
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "eos_token_id": None}
 ROTARY = SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 256}
@@ -81,7 +81,7 @@ def test_texts_in_steps_are_those_of_one_call(
     module, (ids, mask) = model(name), prompts(*lengths)
     with torch.inference_mode():
         wanted = module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=20, **PLAIN)
-        texts, pieces = GrowingTexts(module, ids, mask), 0
+        texts, pieces = ResumableGeneration(module, ids, mask), 0
         while texts.unread:
             texts.read_piece()
             pieces += 1
@@ -96,7 +96,7 @@ def test_a_text_goes_on_alone_where_others_have_ended() -> None:
     module, (ids, mask) = model("llama"), prompts(40, 33, 40)
     with torch.inference_mode():
         wanted = module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, **PLAIN)
-        texts = GrowingTexts(module, ids, mask)
+        texts = ResumableGeneration(module, ids, mask)
         texts.grow(12, stopping_criteria=StoppingCriteriaList([Stop(4)]), **PLAIN)
         texts.keep([1])
         texts.grow(8, **PLAIN)
@@ -113,7 +113,7 @@ def test_what_a_model_counts_from_the_prompt_is_counted_from_there() -> None:
         module.generation_config.min_new_tokens = 10
         module.generation_config.exponential_decay_length_penalty = (8, 1.5)
         wanted = module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, **PLAIN)
-        texts = GrowingTexts(module, ids, mask)
+        texts = ResumableGeneration(module, ids, mask)
         for done in (0, 4, 8):
             if texts.ids.shape[1] == 9 + done:
                 texts.grow(12 - done, stopping_criteria=StoppingCriteriaList([Stop(4)]), **PLAIN)
@@ -126,7 +126,7 @@ def test_a_model_that_keeps_other_states_is_read_and_continued_at_once() -> None
     module, (ids, mask) = MambaForCausalLM(config).eval().requires_grad_(False), prompts(40)
     with torch.inference_mode():
         wanted = module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, **PLAIN)
-        texts = GrowingTexts(module, ids, mask)
+        texts = ResumableGeneration(module, ids, mask)
         assert not texts.stoppable
         assert not texts.unread
         texts.grow(8, **PLAIN)

@@ -1,4 +1,4 @@
-"""Texts that a model goes on with, in as many steps as their reader likes."""
+"""Transformers' `generate` in steps: it is stopped, and goes on later."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from weightpager.backends.torch.limits import activations_of
 from weightpager.backends.torch.model.architecture import quiet_transformers
 
 
-class GrowingTexts:
-    """A batch of texts, and what the model keeps of what it has read of them.
+class ResumableGeneration:
+    """A batch of texts, and the cache of what the model has read of them.
 
     Steps may lie far apart, and other texts may be read between. Long prompts are read in pieces, so that memory grows
     with a piece times a text's length, not with its square. What comes out is what one call of transformers' `generate`
@@ -96,7 +96,7 @@ class GrowingTexts:
 
 
 def _further(module: Any, grown: int) -> dict[str, Any]:
-    """What a model's own way to go on counts from the prompt's end, for a text that has grown meanwhile."""
+    """Generation options that count from the prompt's end, shifted by the tokens already generated."""
     if not grown:
         return {}
     own = module.generation_config
