@@ -36,8 +36,8 @@ from weightpager.nn import (
     mixtures,
 )
 
-Pages = Any
-"""The arena, or its page table: an array on the host, or a tensor on any device."""
+HostOrDeviceArray = Any
+"""An array on the host, or a tensor on any device."""
 
 _DTYPES = (torch.float32, torch.bfloat16)
 """What kernels compute with."""
@@ -88,7 +88,9 @@ def build(parts: TaskParts[Tensors], config: PretrainedConfig, rows: Mapping[str
     return module.to(device)  # what its constructor computed was on the host
 
 
-def paged_weight(bundle: Bundle, entry: WeightEntry, table: BlockTable, arena: Pages, page_table: Pages) -> Weight:
+def paged_weight(
+    bundle: Bundle, entry: WeightEntry, table: BlockTable, arena: HostOrDeviceArray, page_table: HostOrDeviceArray
+) -> Weight:
     """A paged weight of one task, as kernels take it where its arena is."""
     device = _device(arena)
     if device.type == "cpu":
@@ -133,7 +135,7 @@ def route(module: nn.Module, task: str, tables: Mapping[str, BlockTable]) -> boo
     return dropped
 
 
-def _device(arena: Pages) -> torch.device:
+def _device(arena: HostOrDeviceArray) -> torch.device:
     return arena.device if isinstance(arena, Tensor) else torch.device("cpu")
 
 
