@@ -1,7 +1,7 @@
 """Graphs run by native code: no torch in the process. Owns no threads; those of the native module are the process's."""
 
 from weightpager.backends.native.operands import Array, Blocks, ProgramParameter, RowsOnDemand
-from weightpager.backends.native.program import Arenas, AttentionMemory, Gate, Program
+from weightpager.backends.native.program import Arenas, AttentionMemory, Program
 from weightpager.backends.native.threads import thread_count
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "Array",
     "AttentionMemory",
     "Blocks",
-    "Gate",
     "Program",
     "ProgramParameter",
     "RowsOnDemand",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from threading import Lock
-from typing import Protocol
 
 import numpy as np
 
@@ -12,6 +11,7 @@ import weightpager.kernels._native as _native
 from weightpager.backends.native.lowering import Lowering
 from weightpager.backends.native.operands import Array, Blocks, ProgramParameter, RowsOnDemand
 from weightpager.backends.native.threads import thread_count
+from weightpager.backends.task_parts import Gate
 from weightpager.graph import Graph, Node
 from weightpager.kernels import PageNotResidentError
 
@@ -19,17 +19,6 @@ MOST_ACTIVATION_BYTES = 2**32
 """Activations of one call take no more, unless the caller states another number."""
 
 _NUMPY = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
-
-
-class Gate(Protocol):
-    """What a program asks before it reads pages of the arena, and tells when it has read them."""
-
-    def enter(self, layer: int) -> None:
-        """Wait until the pages of model layer ``layer`` may be read; they stay until `leave`."""
-
-    def leave(self, layer: int) -> None:
-        """The pages of ``layer`` have been read."""
-
 
 AttentionMemory = _native.AttentionMemory
 """Keys and values of earlier tokens: ``AttentionMemory(most_bytes, float16=False)``. Of one program, one thread at a
