@@ -26,6 +26,19 @@ class Activations:
     per_token: int
     per_pair: int
 
+    @classmethod
+    def of_layer(cls, hidden: int, intermediate: int, heads: int, itemsize: int) -> Activations:
+        """What one transformer layer takes.
+
+        Args:
+            hidden: width of the residual.
+            intermediate: width of the feed-forward part.
+            heads: whose scores of attention are kept whole; 0 if no head's are.
+            itemsize: bytes of a number that the layer computes with.
+        """
+        # The residual, its norm, queries, keys, values and what attention gives; gate, up and their product.
+        return cls(itemsize * (8 * hidden + 3 * intermediate), itemsize * heads)
+
     def bytes(self, texts: int, tokens: int, length: int) -> int:
         """Of a forward that reads so many tokens of each text, the last ones of ``length``."""
         return texts * tokens * (self.per_token + length * self.per_pair)

@@ -83,9 +83,7 @@ class ModelConfig:
         width = self.number("hidden_size") or 1024
         inner = self.number("intermediate_size") or 4 * width
         heads = self.number("num_attention_heads") or 16
-        # The residual, its norm, queries, keys, values and what attention gives; gate, up and their product. Scores of
-        # attention are never kept whole.
-        activations = Activations(_FLOAT * (8 * width + 3 * inner), 0)
+        activations = Activations.of_layer(width, inner, heads=0, itemsize=_FLOAT)  # attention keeps no scores whole
         if takes_images:
             return ModelLimits(0, 0, None, False, 0, activations)
         grouped = self.number("num_key_value_heads") or heads

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weightpager.kernels import PagedWeight
+from weightpager.page_dtype import ENCODINGS
 
 Array: TypeAlias = npt.NDArray[Any]
 """float32, int64 or bool; uint16 holds bfloat16."""
@@ -74,6 +75,4 @@ def dtype_name(array: Array) -> str:
 
 def widened(array: Array) -> Array:
     """bfloat16 as float32; another array as it is."""
-    if array.dtype != BFLOAT16:
-        return array
-    return (array.astype(np.uint32) << 16).view(np.float32)
+    return ENCODINGS["bfloat16"].widen(array) if array.dtype == BFLOAT16 else array

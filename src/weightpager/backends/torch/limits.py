@@ -44,8 +44,7 @@ def activations_of(config: Any, itemsize: int) -> Activations:
     width = _largest(own, "hidden_size") or 1024
     inner = _largest(own, "intermediate_size") or 4 * width
     heads = _largest(own, "num_attention_heads") or 16
-    # The residual, its norm, queries, keys, values and what attention gives; gate, up and their product.
-    return Activations(itemsize * (8 * width + 3 * inner), itemsize * heads)
+    return Activations.of_layer(width, inner, heads, itemsize)
 
 
 def _largest(config: Any, name: str) -> int:
