@@ -56,7 +56,7 @@ class EmbeddingRun:
 
     def step(self, until: float) -> int:
         """Read more of the text, until a time; no token is generated."""
-        while not self._query.given_up(self._clock()):
+        while not self._query.expire(self._clock()):
             self._sum = self._sum + self._pieces.read_piece().sum(0)
             if self._pieces.over:
                 mean = self._sum / len(self._query.work.ids)

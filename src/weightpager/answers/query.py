@@ -13,7 +13,7 @@ class Query(Protocol):
 
     @property
     def work(self) -> Work:
-        """To be done."""
+        """What the text or image is read for."""
 
     @property
     def cached(self) -> bool:
@@ -23,8 +23,8 @@ class Query(Protocol):
     def over(self) -> bool:
         """Whether it needs no more work, and whoever waited has been told."""
 
-    def given_up(self, now: float) -> bool:
-        """Whether it is over, or is so from now on, by `time.monotonic`, as nobody waits any more."""
+    def expire(self, now: float) -> bool:
+        """End the query if it was cancelled or is late, by `time.monotonic`; whether it has ended."""
 
     def more(self, text: str) -> None:
         """A continuation has grown by a text."""
@@ -45,7 +45,7 @@ class LoneQuery:
     def over(self) -> bool:
         return self.outcome is not None
 
-    def given_up(self, now: float) -> bool:  # noqa: ARG002 - whatever the time
+    def expire(self, now: float) -> bool:  # noqa: ARG002 - whatever the time
         return self.over
 
     def more(self, text: str) -> None:

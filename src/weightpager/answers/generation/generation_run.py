@@ -58,7 +58,7 @@ class GenerationRun:
     def _forget(self) -> int:
         """Let go of texts that are over, or that nobody waits for; how many are left."""
         now = self._clock()
-        left = [place for place, row in enumerate(self._rows) if not row.query.given_up(now)]
+        left = [place for place, row in enumerate(self._rows) if not row.query.expire(now)]
         if left and len(left) < len(self._rows) and self._texts.stoppable:
             self._rows = [self._rows[place] for place in left]
             self._texts.keep(left)
@@ -79,7 +79,7 @@ class _Row:
 
     def add(self, token: int, now: float) -> None:
         """Tell whoever waits what has come of it."""
-        if self.query.given_up(now):
+        if self.query.expire(now):
             return
         text = self._continuation.add(token)
         if text:

@@ -9,9 +9,8 @@ from typing import Any
 from weightpager.answers.begin import begin
 from weightpager.answers.model import TaskModel
 from weightpager.answers.query import Run
-from weightpager.errors import BusyError
 from weightpager.server.scheduling.batching import Started, held
-from weightpager.server.scheduling.job import Job
+from weightpager.server.scheduling.job import Job, compiled_anew
 
 
 class Batch:
@@ -31,7 +30,7 @@ class Batch:
         for job in jobs:
             job.began = now
         waiting = [job.waiting for job in jobs]
-        heavy = any(one.heavy for one in waiting)
+        heavy = any(request.heavy for request in waiting)
         self.started = Started(jobs[0].task, jobs[0].arrived, now, held(waiting), heavy)
         self._jobs = jobs
         self._model: TaskModel | None = None
@@ -56,7 +55,7 @@ class Batch:
         if self._run is None:
             self._model, self._run = model, begin(self._jobs[0].entry.kind, model, reader, self._jobs)
         if model is not self._model:
-            raise BusyError(f"task {self.started.task!r} was compiled anew meanwhile; ask again")
+            raise compiled_anew(self.started.task)
         return self._run.step(until)
 
     def fail(self, error: Exception) -> None:

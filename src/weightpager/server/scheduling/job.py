@@ -8,7 +8,7 @@ from typing import Protocol
 
 from weightpager.answers.work import Generate, Outcome, Work
 from weightpager.bundle import TaskEntry
-from weightpager.errors import RequestTimeoutError, ServerClosedError
+from weightpager.errors import BusyError, RequestTimeoutError, ServerClosedError
 from weightpager.server.scheduling.batching import Waiting
 
 
@@ -44,6 +44,16 @@ class Listener(Protocol):
 
     def __call__(self, event: Event) -> None:
         """Take note of what happened to a job."""
+
+
+def shutting_down() -> ServerClosedError:
+    """The error of a request that the server doesn't answer any more."""
+    return ServerClosedError("the server is shutting down; ask again when it is back")
+
+
+def compiled_anew(task: str) -> BusyError:
+    """The error of a request that came before its task was replaced."""
+    return BusyError(f"task {task!r} was compiled anew meanwhile; ask again")
 
 
 @dataclass(eq=False)
@@ -96,10 +106,10 @@ class Job:
         """Give it up: it won't begin, or it ends after the forward that is being computed. Any thread may call this."""
         self._cancelled.set()
 
-    def given_up(self, now: float) -> bool:
-        """Whether it needs no more work: it is over, it was cancelled, or its time is up. The listener is told."""
+    def expire(self, now: float) -> bool:
+        """End the job if it was cancelled or is late, and tell the listener; whether it has ended."""
         if not self.over and self.cancelled:  # the server stops, or the client has gone and doesn't read this
-            self.fail(ServerClosedError("the server is shutting down; ask again when it is back"))
+            self.fail(shutting_down())
         elif not self.over and now > self.deadline:
             late = "the request waited longer" if self.began is None else "the request took longer"
             self.fail(RequestTimeoutError(f"{late} than the server gives it"))

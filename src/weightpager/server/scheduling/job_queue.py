@@ -9,8 +9,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from weightpager.errors import QueueFullError, RequestError, ServerClosedError
-from weightpager.server.scheduling.job import Job
+from weightpager.errors import QueueFullError, RequestError
+from weightpager.server.scheduling.job import Job, shutting_down
 from weightpager.server.scheduling.scheduler import Plan
 
 Command = Callable[[], None]
@@ -131,4 +131,4 @@ class JobQueue:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ServerClosedError("the server is shutting down; ask again when it is back")
+            raise shutting_down()

@@ -12,9 +12,9 @@ from typing import TypeVar
 from weightpager.answers.model import TaskModel
 from weightpager.bundle import TaskEntry
 from weightpager.engine import Engine
-from weightpager.errors import BusyError, ServerClosedError, WeightpagerError
+from weightpager.errors import WeightpagerError
 from weightpager.server.scheduling.batch import Batch
-from weightpager.server.scheduling.job import Job
+from weightpager.server.scheduling.job import Job, compiled_anew, shutting_down
 from weightpager.server.scheduling.job_queue import JobQueue, Taken
 from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.scheduler import Plan, Turn, next_batch
@@ -73,7 +73,7 @@ class Worker:
         """
         self._stopping = True
         for job in self._queue.close():
-            job.fail(ServerClosedError("the server is shutting down; ask again when it is back"))
+            job.fail(shutting_down())
         for job in self._running:
             job.cancel()
         self._thread.join(timeout)
@@ -146,14 +146,17 @@ class Worker:
         self._tell_running()
 
     def _begin(self, jobs: Sequence[Job], now: float) -> tuple[Batch | None, int]:
-        """A batch of the jobs that somebody still waits for, and their number; None if there are none."""
-        jobs = [job for job in jobs if not job.given_up(now) and not self._outdated(job)]
-        if not jobs:
+        """A batch of the jobs that can still be answered, and their number; None if there are none."""
+        for job in jobs:
+            if not job.expire(now):
+                self._fail_if_outdated(job)
+        left = [job for job in jobs if not job.over]
+        if not left:
             return None, 0
-        batch = Batch(jobs, now)
+        batch = Batch(left, now)
         self._batches.append(batch)
         self._tell_running()
-        return batch, len(jobs)
+        return batch, len(left)
 
     def _step(self, batch: Batch, begun: int, start: float) -> float:
         """Take a step; when it began to compute, since a turn begins after its switch."""
@@ -177,13 +180,11 @@ class Worker:
     def _tell_running(self) -> None:
         self._running = [job for batch in self._batches for job in batch.jobs]
 
-    def _outdated(self, job: Job) -> bool:
-        """Whether a reload has changed how the job's task reads or answers; then the job fails."""
-        now = self._engine.bundle.tasks.get(job.task)
-        if now is None or _read_by(now) == _read_by(job.entry):
-            return False
-        job.fail(BusyError(f"task {job.task!r} was compiled anew meanwhile; ask again"))
-        return True
+    def _fail_if_outdated(self, job: Job) -> None:
+        """Fail a job if a reload has changed how its task reads or answers."""
+        entry = self._engine.bundle.tasks.get(job.task)
+        if entry is not None and _read_by(entry) != _read_by(job.entry):
+            job.fail(compiled_anew(job.task))
 
 
 def _read_by(task: TaskEntry) -> tuple[object, ...]:
