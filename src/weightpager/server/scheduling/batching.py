@@ -108,7 +108,7 @@ def held(batch: Sequence[Waiting]) -> int:
     """Tokens that a batch's caches may come to hold. Shorter texts are padded, and stay until all texts have ended."""
     if not batch[0].cached:
         return 0
-    return len(batch) * (max(one.prompt for one in batch) + max(one.fresh for one in batch))
+    return len(batch) * (max(request.prompt for request in batch) + max(request.fresh for request in batch))
 
 
 @dataclass(frozen=True)

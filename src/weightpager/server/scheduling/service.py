@@ -159,8 +159,8 @@ class Service:
         self._check_lengths(works)
         now = time.monotonic()
         deadline = now + self.settings.timeout if deadline is None else deadline
-        read = self.inputs.vocabulary
-        alike = math.inf if read is None else read.together
+        vocabulary = self.inputs.vocabulary
+        alike = math.inf if vocabulary is None else vocabulary.together
         jobs = [
             Job(task, work, index, now, deadline, listener, long=len(work.ids) > alike, cached=self._cached(work))
             for index, work in enumerate(works)
@@ -217,20 +217,22 @@ class Service:
         tasks = self.engine.bundle.tasks
         writes = all(kind_of(task.kind).writes for task in tasks.values())
         in_pieces = writes and limits.in_pieces
-        context = None if self.inputs.vocabulary is None else self.inputs.vocabulary.context
-        own = self.settings.most_text_tokens
-        usual = default_limit(context, (task.max_length for task in tasks.values()), in_pieces=in_pieces)
-        tokens = usual if own is None else own
+        tokens = self.settings.most_text_tokens
+        if tokens is None:
+            context = None if self.inputs.vocabulary is None else self.inputs.vocabulary.context
+            tokens = default_limit(context, (task.max_length for task in tasks.values()), in_pieces=in_pieces)
         return TextLimit(tokens, in_pieces, limits.activations)
 
     def _policy(self) -> Policy:
         """The settings' policy, with the bounds that the model and the KV reserve set."""
-        read, limit = self.inputs.vocabulary, self._limit
+        vocabulary, limit = self.inputs.vocabulary, self._limit
         policy = replace(self.settings.policy, activations=limit.activations)
-        if read is None:
+        if vocabulary is None:
             return policy
-        room = limit.room(policy.batch, self.settings.most_new_tokens) if read.most_cached is None else read.most_cached
-        return replace(policy, room=room, context=read.context, together=read.together)
+        room = vocabulary.most_cached
+        if room is None:
+            room = limit.room(policy.batch, self.settings.most_new_tokens)
+        return replace(policy, room=room, context=vocabulary.context, together=vocabulary.together)
 
 
 def _room(engine: Engine, limits: ModelLimits) -> int | None:
