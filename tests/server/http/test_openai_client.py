@@ -161,7 +161,7 @@ def test_text_is_generated_by_tasks_that_do(assistant: Running) -> None:
 
 def test_an_empty_text_is_not_too_long(writer: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """To tokenizers that add nothing it has no tokens."""
-    monkeypatch.setattr(Vocabulary, "embed", lambda *_: ())
+    monkeypatch.setattr(Vocabulary, "whole", lambda *_: ())
     with pytest.raises(openai.BadRequestError, match="found an empty text") as refused:
         writer.openai.embeddings.create(model="numbers", input="")
     assert refused.value.code is None

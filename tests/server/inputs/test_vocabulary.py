@@ -33,6 +33,17 @@ def test_texts_are_cut_for_classes_and_tags_only() -> None:
         found.embed(text)
 
 
+def test_token_ids_in_place_of_a_text_are_checked_as_it_is() -> None:
+    assert vocabulary().embed([4, 7]) == (4, 7)
+    with pytest.raises(RequestError, match="found an empty text"):
+        vocabulary().embed([])
+    with pytest.raises(RequestError, match="at most 8 tokens, as the model can read, found 9") as refused:
+        vocabulary().embed([4] * 9)
+    assert (refused.value.param, refused.value.code) == ("input", "context_length_exceeded")
+    with pytest.raises(RequestError, match="from 0 to 15"):
+        vocabulary().embed([16])
+
+
 def test_a_continuation_gets_what_room_there_is() -> None:
     assert vocabulary().room((4, 7), None, 100, "prompt") == 6
     assert vocabulary().room((4, 7), None, 3, "prompt") == 3

@@ -33,13 +33,15 @@ class Vocabulary(TokenReader):
         self.context = min(limits.context, tokenizer.longest)
         self.together = min(self.context, limits.together or self.context)
 
-    def embed(self, text: str) -> Ids:
-        """A text whose vector is wanted, never cut.
+    def embed(self, given: str | Sequence[int]) -> Ids:
+        """A text whose vector is wanted, or token ids in its place; never cut.
 
         Raises:
-            RequestError: the model can't read that much.
+            RequestError: there is nothing to read, the model can't read that much, or it has no such tokens.
         """
-        ids = self.whole(text)
+        ids = self.whole(given) if isinstance(given, str) else self.checked(given, "input")
+        if not ids:
+            raise empty("input")
         if len(ids) > self.context:
             raise self._too_long("input", len(ids))
         return ids

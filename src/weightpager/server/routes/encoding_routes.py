@@ -11,7 +11,7 @@ from weightpager.answers.kinds import kind_of
 from weightpager.answers.work import Classified, Embed, Embedded, Outcome, Tagged
 from weightpager.bundle import TaskEntry
 from weightpager.errors import RequestError
-from weightpager.server.inputs.vocabulary import Vocabulary, empty
+from weightpager.server.inputs.vocabulary import Vocabulary
 from weightpager.server.routes.access import Serving, user
 from weightpager.server.routes.errors import RESPONSES
 from weightpager.server.routes.exchange import exchange
@@ -96,13 +96,7 @@ def _model(task: TaskEntry, service: Service) -> Model:
 
 
 def _embed(vocabulary: Vocabulary, given: str | list[int]) -> Embed:
-    ids = vocabulary.embed(given) if isinstance(given, str) else vocabulary.checked(given, "input")
-    if not ids:
-        raise empty("input")
-    if len(ids) > vocabulary.context:
-        problem = f"expected at most {vocabulary.context} tokens a text, found {len(ids)}"
-        raise RequestError(problem, "input", "context_length_exceeded")
-    return Embed(ids)
+    return Embed(vocabulary.embed(given))
 
 
 def _classification(index: int, outcome: Outcome, task: TaskEntry, top: int | None) -> Classification:
