@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import threading
 import time
@@ -21,6 +22,7 @@ from weightpager.answers.work import Embed
 from weightpager.bundle.footprint import smallest_budget
 from weightpager.errors import ConfigError, RequestTimeoutError
 from weightpager.server.routes.exchange import Exchange
+from weightpager.server.routes.generation_format import CompletionFormat
 from weightpager.server.scheduling.job import Delta
 from weightpager.server.scheduling.policy import Policy
 from weightpager.server.scheduling.service import Service
@@ -240,6 +242,21 @@ def test_a_client_that_leaves_an_unread_answer_is_no_error(writer: Running, capl
     while left() == before:
         time.sleep(0.005)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_fault_in_a_stream_leaves_its_traceback_in_the_log(
+    writer: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unwritable(*_: object) -> None:
+        raise LookupError("no such piece")
+
+    monkeypatch.setattr(CompletionFormat, "chunk", unwritable)
+    with writer.http() as client:
+        body = {"model": "numbers", "prompt": "one", "max_tokens": 2, "stream": True}
+        assert "the server failed; its log says why" in client.post("/v1/completions", json=body).text
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == "a request failed: no such piece"
+    assert "in unwritable" in logging.Formatter().format(record)
 
 
 def test_a_slow_reader_holds_nobody_up(writer: Running) -> None:

@@ -137,7 +137,7 @@ def describe(error: Exception, field: str = "model") -> tuple[int, ErrorDetail]:
             param = own.param if own else field if kind is UnknownTaskError else None
             detail = ErrorDetail(message=str(error), type=name, param=param, code=(own.code if own else None) or code)
             return status, detail
-    _log.error("a request failed: %s", error)
+    _log.error("a request failed: %s", error, exc_info=error)
     return 500, ErrorDetail(message="the server failed; its log says why", type="server_error")
 
 
