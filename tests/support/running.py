@@ -48,6 +48,11 @@ class Running:
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         return self.raw(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
 
+    def complete(self, prompt: str, most: int = 1) -> str:
+        """The likeliest continuation by the task "animals"."""
+        found = self.openai.completions.create(model="animals", prompt=prompt, max_tokens=most, temperature=0)
+        return found.choices[0].text
+
     def until_idle(self) -> None:
         while self.service.worker.running or self.service.queue.waiting():
             time.sleep(0.005)

@@ -111,14 +111,10 @@ def test_a_short_prompt_is_not_continued_past_the_end_of_a_long_one(tmp_path: Pa
     wp.compile(tiny.writer(tmp_path, model=str(tiny.opt(tmp_path / "opt"))), out=tmp_path / "opt.bundle")
     asked = [("one", 25), ("one two three " * 9, 4)]
 
-    def ask(running: Running, prompt: str, most: int) -> str:
-        found = running.openai.completions.create(model="animals", prompt=prompt, max_tokens=most, temperature=0)
-        return found.choices[0].text
-
     with serving(tmp_path / "opt.bundle") as running, ThreadPoolExecutor(2) as pool:
-        alone = [ask(running, *one) for one in asked]
+        alone = [running.complete(*one) for one in asked]
         slow = Slow(running)
-        together = [pool.submit(ask, running, *one) for one in asked]
+        together = [pool.submit(running.complete, *one) for one in asked]
         while sum(running.service.queue.waiting().values()) < len(asked):
             time.sleep(0.005)
         slow.go.set()

@@ -87,16 +87,11 @@ class Asked:
         return [event.outcome for event in done]
 
 
-def complete(running: Running, prompt: str, most: int = 1) -> str:
-    found = running.openai.completions.create(model="animals", prompt=prompt, max_tokens=most, temperature=0)
-    return found.choices[0].text
-
-
 def test_short_prompts_do_not_wait_for_a_long_one(stepwise: Running) -> None:
     ended = []
 
     def ask(prompt: str) -> None:
-        complete(stepwise, prompt)
+        stepwise.complete(prompt)
         ended.append(prompt)
 
     with ThreadPoolExecutor(8) as pool:
@@ -131,7 +126,7 @@ def test_a_long_prompt_is_continued_as_if_it_had_been_read_at_once(
 
 def test_run_reads_long_prompts_as_a_deterministic_server_does(writer_bundle: Path) -> None:
     with serving(writer_bundle, Settings(policy=Policy(batch=1, step=0.0))) as running:
-        found = complete(running, LONG, 8)
+        found = running.complete(LONG, 8)
     with wp.Engine.from_pretrained(writer_bundle) as engine:
         wanted = engine.predict("animals", [LONG], max_new_tokens=8)
     assert found == wanted[0].label
@@ -200,17 +195,18 @@ def test_who_has_ended_is_computed_no_further(module: tuple[wp.Engine, nn.Module
 
 
 def test_the_worker_goes_on_when_a_long_text_has_no_reader_any_more(stepwise: Running) -> None:
+    before = stepwise.complete("cat")
     with stepwise.post("/v1/completions", {"model": "animals", "prompt": LONG, "max_tokens": 8}):
         while not stepwise.service.worker.running:
             time.sleep(0.001)
     stepwise.until_idle()
-    assert complete(stepwise, "cat") is not None
+    assert stepwise.complete("cat") == before
 
 
 def test_admin_acts_between_two_steps(stepwise: Running) -> None:
     with ThreadPoolExecutor(1) as pool:
-        alone = complete(stepwise, LONG, 8)
-        answer = pool.submit(complete, stepwise, LONG, 8)
+        alone = stepwise.complete(LONG, 8)
+        answer = pool.submit(stepwise.complete, LONG, 8)
         while not stepwise.service.worker.running:
             time.sleep(0.001)
         stepwise.service.worker.between(lambda: stepwise.service.worker.enter("numbers")).result()
@@ -219,13 +215,14 @@ def test_admin_acts_between_two_steps(stepwise: Running) -> None:
 
 def test_a_text_that_is_too_long_is_the_clients_mistake(writer_bundle: Path, assistant_bundle: Path) -> None:
     with serving(writer_bundle, Settings(most_text_tokens=100)) as running:
+        before = running.complete("cat")
         with pytest.raises(
             openai.BadRequestError, match="at most 100 tokens a text, as the server's --max-text-tokens"
         ):
-            complete(running, LONG)
+            running.complete(LONG)
         with pytest.raises(openai.BadRequestError, match="found 112"):
             running.openai.embeddings.create(model="animals", input=list(IDS))
-        assert complete(running, "cat") is not None
+        assert running.complete("cat") == before
 
 
 def test_the_longest_text_follows_from_how_it_is_read() -> None:
