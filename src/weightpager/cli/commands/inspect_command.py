@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint, row_memory, smallest_budget, whole_rows
-from weightpager.bundle.format.names import private_file
-from weightpager.bundle.format.row_table import CURVE, RowTableEntry
-from weightpager.bundle.parts.adapter import adapter_bytes
-from weightpager.bundle.report.advice import advise
 from weightpager.bundle.report.compile_report import CompileReport, has_report, read_report
-from weightpager.bundle.report.experts_left import experts_left
-from weightpager.bundle.report.overlap import mean_overlap, overlap
-from weightpager.bundle.report.paged_share import paged_share
 from weightpager.cli import output, report_output
+from weightpager.cli.commands.bundle_facts import BundleFacts, MemoryFacts, ModelFacts, SwitchFacts, TiedTableFacts
 from weightpager.cli.options import Budget, BundlePath, Json, Storage
 from weightpager.config import parse_bandwidth, parse_size
-from weightpager.store import LocalStore, StorageModel, all_switches
-from weightpager.store.row_share import room_for_pages, row_bytes
 
-_NO_GRAPHS = "the bundle was written before there were graphs; weightpager upgrade adds them"
 _MOST_PAIRS = 4
+_MOST_TENSORS = 4
 
 
 def inspect(bundle: BundlePath, budget: Budget = None, storage: Storage = "1GB/s", json: Json = False) -> None:
@@ -32,232 +20,135 @@ def inspect(bundle: BundlePath, budget: Budget = None, storage: Storage = "1GB/s
     """
     opened = Bundle.open(bundle)
     report = read_report(opened) if has_report(opened) else None
-    facts = _facts(opened, report, None if budget is None else parse_size(budget), parse_bandwidth(storage))
+    size = None if budget is None else parse_size(budget)
+    facts = BundleFacts.of(opened, report, size, parse_bandwidth(storage))
     if json:
-        output.print_json(facts)
+        output.print_json(facts.plain())
         return
-    _print_facts(opened, report, facts)
+    _print_tasks(facts)
+    _print_switches(facts)
+    output.table("sizes", ["", ""], _size_rows(facts))
+    if report is not None:
+        _print_report(facts, report)
+    _print_notes(facts)
 
 
-def _facts(bundle: Bundle, report: CompileReport | None, budget: int | None, bandwidth: float) -> dict[str, Any]:
-    store = LocalStore(bundle)
-    store.close()
-    return {
-        **_page_facts(bundle),
-        **_memory_facts(bundle, budget),
-        "direct_io": store.direct,
-        "tasks": [_task_facts(bundle, name) for name in bundle.tasks],
-        "task_names": list(bundle.tasks),
-        **_switch_facts(bundle, budget, bandwidth),
-        **_model_facts(bundle, report),
-        "scores": [] if report is None else report.tasks,
-        "advice": None if report is None else advise(bundle, report, _room(bundle, budget)),
-    }
-
-
-def _page_facts(bundle: Bundle) -> dict[str, Any]:
-    stored = len(bundle.pages) * bundle.page_bytes
-    used = len(set().union(*(bundle.kept_locations(task).tolist() for task in bundle.tasks))) * bundle.block_bytes
-    return {
-        "bundle": str(bundle.path),
-        "block": bundle.manifest.block,
-        "dtype": bundle.manifest.dtype,
-        "page_bytes": bundle.page_bytes,
-        "pages": len(bundle.pages),
-        "page_fill": used / stored if stored else 1.0,
-        "dense_paged_bytes": bundle.dense_bytes,
-        "stored_paged_bytes": stored,
-    }
-
-
-def _memory_facts(bundle: Bundle, budget: int | None) -> dict[str, Any]:
-    fixed = footprint(bundle)
-    every = fixed.largest - fixed.rows + whole_rows(bundle) + len(bundle.pages) * bundle.page_bytes
-    return {
-        "resident_bytes": fixed.resident,
-        "private_bytes": fixed.private,
-        "tables_bytes": fixed.tables,
-        "block_tables_bytes": bundle.placement.nbytes,
-        "expanded_tables_bytes": fixed.largest_table,
-        "smallest_budget": smallest_budget(bundle),
-        "largest_budget": every,
-        "rows": [_row_facts(entry) for entry in bundle.manifest.row_tables],
-        "least_row_bytes": fixed.rows,
-        "row_bytes": row_bytes(bundle, every if budget is None else budget),
-    }
-
-
-def _switch_facts(bundle: Bundle, budget: int | None, bandwidth: float) -> dict[str, Any]:
-    switches, matrix = all_switches(bundle, StorageModel(bandwidth)), overlap(bundle)
-    slots = math.inf if budget is None else room_for_pages(bundle, budget) // bundle.page_bytes
-    return {
-        "overlap": matrix.tolist(),
-        "mean_overlap": mean_overlap(matrix),
-        "switches": switches,
-        "budget": budget,
-        "pairs_that_do_not_fit": [
-            [switch.from_task, switch.to_task] for switch in switches if switch.peak_pages > slots
-        ],
-        "tasks_that_do_not_fit": [task for task in bundle.tasks if len(bundle.pages_of(task)) > slots],
-    }
-
-
-def _model_facts(bundle: Bundle, report: CompileReport | None) -> dict[str, Any]:
-    manifest, share, block = bundle.manifest, paged_share(bundle), bundle.manifest.block_shape
-    return {
-        "paged_share": share.share,
-        "parameters": share,
-        "experts": experts_left(bundle),
-        "not_paged": manifest.resident_reasons,
-        "graphs": bundle.graph_kinds,
-        "without_graph": _without_graph(bundle, report),
-        "measured_with": None if report is None else report.backend,
-        "tied": {} if report is None else report.tied,
-        "tied_tables": [one.plain() | {"memory_bytes": one.memory(block)} for one in manifest.tied_tables],
-    }
-
-
-def _room(bundle: Bundle, budget: int | None) -> int | None:
-    return None if budget is None else max(0, room_for_pages(bundle, budget))
-
-
-def _without_graph(bundle: Bundle, report: CompileReport | None) -> dict[str, str]:
-    """The kinds of tasks that have no graph, and why."""
-    known = {} if report is None else report.without_graph
-    kinds = {task.kind for task in bundle.tasks.values()} - {*bundle.graph_kinds}
-    return {kind: known.get(kind, _NO_GRAPHS) for kind in sorted(kinds)}
-
-
-def _task_facts(bundle: Bundle, name: str) -> dict[str, Any]:
-    kept = len(bundle.kept_locations(name)) * bundle.block_bytes
-    pages = len(bundle.pages_of(name))
-    task = bundle.task(name)
-    return {
-        "name": name,
-        "kind": task.kind,
-        "classes": len(task.classes),
-        "density": kept / bundle.dense_bytes,
-        "kept_bytes": kept,
-        "pages": pages,
-        "page_bytes": pages * bundle.page_bytes,
-        "over_read": 1 - kept / (pages * bundle.page_bytes) if pages else 0.0,
-        "private_bytes": bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name),
-    }
-
-
-def _row_facts(entry: RowTableEntry) -> dict[str, Any]:
-    curve = entry.curve()
-    return {
-        "name": entry.name,
-        "rows": entry.rows,
-        "columns": entry.columns,
-        "stored_bytes": entry.bytes,
-        "memory_bytes": entry.rows * row_memory(entry),
-        "lookups": entry.lookups,
-        "hits": {f"1/{part}": float(curve[CURVE // part]) for part in (32, 16, 8, 4, 2)},
-    }
-
-
-def _print_facts(bundle: Bundle, report: CompileReport | None, facts: dict[str, Any]) -> None:
+def _print_tasks(facts: BundleFacts) -> None:
     rows = [
         [
-            task["name"],
-            task["kind"],
-            f"{task['density']:.2f}",
-            output.size(task["kept_bytes"]),
-            task["pages"],
-            f"{task['over_read']:.1%}",
-            output.size(task["private_bytes"]),
+            task.name,
+            task.kind,
+            f"{task.density:.2f}",
+            output.size(task.kept_bytes),
+            task.pages,
+            f"{task.over_read:.1%}",
+            output.size(task.private_bytes),
         ]
-        for task in facts["tasks"]
+        for task in facts.tasks
     ]
     output.table(
-        f"{bundle.path}: blocks {facts['block']} {facts['dtype']}",
+        f"{facts.pages.bundle}: blocks {facts.pages.block} {facts.pages.dtype}",
         ["task", "kind", "density", "kept", "pages", "over-read", "private"],
         rows,
     )
     output.explain("over-read", "private")
-    names = facts["task_names"]
+
+
+def _print_switches(facts: BundleFacts) -> None:
+    names, switches = facts.task_names, facts.switches
     output.matrix(
-        f"overlap (mean {facts['mean_overlap']:.3f}): share of the next task's bytes that the last one keeps too",
+        f"overlap (mean {switches.mean_overlap:.3f}): share of the next task's bytes that the last one keeps too",
         names,
-        [[f"{cell:.2f}" for cell in row] for row in facts["overlap"]],
+        [[f"{cell:.2f}" for cell in row] for row in switches.overlap],
     )
-    load = {(switch.from_task, switch.to_task): output.size(switch.bytes) for switch in facts["switches"]}
+    load = {(switch.from_task, switch.to_task): output.size(switch.bytes) for switch in switches.switches}
     output.matrix("bytes to load", names, [[load.get((a, b), "·") for b in names] for a in names])
-    output.table("sizes", ["", ""], _size_rows(facts))
-    if report is not None:
-        by = "" if report.backend is None else f", measured with the {report.backend} backend"
-        report_output.scores(f"metrics on held-out data{by}", report)
-        report_output.advice(facts["advice"], report)
-    _print_notes(facts)
 
 
-def _pairs_apart(facts: dict[str, Any]) -> str:
-    """A note on switches whose tasks fit, but not together; empty if there are none."""
-    alone = set(facts["tasks_that_do_not_fit"])
-    apart = [f"{a} → {b}" for a, b in facts["pairs_that_do_not_fit"] if not alone & {a, b}]
-    if not apart:
-        return ""
-    named = ", ".join(apart[:_MOST_PAIRS]) + (", …; --json lists all" if len(apart) > _MOST_PAIRS else "")
-    why = "the two don't fit together, and the old task is given up before the new one is whole"
-    return f"note: at {len(apart)} of {len(facts['switches'])} switches {why} ({named})."
-
-
-def _size_rows(facts: dict[str, Any]) -> list[list[object]]:
-    pages = f"{facts['pages']} pages of {output.size(facts['page_bytes'])}, {facts['page_fill']:.1%} full"
-    expanded = facts["expanded_tables_bytes"]
-    tables = facts["block_tables_bytes"] + expanded
-    share = tables / max(1, *(task["kept_bytes"] for task in facts["tasks"]))
+def _size_rows(facts: BundleFacts) -> list[list[object]]:
+    held, memory = facts.pages, facts.memory
+    pages = f"{held.pages} pages of {output.size(held.page_bytes)}, {held.page_fill:.1%} full"
+    tables = memory.block_tables_bytes + memory.expanded_tables_bytes
+    share = tables / max(1, *(task.kept_bytes for task in facts.tasks))
+    expanded = f"block tables, expanded for a task in use (both {share:.1%} of its blocks)"
     return [
-        ["paged weights, dense", output.size(facts["dense_paged_bytes"])],
-        [f"paged weights, stored ({pages})", output.size(facts["stored_paged_bytes"])],
-        ["resident parameters", output.size(facts["resident_bytes"])],
-        ["private parameters, all tasks", output.size(facts["private_bytes"])],
-        ["block tables, all tasks", output.size(facts["block_tables_bytes"])],
-        [f"block tables, expanded for a task in use (both {share:.1%} of its blocks)", output.size(expanded)],
-        ["page index and page table", output.size(facts["tables_bytes"] - tables)],
-        *_table_rows(facts),
-        ["smallest budget for every task", output.enough(facts["smallest_budget"])],
-        ["budget that holds everything", output.enough(facts["largest_budget"])],
+        ["paged weights, dense", output.size(held.dense_paged_bytes)],
+        [f"paged weights, stored ({pages})", output.size(held.stored_paged_bytes)],
+        ["resident parameters", output.size(memory.resident_bytes)],
+        ["private parameters, all tasks", output.size(memory.private_bytes)],
+        ["block tables, all tasks", output.size(memory.block_tables_bytes)],
+        [expanded, output.size(memory.expanded_tables_bytes)],
+        ["page index and page table", output.size(memory.tables_bytes - tables)],
+        *_row_table_rows(memory),
+        ["smallest budget for every task", output.enough(memory.smallest_budget)],
+        ["budget that holds everything", output.enough(memory.largest_budget)],
     ]
 
 
-def _table_rows(facts: dict[str, Any]) -> list[list[object]]:
-    found: list[list[object]] = [
-        [f"rows on demand: {each['name']}, {each['rows']} rows", output.size(each["memory_bytes"])]
-        for each in facts["rows"]
+def _row_table_rows(memory: MemoryFacts) -> list[list[object]]:
+    if not memory.rows:
+        return []
+    tables: list[list[object]] = [
+        [f"rows on demand: {table.name}, {table.rows} rows", output.size(table.memory_bytes)] for table in memory.rows
     ]
-    least: list[list[object]] = [["rows that are always in memory", output.size(facts["least_row_bytes"])]]
-    return [*found, *(least if found else [])]
+    return [*tables, ["rows that are always in memory", output.size(memory.least_row_bytes)]]
 
 
-def _print_notes(facts: dict[str, Any]) -> None:
-    if not facts["direct_io"]:
+def _print_report(facts: BundleFacts, report: CompileReport) -> None:
+    by = "" if report.backend is None else f", measured with the {report.backend} backend"
+    report_output.scores(f"metrics on held-out data{by}", report)
+    report_output.advice(facts.advice, report)
+
+
+def _print_notes(facts: BundleFacts) -> None:
+    if not facts.direct_io:
         output.say("note: this file system refuses direct I/O; reads go through the page cache.")
-    for task in facts["tasks_that_do_not_fit"]:
+    _print_what_does_not_fit(facts.switches)
+    output.say(f"paged: {facts.model.parameters.words}")
+    if facts.model.experts is not None:
+        output.say(f"experts: {facts.model.experts.words}")
+    for table in facts.memory.rows:
+        shares = ", ".join(f"{part} {share:.0%}" for part, share in table.hits.items())
+        output.say(f"rows on demand: of training texts' look-ups in {table.name}, its most used rows serve {shares}")
+    _print_graphs(facts.model)
+    _print_not_paged(facts.model)
+    _print_tied(facts.model)
+
+
+def _print_what_does_not_fit(switches: SwitchFacts) -> None:
+    for task in switches.tasks_that_do_not_fit:
         output.say(f"note: {task} does not fit into the budget.")
-    if apart := _pairs_apart(facts):
-        output.say(apart)
-    output.say(f"paged: {facts['parameters'].words}")
-    if facts["experts"] is not None:
-        output.say(f"experts: {facts['experts'].words}")
-    for table in facts["rows"]:
-        shares = ", ".join(f"{part} {share:.0%}" for part, share in table["hits"].items())
-        output.say(f"rows on demand: of training texts' look-ups in {table['name']}, its most used rows serve {shares}")
-    if facts["graphs"]:
-        output.say(f"graph: {', '.join(facts['graphs'])}")
-    for kind, reason in facts["without_graph"].items():
+    alone = set(switches.tasks_that_do_not_fit)
+    apart = [f"{a} → {b}" for a, b in switches.pairs_that_do_not_fit if not alone & {a, b}]
+    if apart:
+        named = ", ".join(apart[:_MOST_PAIRS]) + (", …; --json lists all" if len(apart) > _MOST_PAIRS else "")
+        why = "the two don't fit together, and the old task is given up before the new one is whole"
+        output.say(f"note: at {len(apart)} of {len(switches.switches)} switches {why} ({named}).")
+
+
+def _print_graphs(model: ModelFacts) -> None:
+    if model.graphs:
+        output.say(f"graph: {', '.join(model.graphs)}")
+    for kind, reason in model.without_graph.items():
         output.say(f"no graph: {kind}: {reason}")
-    if facts["not_paged"]:
-        names = list(facts["not_paged"])
-        output.say(f"not paged: {len(names)} tensors ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})")
-    whole = {table["name"]: table for table in facts["tied_tables"]}
-    for name in {**facts["tied"], **whole}:
-        table, all_names = whole.get(name), " = ".join([name, *facts["tied"].get(name, [])])
-        output.say(f"tied: {all_names}, stored once{'' if table is None else _whole(table)}")
 
 
-def _whole(table: dict[str, Any]) -> str:
-    size = output.size(table["memory_bytes"])
-    return f", whole in memory as {table['dtype']}: {size}; 'weightpager trim' makes it smaller for narrow tasks"
+def _print_not_paged(model: ModelFacts) -> None:
+    names = list(model.not_paged)
+    if names:
+        named = ", ".join(names[:_MOST_TENSORS]) + (", …" if len(names) > _MOST_TENSORS else "")
+        output.say(f"not paged: {len(names)} tensors ({named})")
+
+
+def _print_tied(model: ModelFacts) -> None:
+    tables = {table.entry.name: table for table in model.tied_tables}
+    for name in {**model.tied, **tables}:
+        all_names = " = ".join([name, *model.tied.get(name, [])])
+        output.say(f"tied: {all_names}, stored once{_in_memory(tables.get(name))}")
+
+
+def _in_memory(table: TiedTableFacts | None) -> str:
+    if table is None:
+        return ""
+    size = output.size(table.memory_bytes)
+    return f", whole in memory as {table.entry.dtype}: {size}; 'weightpager trim' makes it smaller for narrow tasks"

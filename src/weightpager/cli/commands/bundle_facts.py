@@ -1,0 +1,293 @@
+"""What `inspect` shows of a bundle, gathered without printing any of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from weightpager.bundle import Bundle, TaskKind
+from weightpager.bundle.footprint import footprint, row_memory, smallest_budget, whole_rows
+from weightpager.bundle.format.names import private_file
+from weightpager.bundle.format.row_table import CURVE, RowTableEntry
+from weightpager.bundle.format.tied_table import TiedTableEntry
+from weightpager.bundle.parts.adapter import adapter_bytes
+from weightpager.bundle.report.advice import Advice, advise
+from weightpager.bundle.report.compile_report import CompileReport, TaskScore
+from weightpager.bundle.report.experts_left import ExpertsLeft, experts_left
+from weightpager.bundle.report.overlap import mean_overlap, overlap
+from weightpager.bundle.report.paged_share import PagedShare, paged_share
+from weightpager.store import LocalStore, StorageModel, SwitchCost, all_switches
+from weightpager.store.row_share import room_for_pages, row_bytes
+
+_NO_GRAPHS = "the bundle was written before there were graphs; weightpager upgrade adds them"
+
+
+@dataclass(frozen=True)
+class PageFacts:
+    """A bundle's pages, and what they hold."""
+
+    bundle: str
+    block: str
+    dtype: str
+    page_bytes: int
+    pages: int
+    page_fill: float
+    dense_paged_bytes: int
+    stored_paged_bytes: int
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> PageFacts:
+        """Count a bundle's pages."""
+        stored = len(bundle.pages) * bundle.page_bytes
+        used = len(set().union(*(bundle.kept_locations(task).tolist() for task in bundle.tasks))) * bundle.block_bytes
+        return cls(
+            bundle=str(bundle.path),
+            block=bundle.manifest.block,
+            dtype=bundle.manifest.dtype,
+            page_bytes=bundle.page_bytes,
+            pages=len(bundle.pages),
+            page_fill=used / stored if stored else 1.0,
+            dense_paged_bytes=bundle.dense_bytes,
+            stored_paged_bytes=stored,
+        )
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """A table whose rows come on demand. ``hits`` is the share of look-ups that its most used rows serve, by part."""
+
+    name: str
+    rows: int
+    columns: int
+    stored_bytes: int
+    memory_bytes: int
+    lookups: float
+    hits: Mapping[str, float]
+
+    @classmethod
+    def of(cls, entry: RowTableEntry) -> RowFacts:
+        """Describe a table by its manifest entry."""
+        curve = entry.curve()
+        return cls(
+            name=entry.name,
+            rows=entry.rows,
+            columns=entry.columns,
+            stored_bytes=entry.bytes,
+            memory_bytes=entry.rows * row_memory(entry),
+            lookups=entry.lookups,
+            hits={f"1/{part}": float(curve[CURVE // part]) for part in (32, 16, 8, 4, 2)},
+        )
+
+
+@dataclass(frozen=True)
+class MemoryFacts:
+    """What a bundle takes in memory. ``row_bytes`` is what rows on demand get of the budget."""
+
+    resident_bytes: int
+    private_bytes: int
+    tables_bytes: int
+    block_tables_bytes: int
+    expanded_tables_bytes: int
+    smallest_budget: int
+    largest_budget: int
+    rows: Sequence[RowFacts]
+    least_row_bytes: int
+    row_bytes: int
+
+    @classmethod
+    def of(cls, bundle: Bundle, budget: int | None) -> MemoryFacts:
+        """Measure a bundle; without a budget, as if it held everything."""
+        fixed = footprint(bundle)
+        every = fixed.largest - fixed.rows + whole_rows(bundle) + len(bundle.pages) * bundle.page_bytes
+        return cls(
+            resident_bytes=fixed.resident,
+            private_bytes=fixed.private,
+            tables_bytes=fixed.tables,
+            block_tables_bytes=bundle.placement.nbytes,
+            expanded_tables_bytes=fixed.largest_table,
+            smallest_budget=smallest_budget(bundle),
+            largest_budget=every,
+            rows=[RowFacts.of(entry) for entry in bundle.manifest.row_tables],
+            least_row_bytes=fixed.rows,
+            row_bytes=row_bytes(bundle, every if budget is None else budget),
+        )
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """A task, and how much of the dense weights it keeps."""
+
+    name: str
+    kind: TaskKind
+    classes: int
+    density: float
+    kept_bytes: int
+    pages: int
+    page_bytes: int
+    over_read: float
+    private_bytes: int
+
+    @classmethod
+    def of(cls, bundle: Bundle, name: str) -> TaskFacts:
+        """Describe one of a bundle's tasks."""
+        task = bundle.task(name)
+        kept, pages = len(bundle.kept_locations(name)) * bundle.block_bytes, len(bundle.pages_of(name))
+        return cls(
+            name=name,
+            kind=task.kind,
+            classes=len(task.classes),
+            density=kept / bundle.dense_bytes,
+            kept_bytes=kept,
+            pages=pages,
+            page_bytes=pages * bundle.page_bytes,
+            over_read=1 - kept / (pages * bundle.page_bytes) if pages else 0.0,
+            private_bytes=bundle.entry(private_file(name)).bytes + adapter_bytes(bundle, name),
+        )
+
+
+@dataclass(frozen=True)
+class SwitchFacts:
+    """Every switch between two tasks, and what doesn't fit into the budget."""
+
+    overlap: Sequence[Sequence[float]]
+    mean_overlap: float
+    switches: Sequence[SwitchCost]
+    budget: int | None
+    pairs_that_do_not_fit: Sequence[tuple[str | None, str]]
+    tasks_that_do_not_fit: Sequence[str]
+
+    @classmethod
+    def of(cls, bundle: Bundle, budget: int | None, bandwidth: float) -> SwitchFacts:
+        """Plan every switch, from storage that reads so many bytes a second."""
+        switches, matrix = all_switches(bundle, StorageModel(bandwidth)), overlap(bundle)
+        slots = math.inf if budget is None else room_for_pages(bundle, budget) // bundle.page_bytes
+        return cls(
+            overlap=matrix.tolist(),
+            mean_overlap=mean_overlap(matrix),
+            switches=switches,
+            budget=budget,
+            pairs_that_do_not_fit=[
+                (switch.from_task, switch.to_task) for switch in switches if switch.peak_pages > slots
+            ],
+            tasks_that_do_not_fit=[task for task in bundle.tasks if len(bundle.pages_of(task)) > slots],
+        )
+
+
+@dataclass(frozen=True)
+class TiedTableFacts:
+    """A table that a head is tied to and that lies in blocks."""
+
+    entry: TiedTableEntry
+    memory_bytes: int
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: the manifest entry's fields, and the bytes in memory."""
+        return self.entry.plain() | {"memory_bytes": self.memory_bytes}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Which parts of the model are paged, have a graph or are tied, and why others aren't."""
+
+    parameters: PagedShare
+    experts: ExpertsLeft | None
+    not_paged: Mapping[str, str]
+    graphs: Sequence[TaskKind]
+    without_graph: Mapping[str, str]
+    measured_with: str | None
+    tied: Mapping[str, Sequence[str]]
+    tied_tables: Sequence[TiedTableFacts]
+
+    @classmethod
+    def of(cls, bundle: Bundle, report: CompileReport | None) -> ModelFacts:
+        """Read a bundle's manifest and report."""
+        manifest = bundle.manifest
+        return cls(
+            parameters=paged_share(bundle),
+            experts=experts_left(bundle),
+            not_paged=manifest.resident_reasons,
+            graphs=bundle.graph_kinds,
+            without_graph=_without_graph(bundle, report),
+            measured_with=None if report is None else report.backend,
+            tied={} if report is None else report.tied,
+            tied_tables=[TiedTableFacts(entry, entry.memory(manifest.block_shape)) for entry in manifest.tied_tables],
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: the fields, behind the share of the parameters that is paged."""
+        return {
+            "paged_share": self.parameters.share,
+            **vars(self),
+            "tied_tables": [table.plain() for table in self.tied_tables],
+        }
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """What is in a bundle."""
+
+    pages: PageFacts
+    memory: MemoryFacts
+    direct_io: bool
+    tasks: Sequence[TaskFacts]
+    switches: SwitchFacts
+    model: ModelFacts
+    scores: Sequence[TaskScore]
+    advice: Advice | None
+
+    @classmethod
+    def of(cls, bundle: Bundle, report: CompileReport | None, budget: int | None, bandwidth: float) -> BundleFacts:
+        """Gather the facts.
+
+        Args:
+            bundle: that is inspected.
+            report: of its compile, if it has one.
+            budget: bytes that tasks should fit into; None for no bound.
+            bandwidth: of the storage, in bytes a second.
+        """
+        room = None if budget is None else max(0, room_for_pages(bundle, budget))
+        return cls(
+            pages=PageFacts.of(bundle),
+            memory=MemoryFacts.of(bundle, budget),
+            direct_io=_takes_direct_io(bundle),
+            tasks=[TaskFacts.of(bundle, name) for name in bundle.tasks],
+            switches=SwitchFacts.of(bundle, budget, bandwidth),
+            model=ModelFacts.of(bundle, report),
+            scores=[] if report is None else report.tasks,
+            advice=None if report is None else advise(bundle, report, room),
+        )
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks' names, in the bundle's order."""
+        return [task.name for task in self.tasks]
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: the parts' fields side by side."""
+        return {
+            **vars(self.pages),
+            **vars(self.memory),
+            "direct_io": self.direct_io,
+            "tasks": self.tasks,
+            "task_names": self.task_names,
+            **vars(self.switches),
+            **self.model.plain(),
+            "scores": self.scores,
+            "advice": self.advice,
+        }
+
+
+def _takes_direct_io(bundle: Bundle) -> bool:
+    """Whether the bundle's pages can be read past the page cache."""
+    with closing(LocalStore(bundle)) as store:
+        return store.direct
+
+
+def _without_graph(bundle: Bundle, report: CompileReport | None) -> dict[str, str]:
+    """The kinds of tasks that have no graph, and why."""
+    known = {} if report is None else report.without_graph
+    kinds = {task.kind for task in bundle.tasks.values()} - {*bundle.graph_kinds}
+    return {kind: known.get(kind, _NO_GRAPHS) for kind in sorted(kinds)}
