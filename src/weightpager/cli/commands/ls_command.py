@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -28,20 +30,20 @@ def ls(
 
     Example: `weightpager ls models/`
     """
-    found = [_facts(path) for path in _bundles(folder)]
+    listed = [_Listed.at(path) for path in _bundles(folder)]
     if json:
-        output.print_json(found)
+        output.print_json(listed)
         return
-    if not found:
+    if not listed:
         output.say(f"{folder}: no bundles")
         output.next_step("weightpager init, then weightpager compile tasks.yaml --out NAME.bundle")
         return
-    output.table(str(folder), ["bundle", "tasks", "on disk", "pages", "of"], [_cells(facts) for facts in found])
-    damaged = [facts for facts in found if facts["problem"] is not None]
-    for facts in damaged:
-        output.errors().print(f"{facts['bundle']}: {facts['problem']}", style="red")
+    output.table(str(folder), ["bundle", "tasks", "on disk", "pages", "of"], [each.cells() for each in listed])
+    damaged = [each for each in listed if each.problem is not None]
+    for each in damaged:
+        output.errors().print(f"{each.bundle}: {each.problem}", style="red")
     if damaged:
-        output.next_step(f"weightpager verify {shlex.quote(damaged[0]['bundle'])}")
+        output.next_step(f"weightpager verify {shlex.quote(damaged[0].bundle)}")
 
 
 def _bundles(folder: Path) -> list[Path]:
@@ -59,13 +61,32 @@ def _is_bundle(path: Path) -> bool:
     return has_directory(path) and (path.name.endswith(".bundle") or os.path.lexists(path / MANIFEST_HASH))
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {"bundle": str(path), "bytes": _bytes(path), "problem": None}
-    try:
-        opened = Bundle.open(path)
-    except (BundleError, OSError) as error:
-        return facts | {"tasks": [], "pages": None, "page_bytes": None, "problem": str(error)}
-    return facts | {"tasks": list(opened.tasks), "pages": len(opened.pages), "page_bytes": opened.page_bytes}
+@dataclass(frozen=True)
+class _Listed:
+    """A bundle in the list. ``problem`` says why it can't be opened; pages are then unknown."""
+
+    bundle: str
+    bytes: int
+    problem: str | None
+    tasks: Sequence[str] = ()
+    pages: int | None = None
+    page_bytes: int | None = None
+
+    @classmethod
+    def at(cls, path: Path) -> _Listed:
+        """Look into the bundle at a path."""
+        try:
+            opened = Bundle.open(path)
+        except (BundleError, OSError) as error:
+            return cls(str(path), _bytes(path), str(error))
+        return cls(str(path), _bytes(path), None, list(opened.tasks), len(opened.pages), opened.page_bytes)
+
+    def cells(self) -> list[object]:
+        """The bundle's row in the table."""
+        size = output.size(self.bytes)
+        if self.pages is None or self.page_bytes is None:
+            return [self.bundle, "damaged", size, "-", "-"]
+        return [self.bundle, ", ".join(self.tasks), size, self.pages, output.size(self.page_bytes)]
 
 
 def _bytes(path: Path) -> int:
@@ -78,10 +99,3 @@ def _bytes(path: Path) -> int:
             except OSError:
                 continue
     return total
-
-
-def _cells(facts: dict[str, Any]) -> list[object]:
-    size = output.size(facts["bytes"])
-    if facts["problem"] is not None:
-        return [facts["bundle"], "damaged", size, "-", "-"]
-    return [facts["bundle"], ", ".join(facts["tasks"]), size, facts["pages"], output.size(facts["page_bytes"])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -57,12 +58,13 @@ def plan(
         else [switch_cost(opened, from_task, to_task, model, slots)]
     )
     left_out = [name for name in opened.tasks if worst and name not in fitting]
-    facts = [_facts(opened, cost, size, stated) for cost in costs]
+    planned = [_PlannedSwitch.of(opened, cost, size, stated) for cost in costs]
     if json:
-        output.print_json(facts[0] | ({"from_empty": facts[-1], "tasks_that_do_not_fit": left_out} if worst else {}))
+        more = {"from_empty": planned[-1].plain(), "tasks_that_do_not_fit": left_out} if worst else {}
+        output.print_json(planned[0].plain() | more)
         return
-    for cost, found in zip(costs, facts, strict=True):
-        _print(cost, found, storage)
+    for each in planned:
+        _print(each, storage)
     for name in left_out:
         output.say(f"note: {name} does not fit into the budget.")
 
@@ -74,37 +76,60 @@ def _slowest(bundle: Bundle, tasks: Sequence[str], model: StorageModel, slots: i
     return [max(costs, key=lambda cost: cost.most_seconds) for costs in (pairs, starts) if costs]
 
 
-def _print(cost: SwitchCost, facts: dict[str, Any], storage: str) -> None:
+@dataclass(frozen=True)
+class _PlannedSwitch:
+    """A switch within a budget.
+
+    Attributes:
+        cost: of the switch.
+        peak_bytes: that weights take at most.
+        both_fit: whether the budget holds both tasks.
+        row_bytes: what rows on demand get of the budget.
+    """
+
+    cost: SwitchCost
+    peak_bytes: int
+    both_fit: bool
+    row_bytes: int
+
+    @classmethod
+    def of(cls, bundle: Bundle, cost: SwitchCost, budget: int | None, rows: int | None) -> _PlannedSwitch:
+        """Compare a switch with the budget; without one, both tasks fit."""
+        pages = cost.peak_pages * bundle.page_bytes
+        more = row_share(bundle).beside(pages) if rows is None else 0
+        both = footprint(bundle, rows=rows).total + more + pages
+        limit = both if budget is None else budget
+        return cls(cost, min(both, limit), both <= limit, row_bytes(bundle, limit, rows))
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "from": self.cost.from_task,
+            "to": self.cost.to_task,
+            "pages": self.cost.pages,
+            "bytes": self.cost.bytes,
+            "reads": self.cost.reads,
+            "predicted_ms": self.cost.seconds * 1e3,
+            "at_most_ms": self.cost.most_seconds * 1e3,
+            "peak_bytes": self.peak_bytes,
+            "both_fit": self.both_fit,
+            "row_bytes": self.row_bytes,
+        }
+
+
+def _print(planned: _PlannedSwitch, storage: str) -> None:
+    cost = planned.cost
     output.table(
         f"{cost.from_task or '(nothing in memory)'} → {cost.to_task}",
         ["", ""],
         [
-            ["pages to load", facts["pages"]],
-            ["bytes to load", f"{output.size(facts['bytes'])} ({facts['bytes']})"],
-            ["reads", facts["reads"]],
+            ["pages to load", cost.pages],
+            ["bytes to load", f"{output.size(cost.bytes)} ({cost.bytes})"],
+            ["reads", cost.reads],
             [f"predicted at {storage.strip().removesuffix('/s')}/s", output.milliseconds(cost.seconds)],
             ["at most, whatever else is in memory", output.milliseconds(cost.most_seconds)],
-            ["peak memory for weights", output.enough(facts["peak_bytes"])],
-            ["both tasks fit", facts["both_fit"]],
-            *([["of the budget for rows", output.size(facts["row_bytes"])]] if facts["row_bytes"] else []),
+            ["peak memory for weights", output.enough(planned.peak_bytes)],
+            ["both tasks fit", planned.both_fit],
+            *([["of the budget for rows", output.size(planned.row_bytes)]] if planned.row_bytes else []),
         ],
     )
-
-
-def _facts(bundle: Bundle, cost: SwitchCost, budget: int | None, rows: int | None) -> dict[str, Any]:
-    pages = cost.peak_pages * bundle.page_bytes
-    more = row_share(bundle).beside(pages) if rows is None else 0
-    both = footprint(bundle, rows=rows).total + more + pages
-    limit = both if budget is None else budget
-    return {
-        "from": cost.from_task,
-        "to": cost.to_task,
-        "pages": cost.pages,
-        "bytes": cost.bytes,
-        "reads": cost.reads,
-        "predicted_ms": cost.seconds * 1e3,
-        "at_most_ms": cost.most_seconds * 1e3,
-        "peak_bytes": min(both, limit),
-        "both_fit": both <= limit,
-        "row_bytes": row_bytes(bundle, limit, rows),
-    }

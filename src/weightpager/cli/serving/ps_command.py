@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from weightpager.cli import output
@@ -27,50 +29,67 @@ def ps(
 
     token = read_token(token_file)
     try:
-        found = [_facts(presence, token) for presence in running()]
+        servers = [_ask(presence, token) for presence in running()]
     except OSError as error:
         raise WeightpagerError(str(error)) from error
     if json:
-        output.print_json(found)
-    elif not found:
+        output.print_json([server.plain() for server in servers])
+    elif not servers:
         output.say("no server of this user runs here")
         output.next_step("weightpager serve BUNDLE --budget SIZE")
     else:
-        _print(found)
+        _print(servers)
 
 
-def _facts(presence: Presence, token: str | None) -> dict[str, Any]:
-    """What a server says of itself, or why it says nothing."""
-    facts: dict[str, Any] = presence.model_dump() | dict.fromkeys(("budget", "memory", "current", "waiting", "problem"))
+@dataclass(frozen=True)
+class _Server:
+    """What a running server says of itself; ``problem`` says why it says nothing."""
+
+    presence: Presence
+    budget: int | None = None
+    memory: int | None = None
+    current: str | None = None
+    waiting: int | None = None
+    problem: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: the fields of its presence, then the others."""
+        others = {name: value for name, value in vars(self).items() if name != "presence"}
+        return self.presence.model_dump() | others
+
+    def cells(self) -> list[object]:
+        """The server's row in the table."""
+        return [
+            self.presence.url,
+            self.presence.pid,
+            self.presence.bundle,
+            *("-" if size is None else output.size(size) for size in (self.budget, self.memory)),
+            self.current or "-",
+            "-" if self.waiting is None else self.waiting,
+            f"{max(0.0, time.time() - self.presence.started):.0f} s",
+        ]
+
+
+def _ask(presence: Presence, token: str | None) -> _Server:
     try:
         state = read_status(presence.url, token, timeout=_SECONDS)
-        return facts | {
-            "budget": state.budget,
-            "memory": sum(state.memory.values()),
-            "current": state.current,
-            "waiting": sum(task.waiting for task in state.tasks),
-        }
     except WeightpagerError as error:
-        return facts | {"problem": str(error)}
+        return _Server(presence, problem=str(error))
+    return _Server(
+        presence,
+        budget=state.budget,
+        memory=sum(state.memory.values()),
+        current=state.current,
+        waiting=sum(task.waiting for task in state.tasks),
+    )
 
 
-def _print(found: list[dict[str, Any]]) -> None:
+def _print(servers: Sequence[_Server]) -> None:
     output.table(
         "servers",
         ["listens at", "process", "bundle", "budget", "in memory", "current task", "waiting", "up"],
-        [
-            [
-                facts["url"],
-                facts["pid"],
-                facts["bundle"],
-                *("-" if facts[key] is None else output.size(facts[key]) for key in ("budget", "memory")),
-                facts["current"] or "-",
-                "-" if facts["waiting"] is None else facts["waiting"],
-                f"{max(0.0, time.time() - facts['started']):.0f} s",
-            ]
-            for facts in found
-        ],
+        [server.cells() for server in servers],
     )
-    for facts in found:
-        if facts["problem"] is not None:
-            output.errors().print(facts["problem"], style="red")
+    for server in servers:
+        if server.problem is not None:
+            output.errors().print(server.problem, style="red")
