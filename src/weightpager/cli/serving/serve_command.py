@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from socket import socket
 
     from weightpager.server.scheduling.service import Service
+    from weightpager.server.scheduling.settings import Settings
 
 
 def serve(
@@ -110,11 +111,8 @@ def serve(
     """
     with extra("serve"):
         from weightpager.server.http.json_log import logging_to_stderr
-        from weightpager.server.http.run import listen
         from weightpager.server.scheduling.policy import Policy
-        from weightpager.server.scheduling.service import Service
         from weightpager.server.scheduling.settings import Settings, read_token
-    from weightpager.engine import Engine
 
     settings = Settings(
         policy=Policy(patience=patience, linger=linger, batch=1 if deterministic else batch, order=order),
@@ -142,11 +140,18 @@ def serve(
     if replicas is not None:
         serve_replicas(bundle, settings, options, Place(replicas, ray, host, port))
         return
-    with (
-        logging_to_stderr(log_level, as_json=log == "json"),
-        listen(host, port) as listening,
-        Engine.from_pretrained(bundle, **options) as engine,
-    ):
+    with logging_to_stderr(log_level, as_json=log == "json"):
+        _serve_here(bundle, settings, options, host, port)
+
+
+def _serve_here(bundle: Path, settings: Settings, options: dict[str, Any], host: str, port: int) -> None:
+    """Serve from this process until it is told to end; ``options`` are the engine's."""
+    with extra("serve"):
+        from weightpager.server.http.run import listen
+        from weightpager.server.scheduling.service import Service
+    from weightpager.engine import Engine
+
+    with listen(host, port) as listening, Engine.from_pretrained(bundle, **options) as engine:
         _run(Service(engine, settings), host, listening)
 
 
