@@ -4,7 +4,15 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from weightpager.config import EngineConfig, format_enough, format_room, format_size, parse_bandwidth, parse_size
+from weightpager.config import (
+    EngineConfig,
+    format_enough,
+    format_room,
+    format_size,
+    if_stated,
+    parse_bandwidth,
+    parse_size,
+)
 from weightpager.errors import ConfigError
 
 
@@ -83,3 +91,10 @@ def test_a_wrong_engine_configuration_is_refused(changes: dict[str, object]) -> 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:12"])
 def test_devices_are_known_by_torchs_names(device: str) -> None:
     assert EngineConfig(device=device).device == device
+
+
+def test_a_size_that_is_not_stated_is_none() -> None:
+    assert if_stated(parse_size, None) is None
+    assert if_stated(parse_size, "2KiB") == 2048
+    with pytest.raises(ConfigError, match="size: expected a number with a unit"):
+        if_stated(parse_size, "")

@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 from weightpager.errors import ConfigError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _CACHE_LIMIT = 8 << 30
+_Text = TypeVar("_Text")
+_Value = TypeVar("_Value")
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)")
 
 
@@ -43,6 +46,11 @@ def parse_bandwidth(text: str) -> float:
         return float(parse_size(text.strip().removesuffix("/s")))
     except ConfigError:
         raise ConfigError(f"bandwidth: expected a size per second, such as 300MB/s, got {text!r}") from None
+
+
+def if_stated(parse: Callable[[_Text], _Value], text: _Text | None) -> _Value | None:
+    """What a setting's text says; None if it isn't stated. Errors are those of ``parse``."""
+    return None if text is None else parse(text)
 
 
 def format_size(count: float) -> str:

@@ -12,7 +12,7 @@ import typer
 from weightpager.cli import output
 from weightpager.cli.options import Budget, BundlePath, Json, Quiet, Storage
 from weightpager.cli.progress import progress
-from weightpager.config import parse_bandwidth, parse_size
+from weightpager.config import if_stated, parse_bandwidth, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,42 +65,33 @@ def simulate(
     """
     from weightpager.bundle import Bundle
     from weightpager.errors import ConfigError
-    from weightpager.simulate.sizing import Sizing
     from weightpager.store import StorageModel
 
-    opened, model = Bundle.open(bundle), StorageModel(parse_bandwidth(storage))
-    size = None if budget is None else parse_size(budget)
-    if replicas > 1:
-        if max_wait is not None:
-            raise ConfigError("--max-wait: expected it without --replicas, since it is about one engine; leave one out")
-        requests = _requests(opened, trace, switches, dwell)
-        servers = _Servers(replicas, compute / 1e3, size, model)
-        with progress(quiet or json) as stages:
-            slots, routed = _compared(opened, requests, servers, partial(stages, "replay"))
-        if json:
-            parts = {"requests": len(requests), "replicas": replicas, "slots": slots, "routing": routed}
-            output.print_json(parts)
-        else:
-            _print_routing(f"{len(requests)} requests, {replicas} replicas", slots, len(opened.pages), routed)
+    opened = Bundle.open(bundle)
+    device = _Device(opened, if_stated(parse_size, budget), StorageModel(parse_bandwidth(storage)))
+    if replicas == 1:
+        visits = _visits(opened, trace, switches, dwell)
+        _simulate_one(device, trace, visits, max_wait, json=json, quiet=quiet)
         return
-    visits = _visits(opened, trace, switches, dwell)
-    smallest = None
-    with progress(quiet or json) as stages:
-        sizing = Sizing(opened, visits, model)
-        found = sizing.waiting(size, partial(stages, "replay"))
-        if max_wait is not None:
-            smallest = sizing.smallest_budget(max_wait / 1e3, partial(stages, "find a budget"))
-    if json:
-        output.print_json(
-            {"visits": len(visits), "slots": sizing.slots(size), "waiting": found, "smallest_budget": smallest}
-        )
-        return
-    slots, pages = sizing.slots(size), len(opened.pages)
-    _print(f"{len(visits) - 1} switches of {trace}, room for {slots} of {pages} pages", found)
-    if slots >= pages:
-        output.say("note: all pages fit, so each is loaded once, and nearly no switch waits; try a smaller --budget.")
-    if smallest is not None:
-        output.say(f"smallest budget that waits {max_wait:g} ms or less: {output.enough(smallest)} ({smallest} bytes)")
+    if max_wait is not None:
+        raise ConfigError("--max-wait: expected it without --replicas, since it is about one engine; leave one out")
+    requests = _requests(opened, trace, switches, dwell)
+    _simulate_replicas(_Servers(device, replicas, compute / 1e3), requests, json=json, quiet=quiet)
+
+
+@dataclass(frozen=True)
+class _Device:
+    """What a trace is replayed on.
+
+    Attributes:
+        bundle: whose tasks are switched.
+        budget: bytes; None for all that the bundle holds.
+        storage: what reads cost.
+    """
+
+    bundle: Bundle
+    budget: int | None
+    storage: StorageModel
 
 
 @dataclass(frozen=True)
@@ -108,34 +99,62 @@ class _Servers:
     """Servers that are all alike.
 
     Attributes:
-        replicas: how many.
+        device: of each.
+        replicas: how many there are.
         compute: of a request, in seconds.
-        budget: bytes of each; None for all that the bundle holds.
-        storage: what reads cost.
     """
 
+    device: _Device
     replicas: int
     compute: float
-    budget: int | None
-    storage: StorageModel
 
 
-def _compared(
-    bundle: Bundle, requests: Sequence[Visit], servers: _Servers, steps: Steps
-) -> tuple[int, Sequence[Routed]]:
+def _simulate_one(
+    device: _Device, trace: str, visits: Sequence[Visit], max_wait: float | None, *, json: bool, quiet: bool
+) -> None:
+    """Print what switches wait for, and the smallest budget that waits ``max_wait`` milliseconds or less."""
+    from weightpager.simulate.sizing import Sizing
+
+    smallest = None
+    with progress(quiet or json) as stages:
+        sizing = Sizing(device.bundle, visits, device.storage)
+        waiting = sizing.waiting(device.budget, partial(stages, "replay"))
+        if max_wait is not None:
+            smallest = sizing.smallest_budget(max_wait / 1e3, partial(stages, "find a budget"))
+    slots = sizing.slots(device.budget)
+    if json:
+        output.print_json({"visits": len(visits), "slots": slots, "waiting": waiting, "smallest_budget": smallest})
+        return
+    _print_waiting(f"{len(visits) - 1} switches of {trace}", slots, len(device.bundle.pages), waiting)
+    if smallest is not None:
+        output.say(f"smallest budget that waits {max_wait:g} ms or less: {output.enough(smallest)} ({smallest} bytes)")
+
+
+def _simulate_replicas(servers: _Servers, requests: Sequence[Visit], *, json: bool, quiet: bool) -> None:
+    """Print what each way to route requests costs."""
+    with progress(quiet or json) as stages:
+        slots, routed = _compared(servers, requests, partial(stages, "replay"))
+    count, replicas = len(requests), servers.replicas
+    if json:
+        output.print_json({"requests": count, "replicas": replicas, "slots": slots, "routing": routed})
+    else:
+        _print_routing(f"{count} requests, {replicas} replicas", slots, len(servers.device.bundle.pages), routed)
+
+
+def _compared(servers: _Servers, requests: Sequence[Visit], steps: Steps) -> tuple[int, Sequence[Routed]]:
     """The pages that a server has room for, and what each way to route requests costs."""
     from weightpager.simulate.replica import Service
     from weightpager.simulate.routing_comparison import RoutingComparison
     from weightpager.simulate.simulator import Device, Simulator
     from weightpager.simulate.sizing import slots_of
 
-    simulator = Simulator(bundle)
-    slots = slots_of(bundle, servers.budget, simulator.largest_task)
-    device, service = Device(slots, servers.storage), Service(servers.compute)
+    simulator = Simulator(servers.device.bundle)
+    slots = slots_of(servers.device.bundle, servers.device.budget, simulator.largest_task)
+    device, service = Device(slots, servers.device.storage), Service(servers.compute)
     return slots, RoutingComparison(simulator, requests, device, service).compare(servers.replicas, steps)
 
 
-def _print_routing(title: str, slots: int, pages: int, found: Sequence[Routed]) -> None:
+def _print_routing(title: str, slots: int, pages: int, routed: Sequence[Routed]) -> None:
     output.table(
         f"{title}, room for {slots} of {pages} pages in each",
         ["", "switches", "loaded", "of round robin's", "median wait", "99 %", "share of each"],
@@ -148,7 +167,7 @@ def _print_routing(title: str, slots: int, pages: int, found: Sequence[Routed]) 
                 *map(_wait, (row.wait_p50_ms, row.wait_p99_ms)),
                 " ".join(f"{share:.0%}" for share in row.shares),
             ]
-            for row in found
+            for row in routed
         ],
     )
     output.explain("affinity", "oracle")
@@ -156,9 +175,9 @@ def _print_routing(title: str, slots: int, pages: int, found: Sequence[Routed]) 
         output.say("note: all pages fit into each, which loads them once; try a smaller --budget.")
 
 
-def _print(title: str, found: Sequence[Waiting]) -> None:
+def _print_waiting(title: str, slots: int, pages: int, waiting: Sequence[Waiting]) -> None:
     output.table(
-        title,
+        f"{title}, room for {slots} of {pages} pages",
         ["", "mean wait", "median", "95 %", "99 %", "without a wait", "loaded per switch", "there in time", "in vain"],
         [
             [
@@ -169,10 +188,12 @@ def _print(title: str, found: Sequence[Waiting]) -> None:
                 f"{row.hit_rate:.0%}",
                 output.size(row.wasted_bytes),
             ]
-            for row in found
+            for row in waiting
         ],
     )
     output.explain("without a wait", "there in time", "in vain")
+    if slots >= pages:
+        output.say("note: all pages fit, so each is loaded once, and nearly no switch waits; try a smaller --budget.")
 
 
 def _wait(milliseconds: float) -> str:
