@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from weightpager.bundle.format.manifest import TextMetric
-from weightpager.errors import ConfigError
+from weightpager.machine.packages import not_installed
 
 Measure = Callable[[str, str], float]
 """(generated, wanted) → from 0 to 1. Blanks at the ends of either have been taken off."""
@@ -21,8 +21,7 @@ def text_scores(metrics: Sequence[TextMetric], generated: Sequence[str], wanted:
     try:
         measures = [_MEASURES[metric]() for metric in metrics]
     except ModuleNotFoundError as error:
-        need = f"{', '.join(metrics)}: expected the package {error.name!r}, found none"
-        raise ConfigError(f"{need}; install 'weightpager[compile]'") from error
+        raise not_installed(error.name, "compile", f"to measure {', '.join(metrics)}") from error
     pairs = [(ours.strip(), theirs.strip()) for ours, theirs in zip(generated, wanted, strict=True)]
     return [[measure(*pair) for measure in measures] for pair in pairs]
 

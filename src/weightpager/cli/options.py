@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from weightpager.errors import ConfigError
+from weightpager.machine.packages import check_installed, not_installed
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -58,6 +57,8 @@ PACKAGES = {
 }
 """What an extra's commands can't do without: looked for before seconds are spent on importing torch."""
 
+_PURPOSE = "to use this command"
+
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
@@ -66,12 +67,9 @@ def extra(name: str) -> Iterator[None]:
     Raises:
         ConfigError: it isn't installed.
     """
+    for package in PACKAGES.get(name, ()):
+        check_installed(package, name, _PURPOSE)
     try:
-        for package in PACKAGES.get(name, ()):
-            if find_spec(package) is None:
-                raise ModuleNotFoundError(name=package)
         yield
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"expected the package {error.name!r}, found none; install 'weightpager[{name}]' to use this command"
-        ) from error
+        raise not_installed(error.name, name, _PURPOSE) from error

@@ -5,9 +5,31 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
+from weightpager.errors import ConfigError
+
 
 def is_installed(name: str) -> bool:
     """Whether a top-level package could be imported."""
     if name in sys.modules:
         return sys.modules[name] is not None  # None: somebody has forbidden it
     return find_spec(name) is not None
+
+
+def check_installed(package: str, extra: str, purpose: str) -> None:
+    """Say what is missing before a package is imported.
+
+    Args:
+        package: a top-level one.
+        extra: of ours, that brings it.
+        purpose: of the package, such as "to use this command".
+
+    Raises:
+        ConfigError: the package isn't installed.
+    """
+    if not is_installed(package):
+        raise not_installed(package, extra, purpose)
+
+
+def not_installed(package: str | None, extra: str, purpose: str) -> ConfigError:
+    """The error of a package that isn't installed; the arguments are those of `check_installed`."""
+    return ConfigError(f"expected the package {package!r}, found none; install 'weightpager[{extra}]' {purpose}")

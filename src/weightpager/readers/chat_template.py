@@ -10,11 +10,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
-from weightpager.errors import ConfigError, RequestError, shortened
+from weightpager.errors import RequestError, shortened
+from weightpager.machine.packages import check_installed
 from weightpager.readers.tokenizer import Tokenizer
 
 _SECONDS = 2.0
@@ -89,8 +89,7 @@ class ChatTemplate:
         """
         if self._source is None:
             return plain(messages)
-        if find_spec("jinja2") is None:
-            raise ConfigError("a chat template needs the package 'jinja2', found none; install 'weightpager[serve]'")
+        check_installed("jinja2", "serve", "for a chat template")
         given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **self._tokens}
         with self._lock:
             answer = self._ask(json.dumps(given).encode())

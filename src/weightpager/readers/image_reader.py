@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ from weightpager.bundle import Bundle
 from weightpager.bundle.format.names import MODEL
 from weightpager.bundle.parts.model_files import model_dir
 from weightpager.bundle.settings.checks import CONFIG, IMAGES
-from weightpager.errors import BundleFormatError, ConfigError, ImageError, first_line
+from weightpager.errors import BundleFormatError, ImageError, first_line
+from weightpager.machine.packages import check_installed
 from weightpager.readers.image_file import MOST_PIXELS, read_image
 from weightpager.readers.image_processor import MOST_SIDE, ImageProcessor, Pixels
 
@@ -124,8 +124,7 @@ def check_pillow() -> None:
     Raises:
         ConfigError: Pillow isn't installed.
     """
-    if find_spec("PIL") is None:
-        raise ConfigError("expected the package 'PIL', found none; install 'weightpager[images]' for tasks on images")
+    check_installed("PIL", "images", "for tasks on images")
 
 
 def _values(file: Path) -> Mapping[str, Any]:

@@ -13,7 +13,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from weightpager.errors import ConfigError, first_line, shortened
+from weightpager.errors import first_line, shortened
+from weightpager.machine.packages import not_installed
 
 Row = dict[str, Any]
 
@@ -76,10 +77,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     try:
         from pyarrow import ArrowException, parquet
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{path}: expected the package 'pyarrow', found none; install 'weightpager[compile]' to read Parquet, "
-            "or write the data as .jsonl"
-        ) from error
+        raise not_installed("pyarrow", "compile", f"to read {path}, or write the data as .jsonl") from error
     try:
         with parquet.ParquetFile(path) as file:
             names = _class_names(file.schema_arrow.metadata or {})
