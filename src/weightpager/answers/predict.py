@@ -20,7 +20,7 @@ from weightpager.errors import ConfigError, RequestError
 from weightpager.readers.tokenizer import Tokenizer
 
 _NEW_TOKENS = 32
-"""Of a continuation, unless somebody says so."""
+"""Tokens that a text is continued by, unless the caller or the task says otherwise."""
 
 
 def predict(

@@ -1,4 +1,4 @@
-"""Who waits for an answer, and how a batch of them is computed: in steps, so that others have theirs between two."""
+"""Queries that wait for an answer, and runs that compute a batch of them in steps, so that others have turns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from weightpager.answers.work import Outcome, Work
 
 
 class Query(Protocol):
-    """Somebody waits for what comes of one text or image. Its methods return at once."""
+    """Work on one text or image that somebody waits for. Its methods return at once."""
 
     @property
     def work(self) -> Work:
@@ -21,16 +21,16 @@ class Query(Protocol):
 
     @property
     def over(self) -> bool:
-        """Whether it needs no more work, and whoever waited has been told."""
+        """Whether it has ended, and whoever waited has been told."""
 
     def expire(self, now: float) -> bool:
         """End the query if it was cancelled or is late, by `time.monotonic`; whether it has ended."""
 
     def more(self, text: str) -> None:
-        """A continuation has grown by a text."""
+        """Tell whoever waits the next piece of a continuation."""
 
     def done(self, outcome: Outcome) -> None:
-        """The work is over."""
+        """End the query with its outcome."""
 
 
 @dataclass

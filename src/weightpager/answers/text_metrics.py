@@ -13,7 +13,7 @@ Measure = Callable[[str, str], float]
 
 
 def text_scores(metrics: Sequence[TextMetric], generated: Sequence[str], wanted: Sequence[str]) -> list[list[float]]:
-    """Of each text, its value by each metric.
+    """Each text's values by the metrics.
 
     Raises:
         ConfigError: the library of a metric isn't installed.

@@ -66,7 +66,7 @@ class TokenReader:
 
 
 def word_starts(words: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int | None]:
-    """For every piece the number of the word whose first piece it is, None for any other.
+    """The word that each piece begins, by number; None for a piece inside of a word.
 
     ``spans`` are the pieces' characters in the words joined by blanks. Byte-level tokenizers refuse words that are
     split already, and some count a blank to the piece after it: so a piece belongs to the word of its last character.

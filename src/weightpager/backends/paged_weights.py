@@ -16,7 +16,7 @@ def of_entry(
     arena: npt.NDArray[np.uint8],
     page_table: npt.NDArray[np.int32],
 ) -> PagedWeight:
-    """One of them.
+    """A task's view of one paged weight.
 
     Args:
         bundle: with the weight.

@@ -18,7 +18,7 @@ from weightpager.kernels.whole_weight import whole_weight
 from weightpager.page_dtype import ENCODINGS
 
 _ALIGNMENT = 64
-"""Of every parameter: a line of the processor's cache, so that what is computed with it doesn't depend on chance."""
+"""Bytes between parameters' addresses: a cache line, so that results don't depend on where memory happens to lie."""
 
 _AT_ONCE = 1 << 18
 """Values that are rounded at once."""

@@ -62,7 +62,7 @@ def _parameters(callback: Callable[..., Any]) -> Iterator[tuple[str, ArgumentInf
 
 
 def _annotated(hint: Any) -> Any:
-    """Without the `Optional` that Python 3.10 lays around a parameter whose default is None."""
+    """The annotated hint inside of the `Optional` that Python 3.10 adds where a default is None."""
     return hint if get_origin(hint) is Annotated else next(part for part in get_args(hint) if part is not NoneType)
 
 

@@ -24,20 +24,15 @@ _TORCH = ("torch", "transformers")
 
 
 class Backend(Protocol):
-    """Makes of a task's parts what a caller runs. Safe to use from several threads.
-
-    Attributes:
-        name: by which it is asked for.
-        kernel: what multiplies by paged weights.
-    """
+    """Makes of a task's parts what a caller runs. Safe to use from several threads."""
 
     @property
     def name(self) -> str:
-        """See above."""
+        """The name by which it is asked for."""
 
     @property
     def kernel(self) -> str:
-        """See above."""
+        """The kernel that multiplies by paged weights."""
 
     def place(self, read: Parameters) -> Any:
         """Parameters where tasks read them, a `Placed`; the engine keeps nothing else of them."""

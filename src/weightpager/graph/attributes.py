@@ -10,7 +10,7 @@ MOST_AXES = 8
 """Axes of a value."""
 
 MOST_SIZE = 2**31 - 1
-"""Of an axis, and of every whole number in a graph but an index of 64 bits."""
+"""The largest size of an axis, and the largest whole number in a graph except an index of 64 bits."""
 
 DIMENSIONS = ("batch", "length")
 """Sizes that each call states."""

@@ -14,7 +14,7 @@ from weightpager.graph.validate import read_document
 FORMAT = 1
 
 MOST_BYTES = 16 * 2**20
-"""Of a file."""
+"""Bytes that a graph's file may have."""
 
 
 _PREFIX, _SUFFIX = "model/graph-", ".json"

@@ -125,4 +125,4 @@ class Graph:
 
 
 DTYPES = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
-"""Of values, by name."""
+"""The numpy dtype of each dtype that a value may have, by name."""

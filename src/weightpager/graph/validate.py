@@ -18,7 +18,7 @@ MOST_NODES = 20_000
 MOST_CONSTANTS = 256
 
 MOST_CONSTANT_BYTES = 64 * 2**10
-"""Of all constants together."""
+"""Bytes that all constants may have together."""
 
 _MOST_INPUTS = 8
 _VALUE = re.compile(r"v(0|[1-9][0-9]{0,6})")

@@ -49,7 +49,7 @@ class Replay:
 
     @property
     def shares(self) -> list[float]:
-        """Of the requests, the share of each replica."""
+        """Each replica's share of the requests."""
         total = sum(map(len, self.served))
         return [len(own) / total for own in self.served]
 

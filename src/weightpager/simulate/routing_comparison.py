@@ -87,16 +87,16 @@ class RoutingComparison:
         return [self.routed(way, found[way], found[ROUND_ROBIN]) for way in WAYS]
 
     def round_robin(self, replicas: int) -> Replay:
-        """One replica after the other."""
+        """Route to one replica after the other."""
         return self._replay(replicas, RoundRobin())
 
     def affinity(self, replicas: int) -> Replay:
-        """By what replicas lack and how long their queues are; see `Affinity`."""
+        """Route by the bytes that replicas lack and the length of their queues; see `Affinity`."""
         request_bytes = self._service.compute * self._device.storage.bytes_per_second
         return self._replay(replicas, Affinity(replicas, request_bytes, self._fairness))
 
     def oracle(self, replicas: int, others: Sequence[Replay]) -> Replay:
-        """By one who knows the whole trace: of several routings the one that loads least.
+        """Route with the whole trace known: of several routings, take the one that loads least.
 
         Each replica gives up the pages that it needs last. Where requests are served in the order in which they come,
         nothing that sends them to the same replicas loads less. The routings are those of the others, and a home

@@ -114,7 +114,7 @@ class Sizing:
         return self._simulator.run(self._visits, device, self._use_predictor(policy), prefetch=policy == PREFETCH)
 
     def _use_predictor(self, policy: str) -> UsePredictor:
-        """Beginning with the bundle's transition matrix, as an engine does that opens it."""
+        """A policy's predictor, which begins with the bundle's transition matrix, as in an engine."""
         if policy == RECENCY:
             return Recency()
         return self._simulator.learner(self._storage, self._bundle.manifest.transitions)

@@ -100,7 +100,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Iterator[Row]]]] = {
     ".tsv": ("csv", partial(separated_rows, separator="\t")),
     ".parquet": ("parquet", parquet_rows),
 }
-"""By a file's ending, the format's name and what reads it."""
+"""The format's name and its reader, by a file's ending."""
 
 
 def _object(text: bytes) -> Row | None:

@@ -11,7 +11,7 @@ FORWARD_TOKENS = 2048
 """Tokens of all texts that are read at once, padding included."""
 
 ACTIVATION_BYTES = 128 * 2**20
-"""That a forward may take for activations, as estimated, unless one text can't do with less."""
+"""Bytes that a forward's activations may take, by estimate, unless a single text takes more."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Activations:
         return cls(itemsize * (8 * hidden + 3 * intermediate), itemsize * heads)
 
     def bytes(self, texts: int, tokens: int, length: int) -> int:
-        """Of a forward that reads so many tokens of each text, the last ones of ``length``."""
+        """Bytes of a forward that reads so many tokens of each text, the last ones of ``length``."""
         return texts * tokens * (self.per_token + length * self.per_pair)
 
     def fit(self, texts: int, tokens: int, length: int) -> bool:

@@ -71,7 +71,7 @@ class Kind(ABC):
         tokenizer: Any,  # noqa: ARG002 - for kinds whose answers are texts
         generation: Generation | None,  # noqa: ARG002
     ) -> Callable[[Inputs], Any]:
-        """What finds, of a batch's inputs, that which `measured` compares with labels: here the logits.
+        """Returns a function from a batch's inputs to what `measured` takes. By default: the model's logits.
 
         Args:
             model: of the task, which is active when it is called.
@@ -81,10 +81,12 @@ class Kind(ABC):
         return model.logits
 
     def measured(self, found: Any, labels: Any, metrics: Sequence[TextMetric] = ()) -> tuple[list[Any], list[int]]:  # noqa: ARG002
-        """Of each item, sum and count of what the metric averages: here the hits; several sums of several metrics.
+        """Per-item sums and counts for the metric. By default: correct labels and counted labels.
+
+        A task with several metrics has a list of sums for each item.
 
         Args:
-            found: what `answering` finds.
+            found: what the function of `answering` returns.
             labels: [items], or [texts, tokens].
             metrics: that the task chooses.
         """

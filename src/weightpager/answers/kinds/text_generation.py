@@ -31,7 +31,7 @@ class TextGeneration(LanguageModeling):
     def measured(
         self, found: Sequence[str], labels: Sequence[str], metrics: Sequence[TextMetric] = ()
     ) -> tuple[list[list[float]], list[int]]:
-        """Of each completion its value by each metric."""
+        """Each completion's values by the metrics."""
         return text_scores(metrics, found, labels), [1] * len(labels)
 
     def value(self, mean: float) -> float:

@@ -81,7 +81,7 @@ class Lowering:
                     self._add_parameter((key[0], key[1], part), array, True)
 
     def _key(self, operand: Operand, weight: bool) -> tuple[str, str | int, str]:
-        """By which an operand is known. A parameter in bfloat16 may be there twice, as it is and widened."""
+        """The key of an operand's number. A parameter in bfloat16 may be there twice, as it is and widened."""
         if operand.kind not in ("parameter", "constant"):
             return operand.kind, operand.key, ""
         found = self._of(operand)

@@ -21,7 +21,7 @@ _NAMES = {
     "max_position_embeddings": ("max_position_embeddings", "n_positions", "max_sequence_length"),
     "head_dim": ("head_dim",),
 }
-"""What configurations of different architectures call the same."""
+"""The names of each setting in different architectures' configurations."""
 
 _BEHIND_PADDING = frozenset(
     {"camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta"}
@@ -30,7 +30,7 @@ _BEHIND_PADDING = frozenset(
 """Architectures whose table of positions begins behind that of the padding, and counts the rows before."""
 
 _PADDING = 1
-"""Of these, where a configuration doesn't say it."""
+"""Their padding token, where a configuration states none."""
 
 _MOST_TOKENS = 2**20
 _FLOAT, _HALF = 4, 2

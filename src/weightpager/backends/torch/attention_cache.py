@@ -39,7 +39,7 @@ def without_cache(module: nn.Module) -> dict[str, bool]:
 
 
 def bytes_per_token(config: Any, itemsize: int) -> int:
-    """At most, of one text's cache: keys and values of every layer of the model that has this configuration.
+    """Most bytes that a token takes in a cache: keys and values of every layer.
 
     Args:
         config: of the model.

@@ -12,7 +12,7 @@ from weightpager.bundle import Bundle
 
 
 def limits_of(bundle: Bundle, config: Any, itemsize: int) -> ModelLimits:
-    """Of a bundle's model.
+    """The limits of a bundle's model.
 
     Args:
         bundle: with the model.

@@ -46,4 +46,4 @@ def beside(path: Path) -> Path:
 
 
 UNFINISHED = ".unfinished"
-"""At the end of the name of a file that isn't whole yet."""
+"""The suffix of a file that isn't whole yet."""

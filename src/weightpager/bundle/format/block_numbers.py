@@ -56,13 +56,13 @@ class BlockNumbers:
 
     @cached_property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
-        """Of numbers in a layer: uint16 if no layer has more than 65,535 blocks, else uint32."""
+        """The dtype of numbers in a layer: uint16 if no layer has more than 65,535 blocks, else uint32."""
         wide = int(np.diff(self.starts).max()) > np.iinfo(np.uint16).max
         return np.dtype(np.uint32 if wide else np.uint16)
 
     @property
     def unused(self) -> int:
-        """What stands for no block: the largest number."""
+        """The number that stands for no block: the largest one."""
         return int(np.iinfo(self.dtype).max)
 
     @cached_property
@@ -76,7 +76,7 @@ class BlockNumbers:
         return np.asarray((self.first - starts)[weights] + blocks)
 
     def split(self, numbers: Int64) -> Sequence[slice]:
-        """Of each weight the part of some ascending numbers in the bundle that are its own."""
+        """The slice of some ascending numbers in the bundle that belongs to each weight."""
         ends = self.first + np.array([grid.count for grid in self.grids], np.int64)
         begin, end = np.searchsorted(numbers, self.first), np.searchsorted(numbers, ends)
         return [slice(a, b) for a, b in zip(begin.tolist(), end.tolist(), strict=True)]

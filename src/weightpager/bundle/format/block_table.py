@@ -33,7 +33,7 @@ class BlockTable:
 
     @classmethod
     def build(cls, keep: KeepMask, locations: npt.NDArray[np.int64]) -> BlockTable:
-        """From a keep mask ``[grid rows, grid cols]`` and every block's location (same shape)."""
+        """The table of a keep mask ``[grid rows, grid cols]`` and every block's location (same shape)."""
         crow = np.zeros(len(keep) + 1, np.int32)
         np.cumsum(keep.sum(1), out=crow[1:])
         cols = np.nonzero(keep)[1].astype(np.int32)

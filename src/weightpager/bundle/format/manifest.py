@@ -63,7 +63,7 @@ FORMS: dict[TaskKind, Form] = {
 }
 
 TextMetric = Literal["exact-match", "chrf", "rouge-l", "token-f1"]
-"""By what a generated text is compared with the wanted one."""
+"""The metric that compares a generated text with the wanted one."""
 
 TaskName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}\Z")]
 Count = Annotated[int, Meta(ge=0, lt=2**31)]

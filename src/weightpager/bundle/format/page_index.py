@@ -38,7 +38,7 @@ class PageIndex:
         return np.flatnonzero((self.signatures >> np.uint64(task)) & np.uint64(1))
 
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """What the file holds."""
+        """The file's arrays by name."""
         return {"ids": self.ids, "layers": self.layers, "signatures": self.signatures}
 
     def first(self, pages: int) -> PageIndex:
@@ -46,7 +46,7 @@ class PageIndex:
         return PageIndex(self.ids[:pages], self.layers[:pages], self.signatures[:pages])
 
     def with_rows(self, ids: npt.NDArray[np.uint8]) -> PageIndex:
-        """With pages of rows behind these, uint8 [row pages, 32]."""
+        """The index with pages of rows behind these; ``ids`` is uint8 [row pages, 32]."""
         return PageIndex(
             np.concatenate([self.ids, ids]),
             np.concatenate([self.layers, np.zeros(len(ids), np.int32)]),

@@ -47,7 +47,7 @@ class Placement:
         blocks: npt.NDArray[np.integer],
         used: Iterable[npt.NDArray[np.integer]],
     ) -> Placement:
-        """Of numbers in layers [pages, places], and the locations that each task uses."""
+        """The placement of numbers in layers [pages, places], given the locations that each task uses."""
         bits = []
         for locations in used:
             flags = np.zeros(blocks.size, bool)
@@ -90,7 +90,7 @@ class Placement:
         return np.asarray(self.numbers.starts[self.layers[pages]] + self.blocks.reshape(-1)[locations])
 
     def by_weight(self) -> list[tuple[Int64, Int64]]:
-        """Of each paged weight its blocks' indices in the grid, ascending, and the locations where they lie."""
+        """Each paged weight's blocks: their indices in its grid, ascending, and their locations."""
         there = np.flatnonzero(self.blocks.reshape(-1) != self.numbers.unused)
         return self._sorted(there)
 
@@ -117,7 +117,7 @@ class Placement:
         return 4 * (sum(self.numbers.rows) + len(self.numbers.rows) + 2 * self.kept(task))
 
     def only(self, pages: npt.NDArray[np.bool_], tasks: Sequence[int]) -> Placement:
-        """With some of the pages [pages] and of the tasks, which use nothing in the others."""
+        """The placement of some of the pages [pages] and tasks alone; the tasks use nothing in other pages."""
         places = self.blocks.shape[1]
         kept = np.repeat(pages, places)
         moved = np.cumsum(kept) - 1
@@ -125,7 +125,7 @@ class Placement:
         return Placement.of(self.numbers, self.layers[pages], self.blocks[pages], used)
 
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """What the file holds."""
+        """The file's arrays by name."""
         return {"blocks": self.blocks, "used": self.used}
 
     @staticmethod
@@ -166,7 +166,7 @@ class Placement:
                 raise BundleFormatError(FILE, f"used.{task}", "one location for each block of a task", "several")
 
     def _sorted(self, locations: Int64) -> list[tuple[Int64, Int64]]:
-        """Of each paged weight those of some locations that hold its blocks, by block and then by location."""
+        """Each paged weight's blocks among some locations, as `by_weight`; ordered by block and then by location."""
         numbers = self.numbers_at(locations)
         order = np.argsort(numbers, kind="stable")
         numbers, locations = numbers[order], locations[order]

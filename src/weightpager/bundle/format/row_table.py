@@ -69,7 +69,7 @@ class RowTableEntry(Strict, frozen=True, kw_only=True):
         return -(-self.bytes // page_bytes)
 
     def places_dtype(self) -> npt.DTypeLike:
-        """Of a row's place in the bundle's file."""
+        """The dtype of a row's place in the bundle's file."""
         return np.uint16 if self.rows <= 2**16 else np.uint32
 
     def curve(self) -> npt.NDArray[np.float64]:

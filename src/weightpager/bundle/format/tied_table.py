@@ -25,10 +25,10 @@ STORED = "uint8"
 """The dtype of a table in blocks. A tensor of its name that has another one is an ordinary parameter."""
 
 _KERNEL_BYTES = 8
-"""Of memory for each block: its column and its location, as kernels want them."""
+"""Bytes of memory for each block: its column and its location, as kernels want them."""
 
 _ROW_BYTES = 8
-"""Of memory for each row of blocks: where it begins, and its page."""
+"""Bytes of memory for each row of blocks: where it begins, and its page."""
 
 _BLOCKS_HIGH = 64
 """Rows of blocks that are encoded or decoded at once."""

@@ -1,4 +1,4 @@
-"""Of a mixture of experts: how many of each layer a task keeps."""
+"""How many experts of each layer a task keeps, of a mixture of experts."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class ExpertsLeft:
 
     @property
     def words(self) -> str:
-        """All of it."""
+        """The counts in words, task by task."""
         each = ", ".join(f"{task} {_span(left)}" for task, left in self.tasks.items())
         return f"{each}, of {_span(self.all)} in each layer"
 
 
 def experts_left(bundle: Bundle) -> ExpertsLeft | None:
-    """Of a bundle's tasks; None where no experts are paged."""
+    """The experts that a bundle's tasks keep; None where no experts are paged."""
     matched = {weight.name: found for weight in bundle.manifest.weights if (found := _EXPERT.fullmatch(weight.name))}
     experts: dict[str, set[str]] = {}
     for found in matched.values():

@@ -45,7 +45,7 @@ class PagedShare:
 
     @property
     def share(self) -> float:
-        """Of all parameters, from 0 to 1."""
+        """The paged share of all parameters, from 0 to 1."""
         return self.paged / max(1, self.paged + sum(self.others.values()))
 
     @property

@@ -156,7 +156,7 @@ def _serve_here(bundle: Path, settings: Settings, options: dict[str, Any], host:
 
 
 def _run(service: Service, host: str, listening: socket) -> None:
-    """Until the process is told to end."""
+    """Answer requests until the process is told to end."""
     from weightpager.server.http.presence import Presence, announced
     from weightpager.server.http.run import cut_off, server, told_to_end, url_of
 

@@ -27,7 +27,7 @@ class PagedWeightInfo:
 
     @property
     def elements(self) -> int:
-        """Of the weight."""
+        """How many numbers the weight has."""
         return self.grid.out_features * self.grid.in_features
 
 

@@ -53,7 +53,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": np.tanh,
     "quick_gelu": lambda x: x * sigmoid(np.float32(1.702) * x),
 }
-"""Of `linear` and `gated_linear`."""
+"""Activation functions of `linear` and `gated_linear`, by name."""
 
 
 def _binary(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:

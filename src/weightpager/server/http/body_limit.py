@@ -10,7 +10,7 @@ from weightpager.server.routes.errors import answer
 from weightpager.server.schema.common import ErrorDetail
 
 BODY_SECONDS = 30.0
-"""That a body may take to arrive."""
+"""Seconds that a body may take to arrive."""
 
 
 class _TooLargeError(Exception):

@@ -102,7 +102,7 @@ def _write(presence: Presence, folder: Path) -> tuple[Path, IO[str]]:
 
 
 def _check_own(folder: Path) -> None:
-    """In a folder that others can write to, anybody could have us ask any address."""
+    """Refuse a folder that others can write to: they could have us ask any address."""
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise PermissionError(f"{folder}: expected a folder of this user that nobody else may write to; remove it")

@@ -14,16 +14,16 @@ from weightpager.readers.image_file import pixel_count
 from weightpager.readers.image_reader import ImageReader
 
 MOST_PIXELS = 2**23
-"""Of an image: more than a frame of 3840 × 2160, and little enough to be decoded for anybody who asks."""
+"""Most pixels of an image: more than a frame of 3840 × 2160, and little enough to be decoded for anybody who asks."""
 
 MOST_PIXELS_TOGETHER = 2**26
-"""Of a request's images: eight such frames, or 128 of 640 × 480 and more."""
+"""Most pixels of a request's images: eight such frames, or 128 of 640 × 480 and more."""
 
 _MOST_SCANS = 32
-"""Of a JPEG, each of which goes over all pixels again: a camera's has one, a progressive one ten."""
+"""Most scans of a JPEG. Each goes over all pixels again: a camera's file has one scan, a progressive one ten."""
 
 _MOST_PACKED_TEXTS = 16
-"""Of a PNG, each of which unpacks to as much as a mebibyte, whatever the image."""
+"""Most compressed texts of a PNG. Each unpacks to as much as a mebibyte, whatever the image."""
 
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 
@@ -43,7 +43,7 @@ class ImageInputs:
         self._reader = reader
 
     def copy(self) -> ImageInputs:
-        """For another thread."""
+        """A copy for another thread."""
         return ImageInputs(copy.deepcopy(self._reader))
 
     def open(self, url: str) -> Picture:

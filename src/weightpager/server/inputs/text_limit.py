@@ -11,7 +11,7 @@ IN_PIECES = 8192
 """Tokens of the longest text, unless told otherwise, of a model that reads in pieces, others having turns between."""
 
 _TEXTS = 8
-"""Of the longest sort: caches hold as much as these at a time, where no part of the budget is theirs."""
+"""Longest texts that caches hold at a time, where no part of the budget is reserved for caches."""
 
 
 @dataclass(frozen=True)

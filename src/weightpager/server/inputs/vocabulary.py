@@ -87,5 +87,5 @@ class Vocabulary(TokenReader):
 
 
 def empty(param: str) -> RequestError:
-    """That a field has nothing to read."""
+    """The error of a field that has nothing to read."""
     return RequestError("expected at least one token, found an empty text", param)

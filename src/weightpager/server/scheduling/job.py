@@ -40,10 +40,10 @@ Event = Delta | Done | Failed
 
 
 class Listener(Protocol):
-    """Is told what happens to jobs, in the worker's thread. It must return at once: a slow client can't hold a task."""
+    """A callback of jobs' events, in the worker's thread. It must return at once: a slow client can't hold a task."""
 
     def __call__(self, event: Event) -> None:
-        """Take note of what happened to a job."""
+        """Take an event of a job."""
 
 
 def shutting_down() -> ServerClosedError:
@@ -62,7 +62,7 @@ class Job:
 
     Attributes:
         entry: its task, as it was when the request was read.
-        work: to be done.
+        work: that is to be done.
         index: number of the text in its request.
         arrived, deadline: by `time.monotonic`.
         listener: is told what happens to it.

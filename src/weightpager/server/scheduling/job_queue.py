@@ -25,7 +25,7 @@ class Taken:
 
 
 class JobQueue:
-    """At most ``limit`` jobs in the order of arrival, and commands, which go first. Several threads may use it."""
+    """A queue of at most ``limit`` jobs, and of commands, which go first. Several threads may use it."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -8,7 +8,7 @@ import transformers
 from transformers import PretrainedConfig
 
 MAJOR = int(transformers.__version__.split(".")[0])
-"""Of the version that is installed."""
+"""The major version that is installed."""
 
 
 def later_writer(config: PretrainedConfig) -> str | None:
