@@ -37,8 +37,8 @@ def evaluate(
     sums: list[Any] = []
     counts: list[int] = []
     for inputs, labels in batches:
-        found = kind_of(kind).measured(answer(inputs), labels, metrics)
-        sums += found[0]
-        counts += found[1]
+        batch_sums, batch_counts = kind_of(kind).measured(answer(inputs), labels, metrics)
+        sums += batch_sums
+        counts += batch_counts
     columns = np.array(sums, np.float64).reshape(len(sums), len(metrics) or 1)
     return Score.of(kind, Outcomes(columns[:, 0], np.array(counts, np.int64), columns[:, 1:]), metrics)

@@ -42,15 +42,14 @@ def predict(
         BundleFormatError: the tokenizer knows words that the model doesn't.
         ImageError: a path leads to no image that can be used; it is named.
     """
-    kind, own = kind_of(task.kind), reader
-    if not task.takes_images:
-        own = TokenReader(reader, model.vocabulary)
-    wanted = max_new_tokens
-    if wanted is None:
-        wanted = _NEW_TOKENS if task.generation is None else task.generation.max_new_tokens
-    found = []
+    kind = kind_of(task.kind)
+    input_reader = reader if task.takes_images else TokenReader(reader, model.vocabulary)
+    most = max_new_tokens
+    if most is None:
+        most = _NEW_TOKENS if task.generation is None else task.generation.max_new_tokens
+    predictions = []
     for given, asked in zip(inputs, _asked(reader, task, inputs), strict=True):
-        work = kind.read(own, task, asked, wanted)
+        work = kind.read(input_reader, task, asked, most)
         if isinstance(work, Generate) and max_new_tokens is None:
             work = work.within(room_of(model, reader))
         _check(work, given, model, reader)
@@ -58,8 +57,8 @@ def predict(
         run = begin(task.kind, model, reader, [query])
         while not query.over:
             run.step(math.inf)
-        found.append(kind.prediction(task, given, query.outcome))
-    return found
+        predictions.append(kind.prediction(task, given, query.outcome))
+    return predictions
 
 
 def _asked(tokenizer: Any, task: TaskEntry, inputs: Sequence[str]) -> Sequence[str]:

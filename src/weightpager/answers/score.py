@@ -58,10 +58,9 @@ class Score:
         items = int(outcomes.counts.sum())
         if items == 0:
             raise ValueError("expected at least one label to evaluate, got none")
-        own = kind_of(kind)
         others = dict(zip(metrics[1:], (outcomes.others.sum(0) / items).tolist(), strict=True)) if metrics else {}
-        metric: Metric = metrics[0] if metrics else own.metric
-        return cls(metric, own.value(sum(outcomes.sums.tolist()) / items), items, outcomes, others)
+        metric: Metric = metrics[0] if metrics else kind_of(kind).metric
+        return cls(metric, kind_of(kind).value(sum(outcomes.sums.tolist()) / items), items, outcomes, others)
 
     @property
     def higher_is_better(self) -> bool:

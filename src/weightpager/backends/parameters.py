@@ -87,8 +87,8 @@ def read_parameters(bundle: Bundle, file: str, dtype: str = "auto") -> Parameter
             wide = np.empty(stated.shape, np.float32)
             stored.read(name, _bytes(wide))
             _round(wide.reshape(-1), into.reshape(-1))
-    found = {name: StoredParameter(array, dtypes[name]) for name, array in values.items()}
-    return Placed(found, _tied_weights(bundle, found))
+    parameters = {name: StoredParameter(array, dtypes[name]) for name, array in values.items()}
+    return Placed(parameters, _tied_weights(bundle, parameters))
 
 
 def activation_dtype(dtypes: Iterable[str]) -> str:

@@ -34,10 +34,10 @@ class Backend(Protocol):
     def kernel(self) -> str:
         """The kernel that multiplies by paged weights."""
 
-    def place(self, read: Parameters) -> Any:
+    def place(self, stored: Parameters) -> Any:
         """Parameters where tasks read them, a `Placed`; the engine keeps nothing else of them."""
 
-    def dtype(self, of: Any) -> str:
+    def dtype(self, placed: Any) -> str:
         """What a task of such placed parameters computes in: "float32" or "bfloat16"."""
 
     def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:

@@ -51,8 +51,8 @@ class TaskHomes:
     def _best(self, homes: npt.NDArray[np.int64], task: int, replicas: int, most: float) -> int:
         """Where a task loads least with all others where they are; where it is, unless another is better."""
         others = [(homes == replica) & (np.arange(len(homes)) != task) for replica in range(replicas)]
-        own = np.arange(len(homes)) == task
-        loads = [self._loads(other | own) - self._loads(other) for other in others]
+        alone = np.arange(len(homes)) == task
+        loads = [self._loads(other | alone) - self._loads(other) for other in others]
         used = [float(self._uses[other].sum()) for other in others]
         allowed = [replica for replica in range(replicas) if used[replica] + self._uses[task] <= most + 1e-9]
         if not allowed:

@@ -55,10 +55,10 @@ class NativeBackend:
         self._limits, self._ends = config.limits(bundle.takes_images), end_tokens(bundle, config)
         self._narrow, self._arenas = config.narrow, Arenas()
 
-    def place(self, read: Parameters) -> Parameters:
-        return read
+    def place(self, stored: Parameters) -> Parameters:
+        return stored
 
-    def dtype(self, of: Parameters) -> str:  # noqa: ARG002 - the interface's
+    def dtype(self, placed: Parameters) -> str:  # noqa: ARG002 - the interface's
         return "float32"
 
     def build(self, parts: TaskParts[Parameters]) -> NativeTask:
@@ -67,7 +67,7 @@ class NativeBackend:
             self._graphs[kind] = _graph(parts.bundle, kind)
         graph = self._graphs[kind]
         wanted = set(graph.parameters())
-        parameters = {name: found for name, found in _parameters(parts) if name in wanted}
+        parameters = {name: parameter for name, parameter in _parameters(parts) if name in wanted}
         try:
             programs = tuple(
                 Program(each, parameters, NATIVE.index(self.kernel), arenas=self._arenas)
@@ -83,10 +83,10 @@ class NativeBackend:
     def reader(self, bundle: Bundle) -> Tokenizer | ImageReader:
         if not bundle.takes_images:
             return open_tokenizer(bundle)
-        found = open_image_reader(bundle)
-        if found is None:
+        image_reader = open_image_reader(bundle)
+        if image_reader is None:
             raise ConfigError("backend: 'native' can't scale images as this bundle's model needs it; use 'torch'")
-        return found
+        return image_reader
 
     def model(self, task: NativeTask) -> NativeModel:
         return NativeModel(task, self._limits, self._ends, self._narrow)
@@ -106,13 +106,13 @@ def _split(graph: Graph, parameters: Mapping[str, ProgramParameter]) -> tuple[Gr
 
 
 def _graph(bundle: Bundle, kind: TaskKind) -> Graph:
-    found = bundle.graph(kind)
-    if found is None:
+    graph = bundle.graph(kind)
+    if graph is None:
         raise ConfigError(
             f"backend: 'native' needs a graph of {kind} in the bundle, and {bundle.path} has none; use the backend "
             "'torch', or see whether 'weightpager upgrade' can add one"
         )
-    return found
+    return graph
 
 
 def _parameters(parts: TaskParts[Parameters]) -> Iterator[tuple[str, ProgramParameter]]:

@@ -74,18 +74,18 @@ class Lowering:
             key = self._key(operand, weight)
             if key in self._numbers:
                 continue
-            self._add_parameter(key, self._of(operand), weight)
-            found = self._of(operand)
-            if weight and isinstance(found, Blocks) and found.low_rank is not None:
-                for part, array in zip(("down", "up"), found.low_rank, strict=True):
+            parameter = self._of(operand)
+            self._add_parameter(key, parameter, weight)
+            if weight and isinstance(parameter, Blocks) and parameter.low_rank is not None:
+                for part, array in zip(("down", "up"), parameter.low_rank, strict=True):
                     self._add_parameter((key[0], key[1], part), array, True)
 
     def _key(self, operand: Operand, weight: bool) -> tuple[str, str | int, str]:
         """The key of an operand's number. A parameter in bfloat16 may be there twice, as it is and widened."""
         if operand.kind not in ("parameter", "constant"):
             return operand.kind, operand.key, ""
-        found = self._of(operand)
-        narrow = isinstance(found, np.ndarray) and found.dtype == BFLOAT16 and weight
+        parameter = self._of(operand)
+        narrow = isinstance(parameter, np.ndarray) and parameter.dtype == BFLOAT16 and weight
         return operand.kind, operand.key, "bfloat16" if narrow else ""
 
     def _of(self, operand: Operand) -> ProgramParameter:
@@ -95,16 +95,16 @@ class Lowering:
             raise ValueError(f"parameter {operand.key}: expected it, as the graph uses it, found none")
         return self._parameters[operand.key]
 
-    def _add_parameter(self, key: tuple[str, str | int, str], found: ProgramParameter, weight: bool) -> None:
+    def _add_parameter(self, key: tuple[str, str | int, str], parameter: ProgramParameter, weight: bool) -> None:
         name = str(key[1])
-        if isinstance(found, Blocks):
-            self.native.add_weight(name, native_weight(found.weight), found.table)
-        elif isinstance(found, np.ndarray):
-            array = np.ascontiguousarray(found if weight else widened(found)).reshape(found.shape)
+        if isinstance(parameter, Blocks):
+            self.native.add_weight(name, native_weight(parameter.weight), parameter.table)
+        elif isinstance(parameter, np.ndarray):
+            array = np.ascontiguousarray(parameter if weight else widened(parameter)).reshape(parameter.shape)
             self.arrays.append(array)
             self.native.add_array(name, array.ctypes.data, dtype_name(array), list(array.shape))
         else:
-            self.native.add_rows(name, found.rows, found.columns)
+            self.native.add_rows(name, parameter.rows, parameter.columns)
         self._numbers[key] = self._next()
 
     def _number(self, node: Node, at: int) -> int:

@@ -58,10 +58,10 @@ class NativeTask:
         known = {each.name for each in self.graph.inputs}
         if unknown := sorted(inputs.keys() - known):
             raise ValueError(f"inputs: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
-        made = {name: self._default(name, inputs, memory) for name in known if name not in inputs}
-        given = {name: each for name, each in made.items() if each is not None}
-        found = self.below({**inputs, **given}, memory)
-        return found if self._head is None else {**found, "logits": self.head(found["hidden"])}
+        defaults = {name: self._default(name, inputs, memory) for name in known if name not in inputs}
+        all_inputs = {**inputs, **{name: array for name, array in defaults.items() if array is not None}}
+        outputs = self.below(all_inputs, memory)
+        return outputs if self._head is None else {**outputs, "logits": self.head(outputs["hidden"])}
 
     def below(self, inputs: Mapping[str, Array], memory: AttentionMemory | None = None) -> dict[str, Array]:
         """The outputs by name, without those of the `head` if it has one.

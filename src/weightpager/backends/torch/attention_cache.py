@@ -45,14 +45,14 @@ def bytes_per_token(config: Any, itemsize: int) -> int:
         config: of the model.
         itemsize: bytes of a number that it computes with, whatever pages are in.
     """
-    own = config.get_text_config()
-    heads = getattr(own, "num_key_value_heads", None) or own.num_attention_heads
-    width = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
-    return 2 * int(own.num_hidden_layers) * int(heads) * int(width) * itemsize
+    text_config = config.get_text_config()
+    heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
+    width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    return 2 * int(text_config.num_hidden_layers) * int(heads) * int(width) * itemsize
 
 
 def _rope_types(config: Any) -> set[object]:
-    own = config.get_text_config()
-    rope = getattr(own, "rope_parameters", None) or getattr(own, "rope_scaling", None) or {}
+    text_config = config.get_text_config()
+    rope = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
     kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # layers may have one each
     return {kind.get("rope_type", kind.get("type")) for kind in kinds}

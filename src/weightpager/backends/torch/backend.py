@@ -48,11 +48,11 @@ class TorchBackend:
         on_host = self._device.type == "cpu"
         self._whole_rows: dict[str, Tensor] = {} if on_host else parameters.device_rows(bundle, self._device)
 
-    def place(self, read: Parameters) -> Tensors:
-        return parameters.placed(read, self._device)
+    def place(self, stored: Parameters) -> Tensors:
+        return parameters.placed(stored, self._device)
 
-    def dtype(self, of: Tensors) -> str:
-        return parameters.dtype_name(parameters.activation_dtype(of.values.values()))
+    def dtype(self, placed: Tensors) -> str:
+        return parameters.dtype_name(parameters.activation_dtype(placed.values.values()))
 
     def limits(self, bundle: Bundle, itemsize: int) -> ModelLimits:
         return limits_of(bundle, self._config, itemsize)

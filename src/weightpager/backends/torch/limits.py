@@ -40,14 +40,14 @@ def activations_of(config: Any, itemsize: int) -> Activations:
         config: of the model.
         itemsize: bytes of a number that it computes with.
     """
-    own = config.get_text_config()
-    width = _largest(own, "hidden_size") or 1024
-    inner = _largest(own, "intermediate_size") or 4 * width
-    heads = _largest(own, "num_attention_heads") or 16
+    text_config = config.get_text_config()
+    width = _largest(text_config, "hidden_size") or 1024
+    inner = _largest(text_config, "intermediate_size") or 4 * width
+    heads = _largest(text_config, "num_attention_heads") or 16
     return Activations.of_layer(width, inner, heads, itemsize)
 
 
 def _largest(config: Any, name: str) -> int:
     """A setting that may have a value for each of a model's stages; 0 if it isn't stated."""
-    found = getattr(config, name, None) or 0
-    return max(map(int, found), default=0) if isinstance(found, (list, tuple)) else int(found)
+    value = getattr(config, name, None) or 0
+    return max(map(int, value), default=0) if isinstance(value, (list, tuple)) else int(value)

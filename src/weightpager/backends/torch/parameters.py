@@ -57,18 +57,18 @@ def read_rows(bundle: Bundle) -> dict[str, Tensor]:
 def widened(bundle: Bundle, values: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The parameters of a file, tables in blocks as ``[rows, columns]`` of a dtype."""
     block = bundle.manifest.block_shape
-    found = tables_in_blocks(bundle, {name: dtype_name(value.dtype) for name, value in values.items()})
+    entries = tables_in_blocks(bundle, {name: dtype_name(value.dtype) for name, value in values.items()})
     tables = {
         entry.name: torch.from_numpy(decode_table(values[entry.name].numpy(), entry, block)).to(dtype)
-        for entry in found
+        for entry in entries
     }
     return {**values, **tables}
 
 
 def activation_dtype(values: Iterable[Tensor]) -> torch.dtype:
     """What a module of these parameters computes in. See `weightpager.backends.parameters.activation_dtype`."""
-    found = parameters.activation_dtype(dtype_name(value.dtype) for value in values)
-    return torch.bfloat16 if found == "bfloat16" else torch.float32
+    name = parameters.activation_dtype(dtype_name(value.dtype) for value in values)
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:

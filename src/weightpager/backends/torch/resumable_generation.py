@@ -34,15 +34,15 @@ class ResumableGeneration:
             ids: the prompts, as the attribute.
             mask: int64 [texts, tokens], 0 for padding.
         """
-        own: Any = module
+        decoder: Any = module
         self.ids = ids
         self._mask = mask
-        self._module = own
+        self._module = decoder
         self._prompt = ids.shape[1]
-        self._cache: Any = new_cache(own.config)
+        self._cache: Any = new_cache(decoder.config)
         self.stoppable = self._cache is not None
-        self._in_pieces = reads_in_pieces(own.config)
-        self._activations = activations_of(own.config, own.dtype.itemsize)
+        self._in_pieces = reads_in_pieces(decoder.config)
+        self._activations = activations_of(decoder.config, decoder.dtype.itemsize)
         self._read = 0
 
     @property
@@ -67,12 +67,12 @@ class ResumableGeneration:
 
         Where they are stopped by a criterion, they can grow on, if they are `stoppable`.
         """
-        grown = self.ids.shape[1] - self._prompt
-        found = self._generate(
-            self.ids, self._mask, max_new_tokens=max_new_tokens, **_further(self._module, grown), **options
+        done = self.ids.shape[1] - self._prompt
+        generated = self._generate(
+            self.ids, self._mask, max_new_tokens=max_new_tokens, **_further(self._module, done), **options
         )
-        fresh = found.sequences.shape[1] - self.ids.shape[1]
-        self.ids = found.sequences
+        fresh = generated.sequences.shape[1] - self.ids.shape[1]
+        self.ids = generated.sequences
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), fresh)], 1)
         self._read = self.ids.shape[1] - 1
 
@@ -88,19 +88,19 @@ class ResumableGeneration:
 
     def _generate(self, ids: Tensor, mask: Tensor, **options: Any) -> Any:
         kept = {} if self._cache is None else {CACHE: self._cache, "use_cache": True, "cache_implementation": None}
-        one = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": True}
-        found = self._module.generate(input_ids=ids, attention_mask=mask, **one, **kept, **options)
+        single = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": True}
+        generated = self._module.generate(input_ids=ids, attention_mask=mask, **single, **kept, **options)
         if self._cache is not None:
-            self._cache = getattr(found, CACHE)  # another one where the way to embed positions has changed
-        return found
+            self._cache = getattr(generated, CACHE)  # another one where the way to embed positions has changed
+        return generated
 
 
 def _further(module: Any, grown: int) -> dict[str, Any]:
     """Generation options that count from the prompt's end, shifted by the tokens already generated."""
     if not grown:
         return {}
-    own = module.generation_config
-    fewest, decay = own.min_new_tokens, own.exponential_decay_length_penalty
+    options = module.generation_config
+    fewest, decay = options.min_new_tokens, options.exponential_decay_length_penalty
     return {
         "begin_suppress_tokens": None,
         "min_new_tokens": None if fewest is None else max(0, fewest - grown),

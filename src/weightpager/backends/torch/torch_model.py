@@ -28,9 +28,8 @@ class TorchModel:
 
     def __init__(self, module: nn.Module) -> None:
         """``module`` is the task's, in evaluation mode."""
-        own: Any = module
-        self._module = own
-        self._once = without_cache(own)
+        self._module: Any = module
+        self._once = without_cache(module)
 
     @property
     def vocabulary(self) -> int:
@@ -145,16 +144,16 @@ class _Draws:
 
         A penalty for repeating, which a model may name, isn't taken: it would count the padding of shorter prompts too.
         """
-        own = self._sampling
+        sampling = self._sampling
         plain = {"repetition_penalty": 1.0, "min_p": None}
-        if own.temperature == 0:
+        if sampling.temperature == 0:
             yield plain | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
             return
-        with torch.random.fork_rng(devices=self._devices, enabled=own.seed is not None):
-            if own.seed is not None:
-                self._go_on(own.seed)
-            yield plain | {"do_sample": True, "temperature": own.temperature, "top_p": own.top_p, "top_k": 0}
-            if own.seed is not None:
+        with torch.random.fork_rng(devices=self._devices, enabled=sampling.seed is not None):
+            if sampling.seed is not None:
+                self._go_on(sampling.seed)
+            yield plain | {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+            if sampling.seed is not None:
                 self._state = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in self._devices]
 
     def _go_on(self, seed: int) -> None:

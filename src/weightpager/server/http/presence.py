@@ -103,8 +103,8 @@ def _write(presence: Presence, folder: Path) -> tuple[Path, IO[str]]:
 
 def _check_own(folder: Path) -> None:
     """Refuse a folder that others can write to: they could have us ask any address."""
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise PermissionError(f"{folder}: expected a folder of this user that nobody else may write to; remove it")
 
 

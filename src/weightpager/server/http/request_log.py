@@ -33,11 +33,11 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = [(b"x-request-id", request.encode())]
+                headers = [(b"x-request-id", request.encode())]
                 waited = _waited(scope)
                 if waited is not None:
-                    own.append((b"server-timing", f"queue;dur={waited * 1e3:.1f}".encode()))
-                message["headers"] = [*message.get("headers", []), *own]
+                    headers.append((b"server-timing", f"queue;dur={waited * 1e3:.1f}".encode()))
+                message["headers"] = [*message.get("headers", []), *headers]
             await send(message)
 
         try:

@@ -56,9 +56,9 @@ async def admin(request: Request, service: Serving) -> None:
 
 
 def _brings(request: Request, *tokens: str | None) -> bool:
-    scheme, _, found = request.headers.get("authorization", "").partition(" ")
+    scheme, _, brought = request.headers.get("authorization", "").partition(" ")
     # Every token is compared, whatever the others gave, so that the time taken tells nothing.
-    matches = [hmac.compare_digest(found.encode(), token.encode()) for token in tokens if token is not None]
+    matches = [hmac.compare_digest(brought.encode(), token.encode()) for token in tokens if token is not None]
     return scheme.lower() == "bearer" and any(matches)
 
 

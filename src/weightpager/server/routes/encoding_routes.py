@@ -48,9 +48,9 @@ async def model(name: str, service: Serving) -> Model:
 async def embeddings(body: EmbeddingBody, request: Request, service: Serving) -> EmbeddingList:
     """Vectors of texts: the last hidden state below the task's head, averaged over tokens. Any task on texts has it."""
     task = service.task(body.model)
-    texts, given = service.texts, separate(body.input)
-    async with exchange(service, request, task, len(given)) as events:
-        works = await events.during(texts.read(_embed, given))
+    texts, inputs = service.texts, separate(body.input)
+    async with exchange(service, request, task, len(inputs)) as events:
+        works = await events.during(texts.read(_embed, inputs))
         events.submit(service, task, works)
         outcomes = await events.outcomes(len(works))
     data = [
@@ -64,11 +64,11 @@ async def embeddings(body: EmbeddingBody, request: Request, service: Serving) ->
 async def classifications(body: ClassificationBody, request: Request, service: Serving) -> ClassificationList:
     """Classes of texts or images, or tags of words. The route is weightpager's own; OpenAI has none for it."""
     task = service.task(body.model)
-    given = [body.input] if isinstance(body.input, str) else body.input
+    inputs = [body.input] if isinstance(body.input, str) else body.input
     if kind_of(task.kind).writes:
         raise RequestError(f"expected a task that classifies, {task.name!r} is a {task.kind} task", "model")
-    async with exchange(service, request, task, len(given)) as events:
-        works = await events.during(service.inputs.works(task, given))
+    async with exchange(service, request, task, len(inputs)) as events:
+        works = await events.during(service.inputs.works(task, inputs))
         events.submit(service, task, works)
         outcomes = await events.outcomes(len(works))
     data = [_classification(index, outcome, task, body.top) for index, outcome in enumerate(outcomes)]

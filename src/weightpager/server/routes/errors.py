@@ -103,12 +103,12 @@ def register(app: FastAPI, retry_after: int) -> None:
 def _first(problems: Sequence[Any]) -> tuple[str | None, str]:
     """The field that is to blame, and why. If the field may have several forms, the one that fits furthest is meant."""
     field = problems[0]["loc"][:2]
-    found = max((problem for problem in problems if problem["loc"][:2] == field), key=lambda one: len(one["loc"]))
-    if found["type"] == "json_invalid":
-        return None, f"expected JSON, found none from character {found['loc'][-1]} on"
+    problem = max((each for each in problems if each["loc"][:2] == field), key=lambda each: len(each["loc"]))
+    if problem["type"] == "json_invalid":
+        return None, f"expected JSON, found none from character {problem['loc'][-1]} on"
     # pydantic adds names of its own to the path, such as that of a form; they name no field.
-    path = [str(part) for part in found["loc"][1:] if isinstance(part, int) or part.isidentifier()]
-    return ".".join(path) or None, str(found["msg"]).removeprefix("Value error, ")
+    path = [str(part) for part in problem["loc"][1:] if isinstance(part, int) or part.isidentifier()]
+    return ".".join(path) or None, str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _said(request: Request, error: HTTPException) -> str:
@@ -133,9 +133,11 @@ def describe(error: Exception, field: str = "model") -> tuple[int, ErrorDetail]:
     """
     for kind, status, name, code in _KINDS:
         if isinstance(error, kind):
-            own = error if isinstance(error, RequestError) else None
-            param = own.param if own else field if kind is UnknownTaskError else None
-            detail = ErrorDetail(message=str(error), type=name, param=param, code=(own.code if own else None) or code)
+            refusal = error if isinstance(error, RequestError) else None
+            param = refusal.param if refusal else field if kind is UnknownTaskError else None
+            detail = ErrorDetail(
+                message=str(error), type=name, param=param, code=(refusal.code if refusal else None) or code
+            )
             return status, detail
     _log.error("a request failed: %s", error, exc_info=error)
     return 500, ErrorDetail(message="the server failed; its log says why", type="server_error")

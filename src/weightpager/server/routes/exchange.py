@@ -106,12 +106,12 @@ class Exchange:
 
     async def outcomes(self, count: int) -> list[Outcome]:
         """The outcomes of all jobs, in the order of the texts. Errors are those of `next`."""
-        found: dict[int, Outcome] = {}
-        while len(found) < count:
+        outcomes: dict[int, Outcome] = {}
+        while len(outcomes) < count:
             event = await self.next()
             if isinstance(event, Done):
-                found[event.index] = event.outcome
-        return [found[index] for index in range(count)]
+                outcomes[event.index] = event.outcome
+        return [outcomes[index] for index in range(count)]
 
 
 @asynccontextmanager
@@ -122,16 +122,16 @@ async def exchange(service: Service, request: Request, task: TaskEntry, texts: i
         RequestError, QueueFullError, ServerClosedError, TaskTooLargeError: as `Service.admit`.
     """
     service.admit(task, texts)
-    found = Exchange(time.monotonic() + service.settings.timeout)
+    events = Exchange(time.monotonic() + service.settings.timeout)
     request.state.task = task.name  # for the log, now that it is known to be a name of ours
-    watching = asyncio.create_task(found.until_gone(request))
+    watching = asyncio.create_task(events.until_gone(request))
     try:
-        yield found
+        yield events
     finally:
         watching.cancel()
-        found.cancel()
-        if not found.jobs:
+        events.cancel()
+        if not events.jobs:
             service.queue.give_up(texts)
         request.state.waited = max(
-            (job.began - job.arrived for job in found.jobs if job.began is not None), default=None
+            (job.began - job.arrived for job in events.jobs if job.began is not None), default=None
         )

@@ -107,9 +107,9 @@ async def _respond(
             first = await events.next()
             stream = _stream(stack.pop_all(), events, first, prompt, texts, form)
             return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
-        found = [outcome for outcome in await events.outcomes(texts) if isinstance(outcome, Generated)]
-    usage = Usage.of(prompt, sum(outcome.tokens for outcome in found))
-    return Response(form.whole(found, usage).model_dump_json(), media_type="application/json")
+        outcomes = [outcome for outcome in await events.outcomes(texts) if isinstance(outcome, Generated)]
+    usage = Usage.of(prompt, sum(outcome.tokens for outcome in outcomes))
+    return Response(form.whole(outcomes, usage).model_dump_json(), media_type="application/json")
 
 
 async def _stream(

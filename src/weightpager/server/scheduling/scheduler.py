@@ -96,12 +96,12 @@ def next_batch(
     if policy.order == "arrival":
         return _by_arrival(waiting, places, policy, started)
     task = next_task([waiting[place] for place in places], turn, now, policy, resident, started)
-    own = [place for place in places if waiting[place].task == task]
+    candidates = [place for place in places if waiting[place].task == task]
     run = _longest_ready(started, task)
-    if run is not None and not (own and waiting[own[0]].arrived < started[run].ready):
+    if run is not None and not (candidates and waiting[candidates[0]].arrived < started[run].ready):
         return Plan(run=run)
-    first = waiting[own[0]]
-    alike = [place for place in own if waiting[place].kind == first.kind]
+    first = waiting[candidates[0]]
+    alike = [place for place in candidates if waiting[place].kind == first.kind]
     batch = together(waiting, alike, started, policy)
     full = len(batch) == policy.batch or len(batch) < len(alike)
     due = first.arrived + min(policy.linger, policy.patience)
@@ -121,8 +121,8 @@ def next_task(
     """The task whose turn it is. There must be a request that may begin, or a batch under way."""
     oldest: dict[str, float] = {}
     ready: list[Waiting | Started] = [*waiting, *started]
-    for one in ready:
-        oldest[one.task] = min(one.arrived, oldest.get(one.task, math.inf))
+    for work in ready:
+        oldest[work.task] = min(work.arrived, oldest.get(work.task, math.inf))
     overdue = [task for task, arrived in oldest.items() if now - arrived >= policy.patience]
     if turn.task in oldest and not (overdue and turn.is_over(now, policy)):
         return turn.task
@@ -134,8 +134,8 @@ def next_task(
 
 def _longest_ready(started: Sequence[Started], task: str | None = None) -> int | None:
     """The number of the batch that has been ready for longest, among those of a task or among all."""
-    own = [number for number, run in enumerate(started) if task in (None, run.task)]
-    return min(own, key=lambda number: started[number].ready, default=None)
+    batches = [number for number, run in enumerate(started) if task in (None, run.task)]
+    return min(batches, key=lambda number: started[number].ready, default=None)
 
 
 def _by_arrival(waiting: Sequence[Waiting], places: Sequence[int], policy: Policy, started: Sequence[Started]) -> Plan:

@@ -46,9 +46,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.traffic = Traffic()
         self.latest_switches: deque[tuple[float, SwitchReport]] = deque(maxlen=_LATEST)
-        own = self.registry
-        counter, histogram = partial(Counter, registry=own), partial(Histogram, registry=own)
-        Info("weightpager_build", "Version of weightpager.", registry=own).info({"version": __version__})
+        registry = self.registry
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
+        Info("weightpager_build", "Version of weightpager.", registry=registry).info({"version": __version__})
         self._requests = counter("weightpager_requests", "Requests answered.", ["route", "task", "status"])
         self._seconds = histogram(
             "weightpager_request_seconds", "From a request to the end of its answer.", ["route"], buckets=_WAITS
@@ -64,10 +64,10 @@ class Metrics:
         self._durations = histogram(
             "weightpager_switch_seconds", "From wanting a task to all pages in place.", buckets=_SWITCHES
         )
-        self._slowest_batch = _Most("weightpager_slowest_batch_seconds", "The slowest step so far.", own)
-        self._slowest_switch = _Most("weightpager_slowest_switch_seconds", "The slowest switch so far.", own)
+        self._slowest_batch = _Most("weightpager_slowest_batch_seconds", "The slowest step so far.", registry)
+        self._slowest_switch = _Most("weightpager_slowest_switch_seconds", "The slowest switch so far.", registry)
         self._longest_gap = _Most(
-            "weightpager_longest_gap_seconds", "Longest time that a task with waiting texts went unserved.", own
+            "weightpager_longest_gap_seconds", "Longest time that a task with waiting texts went unserved.", registry
         )
         self.registry.register(_EngineState(engine, waiting, limit))
 

@@ -122,14 +122,14 @@ def module_of_kind(
     config: PretrainedConfig, kind: TaskKind, classes: Sequence[str], tensors: int = 2**12
 ) -> PreTrainedModel:
     """The module of a kind of tasks for these classes. Arguments and errors as `empty_module`'s."""
-    own = copy.deepcopy(config)
+    labelled = copy.deepcopy(config)
     if classes:
-        own.id2label = dict(enumerate(classes))
-        own.label2id = {name: number for number, name in enumerate(classes)}
-        own.problem_type = None  # the model's directory may be of one with many labels for a text, or a number
+        labelled.id2label = dict(enumerate(classes))
+        labelled.label2id = {name: number for number, name in enumerate(classes)}
+        labelled.problem_type = None  # the model's directory may be of one with many labels for a text, or a number
     try:
         with empty_on_meta(calls_for(tensors)), quiet_transformers():
-            module: PreTrainedModel = CLASSES[kind].from_config(own, trust_remote_code=False)
+            module: PreTrainedModel = CLASSES[kind].from_config(labelled, trust_remote_code=False)
         set_upright(module, _EXPERTS_OF_TENSOR * tensors)
     except Exception as error:
         raise BundleFormatError(f"{MODEL}/config.json", "architecture", f"one for {kind}", error) from error
@@ -157,9 +157,11 @@ def tokenizer(bundle: Bundle) -> Any:
     check_tokenizer_class(f"{MODEL}/config.json", _values(folder / "config.json"))
     try:
         with panics_as_errors():
-            found = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True, trust_remote_code=False)
-            found.decode(found("a")["input_ids"])  # some of what is wrong with one shows only when it is used
-        return found
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, config=config, local_files_only=True, trust_remote_code=False
+            )
+            tokenizer.decode(tokenizer("a")["input_ids"])  # some of what is wrong with one shows only when it is used
+        return tokenizer
     except Exception as error:
         raise BundleFormatError(f"{MODEL}/", "tokenizer", "one that transformers can read", error) from error
 
@@ -167,9 +169,9 @@ def tokenizer(bundle: Bundle) -> Any:
 def context_length(module: nn.Module) -> int:
     """Tokens that a model can read, prompt and continuation together, as far as it says."""
     config: Any = module.config
-    said = getattr(config.get_text_config(), "max_position_embeddings", None) or _MOST_TOKENS
-    found = position_table(module)
-    return int(min(said, _MOST_TOKENS if found is None else found, _MOST_TOKENS))
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None) or _MOST_TOKENS
+    positions = position_table(module)
+    return int(min(stated, _MOST_TOKENS if positions is None else positions, _MOST_TOKENS))
 
 
 def position_table(module: nn.Module) -> int | None:
@@ -189,12 +191,13 @@ def even_length(config: PretrainedConfig) -> int | None:
 
     Beyond, all texts of a batch have their positions embedded as the longest of them needs it (``longrope``).
     """
-    own = config.get_text_config()
-    rope = getattr(own, "rope_parameters", None) or getattr(own, "rope_scaling", None) or {}
+    text_config = config.get_text_config()
+    rope = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
     if "longrope" not in (rope.get("rope_type"), rope.get("type")):
         return None
     # Where both say it, transformers goes by the configuration's own.
-    length = getattr(own, "original_max_position_embeddings", None) or rope.get("original_max_position_embeddings")
+    name = "original_max_position_embeddings"
+    length = getattr(text_config, name, None) or rope.get(name)
     return None if length is None else int(length)
 
 
