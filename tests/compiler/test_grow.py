@@ -159,7 +159,7 @@ def test_a_new_task_computes_with_the_bases_blocks(private_bundle: Path, grown_b
     apply(dense.models, grown.permutations())
     for info in dense.paged:
         table = grown.tables("pet")[info.name]
-        kept = np.flatnonzero(table.keep_mask(info.grid))
+        kept = table.blocks(info.grid)
         blocks = info.grid.cut(ours[info.name].float().numpy()).reshape(info.grid.count, -1)
         start = dense.linear("pet", info.name).weight.detach().bfloat16().float().numpy()
         first = info.grid.cut(start).reshape(info.grid.count, -1)

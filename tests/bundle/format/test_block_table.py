@@ -30,7 +30,7 @@ def test_build_lists_blocks_row_by_row() -> None:
 def test_a_keep_mask_survives_its_table(keep: np.ndarray) -> None:
     built = BlockTable.build(keep, np.arange(15).reshape(3, 5))
     built.validate(GRID, 15, "file", "weight")
-    assert np.array_equal(built.keep_mask(GRID), keep)
+    assert np.array_equal(built.blocks(GRID), np.flatnonzero(keep))
 
 
 def int32(*values: int) -> np.ndarray:

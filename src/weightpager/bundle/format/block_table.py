@@ -57,12 +57,6 @@ class BlockTable:
         """Each kept block's index in the grid, row-major, [kept]."""
         return np.asarray(self.rows() * grid.cols + self.col_indices)
 
-    def keep_mask(self, grid: BlockGrid) -> KeepMask:
-        """The mask that the table encodes."""
-        keep = np.zeros((grid.rows, grid.cols), bool)
-        keep[self.rows(), self.col_indices] = True
-        return keep
-
     @staticmethod
     def check_header(stated: Header, grid: BlockGrid, file: str, name: str) -> None:
         """Check dtypes and lengths in a file's header, before arrays are read.
