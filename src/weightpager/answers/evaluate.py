@@ -21,11 +21,11 @@ def evaluate(
     kind: TaskKind,
     metrics: Sequence[TextMetric] = (),
 ) -> Score:
-    """Score whatever answers a batch.
+    """Score answers to labelled batches.
 
     Args:
-        answer: of a batch's inputs, what the kind measures: logits, [items, classes] or [texts, tokens, classes], or
-            texts; see `Kind.answering`.
+        answer: gives what the kind measures of a batch's inputs: logits, [items, classes] or [texts, tokens, classes],
+            or texts; see `Kind.answering`.
         batches: inputs and their labels, [items] or [texts, tokens]; of language models the labels are the input ids,
             and of generated texts the texts that are wanted.
         kind: of the task.

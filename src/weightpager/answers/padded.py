@@ -17,17 +17,17 @@ def padded(texts: Sequence[Sequence[int]], pad: int, *, left: bool = False) -> d
 
 
 def padded_rows(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> Integers:
-    """Int64 [rows, longest]; what is shorter is filled on the right, or on the left."""
+    """Rows as int64 [rows, longest]; shorter ones are filled on the right, or on the left."""
     longest = max(map(len, rows))
-    found = np.full((len(rows), longest), fill, np.int64)
+    array = np.full((len(rows), longest), fill, np.int64)
     for place, row in enumerate(rows):
         start = longest - len(row) if left else 0
-        found[place, start : start + len(row)] = row
-    return found
+        array[place, start : start + len(row)] = row
+    return array
 
 
 def pad_id(vocabulary: int, tokenizer: Tokenizer) -> int:
-    """A token id to pad with; it is masked, so that any will do that the model has."""
+    """A token id to pad with. Padding is masked, so any id that the model has will do."""
     named = (tokenizer.pad_id, tokenizer.end_id)
     # Tokenizers are given padding tokens that nobody has told the model of.
-    return next((found for found in named if found is not None and found < vocabulary), 0)
+    return next((number for number in named if number is not None and number < vocabulary), 0)

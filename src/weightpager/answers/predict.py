@@ -62,7 +62,7 @@ def predict(
 
 
 def _asked(tokenizer: Any, task: TaskEntry, inputs: Sequence[str]) -> Sequence[str]:
-    """What is read of each input: itself, or a conversation that it begins."""
+    """The texts that are read for the inputs: themselves, or conversations that they begin."""
     if task.generation is None or task.generation.prompts == "plain":
         return inputs
     from weightpager.readers.chat_template import MOST_CHARACTERS, ChatTemplate  # and multiprocessing with it

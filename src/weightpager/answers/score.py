@@ -16,7 +16,7 @@ from weightpager.bundle.format.manifest import TextMetric
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What each text, window or image came to, so that two models can be compared item by item.
+    """The result of each text, window or image, so that two models can be compared item by item.
 
     Attributes:
         sums: float64 ``[N]``: right answers; of a language model, nats.
@@ -50,7 +50,7 @@ class Score:
 
     @classmethod
     def of(cls, kind: TaskKind, outcomes: Outcomes, metrics: Sequence[TextMetric] = ()) -> Score:
-        """What a task of this kind has reached with these outcomes; by ``metrics``, where it chooses them.
+        """The score of a task of this kind with these outcomes, by ``metrics`` where the task chooses them.
 
         Raises:
             ValueError: no label counts.

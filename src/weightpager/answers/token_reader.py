@@ -22,13 +22,13 @@ class TokenReader:
     """
 
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
-        """``tokenizer`` is used by nobody else; the model's token ids are below ``size``."""
+        """``tokenizer`` is this reader's alone; the model's token ids are below ``size``."""
         self.size = size
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
 
     def copy(self: _Reader) -> _Reader:
-        """One with a tokenizer of its own, so that who reads a long text with it is waited for by nobody."""
+        """A reader with a tokenizer of its own, so that nobody waits while it reads a long text."""
         found = copy.copy(self)
         found._lock = threading.Lock()
         with self._lock:
@@ -44,7 +44,7 @@ class TokenReader:
         return self._read(text, most=self._most(max_length)).ids
 
     def cut_words(self, words: Sequence[str], max_length: int | None) -> tuple[Ids, tuple[int | None, ...]]:
-        """Words in a row, cut as well, and of each token the word that it begins, if it begins one."""
+        """Words in a row, cut likewise; and the word that each token begins, None if it begins none."""
         found = self._read(" ".join(words), most=self._most(max_length))
         return found.ids, tuple(word_starts(words, found.spans))
 

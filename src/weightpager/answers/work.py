@@ -36,7 +36,7 @@ class _Text:
 
     @property
     def kind(self) -> Hashable:
-        """What can run together."""
+        """A key: works of the same key can run together."""
         return type(self).__name__
 
 
@@ -50,7 +50,7 @@ class Generate(_Text):
 
     @property
     def kind(self) -> Hashable:
-        """What can run together."""
+        """A key: works of the same key can run together."""
         return ("generate", self.sampling, id(self) if self.sampling.seed is not None else None)
 
     def within(self, room: int) -> Generate:
@@ -89,13 +89,13 @@ class Look:
 
     @property
     def tokens(self) -> int:
-        """As many as patches of the usual size: what it takes to compute on it."""
+        """The number of patches of the usual size, as a measure of what the image takes to compute."""
         _, height, width = self.pixels.shape
         return max(1, int(height * width) // _PATCH**2)
 
     @property
     def kind(self) -> Hashable:
-        """What can run together."""
+        """A key: works of the same key can run together."""
         return ("look", self.pixels.shape)
 
 

@@ -1,4 +1,4 @@
-"""A batch of prompts, completed by somebody who waits for all of them."""
+"""Completions of a batch of prompts, for a caller that waits for all of them."""
 
 from __future__ import annotations
 

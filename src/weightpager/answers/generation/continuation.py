@@ -35,7 +35,7 @@ class Continuation:
         self.ended: Literal["stop", "length"] | None = None
 
     def add(self, token: int) -> str:
-        """One more token; the text that can be shown since the last one.
+        """Add a token; the further text that can be shown.
 
         Characters that aren't complete yet are kept back, and as many as may turn out to begin a stop text.
         """
@@ -53,7 +53,7 @@ class Continuation:
         return self._show(self._text if self.ended else self._safe())
 
     def outcome(self) -> Generated:
-        """All of it, once it has ended."""
+        """The whole continuation, once it has ended."""
         assert self.ended is not None
         return Generated(self._text, len(self._ids), self.ended)
 

@@ -45,7 +45,7 @@ def decoder_after(tokenizer: Tokenizer, prompt: Sequence[int]) -> Decode:
 
 
 def _context(decode: Decode, prompt: Sequence[int]) -> list[int]:
-    """The end of a prompt, which is decoded as it is in the whole: some text that begins with a whole character."""
+    """The last tokens of a prompt that decode as they do in the whole: to a text that begins with a whole character."""
     for length in _lengths(len(prompt)):
         context = list(prompt[-length:])
         text = decode(_complete(decode, context))
@@ -55,7 +55,7 @@ def _context(decode: Decode, prompt: Sequence[int]) -> list[int]:
 
 
 def _lengths(most: int) -> Iterator[int]:
-    """Those of contexts to try: a character more or less, and then soon the whole prompt, below ``most``."""
+    """Lengths of contexts to try, below ``most``: one token more for a character, then twice as many each time."""
     yield from range(_CONTEXT, min(_CONTEXT + _CHARACTER, most))
     length = 2 * _CONTEXT
     while length < most:

@@ -18,7 +18,7 @@ from weightpager.readers.tokenizer import Tokenizer
 
 
 class GenerationRun:
-    """Continues prompts that can run together; `Run` of a batch.
+    """Continues prompts that can run together; a `Run`.
 
     A query that nobody waits for any more ends after the token or the piece of its prompt that is being computed.
     """
@@ -78,7 +78,7 @@ class _Row:
         self._continuation = Continuation(decode, self.work.max_new_tokens, self.work.stop, end)
 
     def add(self, token: int, now: float) -> None:
-        """Tell whoever waits what has come of it."""
+        """Add a token, and tell whoever waits the further text or the end."""
         if self.query.expire(now):
             return
         text = self._continuation.add(token)

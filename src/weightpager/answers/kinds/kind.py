@@ -96,5 +96,5 @@ class Kind(ABC):
         return hits.sum(1).astype(float).tolist(), counted.sum(1).tolist()
 
     def value(self, mean: float) -> float:
-        """The metric, of the mean of what `measured` sums up."""
+        """The metric's value, from the mean of the sums of `measured`."""
         return mean

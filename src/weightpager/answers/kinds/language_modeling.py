@@ -22,7 +22,7 @@ class LanguageModeling(Kind):
     writes = True
 
     def read(self, reader: TokenReader, task: TaskEntry, given: str, max_new_tokens: int) -> Generate:  # noqa: ARG002
-        """A prompt, never cut: a continuation of anything but its end would be no continuation."""
+        """A prompt. It is never cut, since its end is what a continuation continues."""
         return Generate(reader.prompt(given), max_new_tokens)
 
     def prediction(self, task: TaskEntry, given: str, outcome: Generated) -> Prediction:  # noqa: ARG002 - no classes

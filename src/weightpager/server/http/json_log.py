@@ -32,7 +32,7 @@ class JsonFormatter(logging.Formatter):
 
 @contextmanager
 def logging_to_stderr(level: str, *, as_json: bool) -> Iterator[None]:
-    """Our loggers' lines and uvicorn's go to standard error while the block runs; no other logger is touched."""
+    """Send our loggers' lines and uvicorn's to standard error while the block runs. No other logger is touched."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter(_TEXT))
     with ExitStack() as undoing:

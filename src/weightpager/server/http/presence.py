@@ -51,7 +51,7 @@ def usual_folder() -> Path:
 
 @contextmanager
 def announced(presence: Presence, folder: Path | None = None) -> Iterator[None]:
-    """Others find this server for as long as the block runs; where that can't be, it is logged and nothing else.
+    """Let others find this server for as long as the block runs. Where that can't be, a warning is logged.
 
     The system gives the lock back however the process ends, so that a file without one is a dead server's.
     """
@@ -109,7 +109,7 @@ def _check_own(folder: Path) -> None:
 
 
 def _read(path: Path) -> Presence | None:
-    """What a file says; None if its server is gone, or it is no such file."""
+    """The server that a file announces; None if it is gone, or the file is something else."""
     with suppress(OSError, ValidationError), open_regular(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

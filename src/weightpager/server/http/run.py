@@ -64,7 +64,7 @@ def url_of(host: str, port: int) -> str:
 
 
 def warn_of_strangers(settings: Settings, host: str) -> None:
-    """Say so if other machines reach a server that asks for no token."""
+    """Log a warning if other machines reach a server that asks for no token."""
     if settings.token is None and not is_loopback(host):
         _log.warning("anybody who reaches %s may use this server: there is no --token-file", host)
 
@@ -89,7 +89,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def told_to_end() -> Iterator[None]:
-    """SIGTERM ends the process by way of an exception, so that the blocks around this one tidy up.
+    """Turn SIGTERM into an exception that ends the process, so that the blocks around this one tidy up.
 
     A server that has shut down because of it raises the signal once more, which by default ends the process there.
     """

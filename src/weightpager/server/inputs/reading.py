@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from weightpager.errors import QueueFullError
 
 _FEW = 8
-"""Texts or images of a request that aren't many."""
+"""Most texts or images of a request that isn't large by their number."""
 
 _Tool = TypeVar("_Tool")
 _Given = TypeVar("_Given")
@@ -29,26 +29,26 @@ class Lane(Generic[_Tool]):
     async def read(self, read: Callable[[_Tool, _Given], _Found], given: Sequence[_Given]) -> list[_Found]:
         """What ``read`` makes of each text or image, with the tool.
 
-        Others have their turn between two of them; nothing more is begun once cancelled.
+        Other requests are read between two of them. Once cancelled, no further one is begun.
         """
         loop = asyncio.get_running_loop()
-        return [await loop.run_in_executor(self._thread, self._read, read, one) for one in given]
+        return [await loop.run_in_executor(self._thread, self._read, read, text) for text in given]
 
     def close(self) -> None:
         """Begin nothing any more; what is being read goes on to its end."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, read: Callable[[_Tool, _Given], _Found], one: _Given) -> _Found:
+    def _read(self, read: Callable[[_Tool, _Given], _Found], given: _Given) -> _Found:
         if self._tool is None:
             self._tool = self._make()
-        return read(self._tool, one)
+        return read(self._tool, given)
 
 
 class Reading(Generic[_Tool]):
-    """Two lanes: a request with much to read never stands before others. Used by the event loop only.
+    """Two lanes, so that no request waits behind what takes long to read. Used by the event loop only.
 
-    Requests with much or many to read together hold no more than a part of the queue's places meanwhile, so that there
-    are always some for others.
+    Requests that are large, by their size or by their number of texts or images, hold at most a part of the queue's
+    places while they are read, so that some are left for others.
     """
 
     def __init__(self, tool: _Tool, copied: Callable[[], _Tool], most: int) -> None:
@@ -56,9 +56,8 @@ class Reading(Generic[_Tool]):
 
         Args:
             tool: of the first thread.
-            copied: gives the tool of the second thread, which isn't made before it is needed.
-            most: texts or images that requests with much or many of them have read at a time; one such request may
-                have more.
+            copied: makes the tool of the second thread when it is first needed.
+            most: texts or images of large requests that are read at a time; a single request may have more.
         """
         self._usual = Lane("reading", lambda: tool)
         self._large = Lane("reading-large", copied)
@@ -72,7 +71,7 @@ class Reading(Generic[_Tool]):
 
         Raises:
             QueueFullError: too much is being read.
-            Exception: whatever ``read`` raises; those after it aren't read.
+            Exception: whatever ``read`` raises for one of them; the later ones aren't read.
         """
         lane = self._large if large else self._usual
         if not large and len(given) <= _FEW:
@@ -85,10 +84,10 @@ class Reading(Generic[_Tool]):
             self._held -= len(given)
 
     def check_room(self, count: int) -> None:
-        """Whether a request of so many texts or images can be read now, as far as their number tells.
+        """See that a request of so many texts or images can be read now, as far as their number tells.
 
         Raises:
-            QueueFullError: it can't.
+            QueueFullError: it can't be.
         """
         if count > _FEW:
             self._check_room(count)

@@ -1,4 +1,4 @@
-"""Between a request and its jobs: it brings events from the worker's thread, and ends when the client goes away."""
+"""The exchange between a request and its jobs: it brings events from the worker, and ends when the client leaves."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Exchange:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def until_gone(self, request: Request) -> None:
-        """When the client goes away, cancel its jobs and end the exchange."""
+        """Wait until the client goes away; then cancel its jobs and end the exchange."""
         while (await request.receive())["type"] != "http.disconnect":
             pass
         self.cancel()

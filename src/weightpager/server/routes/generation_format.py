@@ -44,28 +44,28 @@ class ChatFormat(_Format):
 
     _PREFIX = "chatcmpl"
 
-    def whole(self, found: Sequence[Generated], usage: Usage) -> ChatCompletion:
-        """All at once."""
+    def whole(self, outcomes: Sequence[Generated], usage: Usage) -> ChatCompletion:
+        """The whole answer, of outcomes in the order of the texts."""
         choices = [
-            ChatChoice(index=index, message=ChatMessage(content=one.text), finish_reason=one.reason)
-            for index, one in enumerate(found)
+            ChatChoice(index=index, message=ChatMessage(content=outcome.text), finish_reason=outcome.reason)
+            for index, outcome in enumerate(outcomes)
         ]
         return ChatCompletion(choices=choices, usage=usage, **self._stamp)
 
     def opening(self, texts: int) -> list[ChatChunk]:
-        """What a stream begins with."""
+        """The chunks that a stream begins with."""
         first = ChatDelta(role="assistant", content="")
         return [self._chunk(ChatChunkChoice(index=index, delta=first)) for index in range(texts)]
 
     def chunk(self, event: Event) -> ChatChunk:
-        """What a stream says of an event."""
+        """The chunk of a stream for an event."""
         if isinstance(event, Delta):
             return self._chunk(ChatChunkChoice(index=event.index, delta=ChatDelta(content=event.text)))
         reason = generated(event).reason
         return self._chunk(ChatChunkChoice(index=event.index, delta=ChatDelta(), finish_reason=reason))
 
     def closing(self, usage: Usage) -> ChatChunk:
-        """What a stream ends with, if it is asked for."""
+        """The chunk of usage that a stream ends with, if it is asked for."""
         return self._chunk(usage=usage)
 
     def _chunk(self, *choices: ChatChunkChoice, usage: Usage | None = None) -> ChatChunk:
@@ -77,19 +77,20 @@ class CompletionFormat(_Format):
 
     _PREFIX = "cmpl"
 
-    def whole(self, found: Sequence[Generated], usage: Usage) -> Completion:
-        """All at once."""
+    def whole(self, outcomes: Sequence[Generated], usage: Usage) -> Completion:
+        """The whole answer, of outcomes in the order of the texts."""
         choices = [
-            CompletionChoice(index=index, text=one.text, finish_reason=one.reason) for index, one in enumerate(found)
+            CompletionChoice(index=index, text=outcome.text, finish_reason=outcome.reason)
+            for index, outcome in enumerate(outcomes)
         ]
         return Completion(choices=choices, usage=usage, **self._stamp)
 
     def opening(self, texts: int) -> list[Completion]:  # noqa: ARG002 - as the other format's
-        """What a stream begins with: nothing."""
+        """The chunks that a stream begins with: none."""
         return []
 
     def chunk(self, event: Event) -> Completion:
-        """What a stream says of an event."""
+        """The chunk of a stream for an event."""
         if isinstance(event, Delta):
             choice = CompletionChoice(index=event.index, text=event.text)
         else:
@@ -97,5 +98,5 @@ class CompletionFormat(_Format):
         return Completion(choices=[choice], **self._stamp)
 
     def closing(self, usage: Usage) -> Completion:
-        """What a stream ends with, if it is asked for."""
+        """The chunk of usage that a stream ends with, if it is asked for."""
         return self.whole([], usage)

@@ -38,14 +38,14 @@ from weightpager.readers.tokenizer import Tokenizer, open_tokenizer
 CLASSES: dict[TaskKind, Any] = {kind: getattr(transformers, form.model) for kind, form in FORMS.items()}
 """Task kind → the transformers class that runs it."""
 
-_transformers = threading.RLock()
-"""Its verbosity is the process's, and so is torch's default dtype, which it changes while it builds a module."""
+_transformers_lock = threading.RLock()
+"""Transformers' verbosity is the process's, and so is torch's default dtype, which it changes to build a module."""
 
 _EXPERTS_OF_TENSOR = 4
 """Experts that are built for each value of a bundle at most: each has three weights of its own there."""
 
 _MOST_TOKENS = 2**20
-"""Some tokenizers say that they read any length; a number of this size means that."""
+"""The context length of a model that states none, and the largest one that is believed."""
 
 BASE = "base_model."
 """Canonical prefix of everything that tasks share; `PreTrainedModel.base_model` of any architecture."""
@@ -74,14 +74,14 @@ def _values(path: Path) -> Any:
 
 
 def read_generation(bundle: Bundle, config: PretrainedConfig) -> GenerationConfig | None:
-    """How the bundle's decoders go on unless told otherwise; None if it doesn't say.
+    """The default generation settings of the bundle's decoders; None if it has none.
 
     Args:
-        bundle: with it.
+        bundle: with the settings.
         config: of its model.
 
     Raises:
-        BundleFormatError: it is damaged, not allowed, or pads with what is no word of the model.
+        BundleFormatError: they are damaged, not allowed, or pad with a token that the model lacks.
     """
     name = f"{MODEL}/{GENERATION}"
     if name not in bundle.manifest.files:
@@ -98,7 +98,7 @@ def read_generation(bundle: Bundle, config: PretrainedConfig) -> GenerationConfi
 
 
 def set_generation(module: nn.Module, generation: GenerationConfig | None) -> None:
-    """Have a module go on like this, if it goes on at all and there is something to say."""
+    """Give a module generation settings, if it generates and there are any."""
     if generation is not None and getattr(module, "generation_config", None) is not None:
         module.generation_config = copy.deepcopy(generation)
 
@@ -175,9 +175,9 @@ def context_length(module: nn.Module) -> int:
 
 
 def position_table(module: nn.Module) -> int | None:
-    """Tokens that a table of positions has room for if, as RoBERTa's, it begins behind its padding; None without one.
+    """Tokens that a table of positions has room for, if it begins behind its padding as RoBERTa's does; else None.
 
-    The configuration counts the rows before the first position, too.
+    The configuration of such a model counts the rows before the first position, too.
     """
     for name, part in module.named_modules():
         padding = getattr(part, "padding_idx", None)  # I-BERT's table is no `nn.Embedding`
@@ -189,7 +189,7 @@ def position_table(module: nn.Module) -> int | None:
 def even_length(config: PretrainedConfig) -> int | None:
     """Tokens up to which a model embeds positions alike; None if it always does.
 
-    Beyond, all texts of a batch have their positions embedded as the longest of them needs it (``longrope``).
+    A longer text changes how positions are embedded for all texts of its batch (``longrope``).
     """
     text_config = config.get_text_config()
     rope = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
@@ -239,7 +239,7 @@ def preprocessor(bundle: Bundle) -> Any:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars of transformers' own, and no reports of what is checked here anyway; one thread at a time."""
-    with _transformers:
+    with _transformers_lock:
         level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
