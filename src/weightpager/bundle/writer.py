@@ -77,9 +77,9 @@ class BundleWriter:
         """Create the page index."""
         self.put(page_index.FILE, save(dict(index.arrays())))
 
-    def put_placement(self, found: Placement) -> None:
+    def put_placement(self, blocks: Placement) -> None:
         """Create the block tables of all tasks."""
-        self.put(placement.FILE, save(dict(found.arrays())))
+        self.put(placement.FILE, save(dict(blocks.arrays())))
 
     def put_permutations(self, orders: Permutations) -> None:
         """Create the file of permutations, if anything was moved."""

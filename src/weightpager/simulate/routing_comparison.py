@@ -78,13 +78,13 @@ class RoutingComparison:
             replicas: how many.
             steps: is told how far it is.
         """
-        found: dict[str, Replay] = {}
+        replays: dict[str, Replay] = {}
         for done, (way, run) in enumerate(((ROUND_ROBIN, self.round_robin), (AFFINITY, self.affinity)), 1):
-            found[way] = run(replicas)
+            replays[way] = run(replicas)
             steps(done, len(WAYS))
-        found[ORACLE] = self.oracle(replicas, tuple(found.values()))
+        replays[ORACLE] = self.oracle(replicas, tuple(replays.values()))
         steps(len(WAYS), len(WAYS))
-        return [self.routed(way, found[way], found[ROUND_ROBIN]) for way in WAYS]
+        return [self.routed(way, replays[way], replays[ROUND_ROBIN]) for way in WAYS]
 
     def round_robin(self, replicas: int) -> Replay:
         """Route to one replica after the other."""
@@ -109,25 +109,25 @@ class RoutingComparison:
         """
         known = [self._knowing(replicas, other.routes) for other in others]
         known.append(self._knowing(replicas, self._at_home(replicas)))
-        return min(known, key=lambda found: found.pages)
+        return min(known, key=lambda replay: replay.pages)
 
-    def routed(self, way: str, found: Replay, reference: Replay) -> Routed:
+    def routed(self, way: str, replay: Replay, reference: Replay) -> Routed:
         """The figures of a replay.
 
         Args:
             way: its name.
-            found: the replay.
+            replay: of requests that were routed in this way.
             reference: what its bytes are compared with, round robin's.
         """
-        median, p99 = np.percentile(found.waited, [50, 99])
+        median, p99 = np.percentile(replay.waited, [50, 99])
         return Routed(
             way,
-            switches=found.switches,
-            bytes_loaded=found.pages * self._simulator.page_bytes,
-            of_round_robin=found.pages / reference.pages if reference.pages else None,
+            switches=replay.switches,
+            bytes_loaded=replay.pages * self._simulator.page_bytes,
+            of_round_robin=replay.pages / reference.pages if reference.pages else None,
             wait_p50_ms=round(1e3 * float(median), 3),
             wait_p99_ms=round(1e3 * float(p99), 3),
-            shares=tuple(found.shares),
+            shares=tuple(replay.shares),
         )
 
     def _at_home(self, replicas: int) -> list[int]:

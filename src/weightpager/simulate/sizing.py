@@ -78,11 +78,11 @@ class Sizing:
         Raises:
             BudgetError: the largest task doesn't fit.
         """
-        device, found = Device(self.slots(budget), self._storage), []
+        device, waits = Device(self.slots(budget), self._storage), []
         for done, policy in enumerate((RECENCY, REUSE, PREFETCH), 1):
-            found.append(_waiting(policy, self._run(device, policy)))
+            waits.append(_waiting(policy, self._run(device, policy)))
             steps(done, 3)
-        return found
+        return waits
 
     def smallest_budget(self, mean_seconds: float, steps: Steps = silent) -> int:
         """The fewest bytes with which the mean waiting, with prefetch, is as short as this.
@@ -140,20 +140,20 @@ def slots_of(bundle: Bundle, budget: int | None, largest_task: int) -> int:
     return memory.slots
 
 
-def _waiting(policy: str, found: Simulation) -> Waiting:
-    median, p95, p99 = np.percentile(found.switches, [50, 95, 99])
-    counts = found.prefetched
-    loaded = counts.loaded + counts.late + sum(wait.pages for wait in found.waits[1:])
+def _waiting(policy: str, simulation: Simulation) -> Waiting:
+    median, p95, p99 = np.percentile(simulation.switches, [50, 95, 99])
+    counts = simulation.prefetched
+    loaded = counts.loaded + counts.late + sum(wait.pages for wait in simulation.waits[1:])
     return Waiting(
         policy,
-        mean_ms=_milliseconds(found.switches.mean()),
+        mean_ms=_milliseconds(simulation.switches.mean()),
         median_ms=_milliseconds(median),
         p95_ms=_milliseconds(p95),
         p99_ms=_milliseconds(p99),
-        without_wait=float(np.mean(found.switches == 0)),
-        bytes_per_switch=loaded * found.page_bytes / len(found.switches),
+        without_wait=float(np.mean(simulation.switches == 0)),
+        bytes_per_switch=loaded * simulation.page_bytes / len(simulation.switches),
         hit_rate=counts.hit_rate,
-        wasted_bytes=counts.wasted * found.page_bytes,
+        wasted_bytes=counts.wasted * simulation.page_bytes,
     )
 
 

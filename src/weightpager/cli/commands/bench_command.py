@@ -67,10 +67,10 @@ def bench(
         from weightpager.lab.contest.run import run_contest
 
         plan = _plan(bundle, unaligned, limits, tuple(method or ()), repeats, seed, quick=quick)
-        found = run_contest(shortened(plan) if quick else plan, stages)
-    _print(found)
+        contest = run_contest(shortened(plan) if quick else plan, stages)
+    _print(contest)
     if json is not None:
-        write_file("json", json, found.model_dump_json(indent=1) + "\n")
+        write_file("json", json, contest.model_dump_json(indent=1) + "\n")
 
 
 def _plan(
@@ -107,27 +107,27 @@ def _plan(
     )
 
 
-def _print(found: Contest) -> None:
-    facts = found.facts
+def _print(contest: Contest) -> None:
+    facts = contest.facts
     weights = "random weights, " if facts.random_weights else ""
     output.table(
         f"{facts.name}: {weights}{len(facts.tasks)} tasks at {facts.sparsity:.0%}, overlap {facts.mean_overlap:.2f}; "
         "cold switches, medians",
         _COLUMNS,
-        [_cells(row) for row in found.rows if row.status == "measured"],
+        [_cells(row) for row in contest.rows if row.status == "measured"],
     )
-    for row in found.rows:
+    for row in contest.rows:
         if row.status != "measured":
             output.say(f"{row.status}: {row.label}: {row.reason}")
-    for line in sorted({line for row in found.rows for line in row.unlimited}):
+    for line in sorted({line for row in contest.rows for line in row.unlimited}):
         output.say(f"note: * no result under the limit: {line}")
-    for line in sorted({row.found.cold_note for row in found.rows if row.found and row.found.cold_note}):
+    for line in sorted({row.found.cold_note for row in contest.rows if row.found and row.found.cold_note}):
         output.say(f"note: not proved cold: {line}")
-    if found.load > _BUSY:
-        output.say(f"note: {found.load:.1f} other processes were running, which disturbs every figure")
+    if contest.load > _BUSY:
+        output.say(f"note: {contest.load:.1f} other processes were running, which disturbs every figure")
     for key in _SAID:
-        if key in found.figures:
-            output.say(f"{key} = {found.figures[key]}")
+        if key in contest.figures:
+            output.say(f"{key} = {contest.figures[key]}")
 
 
 _SAID = (

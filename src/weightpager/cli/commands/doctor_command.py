@@ -39,28 +39,28 @@ def doctor(
     from weightpager.doctor.verdict import judge
 
     with progress(quiet or json) as stages:
-        found = examine(path, stages)
-    verdict = judge(found)
+        diagnosis = examine(path, stages)
+    verdict = judge(diagnosis)
     if json:
-        output.print_json(_document(found) | {"ready": verdict.ready, "verdict": verdict.words})
+        output.print_json(_document(diagnosis) | {"ready": verdict.ready, "verdict": verdict.words})
     else:
-        _print(found)
+        _print(diagnosis)
         output.say(verdict.words)
     if not verdict.ready:
         raise typer.Exit(1)
 
 
-def _document(found: Diagnosis) -> dict[str, Any]:
+def _document(diagnosis: Diagnosis) -> dict[str, Any]:
     """The findings for programs; sizes are in bytes."""
-    memory, storage = found.memory, found.storage
+    memory, storage = diagnosis.memory, diagnosis.storage
     return {
-        "processor": found.processor,
-        "kernels": found.kernels,
+        "processor": diagnosis.processor,
+        "kernels": diagnosis.kernels,
         "memory": {
             "total_bytes": memory.total_bytes,
             "available_bytes": memory.available_bytes,
             "limit_bytes": memory.limit_bytes,
-            "reads": [_bandwidth(read) for read in found.memory_reads],
+            "reads": [_bandwidth(read) for read in diagnosis.memory_reads],
         },
         "storage": {
             "directory": storage.directory.absolute(),
@@ -71,7 +71,7 @@ def _document(found: Diagnosis) -> dict[str, Any]:
             "pages": storage.pages and _bandwidth(storage.pages),
             "problem": storage.problem,
         },
-        "self_tests": found.self_tests,
+        "self_tests": diagnosis.self_tests,
     }
 
 
@@ -88,16 +88,16 @@ def _bandwidth(read: Bandwidth) -> dict[str, Any]:
     }
 
 
-def _print(found: Diagnosis) -> None:
-    output.facts("processor", _processor_rows(found.processor, found.kernels.threads))
-    output.facts("kernels", _kernel_rows(found.kernels))
-    output.facts("memory", _memory_rows(found))
-    output.facts("storage", _storage_rows(found.storage))
-    output.facts("self-test", [_self_test_row(test) for test in found.self_tests])
-    for test in found.self_tests:
+def _print(diagnosis: Diagnosis) -> None:
+    output.facts("processor", _processor_rows(diagnosis.processor, diagnosis.kernels.threads))
+    output.facts("kernels", _kernel_rows(diagnosis.kernels))
+    output.facts("memory", _memory_rows(diagnosis))
+    output.facts("storage", _storage_rows(diagnosis.storage))
+    output.facts("self-test", [_self_test_row(test) for test in diagnosis.self_tests])
+    for test in diagnosis.self_tests:
         for failure in test.failures:
             output.errors().print(f"{test.kernel}: {failure}", style="red")
-    for note in _notes(found):
+    for note in _notes(diagnosis):
         output.say(f"note: {note}")
 
 
@@ -128,13 +128,13 @@ def _kernel_rows(kernels: KernelChoice) -> list[tuple[str, str]]:
     ]
 
 
-def _memory_rows(found: Diagnosis) -> list[tuple[str, str]]:
-    memory = found.memory
+def _memory_rows(diagnosis: Diagnosis) -> list[tuple[str, str]]:
+    memory = diagnosis.memory
     sizes = [("total", memory.total_bytes), ("available", memory.available_bytes)]
     if memory.limit_bytes is not None:
         sizes.append(("limit of the control group", memory.limit_bytes))
     rows = [(name, _UNKNOWN if size is None else output.size(size)) for name, size in sizes]
-    return rows + [(f"read by {_threads(read)}", output.bandwidth(read.median)) for read in found.memory_reads]
+    return rows + [(f"read by {_threads(read)}", output.bandwidth(read.median)) for read in diagnosis.memory_reads]
 
 
 def _storage_rows(storage: Storage) -> list[tuple[str, str]]:
@@ -155,10 +155,10 @@ def _self_test_row(test: SelfTest) -> tuple[str, str]:
     return test.kernel, f"{failed} of {test.checks} products wrong" if failed else f"ok, {test.checks} products"
 
 
-def _notes(found: Diagnosis) -> list[str]:
+def _notes(diagnosis: Diagnosis) -> list[str]:
     """Notes on the figures, each once."""
-    reads = [*found.memory_reads, *_reads(found.storage)]
-    texts = [_busy(found.memory_reads), found.storage.problem, *(read.doubt for read in reads)]
+    reads = [*diagnosis.memory_reads, *_reads(diagnosis.storage)]
+    texts = [_busy(diagnosis.memory_reads), diagnosis.storage.problem, *(read.doubt for read in reads)]
     return list(dict.fromkeys(text for text in texts if text))
 
 

@@ -39,17 +39,17 @@ def top(
     from weightpager.server.scheduling.settings import read_token
 
     token = read_token(token_file)
-    found = read_status(url, token)
+    status = read_status(url, token)
     if json:
-        output.print_json(found)
+        output.print_json(status)
     elif once:
-        output.console().print(view(found, output.console().width))
+        output.console().print(view(status, output.console().width))
     else:
         with Live(console=output.console(), screen=True, auto_refresh=False) as live:
             while True:
-                live.update(view(found, *output.console().size), refresh=True)
+                live.update(view(status, *output.console().size), refresh=True)
                 time.sleep(interval)
-                found = read_status(url, token)
+                status = read_status(url, token)
 
 
 def read_status(url: str, token: str | None = None, timeout: float = 10.0) -> Status:

@@ -28,11 +28,11 @@ _MOST_PAGES = 8192
 def status(service: Service) -> Status:
     """The state as of now; nothing is loaded for it."""
     engine = service.engine
-    report, found, waiting = engine.report(), engine.residency(), service.queue.waiting()
+    report, residency, waiting = engine.report(), engine.residency(), service.queue.waiting()
     forecast, fetched = engine.forecast(), report.prefetch
     known = engine.bundle.tasks
     # A reload may have come between the two: only tasks that are in both are shown.
-    monitor, names = engine.monitor, [name for name in found.needs if name in known]
+    monitor, names = engine.monitor, [name for name in residency.needs if name in known]
     return Status(
         version=__version__,
         state="ready" if service.ready else "stuck" if service.stuck else "stopping",
@@ -53,8 +53,8 @@ def status(service: Service) -> Status:
         current=monitor.current,
         running=service.worker.running,
         queue_limit=service.queue.limit,
-        tasks=[_task(service, found, known[name], waiting.get(name, 0)) for name in names],
-        pages=_pages(found),
+        tasks=[_task(service, residency, known[name], waiting.get(name, 0)) for name in names],
+        pages=_pages(residency),
         prefetch=None if fetched is None else PrefetchStatus(active=fetched.pays, **vars(fetched.pages)),
         rows=None if report.rows is None else RowStatus(**vars(report.rows)),
         forecast=None if forecast is None else _forecast(forecast, names),
@@ -80,22 +80,25 @@ def _in_order(chances: Mapping[str, float], names: Sequence[str]) -> list[float]
     return [round(chances.get(name, 0.0), 4) for name in names]
 
 
-def _task(service: Service, found: ResidencyMap, task: TaskEntry, waiting: int) -> TaskStatus:
+def _task(service: Service, residency: ResidencyMap, task: TaskEntry, waiting: int) -> TaskStatus:
     name = task.name
     return TaskStatus(
         name=name,
         kind=task.kind,
         prompts=None if task.generation is None else task.generation.prompts,
         available=service.fits(name),
-        resident=found.share(name),
+        resident=residency.share(name),
         waiting=waiting,
         requests=service.engine.monitor.requests.get(name, 0),
-        layers=[(int(here), int(need)) for here, need in found.by_layer(name)],
+        layers=[(int(here), int(need)) for here, need in residency.by_layer(name)],
     )
 
 
-def _pages(found: ResidencyMap) -> list[str] | None:
-    if len(found.layers) > _MOST_PAGES:
+def _pages(residency: ResidencyMap) -> list[str] | None:
+    if len(residency.layers) > _MOST_PAGES:
         return None
-    count = int(found.layers.max(initial=-1)) + 1
-    return ["".join("1" if here else "0" for here in found.resident[found.layers == layer]) for layer in range(count)]
+    count = int(residency.layers.max(initial=-1)) + 1
+    return [
+        "".join("1" if here else "0" for here in residency.resident[residency.layers == layer])
+        for layer in range(count)
+    ]

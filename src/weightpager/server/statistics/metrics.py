@@ -189,10 +189,10 @@ def _prefetch(report: PrefetchReport, page_bytes: int) -> Iterator[Metric]:
     yield _gauge("weightpager_prediction_log_loss_bits", "Bits per switch that forecasts miss by.", report.log_loss)
 
 
-def _residency(found: ResidencyMap) -> Iterator[Metric]:
+def _residency(residency: ResidencyMap) -> Iterator[Metric]:
     share = GaugeMetricFamily("weightpager_task_resident_ratio", "Share of a task's pages in memory.", labels=["task"])
-    for task in found.needs:
-        share.add_metric([task], found.share(task))
+    for task in residency.needs:
+        share.add_metric([task], residency.share(task))
     yield share
 
 
