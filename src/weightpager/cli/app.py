@@ -7,13 +7,13 @@ import os
 import signal
 import sys
 from importlib import import_module
-from io import TextIOWrapper
 from types import ModuleType
 
 import typer
 
 from weightpager.cli import output
 from weightpager.cli.interruptions import interruptions
+from weightpager.cli.streams import settle_streams
 from weightpager.errors import ConfigError, UnknownTaskError, WeightpagerError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -104,8 +104,7 @@ def _root(
 
 def main() -> None:
     """The process ``weightpager``: run a command, then end undisturbed by Ctrl-C."""
-    if isinstance(sys.stdout, TextIOWrapper):  # as for standard error: a name that it can't show must not end a command
-        sys.stdout.reconfigure(errors="backslashreplace")
+    settle_streams()
     try:
         run()
     finally:

@@ -19,7 +19,7 @@ from weightpager.config import format_enough, format_size
 if TYPE_CHECKING:
     from rich.console import Console
 
-_WIDE = None if sys.stdout.isatty() else 160
+_WIDE = 160
 """Columns of a table that goes to a file or a pipe; rich would cut it at 80."""
 
 size, enough = format_size, format_enough
@@ -31,7 +31,7 @@ def console() -> Console:
     """Standard output, for tables. Rich is imported only where something is styled."""
     from rich.console import Console
 
-    return Console(soft_wrap=True, width=_WIDE)
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 
 
 @cache

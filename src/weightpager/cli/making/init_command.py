@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_file
 import os
 import shlex
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import Annotated
 import typer
 
 from weightpager.cli import output
+from weightpager.cli.making.yaml_text import quoted
 from weightpager.cli.options import Json
 from weightpager.errors import ConfigError
 from weightpager.machine.paths import has_directory
@@ -62,22 +62,8 @@ def _starter(model: Path | None) -> dict[str, str]:
     """Name to text of the files to write."""
     texts = {name: _read(name) for name in _FILES}
     if model is not None:
-        texts[_TASKS] = texts[_TASKS].replace(_MODEL, f"model: {_quoted(str(model.absolute()))}\n")
+        texts[_TASKS] = texts[_TASKS].replace(_MODEL, f"model: {quoted(str(model.absolute()))}\n")
     return texts
-
-
-def _quoted(text: str) -> str:
-    """The text as a YAML string. JSON's escapes won't do: YAML has no surrogate pairs, and folds more line breaks.
-
-    Raises:
-        ConfigError: it isn't Unicode.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"model: expected a path of Unicode text, found {text!r}; rename it") from error
-    quoted = json_file.dumps(text, ensure_ascii=False)
-    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in quoted)
 
 
 def _check_free(folder: Path, names: Iterable[str]) -> None:

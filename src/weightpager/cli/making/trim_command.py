@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weightpager.cli import output
+from weightpager.cli.making.yaml_text import quoted
 from weightpager.cli.notes import notes
 from weightpager.cli.options import Json, Quiet, extra
 from weightpager.cli.progress import progress
@@ -51,7 +53,8 @@ def trim(
     )
     output.say(_parameters(found))
     if not quiet:
-        output.next_step(f"'model: {out}' in {tasks}; then weightpager compile, which trains what is left")
+        model = quoted(os.path.relpath(out, tasks.parent))  # paths in a task file begin at its folder
+        output.next_step(f"'model: {model}' in {tasks}; then weightpager compile, which trains what is left")
 
 
 def _longer(task: TrimmedTask) -> str:
@@ -59,5 +62,5 @@ def _longer(task: TrimmedTask) -> str:
 
 
 def _parameters(found: Trimmed) -> str:
-    before, after = (f"{count * found.row_parameters / 1e6:.1f}" for count in (found.before, found.after))
-    return f"rows of tokens hold {after} million parameters instead of {before}"
+    before, after = (f"{count * found.row_parameters:,}" for count in (found.before, found.after))
+    return f"rows of tokens hold {after} parameters instead of {before}"
