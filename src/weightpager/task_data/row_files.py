@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -117,9 +117,21 @@ def _object(text: bytes) -> Row | None:
 def _checked(line: bytes, number: int) -> Row:
     found = _object(line)
     if found is None:
-        text = shortened(line[:400].decode("utf-8", "backslashreplace"))
-        raise ValueError(f"row {number}: expected a JSON object, found {text}")
+        raise ValueError(f"row {number}: {_fault(line)}")
     return found
+
+
+def _fault(line: bytes) -> str:
+    """What is wrong with a line that is no JSON object of characters."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        place = f"{line[error.start]:#04x} at {error.start} of the line"
+        return f"expected UTF-8, found the byte {place}; save the file as UTF-8"
+    with suppress(ValueError, RecursionError):
+        if isinstance(json.loads(text), dict):
+            return f"expected Unicode text, found half of a surrogate pair in {shortened(text[:400])}"
+    return f"expected a JSON object, found {shortened(text[:400])}"
 
 
 def _spanning(path: Path) -> Iterator[Row]:

@@ -323,10 +323,11 @@ def test_refuses_broken_files(
 def test_rows_that_are_no_json_are_counted_from_1_and_from_the_first_one(
     tmp_path: Path, broken: bytes, before: int
 ) -> None:
+    expected = "UTF-8, found the byte 0xe9 at 10 of the line; save" if b"\xe9" in broken else "a JSON object, found"
     task = texts(tmp_path, [])
     row = b'{"text": "%s", "label": "x"}\n' % (b"word " * 200)  # the reader takes 10 MB at a time
     task.train.write_bytes(row * before + b"\n" + broken + b"\n" + row)
-    with pytest.raises(CompileError, match=rf"cannot be read as json: row {before + 1}: expected a JSON object, found"):
+    with pytest.raises(CompileError, match=rf"cannot be read as json: row {before + 1}: expected {expected}"):
         data.classes("spam", task)
 
 

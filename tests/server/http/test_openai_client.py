@@ -228,6 +228,37 @@ def test_what_is_not_utf_8_is_said(assistant: Running) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"\xff\xfe{", "body: expected JSON in UTF-8, found the byte 0xff at 0"),
+        (b"[" * 500_000, "body: expected JSON, found values inside too many others"),
+    ],
+)
+def test_what_the_json_module_stumbles_over_is_said(assistant: Running, body: bytes, message: str) -> None:
+    with assistant.http() as client:
+        headers = {"Content-Type": "application/json"}
+        error = client.post("/v1/classifications", content=body, headers=headers).json()["error"]
+    assert error["message"] == message
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stop": list("abcde")}, "stop: List should have at most 4 items after validation, not 5"),
+        ({"prompt": [-1]}, "prompt.0: Input should be greater than or equal to 0"),
+        ({"prompt": [1, 99]}, "expected token ids from 0 to 15, found 99 at 1"),
+        ({"logprobs": 3}, "logprobs: not supported; leave it out"),
+    ],
+)
+def test_of_a_field_with_several_forms_the_one_that_was_meant_is_named(
+    writer: Running, fields: dict[str, object], message: str
+) -> None:
+    with writer.http() as client:
+        answer = client.post("/v1/completions", json={"model": "numbers", "prompt": "one"} | fields)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status"),
     [("POST", "/embeddings", 404), ("POST", "/v1/classification", 404), ("GET", "/v1/classifications", 405)],
 )

@@ -52,8 +52,10 @@ class Vocabulary(TokenReader):
         Raises:
             RequestError: the model has no such tokens.
         """
-        if not all(0 <= number < self.size for number in ids):
-            raise RequestError(f"expected token ids from 0 to {self.size - 1}", param)
+        unknown = next((place for place, number in enumerate(ids) if not 0 <= number < self.size), None)
+        if unknown is not None:
+            found = f"{ids[unknown]} at {unknown}"
+            raise RequestError(f"expected token ids from 0 to {self.size - 1}, found {found}", param)
         return tuple(ids)
 
     def room(self, ids: Ids, wanted: int | None, most: int, param: str) -> int:

@@ -103,25 +103,43 @@ def register(app: FastAPI, retry_after: int) -> None:
 def _first(problems: Sequence[Any]) -> tuple[str | None, str]:
     """The field that is to blame, and why. If the field may have several forms, the one that fits furthest is meant."""
     field = problems[0]["loc"][:2]
-    problem = max((each for each in problems if each["loc"][:2] == field), key=lambda each: len(each["loc"]))
+    problem = max((each for each in problems if each["loc"][:2] == field), key=_fit)
     if problem["type"] == "json_invalid":
         return None, f"expected JSON, found none from character {problem['loc'][-1]} on"
     # pydantic adds names of its own to the path, such as that of a form; they name no field.
     path = [str(part) for part in problem["loc"][1:] if isinstance(part, int) or part.isidentifier()]
-    return ".".join(path) or None, str(problem["msg"]).removeprefix("Value error, ")
+    unsupported = problem["type"] == "none_required"
+    said = "not supported; leave it out" if unsupported else str(problem["msg"]).removeprefix("Value error, ")
+    return ".".join(path) or None, said
+
+
+def _fit(problem: Mapping[str, Any]) -> tuple[int, bool]:
+    """How far a value fits the form that a problem is of: how deep it is, and whether it was of the right type."""
+    return len(problem["loc"]), not problem["type"].endswith("_type")
 
 
 def _said(request: Request, error: HTTPException) -> str:
     """The text of a framework's error, in our words where its own say nothing."""
     cause = error.__cause__
     if isinstance(cause, UnicodeDecodeError):
-        return f"body: expected JSON in UTF-8, found the byte {cause.object[cause.start]:#04x} at {cause.start}"
+        return _no_utf8(cause.object)
+    if isinstance(cause, RecursionError):
+        return "body: expected JSON, found values inside too many others"
     if error.detail in ("Not Found", "Method Not Allowed"):  # the framework's own: ours name what was not found
         return (
             f"expected one of the routes that /docs lists, found {request.method} {request.url.path}; "
             "the base URL of OpenAI's clients ends in /v1"
         )
     return error.detail
+
+
+def _no_utf8(body: bytes) -> str:
+    # The JSON module guesses other encodings from the first bytes, and tells of their errors.
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return f"body: expected JSON in UTF-8, found the byte {body[error.start]:#04x} at {error.start}"
+    return "body: expected JSON in UTF-8, found another encoding"
 
 
 def describe(error: Exception, field: str = "model") -> tuple[int, ErrorDetail]:
