@@ -66,7 +66,7 @@ class Footprint:
         return self.total - self.largest_table + self.all_tables
 
 
-def page_numbers(bundle: Bundle) -> int:
+def page_capacity(bundle: Bundle) -> int:
     """How many page numbers an engine has: at most as many as the locations in block tables can address."""
     most = np.iinfo(np.int32).max // bundle.manifest.blocks_per_page
     return int(min(2 * len(bundle.pages) + _SPARE_PAGES, most))
@@ -105,7 +105,7 @@ def footprint(bundle: Bundle, dtype: str = "auto", rows: int | None = None) -> F
     """
     tables = [expanded_bytes(bundle.placement, task) for task in range(len(bundle.tasks))]
     index = bundle.index.ids.nbytes + bundle.index.layers.nbytes + bundle.index.signatures.nbytes
-    bookkeeping = page_numbers(bundle) * (_NUMBER_BYTES + len(bundle.tasks)) + len(bundle.pages) * _PAGE_BYTES
+    bookkeeping = page_capacity(bundle) * (_NUMBER_BYTES + len(bundle.tasks)) + len(bundle.pages) * _PAGE_BYTES
     return Footprint(
         resident=_parameter_bytes(bundle, RESIDENT, dtype),
         private=sum(

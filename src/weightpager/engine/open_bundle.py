@@ -14,7 +14,7 @@ from weightpager.answers.model import TaskModel
 from weightpager.backends.parameters import read_parameters
 from weightpager.backends.task_parts import TaskParts
 from weightpager.bundle import Bundle
-from weightpager.bundle.footprint import footprint, page_numbers, whole_rows
+from weightpager.bundle.footprint import footprint, page_capacity, whole_rows
 from weightpager.bundle.format.names import RESIDENT
 from weightpager.config import EngineConfig
 from weightpager.engine.backend import open_backend
@@ -72,14 +72,14 @@ class OpenBundle:
     ) -> None:
         """Open it; nothing is resident. Arguments and errors are those of `Engine`."""
         self._dtype, self._stated_rows = config.dtype, config.rows
-        on_host = not config.device.startswith("cuda")
-        if not on_host:  # kernels there can't wait for storage: tables are whole
+        on_device = config.device.startswith("cuda")
+        if on_device:  # kernels there can't wait for storage: tables are whole
             self._stated_rows = whole_rows(bundle)
         self._open_store = open_store
         self.memory = _memory(bundle, config, self._stated_rows, staging)
         arena = self.memory.arena
         self.watch = MemoryWatch(self.memory)
-        self.watch.check(self.memory.on_host)  # nothing of it is in memory yet
+        self.watch.check(self.memory.host_bytes)  # nothing of it is in memory yet
         # All that a task is built from is read now: the bundle may be replaced while the engine runs.
         self.backend = open_backend(bundle, config.backend, arena.device)
         self._resident = self.backend.place(read_parameters(bundle, RESIDENT, config.dtype))  # of all tasks
@@ -87,7 +87,7 @@ class OpenBundle:
         with ExitStack() as undone:
             store = open_store(bundle)
             self.direct = bool(getattr(store, "direct", False))
-            self._numbers = PageNumbers(bundle, store, page_numbers(bundle))
+            self._numbers = PageNumbers(bundle, store, page_capacity(bundle))
             self.reads = VerifyingStore(self._numbers.store, self._numbers.index)
             undone.callback(self.reads.close)
             tables = TableSource(bundle.placement, np.arange(len(bundle.pages)))
@@ -97,25 +97,25 @@ class OpenBundle:
             undone.callback(pager.close)
             self.row_reads = VerifyingStore(store, bundle.index)  # closed with the other
             row_reads = RowReads(pager, self.row_reads, config.read_timeout)
-            self.rows = RowTables(bundle, self.memory.rows if on_host else 0, row_reads)
+            self.rows = RowTables(bundle, 0 if on_device else self.memory.rows, row_reads)
             self.rows.fill()
-            self._paging = self._nothing_paged(bundle, pager, config.read_timeout)
+            self._paging = self._new_paging_state(bundle, pager, config.read_timeout)
             self.residency = Residency(self._paging)
             self.page_check = PageCheck(self._paging)
             self._page_table = arena.table(self._paging.blocks.page_table)
             undone.pop_all()
 
-    def _nothing_paged(self, bundle: Bundle, pager: Pager, timeout: float) -> PagingState:
-        pages, numbers = page_numbers(bundle), np.arange(len(bundle.pages))
+    def _new_paging_state(self, bundle: Bundle, pager: Pager, read_timeout: float) -> PagingState:
+        capacity, numbers = page_capacity(bundle), np.arange(len(bundle.pages))
         needs = [pages_of(bundle, name, numbers) for name in bundle.tasks]
         return PagingState(
-            BlockManager(needs, pages, self.memory.slots, self.memory.arena.capacity),
-            PrefetchedPages(pages),
+            BlockManager(needs, capacity, self.memory.slots, self.memory.arena.capacity),
+            PrefetchedPages(capacity),
             self.memory,
             self._numbers.index,
             pager,
             self.reads,
-            timeout,
+            read_timeout,
         )
 
     @property
@@ -258,7 +258,7 @@ def _memory(bundle: Bundle, config: EngineConfig, rows: int | None, staging: Are
         needs_of(bundle, config.dtype, rows),
         page_bytes=bundle.page_bytes,
         kv_reserve=config.kv_reserve,
-        capacity=page_numbers(bundle),
+        capacity=page_capacity(bundle),
         staging=staging or device.staging(config.device, bundle.page_bytes, config.io_threads),
     )
 

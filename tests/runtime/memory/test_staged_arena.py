@@ -266,9 +266,9 @@ def controller(staging: Staging | None, budget: int | None = None) -> MemoryCont
 def test_staging_is_part_of_the_budget() -> None:
     staging = Staging(HostCopier(), 3)
     memory = controller(staging)
-    assert memory.use.staging == staging.bytes(PAGE) == memory.on_host == 3 << 20
+    assert memory.use.staging == staging.bytes(PAGE) == memory.host_bytes == 3 << 20
     assert memory.use.total == memory.budget == 111 + 10 * PAGE + (3 << 20)
-    assert controller(None).on_host == controller(None).use.total == 111 + 10 * PAGE
+    assert controller(None).host_bytes == controller(None).use.total == 111 + 10 * PAGE
     with pytest.raises(BudgetError, match=r"with 3.0 MiB for staging") as error:
         controller(staging, 1 << 20)
     assert error.value.smallest == 111 + 2 * PAGE + (3 << 20)

@@ -116,8 +116,8 @@ class MemoryController:
         return self.rows_for(self.budget)
 
     @property
-    def on_host(self) -> int:
-        """Bytes of these in the host's memory."""
+    def host_bytes(self) -> int:
+        """Bytes of `use` that lie in the host's memory."""
         return self.use.total if self._staging is None else self._staging_bytes
 
     def slots_for(self, budget: int) -> int:
